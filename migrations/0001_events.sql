@@ -1,0 +1,158 @@
+-- The log: what applications write, in the transaction that holds their data.
+-- Every index, default and check here is paid by the publisher; each one is there for a reason given beside it.
+
+create schema if not exists outbox;
+revoke all on schema outbox from public;
+
+-- Group roles without login. Where the migrating role may not create roles, they are left out and
+-- grants to them are skipped; see outbox.grant_roles().
+do $$
+declare
+    wanted text;
+begin
+    foreach wanted in array array['outbox_owner', 'outbox_publisher', 'outbox_relay', 'outbox_admin', 'outbox_monitor'] loop
+        if not exists (select from pg_catalog.pg_roles where rolname = wanted) then
+            begin
+                execute format('create role %I nologin', wanted);
+            exception
+                when duplicate_object or unique_violation then null;  -- another migration was faster
+                when insufficient_privilege then
+                    raise notice 'role % was not created: % may not create roles; create it and run outbox.grant_roles()', wanted, current_user;
+            end;
+        end if;
+    end loop;
+end;
+$$;
+
+-- A time-ordered public id (UUID version 7). Native where PostgreSQL has it (18 and later).
+do $$
+begin
+    if exists (select from pg_catalog.pg_proc where proname = 'uuidv7' and pronamespace = 'pg_catalog'::regnamespace and pronargs = 0) then
+        execute 'create function outbox.new_id() returns uuid language sql volatile parallel safe as ''select pg_catalog.uuidv7()''';
+    else
+        -- gen_random_uuid() is version 4 (0100); overlay the first 48 bits with milliseconds, set two bits for version 7 (0111).
+        execute $f$
+            create function outbox.new_id() returns uuid language sql volatile parallel safe as '
+                select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
+                       placing substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3) from 1 for 6),
+                       52, 1), 53, 1), ''hex'')::uuid'
+        $f$;
+    end if;
+end;
+$$;
+
+-- Header names are lower-case tokens and values are strings without control characters: they travel as HTTP headers.
+create function outbox.headers_are_valid(headers jsonb) returns boolean
+language sql immutable parallel safe as $$
+    select jsonb_typeof(headers) = 'object'
+       and pg_column_size(headers) <= 16384
+       and not exists (
+               select from jsonb_each(case when jsonb_typeof(headers) = 'object' then headers else '{}' end) as header (name, value)
+                where header.name !~ '^[a-z0-9][a-z0-9_-]{0,63}$'
+                   or jsonb_typeof(header.value) <> 'string'
+                   or header.value #>> '{}' ~ '[[:cntrl:]]')
+$$;
+
+create table outbox.events (
+    -- First, so that it is assigned before `position` is drawn: an event of a transaction that began after a
+    -- snapshot then has a position above the sequence's value read before that snapshot (see sql/take_cursor.sql).
+    xid            xid8        not null default pg_current_xact_id(),
+    position       bigint      not null generated always as identity,
+    created_at     timestamptz not null default clock_timestamp(),
+    id             uuid        not null default outbox.new_id(),
+    topic          text        not null,
+    key            text,
+    payload        jsonb       not null,
+    headers        jsonb       not null default '{}',
+    organization   text,
+    source         text,
+    user_id        text,
+    priority       integer     not null default 0,
+    deliver_after  timestamptz,
+    schema_version integer,
+    constraint topic_must_be_dotted_segments_without_wildcards
+        check (length(topic) <= 255 and topic ~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$'),
+    constraint key_must_be_at_most_512_characters check (length(key) <= 512),
+    constraint payload_must_be_at_most_256_kib
+        check (case when pg_column_size(payload) <= 8192 then true else octet_length(payload::text) <= 262144 end),
+    constraint headers_must_be_an_object_of_strings check (headers = '{}' or outbox.headers_are_valid(headers)),
+    constraint organization_must_be_1_to_255_characters check (length(organization) between 1 and 255),
+    constraint priority_must_be_between_0_and_1000 check (priority between 0 and 1000),
+    constraint deliver_after_must_be_finite_and_before_2200
+        check (deliver_after >= '2000-01-01Z' and deliver_after < '2200-01-01Z'),
+    constraint created_at_must_be_finite_and_before_2200
+        check (created_at >= '2000-01-01Z' and created_at < '2200-01-01Z')
+) partition by range (created_at);
+
+comment on table outbox.events is
+    'The log of events. Insert (topic, payload) in the transaction that writes the data; never updated. Partitioned by created_at.';
+
+-- An insert must never fail for lack of a partition.
+create table outbox.events_default partition of outbox.events default;
+
+create index events_xid_position on outbox.events (xid, position);           -- new events, by the cursor's snapshot
+create index events_position on outbox.events (position);                    -- pages of a large window; events of claimed deliveries
+create index events_created_at on outbox.events using brin (created_at);     -- an event by its id, through the time the id carries
+
+-- Publishers that bring their own id: the same id twice is one event. Only they pay for this table.
+create table outbox.event_ids (
+    id         uuid primary key,
+    created_at timestamptz not null default clock_timestamp()
+);
+comment on table outbox.event_ids is 'Ids given to outbox.publish(id => …), so that publishing twice is one event.';
+
+-- The doorbell: ring only while every relay sleeps. NOTIFY takes a lock on the whole database at commit, so a
+-- publisher first tries a shared lock that only a sleeping relay holds exclusively. It never waits.
+-- `set outbox.doorbell = 'off'` silences it for transactions that will be prepared (NOTIFY forbids PREPARE TRANSACTION).
+create function outbox.ring_doorbell() returns trigger
+language plpgsql as $$
+begin
+    if current_setting('outbox.doorbell', true) is not distinct from 'off' then
+        return null;
+    end if;
+    if not pg_catalog.pg_try_advisory_xact_lock_shared(7411001) then
+        -- A queue that somebody else filled must not fail a publisher's commit: the fallback poll finds the event.
+        if pg_catalog.pg_notification_queue_usage() <= 0.5 then
+            perform pg_catalog.pg_notify('outbox_doorbell', '');
+        end if;
+    end if;
+    return null;
+end;
+$$;
+
+create trigger ring_doorbell after insert on outbox.events
+    for each statement execute function outbox.ring_doorbell();
+
+create function outbox.publish(
+    topic          text,
+    payload        jsonb,
+    key            text        default null,
+    headers        jsonb       default '{}',
+    organization   text        default null,
+    id             uuid        default null,
+    priority       integer     default 0,
+    deliver_after  timestamptz default null,
+    source         text        default null,
+    user_id        text        default null,
+    schema_version integer     default null
+) returns uuid
+language plpgsql as $$
+declare
+    event_id uuid := publish.id;
+begin
+    if event_id is null then
+        event_id := outbox.new_id();
+    else
+        insert into outbox.event_ids (id) values (event_id) on conflict do nothing;
+        if not found then
+            return event_id;
+        end if;
+    end if;
+    insert into outbox.events (id, topic, key, payload, headers, organization, priority, deliver_after, source, user_id, schema_version)
+    values (event_id, publish.topic, publish.key, publish.payload, coalesce(publish.headers, '{}'), publish.organization,
+            coalesce(publish.priority, 0), publish.deliver_after, publish.source, publish.user_id, publish.schema_version);
+    return event_id;
+end;
+$$;
+comment on function outbox.publish is
+    'Write one event in the current transaction and return its id. The same id given twice is one event.';

@@ -1,0 +1,277 @@
+-- Who wants what, sent where. Rows are written by SQL migrations, the command line or by hand; every relay follows within a second.
+
+create table outbox.subscriptions (
+    id            bigint      generated always as identity primary key,
+    name          text        not null unique,
+    topics        text[]      not null,
+    sink          text        not null,
+    config        jsonb       not null default '{}',
+    filter        text,
+    transform     text,
+    organization  text,
+    keys          text[],
+    ordering      text        not null default 'none',
+    retry         jsonb       not null default '{}',
+    max_in_flight integer,
+    active        boolean     not null default true,
+    state         text        not null default 'ok',
+    state_reason  text,
+    paused_until  timestamptz,
+    created_at    timestamptz not null default now(),
+    updated_at    timestamptz not null default now(),
+    changed       xid8        not null default pg_current_xact_id(),  -- last transaction that touched the row; relays reload by it
+    constraint state_is_known check (state in ('ok', 'invalid', 'gone', 'disabled'))
+);
+comment on table outbox.subscriptions is 'Who wants which events, and where they are sent.';
+comment on column outbox.subscriptions.organization is 'Null: events of every organization. Set: only events of this organization.';
+comment on column outbox.subscriptions.state is
+    'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (failed for days).';
+comment on column outbox.subscriptions.paused_until is 'Set by relays when the destination asked for a pause (Retry-After).';
+
+-- A topic pattern: segments separated by dots; `*` one segment, `**` any number of segments, `ord*` a prefix of one segment.
+create function outbox.topic_pattern_is_valid(pattern text) returns boolean
+language sql immutable strict parallel safe as $$
+    select length(pattern) between 1 and 255
+       and pattern ~ '^(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+)(\.(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+))*$'
+$$;
+
+-- Refuse what the database can judge, naming the field and the mend. What only a relay can judge becomes state = 'invalid'.
+create function outbox.check_subscription() returns trigger
+language plpgsql as $$
+declare
+    item text;
+    part record;
+begin
+    if new.name is null or new.name !~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$' then
+        raise exception using errcode = '22023', message = format('name: %L is not a subscription name', new.name),
+            hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
+    end if;
+    if new.topics is null or cardinality(new.topics) not between 1 and 100 then
+        raise exception using errcode = '22023', message = format('topics: subscription %L needs 1 to 100 topic patterns', new.name),
+            hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
+    end if;
+    foreach item in array new.topics loop
+        if item is null or not outbox.topic_pattern_is_valid(item) then
+            raise exception using errcode = '22023', message = format('topics: %L is not a topic pattern', item),
+                hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star stands at the end of its segment.';
+        end if;
+    end loop;
+    if new.sink is null or new.sink !~ '^[a-z][a-z0-9_-]{0,49}$' then
+        raise exception using errcode = '22023', message = format('sink: %L is not the name of a sink', new.sink),
+            hint = 'For example ''webhook''.';
+    end if;
+    if jsonb_typeof(new.config) is distinct from 'object' then
+        raise exception using errcode = '22023', message = format('config: must be a JSON object, not %s', coalesce(jsonb_typeof(new.config), 'null'));
+    end if;
+    if new.sink = 'webhook' then
+        if jsonb_typeof(new.config -> 'url') is distinct from 'string' then
+            raise exception using errcode = '22023', message = format('config.url: subscription %L (webhook) needs a "url"', new.name),
+                hint = 'For example {"url": "https://example.com/hooks", "secret": "env:PGOUTBOX_SECRET_SHOP"}.';
+        end if;
+        if new.config ->> 'url' !~* '^https?://[^[:space:]]+$' then
+            raise exception using errcode = '22023', message = format('config.url: %L is not an http or https address', new.config ->> 'url');
+        end if;
+        if new.config ? 'secret' and exists (
+               select from jsonb_path_query(new.config -> 'secret', '$[*]') as secret (reference)
+                where jsonb_typeof(reference) <> 'string' or reference #>> '{}' !~ '^(env|file):.+$') then
+            raise exception using errcode = '22023', message = 'config.secret: must be a reference, never the secret itself',
+                hint = 'Write "env:PGOUTBOX_SECRET_NAME" or "file:NAME", or an array of them.';
+        end if;
+    end if;
+    if new.organization = '' then
+        raise exception using errcode = '22023', message = 'organization: is empty', hint = 'Use null for all organizations.';
+    end if;
+    if new.keys is not null and (cardinality(new.keys) not between 1 and 100 or array_position(new.keys, null) is not null or '' = any (new.keys)) then
+        raise exception using errcode = '22023', message = 'keys: must be 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
+    end if;
+    if new.filter is not null then
+        raise exception using errcode = '0A000', message = 'filter: filters are not supported by this version', hint = 'Use null.';
+    end if;
+    if new.transform is not null then
+        raise exception using errcode = '0A000', message = 'transform: transforms are not supported by this version', hint = 'Use null.';
+    end if;
+    if new.ordering is distinct from 'none' then
+        raise exception using errcode = '0A000', message = format('ordering: %L is not supported by this version', new.ordering),
+            hint = 'Use ''none''.';
+    end if;
+    if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
+        raise exception using errcode = '22023', message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);
+    end if;
+    if jsonb_typeof(new.retry) is distinct from 'object' then
+        raise exception using errcode = '22023', message = format('retry: must be a JSON object, not %s', coalesce(jsonb_typeof(new.retry), 'null'));
+    end if;
+    for part in select * from jsonb_each(new.retry) loop
+        if part.key in ('initial', 'max', 'max_age') then
+            if jsonb_typeof(part.value) <> 'string' or part.value #>> '{}' !~ '^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$' then
+                raise exception using errcode = '22023', message = format('retry.%s: %s is not a duration', part.key, part.value),
+                    hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
+            end if;
+        elsif part.key = 'schedule' then
+            if jsonb_typeof(part.value) <> 'array' or jsonb_array_length(part.value) not between 1 and 100 or exists (
+                   select from jsonb_array_elements(part.value) as wait (value)
+                    where jsonb_typeof(wait.value) <> 'string' or wait.value #>> '{}' !~ '^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$') then
+                raise exception using errcode = '22023', message = 'retry.schedule: must be 1 to 100 durations',
+                    hint = 'For example ["5s", "5m", "30m", "2h"].';
+            end if;
+        elsif part.key in ('max_attempts', 'multiplier', 'jitter') then
+            if jsonb_typeof(part.value) <> 'number'
+               or (part.key = 'max_attempts' and ((part.value #>> '{}')::numeric not between 1 and 1000 or (part.value #>> '{}')::numeric % 1 <> 0))
+               or (part.key = 'multiplier' and (part.value #>> '{}')::numeric not between 1 and 100)
+               or (part.key = 'jitter' and (part.value #>> '{}')::numeric not between 0 and 1) then
+                raise exception using errcode = '22023', message = format('retry.%s: %s is out of range', part.key, part.value),
+                    hint = 'max_attempts is a whole number from 1 to 1000, multiplier 1 to 100, jitter 0 to 1.';
+            end if;
+        else
+            raise exception using errcode = '22023', message = format('retry.%s: unknown key', part.key),
+                hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, schedule.';
+        end if;
+    end loop;
+    if new.retry ? 'schedule' and new.retry ?| array['initial', 'multiplier', 'max', 'max_attempts'] then
+        raise exception using errcode = '22023', message = 'retry.schedule: cannot be combined with initial, multiplier, max or max_attempts',
+            hint = 'The schedule says both how often and how long.';
+    end if;
+
+    new.changed := pg_current_xact_id();
+    if tg_op = 'UPDATE' then
+        if (new.topics, new.sink, new.config, new.filter, new.transform, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
+           is distinct from
+           (old.topics, old.sink, old.config, old.filter, old.transform, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
+            new.updated_at := now();
+            if new.state in ('invalid', 'gone') and new.state = old.state then
+                new.state := 'ok';  -- mended, as far as we know; a relay judges again
+                new.state_reason := null;
+            end if;
+            new.paused_until := null;
+        end if;
+    end if;
+    return new;
+end;
+$$;
+
+create trigger check_subscription before insert or update on outbox.subscriptions
+    for each row execute function outbox.check_subscription();
+
+-- One number that moves with every committed change of a subscription. Routing reads it in the snapshot in which it
+-- reads events, so an event committed after a subscription is always matched against it.
+create table outbox.generation (
+    only_row boolean primary key default true check (only_row),
+    value    bigint not null
+);
+insert into outbox.generation (value) values (1);
+
+-- Deferred to the commit, so that a long transaction holding a changed subscription makes nobody wait; once per transaction.
+create function outbox.bump_generation() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if current_setting('outbox.generation_bumped_by', true) is distinct from pg_current_xact_id()::text then
+        perform set_config('outbox.generation_bumped_by', pg_current_xact_id()::text, true);
+        update outbox.generation set value = value + 1;
+    end if;
+    return null;
+end;
+$$;
+
+create constraint trigger bump_generation after insert or update or delete on outbox.subscriptions
+    deferrable initially deferred for each row execute function outbox.bump_generation();
+
+-- Wakes sleeping relays, so that a change is followed at once instead of at the next poll.
+create function outbox.ring_subscriptions() returns trigger
+language plpgsql as $$
+begin
+    if current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_catalog.pg_notify('outbox_doorbell', '');
+    end if;
+    return null;
+end;
+$$;
+
+create trigger ring_subscriptions after insert or update or delete on outbox.subscriptions
+    for each statement execute function outbox.ring_subscriptions();
+
+create function outbox.subscribe(
+    name          text,
+    topics        text[],
+    sink          text,
+    config        jsonb   default '{}',
+    filter        text    default null,
+    transform     text    default null,
+    organization  text    default null,
+    ordering      text    default 'none',
+    retry         jsonb   default '{}',
+    keys          text[]  default null,
+    max_in_flight integer default null
+) returns bigint
+language plpgsql as $$
+declare
+    subscription_id bigint;
+begin
+    insert into outbox.subscriptions as existing (name, topics, sink, config, filter, transform, organization, ordering, retry, keys, max_in_flight)
+    values (subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'), subscribe.filter, subscribe.transform,
+            subscribe.organization, coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys, subscribe.max_in_flight)
+    on conflict on constraint subscriptions_name_key do update
+       set topics = excluded.topics, sink = excluded.sink, config = excluded.config, filter = excluded.filter,
+           transform = excluded.transform, organization = excluded.organization, ordering = excluded.ordering,
+           retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight
+     where (existing.topics, existing.sink, existing.config, existing.filter, existing.transform, existing.organization,
+            existing.ordering, existing.retry, existing.keys, existing.max_in_flight)
+           is distinct from
+           (excluded.topics, excluded.sink, excluded.config, excluded.filter, excluded.transform, excluded.organization,
+            excluded.ordering, excluded.retry, excluded.keys, excluded.max_in_flight)
+    returning existing.id into subscription_id;
+    if subscription_id is null then  -- it was there already, and the same
+        select existing.id into subscription_id from outbox.subscriptions as existing where existing.name = subscribe.name;
+    end if;
+    return subscription_id;
+end;
+$$;
+comment on function outbox.subscribe is
+    'Create or change a subscription; the same call twice changes nothing. A pause is kept. Returns its id.';
+
+-- The row of a subscription, or an error that names it.
+create function outbox.subscription_id(name text) returns bigint
+language plpgsql stable as $$
+declare
+    found_id bigint;
+begin
+    select existing.id into found_id from outbox.subscriptions as existing where existing.name = subscription_id.name;
+    if found_id is null then
+        raise exception using errcode = '22023', message = format('no subscription is named %L', subscription_id.name),
+            hint = 'List them: select name from outbox.subscriptions.';
+    end if;
+    return found_id;
+end;
+$$;
+
+create function outbox.unsubscribe(name text) returns boolean
+language plpgsql as $$
+begin
+    delete from outbox.subscriptions as existing where existing.name = unsubscribe.name;
+    return found;
+end;
+$$;
+comment on function outbox.unsubscribe is
+    'Delete a subscription; deliveries it was still owed are cancelled, dead letters stay. Returns whether it was there.';
+
+create function outbox.pause(name text) returns boolean
+language plpgsql as $$
+begin
+    update outbox.subscriptions as existing set active = false
+     where existing.id = outbox.subscription_id(pause.name) and existing.active;
+    return found;
+end;
+$$;
+comment on function outbox.pause is 'Stop sending; events go on being recorded as owed. Returns whether this changed anything.';
+
+create function outbox.resume(name text) returns boolean
+language plpgsql as $$
+begin
+    update outbox.subscriptions as existing
+       set active = true, paused_until = null,
+           state = case when existing.state in ('gone', 'disabled') then 'ok' else existing.state end,
+           state_reason = case when existing.state in ('gone', 'disabled') then null else existing.state_reason end
+     where existing.id = outbox.subscription_id(resume.name)
+       and (not existing.active or existing.paused_until is not null or existing.state in ('gone', 'disabled'));
+    return found;
+end;
+$$;
+comment on function outbox.resume is 'Send again after pause, 410 (gone) or disabling. Returns whether this changed anything.';

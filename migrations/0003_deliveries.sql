@@ -1,0 +1,101 @@
+-- What is owed and what became of it: the cursor, deliveries, attempts and dead letters.
+
+-- How far routing has come. One row, updated once per routing step.
+-- `step` is indexed and grows with each update, so the newest version is found at the right end of its index
+-- even while an old transaction keeps every dead version alive.
+create table outbox.cursor (
+    step          bigint      primary key,
+    settled       pg_snapshot not null,          -- every event visible in it is routed
+    low           bigint      not null default 0,-- events of transactions begun after `settled` lie above this position
+    window_end    pg_snapshot,                   -- an open window: being routed page by page, up to this snapshot
+    window_low    bigint,                        -- `low` once the window is done
+    page_after    bigint,                        -- events of the window up to this position are routed
+    page_until    bigint,                        -- no event of the window lies above this position
+    strike_position bigint,                      -- an event whose routing did not finish, and how often
+    strike_count  integer     not null default 0,
+    system_identifier bigint,                    -- the fence: which database this cursor belongs to
+    database_oid  oid,
+    environment   text,
+    timeline      integer,
+    epoch         integer     not null default 1
+) with (fillfactor = 50);
+insert into outbox.cursor (step, settled) values (1, pg_current_snapshot());
+
+-- One event owed to one subscription. Deleted on success: only what is outstanding is here.
+-- `due_at` is both when to try and when a lease ends; there is no "running" state to be stuck in.
+create table outbox.deliveries (
+    id              bigint      generated always as identity primary key,
+    subscription_id bigint      not null,
+    due_at          timestamptz not null,
+    position        bigint      not null,
+    created_at      timestamptz not null,             -- the event's: finds its partition, and is its age
+    lease_token     uuid,
+    attempt         integer     not null default 0,   -- counted when claimed
+    unfinished      integer     not null default 0    -- claims whose lease ended without a verdict
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+create index deliveries_due on outbox.deliveries (subscription_id, due_at, id);
+
+-- The delivery log. `relay.attempt_log` says what is kept: all, failures, or off.
+create table outbox.attempts (
+    at              timestamptz not null default clock_timestamp(),
+    delivery_id     bigint      not null,
+    subscription_id bigint      not null,
+    position        bigint      not null,
+    event_id        uuid        not null,
+    attempt         integer     not null,
+    duration        interval    not null,
+    outcome         text        not null,
+    reason          text,
+    status          integer,
+    answer          text,
+    ambiguous       boolean     not null default false,  -- the request may have reached the destination
+    stale           boolean     not null default false,  -- the lease was lost; the verdict changed nothing
+    relay           text        not null
+) partition by range (at);
+create table outbox.attempts_default partition of outbox.attempts default;
+create index attempts_position on outbox.attempts (position);
+create index attempts_at on outbox.attempts using brin (at);
+
+-- A copy of the event that needs nothing else, why it was given up, and the last answer.
+create table outbox.dead_letters (
+    id              bigint      generated always as identity primary key,
+    died_at         timestamptz not null default clock_timestamp(),
+    subscription_id bigint      not null,
+    subscription    text        not null,
+    reason          text        not null,
+    status          integer,
+    answer          text,
+    attempts        integer     not null,
+    event_id        uuid        not null,
+    position        bigint      not null,
+    created_at      timestamptz not null,
+    topic           text        not null,
+    key             text,
+    payload         jsonb       not null,
+    headers         jsonb       not null,
+    organization    text,
+    source          text,
+    user_id         text,
+    priority        integer     not null,
+    schema_version  integer
+);
+create index dead_letters_subscription on outbox.dead_letters (subscription_id, died_at);
+
+-- What each relay reports about itself and its subscriptions every few seconds: shown by outbox.subscription_status.
+create table outbox.relays (
+    name       text        primary key,
+    version    text        not null,
+    started_at timestamptz not null,
+    seen_at    timestamptz not null,
+    permits    integer     not null,
+    in_flight  integer     not null
+) with (fillfactor = 50);
+create table outbox.relay_subscriptions (
+    relay           text        not null,
+    subscription_id bigint      not null,
+    delivered       bigint      not null,   -- attempts since the relay started
+    failed          bigint      not null,
+    breaker         text        not null check (breaker in ('closed', 'open', 'half_open')),
+    reported_at     timestamptz not null,
+    primary key (relay, subscription_id)
+) with (fillfactor = 50);

@@ -1,0 +1,222 @@
+-- What operators and applications' roles call and read: redrive, discard, status views, and who may do what.
+
+-- Whether a topic matches a pattern: `*` one segment, `**` any number of segments (also none), `ord*` a prefix of one segment.
+create function outbox.topic_matches(pattern text, topic text) returns boolean
+language plpgsql immutable strict parallel safe as $$
+declare
+    segments  text[] := string_to_array(pattern, '.');
+    expression text := '';
+    segment   text;
+begin
+    -- Every segment is matched with the dot before it, so that `**` can stand for none.
+    foreach segment in array segments loop
+        if segment = '**' then
+            expression := expression || '(\.[^.]+)*';
+        else
+            expression := expression || '\.' || regexp_replace(rtrim(segment, '*'), '([^[:alnum:]_])', '\\\1', 'g')
+                          || case when segment = '*' then '[^.]+' when right(segment, 1) = '*' then '[^.]*' else '' end;
+        end if;
+    end loop;
+    return ('.' || topic) ~ ('^' || expression || '$');
+end;
+$$;
+
+create function outbox.matching_dead_letters(
+    subscription text        default null,
+    topic        text        default null,
+    error_like   text        default null,
+    since        timestamptz default null
+) returns setof outbox.dead_letters
+language sql stable as $$
+    select letter.*
+      from outbox.dead_letters as letter
+     where (matching_dead_letters.subscription is null or letter.subscription = matching_dead_letters.subscription)
+       and (matching_dead_letters.topic is null or outbox.topic_matches(matching_dead_letters.topic, letter.topic))
+       and (matching_dead_letters.error_like is null
+            or letter.reason like matching_dead_letters.error_like
+            or letter.answer like matching_dead_letters.error_like
+            or letter.status::text like matching_dead_letters.error_like)
+       and (matching_dead_letters.since is null or letter.died_at >= matching_dead_letters.since)
+$$;
+comment on function outbox.matching_dead_letters is
+    'The dead letters that outbox.redrive and outbox.discard with the same arguments would take.';
+
+create function outbox.redrive(
+    subscription text        default null,
+    topic        text        default null,
+    error_like   text        default null,
+    since        timestamptz default null,
+    max_rows     integer     default 1000
+) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    chosen  bigint[];
+    redriven bigint;
+begin
+    if max_rows is null or max_rows not between 1 and 100000 then
+        raise exception using errcode = '22023', message = format('max_rows: %s is not between 1 and 100000', coalesce(max_rows::text, 'null'));
+    end if;
+    if redrive.subscription is not null then
+        perform outbox.subscription_id(redrive.subscription);
+    end if;
+    select array_agg(taken.id) into chosen
+      from (select letter.id
+              from outbox.dead_letters as letter
+             where letter.id in (select candidate.id from outbox.matching_dead_letters(redrive.subscription, redrive.topic, redrive.error_like, redrive.since) as candidate)
+               and exists (select from outbox.subscriptions as target where target.id = letter.subscription_id)
+             order by letter.position, letter.id
+             limit max_rows
+               for update of letter skip locked) as taken;
+
+    -- An event that retention has dropped from the log is put back as it was. Its transaction id lies before every
+    -- snapshot, so routing does not see it as new.
+    insert into outbox.events (xid, position, created_at, id, topic, key, payload, headers, organization, source, user_id, priority, schema_version)
+    overriding system value
+    select distinct on (letter.position) '1'::xid8, letter.position, letter.created_at, letter.event_id, letter.topic, letter.key, letter.payload,
+           letter.headers, letter.organization, letter.source, letter.user_id, letter.priority, letter.schema_version
+      from outbox.dead_letters as letter
+     where letter.id = any (chosen)
+       and not exists (select from outbox.events as event where event.position = letter.position and event.id = letter.event_id);
+
+    with gone as (
+        delete from outbox.dead_letters as letter where letter.id = any (chosen)
+        returning letter.subscription_id, letter.position, letter.created_at
+    )
+    insert into outbox.deliveries (subscription_id, due_at, position, created_at)
+    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at from gone order by gone.position;
+    get diagnostics redriven = row_count;
+
+    if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', '');
+    end if;
+    return redriven;
+end;
+$$;
+comment on function outbox.redrive is
+    'Owe matching dead letters again, with fresh attempts, oldest first. Returns how many; call again while it returns max_rows.';
+
+create function outbox.discard(
+    subscription text        default null,
+    topic        text        default null,
+    error_like   text        default null,
+    since        timestamptz default null,
+    max_rows     integer     default 1000
+) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    discarded bigint;
+begin
+    if max_rows is null or max_rows not between 1 and 100000 then
+        raise exception using errcode = '22023', message = format('max_rows: %s is not between 1 and 100000', coalesce(max_rows::text, 'null'));
+    end if;
+    delete from outbox.dead_letters as letter
+     where letter.id = any (array(
+               select candidate.id
+                 from outbox.matching_dead_letters(discard.subscription, discard.topic, discard.error_like, discard.since) as candidate
+                order by candidate.position, candidate.id
+                limit max_rows));
+    get diagnostics discarded = row_count;
+    return discarded;
+end;
+$$;
+comment on function outbox.discard is 'Delete matching dead letters for good. Returns how many; call again while it returns max_rows.';
+
+create view outbox.subscription_status as
+    select subscription.name, subscription.sink, subscription.organization, subscription.active, subscription.state, subscription.state_reason,
+           case when subscription.paused_until > now() then subscription.paused_until end as paused_until,
+           coalesce(owed.backlog, 0) as backlog,
+           coalesce(owed.in_flight, 0) as in_flight,
+           coalesce(owed.retrying, 0) as retrying,
+           now() - owed.oldest as oldest_age,
+           (select count(*) from outbox.dead_letters as letter where letter.subscription_id = subscription.id) as dead_letters,
+           reported.delivered, reported.failed,
+           round(reported.delivered::numeric / nullif(reported.delivered + reported.failed, 0), 4) as success_rate,
+           coalesce(reported.breaker, 'closed') as breaker
+      from outbox.subscriptions as subscription
+      left join (select delivery.subscription_id,
+                        count(*) as backlog,
+                        count(*) filter (where delivery.lease_token is not null and delivery.due_at > now()) as in_flight,
+                        count(*) filter (where delivery.attempt > 0 and delivery.lease_token is null) as retrying,
+                        min(delivery.created_at) as oldest
+                   from outbox.deliveries as delivery
+                  group by delivery.subscription_id) as owed on owed.subscription_id = subscription.id
+      left join (select report.subscription_id, sum(report.delivered)::bigint as delivered, sum(report.failed)::bigint as failed,
+                        case when bool_or(report.breaker = 'open') then 'open'
+                             when bool_or(report.breaker = 'half_open') then 'half_open' else 'closed' end as breaker
+                   from outbox.relay_subscriptions as report
+                   join outbox.relays as relay on relay.name = report.relay and relay.seen_at > now() - interval '1 minute'
+                  group by report.subscription_id) as reported on reported.subscription_id = subscription.id;
+comment on view outbox.subscription_status is
+    'One row per subscription: what it is owed, how old the oldest is, what running relays report (success rate, breaker).';
+
+create view outbox.event_status as
+    select event.id, event.position, event.topic, event.key, event.organization, event.created_at,
+           case when owed.in_flight > 0 then 'processing'
+                when owed.waiting > 0 or not routed.yes then 'pending'
+                when failed.letters > 0 then 'failed'
+                else 'completed' end as status,
+           coalesce(owed.waiting, 0) as waiting,
+           coalesce(owed.in_flight, 0) as in_flight,
+           coalesce(owed.attempts, 0) as attempts,
+           coalesce(failed.letters, 0) as dead_letters
+      from outbox.events as event
+     cross join lateral (
+           select pg_visible_in_snapshot(event.xid, cursor.settled)
+                  or (cursor.window_end is not null and pg_visible_in_snapshot(event.xid, cursor.window_end)
+                      and event.position <= cursor.page_after) as yes
+             from outbox.cursor as cursor
+            order by cursor.step desc limit 1) as routed
+      left join (select delivery.position,
+                        count(*) filter (where delivery.lease_token is null or delivery.due_at <= now()) as waiting,
+                        count(*) filter (where delivery.lease_token is not null and delivery.due_at > now()) as in_flight,
+                        max(delivery.attempt) as attempts
+                   from outbox.deliveries as delivery
+                  group by delivery.position) as owed on owed.position = event.position
+      left join (select letter.position, count(*) as letters
+                   from outbox.dead_letters as letter
+                  group by letter.position) as failed on failed.position = event.position;
+comment on view outbox.event_status is
+    'One row per event, without its payload: pending, processing, completed (nothing owed, also when nobody wanted it) or failed (a dead letter).';
+
+-- Who may do what. Skips roles that do not exist; run it again after creating them.
+create function outbox.grant_roles() returns text[]
+language plpgsql as $$
+declare
+    granted text[] := '{}';
+    role_exists boolean;
+    grant_row record;
+begin
+    for grant_row in
+        select * from (values
+            ('outbox_publisher', 'usage on schema outbox'),
+            ('outbox_publisher', 'insert (id, topic, key, payload, headers, organization, source, user_id, priority, deliver_after, schema_version) on outbox.events'),
+            ('outbox_publisher', 'insert (id) on outbox.event_ids'),
+            ('outbox_publisher', 'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
+            ('outbox_relay', 'usage on schema outbox'),
+            ('outbox_relay', 'select on all tables in schema outbox'),
+            ('outbox_relay', 'select on sequence outbox.events_position_seq'),
+            ('outbox_relay', 'insert, update, delete on outbox.deliveries, outbox.relays, outbox.relay_subscriptions'),
+            ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
+            ('outbox_relay', 'update on outbox.cursor'),
+            ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
+            ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.headers_are_valid'),
+            ('outbox_admin', 'usage on schema outbox'),
+            ('outbox_admin', 'select on all tables in schema outbox'),
+            ('outbox_admin', 'insert, update, delete on outbox.subscriptions'),
+            ('outbox_admin', 'execute on all functions in schema outbox'),
+            ('outbox_monitor', 'usage on schema outbox'),
+            ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions')
+        ) as wanted (role, privilege)
+    loop
+        select exists (select from pg_catalog.pg_roles where rolname = grant_row.role) into role_exists;
+        if role_exists then
+            execute format('grant %s to %I', grant_row.privilege, grant_row.role);
+            granted := granted || format('grant %s to %s', grant_row.privilege, grant_row.role);
+        end if;
+    end loop;
+    return granted;
+end;
+$$;
+
+revoke execute on all functions in schema outbox from public;
+select outbox.grant_roles();

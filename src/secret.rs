@@ -1,0 +1,1 @@
+//! References to secrets, `env:NAME` and `file:NAME`, resolved when used and never printed.

@@ -1,0 +1,149 @@
+//! Subscriptions, and the index of all of them that a reload swaps whole.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    event::Event,
+    retry::RetryPolicy,
+    sinks::{Outlet, Registry},
+    topic::{Pattern, Trie},
+};
+
+/// A row of `outbox.subscriptions` as the database holds it.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct Row {
+    /// Its number.
+    pub id: i64,
+    /// Its name: what people call it.
+    pub name: String,
+    /// Topic patterns.
+    pub topics: Vec<String>,
+    /// Kind of sink.
+    pub sink: String,
+    /// For the sink.
+    pub config: serde_json::Value,
+    /// Null: every organization.
+    pub organization: Option<String>,
+    /// Prefixes of keys; null: every key.
+    pub keys: Option<Vec<String>>,
+    /// Retry policy.
+    pub retry: serde_json::Value,
+    /// At most so many deliveries in flight per relay.
+    pub max_in_flight: Option<i32>,
+    /// False: paused by an operator.
+    pub active: bool,
+    /// `ok`, `invalid`, `gone` or `disabled`.
+    pub state: String,
+    /// Why, when it is not `ok`.
+    pub state_reason: Option<String>,
+    /// The destination asked for a pause until then.
+    pub paused_until: Option<DateTime<Utc>>,
+}
+
+/// A subscription that this relay can serve.
+#[derive(Debug)]
+pub struct Subscription {
+    /// The row it was made of.
+    pub row: Row,
+    /// When failed attempts are repeated.
+    pub retry: RetryPolicy,
+    /// Where its deliveries go.
+    pub outlet: Outlet,
+    patterns: Vec<Pattern>,
+}
+
+impl Subscription {
+    /// Makes a row usable.
+    ///
+    /// # Errors
+    /// A sentence that names the field: it becomes `state_reason`.
+    pub fn bind(row: Row, sinks: &Registry) -> Result<Self, String> {
+        let patterns =
+            row.topics.iter().map(|text| Pattern::parse(text).map_err(|error| format!("topics: {error}"))).collect::<Result<_, _>>()?;
+        let retry = RetryPolicy::parse(&row.retry)?;
+        let outlet = sinks.bind(&row.sink, &row.config)?;
+        Ok(Self { row, retry, outlet, patterns })
+    }
+
+    /// Whether an operator and the destination let it be sent to, the pause asked for by the destination aside.
+    #[must_use]
+    pub fn may_send(&self) -> bool {
+        self.row.active && self.row.state == "ok"
+    }
+
+    /// Whether new events are owed to it: also while it is paused or disabled, not when it is gone or invalid.
+    #[must_use]
+    pub fn is_owed(&self) -> bool {
+        matches!(self.row.state.as_str(), "ok" | "disabled")
+    }
+
+    fn wants_key(&self, key: Option<&str>) -> bool {
+        match &self.row.keys {
+            None => true,
+            Some(prefixes) => key.is_some_and(|key| prefixes.iter().any(|prefix| key.starts_with(prefix.as_str()))),
+        }
+    }
+}
+
+/// All subscriptions at one generation.
+#[derive(Debug, Default)]
+pub struct Index {
+    /// The value of `outbox.generation` it was read at.
+    pub generation: i64,
+    subscriptions: BTreeMap<i64, Arc<Subscription>>,
+    everyone: Trie<i64>,
+    by_organization: HashMap<String, Trie<i64>>,
+}
+
+impl Index {
+    /// Builds the index.
+    #[must_use]
+    pub fn new(generation: i64, subscriptions: impl IntoIterator<Item = Arc<Subscription>>) -> Self {
+        let mut index = Self { generation, ..Self::default() };
+        for subscription in subscriptions {
+            if subscription.is_owed() {
+                let trie = match &subscription.row.organization {
+                    None => &mut index.everyone,
+                    Some(organization) => index.by_organization.entry(organization.clone()).or_default(),
+                };
+                for pattern in &subscription.patterns {
+                    trie.insert(pattern, subscription.row.id);
+                }
+            }
+            index.subscriptions.insert(subscription.row.id, subscription);
+        }
+        index
+    }
+
+    /// The subscriptions that want an event, each once, in the order of their ids. An event with an organization reaches
+    /// that organization's subscriptions and those for all; tenants are told apart before patterns are looked at.
+    #[must_use]
+    pub fn matching(&self, event: &Event) -> Vec<&Arc<Subscription>> {
+        let mut ids: Vec<i64> = self.everyone.find(&event.topic).copied().collect();
+        if let Some(trie) = event.organization.as_ref().and_then(|organization| self.by_organization.get(organization)) {
+            ids.extend(trie.find(&event.topic).copied());
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into_iter()
+            .filter_map(|id| self.subscriptions.get(&id))
+            .filter(|subscription| subscription.wants_key(event.key.as_deref()))
+            .collect()
+    }
+
+    /// One subscription.
+    #[must_use]
+    pub fn get(&self, id: i64) -> Option<&Arc<Subscription>> {
+        self.subscriptions.get(&id)
+    }
+
+    /// All of them, in the order of their ids.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Subscription>> {
+        self.subscriptions.values()
+    }
+}
