@@ -25,3 +25,4 @@ pub mod topic;
 pub mod verdict;
 
 pub use event::{Draft, Event};
+pub use relay::Relay;

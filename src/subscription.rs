@@ -82,6 +82,12 @@ impl Subscription {
         matches!(self.row.state.as_str(), "ok" | "disabled")
     }
 
+    /// Its own limit of deliveries in flight, where it sets one.
+    #[must_use]
+    pub fn own_limit(&self) -> Option<u32> {
+        self.row.max_in_flight.and_then(|limit| u32::try_from(limit).ok())
+    }
+
     fn wants_key(&self, key: Option<&str>) -> bool {
         match &self.row.keys {
             None => true,
@@ -96,6 +102,7 @@ pub struct Index {
     /// The value of `outbox.generation` it was read at.
     pub generation: i64,
     subscriptions: BTreeMap<i64, Arc<Subscription>>,
+    sendable: usize,
     everyone: Trie<i64>,
     by_organization: HashMap<String, Trie<i64>>,
 }
@@ -115,6 +122,7 @@ impl Index {
                     trie.insert(pattern, subscription.row.id);
                 }
             }
+            index.sendable += usize::from(subscription.may_send());
             index.subscriptions.insert(subscription.row.id, subscription);
         }
         index
@@ -134,6 +142,12 @@ impl Index {
             .filter_map(|id| self.subscriptions.get(&id))
             .filter(|subscription| subscription.wants_key(event.key.as_deref()))
             .collect()
+    }
+
+    /// How many may be sent to.
+    #[must_use]
+    pub fn sendable(&self) -> usize {
+        self.sendable
     }
 
     /// One subscription.

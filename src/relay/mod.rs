@@ -1,1 +1,328 @@
-//! (to be written)
+//! One running relay: owns the parts, starts the stages, drains them.
+//!
+//! ```text
+//!  await_work ─► route ─► claim ─► deliver ─► settle        maintain, leases, await_work::listen beside them
+//!      ▲           │        │                    │
+//!      └───────────┴────────┴──── permits ◄──────┘          a permit comes back when its verdict is committed
+//!
+//!  a delivery:   (routed) ──► leased ──► in flight ──► settled                  row deleted
+//!                    │          ▲  ▲                ├─► waiting until due_at ──► leased
+//!                    └► waiting ┘  └─ lease ran out ├─► dead letter             row moved
+//!                                                   └─► held (410)             row without lease
+//! ```
+//!
+//! What a crash costs: in await_work and maintain nothing, in route and claim the wait of one lease, in deliver and settle
+//! a repeated delivery for each permit taken.
+
+mod agenda;
+pub(crate) mod await_work;
+mod breaker;
+mod claim;
+mod clock;
+mod deliver;
+mod leases;
+mod maintain;
+mod permits;
+mod reload;
+mod route;
+mod settle;
+mod work;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use sqlx::{PgPool, postgres::PgConnectOptions};
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::RelayConfig,
+    sinks::{Registry, Sink},
+    store::{self, ConnectionSettings, Store},
+    subscription::Index,
+    telemetry::Telemetry,
+};
+
+/// Why a relay did not start or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database cannot be used.
+    #[error("starting the relay")]
+    Start(#[source] store::Error),
+    /// A part of the relay ended although nobody stopped it: a bug.
+    #[error("a stage of the relay panicked")]
+    StagePanicked,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Everything in flight had ended in time.
+    pub complete: bool,
+    /// Attempts that were cut off; their deliveries were given back.
+    pub left: usize,
+}
+
+/// Collects what a relay needs.
+#[derive(Debug)]
+pub struct Builder {
+    options: PgConnectOptions,
+    listen: Option<PgConnectOptions>,
+    settings: RelayConfig,
+    pool_size: u32,
+    pooler: bool,
+    allow_superuser: bool,
+    sinks: Registry,
+    telemetry: Arc<Telemetry>,
+}
+
+impl Builder {
+    /// Permits, leases, poll: `[relay]`.
+    #[must_use]
+    pub fn settings(mut self, settings: RelayConfig) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// A direct connection for LISTEN, where the pool goes through a pooler.
+    #[must_use]
+    pub fn listen(mut self, options: PgConnectOptions) -> Self {
+        self.listen = Some(options);
+        self
+    }
+
+    /// The pool goes through a transaction pooler such as PgBouncer. Without [`Builder::listen`] the relay then only polls.
+    #[must_use]
+    pub fn pooler(mut self, pooler: bool) -> Self {
+        self.pooler = pooler;
+        self
+    }
+
+    /// Start although the login is a superuser.
+    #[must_use]
+    pub fn allow_superuser(mut self, allow: bool) -> Self {
+        self.allow_superuser = allow;
+        self
+    }
+
+    /// Connections for routing, claiming and reading; settling has two more, the listener one.
+    #[must_use]
+    pub fn pool_size(mut self, size: u32) -> Self {
+        self.pool_size = size.max(1);
+        self
+    }
+
+    /// Adds a kind of destination.
+    #[must_use]
+    pub fn sink(mut self, sink: impl Sink) -> Self {
+        self.sinks.add(sink);
+        self
+    }
+
+    /// Metrics and signals to share.
+    #[must_use]
+    pub fn telemetry(mut self, telemetry: Arc<Telemetry>) -> Self {
+        self.telemetry = telemetry;
+        self
+    }
+
+    /// Connects and checks the database.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, is not migrated, is read-only, or the login is a superuser.
+    pub async fn build(self) -> Result<Relay, Error> {
+        let store = Store::connect(ConnectionSettings {
+            options: self.options.clone(),
+            relay: self.settings.name.clone(),
+            pool_size: self.pool_size,
+            pooler: self.pooler,
+            allow_superuser: self.allow_superuser,
+        })
+        .await
+        .map_err(Error::Start)?;
+        let ahead = store.inspect().await.map_err(Error::Start)?;
+        // Through a transaction pooler LISTEN reports success and never delivers, and a session lock would stay with
+        // a connection that is not ours.
+        let listen = self.listen.or_else(|| (!self.pooler).then_some(self.options)).map(|options| store.listener_options(&options));
+        let shared = Arc::new(Shared {
+            permits: permits::Permits::new(self.settings.permits, self.settings.permits_per_subscription),
+            clock: clock::Clock::new(ahead),
+            store,
+            settings: self.settings,
+            sinks: self.sinks,
+            telemetry: self.telemetry,
+            agenda: agenda::Agenda::new(),
+            breakers: breaker::Breakers::default(),
+            leases: leases::Leases::default(),
+            tallies: settle::Tallies::default(),
+            index: ArcSwap::from_pointee(Index::default()),
+            draining: AtomicBool::new(false),
+            started: Instant::now(),
+        });
+        Ok(Relay { shared, listen })
+    }
+
+    /// [`Builder::build`] and [`Relay::run`] in one.
+    ///
+    /// # Errors
+    /// Those of both.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<Drained, Error> {
+        self.build().await?.run(shutdown).await
+    }
+}
+
+/// One relay: takes committed events to the subscriptions that want them.
+#[derive(Debug)]
+pub struct Relay {
+    shared: Arc<Shared>,
+    listen: Option<PgConnectOptions>,
+}
+
+/// Answers whether a relay is fit to work; outlives it.
+#[derive(Debug, Clone)]
+pub struct Health {
+    shared: Arc<Shared>,
+}
+
+/// What the stages share. Nothing in it is the only record of an event.
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    settings: RelayConfig,
+    sinks: Registry,
+    telemetry: Arc<Telemetry>,
+    permits: Arc<permits::Permits>,
+    clock: clock::Clock,
+    agenda: agenda::Agenda,
+    breakers: breaker::Breakers,
+    leases: leases::Leases,
+    tallies: settle::Tallies,
+    index: ArcSwap<Index>,
+    draining: AtomicBool,
+    started: Instant,
+}
+
+impl Shared {
+    /// The database's clock was compared with ours.
+    fn set_clock(&self, ahead: f64) {
+        self.clock.set(ahead);
+    }
+}
+
+impl Relay {
+    /// Begins a relay on the database of this pool. The relay makes connections of its own with the pool's options.
+    #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "a pool is a handle, and callers have no further use for it")]
+    pub fn builder(pool: PgPool) -> Builder {
+        Builder {
+            options: (*pool.connect_options()).clone(),
+            listen: None,
+            settings: RelayConfig::default(),
+            pool_size: 4,
+            pooler: false,
+            allow_superuser: false,
+            sinks: Registry::default(),
+            telemetry: Telemetry::new(),
+        }
+    }
+
+    /// Answers whether this relay is fit to work.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        Health { shared: self.shared.clone() }
+    }
+
+    /// Its metrics and signals.
+    #[must_use]
+    pub fn telemetry(&self) -> &Arc<Telemetry> {
+        &self.shared.telemetry
+    }
+
+    /// Works until `shutdown` is cancelled, then finishes what is in flight within `relay.drain` and gives back the rest.
+    ///
+    /// # Errors
+    /// When a stage panicked. A database that is away is waited for.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<Drained, Error> {
+        let Self { shared, listen } = self;
+        let drained = CancellationToken::new();
+        let stages = TaskTracker::new();
+        let attempts = TaskTracker::new();
+        let (outcomes, outcomes_inbox) = mpsc::channel(usize::try_from(shared.settings.permits).unwrap_or(usize::MAX).clamp(1, 65_536));
+        let (bell, bell_task) = await_work::bell(shared.clone(), listen);
+        let stop_attempts = CancellationToken::new();
+
+        stages.spawn(bell_task.listen(drained.clone()));
+        stages.spawn(leases::renew(shared.clone(), drained.clone()));
+        stages.spawn(maintain::maintain(shared.clone(), shutdown.clone()));
+        let settling = stages.spawn(settle::settle(shared.clone(), outcomes_inbox));
+        let deliver = deliver::Deliver::new(shared.clone(), attempts.clone(), outcomes, stop_attempts.clone());
+        let working = stages.spawn(work::work(shared.clone(), bell, deliver, shutdown.clone()));
+        stages.close();
+
+        let worked = working.await;
+        shared.draining.store(true, Ordering::Release);
+        shared.telemetry.stopping(&shared.settings.name, shared.leases.count());
+        attempts.close();
+        let complete = tokio::time::timeout(shared.settings.drain, attempts.wait()).await.is_ok();
+        let left = if complete { 0 } else { attempts.len() };
+        // Attempts that are cut off report so, and their deliveries are given back at once.
+        stop_attempts.cancel();
+        attempts.wait().await;
+        // All senders are gone now: settling ends when its queue is empty, unless the database stays away.
+        let settled = tokio::time::timeout(shared.settings.lease.max(Duration::from_secs(5)), settling).await;
+        drained.cancel();
+        if tokio::time::timeout(Duration::from_secs(15), stages.wait()).await.is_err() {
+            tracing::warn!("a stage did not end in time and is left behind");
+        }
+        // Not to be found on the list is a courtesy.
+        let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.leave_relay(&shared.settings.name)).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.close()).await;
+        let unsettled = shared.leases.count();
+        shared.telemetry.stopped(&shared.settings.name, left.max(unsettled));
+        match (worked, settled) {
+            (Err(_), _) | (_, Ok(Err(_))) => Err(Error::StagePanicked),
+            _ => Ok(Drained { complete: complete && unsettled == 0, left: left.max(unsettled) }),
+        }
+    }
+}
+
+impl Health {
+    /// Whether the database answers and fits, and the relay is not draining.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub async fn ready(&self) -> Result<(), String> {
+        if self.shared.draining.load(Ordering::Acquire) {
+            return Err("draining".to_owned());
+        }
+        match tokio::time::timeout(Duration::from_secs(3), self.shared.store.inspect()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(crate::telemetry::chain(&error)),
+            Err(_) => Err("the database did not answer within 3 s".to_owned()),
+        }
+    }
+
+    /// What the relay is doing, for `/readyz?verbose` and a signal to the process.
+    #[must_use]
+    pub fn state(&self) -> serde_json::Value {
+        let shared = &self.shared;
+        serde_json::json!({
+            "relay": shared.settings.name,
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_seconds": shared.started.elapsed().as_secs(),
+            "draining": shared.draining.load(Ordering::Acquire),
+            "permits": shared.settings.permits,
+            "free_permits": shared.permits.free(),
+            "in_flight": shared.leases.count(),
+            "subscriptions": shared.index.load().iter().count(),
+            "generation": shared.index.load().generation,
+            "open_breakers": shared.breakers.open().into_keys().map(|destination| destination.to_string()).collect::<Vec<_>>(),
+        })
+    }
+}

@@ -1,0 +1,41 @@
+-- Lease due deliveries: for each subscription, as many as it has room for.
+--   $1 subscriptions   $2 room of each   $3 look at due times from here on, of each (null: all)   $4 lease token
+--   $5 length of the lease in seconds
+--
+-- One scan per subscription: a million rows waiting for one cost the others nothing.
+-- `due` is a fence: written as a plain subquery, the limited scan may run more than once and lease too much.
+-- Rows are updated by address, which holds as long as their locks do. Joined by key instead, the planner
+-- expects many rows and reads the whole table.
+-- A lease is a due time that has not come yet: when a relay dies, its deliveries return by themselves; a token that is
+-- still there then says that the claim before this one ended without a verdict.
+-- now() and not clock_timestamp(): only a stable function can bound the index scan.
+-- The destination's pause and the state are read here too, so that all relays keep to them at once.
+with room (subscription_id, permits, since) as (
+    select * from unnest($1::bigint[], $2::integer[], $3::timestamptz[])
+),
+due as materialized (
+    select waiting.address
+      from room
+      join outbox.subscriptions as subscription
+        on subscription.id = room.subscription_id
+       and subscription.active
+       and subscription.state = 'ok'
+       and (subscription.paused_until is null or subscription.paused_until <= now())
+     cross join lateral (
+           select delivery.ctid as address
+             from outbox.deliveries as delivery
+            where delivery.subscription_id = room.subscription_id
+              and delivery.due_at <= now()
+              and delivery.due_at >= coalesce(room.since, '-infinity')
+            order by delivery.due_at, delivery.id
+            limit coalesce(room.permits, 0)  -- a null limit would be no limit
+              for update skip locked
+           ) as waiting
+)
+update outbox.deliveries as delivery
+   set unfinished  = case when delivery.lease_token is null then delivery.unfinished else delivery.unfinished + 1 end,
+       lease_token = $4::uuid,
+       due_at      = now() + make_interval(secs => $5::double precision),
+       attempt     = delivery.attempt + 1
+ where delivery.ctid = any (array(select due.address from due))
+returning delivery.id, delivery.subscription_id, delivery.position, delivery.created_at, delivery.attempt, delivery.unfinished

@@ -1,0 +1,7 @@
+-- What a relay must know of a connection before it trusts it.
+select pg_is_in_recovery() as in_recovery,
+       current_setting('transaction_read_only')::boolean as read_only,
+       (select role.rolsuper from pg_roles as role where role.rolname = current_user) as superuser,
+       current_setting('server_version_num')::integer as server_version,
+       to_regclass('outbox.cursor') is not null as migrated,
+       extract(epoch from clock_timestamp())::double precision as clock

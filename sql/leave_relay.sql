@@ -1,0 +1,9 @@
+-- This relay stopped on purpose; relays unseen for a day are forgotten too.
+--   $1 relay
+with gone as (
+    delete from outbox.relays as relay
+     where relay.name = $1::text or relay.seen_at < now() - interval '1 day'
+    returning relay.name
+)
+delete from outbox.relay_subscriptions as report
+ where report.relay = any (array(select gone.name from gone))

@@ -1,0 +1,36 @@
+-- Events that are visible now and not visible in the cursor's snapshot: at most $3 of them, unordered.
+--   $1 xmax of the cursor's snapshot   $2 its transactions in progress   $3 how many at most   $4 whether payloads are wanted
+--
+-- The snapshot's parts are parameters, not a join: joined, the planner cannot use the index.
+-- Two arms, for a range `or` an `any` cannot use one index scan. Of the transactions that were in progress, only those
+-- that have ended are looked at: a bulk load that is still open is not scanned again and again.
+-- There is always at least one row: it carries the snapshot and the generation of subscriptions seen by it.
+-- Large payloads are left out; they are read when they are sent.
+with fresh as materialized (
+    select began.*
+      from (select event.position, event.created_at, event.id, event.topic, event.key, event.organization, event.priority,
+                   event.deliver_after, event.source, event.user_id, event.schema_version, event.headers, event.payload
+              from outbox.events as event
+             where event.xid >= $1::text::xid8
+             order by event.xid, event.position
+             limit $3::bigint) as began
+    union all
+    select ended.*
+      from (select event.position, event.created_at, event.id, event.topic, event.key, event.organization, event.priority,
+                   event.deliver_after, event.source, event.user_id, event.schema_version, event.headers, event.payload
+              from unnest($2::text[]) as was_open (xid)
+             cross join lateral (
+                   select late.*
+                     from outbox.events as late
+                    where late.xid = was_open.xid::xid8
+                    order by late.position
+                    limit $3::bigint) as event
+             where pg_visible_in_snapshot(was_open.xid::xid8, pg_current_snapshot())
+             limit $3::bigint) as ended
+)
+select now_seen.snapshot, now_seen.generation,
+       fresh.position, fresh.created_at, fresh.id, fresh.topic, fresh.key, fresh.organization, fresh.priority, fresh.deliver_after,
+       fresh.source, fresh.user_id, fresh.schema_version, fresh.headers::text as headers,
+       case when $4::boolean and pg_column_size(fresh.payload) <= 16384 then fresh.payload::text end as payload
+  from (select pg_current_snapshot()::text as snapshot, (select generation.value from outbox.generation) as generation) as now_seen
+  left join fresh on true

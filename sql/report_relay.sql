@@ -1,0 +1,15 @@
+-- This relay lives, and what its subscriptions did since it started.
+--   $1 relay   $2 version   $3 seconds it has run   $4 permits   $5 in flight
+--   $6 subscriptions   $7 delivered   $8 failed   $9 breakers, in the order of $6
+with seen as (
+    insert into outbox.relays as relay (name, version, started_at, seen_at, permits, in_flight)
+    values ($1::text, $2::text, now() - make_interval(secs => $3::double precision), now(), $4::integer, $5::integer)
+    on conflict (name) do update
+       set version = excluded.version, started_at = excluded.started_at, seen_at = excluded.seen_at,
+           permits = excluded.permits, in_flight = excluded.in_flight
+)
+insert into outbox.relay_subscriptions as report (relay, subscription_id, delivered, failed, breaker, reported_at)
+select $1::text, did.subscription_id, did.delivered, did.failed, did.breaker, now()
+  from unnest($6::bigint[], $7::bigint[], $8::bigint[], $9::text[]) as did (subscription_id, delivered, failed, breaker)
+on conflict (relay, subscription_id) do update
+   set delivered = excluded.delivered, failed = excluded.failed, breaker = excluded.breaker, reported_at = excluded.reported_at

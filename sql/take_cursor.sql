@@ -1,0 +1,22 @@
+-- Lock the cursor for one routing step, or learn that another relay is routing (no row).
+--   $1 the step last seen
+--
+-- Scanned backward from the right end of its index and never below $1: while an old transaction keeps dead versions
+-- alive, they all lie to the left. Without the bound a locked newest version would send the scan through all of them.
+-- `drawn` is read here, before the statement that reads events takes its snapshot: every event of a transaction that
+-- begins after that snapshot then lies above it.
+select cursor.step,
+       cursor.settled::text                        as settled,
+       pg_snapshot_xmax(cursor.settled)::text      as settled_xmax,
+       array(select xid::text from pg_snapshot_xip(cursor.settled) as xid) as settled_xip,
+       cursor.low,
+       cursor.window_end::text                     as window_end,
+       cursor.window_low,
+       cursor.page_after,
+       cursor.page_until,
+       (select sequence.last_value - 1 from outbox.events_position_seq as sequence) as drawn
+  from outbox.cursor as cursor
+ where cursor.step >= $1::bigint
+ order by cursor.step desc
+ limit 1
+   for update of cursor skip locked

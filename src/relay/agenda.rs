@@ -1,0 +1,126 @@
+//! When to claim for which subscription. Only a hint: what is due stands in the database, and the poll finds it again.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+
+/// Due times remembered at most; beyond it the poll finds them.
+const REMEMBERED: usize = 100_000;
+/// Due times are kept in steps of this length.
+const STEP: Duration = Duration::from_millis(5);
+
+/// When to claim for which subscription.
+#[derive(Debug)]
+pub(crate) struct Agenda {
+    origin: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Steps since the origin, and for whom.
+    due: BTreeSet<(u64, i64)>,
+    /// Subscriptions with more due rows than they had room for.
+    behind: BTreeSet<i64>,
+    /// Due times are looked at from here on; rows below have been claimed.
+    since: HashMap<i64, DateTime<Utc>>,
+}
+
+impl Agenda {
+    pub(crate) fn new() -> Self {
+        Self { origin: Instant::now(), state: Mutex::default() }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something of this subscription falls due then.
+    pub(crate) fn note(&self, subscription: i64, when: Instant) {
+        let step = u64::try_from(when.saturating_duration_since(self.origin).as_millis().div_ceil(STEP.as_millis())).unwrap_or(u64::MAX);
+        let mut state = self.state();
+        if state.due.len() < REMEMBERED {
+            state.due.insert((step, subscription));
+        }
+    }
+
+    /// There is more due than it had room for: claim whenever there is room.
+    pub(crate) fn fall_behind(&self, subscription: i64) {
+        self.state().behind.insert(subscription);
+    }
+
+    /// Everything due was claimed, or nothing may be sent for now.
+    pub(crate) fn catch_up(&self, subscription: i64) {
+        self.state().behind.remove(&subscription);
+    }
+
+    pub(crate) fn is_behind(&self, subscription: i64) -> bool {
+        self.state().behind.contains(&subscription)
+    }
+
+    pub(crate) fn count_behind(&self) -> usize {
+        self.state().behind.len()
+    }
+
+    /// Rows due before this have been claimed.
+    pub(crate) fn look_from(&self, subscription: i64, since: DateTime<Utc>) {
+        self.state().since.insert(subscription, since);
+    }
+
+    pub(crate) fn since(&self, subscription: i64) -> Option<DateTime<Utc>> {
+        self.state().since.get(&subscription).copied()
+    }
+
+    /// Forgets from where to look: the next claims look at everything.
+    pub(crate) fn look_at_everything(&self) {
+        self.state().since.clear();
+    }
+
+    /// The subscriptions to claim for now, each once.
+    pub(crate) fn take_due(&self, now: Instant) -> BTreeSet<i64> {
+        let step = u64::try_from(now.saturating_duration_since(self.origin).as_millis() / STEP.as_millis()).unwrap_or(u64::MAX);
+        let mut state = self.state();
+        let later = state.due.split_off(&(step + 1, i64::MIN));
+        let due = std::mem::replace(&mut state.due, later);
+        due.into_iter().map(|(_, subscription)| subscription).chain(state.behind.iter().copied()).collect()
+    }
+
+    /// When something falls due next, those behind aside.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        let step = self.state().due.first()?.0;
+        let millis = u64::try_from(STEP.as_millis()).unwrap_or(1).checked_mul(step)?;
+        self.origin.checked_add(Duration::from_millis(millis))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_comes_back_when_it_is_due_and_not_before() {
+        let agenda = Agenda::new();
+        let now = Instant::now();
+        agenda.note(1, now + Duration::from_millis(20));
+        agenda.note(2, now + Duration::from_secs(60));
+        assert!(agenda.take_due(now).is_empty());
+        let next = agenda.next().unwrap();
+        assert!(next >= now + Duration::from_millis(20) && next <= now + Duration::from_millis(40));
+        assert_eq!(agenda.take_due(next), BTreeSet::from([1]));
+        assert!(agenda.next().unwrap() > now + Duration::from_secs(50));
+    }
+
+    #[test]
+    fn those_behind_are_always_due() {
+        let agenda = Agenda::new();
+        agenda.fall_behind(7);
+        assert_eq!(agenda.take_due(Instant::now()), BTreeSet::from([7]));
+        assert_eq!(agenda.take_due(Instant::now()), BTreeSet::from([7]));
+        agenda.catch_up(7);
+        assert!(agenda.take_due(Instant::now()).is_empty());
+    }
+}

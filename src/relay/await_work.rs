@@ -1,0 +1,258 @@
+//! Sleep until there is work: the doorbell, the fallback poll, or a due time. A crash here costs nothing.
+//!
+//! Publishers ring (NOTIFY) only while every relay sleeps. A relay that wants to sleep takes the bell's lock exclusively; a
+//! publisher that finds it free takes it shared until its commit and does not ring. So: taking it fails while somebody who
+//! did not ring is still under way (keep looking), and once it is taken, one more look finds whatever was committed before.
+//! One relay attends the bell for all; the others sleep on the same channel.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::Shared;
+
+/// The channel publishers ring.
+pub(crate) const DOORBELL: &str = "outbox_doorbell";
+/// Held exclusively by a relay that sleeps, shared by publishers that did not ring.
+pub(crate) const BELL_LOCK: i64 = 7_411_001;
+/// Held by the one relay that attends the bell.
+pub(crate) const ATTENDANT_LOCK: i64 = 7_411_002;
+
+/// The relay rings for itself this often,
+const CANARY_EVERY: Duration = Duration::from_secs(5);
+/// and takes the listener for dead when it has not heard itself for this long.
+const CANARY_LOST: Duration = Duration::from_secs(15);
+/// No exchange on the listener's connection may take longer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Whether the relay may sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MaySleep {
+    /// The bell is ours: after one more look, sleep; publishers will ring.
+    Yes,
+    /// Another relay attends the bell; sleep, and hear it too.
+    OthersWatch,
+    /// A publisher that did not ring is under way: look again soon.
+    NotYet,
+    /// There is no doorbell: only the poll.
+    NoBell,
+}
+
+/// What the work loop holds.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    /// Rings for each notification; several rings in a row are one.
+    pub(crate) rung: Arc<Notify>,
+    /// The connection was rebuilt: rings may have been missed, also those for due deliveries.
+    pub(crate) missed: Arc<AtomicBool>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// What the listening task holds.
+#[derive(Debug)]
+pub(crate) struct BellTask {
+    shared: Arc<Shared>,
+    options: Option<PgConnectOptions>,
+    rung: Arc<Notify>,
+    missed: Arc<AtomicBool>,
+    commands: mpsc::Receiver<Command>,
+}
+
+#[derive(Debug)]
+enum Command {
+    MaySleep(oneshot::Sender<MaySleep>),
+    Woke,
+}
+
+/// Both ends of the doorbell. Without options there is no bell.
+pub(super) fn bell(shared: Arc<Shared>, options: Option<PgConnectOptions>) -> (Bell, BellTask) {
+    let (commands, inbox) = mpsc::channel(8);
+    let rung = Arc::new(Notify::new());
+    let missed = Arc::new(AtomicBool::new(false));
+    (Bell { rung: rung.clone(), missed: missed.clone(), commands }, BellTask { shared, options, rung, missed, commands: inbox })
+}
+
+impl Bell {
+    /// Asks whether the relay may sleep.
+    pub(crate) async fn may_sleep(&self) -> MaySleep {
+        let (answer, question) = oneshot::channel();
+        if self.commands.send(Command::MaySleep(answer)).await.is_err() {
+            return MaySleep::NoBell;
+        }
+        question.await.unwrap_or(MaySleep::NoBell)
+    }
+
+    /// The relay is awake: publishers need not ring.
+    pub(crate) async fn woke(&self) {
+        // The task ends only when the relay does.
+        let _ = self.commands.send(Command::Woke).await;
+    }
+}
+
+impl BellTask {
+    /// Listens until the relay has drained; rebuilds the connection after any error.
+    pub(super) async fn listen(mut self, drained: CancellationToken) {
+        let Some(options) = self.options.take() else {
+            tracing::warn!("no direct database connection for LISTEN: wake-ups are unavailable, events wait for the poll");
+            self.without_bell(&drained, None).await;
+            return;
+        };
+        let mut waits = backon_waits();
+        while !drained.is_cancelled() {
+            let why = match self.connect(&options).await {
+                Ok(listener) => {
+                    waits = backon_waits();
+                    self.shared.telemetry.listener_connected();
+                    self.missed.store(true, Ordering::Release);
+                    self.rung.notify_one();
+                    match self.serve(listener, &drained).await {
+                        Some(why) => why,
+                        None => return,
+                    }
+                }
+                Err(why) => why,
+            };
+            self.shared.telemetry.listener_lost(&why);
+            self.rung.notify_one();
+            let wait = waits.next().unwrap_or(CANARY_EVERY);
+            self.without_bell(&drained, Some(wait)).await;
+        }
+    }
+
+    /// Answers that there is no bell, for a while or until the end.
+    async fn without_bell(&mut self, drained: &CancellationToken, wait: Option<Duration>) {
+        let until = wait.map(|wait| tokio::time::Instant::now() + wait);
+        loop {
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(Command::MaySleep(answer)) => { let _ = answer.send(MaySleep::NoBell); }
+                    Some(Command::Woke) => {}
+                    None => return,
+                },
+                () = async { match until { Some(until) => tokio::time::sleep_until(until).await, None => std::future::pending().await } } => return,
+                () = drained.cancelled() => return,
+            }
+        }
+    }
+
+    async fn connect(&self, options: &PgConnectOptions) -> Result<Listening, String> {
+        let connecting = async {
+            let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None).connect_with(options.clone()).await?;
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.eager_reconnect(false);
+            let canary = format!("outbox_canary_{}", Uuid::new_v4().simple());
+            listener.listen_all([DOORBELL, canary.as_str()]).await?;
+            Ok::<_, sqlx::Error>(Listening { listener, canary, heard: Instant::now(), attends: false, holds: false })
+        };
+        match tokio::time::timeout(ANSWER_WITHIN, connecting).await {
+            Ok(Ok(listening)) => Ok(listening),
+            Ok(Err(error)) => Err(crate::telemetry::chain(&error)),
+            Err(_) => Err(format!("no connection within {} s", ANSWER_WITHIN.as_secs())),
+        }
+    }
+
+    /// Serves one connection. Returns why it is of no use any more, or `None` at the end of the relay.
+    async fn serve(&mut self, mut listening: Listening, drained: &CancellationToken) -> Option<String> {
+        let mut tick = tokio::time::interval(CANARY_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let result = tokio::select! {
+                () = drained.cancelled() => return None,
+                command = self.commands.recv() => match command {
+                    None => return None,
+                    Some(Command::Woke) => listening.woke().await,
+                    Some(Command::MaySleep(answer)) => listening.may_sleep().await.map(|may| { let _ = answer.send(may); }),
+                },
+                notification = listening.listener.try_recv() => match notification {
+                    Ok(Some(notification)) if notification.channel() == DOORBELL => { self.rung.notify_one(); Ok(()) }
+                    Ok(Some(_)) => { listening.heard = Instant::now(); Ok(()) }
+                    Ok(None) => Err("the connection was closed".to_owned()),
+                    Err(error) => Err(crate::telemetry::chain(&error)),
+                },
+                _ = tick.tick() => {
+                    if listening.heard.elapsed() > CANARY_LOST {
+                        Err(format!("it has not heard itself for {} s", CANARY_LOST.as_secs()))
+                    } else {
+                        // Through the pool and not through this connection: the whole way is to be proved. While the
+                        // database is away nothing is heard either, and the listener is rebuilt.
+                        if let Err(error) = self.shared.store.ring(&listening.canary).await {
+                            self.shared.telemetry.database_failed("await_work", &error);
+                        }
+                        Ok(())
+                    }
+                }
+            };
+            if let Err(why) = result {
+                return Some(why);
+            }
+        }
+    }
+}
+
+/// One connection that listens.
+struct Listening {
+    listener: PgListener,
+    canary: String,
+    heard: Instant,
+    /// This relay attends the bell.
+    attends: bool,
+    /// The bell's lock is held: publishers ring.
+    holds: bool,
+}
+
+impl Listening {
+    async fn may_sleep(&mut self) -> Result<MaySleep, String> {
+        if self.holds {
+            return Ok(MaySleep::Yes);
+        }
+        if !self.attends {
+            self.attends = self.try_lock(ATTENDANT_LOCK).await?;
+        }
+        if !self.attends {
+            return Ok(MaySleep::OthersWatch);
+        }
+        self.holds = self.try_lock(BELL_LOCK).await?;
+        Ok(if self.holds { MaySleep::Yes } else { MaySleep::NotYet })
+    }
+
+    async fn woke(&mut self) -> Result<(), String> {
+        if std::mem::take(&mut self.holds) {
+            let unlock = sqlx::query("select pg_advisory_unlock($1)").bind(BELL_LOCK).execute(&mut self.listener);
+            answer(unlock).await?;
+        }
+        Ok(())
+    }
+
+    async fn try_lock(&mut self, key: i64) -> Result<bool, String> {
+        answer(sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(key).fetch_one(&mut self.listener)).await
+    }
+}
+
+async fn answer<T>(query: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, String> {
+    match tokio::time::timeout(ANSWER_WITHIN, query).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(crate::telemetry::chain(&error)),
+        Err(_) => Err(format!("no answer within {} s", ANSWER_WITHIN.as_secs())),
+    }
+}
+
+/// Waits between attempts to reach the database: from 100 ms to 1 s, with jitter, without end.
+pub(super) fn backon_waits() -> impl Iterator<Item = Duration> + Send {
+    use backon::BackoffBuilder as _;
+    backon::ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(1))
+        .with_factor(2.0)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}

@@ -1,0 +1,261 @@
+//! One breaker per destination and relay: opens after failures, lets one probe through, closes on success. While it is open
+//! nothing is claimed for it, so an outage burns no attempt.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::verdict::{Outcome, Reason};
+
+/// Opens after so many failures in a row,
+const IN_A_ROW: u32 = 20;
+/// or when of at least so many attempts
+const AT_LEAST: u32 = 20;
+/// within this time
+const WITHIN: Duration = Duration::from_secs(60);
+/// this share failed.
+const SHARE: f64 = 0.7;
+/// How long it stays open at first; doubles with each failed probe
+const OPEN_FOR: Duration = Duration::from_secs(30);
+/// up to this.
+const OPEN_AT_MOST: Duration = Duration::from_secs(300);
+/// A probe that was let through and never reported back counts as lost after this time.
+const PROBE_LOST: Duration = Duration::from_secs(90);
+
+/// What a breaker lets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gate {
+    Closed,
+    /// Nothing before this instant.
+    Open(Instant),
+    /// One delivery may be tried.
+    Probe,
+}
+
+/// What recording an attempt changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    None,
+    Opened(Duration),
+    Closed,
+}
+
+/// All breakers of a relay.
+#[derive(Debug, Default)]
+pub(crate) struct Breakers {
+    breakers: Mutex<HashMap<Arc<str>, Breaker>>,
+}
+
+#[derive(Debug)]
+struct Breaker {
+    state: State,
+    failures_in_a_row: u32,
+    window_began: Instant,
+    attempts: u32,
+    failures: u32,
+}
+
+#[derive(Debug)]
+enum State {
+    Closed,
+    Open { until: Instant, length: Duration },
+    Probing { since: Instant, length: Duration },
+}
+
+impl Breakers {
+    fn breakers(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Breaker>> {
+        self.breakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What may be sent now. Does not take the probe.
+    pub(crate) fn gate(&self, destination: &str, now: Instant) -> Gate {
+        self.breakers().get(destination).map_or(Gate::Closed, |breaker| breaker.gate(now))
+    }
+
+    /// The probe is under way: nothing else is sent until it reports.
+    pub(crate) fn begin_probe(&self, destination: &str, now: Instant) {
+        if let Some(breaker) = self.breakers().get_mut(destination)
+            && let State::Open { length, .. } | State::Probing { length, .. } = breaker.state
+        {
+            breaker.state = State::Probing { since: now, length };
+        }
+    }
+
+    /// Records what became of an attempt.
+    pub(crate) fn record(&self, destination: &Arc<str>, outcome: &Outcome, now: Instant) -> Change {
+        let Some(failed) = speaks_of_the_destination(outcome) else { return Change::None };
+        let mut breakers = self.breakers();
+        if !failed && !breakers.contains_key(destination) {
+            return Change::None;
+        }
+        breakers.entry(destination.clone()).or_insert_with(|| Breaker::new(now)).record(failed, now)
+    }
+
+    /// Breakers that are not closed, by destination.
+    pub(crate) fn open(&self) -> HashMap<Arc<str>, &'static str> {
+        self.breakers()
+            .iter()
+            .filter_map(|(destination, breaker)| match breaker.state {
+                State::Closed => None,
+                State::Open { .. } => Some((destination.clone(), "open")),
+                State::Probing { .. } => Some((destination.clone(), "half_open")),
+            })
+            .collect()
+    }
+
+    /// Forgets destinations that no subscription has any more.
+    pub(crate) fn keep_only(&self, wanted: impl Fn(&str) -> bool) {
+        self.breakers().retain(|destination, _| wanted(destination));
+    }
+}
+
+/// Whether an outcome says that the destination failed (true), works (false), or nothing about it.
+fn speaks_of_the_destination(outcome: &Outcome) -> Option<bool> {
+    match outcome {
+        Outcome::Delivered | Outcome::Gone => Some(false),
+        Outcome::Rejected { reason } | Outcome::Retry { reason, .. } => match reason {
+            Reason::DnsFailed
+            | Reason::ConnectFailed
+            | Reason::TlsFailed
+            | Reason::ForbiddenAddress
+            | Reason::Timeout
+            | Reason::BrokenAnswer
+            | Reason::ServerError
+            | Reason::RateLimited => Some(true),
+            Reason::ClientError => Some(false),
+            Reason::Redirect
+            | Reason::Gone
+            | Reason::SecretMissing
+            | Reason::BodyTooLarge
+            | Reason::HandlerFailed
+            | Reason::SinkPanicked
+            | Reason::LeaseLost
+            | Reason::RelayStopped
+            | Reason::RelayKilled
+            | Reason::Expired
+            | Reason::EventUnreadable => None,
+        },
+    }
+}
+
+impl Breaker {
+    fn new(now: Instant) -> Self {
+        Self { state: State::Closed, failures_in_a_row: 0, window_began: now, attempts: 0, failures: 0 }
+    }
+
+    fn gate(&self, now: Instant) -> Gate {
+        match self.state {
+            State::Closed => Gate::Closed,
+            State::Open { until, .. } if now < until => Gate::Open(until),
+            State::Open { .. } => Gate::Probe,
+            State::Probing { since, .. } if now < since + PROBE_LOST => Gate::Open(since + PROBE_LOST),
+            State::Probing { .. } => Gate::Probe,
+        }
+    }
+
+    fn record(&mut self, failed: bool, now: Instant) -> Change {
+        match self.state {
+            State::Closed => {
+                if now.duration_since(self.window_began) > WITHIN {
+                    (self.window_began, self.attempts, self.failures) = (now, 0, 0);
+                }
+                self.attempts += 1;
+                if !failed {
+                    self.failures_in_a_row = 0;
+                    return Change::None;
+                }
+                self.failures += 1;
+                self.failures_in_a_row += 1;
+                let many = self.attempts >= AT_LEAST && f64::from(self.failures) >= SHARE * f64::from(self.attempts);
+                if self.failures_in_a_row >= IN_A_ROW || many { self.open(OPEN_FOR, now) } else { Change::None }
+            }
+            State::Probing { .. } if !failed => {
+                *self = Self::new(now);
+                Change::Closed
+            }
+            State::Probing { length, .. } => self.open((length * 2).min(OPEN_AT_MOST), now),
+            // Stragglers that were in flight when it opened decide nothing.
+            State::Open { .. } => Change::None,
+        }
+    }
+
+    fn open(&mut self, length: Duration, now: Instant) -> Change {
+        self.state = State::Open { until: now + length, length };
+        Change::Opened(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAILED: Outcome = Outcome::Retry { reason: Reason::ServerError, after: None };
+
+    fn tripped(breakers: &Breakers, there: &Arc<str>, now: Instant) {
+        for _ in 0..IN_A_ROW {
+            breakers.record(there, &FAILED, now);
+        }
+    }
+
+    #[test]
+    fn it_opens_after_twenty_failures_in_a_row_and_not_before() {
+        let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+        for _ in 1..IN_A_ROW {
+            assert_eq!(breakers.record(&there, &FAILED, now), Change::None);
+        }
+        assert_eq!(breakers.gate(&there, now), Gate::Closed);
+        assert_eq!(breakers.record(&there, &FAILED, now), Change::Opened(OPEN_FOR));
+        assert_eq!(breakers.gate(&there, now), Gate::Open(now + OPEN_FOR));
+        assert_eq!(breakers.gate("https://b", now), Gate::Closed);
+    }
+
+    #[test]
+    fn it_opens_when_most_of_a_minute_failed() {
+        let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+        let mut opened = false;
+        for round in 0..40 {
+            let outcome = if round % 5 == 4 { Outcome::Delivered } else { FAILED };
+            opened |= matches!(breakers.record(&there, &outcome, now), Change::Opened(_));
+        }
+        assert!(opened);
+    }
+
+    #[test]
+    fn one_probe_goes_through_and_decides() {
+        let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+        tripped(&breakers, &there, now);
+        let later = now + OPEN_FOR;
+        assert_eq!(breakers.gate(&there, later), Gate::Probe);
+        breakers.begin_probe(&there, later);
+        assert!(matches!(breakers.gate(&there, later), Gate::Open(_)), "only one");
+        assert_eq!(breakers.record(&there, &FAILED, later), Change::Opened(OPEN_FOR * 2));
+        let later = later + OPEN_FOR * 2;
+        breakers.begin_probe(&there, later);
+        assert_eq!(breakers.record(&there, &Outcome::Delivered, later), Change::Closed);
+        assert_eq!(breakers.gate(&there, later), Gate::Closed);
+    }
+
+    #[test]
+    fn it_never_stays_open_longer_than_five_minutes() {
+        let (breakers, there, mut now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+        tripped(&breakers, &there, now);
+        for _ in 0..10 {
+            let Gate::Open(until) = breakers.gate(&there, now) else { panic!("open") };
+            assert!(until - now <= OPEN_AT_MOST);
+            now = until;
+            breakers.begin_probe(&there, now);
+            breakers.record(&there, &FAILED, now);
+        }
+    }
+
+    #[test]
+    fn an_answer_about_one_event_does_not_open_it() {
+        let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+        for _ in 0..100 {
+            breakers.record(&there, &Outcome::Retry { reason: Reason::ClientError, after: None }, now);
+        }
+        assert_eq!(breakers.gate(&there, now), Gate::Closed);
+    }
+}

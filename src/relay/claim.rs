@@ -1,0 +1,189 @@
+//! Due deliveries to leases, as many as there is room for: retries, backlog, and what dead relays left.
+//! A crash here costs the wait of one lease.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use uuid::Uuid;
+
+use super::{
+    Shared,
+    breaker::Gate,
+    deliver::{Deliver, Leased},
+    permits::Permit,
+};
+use crate::{
+    delivery::Delivery,
+    store::{Claim, Claimed, Error},
+    subscription::Subscription,
+};
+
+/// Claimed for one subscription in one statement at most.
+const AT_ONCE: u32 = 500;
+/// Subscriptions asked for in one statement at most.
+const SUBSCRIPTIONS_AT_ONCE: usize = 500;
+/// Deliveries of a deleted subscription that are cancelled in one statement.
+const ORPHANS_AT_ONCE: i64 = 5_000;
+/// Rows may become visible so much later than their due time says: the longest a statement of a relay can take.
+const LATE: Duration = Duration::from_secs(15);
+
+/// Asks the database which subscriptions have due deliveries, whoever made them.
+pub(super) async fn look_for_due(shared: &Shared, everything: bool, now: Instant) -> Result<(), Error> {
+    let since = (!everything).then(|| shared.clock.now() - shared.settings.poll.unwrap_or(LATE) * 2 - LATE);
+    for due in shared.store.find_due(since).await? {
+        if shared.index.load().get(due.subscription_id).is_none() {
+            cancel_orphans(shared, due.subscription_id).await?;
+        } else if due.due_in <= 0.0 {
+            shared.agenda.fall_behind(due.subscription_id);
+        } else if due.due_in < 3_600.0 {
+            shared.agenda.note(due.subscription_id, now + Duration::from_secs_f64(due.due_in));
+        }
+    }
+    Ok(())
+}
+
+async fn cancel_orphans(shared: &Shared, subscription: i64) -> Result<(), Error> {
+    let cancelled = shared.store.cancel_orphans(subscription, ORPHANS_AT_ONCE).await?;
+    if cancelled > 0 {
+        tracing::info!(subscription, cancelled, "the subscription was deleted: what it was owed is cancelled");
+    }
+    Ok(())
+}
+
+/// Claims for every subscription that has something due and room for it. Returns how many deliveries took off.
+pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usize, Error> {
+    let due = shared.agenda.take_due(Instant::now());
+    if due.is_empty() {
+        return Ok(0);
+    }
+    let mut wanted: Vec<(Claim, Arc<Subscription>, Vec<Permit>)> = Vec::new();
+    for id in due {
+        let index = shared.index.load();
+        let Some(subscription) = index.get(id) else {
+            shared.agenda.catch_up(id);
+            continue;
+        };
+        if let Some(room) = room(shared, subscription) {
+            let permits = shared.permits.take(id, subscription.own_limit(), room);
+            if permits.is_empty() {
+                shared.agenda.fall_behind(id);
+            } else {
+                let room = u32::try_from(permits.len()).unwrap_or(u32::MAX);
+                wanted.push((Claim { subscription: id, room, since: shared.agenda.since(id) }, subscription.clone(), permits));
+            }
+        }
+    }
+    let mut taken = 0;
+    while !wanted.is_empty() {
+        let part = wanted.split_off(wanted.len().saturating_sub(SUBSCRIPTIONS_AT_ONCE));
+        taken += claim_part(shared, deliver, part).await?;
+    }
+    Ok(taken)
+}
+
+/// How many to ask for; `None`: nothing may be sent now, and the agenda knows when to ask again.
+fn room(shared: &Shared, subscription: &Subscription) -> Option<u32> {
+    let id = subscription.row.id;
+    let now = Instant::now();
+    if !subscription.may_send() {
+        shared.agenda.catch_up(id); // resuming it reloads it, and that puts it back on the agenda
+        return None;
+    }
+    if let Some(pause) = subscription.row.paused_until.and_then(|until| (until - shared.clock.now()).to_std().ok()) {
+        shared.agenda.catch_up(id);
+        shared.agenda.note(id, now + pause);
+        return None;
+    }
+    let gate = subscription.outlet.destination().map_or(Gate::Closed, |destination| shared.breakers.gate(destination, now));
+    match gate {
+        Gate::Closed => Some(AT_ONCE),
+        Gate::Probe => Some(1),
+        Gate::Open(until) => {
+            shared.agenda.catch_up(id);
+            shared.agenda.note(id, until);
+            None
+        }
+    }
+}
+
+async fn claim_part(shared: &Arc<Shared>, deliver: &Deliver, wanted: Vec<(Claim, Arc<Subscription>, Vec<Permit>)>) -> Result<usize, Error> {
+    let claims: Vec<Claim> = wanted.iter().map(|(claim, ..)| *claim).collect();
+    let token = Uuid::new_v4();
+    let began = Instant::now();
+    let started = shared.clock.now();
+    let claimed = match shared.store.claim_deliveries(&claims, token, shared.settings.lease).await {
+        Ok(claimed) => claimed,
+        Err(error) => {
+            claims.iter().for_each(|claim| shared.agenda.fall_behind(claim.subscription));
+            return Err(error);
+        }
+    };
+    let mut by_subscription: HashMap<i64, Vec<Claimed>> = HashMap::new();
+    for row in claimed {
+        by_subscription.entry(row.subscription_id).or_default().push(row);
+    }
+    let mut leased = Vec::new();
+    let mut expired = 0;
+    for (claim, subscription, mut permits) in wanted {
+        let rows = by_subscription.remove(&claim.subscription).unwrap_or_default();
+        if rows.len() < permits.len() {
+            shared.agenda.catch_up(claim.subscription);
+            // Everything due before now has been seen; what committed late is within the margin.
+            shared.agenda.look_from(claim.subscription, started - LATE);
+        } else {
+            shared.agenda.fall_behind(claim.subscription);
+        }
+        if rows.is_empty() {
+            continue;
+        }
+        if let Some(destination) = subscription.outlet.destination()
+            && shared.breakers.gate(destination, began) == Gate::Probe
+        {
+            shared.breakers.begin_probe(destination, began);
+        }
+        for row in rows {
+            expired += usize::from(row.unfinished > 0);
+            if let Some(permit) = permits.pop() {
+                leased.push((row, subscription.clone(), permit));
+            }
+        }
+    }
+    if leased.is_empty() {
+        return Ok(0);
+    }
+    shared.telemetry.claimed(leased.len(), expired);
+    let count = leased.len();
+    let deliveries = load(shared, leased, token).await?;
+    deliver.take_off(deliveries, began).await?;
+    Ok(count)
+}
+
+/// Reads the events of claimed rows, each once. An event that is no longer in the log becomes an empty one, to be given up.
+async fn load(shared: &Shared, rows: Vec<(Claimed, Arc<Subscription>, Permit)>, token: Uuid) -> Result<Vec<Leased>, Error> {
+    let positions: Vec<i64> = rows.iter().map(|(row, ..)| row.position).collect::<HashSet<_>>().into_iter().collect();
+    let times = || rows.iter().map(|(row, ..)| row.created_at);
+    let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
+    let events: HashMap<i64, Arc<_>> =
+        shared.store.load_events(&positions, span).await?.into_iter().map(|(at, event)| (at, Arc::new(event))).collect();
+    Ok(rows
+        .into_iter()
+        .map(|(row, subscription, permit)| {
+            let found = events.get(&row.position).cloned();
+            Leased {
+                payload_read: true,
+                delivery: Delivery {
+                    id: row.id,
+                    event: found.unwrap_or_else(|| Arc::new(super::deliver::missing_event(&row))),
+                    subscription,
+                    attempt: u32::try_from(row.attempt).unwrap_or(u32::MAX),
+                    lease_token: token,
+                    unfinished: u32::try_from(row.unfinished).unwrap_or(u32::MAX),
+                },
+                permit,
+            }
+        })
+        .collect())
+}

@@ -1,0 +1,159 @@
+//! Leases to outcomes. No transaction is open; every attempt has a deadline. A crash here costs a repeated delivery for each
+//! permit taken.
+
+use std::{
+    collections::{HashMap, HashSet},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt as _;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Shared, permits::Permit};
+use crate::{
+    delivery::Delivery,
+    event::Event,
+    sinks::Report,
+    store::{Claimed, Error},
+    verdict::{Outcome, Reason},
+};
+
+/// No attempt may take longer, whatever its sink says.
+const LONGEST_ATTEMPT: Duration = Duration::from_secs(60);
+/// A delivery whose claims ended so often without a verdict is given up unsent.
+const UNFINISHED_AT_MOST: u32 = 3;
+/// Deliveries whose last claim ended without a verdict fly with so many of their kind at most,
+const SUSPECTS: u32 = 8;
+
+/// A delivery about to take off.
+#[derive(Debug)]
+pub(super) struct Leased {
+    pub(super) delivery: Delivery,
+    /// Large payloads are read only now.
+    pub(super) payload_read: bool,
+    pub(super) permit: Permit,
+}
+
+/// A delivery that has landed.
+#[derive(Debug)]
+pub(super) struct Landed {
+    pub(super) delivery: Delivery,
+    pub(super) report: Report,
+    pub(super) took: Duration,
+    /// Whether this attempt counts: nothing was tried if not.
+    pub(super) counts: bool,
+    /// Given back when the verdict is committed, by dropping this.
+    _permit: Permit,
+}
+
+/// The deliver stage.
+#[derive(Debug, Clone)]
+pub(super) struct Deliver {
+    shared: Arc<Shared>,
+    attempts: TaskTracker,
+    outcomes: mpsc::Sender<Landed>,
+    stop: CancellationToken,
+    suspects: Arc<Semaphore>,
+}
+
+/// What stands in for an event that is no longer in the log.
+pub(super) fn missing_event(row: &Claimed) -> Event {
+    Event {
+        id: uuid::Uuid::nil(),
+        position: row.position,
+        created_at: row.created_at,
+        topic: String::new(),
+        key: None,
+        payload: String::new(),
+        headers: String::new(),
+        organization: None,
+        source: None,
+        user_id: None,
+        schema_version: None,
+    }
+}
+
+impl Deliver {
+    pub(super) fn new(shared: Arc<Shared>, attempts: TaskTracker, outcomes: mpsc::Sender<Landed>, stop: CancellationToken) -> Self {
+        Self { shared, attempts, outcomes, stop, suspects: Arc::new(Semaphore::new(SUSPECTS as usize)) }
+    }
+
+    /// Starts an attempt for each. `given`: when their leases were given, by our monotonic clock.
+    pub(super) async fn take_off(&self, mut leased: Vec<Leased>, given: Instant) -> Result<(), Error> {
+        self.read_payloads(&mut leased).await?;
+        for Leased { delivery, permit, .. } in leased {
+            // Already in the air under an older lease of ours: that attempt goes on, and this lease runs out.
+            let Some(lost) = self.shared.leases.hold(delivery.id, delivery.lease_token, given) else { continue };
+            let this = self.clone();
+            self.attempts.spawn(async move { this.attempt(delivery, permit, given, &lost).await });
+        }
+        Ok(())
+    }
+
+    async fn read_payloads(&self, leased: &mut [Leased]) -> Result<(), Error> {
+        let missing: HashSet<i64> = leased.iter().filter(|one| !one.payload_read).map(|one| one.delivery.event.position).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let times = || leased.iter().filter(|one| !one.payload_read).map(|one| one.delivery.event.created_at);
+        let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
+        let positions: Vec<i64> = missing.into_iter().collect();
+        let events: HashMap<i64, Arc<Event>> =
+            self.shared.store.load_events(&positions, span).await?.into_iter().map(|(at, event)| (at, Arc::new(event))).collect();
+        for one in leased.iter_mut().filter(|one| !one.payload_read) {
+            if let Some(event) = events.get(&one.delivery.event.position) {
+                one.delivery.event = event.clone();
+            }
+        }
+        Ok(())
+    }
+
+    async fn attempt(self, delivery: Delivery, permit: Permit, given: Instant, lost: &Notify) {
+        let began = Instant::now();
+        let (report, counts) = tokio::select! {
+            result = self.try_it(&delivery, given) => result,
+            () = lost.notified() => (cut_off(Reason::LeaseLost), true),
+            () = self.stop.cancelled() => (cut_off(Reason::RelayStopped), true),
+        };
+        let took = began.elapsed();
+        if counts {
+            self.shared.telemetry.attempted(&delivery, &report, took);
+        }
+        // Settling outlives the attempts; there is room, for the queue is as long as there are permits.
+        let _ = self.outcomes.send(Landed { delivery, report, took, counts, _permit: permit }).await;
+    }
+
+    async fn try_it(&self, delivery: &Delivery, given: Instant) -> (Report, bool) {
+        if delivery.event.id.is_nil() && delivery.event.topic.is_empty() {
+            return (Outcome::Rejected { reason: Reason::EventUnreadable }.into(), true);
+        }
+        if delivery.unfinished >= UNFINISHED_AT_MOST {
+            return (Outcome::Rejected { reason: Reason::RelayKilled }.into(), false);
+        }
+        // What may have killed a relay flies with few of its kind, the second time alone.
+        let _lane = match delivery.unfinished {
+            0 => None,
+            1 => self.suspects.acquire().await.ok(),
+            _ => self.suspects.acquire_many(SUSPECTS).await.ok(),
+        };
+        // Others may take it over soon: too late to begin.
+        if delivery.unfinished == 0 && given.elapsed() >= self.shared.settings.lease * 2 / 3 {
+            return (Outcome::Retry { reason: Reason::LeaseLost, after: None }.into(), false);
+        }
+        let outlet = &delivery.subscription.outlet;
+        let deadline = outlet.deadline().min(LONGEST_ATTEMPT);
+        match tokio::time::timeout(deadline, AssertUnwindSafe(outlet.send(delivery)).catch_unwind()).await {
+            Ok(Ok(report)) => (report, true),
+            Ok(Err(_)) => (Outcome::Retry { reason: Reason::SinkPanicked, after: None }.into(), true),
+            Err(_) => (cut_off(Reason::Timeout), true),
+        }
+    }
+}
+
+/// An attempt that was ended from outside: the destination may have it.
+fn cut_off(reason: Reason) -> Report {
+    Report { ambiguous: true, ..Outcome::Retry { reason, after: None }.into() }
+}

@@ -1,0 +1,68 @@
+//! Gauges, the report of this relay, the clock. A crash here costs nothing.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use crate::store::RelayReport;
+
+/// How often the relay reports what it did.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// In how many rounds the backlog is measured and the clock compared once.
+const MEASURE_ROUNDS: u32 = 3;
+
+/// Maintains until the relay is stopped.
+pub(super) async fn maintain(shared: Arc<Shared>, shutdown: CancellationToken) {
+    let mut rounds = tokio::time::interval(REPORT_EVERY);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut round = 0u32;
+    let mut reported: HashMap<i64, (i64, i64, &'static str)> = HashMap::new();
+    loop {
+        tokio::select! {
+            _ = rounds.tick() => {}
+            () = shutdown.cancelled() => return,
+        }
+        shared.telemetry.permits_measured(shared.permits.free(), shared.breakers.open().len());
+        if let Err(error) = report(&shared, &mut reported).await {
+            shared.telemetry.database_failed("maintain", &error);
+        }
+        if round.is_multiple_of(MEASURE_ROUNDS) {
+            match shared.store.measure_backlog().await {
+                Ok(rows) => shared.telemetry.backlog_measured(&rows),
+                Err(error) => shared.telemetry.database_failed("maintain", &error),
+            }
+            match shared.store.inspect().await {
+                Ok(ahead) => shared.set_clock(ahead),
+                Err(error) => shared.telemetry.database_failed("maintain", &error),
+            }
+        }
+        round = round.wrapping_add(1);
+    }
+}
+
+/// Tells the database that this relay lives, and of the subscriptions whose figures changed.
+async fn report(shared: &Shared, reported: &mut HashMap<i64, (i64, i64, &'static str)>) -> Result<(), crate::store::Error> {
+    let open = shared.breakers.open();
+    let index = shared.index.load();
+    let figures: Vec<(i64, i64, i64, &'static str)> = shared
+        .tallies
+        .all()
+        .into_iter()
+        .filter_map(|(id, (delivered, failed))| {
+            let destination = index.get(id)?.outlet.destination();
+            let breaker = destination.and_then(|destination| open.get(destination)).copied().unwrap_or("closed");
+            (reported.get(&id) != Some(&(delivered, failed, breaker))).then_some((id, delivered, failed, breaker))
+        })
+        .collect();
+    let report = RelayReport {
+        relay: shared.settings.name.clone(),
+        uptime: shared.started.elapsed(),
+        permits: i32::try_from(shared.settings.permits).unwrap_or(i32::MAX),
+        in_flight: i32::try_from(shared.leases.count()).unwrap_or(i32::MAX),
+        subscriptions: figures,
+    };
+    shared.store.report_relay(&report).await?;
+    reported.extend(report.subscriptions.iter().map(|&(id, delivered, failed, breaker)| (id, (delivered, failed, breaker))));
+    Ok(())
+}

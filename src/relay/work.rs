@@ -1,0 +1,226 @@
+//! The loop of the working stages: route, claim, and when neither finds anything, await work.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Shared,
+    await_work::{Bell, DOORBELL, MaySleep, backon_waits},
+    claim,
+    deliver::Deliver,
+    reload::Reload,
+    route::{Route, Step},
+};
+use crate::store::Error;
+
+/// A nap shorter than this says that events come so fast that sleeping is not worth the bell.
+const SHORT_NAP: Duration = Duration::from_millis(10);
+/// Then the relay looks again this soon,
+const LINGER: Duration = Duration::from_millis(1);
+/// so many times in vain before it goes to sleep.
+const LOOKS: u32 = 12;
+/// The longest pause between looks while a publisher that did not ring is under way.
+const GENTLE: Duration = Duration::from_millis(20);
+/// With the poll off, due deliveries are looked for this often all the same: leases of relays that died end unheard.
+const DUE_WITHOUT_POLL: Duration = Duration::from_secs(10);
+/// How often the bounds of the scans for due deliveries are forgotten, so that rows below them are found.
+const LOOK_AT_EVERYTHING: Duration = Duration::from_secs(60);
+/// Other relays are woken at most this often when there is more than this one can take.
+const RING_OTHERS: Duration = Duration::from_millis(100);
+
+struct Work {
+    shared: Arc<Shared>,
+    bell: Bell,
+    deliver: Deliver,
+    route: Route,
+    reload: Reload,
+    /// The bell is ours and one more look has been taken: sleep.
+    armed: bool,
+    last_nap: Duration,
+    looks: u32,
+    gentle: Duration,
+    next_poll: Instant,
+    looked_at_everything: Option<Instant>,
+    rang_others: Instant,
+}
+
+/// Works until the relay is stopped.
+pub(super) async fn work(shared: Arc<Shared>, bell: Bell, deliver: Deliver, shutdown: CancellationToken) {
+    let now = Instant::now();
+    let mut work = Work {
+        route: Route::new(shared.clone()),
+        reload: Reload::new(shared.clone()),
+        shared,
+        bell,
+        deliver,
+        armed: false,
+        last_nap: Duration::MAX,
+        looks: 0,
+        gentle: LINGER,
+        next_poll: now,
+        looked_at_everything: None,
+        rang_others: now,
+    };
+    let mut waits = backon_waits();
+    let mut loaded = false;
+    while !shutdown.is_cancelled() {
+        let result = async {
+            if !loaded {
+                work.reload.load().await?;
+                work.shared.telemetry.started(&work.shared.settings.name, work.shared.index.load().iter().count());
+                loaded = true;
+            }
+            work.turn(&shutdown).await
+        };
+        match result.await {
+            Ok(()) => waits = backon_waits(),
+            Err(error) => {
+                work.shared.telemetry.database_failed("work", &error);
+                work.armed = false;
+                work.next_poll = Instant::now();
+                let wait = waits.next().unwrap_or(Duration::from_secs(1));
+                // Stopping is the only thing that may cut the wait short.
+                let _ = tokio::time::timeout(wait, shutdown.cancelled()).await;
+            }
+        }
+    }
+}
+
+impl Work {
+    async fn turn(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
+        if self.bell.missed.swap(false, Ordering::AcqRel) {
+            self.next_poll = Instant::now();
+        }
+        let step = self.route.route(&mut self.reload, &mut self.deliver).await?;
+        if Instant::now() >= self.next_poll {
+            self.look_for_due().await?;
+        }
+        let claimed = claim::claim(&self.shared, &self.deliver).await?;
+        let progress = claimed > 0 || matches!(step, Step::Routed { .. });
+        if progress {
+            self.stay_awake().await;
+            if let Step::Routed { waiting: true, .. } = step {
+                self.ring_others().await;
+            }
+            if let Step::Routed { more: true, .. } = step {
+                self.await_room(shutdown).await;
+            }
+            return Ok(());
+        }
+        match step {
+            Step::NoRoom => {
+                self.stay_awake().await;
+                self.await_room(shutdown).await;
+            }
+            Step::OthersRoute => self.wait(Duration::from_millis(5), shutdown).await,
+            Step::Nothing | Step::Routed { .. } => self.await_work(shutdown).await,
+        }
+        Ok(())
+    }
+
+    /// Found something: publishers need not ring.
+    async fn stay_awake(&mut self) {
+        self.looks = 0;
+        self.gentle = LINGER;
+        if std::mem::take(&mut self.armed) {
+            self.bell.woke().await;
+            self.shared.telemetry.woke();
+        }
+    }
+
+    /// A backlog waits in the log: let a quarter of the permits come back before the next page, or pages become tiny.
+    async fn await_room(&self, shutdown: &CancellationToken) {
+        let permits = &self.shared.permits;
+        let enough = (self.shared.settings.permits / 4).min(self.shared.settings.permits_per_subscription / 2).max(1);
+        let patience = tokio::time::Instant::now() + Duration::from_millis(5);
+        while permits.free() < enough && permits.in_flight() > 0 {
+            tokio::select! {
+                () = permits.freed.notified() => {}
+                () = tokio::time::sleep_until(patience), if permits.free() > 0 => return,
+                () = self.until_due() => return,
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    async fn until_due(&self) {
+        let due = self.shared.agenda.next().map_or(self.next_poll, |due| due.min(self.next_poll));
+        tokio::time::sleep_until(due.into()).await;
+    }
+
+    async fn await_work(&mut self, shutdown: &CancellationToken) {
+        if self.last_nap < SHORT_NAP && self.looks < LOOKS {
+            self.looks += 1;
+            self.wait(LINGER, shutdown).await;
+            return;
+        }
+        match self.bell.may_sleep().await {
+            MaySleep::Yes if !self.armed => self.armed = true, // one more look
+            MaySleep::Yes | MaySleep::OthersWatch | MaySleep::NoBell => self.sleep(shutdown).await,
+            MaySleep::NotYet => {
+                let pause = self.gentle;
+                self.gentle = (self.gentle * 2).min(GENTLE);
+                self.wait(pause, shutdown).await;
+            }
+        }
+    }
+
+    async fn sleep(&mut self, shutdown: &CancellationToken) {
+        self.shared.telemetry.slept();
+        let began = Instant::now();
+        let is_behind = self.shared.agenda.count_behind() > 0;
+        tokio::select! {
+            () = self.bell.rung.notified() => {
+                self.last_nap = began.elapsed();
+                self.looks = 0;
+                self.gentle = LINGER;
+                if std::mem::take(&mut self.armed) {
+                    self.bell.woke().await;
+                }
+            }
+            () = self.until_due() => self.last_nap = Duration::MAX,
+            () = self.shared.permits.freed.notified(), if is_behind => {}
+            () = shutdown.cancelled() => {}
+        }
+        self.shared.telemetry.woke();
+    }
+
+    async fn wait(&self, pause: Duration, shutdown: &CancellationToken) {
+        tokio::select! {
+            () = self.bell.rung.notified() => {}
+            () = tokio::time::sleep_until((Instant::now() + pause).into()) => {}
+            () = self.until_due() => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+
+    /// The fallback poll: which subscriptions have due deliveries, whoever made them.
+    async fn look_for_due(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        let everything = self.looked_at_everything.is_none_or(|then| now.duration_since(then) >= LOOK_AT_EVERYTHING);
+        if everything {
+            self.shared.agenda.look_at_everything();
+        }
+        claim::look_for_due(&self.shared, everything, now).await?;
+        if everything {
+            self.looked_at_everything = Some(now);
+        }
+        let poll = self.shared.settings.poll.unwrap_or(DUE_WITHOUT_POLL);
+        // Relays that started together should not poll together.
+        self.next_poll = now + poll.mul_f64(0.9 + 0.2 * rand::random::<f64>());
+        Ok(())
+    }
+
+    async fn ring_others(&mut self) {
+        if self.rang_others.elapsed() >= RING_OTHERS {
+            self.rang_others = Instant::now();
+            if let Err(error) = self.shared.store.ring(DOORBELL).await {
+                self.shared.telemetry.database_failed("await_work", &error);
+            }
+        }
+    }
+}

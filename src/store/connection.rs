@@ -1,0 +1,241 @@
+//! Pools of connections with the relay's settings, replaced as a whole when one of them cannot be trusted.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use sqlx::{
+    ConnectOptions as _, PgConnection, PgPool, Postgres, Row as _, Transaction,
+    pool::PoolConnection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use super::error::{Error, Kind};
+
+/// No statement of the relay may take longer, network included.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(12);
+/// A connection must be made within this time.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// What every connection of a relay sets. The `enable_*` switches leave the planner only the plans that stay good when the
+/// statistics of these queue tables lie; JIT would fire on the costs they inflate.
+const SETTINGS: &[(&str, &str)] = &[
+    ("statement_timeout", "10s"),
+    ("lock_timeout", "2s"),
+    ("idle_in_transaction_session_timeout", "15s"),
+    ("tcp_keepalives_idle", "15"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
+    ("tcp_user_timeout", "20s"),
+    ("client_connection_check_interval", "5s"),
+    ("TimeZone", "UTC"),
+    ("search_path", "pg_catalog,outbox,pg_temp"),
+    ("synchronous_commit", "on"),
+    ("default_transaction_isolation", "read committed"),
+    ("jit", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+];
+
+/// How a relay connects.
+#[derive(Debug, Clone)]
+pub struct ConnectionSettings {
+    /// Where to.
+    pub options: PgConnectOptions,
+    /// The relay's name, shown in `pg_stat_activity`.
+    pub relay: String,
+    /// Connections for routing, claiming and reading.
+    pub pool_size: u32,
+    /// Through a transaction pooler: no prepared statements, settings per transaction.
+    pub pooler: bool,
+    /// Accept a superuser.
+    pub allow_superuser: bool,
+}
+
+/// The relay's database.
+#[derive(Debug)]
+pub struct Store {
+    settings: ConnectionSettings,
+    /// Routing, claiming, reading.
+    work: ArcSwap<PgPool>,
+    /// Settling and renewing: never queued behind the others.
+    reserved: ArcSwap<PgPool>,
+}
+
+/// One connection for one or a few statements; in pooler mode a transaction that carries the settings.
+pub(super) enum Session {
+    Plain(PoolConnection<Postgres>),
+    Transaction(Transaction<'static, Postgres>),
+}
+
+impl Session {
+    pub(super) fn connection(&mut self) -> &mut PgConnection {
+        match self {
+            Self::Plain(connection) => connection,
+            Self::Transaction(transaction) => transaction,
+        }
+    }
+
+    pub(super) async fn finish(self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Transaction(transaction) => transaction.commit().await,
+        }
+    }
+}
+
+/// Which pool a statement uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    Work,
+    Reserved,
+}
+
+impl Store {
+    /// Connects and checks the database.
+    ///
+    /// # Errors
+    /// When it cannot be reached, is not migrated, is read-only, or the login is a superuser and that was not allowed.
+    pub async fn connect(settings: ConnectionSettings) -> Result<Self, Error> {
+        let store = Self {
+            work: ArcSwap::from_pointee(pool(&settings, settings.pool_size)),
+            reserved: ArcSwap::from_pointee(pool(&settings, 2)),
+            settings,
+        };
+        store.inspect().await?;
+        Ok(store)
+    }
+
+    /// Options for a connection of the listener's own.
+    #[must_use]
+    pub fn listener_options(&self, options: &PgConnectOptions) -> PgConnectOptions {
+        with_settings(options.clone(), &format!("{}/listener", self.settings.relay), false)
+    }
+
+    /// Whether statements go through a transaction pooler.
+    #[must_use]
+    pub fn is_pooled(&self) -> bool {
+        self.settings.pooler
+    }
+
+    /// Asks the database whether it can be worked with, and returns how far its clock is ahead of ours, in seconds.
+    ///
+    /// # Errors
+    /// Says what is wrong with it and what to do.
+    pub async fn inspect(&self) -> Result<f64, Error> {
+        const DOING: &str = "checking the database";
+        let row = self
+            .limited(DOING, async {
+                let mut session = self.session(Lane::Work).await?;
+                let row = sqlx::query(include_str!("../../sql/inspect_connection.sql"))
+                    .persistent(!self.settings.pooler)
+                    .fetch_one(session.connection())
+                    .await?;
+                session.finish().await?;
+                Ok(row)
+            })
+            .await?;
+        let read = |error| Error::database(DOING, error);
+        if !row.try_get::<bool, _>("migrated").map_err(read)? {
+            return Err(Error::unsuitable(DOING, "schema outbox is missing or incomplete; run `pgoutbox migrate`"));
+        }
+        if row.try_get::<bool, _>("in_recovery").map_err(read)? || row.try_get::<bool, _>("read_only").map_err(read)? {
+            return Err(Error::unsuitable(DOING, "the server is read-only (a standby?); point database.url at the primary"));
+        }
+        if row.try_get::<i32, _>("server_version").map_err(read)? < 140_000 {
+            return Err(Error::unsuitable(DOING, "PostgreSQL 14 or newer is needed"));
+        }
+        if row.try_get::<bool, _>("superuser").map_err(read)? && !self.settings.allow_superuser {
+            return Err(Error::unsuitable(
+                DOING,
+                "the login is a superuser; use a login that is a member of outbox_relay (`grant outbox_relay to …`), or set database.allow_superuser = true",
+            ));
+        }
+        let ours = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        Ok(row.try_get::<f64, _>("clock").map_err(read)? - ours)
+    }
+
+    /// Takes a connection with the relay's settings in force.
+    pub(super) async fn session(&self, lane: Lane) -> Result<Session, sqlx::Error> {
+        let pool = self.pool(lane);
+        if self.settings.pooler { Ok(Session::Transaction(self.begin_on(&pool).await?)) } else { Ok(Session::Plain(pool.acquire().await?)) }
+    }
+
+    /// Begins a transaction with the relay's settings in force.
+    pub(super) async fn begin(&self, lane: Lane) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        self.begin_on(&self.pool(lane)).await
+    }
+
+    async fn begin_on(&self, pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        let mut transaction = pool.begin().await?;
+        if self.settings.pooler {
+            let (names, values): (Vec<_>, Vec<_>) =
+                SETTINGS.iter().filter(|(name, _)| !name.starts_with("default_")).map(|(name, value)| (*name, (*value).to_owned())).unzip();
+            sqlx::query("select set_config(name, value, true) from unnest($1::text[], $2::text[]) as setting (name, value)")
+                .bind(names)
+                .bind(values)
+                .persistent(false)
+                .execute(&mut *transaction)
+                .await?;
+        }
+        Ok(transaction)
+    }
+
+    fn pool(&self, lane: Lane) -> Arc<PgPool> {
+        match lane {
+            Lane::Work => self.work.load_full(),
+            Lane::Reserved => self.reserved.load_full(),
+        }
+    }
+
+    /// Runs one exchange with the database under the relay's own limit. After an error that makes connections suspect, all
+    /// of them are replaced: an idle one may hang in a network that is gone, or lead to a server that is now a standby.
+    pub(super) async fn limited<T>(&self, doing: &'static str, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {
+        let result = match tokio::time::timeout(STATEMENT_LIMIT, work).await {
+            Ok(result) => result.map_err(|error| Error::database(doing, error)),
+            Err(_) => Err(Error::deadline(doing, STATEMENT_LIMIT.as_secs())),
+        };
+        if result.as_ref().is_err_and(|error| error.kind() == Kind::Connection) {
+            self.replace_pools();
+        }
+        result
+    }
+
+    fn replace_pools(&self) {
+        for (slot, size) in [(&self.work, self.settings.pool_size), (&self.reserved, 2)] {
+            // The old pool closes when its last connection comes back.
+            drop(slot.swap(Arc::new(pool(&self.settings, size))));
+        }
+    }
+
+    /// Gives back every connection.
+    pub async fn close(&self) {
+        self.work.load().close().await;
+        self.reserved.load().close().await;
+    }
+
+    pub(super) fn is_persistent(&self) -> bool {
+        !self.settings.pooler
+    }
+}
+
+fn pool(settings: &ConnectionSettings, size: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(size)
+        .acquire_timeout(CONNECT_LIMIT)
+        .idle_timeout(Duration::from_secs(600))
+        .max_lifetime(Duration::from_secs(3_600))
+        // One more round trip for each statement would double the cost of the small ones; a dead connection is noticed
+        // by the statement itself and replaced with all the others.
+        .test_before_acquire(false)
+        .connect_lazy_with(with_settings(settings.options.clone(), &settings.relay, settings.pooler))
+}
+
+fn with_settings(options: PgConnectOptions, relay: &str, pooler: bool) -> PgConnectOptions {
+    // The stages say what they did; a line for each statement would be a line for each query of an idle poll.
+    let options = options.disable_statement_logging().application_name(&format!("pgoutbox/{}/{relay}", env!("CARGO_PKG_VERSION")));
+    // A transaction pooler may refuse start-up options; there they are set in each transaction.
+    if pooler { options } else { options.options(SETTINGS.iter().copied()) }
+}

@@ -1,0 +1,434 @@
+//! Claiming, loading, settling, renewing, and what maintenance reads and writes about deliveries.
+
+use std::{collections::HashMap, time::Duration};
+
+use chrono::{DateTime, Utc};
+use sqlx::{FromRow, PgConnection, Row as _, postgres::PgRow};
+use uuid::Uuid;
+
+use super::{
+    connection::{Lane, Store},
+    error::Error,
+};
+use crate::event::Event;
+
+/// What to claim for one subscription.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim {
+    /// For whom.
+    pub subscription: i64,
+    /// At most so many.
+    pub room: u32,
+    /// Look at due times from here on.
+    pub since: Option<DateTime<Utc>>,
+}
+
+/// A claimed row.
+#[derive(Debug, Clone, FromRow)]
+pub struct Claimed {
+    /// Row of `outbox.deliveries`.
+    pub id: i64,
+    /// To whom.
+    pub subscription_id: i64,
+    /// The event.
+    pub position: i64,
+    /// The event's time.
+    pub created_at: DateTime<Utc>,
+    /// This attempt included.
+    pub attempt: i32,
+    /// Claims before this one that ended without a verdict.
+    pub unfinished: i32,
+}
+
+/// A subscription with outstanding deliveries.
+#[derive(Debug, Clone, FromRow)]
+pub struct DueSubscription {
+    /// Which.
+    pub subscription_id: i64,
+    /// Seconds until its first delivery is due; negative: it is due.
+    pub due_in: f64,
+    /// The database's clock.
+    pub now: DateTime<Utc>,
+}
+
+/// A delivery that is given up.
+#[derive(Debug, Clone)]
+pub struct DeadRow {
+    /// Row of `outbox.deliveries`.
+    pub id: i64,
+    /// Why.
+    pub reason: &'static str,
+    /// The last answer's status code.
+    pub status: Option<i32>,
+    /// The last answer.
+    pub answer: Option<String>,
+}
+
+/// A row for `outbox.attempts`.
+#[derive(Debug, Clone)]
+pub struct AttemptRow {
+    /// Row of `outbox.deliveries`.
+    pub delivery: i64,
+    /// To whom.
+    pub subscription: i64,
+    /// The event.
+    pub position: i64,
+    /// The event's id.
+    pub event: Uuid,
+    /// Which attempt.
+    pub attempt: i32,
+    /// How long it took.
+    pub took: Duration,
+    /// Code of the outcome.
+    pub outcome: &'static str,
+    /// Code of the reason.
+    pub reason: Option<&'static str>,
+    /// The answer's status code.
+    pub status: Option<i32>,
+    /// The answer.
+    pub answer: Option<String>,
+    /// The destination may have acted.
+    pub ambiguous: bool,
+    /// The verdict changed nothing.
+    pub stale: bool,
+}
+
+/// What is outstanding for a subscription.
+#[derive(Debug, Clone, FromRow)]
+pub struct Backlog {
+    /// Which.
+    pub subscription_id: i64,
+    /// Its name.
+    pub name: String,
+    /// Rows; counting stops at 100,000.
+    pub outstanding: i64,
+    /// Age of the oldest event, in seconds.
+    pub oldest_age: Option<f64>,
+}
+
+/// What a relay says of itself.
+#[derive(Debug, Clone, Default)]
+pub struct RelayReport {
+    /// Its name.
+    pub relay: String,
+    /// How long it has run.
+    pub uptime: Duration,
+    /// All its permits.
+    pub permits: i32,
+    /// Deliveries in flight.
+    pub in_flight: i32,
+    /// Subscription, attempts that succeeded, attempts that failed, breaker.
+    pub subscriptions: Vec<(i64, i64, i64, &'static str)>,
+}
+
+/// Verdicts of one batch, ready to be written.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Delivered.
+    pub delivered: Vec<i64>,
+    /// Again after so many seconds; whether the attempt counts.
+    pub retries: Vec<(i64, f64, bool)>,
+    /// Given up.
+    pub dead: Vec<DeadRow>,
+    /// Held, for the destination is gone.
+    pub gone: Vec<i64>,
+    /// The tokens under which all of them are leased.
+    pub tokens: Vec<Uuid>,
+}
+
+impl Store {
+    /// Which subscriptions have deliveries, and when their first is due.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn find_due(&self, since: Option<DateTime<Utc>>) -> Result<Vec<DueSubscription>, Error> {
+        self.limited("looking for due deliveries", async {
+            let mut session = self.session(Lane::Work).await?;
+            let rows = sqlx::query(include_str!("../../sql/find_due.sql"))
+                .bind(since)
+                .persistent(self.is_persistent())
+                .fetch_all(session.connection())
+                .await?;
+            session.finish().await?;
+            rows.iter().map(DueSubscription::from_row).collect()
+        })
+        .await
+    }
+
+    /// Leases due deliveries.
+    ///
+    /// # Errors
+    /// Those of the database. Whether the claim took place may then be unknown: its leases, if any, run out by themselves.
+    pub async fn claim_deliveries(&self, claims: &[Claim], token: Uuid, lease: Duration) -> Result<Vec<Claimed>, Error> {
+        self.limited("claiming deliveries", async {
+            let mut session = self.session(Lane::Work).await?;
+            let rows = sqlx::query(include_str!("../../sql/claim_deliveries.sql"))
+                .bind(claims.iter().map(|claim| claim.subscription).collect::<Vec<_>>())
+                .bind(claims.iter().map(|claim| i32::try_from(claim.room).unwrap_or(i32::MAX)).collect::<Vec<_>>())
+                .bind(claims.iter().map(|claim| claim.since).collect::<Vec<_>>())
+                .bind(token)
+                .bind(lease.as_secs_f64())
+                .persistent(self.is_persistent())
+                .fetch_all(session.connection())
+                .await?;
+            session.finish().await?;
+            rows.iter().map(Claimed::from_row).collect()
+        })
+        .await
+    }
+
+    /// Events by position. `span`: the first and last of their times.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn load_events(&self, positions: &[i64], span: (DateTime<Utc>, DateTime<Utc>)) -> Result<HashMap<i64, Event>, Error> {
+        self.limited("loading events", async {
+            let mut session = self.session(Lane::Work).await?;
+            let rows = sqlx::query(include_str!("../../sql/load_events.sql"))
+                .bind(positions)
+                .bind(span.0)
+                .bind(span.1)
+                .persistent(self.is_persistent())
+                .fetch_all(session.connection())
+                .await?;
+            session.finish().await?;
+            rows.iter().map(|row| read_event(row).map(|event| (event.position, event))).collect()
+        })
+        .await
+    }
+
+    /// Writes a batch of verdicts in one commit and returns the deliveries whose verdict counted.
+    ///
+    /// # Errors
+    /// Those of the database. Writing the same batch again is safe.
+    pub async fn settle_deliveries(&self, batch: &Batch) -> Result<Vec<i64>, Error> {
+        self.limited("settling deliveries", async {
+            let kinds = [!batch.delivered.is_empty(), !batch.retries.is_empty(), !batch.dead.is_empty(), !batch.gone.is_empty()];
+            if kinds.iter().filter(|&&some| some).count() <= 1 {
+                let mut session = self.session(Lane::Reserved).await?;
+                let settled = self.settle_on(session.connection(), batch).await?;
+                session.finish().await?;
+                Ok(settled)
+            } else {
+                let mut transaction = self.begin(Lane::Reserved).await?;
+                let settled = self.settle_on(&mut transaction, batch).await?;
+                transaction.commit().await?;
+                Ok(settled)
+            }
+        })
+        .await
+    }
+
+    async fn settle_on(&self, connection: &mut PgConnection, batch: &Batch) -> Result<Vec<i64>, sqlx::Error> {
+        let mut settled = Vec::with_capacity(batch.delivered.len());
+        let persistent = self.is_persistent();
+        if !batch.delivered.is_empty() {
+            let rows = sqlx::query(include_str!("../../sql/settle_delivered.sql"))
+                .bind(&batch.delivered)
+                .bind(&batch.tokens)
+                .persistent(persistent)
+                .fetch_all(&mut *connection)
+                .await?;
+            collect_ids(&rows, &mut settled)?;
+        }
+        if !batch.retries.is_empty() {
+            let rows = sqlx::query(include_str!("../../sql/settle_retries.sql"))
+                .bind(batch.retries.iter().map(|retry| retry.0).collect::<Vec<_>>())
+                .bind(&batch.tokens)
+                .bind(batch.retries.iter().map(|retry| retry.1).collect::<Vec<_>>())
+                .bind(batch.retries.iter().map(|retry| retry.2).collect::<Vec<_>>())
+                .persistent(persistent)
+                .fetch_all(&mut *connection)
+                .await?;
+            collect_ids(&rows, &mut settled)?;
+        }
+        if !batch.dead.is_empty() {
+            let rows = sqlx::query(include_str!("../../sql/settle_dead.sql"))
+                .bind(batch.dead.iter().map(|dead| dead.id).collect::<Vec<_>>())
+                .bind(&batch.tokens)
+                .bind(batch.dead.iter().map(|dead| dead.reason).collect::<Vec<_>>())
+                .bind(batch.dead.iter().map(|dead| dead.status).collect::<Vec<_>>())
+                .bind(batch.dead.iter().map(|dead| dead.answer.as_deref()).collect::<Vec<_>>())
+                .persistent(persistent)
+                .fetch_all(&mut *connection)
+                .await?;
+            collect_ids(&rows, &mut settled)?;
+        }
+        if !batch.gone.is_empty() {
+            let rows = sqlx::query(include_str!("../../sql/settle_gone.sql"))
+                .bind(&batch.gone)
+                .bind(&batch.tokens)
+                .persistent(persistent)
+                .fetch_all(&mut *connection)
+                .await?;
+            collect_ids(&rows, &mut settled)?;
+        }
+        Ok(settled)
+    }
+
+    /// Adds to the delivery log.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn record_attempts(&self, attempts: &[AttemptRow], relay: &str) -> Result<(), Error> {
+        self.limited("recording attempts", async {
+            let mut session = self.session(Lane::Reserved).await?;
+            sqlx::query(include_str!("../../sql/record_attempts.sql"))
+                .bind(attempts.iter().map(|made| made.delivery).collect::<Vec<_>>())
+                .bind(attempts.iter().map(|made| made.subscription).collect::<Vec<_>>())
+                .bind(attempts.iter().map(|made| made.position).collect::<Vec<_>>())
+                .bind(attempts.iter().map(|made| made.event).collect::<Vec<_>>())
+                .bind(attempts.iter().map(|made| made.attempt).collect::<Vec<_>>())
+                .bind(attempts.iter().map(|made| made.took.as_secs_f64()).collect::<Vec<_>>())
+                .bind(attempts.iter().map(|made| made.outcome).collect::<Vec<_>>())
+                .bind(attempts.iter().map(|made| made.reason).collect::<Vec<_>>())
+                .bind(attempts.iter().map(|made| made.status).collect::<Vec<_>>())
+                .bind(attempts.iter().map(|made| made.answer.as_deref()).collect::<Vec<_>>())
+                .bind(attempts.iter().map(|made| made.ambiguous).collect::<Vec<_>>())
+                .bind(attempts.iter().map(|made| made.stale).collect::<Vec<_>>())
+                .bind(relay)
+                .persistent(self.is_persistent())
+                .execute(session.connection())
+                .await?;
+            session.finish().await
+        })
+        .await
+    }
+
+    /// Prolongs leases and returns the deliveries that are still ours.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn renew_leases(&self, deliveries: &[i64], tokens: &[Uuid], lease: Duration) -> Result<Vec<i64>, Error> {
+        self.limited("renewing leases", async {
+            let mut session = self.session(Lane::Reserved).await?;
+            let rows = sqlx::query(include_str!("../../sql/renew_leases.sql"))
+                .bind(deliveries)
+                .bind(tokens)
+                .bind(lease.as_secs_f64())
+                .persistent(self.is_persistent())
+                .fetch_all(session.connection())
+                .await?;
+            session.finish().await?;
+            let mut renewed = Vec::with_capacity(rows.len());
+            collect_ids(&rows, &mut renewed)?;
+            Ok(renewed)
+        })
+        .await
+    }
+
+    /// Cancels up to `limit` deliveries of a subscription that no longer exists and returns how many.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn cancel_orphans(&self, subscription: i64, limit: i64) -> Result<u64, Error> {
+        self.limited("cancelling deliveries of a deleted subscription", async {
+            let mut session = self.session(Lane::Work).await?;
+            let done = sqlx::query(include_str!("../../sql/cancel_orphans.sql"))
+                .bind(limit)
+                .bind(subscription)
+                .persistent(self.is_persistent())
+                .execute(session.connection())
+                .await?;
+            session.finish().await?;
+            Ok(done.rows_affected())
+        })
+        .await
+    }
+
+    /// What is outstanding, per subscription.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn measure_backlog(&self) -> Result<Vec<Backlog>, Error> {
+        self.limited("measuring the backlog", async {
+            let mut session = self.session(Lane::Work).await?;
+            let rows = sqlx::query(include_str!("../../sql/measure_backlog.sql"))
+                .persistent(self.is_persistent())
+                .fetch_all(session.connection())
+                .await?;
+            session.finish().await?;
+            rows.iter().map(Backlog::from_row).collect()
+        })
+        .await
+    }
+
+    /// Says that this relay lives and what it did.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn report_relay(&self, report: &RelayReport) -> Result<(), Error> {
+        self.limited("reporting this relay", async {
+            let mut session = self.session(Lane::Work).await?;
+            sqlx::query(include_str!("../../sql/report_relay.sql"))
+                .bind(&report.relay)
+                .bind(env!("CARGO_PKG_VERSION"))
+                .bind(report.uptime.as_secs_f64())
+                .bind(report.permits)
+                .bind(report.in_flight)
+                .bind(report.subscriptions.iter().map(|did| did.0).collect::<Vec<_>>())
+                .bind(report.subscriptions.iter().map(|did| did.1).collect::<Vec<_>>())
+                .bind(report.subscriptions.iter().map(|did| did.2).collect::<Vec<_>>())
+                .bind(report.subscriptions.iter().map(|did| did.3).collect::<Vec<_>>())
+                .persistent(self.is_persistent())
+                .execute(session.connection())
+                .await?;
+            session.finish().await
+        })
+        .await
+    }
+
+    /// Takes this relay off the list of those that run.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn leave_relay(&self, relay: &str) -> Result<(), Error> {
+        self.limited("taking this relay off the list", async {
+            let mut session = self.session(Lane::Work).await?;
+            sqlx::query(include_str!("../../sql/leave_relay.sql"))
+                .bind(relay)
+                .persistent(self.is_persistent())
+                .execute(session.connection())
+                .await?;
+            session.finish().await
+        })
+        .await
+    }
+
+    /// Rings a channel, to wake other relays or to hear oneself.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn ring(&self, channel: &str) -> Result<(), Error> {
+        self.limited("ringing the doorbell", async {
+            let mut session = self.session(Lane::Work).await?;
+            sqlx::query("select pg_notify($1, '')").bind(channel).persistent(self.is_persistent()).execute(session.connection()).await?;
+            session.finish().await
+        })
+        .await
+    }
+}
+
+fn collect_ids(rows: &[PgRow], into: &mut Vec<i64>) -> Result<(), sqlx::Error> {
+    for row in rows {
+        into.push(row.try_get(0)?);
+    }
+    Ok(())
+}
+
+/// The order is that of `load_events.sql`.
+fn read_event(row: &PgRow) -> Result<Event, sqlx::Error> {
+    Ok(Event {
+        position: row.try_get(0)?,
+        created_at: row.try_get(1)?,
+        id: row.try_get(2)?,
+        topic: row.try_get(3)?,
+        key: row.try_get(4)?,
+        organization: row.try_get(5)?,
+        source: row.try_get(6)?,
+        user_id: row.try_get(7)?,
+        schema_version: row.try_get(8)?,
+        headers: row.try_get(9)?,
+        payload: row.try_get(10)?,
+    })
+}

@@ -1,0 +1,94 @@
+//! What can go wrong between the relay and its database.
+
+/// A statement that did not work. Says what was being done; the cause is its source.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}")]
+pub struct Error {
+    doing: &'static str,
+    #[source]
+    source: Source,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Source {
+    #[error("no answer within {0} s")]
+    Deadline(u64),
+    #[error(transparent)]
+    Database(sqlx::Error),
+    #[error("{0}")]
+    Unsuitable(String),
+}
+
+/// What to do about an error: one pure function of its cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The connection, or the server behind it, is not to be trusted: all connections are made anew.
+    Connection,
+    /// The statement may work when tried again: deadlock, lock timeout, disk full, too many connections.
+    Transient,
+    /// The database is not what this relay expects: not migrated, a role without rights, a superuser.
+    Unsuitable,
+}
+
+impl Error {
+    pub(super) fn deadline(doing: &'static str, seconds: u64) -> Self {
+        Self { doing, source: Source::Deadline(seconds) }
+    }
+
+    pub(super) fn unsuitable(doing: &'static str, why: impl Into<String>) -> Self {
+        Self { doing, source: Source::Unsuitable(why.into()) }
+    }
+
+    pub(super) fn database(doing: &'static str, error: sqlx::Error) -> Self {
+        Self { doing, source: Source::Database(error) }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match &self.source {
+            Source::Deadline(_) => Kind::Connection,
+            Source::Unsuitable(_) => Kind::Unsuitable,
+            Source::Database(sqlx::Error::Database(error)) => kind_of_sqlstate(error.code().as_deref().unwrap_or("")),
+            Source::Database(_) => Kind::Connection,
+        }
+    }
+}
+
+/// Which database errors to wait out, and after which no open connection is trusted any more.
+fn kind_of_sqlstate(code: &str) -> Kind {
+    match code {
+        // Read-only after a role flip; the server is shutting down, crashed, or starting; the backend was terminated.
+        "25006" | "57P01" | "57P02" | "57P03" | "57P04" => Kind::Connection,
+        _ if code.starts_with("08") => Kind::Connection,
+        // No such schema, table, column or function; no rights; wrong password.
+        "3F000" | "42P01" | "42703" | "42883" | "42501" | "28000" | "28P01" | "3D000" => Kind::Unsuitable,
+        _ => Kind::Transient,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_flip_and_a_shutdown_make_every_connection_suspect() {
+        for code in ["25006", "57P01", "57P02", "57P03", "08006"] {
+            assert_eq!(kind_of_sqlstate(code), Kind::Connection, "{code}");
+        }
+    }
+
+    #[test]
+    fn locks_deadlocks_and_full_disks_are_waited_out() {
+        for code in ["40P01", "40001", "55P03", "53100", "53300", "57014"] {
+            assert_eq!(kind_of_sqlstate(code), Kind::Transient, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_missing_table_or_right_needs_a_person() {
+        for code in ["42P01", "42501", "28P01"] {
+            assert_eq!(kind_of_sqlstate(code), Kind::Unsuitable, "{code}");
+        }
+    }
+}

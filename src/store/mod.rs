@@ -1,0 +1,13 @@
+//! The only room that talks to the relay's own database: a method for each file in `sql/`. Decides nothing.
+
+mod connection;
+mod deliveries;
+mod error;
+mod routing;
+mod subscriptions;
+
+pub use connection::{ConnectionSettings, Store};
+pub use deliveries::{AttemptRow, Backlog, Batch, Claim, Claimed, DeadRow, DueSubscription, RelayReport};
+pub use error::{Error, Kind};
+pub use routing::{Advance, Cursor, NewDelivery, NewEvent, Read, Routing, Window};
+pub use subscriptions::Loaded;

@@ -1,0 +1,96 @@
+//! Reading the routing table, and the few columns of it that relays write.
+
+use std::time::Duration;
+
+use sqlx::{FromRow, Row as _};
+
+use super::{
+    connection::{Lane, Store},
+    error::Error,
+};
+use crate::subscription::Row;
+
+/// What changed since the last load.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Changed rows.
+    pub rows: Vec<Row>,
+    /// The ids of all rows.
+    pub ids: Vec<i64>,
+    /// The generation they belong to.
+    pub generation: i64,
+    /// To be given to the next load.
+    pub snapshot: String,
+}
+
+impl Store {
+    /// Reads the subscriptions that changed since a snapshot.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn load_subscriptions(&self, since: Option<&str>) -> Result<Loaded, Error> {
+        self.limited("loading subscriptions", async {
+            let mut session = self.session(Lane::Work).await?;
+            let rows = sqlx::query(include_str!("../../sql/load_subscriptions.sql"))
+                .bind(since)
+                .persistent(self.is_persistent())
+                .fetch_all(session.connection())
+                .await?;
+            session.finish().await?;
+            let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+            let mut loaded = Loaded {
+                rows: Vec::new(),
+                ids: first.try_get("ids")?,
+                generation: first.try_get("generation")?,
+                snapshot: first.try_get("snapshot")?,
+            };
+            for row in &rows {
+                if row.try_get::<Option<i64>, _>("id")?.is_some() {
+                    loaded.rows.push(Row::from_row(row)?);
+                }
+            }
+            Ok(loaded)
+        })
+        .await
+    }
+
+    /// Records a judgement of a subscription if it is still in state `from`. Returns whether it was recorded.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn set_subscription_state(&self, id: i64, from: &str, state: &str, reason: Option<&str>) -> Result<bool, Error> {
+        self.limited("recording the state of a subscription", async {
+            let mut session = self.session(Lane::Work).await?;
+            let row = sqlx::query(include_str!("../../sql/set_subscription_state.sql"))
+                .bind(id)
+                .bind(state)
+                .bind(reason)
+                .bind(from)
+                .persistent(self.is_persistent())
+                .fetch_optional(session.connection())
+                .await?;
+            session.finish().await?;
+            Ok(row.is_some())
+        })
+        .await
+    }
+
+    /// Makes all relays wait before they send to a subscription again.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn pause_subscription(&self, id: i64, pause: Duration) -> Result<bool, Error> {
+        self.limited("pausing a subscription", async {
+            let mut session = self.session(Lane::Work).await?;
+            let row = sqlx::query(include_str!("../../sql/pause_subscription.sql"))
+                .bind(id)
+                .bind(pause.as_secs_f64())
+                .persistent(self.is_persistent())
+                .fetch_optional(session.connection())
+                .await?;
+            session.finish().await?;
+            Ok(row.is_some())
+        })
+        .await
+    }
+}
