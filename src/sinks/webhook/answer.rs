@@ -1,0 +1,259 @@
+//! What a destination's answer, or the lack of one, is reported as. Reads no more of an answer than it keeps.
+//! Never here: when to try again; that is the verdict's.
+
+use std::{
+    error::Error,
+    fmt::Write,
+    io,
+    time::{Duration, SystemTime},
+};
+
+use http::{HeaderMap, StatusCode, header};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
+
+use super::target::Target;
+use crate::{
+    egress::ResolveError,
+    sinks::Report,
+    verdict::{LONGEST_PAUSE, Outcome, Reason},
+};
+
+/// So much of an answer is read (bytes)…
+const READ_LIMIT: usize = 16 * 1024;
+/// …and so much of that is kept, escaped (bytes).
+const KEEP_LIMIT: usize = 1024;
+/// The status line has decided; the body may take so much longer before the connection is dropped instead of reused.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Reports an answer. `now`: ours, for answers without a date.
+pub(super) async fn report(response: reqwest::Response, target: &Target, now: SystemTime) -> Report {
+    let status = response.status();
+    let outcome = outcome(status, &target.dead_letter_on, || retry_after(response.headers(), now));
+    // A failure of the server may come after it has acted; a refusal comes before.
+    let ambiguous = status.is_server_error();
+    let answer = if response.content_length() == Some(0) { None } else { excerpt(response, &target.confidential).await };
+    Report { outcome, status: Some(status.as_u16()), answer, ambiguous }
+}
+
+/// The status policy. `pause` is asked only when it matters.
+fn outcome(status: StatusCode, dead_letter_on: &[u16], pause: impl FnOnce() -> Option<Duration>) -> Outcome {
+    let reason = match status.as_u16() {
+        200..=299 => return Outcome::Delivered,
+        410 => return Outcome::Gone,
+        300..=399 => Reason::Redirect,
+        429 | 503 => Reason::RateLimited,
+        code @ 400..=499 if dead_letter_on.contains(&code) => return Outcome::Rejected { reason: Reason::ClientError },
+        400..=499 => Reason::ClientError,
+        500..=599 => Reason::ServerError,
+        _ => Reason::BrokenAnswer,
+    };
+    Outcome::Retry { reason, after: pause() }
+}
+
+/// The pause asked for: whole seconds or a date, the first valid one of several headers. A pause of nothing is none.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let date = |value: &str| httpdate::parse_http_date(value).ok();
+    let answered_at = headers.get(header::DATE).and_then(|value| date(value.to_str().ok()?)).unwrap_or(now);
+    let pause = headers.get_all(header::RETRY_AFTER).iter().find_map(|value| {
+        let text = value.to_str().ok()?.trim();
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            // More digits than fit are still a number of seconds.
+            return Some(text.parse().map_or(LONGEST_PAUSE, Duration::from_secs));
+        }
+        Some(date(text)?.duration_since(answered_at).unwrap_or_default())
+    })?;
+    // Bounded here already: whoever adds it to an instant must not overflow.
+    Some(pause.min(LONGEST_PAUSE)).filter(|pause| !pause.is_zero())
+}
+
+/// Reads the beginning of an answer. Read to its end, the connection is used again; otherwise it is dropped with the rest.
+async fn excerpt(mut response: reqwest::Response, confidential: &[SecretString]) -> Option<String> {
+    let is_problem = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"application/problem+json"));
+    let mut read = Vec::new();
+    let until = Instant::now() + PATIENCE;
+    while let Ok(Ok(Some(chunk))) = timeout_at(until, response.chunk()).await {
+        read.extend(chunk.iter().take(READ_LIMIT - read.len()));
+        if read.len() == READ_LIMIT {
+            break;
+        }
+    }
+    let problem = if is_problem { problem(&read) } else { None };
+    let text = problem.as_ref().map_or(read.as_slice(), String::as_bytes);
+    (!text.is_empty()).then(|| escape(text, confidential))
+}
+
+/// Title and detail of problem details (RFC 9457).
+fn problem(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Problem {
+        title: Option<String>,
+        detail: Option<String>,
+    }
+    match serde_json::from_slice(body).ok()? {
+        Problem { title: Some(title), detail: Some(detail) } => Some(format!("{title}: {detail}")),
+        Problem { title, detail } => title.or(detail),
+    }
+}
+
+/// Makes foreign bytes fit for a terminal, a log and a text column: at most [`KEEP_LIMIT`] bytes, printable, without secrets.
+fn escape(bytes: &[u8], confidential: &[SecretString]) -> String {
+    let mut text = String::with_capacity(bytes.len().min(KEEP_LIMIT));
+    for part in bytes.utf8_chunks() {
+        text.push_str(part.valid());
+        for byte in part.invalid() {
+            // A secret is valid UTF-8, so this hides none from the search below.
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+    }
+    for secret in confidential {
+        if text.contains(secret.expose_secret()) {
+            text = text.replace(secret.expose_secret(), "[redacted]");
+        }
+    }
+    let mut kept = String::with_capacity(text.len().min(KEEP_LIMIT));
+    for character in text.chars() {
+        let start = kept.len();
+        if is_harmless(character) {
+            kept.push(character);
+        } else {
+            kept.extend(character.escape_default());
+        }
+        if kept.len() > KEEP_LIMIT - '…'.len_utf8() {
+            kept.truncate(start);
+            kept.push('…');
+            break;
+        }
+    }
+    kept
+}
+
+/// Neither a control character nor one that reorders or hides what stands beside it.
+fn is_harmless(character: char) -> bool {
+    !character.is_control()
+        && !matches!(character, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+        && !matches!(character, '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// Reports an attempt without an answer.
+pub(super) fn failure(error: reqwest::Error, target: &Target) -> Report {
+    // The URL may hold a token.
+    let error = error.without_url();
+    let (reason, doing) = classify(&error);
+    let ambiguous = matches!(reason, Reason::Timeout | Reason::BrokenAnswer);
+    let cause = causes(&error).last().map(ToString::to_string).unwrap_or_default();
+    let answer = Some(escape(format!("{doing}: {cause}").as_bytes(), &target.confidential));
+    Report { outcome: Outcome::Retry { reason, after: None }, status: None, answer, ambiguous }
+}
+
+/// Why there was no answer, and during what. Until there is a connection no byte of the request has left.
+fn classify(error: &reqwest::Error) -> (Reason, &'static str) {
+    for cause in causes(error) {
+        match cause.downcast_ref::<ResolveError>() {
+            Some(ResolveError::Forbidden) => return (Reason::ForbiddenAddress, "resolving the name"),
+            Some(ResolveError::Failed(_) | ResolveError::Empty | ResolveError::TimedOut) => {
+                return (Reason::DnsFailed, "resolving the name");
+            }
+            None => {}
+        }
+    }
+    if error.is_dns() {
+        return (Reason::DnsFailed, "resolving the name");
+    }
+    if error.is_connect() {
+        // A handshake can end early in ways a TCP connect cannot.
+        let is_tls = causes(error).any(|cause| {
+            cause.is::<rustls::Error>() || cause.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::UnexpectedEof)
+        });
+        return if is_tls { (Reason::TlsFailed, "TLS handshake") } else { (Reason::ConnectFailed, "connecting") };
+    }
+    if error.is_timeout() { (Reason::Timeout, "waiting for the answer") } else { (Reason::BrokenAnswer, "reading the answer") }
+}
+
+/// An error and what lies beneath it. An I/O error does not count what it wraps among its sources, hence the detour.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&cause| match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped as &(dyn Error + 'static)),
+        None => cause.source(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pause(date: Option<&str>, values: &[&str]) -> Option<u64> {
+        let mut headers = HeaderMap::new();
+        headers.extend(date.map(|date| (header::DATE, date.parse().unwrap())));
+        for value in values {
+            headers.append(header::RETRY_AFTER, value.parse().unwrap());
+        }
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        retry_after(&headers, now).map(|pause| pause.as_secs())
+    }
+
+    #[test]
+    fn retry_after_is_whole_seconds_or_a_date() {
+        assert_eq!(pause(None, &["5"]), Some(5));
+        assert_eq!(pause(None, &[" 120 "]), Some(120));
+        assert_eq!(pause(None, &["Sun, 06 Nov 1994 08:50:07 GMT"]), Some(30));
+        assert_eq!(pause(Some("Sun, 06 Nov 1994 08:50:00 GMT"), &["Sun, 06 Nov 1994 08:50:07 GMT"]), Some(7));
+        assert_eq!(pause(None, &["315360000"]), Some(3600), "ten years are an hour");
+        assert_eq!(pause(None, &["99999999999999999999999999"]), Some(3600));
+        assert_eq!(pause(None, &["Fri, 31 Dec 9999 23:59:59 GMT"]), Some(3600));
+        assert_eq!(pause(None, &["soon", "7", "9"]), Some(7), "the first valid one");
+    }
+
+    #[test]
+    fn any_other_retry_after_is_ignored() {
+        for value in ["-1", "1e300", "NaN", "", "0", "00", "+5", "5.5", "5s", "1, 2", "Sun, 06 Nov 1994 08:49:07 GMT", "0x10", "٣", "∞"]
+        {
+            assert_eq!(pause(None, &[value]), None, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn the_status_policy_is_the_documented_one() {
+        let of = |code| outcome(StatusCode::from_u16(code).unwrap(), &[400, 422], || Some(Duration::from_secs(9)));
+        let retry = |reason| Outcome::Retry { reason, after: Some(Duration::from_secs(9)) };
+        for (codes, expected) in [
+            (&[200u16, 201, 202, 204, 299] as &[u16], Outcome::Delivered),
+            (&[300, 301, 302, 303, 304, 307, 308], retry(Reason::Redirect)),
+            (&[401, 403, 404, 408, 409, 413, 415, 425, 499], retry(Reason::ClientError)),
+            (&[429, 503], retry(Reason::RateLimited)),
+            (&[500, 501, 502, 504, 599], retry(Reason::ServerError)),
+            (&[101, 600, 999], retry(Reason::BrokenAnswer)),
+            (&[400, 422], Outcome::Rejected { reason: Reason::ClientError }),
+            (&[410], Outcome::Gone),
+        ] {
+            for code in codes {
+                assert_eq!(of(*code), expected, "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_excerpt_is_printable_short_and_without_secrets() {
+        let secret = [SecretString::from("canary")];
+        assert_eq!(escape(b"a\x1b[31m\0\n\xff\xc2\x9b", &[]), "a\\u{1b}[31m\\u{0}\\n\\xff\\u{9b}");
+        assert_eq!(escape("\u{202e}evil — ok".as_bytes(), &[]), "\\u{202e}evil — ok");
+        assert_eq!(escape(b"you sent canary, canary", &secret), "you sent [redacted], [redacted]");
+        for hostile in [vec![0u8; READ_LIMIT], vec![0xff; READ_LIMIT], "é".repeat(5000).into_bytes(), vec![b'a'; READ_LIMIT]] {
+            let kept = escape(&hostile, &[]);
+            assert!(kept.len() <= KEEP_LIMIT && kept.ends_with('…') && kept.chars().all(is_harmless), "{}", kept.len());
+        }
+    }
+
+    #[test]
+    fn of_problem_details_title_and_detail_are_kept() {
+        let both = br#"{"type":"about:blank","title":"Out of credit","detail":"Your balance is 30","balance":30}"#;
+        assert_eq!(problem(both).as_deref(), Some("Out of credit: Your balance is 30"));
+        assert_eq!(problem(br#"{"detail":"no"}"#).as_deref(), Some("no"));
+        assert_eq!(problem(br#"{"title":5}"#), None);
+        assert_eq!(problem(&b"[".repeat(READ_LIMIT)), None);
+    }
+}

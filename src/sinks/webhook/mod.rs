@@ -1,0 +1,183 @@
+//! The webhook sink: an event as an HTTP request after the Standard Webhooks specification, delivered at least once.
+//!
+//! One client for all targets: connections are kept and reused, redirects never followed, proxies of the environment ignored,
+//! answers never decompressed. A request written to a kept connection that turns out to be closed before a byte of it was
+//! taken is written again to another by hyper itself; once bytes may have left, the attempt is reported as ambiguous.
+//! Never here: retries, waits, and what a status means for the next attempt.
+
+mod answer;
+pub mod sign;
+mod target;
+
+use std::{
+    fmt, fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use serde_json::Value;
+
+pub use self::target::Target;
+use crate::{
+    config::Egress,
+    delivery::Delivery,
+    egress::{Guard, LOOKUP_DEADLINE},
+    secret::Secrets,
+    sinks::{Report, Sink},
+    verdict::{Outcome, Reason},
+};
+
+/// Name, TCP and TLS together. A little more than the name alone may take, so that a slow resolver is reported as one.
+const CONNECT_DEADLINE: Duration = LOOKUP_DEADLINE.saturating_add(Duration::from_millis(500));
+/// A connection unused for so long is closed: its name may mean another address by now.
+const IDLE: Duration = Duration::from_secs(30);
+/// As many as there are permits: with fewer, a burst to one host would reconnect again and again.
+const IDLE_PER_HOST: usize = 256;
+/// The client ends an attempt at its timeout and can say what it waited for; the relay's deadline comes this much later.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// Why there is no webhook sink.
+#[derive(Debug, thiserror::Error)]
+pub enum WebhookError {
+    /// The file of further authorities cannot be read.
+    #[error("reading egress.ca_file {path:?}")]
+    CaFile {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not what it should be.
+    #[error("reading egress.ca_file {path:?}: it must hold PEM certificates")]
+    Certificates {
+        /// Which file.
+        path: PathBuf,
+        /// Why; none when it holds no certificate at all.
+        source: Option<reqwest::Error>,
+    },
+    /// The proxy's address is not one.
+    #[error("reading egress.proxy: it must be an http or https URL")]
+    Proxy(#[source] reqwest::Error),
+    /// Mostly: the system has no certificate authorities.
+    #[error("setting up the HTTP client; install the package ca-certificates or set egress.ca_file")]
+    Client(#[source] reqwest::Error),
+}
+
+/// Posts events to URLs.
+pub struct Webhook {
+    client: reqwest::Client,
+    guard: Guard,
+    secrets: Secrets,
+    clock_offset: Arc<AtomicI64>,
+}
+
+impl fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Webhook").field("guard", &self.guard).field("secrets", &self.secrets).finish_non_exhaustive()
+    }
+}
+
+impl Webhook {
+    /// A sink that reaches what the egress policy allows.
+    ///
+    /// # Errors
+    /// When the file of authorities or the proxy cannot be used, or the system has no authorities at all.
+    pub fn new(egress: &Egress, secrets: Secrets) -> Result<Self, WebhookError> {
+        Self::with_guard(egress, Guard::new(egress), secrets)
+    }
+
+    /// The same with a guard that has a resolver of its own.
+    ///
+    /// # Errors
+    /// Those of [`Webhook::new`].
+    pub fn with_guard(egress: &Egress, guard: Guard, secrets: Secrets) -> Result<Self, WebhookError> {
+        Ok(Self { client: client(egress, &guard)?, guard, secrets, clock_offset: Arc::default() })
+    }
+
+    /// By how many milliseconds the database's clock is ahead of ours: whoever knows writes it here, timestamps follow.
+    #[must_use]
+    pub fn clock_offset(&self) -> Arc<AtomicI64> {
+        Arc::clone(&self.clock_offset)
+    }
+
+    /// Database time.
+    fn now(&self) -> SystemTime {
+        let ours = SystemTime::now();
+        let offset = self.clock_offset.load(Ordering::Relaxed);
+        let distance = Duration::from_millis(offset.unsigned_abs());
+        let moved = if offset < 0 { ours.checked_sub(distance) } else { ours.checked_add(distance) };
+        moved.unwrap_or(ours)
+    }
+}
+
+impl Sink for Webhook {
+    const KIND: &'static str = "webhook";
+    type Target = Target;
+
+    fn target(&self, config: &Value) -> Result<Target, String> {
+        Target::parse(config, &self.guard, &self.secrets)
+    }
+
+    fn destination(&self, target: &Target) -> Option<String> {
+        Some(target.destination.clone())
+    }
+
+    async fn send(&self, target: &Target, delivery: &Delivery) -> Report {
+        let event = &*delivery.event;
+        let body = match target.body(event) {
+            Ok(body) => body,
+            Err(length) => {
+                let answer = Some(format!("the body has {length} bytes; at most {}", target::LARGEST_BODY));
+                return Report { answer, ..Outcome::Rejected { reason: Reason::BodyTooLarge }.into() };
+            }
+        };
+        let now = self.now();
+        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut request = reqwest::Request::new(target.method.clone(), target.url.clone());
+        *request.headers_mut() = target.headers(event, &body, i64::try_from(seconds).unwrap_or_default());
+        *request.timeout_mut() = Some(target.timeout);
+        *request.body_mut() = Some(body.into());
+        match self.client.execute(request).await {
+            Ok(response) => answer::report(response, target, now).await,
+            Err(error) => answer::failure(error, target),
+        }
+    }
+
+    fn deadline(&self, target: &Target) -> Duration {
+        (target.timeout + GRACE).min(target::LONGEST_TIMEOUT)
+    }
+}
+
+fn client(egress: &Egress, guard: &Guard) -> Result<reqwest::Client, WebhookError> {
+    // The client takes the process's provider. Another one may be installed already, by the program we are embedded in.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .referer(false)
+        .tls_version_min(reqwest::tls::Version::TLS_1_2)
+        .connect_timeout(CONNECT_DEADLINE)
+        .timeout(target::LONGEST_TIMEOUT)
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(IDLE_PER_HOST)
+        .tcp_nodelay(true);
+    builder = match &egress.proxy {
+        // Names are then resolved by the proxy, except its own, which the operator chose.
+        Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.clone()).map_err(WebhookError::Proxy)?),
+        None => builder.dns_resolver(guard.clone()),
+    };
+    if let Some(path) = &egress.ca_file {
+        let pem = fs::read(path).map_err(|source| WebhookError::CaFile { path: path.clone(), source })?;
+        let certificates = reqwest::Certificate::from_pem_bundle(&pem)
+            .map_err(|source| WebhookError::Certificates { path: path.clone(), source: Some(source) })?;
+        if certificates.is_empty() {
+            return Err(WebhookError::Certificates { path: path.clone(), source: None });
+        }
+        builder = builder.tls_certs_merge(certificates);
+    }
+    builder.build().map_err(WebhookError::Client)
+}

@@ -1,0 +1,160 @@
+//! Standard Webhooks signatures, version `v1` (HMAC-SHA256): made for the sink, checked for the receiver. Pure.
+//! Never here: where secrets come from, and a clock.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use hmac::{Hmac, KeyInit, Mac};
+use http::{HeaderMap, HeaderValue};
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+
+/// The event's id, equal on every attempt.
+pub const ID: &str = "webhook-id";
+/// Seconds since 1970, renewed with every attempt.
+pub const TIMESTAMP: &str = "webhook-timestamp";
+/// One `v1,<base64>` for each active secret, separated by spaces.
+pub const SIGNATURE: &str = "webhook-signature";
+/// How far a receiver lets the timestamp be from its own clock (seconds).
+pub const TOLERANCE: u64 = 300;
+
+/// Length of an encoded signature with its version and a space.
+const ENCODED: usize = "v1,".len() + 44 + 1;
+
+/// A signing secret: 24 to 64 bytes. Prints as `[REDACTED]`, wiped on drop.
+#[derive(Debug, Clone)]
+pub struct Key(SecretSlice<u8>);
+
+impl Key {
+    /// Reads `whsec_<base64>`, or any other text as its bytes.
+    ///
+    /// # Errors
+    /// What is wrong with it, without any part of it.
+    pub fn parse(text: &SecretString) -> Result<Self, String> {
+        let text = text.expose_secret();
+        let bytes = match text.strip_prefix("whsec_") {
+            Some(encoded) => STANDARD.decode(encoded).map_err(|_| "after whsec_ a secret must be base64".to_owned())?,
+            None => text.as_bytes().to_vec(),
+        };
+        let key = Self(bytes.into());
+        match key.0.expose_secret().len() {
+            24..=64 => Ok(key),
+            length => Err(format!("a secret must be 24 to 64 bytes, this one has {length}; try: echo whsec_$(openssl rand -base64 32)")),
+        }
+    }
+
+    fn code(&self, id: &str, timestamp: &str, body: &[u8]) -> Hmac<Sha256> {
+        let mut code = Hmac::<Sha256>::new_from_slice(self.0.expose_secret()).expect("HMAC takes keys of every length");
+        for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
+            code.update(part);
+        }
+        code
+    }
+}
+
+/// The value of `webhook-signature`: the body signed with each key, oldest consumers included; `None` without keys.
+#[must_use]
+pub fn sign(keys: &[Key], id: &str, timestamp: &str, body: &[u8]) -> Option<HeaderValue> {
+    let mut value = String::with_capacity(keys.len() * ENCODED);
+    for key in keys {
+        value.push_str(if value.is_empty() { "v1," } else { " v1," });
+        STANDARD.encode_string(key.code(id, timestamp, body).finalize().into_bytes(), &mut value);
+    }
+    HeaderValue::try_from(value).ok().filter(|value| !value.is_empty())
+}
+
+/// Whether one of the keys signed this request, and not longer than [`TOLERANCE`] ago. `now`: seconds since 1970.
+#[must_use]
+pub fn verify(keys: &[Key], headers: &HeaderMap, body: &[u8], now: u64) -> bool {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let (Some(id), Some(timestamp), Some(signatures)) = (text(ID), text(TIMESTAMP), text(SIGNATURE)) else {
+        return false;
+    };
+    if !timestamp.parse::<u64>().is_ok_and(|signed_at| signed_at.abs_diff(now) <= TOLERANCE) {
+        return false;
+    }
+    keys.iter().any(|key| {
+        let expected = key.code(id, timestamp, body).finalize().into_bytes();
+        signatures
+            .split(' ')
+            .filter_map(|signature| STANDARD.decode(signature.strip_prefix("v1,")?).ok())
+            .any(|given| bool::from(given.as_slice().ct_eq(expected.as_slice())))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+
+    fn key(text: &str) -> Key {
+        Key::parse(&text.into()).unwrap()
+    }
+
+    fn signed(keys: &[Key], timestamp: &str, body: &[u8]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(ID, HeaderValue::from_static("msg_1"));
+        headers.insert(TIMESTAMP, timestamp.parse().unwrap());
+        headers.insert(SIGNATURE, sign(keys, "msg_1", timestamp, body).unwrap());
+        headers
+    }
+
+    #[test]
+    fn both_published_vectors_come_out_exactly() {
+        for (secret, id, timestamp, body, expected) in [
+            (
+                SECRET,
+                "msg_27UH4WbU6Z5A5EzD8u03UvzRbpk",
+                "1649367553",
+                r#"{"email":"test@example.com","username":"test_user"}"#,
+                "v1,tZ1I4/hDygAJgO5TYxiSd6Sd0kDW6hPenDe+bTa3Kkw=",
+            ),
+            (
+                "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+                "msg_p5jXN8AQM9LWM0D4loKWxJek",
+                "1614265330",
+                r#"{"test": 2432232314}"#,
+                "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+            ),
+        ] {
+            assert_eq!(sign(&[key(secret)], id, timestamp, body.as_bytes()).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn during_a_rotation_each_secret_verifies() {
+        let (old, new, other) = (key("an old secret of enough bytes"), key(SECRET), key("a secret nobody has signed with"));
+        let headers = signed(&[old.clone(), new.clone()], "1000", b"{}");
+        assert!(verify(&[old], &headers, b"{}", 1000) && verify(std::slice::from_ref(&new), &headers, b"{}", 1300));
+        assert!(!verify(&[other], &headers, b"{}", 1000));
+        standardwebhooks::Webhook::new(SECRET)
+            .unwrap()
+            .sign("msg_1", 1000, b"{}")
+            .map_or_else(|error| panic!("{error}"), |theirs| assert!(headers[SIGNATURE].to_str().unwrap().ends_with(&theirs)));
+    }
+
+    #[test]
+    fn a_changed_stale_or_unsigned_request_does_not_verify() {
+        let keys = [key(SECRET)];
+        let headers = signed(&keys, "1000", b"{}");
+        assert!(!verify(&keys, &headers, b"{ }", 1000));
+        assert!(!verify(&keys, &headers, b"{}", 1301) && !verify(&keys, &headers, b"{}", 699));
+        for name in [ID, TIMESTAMP, SIGNATURE] {
+            let mut headers = headers.clone();
+            headers.insert(name, HeaderValue::from_static("v1,AAAA -1 NaN"));
+            assert!(!verify(&keys, &headers, b"{}", 1000), "{name}");
+            headers.remove(name);
+            assert!(!verify(&keys, &headers, b"{}", 1000), "{name}");
+        }
+        assert_eq!(sign(&[], "msg_1", "1000", b"{}"), None);
+    }
+
+    #[test]
+    fn a_weak_or_broken_secret_is_refused_without_being_shown() {
+        for text in ["", "canary", "whsec_", "whsec_canary!", "whsec_Y2FuYXJ5", &"canary".repeat(11)] {
+            let refusal = Key::parse(&text.into()).expect_err(text);
+            assert!(!refusal.contains("canary") && !refusal.contains("Y2FuYXJ5"), "{refusal}");
+        }
+        assert!(!format!("{:?}", key("canary canary canary canary")).contains("canary"));
+    }
+}

@@ -1,0 +1,184 @@
+//! What is refused in a webhook's config, and what a request is made of.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::*;
+use crate::config;
+
+fn parse(config: Value) -> Result<Target, String> {
+    let secrets = Secrets::with_environment(&config::Secrets::default(), |name| match name {
+        "PGOUTBOX_SECRET_SHOP" => Some("canary canary canary canary".into()),
+        "PGOUTBOX_SECRET_TOKEN" => Some("Bearer canarycanary".into()),
+        "PGOUTBOX_SECRET_BROKEN" => Some("canary\r\nhost: example.org".into()),
+        _ => None,
+    });
+    Target::parse(&config, &Guard::new(&config::Egress::default()), &secrets)
+}
+
+fn target(extra: Value) -> Result<Target, String> {
+    let mut config = json!({"url": "https://example.com/hook?token=canary"});
+    config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    parse(config)
+}
+
+fn event(payload: &str) -> Event {
+    Event {
+        id: Uuid::from_u128(7),
+        position: 1,
+        created_at: chrono::DateTime::from_timestamp_micros(1_649_367_553_000_120).unwrap(),
+        topic: "public.orders.create".to_owned(),
+        key: None,
+        payload: payload.to_owned(),
+        headers: "{}".to_owned(),
+        organization: None,
+        source: None,
+        user_id: None,
+        schema_version: None,
+    }
+}
+
+#[test]
+fn a_mistake_is_named_by_its_field_and_shows_no_secret() {
+    let many: serde_json::Map<_, _> = (0..33).map(|n| (format!("x-{n}"), json!("v"))).collect();
+    for (config, field) in [
+        (json!({"urls": "x"}), "config.urls: "),
+        (json!({"url": 5}), "config.url: "),
+        (json!({"url": "nonsense"}), "config.url: "),
+        (json!({"url": "https://127.0.0.1/"}), "config.url: "),
+        (json!({"url": format!("https://example.com/{}", "a".repeat(2048))}), "config.url: "),
+        (json!({"method": "GET"}), "config.method: "),
+        (json!({"method": "post"}), "config.method: "),
+        (json!({"body": "xml"}), "config.body: "),
+        (json!({"timeout": 15}), "config.timeout: "),
+        (json!({"timeout": "15"}), "config.timeout: "),
+        (json!({"timeout": "0s"}), "config.timeout: "),
+        (json!({"timeout": "61s"}), "config.timeout: "),
+        (json!({"dead_letter_on": [500]}), "config.dead_letter_on: "),
+        (json!({"dead_letter_on": [429]}), "config.dead_letter_on: "),
+        (json!({"dead_letter_on": 400}), "config.dead_letter_on: "),
+        (json!({"secret": "whsec_canary"}), "config.secret: "),
+        (json!({"secret": []}), "config.secret: "),
+        (json!({"secret": [1]}), "config.secret: "),
+        (json!({"secret": (vec!["env:PGOUTBOX_SECRET_SHOP"; 4])}), "config.secret: "),
+        (json!({"secret": "env:PGOUTBOX_SECRET_MISSING"}), "config.secret: "),
+        (json!({"secret": "env:PGOUTBOX_SECRET_TOKEN"}), "config.secret: "),
+        (json!({"secret": "env:DATABASE_URL"}), "config.secret: "),
+        (json!({"secret": "file:shop"}), "config.secret: "),
+        (json!({"headers": []}), "config.headers: "),
+        (json!({"headers": many}), "config.headers: "),
+        (json!({"headers": {"x": 1}}), "config.headers.x: "),
+        (json!({"headers": {"a b": "c"}}), "config.headers.a b: "),
+        (json!({"headers": {"x": "a\r\nb: canary"}}), "config.headers.x: "),
+        (json!({"headers": {"x": "a".repeat(4097)}}), "config.headers.x: "),
+        (json!({"headers": {"x": "env:DATABASE_URL"}}), "config.headers.x: "),
+        (json!({"headers": {"x": "env:PGOUTBOX_SECRET_BROKEN"}}), "config.headers.x: "),
+        (json!({"headers": {"X": "a", "x": "b"}}), "config.headers.x: "),
+    ] {
+        let refusal = target(config.clone()).expect_err(&config.to_string());
+        assert!(refusal.starts_with(field) && !refusal.contains("canary"), "{config}: {refusal}");
+    }
+    assert!(parse(json!([])).unwrap_err().starts_with("config: ") && parse(json!({})).unwrap_err().starts_with("config.url: "));
+}
+
+#[test]
+fn reserved_headers_are_refused() {
+    for name in [
+        "Host",
+        "content-length",
+        "Transfer-Encoding",
+        "connection",
+        "TE",
+        "trailer",
+        "upgrade",
+        "keep-alive",
+        "proxy-authorization",
+        "Proxy-Connection",
+        "content-type",
+        "content-encoding",
+        "User-Agent",
+        "expect",
+        "cookie",
+        "webhook-id",
+        "Webhook-Signature",
+        "ce-id",
+        "traceparent",
+        "tracestate",
+        "X-Amz-Target",
+        "x-aws-ec2-metadata-token",
+        "x-goog-user-project",
+        "x-google-id",
+        "x-azure-ref",
+        "Metadata",
+        "Metadata-Flavor",
+        "idempotency-key",
+    ] {
+        let refusal = target(json!({"headers": {name: "v"}})).expect_err(name);
+        assert!(refusal.contains("reserved"), "{refusal}");
+    }
+    target(json!({"headers": {"authorization": "env:PGOUTBOX_SECRET_TOKEN", "x-shop": "1"}})).unwrap();
+}
+
+#[test]
+fn debug_shows_the_destination_and_no_secret() {
+    let config = json!({"secret": "env:PGOUTBOX_SECRET_SHOP", "headers": {"authorization": "env:PGOUTBOX_SECRET_TOKEN", "x": "canary"}});
+    let shown = format!("{:?}", Arc::new(target(config).unwrap()));
+    assert!(shown.contains("https://example.com:443") && !shown.contains("canary"), "{shown}");
+}
+
+#[test]
+fn a_standard_body_wraps_the_payload_and_a_raw_one_is_it() {
+    let event = event(r#"{"total": 1e400}"#);
+    let body = |extra| String::from_utf8(target(extra).unwrap().body(&event).unwrap()).unwrap();
+    assert_eq!(body(json!({})), r#"{"type":"public.orders.create","timestamp":"2022-04-07T21:39:13.000120Z","data":{"total": 1e400}}"#);
+    assert_eq!(body(json!({"body": "raw"})), r#"{"total": 1e400}"#);
+}
+
+#[test]
+fn the_limit_counts_the_whole_body() {
+    let payload = format!("\"{}\"", "a".repeat(LARGEST_BODY - 2));
+    let event = event(&payload);
+    assert!(target(json!({"body": "raw"})).unwrap().body(&event).is_ok());
+    assert!(target(json!({})).unwrap().body(&event).is_err_and(|length| length > LARGEST_BODY));
+}
+
+#[test]
+fn only_a_valid_trace_is_handed_on() {
+    let target = target(json!({})).unwrap();
+    let valid = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    for (headers, expected) in [
+        (json!({"traceparent": valid, "tracestate": "a=b"}), (Some(valid), Some("a=b"))),
+        (json!({"traceparent": valid, "tracestate": "a\u{e9}"}), (Some(valid), None)),
+        (json!({"traceparent": valid.to_uppercase(), "tracestate": "a=b"}), (None, None)),
+        (json!({"traceparent": "00-00000000000000000000000000000000-b7ad6b7169203331-01"}), (None, None)),
+        (json!({"traceparent": "x"}), (None, None)),
+        (json!({"tracestate": "a=b", "host": "evil"}), (None, None)),
+    ] {
+        let sent = target.headers(&Event { headers: headers.to_string(), ..event("{}") }, b"{}", 1000);
+        let text = |name| sent.get(name).map(|value: &HeaderValue| value.to_str().unwrap());
+        assert_eq!((text("traceparent"), text("tracestate")), expected, "{headers}");
+        assert_eq!((text("host"), text("webhook-timestamp")), (None, Some("1000")));
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_config_makes_the_parser_panic(text in "\\PC*", number: i64) {
+        for value in [json!(text), json!(number), json!([text]), json!({text.as_str(): text})] {
+            for field in ["url", "method", "headers", "secret", "body", "timeout", "dead_letter_on", text.as_str()] {
+                let _ = target(json!({field: value}));
+            }
+        }
+    }
+
+    #[test]
+    fn no_event_header_makes_the_request_panic(headers in "\\PC*", state in "\\PC*") {
+        let target = target(json!({})).unwrap();
+        for headers in [headers, json!({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": state}).to_string()] {
+            target.headers(&Event { headers, ..event("{}") }, b"{}", i64::MAX);
+        }
+    }
+}
