@@ -7,11 +7,13 @@
 
 pub mod config;
 pub mod delivery;
+pub mod demo;
 pub mod duration;
 pub mod egress;
 pub mod event;
 pub mod http;
 pub mod migrate;
+#[doc(hidden)]
 pub mod private_postgres;
 pub mod receiver;
 pub mod relay;

@@ -1,6 +1,5 @@
 //! An HTTP receiver that misbehaves in one way, on raw TCP: no library stands between the sink and the bytes.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     net::SocketAddr,
