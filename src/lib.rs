@@ -5,6 +5,7 @@
 //!
 //! The modules below stand in reading order: what things are, then where they are kept, then what is done with them.
 
+pub mod bench;
 pub mod config;
 pub mod delivery;
 pub mod demo;
@@ -12,7 +13,9 @@ pub mod duration;
 pub mod egress;
 pub mod event;
 pub mod http;
+pub mod logging;
 pub mod migrate;
+pub mod operate;
 #[doc(hidden)]
 pub mod private_postgres;
 pub mod receiver;

@@ -219,7 +219,7 @@ async fn follow_up(shared: &Shared, landed: &[Landed]) {
         }
     }
     for (id, pause) in pauses.into_iter().filter(|(_, pause)| *pause >= Duration::from_secs(1)) {
-        match shared.store.pause_subscription(id, pause).await {
+        match shared.store.postpone_subscription(id, pause).await {
             Ok(true) => shared.telemetry.subscription_paused(&name(id), pause),
             Ok(false) => {}
             Err(error) => shared.telemetry.database_failed("settle", &error),

@@ -79,10 +79,10 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn pause_subscription(&self, id: i64, pause: Duration) -> Result<bool, Error> {
+    pub async fn postpone_subscription(&self, id: i64, pause: Duration) -> Result<bool, Error> {
         self.limited("pausing a subscription", async {
             let mut session = self.session(Lane::Work).await?;
-            let row = sqlx::query(include_str!("../../sql/pause_subscription.sql"))
+            let row = sqlx::query(include_str!("../../sql/postpone_subscription.sql"))
                 .bind(id)
                 .bind(pause.as_secs_f64())
                 .persistent(self.is_persistent())

@@ -1,10 +1,14 @@
 //! The list of what we promise.
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
     reason = "a test that cannot be set up fails; clippy.toml allows it in the tests themselves, not in their helpers"
 )]
 
+mod cli; // help, exit codes, what goes to which stream
 mod demo; // everything together, played to its end and interrupted
+mod http; // who may ask what at the operator's door
+mod operate; // what an operator asks the database
 mod private_postgres; // a server of our own: starts as root, survives crashes, leaves nothing behind
 mod support; // what the tests share
 mod webhook; // the webhook sink against receivers that misbehave

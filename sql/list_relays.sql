@@ -1,0 +1,10 @@
+-- The relays that reported within the last minute.
+select relay.name,
+       relay.version,
+       relay.started_at,
+       relay.seen_at,
+       relay.permits,
+       relay.in_flight
+  from outbox.relays as relay
+ where relay.seen_at > now() - interval '1 minute'
+ order by relay.name;

@@ -1,0 +1,19 @@
+-- Every subscription as it was written, or one of them.
+--   $1 its name; null for all
+select subscription.id,
+       subscription.name,
+       subscription.topics,
+       subscription.sink,
+       subscription.config,
+       subscription.organization,
+       subscription.keys,
+       subscription.retry,
+       subscription.max_in_flight,
+       subscription.active,
+       subscription.state,
+       subscription.state_reason,
+       subscription.paused_until
+  from outbox.subscriptions as subscription
+ where $1::text is null
+    or subscription.name = $1::text
+ order by subscription.name;

@@ -1,0 +1,21 @@
+-- How each subscription stands, those in trouble first: what `pgoutbox status` shows.
+--
+-- Ages become seconds and the rate a double, so that no client has to know intervals and numerics.
+select status.name,
+       status.sink,
+       status.organization,
+       status.active,
+       status.state,
+       status.state_reason,
+       status.paused_until,
+       status.backlog,
+       status.in_flight,
+       status.retrying,
+       extract(epoch from status.oldest_age)::double precision as oldest_age_seconds,
+       status.dead_letters,
+       status.delivered,
+       status.failed,
+       status.success_rate::double precision as success_rate,
+       status.breaker
+  from outbox.subscription_status as status
+ order by (status.state <> 'ok') desc, status.oldest_age desc nulls last, status.name;

@@ -1,0 +1,66 @@
+//! Standard output: tables for people, one JSON object a line for programs. The only file that writes there.
+
+use std::io::{self, Write, stdout};
+
+use serde::Serialize;
+
+/// Text as it is.
+pub(super) fn raw(text: &str) -> io::Result<()> {
+    let mut out = stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// One line.
+pub(super) fn line(text: &str) -> io::Result<()> {
+    raw(&format!("{text}\n"))
+}
+
+/// One JSON object a line.
+pub(super) fn json<T: Serialize>(rows: impl IntoIterator<Item = T>) -> io::Result<()> {
+    let mut text = String::new();
+    for row in rows {
+        text.push_str(&serde_json::to_string(&row)?);
+        text.push('\n');
+    }
+    raw(&text)
+}
+
+/// Columns under their names; nothing at all when there is no row.
+pub(super) fn table<const N: usize>(names: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    // Values were written by others: a control character must not reach the terminal, and each row stays one line.
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| harmless(cell))).collect();
+    let mut widths = names.map(|name| name.chars().count());
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in std::iter::once(&names.map(ToOwned::to_owned)).chain(&rows) {
+        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    raw(&text)
+}
+
+fn harmless(cell: &str) -> String {
+    cell.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+/// `one thing`, `2 things`.
+pub(super) fn counted(count: i64, one: &str) -> String {
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(super::harmless("a\u{1b}[31m\nbé"), "a\\u{1b}[31m\\nbé");
+    }
+}

@@ -1,0 +1,83 @@
+//! `publish`: one event, committed on its own. Applications do this inside their own transactions.
+
+use std::io::Read;
+
+use anyhow::Context;
+use pgoutbox::{Event, operate::Operator};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::{Misuse, moment::Moment, print};
+
+/// The longest payload read from standard input, in bytes; the database takes 256 KiB.
+const LONGEST: u64 = 1 << 20;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Publish {
+    /// Dotted name, such as shop.orders.create.
+    topic: String,
+    /// JSON, at most 256 KiB; - reads it from standard input.
+    #[arg(default_value = "{}", allow_hyphen_values = true)]
+    payload: String,
+    /// What the event is about, such as the number of an order.
+    #[arg(long)]
+    key: Option<String>,
+    /// The tenant.
+    #[arg(long)]
+    organization: Option<String>,
+    /// A header; may be repeated.
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = header)]
+    headers: Vec<(String, String)>,
+    /// Publishing the same id twice is one event.
+    #[arg(long, value_name = "UUID")]
+    id: Option<Uuid>,
+    /// 0 to 1000; in a backlog each point is worth a minute of waiting.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=1000))]
+    priority: i32,
+    /// Not to be delivered before: an instant, or a distance such as 10m.
+    #[arg(long, value_name = "WHEN")]
+    deliver_after: Option<Moment>,
+}
+
+impl Publish {
+    pub(super) async fn execute(self, connect: impl AsyncFnOnce() -> anyhow::Result<Operator>) -> anyhow::Result<()> {
+        let payload = RawValue::from_string(self.payload()?)
+            .map_err(|error| Misuse(format!("the payload is not JSON: {error}; a text needs its quotes: '\"text\"'")))?;
+        let mut operator = connect().await?;
+        let mut draft = Event::new(self.topic, payload).context("writing the payload")?.priority(self.priority);
+        if let Some(key) = self.key {
+            draft = draft.key(key);
+        }
+        if let Some(organization) = self.organization {
+            draft = draft.organization(organization);
+        }
+        if let Some(id) = self.id {
+            draft = draft.id(id);
+        }
+        if let Some(moment) = self.deliver_after {
+            draft = draft.deliver_after(moment.to_come(&mut operator).await?);
+        }
+        for (name, value) in self.headers {
+            draft = draft.header(name, value);
+        }
+        let id = operator.publish(&draft).await?;
+        Ok(print::line(&id.to_string())?)
+    }
+
+    fn payload(&self) -> anyhow::Result<String> {
+        if self.payload != "-" {
+            return Ok(self.payload.clone());
+        }
+        let mut text = String::new();
+        let read = std::io::stdin().lock().take(LONGEST + 1).read_to_string(&mut text).context("reading the payload")?;
+        if read as u64 > LONGEST {
+            return Err(Misuse("the payload is longer than 256 KiB".to_owned()).into());
+        }
+        Ok(text)
+    }
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}

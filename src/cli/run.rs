@@ -1,0 +1,154 @@
+//! `run` and `migrate`: the relay as a process. The first SIGTERM or SIGINT drains, a second one stops at once.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use pgoutbox::{
+    Relay,
+    config::Config,
+    http::{self, Door},
+    logging, migrate,
+    operate::Operator,
+    secret::Secrets,
+    sinks::webhook::Webhook,
+    telemetry::Telemetry,
+};
+use sqlx::postgres::PgPoolOptions;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::print;
+use crate::Exit;
+
+/// How long the relay waits for a connection of its pool before it counts the database as out of reach.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Migrate {
+    /// Print what would be applied, and change nothing.
+    #[arg(long, conflicts_with = "sql")]
+    dry_run: bool,
+    /// Print all migrations as SQL, for another migration runner. Needs no database.
+    #[arg(long)]
+    pub(super) sql: bool,
+}
+
+impl Migrate {
+    pub(super) async fn execute(&self, config: &Config) -> anyhow::Result<()> {
+        let options = config.connect_options()?;
+        let mut operator = Operator::connect(&options, config.database.pooler).await?;
+        let names = if self.dry_run { migrate::pending(operator.connection()).await? } else { migrate::run(&options).await? };
+        for name in &names {
+            print::line(name)?;
+        }
+        match (names.len(), self.dry_run) {
+            (0, _) => eprintln!("the schema outbox is up to date"),
+            (_, true) => eprintln!("would be applied; nothing was changed"),
+            (_, false) => eprintln!("applied; the schema outbox is up to date"),
+        }
+        Ok(())
+    }
+}
+
+/// Runs until a signal, and drains.
+pub(super) async fn run(config: &Config, migrate_first: bool) -> anyhow::Result<Exit> {
+    logging::init(&config.telemetry)?;
+    let mut signals = Signals::new()?;
+    let drain = CancellationToken::new();
+    let work = work(config, migrate_first, drain.clone());
+    tokio::pin!(work);
+    tokio::select! {
+        ended = &mut work => return ended,
+        () = signals.next() => drain.cancel(),
+    }
+    tracing::info!(deadline = %pgoutbox::duration::format(config.relay.drain), "draining; a second signal stops at once");
+    tokio::select! {
+        ended = &mut work => ended,
+        () = signals.next() => {
+            tracing::warn!("stopped by a second signal; what was in flight is tried again when its lease ends");
+            Ok(Exit::Unfinished)
+        }
+    }
+}
+
+async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) -> anyhow::Result<Exit> {
+    for warning in config.warnings() {
+        tracing::warn!(warning, "the configuration may surprise");
+    }
+    // Before anything else: a second relay on the same address must not begin to work.
+    let listener = match config.http.listen {
+        Some(address) => Some(TcpListener::bind(address).await.with_context(|| format!("listening on {address} (http.listen)"))?),
+        None => None,
+    };
+    let telemetry = Telemetry::new();
+    let built = async {
+        let options = config.connect_options()?;
+        if migrate_first {
+            let applied = migrate::run(&options).await?;
+            tracing::info!(migrations = applied.len(), "migrated");
+        }
+        let pool = PgPoolOptions::new().max_connections(config.database.pool_size).acquire_timeout(PATIENCE).connect_lazy_with(options);
+        let mut builder = Relay::builder(pool)
+            .settings(config.relay.clone())
+            .pooler(config.database.pooler)
+            .allow_superuser(config.database.allow_superuser)
+            .pool_size(config.database.pool_size)
+            .sink(Webhook::new(&config.egress, Secrets::new(&config.secrets))?)
+            .telemetry(telemetry.clone());
+        if let Some(listen) = config.listen_options()? {
+            builder = builder.listen(listen);
+        }
+        anyhow::Ok(builder.build().await?)
+    };
+    let relay = tokio::select! {
+        relay = built => relay?,
+        () = drain.cancelled() => return Ok(Exit::Done),
+    };
+
+    let closed = CancellationToken::new();
+    let door = Door { settings: config.http.clone(), readiness: relay.health(), telemetry, draining: drain.clone() };
+    let serving = async {
+        match listener {
+            Some(listener) => http::serve(listener, door, closed.clone()).await,
+            None => Ok(()),
+        }
+    };
+    let relaying = async {
+        let drained = relay.run(drain).await;
+        closed.cancel();
+        drained
+    };
+    // Both to their ends: probes are answered while the relay drains.
+    let (drained, served) = tokio::join!(relaying, serving);
+    served.context("serving http")?;
+    let drained = drained?;
+    if drained.complete {
+        tracing::info!("drained");
+        return Ok(Exit::Done);
+    }
+    tracing::warn!(left = drained.left, "the drain ran out of time; what is left is tried again when its lease ends");
+    Ok(Exit::Unfinished)
+}
+
+/// SIGTERM and SIGINT.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("listening for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! `status`: how each subscription stands, those in trouble first.
+
+use std::time::Duration;
+
+use pgoutbox::{
+    duration,
+    operate::{Operator, Status},
+};
+
+use super::print;
+
+pub(super) async fn status(operator: &mut Operator, json: bool) -> anyhow::Result<()> {
+    let rows = operator.subscription_status().await?;
+    if json {
+        return Ok(print::json(&rows)?);
+    }
+    let relays = operator.list_relays().await?;
+    if relays.is_empty() {
+        eprintln!("no relay has reported within the last minute: start one with `pgoutbox run`");
+    }
+    for relay in relays {
+        eprintln!("relay {}: version {}, {} of {} permits in use", relay.name, relay.version, relay.in_flight, relay.permits);
+    }
+    if rows.is_empty() {
+        eprintln!("no subscriptions yet: create one with outbox.subscribe(…)");
+    }
+    let names = ["SUBSCRIPTION", "SINK", "STATE", "BACKLOG", "IN FLIGHT", "RETRYING", "OLDEST", "DEAD LETTERS", "SUCCESS", "BREAKER"];
+    Ok(print::table(names, &rows.iter().map(cells).collect::<Vec<_>>())?)
+}
+
+fn cells(row: &Status) -> [String; 10] {
+    // Whole seconds: nobody reads milliseconds of an age.
+    let oldest = row.oldest_age_seconds.map(|seconds| duration::format(Duration::from_secs(seconds.max(0.0) as u64)));
+    [
+        row.name.clone(),
+        row.sink.clone(),
+        state(row),
+        row.backlog.to_string(),
+        row.in_flight.to_string(),
+        row.retrying.to_string(),
+        oldest.unwrap_or_default(),
+        row.dead_letters.to_string(),
+        row.success_rate.map(|rate| format!("{:.1} %", rate * 100.0)).unwrap_or_default(),
+        row.breaker.clone(),
+    ]
+}
+
+fn state(row: &Status) -> String {
+    match (&row.state_reason, row.paused_until) {
+        (Some(reason), _) if row.state != "ok" => format!("{} ({reason})", row.state),
+        _ if row.state != "ok" => row.state.clone(),
+        _ if !row.active => "paused".to_owned(),
+        (_, Some(until)) => format!("paused until {}", until.format("%H:%M:%SZ")),
+        _ => "ok".to_owned(),
+    }
+}

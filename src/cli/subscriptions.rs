@@ -1,0 +1,117 @@
+//! `subscriptions`: who wants what, and whether it is sent.
+
+use pgoutbox::{operate::Operator, subscription::Row};
+use serde_json::{Value, json};
+
+use super::print;
+use crate::Exit;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Subscriptions {
+    /// List all of them.
+    List {
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one as it was written.
+    Show {
+        /// Its name.
+        name: String,
+        /// One JSON object on one line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop sending; events go on being recorded as owed.
+    Pause(Named),
+    /// Send again after a pause, after the destination answered 410, or after it was disabled.
+    Resume(Named),
+    /// Delete it and what it is still owed. Its dead letters stay.
+    Remove(Named),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Named {
+    /// Its name.
+    name: String,
+    /// One JSON object on one line.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Subscriptions {
+    pub(super) async fn execute(self, operator: &mut Operator) -> anyhow::Result<Exit> {
+        match self {
+            Self::List { json } => list(&operator.list_subscriptions(None).await?, json)?,
+            Self::Show { name, json } => {
+                let Some(row) = operator.list_subscriptions(Some(&name)).await?.pop() else { return Ok(missing(&name)) };
+                let object = object(&row);
+                print::line(&if json { object.to_string() } else { serde_json::to_string_pretty(&object)? })?;
+            }
+            Self::Pause(named) => {
+                let changed = operator.pause_subscription(&named.name).await?;
+                named.report(changed, "paused", "was paused already")?;
+            }
+            Self::Resume(named) => {
+                let changed = operator.resume_subscription(&named.name).await?;
+                named.report(changed, "resumed", "was not paused")?;
+            }
+            Self::Remove(named) => {
+                if !operator.remove_subscription(&named.name).await? {
+                    return Ok(missing(&named.name));
+                }
+                named.report(true, "removed", "")?;
+            }
+        }
+        Ok(Exit::Done)
+    }
+}
+
+impl Named {
+    fn report(&self, changed: bool, done: &str, already: &str) -> anyhow::Result<()> {
+        if self.json {
+            print::json([json!({ "subscription": self.name, "changed": changed })])?;
+        }
+        eprintln!("{} {}", self.name, if changed { done } else { already });
+        Ok(())
+    }
+}
+
+fn missing(name: &str) -> Exit {
+    eprintln!("pgoutbox: no subscription is named {name:?}; `pgoutbox subscriptions list` lists them");
+    Exit::Failed
+}
+
+fn list(rows: &[Row], json: bool) -> anyhow::Result<()> {
+    if json {
+        return Ok(print::json(rows.iter().map(object))?);
+    }
+    if rows.is_empty() {
+        eprintln!("no subscriptions yet: create one with outbox.subscribe(…)");
+    }
+    let cells = |row: &Row| {
+        let state = if row.state == "ok" && !row.active { "paused" } else { &row.state };
+        let reason = row.state_reason.clone().unwrap_or_default();
+        [row.name.clone(), row.sink.clone(), row.organization.clone().unwrap_or_default(), state.to_owned(), row.topics.join(" "), reason]
+    };
+    Ok(print::table(["NAME", "SINK", "ORGANIZATION", "STATE", "TOPICS", "REASON"], &rows.iter().map(cells).collect::<Vec<_>>())?)
+}
+
+/// The columns of the table, under their names.
+fn object(row: &Row) -> Value {
+    json!({
+        "id": row.id,
+        "name": row.name,
+        "topics": row.topics,
+        "sink": row.sink,
+        "config": row.config,
+        "organization": row.organization,
+        "keys": row.keys,
+        "retry": row.retry,
+        "max_in_flight": row.max_in_flight,
+        "active": row.active,
+        "state": row.state,
+        "state_reason": row.state_reason,
+        "paused_until": row.paused_until,
+    })
+}

@@ -1,0 +1,305 @@
+//! Reading settings one by one, so that every mistake is found at once and knows where it was made. Decides nothing.
+
+use std::{fmt, ops::RangeInclusive, path::Path, time::Duration};
+
+use figment::{
+    Error, Figment, Metadata, Profile, Provider,
+    providers::{Format, Toml},
+    value::{Dict, Map, Value},
+};
+
+use super::{Mistake, Sources};
+use crate::duration;
+
+/// Longest value shown in a mistake, in characters.
+const LONGEST_SHOWN: usize = 80;
+
+/// All settings as they were written, the mistakes found so far, and the keys asked for.
+pub(super) struct Reader {
+    figment: Figment,
+    settings: Dict,
+    mistakes: Vec<Mistake>,
+    known: Vec<(&'static str, Secrecy)>,
+}
+
+/// Whether a value may be shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Secrecy {
+    Open,
+    Secret,
+}
+
+impl Reader {
+    /// Merges file, environment and flags, the later ones over the earlier ones.
+    pub(super) fn new(sources: &Sources) -> Self {
+        let mut figment = Figment::new();
+        let mut mistakes = Vec::new();
+        match sources.existing_file() {
+            Ok(None) => {}
+            Ok(Some(path)) => match Toml::file_exact(&path).data() {
+                Ok(_) => figment = figment.merge(Toml::file_exact(&path)),
+                Err(error) => mistakes.push(Mistake::of_file(&path, &one_line(&error))),
+            },
+            Err(mistake) => mistakes.push(mistake),
+        }
+        for setting in settings_of_environment(sources, &mut mistakes) {
+            figment = figment.merge(setting);
+        }
+        for (key, flag, value) in &sources.flags {
+            figment = figment.merge(Setting::new(flag, key, value));
+        }
+        let settings = merged(&figment);
+        Self { figment, settings, mistakes, known: Vec::new() }
+    }
+
+    /// Reads one key that may be shown; `None` when it was not set or is wrong.
+    pub(super) fn read<T>(&mut self, key: &'static str, parse: impl FnOnce(&Value) -> Result<T, String>) -> Option<T> {
+        self.take(key, Secrecy::Open, parse)
+    }
+
+    /// Reads one key whose value is never shown; `parse` must not put it into its error.
+    pub(super) fn read_secret<T>(&mut self, key: &'static str, parse: impl FnOnce(&Value) -> Result<T, String>) -> Option<T> {
+        self.take(key, Secrecy::Secret, parse)
+    }
+
+    /// Whether a key was written anywhere.
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        self.value(key).is_some()
+    }
+
+    /// Notes a mistake in a key that was read before.
+    pub(super) fn refuse(&mut self, key: &'static str, problem: impl Into<String>) {
+        let secrecy = self.known.iter().find(|(known, _)| *known == key).map_or(Secrecy::Secret, |(_, secrecy)| *secrecy);
+        let mistake = self.mistake(key, secrecy, problem.into());
+        self.mistakes.push(mistake);
+    }
+
+    /// Every key asked for, in that order; and all mistakes, those of keys nobody asked for among them.
+    pub(super) fn finish(mut self) -> (Vec<&'static str>, Vec<Mistake>) {
+        let mut unknown = Vec::new();
+        for (section, value) in &self.settings {
+            let keys_of_section: Vec<_> =
+                self.known.iter().filter_map(|(key, _)| key.strip_prefix(section.as_str())?.strip_prefix('.')).collect();
+            match value {
+                _ if keys_of_section.is_empty() => {
+                    unknown.push((section.clone(), value, format!("there is no such section; there are {}", self.sections().join(", "))));
+                }
+                Value::Dict(_, keys) => {
+                    for (key, value) in keys.iter().filter(|(key, _)| !keys_of_section.contains(&key.as_str())) {
+                        unknown.push((
+                            format!("{section}.{key}"),
+                            value,
+                            format!("there is no such key; [{section}] has {}", keys_of_section.join(", ")),
+                        ));
+                    }
+                }
+                _ => unknown.push((section.clone(), value, format!("is a section; write [{section}] and its keys below"))),
+            }
+        }
+        let unknown: Vec<_> = unknown
+            .into_iter()
+            // Nothing is known of an unknown key, so its value may be a secret.
+            .map(|(key, value, problem)| Mistake { origin: self.origin(&key, value), key, value: None, problem })
+            .collect();
+        self.mistakes.extend(unknown);
+        (self.known.into_iter().map(|(key, _)| key).collect(), self.mistakes)
+    }
+
+    fn take<T>(&mut self, key: &'static str, secrecy: Secrecy, parse: impl FnOnce(&Value) -> Result<T, String>) -> Option<T> {
+        self.known.push((key, secrecy));
+        match parse(self.value(key)?) {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                let mistake = self.mistake(key, secrecy, problem);
+                self.mistakes.push(mistake);
+                None
+            }
+        }
+    }
+
+    fn value(&self, key: &str) -> Option<&Value> {
+        let (section, name) = key.split_once('.')?;
+        self.settings.get(section)?.as_dict()?.get(name)
+    }
+
+    fn mistake(&self, key: &str, secrecy: Secrecy, problem: String) -> Mistake {
+        let value = self.value(key);
+        Mistake {
+            key: key.to_owned(),
+            value: value.map(|value| if secrecy == Secrecy::Secret { "[redacted]".to_owned() } else { shown(value) }),
+            origin: value.and_then(|value| self.origin(key, value)),
+            problem,
+        }
+    }
+
+    fn origin(&self, key: &str, value: &Value) -> Option<String> {
+        // A section has the origin of its first key.
+        let value = std::iter::successors(Some(value), |value| value.as_dict().and_then(|keys| keys.values().next())).last()?;
+        let metadata = self.figment.get_metadata(value.tag()).or_else(|| self.figment.find_metadata(key))?;
+        Some(
+            metadata
+                .source
+                .as_ref()
+                .and_then(figment::Source::file_path)
+                .map_or_else(|| metadata.name.to_string(), |path| path.display().to_string()),
+        )
+    }
+
+    fn sections(&self) -> Vec<&'static str> {
+        let mut sections: Vec<_> = self.known.iter().filter_map(|(key, _)| key.split_once('.')).map(|(section, _)| section).collect();
+        sections.dedup();
+        sections
+    }
+}
+
+/// The merged settings with the tags that lead to their origin, which `extract` would lose.
+fn merged(figment: &Figment) -> Dict {
+    figment
+        .extract::<Dict>()
+        .unwrap_or_default()
+        .into_keys()
+        .filter_map(|section| figment.find_value(&section).ok().map(|value| (section, value)))
+        .collect()
+}
+
+/// `PGOUTBOX__SECTION__KEY`, and `DATABASE_URL` below it. Kubernetes puts `PGOUTBOX_PORT` and the like into every pod beside
+/// a service of that name: hence the double underscore.
+fn settings_of_environment(sources: &Sources, mistakes: &mut Vec<Mistake>) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    if let Some(url) = sources.variable("DATABASE_URL").filter(|url| !url.is_empty()) {
+        settings.push(Setting::new("DATABASE_URL", "database.url", &url));
+    }
+    let mut variables: Vec<_> = sources
+        .environment
+        .iter()
+        .filter_map(|(name, value)| Some((name.to_str()?, value)))
+        .filter(|(name, _)| name.starts_with("PGOUTBOX__"))
+        .collect();
+    variables.sort_unstable();
+    for (name, value) in variables {
+        let key = name["PGOUTBOX__".len()..].to_lowercase().replace("__", ".");
+        let problem = match (key.split('.').filter(|part| !part.is_empty()).count(), key.split('.').count(), value.to_str()) {
+            (2, 2, Some(value)) => {
+                settings.push(Setting::new(name, &key, value));
+                continue;
+            }
+            (2, 2, None) => "is not UTF-8",
+            _ => "does not name a key; write PGOUTBOX__SECTION__KEY, such as PGOUTBOX__RELAY__PERMITS",
+        };
+        mistakes.push(Mistake { key, value: None, origin: Some(name.to_owned()), problem: problem.to_owned() });
+    }
+    settings
+}
+
+/// One setting from outside the file. Its value stays the text it was: a token of digits must not become a number.
+struct Setting {
+    origin: String,
+    section: String,
+    key: String,
+    value: String,
+}
+
+impl Setting {
+    fn new(origin: &str, key: &str, value: &str) -> Self {
+        let (section, key) = key.split_once('.').expect("keys are written section.key");
+        Self { origin: origin.to_owned(), section: section.to_owned(), key: key.to_owned(), value: value.to_owned() }
+    }
+}
+
+impl Provider for Setting {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, Error> {
+        let keys = Dict::from([(self.key.clone(), Value::from(self.value.as_str()))]);
+        Ok(Map::from([(Profile::Default, Dict::from([(self.section.clone(), Value::from(keys))]))]))
+    }
+}
+
+impl Mistake {
+    pub(super) fn of_file(path: &Path, problem: &str) -> Self {
+        Self { key: path.display().to_string(), value: None, origin: None, problem: problem.to_owned() }
+    }
+}
+
+/// A text that is not empty.
+pub(super) fn text(value: &Value) -> Result<String, String> {
+    let text = value.as_str().ok_or("must be a text in quotes")?;
+    if text.is_empty() { Err("is empty; leave the key out instead".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// `true` or `false`.
+pub(super) fn switch(value: &Value) -> Result<bool, String> {
+    value.to_bool().or_else(|| value.as_str()?.parse().ok()).ok_or_else(|| "must be true or false".to_owned())
+}
+
+/// A whole number in a range.
+pub(super) fn number(range: RangeInclusive<u32>) -> impl Fn(&Value) -> Result<u32, String> {
+    move |value| {
+        value
+            .to_i128()
+            .or_else(|| value.as_str()?.parse().ok())
+            .and_then(|number| u32::try_from(number).ok())
+            .filter(|number| range.contains(number))
+            .ok_or_else(|| format!("must be a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// A duration in words, in a range.
+pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Result<Duration, String> {
+    move |value| {
+        let text = value.as_str().ok_or("must be a number and a unit in quotes, such as \"10s\"")?;
+        let length = duration::parse(text).map_err(|error| error.to_string())?;
+        if range.contains(&length) {
+            Ok(length)
+        } else {
+            Err(format!("must be from {} to {}", duration::format(*range.start()), duration::format(*range.end())))
+        }
+    }
+}
+
+/// Several items: an array in the file, separated by commas in the environment.
+pub(super) fn list<T, E: fmt::Display>(parse: impl Fn(&str) -> Result<T, E>) -> impl Fn(&Value) -> Result<Vec<T>, String> {
+    move |value| {
+        let items: Vec<String> = match value {
+            Value::Array(_, items) => items.iter().map(|item| item.as_str().map_or_else(|| shown(item), ToOwned::to_owned)).collect(),
+            Value::String(_, text) => text.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect(),
+            Value::Char(..) | Value::Bool(..) | Value::Num(..) | Value::Empty(..) | Value::Dict(..) => {
+                return Err("must be an array".to_owned());
+            }
+        };
+        items.iter().map(|item| parse(item).map_err(|error| format!("{item:?}: {error}"))).collect()
+    }
+}
+
+fn shown(value: &Value) -> String {
+    let text = match value {
+        Value::Char(_, value) => format!("{value:?}"),
+        Value::String(_, value) => format!("{value:?}"),
+        Value::Bool(_, value) => value.to_string(),
+        Value::Num(_, number) => number
+            .to_i128()
+            .map(|number| number.to_string())
+            .or_else(|| number.to_u128().map(|number| number.to_string()))
+            .or_else(|| number.to_f64().map(|number| number.to_string()))
+            .unwrap_or_default(),
+        Value::Empty(..) => "nothing".to_owned(),
+        Value::Dict(..) => "a section".to_owned(),
+        Value::Array(_, items) => format!("[{}]", items.iter().map(shown).collect::<Vec<_>>().join(", ")),
+    };
+    if text.chars().count() > LONGEST_SHOWN { text.chars().take(LONGEST_SHOWN).chain(['…']).collect() } else { text }
+}
+
+fn one_line(error: &Error) -> String {
+    // The parser draws the place in several lines, and the line it draws may hold a secret.
+    error
+        .kind
+        .to_string()
+        .lines()
+        .filter(|line| !line.contains('|'))
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
+}

@@ -1,0 +1,70 @@
+//! `/livez`, `/readyz` and `/metrics`. A destination that is down fails none of them.
+
+use std::{future::Future, time::Duration};
+
+use axum::{
+    extract::{RawQuery, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+
+use super::Door;
+use crate::relay::Health;
+
+/// How long the database may take to prove that it answers.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Whether the relay can work, and what it does. Its implementation is [`Health`]; a test brings its own.
+pub trait Readiness: Clone + Send + Sync + 'static {
+    /// Whether the database answers and its schema fits; if not, a sentence that says what is amiss.
+    fn ready(&self) -> impl Future<Output = Result<(), String>> + Send;
+    /// For `?verbose`: no payload, no secret.
+    fn state(&self) -> serde_json::Value;
+}
+
+impl Readiness for Health {
+    async fn ready(&self) -> Result<(), String> {
+        Health::ready(self).await
+    }
+
+    fn state(&self) -> serde_json::Value {
+        Health::state(self)
+    }
+}
+
+/// The process runs. Asks nothing of the database: restarting a relay does not mend one.
+pub(super) async fn livez(RawQuery(query): RawQuery) -> Response {
+    if is_verbose(query.as_deref()) {
+        return json(StatusCode::OK, &serde_json::json!({ "live": true, "version": env!("CARGO_PKG_VERSION") }));
+    }
+    "ok\n".into_response()
+}
+
+/// The relay can work: it does not drain, the database answers within 3 s, and its schema fits.
+pub(super) async fn readyz<R: Readiness>(State(door): State<Door<R>>, RawQuery(query): RawQuery) -> Response {
+    let ready = if door.draining.is_cancelled() {
+        Err("draining".to_owned())
+    } else {
+        let late = || Err(format!("the database did not answer within {}", crate::duration::format(PATIENCE)));
+        tokio::time::timeout(PATIENCE, door.readiness.ready()).await.unwrap_or_else(|_| late())
+    };
+    let status = if ready.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if is_verbose(query.as_deref()) {
+        return json(status, &serde_json::json!({ "ready": ready.is_ok(), "reason": ready.err(), "state": door.readiness.state() }));
+    }
+    (status, ready.map_or_else(|reason| format!("not ready: {reason}\n"), |()| "ok\n".to_owned())).into_response()
+}
+
+/// All metrics, for Prometheus and its kin.
+pub(super) async fn metrics<R: Readiness>(State(door): State<Door<R>>) -> Response {
+    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], door.telemetry.render()).into_response()
+}
+
+fn is_verbose(query: Option<&str>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|part| part == "verbose" || part.starts_with("verbose=")))
+}
+
+fn json(status: StatusCode, body: &serde_json::Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], format!("{body}\n")).into_response()
+}

@@ -1,0 +1,371 @@
+//! What an operator asks the database: status, subscriptions, dead letters, publishing. A method per file in `sql/`.
+//! Never prints, and never decides what to do with an answer.
+
+use std::{future::Future, io, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sqlx::{
+    ConnectOptions, Connection, FromRow, PgConnection,
+    postgres::{PgConnectOptions, PgDatabaseError, PgRow},
+};
+use uuid::Uuid;
+
+use crate::{event::Draft, subscription};
+
+/// How long connecting may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long one question may take; PostgreSQL itself gives up five seconds earlier.
+const ANSWER: Duration = Duration::from_secs(35);
+
+/// Why the database did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection, or it broke.
+    #[error("{doing}: the database cannot be reached")]
+    Unreachable {
+        /// What was being done.
+        doing: &'static str,
+        /// What the driver says.
+        source: sqlx::Error,
+    },
+    /// There is no schema `outbox`, or an older one.
+    #[error("outbox is not migrated: run `pgoutbox migrate`")]
+    NotMigrated,
+    /// PostgreSQL refused the input: a malformed topic, an unknown subscription, a missing privilege.
+    #[error("{message}{}", hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default())]
+    Refused {
+        /// Its sentence; it names the field.
+        message: String,
+        /// The mend, where it knows one.
+        hint: Option<String>,
+    },
+    /// Anything else.
+    #[error("{doing}")]
+    Failed {
+        /// What was being done.
+        doing: &'static str,
+        /// What the driver says.
+        source: sqlx::Error,
+    },
+}
+
+/// One connection of an operator.
+#[derive(Debug)]
+pub struct Operator {
+    connection: PgConnection,
+}
+
+/// How a subscription stands. Counters are those of running relays since they started.
+#[derive(Debug, Clone, PartialEq, Serialize, FromRow)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// Kind of sink.
+    pub sink: String,
+    /// Null: every organization.
+    pub organization: Option<String>,
+    /// False: paused by an operator.
+    pub active: bool,
+    /// `ok`, `invalid`, `gone` or `disabled`.
+    pub state: String,
+    /// Why, when it is not `ok`.
+    pub state_reason: Option<String>,
+    /// The destination asked for a pause until then.
+    pub paused_until: Option<DateTime<Utc>>,
+    /// Deliveries it is owed.
+    pub backlog: i64,
+    /// Of these, leased now.
+    pub in_flight: i64,
+    /// Of these, waiting after a failed attempt.
+    pub retrying: i64,
+    /// Age of the oldest event it is owed.
+    pub oldest_age_seconds: Option<f64>,
+    /// Given up, not yet redriven or discarded.
+    pub dead_letters: i64,
+    /// Attempts that succeeded.
+    pub delivered: Option<i64>,
+    /// Attempts that did not.
+    pub failed: Option<i64>,
+    /// `delivered` of both, 0 to 1.
+    pub success_rate: Option<f64>,
+    /// `closed`, `half_open` or `open`.
+    pub breaker: String,
+}
+
+/// A relay that reported within the last minute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+pub struct RunningRelay {
+    /// Its name.
+    pub name: String,
+    /// Of its binary.
+    pub version: String,
+    /// When it started.
+    pub started_at: DateTime<Utc>,
+    /// When it last reported.
+    pub seen_at: DateTime<Utc>,
+    /// Deliveries it may have in flight.
+    pub permits: i32,
+    /// Deliveries it has in flight.
+    pub in_flight: i32,
+}
+
+/// A delivery that was given up, without the event's payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+pub struct DeadLetter {
+    /// Its number.
+    pub id: i64,
+    /// When it was given up.
+    pub died_at: DateTime<Utc>,
+    /// To whom it was owed.
+    pub subscription: String,
+    /// The code that `pgoutbox explain` explains.
+    pub reason: String,
+    /// The destination's last status.
+    pub status: Option<i32>,
+    /// The beginning of its last answer, escaped.
+    pub answer: Option<String>,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// The event's public id.
+    pub event_id: Uuid,
+    /// The event's topic.
+    pub topic: String,
+    /// What the event is about.
+    pub key: Option<String>,
+    /// The tenant.
+    pub organization: Option<String>,
+}
+
+/// Which dead letters are meant; empty: all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Those of one subscription.
+    pub subscription: Option<String>,
+    /// Those whose topic matches a pattern.
+    pub topic: Option<String>,
+    /// Those whose reason, answer or status is LIKE this.
+    pub error_like: Option<String>,
+    /// Those given up at this instant or later.
+    pub since: Option<DateTime<Utc>>,
+}
+
+/// How many dead letters match a [`Choice`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, FromRow)]
+pub struct Count {
+    /// All of them.
+    pub matching: i64,
+    /// Those whose subscription still exists, so that they can be owed again.
+    pub redrivable: i64,
+}
+
+macro_rules! sql {
+    ($name:literal) => {
+        include_str!(concat!("../sql/", $name, ".sql"))
+    };
+}
+
+impl Operator {
+    /// Connects, within 5 s. Through a `pooler` no settings can be sent along, so PostgreSQL's own limits hold.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], also when the login is refused.
+    pub async fn connect(options: &PgConnectOptions, pooler: bool) -> Result<Self, Error> {
+        let options = options.clone().application_name(concat!("pgoutbox/", env!("CARGO_PKG_VERSION"), "/cli"));
+        let options = if pooler {
+            options.statement_cache_capacity(0)
+        } else {
+            options.options([("statement_timeout", "30s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")])
+        };
+        let doing = "connecting to the database";
+        match tokio::time::timeout(CONNECT, options.connect()).await {
+            Ok(Ok(connection)) => Ok(Self { connection }),
+            Ok(Err(source)) => Err(Error::Unreachable { doing, source }),
+            Err(_) => Err(Error::Unreachable { doing, source: late(CONNECT) }),
+        }
+    }
+
+    /// The connection itself, for `migrate::pending`.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+
+    /// How each subscription stands, those in trouble first.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn subscription_status(&mut self) -> Result<Vec<Status>, Error> {
+        ask("reading how subscriptions stand", sqlx::query_as(sql!("subscription_status")).fetch_all(&mut self.connection)).await
+    }
+
+    /// The relays that reported within the last minute, by name.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn list_relays(&mut self) -> Result<Vec<RunningRelay>, Error> {
+        ask("listing relays", sqlx::query_as(sql!("list_relays")).fetch_all(&mut self.connection)).await
+    }
+
+    /// Every subscription as it was written, by name; or the one that has this name.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn list_subscriptions(&mut self, name: Option<&str>) -> Result<Vec<subscription::Row>, Error> {
+        ask("listing subscriptions", sqlx::query_as(sql!("list_subscriptions")).bind(name).fetch_all(&mut self.connection)).await
+    }
+
+    /// Stops sending to a subscription. Returns whether this changed anything.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no such subscription.
+    pub async fn pause_subscription(&mut self, name: &str) -> Result<bool, Error> {
+        ask("pausing a subscription", sqlx::query_scalar(sql!("pause_subscription")).bind(name).fetch_one(&mut self.connection)).await
+    }
+
+    /// Sends again after a pause, 410 or disabling. Returns whether this changed anything.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no such subscription.
+    pub async fn resume_subscription(&mut self, name: &str) -> Result<bool, Error> {
+        ask("resuming a subscription", sqlx::query_scalar(sql!("resume_subscription")).bind(name).fetch_one(&mut self.connection)).await
+    }
+
+    /// Deletes a subscription and what it is owed; its dead letters stay. Returns whether it was there.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn remove_subscription(&mut self, name: &str) -> Result<bool, Error> {
+        ask("removing a subscription", sqlx::query_scalar(sql!("remove_subscription")).bind(name).fetch_one(&mut self.connection)).await
+    }
+
+    /// The database's clock, so many seconds ago; negative for an instant to come.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn read_clock(&mut self, seconds_ago: f64) -> Result<DateTime<Utc>, Error> {
+        ask("reading the clock", sqlx::query_scalar(sql!("read_clock")).bind(seconds_ago).fetch_one(&mut self.connection)).await
+    }
+
+    /// Dead letters, the newest first.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn list_dead_letters(&mut self, choice: &Choice, max_rows: i32) -> Result<Vec<DeadLetter>, Error> {
+        let query = choice.bind(sqlx::query_as(sql!("list_dead_letters"))).bind(i64::from(max_rows));
+        ask("listing dead letters", query.fetch_all(&mut self.connection)).await
+    }
+
+    /// How many dead letters match.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn count_dead_letters(&mut self, choice: &Choice) -> Result<Count, Error> {
+        ask("counting dead letters", choice.bind(sqlx::query_as(sql!("count_dead_letters"))).fetch_one(&mut self.connection)).await
+    }
+
+    /// One dead letter with everything it holds, the payload among it, as PostgreSQL writes it.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn show_dead_letter(&mut self, id: i64) -> Result<Option<Box<RawValue>>, Error> {
+        let query = sqlx::query_scalar::<_, String>(sql!("show_dead_letter")).bind(id);
+        let text = ask("reading a dead letter", query.fetch_optional(&mut self.connection)).await?;
+        Ok(text.map(|text| RawValue::from_string(text).expect("PostgreSQL writes valid JSON")))
+    }
+
+    /// Owes matching dead letters again, oldest first. Returns how many; fewer than `max_rows` means that none is left.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no such subscription, or `max_rows` is not 1 to 100000.
+    pub async fn redrive_dead_letters(&mut self, choice: &Choice, max_rows: i32) -> Result<i64, Error> {
+        let query = choice.bind(sqlx::query_as::<_, (i64,)>(sql!("redrive_dead_letters"))).bind(max_rows);
+        Ok(ask("redriving dead letters", query.fetch_one(&mut self.connection)).await?.0)
+    }
+
+    /// Deletes matching dead letters for good, oldest first. Returns how many; fewer than `max_rows` means that none is left.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when `max_rows` is not 1 to 100000.
+    pub async fn discard_dead_letters(&mut self, choice: &Choice, max_rows: i32) -> Result<i64, Error> {
+        let query = choice.bind(sqlx::query_as::<_, (i64,)>(sql!("discard_dead_letters"))).bind(max_rows);
+        Ok(ask("discarding dead letters", query.fetch_one(&mut self.connection)).await?.0)
+    }
+
+    /// Publishes one event and commits it. Returns its id.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when a topic, header or payload is not what the log takes.
+    pub async fn publish(&mut self, draft: &Draft) -> Result<Uuid, Error> {
+        ask("publishing an event", async {
+            let mut transaction = self.connection.begin().await?;
+            let id = draft.publish(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(id)
+        })
+        .await
+    }
+}
+
+type Query<'q, T> = sqlx::query::QueryAs<'q, sqlx::Postgres, T, sqlx::postgres::PgArguments>;
+
+impl Choice {
+    /// Binds $1 to $4, the same in every statement about dead letters.
+    fn bind<'q, T: for<'r> FromRow<'r, PgRow>>(&'q self, query: Query<'q, T>) -> Query<'q, T> {
+        query.bind(&self.subscription).bind(&self.topic).bind(&self.error_like).bind(self.since)
+    }
+}
+
+impl Error {
+    /// What an error of the driver means to an operator.
+    #[must_use]
+    pub fn of(doing: &'static str, source: sqlx::Error) -> Self {
+        if is_unreachable(&source) {
+            return Self::Unreachable { doing, source };
+        }
+        let Some(answer) = source.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>()) else {
+            return Self::Failed { doing, source };
+        };
+        match answer.code() {
+            // No schema, table, column or function of that name: ours are the only ones asked for.
+            "3F000" | "42P01" | "42703" | "42883" => Self::NotMigrated,
+            // Data exceptions, violated constraints, missing privileges, unsupported features.
+            code if ["22", "23", "0A"].contains(&&code[..2]) || code == "42501" => {
+                Self::Refused { message: refusal(answer), hint: answer.hint().map(ToOwned::to_owned) }
+            }
+            _ => Self::Failed { doing, source },
+        }
+    }
+}
+
+/// Whether the database did not answer at all, or is starting up or going down.
+#[must_use]
+pub fn is_unreachable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(answer) => answer.code().is_some_and(|code| {
+            let refused_login = code.starts_with("28") || code == "3D000" || code == "53300";
+            refused_login || code.starts_with("08") || ["57P01", "57P02", "57P03"].contains(&&*code)
+        }),
+        _ => false,
+    }
+}
+
+async fn ask<T>(doing: &'static str, question: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {
+    match tokio::time::timeout(ANSWER, question).await {
+        Ok(answer) => answer.map_err(|source| Error::of(doing, source)),
+        Err(_) => Err(Error::Unreachable { doing, source: late(ANSWER) }),
+    }
+}
+
+fn late(limit: Duration) -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {}", crate::duration::format(limit))))
+}
+
+/// Our constraints are named for what they demand; PostgreSQL's sentence about them would print the whole row.
+fn refusal(answer: &PgDatabaseError) -> String {
+    match answer.constraint() {
+        Some(constraint) if answer.code() == "23514" => constraint.replace('_', " "),
+        _ => answer.message().to_owned(),
+    }
+}

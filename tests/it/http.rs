@@ -1,0 +1,203 @@
+//! The operator's door, over real sockets: who may ask, and what probes say.
+
+use std::{net::SocketAddr, time::Duration};
+
+use pgoutbox::{
+    config,
+    http::{Door, Readiness, serve},
+    telemetry::Telemetry,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Every wait in this file ends then.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+#[derive(Clone)]
+struct Stub(Result<(), &'static str>);
+
+impl Readiness for Stub {
+    async fn ready(&self) -> Result<(), String> {
+        self.0.map_err(ToOwned::to_owned)
+    }
+
+    fn state(&self) -> serde_json::Value {
+        serde_json::json!({ "permits": 7 })
+    }
+}
+
+struct Running {
+    address: SocketAddr,
+    draining: CancellationToken,
+    shutdown: CancellationToken,
+    server: TaskTracker,
+}
+
+async fn door(listen: &str, token: Option<&str>, ready: Result<(), &'static str>) -> Running {
+    let listener = TcpListener::bind(listen).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
+    let settings = config::Http { listen: Some(address), token: token.map(Into::into) };
+    let door = Door { settings, readiness: Stub(ready), telemetry: Telemetry::new(), draining: draining.clone() };
+    let server = TaskTracker::new();
+    server.spawn(serve(listener, door, shutdown.clone()));
+    server.close();
+    Running { address: SocketAddr::from(([127, 0, 0, 1], address.port())), draining, shutdown, server }
+}
+
+impl Running {
+    /// Sends a request as it stands and reads until the connection closes.
+    async fn raw(&self, request: &str) -> String {
+        timeout(DEADLINE, async {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            String::from_utf8(answer).unwrap()
+        })
+        .await
+        .expect("an answer")
+    }
+
+    /// GET with further header lines; without `Host:` among them, the address.
+    async fn get(&self, path: &str, headers: &[&str]) -> String {
+        let host = if headers.iter().any(|line| line.starts_with("Host:")) { String::new() } else { format!("Host: {}\r\n", self.address) };
+        let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+        self.raw(&format!("GET {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n")).await
+    }
+
+    async fn status(&self, path: &str, headers: &[&str]) -> u16 {
+        let answer = self.get(path, headers).await;
+        answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status: {answer:?}"))
+    }
+}
+
+#[tokio::test]
+async fn probes_and_metrics_answer() {
+    let door = door("127.0.0.1:0", None, Ok(())).await;
+    assert_eq!(door.status("/livez", &[]).await, 200);
+    assert_eq!(door.status("/readyz", &[]).await, 200);
+    let metrics = door.get("/metrics", &[]).await;
+    assert!(metrics.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"), "{metrics}");
+    assert!(metrics.trim_end().ends_with("# EOF"), "{metrics}");
+    let verbose = door.get("/readyz?verbose", &[]).await;
+    assert!(verbose.contains("\"permits\":7") && verbose.contains("application/json"), "{verbose}");
+}
+
+#[tokio::test]
+async fn a_relay_that_cannot_work_is_alive_but_not_ready() {
+    let door = door("127.0.0.1:0", None, Err("the schema is newer")).await;
+    assert_eq!(door.status("/livez", &[]).await, 200);
+    let answer = door.get("/readyz", &[]).await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("not ready: the schema is newer"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_draining_relay_is_not_ready_but_still_answers() {
+    let door = door("127.0.0.1:0", None, Ok(())).await;
+    door.draining.cancel();
+    assert_eq!(door.status("/readyz", &[]).await, 503);
+    assert_eq!(door.status("/livez", &[]).await, 200);
+    assert_eq!(door.status("/metrics", &[]).await, 200);
+    let verbose = door.get("/readyz?verbose", &[]).await;
+    assert!(verbose.starts_with("HTTP/1.1 503 ") && verbose.contains("\"reason\":\"draining\""), "{verbose}");
+}
+
+#[tokio::test]
+async fn errors_are_problem_documents() {
+    let door = door("127.0.0.1:0", None, Ok(())).await;
+    let missing = door.get("/nowhere", &[]).await;
+    assert!(missing.starts_with("HTTP/1.1 404 ") && missing.contains("content-type: application/problem+json\r\n"), "{missing}");
+    let posted =
+        door.raw(&format!("POST /livez HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", door.address)).await;
+    assert!(posted.starts_with("HTTP/1.1 405 ") && posted.contains("application/problem+json"), "{posted}");
+}
+
+#[tokio::test]
+async fn on_loopback_only_this_machine_s_names_are_answered_to() {
+    let door = door("127.0.0.1:0", None, Ok(())).await;
+    for host in ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:9999", "[::1]:7411"] {
+        assert_eq!(door.status("/metrics", &[&format!("Host: {host}")]).await, 200, "{host}");
+    }
+    for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.2", "user@localhost"] {
+        for path in ["/metrics", "/livez", "/nowhere"] {
+            assert_eq!(door.status(path, &[&format!("Host: {host}")]).await, 403 - 3 * u16::from(host.contains('@')), "{host} {path}");
+        }
+    }
+    assert_eq!(door.status("/livez", &["Host: localhost", "Host: evil.example"]).await, 400);
+    assert!(door.raw("GET /livez HTTP/1.0\r\n\r\n").await.contains(" 400 "));
+    // What stands in the request line would count more than the header.
+    assert_eq!(door.status("http://evil.example/livez", &["Host: localhost"]).await, 400);
+}
+
+#[tokio::test]
+async fn pages_of_another_origin_are_refused_before_anything_else() {
+    let door = door("127.0.0.1:0", None, Ok(())).await;
+    let own = format!("Origin: http://{}", door.address);
+    assert_eq!(door.status("/metrics", &[&own]).await, 200);
+    for origin in ["https://evil.example", "null", "http://localhost:3000", "http://127.0.0.1", "file://", ""] {
+        for path in ["/metrics", "/livez", "/nowhere"] {
+            assert_eq!(door.status(path, &[&format!("Origin: {origin}")]).await, 403, "{origin} {path}");
+        }
+    }
+    assert_eq!(door.status("/metrics", &[&own, "Origin: https://evil.example"]).await, 403);
+}
+
+#[tokio::test]
+async fn a_token_is_required_for_everything_but_probes() {
+    for listen in ["127.0.0.1:0", "0.0.0.0:0"] {
+        let door = door(listen, Some("0123-token"), Ok(())).await;
+        assert_eq!((door.status("/livez", &[]).await, door.status("/readyz", &[]).await), (200, 200));
+        assert_eq!(door.status("/metrics", &["Authorization: Bearer 0123-token"]).await, 200);
+        assert_eq!(door.status("/metrics", &["authorization: bearer 0123-token"]).await, 200);
+        for wrong in ["Bearer 0123-toke", "Bearer 0123-token1", "Bearer ", "Basic 0123-token", "0123-token", "Bearer 0123-TOKEN"] {
+            assert_eq!(door.status("/metrics", &[&format!("Authorization: {wrong}")]).await, 401, "{wrong}");
+        }
+        let bare = door.get("/nowhere", &[]).await;
+        assert!(bare.starts_with("HTTP/1.1 401 ") && bare.contains("www-authenticate: Bearer"), "{bare}");
+        assert_eq!(door.status("/livez/../metrics", &[]).await, 401);
+    }
+}
+
+#[tokio::test]
+async fn a_name_of_its_own_is_answered_to_where_a_token_is_required() {
+    let door = door("0.0.0.0:0", Some("t"), Ok(())).await;
+    assert_eq!(door.status("/livez", &["Host: relay.internal"]).await, 200);
+    assert_eq!(door.status("/metrics", &["Host: relay.internal", "Authorization: Bearer t", "Origin: https://relay.internal"]).await, 200);
+    assert_eq!(door.status("/metrics", &["Host: relay.internal", "Authorization: Bearer t", "Origin: https://evil.example"]).await, 403);
+}
+
+#[tokio::test]
+async fn large_heads_and_bodies_are_refused() {
+    let door = door("127.0.0.1:0", None, Ok(())).await;
+    assert_eq!(door.status("/livez", &[&format!("X: {}", "x".repeat(20_000))]).await, 431);
+    let request = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", 1 << 20);
+    assert!(door.raw(&request).await.starts_with("HTTP/1.1 413 "));
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_is_let_go_and_disturbs_nobody() {
+    let door = door("127.0.0.1:0", None, Ok(())).await;
+    let mut silent = TcpStream::connect(door.address).await.unwrap();
+    silent.write_all(b"GET /livez HTT").await.unwrap();
+    assert_eq!(door.status("/livez", &[]).await, 200);
+    let mut rest = Vec::new();
+    let closed = timeout(DEADLINE, silent.read_to_end(&mut rest)).await;
+    assert!(closed.is_ok(), "the silent client is still connected");
+}
+
+#[tokio::test]
+async fn the_door_closes_although_a_client_stays() {
+    let door = door("127.0.0.1:0", None, Ok(())).await;
+    let mut idle = TcpStream::connect(door.address).await.unwrap();
+    idle.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = [0; 12];
+    idle.read_exact(&mut answer).await.unwrap();
+    door.shutdown.cancel();
+    timeout(DEADLINE, door.server.wait()).await.expect("the door is closed");
+    assert!(TcpStream::connect(door.address).await.is_err());
+}
