@@ -75,6 +75,6 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Vec<String>, Error
 
 /// The text of every migration, for people who apply them with a tool of their own.
 #[must_use]
-pub fn sql() -> String {
+pub fn script() -> String {
     migrator().iter().map(|migration| migration.sql.as_str().to_owned()).collect::<Vec<_>>().join("\n")
 }

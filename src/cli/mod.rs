@@ -118,7 +118,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     };
     let config = || Config::load(&sources());
     match arguments.command {
-        Command::Demo { once } => pgoutbox::demo::run(once).await?,
+        Command::Demo { once } => pgoutbox::demo::run(pgoutbox::demo::Options { once }).await?,
         Command::Bench { quick, json } => pgoutbox::bench::run(quick, json).await?,
         Command::Migrate(options) if options.sql => print::raw(&pgoutbox::migrate::script())?,
         Command::Migrate(options) => options.execute(&config()?).await?,

@@ -3,12 +3,20 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::Context;
-use pgoutbox::{config::Sources, duration, receiver::Receiver};
-use tokio::net::TcpListener;
+use pgoutbox::{
+    config::Sources,
+    duration,
+    receiver::{Options, Received, Receiver},
+    sinks::webhook::sign::Key,
+};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Misuse, run::Signals};
+use super::{Misuse, print, run::Signals};
 use crate::Exit;
+
+/// Requests that may wait to be printed.
+const SHOWN_AT_ONCE: usize = 64;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Receive {
@@ -24,6 +32,9 @@ pub(super) struct Receive {
     /// Wait so long before each answer.
     #[arg(long, default_value = "0s", value_parser = duration::parse)]
     delay: Duration,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
 }
 
 impl Receive {
@@ -36,12 +47,22 @@ impl Receive {
             Some(_) => return Err(Misuse("--secret takes a reference, env:NAME or file:/path, never the secret itself".to_owned()).into()),
         };
         let mut signals = Signals::new()?;
-        let listener =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).await.with_context(|| format!("listening on port {}", self.port))?;
-        eprintln!("receiving webhooks at http://{}/ until Ctrl-C", listener.local_addr()?);
+        let secrets =
+            secret.iter().map(Key::parse).collect::<Result<Vec<_>, _>>().map_err(|problem| Misuse(format!("--secret: {problem}")))?;
+        let (sender, received) = mpsc::channel(SHOWN_AT_ONCE);
+        let options = Options { fail_rate: self.fail, delay: self.delay, secrets, quiet: false, received: Some(sender) };
+        let receiver = Receiver::bind((Ipv4Addr::LOCALHOST, self.port).into(), options)
+            .await
+            .with_context(|| format!("listening on port {}", self.port))?;
+        eprintln!("receiving webhooks at http://{}/ until Ctrl-C", receiver.address());
         let shutdown = CancellationToken::new();
-        let receiver = Receiver { fail: self.fail, delay: self.delay, secret };
-        let receiving = receiver.run(listener, shutdown.clone());
+        let stop = shutdown.clone();
+        let receiving = async {
+            // Both end: the receiver drops its end of the channel when it has drained.
+            let (served, shown) = tokio::join!(receiver.run(stop), show(received, self.json));
+            served.context("receiving")?;
+            shown
+        };
         tokio::pin!(receiving);
         tokio::select! {
             ended = &mut receiving => ended?,
@@ -55,6 +76,26 @@ impl Receive {
         }
         Ok(Exit::Done)
     }
+}
+
+/// Prints each request as it comes.
+async fn show(mut received: mpsc::Receiver<Received>, json: bool) -> anyhow::Result<()> {
+    while let Some(got) = received.recv().await {
+        let (id, topic) = (got.id.unwrap_or_default(), got.topic.unwrap_or_default());
+        if json {
+            let line =
+                serde_json::json!({ "id": id, "topic": topic, "answered": got.answered, "verified": got.verified, "body": got.body });
+            print::line(&line.to_string())?;
+        } else {
+            let signature = match got.verified {
+                None => "",
+                Some(true) => "  signature good",
+                Some(false) => "  signature BAD",
+            };
+            print::line(&format!("{}  {id}  {topic}{signature}  {}", got.answered, got.body))?;
+        }
+    }
+    Ok(())
 }
 
 fn share(text: &str) -> Result<f64, String> {

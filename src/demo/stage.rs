@@ -13,7 +13,7 @@ use sqlx::{
     PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::task::JoinSet;
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -23,18 +23,21 @@ use super::{
 };
 use crate::{
     config::{self, AttemptLog, RelayConfig},
+    http::{self, Door},
     migrate,
     private_postgres::{self, PrivatePostgres},
     receiver::{self, Receiver},
     relay::{self, Relay},
     secret,
-    sinks::webhook::Webhook,
+    sinks::webhook::{Webhook, sign::Key},
     telemetry::Telemetry,
 };
 
 const DATABASE: &str = "shop";
 /// Name of the secret's file; subscriptions refer to it as `file:demo`.
 const SECRET: &str = "demo";
+/// Requests that may wait to be entered into the ledger.
+const RECEIVED_AT_ONCE: usize = 64;
 
 /// Everything that runs. Dropping it stops PostgreSQL at once; [`Stage::clear`] does it in order.
 #[derive(Debug)]
@@ -47,7 +50,7 @@ pub(super) struct Stage {
     pub(super) door: Option<SocketAddr>,
     /// Takes what the old address of accounting refuses.
     pub(super) mended_url: String,
-    warehouse: receiver::Handle,
+    warehouse: receiver::Switch,
     ledger: Arc<Mutex<Ledger>>,
     relay: JoinSet<Result<relay::Drained, relay::Error>>,
     around: JoinSet<anyhow::Result<()>>,
@@ -83,33 +86,31 @@ impl Stage {
 
         let ledger = Arc::new(Mutex::new(Ledger::default()));
         let (mut around, stop_around) = (JoinSet::new(), CancellationToken::new());
-        let mut listen = |plan: Plan, fail_rate: f64| -> anyhow::Result<_> {
-            let options = receiver::Options {
-                fail_rate,
-                secrets: vec![SecretString::from(secret.clone())],
-                quiet: true,
-                ..receiver::Options::default()
-            };
-            let mut receiver = Receiver::bind((Ipv4Addr::LOCALHOST, 0).into(), options)
+        let key = Key::parse(&SecretString::from(secret)).map_err(anyhow::Error::msg)?;
+        let mut listen = async |plan: Plan, fail_rate: f64| -> anyhow::Result<_> {
+            let (sender, mut received) = mpsc::channel(RECEIVED_AT_ONCE);
+            let options =
+                receiver::Options { fail_rate, secrets: vec![key.clone()], received: Some(sender), ..receiver::Options::default() };
+            let receiver = Receiver::bind((Ipv4Addr::LOCALHOST, 0).into(), options)
+                .await
                 .with_context(|| format!("opening a port for the receiver of {}", plan.name))?;
-            let (handle, url) = (receiver.handle(), format!("http://{}/", receiver.local_addr()));
-            let (mut received, ledger) = (receiver.received(), ledger.clone());
-            let stop = stop_around.clone();
+            let (switch, url) = (receiver.switch(), format!("http://{}/", receiver.address()));
+            let (ledger, stop) = (ledger.clone(), stop_around.clone());
             around.spawn(async move { receiver.run(stop).await.with_context(|| format!("receiving for {}", plan.name)) });
             around.spawn(async move {
                 while let Some(got) = received.recv().await {
-                    let (id, topic) = (got.id.to_string(), got.topic.to_string());
+                    let (id, topic) = (got.id.unwrap_or_default(), got.topic.unwrap_or_default());
                     let (verified, answered) = (got.verified, got.answered);
                     lock(&ledger).arrive(Arrival { subscription: plan.name, id, topic, verified, answered });
                 }
                 Ok(())
             });
-            Ok((handle, url))
+            Ok((switch, url))
         };
-        let (_, mail_url) = listen(MAIL, 0.2)?;
-        let (warehouse, warehouse_url) = listen(WAREHOUSE, 0.0)?;
-        let (_, old_accounting_url) = listen(ACCOUNTING, 1.0)?;
-        let (_, mended_url) = listen(ACCOUNTING, 0.0)?;
+        let (_, mail_url) = listen(MAIL, 0.2).await?;
+        let (warehouse, warehouse_url) = listen(WAREHOUSE, 0.0).await?;
+        let (_, old_accounting_url) = listen(ACCOUNTING, 1.0).await?;
+        let (_, mended_url) = listen(ACCOUNTING, 0.0).await?;
 
         let pool = connect(options.clone()).await?;
         let shop = Shop::open(pool.clone()).await?;
@@ -149,17 +150,25 @@ impl Stage {
             attempt_log: AttemptLog::All,
             ..RelayConfig::default()
         };
+        let telemetry = Telemetry::new();
         let relay = Relay::builder(connect(options).await?)
             .settings(settings)
             .sink(Webhook::new(&egress, secrets)?)
-            .telemetry(Arc::new(Telemetry::default()))
+            .telemetry(telemetry.clone())
             .allow_superuser(true)
             .build()
             .await
             .context("starting the relay")?;
-        // CALL SITE of http::serve: when the operator's door exists, bind (127.0.0.1, 0), spawn
-        // `http::serve(listener, http::Doors { … relay.health(), telemetry … }, self.stop_around.clone())` on `self.around`,
-        // and set `self.door` to its address; the screen then shows its curl line.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("opening the operator's door")?;
+        self.door = Some(listener.local_addr()?);
+        let door = Door {
+            settings: config::Http { listen: self.door, token: None },
+            readiness: relay.health(),
+            telemetry,
+            draining: self.stop_relay.clone(),
+        };
+        let closed = self.stop_around.clone();
+        self.around.spawn(async move { http::serve(listener, door, closed).await.context("serving http") });
         let stop = self.stop_relay.clone();
         self.relay.spawn(async move { relay.run(stop).await });
         Ok(())

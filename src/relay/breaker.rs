@@ -17,8 +17,8 @@ const AT_LEAST: u32 = 20;
 const WITHIN: Duration = Duration::from_secs(60);
 /// this share failed.
 const SHARE: f64 = 0.7;
-/// How long it stays open at first; doubles with each failed probe
-const OPEN_FOR: Duration = Duration::from_secs(30);
+/// How long it stays open at first: a deploy takes seconds, and a probe is one request; doubles with each failed probe
+const OPEN_FOR: Duration = Duration::from_secs(2);
 /// up to this.
 const OPEN_AT_MOST: Duration = Duration::from_secs(300);
 /// A probe that was let through and never reported back counts as lost after this time.

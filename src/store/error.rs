@@ -1,22 +1,41 @@
 //! What can go wrong between the relay and its database.
 
 /// A statement that did not work. Says what was being done; the cause is its source.
-#[derive(Debug, thiserror::Error)]
-#[error("{doing}")]
+#[derive(Debug)]
 pub struct Error {
     doing: &'static str,
-    #[source]
-    source: Source,
+    cause: Cause,
+}
+
+#[derive(Debug)]
+enum Cause {
+    Deadline(Deadline),
+    Database(sqlx::Error),
+    Unsuitable(Unsuitable),
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Source {
-    #[error("no answer within {0} s")]
-    Deadline(u64),
-    #[error(transparent)]
-    Database(sqlx::Error),
-    #[error("{0}")]
-    Unsuitable(String),
+#[error("no answer within {0} s")]
+struct Deadline(u64);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unsuitable(String);
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.doing)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(match &self.cause {
+            Cause::Deadline(cause) => cause,
+            Cause::Database(cause) => cause,
+            Cause::Unsuitable(cause) => cause,
+        })
+    }
 }
 
 /// What to do about an error: one pure function of its cause.
@@ -32,25 +51,25 @@ pub enum Kind {
 
 impl Error {
     pub(super) fn deadline(doing: &'static str, seconds: u64) -> Self {
-        Self { doing, source: Source::Deadline(seconds) }
+        Self { doing, cause: Cause::Deadline(Deadline(seconds)) }
     }
 
     pub(super) fn unsuitable(doing: &'static str, why: impl Into<String>) -> Self {
-        Self { doing, source: Source::Unsuitable(why.into()) }
+        Self { doing, cause: Cause::Unsuitable(Unsuitable(why.into())) }
     }
 
     pub(super) fn database(doing: &'static str, error: sqlx::Error) -> Self {
-        Self { doing, source: Source::Database(error) }
+        Self { doing, cause: Cause::Database(error) }
     }
 
     /// What to do about it.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        match &self.source {
-            Source::Deadline(_) => Kind::Connection,
-            Source::Unsuitable(_) => Kind::Unsuitable,
-            Source::Database(sqlx::Error::Database(error)) => kind_of_sqlstate(error.code().as_deref().unwrap_or("")),
-            Source::Database(_) => Kind::Connection,
+        match &self.cause {
+            Cause::Deadline(_) => Kind::Connection,
+            Cause::Unsuitable(_) => Kind::Unsuitable,
+            Cause::Database(sqlx::Error::Database(error)) => kind_of_sqlstate(error.code().as_deref().unwrap_or("")),
+            Cause::Database(_) => Kind::Connection,
         }
     }
 }

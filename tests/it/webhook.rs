@@ -1,7 +1,6 @@
 //! The webhook sink against real sockets: what is sent, what is never connected to, and how an attempt ends when the
 //! receiver misbehaves.
 
-
 use std::{net::IpAddr, process::Stdio, sync::Arc, time::Duration};
 
 use pgoutbox::{

@@ -1,6 +1,5 @@
 //! An HTTP receiver that misbehaves in one way, on raw TCP: no library stands between the sink and the bytes.
 
-
 use std::{
     net::SocketAddr,
     sync::{
