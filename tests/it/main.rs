@@ -10,5 +10,6 @@ mod demo; // everything together, played to its end and interrupted
 mod http; // who may ask what at the operator's door
 mod operate; // what an operator asks the database
 mod private_postgres; // a server of our own: starts as root, survives crashes, leaves nothing behind
+mod route; // each committed event once, to those that want it
 mod support; // what the tests share
 mod webhook; // the webhook sink against receivers that misbehave

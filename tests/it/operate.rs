@@ -1,57 +1,15 @@
-//! What an operator asks the database, asked of a real one: PGOUTBOX_TEST_DATABASE_URL, by default postgres@127.0.0.1:5999.
-
-use std::process::{Command, Output, Stdio};
+//! What an operator asks the database, asked of a real one.
 
 use pgoutbox::{
     Event,
     operate::{Choice, Error, Operator},
 };
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, postgres::PgConnectOptions};
+use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
 
-/// A database of its own, dropped at the end.
-struct Database {
-    name: String,
-    options: PgConnectOptions,
-    server: PgConnectOptions,
-}
+use crate::support::Database;
 
-impl Database {
-    async fn new(migrated: bool) -> Self {
-        let server = std::env::var_os("PGOUTBOX_TEST_DATABASE_URL").map(|url| url.into_string().unwrap());
-        let server: PgConnectOptions = server.as_deref().unwrap_or("postgres://postgres@127.0.0.1:5999/postgres").parse().unwrap();
-        let name = format!("ops_{}", uuid::Uuid::new_v4().simple());
-        server.connect().await.unwrap().execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();
-        let options = server.clone().database(&name);
-        if migrated {
-            pgoutbox::migrate::run(&options).await.unwrap();
-        }
-        Self { name, options, server }
-    }
-
-    async fn operator(&self) -> Operator {
-        Operator::connect(&self.options, false).await.unwrap()
-    }
-
-    async fn connection(&self) -> PgConnection {
-        self.options.connect().await.unwrap()
-    }
-
-    fn pgoutbox(&self, arguments: &[&str]) -> Output {
-        let url = self.options.to_url_lossy().to_string();
-        Command::new(env!("CARGO_BIN_EXE_pgoutbox"))
-            .args(arguments)
-            .env_clear()
-            .env("DATABASE_URL", url)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    async fn drop(self) {
-        let mut server = self.server.connect().await.unwrap();
-        server.execute(AssertSqlSafe(format!("drop database {} with (force)", self.name))).await.unwrap();
-        server.close().await.unwrap();
-    }
+async fn operator(database: &Database) -> Operator {
+    Operator::connect(&database.options, false).await.unwrap()
 }
 
 async fn dead_letters(connection: &mut PgConnection, subscription: &str, count: i32) {
@@ -79,8 +37,8 @@ async fn subscribe(connection: &mut PgConnection, name: &str, url: &str) {
 
 #[tokio::test]
 async fn a_database_without_the_schema_says_to_migrate() {
-    let database = Database::new(false).await;
-    let mut operator = database.operator().await;
+    let database = Database::empty().await;
+    let mut operator = operator(&database).await;
     assert!(matches!(operator.subscription_status().await, Err(Error::NotMigrated)));
     assert!(matches!(operator.publish(&Event::new("a.b", 1).unwrap()).await, Err(Error::NotMigrated)));
     assert!(matches!(operator.count_dead_letters(&Choice::default()).await, Err(Error::NotMigrated)));
@@ -92,8 +50,8 @@ async fn a_database_without_the_schema_says_to_migrate() {
 
 #[tokio::test]
 async fn refused_input_says_what_postgresql_says_with_its_hint() {
-    let database = Database::new(true).await;
-    let mut operator = database.operator().await;
+    let database = Database::new().await;
+    let mut operator = operator(&database).await;
     let error = operator.pause_subscription("nobody").await.unwrap_err().to_string();
     assert_eq!(error, "no subscription is named 'nobody' (List them: select name from outbox.subscriptions.)");
     let error = operator.publish(&Event::new("a..b", 1).unwrap()).await.unwrap_err().to_string();
@@ -106,7 +64,7 @@ async fn refused_input_says_what_postgresql_says_with_its_hint() {
 
 #[tokio::test]
 async fn publish_prints_the_id_of_a_committed_event() {
-    let database = Database::new(true).await;
+    let database = Database::new().await;
     let id = "01890a5d-ac96-774b-bcce-b302099a8057";
     let arguments = [
         "publish",
@@ -142,9 +100,9 @@ async fn publish_prints_the_id_of_a_committed_event() {
 
 #[tokio::test]
 async fn subscriptions_are_listed_paused_resumed_and_removed() {
-    let database = Database::new(true).await;
+    let database = Database::new().await;
     subscribe(&mut database.connection().await, "shop", "https://example.com/hook").await;
-    let mut operator = database.operator().await;
+    let mut operator = operator(&database).await;
     assert!(operator.pause_subscription("shop").await.unwrap());
     assert!(!operator.pause_subscription("shop").await.unwrap());
     let status = operator.subscription_status().await.unwrap();
@@ -167,7 +125,7 @@ async fn subscriptions_are_listed_paused_resumed_and_removed() {
 
 #[tokio::test]
 async fn check_names_each_subscription_that_cannot_be_served() {
-    let database = Database::new(true).await;
+    let database = Database::new().await;
     let mut connection = database.connection().await;
     subscribe(&mut connection, "good", "https://example.com/hook").await;
     sqlx::query("select outbox.subscribe('bad', array['a'], 'telegraph')").execute(&mut connection).await.unwrap();
@@ -184,12 +142,12 @@ async fn check_names_each_subscription_that_cannot_be_served() {
 
 #[tokio::test]
 async fn dead_letters_are_listed_counted_redriven_and_discarded() {
-    let database = Database::new(true).await;
+    let database = Database::new().await;
     let mut connection = database.connection().await;
     subscribe(&mut connection, "shop", "https://example.com/hook").await;
     dead_letters(&mut connection, "shop", 5).await;
     dead_letters(&mut connection, "removed", 2).await;
-    let mut operator = database.operator().await;
+    let mut operator = operator(&database).await;
     let all = Choice::default();
     let count = operator.count_dead_letters(&all).await.unwrap();
     assert_eq!((count.matching, count.redrivable), (7, 5));

@@ -1,0 +1,113 @@
+//! One private PostgreSQL for the whole test run, and a freshly migrated database in it for each test.
+
+use std::{
+    process::{Command, Output, Stdio},
+    sync::OnceLock,
+};
+
+use pgoutbox::private_postgres::{Options, PrivatePostgres};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, postgres::PgConnectOptions};
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+/// The login that relays use: a member of `outbox_relay` and nothing more.
+pub(crate) const RELAY_LOGIN: &str = "relay_login";
+/// The migrated database that others are copies of.
+const TEMPLATE: &str = "it_template";
+
+static SERVER: OnceLock<PrivatePostgres> = OnceLock::new();
+static TEMPLATE_MADE: OnceCell<()> = OnceCell::const_new();
+
+/// The server of this test run. It ends with the process.
+pub(crate) fn server() -> &'static PrivatePostgres {
+    SERVER.get_or_init(|| PrivatePostgres::start(Options { durable: false, ..Options::default() }).unwrap())
+}
+
+/// A database of its own, dropped at the end.
+#[derive(Debug)]
+pub(crate) struct Database {
+    name: String,
+    /// As the superuser: what applications and migrations do.
+    pub(crate) options: PgConnectOptions,
+    /// As a relay.
+    pub(crate) relay_options: PgConnectOptions,
+    /// As the superuser.
+    pub(crate) pool: PgPool,
+}
+
+impl Database {
+    /// With the schema outbox.
+    pub(crate) async fn new() -> Self {
+        TEMPLATE_MADE.get_or_init(make_template).await;
+        Self::create(&format!("template {TEMPLATE}")).await
+    }
+
+    /// Without it.
+    pub(crate) async fn empty() -> Self {
+        Self::create("").await
+    }
+
+    async fn create(how: &str) -> Self {
+        let name = format!("it_{}", Uuid::new_v4().simple());
+        let mut server = root().connect().await.unwrap();
+        server.execute(AssertSqlSafe(format!("create database {name} {how}"))).await.unwrap();
+        server.close().await.unwrap();
+        let options = root().database(&name);
+        let pool = PgPool::connect_lazy_with(options.clone());
+        Self { name, relay_options: options.clone().username(RELAY_LOGIN), options, pool }
+    }
+
+    pub(crate) async fn connection(&self) -> PgConnection {
+        self.options.connect().await.unwrap()
+    }
+
+    /// The superuser's address of this database.
+    pub(crate) fn url(&self) -> String {
+        self.options.to_url_lossy().to_string()
+    }
+
+    /// The relay's address of this database.
+    pub(crate) fn relay_url(&self) -> String {
+        self.relay_options.to_url_lossy().to_string()
+    }
+
+    /// Runs one statement as the superuser.
+    pub(crate) async fn execute(&self, sql: impl Into<String>) {
+        self.pool.execute(AssertSqlSafe(sql.into())).await.unwrap();
+    }
+
+    /// One number.
+    pub(crate) async fn count(&self, sql: impl Into<String>) -> i64 {
+        sqlx::query_scalar(AssertSqlSafe(sql.into())).fetch_one(&self.pool).await.unwrap()
+    }
+
+    /// Runs the binary against this database with an otherwise empty environment.
+    pub(crate) fn pgoutbox(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_pgoutbox"))
+            .args(arguments)
+            .env_clear()
+            .env("DATABASE_URL", self.url())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    pub(crate) async fn drop(self) {
+        self.pool.close().await;
+        let mut server = root().connect().await.unwrap();
+        server.execute(AssertSqlSafe(format!("drop database {} with (force)", self.name))).await.unwrap();
+        server.close().await.unwrap();
+    }
+}
+
+fn root() -> PgConnectOptions {
+    server().url("postgres").parse().unwrap()
+}
+
+async fn make_template() {
+    let mut connection = root().connect().await.unwrap();
+    connection.execute(AssertSqlSafe(format!("create database {TEMPLATE}"))).await.unwrap();
+    pgoutbox::migrate::run(&root().database(TEMPLATE)).await.unwrap();
+    connection.execute(AssertSqlSafe(format!("create role {RELAY_LOGIN} login in role outbox_relay"))).await.unwrap();
+    connection.close().await.unwrap();
+}

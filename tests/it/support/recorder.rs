@@ -1,0 +1,126 @@
+//! A sink that records what it is sent and answers as the test says.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use pgoutbox::{
+    delivery::Delivery,
+    sinks::{Report, Sink},
+    verdict::Outcome,
+};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// One attempt as the sink saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) event: Uuid,
+    pub(crate) position: i64,
+    pub(crate) topic: String,
+    pub(crate) payload: String,
+    pub(crate) subscription: String,
+    pub(crate) attempt: u32,
+}
+
+type Answer = Arc<dyn Fn(&Seen) -> Outcome + Send + Sync>;
+
+/// Records every attempt in order. Subscribe with sink `recorder`; config `{"hang": true}` never answers.
+#[derive(Clone)]
+pub(crate) struct Recorder {
+    seen: Arc<Mutex<Vec<Seen>>>,
+    changed: Arc<Notify>,
+    answer: Answer,
+    /// While held exclusively, attempts wait before they answer.
+    pub(crate) gate: Arc<tokio::sync::RwLock<()>>,
+}
+
+impl std::fmt::Debug for Recorder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recorder").finish_non_exhaustive()
+    }
+}
+
+impl Recorder {
+    /// Answers that everything was delivered.
+    pub(crate) fn new() -> Self {
+        Self::answering(|_| Outcome::Delivered)
+    }
+
+    pub(crate) fn answering(answer: impl Fn(&Seen) -> Outcome + Send + Sync + 'static) -> Self {
+        Self { seen: Arc::default(), changed: Arc::default(), answer: Arc::new(answer), gate: Arc::default() }
+    }
+
+    /// Every attempt so far.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// Waits until so many attempts were seen; at most 30 s.
+    pub(crate) async fn wait_for(&self, count: usize) -> Vec<Seen> {
+        self.wait_until(|seen| seen.len() >= count).await
+    }
+
+    /// Waits until what was seen satisfies the test; at most 30 s.
+    pub(crate) async fn wait_until(&self, enough: impl Fn(&[Seen]) -> bool) -> Vec<Seen> {
+        let waiting = async {
+            loop {
+                let changed = self.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                let seen = self.seen();
+                if enough(&seen) {
+                    return seen;
+                }
+                changed.await;
+            }
+        };
+        match tokio::time::timeout(Duration::from_secs(30), waiting).await {
+            Ok(seen) => seen,
+            Err(_) => panic!(
+                "not within 30 s; the last of {} attempts seen: {:#?}",
+                self.seen().len(),
+                self.seen().iter().rev().take(10).collect::<Vec<_>>()
+            ),
+        }
+    }
+}
+
+impl Sink for Recorder {
+    const KIND: &'static str = "recorder";
+    type Target = bool;
+
+    fn target(&self, config: &serde_json::Value) -> Result<bool, String> {
+        if config.get("bad").is_some() {
+            return Err("config.bad: this target is bad; leave it out".to_owned());
+        }
+        Ok(config.get("hang").is_some())
+    }
+
+    fn destination(&self, _: &bool) -> Option<String> {
+        None
+    }
+
+    async fn send(&self, &hangs: &bool, delivery: &Delivery) -> Report {
+        let seen = Seen {
+            event: delivery.event.id,
+            position: delivery.event.position,
+            topic: delivery.event.topic.clone(),
+            payload: delivery.event.payload.clone(),
+            subscription: delivery.subscription.row.name.clone(),
+            attempt: delivery.attempt,
+        };
+        self.seen.lock().unwrap().push(seen.clone());
+        self.changed.notify_waiters();
+        if hangs {
+            std::future::pending::<()>().await;
+        }
+        let _open = self.gate.read().await;
+        (self.answer)(&seen).into()
+    }
+
+    fn deadline(&self, _: &bool) -> Duration {
+        Duration::from_secs(15)
+    }
+}
