@@ -27,6 +27,8 @@ const AT_ONCE: u32 = 500;
 const SUBSCRIPTIONS_AT_ONCE: usize = 500;
 /// Deliveries of a deleted subscription that are cancelled in one statement.
 const ORPHANS_AT_ONCE: i64 = 5_000;
+/// When to ask again for a subscription that had no room.
+const NO_ROOM: Duration = Duration::from_millis(20);
 /// Rows may become visible so much later than their due time says: the longest a statement of a relay can take.
 const LATE: Duration = Duration::from_secs(15);
 
@@ -69,7 +71,9 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
         if let Some(room) = room(shared, subscription) {
             let permits = shared.permits.take(id, subscription.own_limit(), room);
             if permits.is_empty() {
-                shared.agenda.fall_behind(id);
+                if !shared.agenda.is_behind(id) {
+                    shared.agenda.note(id, Instant::now() + NO_ROOM);
+                }
             } else {
                 let room = u32::try_from(permits.len()).unwrap_or(u32::MAX);
                 wanted.push((Claim { subscription: id, room, since: shared.agenda.since(id) }, subscription.clone(), permits));

@@ -33,6 +33,15 @@ pub(crate) struct Permit {
     subscription: i64,
 }
 
+/// Why there is no permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoPermit {
+    /// All are taken.
+    AllTaken,
+    /// Those this subscription may have are taken.
+    NoneForThis,
+}
+
 impl Permits {
     pub(crate) fn new(total: u32, per_subscription: u32) -> Arc<Self> {
         Arc::new(Self { total, per_subscription: per_subscription.min(total), taken: Mutex::default(), freed: Notify::new() })
@@ -63,6 +72,23 @@ impl Permits {
 
     fn limit(&self, own_limit: Option<u32>) -> u32 {
         own_limit.unwrap_or(self.per_subscription).min(self.total)
+    }
+
+    /// Takes one permit.
+    ///
+    /// # Errors
+    /// Says whether all permits are taken, or those this subscription may have.
+    pub(crate) fn take_one(self: &Arc<Self>, subscription: i64, own_limit: Option<u32>) -> Result<Permit, NoPermit> {
+        let mut taken = self.taken();
+        if taken.all >= self.total {
+            return Err(NoPermit::AllTaken);
+        }
+        if taken.room(self.total, self.limit(own_limit), subscription) == 0 {
+            return Err(NoPermit::NoneForThis);
+        }
+        taken.all += 1;
+        *taken.by_subscription.entry(subscription).or_default() += 1;
+        Ok(Permit { permits: self.clone(), subscription })
     }
 
     /// Takes up to `wanted` permits.

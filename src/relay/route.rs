@@ -1,4 +1,4 @@
-//! New events to deliveries, in one commit. A crash here costs the wait of one lease: what was leased and not sent returns.
+//! New events to deliveries, in one statement. A crash here costs the wait of one lease: what was leased and not sent returns.
 //!
 //! While every subscription keeps up, no more is routed than can be sent at once: a backlog stays in the log and each of its
 //! deliveries is written once, already leased. A subscription that is full, paused or tripped gets its rows without a lease
@@ -12,13 +12,13 @@ use super::{
     Shared,
     breaker::Gate,
     deliver::{Deliver, Leased},
-    permits::Permit,
+    permits::{NoPermit, Permit},
     reload::Reload,
 };
 use crate::{
     delivery::Delivery,
     event::Event,
-    store::{Advance, Error, NewDelivery, NewEvent},
+    store::{Advance, Cursor, Error, NewDelivery, NewEvent},
     subscription::{Index, Subscription},
 };
 
@@ -44,8 +44,8 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Route {
     shared: Arc<Shared>,
-    /// The cursor's step last seen.
-    known_step: i64,
+    /// Where routing stood last; none when another relay has moved it since.
+    cursor: Option<Cursor>,
     /// Deliveries an event was routed to lately: how many events fill the permits.
     fanout: f64,
 }
@@ -61,7 +61,7 @@ struct Plan {
 
 impl Route {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, known_step: 0, fanout: 1.0 }
+        Self { shared, cursor: None, fanout: 1.0 }
     }
 
     pub(super) async fn route(&mut self, reload: &mut Reload, deliver: &mut Deliver) -> Result<Step, Error> {
@@ -69,29 +69,37 @@ impl Route {
         if self.must_hold(&index) {
             return Ok(Step::NoRoom);
         }
-        let Some(mut routing) = self.shared.store.take_cursor(self.known_step).await? else {
-            return Ok(Step::OthersRoute);
+        let mut cursor = match self.cursor.take() {
+            Some(cursor) => cursor,
+            None => self.shared.store.load_cursor(0).await?,
         };
-        self.known_step = routing.cursor.step;
         let free = self.shared.permits.free();
-        let read = routing.read_events(self.page(free), free > 0).await?;
+        let Some(read) = self.shared.store.read_events(&cursor, self.page(free), free > 0).await? else {
+            return Ok(Step::OthersRoute); // and the cursor is loaded anew
+        };
         // An event committed after a subscription is always matched against it.
         if read.generation != index.generation {
             reload.load().await?;
         }
         if read.events.is_empty() && !read.closes_window() && !read.was_slow {
+            cursor.note_drawn(&read);
+            self.cursor = Some(cursor);
             return Ok(Step::Nothing);
         }
         let index = self.shared.index.load_full();
         let (more_to_read, events) = (read.has_more(), &read.events);
         let plan = self.plan(&index, events);
         if plan.routed == 0 && !events.is_empty() {
+            self.cursor = Some(cursor);
             return Ok(Step::NoRoom);
         }
         let token = Uuid::new_v4();
-        let began = routing.began;
-        let ids = routing.commit(&read, plan.advance, &plan.rows, token, self.shared.settings.lease).await?;
-        self.known_step += 1;
+        let began = Instant::now();
+        let lease = self.shared.settings.lease;
+        let Some((next, ids)) = self.shared.store.advance_cursor(&cursor, &read, plan.advance, &plan.rows, token, lease).await? else {
+            return Ok(Step::OthersRoute);
+        };
+        self.cursor = Some(next);
         let more = more_to_read || plan.advance != Advance::All;
         let step = Step::Routed { more, waiting: plan.waiting };
         self.shared.telemetry.routed(plan.routed, plan.rows.len());
@@ -126,17 +134,19 @@ impl Route {
 
     /// Whether routing must wait for room: there are subscriptions to send to, and not one of them has any.
     fn must_hold(&self, index: &Index) -> bool {
-        if self.shared.permits.free() == 0 {
-            return index.sendable() > self.shared.agenda.count_behind();
-        }
-        // Only a relay whose every sendable subscription is busy may leave events in the log. With many subscriptions
-        // that is hardly ever so, and not worth the look.
+        if self.shared.permits.free() == 0 { index.sendable() > 0 } else { self.all_are_full(index, None) }
+    }
+
+    /// Whether every subscription that may be sent to has all its permits in flight; `full` is known to have. Only then may
+    /// events be left in the log: were there one that has room, the others' backlog must not stand before its events.
+    fn all_are_full(&self, index: &Index, full: Option<i64>) -> bool {
+        // With many subscriptions it is hardly ever so, and not worth the look.
         if index.sendable() == 0 || index.sendable() > 64 {
             return false;
         }
-        let mut keeping_up =
-            index.iter().filter(|subscription| subscription.may_send() && !self.shared.agenda.is_behind(subscription.row.id)).peekable();
-        keeping_up.peek().is_some() && keeping_up.all(|subscription| self.room(subscription) == 0)
+        let now = self.shared.clock.now();
+        let mut sendable = index.iter().filter(|subscription| self.may_send(subscription, now)).peekable();
+        sendable.peek().is_some() && sendable.all(|subscription| Some(subscription.row.id) == full || self.room(subscription) == 0)
     }
 
     fn room(&self, subscription: &Subscription) -> u32 {
@@ -166,13 +176,17 @@ impl Route {
                 let id = subscription.row.id;
                 let may_send = *sendable.entry(id).or_insert_with(|| self.may_send(subscription, now));
                 let permit = if may_send && !later && !shared.agenda.is_behind(id) {
-                    match shared.permits.take(id, subscription.own_limit(), 1).pop() {
-                        Some(permit) => Some(permit),
-                        None if self.must_hold(index) => {
+                    match shared.permits.take_one(id, subscription.own_limit()) {
+                        Ok(permit) => Some(permit),
+                        Err(NoPermit::AllTaken) => {
                             hold = true;
                             break;
                         }
-                        None => {
+                        Err(NoPermit::NoneForThis) if self.all_are_full(index, Some(id)) => {
+                            hold = true;
+                            break;
+                        }
+                        Err(NoPermit::NoneForThis) => {
                             shared.agenda.fall_behind(id);
                             None
                         }

@@ -32,6 +32,11 @@ const LOOK_AT_EVERYTHING: Duration = Duration::from_secs(60);
 /// Other relays are woken at most this often when there is more than this one can take.
 const RING_OTHERS: Duration = Duration::from_millis(100);
 
+/// How long to wait for more permits once the first has come back.
+const MOMENT: Duration = Duration::from_millis(1);
+/// A backlog is being drained while the last claim is not older.
+const DRAINING: Duration = Duration::from_millis(20);
+
 struct Work {
     shared: Arc<Shared>,
     bell: Bell,
@@ -46,6 +51,7 @@ struct Work {
     next_poll: Instant,
     looked_at_everything: Option<Instant>,
     rang_others: Instant,
+    last_claim: Option<Instant>,
 }
 
 /// Works until the relay is stopped.
@@ -64,6 +70,7 @@ pub(super) async fn work(shared: Arc<Shared>, bell: Bell, deliver: Deliver, shut
         next_poll: now,
         looked_at_everything: None,
         rang_others: now,
+        last_claim: None,
     };
     let mut waits = backon_waits();
     let mut loaded = false;
@@ -95,12 +102,16 @@ impl Work {
         if self.bell.missed.swap(false, Ordering::AcqRel) {
             self.next_poll = Instant::now();
         }
-        let step = self.route.route(&mut self.reload, &mut self.deliver).await?;
         if Instant::now() >= self.next_poll {
             self.look_for_due().await?;
         }
+        // What waits has the first call on free permits; what is new can wait in the log.
         let claimed = claim::claim(&self.shared, &self.deliver).await?;
+        let step = self.route.route(&mut self.reload, &mut self.deliver).await?;
         let progress = claimed > 0 || matches!(step, Step::Routed { .. });
+        if claimed > 0 {
+            self.last_claim = Some(Instant::now());
+        }
         if progress {
             self.stay_awake().await;
             if let Step::Routed { waiting: true, .. } = step {
@@ -111,7 +122,12 @@ impl Work {
             }
             return Ok(());
         }
+        let is_draining = self.last_claim.is_some_and(|then| then.elapsed() < DRAINING) && self.shared.agenda.count_behind() > 0;
         match step {
+            Step::Nothing if is_draining => {
+                // A backlog of rows: its next part is claimed as soon as permits come back.
+                self.await_room(shutdown).await;
+            }
             Step::NoRoom => {
                 self.stay_awake().await;
                 self.await_room(shutdown).await;
@@ -132,15 +148,19 @@ impl Work {
         }
     }
 
-    /// A backlog waits in the log: let a quarter of the permits come back before the next page, or pages become tiny.
+    /// Waits until permits come back: so many that the next page or claim is worth its round trips, or as many as come
+    /// within a moment.
     async fn await_room(&self, shutdown: &CancellationToken) {
         let permits = &self.shared.permits;
-        let enough = (self.shared.settings.permits / 4).min(self.shared.settings.permits_per_subscription / 2).max(1);
-        let patience = tokio::time::Instant::now() + Duration::from_millis(5);
-        while permits.free() < enough && permits.in_flight() > 0 {
+        let enough = permits.in_flight() / 4;
+        let free = permits.free();
+        let mut patience = None;
+        while permits.in_flight() > 0 && permits.free().saturating_sub(free) <= enough {
             tokio::select! {
-                () = permits.freed.notified() => {}
-                () = tokio::time::sleep_until(patience), if permits.free() > 0 => return,
+                () = permits.freed.notified() => {
+                    patience.get_or_insert_with(|| tokio::time::Instant::now() + MOMENT);
+                }
+                () = async { match patience { Some(then) => tokio::time::sleep_until(then).await, None => std::future::pending().await } } => return,
                 () = self.until_due() => return,
                 () = shutdown.cancelled() => return,
             }

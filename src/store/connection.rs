@@ -1,6 +1,13 @@
-//! Pools of connections with the relay's settings, replaced as a whole when one of them cannot be trusted.
+//! Connections with the relay's settings, replaced as a whole when one of them cannot be trusted.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use sqlx::{
@@ -46,7 +53,7 @@ pub struct ConnectionSettings {
     pub options: PgConnectOptions,
     /// The relay's name, shown in `pg_stat_activity`.
     pub relay: String,
-    /// Connections for routing, claiming and reading.
+    /// Connections beside those that routing, settling and renewing keep.
     pub pool_size: u32,
     /// Through a transaction pooler: no prepared statements, settings per transaction.
     pub pooler: bool,
@@ -58,39 +65,57 @@ pub struct ConnectionSettings {
 #[derive(Debug)]
 pub struct Store {
     settings: ConnectionSettings,
-    /// Routing, claiming, reading.
-    work: ArcSwap<PgPool>,
-    /// Settling and renewing: never queued behind the others.
-    reserved: ArcSwap<PgPool>,
+    pool: ArcSwap<PgPool>,
+    /// Counts how often the pool was replaced.
+    replaced: AtomicU64,
+    lanes: [tokio::sync::Mutex<Option<Kept>>; 3],
+}
+
+/// Which connection a statement uses. The busy stages keep theirs: giving one back to the pool costs a round trip, and
+/// settling and renewing must never stand in line behind the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Routing and claiming.
+    Work = 0,
+    Settle = 1,
+    Renew = 2,
+    /// Everything else: from the pool and back.
+    Rest = 3,
+}
+
+/// How many connections of the pool the lanes keep.
+const KEPT: u32 = 3;
+
+/// A connection that a lane keeps.
+#[derive(Debug)]
+pub(super) struct Kept {
+    connection: PoolConnection<Postgres>,
+    /// `Store::replaced` when it was made.
+    made: u64,
 }
 
 /// One connection for one or a few statements; in pooler mode a transaction that carries the settings.
-pub(super) enum Session {
-    Plain(PoolConnection<Postgres>),
+pub(super) enum Session<'a> {
+    Kept(tokio::sync::MutexGuard<'a, Option<Kept>>),
+    Pooled(PoolConnection<Postgres>),
     Transaction(Transaction<'static, Postgres>),
 }
 
-impl Session {
+impl Session<'_> {
     pub(super) fn connection(&mut self) -> &mut PgConnection {
         match self {
-            Self::Plain(connection) => connection,
+            Self::Kept(kept) => &mut kept.as_mut().expect("a session fills its lane before it uses it").connection,
+            Self::Pooled(connection) => connection,
             Self::Transaction(transaction) => transaction,
         }
     }
 
     pub(super) async fn finish(self) -> Result<(), sqlx::Error> {
         match self {
-            Self::Plain(_) => Ok(()),
+            Self::Kept(_) | Self::Pooled(_) => Ok(()),
             Self::Transaction(transaction) => transaction.commit().await,
         }
     }
-}
-
-/// Which pool a statement uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lane {
-    Work,
-    Reserved,
 }
 
 impl Store {
@@ -99,11 +124,7 @@ impl Store {
     /// # Errors
     /// When it cannot be reached, is not migrated, is read-only, or the login is a superuser and that was not allowed.
     pub async fn connect(settings: ConnectionSettings) -> Result<Self, Error> {
-        let store = Self {
-            work: ArcSwap::from_pointee(pool(&settings, settings.pool_size)),
-            reserved: ArcSwap::from_pointee(pool(&settings, 2)),
-            settings,
-        };
+        let store = Self { pool: ArcSwap::from_pointee(pool(&settings)), replaced: AtomicU64::new(0), lanes: Default::default(), settings };
         store.inspect().await?;
         Ok(store)
     }
@@ -128,7 +149,7 @@ impl Store {
         const DOING: &str = "checking the database";
         let row = self
             .limited(DOING, async {
-                let mut session = self.session(Lane::Work).await?;
+                let mut session = self.session(Lane::Rest).await?;
                 let row = sqlx::query(include_str!("../../sql/inspect_connection.sql"))
                     .persistent(!self.settings.pooler)
                     .fetch_one(session.connection())
@@ -158,36 +179,32 @@ impl Store {
     }
 
     /// Takes a connection with the relay's settings in force.
-    pub(super) async fn session(&self, lane: Lane) -> Result<Session, sqlx::Error> {
-        let pool = self.pool(lane);
-        if self.settings.pooler { Ok(Session::Transaction(self.begin_on(&pool).await?)) } else { Ok(Session::Plain(pool.acquire().await?)) }
-    }
-
-    /// Begins a transaction with the relay's settings in force.
-    pub(super) async fn begin(&self, lane: Lane) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        self.begin_on(&self.pool(lane)).await
-    }
-
-    async fn begin_on(&self, pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        let mut transaction = pool.begin().await?;
+    pub(super) async fn session(&self, lane: Lane) -> Result<Session<'_>, sqlx::Error> {
         if self.settings.pooler {
-            let (names, values): (Vec<_>, Vec<_>) =
-                SETTINGS.iter().filter(|(name, _)| !name.starts_with("default_")).map(|(name, value)| (*name, (*value).to_owned())).unzip();
-            sqlx::query("select set_config(name, value, true) from unnest($1::text[], $2::text[]) as setting (name, value)")
-                .bind(names)
-                .bind(values)
-                .persistent(false)
-                .execute(&mut *transaction)
-                .await?;
+            return Ok(Session::Transaction(self.begin_pooled().await?));
         }
-        Ok(transaction)
+        let Some(slot) = self.lanes.get(lane as usize) else {
+            return Ok(Session::Pooled(self.pool.load_full().acquire().await?));
+        };
+        let mut kept = slot.lock().await;
+        let made = self.replaced.load(Ordering::Acquire);
+        if kept.as_ref().is_none_or(|kept| kept.made != made) {
+            *kept = None;
+            *kept = Some(Kept { connection: self.pool.load_full().acquire().await?, made });
+        }
+        Ok(Session::Kept(kept))
     }
 
-    fn pool(&self, lane: Lane) -> Arc<PgPool> {
-        match lane {
-            Lane::Work => self.work.load_full(),
-            Lane::Reserved => self.reserved.load_full(),
-        }
+    async fn begin_pooled(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        let mut transaction = self.pool.load_full().begin().await?;
+        let (names, values): (Vec<_>, Vec<_>) = SETTINGS.iter().filter(|(name, _)| !name.starts_with("default_")).copied().unzip();
+        sqlx::query("select set_config(name, value, true) from unnest($1::text[], $2::text[]) as setting (name, value)")
+            .bind(names)
+            .bind(values)
+            .persistent(false)
+            .execute(&mut *transaction)
+            .await?;
+        Ok(transaction)
     }
 
     /// Runs one exchange with the database under the relay's own limit. After an error that makes connections suspect, all
@@ -198,22 +215,23 @@ impl Store {
             Err(_) => Err(Error::deadline(doing, STATEMENT_LIMIT.as_secs())),
         };
         if result.as_ref().is_err_and(|error| error.kind() == Kind::Connection) {
-            self.replace_pools();
+            self.replace_pool();
         }
         result
     }
 
-    fn replace_pools(&self) {
-        for (slot, size) in [(&self.work, self.settings.pool_size), (&self.reserved, 2)] {
-            // The old pool closes when its last connection comes back.
-            drop(slot.swap(Arc::new(pool(&self.settings, size))));
-        }
+    fn replace_pool(&self) {
+        // The old pool closes when its last connection comes back; lanes let go of theirs at their next statement.
+        drop(self.pool.swap(Arc::new(pool(&self.settings))));
+        self.replaced.fetch_add(1, Ordering::Release);
     }
 
     /// Gives back every connection.
     pub async fn close(&self) {
-        self.work.load().close().await;
-        self.reserved.load().close().await;
+        for lane in &self.lanes {
+            lane.lock().await.take();
+        }
+        self.pool.load_full().close().await;
     }
 
     pub(super) fn is_persistent(&self) -> bool {
@@ -221,9 +239,9 @@ impl Store {
     }
 }
 
-fn pool(settings: &ConnectionSettings, size: u32) -> PgPool {
+fn pool(settings: &ConnectionSettings) -> PgPool {
     PgPoolOptions::new()
-        .max_connections(size)
+        .max_connections(settings.pool_size + KEPT)
         .acquire_timeout(CONNECT_LIMIT)
         .idle_timeout(Duration::from_secs(600))
         .max_lifetime(Duration::from_secs(3_600))

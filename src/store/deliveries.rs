@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::{FromRow, PgConnection, Row as _, postgres::PgRow};
+use sqlx::{Connection as _, FromRow, PgConnection, Row as _, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
@@ -205,14 +205,16 @@ impl Store {
         self.limited("settling deliveries", async {
             let kinds = [!batch.delivered.is_empty(), !batch.retries.is_empty(), !batch.dead.is_empty(), !batch.gone.is_empty()];
             if kinds.iter().filter(|&&some| some).count() <= 1 {
-                let mut session = self.session(Lane::Reserved).await?;
+                let mut session = self.session(Lane::Settle).await?;
                 let settled = self.settle_on(session.connection(), batch).await?;
                 session.finish().await?;
                 Ok(settled)
             } else {
-                let mut transaction = self.begin(Lane::Reserved).await?;
+                let mut session = self.session(Lane::Settle).await?;
+                let mut transaction = session.connection().begin().await?;
                 let settled = self.settle_on(&mut transaction, batch).await?;
                 transaction.commit().await?;
+                session.finish().await?;
                 Ok(settled)
             }
         })
@@ -272,7 +274,7 @@ impl Store {
     /// Those of the database.
     pub async fn record_attempts(&self, attempts: &[AttemptRow], relay: &str) -> Result<(), Error> {
         self.limited("recording attempts", async {
-            let mut session = self.session(Lane::Reserved).await?;
+            let mut session = self.session(Lane::Settle).await?;
             sqlx::query(include_str!("../../sql/record_attempts.sql"))
                 .bind(attempts.iter().map(|made| made.delivery).collect::<Vec<_>>())
                 .bind(attempts.iter().map(|made| made.subscription).collect::<Vec<_>>())
@@ -301,7 +303,7 @@ impl Store {
     /// Those of the database.
     pub async fn renew_leases(&self, deliveries: &[i64], tokens: &[Uuid], lease: Duration) -> Result<Vec<i64>, Error> {
         self.limited("renewing leases", async {
-            let mut session = self.session(Lane::Reserved).await?;
+            let mut session = self.session(Lane::Renew).await?;
             let rows = sqlx::query(include_str!("../../sql/renew_leases.sql"))
                 .bind(deliveries)
                 .bind(tokens)
@@ -323,7 +325,7 @@ impl Store {
     /// Those of the database.
     pub async fn cancel_orphans(&self, subscription: i64, limit: i64) -> Result<u64, Error> {
         self.limited("cancelling deliveries of a deleted subscription", async {
-            let mut session = self.session(Lane::Work).await?;
+            let mut session = self.session(Lane::Rest).await?;
             let done = sqlx::query(include_str!("../../sql/cancel_orphans.sql"))
                 .bind(limit)
                 .bind(subscription)
@@ -342,7 +344,7 @@ impl Store {
     /// Those of the database.
     pub async fn measure_backlog(&self) -> Result<Vec<Backlog>, Error> {
         self.limited("measuring the backlog", async {
-            let mut session = self.session(Lane::Work).await?;
+            let mut session = self.session(Lane::Rest).await?;
             let rows = sqlx::query(include_str!("../../sql/measure_backlog.sql"))
                 .persistent(self.is_persistent())
                 .fetch_all(session.connection())
@@ -359,7 +361,7 @@ impl Store {
     /// Those of the database.
     pub async fn report_relay(&self, report: &RelayReport) -> Result<(), Error> {
         self.limited("reporting this relay", async {
-            let mut session = self.session(Lane::Work).await?;
+            let mut session = self.session(Lane::Rest).await?;
             sqlx::query(include_str!("../../sql/report_relay.sql"))
                 .bind(&report.relay)
                 .bind(env!("CARGO_PKG_VERSION"))
@@ -384,7 +386,7 @@ impl Store {
     /// Those of the database.
     pub async fn leave_relay(&self, relay: &str) -> Result<(), Error> {
         self.limited("taking this relay off the list", async {
-            let mut session = self.session(Lane::Work).await?;
+            let mut session = self.session(Lane::Rest).await?;
             sqlx::query(include_str!("../../sql/leave_relay.sql"))
                 .bind(relay)
                 .persistent(self.is_persistent())
@@ -401,7 +403,7 @@ impl Store {
     /// Those of the database.
     pub async fn ring(&self, channel: &str) -> Result<(), Error> {
         self.limited("ringing the doorbell", async {
-            let mut session = self.session(Lane::Work).await?;
+            let mut session = self.session(Lane::Rest).await?;
             sqlx::query("select pg_notify($1, '')").bind(channel).persistent(self.is_persistent()).execute(session.connection()).await?;
             session.finish().await
         })

@@ -9,5 +9,5 @@ mod subscriptions;
 pub use connection::{ConnectionSettings, Store};
 pub use deliveries::{AttemptRow, Backlog, Batch, Claim, Claimed, DeadRow, DueSubscription, RelayReport};
 pub use error::{Error, Kind};
-pub use routing::{Advance, Cursor, NewDelivery, NewEvent, Read, Routing, Window};
+pub use routing::{Advance, Cursor, NewDelivery, NewEvent, Read};
 pub use subscriptions::Loaded;

@@ -1,9 +1,10 @@
-//! One routing step: the cursor is locked, events are read, deliveries inserted and the cursor moved, in one transaction.
+//! One routing step: events are read, and then the cursor is moved and their deliveries inserted in one statement. Nothing
+//! is locked in between; a relay that was overtaken learns it from the second statement, which then does nothing.
 
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use sqlx::{Postgres, Row as _, Transaction, postgres::PgRow};
+use sqlx::{Row as _, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
@@ -12,22 +13,23 @@ use super::{
 };
 use crate::event::Event;
 
-/// The cursor as a step finds it.
+/// Where routing stands, as a relay saw it last.
 #[derive(Debug, Clone)]
 pub struct Cursor {
     /// Grows with each step.
-    pub step: i64,
+    step: i64,
     settled: String,
     settled_xmax: String,
     settled_xip: Vec<String>,
     low: i64,
     window: Option<Window>,
+    /// A position drawn before anything that is read from now on.
     drawn: i64,
 }
 
 /// New events that are more than a page: routed page by page up to a snapshot.
 #[derive(Debug, Clone)]
-pub struct Window {
+struct Window {
     end: String,
     low: i64,
     page_after: i64,
@@ -57,6 +59,8 @@ pub struct Read {
     /// Reading took long although little or nothing was found: the cursor should move past what it stumbled over.
     pub was_slow: bool,
     reached: Reached,
+    /// Drawn by the time of reading.
+    drawn: i64,
 }
 
 #[derive(Debug, Clone)]
@@ -93,185 +97,197 @@ pub enum Advance {
     UpTo(i64),
 }
 
-/// A routing step under way: it holds the cursor's lock.
-pub struct Routing<'a> {
-    store: &'a Store,
-    transaction: Transaction<'static, Postgres>,
-    /// The cursor it found.
-    pub cursor: Cursor,
-    /// When the transaction began, by the relay's monotonic clock: leases given in it end no earlier than this plus their length.
-    pub began: Instant,
-}
-
-impl std::fmt::Debug for Routing<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Routing").field("cursor", &self.cursor).finish_non_exhaustive()
-    }
-}
-
 /// A read that takes longer than this has met many rows it may not see.
 const SLOW_READ: Duration = Duration::from_millis(50);
 
 impl Store {
-    /// Locks the cursor. `None`: another relay is routing. `known_step` is the step last seen, 0 at first.
+    /// Where routing stands.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn take_cursor(&self, known_step: i64) -> Result<Option<Routing<'_>>, Error> {
-        self.limited("taking the cursor", async {
-            let began = Instant::now();
-            let mut transaction = self.begin(Lane::Work).await?;
-            let row = sqlx::query(include_str!("../../sql/take_cursor.sql"))
+    pub async fn load_cursor(&self, known_step: i64) -> Result<Cursor, Error> {
+        self.limited("loading the cursor", async {
+            let mut session = self.session(Lane::Work).await?;
+            let row = sqlx::query(include_str!("../../sql/load_cursor.sql"))
                 .bind(known_step)
                 .persistent(self.is_persistent())
-                .fetch_optional(&mut *transaction)
+                .fetch_one(session.connection())
                 .await?;
-            let Some(row) = row else { return Ok(None) };
-            Ok(Some(Routing { store: self, transaction, cursor: read_cursor(&row)?, began }))
+            session.finish().await?;
+            read_cursor(&row)
         })
         .await
     }
-}
 
-impl Routing<'_> {
-    /// Reads at most `limit` new events, opening a window when there are more.
+    /// Reads at most `limit` new events, opening a window when there are more. `None`: another relay has moved the cursor.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn read_events(&mut self, limit: usize, with_payloads: bool) -> Result<Read, Error> {
+    pub async fn read_events(&self, cursor: &Cursor, limit: usize, with_payloads: bool) -> Result<Option<Read>, Error> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX).max(1);
         let started = Instant::now();
-        let window = match self.cursor.window.clone() {
+        let window = match cursor.window.clone() {
             Some(window) => window,
             None => {
-                let (mut events, snapshot, generation) = self.read_new(limit + 1, with_payloads).await?;
-                if i64::try_from(events.len()).unwrap_or(i64::MAX) <= limit {
-                    events.sort_unstable_by_key(|new| new.event.position);
-                    let was_slow = started.elapsed() > SLOW_READ;
-                    return Ok(Read { events, generation, was_slow, reached: Reached::Everything { snapshot } });
+                let Some(mut read) = self.read_new(cursor, limit + 1, with_payloads).await? else { return Ok(None) };
+                if i64::try_from(read.events.len()).unwrap_or(i64::MAX) <= limit {
+                    read.events.sort_unstable_by_key(|new| new.event.position);
+                    read.was_slow = started.elapsed() > SLOW_READ;
+                    return Ok(Some(read));
                 }
-                self.open_window().await?
+                self.open_window(cursor).await?
             }
         };
-        let (events, generation) = self.read_page(&window, limit, with_payloads).await?;
-        let last = i64::try_from(events.len()).unwrap_or(i64::MAX) < limit;
-        Ok(Read { events, generation, was_slow: false, reached: Reached::Page { window, last } })
+        self.read_page(cursor, window, limit, with_payloads).await
     }
 
-    async fn read_new(&mut self, limit: i64, with_payloads: bool) -> Result<(Vec<NewEvent>, String, i64), Error> {
-        let Self { store, transaction, cursor, .. } = self;
-        let rows = store
-            .limited("reading new events", async {
-                sqlx::query(include_str!("../../sql/read_events.sql"))
-                    .bind(&cursor.settled_xmax)
-                    .bind(&cursor.settled_xip)
-                    .bind(limit)
-                    .bind(with_payloads)
-                    .persistent(store.is_persistent())
-                    .fetch_all(&mut **transaction)
-                    .await
+    async fn read_new(&self, cursor: &Cursor, limit: i64, with_payloads: bool) -> Result<Option<Read>, Error> {
+        self.limited("reading new events", async {
+            let mut session = self.session(Lane::Work).await?;
+            let rows = sqlx::query(include_str!("../../sql/read_events.sql"))
+                .bind(&cursor.settled_xmax)
+                .bind(&cursor.settled_xip)
+                .bind(limit)
+                .bind(with_payloads)
+                .bind(cursor.step)
+                .persistent(self.is_persistent())
+                .fetch_all(session.connection())
+                .await?;
+            session.finish().await?;
+            let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+            let reached = Reached::Everything { snapshot: first.try_get(0)? };
+            read_rows(&rows, cursor, reached)
+        })
+        .await
+    }
+
+    async fn open_window(&self, cursor: &Cursor) -> Result<Window, Error> {
+        self.limited("opening a window", async {
+            let mut session = self.session(Lane::Work).await?;
+            let row = sqlx::query(include_str!("../../sql/open_window.sql"))
+                .bind(cursor.low)
+                .bind(&cursor.settled_xip)
+                .persistent(self.is_persistent())
+                .fetch_one(session.connection())
+                .await?;
+            session.finish().await?;
+            Ok(Window {
+                end: row.try_get("window_end")?,
+                low: cursor.drawn,
+                page_after: row.try_get("page_after")?,
+                page_until: row.try_get("page_until")?,
             })
-            .await?;
-        let decode = |error| Error::database("decoding new events", error);
-        let first = rows.first().ok_or_else(|| Error::unsuitable("reading new events", "no row came back"))?;
-        let snapshot = first.try_get(0).map_err(decode)?;
-        let generation = first.try_get(1).map_err(decode)?;
-        Ok((read_events(&rows).map_err(decode)?, snapshot, generation))
+        })
+        .await
     }
 
-    async fn open_window(&mut self) -> Result<Window, Error> {
-        let Self { store, transaction, cursor, .. } = self;
-        store
-            .limited("opening a window", async {
-                let row = sqlx::query(include_str!("../../sql/open_window.sql"))
-                    .bind(cursor.low)
-                    .bind(&cursor.settled_xip)
-                    .persistent(store.is_persistent())
-                    .fetch_one(&mut **transaction)
-                    .await?;
-                Ok(Window {
-                    end: row.try_get("window_end")?,
-                    low: cursor.drawn,
-                    page_after: row.try_get("page_after")?,
-                    page_until: row.try_get("page_until")?,
-                })
-            })
-            .await
+    async fn read_page(&self, cursor: &Cursor, window: Window, limit: i64, with_payloads: bool) -> Result<Option<Read>, Error> {
+        self.limited("reading a page of events", async {
+            let mut session = self.session(Lane::Work).await?;
+            let rows = sqlx::query(include_str!("../../sql/read_page.sql"))
+                .bind(&cursor.settled)
+                .bind(&window.end)
+                .bind(window.page_after)
+                .bind(window.page_until)
+                .bind(limit)
+                .bind(with_payloads)
+                .bind(cursor.step)
+                .persistent(self.is_persistent())
+                .fetch_all(session.connection())
+                .await?;
+            session.finish().await?;
+            let mut read = read_rows(&rows, cursor, Reached::Page { window, last: false })?;
+            if let Some(Read { events, reached: Reached::Page { last, .. }, .. }) = &mut read {
+                *last = i64::try_from(events.len()).unwrap_or(i64::MAX) < limit;
+            }
+            Ok(read)
+        })
+        .await
     }
 
-    async fn read_page(&mut self, window: &Window, limit: i64, with_payloads: bool) -> Result<(Vec<NewEvent>, i64), Error> {
-        let Self { store, transaction, cursor, .. } = self;
-        let rows = store
-            .limited("reading a page of events", async {
-                sqlx::query(include_str!("../../sql/read_page.sql"))
-                    .bind(&cursor.settled)
-                    .bind(&window.end)
-                    .bind(window.page_after)
-                    .bind(window.page_until)
-                    .bind(limit)
-                    .bind(with_payloads)
-                    .persistent(store.is_persistent())
-                    .fetch_all(&mut **transaction)
-                    .await
-            })
-            .await?;
-        let decode = |error| Error::database("decoding a page of events", error);
-        let first = rows.first().ok_or_else(|| Error::unsuitable("reading a page of events", "no row came back"))?;
-        let generation = first.try_get(1).map_err(decode)?;
-        Ok((read_events(&rows).map_err(decode)?, generation))
-    }
-
-    /// Inserts what was matched, moves the cursor and commits. Returns the ids of the leased deliveries, in their order.
+    /// Moves the cursor and inserts what was matched. Returns where routing stands now and the ids of the leased deliveries,
+    /// in their order; `None` when another relay had moved the cursor: then nothing was done.
     ///
     /// # Errors
-    /// Those of the database. Whether the commit took place may then be unknown: its leases, if any, run out by themselves.
-    pub async fn commit(
-        mut self,
+    /// Those of the database. Whether it was done may then be unknown: its leases, if any, run out by themselves.
+    pub async fn advance_cursor(
+        &self,
+        cursor: &Cursor,
         read: &Read,
         advance: Advance,
         deliveries: &[NewDelivery],
         token: Uuid,
         lease: Duration,
-    ) -> Result<Vec<i64>, Error> {
-        let store = self.store;
-        let (settled, low, window) = self.next_cursor(read, advance);
-        store
-            .limited("committing a routing step", async move {
-                let ids = insert_deliveries(&mut self.transaction, deliveries, token, lease, store.is_persistent()).await?;
-                sqlx::query(include_str!("../../sql/advance_cursor.sql"))
-                    .bind(self.cursor.step)
-                    .bind(settled)
-                    .bind(low)
-                    .bind(window.as_ref().map(|window| &window.end))
-                    .bind(window.as_ref().map(|window| window.low))
-                    .bind(window.as_ref().map(|window| window.page_after))
-                    .bind(window.as_ref().map(|window| window.page_until))
-                    .persistent(store.is_persistent())
-                    .execute(&mut *self.transaction)
-                    .await?;
-                self.transaction.commit().await?;
-                Ok(ids)
-            })
-            .await
+    ) -> Result<Option<(Cursor, Vec<i64>)>, Error> {
+        let next = cursor.next(read, advance);
+        let window = next.window.clone();
+        self.limited("committing a routing step", async {
+            let mut session = self.session(Lane::Work).await?;
+            let rows = sqlx::query(include_str!("../../sql/advance_cursor.sql"))
+                .bind(cursor.step)
+                .bind(&next.settled)
+                .bind(next.low)
+                .bind(window.as_ref().map(|window| &window.end))
+                .bind(window.as_ref().map(|window| window.low))
+                .bind(window.as_ref().map(|window| window.page_after))
+                .bind(window.as_ref().map(|window| window.page_until))
+                .bind(deliveries.iter().map(|new| new.position).collect::<Vec<_>>())
+                .bind(deliveries.iter().map(|new| new.created_at).collect::<Vec<_>>())
+                .bind(deliveries.iter().map(|new| new.subscription).collect::<Vec<_>>())
+                .bind(deliveries.iter().map(|new| new.leased).collect::<Vec<_>>())
+                .bind(deliveries.iter().map(|new| new.deliver_after).collect::<Vec<_>>())
+                .bind(deliveries.iter().map(|new| new.priority).collect::<Vec<_>>())
+                .bind(token)
+                .bind(lease.as_secs_f64())
+                .persistent(self.is_persistent())
+                .fetch_all(session.connection())
+                .await?;
+            session.finish().await?;
+            if rows.is_empty() {
+                return Ok(None);
+            }
+            Ok(Some((next, leased_ids(&rows, deliveries)?)))
+        })
+        .await
+    }
+}
+
+impl Cursor {
+    /// What was read and left alone shows how far positions had been drawn by then.
+    pub fn note_drawn(&mut self, read: &Read) {
+        self.drawn = read.drawn;
     }
 
-    fn next_cursor(&self, read: &Read, advance: Advance) -> (String, i64, Option<Window>) {
-        match (&read.reached, advance) {
-            (Reached::Everything { snapshot }, Advance::All) => (snapshot.clone(), self.cursor.drawn, None),
+    /// Where routing stands after a step.
+    fn next(&self, read: &Read, advance: Advance) -> Self {
+        let (settled, low, window) = match (&read.reached, advance) {
+            (Reached::Everything { snapshot }, Advance::All) => (Some(snapshot), self.drawn, None),
             (Reached::Everything { snapshot }, Advance::UpTo(position)) => {
                 // All new events were read, but not all routed: those left are a window, known to its last event.
                 let page_until = read.events.last().map_or(position, |last| last.event.position);
-                let window = Window { end: snapshot.clone(), low: self.cursor.drawn, page_after: position, page_until };
-                (self.cursor.settled.clone(), self.cursor.low, Some(window))
+                (None, self.low, Some(Window { end: snapshot.clone(), low: self.drawn, page_after: position, page_until }))
             }
-            (Reached::Page { window, last: true }, Advance::All) => (window.end.clone(), window.low, None),
+            (Reached::Page { window, last: true }, Advance::All) => (Some(&window.end), window.low, None),
             (Reached::Page { window, last: false }, Advance::All) => {
                 let page_after = read.events.last().map_or(window.page_until, |last| last.event.position);
-                (self.cursor.settled.clone(), self.cursor.low, Some(Window { page_after, ..window.clone() }))
+                (None, self.low, Some(Window { page_after, ..window.clone() }))
             }
             (Reached::Page { window, .. }, Advance::UpTo(position)) => {
-                (self.cursor.settled.clone(), self.cursor.low, Some(Window { page_after: position, ..window.clone() }))
+                (None, self.low, Some(Window { page_after: position, ..window.clone() }))
             }
+        };
+        let (settled_xmax, settled_xip) = match settled {
+            Some(snapshot) => parts(snapshot),
+            None => (self.settled_xmax.clone(), self.settled_xip.clone()),
+        };
+        Self {
+            step: self.step + 1,
+            settled: settled.unwrap_or(&self.settled).clone(),
+            settled_xmax,
+            settled_xip,
+            low,
+            window,
+            drawn: read.drawn,
         }
     }
 }
@@ -290,29 +306,17 @@ impl Read {
     }
 }
 
-async fn insert_deliveries(
-    transaction: &mut Transaction<'static, Postgres>,
-    deliveries: &[NewDelivery],
-    token: Uuid,
-    lease: Duration,
-    persistent: bool,
-) -> Result<Vec<i64>, sqlx::Error> {
-    if deliveries.is_empty() {
-        return Ok(Vec::new());
-    }
-    let rows = sqlx::query(include_str!("../../sql/insert_deliveries.sql"))
-        .bind(deliveries.iter().map(|new| new.position).collect::<Vec<_>>())
-        .bind(deliveries.iter().map(|new| new.created_at).collect::<Vec<_>>())
-        .bind(deliveries.iter().map(|new| new.subscription).collect::<Vec<_>>())
-        .bind(deliveries.iter().map(|new| new.leased).collect::<Vec<_>>())
-        .bind(deliveries.iter().map(|new| new.deliver_after).collect::<Vec<_>>())
-        .bind(deliveries.iter().map(|new| new.priority).collect::<Vec<_>>())
-        .bind(token)
-        .bind(lease.as_secs_f64())
-        .persistent(persistent)
-        .fetch_all(&mut **transaction)
-        .await?;
+/// The end and the transactions in progress of a snapshot written `xmin:xmax:xip,xip`.
+fn parts(snapshot: &str) -> (String, Vec<String>) {
+    let mut parts = snapshot.splitn(3, ':').skip(1);
+    let xmax = parts.next().unwrap_or_default().to_owned();
+    let xip = parts.next().unwrap_or_default().split(',').filter(|xid| !xid.is_empty()).map(ToOwned::to_owned).collect();
+    (xmax, xip)
+}
+
+fn leased_ids(rows: &[PgRow], deliveries: &[NewDelivery]) -> Result<Vec<i64>, sqlx::Error> {
     let mut leased = Vec::with_capacity(deliveries.len());
+    // With no deliveries there is one row, of nulls: the cursor has moved.
     for (row, new) in rows.iter().zip(deliveries) {
         let place: (i64, i64) = (row.try_get(1)?, row.try_get(2)?);
         if place != (new.position, new.subscription) {
@@ -346,11 +350,16 @@ fn read_cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {
     })
 }
 
-/// By place, not by name: this is the busiest loop of the relay. The order is that of `read_events.sql` and `read_page.sql`.
-fn read_events(rows: &[PgRow]) -> Result<Vec<NewEvent>, sqlx::Error> {
+/// What a statement read, or `None` when the cursor had moved by then. By place, not by name: this is the busiest loop of the
+/// relay. The order is that of `read_events.sql` and `read_page.sql`.
+fn read_rows(rows: &[PgRow], cursor: &Cursor, reached: Reached) -> Result<Option<Read>, sqlx::Error> {
+    let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    if first.try_get::<Option<i64>, _>(15)? != Some(cursor.step) {
+        return Ok(None);
+    }
     let mut events = Vec::with_capacity(rows.len());
     for row in rows {
-        // A row without an event carries only the snapshot.
+        // A row without an event carries only what every row carries.
         let Some(position) = row.try_get::<Option<i64>, _>(2)? else { continue };
         let payload: Option<String> = row.try_get(14)?;
         events.push(NewEvent {
@@ -372,5 +381,16 @@ fn read_events(rows: &[PgRow]) -> Result<Vec<NewEvent>, sqlx::Error> {
             deliver_after: row.try_get(9)?,
         });
     }
-    Ok(events)
+    Ok(Some(Read { events, generation: first.try_get(1)?, was_slow: false, reached, drawn: first.try_get(16)? }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_taken_apart() {
+        assert_eq!(parts("10:20:10,14,15"), ("20".to_owned(), vec!["10".to_owned(), "14".to_owned(), "15".to_owned()]));
+        assert_eq!(parts("773:773:"), ("773".to_owned(), Vec::new()));
+    }
 }

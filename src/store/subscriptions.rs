@@ -30,7 +30,7 @@ impl Store {
     /// Those of the database.
     pub async fn load_subscriptions(&self, since: Option<&str>) -> Result<Loaded, Error> {
         self.limited("loading subscriptions", async {
-            let mut session = self.session(Lane::Work).await?;
+            let mut session = self.session(Lane::Rest).await?;
             let rows = sqlx::query(include_str!("../../sql/load_subscriptions.sql"))
                 .bind(since)
                 .persistent(self.is_persistent())
@@ -60,7 +60,7 @@ impl Store {
     /// Those of the database.
     pub async fn set_subscription_state(&self, id: i64, from: &str, state: &str, reason: Option<&str>) -> Result<bool, Error> {
         self.limited("recording the state of a subscription", async {
-            let mut session = self.session(Lane::Work).await?;
+            let mut session = self.session(Lane::Rest).await?;
             let row = sqlx::query(include_str!("../../sql/set_subscription_state.sql"))
                 .bind(id)
                 .bind(state)
@@ -81,7 +81,7 @@ impl Store {
     /// Those of the database.
     pub async fn postpone_subscription(&self, id: i64, pause: Duration) -> Result<bool, Error> {
         self.limited("pausing a subscription", async {
-            let mut session = self.session(Lane::Work).await?;
+            let mut session = self.session(Lane::Rest).await?;
             let row = sqlx::query(include_str!("../../sql/postpone_subscription.sql"))
                 .bind(id)
                 .bind(pause.as_secs_f64())

@@ -1,9 +1,9 @@
--- Lock the cursor for one routing step, or learn that another relay is routing (no row).
+-- Where routing stands. Nobody is kept from moving it meanwhile: advance_cursor.sql finds out.
 --   $1 the step last seen
 --
 -- Scanned backward from the right end of its index and never below $1: while an old transaction keeps dead versions
--- alive, they all lie to the left. Without the bound a locked newest version would send the scan through all of them.
--- `drawn` is read here, before the statement that reads events takes its snapshot: every event of a transaction that
+-- alive, they all lie to the left.
+-- `drawn` is read here, before a later statement that reads events takes its snapshot: every event of a transaction that
 -- begins after that snapshot then lies above it.
 select cursor.step,
        cursor.settled::text                        as settled,
@@ -19,4 +19,3 @@ select cursor.step,
  where cursor.step >= $1::bigint
  order by cursor.step desc
  limit 1
-   for update of cursor skip locked
