@@ -28,7 +28,8 @@ create table outbox.deliveries (
     subscription_id bigint      not null,
     due_at          timestamptz not null,
     position        bigint      not null,
-    created_at      timestamptz not null,             -- the event's: finds its partition, and is its age
+    created_at      timestamptz not null,             -- the event's: finds its partition
+    owed_since      timestamptz not null default clock_timestamp(),  -- its age, for retry.max_age
     lease_token     uuid,
     attempt         integer     not null default 0,   -- counted when claimed
     unfinished      integer     not null default 0    -- claims whose lease ended without a verdict

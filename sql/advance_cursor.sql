@@ -21,12 +21,13 @@ with moved as (
     returning step
 ),
 inserted as (
-    insert into outbox.deliveries (position, created_at, subscription_id, attempt, lease_token, due_at)
+    insert into outbox.deliveries (position, created_at, subscription_id, attempt, lease_token, owed_since, due_at)
     select matched.position,
            matched.created_at,
            matched.subscription_id,
            case when matched.leased then 1 else 0 end,
            case when matched.leased then $14::uuid end,
+           greatest(coalesce(matched.deliver_after, now()), now()),
            case when matched.leased then now() + make_interval(secs => $15::double precision)
                 else greatest(coalesce(matched.deliver_after, now()), now() - make_interval(mins => matched.priority)) end
       from moved

@@ -19,7 +19,7 @@ due as materialized (
       join outbox.subscriptions as subscription
         on subscription.id = room.subscription_id
        and subscription.active
-       and subscription.state = 'ok'
+       and subscription.state in ('ok', 'invalid')  -- invalid is what some relay said that cannot serve it
        and (subscription.paused_until is null or subscription.paused_until <= now())
      cross join lateral (
            select delivery.ctid as address
@@ -38,4 +38,5 @@ update outbox.deliveries as delivery
        due_at      = now() + make_interval(secs => $5::double precision),
        attempt     = delivery.attempt + 1
  where delivery.ctid = any (array(select due.address from due))
-returning delivery.id, delivery.subscription_id, delivery.position, delivery.created_at, delivery.attempt, delivery.unfinished
+returning delivery.id, delivery.subscription_id, delivery.position, delivery.created_at, delivery.owed_since, delivery.attempt,
+          delivery.unfinished

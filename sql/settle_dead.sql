@@ -14,10 +14,11 @@ buried as (
            ($3::text[])[array_position($1::bigint[], dying.id)],
            ($4::integer[])[array_position($1::bigint[], dying.id)],
            ($5::text[])[array_position($1::bigint[], dying.id)],
-           dying.attempt, event.id, event.position, event.created_at, event.topic, event.key, event.payload, event.headers,
-           event.organization, event.source, event.user_id, event.priority, event.schema_version
+           dying.attempt, coalesce(event.id, '00000000-0000-0000-0000-000000000000'), dying.position, dying.created_at,
+           coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'), coalesce(event.headers, '{}'),
+           event.organization, event.source, event.user_id, coalesce(event.priority, 0), event.schema_version
       from dying
-      join outbox.events as event
+      left join outbox.events as event  -- an event that somebody deleted leaves a dead letter too
         on event.position = dying.position
        and event.created_at = dying.created_at
 )

@@ -58,7 +58,7 @@ pub struct Database {
 pub struct RelayConfig {
     /// Name in logs, `application_name` and attempt rows; default: host name and process id.
     pub name: String,
-    /// Part of the fence: production, staging, …
+    /// Production, staging, …; shown, not yet compared with the database.
     pub environment: String,
     /// Deliveries in flight at most; also the most copies a killed relay can cause.
     pub permits: u32,
@@ -263,7 +263,7 @@ fn address(key: &str, url: &SecretString) -> Result<PgConnectOptions, Error> {
 impl Default for RelayConfig {
     fn default() -> Self {
         Self {
-            name: "relay".to_owned(),
+            name: format!("pgoutbox-{}", std::process::id()),
             environment: "default".to_owned(),
             permits: 256,
             permits_per_subscription: 64,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::{event::Event, subscription::Subscription};
@@ -15,6 +16,10 @@ pub struct Delivery {
     pub event: Arc<Event>,
     /// To whom.
     pub subscription: Arc<Subscription>,
+    /// Since when it has been owed, by the database's clock: what `retry.max_age` counts from.
+    pub owed_since: DateTime<Utc>,
+    /// When this attempt began, by the database's clock.
+    pub attempted_at: DateTime<Utc>,
     /// Which attempt this is; 1 is the first.
     pub attempt: u32,
     /// Under which the row is leased; a verdict under another token changes nothing.

@@ -31,3 +31,5 @@ pub mod bench;
 
 pub use event::{Draft, Event};
 pub use relay::Relay;
+/// Stops a relay: [`Relay::run`] drains when it is cancelled.
+pub use tokio_util::sync::CancellationToken;

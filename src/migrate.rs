@@ -73,8 +73,24 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Vec<String>, Error
         .collect())
 }
 
-/// The text of every migration, for people who apply them with a tool of their own.
+/// Every migration as SQL, for people who apply them with a tool of their own; records them as [`run`] would.
 #[must_use]
 pub fn script() -> String {
-    migrator().iter().map(|migration| migration.sql.as_str().to_owned()).collect::<Vec<_>>().join("\n")
+    let mut script = format!(
+        "create schema if not exists outbox;\n\
+         create table if not exists {HISTORY} (version bigint primary key, description text not null, \
+         installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null, execution_time bigint not null);\n"
+    );
+    for migration in migrator().iter() {
+        let checksum: String = migration.checksum.iter().map(|byte| format!("{byte:02x}")).collect();
+        script.push_str(&format!(
+            "\n-- {:04}_{}\n{}\ninsert into {HISTORY} (version, description, success, checksum, execution_time) values ({}, '{}', true, '\\x{checksum}', 0);\n",
+            migration.version,
+            migration.description.replace(' ', "_"),
+            migration.sql.as_str(),
+            migration.version,
+            migration.description.replace('\'', "''"),
+        ));
+    }
+    script
 }

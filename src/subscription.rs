@@ -55,31 +55,45 @@ pub struct Subscription {
     /// Where its deliveries go.
     pub outlet: Outlet,
     patterns: Vec<Pattern>,
+    usable: bool,
 }
 
 impl Subscription {
-    /// Makes a row usable.
-    ///
-    /// # Errors
-    /// A sentence that names the field: it becomes `state_reason`.
-    pub fn bind(row: Row, sinks: &Registry) -> Result<Self, String> {
-        let patterns =
-            row.topics.iter().map(|text| Pattern::parse(text).map_err(|error| format!("topics: {error}"))).collect::<Result<_, _>>()?;
-        let retry = RetryPolicy::parse(&row.retry)?;
-        let outlet = sinks.bind(&row.sink, &row.config)?;
-        Ok(Self { row, retry, outlet, patterns })
+    /// Makes a row usable, as far as this relay can: with what is wrong it is still matched, and what it is owed waits until
+    /// the row is mended or another relay can serve it. The answer's second half is a sentence that names the field.
+    #[must_use]
+    pub fn bind(row: Row, sinks: &Registry) -> (Self, Option<String>) {
+        let mut problem = None;
+        let mut patterns = Vec::with_capacity(row.topics.len());
+        for text in &row.topics {
+            match Pattern::parse(text) {
+                Ok(pattern) => patterns.push(pattern),
+                Err(error) => problem = Some(format!("topics: {error}")),
+            }
+        }
+        let retry = RetryPolicy::parse(&row.retry).unwrap_or_else(|error| {
+            problem = Some(error);
+            RetryPolicy::default()
+        });
+        let outlet = sinks.bind(&row.sink, &row.config).unwrap_or_else(|error| {
+            problem = Some(error);
+            Outlet::none()
+        });
+        let usable = problem.is_none();
+        (Self { row, retry, outlet, patterns, usable }, problem)
     }
 
-    /// Whether an operator and the destination let it be sent to, the pause asked for by the destination aside.
+    /// Whether this relay may send to it: the row can be used, and neither an operator nor the destination forbids it, a pause
+    /// that the destination asked for aside. `invalid` is another relay's word, and does not bind this one.
     #[must_use]
     pub fn may_send(&self) -> bool {
-        self.row.active && self.row.state == "ok"
+        self.usable && self.row.active && matches!(self.row.state.as_str(), "ok" | "invalid")
     }
 
-    /// Whether new events are owed to it: also while it is paused or disabled, not when it is gone or invalid.
+    /// Whether new events are owed to it: also while it is paused, disabled or cannot be used, but not when it is gone.
     #[must_use]
     pub fn is_owed(&self) -> bool {
-        matches!(self.row.state.as_str(), "ok" | "disabled")
+        self.row.state != "gone"
     }
 
     /// Its own limit of deliveries in flight, where it sets one.

@@ -53,8 +53,6 @@ reasons! {
     ServerError = "server_error",
     /// the destination answered 410: it is gone
     Gone = "gone",
-    /// a reference to a secret could not be resolved
-    SecretMissing = "secret_missing",
     /// the complete body is larger than 1 MiB
     BodyTooLarge = "body_too_large",
     /// a handler returned an error

@@ -71,7 +71,7 @@ async fn findings(config: &Config, operator: &mut Operator) -> anyhow::Result<Ve
         let subject = format!("subscription {}", row.name);
         let ended = matches!(row.state.as_str(), "gone" | "disabled")
             .then(|| format!("is {}: {}", row.state, row.state_reason.as_deref().unwrap_or("no reason is recorded")));
-        let problem = Subscription::bind(row, &registry).err().or(ended)?;
+        let problem = Subscription::bind(row, &registry).1.or(ended)?;
         Some(Finding { subject, problem })
     });
     Ok(judged.collect())

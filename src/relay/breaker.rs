@@ -127,7 +127,6 @@ fn speaks_of_the_destination(outcome: &Outcome) -> Option<bool> {
             Reason::ClientError => Some(false),
             Reason::Redirect
             | Reason::Gone
-            | Reason::SecretMissing
             | Reason::BodyTooLarge
             | Reason::HandlerFailed
             | Reason::SinkPanicked

@@ -111,8 +111,9 @@ impl Deliver {
         Ok(())
     }
 
-    async fn attempt(self, delivery: Delivery, permit: Permit, given: Instant, lost: &Notify) {
+    async fn attempt(self, mut delivery: Delivery, permit: Permit, given: Instant, lost: &Notify) {
         let began = Instant::now();
+        delivery.attempted_at = self.shared.clock.now();
         let (report, counts) = tokio::select! {
             result = self.try_it(&delivery, given) => result,
             () = lost.notified() => (cut_off(Reason::LeaseLost), true),

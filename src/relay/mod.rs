@@ -43,6 +43,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::RelayConfig,
+    migrate,
     sinks::{Registry, Sink},
     store::{self, ConnectionSettings, Store},
     subscription::Index,
@@ -55,6 +56,18 @@ pub enum Error {
     /// The database cannot be used.
     #[error("starting the relay")]
     Start(#[source] store::Error),
+    /// The schema cannot be read, or was migrated by a newer version.
+    #[error("checking the schema")]
+    Schema(#[source] migrate::Error),
+    /// Migrations are missing.
+    #[error("the schema outbox is missing or older than this binary (not applied: {missing}); run `pgoutbox migrate`")]
+    Outdated {
+        /// Their names.
+        missing: String,
+    },
+    /// No answer.
+    #[error("the database did not answer within 10 s")]
+    Silent,
     /// A part of the relay ended although nobody stopped it: a bug.
     #[error("a stage of the relay panicked")]
     StagePanicked,
@@ -137,6 +150,7 @@ impl Builder {
     /// # Errors
     /// When the database cannot be reached, is not migrated, is read-only, or the login is a superuser.
     pub async fn build(self) -> Result<Relay, Error> {
+        self.check_schema().await?;
         let store = Store::connect(ConnectionSettings {
             options: self.options.clone(),
             relay: self.settings.name.clone(),
@@ -166,6 +180,24 @@ impl Builder {
             started: Instant::now(),
         });
         Ok(Relay { shared, listen })
+    }
+
+    /// A relay works only with the schema it was built for: nothing is written to one that is older or newer.
+    async fn check_schema(&self) -> Result<(), Error> {
+        use sqlx::Connection as _;
+        let checking = async {
+            let mut connection = sqlx::PgConnection::connect_with(&self.options).await.map_err(migrate::Error::Connect)?;
+            let pending = migrate::pending(&mut connection).await?;
+            // A close that fails leaves nothing undone.
+            let _ = connection.close().await;
+            Ok::<_, migrate::Error>(pending)
+        };
+        match tokio::time::timeout(Duration::from_secs(10), checking).await {
+            Ok(Ok(pending)) if pending.is_empty() => Ok(()),
+            Ok(Ok(pending)) => Err(Error::Outdated { missing: pending.join(", ") }),
+            Ok(Err(error)) => Err(Error::Schema(error)),
+            Err(_) => Err(Error::Silent),
+        }
     }
 
     /// [`Builder::build`] and [`Relay::run`] in one.

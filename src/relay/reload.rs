@@ -1,7 +1,7 @@
 //! Follows committed changes of subscriptions: reads what changed, binds it to sinks, swaps the index whole.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Instant,
 };
@@ -17,13 +17,14 @@ use crate::{
 pub(super) struct Reload {
     shared: Arc<Shared>,
     snapshot: Option<String>,
-    usable: BTreeMap<i64, Arc<Subscription>>,
-    invalid: HashSet<i64>,
+    subscriptions: BTreeMap<i64, Arc<Subscription>>,
+    /// Those this relay cannot use, and why.
+    invalid: HashMap<i64, String>,
 }
 
 impl Reload {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, snapshot: None, usable: BTreeMap::new(), invalid: HashSet::new() }
+        Self { shared, snapshot: None, subscriptions: BTreeMap::new(), invalid: HashMap::new() }
     }
 
     /// Brings the index up to date.
@@ -32,42 +33,37 @@ impl Reload {
     /// Those of the database; the old index then stays.
     pub(super) async fn load(&mut self) -> Result<(), Error> {
         let shared = self.shared.clone();
-        let first = self.snapshot.is_none();
         let loaded = shared.store.load_subscriptions(self.snapshot.as_deref()).await?;
         let ids: HashSet<i64> = loaded.ids.into_iter().collect();
-        self.usable.retain(|id, _| ids.contains(id));
-        self.invalid.retain(|id| ids.contains(id));
+        self.subscriptions.retain(|id, _| ids.contains(id));
+        self.invalid.retain(|id, _| ids.contains(id));
         let mut judgements = Vec::new();
         let mut changed = Vec::with_capacity(loaded.rows.len());
         for row in loaded.rows {
             let (id, name, state) = (row.id, row.name.clone(), row.state.clone());
             changed.push(id);
-            match Subscription::bind(row, &shared.sinks) {
-                Ok(subscription) => {
-                    // A judgement made elsewhere, or before a restart with other secrets, stands until somebody changes
-                    // the row; only a relay that starts looks at it with fresh eyes.
-                    if state == "invalid" && first {
+            let (subscription, problem) = Subscription::bind(row, &shared.sinks);
+            match problem {
+                // What one relay cannot serve another may: its word is the last.
+                None => {
+                    self.invalid.remove(&id);
+                    if state == "invalid" {
                         judgements.push((id, name, "invalid", "ok", None));
                     }
-                    if state == "invalid" {
-                        self.invalid.insert(id);
-                    } else {
-                        self.invalid.remove(&id);
-                    }
-                    self.usable.insert(id, Arc::new(subscription));
                 }
-                Err(reason) => {
-                    self.usable.remove(&id);
-                    self.invalid.insert(id);
-                    if state == "ok" {
+                // Said once for each reason, or two relays that disagree would go on contradicting each other.
+                Some(reason) => {
+                    let said_before = self.invalid.insert(id, reason.clone()).is_some_and(|before| before == reason);
+                    if state == "ok" && !said_before {
                         judgements.push((id, name, "ok", "invalid", Some(reason)));
                     }
                 }
             }
+            self.subscriptions.insert(id, Arc::new(subscription));
         }
-        let index = Index::new(loaded.generation, self.usable.values().cloned());
+        let index = Index::new(loaded.generation, self.subscriptions.values().cloned());
         shared.permits.share_among(index.sendable());
-        shared.telemetry.reloaded(loaded.generation, self.usable.len(), self.invalid.len());
+        shared.telemetry.reloaded(loaded.generation, self.subscriptions.len(), self.invalid.len());
         let destinations: HashSet<Arc<str>> = index.iter().filter_map(|subscription| subscription.outlet.destination().cloned()).collect();
         shared.breakers.keep_only(|destination| destinations.contains(destination));
         shared.index.store(Arc::new(index));

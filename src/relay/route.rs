@@ -108,12 +108,22 @@ impl Route {
             let fanout = plan.rows.len() as f64 / plan.routed as f64;
             self.fanout = 0.8 * self.fanout + 0.2 * fanout;
         }
+        let owed_since = self.shared.clock.now();
         let leased = plan
             .leased
             .into_iter()
             .zip(ids)
             .map(|((event, payload_read, subscription, permit), id)| Leased {
-                delivery: Delivery { id, event, subscription, attempt: 1, lease_token: token, unfinished: 0 },
+                delivery: Delivery {
+                    id,
+                    event,
+                    subscription,
+                    owed_since,
+                    attempted_at: owed_since,
+                    attempt: 1,
+                    lease_token: token,
+                    unfinished: 0,
+                },
                 payload_read,
                 permit,
             })

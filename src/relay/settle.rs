@@ -71,7 +71,7 @@ fn judge(shared: &Shared, one: &Landed) -> Verdict {
     if !counts && matches!(report.outcome, Outcome::Retry { .. }) {
         return Verdict::RetryIn(Duration::ZERO);
     }
-    let age = shared.clock.age(delivery.event.created_at);
+    let age = shared.clock.age(delivery.owed_since);
     if matches!(report.outcome.reason(), Some(crate::verdict::Reason::RelayStopped))
         && delivery.attempt < delivery.subscription.retry.max_attempts
     {

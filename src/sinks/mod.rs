@@ -68,6 +68,12 @@ impl fmt::Debug for Outlet {
 }
 
 impl Outlet {
+    /// Where nothing can be sent: stands in for a target that could not be used.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { sink: Arc::new(Nowhere), target: Arc::new(()), destination: None, deadline: std::time::Duration::ZERO }
+    }
+
     /// One attempt.
     pub async fn send(&self, delivery: &Delivery) -> Report {
         self.sink.send(&*self.target, delivery).await
@@ -125,6 +131,30 @@ impl Registry {
             format!("sink: this relay has no sink {kind:?}; it has {}", known.join(", "))
         })?;
         sink.clone().bind(config)
+    }
+}
+
+/// Delivers nothing, and is never asked to: a subscription with this outlet may not be sent to.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    const KIND: &'static str = "none";
+    type Target = ();
+
+    fn target(&self, _: &serde_json::Value) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn destination(&self, (): &()) -> Option<String> {
+        None
+    }
+
+    async fn send(&self, (): &(), _: &Delivery) -> Report {
+        Outcome::Retry { reason: crate::verdict::Reason::LeaseLost, after: None }.into()
+    }
+
+    fn deadline(&self, (): &()) -> std::time::Duration {
+        std::time::Duration::ZERO
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use sqlx::{
-    ConnectOptions as _, PgConnection, PgPool, Postgres, Row as _, Transaction,
+    ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Row as _, Transaction,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -125,6 +125,8 @@ impl Store {
     /// When it cannot be reached, is not migrated, is read-only, or the login is a superuser and that was not allowed.
     pub async fn connect(settings: ConnectionSettings) -> Result<Self, Error> {
         let store = Self { pool: ArcSwap::from_pointee(pool(&settings)), replaced: AtomicU64::new(0), lanes: Default::default(), settings };
+        // Without the pool around it an error says what is wrong and not that waiting was in vain.
+        store.limited("connecting to the database", async { PgConnection::connect_with(&store.options()).await?.close().await }).await?;
         store.inspect().await?;
         Ok(store)
     }
@@ -133,6 +135,10 @@ impl Store {
     #[must_use]
     pub fn listener_options(&self, options: &PgConnectOptions) -> PgConnectOptions {
         with_settings(options.clone(), &format!("{}/listener", self.settings.relay), false)
+    }
+
+    fn options(&self) -> PgConnectOptions {
+        with_settings(self.settings.options.clone(), &self.settings.relay, self.settings.pooler)
     }
 
     /// Whether statements go through a transaction pooler.
@@ -161,6 +167,12 @@ impl Store {
         let read = |error| Error::database(DOING, error);
         if !row.try_get::<bool, _>("migrated").map_err(read)? {
             return Err(Error::unsuitable(DOING, "schema outbox is missing or incomplete; run `pgoutbox migrate`"));
+        }
+        if row.try_get::<Option<bool>, _>("permitted").map_err(read)? == Some(false) {
+            return Err(Error::unsuitable(
+                DOING,
+                "the login may not route and deliver; make it a member of outbox_relay: `grant outbox_relay to …`",
+            ));
         }
         if row.try_get::<bool, _>("in_recovery").map_err(read)? || row.try_get::<bool, _>("read_only").map_err(read)? {
             return Err(Error::unsuitable(DOING, "the server is read-only (a standby?); point database.url at the primary"));

@@ -34,6 +34,8 @@ pub struct Claimed {
     pub position: i64,
     /// The event's time.
     pub created_at: DateTime<Utc>,
+    /// Since when it has been owed; not before it may be delivered.
+    pub owed_since: DateTime<Utc>,
     /// This attempt included.
     pub attempt: i32,
     /// Claims before this one that ended without a verdict.

@@ -77,8 +77,22 @@ fn delivery(registry: &Registry, config: Value, payload: &str) -> Delivery {
         user_id: None,
         schema_version: None,
     };
-    let subscription = Arc::new(Subscription::bind(row, registry).unwrap());
-    Delivery { id: 1, event: Arc::new(event), subscription, attempt: 1, lease_token: Uuid::nil(), unfinished: 0 }
+    let subscription = {
+        let (subscription, problem) = Subscription::bind(row, registry);
+        assert_eq!(problem, None);
+        Arc::new(subscription)
+    };
+    let now = chrono::DateTime::from(std::time::SystemTime::now());
+    Delivery {
+        id: 1,
+        event: Arc::new(event),
+        subscription,
+        owed_since: now,
+        attempted_at: now,
+        attempt: 1,
+        lease_token: Uuid::nil(),
+        unfinished: 0,
+    }
 }
 
 /// One attempt, ended by the caller at the outlet's own deadline plus half a second: later is a failure of the test.

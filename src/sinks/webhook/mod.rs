@@ -12,10 +12,6 @@ mod target;
 use std::{
     fmt, fs,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
     time::{Duration, SystemTime},
 };
 
@@ -72,7 +68,6 @@ pub struct Webhook {
     client: reqwest::Client,
     guard: Guard,
     secrets: Secrets,
-    clock_offset: Arc<AtomicI64>,
 }
 
 impl fmt::Debug for Webhook {
@@ -95,22 +90,7 @@ impl Webhook {
     /// # Errors
     /// Those of [`Webhook::new`].
     pub fn with_guard(egress: &Egress, guard: Guard, secrets: Secrets) -> Result<Self, WebhookError> {
-        Ok(Self { client: client(egress, &guard)?, guard, secrets, clock_offset: Arc::default() })
-    }
-
-    /// By how many milliseconds the database's clock is ahead of ours: whoever knows writes it here, timestamps follow.
-    #[must_use]
-    pub fn clock_offset(&self) -> Arc<AtomicI64> {
-        Arc::clone(&self.clock_offset)
-    }
-
-    /// Database time.
-    fn now(&self) -> SystemTime {
-        let ours = SystemTime::now();
-        let offset = self.clock_offset.load(Ordering::Relaxed);
-        let distance = Duration::from_millis(offset.unsigned_abs());
-        let moved = if offset < 0 { ours.checked_sub(distance) } else { ours.checked_add(distance) };
-        moved.unwrap_or(ours)
+        Ok(Self { client: client(egress, &guard)?, guard, secrets })
     }
 }
 
@@ -135,7 +115,7 @@ impl Sink for Webhook {
                 return Report { answer, ..Outcome::Rejected { reason: Reason::BodyTooLarge }.into() };
             }
         };
-        let now = self.now();
+        let now = SystemTime::from(delivery.attempted_at);
         let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut request = reqwest::Request::new(target.method.clone(), target.url.clone());
         *request.headers_mut() = target.headers(event, &body, i64::try_from(seconds).unwrap_or_default());
