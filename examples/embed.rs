@@ -1,0 +1,73 @@
+//! A relay inside your own program, with a sink of your own.
+//!
+//! Subscribe it once, as a login that may (see `outbox_admin`):
+//!
+//! ```sql
+//! select outbox.subscribe('search', array['shop.**'], 'search', '{"index": "orders"}');
+//! ```
+//!
+//! Then, as a member of `outbox_relay`: `DATABASE_URL=postgres://… cargo run --example embed`
+#![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "an example reads its environment and prints")]
+
+use std::time::Duration;
+
+use pgoutbox::{
+    Relay,
+    delivery::Delivery,
+    sinks::{Report, Sink},
+    verdict::{Outcome, Reason},
+};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+/// Puts events into a search index; here it only prints them.
+struct Search;
+
+impl Sink for Search {
+    const KIND: &'static str = "search";
+    type Target = String;
+
+    /// Called when a subscription is loaded. An error becomes its `state_reason`.
+    fn target(&self, config: &Value) -> Result<String, String> {
+        config.get("index").and_then(Value::as_str).map(str::to_owned).ok_or_else(|| "config.index: name an index".to_owned())
+    }
+
+    /// What shares one breaker. `None`: no breaker.
+    fn destination(&self, _index: &String) -> Option<String> {
+        Some("search".to_owned())
+    }
+
+    /// One attempt. The same event may come again, so it is stored under its id.
+    async fn send(&self, index: &String, delivery: &Delivery) -> Report {
+        let event = &delivery.event;
+        match event.payload::<Value>() {
+            Ok(document) => {
+                println!("{index}/{} = {document}", event.id);
+                Outcome::Delivered.into()
+            }
+            // It will never be readable: a dead letter at once.
+            Err(_) => Outcome::Rejected { reason: Reason::HandlerFailed }.into(),
+        }
+    }
+
+    fn deadline(&self, _index: &String) -> Duration {
+        Duration::from_secs(5)
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let pool = sqlx::PgPool::connect(&std::env::var("DATABASE_URL")?).await?;
+    let stop = CancellationToken::new();
+    let relay = Relay::builder(pool).sink(Search).run(stop.clone());
+    tokio::pin!(relay);
+    let drained = tokio::select! {
+        ended = &mut relay => ended?,
+        _ = tokio::signal::ctrl_c() => {
+            stop.cancel();
+            relay.await?
+        }
+    };
+    println!("drained: {}", drained.complete);
+    Ok(())
+}
