@@ -12,13 +12,12 @@
 use std::time::Duration;
 
 use pgoutbox::{
-    Relay,
+    CancellationToken, Relay,
     delivery::Delivery,
     sinks::{Report, Sink},
     verdict::{Outcome, Reason},
 };
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
 /// Puts events into a search index; here it only prints them.
 struct Search;

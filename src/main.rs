@@ -23,7 +23,7 @@ impl Exit {
         (Self::Failed, "failed, or a check found something"),
         (Self::Usage, "wrong usage"),
         (Self::Unreachable, "the database cannot be reached"),
-        (Self::Unfinished, "the drain ran out of time; what was in flight is tried again when its lease ends"),
+        (Self::Unfinished, "the drain ran out of time or was cut short; what was in flight will be tried again"),
         (Self::Misconfigured, "the configuration is wrong"),
     ];
 

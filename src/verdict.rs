@@ -65,7 +65,7 @@ reasons! {
     RelayStopped = "relay_stopped",
     /// three claims ended without a verdict: the event seems to kill the relay
     RelayKilled = "relay_killed",
-    /// the event is older than the subscription's max_age
+    /// it has been owed for longer than the subscription's max_age
     Expired = "expired",
     /// the event is no longer in the log or cannot be read
     EventUnreadable = "event_unreadable",

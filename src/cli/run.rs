@@ -129,7 +129,7 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
         tracing::info!("drained");
         return Ok(Exit::Done);
     }
-    tracing::warn!(left = drained.left, "the drain ran out of time; what is left is tried again when its lease ends");
+    tracing::warn!(left = drained.left, "the drain ran out of time; what it cut off was given back and will be tried again");
     Ok(Exit::Unfinished)
 }
 
