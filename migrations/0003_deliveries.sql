@@ -6,9 +6,11 @@
 create table outbox.cursor (
     step          bigint      primary key,
     settled       pg_snapshot not null,          -- every event visible in it is routed
-    low           bigint      not null default 0,-- events of transactions begun after `settled` lie above this position
+    low           bigint      not null default 0,  -- events of transactions with a higher id than `low_xid` lie above this position
+    low_xid       xid8        not null default '0',
     window_end    pg_snapshot,                   -- an open window: being routed page by page, up to this snapshot
-    window_low    bigint,                        -- `low` once the window is done
+    window_low    bigint,                        -- `low` and `low_xid` once the window is done
+    window_low_xid xid8,
     page_after    bigint,                        -- events of the window up to this position are routed
     page_until    bigint,                        -- no event of the window lies above this position
     strike_position bigint,                      -- an event whose routing did not finish, and how often

@@ -69,7 +69,7 @@ impl Route {
         if self.must_hold(&index) {
             return Ok(Step::NoRoom);
         }
-        let mut cursor = match self.cursor.take() {
+        let cursor = match self.cursor.take() {
             Some(cursor) => cursor,
             None => self.shared.store.load_cursor(0).await?,
         };
@@ -82,7 +82,6 @@ impl Route {
             reload.load().await?;
         }
         if read.events.is_empty() && !read.closes_window() && !read.was_slow {
-            cursor.note_drawn(&read);
             self.cursor = Some(cursor);
             return Ok(Step::Nothing);
         }

@@ -21,17 +21,24 @@ pub struct Cursor {
     settled: String,
     settled_xmax: String,
     settled_xip: Vec<String>,
-    low: i64,
+    /// None until the step that sets it is committed.
+    low: Option<Low>,
     window: Option<Window>,
-    /// A position drawn before anything that is read from now on.
-    drawn: i64,
+}
+
+/// Events of transactions with a higher id than `xid` lie above `position`.
+#[derive(Debug, Clone)]
+struct Low {
+    position: i64,
+    xid: String,
 }
 
 /// New events that are more than a page: routed page by page up to a snapshot.
 #[derive(Debug, Clone)]
 struct Window {
     end: String,
-    low: i64,
+    /// The cursor's `low` once it is done. None until the step that opens it is committed.
+    low: Option<Low>,
     page_after: i64,
     page_until: i64,
 }
@@ -165,15 +172,17 @@ impl Store {
         self.limited("opening a window", async {
             let mut session = self.session(Lane::Work).await?;
             let row = sqlx::query(include_str!("../../sql/open_window.sql"))
-                .bind(cursor.low)
+                .bind(cursor.low.as_ref().map(|low| low.position))
                 .bind(&cursor.settled_xip)
+                .bind(&cursor.settled_xmax)
+                .bind(cursor.low.as_ref().map(|low| &low.xid))
                 .persistent(self.is_persistent())
                 .fetch_one(session.connection())
                 .await?;
             session.finish().await?;
             Ok(Window {
                 end: row.try_get("window_end")?,
-                low: cursor.drawn,
+                low: None,
                 page_after: row.try_get("page_after")?,
                 page_until: row.try_get("page_until")?,
             })
@@ -219,16 +228,18 @@ impl Store {
         token: Uuid,
         lease: Duration,
     ) -> Result<Option<(Cursor, Vec<i64>)>, Error> {
-        let next = cursor.next(read, advance);
+        let mut next = cursor.next(read, advance);
+        let low = next.low.clone();
         let window = next.window.clone();
+        let window_low = window.as_ref().and_then(|window| window.low.clone());
         self.limited("committing a routing step", async {
             let mut session = self.session(Lane::Work).await?;
             let rows = sqlx::query(include_str!("../../sql/advance_cursor.sql"))
                 .bind(cursor.step)
                 .bind(&next.settled)
-                .bind(next.low)
+                .bind(low.as_ref().map(|low| low.position))
                 .bind(window.as_ref().map(|window| &window.end))
-                .bind(window.as_ref().map(|window| window.low))
+                .bind(window_low.as_ref().map(|low| low.position))
                 .bind(window.as_ref().map(|window| window.page_after))
                 .bind(window.as_ref().map(|window| window.page_until))
                 .bind(deliveries.iter().map(|new| new.position).collect::<Vec<_>>())
@@ -239,12 +250,17 @@ impl Store {
                 .bind(deliveries.iter().map(|new| new.priority).collect::<Vec<_>>())
                 .bind(token)
                 .bind(lease.as_secs_f64())
+                .bind(read.drawn)
+                .bind(low.map(|low| low.xid))
+                .bind(window_low.map(|low| low.xid))
                 .persistent(self.is_persistent())
                 .fetch_all(session.connection())
                 .await?;
             session.finish().await?;
-            if rows.is_empty() {
-                return Ok(None);
+            let Some(first) = rows.first() else { return Ok(None) };
+            next.low = Some(Low { position: first.try_get(3)?, xid: first.try_get(4)? });
+            if let Some(window) = &mut next.window {
+                window.low = Some(Low { position: first.try_get(5)?, xid: first.try_get(6)? });
             }
             Ok(Some((next, leased_ids(&rows, deliveries)?)))
         })
@@ -253,42 +269,30 @@ impl Store {
 }
 
 impl Cursor {
-    /// What was read and left alone shows how far positions had been drawn by then.
-    pub fn note_drawn(&mut self, read: &Read) {
-        self.drawn = read.drawn;
-    }
-
-    /// Where routing stands after a step.
+    /// Where routing stands after a step. What goes with the step's own transaction is filled in when it is committed.
     fn next(&self, read: &Read, advance: Advance) -> Self {
+        let here = self.low.clone();
         let (settled, low, window) = match (&read.reached, advance) {
-            (Reached::Everything { snapshot }, Advance::All) => (Some(snapshot), self.drawn, None),
+            (Reached::Everything { snapshot }, Advance::All) => (Some(snapshot), None, None),
             (Reached::Everything { snapshot }, Advance::UpTo(position)) => {
                 // All new events were read, but not all routed: those left are a window, known to its last event.
                 let page_until = read.events.last().map_or(position, |last| last.event.position);
-                (None, self.low, Some(Window { end: snapshot.clone(), low: self.drawn, page_after: position, page_until }))
+                (None, here, Some(Window { end: snapshot.clone(), low: None, page_after: position, page_until }))
             }
-            (Reached::Page { window, last: true }, Advance::All) => (Some(&window.end), window.low, None),
+            (Reached::Page { window, last: true }, Advance::All) => (Some(&window.end), window.low.clone(), None),
             (Reached::Page { window, last: false }, Advance::All) => {
                 let page_after = read.events.last().map_or(window.page_until, |last| last.event.position);
-                (None, self.low, Some(Window { page_after, ..window.clone() }))
+                (None, here, Some(Window { page_after, ..window.clone() }))
             }
             (Reached::Page { window, .. }, Advance::UpTo(position)) => {
-                (None, self.low, Some(Window { page_after: position, ..window.clone() }))
+                (None, here, Some(Window { page_after: position, ..window.clone() }))
             }
         };
         let (settled_xmax, settled_xip) = match settled {
             Some(snapshot) => parts(snapshot),
             None => (self.settled_xmax.clone(), self.settled_xip.clone()),
         };
-        Self {
-            step: self.step + 1,
-            settled: settled.unwrap_or(&self.settled).clone(),
-            settled_xmax,
-            settled_xip,
-            low,
-            window,
-            drawn: read.drawn,
-        }
+        Self { step: self.step + 1, settled: settled.unwrap_or(&self.settled).clone(), settled_xmax, settled_xip, low, window }
     }
 }
 
@@ -333,7 +337,7 @@ fn read_cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {
     let window = match row.try_get::<Option<String>, _>("window_end")? {
         Some(end) => Some(Window {
             end,
-            low: row.try_get("window_low")?,
+            low: Some(Low { position: row.try_get("window_low")?, xid: row.try_get("window_low_xid")? }),
             page_after: row.try_get("page_after")?,
             page_until: row.try_get("page_until")?,
         }),
@@ -344,9 +348,8 @@ fn read_cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {
         settled: row.try_get("settled")?,
         settled_xmax: row.try_get("settled_xmax")?,
         settled_xip: row.try_get("settled_xip")?,
-        low: row.try_get("low")?,
+        low: Some(Low { position: row.try_get("low")?, xid: row.try_get("low_xid")? }),
         window,
-        drawn: row.try_get("drawn")?,
     })
 }
 
