@@ -26,6 +26,8 @@ struct State {
     due: BTreeSet<(u64, i64)>,
     /// Subscriptions with more due rows than they had room for.
     behind: BTreeSet<i64>,
+    /// Subscriptions that were deleted and may still have rows.
+    orphaned: BTreeSet<i64>,
     /// Due times are looked at from here on; rows below have been claimed.
     since: HashMap<i64, DateTime<Utc>>,
 }
@@ -64,6 +66,21 @@ impl Agenda {
 
     pub(crate) fn count_behind(&self) -> usize {
         self.state().behind.len()
+    }
+
+    /// The subscription was deleted: what it is owed is to be cancelled.
+    pub(crate) fn orphan(&self, subscription: i64) {
+        self.state().orphaned.insert(subscription);
+    }
+
+    /// Nothing of it is left.
+    pub(crate) fn cancelled(&self, subscription: i64) {
+        self.state().orphaned.remove(&subscription);
+    }
+
+    /// The deleted subscriptions whose rows are to be cancelled.
+    pub(crate) fn orphans(&self) -> BTreeSet<i64> {
+        self.state().orphaned.clone()
     }
 
     /// Rows due before this have been claimed.

@@ -37,18 +37,25 @@ pub(super) async fn look_for_due(shared: &Shared, everything: bool, now: Instant
     let since = (!everything).then(|| shared.clock.now() - shared.settings.poll.unwrap_or(LATE) * 2 - LATE);
     for due in shared.store.find_due(since).await? {
         if shared.index.load().get(due.subscription_id).is_none() {
-            cancel_orphans(shared, due.subscription_id).await?;
+            shared.agenda.orphan(due.subscription_id);
         } else if due.due_in <= 0.0 {
             shared.agenda.fall_behind(due.subscription_id);
         } else if due.due_in < 3_600.0 {
             shared.agenda.note(due.subscription_id, now + Duration::from_secs_f64(due.due_in));
         }
     }
+    for subscription in shared.agenda.orphans() {
+        cancel_orphans(shared, subscription).await?;
+    }
     Ok(())
 }
 
+/// One that is merely invalid keeps what it is owed: the statement looks for the row.
 async fn cancel_orphans(shared: &Shared, subscription: i64) -> Result<(), Error> {
     let cancelled = shared.store.cancel_orphans(subscription, ORPHANS_AT_ONCE).await?;
+    if cancelled < ORPHANS_AT_ONCE.unsigned_abs() {
+        shared.agenda.cancelled(subscription);
+    }
     if cancelled > 0 {
         tracing::info!(subscription, cancelled, "the subscription was deleted: what it was owed is cancelled");
     }

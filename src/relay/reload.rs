@@ -35,6 +35,9 @@ impl Reload {
         let shared = self.shared.clone();
         let loaded = shared.store.load_subscriptions(self.snapshot.as_deref()).await?;
         let ids: HashSet<i64> = loaded.ids.into_iter().collect();
+        for deleted in self.subscriptions.keys().filter(|id| !ids.contains(id)) {
+            shared.agenda.orphan(*deleted);
+        }
         self.subscriptions.retain(|id, _| ids.contains(id));
         self.invalid.retain(|id, _| ids.contains(id));
         let mut judgements = Vec::new();
