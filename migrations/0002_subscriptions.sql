@@ -35,6 +35,16 @@ language sql immutable strict parallel safe as $$
        and pattern ~ '^(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+)(\.(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+))*$'
 $$;
 
+-- A number and a unit, at most ten years.
+create function outbox.duration_is_valid(duration text) returns boolean
+language sql immutable strict parallel safe as $$
+    select case when duration ~ '^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$'
+                then rtrim(duration, 'mshd')::numeric
+                     * case substring(duration from '[a-z]+$') when 'ms' then 0.001 when 's' then 1 when 'm' then 60 when 'h' then 3600 else 86400 end
+                     <= 10 * 366 * 86400
+                else false end
+$$;
+
 -- Refuse what the database can judge, naming the field and the mend. What only a relay can judge becomes state = 'invalid'.
 create function outbox.check_subscription() returns trigger
 language plpgsql as $$
@@ -102,14 +112,14 @@ begin
     end if;
     for part in select * from jsonb_each(new.retry) loop
         if part.key in ('initial', 'max', 'max_age') then
-            if jsonb_typeof(part.value) <> 'string' or part.value #>> '{}' !~ '^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$' then
+            if jsonb_typeof(part.value) <> 'string' or not outbox.duration_is_valid(part.value #>> '{}') then
                 raise exception using errcode = '22023', message = format('retry.%s: %s is not a duration', part.key, part.value),
                     hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
             end if;
         elsif part.key = 'schedule' then
             if jsonb_typeof(part.value) <> 'array' or jsonb_array_length(part.value) not between 1 and 100 or exists (
                    select from jsonb_array_elements(part.value) as wait (value)
-                    where jsonb_typeof(wait.value) <> 'string' or wait.value #>> '{}' !~ '^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$') then
+                    where jsonb_typeof(wait.value) <> 'string' or not outbox.duration_is_valid(wait.value #>> '{}')) then
                 raise exception using errcode = '22023', message = 'retry.schedule: must be 1 to 100 durations',
                     hint = 'For example ["5s", "5m", "30m", "2h"].';
             end if;
