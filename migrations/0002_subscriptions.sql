@@ -52,6 +52,21 @@ declare
     item text;
     part record;
 begin
+    new.changed := pg_current_xact_id();
+    if tg_op = 'UPDATE' then
+        if (new.name, new.topics, new.sink, new.config, new.filter, new.transform, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
+           is not distinct from
+           (old.name, old.topics, old.sink, old.config, old.filter, old.transform, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
+            return new;  -- only its state: a relay must be able to mark a row as invalid that came past these checks
+        end if;
+        new.updated_at := now();
+        if new.state in ('invalid', 'gone') and new.state = old.state then
+            new.state := 'ok';  -- mended, as far as we know; a relay judges again
+            new.state_reason := null;
+        end if;
+        new.paused_until := null;
+    end if;
+
     if new.name is null or new.name !~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$' then
         raise exception using errcode = '22023', message = format('name: %L is not a subscription name', new.name),
             hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
@@ -139,20 +154,6 @@ begin
     if new.retry ? 'schedule' and new.retry ?| array['initial', 'multiplier', 'max', 'max_attempts'] then
         raise exception using errcode = '22023', message = 'retry.schedule: cannot be combined with initial, multiplier, max or max_attempts',
             hint = 'The schedule says both how often and how long.';
-    end if;
-
-    new.changed := pg_current_xact_id();
-    if tg_op = 'UPDATE' then
-        if (new.topics, new.sink, new.config, new.filter, new.transform, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
-           is distinct from
-           (old.topics, old.sink, old.config, old.filter, old.transform, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
-            new.updated_at := now();
-            if new.state in ('invalid', 'gone') and new.state = old.state then
-                new.state := 'ok';  -- mended, as far as we know; a relay judges again
-                new.state_reason := null;
-            end if;
-            new.paused_until := null;
-        end if;
     end if;
     return new;
 end;

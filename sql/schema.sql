@@ -1,0 +1,1013 @@
+-- The schema outbox after all migrations, as pg_dump shows it: to be read, never run.
+-- A test keeps it true; after a change of migrations/: UPDATE_SCHEMA=1 cargo test --test it schema_sql
+
+CREATE SCHEMA outbox;
+
+CREATE FUNCTION outbox.bump_generation() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if current_setting('outbox.generation_bumped_by', true) is distinct from pg_current_xact_id()::text then
+        perform set_config('outbox.generation_bumped_by', pg_current_xact_id()::text, true);
+        update outbox.generation set value = value + 1;
+    end if;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox.check_subscription() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $_$
+declare
+    item text;
+    part record;
+begin
+    new.changed := pg_current_xact_id();
+    if tg_op = 'UPDATE' then
+        if (new.name, new.topics, new.sink, new.config, new.filter, new.transform, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
+           is not distinct from
+           (old.name, old.topics, old.sink, old.config, old.filter, old.transform, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
+            return new;  -- only its state: a relay must be able to mark a row as invalid that came past these checks
+        end if;
+        new.updated_at := now();
+        if new.state in ('invalid', 'gone') and new.state = old.state then
+            new.state := 'ok';  -- mended, as far as we know; a relay judges again
+            new.state_reason := null;
+        end if;
+        new.paused_until := null;
+    end if;
+
+    if new.name is null or new.name !~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$' then
+        raise exception using errcode = '22023', message = format('name: %L is not a subscription name', new.name),
+            hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
+    end if;
+    if new.topics is null or cardinality(new.topics) not between 1 and 100 then
+        raise exception using errcode = '22023', message = format('topics: subscription %L needs 1 to 100 topic patterns', new.name),
+            hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
+    end if;
+    foreach item in array new.topics loop
+        if item is null or not outbox.topic_pattern_is_valid(item) then
+            raise exception using errcode = '22023', message = format('topics: %L is not a topic pattern', item),
+                hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star stands at the end of its segment.';
+        end if;
+    end loop;
+    if new.sink is null or new.sink !~ '^[a-z][a-z0-9_-]{0,49}$' then
+        raise exception using errcode = '22023', message = format('sink: %L is not the name of a sink', new.sink),
+            hint = 'For example ''webhook''.';
+    end if;
+    if jsonb_typeof(new.config) is distinct from 'object' then
+        raise exception using errcode = '22023', message = format('config: must be a JSON object, not %s', coalesce(jsonb_typeof(new.config), 'null'));
+    end if;
+    if new.sink = 'webhook' then
+        if jsonb_typeof(new.config -> 'url') is distinct from 'string' then
+            raise exception using errcode = '22023', message = format('config.url: subscription %L (webhook) needs a "url"', new.name),
+                hint = 'For example {"url": "https://example.com/hooks", "secret": "env:PGOUTBOX_SECRET_SHOP"}.';
+        end if;
+        if new.config ->> 'url' !~* '^https?://[^[:space:]]+$' then
+            raise exception using errcode = '22023', message = format('config.url: %L is not an http or https address', new.config ->> 'url');
+        end if;
+        if new.config ? 'secret' and exists (
+               select from jsonb_path_query(new.config -> 'secret', '$[*]') as secret (reference)
+                where jsonb_typeof(reference) <> 'string' or reference #>> '{}' !~ '^(env|file):.+$') then
+            raise exception using errcode = '22023', message = 'config.secret: must be a reference, never the secret itself',
+                hint = 'Write "env:PGOUTBOX_SECRET_NAME" or "file:NAME", or an array of them.';
+        end if;
+    end if;
+    if new.organization = '' then
+        raise exception using errcode = '22023', message = 'organization: is empty', hint = 'Use null for all organizations.';
+    end if;
+    if new.keys is not null and (cardinality(new.keys) not between 1 and 100 or array_position(new.keys, null) is not null or '' = any (new.keys)) then
+        raise exception using errcode = '22023', message = 'keys: must be 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
+    end if;
+    if new.filter is not null then
+        raise exception using errcode = '0A000', message = 'filter: filters are not supported by this version', hint = 'Use null.';
+    end if;
+    if new.transform is not null then
+        raise exception using errcode = '0A000', message = 'transform: transforms are not supported by this version', hint = 'Use null.';
+    end if;
+    if new.ordering is distinct from 'none' then
+        raise exception using errcode = '0A000', message = format('ordering: %L is not supported by this version', new.ordering),
+            hint = 'Use ''none''.';
+    end if;
+    if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
+        raise exception using errcode = '22023', message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);
+    end if;
+    if jsonb_typeof(new.retry) is distinct from 'object' then
+        raise exception using errcode = '22023', message = format('retry: must be a JSON object, not %s', coalesce(jsonb_typeof(new.retry), 'null'));
+    end if;
+    for part in select * from jsonb_each(new.retry) loop
+        if part.key in ('initial', 'max', 'max_age') then
+            if jsonb_typeof(part.value) <> 'string' or not outbox.duration_is_valid(part.value #>> '{}') then
+                raise exception using errcode = '22023', message = format('retry.%s: %s is not a duration', part.key, part.value),
+                    hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
+            end if;
+        elsif part.key = 'schedule' then
+            if jsonb_typeof(part.value) <> 'array' or jsonb_array_length(part.value) not between 1 and 100 or exists (
+                   select from jsonb_array_elements(part.value) as wait (value)
+                    where jsonb_typeof(wait.value) <> 'string' or not outbox.duration_is_valid(wait.value #>> '{}')) then
+                raise exception using errcode = '22023', message = 'retry.schedule: must be 1 to 100 durations',
+                    hint = 'For example ["5s", "5m", "30m", "2h"].';
+            end if;
+        elsif part.key in ('max_attempts', 'multiplier', 'jitter') then
+            if jsonb_typeof(part.value) <> 'number'
+               or (part.key = 'max_attempts' and ((part.value #>> '{}')::numeric not between 1 and 1000 or (part.value #>> '{}')::numeric % 1 <> 0))
+               or (part.key = 'multiplier' and (part.value #>> '{}')::numeric not between 1 and 100)
+               or (part.key = 'jitter' and (part.value #>> '{}')::numeric not between 0 and 1) then
+                raise exception using errcode = '22023', message = format('retry.%s: %s is out of range', part.key, part.value),
+                    hint = 'max_attempts is a whole number from 1 to 1000, multiplier 1 to 100, jitter 0 to 1.';
+            end if;
+        else
+            raise exception using errcode = '22023', message = format('retry.%s: unknown key', part.key),
+                hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, schedule.';
+        end if;
+    end loop;
+    if new.retry ? 'schedule' and new.retry ?| array['initial', 'multiplier', 'max', 'max_attempts'] then
+        raise exception using errcode = '22023', message = 'retry.schedule: cannot be combined with initial, multiplier, max or max_attempts',
+            hint = 'The schedule says both how often and how long.';
+    end if;
+    return new;
+end;
+$_$;
+
+CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    discarded bigint;
+begin
+    if max_rows is null or max_rows not between 1 and 100000 then
+        raise exception using errcode = '22023', message = format('max_rows: %s is not between 1 and 100000', coalesce(max_rows::text, 'null'));
+    end if;
+    delete from outbox.dead_letters as letter
+     where letter.id = any (array(
+               select candidate.id
+                 from outbox.matching_dead_letters(discard.subscription, discard.topic, discard.error_like, discard.since) as candidate
+                order by candidate.position, candidate.id
+                limit max_rows));
+    get diagnostics discarded = row_count;
+    return discarded;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) IS 'Delete matching dead letters for good. Returns how many; call again while it returns max_rows.';
+
+CREATE FUNCTION outbox.duration_is_valid(duration text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $_$
+    select case when duration ~ '^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$'
+                then rtrim(duration, 'mshd')::numeric
+                     * case substring(duration from '[a-z]+$') when 'ms' then 0.001 when 's' then 1 when 'm' then 60 when 'h' then 3600 else 86400 end
+                     <= 10 * 366 * 86400
+                else false end
+$_$;
+
+CREATE FUNCTION outbox.grant_roles() RETURNS text[]
+    LANGUAGE plpgsql
+    AS $$
+declare
+    granted text[] := '{}';
+    role_exists boolean;
+    grant_row record;
+begin
+    for grant_row in
+        select * from (values
+            ('outbox_publisher', 'usage on schema outbox'),
+            ('outbox_publisher', 'insert (id, topic, key, payload, headers, organization, source, user_id, priority, deliver_after, schema_version) on outbox.events'),
+            ('outbox_publisher', 'insert (id) on outbox.event_ids'),
+            ('outbox_publisher', 'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
+            ('outbox_relay', 'usage on schema outbox'),
+            ('outbox_relay', 'select on all tables in schema outbox'),
+            ('outbox_relay', 'select on sequence outbox.events_position_seq'),
+            ('outbox_relay', 'insert, update, delete on outbox.deliveries, outbox.relays, outbox.relay_subscriptions'),
+            ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
+            ('outbox_relay', 'update on outbox.cursor'),
+            ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
+            ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.headers_are_valid'),
+            ('outbox_admin', 'usage on schema outbox'),
+            ('outbox_admin', 'select on all tables in schema outbox'),
+            ('outbox_admin', 'insert, update, delete on outbox.subscriptions'),
+            ('outbox_admin', 'execute on all functions in schema outbox'),
+            ('outbox_monitor', 'usage on schema outbox'),
+            ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions')
+        ) as wanted (role, privilege)
+    loop
+        select exists (select from pg_catalog.pg_roles where rolname = grant_row.role) into role_exists;
+        if role_exists then
+            execute format('grant %s to %I', grant_row.privilege, grant_row.role);
+            granted := granted || format('grant %s to %s', grant_row.privilege, grant_row.role);
+        end if;
+    end loop;
+    return granted;
+end;
+$$;
+
+CREATE FUNCTION outbox.headers_are_valid(headers jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$
+    select jsonb_typeof(headers) = 'object'
+       and pg_column_size(headers) <= 16384
+       and not exists (
+               select from jsonb_each(case when jsonb_typeof(headers) = 'object' then headers else '{}' end) as header (name, value)
+                where header.name !~ '^[a-z0-9][a-z0-9_-]{0,63}$'
+                   or jsonb_typeof(header.value) <> 'string'
+                   or header.value #>> '{}' ~ '[[:cntrl:]]')
+$_$;
+
+CREATE TABLE outbox.dead_letters (
+    id bigint NOT NULL,
+    died_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    subscription_id bigint NOT NULL,
+    subscription text NOT NULL,
+    reason text NOT NULL,
+    status integer,
+    answer text,
+    attempts integer NOT NULL,
+    event_id uuid NOT NULL,
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    topic text NOT NULL,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb NOT NULL,
+    organization text,
+    source text,
+    user_id text,
+    priority integer NOT NULL,
+    schema_version integer
+);
+
+CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS SETOF outbox.dead_letters
+    LANGUAGE sql STABLE
+    AS $$
+    select letter.*
+      from outbox.dead_letters as letter
+     where (matching_dead_letters.subscription is null or letter.subscription = matching_dead_letters.subscription)
+       and (matching_dead_letters.topic is null or outbox.topic_matches(matching_dead_letters.topic, letter.topic))
+       and (matching_dead_letters.error_like is null
+            or letter.reason like matching_dead_letters.error_like
+            or letter.answer like matching_dead_letters.error_like
+            or letter.status::text like matching_dead_letters.error_like)
+       and (matching_dead_letters.since is null or letter.died_at >= matching_dead_letters.since)
+$$;
+
+COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) IS 'The dead letters that outbox.redrive and outbox.discard with the same arguments would take.';
+
+CREATE FUNCTION outbox.new_id() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    AS $$
+                select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
+                       placing substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3) from 1 for 6),
+                       52, 1), 53, 1), 'hex')::uuid$$;
+
+CREATE FUNCTION outbox.pause(name text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    update outbox.subscriptions as existing set active = false
+     where existing.id = outbox.subscription_id(pause.name) and existing.active;
+    return found;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.pause(name text) IS 'Stop sending; events go on being recorded as owed. Returns whether this changed anything.';
+
+CREATE FUNCTION outbox.publish(topic text, payload jsonb, key text DEFAULT NULL::text, headers jsonb DEFAULT '{}'::jsonb, organization text DEFAULT NULL::text, id uuid DEFAULT NULL::uuid, priority integer DEFAULT 0, deliver_after timestamp with time zone DEFAULT NULL::timestamp with time zone, source text DEFAULT NULL::text, user_id text DEFAULT NULL::text, schema_version integer DEFAULT NULL::integer) RETURNS uuid
+    LANGUAGE plpgsql
+    AS $$
+declare
+    event_id uuid := publish.id;
+begin
+    if event_id is null then
+        event_id := outbox.new_id();
+    else
+        insert into outbox.event_ids (id) values (event_id) on conflict do nothing;
+        if not found then
+            return event_id;
+        end if;
+    end if;
+    insert into outbox.events (id, topic, key, payload, headers, organization, priority, deliver_after, source, user_id, schema_version)
+    values (event_id, publish.topic, publish.key, publish.payload, coalesce(publish.headers, '{}'), publish.organization,
+            coalesce(publish.priority, 0), publish.deliver_after, publish.source, publish.user_id, publish.schema_version);
+    return event_id;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) IS 'Write one event in the current transaction and return its id. The same id given twice is one event.';
+
+CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    chosen  bigint[];
+    redriven bigint;
+begin
+    if max_rows is null or max_rows not between 1 and 100000 then
+        raise exception using errcode = '22023', message = format('max_rows: %s is not between 1 and 100000', coalesce(max_rows::text, 'null'));
+    end if;
+    if redrive.subscription is not null then
+        perform outbox.subscription_id(redrive.subscription);
+    end if;
+    select array_agg(taken.id) into chosen
+      from (select letter.id
+              from outbox.dead_letters as letter
+             where letter.id in (select candidate.id from outbox.matching_dead_letters(redrive.subscription, redrive.topic, redrive.error_like, redrive.since) as candidate)
+               and exists (select from outbox.subscriptions as target where target.id = letter.subscription_id)
+             order by letter.position, letter.id
+             limit max_rows
+               for update of letter skip locked) as taken;
+
+    -- An event that retention has dropped from the log is put back as it was. Its transaction id lies before every
+    -- snapshot, so routing does not see it as new.
+    insert into outbox.events (xid, position, created_at, id, topic, key, payload, headers, organization, source, user_id, priority, schema_version)
+    overriding system value
+    select distinct on (letter.position) '1'::xid8, letter.position, letter.created_at, letter.event_id, letter.topic, letter.key, letter.payload,
+           letter.headers, letter.organization, letter.source, letter.user_id, letter.priority, letter.schema_version
+      from outbox.dead_letters as letter
+     where letter.id = any (chosen)
+       and not exists (select from outbox.events as event where event.position = letter.position and event.id = letter.event_id);
+
+    with gone as (
+        delete from outbox.dead_letters as letter where letter.id = any (chosen)
+        returning letter.subscription_id, letter.position, letter.created_at
+    )
+    insert into outbox.deliveries (subscription_id, due_at, position, created_at)
+    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at from gone order by gone.position;
+    get diagnostics redriven = row_count;
+
+    if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', '');
+    end if;
+    return redriven;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) IS 'Owe matching dead letters again, with fresh attempts, oldest first. Returns how many; call again while it returns max_rows.';
+
+CREATE FUNCTION outbox.resume(name text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    update outbox.subscriptions as existing
+       set active = true, paused_until = null,
+           state = case when existing.state in ('gone', 'disabled') then 'ok' else existing.state end,
+           state_reason = case when existing.state in ('gone', 'disabled') then null else existing.state_reason end
+     where existing.id = outbox.subscription_id(resume.name)
+       and (not existing.active or existing.paused_until is not null or existing.state in ('gone', 'disabled'));
+    return found;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.resume(name text) IS 'Send again after pause, 410 (gone) or disabling. Returns whether this changed anything.';
+
+CREATE FUNCTION outbox.ring_doorbell() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if current_setting('outbox.doorbell', true) is not distinct from 'off' then
+        return null;
+    end if;
+    if not pg_catalog.pg_try_advisory_xact_lock_shared(7411001) then
+        -- A queue that somebody else filled must not fail a publisher's commit: the fallback poll finds the event.
+        if pg_catalog.pg_notification_queue_usage() <= 0.5 then
+            perform pg_catalog.pg_notify('outbox_doorbell', '');
+        end if;
+    end if;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox.ring_subscriptions() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_catalog.pg_notify('outbox_doorbell', '');
+    end if;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb DEFAULT '{}'::jsonb, filter text DEFAULT NULL::text, transform text DEFAULT NULL::text, organization text DEFAULT NULL::text, ordering text DEFAULT 'none'::text, retry jsonb DEFAULT '{}'::jsonb, keys text[] DEFAULT NULL::text[], max_in_flight integer DEFAULT NULL::integer) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+declare
+    subscription_id bigint;
+begin
+    insert into outbox.subscriptions as existing (name, topics, sink, config, filter, transform, organization, ordering, retry, keys, max_in_flight)
+    values (subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'), subscribe.filter, subscribe.transform,
+            subscribe.organization, coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys, subscribe.max_in_flight)
+    on conflict on constraint subscriptions_name_key do update
+       set topics = excluded.topics, sink = excluded.sink, config = excluded.config, filter = excluded.filter,
+           transform = excluded.transform, organization = excluded.organization, ordering = excluded.ordering,
+           retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight
+     where (existing.topics, existing.sink, existing.config, existing.filter, existing.transform, existing.organization,
+            existing.ordering, existing.retry, existing.keys, existing.max_in_flight)
+           is distinct from
+           (excluded.topics, excluded.sink, excluded.config, excluded.filter, excluded.transform, excluded.organization,
+            excluded.ordering, excluded.retry, excluded.keys, excluded.max_in_flight)
+    returning existing.id into subscription_id;
+    if subscription_id is null then  -- it was there already, and the same
+        select existing.id into subscription_id from outbox.subscriptions as existing where existing.name = subscribe.name;
+    end if;
+    return subscription_id;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer) IS 'Create or change a subscription; the same call twice changes nothing. A pause is kept. Returns its id.';
+
+CREATE FUNCTION outbox.subscription_id(name text) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    found_id bigint;
+begin
+    select existing.id into found_id from outbox.subscriptions as existing where existing.name = subscription_id.name;
+    if found_id is null then
+        raise exception using errcode = '22023', message = format('no subscription is named %L', subscription_id.name),
+            hint = 'List them: select name from outbox.subscriptions.';
+    end if;
+    return found_id;
+end;
+$$;
+
+CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+    AS $_$
+declare
+    segments  text[] := string_to_array(pattern, '.');
+    expression text := '';
+    segment   text;
+begin
+    -- Every segment is matched with the dot before it, so that `**` can stand for none.
+    foreach segment in array segments loop
+        if segment = '**' then
+            expression := expression || '(\.[^.]+)*';
+        else
+            expression := expression || '\.' || regexp_replace(rtrim(segment, '*'), '([^[:alnum:]_])', '\\\1', 'g')
+                          || case when segment = '*' then '[^.]+' when right(segment, 1) = '*' then '[^.]*' else '' end;
+        end if;
+    end loop;
+    return ('.' || topic) ~ ('^' || expression || '$');
+end;
+$_$;
+
+CREATE FUNCTION outbox.topic_pattern_is_valid(pattern text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $_$
+    select length(pattern) between 1 and 255
+       and pattern ~ '^(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+)(\.(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+))*$'
+$_$;
+
+CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    delete from outbox.subscriptions as existing where existing.name = unsubscribe.name;
+    return found;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription; deliveries it was still owed are cancelled, dead letters stay. Returns whether it was there.';
+
+CREATE TABLE outbox.attempts (
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    delivery_id bigint NOT NULL,
+    subscription_id bigint NOT NULL,
+    "position" bigint NOT NULL,
+    event_id uuid NOT NULL,
+    attempt integer NOT NULL,
+    duration interval NOT NULL,
+    outcome text NOT NULL,
+    reason text,
+    status integer,
+    answer text,
+    ambiguous boolean DEFAULT false NOT NULL,
+    stale boolean DEFAULT false NOT NULL,
+    relay text NOT NULL
+)
+PARTITION BY RANGE (at);
+
+CREATE TABLE outbox.attempts_default (
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    delivery_id bigint NOT NULL,
+    subscription_id bigint NOT NULL,
+    "position" bigint NOT NULL,
+    event_id uuid NOT NULL,
+    attempt integer NOT NULL,
+    duration interval NOT NULL,
+    outcome text NOT NULL,
+    reason text,
+    status integer,
+    answer text,
+    ambiguous boolean DEFAULT false NOT NULL,
+    stale boolean DEFAULT false NOT NULL,
+    relay text NOT NULL
+);
+
+CREATE TABLE outbox.cursor (
+    step bigint NOT NULL,
+    settled pg_snapshot NOT NULL,
+    low bigint DEFAULT 0 NOT NULL,
+    window_end pg_snapshot,
+    window_low bigint,
+    page_after bigint,
+    page_until bigint,
+    strike_position bigint,
+    strike_count integer DEFAULT 0 NOT NULL,
+    system_identifier bigint,
+    database_oid oid,
+    environment text,
+    timeline integer,
+    epoch integer DEFAULT 1 NOT NULL
+)
+WITH (fillfactor='50');
+
+ALTER TABLE outbox.dead_letters ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.dead_letters_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE outbox.deliveries (
+    id bigint NOT NULL,
+    subscription_id bigint NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    lease_token uuid,
+    attempt integer DEFAULT 0 NOT NULL,
+    unfinished integer DEFAULT 0 NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
+
+ALTER TABLE outbox.deliveries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.deliveries_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE outbox.event_ids (
+    id uuid NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+COMMENT ON TABLE outbox.event_ids IS 'Ids given to outbox.publish(id => …), so that publishing twice is one event.';
+
+CREATE TABLE outbox.events (
+    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    id uuid DEFAULT outbox.new_id() NOT NULL,
+    topic text NOT NULL,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb DEFAULT '{}'::jsonb NOT NULL,
+    organization text,
+    source text,
+    user_id text,
+    priority integer DEFAULT 0 NOT NULL,
+    deliver_after timestamp with time zone,
+    schema_version integer,
+    CONSTRAINT created_at_must_be_finite_and_before_2200 CHECK (((created_at >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (created_at < '2200-01-01 00:00:00+00'::timestamp with time zone))),
+    CONSTRAINT deliver_after_must_be_finite_and_before_2200 CHECK (((deliver_after >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (deliver_after < '2200-01-01 00:00:00+00'::timestamp with time zone))),
+    CONSTRAINT headers_must_be_an_object_of_strings CHECK (((headers = '{}'::jsonb) OR outbox.headers_are_valid(headers))),
+    CONSTRAINT key_must_be_at_most_512_characters CHECK ((length(key) <= 512)),
+    CONSTRAINT organization_must_be_1_to_255_characters CHECK (((length(organization) >= 1) AND (length(organization) <= 255))),
+    CONSTRAINT payload_must_be_at_most_256_kib CHECK (
+CASE
+    WHEN (pg_column_size(payload) <= 8192) THEN true
+    ELSE (octet_length((payload)::text) <= 262144)
+END),
+    CONSTRAINT priority_must_be_between_0_and_1000 CHECK (((priority >= 0) AND (priority <= 1000))),
+    CONSTRAINT topic_must_be_dotted_segments_without_wildcards CHECK (((length(topic) <= 255) AND (topic ~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$'::text)))
+)
+PARTITION BY RANGE (created_at);
+
+COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data; never updated. Partitioned by created_at.';
+
+CREATE VIEW outbox.event_status AS
+ SELECT event.id,
+    event."position",
+    event.topic,
+    event.key,
+    event.organization,
+    event.created_at,
+        CASE
+            WHEN (owed.in_flight > 0) THEN 'processing'::text
+            WHEN ((owed.waiting > 0) OR (NOT routed.yes)) THEN 'pending'::text
+            WHEN (failed.letters > 0) THEN 'failed'::text
+            ELSE 'completed'::text
+        END AS status,
+    COALESCE(owed.waiting, (0)::bigint) AS waiting,
+    COALESCE(owed.in_flight, (0)::bigint) AS in_flight,
+    COALESCE(owed.attempts, 0) AS attempts,
+    COALESCE(failed.letters, (0)::bigint) AS dead_letters
+   FROM (((outbox.events event
+     CROSS JOIN LATERAL ( SELECT (pg_visible_in_snapshot(event.xid, cursor.settled) OR ((cursor.window_end IS NOT NULL) AND pg_visible_in_snapshot(event.xid, cursor.window_end) AND (event."position" <= cursor.page_after))) AS yes
+           FROM outbox.cursor cursor
+          ORDER BY cursor.step DESC
+         LIMIT 1) routed)
+     LEFT JOIN ( SELECT delivery."position",
+            count(*) FILTER (WHERE ((delivery.lease_token IS NULL) OR (delivery.due_at <= now()))) AS waiting,
+            count(*) FILTER (WHERE ((delivery.lease_token IS NOT NULL) AND (delivery.due_at > now()))) AS in_flight,
+            max(delivery.attempt) AS attempts
+           FROM outbox.deliveries delivery
+          GROUP BY delivery."position") owed ON ((owed."position" = event."position")))
+     LEFT JOIN ( SELECT letter."position",
+            count(*) AS letters
+           FROM outbox.dead_letters letter
+          GROUP BY letter."position") failed ON ((failed."position" = event."position")));
+
+COMMENT ON VIEW outbox.event_status IS 'One row per event, without its payload: pending, processing, completed (nothing owed, also when nobody wanted it) or failed (a dead letter).';
+
+CREATE TABLE outbox.events_default (
+    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    id uuid DEFAULT outbox.new_id() NOT NULL,
+    topic text NOT NULL,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb DEFAULT '{}'::jsonb NOT NULL,
+    organization text,
+    source text,
+    user_id text,
+    priority integer DEFAULT 0 NOT NULL,
+    deliver_after timestamp with time zone,
+    schema_version integer,
+    CONSTRAINT created_at_must_be_finite_and_before_2200 CHECK (((created_at >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (created_at < '2200-01-01 00:00:00+00'::timestamp with time zone))),
+    CONSTRAINT deliver_after_must_be_finite_and_before_2200 CHECK (((deliver_after >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (deliver_after < '2200-01-01 00:00:00+00'::timestamp with time zone))),
+    CONSTRAINT headers_must_be_an_object_of_strings CHECK (((headers = '{}'::jsonb) OR outbox.headers_are_valid(headers))),
+    CONSTRAINT key_must_be_at_most_512_characters CHECK ((length(key) <= 512)),
+    CONSTRAINT organization_must_be_1_to_255_characters CHECK (((length(organization) >= 1) AND (length(organization) <= 255))),
+    CONSTRAINT payload_must_be_at_most_256_kib CHECK (
+CASE
+    WHEN (pg_column_size(payload) <= 8192) THEN true
+    ELSE (octet_length((payload)::text) <= 262144)
+END),
+    CONSTRAINT priority_must_be_between_0_and_1000 CHECK (((priority >= 0) AND (priority <= 1000))),
+    CONSTRAINT topic_must_be_dotted_segments_without_wildcards CHECK (((length(topic) <= 255) AND (topic ~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$'::text)))
+);
+
+ALTER TABLE outbox.events ALTER COLUMN "position" ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.events_position_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE outbox.generation (
+    only_row boolean DEFAULT true NOT NULL,
+    value bigint NOT NULL,
+    CONSTRAINT generation_only_row_check CHECK (only_row)
+);
+
+CREATE TABLE outbox.migrations (
+    version bigint NOT NULL,
+    description text NOT NULL,
+    installed_on timestamp with time zone DEFAULT now() NOT NULL,
+    success boolean NOT NULL,
+    checksum bytea NOT NULL,
+    execution_time bigint NOT NULL
+);
+
+CREATE TABLE outbox.relay_subscriptions (
+    relay text NOT NULL,
+    subscription_id bigint NOT NULL,
+    delivered bigint NOT NULL,
+    failed bigint NOT NULL,
+    breaker text NOT NULL,
+    reported_at timestamp with time zone NOT NULL,
+    CONSTRAINT relay_subscriptions_breaker_check CHECK ((breaker = ANY (ARRAY['closed'::text, 'open'::text, 'half_open'::text])))
+)
+WITH (fillfactor='50');
+
+CREATE TABLE outbox.relays (
+    name text NOT NULL,
+    version text NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    seen_at timestamp with time zone NOT NULL,
+    permits integer NOT NULL,
+    in_flight integer NOT NULL
+)
+WITH (fillfactor='50');
+
+CREATE TABLE outbox.subscriptions (
+    id bigint NOT NULL,
+    name text NOT NULL,
+    topics text[] NOT NULL,
+    sink text NOT NULL,
+    config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    filter text,
+    transform text,
+    organization text,
+    keys text[],
+    ordering text DEFAULT 'none'::text NOT NULL,
+    retry jsonb DEFAULT '{}'::jsonb NOT NULL,
+    max_in_flight integer,
+    active boolean DEFAULT true NOT NULL,
+    state text DEFAULT 'ok'::text NOT NULL,
+    state_reason text,
+    paused_until timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    changed xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['ok'::text, 'invalid'::text, 'gone'::text, 'disabled'::text])))
+);
+
+COMMENT ON TABLE outbox.subscriptions IS 'Who wants which events, and where they are sent.';
+
+COMMENT ON COLUMN outbox.subscriptions.organization IS 'Null: events of every organization. Set: only events of this organization.';
+
+COMMENT ON COLUMN outbox.subscriptions.state IS 'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (failed for days).';
+
+COMMENT ON COLUMN outbox.subscriptions.paused_until IS 'Set by relays when the destination asked for a pause (Retry-After).';
+
+CREATE VIEW outbox.subscription_status AS
+ SELECT subscription.name,
+    subscription.sink,
+    subscription.organization,
+    subscription.active,
+    subscription.state,
+    subscription.state_reason,
+        CASE
+            WHEN (subscription.paused_until > now()) THEN subscription.paused_until
+            ELSE NULL::timestamp with time zone
+        END AS paused_until,
+    COALESCE(owed.backlog, (0)::bigint) AS backlog,
+    COALESCE(owed.in_flight, (0)::bigint) AS in_flight,
+    COALESCE(owed.retrying, (0)::bigint) AS retrying,
+    (now() - owed.oldest) AS oldest_age,
+    ( SELECT count(*) AS count
+           FROM outbox.dead_letters letter
+          WHERE (letter.subscription_id = subscription.id)) AS dead_letters,
+    reported.delivered,
+    reported.failed,
+    round(((reported.delivered)::numeric / (NULLIF((reported.delivered + reported.failed), 0))::numeric), 4) AS success_rate,
+    COALESCE(reported.breaker, 'closed'::text) AS breaker
+   FROM ((outbox.subscriptions subscription
+     LEFT JOIN ( SELECT delivery.subscription_id,
+            count(*) AS backlog,
+            count(*) FILTER (WHERE ((delivery.lease_token IS NOT NULL) AND (delivery.due_at > now()))) AS in_flight,
+            count(*) FILTER (WHERE ((delivery.attempt > 0) AND (delivery.lease_token IS NULL))) AS retrying,
+            min(delivery.created_at) AS oldest
+           FROM outbox.deliveries delivery
+          GROUP BY delivery.subscription_id) owed ON ((owed.subscription_id = subscription.id)))
+     LEFT JOIN ( SELECT report.subscription_id,
+            (sum(report.delivered))::bigint AS delivered,
+            (sum(report.failed))::bigint AS failed,
+                CASE
+                    WHEN bool_or((report.breaker = 'open'::text)) THEN 'open'::text
+                    WHEN bool_or((report.breaker = 'half_open'::text)) THEN 'half_open'::text
+                    ELSE 'closed'::text
+                END AS breaker
+           FROM (outbox.relay_subscriptions report
+             JOIN outbox.relays relay ON (((relay.name = report.relay) AND (relay.seen_at > (now() - '00:01:00'::interval)))))
+          GROUP BY report.subscription_id) reported ON ((reported.subscription_id = subscription.id)));
+
+COMMENT ON VIEW outbox.subscription_status IS 'One row per subscription: what it is owed, how old the oldest is, what running relays report (success rate, breaker).';
+
+ALTER TABLE outbox.subscriptions ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.subscriptions_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+ALTER TABLE ONLY outbox.attempts ATTACH PARTITION outbox.attempts_default DEFAULT;
+
+ALTER TABLE ONLY outbox.events ATTACH PARTITION outbox.events_default DEFAULT;
+
+ALTER TABLE ONLY outbox.cursor
+    ADD CONSTRAINT cursor_pkey PRIMARY KEY (step);
+
+ALTER TABLE ONLY outbox.dead_letters
+    ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.deliveries
+    ADD CONSTRAINT deliveries_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.event_ids
+    ADD CONSTRAINT event_ids_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.generation
+    ADD CONSTRAINT generation_pkey PRIMARY KEY (only_row);
+
+ALTER TABLE ONLY outbox.migrations
+    ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
+
+ALTER TABLE ONLY outbox.relay_subscriptions
+    ADD CONSTRAINT relay_subscriptions_pkey PRIMARY KEY (relay, subscription_id);
+
+ALTER TABLE ONLY outbox.relays
+    ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY outbox.subscriptions
+    ADD CONSTRAINT subscriptions_name_key UNIQUE (name);
+
+ALTER TABLE ONLY outbox.subscriptions
+    ADD CONSTRAINT subscriptions_pkey PRIMARY KEY (id);
+
+CREATE INDEX attempts_at ON ONLY outbox.attempts USING brin (at);
+
+CREATE INDEX attempts_default_at_idx ON outbox.attempts_default USING brin (at);
+
+CREATE INDEX attempts_position ON ONLY outbox.attempts USING btree ("position");
+
+CREATE INDEX attempts_default_position_idx ON outbox.attempts_default USING btree ("position");
+
+CREATE INDEX dead_letters_subscription ON outbox.dead_letters USING btree (subscription_id, died_at);
+
+CREATE INDEX deliveries_due ON outbox.deliveries USING btree (subscription_id, due_at, id);
+
+CREATE INDEX events_created_at ON ONLY outbox.events USING brin (created_at);
+
+CREATE INDEX events_default_created_at_idx ON outbox.events_default USING brin (created_at);
+
+CREATE INDEX events_position ON ONLY outbox.events USING btree ("position");
+
+CREATE INDEX events_default_position_idx ON outbox.events_default USING btree ("position");
+
+CREATE INDEX events_xid_position ON ONLY outbox.events USING btree (xid, "position");
+
+CREATE INDEX events_default_xid_position_idx ON outbox.events_default USING btree (xid, "position");
+
+ALTER INDEX outbox.attempts_at ATTACH PARTITION outbox.attempts_default_at_idx;
+
+ALTER INDEX outbox.attempts_position ATTACH PARTITION outbox.attempts_default_position_idx;
+
+ALTER INDEX outbox.events_created_at ATTACH PARTITION outbox.events_default_created_at_idx;
+
+ALTER INDEX outbox.events_position ATTACH PARTITION outbox.events_default_position_idx;
+
+ALTER INDEX outbox.events_xid_position ATTACH PARTITION outbox.events_default_xid_position_idx;
+
+CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox.bump_generation();
+
+CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox.check_subscription();
+
+CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_doorbell();
+
+CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_subscriptions();
+
+GRANT USAGE ON SCHEMA outbox TO outbox_publisher;
+GRANT USAGE ON SCHEMA outbox TO outbox_relay;
+GRANT USAGE ON SCHEMA outbox TO outbox_admin;
+GRANT USAGE ON SCHEMA outbox TO outbox_monitor;
+
+REVOKE ALL ON FUNCTION outbox.bump_generation() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.bump_generation() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.check_subscription() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.check_subscription() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.duration_is_valid(duration text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.duration_is_valid(duration text) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.duration_is_valid(duration text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_admin;
+
+GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
+GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.new_id() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.new_id() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.new_id() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.pause(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.pause(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.resume(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.resume(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.ring_doorbell() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.ring_doorbell() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.ring_subscriptions() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.ring_subscriptions() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.subscription_id(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.subscription_id(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
+
+GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
+GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.attempts_default TO outbox_relay;
+GRANT SELECT ON TABLE outbox.attempts_default TO outbox_admin;
+
+GRANT SELECT,UPDATE ON TABLE outbox.cursor TO outbox_relay;
+GRANT SELECT ON TABLE outbox.cursor TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.deliveries TO outbox_relay;
+GRANT SELECT ON TABLE outbox.deliveries TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.event_ids TO outbox_relay;
+GRANT SELECT ON TABLE outbox.event_ids TO outbox_admin;
+
+GRANT INSERT(id) ON TABLE outbox.event_ids TO outbox_publisher;
+
+GRANT SELECT ON TABLE outbox.events TO outbox_relay;
+GRANT SELECT ON TABLE outbox.events TO outbox_admin;
+
+GRANT INSERT(id) ON TABLE outbox.events TO outbox_publisher;
+
+GRANT INSERT(topic) ON TABLE outbox.events TO outbox_publisher;
+
+GRANT INSERT(key) ON TABLE outbox.events TO outbox_publisher;
+
+GRANT INSERT(payload) ON TABLE outbox.events TO outbox_publisher;
+
+GRANT INSERT(headers) ON TABLE outbox.events TO outbox_publisher;
+
+GRANT INSERT(organization) ON TABLE outbox.events TO outbox_publisher;
+
+GRANT INSERT(source) ON TABLE outbox.events TO outbox_publisher;
+
+GRANT INSERT(user_id) ON TABLE outbox.events TO outbox_publisher;
+
+GRANT INSERT(priority) ON TABLE outbox.events TO outbox_publisher;
+
+GRANT INSERT(deliver_after) ON TABLE outbox.events TO outbox_publisher;
+
+GRANT INSERT(schema_version) ON TABLE outbox.events TO outbox_publisher;
+
+GRANT SELECT ON TABLE outbox.event_status TO outbox_relay;
+GRANT SELECT ON TABLE outbox.event_status TO outbox_admin;
+GRANT SELECT ON TABLE outbox.event_status TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.events_default TO outbox_relay;
+GRANT SELECT ON TABLE outbox.events_default TO outbox_admin;
+
+GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_relay;
+
+GRANT SELECT ON TABLE outbox.generation TO outbox_relay;
+GRANT SELECT ON TABLE outbox.generation TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.migrations TO outbox_relay;
+GRANT SELECT ON TABLE outbox.migrations TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relay_subscriptions TO outbox_relay;
+GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_admin;
+GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_monitor;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relays TO outbox_relay;
+GRANT SELECT ON TABLE outbox.relays TO outbox_admin;
+GRANT SELECT ON TABLE outbox.relays TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.subscriptions TO outbox_relay;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;
+
+GRANT UPDATE(state) ON TABLE outbox.subscriptions TO outbox_relay;
+
+GRANT UPDATE(state_reason) ON TABLE outbox.subscriptions TO outbox_relay;
+
+GRANT UPDATE(paused_until) ON TABLE outbox.subscriptions TO outbox_relay;
+
+GRANT SELECT ON TABLE outbox.subscription_status TO outbox_relay;
+GRANT SELECT ON TABLE outbox.subscription_status TO outbox_admin;
+GRANT SELECT ON TABLE outbox.subscription_status TO outbox_monitor;
