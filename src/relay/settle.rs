@@ -48,7 +48,6 @@ pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: mpsc::Receiver<Lan
     let mut landed = Vec::with_capacity(AT_ONCE);
     while outcomes.recv_many(&mut landed, AT_ONCE).await > 0 {
         settle_batch(&shared, &landed).await;
-        shared.leases.release(landed.iter().map(|one| one.delivery.id));
         // Their permits come back only now.
         landed.clear();
     }
@@ -57,13 +56,19 @@ pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: mpsc::Receiver<Lan
 async fn settle_batch(shared: &Shared, landed: &[Landed]) {
     let verdicts: Vec<Verdict> = landed.iter().map(|one| judge(shared, one)).collect();
     let batch = batch(landed, &verdicts);
+    // First what concerns the whole subscription: once the verdicts are committed, its deliveries may be claimed again.
+    let told = follow_up(shared, landed).await;
     let settled: HashSet<i64> = persist(shared, landed, &batch).await.into_iter().collect();
+    // At once: what is due again may be claimed from here on, and must not be taken for an attempt still under way.
+    shared.leases.release(landed.iter().map(|one| one.delivery.id));
     record_attempts(shared, landed, &settled).await;
     for (one, verdict) in landed.iter().zip(&verdicts) {
         let counted = settled.contains(&one.delivery.id);
         announce(shared, one, verdict, counted);
     }
-    follow_up(shared, landed).await;
+    if !told {
+        follow_up(shared, landed).await;
+    }
 }
 
 fn judge(shared: &Shared, one: &Landed) -> Verdict {
@@ -192,8 +197,9 @@ fn announce(shared: &Shared, one: &Landed, verdict: &Verdict, counted: bool) {
     }
 }
 
-/// What an outcome means for the whole subscription.
-async fn follow_up(shared: &Shared, landed: &[Landed]) {
+/// What an outcome means for the whole subscription. Returns whether all of it was written.
+async fn follow_up(shared: &Shared, landed: &[Landed]) -> bool {
+    let mut told = true;
     let mut gone = HashSet::new();
     let mut pauses: HashMap<i64, Duration> = HashMap::new();
     for one in landed {
@@ -215,14 +221,21 @@ async fn follow_up(shared: &Shared, landed: &[Landed]) {
         match shared.store.set_subscription_state(id, "ok", "gone", Some(reason)).await {
             Ok(true) => shared.telemetry.subscription_changed(&name(id), "gone", reason),
             Ok(false) => {}
-            Err(error) => shared.telemetry.database_failed("settle", &error),
+            Err(error) => {
+                told = false;
+                shared.telemetry.database_failed("settle", &error);
+            }
         }
     }
     for (id, pause) in pauses.into_iter().filter(|(_, pause)| *pause >= Duration::from_secs(1)) {
         match shared.store.postpone_subscription(id, pause).await {
             Ok(true) => shared.telemetry.subscription_paused(&name(id), pause),
             Ok(false) => {}
-            Err(error) => shared.telemetry.database_failed("settle", &error),
+            Err(error) => {
+                told = false;
+                shared.telemetry.database_failed("settle", &error);
+            }
         }
     }
+    told
 }
