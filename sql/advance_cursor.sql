@@ -7,7 +7,8 @@
 --   $16 highest position drawn when the events were read   $17 low_xid   $18 window_low_xid
 --
 -- Rows with a lease are sent by this relay at once; the others wait for any relay to claim them.
--- A point of priority is worth a minute of waiting: it moves the due time into the past, where claiming begins.
+-- A point of priority is worth a minute of waiting: it moves the due time into the past, where claiming begins, yet never
+-- before `not before`; of a null and a time the greatest is the time.
 -- `low` goes with this transaction's id: a transaction with a higher id began after $16 was read, and draws its positions
 -- after it got its id, so its events lie above. A snapshot's xmax would not do: it is one more than the newest transaction
 -- that has *ended*, and newer ones may have drawn positions already.
@@ -36,7 +37,7 @@ inserted as (
            case when matched.leased then $14::uuid end,
            greatest(coalesce(matched.deliver_after, now()), now()),
            case when matched.leased then now() + make_interval(secs => $15::double precision)
-                else greatest(coalesce(matched.deliver_after, now()), now() - make_interval(mins => matched.priority)) end
+                else greatest(matched.deliver_after, now() - make_interval(mins => matched.priority)) end
       from moved
      cross join unnest($8::bigint[], $9::timestamptz[], $10::bigint[], $11::boolean[], $12::timestamptz[], $13::integer[])
            as matched (position, created_at, subscription_id, leased, deliver_after, priority)

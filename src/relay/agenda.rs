@@ -92,6 +92,11 @@ impl Agenda {
         self.state().since.get(&subscription).copied()
     }
 
+    /// A row of this subscription may fall due in the past: the next claim looks at everything.
+    pub(crate) fn look_back(&self, subscription: i64) {
+        self.state().since.remove(&subscription);
+    }
+
     /// Forgets from where to look: the next claims look at everything.
     pub(crate) fn look_at_everything(&self) {
         self.state().since.clear();

@@ -213,6 +213,9 @@ impl Route {
                 } else {
                     plan.waiting |= may_send;
                     shared.agenda.fall_behind(id);
+                    if new.priority > 0 {
+                        shared.agenda.look_back(id); // priority moves the due time into the past
+                    }
                 }
                 plan.rows.push(NewDelivery {
                     position: new.event.position,
