@@ -166,9 +166,15 @@ impl BellTask {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let result = tokio::select! {
-                () = drained.cancelled() => return None,
+                () = drained.cancelled() => {
+                    listening.leave().await;
+                    return None;
+                }
                 command = self.commands.recv() => match command {
-                    None => return None,
+                    None => {
+                        listening.leave().await;
+                        return None;
+                    }
                     Some(Command::Woke) => listening.woke().await,
                     Some(Command::MaySleep(answer)) => listening.may_sleep().await.map(|may| { let _ = answer.send(may); }),
                 },
@@ -230,6 +236,15 @@ impl Listening {
             answer(unlock).await?;
         }
         Ok(())
+    }
+
+    /// Hands the bell over. The others sleep because this relay attends it: they are woken, and one of them finds it free.
+    async fn leave(&mut self) {
+        if self.attends {
+            let hand_over = sqlx::query("select pg_advisory_unlock_all(), pg_notify($1, '')").bind(DOORBELL).execute(&mut self.listener);
+            // If it fails the connection is gone, and its locks with it; the others look at their next poll.
+            let _ = answer(hand_over).await;
+        }
     }
 
     async fn try_lock(&mut self, key: i64) -> Result<bool, String> {
