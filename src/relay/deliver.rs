@@ -56,6 +56,7 @@ pub(super) struct Deliver {
     attempts: TaskTracker,
     outcomes: mpsc::Sender<Landed>,
     stop: CancellationToken,
+    dropped: CancellationToken,
     suspects: Arc<Semaphore>,
 }
 
@@ -77,8 +78,14 @@ pub(super) fn missing_event(row: &Claimed) -> Event {
 }
 
 impl Deliver {
-    pub(super) fn new(shared: Arc<Shared>, attempts: TaskTracker, outcomes: mpsc::Sender<Landed>, stop: CancellationToken) -> Self {
-        Self { shared, attempts, outcomes, stop, suspects: Arc::new(Semaphore::new(SUSPECTS as usize)) }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        attempts: TaskTracker,
+        outcomes: mpsc::Sender<Landed>,
+        stop: CancellationToken,
+        dropped: CancellationToken,
+    ) -> Self {
+        Self { shared, attempts, outcomes, stop, dropped, suspects: Arc::new(Semaphore::new(SUSPECTS as usize)) }
     }
 
     /// Starts an attempt for each. `given`: when their leases were given, by our monotonic clock.
@@ -87,8 +94,8 @@ impl Deliver {
         for Leased { delivery, permit, .. } in leased {
             // Already in the air under an older lease of ours: that attempt goes on, and this lease runs out.
             let Some(lost) = self.shared.leases.hold(delivery.id, delivery.lease_token, given) else { continue };
-            let this = self.clone();
-            self.attempts.spawn(async move { this.attempt(delivery, permit, given, &lost).await });
+            let (this, dropped) = (self.clone(), self.dropped.clone());
+            self.attempts.spawn(dropped.run_until_cancelled_owned(async move { this.attempt(delivery, permit, given, &lost).await }));
         }
         Ok(())
     }

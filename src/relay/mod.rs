@@ -288,13 +288,16 @@ impl Relay {
         let (outcomes, outcomes_inbox) = mpsc::channel(usize::try_from(shared.settings.permits).unwrap_or(usize::MAX).clamp(1, 65_536));
         let (bell, bell_task) = await_work::bell(shared.clone(), listen);
         let stop_attempts = CancellationToken::new();
+        // Whoever drops this future instead of cancelling `shutdown` wants no drain: the stages then end where they are.
+        let dropped = CancellationToken::new();
+        let _dropped = dropped.clone().drop_guard();
 
-        stages.spawn(bell_task.listen(drained.clone()));
-        stages.spawn(leases::renew(shared.clone(), drained.clone()));
-        stages.spawn(maintain::maintain(shared.clone(), shutdown.clone()));
-        let settling = stages.spawn(settle::settle(shared.clone(), outcomes_inbox));
-        let deliver = deliver::Deliver::new(shared.clone(), attempts.clone(), outcomes, stop_attempts.clone());
-        let working = stages.spawn(work::work(shared.clone(), bell, deliver, shutdown.clone()));
+        stages.spawn(dropped.clone().run_until_cancelled_owned(bell_task.listen(drained.clone())));
+        stages.spawn(dropped.clone().run_until_cancelled_owned(leases::renew(shared.clone(), drained.clone())));
+        stages.spawn(dropped.clone().run_until_cancelled_owned(maintain::maintain(shared.clone(), shutdown.clone())));
+        let settling = stages.spawn(dropped.clone().run_until_cancelled_owned(settle::settle(shared.clone(), outcomes_inbox)));
+        let deliver = deliver::Deliver::new(shared.clone(), attempts.clone(), outcomes, stop_attempts.clone(), dropped.clone());
+        let working = stages.spawn(dropped.clone().run_until_cancelled_owned(work::work(shared.clone(), bell, deliver, shutdown.clone())));
         stages.close();
 
         let worked = working.await;
