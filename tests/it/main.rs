@@ -8,8 +8,10 @@
 mod cli; // help, exit codes, what goes to which stream
 mod demo; // everything together, played to its end and interrupted
 mod http; // who may ask what at the operator's door
+mod ledger; // the checker of histories finds each kind of defect, and nothing where there is none
 mod operate; // what an operator asks the database
 mod private_postgres; // a server of our own: starts as root, survives crashes, leaves nothing behind
+mod promises; // nothing lost, nothing sent before its commit, nothing twice, no tenant crossed
 mod route; // each committed event once, to those that want it
 mod support; // what the tests share
 mod webhook; // the webhook sink against receivers that misbehave

@@ -92,6 +92,20 @@ impl Database {
             .unwrap()
     }
 
+    /// What outcomes hang on, for a test that failed.
+    pub(crate) async fn rows_at_hand(&self) -> String {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "(select 'cursor ' || to_jsonb(cursor)::text from outbox.cursor)
+             union all (select 'delivery ' || to_jsonb(delivery)::text from outbox.deliveries as delivery order by id limit 5)
+             union all (select 'backend ' || application_name || ' ' || state || ' ' || coalesce(wait_event, '') || ' ' || left(query, 60)
+                          from pg_stat_activity where datname = current_database() limit 20)",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .unwrap_or_default();
+        rows.join("\n")
+    }
+
     pub(crate) async fn drop(self) {
         self.pool.close().await;
         let mut server = root().connect().await.unwrap();

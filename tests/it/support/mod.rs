@@ -1,11 +1,16 @@
 //! What the tests share: a real PostgreSQL, a database for each test, a relay in a box, a sink that records, receivers that
-//! misbehave.
+//! misbehave, publishers that do everything, and the books in which all of it must balance.
 
+pub(crate) mod books;
+pub(crate) mod crowd;
 pub(crate) mod database;
 pub(crate) mod hostile;
+pub(crate) mod ledger;
 pub(crate) mod recorder;
 pub(crate) mod relay;
 
+pub(crate) use books::{Books, LedgerSink, pause};
+pub(crate) use crowd::{Crowd, Habits, seed};
 pub(crate) use database::Database;
 pub(crate) use recorder::Recorder;
 pub(crate) use relay::RelayBox;

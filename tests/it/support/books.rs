@@ -1,0 +1,231 @@
+//! The journal of one test, shared by its publishers and sinks, and a sink that writes into it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use pgoutbox::{
+    delivery::Delivery,
+    sinks::{Report, Sink},
+    verdict::Outcome,
+};
+use sqlx::PgPool;
+use tokio::{sync::Notify, time::timeout};
+use uuid::Uuid;
+
+use super::{
+    Database,
+    ledger::{Afterwards, Ended, Fault, Findings, Journal, Request, Transaction, Wish, Written},
+};
+
+/// How long everything owed may take once nothing is in its way.
+const HEALED_WITHIN: Duration = Duration::from_secs(40);
+
+/// Takes its time, where taking time is what is tested.
+pub(crate) async fn pause(length: Duration) {
+    let _ = timeout(length, std::future::pending::<()>()).await;
+}
+
+/// The journal of one test.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Books {
+    journal: Arc<Mutex<Journal>>,
+    changed: Arc<Notify>,
+}
+
+impl Books {
+    /// Subscribes and records the wish.
+    pub(crate) async fn subscribe(&self, database: &Database, name: &str, topics: &[&str], organization: Option<&str>) {
+        self.subscribe_to(database, name, topics, organization, LedgerSink::KIND, serde_json::json!({})).await;
+    }
+
+    /// The same with another sink.
+    pub(crate) async fn subscribe_to(
+        &self,
+        database: &Database,
+        name: &str,
+        topics: &[&str],
+        organization: Option<&str>,
+        sink: &str,
+        config: serde_json::Value,
+    ) {
+        let topics: Vec<String> = topics.iter().map(|topic| (*topic).to_owned()).collect();
+        sqlx::query("select outbox.subscribe($1, $2, $3, $4, organization => $5, retry => '{\"schedule\": [\"500ms\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\"]}')")
+            .bind(name)
+            .bind(&topics)
+            .bind(sink)
+            .bind(config)
+            .bind(organization)
+            .execute(&database.pool)
+            .await
+            .unwrap();
+        let organization = organization.map(str::to_owned);
+        self.journal.lock().unwrap().wishes.push(Wish { name: name.to_owned(), topics, organization, since: Instant::now() });
+    }
+
+    /// Subscriptions of every kind: everything, patterns, tenants, nothing.
+    pub(crate) async fn subscribe_variously(&self, database: &Database) {
+        for (name, topics, organization) in [
+            ("everything", &["**"][..], None),
+            ("orders", &["shop.orders.*"], None),
+            ("created", &["shop.**.create", "bank.*.cre*"], None),
+            ("acme", &["**"], Some("acme")),
+            ("globex-shop", &["shop.**"], Some("globex")),
+            ("nothing", &["no.such.topic"], None),
+        ] {
+            self.subscribe(database, name, topics, organization).await;
+        }
+    }
+
+    pub(crate) fn transaction(&self, transaction: Transaction) {
+        self.journal.lock().unwrap().transactions.push(transaction);
+    }
+
+    pub(crate) fn request(&self, request: Request) {
+        self.journal.lock().unwrap().requests.push(request);
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn fault(&self, kind: &'static str, permits: usize) {
+        self.journal.lock().unwrap().faults.push(Fault { kind, permits });
+    }
+
+    pub(crate) fn journal(&self) -> Journal {
+        self.journal.lock().unwrap().clone()
+    }
+
+    pub(crate) fn requests(&self) -> usize {
+        self.journal.lock().unwrap().requests.len()
+    }
+
+    pub(crate) fn committed(&self) -> usize {
+        self.journal.lock().unwrap().transactions.iter().filter(|one| one.ended == Ended::Committed).map(|one| one.events.len()).sum()
+    }
+
+    /// Writes one committed event with a transaction of its own.
+    pub(crate) async fn publish(&self, pool: &PgPool, topic: &str) -> Uuid {
+        let event = Written { id: Uuid::new_v4(), topic: topic.to_owned(), organization: None, payload: "{\"n\": 1}".to_owned() };
+        let committing = Instant::now();
+        sqlx::query("insert into outbox.events (id, topic, payload) values ($1, $2, $3::text::jsonb)")
+            .bind(event.id)
+            .bind(&event.topic)
+            .bind(&event.payload)
+            .execute(pool)
+            .await
+            .unwrap();
+        let id = event.id;
+        self.transaction(Transaction { seed: 0, events: vec![event], synchronous: true, committing, ended: Ended::Committed });
+        id
+    }
+
+    /// Waits until so many requests came, for at most `within`.
+    pub(crate) async fn wait_for(&self, count: usize, within: Duration) {
+        let waiting = async {
+            loop {
+                let changed = self.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if self.requests() >= count {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        assert!(timeout(within, waiting).await.is_ok(), "{} of {count} requests within {within:?}", self.requests());
+    }
+
+    /// The journal against the database as it is now.
+    pub(crate) async fn check(&self, database: &Database) -> Findings {
+        let after = afterwards(&database.pool).await;
+        self.journal().check(&after)
+    }
+
+    /// Waits until all that is owed has been sent and settled: relays still run.
+    pub(crate) async fn healed(&self, database: &Database) {
+        let began = Instant::now();
+        let mut looks = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            looks.tick().await;
+            let findings = self.check(database).await;
+            if findings.lost.is_empty() && findings.stuck.is_empty() {
+                return;
+            }
+            assert!(
+                began.elapsed() < HEALED_WITHIN,
+                "not healed within {HEALED_WITHIN:?}: {findings:?}\n{}",
+                database.rows_at_hand().await
+            );
+        }
+    }
+
+    /// All relays have stopped: everything must agree.
+    pub(crate) async fn balance(&self, database: &Database, seed: u64) -> Findings {
+        let findings = self.check(database).await;
+        println!("seed {seed}: {findings:?}; faults: {:?}", self.journal().faults);
+        assert!(findings.violated().is_empty(), "seed {seed}: {:?} {findings:?}\n{}", findings.violated(), database.rows_at_hand().await);
+        findings
+    }
+}
+
+/// What the database holds, in plain queries.
+async fn afterwards(pool: &PgPool) -> Afterwards {
+    let log: Vec<(Uuid, String, Option<String>, String)> =
+        sqlx::query_as("select id, topic, organization, payload::text from outbox.events").fetch_all(pool).await.unwrap();
+    let dead: Vec<(Uuid, String)> = sqlx::query_as("select event_id, subscription from outbox.dead_letters").fetch_all(pool).await.unwrap();
+    let outstanding: Vec<(Uuid, String)> = sqlx::query_as(
+        "select event.id, subscription.name from outbox.deliveries as delivery join outbox.events as event using (position) \
+         join outbox.subscriptions as subscription on subscription.id = delivery.subscription_id",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    let log: BTreeMap<Uuid, Written> =
+        log.into_iter().map(|(id, topic, organization, payload)| (id, Written { id, topic, organization, payload })).collect();
+    Afterwards { log, dead_letters: dead.into_iter().collect::<BTreeSet<_>>(), outstanding: outstanding.into_iter().collect() }
+}
+
+/// Writes every attempt into the books and says yes, after a while when asked to.
+#[derive(Debug, Clone)]
+pub(crate) struct LedgerSink {
+    pub(crate) books: Books,
+    pub(crate) takes: Duration,
+}
+
+impl LedgerSink {
+    pub(crate) fn new(books: &Books) -> Self {
+        Self { books: books.clone(), takes: Duration::ZERO }
+    }
+}
+
+impl Sink for LedgerSink {
+    const KIND: &'static str = "ledger";
+    type Target = ();
+
+    fn target(&self, _: &serde_json::Value) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn destination(&self, (): &()) -> Option<String> {
+        None
+    }
+
+    async fn send(&self, (): &(), delivery: &Delivery) -> Report {
+        self.books.request(Request {
+            event: delivery.event.id,
+            subscription: delivery.subscription.row.name.clone(),
+            payload: delivery.event.payload.clone(),
+            arrived: Instant::now(),
+            took_effect: true,
+        });
+        if !self.takes.is_zero() {
+            pause(self.takes).await;
+        }
+        Outcome::Delivered.into()
+    }
+
+    fn deadline(&self, (): &()) -> Duration {
+        Duration::from_secs(30)
+    }
+}
