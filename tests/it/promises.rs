@@ -37,12 +37,12 @@ async fn history(relays: usize, length: Duration) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_transactions_do_one_relay_sends_what_was_committed_once_and_nothing_else() {
-    history(1, Duration::from_secs(10)).await;
+    history(1, Duration::from_secs(8)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_relays_together_send_what_was_committed_once_and_nothing_else() {
-    history(3, Duration::from_secs(10)).await;
+    history(3, Duration::from_secs(8)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
