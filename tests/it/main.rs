@@ -5,12 +5,15 @@
     reason = "a test that cannot be set up fails; clippy.toml allows it in the tests themselves, not in their helpers"
 )]
 
+mod await_work; // no event waits for a poll, and the doorbell costs publishers nothing
 mod cli; // help, exit codes, what goes to which stream
 mod demo; // everything together, played to its end and interrupted
+mod faults; // what killed, cut off, panicking relays and crashing servers may cost
 mod http; // who may ask what at the operator's door
 mod ledger; // the checker of histories finds each kind of defect, and nothing where there is none
 mod operate; // what an operator asks the database
 mod private_postgres; // a server of our own: starts as root, survives crashes, leaves nothing behind
+mod processes; // the real binary killed, stopped, frozen
 mod promises; // nothing lost, nothing sent before its commit, nothing twice, no tenant crossed
 mod route; // each committed event once, to those that want it
 mod support; // what the tests share

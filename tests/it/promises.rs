@@ -77,6 +77,34 @@ async fn an_event_of_a_transaction_that_stays_open_is_sent_when_it_commits_and_h
     database.drop().await;
 }
 
+/// The newest transaction is not among those in progress of a snapshot in which none newer has ended: it lies above it. Its
+/// positions do not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_events_of_the_newest_transaction_are_in_the_window_that_it_opens() {
+    let database = Database::new().await;
+    let books = Books::default();
+    books.subscribe(&database, "all", &["**"], None).await;
+    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(few_permits("relay")).sink(LedgerSink::new(&books))).await;
+    let mut sent = 0;
+    for round in 1..=5 {
+        relay.wait_asleep().await;
+        let mut small = database.pool.begin().await.unwrap();
+        sqlx::query("select outbox.publish('small', '{\"n\": 1}')").execute(&mut *small).await.unwrap();
+        let mut large = database.pool.begin().await.unwrap();
+        let bulk = "insert into outbox.events (topic, payload) select 'large', jsonb_build_object('n', n) from generate_series(1, $1) as n";
+        sqlx::query(bulk).bind(20 * round).execute(&mut *large).await.unwrap();
+        small.commit().await.unwrap();
+        books.wait_for(sent + 1, Duration::from_secs(10)).await;
+        sqlx::query(bulk).bind(300).execute(&mut *large).await.unwrap();
+        large.commit().await.unwrap();
+        sent += 1 + 20 * usize::try_from(round).unwrap() + 300;
+        books.wait_for(sent, Duration::from_secs(5)).await;
+    }
+    assert!(relay.stop().await.complete);
+    assert_eq!(books.requests(), sent);
+    database.drop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_window_of_one_transaction_far_larger_than_the_permits_is_sent_once_by_two_relays() {
     let database = Database::new().await;

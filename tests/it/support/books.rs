@@ -21,7 +21,7 @@ use super::{
 };
 
 /// How long everything owed may take once nothing is in its way.
-const HEALED_WITHIN: Duration = Duration::from_secs(40);
+const HEALED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Takes its time, where taking time is what is tested.
 pub(crate) async fn pause(length: Duration) {

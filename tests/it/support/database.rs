@@ -47,6 +47,18 @@ impl Database {
         Self::create("").await
     }
 
+    /// With the schema outbox, on a server of the test's own.
+    pub(crate) async fn new_on(server: &PrivatePostgres) -> Self {
+        server.create_database("shop").unwrap();
+        let options: PgConnectOptions = server.url("shop").parse().unwrap();
+        pgoutbox::migrate::run(&options).await.unwrap();
+        let mut connection = options.connect().await.unwrap();
+        connection.execute(AssertSqlSafe(format!("create role {RELAY_LOGIN} login in role outbox_relay"))).await.unwrap();
+        connection.close().await.unwrap();
+        let pool = PgPool::connect_lazy_with(options.clone());
+        Self { name: "shop".to_owned(), relay_options: options.clone().username(RELAY_LOGIN), options, pool }
+    }
+
     async fn create(how: &str) -> Self {
         let name = format!("it_{}", Uuid::new_v4().simple());
         let mut server = root().connect().await.unwrap();

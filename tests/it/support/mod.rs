@@ -2,6 +2,7 @@
 //! misbehave, publishers that do everything, and the books in which all of it must balance.
 
 pub(crate) mod books;
+pub(crate) mod child;
 pub(crate) mod crowd;
 pub(crate) mod database;
 pub(crate) mod hostile;
@@ -10,6 +11,7 @@ pub(crate) mod recorder;
 pub(crate) mod relay;
 
 pub(crate) use books::{Books, LedgerSink, pause};
+pub(crate) use child::{ChildRelay, Door};
 pub(crate) use crowd::{Crowd, Habits, seed};
 pub(crate) use database::Database;
 pub(crate) use recorder::Recorder;

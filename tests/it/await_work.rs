@@ -1,0 +1,274 @@
+//! Sleeping costs nobody anything: no event waits although nothing polls, and no publisher pays for the doorbell.
+
+use std::time::{Duration, Instant};
+
+use pgoutbox::{config::RelayConfig, telemetry::Signal};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use sqlx::{Connection, Executor, postgres::PgListener};
+use tokio::{task::JoinSet, time::timeout};
+use uuid::Uuid;
+
+use crate::support::{
+    Books, Database, LedgerSink, RelayBox,
+    ledger::{Ended, Transaction, Written},
+    pause,
+    relay::settings,
+    seed,
+};
+
+/// Without a poll a missed ring would cost ten seconds: due deliveries are looked for that often all the same.
+const TOO_LONG: Duration = Duration::from_secs(2);
+
+fn without_poll(name: &str) -> RelayConfig {
+    RelayConfig { poll: None, ..settings(name) }
+}
+
+/// One transaction of one event, committed after a moment.
+async fn publish_slowly(books: &Books, database: &Database, seed: u64, moments: [u64; 2]) {
+    let [before, inside] = moments.map(Duration::from_micros);
+    pause(before).await;
+    let event = Written { id: Uuid::new_v4(), topic: "rung".to_owned(), organization: None, payload: "{\"n\": 1}".to_owned() };
+    let mut transaction = database.pool.begin().await.unwrap();
+    sqlx::query("insert into outbox.events (id, topic, payload) values ($1, 'rung', $2::text::jsonb)")
+        .bind(event.id)
+        .bind(&event.payload)
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    if !inside.is_zero() {
+        pause(inside).await;
+    }
+    let committing = Instant::now();
+    transaction.commit().await.unwrap();
+    books.transaction(Transaction { seed, events: vec![event], synchronous: true, committing, ended: Ended::Committed });
+}
+
+/// Bursts with lulls between them: each burst must have arrived before the next begins, so that no later event hides that
+/// an earlier one was not heard.
+async fn bursts(relays: usize, rounds: usize) {
+    let seed = seed();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let database = Database::new().await;
+    let books = Books::default();
+    books.subscribe(&database, "all", &["**"], None).await;
+    let mut running = Vec::new();
+    for number in 0..relays {
+        let settings = without_poll(&format!("relay-{number}"));
+        running.push(RelayBox::start_with(&database, |builder| builder.settings(settings).sink(LedgerSink::new(&books))).await);
+    }
+    for relay in &mut running {
+        relay.wait_asleep().await;
+    }
+    let mut published = 0;
+    for round in 0..rounds {
+        let mut writers: Vec<Vec<[u64; 2]>> = Vec::new();
+        for _ in 0..rng.random_range(1..=6) {
+            let mut moments = Vec::new();
+            for _ in 0..rng.random_range(1..=4) {
+                // Half of the commits follow the insert at once; the others let the relay fall asleep meanwhile.
+                let inside = if rng.random_bool(0.5) { 0 } else { rng.random_range(0..20_000) };
+                moments.push([rng.random_range(0..30_000), inside]);
+            }
+            published += moments.len();
+            writers.push(moments);
+        }
+        let (books_of_all, place) = (&books, &database);
+        let burst = writers.into_iter().map(|moments| async move {
+            for one in moments {
+                publish_slowly(books_of_all, place, seed, one).await;
+            }
+        });
+        futures_util::future::join_all(burst).await;
+        let committed = Instant::now();
+        books.wait_for(published, TOO_LONG).await;
+        assert!(committed.elapsed() < TOO_LONG, "round {round}");
+        pause(Duration::from_micros(rng.random_range(0..30_000))).await;
+    }
+    for relay in running {
+        assert!(relay.stop().await.complete);
+    }
+    books.balance(&database, seed).await;
+    let journal = books.journal();
+    let committed: std::collections::HashMap<_, _> =
+        journal.transactions.iter().flat_map(|one| one.events.iter().map(|event| (event.id, one.committing))).collect();
+    let mut waits: Vec<_> = journal.requests.iter().map(|request| request.arrived - committed[&request.event]).collect();
+    waits.sort_unstable();
+    println!(
+        "{published} events: median {:?}, p99 {:?}, longest {:?}",
+        waits[published / 2],
+        waits[published * 99 / 100],
+        waits[published - 1]
+    );
+    assert_eq!(waits.len(), published);
+    assert!(waits[published - 1] < TOO_LONG, "an event waited {:?}", waits[published - 1]);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_event_waits_although_nothing_polls() {
+    bursts(1, 150).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_event_waits_although_nothing_polls_and_two_relays_share_the_bell() {
+    bursts(2, 150).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_published_with_the_doorbell_off_is_found_by_the_poll() {
+    let database = Database::new().await;
+    let books = Books::default();
+    books.subscribe(&database, "all", &["**"], None).await;
+    let polling = RelayConfig { poll: Some(Duration::from_millis(300)), ..settings("relay") };
+    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(polling).sink(LedgerSink::new(&books))).await;
+    relay.wait_asleep().await;
+    let mut bell = PgListener::connect_with(&database.pool).await.unwrap();
+    bell.listen("outbox_doorbell").await.unwrap();
+    let mut quiet = database.connection().await;
+    quiet.execute("set outbox.doorbell = 'off'").await.unwrap();
+    for round in 1..=5 {
+        relay.wait_asleep().await;
+        quiet.execute("select outbox.publish('quiet', '{\"n\": 1}')").await.unwrap();
+        books.wait_for(round, TOO_LONG).await;
+    }
+    // The first ring heard is ours: none came before it.
+    database.execute("notify outbox_doorbell, 'marker'").await;
+    assert_eq!(timeout(TOO_LONG, bell.recv()).await.unwrap().unwrap().payload(), "marker");
+    drop(bell);
+    assert!(relay.stop().await.complete);
+    database.drop().await;
+}
+
+/// A transaction with an event is prepared and committed, or refused.
+async fn prepare(database: &Database, doorbell: &str) -> Result<(), sqlx::Error> {
+    let name = Uuid::new_v4().simple().to_string();
+    let mut connection = database.connection().await;
+    connection.execute("begin").await?;
+    connection.execute(sqlx::AssertSqlSafe(format!("set local outbox.doorbell = '{doorbell}'"))).await?;
+    connection.execute("select outbox.publish('prepared', '{\"n\": 1}')").await?;
+    connection.execute(sqlx::AssertSqlSafe(format!("prepare transaction '{name}'"))).await?;
+    connection.execute(sqlx::AssertSqlSafe(format!("commit prepared '{name}'"))).await?;
+    connection.close().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_can_be_prepared_unless_it_had_to_ring() {
+    let database = Database::new().await;
+    let books = Books::default();
+    books.subscribe(&database, "all", &["**"], None).await;
+    prepare(&database, "on").await.expect("no relay, nobody to wake");
+    prepare(&database, "off").await.unwrap();
+
+    // A publisher that did not ring is under way: the relay stays awake.
+    let mut under_way = database.connection().await;
+    under_way.execute("begin; select outbox.publish('under.way', '{\"n\": 1}')").await.unwrap();
+    let polling = RelayConfig { poll: Some(Duration::from_millis(300)), ..settings("relay") };
+    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(polling).sink(LedgerSink::new(&books))).await;
+    books.wait_for(2, Duration::from_secs(10)).await;
+    prepare(&database, "on").await.expect("the relay is awake");
+    prepare(&database, "off").await.unwrap();
+    books.wait_for(4, Duration::from_secs(10)).await;
+
+    under_way.execute("commit").await.unwrap();
+    books.wait_for(5, Duration::from_secs(10)).await;
+    relay.wait_asleep().await;
+    let refused = prepare(&database, "on").await.expect_err("all relays sleep: it had to ring");
+    assert_eq!(refused.as_database_error().unwrap().code().as_deref(), Some("0A000"), "{refused}");
+    assert!(refused.to_string().contains("LISTEN, UNLISTEN, or NOTIFY"), "{refused}");
+    prepare(&database, "off").await.unwrap();
+    books.wait_for(6, TOO_LONG).await;
+    assert!(relay.stop().await.complete);
+    assert_eq!(books.requests(), 6, "what could not be prepared was rolled back");
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_that_is_cut_off_is_rebuilt_and_nothing_is_missed() {
+    let database = Database::new().await;
+    let books = Books::default();
+    books.subscribe(&database, "all", &["**"], None).await;
+    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(without_poll("relay")).sink(LedgerSink::new(&books))).await;
+    relay.wait_asleep().await;
+    for round in 0..4 {
+        books.publish(&database.pool, "before").await;
+        let cut = database
+            .count(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                 where datname = current_database() and application_name like 'pgoutbox/%/listener'",
+            )
+            .await;
+        assert_eq!(cut, 1, "one listener");
+        books.publish(&database.pool, "meanwhile").await;
+        relay.wait(|signal| *signal == Signal::ListenerLost).await;
+        books.publish(&database.pool, "deaf").await;
+        relay.wait(|signal| *signal == Signal::ListenerConnected).await;
+        books.wait_for(round * 4 + 3, TOO_LONG).await;
+        relay.wait_asleep().await;
+        books.publish(&database.pool, "after").await;
+        books.wait_for(round * 4 + 4, TOO_LONG).await;
+    }
+    assert!(relay.stop().await.complete);
+    assert_eq!(books.balance(&database, 0).await.duplicates(), 0);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_publishers_ring_hardly_ever_while_a_relay_is_awake() {
+    let database = Database::new().await;
+    let books = Books::default();
+    books.subscribe(&database, "all", &["**"], None).await;
+    let relay = RelayBox::start_with(&database, |builder| builder.settings(without_poll("relay")).sink(LedgerSink::new(&books))).await;
+    let mut bell = PgListener::connect_with(&database.pool).await.unwrap();
+    bell.listen("outbox_doorbell").await.unwrap();
+    let mut writers = JoinSet::new();
+    for _ in 0..32 {
+        let mut connection = database.connection().await;
+        writers.spawn(async move {
+            for _ in 0..100 {
+                connection.execute("insert into outbox.events (topic, payload) values ('load', '{\"n\": 1}')").await.unwrap();
+            }
+        });
+    }
+    while let Some(ended) = writers.join_next().await {
+        ended.unwrap();
+    }
+    books.wait_for(3_200, Duration::from_secs(30)).await;
+    database.execute("notify outbox_doorbell, 'marker'").await;
+    let mut rings = 0;
+    while timeout(TOO_LONG, bell.recv()).await.unwrap().unwrap().payload() != "marker" {
+        rings += 1;
+    }
+    drop(bell);
+    println!("{rings} rings for 3200 commits");
+    // Every ring is a commit that waits for a lock on the whole database. A few come when the relay had just dozed off.
+    assert!(rings * 20 <= 3_200, "{rings} rings for 3200 commits");
+    assert!(relay.stop().await.complete);
+    assert_eq!(books.requests(), 3_200);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_relay_that_attends_the_bell_stops_another_attends_it() {
+    let database = Database::new().await;
+    let books = Books::default();
+    books.subscribe(&database, "all", &["**"], None).await;
+    for round in 0..3 {
+        let start = |name: &'static str| {
+            let sink = LedgerSink::new(&books);
+            RelayBox::start_with(&database, move |builder| builder.settings(without_poll(name)).sink(sink))
+        };
+        let mut first = start("first").await;
+        first.wait_asleep().await;
+        let mut second = start("second").await;
+        second.wait_asleep().await;
+        books.publish(&database.pool, "both").await;
+        books.wait_for(round * 3 + 1, TOO_LONG).await;
+        assert!(first.stop().await.complete);
+        for one in 2..=3 {
+            books.publish(&database.pool, "second").await;
+            books.wait_for(round * 3 + one, TOO_LONG).await;
+        }
+        assert!(second.stop().await.complete);
+    }
+    database.drop().await;
+}

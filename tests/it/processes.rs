@@ -1,0 +1,189 @@
+//! Faults of whole processes: the real binary, killed, stopped, frozen.
+
+use std::time::{Duration, Instant};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use crate::support::{Books, ChildRelay, Crowd, Database, Door, Habits, pause, seed};
+
+/// Milliseconds from now until nothing is left of what was leased at this moment: sent, or taken over.
+async fn takeover(database: &Database) -> Duration {
+    let leased: Vec<(i64, uuid::Uuid)> = sqlx::query_as("select id, lease_token from outbox.deliveries where lease_token is not null")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
+    let (ids, tokens): (Vec<i64>, Vec<uuid::Uuid>) = leased.into_iter().unzip();
+    let began = Instant::now();
+    let mut looks = tokio::time::interval(Duration::from_millis(50));
+    loop {
+        looks.tick().await;
+        let left: i64 = sqlx::query_scalar(
+            "select count(*) from outbox.deliveries where (id, lease_token) in (select * from unnest($1::bigint[], $2::uuid[]))",
+        )
+        .bind(&ids)
+        .bind(&tokens)
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+        if left == 0 {
+            return began.elapsed();
+        }
+        assert!(began.elapsed() < Duration::from_secs(15), "{left} of {} deliveries not taken over within 15 s", ids.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_relays_lose_nothing_and_repeat_at_most_what_they_had_in_flight() {
+    const PERMITS: usize = 16;
+    let seed = seed();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let database = Database::new().await;
+    let books = Books::default();
+    let door = Door::open(&books, Duration::from_millis(40)).await;
+    door.subscribe(&database, "all", &["**"]).await;
+    door.subscribe(&database, "orders", &["shop.orders.*"]).await;
+    // The lease is the default.
+    let settings = [("PGOUTBOX__RELAY__PERMITS", "16")];
+    let mut relays = Vec::new();
+    for name in ["one", "two"] {
+        relays.push(ChildRelay::start(&database, name, &settings).await);
+    }
+    let habits = Habits { publishers: 2, long: Duration::ZERO, rests: Duration::from_millis(400), ..Habits::default() };
+    let crowd = Crowd::start(&database, &books, seed, habits);
+    let mut slowest = Duration::ZERO;
+    for kill in 0..4 {
+        books.wait_for(books.requests() + 60, Duration::from_secs(30)).await;
+        pause(Duration::from_millis(rng.random_range(0..300))).await;
+        let victim = rng.random_range(0..relays.len());
+        relays[victim].kill().await;
+        books.fault("kill", PERMITS);
+        if kill == 3 {
+            crowd_is_over(&mut slowest, &database).await;
+        }
+        relays[victim] = ChildRelay::start(&database, &format!("restarted-{kill}"), &settings).await;
+    }
+    crowd.stop().await;
+    books.healed(&database).await;
+    for mut relay in relays {
+        relay.signal("TERM");
+        assert_eq!(relay.ended(Duration::from_secs(30)).await, Some(0), "{:#?}", relay.log());
+    }
+    let findings = books.balance(&database, seed).await;
+    println!("4 kills: {} copies of at most {}; takeover {slowest:?}", findings.duplicates(), findings.duplicates_allowed);
+    database.drop().await;
+}
+
+async fn crowd_is_over(slowest: &mut Duration, database: &Database) {
+    *slowest = (*slowest).max(takeover(database).await);
+    assert!(*slowest <= Duration::from_secs(15), "taken over after {slowest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminated_relay_finishes_what_is_in_flight_and_repeats_nothing() {
+    let database = Database::new().await;
+    let books = Books::default();
+    let door = Door::open(&books, Duration::from_millis(1_500)).await;
+    door.subscribe(&database, "all", &["**"]).await;
+    let settings = [("PGOUTBOX__RELAY__PERMITS", "8")];
+    let mut relay = ChildRelay::start(&database, "terminated", &settings).await;
+    for _ in 0..20 {
+        books.publish(&database.pool, "order").await;
+    }
+    door.wait_knocked(8).await;
+    relay.signal("TERM");
+    assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(0), "{:#?}", relay.log());
+    assert_eq!(door.switch.requests(), 8, "nothing new was claimed");
+    assert_eq!(database.count("select count(*) from outbox.deliveries where lease_token is not null").await, 0, "no lease is left behind");
+    let mut next = ChildRelay::start(&database, "next", &settings).await;
+    books.wait_for(20, Duration::from_secs(10)).await;
+    next.signal("TERM");
+    assert_eq!(next.ended(Duration::from_secs(10)).await, Some(0));
+    assert_eq!(books.balance(&database, 0).await.duplicates(), 0);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_that_runs_out_of_time_gives_its_leases_back_at_once_and_says_so() {
+    let database = Database::new().await;
+    let books = Books::default();
+    let door = Door::open(&books, Duration::from_secs(12)).await;
+    door.subscribe(&database, "all", &["**"]).await;
+    let settings = [("PGOUTBOX__RELAY__PERMITS", "8"), ("PGOUTBOX__RELAY__DRAIN", "1s")];
+    let mut relay = ChildRelay::start(&database, "hurried", &settings).await;
+    for _ in 0..4 {
+        books.publish(&database.pool, "order").await;
+    }
+    door.wait_knocked(4).await;
+    relay.signal("TERM");
+    let began = Instant::now();
+    assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(75), "{:#?}", relay.log());
+    assert!(began.elapsed() >= Duration::from_secs(1) && began.elapsed() < Duration::from_secs(4), "it took {:?}", began.elapsed());
+    let given_back = "select count(*) from outbox.deliveries where lease_token is null and due_at <= clock_timestamp()";
+    assert_eq!(database.count(given_back).await, 4, "{}", database.rows_at_hand().await);
+    assert_eq!(database.count("select count(*) from outbox.attempts where reason = 'relay_stopped' and ambiguous").await, 4);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_stops_at_once() {
+    let database = Database::new().await;
+    let books = Books::default();
+    let door = Door::open(&books, Duration::from_secs(12)).await;
+    door.subscribe(&database, "all", &["**"]).await;
+    let mut relay = ChildRelay::start(&database, "impatient", &[]).await;
+    books.publish(&database.pool, "order").await;
+    door.wait_knocked(1).await;
+    relay.signal("TERM");
+    relay.wait_said("a second signal stops at once").await;
+    let began = Instant::now();
+    relay.signal("TERM");
+    assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(75), "{:#?}", relay.log());
+    assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
+    // Its lease was not given back: it runs out.
+    assert_eq!(database.count("select count(*) from outbox.deliveries where lease_token is not null").await, 1);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_frozen_past_its_lease_repeats_at_most_what_it_had_in_flight_and_its_late_verdicts_change_nothing() {
+    const PERMITS: usize = 8;
+    let database = Database::new().await;
+    let books = Books::default();
+    let door = Door::open(&books, Duration::from_millis(800)).await;
+    door.subscribe(&database, "all", &["**"]).await;
+    let settings = [("PGOUTBOX__RELAY__PERMITS", "8"), ("PGOUTBOX__RELAY__LEASE", "3s")];
+    let mut frozen = ChildRelay::start(&database, "frozen", &settings).await;
+    for _ in 0..PERMITS {
+        books.publish(&database.pool, "before").await;
+    }
+    door.wait_knocked(PERMITS as u64).await;
+    frozen.signal("STOP");
+    books.fault("freeze", PERMITS);
+    let mut other = ChildRelay::start(&database, "other", &settings).await;
+    for _ in 0..PERMITS {
+        books.publish(&database.pool, "meanwhile").await;
+    }
+    let began = Instant::now();
+    books.healed(&database).await;
+    println!("the frozen relay's deliveries were sent and settled by another after {:?}", began.elapsed());
+    assert!(began.elapsed() <= Duration::from_secs(15));
+    let letters = "select count(*) from outbox.dead_letters";
+    assert_eq!(database.count(letters).await, 0);
+
+    frozen.signal("CONT");
+    frozen.wait_said("the lease was lost before the verdict").await;
+    for _ in 0..PERMITS {
+        books.publish(&database.pool, "afterwards").await;
+    }
+    books.healed(&database).await;
+    for relay in [&mut frozen, &mut other] {
+        relay.signal("TERM");
+        assert_eq!(relay.ended(Duration::from_secs(20)).await, Some(0), "{:#?}", relay.log());
+    }
+    let stale = database.count("select count(*) from outbox.attempts where stale and relay = 'frozen'").await;
+    assert_eq!(stale, PERMITS as i64, "each late verdict is recorded as one that changed nothing");
+    assert_eq!(database.count("select count(*) from outbox.attempts where stale and relay <> 'frozen'").await, 0);
+    let findings = books.balance(&database, 0).await;
+    println!("a freeze: {} copies of at most {PERMITS}", findings.duplicates());
+    database.drop().await;
+}

@@ -1,0 +1,158 @@
+//! The real binary as a child process, and a receiver in this process whose requests go into the books.
+
+use std::{
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use pgoutbox::receiver::{Options, Received, Receiver, Switch};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Child,
+    sync::{Notify, mpsc},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{Books, Database, ledger::Request};
+
+/// A relay of its own process. Killed when dropped.
+#[derive(Debug)]
+pub(crate) struct ChildRelay {
+    child: Child,
+    said: Arc<(Mutex<Vec<String>>, Notify)>,
+    _reading: JoinSet<()>,
+}
+
+impl ChildRelay {
+    /// Starts it and waits until it runs. `settings`: names and values of variables.
+    pub(crate) async fn start(database: &Database, name: &str, settings: &[(&str, &str)]) -> Self {
+        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgoutbox"))
+            .arg("run")
+            .env_clear()
+            .env("DATABASE_URL", database.relay_url())
+            .env("PGOUTBOX__RELAY__NAME", name)
+            .env("PGOUTBOX__RELAY__ATTEMPT_LOG", "all")
+            .env("PGOUTBOX__EGRESS__ALLOW", "127.0.0.1/32")
+            .env("PGOUTBOX__EGRESS__ALLOW_HTTP", "true")
+            .env("PGOUTBOX__HTTP__LISTEN", "off")
+            .env("PGOUTBOX__TELEMETRY__FORMAT", "text")
+            .envs(settings.iter().copied())
+            .current_dir(std::env::temp_dir())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let said: Arc<(Mutex<Vec<String>>, Notify)> = Arc::default();
+        let (heard, mut lines) = (said.clone(), BufReader::new(child.stderr.take().unwrap()).lines());
+        let mut reading = JoinSet::new();
+        reading.spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                heard.0.lock().unwrap().push(line);
+                heard.1.notify_waiters();
+            }
+        });
+        let started = Self { child, said, _reading: reading };
+        started.wait_said("relay started").await;
+        started
+    }
+
+    /// Waits for a line of its log, at most 20 s.
+    pub(crate) async fn wait_said(&self, words: &str) {
+        let waiting = async {
+            loop {
+                let more = self.said.1.notified();
+                tokio::pin!(more);
+                more.as_mut().enable();
+                if self.said.0.lock().unwrap().iter().any(|line| line.contains(words)) {
+                    return;
+                }
+                more.await;
+            }
+        };
+        assert!(timeout(Duration::from_secs(20), waiting).await.is_ok(), "{words:?} was not said: {:#?}", self.log());
+    }
+
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.said.0.lock().unwrap().clone()
+    }
+
+    /// Sends a signal to it and to nobody else.
+    pub(crate) fn signal(&self, signal: &str) {
+        let process = self.child.id().expect("it still runs").to_string();
+        assert!(Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &process]).status().unwrap().success());
+    }
+
+    /// Waits until it has ended; its exit code, `None` after a signal.
+    pub(crate) async fn ended(&mut self, within: Duration) -> Option<i32> {
+        match timeout(within, self.child.wait()).await {
+            Ok(status) => status.unwrap().code(),
+            Err(_) => panic!("it did not end within {within:?}: {:#?}", self.log()),
+        }
+    }
+
+    pub(crate) async fn kill(&mut self) {
+        self.signal("KILL");
+        self.ended(Duration::from_secs(10)).await;
+    }
+}
+
+/// Where the webhooks go.
+#[derive(Debug)]
+pub(crate) struct Door {
+    books: Books,
+    address: std::net::SocketAddr,
+    pub(crate) switch: Switch,
+    _tasks: JoinSet<()>,
+    _stop: DropGuard,
+}
+
+impl Door {
+    pub(crate) async fn open(books: &Books, takes: Duration) -> Self {
+        let (received, mut inbox) = mpsc::channel(65_536);
+        let options = Options { delay: takes, received: Some(received), ..Options::default() };
+        let receiver = Receiver::bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
+        let (address, switch, stop) = (receiver.address(), receiver.switch(), CancellationToken::new());
+        let mut tasks = JoinSet::new();
+        let stopped = stop.clone();
+        tasks.spawn(async move { receiver.run(stopped).await.unwrap() });
+        let journal = books.clone();
+        tasks.spawn(async move {
+            while let Some(received) = inbox.recv().await {
+                journal.request(as_request(&received));
+            }
+        });
+        Self { books: books.clone(), address, switch, _tasks: tasks, _stop: stop.drop_guard() }
+    }
+
+    pub(crate) async fn subscribe(&self, database: &Database, name: &str, topics: &[&str]) {
+        let config = serde_json::json!({ "url": format!("http://{}/", self.address), "headers": { "x-subscription": name } });
+        self.books.subscribe_to(database, name, topics, None, "webhook", config).await;
+    }
+
+    /// Waits until so many requests have come in, answered or not.
+    pub(crate) async fn wait_knocked(&self, count: u64) {
+        let began = Instant::now();
+        let mut looks = tokio::time::interval(Duration::from_millis(5));
+        while self.switch.requests() < count {
+            assert!(began.elapsed() < Duration::from_secs(20), "{} of {count} requests came", self.switch.requests());
+            looks.tick().await;
+        }
+    }
+}
+
+fn as_request(received: &Received) -> Request {
+    // The payload stands last and as it is: `…,"data":<payload>}`.
+    let payload = received.body.split_once("\"data\":").map_or("", |(_, rest)| rest.trim_end().trim_end_matches('}'));
+    Request {
+        event: received.id.as_deref().unwrap_or("").parse().unwrap_or_default(),
+        subscription: received.headers["x-subscription"].to_str().unwrap().to_owned(),
+        payload: format!("{payload}}}"),
+        arrived: Instant::now(),
+        took_effect: (200..300).contains(&received.answered),
+    }
+}
