@@ -86,7 +86,7 @@ async fn the_first_events_of_the_newest_transaction_are_in_the_window_that_it_op
     books.subscribe(&database, "all", &["**"], None).await;
     let mut relay = RelayBox::start_with(&database, |builder| builder.settings(few_permits("relay")).sink(LedgerSink::new(&books))).await;
     let mut sent = 0;
-    for round in 1..=5 {
+    for round in 1..=15 {
         relay.wait_asleep().await;
         let mut small = database.pool.begin().await.unwrap();
         sqlx::query("select outbox.publish('small', '{\"n\": 1}')").execute(&mut *small).await.unwrap();
