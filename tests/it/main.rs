@@ -15,6 +15,15 @@ mod operate; // what an operator asks the database
 mod private_postgres; // a server of our own: starts as root, survives crashes, leaves nothing behind
 mod processes; // the real binary killed, stopped, frozen
 mod promises; // nothing lost, nothing sent before its commit, nothing twice, no tenant crossed
+mod migrations; // the schema as one text, its history, and the checks it shares with the relay
+mod operate; // what an operator asks the database
+mod private_postgres; // a server of our own: starts as root, survives crashes, leaves nothing behind
+mod reload; // changes of subscriptions are followed; one bad row disturbs nobody
+mod roles; // who may do what in the database
 mod route; // each committed event once, to those that want it
+mod sql; // every statement's plan, with lying statistics and with a million rows
 mod support; // what the tests share
+mod tidy; // the rooms, and lists that must equal the code
+mod urgent; // priority among what waits
 mod webhook; // the webhook sink against receivers that misbehave
+mod webhook_relay; // webhooks end to end, against receivers that misbehave

@@ -78,6 +78,11 @@ impl Database {
         self.options.to_url_lossy().to_string()
     }
 
+    /// The same for programs of PostgreSQL, which know fewer parameters.
+    pub(crate) fn plain_url(&self) -> String {
+        server().url(&self.name)
+    }
+
     /// The relay's address of this database.
     pub(crate) fn relay_url(&self) -> String {
         self.relay_options.to_url_lossy().to_string()
@@ -91,6 +96,24 @@ impl Database {
     /// One number.
     pub(crate) async fn count(&self, sql: impl Into<String>) -> i64 {
         sqlx::query_scalar(AssertSqlSafe(sql.into())).fetch_one(&self.pool).await.unwrap()
+    }
+
+    /// Waits until a question is answered with yes, for at most 30 s. For what is only to be seen in the database.
+    pub(crate) async fn eventually(&self, question: &str) {
+        let mut again = tokio::time::interval(std::time::Duration::from_millis(20));
+        let asking = async {
+            while !sqlx::query_scalar::<_, Option<bool>>(AssertSqlSafe(question))
+                .fetch_optional(&self.pool)
+                .await
+                .unwrap()
+                .flatten()
+                .unwrap_or(false)
+            {
+                again.tick().await;
+            }
+        };
+        let answered = tokio::time::timeout(std::time::Duration::from_secs(30), asking).await;
+        assert!(answered.is_ok(), "not within 30 s: {question}");
     }
 
     /// Runs the binary against this database with an otherwise empty environment.

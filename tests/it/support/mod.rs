@@ -5,8 +5,10 @@ pub(crate) mod books;
 pub(crate) mod child;
 pub(crate) mod crowd;
 pub(crate) mod database;
+pub(crate) mod good;
 pub(crate) mod hostile;
 pub(crate) mod ledger;
+pub(crate) mod plans;
 pub(crate) mod recorder;
 pub(crate) mod relay;
 
@@ -14,5 +16,6 @@ pub(crate) use books::{Books, LedgerSink, pause};
 pub(crate) use child::{ChildRelay, Door};
 pub(crate) use crowd::{Crowd, Habits, seed};
 pub(crate) use database::Database;
+pub(crate) use good::Good;
 pub(crate) use recorder::Recorder;
 pub(crate) use relay::RelayBox;

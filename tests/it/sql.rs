@@ -1,0 +1,244 @@
+//! Every statement of the relay is prepared as the relay prepares it, and stays cheap: with statistics from when the tables
+//! were empty, and with a million rows in them.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+use tokio::sync::OnceCell;
+
+use crate::support::{
+    Database,
+    plans::{self, LEASED, LEASED_FROM, Measured, NEW, ROWS, Statement, TOKEN, buffers, complaints},
+};
+
+/// Statements that count or list everything, each because a person asked for it.
+const FOR_PEOPLE: [&str; 3] = ["subscription_status", "list_dead_letters", "count_dead_letters"];
+
+/// With statistics that lie, and with true ones.
+static MEASURED: OnceCell<[(&str, Measured); 2]> = OnceCell::const_new();
+
+async fn measured() -> &'static [(&'static str, Measured); 2] {
+    MEASURED
+        .get_or_init(|| async {
+            let database = Database::new().await;
+            plans::fill(&database).await;
+            let mut superuser = database.connection().await;
+            let settled: (String, Vec<String>) = sqlx::query_as(
+                "select pg_snapshot_xmax(now_seen)::text, array(select xid::text from pg_snapshot_xip(now_seen) as xid)
+                   from pg_current_snapshot() as now_seen",
+            )
+            .fetch_one(&mut superuser)
+            .await
+            .unwrap();
+            let new = plans::events(&(ROWS + 1).to_string(), &(ROWS + NEW).to_string(), "pg_current_xact_id()");
+            superuser.execute(AssertSqlSafe(new)).await.unwrap();
+            let end: String = sqlx::query_scalar("select pg_current_snapshot()::text").fetch_one(&mut superuser).await.unwrap();
+            let arguments = arguments(&settled, &end);
+            let lying = measure(&database, &arguments).await;
+            superuser.execute("analyze").await.unwrap();
+            let honest = measure(&database, &arguments).await;
+            superuser.close().await.unwrap();
+            database.drop().await;
+            [("analyzed while empty", lying), ("analyzed when full", honest)]
+        })
+        .await
+}
+
+async fn measure(database: &Database, arguments: &BTreeMap<&str, Vec<String>>) -> Measured {
+    let mut connection = plans::relay_connection(database).await;
+    let mut operator = database.options.connect().await.unwrap();
+    let mut measured = Measured::default();
+    for statement in plans::statements() {
+        let by = if statement.is_an_operators() { &mut operator } else { &mut connection };
+        let plan = plans::plan(by, &statement).await.unwrap_or_else(|error| panic!("{} should be prepared: {error}", statement.name));
+        if let Some(arguments) = arguments.get(statement.name.as_str()) {
+            measured.runs.insert(statement.name.clone(), plans::run(by, &statement, arguments).await);
+        }
+        measured.plans.insert(statement.name, plan);
+    }
+    for connection in [connection, operator] {
+        connection.close().await.unwrap();
+    }
+    measured
+}
+
+/// What the busy statements are run with.
+fn arguments(settled: &(String, Vec<String>), end: &str) -> BTreeMap<&'static str, Vec<String>> {
+    let leased = format!("'{{{}}}'", (LEASED_FROM..LEASED_FROM + LEASED).map(|id| id.to_string()).collect::<Vec<_>>().join(","));
+    let token = format!("'{{{TOKEN}}}'");
+    let list = |value: &dyn Fn(i64) -> String| format!("'{{{}}}'", (1..=NEW).map(value).collect::<Vec<_>>().join(","));
+    let (xmax, xip) = settled;
+    BTreeMap::from([
+        ("take_cursor", vec!["0".into()]),
+        ("read_events", vec![format!("'{xmax}'"), format!("'{{{}}}'", xip.join(",")), (NEW + 1).to_string(), "true".into()]),
+        ("read_page", vec!["'3:3:'".into(), format!("'{end}'"), "500000".into(), ROWS.to_string(), "1000".into(), "true".into()]),
+        ("open_window", vec![ROWS.to_string(), format!("'{{{}}}'", xip.join(","))]),
+        (
+            "claim_deliveries",
+            vec![
+                "'{1,2,3,4,5,6,7,8,9}'".into(),
+                "'{64,64,64,64,64,64,64,64,64}'".into(),
+                "array_fill(null::timestamptz, array[9])".into(),
+                format!("'{TOKEN}'"),
+                "10".into(),
+            ],
+        ),
+        (
+            "insert_deliveries",
+            vec![
+                list(&|n| (ROWS + n).to_string()),
+                list(&|_| "2026-01-20Z".to_owned()),
+                list(&|n| (1 + n % 9).to_string()),
+                list(&|n| (n % 2 == 0).to_string()),
+                list(&|_| "null".to_owned()),
+                list(&|_| "0".to_owned()),
+                format!("'{TOKEN}'"),
+                "10".into(),
+            ],
+        ),
+        ("settle_delivered", vec![leased.clone(), token.clone()]),
+        ("settle_retries", vec![leased.clone(), token.clone(), list(&|_| "5".to_owned()), list(&|_| "true".to_owned())]),
+        (
+            "settle_dead",
+            vec![leased.clone(), token.clone(), list(&|_| "timeout".to_owned()), list(&|_| "500".to_owned()), list(&|_| "no".to_owned())],
+        ),
+        ("renew_leases", vec![leased.clone(), token, "10".into()]),
+        ("find_due", vec!["null".into()]),
+        ("load_events", vec![leased, "'2026-01-01Z'".into(), "'2026-02-01Z'".into()]),
+        ("cancel_orphans", vec!["5000".into(), "10".into()]),
+        ("measure_backlog", vec![]),
+    ])
+}
+
+fn run<'a>(measured: &'a Measured, name: &str) -> &'a Value {
+    measured.runs.get(name).unwrap_or_else(|| panic!("{name} should have been run"))
+}
+
+#[test]
+fn every_statement_opens_with_what_it_is_for() {
+    for Statement { name, text } in plans::statements() {
+        assert!(text.starts_with("-- "), "sql/{name}.sql should open with a comment that says what it is for");
+        assert!(text.contains("outbox.") || !text.contains(" from "), "sql/{name}.sql should write out the schema");
+        let numbers = (1..20).filter(|number| text.contains(&format!("${number}"))).count();
+        let explained =
+            (1..20).filter(|number| text.lines().any(|line| line.starts_with("--") && line.contains(&format!("${number}")))).count();
+        assert_eq!(explained, numbers, "sql/{name}.sql should explain each of its parameters in its header");
+    }
+}
+
+#[tokio::test]
+async fn no_statement_of_a_relay_reads_all_of_a_growing_table_or_sorts_it() {
+    for (when, measured) in measured().await {
+        for (name, plan) in measured.plans.iter().filter(|(name, _)| !FOR_PEOPLE.contains(&name.as_str())) {
+            let found = complaints(plan);
+            assert!(found.is_empty(), "sql/{name}.sql, {when}: {found:?}\n{plan:#}");
+        }
+    }
+}
+
+/// Buffers, not time: what a slow machine and a fast one agree about.
+#[tokio::test]
+async fn among_a_million_rows_the_busy_statements_touch_few_pages() {
+    const CURSOR: i64 = 20;
+    // Pages that hold the rows, and the way to them.
+    let limits = [
+        ("take_cursor", CURSOR),
+        ("open_window", CURSOR),
+        ("read_events", 60),
+        ("read_page", 100),
+        ("find_due", 150),
+        ("cancel_orphans", CURSOR),
+        ("claim_deliveries", 9 * 64 * 20),
+        ("settle_delivered", LEASED * 12),
+        ("settle_retries", LEASED * 20),
+        ("settle_dead", LEASED * 40),
+        ("renew_leases", LEASED * 20),
+        ("load_events", LEASED * 20),
+        ("insert_deliveries", NEW * 20),
+        ("measure_backlog", 50_000), // counting stops at 100,000 for each
+    ];
+    for (when, measured) in measured().await {
+        for (name, limit) in limits {
+            let plan = run(measured, name);
+            let touched = buffers(plan);
+            println!("{when}: {name} touched {touched} buffers, at most {limit}");
+            assert!(touched <= limit, "sql/{name}.sql, {when}: {touched} buffers, at most {limit}\n{plan:#}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_million_waiting_for_one_are_not_read_to_claim_for_the_others() {
+    for (when, measured) in measured().await {
+        let plan = run(measured, "claim_deliveries");
+        let mut most = 0;
+        rows_read(plan, &mut most);
+        assert!(most <= 9 * 64, "{when}: a node read {most} rows\n{plan:#}");
+    }
+}
+
+fn rows_read(node: &Value, most: &mut i64) {
+    let number = |key: &str| node[key].as_f64().unwrap_or(0.0);
+    #[expect(clippy::cast_possible_truncation, reason = "row counts are small whole numbers")]
+    let rows = ((number("Actual Rows") + number("Rows Removed by Filter")) * number("Actual Loops").max(1.0)) as i64;
+    *most = rows.max(*most);
+    node["Plans"].as_array().into_iter().flatten().for_each(|child| rows_read(child, most));
+}
+
+/// 20,000 steps, each with a delivery made and settled, while an old transaction keeps every dead version.
+#[tokio::test]
+async fn an_old_transaction_that_holds_back_vacuum_does_not_slow_the_next_step() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('s' || n, array['**'], 'recorder') from generate_series(1, 3) as n").await;
+    database
+        .execute(
+            "insert into outbox.deliveries (subscription_id, due_at, position, created_at) select n, now() + '1 day', n, now() from generate_series(1, 3) as n",
+        )
+        .await;
+    let mut old = database.connection().await;
+    let mut held = old.begin().await.unwrap();
+    held.execute("set transaction isolation level repeatable read; select pg_current_xact_id()").await.unwrap();
+    let mut busy = database.connection().await;
+    let steps = "do $$
+        begin
+            for n in 1..20000 loop
+                insert into outbox.deliveries (subscription_id, due_at, position, created_at) values (1 + n % 3, now() - interval '1 hour', n, now());
+                delete from outbox.deliveries where due_at < now();
+                update outbox.cursor set step = step + 1, settled = pg_current_snapshot() where step = n;
+                commit;
+            end loop;
+        end $$";
+    busy.execute("set enable_seqscan = off").await.unwrap();
+    busy.execute(sqlx::raw_sql(steps)).await.unwrap();
+    let mut relay = plans::relay_connection(&database).await;
+    let since = "now() - interval '20 seconds'".to_owned();
+    for (name, arguments, limit) in [
+        ("take_cursor", vec!["0".to_owned()], 20),
+        ("find_due", vec![since.clone()], 100),
+        (
+            "claim_deliveries",
+            vec!["'{1,2,3}'".into(), "'{64,64,64}'".into(), format!("array_fill({since}, array[3])"), format!("'{TOKEN}'"), "10".into()],
+            100,
+        ),
+    ] {
+        let statement = plans::statements().into_iter().find(|statement| statement.name == name).unwrap();
+        let plan = plans::run(&mut relay, &statement, &arguments).await;
+        println!("with 20,000 dead versions {name} touched {} buffers", buffers(&plan));
+        assert!(buffers(&plan) <= limit, "sql/{name}.sql touched {} buffers, at most {limit}\n{plan:#}", buffers(&plan));
+    }
+    // The newest version locked by another relay, the next one must learn it without looking at all older ones.
+    let mut other = plans::relay_connection(&database).await;
+    let mut routing = other.begin().await.unwrap();
+    routing.execute("select from outbox.cursor where step = 20001 for update").await.unwrap();
+    let statement = plans::statements().into_iter().find(|statement| statement.name == "take_cursor").unwrap();
+    let plan = plans::run(&mut relay, &statement, &["20001".to_owned()]).await;
+    assert_eq!(plan["Actual Rows"].as_f64(), Some(0.0), "another relay is routing");
+    assert!(buffers(&plan) <= 20, "{plan:#}");
+    routing.rollback().await.unwrap();
+    held.rollback().await.unwrap();
+    for connection in [relay, other, old, busy] {
+        PgConnection::close(connection).await.unwrap();
+    }
+    database.drop().await;
+}

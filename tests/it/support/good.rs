@@ -1,0 +1,42 @@
+//! A receiver that works: every request is answered 204 and handed to the test.
+
+use std::time::Duration;
+
+use pgoutbox::receiver::{Options, Received, Receiver, Switch};
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// A receiver that answers 204 unless it is taken down.
+#[derive(Debug)]
+pub(crate) struct Good {
+    pub(crate) url: String,
+    pub(crate) switch: Switch,
+    received: mpsc::Receiver<Received>,
+    _stop: DropGuard,
+    _running: JoinSet<std::io::Result<()>>,
+}
+
+impl Good {
+    pub(crate) async fn start() -> Self {
+        let (sender, received) = mpsc::channel(10_000);
+        let receiver =
+            Receiver::bind("127.0.0.1:0".parse().unwrap(), Options { received: Some(sender), ..Options::default() }).await.unwrap();
+        let (url, switch, stop) = (format!("http://{}/", receiver.address()), receiver.switch(), CancellationToken::new());
+        let mut running = JoinSet::new();
+        running.spawn(receiver.run(stop.clone()));
+        Self { url, switch, received, _stop: stop.drop_guard(), _running: running }
+    }
+
+    /// The next so many requests, within 30 s.
+    pub(crate) async fn take(&mut self, count: usize) -> Vec<Received> {
+        let mut taken = Vec::new();
+        let taking = async {
+            while taken.len() < count {
+                taken.push(self.received.recv().await.unwrap());
+            }
+        };
+        let all = timeout(Duration::from_secs(30), taking).await.is_ok();
+        assert!(all, "{count} requests should have come, {} did", taken.len());
+        taken
+    }
+}

@@ -1,0 +1,181 @@
+//! The rooms, as far as a text search can tell; and lists that must equal the code. Never starts anything.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use pgoutbox::{telemetry::METRICS, verdict::Reason};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every file below a folder whose name ends so, with its text.
+fn files(folder: &str, end: &str) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_str().unwrap().ends_with(end) {
+                let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+                found.insert(name, fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    assert!(!found.is_empty(), "{folder} holds files that end in {end}");
+    found
+}
+
+/// Without comments and without the tests at its foot.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn assert_never(room: &[&str], words: &[&str], why: &str) {
+    let all = files("src", ".rs");
+    let within: Vec<_> = all.iter().filter(|(name, _)| room.iter().any(|part| name.starts_with(part))).collect();
+    assert!(within.len() >= room.len(), "each of {room:?} is a room");
+    for (name, text) in within {
+        for (number, line) in code(text).lines().enumerate() {
+            for word in words {
+                assert!(!line.contains(word), "{name} must never contain {word:?}: {why}\nline {} of its code: {line}", number + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_opens_with_what_lives_in_it() {
+    for folder in ["src", "tests/it"] {
+        for (name, text) in files(folder, ".rs") {
+            assert!(text.starts_with("//! "), "{name} should open with //! and a sentence");
+        }
+    }
+    for (name, text) in files("migrations", ".sql") {
+        assert!(text.starts_with("-- "), "{name} should open with what it adds");
+    }
+}
+
+#[test]
+fn the_stages_contain_no_sql() {
+    let words = [
+        "sqlx::query",
+        "include_str!(",
+        "\"select ",
+        "\"update ",
+        "\"insert ",
+        "\"delete ",
+        "\"begin",
+        "\"commit",
+        "fetch_one",
+        "fetch_all",
+    ];
+    // The listener has a connection of its own, for LISTEN and its two locks.
+    let stages: Vec<String> = files("src/relay", ".rs").into_keys().filter(|name| !name.ends_with("/await_work.rs")).collect();
+    assert_never(
+        &stages.iter().map(String::as_str).collect::<Vec<_>>(),
+        &words,
+        "what the relay asks the database stands in sql/, reached through store",
+    );
+}
+
+#[test]
+fn the_stages_open_no_socket_and_know_no_kind_of_sink() {
+    let words = ["reqwest", "TcpStream", "TcpListener", "UdpSocket", "webhook", "Webhook"];
+    assert_never(&["src/relay/"], &words, "an outlet is all that a stage sees of a destination");
+}
+
+#[test]
+fn the_pure_rooms_are_pure() {
+    let words =
+        [".await", "async ", "tracing::", "println!", "Instant::now", "SystemTime", "Utc::now", "rand::", "sqlx", "std::env", "std::fs"];
+    assert_never(
+        &["src/topic.rs", "src/retry.rs", "src/verdict.rs", "src/duration.rs"],
+        &words,
+        "they touch their arguments and nothing else",
+    );
+}
+
+#[test]
+fn sinks_neither_wait_nor_log_nor_count_nor_know_the_outbox() {
+    let words = ["tracing::", "sqlx", "time::sleep", "tokio::spawn", "telemetry", "crate::store", "crate::relay", "outbox."];
+    assert_never(&["src/sinks/"], &words, "a sink makes one attempt and reports");
+}
+
+#[test]
+fn only_config_and_secret_read_settings_from_the_environment() {
+    for (name, text) in files("src", ".rs") {
+        let reads = code(&text).contains("env::var");
+        // The last two look for PATH and for the terminal's own words, never for settings.
+        let may = ["src/config", "src/secret.rs", "src/private_postgres", "src/demo/screen.rs"].iter().any(|part| name.starts_with(part));
+        assert!(may || !reads, "{name} reads the environment; only config and secret do");
+    }
+}
+
+#[test]
+fn every_statement_is_used_exactly_once() {
+    let source: String = files("src", ".rs").values().map(|text| code(text)).collect();
+    for name in files("sql", ".sql").into_keys().filter(|name| name != "sql/schema.sql") {
+        let word = name.trim_start_matches("sql/").trim_end_matches(".sql");
+        let uses = source.matches(&format!("/sql/{word}.sql\")")).count() + source.matches(&format!("sql!(\"{word}\")")).count();
+        assert_eq!(uses, 1, "{name} should be used in exactly one place");
+    }
+}
+
+#[test]
+fn no_file_is_longer_than_four_hundred_lines_without_a_reason() {
+    let reasons = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap_or_default();
+    for folder in ["src", "tests/it"] {
+        for (name, text) in files(folder, ".rs") {
+            let lines = text.lines().count();
+            assert!(lines <= 450 || reasons.contains(&format!("`{name}`")), "{name} has {lines} lines; give the reason in ARCHITECTURE.md");
+        }
+    }
+}
+
+/// The rows between two markers are made from the code.
+fn assert_table(marker: &str, rows: impl Iterator<Item = (String, String)>) {
+    let path = root().join("README.md");
+    let readme = fs::read_to_string(&path).expect("README.md");
+    let (begin, end) = (format!("<!-- {marker}:begin -->"), format!("<!-- {marker}:end -->"));
+    let (before, rest) = readme.split_once(&begin).unwrap_or_else(|| panic!("README.md should hold {begin}"));
+    let (kept, after) = rest.split_once(&end).unwrap_or_else(|| panic!("README.md should hold {end}"));
+    let head = kept.lines().take_while(|line| !line.starts_with("| `")).map(|line| format!("{line}\n")).collect::<String>();
+    let head = if head.trim().is_empty() { "\n| code | meaning |\n|---|---|\n".to_owned() } else { head };
+    let made = format!("{head}{}", rows.map(|(code, meaning)| format!("| `{code}` | {} |\n", meaning.trim())).collect::<String>());
+    if std::env::var_os("UPDATE_README").is_some() {
+        fs::write(&path, format!("{before}{begin}{made}{end}{after}")).unwrap();
+    } else {
+        assert_eq!(kept, made, "the table {marker} of README.md should equal the code: UPDATE_README=1 cargo test --test it tidy");
+    }
+}
+
+/// One test for both, for both write the same file.
+#[test]
+fn the_tables_of_the_readme_equal_the_code() {
+    assert_table("reasons", Reason::ALL.iter().map(|reason| (reason.code().to_owned(), reason.meaning().to_owned())));
+    assert_table("metrics", METRICS.iter().map(|(name, meaning)| ((*name).to_owned(), (*meaning).to_owned())));
+}
+
+#[test]
+fn every_promise_names_a_test_that_exists() {
+    // Until it is written it promises nothing.
+    let Ok(text) = fs::read_to_string(root().join("ARCHITECTURE.md")) else { return };
+    for name in text.split('`').skip(1).step_by(2).filter_map(|word| word.split_once("::")) {
+        let (file, test) = name;
+        let is_name =
+            |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+        let path = root().join(format!("tests/it/{file}.rs"));
+        if !is_name(file) || !is_name(test) || !(test.contains('_') || Path::exists(&path)) {
+            continue;
+        }
+        let source =
+            fs::read_to_string(&path).unwrap_or_else(|_| panic!("ARCHITECTURE.md names `{file}::{test}`; there is no tests/it/{file}.rs"));
+        assert!(source.contains(&format!("fn {test}(")), "ARCHITECTURE.md names `{file}::{test}`; tests/it/{file}.rs has no such test");
+    }
+}
