@@ -46,6 +46,12 @@ const SETTINGS: &[(&str, &str)] = &[
     ("enable_mergejoin", "off"),
 ];
 
+/// What every connection of a relay sets, for whoever wants to see what a relay sees: tests, and people with a slow plan.
+#[must_use]
+pub fn settings() -> &'static [(&'static str, &'static str)] {
+    SETTINGS
+}
+
 /// How a relay connects.
 #[derive(Debug, Clone)]
 pub struct ConnectionSettings {

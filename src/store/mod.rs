@@ -6,7 +6,7 @@ mod error;
 mod routing;
 mod subscriptions;
 
-pub use connection::{ConnectionSettings, Store};
+pub use connection::{ConnectionSettings, Store, settings};
 pub use deliveries::{AttemptRow, Backlog, Batch, Claim, Claimed, DeadRow, DueSubscription, RelayReport};
 pub use error::{Error, Kind};
 pub use routing::{Advance, Cursor, NewDelivery, NewEvent, Read};

@@ -11,13 +11,11 @@ mod demo; // everything together, played to its end and interrupted
 mod faults; // what killed, cut off, panicking relays and crashing servers may cost
 mod http; // who may ask what at the operator's door
 mod ledger; // the checker of histories finds each kind of defect, and nothing where there is none
+mod migrations; // the schema as one text, its history, and the checks it shares with the relay
 mod operate; // what an operator asks the database
 mod private_postgres; // a server of our own: starts as root, survives crashes, leaves nothing behind
 mod processes; // the real binary killed, stopped, frozen
 mod promises; // nothing lost, nothing sent before its commit, nothing twice, no tenant crossed
-mod migrations; // the schema as one text, its history, and the checks it shares with the relay
-mod operate; // what an operator asks the database
-mod private_postgres; // a server of our own: starts as root, survives crashes, leaves nothing behind
 mod reload; // changes of subscriptions are followed; one bad row disturbs nobody
 mod roles; // who may do what in the database
 mod route; // each committed event once, to those that want it

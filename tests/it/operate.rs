@@ -4,7 +4,7 @@ use pgoutbox::{
     Event,
     operate::{Choice, Error, Operator},
 };
-use sqlx::{ConnectOptions, Connection, Executor, PgConnection};
+use sqlx::PgConnection;
 
 use crate::support::Database;
 
