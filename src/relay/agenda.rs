@@ -43,7 +43,7 @@ impl Agenda {
 
     /// Something of this subscription falls due then.
     pub(crate) fn note(&self, subscription: i64, when: Instant) {
-        let step = u64::try_from(when.saturating_duration_since(self.origin).as_millis().div_ceil(STEP.as_millis())).unwrap_or(u64::MAX);
+        let step = u64::try_from(when.saturating_duration_since(self.origin).as_nanos().div_ceil(STEP.as_nanos())).unwrap_or(u64::MAX);
         let mut state = self.state();
         if state.due.len() < REMEMBERED {
             state.due.insert((step, subscription));
