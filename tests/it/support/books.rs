@@ -100,10 +100,6 @@ impl Books {
         self.journal.lock().unwrap().requests.len()
     }
 
-    pub(crate) fn committed(&self) -> usize {
-        self.journal.lock().unwrap().transactions.iter().filter(|one| one.ended == Ended::Committed).map(|one| one.events.len()).sum()
-    }
-
     /// Writes one committed event with a transaction of its own.
     pub(crate) async fn publish(&self, pool: &PgPool, topic: &str) -> Uuid {
         let event = Written { id: Uuid::new_v4(), topic: topic.to_owned(), organization: None, payload: "{\"n\": 1}".to_owned() };
@@ -163,7 +159,8 @@ impl Books {
     /// All relays have stopped: everything must agree.
     pub(crate) async fn balance(&self, database: &Database, seed: u64) -> Findings {
         let findings = self.check(database).await;
-        println!("seed {seed}: {findings:?}; faults: {:?}", self.journal().faults);
+        let faults: Vec<_> = self.journal().faults.iter().map(|fault| format!("{} {}", fault.kind, fault.permits)).collect();
+        println!("seed {seed}: {findings:?}; faults: {faults:?}");
         assert!(findings.violated().is_empty(), "seed {seed}: {:?} {findings:?}\n{}", findings.violated(), database.rows_at_hand().await);
         findings
     }
