@@ -511,8 +511,10 @@ CREATE TABLE outbox.cursor (
     step bigint NOT NULL,
     settled pg_snapshot NOT NULL,
     low bigint DEFAULT 0 NOT NULL,
+    low_xid xid8 DEFAULT '0'::xid8 NOT NULL,
     window_end pg_snapshot,
     window_low bigint,
+    window_low_xid xid8,
     page_after bigint,
     page_until bigint,
     strike_position bigint,
@@ -540,6 +542,7 @@ CREATE TABLE outbox.deliveries (
     due_at timestamp with time zone NOT NULL,
     "position" bigint NOT NULL,
     created_at timestamp with time zone NOT NULL,
+    owed_since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     lease_token uuid,
     attempt integer DEFAULT 0 NOT NULL,
     unfinished integer DEFAULT 0 NOT NULL

@@ -187,11 +187,17 @@ impl Route {
                 let permit = if may_send && !later && !shared.agenda.is_behind(id) {
                     match shared.permits.take_one(id, subscription.own_limit()) {
                         Ok(permit) => Some(permit),
+                        // One event for more subscriptions than there are permits goes all the same: to some at once.
+                        Err(NoPermit::AllTaken) if plan.routed == 0 && plan.leased.len() > leased_before => {
+                            shared.agenda.fall_behind(id);
+                            None
+                        }
                         Err(NoPermit::AllTaken) => {
                             hold = true;
                             break;
                         }
-                        Err(NoPermit::NoneForThis) if self.all_are_full(index, Some(id)) => {
+                        // Where this event was leased to another one, that one had room.
+                        Err(NoPermit::NoneForThis) if plan.leased.len() == leased_before && self.all_are_full(index, Some(id)) => {
                             hold = true;
                             break;
                         }

@@ -32,6 +32,8 @@ const LOOK_AT_EVERYTHING: Duration = Duration::from_secs(60);
 /// Other relays are woken at most this often when there is more than this one can take.
 const RING_OTHERS: Duration = Duration::from_millis(100);
 
+/// How often a relay without room looks whether subscriptions have changed.
+const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 /// How long to wait for more permits once the first has come back.
 const MOMENT: Duration = Duration::from_millis(1);
 /// A backlog is being drained while the last claim is not older.
@@ -52,6 +54,7 @@ struct Work {
     looked_at_everything: Option<Instant>,
     rang_others: Instant,
     last_claim: Option<Instant>,
+    followed: Instant,
 }
 
 /// Works until the relay is stopped.
@@ -71,6 +74,7 @@ pub(super) async fn work(shared: Arc<Shared>, bell: Bell, deliver: Deliver, shut
         looked_at_everything: None,
         rang_others: now,
         last_claim: None,
+        followed: now,
     };
     let mut waits = backon_waits();
     let mut loaded = false;
@@ -130,6 +134,9 @@ impl Work {
             }
             Step::NoRoom => {
                 self.stay_awake().await;
+                self.follow_changes().await?;
+                // What is new waits in the log, and publishers do not ring while this relay is awake.
+                self.ring_others().await;
                 self.await_room(shutdown).await;
             }
             Step::OthersRoute => self.wait(Duration::from_millis(5), shutdown).await,
@@ -148,6 +155,17 @@ impl Work {
         }
     }
 
+    /// Routing notices changes of subscriptions; while it has no room, this does.
+    async fn follow_changes(&mut self) -> Result<(), Error> {
+        if self.followed.elapsed() >= FOLLOW_EVERY {
+            self.followed = Instant::now();
+            if self.shared.store.read_generation().await? != self.shared.index.load().generation {
+                self.reload.load().await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until permits come back: so many that the next page or claim is worth its round trips, or as many as come
     /// within a moment.
     async fn await_room(&self, shutdown: &CancellationToken) {
@@ -155,6 +173,7 @@ impl Work {
         let enough = permits.in_flight() / 4;
         let free = permits.free();
         let mut patience = None;
+        let latest = tokio::time::Instant::now() + FOLLOW_EVERY;
         while permits.in_flight() > 0 && permits.free().saturating_sub(free) <= enough {
             tokio::select! {
                 () = permits.freed.notified() => {
@@ -162,6 +181,7 @@ impl Work {
                 }
                 () = async { match patience { Some(then) => tokio::time::sleep_until(then).await, None => std::future::pending().await } } => return,
                 () = self.until_due() => return,
+                () = tokio::time::sleep_until(latest) => return,
                 () = shutdown.cancelled() => return,
             }
         }

@@ -54,6 +54,23 @@ impl Store {
         .await
     }
 
+    /// The number that moves with every committed change of a subscription.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn read_generation(&self) -> Result<i64, Error> {
+        self.limited("reading the generation of subscriptions", async {
+            let mut session = self.session(Lane::Work).await?;
+            let generation = sqlx::query_scalar(include_str!("../../sql/read_generation.sql"))
+                .persistent(self.is_persistent())
+                .fetch_one(session.connection())
+                .await?;
+            session.finish().await?;
+            Ok(generation)
+        })
+        .await
+    }
+
     /// Records a judgement of a subscription if it is still in state `from`. Returns whether it was recorded.
     ///
     /// # Errors

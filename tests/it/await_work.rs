@@ -93,7 +93,7 @@ async fn bursts(relays: usize, rounds: usize) {
         journal.transactions.iter().flat_map(|one| one.events.iter().map(|event| (event.id, one.committing))).collect();
     let mut waits: Vec<_> = journal.requests.iter().map(|request| request.arrived - committed[&request.event]).collect();
     waits.sort_unstable();
-    println!(
+    eprintln!(
         "{published} events: median {:?}, p99 {:?}, longest {:?}",
         waits[published / 2],
         waits[published * 99 / 100],
@@ -239,7 +239,7 @@ async fn many_publishers_ring_hardly_ever_while_a_relay_is_awake() {
         rings += 1;
     }
     drop(bell);
-    println!("{rings} rings for 3200 commits");
+    eprintln!("{rings} rings for 3200 commits");
     // Every ring is a commit that waits for a lock on the whole database. A few come when the relay had just dozed off.
     assert!(rings * 20 <= 3_200, "{rings} rings for 3200 commits");
     assert!(relay.stop().await.complete);

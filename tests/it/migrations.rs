@@ -101,7 +101,7 @@ async fn a_database_migrated_by_a_newer_version_is_refused_before_any_write() {
     assert_eq!((dump(&database), history(&database).await), before);
     let pool = sqlx::PgPool::connect_lazy_with(database.relay_options.clone());
     let refusal = pgoutbox::Relay::builder(pool).build().await.unwrap_err();
-    let why = std::error::Error::source(&refusal).and_then(std::error::Error::source).unwrap().to_string();
+    let why = pgoutbox::telemetry::chain(&refusal);
     assert!(why.contains("newer version"), "{why}");
     database.drop().await;
 }

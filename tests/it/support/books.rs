@@ -160,7 +160,7 @@ impl Books {
     pub(crate) async fn balance(&self, database: &Database, seed: u64) -> Findings {
         let findings = self.check(database).await;
         let faults: Vec<_> = self.journal().faults.iter().map(|fault| format!("{} {}", fault.kind, fault.permits)).collect();
-        println!("seed {seed}: {findings:?}; faults: {faults:?}");
+        eprintln!("seed {seed}: {findings:?}; faults: {faults:?}");
         assert!(findings.violated().is_empty(), "seed {seed}: {:?} {findings:?}\n{}", findings.violated(), database.rows_at_hand().await);
         findings
     }

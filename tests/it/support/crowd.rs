@@ -50,7 +50,7 @@ impl Default for Habits {
 pub(crate) fn seed() -> u64 {
     let given = std::env::var_os("PGOUTBOX_TEST_SEED").and_then(|text| text.to_str()?.parse().ok());
     let seed = given.unwrap_or_else(rand::random::<u64>);
-    println!("PGOUTBOX_TEST_SEED={seed}");
+    eprintln!("PGOUTBOX_TEST_SEED={seed}");
     seed
 }
 

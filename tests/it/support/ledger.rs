@@ -32,6 +32,7 @@ pub(crate) struct Written {
 /// One transaction of a publisher. Events rolled back to a savepoint are listed under one of their own that aborted.
 #[derive(Debug, Clone)]
 pub(crate) struct Transaction {
+    #[expect(dead_code, reason = "shown when a finding is printed")]
     pub(crate) seed: u64,
     pub(crate) events: Vec<Written>,
     /// `synchronous_commit` was on.

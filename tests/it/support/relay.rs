@@ -1,6 +1,6 @@
 //! A relay in a box: in this process, on the test's own database, with its signals recorded from before it starts.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use pgoutbox::{
     Relay,
@@ -16,7 +16,6 @@ use super::{Database, Recorder};
 /// One running relay.
 #[derive(Debug)]
 pub(crate) struct RelayBox {
-    pub(crate) telemetry: Arc<Telemetry>,
     signals: broadcast::Receiver<Signal>,
     running: JoinSet<Result<Drained, pgoutbox::relay::Error>>,
     pub(crate) stop: CancellationToken,
@@ -38,11 +37,11 @@ impl RelayBox {
         let pool = sqlx::PgPool::connect_lazy_with(database.relay_options.clone());
         let telemetry = Telemetry::new();
         let signals = telemetry.signals();
-        let relay = build(Relay::builder(pool)).telemetry(telemetry.clone()).build().await.unwrap();
+        let relay = build(Relay::builder(pool)).telemetry(telemetry).build().await.unwrap();
         let stop = CancellationToken::new();
         let mut running = JoinSet::new();
         running.spawn(relay.run(stop.clone()));
-        let mut started = Self { telemetry, signals, running, stop };
+        let mut started = Self { signals, running, stop };
         started.wait(|signal| *signal == Signal::Started).await;
         started
     }
