@@ -16,7 +16,8 @@ select pg_current_snapshot()::text as window_end,
             cross join lateral (
                   select event.position
                     from outbox.events as event
-                   where event.xid = was_open.xid
+                   where event.xid >= was_open.xid  -- not `=`: the order by position alone could then be taken from
+                     and event.xid <= was_open.xid  -- the other index, by reading all of it
                    order by event.xid, event.position
                    limit 1) as first)) as page_after,
        (select sequence.last_value from outbox.events_position_seq as sequence) as page_until

@@ -24,8 +24,9 @@ with fresh as materialized (
              cross join lateral (
                    select late.*
                      from outbox.events as late
-                    where late.xid = was_open.xid::xid8
-                    order by late.position
+                    where late.xid >= was_open.xid::xid8  -- not `=`: the order by position alone could then be taken from
+                      and late.xid <= was_open.xid::xid8  -- the other index, by reading all of it
+                    order by late.xid, late.position
                     limit $3::bigint) as event
              where pg_visible_in_snapshot(was_open.xid::xid8, pg_current_snapshot())
              limit $3::bigint) as ended

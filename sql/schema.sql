@@ -3,6 +3,43 @@
 
 CREATE SCHEMA outbox;
 
+CREATE FUNCTION outbox.headers_are_valid(headers jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $_$
+    select jsonb_typeof(headers) = 'object'
+       and pg_column_size(headers) <= 16384
+       and not exists (
+               select from jsonb_each(case when jsonb_typeof(headers) = 'object' then headers else '{}' end) as header (name, value)
+                where header.name !~ '^[a-z0-9][a-z0-9_-]{0,63}$'
+                   or jsonb_typeof(header.value) <> 'string'
+                   or header.value #>> '{}' ~ '[[:cntrl:]]')
+$_$;
+
+CREATE DOMAIN outbox.headers AS jsonb
+	CONSTRAINT headers_must_be_an_object_of_strings_without_control_characters CHECK (((VALUE = '{}'::jsonb) OR outbox.headers_are_valid(VALUE)));
+
+CREATE DOMAIN outbox.instant AS timestamp with time zone
+	CONSTRAINT instant_must_be_between_the_years_2000_and_2200 CHECK (((VALUE >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (VALUE < '2200-01-01 00:00:00+00'::timestamp with time zone)));
+
+CREATE DOMAIN outbox.key AS text
+	CONSTRAINT key_must_be_at_most_512_characters CHECK ((length(VALUE) <= 512));
+
+CREATE DOMAIN outbox.organization AS text
+	CONSTRAINT organization_must_be_1_to_255_characters CHECK (((length(VALUE) >= 1) AND (length(VALUE) <= 255)));
+
+CREATE DOMAIN outbox.payload AS jsonb
+	CONSTRAINT payload_must_be_at_most_256_kib CHECK (
+CASE
+    WHEN (pg_column_size(VALUE) <= 8192) THEN true
+    ELSE (octet_length((VALUE)::text) <= 262144)
+END);
+
+CREATE DOMAIN outbox.priority AS integer
+	CONSTRAINT priority_must_be_between_0_and_1000 CHECK (((VALUE >= 0) AND (VALUE <= 1000)));
+
+CREATE DOMAIN outbox.topic AS text
+	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK (((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$'::text)));
+
 CREATE FUNCTION outbox.bump_generation() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -184,7 +221,7 @@ begin
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
-            ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.headers_are_valid'),
+            ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'insert, update, delete on outbox.subscriptions'),
@@ -202,18 +239,6 @@ begin
     return granted;
 end;
 $$;
-
-CREATE FUNCTION outbox.headers_are_valid(headers jsonb) RETURNS boolean
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $_$
-    select jsonb_typeof(headers) = 'object'
-       and pg_column_size(headers) <= 16384
-       and not exists (
-               select from jsonb_each(case when jsonb_typeof(headers) = 'object' then headers else '{}' end) as header (name, value)
-                where header.name !~ '^[a-z0-9][a-z0-9_-]{0,63}$'
-                   or jsonb_typeof(header.value) <> 'string'
-                   or header.value #>> '{}' ~ '[[:cntrl:]]')
-$_$;
 
 CREATE TABLE outbox.dead_letters (
     id bigint NOT NULL,
@@ -570,28 +595,16 @@ CREATE TABLE outbox.events (
     "position" bigint NOT NULL,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     id uuid DEFAULT outbox.new_id() NOT NULL,
-    topic text NOT NULL,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb DEFAULT '{}'::jsonb NOT NULL,
-    organization text,
+    topic outbox.topic NOT NULL,
+    key outbox.key,
+    payload outbox.payload NOT NULL,
+    headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
+    organization outbox.organization,
     source text,
     user_id text,
-    priority integer DEFAULT 0 NOT NULL,
-    deliver_after timestamp with time zone,
-    schema_version integer,
-    CONSTRAINT created_at_must_be_finite_and_before_2200 CHECK (((created_at >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (created_at < '2200-01-01 00:00:00+00'::timestamp with time zone))),
-    CONSTRAINT deliver_after_must_be_finite_and_before_2200 CHECK (((deliver_after >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (deliver_after < '2200-01-01 00:00:00+00'::timestamp with time zone))),
-    CONSTRAINT headers_must_be_an_object_of_strings CHECK (((headers = '{}'::jsonb) OR outbox.headers_are_valid(headers))),
-    CONSTRAINT key_must_be_at_most_512_characters CHECK ((length(key) <= 512)),
-    CONSTRAINT organization_must_be_1_to_255_characters CHECK (((length(organization) >= 1) AND (length(organization) <= 255))),
-    CONSTRAINT payload_must_be_at_most_256_kib CHECK (
-CASE
-    WHEN (pg_column_size(payload) <= 8192) THEN true
-    ELSE (octet_length((payload)::text) <= 262144)
-END),
-    CONSTRAINT priority_must_be_between_0_and_1000 CHECK (((priority >= 0) AND (priority <= 1000))),
-    CONSTRAINT topic_must_be_dotted_segments_without_wildcards CHECK (((length(topic) <= 255) AND (topic ~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$'::text)))
+    priority outbox.priority DEFAULT 0 NOT NULL,
+    deliver_after outbox.instant,
+    schema_version integer
 )
 PARTITION BY RANGE (created_at);
 
@@ -637,28 +650,16 @@ CREATE TABLE outbox.events_default (
     "position" bigint NOT NULL,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     id uuid DEFAULT outbox.new_id() NOT NULL,
-    topic text NOT NULL,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb DEFAULT '{}'::jsonb NOT NULL,
-    organization text,
+    topic outbox.topic NOT NULL,
+    key outbox.key,
+    payload outbox.payload NOT NULL,
+    headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
+    organization outbox.organization,
     source text,
     user_id text,
-    priority integer DEFAULT 0 NOT NULL,
-    deliver_after timestamp with time zone,
-    schema_version integer,
-    CONSTRAINT created_at_must_be_finite_and_before_2200 CHECK (((created_at >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (created_at < '2200-01-01 00:00:00+00'::timestamp with time zone))),
-    CONSTRAINT deliver_after_must_be_finite_and_before_2200 CHECK (((deliver_after >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (deliver_after < '2200-01-01 00:00:00+00'::timestamp with time zone))),
-    CONSTRAINT headers_must_be_an_object_of_strings CHECK (((headers = '{}'::jsonb) OR outbox.headers_are_valid(headers))),
-    CONSTRAINT key_must_be_at_most_512_characters CHECK ((length(key) <= 512)),
-    CONSTRAINT organization_must_be_1_to_255_characters CHECK (((length(organization) >= 1) AND (length(organization) <= 255))),
-    CONSTRAINT payload_must_be_at_most_256_kib CHECK (
-CASE
-    WHEN (pg_column_size(payload) <= 8192) THEN true
-    ELSE (octet_length((payload)::text) <= 262144)
-END),
-    CONSTRAINT priority_must_be_between_0_and_1000 CHECK (((priority >= 0) AND (priority <= 1000))),
-    CONSTRAINT topic_must_be_dotted_segments_without_wildcards CHECK (((length(topic) <= 255) AND (topic ~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$'::text)))
+    priority outbox.priority DEFAULT 0 NOT NULL,
+    deliver_after outbox.instant,
+    schema_version integer
 );
 
 ALTER TABLE outbox.events ALTER COLUMN "position" ADD GENERATED ALWAYS AS IDENTITY (
@@ -871,6 +872,10 @@ GRANT USAGE ON SCHEMA outbox TO outbox_relay;
 GRANT USAGE ON SCHEMA outbox TO outbox_admin;
 GRANT USAGE ON SCHEMA outbox TO outbox_monitor;
 
+REVOKE ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.bump_generation() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.bump_generation() TO outbox_admin;
 
@@ -886,11 +891,6 @@ GRANT ALL ON FUNCTION outbox.duration_is_valid(duration text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_admin;
 
 GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
 GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;

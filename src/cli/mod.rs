@@ -1,6 +1,7 @@
 //! The command line: one variant per command, one file per group of commands. Each calls the library and prints.
 //! Data goes to standard output, talk to standard error.
 
+mod bench;
 mod check;
 mod dead_letters;
 mod moment;
@@ -78,15 +79,8 @@ enum Command {
     /// List, show, redrive and discard deliveries that were given up.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
-    /// Measure how fast this machine delivers.
-    Bench {
-        /// A few seconds instead of minutes.
-        #[arg(long)]
-        quick: bool,
-        /// One JSON object a line.
-        #[arg(long)]
-        json: bool,
-    },
+    /// Measure how fast this machine delivers: each figure beside its floor, on a private PostgreSQL.
+    Bench(bench::Bench),
     /// Ask a running relay whether it is ready: exit code 0 or 1, for container probes.
     Healthcheck,
     /// What a reason such as `timeout` means; without a code, all of them.
@@ -119,7 +113,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     let config = || Config::load(&sources());
     match arguments.command {
         Command::Demo { once } => pgoutbox::demo::run(pgoutbox::demo::Options { once }).await?,
-        Command::Bench { quick, json } => pgoutbox::bench::run(quick, json).await?,
+        Command::Bench(options) => pgoutbox::bench::run(options.into()).await?,
         Command::Migrate(options) if options.sql => print::raw(&pgoutbox::migrate::script())?,
         Command::Migrate(options) => options.execute(&config()?).await?,
         Command::Run { migrate } => return run::run(&config()?, migrate).await,

@@ -34,8 +34,6 @@ const RING_OTHERS: Duration = Duration::from_millis(100);
 
 /// How often a relay without room looks whether subscriptions have changed.
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
-/// How long to wait for more permits once the first has come back.
-const MOMENT: Duration = Duration::from_millis(1);
 /// A backlog is being drained while the last claim is not older.
 const DRAINING: Duration = Duration::from_millis(20);
 
@@ -166,24 +164,14 @@ impl Work {
         Ok(())
     }
 
-    /// Waits until permits come back: so many that the next page or claim is worth its round trips, or as many as come
-    /// within a moment.
+    /// Waits until permits come back. Settling gives back those of a batch together, so the first is not alone.
     async fn await_room(&self, shutdown: &CancellationToken) {
-        let permits = &self.shared.permits;
-        let enough = permits.in_flight() / 4;
-        let free = permits.free();
-        let mut patience = None;
         let latest = tokio::time::Instant::now() + FOLLOW_EVERY;
-        while permits.in_flight() > 0 && permits.free().saturating_sub(free) <= enough {
-            tokio::select! {
-                () = permits.freed.notified() => {
-                    patience.get_or_insert_with(|| tokio::time::Instant::now() + MOMENT);
-                }
-                () = async { match patience { Some(then) => tokio::time::sleep_until(then).await, None => std::future::pending().await } } => return,
-                () = self.until_due() => return,
-                () = tokio::time::sleep_until(latest) => return,
-                () = shutdown.cancelled() => return,
-            }
+        tokio::select! {
+            () = self.shared.permits.freed.notified() => tokio::task::yield_now().await,
+            () = self.until_due() => {}
+            () = tokio::time::sleep_until(latest) => {}
+            () = shutdown.cancelled() => {}
         }
     }
 

@@ -55,7 +55,7 @@ async fn refused_input_says_what_postgresql_says_with_its_hint() {
     let error = operator.pause_subscription("nobody").await.unwrap_err().to_string();
     assert_eq!(error, "no subscription is named 'nobody' (List them: select name from outbox.subscriptions.)");
     let error = operator.publish(&Event::new("a..b", 1).unwrap()).await.unwrap_err().to_string();
-    assert_eq!(error, "topic must be dotted segments without wildcards");
+    assert_eq!(error, "topic must be dotted segments without stars up to 255 letters");
     let output = database.pgoutbox(&["publish", "a.*"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty());

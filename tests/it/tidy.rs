@@ -119,7 +119,9 @@ fn only_config_and_secret_read_settings_from_the_environment() {
 
 #[test]
 fn every_statement_is_used_exactly_once() {
-    let source: String = files("src", ".rs").values().map(|text| code(text)).collect();
+    // The benchmark runs the relay's statements without the relay: that is its floor.
+    let source: String =
+        files("src", ".rs").iter().filter(|(name, _)| !name.starts_with("src/bench/")).map(|(_, text)| code(text)).collect();
     for name in files("sql", ".sql").into_keys().filter(|name| name != "sql/schema.sql") {
         let word = name.trim_start_matches("sql/").trim_end_matches(".sql");
         let uses = source.matches(&format!("/sql/{word}.sql\")")).count() + source.matches(&format!("sql!(\"{word}\")")).count();
