@@ -3,6 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use pgoutbox::{
+    config::RelayConfig,
     config::{self, Egress},
     secret::Secrets,
     sinks::webhook::Webhook,
@@ -229,6 +230,49 @@ async fn a_relay_with_only_bad_rows_starts_and_a_mended_row_works_again() {
     let mended = "select count(*) from outbox.subscriptions where state = 'ok' and state_reason is null";
     assert_eq!(database.count(mended).await, 2);
     relay.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn what_was_committed_while_a_subscription_was_invalid_is_delivered_once_it_is_mended() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('broken', array['**'], 'recorder', '{\"bad\": true}')").await;
+    let recorder = Recorder::new();
+    let mut relay = RelayBox::start(&database, &recorder).await;
+    database.eventually("select state = 'invalid' from outbox.subscriptions").await;
+    database.execute("select outbox.publish('a.b', '1')").await;
+    relay.wait(|signal| matches!(signal, Signal::Routed { events: 1, deliveries: 1 })).await;
+    database.execute("select outbox.subscribe('broken', array['**'], 'recorder')").await;
+    let seen = timeout(Duration::from_secs(10), recorder.wait_for(1)).await.expect("mending should not wait for the poll");
+    assert_eq!(seen[0].payload, "1");
+    relay.stop().await;
+    assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_relay_that_lacks_a_sink_leaves_the_subscription_to_one_that_has_it() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('elsewhere', array['**'], 'recorder')").await;
+    let without = RelayBox::start_with(&database, |builder| builder.settings(settings("without"))).await;
+    database.eventually("select state = 'invalid' from outbox.subscriptions").await;
+    let recorder = Recorder::new();
+    // What another relay has routed and cannot send is found by the poll.
+    let polling = RelayConfig { poll: Some(Duration::from_millis(100)), ..settings("with") };
+    let with = RelayBox::start_with(&database, |builder| builder.settings(polling).sink(recorder.clone())).await;
+    database.eventually("select state = 'ok' from outbox.subscriptions").await;
+    for n in 1..=20 {
+        database.execute(format!("select outbox.publish('a.b', '{n}')")).await;
+        recorder.wait_for(n).await;
+    }
+    assert_eq!(
+        database.count("select count(*) from outbox.subscriptions where state = 'ok'").await,
+        1,
+        "they should not contradict each other"
+    );
+    without.stop().await;
+    with.stop().await;
+    assert_eq!(recorder.seen().len(), 20);
     database.drop().await;
 }
 
