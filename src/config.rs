@@ -45,7 +45,7 @@ pub struct Database {
     pub url: SecretString,
     /// A direct connection for LISTEN beside a pooled `url`; default: `url`.
     pub listen_url: Option<SecretString>,
-    /// Connections for routing, claiming and reading; settling and renewing have two more, the listener one.
+    /// Connections for reports and reloads; routing, settling, renewing and the listener keep one each beside them.
     pub pool_size: u32,
     /// `url` goes through a transaction pooler such as PgBouncer.
     pub pooler: bool,

@@ -124,7 +124,7 @@ impl Builder {
         self
     }
 
-    /// Connections for routing, claiming and reading; settling has two more, the listener one.
+    /// Connections for reports and reloads; routing, settling, renewing and the listener keep one each beside them.
     #[must_use]
     pub fn pool_size(mut self, size: u32) -> Self {
         self.pool_size = size.max(1);
