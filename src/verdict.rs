@@ -104,9 +104,6 @@ impl Outcome {
         }
     }
 
-    /// Every code of [`Outcome::code`].
-    pub const CODES: &'static [&'static str] = &["delivered", "retry", "rejected", "gone"];
-
     /// Why it did not succeed.
     #[must_use]
     pub const fn reason(&self) -> Option<Reason> {

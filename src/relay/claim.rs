@@ -2,7 +2,7 @@
 //! A crash here costs the wait of one lease.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     Shared,
     breaker::Gate,
-    deliver::{Deliver, Leased},
+    deliver::{Deliver, Leased, missing_event},
     permits::Permit,
 };
 use crate::{
@@ -136,7 +136,7 @@ async fn claim_part(shared: &Arc<Shared>, deliver: &Deliver, wanted: Vec<(Claim,
     for row in claimed {
         by_subscription.entry(row.subscription_id).or_default().push(row);
     }
-    let mut leased = Vec::new();
+    let mut claimed = Vec::new();
     let mut expired = 0;
     for (claim, subscription, mut permits) in wanted {
         let rows = by_subscription.remove(&claim.subscription).unwrap_or_default();
@@ -158,45 +158,33 @@ async fn claim_part(shared: &Arc<Shared>, deliver: &Deliver, wanted: Vec<(Claim,
         for row in rows {
             expired += usize::from(row.unfinished > 0);
             if let Some(permit) = permits.pop() {
-                leased.push((row, subscription.clone(), permit));
+                claimed.push(leased(&row, subscription.clone(), permit, token));
             }
         }
     }
-    if leased.is_empty() {
+    if claimed.is_empty() {
         return Ok(0);
     }
-    shared.telemetry.claimed(leased.len(), expired);
-    let count = leased.len();
-    let deliveries = load(shared, leased, token).await?;
-    deliver.take_off(deliveries, began).await?;
+    let count = claimed.len();
+    shared.telemetry.claimed(count, expired);
+    deliver.take_off(claimed, began).await?;
     Ok(count)
 }
 
-/// Reads the events of claimed rows, each once. An event that is no longer in the log becomes an empty one, to be given up.
-async fn load(shared: &Shared, rows: Vec<(Claimed, Arc<Subscription>, Permit)>, token: Uuid) -> Result<Vec<Leased>, Error> {
-    let positions: Vec<i64> = rows.iter().map(|(row, ..)| row.position).collect::<HashSet<_>>().into_iter().collect();
-    let times = || rows.iter().map(|(row, ..)| row.created_at);
-    let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
-    let events: HashMap<i64, Arc<_>> =
-        shared.store.load_events(&positions, span).await?.into_iter().map(|(at, event)| (at, Arc::new(event))).collect();
-    Ok(rows
-        .into_iter()
-        .map(|(row, subscription, permit)| {
-            let found = events.get(&row.position).cloned();
-            Leased {
-                payload_read: true,
-                delivery: Delivery {
-                    id: row.id,
-                    event: found.unwrap_or_else(|| Arc::new(super::deliver::missing_event(&row))),
-                    subscription,
-                    owed_since: row.owed_since,
-                    attempted_at: row.owed_since,
-                    attempt: u32::try_from(row.attempt).unwrap_or(u32::MAX),
-                    lease_token: token,
-                    unfinished: u32::try_from(row.unfinished).unwrap_or(u32::MAX),
-                },
-                permit,
-            }
-        })
-        .collect())
+/// A claimed row before its event is read.
+fn leased(row: &Claimed, subscription: Arc<Subscription>, permit: Permit, token: Uuid) -> Leased {
+    Leased {
+        payload_read: false,
+        delivery: Delivery {
+            id: row.id,
+            event: Arc::new(missing_event(row.position, row.created_at)),
+            subscription,
+            owed_since: row.owed_since,
+            attempted_at: row.owed_since,
+            attempt: u32::try_from(row.attempt).unwrap_or(u32::MAX),
+            lease_token: token,
+            unfinished: u32::try_from(row.unfinished).unwrap_or(u32::MAX),
+        },
+        permit,
+    }
 }

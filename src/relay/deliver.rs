@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{DateTime, Utc};
 use futures_util::FutureExt as _;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -17,12 +18,14 @@ use crate::{
     delivery::Delivery,
     event::Event,
     sinks::Report,
-    store::{Claimed, Error},
+    store::Error,
     verdict::{Outcome, Reason},
 };
 
 /// No attempt may take longer, whatever its sink says.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(60);
+/// So much of an answer is kept (bytes), whatever its sink reports.
+const LONGEST_ANSWER: usize = 1_024;
 /// A delivery whose claims ended so often without a verdict is given up unsent.
 const UNFINISHED_AT_MOST: u32 = 3;
 /// Deliveries whose last claim ended without a verdict fly with so many of their kind at most,
@@ -32,7 +35,7 @@ const SUSPECTS: u32 = 8;
 #[derive(Debug)]
 pub(super) struct Leased {
     pub(super) delivery: Delivery,
-    /// Large payloads are read only now.
+    /// False: the event, or its large payload, is read only now.
     pub(super) payload_read: bool,
     pub(super) permit: Permit,
 }
@@ -60,12 +63,12 @@ pub(super) struct Deliver {
     suspects: Arc<Semaphore>,
 }
 
-/// What stands in for an event that is no longer in the log.
-pub(super) fn missing_event(row: &Claimed) -> Event {
+/// What stands in for an event that has not been read, or is no longer in the log.
+pub(super) fn missing_event(position: i64, created_at: DateTime<Utc>) -> Event {
     Event {
         id: uuid::Uuid::nil(),
-        position: row.position,
-        created_at: row.created_at,
+        position,
+        created_at,
         topic: String::new(),
         key: None,
         payload: String::new(),
@@ -90,7 +93,10 @@ impl Deliver {
 
     /// Starts an attempt for each. `given`: when their leases were given, by our monotonic clock.
     pub(super) async fn take_off(&self, mut leased: Vec<Leased>, given: Instant) -> Result<(), Error> {
-        self.read_payloads(&mut leased).await?;
+        if let Err(error) = self.read_payloads(&mut leased).await {
+            self.give_back(leased).await;
+            return Err(error);
+        }
         for Leased { delivery, permit, .. } in leased {
             // Already in the air under an older lease of ours: that attempt goes on, and this lease runs out.
             let Some(lost) = self.shared.leases.hold(delivery.id, delivery.lease_token, given) else { continue };
@@ -98,6 +104,14 @@ impl Deliver {
             self.attempts.spawn(dropped.run_until_cancelled_owned(async move { this.attempt(delivery, permit, given, &lost).await }));
         }
         Ok(())
+    }
+
+    /// Nothing was tried: without this, their leases would run out and count as deaths of this relay.
+    async fn give_back(&self, leased: Vec<Leased>) {
+        for Leased { delivery, permit, .. } in leased {
+            let report = Outcome::Retry { reason: Reason::LeaseLost, after: None }.into();
+            let _ = self.outcomes.send(Landed { delivery, report, took: Duration::ZERO, counts: false, _permit: permit }).await;
+        }
     }
 
     async fn read_payloads(&self, leased: &mut [Leased]) -> Result<(), Error> {
@@ -111,9 +125,11 @@ impl Deliver {
         let events: HashMap<i64, Arc<Event>> =
             self.shared.store.load_events(&positions, span).await?.into_iter().map(|(at, event)| (at, Arc::new(event))).collect();
         for one in leased.iter_mut().filter(|one| !one.payload_read) {
-            if let Some(event) = events.get(&one.delivery.event.position) {
-                one.delivery.event = event.clone();
-            }
+            let stand_in = &one.delivery.event;
+            one.delivery.event = match events.get(&stand_in.position) {
+                Some(event) => event.clone(),
+                None => Arc::new(missing_event(stand_in.position, stand_in.created_at)),
+            };
         }
         Ok(())
     }
@@ -126,6 +142,7 @@ impl Deliver {
             () = lost.notified() => (cut_off(Reason::LeaseLost), true),
             () = self.stop.cancelled() => (cut_off(Reason::RelayStopped), true),
         };
+        let report = Report { answer: report.answer.map(storable), ..report };
         let took = began.elapsed();
         if counts {
             self.shared.telemetry.attempted(&delivery, &report, took);
@@ -161,7 +178,26 @@ impl Deliver {
     }
 }
 
+/// At most 1 KiB, and without the one character PostgreSQL cannot store: an answer it refuses would hold up every verdict.
+fn storable(answer: String) -> String {
+    let mut answer = if answer.contains('\0') { answer.replace('\0', "\\0") } else { answer };
+    answer.truncate(answer.floor_char_boundary(LONGEST_ANSWER));
+    answer
+}
+
 /// An attempt that was ended from outside: the destination may have it.
 fn cut_off(reason: Reason) -> Report {
     Report { ambiguous: true, ..Outcome::Retry { reason, after: None }.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_postgresql_would_refuse_is_made_storable() {
+        assert_eq!(storable("a\0b".to_owned()), "a\\0b");
+        assert_eq!(storable("ä".repeat(2_000)).len(), LONGEST_ANSWER);
+        assert_eq!(storable("short".to_owned()), "short");
+    }
 }

@@ -343,7 +343,7 @@ impl Health {
         }
     }
 
-    /// What the relay is doing, for `/readyz?verbose` and a signal to the process.
+    /// What the relay is doing, for `/readyz?verbose`.
     #[must_use]
     pub fn state(&self) -> serde_json::Value {
         let shared = &self.shared;

@@ -170,7 +170,9 @@ async fn record_attempts(shared: &Shared, landed: &[Landed], settled: &HashSet<i
 
 fn announce(shared: &Shared, one: &Landed, verdict: &Verdict, counted: bool) {
     let delivery = &one.delivery;
-    shared.tallies.add(delivery.subscription.row.id, one.report.outcome == Outcome::Delivered);
+    if one.counts {
+        shared.tallies.add(delivery.subscription.row.id, one.report.outcome == Outcome::Delivered);
+    }
     if let Some(destination) = delivery.subscription.outlet.destination() {
         match shared.breakers.record(destination, &one.report.outcome, Instant::now()) {
             Change::None => {}

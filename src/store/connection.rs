@@ -147,12 +147,6 @@ impl Store {
         with_settings(self.settings.options.clone(), &self.settings.relay, self.settings.pooler)
     }
 
-    /// Whether statements go through a transaction pooler.
-    #[must_use]
-    pub fn is_pooled(&self) -> bool {
-        self.settings.pooler
-    }
-
     /// Asks the database whether it can be worked with, and returns how far its clock is ahead of ours, in seconds.
     ///
     /// # Errors

@@ -13,10 +13,11 @@ use pgoutbox::{
     delivery::Delivery,
     private_postgres::{Options, PrivatePostgres, Stop},
     sinks::{Report, Sink},
+    telemetry::Signal,
     verdict::Outcome,
 };
 
-use crate::support::{Books, Crowd, Database, Habits, LedgerSink, RelayBox, ledger::Request, pause, relay::settings, seed};
+use crate::support::{Books, Crowd, Database, Habits, LedgerSink, Recorder, RelayBox, ledger::Request, pause, relay::settings, seed};
 
 fn polling(name: &str) -> RelayConfig {
     RelayConfig { poll: Some(Duration::from_secs(1)), permits: 32, permits_per_subscription: 16, ..settings(name) }
@@ -255,5 +256,38 @@ async fn a_relay_that_is_dropped_without_a_drain_does_nothing_more() {
     let relay = RelayBox::start_with(&database, |builder| builder.settings(polling("relay")).sink(LedgerSink::new(&books))).await;
     books.wait_for(1, Duration::from_secs(10)).await;
     assert!(relay.stop().await.complete);
+    database.drop().await;
+}
+
+/// While the log is locked, what was claimed cannot be read: it is given back as if it had not been claimed.
+#[tokio::test]
+async fn a_claim_whose_events_cannot_be_read_is_given_back_and_costs_no_attempt() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('late', array['later'], 'recorder')").await;
+    database.execute("select outbox.publish('unwanted', '1')").await;
+    let recorder = Recorder::new();
+    let settings = RelayConfig { poll: Some(Duration::from_millis(100)), ..settings("relay") };
+    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(settings).sink(recorder.clone())).await;
+    relay.wait_asleep().await;
+    let (position, created_at): (i64, chrono::DateTime<chrono::Utc>) =
+        sqlx::query_as("select position, created_at from outbox.events").fetch_one(&database.pool).await.unwrap();
+    let mut locked = database.pool.begin().await.unwrap();
+    sqlx::query("lock table outbox.events in access exclusive mode").execute(&mut *locked).await.unwrap();
+    sqlx::query(
+        "insert into outbox.deliveries (subscription_id, due_at, position, created_at)
+         select id, now(), $1, $2 from outbox.subscriptions",
+    )
+    .bind(position)
+    .bind(created_at)
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    relay.wait(|signal| matches!(signal, Signal::Claimed { deliveries: 1 })).await;
+    relay.wait(|signal| *signal == Signal::DatabaseFailed).await;
+    database.eventually("select lease_token is null and attempt = 0 and unfinished = 0 from outbox.deliveries").await;
+    locked.rollback().await.unwrap();
+    let seen = recorder.wait_for(1).await;
+    assert_eq!((seen[0].attempt, seen[0].payload.as_str()), (1, "1"));
+    relay.stop().await;
     database.drop().await;
 }
