@@ -5,6 +5,7 @@
 mod database;
 mod read;
 mod sections;
+mod sinks;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use read::{Reader, text};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 
+pub use sinks::{Connection, Settings};
 pub use sources::Sources;
 
 /// The manual: every key with its meaning, limits and default.
@@ -36,6 +38,8 @@ pub struct Config {
     pub http: Http,
     /// `[telemetry]`
     pub telemetry: Telemetry,
+    /// `[sinks.<kind>]`
+    pub sinks: Vec<Connection>,
 }
 
 /// `[database]`
@@ -185,6 +189,7 @@ impl Config {
             secrets: Secrets::default(),
             http: Http::default(),
             telemetry: Telemetry::default(),
+            sinks: Vec::new(),
         }
     }
 
@@ -236,7 +241,7 @@ impl Config {
     }
 
     /// In the order of the manual: the configuration, every key there is, and the mistakes.
-    fn read(sources: &Sources) -> (Self, Vec<&'static str>, Vec<Mistake>) {
+    fn read(sources: &Sources) -> (Self, Vec<String>, Vec<Mistake>) {
         let mut reader = Reader::new(sources);
         let mut config = Self::new(SecretString::default());
         config.database.read(&mut reader, sources);
@@ -249,6 +254,7 @@ impl Config {
         config.secrets.folder = reader.read("secrets.folder", text).map(PathBuf::from);
         config.http.read(&mut reader, sources);
         config.telemetry.read(&mut reader);
+        config.sinks = sinks::read(&mut reader, sources);
         let (keys, mistakes) = reader.finish();
         (config, keys, mistakes)
     }

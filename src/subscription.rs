@@ -96,10 +96,15 @@ impl Subscription {
         self.row.state != "gone"
     }
 
-    /// Its own limit of deliveries in flight, where it sets one.
+    /// Its own limit of deliveries in flight, where it sets one, or where its sink takes several at once: a batch under way and
+    /// one that gathers meanwhile.
     #[must_use]
     pub fn own_limit(&self) -> Option<u32> {
-        self.row.max_in_flight.and_then(|limit| u32::try_from(limit).ok())
+        let batches = || self.outlet.batch().map(|batch| batch.max.saturating_mul(batch.in_flight + 1));
+        self.row
+            .max_in_flight
+            .and_then(|limit| u32::try_from(limit).ok())
+            .or_else(|| batches().map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)))
     }
 
     fn wants_key(&self, key: Option<&str>) -> bool {

@@ -55,10 +55,30 @@ reasons! {
     Gone = "gone",
     /// the complete body is larger than 1 MiB
     BodyTooLarge = "body_too_large",
+    /// the destination refused the relay's credentials or rights
+    AccessDenied = "access_denied",
+    /// the topic, stream, exchange, table or function does not exist at the destination
+    TargetMissing = "target_missing",
+    /// the destination took the event and had nobody to give it to
+    Unroutable = "unroutable",
+    /// the destination has no room: its disk, stream, memory or queue is full
+    DestinationFull = "destination_full",
+    /// the destination answered with an error of its own
+    Refused = "refused",
+    /// the receiver of a batch listed this event as failed
+    NotAcknowledged = "not_acknowledged",
+    /// a SQL function raised an error
+    FunctionFailed = "function_failed",
     /// a handler returned an error
     HandlerFailed = "handler_failed",
+    /// the payload is not what the handler or the destination takes
+    PayloadUnusable = "payload_unusable",
+    /// a field of the subscription's config names something this event does not have
+    TemplateFailed = "template_failed",
     /// the sink panicked
     SinkPanicked = "sink_panicked",
+    /// the sink did not report on every delivery: a bug in it
+    SinkBroken = "sink_broken",
     /// the relay could not renew its lease in time and stopped the attempt
     LeaseLost = "lease_lost",
     /// the relay was stopped while the attempt was under way

@@ -3,13 +3,14 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, bail};
+use futures_util::StreamExt as _;
 use pgoutbox::{
     config::Config,
     migrate,
     operate::{Error, Operator},
     secret::Secrets,
     sinks::{Registry, webhook::Webhook},
-    subscription::Subscription,
+    subscription::{Row, Subscription},
     verdict::Reason,
 };
 use serde::Serialize;
@@ -23,6 +24,9 @@ use crate::Exit;
 
 /// How long `healthcheck` waits for an answer; container probes give up after 30 s by default.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Destinations asked at once.
+const AT_ONCE: usize = 16;
 
 /// Something a person must mend.
 #[derive(Debug, Serialize)]
@@ -66,15 +70,28 @@ async fn findings(config: &Config, operator: &mut Operator) -> anyhow::Result<Ve
     }
     let mut registry = Registry::default();
     registry.add(Webhook::new(&config.egress, Secrets::new(&config.secrets))?);
+    registry.open(&config.sinks).map_err(anyhow::Error::msg)?;
     let rows = operator.list_subscriptions(None).await?;
-    let judged = rows.into_iter().filter_map(|row| {
-        let subject = format!("subscription {}", row.name);
-        let ended = matches!(row.state.as_str(), "gone" | "disabled")
-            .then(|| format!("is {}: {}", row.state, row.state_reason.as_deref().unwrap_or("no reason is recorded")));
-        let problem = Subscription::bind(row, &registry).1.or(ended)?;
-        Some(Finding { subject, problem })
-    });
-    Ok(judged.collect())
+    let mut checks = futures_util::stream::iter(rows.into_iter().map(|row| judge(row, &registry))).buffered(AT_ONCE);
+    let mut findings = Vec::new();
+    while let Some(finding) = checks.next().await {
+        findings.extend(finding);
+    }
+    Ok(findings)
+}
+
+async fn judge(row: Row, registry: &Registry) -> Option<Finding> {
+    let subject = format!("subscription {}", row.name);
+    let ended = matches!(row.state.as_str(), "gone" | "disabled")
+        .then(|| format!("is {}: {}", row.state, row.state_reason.as_deref().unwrap_or("no reason is recorded")));
+    let (subscription, problem) = Subscription::bind(row, registry);
+    let problem = match problem.or(ended) {
+        Some(problem) => problem,
+        None => {
+            subscription.outlet.check().await.err().map(|problem| format!("its destination does not answer as it should: {problem}"))?
+        }
+    };
+    Some(Finding { subject, problem })
 }
 
 /// Asks `/readyz` of the relay that has the same configuration.

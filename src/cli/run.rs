@@ -97,6 +97,8 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
             .allow_superuser(config.database.allow_superuser)
             .pool_size(config.database.pool_size)
             .sink(Webhook::new(&config.egress, Secrets::new(&config.secrets))?)
+            .connections(&config.sinks)
+            .map_err(anyhow::Error::msg)?
             .telemetry(telemetry.clone());
         if let Some(listen) = config.listen_options()? {
             builder = builder.listen(listen);

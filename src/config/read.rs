@@ -19,7 +19,14 @@ pub(super) struct Reader {
     figment: Figment,
     settings: Dict,
     mistakes: Vec<Mistake>,
-    known: Vec<(&'static str, Secrecy)>,
+    known: Vec<(String, Secrecy)>,
+}
+
+impl fmt::Debug for Reader {
+    /// Keys only: values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("known", &self.known.len()).field("mistakes", &self.mistakes.len()).finish_non_exhaustive()
+    }
 }
 
 /// Whether a value may be shown.
@@ -64,7 +71,43 @@ impl Reader {
 
     /// Whether a key was written anywhere.
     pub(super) fn is_set(&self, key: &str) -> bool {
-        self.value(key).is_some()
+        self.at(key).is_some()
+    }
+
+    /// What was written at a path of keys, of any depth.
+    pub(super) fn at(&self, path: &str) -> Option<&Value> {
+        let mut keys = path.split('.');
+        let first = self.settings.get(keys.next()?)?;
+        keys.try_fold(first, |value, key| value.as_dict()?.get(key))
+    }
+
+    /// Reads one key at a path of any depth, without taking it for known.
+    pub(super) fn take_at<T>(&mut self, path: &str, secrecy: Secrecy, parse: impl FnOnce(&Value) -> Result<T, String>) -> Option<T> {
+        match parse(self.at(path)?) {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                let mistake = self.mistake(path, secrecy, problem);
+                self.mistakes.push(mistake);
+                None
+            }
+        }
+    }
+
+    /// Takes keys for known: they belong into the manual.
+    pub(super) fn know(&mut self, keys: impl IntoIterator<Item = String>) {
+        self.known.extend(keys.into_iter().map(|key| (key, Secrecy::Secret)));
+    }
+
+    /// Notes a mistake at a path of any depth. The value is not shown.
+    pub(super) fn refuse_at(&mut self, path: &str, problem: String) {
+        let mistake = self.mistake(path, Secrecy::Secret, problem);
+        self.mistakes.push(mistake);
+    }
+
+    /// Notes that nothing is known of what was written there, so its value may be a secret.
+    pub(super) fn refuse_unknown(&mut self, path: &str, problem: String) {
+        let origin = self.at(path).and_then(|value| self.origin(path, value));
+        self.mistakes.push(Mistake::of_key(path, origin, problem));
     }
 
     /// Notes a mistake in a key that was read before.
@@ -75,9 +118,10 @@ impl Reader {
     }
 
     /// Every key asked for, in that order; and all mistakes, those of keys nobody asked for among them.
-    pub(super) fn finish(mut self) -> (Vec<&'static str>, Vec<Mistake>) {
+    pub(super) fn finish(mut self) -> (Vec<String>, Vec<Mistake>) {
         let mut unknown = Vec::new();
-        for (section, value) in &self.settings {
+        // What stands below [sinks] is checked where it is read: each kind has keys of its own.
+        for (section, value) in self.settings.iter().filter(|(section, value)| *section != "sinks" || value.as_dict().is_none()) {
             let keys_of_section: Vec<_> =
                 self.known.iter().filter_map(|(key, _)| key.strip_prefix(section.as_str())?.strip_prefix('.')).collect();
             match value {
@@ -99,31 +143,19 @@ impl Reader {
         let unknown: Vec<_> = unknown
             .into_iter()
             // Nothing is known of an unknown key, so its value may be a secret.
-            .map(|(key, value, problem)| Mistake { origin: self.origin(&key, value), key, value: None, problem })
+            .map(|(key, value, problem)| Mistake::of_key(&key, self.origin(&key, value), problem))
             .collect();
         self.mistakes.extend(unknown);
         (self.known.into_iter().map(|(key, _)| key).collect(), self.mistakes)
     }
 
     fn take<T>(&mut self, key: &'static str, secrecy: Secrecy, parse: impl FnOnce(&Value) -> Result<T, String>) -> Option<T> {
-        self.known.push((key, secrecy));
-        match parse(self.value(key)?) {
-            Ok(value) => Some(value),
-            Err(problem) => {
-                let mistake = self.mistake(key, secrecy, problem);
-                self.mistakes.push(mistake);
-                None
-            }
-        }
-    }
-
-    fn value(&self, key: &str) -> Option<&Value> {
-        let (section, name) = key.split_once('.')?;
-        self.settings.get(section)?.as_dict()?.get(name)
+        self.known.push((key.to_owned(), secrecy));
+        self.take_at(key, secrecy, parse)
     }
 
     fn mistake(&self, key: &str, secrecy: Secrecy, problem: String) -> Mistake {
-        let value = self.value(key);
+        let value = self.at(key);
         Mistake {
             key: key.to_owned(),
             value: value.map(|value| if secrecy == Secrecy::Secret { "[redacted]".to_owned() } else { shown(value) }),
@@ -145,7 +177,7 @@ impl Reader {
         )
     }
 
-    fn sections(&self) -> Vec<&'static str> {
+    fn sections(&self) -> Vec<&str> {
         let mut sections: Vec<_> = self.known.iter().filter_map(|(key, _)| key.split_once('.')).map(|(section, _)| section).collect();
         sections.dedup();
         sections
@@ -178,12 +210,16 @@ fn settings_of_environment(sources: &Sources, mistakes: &mut Vec<Mistake>) -> Ve
     variables.sort_unstable();
     for (name, value) in variables {
         let key = name["PGOUTBOX__".len()..].to_lowercase().replace("__", ".");
-        let problem = match (key.split('.').filter(|part| !part.is_empty()).count(), key.split('.').count(), value.to_str()) {
-            (2, 2, Some(value)) => {
+        let parts: Vec<_> = key.split('.').collect();
+        let depth = if parts.contains(&"") { 0 } else { parts.len() };
+        // [sinks.<kind>] is one deeper, and [sinks.<kind>.connections.<name>] three.
+        let names_a_key = if parts.first() == Some(&"sinks") { matches!(depth, 3 | 5) } else { depth == 2 };
+        let problem = match (names_a_key, value.to_str()) {
+            (true, Some(value)) => {
                 settings.push(Setting::new(name, &key, value));
                 continue;
             }
-            (2, 2, None) => "is not UTF-8",
+            (true, None) => "is not UTF-8",
             _ => "does not name a key; write PGOUTBOX__SECTION__KEY, such as PGOUTBOX__RELAY__PERMITS",
         };
         mistakes.push(Mistake { key, value: None, origin: Some(name.to_owned()), problem: problem.to_owned() });
@@ -194,15 +230,13 @@ fn settings_of_environment(sources: &Sources, mistakes: &mut Vec<Mistake>) -> Ve
 /// One setting from outside the file. Its value stays the text it was: a token of digits must not become a number.
 struct Setting {
     origin: String,
-    section: String,
     key: String,
     value: String,
 }
 
 impl Setting {
     fn new(origin: &str, key: &str, value: &str) -> Self {
-        let (section, key) = key.split_once('.').expect("keys are written section.key");
-        Self { origin: origin.to_owned(), section: section.to_owned(), key: key.to_owned(), value: value.to_owned() }
+        Self { origin: origin.to_owned(), key: key.to_owned(), value: value.to_owned() }
     }
 }
 
@@ -212,8 +246,11 @@ impl Provider for Setting {
     }
 
     fn data(&self) -> Result<Map<Profile, Dict>, Error> {
-        let keys = Dict::from([(self.key.clone(), Value::from(self.value.as_str()))]);
-        Ok(Map::from([(Profile::Default, Dict::from([(self.section.clone(), Value::from(keys))]))]))
+        let mut keys: Vec<&str> = self.key.split('.').collect();
+        let section = keys.remove(0).to_owned();
+        let value =
+            keys.iter().rev().fold(Value::from(self.value.as_str()), |value, key| Value::from(Dict::from([((*key).to_owned(), value)])));
+        Ok(Map::from([(Profile::Default, Dict::from([(section, value)]))]))
     }
 }
 

@@ -123,13 +123,22 @@ fn speaks_of_the_destination(outcome: &Outcome) -> Option<bool> {
             | Reason::Timeout
             | Reason::BrokenAnswer
             | Reason::ServerError
+            | Reason::AccessDenied
+            | Reason::DestinationFull
             | Reason::RateLimited => Some(true),
-            Reason::ClientError => Some(false),
+            Reason::ClientError | Reason::NotAcknowledged => Some(false),
             Reason::Redirect
             | Reason::Gone
             | Reason::BodyTooLarge
+            | Reason::TargetMissing
+            | Reason::Unroutable
+            | Reason::Refused
+            | Reason::FunctionFailed
             | Reason::HandlerFailed
+            | Reason::PayloadUnusable
+            | Reason::TemplateFailed
             | Reason::SinkPanicked
+            | Reason::SinkBroken
             | Reason::LeaseLost
             | Reason::RelayStopped
             | Reason::RelayKilled

@@ -2,7 +2,7 @@
 //! permit taken.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,10 +10,14 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt as _;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Shared, permits::Permit};
+use super::{
+    Shared,
+    lanes::{Flight, Lanes},
+    permits::Permit,
+};
 use crate::{
     delivery::Delivery,
     event::Event,
@@ -61,6 +65,7 @@ pub(super) struct Deliver {
     stop: CancellationToken,
     dropped: CancellationToken,
     suspects: Arc<Semaphore>,
+    lanes: Arc<Lanes>,
 }
 
 /// What stands in for an event that has not been read, or is no longer in the log.
@@ -88,7 +93,8 @@ impl Deliver {
         stop: CancellationToken,
         dropped: CancellationToken,
     ) -> Self {
-        Self { shared, attempts, outcomes, stop, dropped, suspects: Arc::new(Semaphore::new(SUSPECTS as usize)) }
+        let suspects = Arc::new(Semaphore::new(SUSPECTS as usize));
+        Self { shared, attempts, outcomes, stop, dropped, suspects, lanes: Arc::default() }
     }
 
     /// Starts an attempt for each. `given`: when their leases were given, by our monotonic clock.
@@ -97,20 +103,42 @@ impl Deliver {
             self.give_back(leased).await;
             return Err(error);
         }
+        let mut lanes = BTreeSet::new();
         for Leased { delivery, permit, .. } in leased {
             // Already in the air under an older lease of ours: that attempt goes on, and this lease runs out.
-            let Some(lost) = self.shared.leases.hold(delivery.id, delivery.lease_token, given) else { continue };
-            let (this, dropped) = (self.clone(), self.dropped.clone());
-            self.attempts.spawn(dropped.run_until_cancelled_owned(async move { this.attempt(delivery, permit, given, &lost).await }));
+            if !self.shared.leases.hold(delivery.id, delivery.lease_token, given) {
+                continue;
+            }
+            // What may have killed a relay does not share its attempt.
+            if delivery.unfinished == 0 && delivery.subscription.outlet.batch().is_some() {
+                lanes.insert(self.lanes.join(Flight { delivery, permit }));
+            } else {
+                let this = self.clone();
+                self.spawn(async move { this.fly(vec![Flight { delivery, permit }]).await });
+            }
+        }
+        for lane in lanes {
+            // As many pilots as the lane may have batches under way; each flies until nobody waits.
+            while self.lanes.needs_pilot(lane) {
+                let this = self.clone();
+                self.spawn(async move {
+                    while let Some(batch) = this.lanes.board(lane, &this.stop).await {
+                        this.fly(batch).await;
+                    }
+                });
+            }
         }
         Ok(())
+    }
+
+    fn spawn(&self, attempt: impl Future<Output = ()> + Send + 'static) {
+        self.attempts.spawn(self.dropped.clone().run_until_cancelled_owned(attempt));
     }
 
     /// Nothing was tried: without this, their leases would run out and count as deaths of this relay.
     async fn give_back(&self, leased: Vec<Leased>) {
         for Leased { delivery, permit, .. } in leased {
-            let report = Outcome::Retry { reason: Reason::LeaseLost, after: None }.into();
-            let _ = self.outcomes.send(Landed { delivery, report, took: Duration::ZERO, counts: false, _permit: permit }).await;
+            self.land(Flight { delivery, permit }, not_tried(Reason::LeaseLost), Duration::ZERO, false).await;
         }
     }
 
@@ -134,48 +162,97 @@ impl Deliver {
         Ok(())
     }
 
-    async fn attempt(self, mut delivery: Delivery, permit: Permit, given: Instant, lost: &Notify) {
-        let began = Instant::now();
-        delivery.attempted_at = self.shared.clock.now();
-        let (report, counts) = tokio::select! {
-            result = self.try_it(&delivery, given) => result,
-            () = lost.notified() => (cut_off(Reason::LeaseLost), true),
-            () = self.stop.cancelled() => (cut_off(Reason::RelayStopped), true),
+    /// One attempt at deliveries of one subscription.
+    async fn fly(&self, flights: Vec<Flight>) {
+        // What may have killed a relay flies with few of its kind, the second time alone.
+        let _few = match flights.first().map_or(0, |flight| flight.delivery.unfinished) {
+            0 => None,
+            1 => self.suspects.acquire().await.ok(),
+            _ => self.suspects.acquire_many(SUSPECTS).await.ok(),
         };
-        let report = Report { answer: report.answer.map(storable), ..report };
+        let ids: Vec<i64> = flights.iter().map(|flight| flight.delivery.id).collect();
+        let (lost, given) = self.shared.leases.board(&ids);
+        let began = Instant::now();
+        let now = self.shared.clock.now();
+        let mut deliveries = Vec::with_capacity(flights.len());
+        let mut permits = Vec::with_capacity(flights.len());
+        for (mut flight, given) in flights.into_iter().zip(given) {
+            flight.delivery.attempted_at = now;
+            match self.before(&flight.delivery, given) {
+                Some((report, counts)) => self.land(flight, report, Duration::ZERO, counts).await,
+                None => {
+                    deliveries.push(flight.delivery);
+                    permits.push(flight.permit);
+                }
+            }
+        }
+        if deliveries.is_empty() {
+            return;
+        }
+        let reports = tokio::select! {
+            reports = send(&deliveries) => reports,
+            () = lost.notified() => all(&deliveries, &cut_off(Reason::LeaseLost)),
+            () = self.stop.cancelled() => all(&deliveries, &cut_off(Reason::RelayStopped)),
+        };
         let took = began.elapsed();
+        for ((delivery, permit), report) in deliveries.into_iter().zip(permits).zip(reports) {
+            self.land(Flight { delivery, permit }, report, took, true).await;
+        }
+    }
+
+    /// Why a delivery is not attempted at all, and whether that counts as an attempt.
+    fn before(&self, delivery: &Delivery, given: Option<Instant>) -> Option<(Report, bool)> {
+        if delivery.event.id.is_nil() && delivery.event.topic.is_empty() {
+            return Some((Outcome::Rejected { reason: Reason::EventUnreadable }.into(), true));
+        }
+        if delivery.unfinished >= UNFINISHED_AT_MOST {
+            return Some((Outcome::Rejected { reason: Reason::RelayKilled }.into(), false));
+        }
+        if self.stop.is_cancelled() {
+            return Some((not_tried(Reason::RelayStopped), false));
+        }
+        // Others may take it over soon: too late to begin.
+        if delivery.unfinished == 0 && given.is_none_or(|given| given.elapsed() >= self.shared.settings.lease * 2 / 3) {
+            return Some((not_tried(Reason::LeaseLost), false));
+        }
+        None
+    }
+
+    async fn land(&self, flight: Flight, report: Report, took: Duration, counts: bool) {
+        let Flight { delivery, permit } = flight;
+        let report = Report { answer: report.answer.map(storable), ..report };
         if counts {
             self.shared.telemetry.attempted(&delivery, &report, took);
         }
         // Settling outlives the attempts; there is room, for the queue is as long as there are permits.
         let _ = self.outcomes.send(Landed { delivery, report, took, counts, _permit: permit }).await;
     }
+}
 
-    async fn try_it(&self, delivery: &Delivery, given: Instant) -> (Report, bool) {
-        if delivery.event.id.is_nil() && delivery.event.topic.is_empty() {
-            return (Outcome::Rejected { reason: Reason::EventUnreadable }.into(), true);
+/// The sink's attempt, with its deadline, its panics, and a report for each whatever it says.
+async fn send(deliveries: &[Delivery]) -> Vec<Report> {
+    let Some(first) = deliveries.first() else { return Vec::new() };
+    let outlet = &first.subscription.outlet;
+    let deadline = outlet.deadline().min(LONGEST_ATTEMPT);
+    let retry = |reason| Report::from(Outcome::Retry { reason, after: None });
+    match tokio::time::timeout(deadline, AssertUnwindSafe(outlet.send(deliveries)).catch_unwind()).await {
+        Ok(Ok(reports)) if reports.len() == deliveries.len() => reports,
+        Ok(Ok(reports)) => {
+            tracing::error!(
+                sink = outlet.kind(),
+                deliveries = deliveries.len(),
+                reports = reports.len(),
+                "a sink did not report on each delivery"
+            );
+            all(deliveries, &retry(Reason::SinkBroken).ambiguous())
         }
-        if delivery.unfinished >= UNFINISHED_AT_MOST {
-            return (Outcome::Rejected { reason: Reason::RelayKilled }.into(), false);
-        }
-        // What may have killed a relay flies with few of its kind, the second time alone.
-        let _lane = match delivery.unfinished {
-            0 => None,
-            1 => self.suspects.acquire().await.ok(),
-            _ => self.suspects.acquire_many(SUSPECTS).await.ok(),
-        };
-        // Others may take it over soon: too late to begin.
-        if delivery.unfinished == 0 && given.elapsed() >= self.shared.settings.lease * 2 / 3 {
-            return (Outcome::Retry { reason: Reason::LeaseLost, after: None }.into(), false);
-        }
-        let outlet = &delivery.subscription.outlet;
-        let deadline = outlet.deadline().min(LONGEST_ATTEMPT);
-        match tokio::time::timeout(deadline, AssertUnwindSafe(outlet.send(delivery)).catch_unwind()).await {
-            Ok(Ok(report)) => (report, true),
-            Ok(Err(_)) => (Outcome::Retry { reason: Reason::SinkPanicked, after: None }.into(), true),
-            Err(_) => (cut_off(Reason::Timeout), true),
-        }
+        Ok(Err(_)) => all(deliveries, &retry(Reason::SinkPanicked)),
+        Err(_) => all(deliveries, &cut_off(Reason::Timeout)),
     }
+}
+
+fn all(deliveries: &[Delivery], report: &Report) -> Vec<Report> {
+    vec![report.clone(); deliveries.len()]
 }
 
 /// At most 1 KiB, and without the one character PostgreSQL cannot store: an answer it refuses would hold up every verdict.
@@ -183,6 +260,11 @@ fn storable(answer: String) -> String {
     let mut answer = if answer.contains('\0') { answer.replace('\0', "\\0") } else { answer };
     answer.truncate(answer.floor_char_boundary(LONGEST_ANSWER));
     answer
+}
+
+/// An attempt that was not made.
+fn not_tried(reason: Reason) -> Report {
+    Outcome::Retry { reason, after: None }.into()
 }
 
 /// An attempt that was ended from outside: the destination may have it.

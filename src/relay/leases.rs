@@ -32,7 +32,16 @@ struct Lease {
     token: Uuid,
     /// When it was last given, by our monotonic clock read before the statement was sent.
     given: Instant,
-    lost: Arc<Notify>,
+    /// Rings when it is lost; none while it waits for its batch.
+    lost: Option<Arc<Notify>>,
+}
+
+impl Lease {
+    fn lose(&self) {
+        if let Some(lost) = &self.lost {
+            lost.notify_one();
+        }
+    }
 }
 
 impl Leases {
@@ -40,16 +49,31 @@ impl Leases {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A delivery takes off. The answer rings when its lease is lost. `None`: it is in the air already.
-    pub(crate) fn hold(&self, delivery: i64, token: Uuid, given: Instant) -> Option<Arc<Notify>> {
+    /// A delivery is leased. Whether it is now; if not, it is in the air already.
+    pub(crate) fn hold(&self, delivery: i64, token: Uuid, given: Instant) -> bool {
         match self.held().entry(delivery) {
-            std::collections::hash_map::Entry::Occupied(_) => None,
+            std::collections::hash_map::Entry::Occupied(_) => false,
             std::collections::hash_map::Entry::Vacant(entry) => {
-                let lost = Arc::new(Notify::new());
-                entry.insert(Lease { token, given, lost: lost.clone() });
-                Some(lost)
+                entry.insert(Lease { token, given, lost: None });
+                true
             }
         }
+    }
+
+    /// Deliveries take off together. The first half of the answer rings when the lease of one of them is lost, the second
+    /// says when each was given last.
+    pub(crate) fn board(&self, deliveries: &[i64]) -> (Arc<Notify>, Vec<Option<Instant>>) {
+        let lost = Arc::new(Notify::new());
+        let mut held = self.held();
+        let given = deliveries
+            .iter()
+            .map(|delivery| {
+                let lease = held.get_mut(delivery)?;
+                lease.lost = Some(lost.clone());
+                Some(lease.given)
+            })
+            .collect();
+        (lost, given)
     }
 
     /// It has landed, and its verdict is committed.
@@ -76,7 +100,7 @@ impl Leases {
                 if still_ours.contains(id) {
                     lease.given = given;
                 } else {
-                    lease.lost.notify_one();
+                    lease.lose();
                 }
             }
         }
@@ -85,7 +109,7 @@ impl Leases {
     /// Gives up what has not been renewed for two thirds of a lease: before others may take it over.
     fn give_up_overdue(&self, now: Instant, length: Duration) {
         for lease in self.held().values().filter(|lease| now.duration_since(lease.given) >= length * 2 / 3) {
-            lease.lost.notify_one();
+            lease.lose();
         }
     }
 }

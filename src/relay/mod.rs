@@ -20,6 +20,7 @@ mod breaker;
 mod claim;
 mod clock;
 mod deliver;
+mod lanes;
 mod leases;
 mod maintain;
 mod permits;
@@ -42,7 +43,7 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    config::RelayConfig,
+    config::{Connection, RelayConfig},
     migrate,
     sinks::{Registry, Sink},
     store::{self, ConnectionSettings, Store},
@@ -136,6 +137,15 @@ impl Builder {
     pub fn sink(mut self, sink: impl Sink) -> Self {
         self.sinks.add(sink);
         self
+    }
+
+    /// Adds what an operator configured below `[sinks.<kind>]`. Nothing is connected to yet.
+    ///
+    /// # Errors
+    /// A sentence that names the section and what cannot be used.
+    pub fn connections(mut self, connections: &[Connection]) -> Result<Self, String> {
+        self.sinks.open(connections)?;
+        Ok(self)
     }
 
     /// Metrics and signals to share.

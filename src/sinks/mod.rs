@@ -1,14 +1,33 @@
-//! Sinks: where deliveries go. The contract, the registry, and the list of kinds.
+//! Sinks: where deliveries go. The contract, and the list of kinds.
 //!
-//! A sink gets a checked target and a delivery, makes one attempt and *reports*. It never retries, sleeps, logs its outcome,
-//! counts, or touches the outbox; it bears the same delivery twice; it puts no payload and no secret into a report.
+//! A sink gets a checked target and deliveries, makes one attempt at them and *reports*. It never retries, sleeps, logs its
+//! outcome, counts, or touches the outbox; it bears the same delivery twice; it puts no payload and no secret into a report.
 //! Deadlines, panics, permits and verdicts belong to `relay/`.
+//!
+//! # How to add a sink
+//!
+//! One file here, with a type that implements [`Sink`], and [`Configured`] where an operator says how to reach the system;
+//! one line in `CONNECTIONS` below; one line in `tests/it/sink_contract.rs`, whose tests are the contract; its keys in
+//! `config.default.toml` and its fields in `docs/sinks.md`, both of which tests compare with the code.
 
+pub mod body;
+pub mod file;
+mod registry;
+pub mod stdout;
+pub mod template;
 pub mod webhook;
 
-use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc};
+use std::{fmt, future::Future, time::Duration};
 
-use crate::{delivery::Delivery, verdict::Outcome};
+use serde::de::DeserializeOwned;
+
+pub(crate) use registry::{ErasedSink, Kind, Opener, UNNAMED};
+pub use registry::{Outlet, Registry};
+
+use crate::{config::Settings, delivery::Delivery, verdict::Outcome};
+
+/// The sinks that an operator configures below `[sinks.<kind>]`, in the order of the manual.
+pub(crate) const CONNECTIONS: &[Kind] = &[Kind::of::<file::File>()];
 
 /// What a sink reports about one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,10 +42,44 @@ pub struct Report {
     pub ambiguous: bool,
 }
 
+impl Report {
+    /// The same with what the destination or the client library said.
+    #[must_use]
+    pub fn saying(self, answer: impl fmt::Display) -> Self {
+        Self { answer: Some(answer.to_string()), ..self }
+    }
+
+    /// The same, but the destination may have it.
+    #[must_use]
+    pub fn ambiguous(self) -> Self {
+        Self { ambiguous: true, ..self }
+    }
+}
+
 impl From<Outcome> for Report {
     fn from(outcome: Outcome) -> Self {
         Self { outcome, status: None, answer: None, ambiguous: false }
     }
+}
+
+/// How deliveries are put together for a sink that takes several at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// Deliveries in one batch at most.
+    pub max: usize,
+    /// Bytes of payload in one batch at most; a larger one goes alone.
+    pub bytes: usize,
+    /// How long the first waits for others. Zero: what is at hand goes at once, and others gather while it is under way.
+    pub wait: Duration,
+    /// Batches of one subscription under way at once. One keeps the order of the log as long as nothing fails.
+    pub in_flight: usize,
+    /// One bad delivery can fail its whole batch: what failed before then travels alone.
+    pub shares_fate: bool,
+}
+
+impl Batch {
+    /// For brokers: what is at hand, one batch at a time, each delivery with an answer of its own.
+    pub const BROKER: Self = Self { max: 500, bytes: 4 * 1024 * 1024, wait: Duration::ZERO, in_flight: 1, shares_fate: false };
 }
 
 /// One kind of destination.
@@ -45,145 +98,67 @@ pub trait Sink: Send + Sync + 'static {
     /// What shares one breaker: `https://example.com`. `None`: no breaker.
     fn destination(&self, target: &Self::Target) -> Option<String>;
 
-    /// One attempt. The caller enforces a deadline by dropping the future.
-    fn send(&self, target: &Self::Target, delivery: &Delivery) -> impl Future<Output = Report> + Send;
-
     /// How long one attempt may take altogether, at most 60 s.
-    fn deadline(&self, target: &Self::Target) -> std::time::Duration;
-}
+    fn deadline(&self, target: &Self::Target) -> Duration;
 
-/// A sink together with a checked target: all that `deliver` ever sees.
-#[derive(Clone)]
-pub struct Outlet {
-    sink: Arc<dyn ErasedSink>,
-    target: Arc<dyn Any + Send + Sync>,
-    destination: Option<Arc<str>>,
-    deadline: std::time::Duration,
-}
-
-impl fmt::Debug for Outlet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outlet").field("sink", &self.sink.kind()).field("destination", &self.destination).finish_non_exhaustive()
-    }
-}
-
-impl Outlet {
-    /// Where nothing can be sent: stands in for a target that could not be used.
-    #[must_use]
-    pub fn none() -> Self {
-        Self { sink: Arc::new(Nowhere), target: Arc::new(()), destination: None, deadline: std::time::Duration::ZERO }
-    }
-
-    /// One attempt.
-    pub async fn send(&self, delivery: &Delivery) -> Report {
-        self.sink.send(&*self.target, delivery).await
-    }
-
-    /// The kind of its sink.
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        self.sink.kind()
-    }
-
-    /// What shares one breaker with it.
-    #[must_use]
-    pub fn destination(&self) -> Option<&Arc<str>> {
-        self.destination.as_ref()
-    }
-
-    /// How long one attempt may take altogether.
-    #[must_use]
-    pub fn deadline(&self) -> std::time::Duration {
-        self.deadline
-    }
-}
-
-/// The sinks this relay has, by kind.
-#[derive(Default, Clone)]
-pub struct Registry {
-    sinks: BTreeMap<&'static str, Arc<dyn ErasedSink>>,
-}
-
-impl fmt::Debug for Registry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.sinks.keys()).finish()
-    }
-}
-
-impl Registry {
-    /// Adds a sink; a second one of the same kind replaces the first.
-    pub fn add<S: Sink>(&mut self, sink: S) {
-        self.sinks.insert(S::KIND, Arc::new(sink));
-    }
-
-    /// The kinds this relay has.
-    pub fn kinds(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.sinks.keys().copied()
-    }
-
-    /// Checks a subscription's config against its sink.
-    ///
-    /// # Errors
-    /// A sentence that names the field and the mend.
-    pub fn bind(&self, kind: &str, config: &serde_json::Value) -> Result<Outlet, String> {
-        let sink = self.sinks.get(kind).ok_or_else(|| {
-            let known: Vec<_> = self.kinds().collect();
-            format!("sink: this relay has no sink {kind:?}; it has {}", known.join(", "))
-        })?;
-        sink.clone().bind(config)
-    }
-}
-
-/// Delivers nothing, and is never asked to: a subscription with this outlet may not be sent to.
-struct Nowhere;
-
-impl Sink for Nowhere {
-    const KIND: &'static str = "none";
-    type Target = ();
-
-    fn target(&self, _: &serde_json::Value) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn destination(&self, (): &()) -> Option<String> {
+    /// Whether it takes several deliveries at once. `None`: one by one, as many at a time as there are permits.
+    fn batch(&self, target: &Self::Target) -> Option<Batch> {
+        let _ = target;
         None
     }
 
-    async fn send(&self, (): &(), _: &Delivery) -> Report {
-        Outcome::Retry { reason: crate::verdict::Reason::LeaseLost, after: None }.into()
+    /// One attempt. The caller enforces a deadline by dropping the future.
+    fn send(&self, target: &Self::Target, delivery: &Delivery) -> impl Future<Output = Report> + Send;
+
+    /// One attempt at several deliveries of one subscription, in the order of the log: a report for each, in the same order.
+    /// More than one come only where [`Sink::batch`] allows it.
+    fn send_batch(&self, target: &Self::Target, deliveries: &[Delivery]) -> impl Future<Output = Vec<Report>> + Send {
+        async move {
+            let mut reports = Vec::with_capacity(deliveries.len());
+            for delivery in deliveries {
+                reports.push(self.send(target, delivery).await);
+            }
+            reports
+        }
     }
 
-    fn deadline(&self, (): &()) -> std::time::Duration {
-        std::time::Duration::ZERO
+    /// Whether the destination can be reached and used, without leaving anything there: for `pgoutbox check`. The caller
+    /// enforces [`Sink::deadline`].
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    fn check(&self, target: &Self::Target) -> impl Future<Output = Result<(), String>> + Send {
+        let _ = target;
+        async { Ok(()) }
     }
 }
 
-/// [`Sink`] without its associated types. No author of a sink reads this.
-trait ErasedSink: Send + Sync {
-    fn kind(&self) -> &'static str;
-    fn bind(self: Arc<Self>, config: &serde_json::Value) -> Result<Outlet, String>;
-    fn send<'a>(&'a self, target: &'a (dyn Any + Send + Sync), delivery: &'a Delivery)
-    -> Pin<Box<dyn Future<Output = Report> + Send + 'a>>;
+/// A sink that is reached as an operator says below `[sinks.<kind>]`.
+pub trait Configured: Sink + Sized {
+    /// How to reach the system.
+    type Config: Clone + Send + Sync + 'static;
+
+    /// Reads the keys of its section. Mistakes are noted in `settings`.
+    fn read(settings: &mut Settings<'_>) -> Option<Self::Config>;
+
+    /// Makes the sink. Connects to nothing: a destination that is down must not keep a relay from starting. `connection` is
+    /// its name among those of its kind.
+    ///
+    /// # Errors
+    /// A sentence that says what cannot be used.
+    fn open(config: Self::Config, connection: &str) -> Result<Self, String>;
 }
 
-impl<S: Sink> ErasedSink for S {
-    fn kind(&self) -> &'static str {
-        S::KIND
-    }
+/// Reads a subscription's config into the fields a sink has. Unknown fields are refused where the type denies them.
+///
+/// # Errors
+/// A sentence that begins with `config` and names the field.
+pub fn parse_config<T: DeserializeOwned>(config: &serde_json::Value) -> Result<T, String> {
+    T::deserialize(config).map_err(|error| format!("config: {error}"))
+}
 
-    fn bind(self: Arc<Self>, config: &serde_json::Value) -> Result<Outlet, String> {
-        let target = self.target(config)?;
-        let destination = self.destination(&target).map(Arc::from);
-        let deadline = self.deadline(&target);
-        Ok(Outlet { sink: self, target: Arc::new(target), destination, deadline })
-    }
-
-    fn send<'a>(
-        &'a self,
-        target: &'a (dyn Any + Send + Sync),
-        delivery: &'a Delivery,
-    ) -> Pin<Box<dyn Future<Output = Report> + Send + 'a>> {
-        let target = target.downcast_ref::<S::Target>().expect("an outlet holds a target of its own sink");
-        Box::pin(Sink::send(self, target, delivery))
-    }
+/// The report of a batch of one.
+#[must_use]
+pub fn only(reports: Vec<Report>) -> Report {
+    reports.into_iter().next().unwrap_or_else(|| Outcome::Retry { reason: crate::verdict::Reason::SinkBroken, after: None }.into())
 }

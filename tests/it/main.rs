@@ -20,6 +20,8 @@ mod promises; // nothing lost, nothing sent before its commit, nothing twice, no
 mod reload; // changes of subscriptions are followed; one bad row disturbs nobody
 mod roles; // who may do what in the database
 mod route; // each committed event once, to those that want it
+mod sink_contract; // one suite for every sink
+mod sinks; // the real destinations, and what each sink promises beyond the contract
 mod sql; // every statement's plan, with lying statistics and with a million rows
 mod support; // what the tests share
 mod tidy; // the rooms, and lists that must equal the code

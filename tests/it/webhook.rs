@@ -98,7 +98,10 @@ fn delivery(registry: &Registry, config: Value, payload: &str) -> Delivery {
 /// One attempt, ended by the caller at the outlet's own deadline plus half a second: later is a failure of the test.
 async fn attempt(delivery: &Delivery) -> Report {
     let outlet = &delivery.subscription.outlet;
-    timeout(outlet.deadline() + Duration::from_millis(500), outlet.send(delivery)).await.expect("the sink should end its attempt itself")
+    let sending = outlet.send(std::slice::from_ref(delivery));
+    pgoutbox::sinks::only(
+        timeout(outlet.deadline() + Duration::from_millis(500), sending).await.expect("the sink should end its attempt itself"),
+    )
 }
 
 async fn send(config: Value, payload: &str) -> Report {

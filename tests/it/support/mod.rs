@@ -5,6 +5,7 @@ pub(crate) mod books;
 pub(crate) mod child;
 pub(crate) mod crowd;
 pub(crate) mod database;
+pub(crate) mod deliveries;
 pub(crate) mod good;
 pub(crate) mod hostile;
 pub(crate) mod ledger;

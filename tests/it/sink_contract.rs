@@ -1,0 +1,148 @@
+//! One suite for every sink: what a destination must get, and what a sink must report. The lines at the end are the list.
+
+use std::time::Duration;
+
+use pgoutbox::{
+    delivery::Delivery,
+    sinks::{Registry, Report},
+    verdict::Outcome,
+};
+use serde_json::Value;
+
+use crate::support::deliveries::{deliveries, deliveries_of, payload_that_must_not_be_parsed};
+
+/// A real destination and the sink that reaches it.
+pub(crate) trait Destination: Sized {
+    /// The sink's kind.
+    const KIND: &'static str;
+    /// Whether payloads arrive byte for byte; not where the destination stores jsonb of its own.
+    const BYTE_FOR_BYTE: bool = true;
+
+    /// Starts it, or takes the one that all tests share, with a place of the test's own.
+    async fn start() -> Self;
+    /// The sink, connected to it.
+    fn registry(&self) -> Registry;
+    /// The same sink where nothing listens; `None` where there is no such thing.
+    fn nowhere() -> Option<Registry>;
+    /// A subscription's config that leads to the test's own place.
+    fn config(&self) -> Value;
+    /// What has arrived, in the order of arrival, read by other means than the sink: id and payload.
+    async fn received(&self) -> Vec<(String, String)>;
+    /// Configs that are refused, and what the sentence must say.
+    fn refused() -> Vec<(Value, &'static str)>;
+}
+
+/// One attempt, which must end by itself.
+async fn send(deliveries: &[Delivery]) -> Vec<Report> {
+    let outlet = &deliveries[0].subscription.outlet;
+    let limit = outlet.deadline() + Duration::from_millis(500);
+    tokio::time::timeout(limit, outlet.send(deliveries)).await.expect("a sink ends its attempt within its deadline")
+}
+
+fn assert_delivered(reports: &[Report]) {
+    assert!(reports.iter().all(|report| report.outcome == Outcome::Delivered), "{reports:#?}");
+}
+
+pub(crate) async fn it_delivers_with_id_and_payload<D: Destination>() {
+    let destination = D::start().await;
+    let deliveries = deliveries(&destination.registry(), D::KIND, destination.config(), 1);
+    assert_delivered(&send(&deliveries).await);
+    let received = destination.received().await;
+    assert_eq!(received, [(deliveries[0].event.id.to_string(), deliveries[0].event.payload.clone())]);
+}
+
+pub(crate) async fn a_batch_arrives_in_order_with_a_report_for_each<D: Destination>() {
+    let destination = D::start().await;
+    let deliveries = deliveries(&destination.registry(), D::KIND, destination.config(), 100);
+    if let Some(batch) = deliveries[0].subscription.outlet.batch() {
+        for part in deliveries.chunks(batch.max) {
+            let reports = send(part).await;
+            assert_eq!(reports.len(), part.len());
+            assert_delivered(&reports);
+        }
+    } else {
+        for one in &deliveries {
+            assert_delivered(&send(std::slice::from_ref(one)).await);
+        }
+    }
+    let received: Vec<_> = destination.received().await.into_iter().map(|(id, _)| id).collect();
+    let sent: Vec<_> = deliveries.iter().map(|delivery| delivery.event.id.to_string()).collect();
+    assert_eq!(received, sent);
+}
+
+pub(crate) async fn the_same_delivery_twice_is_borne<D: Destination>() {
+    let destination = D::start().await;
+    let deliveries = deliveries(&destination.registry(), D::KIND, destination.config(), 2);
+    assert_delivered(&send(&deliveries[..1]).await);
+    assert_delivered(&send(&deliveries).await);
+    let received = destination.received().await;
+    assert!(received.iter().any(|(id, _)| *id == deliveries[1].event.id.to_string()), "{received:?}");
+}
+
+pub(crate) async fn a_payload_passes_byte_for_byte<D: Destination>() {
+    let destination = D::start().await;
+    if !D::BYTE_FOR_BYTE {
+        return;
+    }
+    let payload = payload_that_must_not_be_parsed();
+    let deliveries = deliveries_of(&destination.registry(), D::KIND, destination.config(), std::slice::from_ref(&payload));
+    assert_delivered(&send(&deliveries).await);
+    assert_eq!(destination.received().await[0].1, payload);
+}
+
+pub(crate) async fn a_destination_that_is_away_is_a_retry_in_time<D: Destination>() {
+    let Some(registry) = D::nowhere() else { return };
+    let config = D::start().await.config();
+    let deliveries = deliveries(&registry, D::KIND, config, 3);
+    let reports = send(&deliveries).await;
+    assert_eq!(reports.len(), 3);
+    for report in &reports {
+        assert!(matches!(report.outcome, Outcome::Retry { after: None, .. }), "{report:?}");
+        assert!(report.answer.as_ref().is_some_and(|answer| !answer.is_empty()), "an operator must see why: {report:?}");
+        let shown = format!("{report:?}");
+        assert!(!shown.contains("secret-in-the-payload") && !shown.contains("secret-of-the-connection"), "{shown}");
+    }
+    assert!(deliveries[0].subscription.outlet.check().await.is_err());
+}
+
+pub(crate) async fn check_passes_and_leaves_nothing<D: Destination>() {
+    let destination = D::start().await;
+    let deliveries = deliveries(&destination.registry(), D::KIND, destination.config(), 1);
+    assert_eq!(deliveries[0].subscription.outlet.check().await, Ok(()));
+    assert_eq!(destination.received().await, []);
+}
+
+pub(crate) async fn a_bad_config_is_refused_and_names_the_field<D: Destination>() {
+    let registry = D::start().await.registry();
+    let mut refused = D::refused();
+    refused.push((serde_json::json!({ "colour": "blue" }), "colour"));
+    for (config, expected) in refused {
+        let problem = registry.bind(D::KIND, &config).expect_err(&config.to_string());
+        assert!(problem.starts_with("config"), "{config}: {problem}");
+        assert!(problem.contains(expected), "{config}: {problem}");
+    }
+}
+
+macro_rules! contract {
+    ($($name:ident: $destination:ty,)*) => { $(mod $name {
+        contract!(@ $destination:
+            it_delivers_with_id_and_payload
+            a_batch_arrives_in_order_with_a_report_for_each
+            the_same_delivery_twice_is_borne
+            a_payload_passes_byte_for_byte
+            a_destination_that_is_away_is_a_retry_in_time
+            check_passes_and_leaves_nothing
+            a_bad_config_is_refused_and_names_the_field
+        );
+    })* };
+    (@ $destination:ty: $($promise:ident)*) => { $(
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $promise() {
+            super::$promise::<$destination>().await;
+        }
+    )* };
+}
+
+contract! {
+    file: crate::sinks::file::Files,
+}

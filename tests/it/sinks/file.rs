@@ -1,0 +1,71 @@
+//! Files in a folder of the test's own.
+
+use pgoutbox::sinks::Registry;
+use serde_json::{Value, json};
+
+use crate::{
+    sink_contract::Destination,
+    support::deliveries::{deliveries, registry},
+};
+
+/// A folder.
+pub(crate) struct Files {
+    folder: tempfile::TempDir,
+}
+
+fn registry_of(folder: &std::path::Path) -> Registry {
+    registry(&format!("[sinks.file]\nfolder = {:?}", folder.to_str().unwrap()))
+}
+
+impl Destination for Files {
+    const KIND: &'static str = "file";
+
+    async fn start() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn registry(&self) -> Registry {
+        registry_of(self.folder.path())
+    }
+
+    fn nowhere() -> Option<Registry> {
+        Some(registry_of("/nonexistent/folder".as_ref()))
+    }
+
+    fn config(&self) -> Value {
+        json!({ "path": "events.jsonl" })
+    }
+
+    async fn received(&self) -> Vec<(String, String)> {
+        let lines = std::fs::read_to_string(self.folder.path().join("events.jsonl")).unwrap_or_default();
+        lines
+            .lines()
+            .map(|line| {
+                let fields: std::collections::HashMap<String, &serde_json::value::RawValue> = serde_json::from_str(line).unwrap();
+                (fields["id"].get().trim_matches('"').to_owned(), fields["payload"].get().to_owned())
+            })
+            .collect()
+    }
+
+    fn refused() -> Vec<(Value, &'static str)> {
+        vec![
+            (json!({}), "path"),
+            (json!({ "path": "../events" }), "path"),
+            (json!({ "path": "/etc/passwd" }), "path"),
+            (json!({ "path": "{tenant}" }), "tenant"),
+        ]
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_was_moved_away_gets_a_successor() {
+    let files = Files::start().await;
+    let deliveries = deliveries(&files.registry(), "file", files.config(), 2);
+    let path = files.folder.path().join("events.jsonl");
+    let outlet = &deliveries[0].subscription.outlet;
+    outlet.send(&deliveries[..1]).await;
+    std::fs::rename(&path, path.with_extension("1")).unwrap();
+    outlet.send(&deliveries[1..]).await;
+    let ids: Vec<_> = files.received().await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(ids, [deliveries[1].event.id.to_string()]);
+}

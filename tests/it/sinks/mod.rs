@@ -1,0 +1,3 @@
+//! The real destinations behind the sinks, and what each sink promises beyond the contract.
+
+pub(crate) mod file;

@@ -1,0 +1,89 @@
+//! Deliveries as a sink gets them, without a relay around them.
+
+use std::{io::Write as _, sync::Arc};
+
+use pgoutbox::{
+    Event,
+    config::{Config, Sources},
+    delivery::Delivery,
+    sinks::Registry,
+    subscription::{Row, Subscription},
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// The sinks that a configuration file leads to.
+pub(crate) fn registry(file: &str) -> Registry {
+    let mut kept = tempfile::NamedTempFile::new().unwrap();
+    write!(kept, "[database]\nurl = 'postgres://nobody@localhost/nothing'\n{file}").unwrap();
+    let sources = Sources { file: Some(kept.path().to_owned()), ..Sources::default() };
+    let config = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
+    let mut registry = Registry::default();
+    registry.open(&config.sinks).unwrap();
+    registry
+}
+
+/// So many deliveries of one subscription.
+pub(crate) fn deliveries(registry: &Registry, sink: &str, config: Value, count: usize) -> Vec<Delivery> {
+    let payloads: Vec<_> = (0..count).map(|n| json!({ "n": n, "note": "secret-in-the-payload" }).to_string()).collect();
+    deliveries_of(registry, sink, config, &payloads)
+}
+
+/// A payload that jsonb could hold and a JSON value type could not.
+pub(crate) fn payload_that_must_not_be_parsed() -> String {
+    let depth = 3_000;
+    format!(
+        r#"{{"huge": 1e400, "digits": 123456789012345678901234567890, "text": "zoë 🦀 \u0007", "deep": {}1{}}}"#,
+        "[".repeat(depth),
+        "]".repeat(depth)
+    )
+}
+
+/// A delivery for each payload, of one subscription, with keys and an organization.
+pub(crate) fn deliveries_of(registry: &Registry, sink: &str, config: Value, payloads: &[String]) -> Vec<Delivery> {
+    let row = Row {
+        id: 1,
+        name: "contract".to_owned(),
+        topics: vec!["**".to_owned()],
+        sink: sink.to_owned(),
+        config,
+        organization: None,
+        keys: None,
+        retry: json!({}),
+        max_in_flight: None,
+        active: true,
+        state: "ok".to_owned(),
+        state_reason: None,
+        paused_until: None,
+    };
+    let (subscription, problem) = Subscription::bind(row, registry);
+    assert_eq!(problem, None);
+    let subscription = Arc::new(subscription);
+    let now = chrono::DateTime::from(std::time::SystemTime::now());
+    payloads
+        .iter()
+        .zip(1..)
+        .map(|(payload, position)| Delivery {
+            id: position,
+            event: Arc::new(Event {
+                id: Uuid::now_v7(),
+                position,
+                created_at: now,
+                topic: "public.orders.create".to_owned(),
+                key: Some(format!("order-{}", position % 10)),
+                payload: payload.clone(),
+                headers: r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#.to_owned(),
+                organization: Some("acme".to_owned()),
+                source: Some("shop".to_owned()),
+                user_id: None,
+                schema_version: Some(1),
+            }),
+            subscription: subscription.clone(),
+            owed_since: now,
+            attempted_at: now,
+            attempt: 1,
+            lease_token: Uuid::nil(),
+            unfinished: 0,
+        })
+        .collect()
+}
