@@ -27,4 +27,5 @@ mod support; // what the tests share
 mod tidy; // the rooms, and lists that must equal the code
 mod urgent; // priority among what waits
 mod webhook; // the webhook sink against receivers that misbehave
+mod webhook_batch; // several events in one request: gathered, acknowledged in part, repeated alone
 mod webhook_relay; // webhooks end to end, against receivers that misbehave

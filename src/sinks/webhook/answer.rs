@@ -22,19 +22,33 @@ use crate::{
 
 /// So much of an answer is read (bytes)…
 const READ_LIMIT: usize = 16 * 1024;
+/// of one that may list the events of a batch that failed, more…
+const READ_LIMIT_OF_A_BATCH: usize = 64 * 1024;
 /// …and so much of that is kept, escaped (bytes).
 const KEEP_LIMIT: usize = 1024;
 /// The status line has decided; the body may take so much longer before the connection is dropped instead of reused.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Reports an answer. `now`: ours, for answers without a date.
-pub(super) async fn report(response: reqwest::Response, target: &Target, now: SystemTime) -> Report {
+/// Reports an answer, and returns what was read of it. `now`: ours, for answers without a date.
+pub(super) async fn report(response: reqwest::Response, target: &Target, now: SystemTime) -> (Report, Vec<u8>) {
     let status = response.status();
     let outcome = outcome(status, &target.dead_letter_on, || retry_after(response.headers(), now));
     // A failure of the server may come after it has acted; a refusal comes before.
     let ambiguous = status.is_server_error();
-    let answer = if response.content_length() == Some(0) { None } else { excerpt(response, &target.confidential).await };
-    Report { outcome, status: Some(status.as_u16()), answer, ambiguous }
+    let limit = if target.batch.is_some() { READ_LIMIT_OF_A_BATCH } else { READ_LIMIT };
+    let (answer, read) =
+        if response.content_length() == Some(0) { (None, Vec::new()) } else { excerpt(response, &target.confidential, limit).await };
+    (Report { outcome, status: Some(status.as_u16()), answer, ambiguous, settled: false }, read)
+}
+
+/// Whether a connection can be made: asks with OPTIONS, which changes nothing, and takes every answer of HTTP for a good one.
+pub(super) async fn can_be_reached(client: &reqwest::Client, target: &Target) -> Result<(), String> {
+    let mut request = reqwest::Request::new(http::Method::OPTIONS, target.url.clone());
+    *request.timeout_mut() = Some(target.timeout);
+    match client.execute(request).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(failure(error, target).answer.unwrap_or_default()),
+    }
 }
 
 /// The status policy. `pause` is asked only when it matters.
@@ -69,7 +83,7 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 }
 
 /// Reads the beginning of an answer. Read to its end, the connection is used again; otherwise it is dropped with the rest.
-async fn excerpt(mut response: reqwest::Response, confidential: &[SecretString]) -> Option<String> {
+async fn excerpt(mut response: reqwest::Response, confidential: &[SecretString], limit: usize) -> (Option<String>, Vec<u8>) {
     let is_problem = response
         .headers()
         .get(header::CONTENT_TYPE)
@@ -77,14 +91,15 @@ async fn excerpt(mut response: reqwest::Response, confidential: &[SecretString])
     let mut read = Vec::new();
     let until = Instant::now() + PATIENCE;
     while let Ok(Ok(Some(chunk))) = timeout_at(until, response.chunk()).await {
-        read.extend(chunk.iter().take(READ_LIMIT - read.len()));
-        if read.len() == READ_LIMIT {
+        read.extend(chunk.iter().take(limit - read.len()));
+        if read.len() == limit {
             break;
         }
     }
     let problem = if is_problem { problem(&read) } else { None };
     let text = problem.as_ref().map_or(read.as_slice(), String::as_bytes);
-    (!text.is_empty()).then(|| escape(text, confidential))
+    let kept = (!text.is_empty()).then(|| escape(text, confidential));
+    (kept, read)
 }
 
 /// Title and detail of problem details (RFC 9457).
@@ -147,7 +162,7 @@ pub(super) fn failure(error: reqwest::Error, target: &Target) -> Report {
     let ambiguous = matches!(reason, Reason::Timeout | Reason::BrokenAnswer);
     let cause = causes(&error).last().map(ToString::to_string).unwrap_or_default();
     let answer = Some(escape(format!("{doing}: {cause}").as_bytes(), &target.confidential));
-    Report { outcome: Outcome::Retry { reason, after: None }, status: None, answer, ambiguous }
+    Report { outcome: Outcome::Retry { reason, after: None }, status: None, answer, ambiguous, settled: false }
 }
 
 /// Why there was no answer, and during what. Until there is a connection no byte of the request has left.

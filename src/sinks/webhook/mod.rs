@@ -6,6 +6,7 @@
 //! Never here: retries, waits, and what a status means for the next attempt.
 
 mod answer;
+mod batch;
 pub mod sign;
 mod target;
 
@@ -23,7 +24,7 @@ use crate::{
     delivery::Delivery,
     egress::{Guard, LOOKUP_DEADLINE},
     secret::Secrets,
-    sinks::{Report, Sink},
+    sinks::{Batch, Report, Sink},
     verdict::{Outcome, Reason},
 };
 
@@ -106,29 +107,51 @@ impl Sink for Webhook {
         Some(target.destination.clone())
     }
 
+    fn batch(&self, target: &Target) -> Option<Batch> {
+        target.batch
+    }
+
     async fn send(&self, target: &Target, delivery: &Delivery) -> Report {
-        let event = &*delivery.event;
-        let body = match target.body(event) {
-            Ok(body) => body,
-            Err(length) => {
-                let answer = Some(format!("the body has {length} bytes; at most {}", target::LARGEST_BODY));
-                return Report { answer, ..Outcome::Rejected { reason: Reason::BodyTooLarge }.into() };
-            }
-        };
-        let now = SystemTime::from(delivery.attempted_at);
-        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let mut request = reqwest::Request::new(target.method.clone(), target.url.clone());
-        *request.headers_mut() = target.headers(event, &body, i64::try_from(seconds).unwrap_or_default());
-        *request.timeout_mut() = Some(target.timeout);
-        *request.body_mut() = Some(body.into());
-        match self.client.execute(request).await {
-            Ok(response) => answer::report(response, target, now).await,
-            Err(error) => answer::failure(error, target),
-        }
+        self.post(target, std::slice::from_ref(delivery)).await.0
+    }
+
+    async fn send_batch(&self, target: &Target, deliveries: &[Delivery]) -> Vec<Report> {
+        let (report, answer) = self.post(target, deliveries).await;
+        batch::reports(report, &answer, deliveries)
+    }
+
+    async fn check(&self, target: &Target) -> Result<(), String> {
+        answer::can_be_reached(&self.client, target).await
     }
 
     fn deadline(&self, target: &Target) -> Duration {
         (target.timeout + GRACE).min(target::LONGEST_TIMEOUT)
+    }
+}
+
+impl Webhook {
+    /// One request. The second half of the answer is what was read of the receiver's, where it may acknowledge a part.
+    async fn post(&self, target: &Target, deliveries: &[Delivery]) -> (Report, Vec<u8>) {
+        let message = match target.message(deliveries) {
+            Ok(message) => message,
+            Err(length) => {
+                let reason = Reason::BodyTooLarge;
+                // Others may have made it so: what is tried again travels alone.
+                let outcome = if deliveries.len() > 1 { Outcome::Retry { reason, after: None } } else { Outcome::Rejected { reason } };
+                let answer = format!("the body has {length} bytes; at most {}", target::LARGEST_BODY);
+                return (Report::from(outcome).saying(answer), Vec::new());
+            }
+        };
+        let now = SystemTime::from(deliveries.first().map_or(chrono::DateTime::UNIX_EPOCH, |first| first.attempted_at));
+        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut request = reqwest::Request::new(target.method.clone(), target.url.clone());
+        *request.headers_mut() = target.sign(&message, i64::try_from(seconds).unwrap_or_default());
+        *request.timeout_mut() = Some(target.timeout);
+        *request.body_mut() = Some(message.body.into());
+        match self.client.execute(request).await {
+            Ok(response) => answer::report(response, target, now).await,
+            Err(error) => (answer::failure(error, target), Vec::new()),
+        }
     }
 }
 

@@ -1,16 +1,33 @@
 //! A webhook subscription's config, checked once, and the request it makes of an event. Never sends anything.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
-use chrono::SecondsFormat;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
 use url::Url;
 
-use super::sign::{self, Key};
-use crate::{duration, egress::Guard, event::Event, secret::Secrets};
+use super::{
+    batch,
+    sign::{self, Key},
+};
+use crate::{
+    delivery::Delivery,
+    duration,
+    egress::Guard,
+    event::Event,
+    secret::Secrets,
+    sinks::{
+        Batch,
+        body::{self, Body},
+    },
+};
+
+const CLOUDEVENTS_BATCH: &str = "application/cloudevents-batch+json; charset=utf-8";
 
 /// The complete body may have so many bytes.
 pub(super) const LARGEST_BODY: usize = 1024 * 1024;
@@ -43,14 +60,6 @@ const RESERVED: &[&str] = &[
 ];
 const RESERVED_PREFIXES: &[&str] = &["proxy-", "webhook-", "ce-", "x-amz-", "x-aws-", "x-goog", "x-azure-", "metadata"];
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Body {
-    /// `{"type", "timestamp", "data"}`
-    Standard,
-    /// The payload alone.
-    Raw,
-}
-
 /// A checked webhook config. Shows its destination and nothing that could be secret: not the path, not the headers' values.
 pub struct Target {
     pub(super) url: Url,
@@ -61,9 +70,20 @@ pub struct Target {
     pub(super) dead_letter_on: Vec<u16>,
     /// What must not appear in a report even when the destination sends it back.
     pub(super) confidential: Vec<SecretString>,
+    /// Several events in one request.
+    pub(super) batch: Option<Batch>,
     headers: Vec<(HeaderName, HeaderValue)>,
     keys: Vec<Key>,
     body: Body,
+}
+
+/// A request before it is signed.
+#[derive(Debug)]
+pub(super) struct Message {
+    /// What it is called on every attempt.
+    pub(super) id: String,
+    pub(super) body: Vec<u8>,
+    pub(super) headers: HeaderMap,
 }
 
 impl fmt::Debug for Target {
@@ -74,6 +94,7 @@ impl fmt::Debug for Target {
             .field("headers", &self.headers.iter().map(|(name, _)| name).collect::<Vec<_>>())
             .field("signatures", &self.keys.len())
             .field("body", &self.body)
+            .field("batch", &self.batch)
             .field("timeout", &self.timeout)
             .field("dead_letter_on", &self.dead_letter_on)
             .finish_non_exhaustive()
@@ -94,6 +115,7 @@ impl Target {
             destination,
             dead_letter_on: Vec::new(),
             confidential: Vec::new(),
+            batch: None,
             headers: Vec::new(),
             keys: Vec::new(),
             body: Body::Standard,
@@ -105,15 +127,19 @@ impl Target {
                 "headers" => target.parse_headers(value, secrets)?,
                 "secret" => target.parse_secrets(value, secrets)?,
                 "body" => target.body = parse_body(value)?,
+                "batch" => target.batch = Some(batch::parse(value)?),
                 "timeout" => target.timeout = parse_timeout(value)?,
                 "dead_letter_on" => target.dead_letter_on = parse_dead_letter_on(value)?,
                 _ => {
                     return Err(format!(
-                        "config.{}: there is no such field; a webhook has url, method, headers, secret, body, timeout, dead_letter_on",
+                        "config.{}: there is no such field; a webhook has url, method, headers, secret, body, batch, timeout, dead_letter_on",
                         name.escape_debug()
                     ));
                 }
             }
+        }
+        if target.batch.is_some() && !matches!(target.body, Body::Standard | Body::CloudEvents) {
+            return Err("config.batch: events can be put together in the bodies standard and cloudevents only".to_owned());
         }
         Ok(target)
     }
@@ -175,45 +201,44 @@ impl Target {
         self.confidential.extend(longest_first.map(SecretString::from));
     }
 
-    /// The bytes to send; their number when it is above [`LARGEST_BODY`]. The payload is copied, never parsed.
-    pub(super) fn body(&self, event: &Event) -> Result<Vec<u8>, usize> {
-        let payload = event.payload.as_bytes();
-        let body = match self.body {
-            Body::Raw => payload.to_vec(),
-            Body::Standard => {
-                let mut body = Vec::with_capacity(payload.len() + event.topic.len() + 80);
-                body.extend_from_slice(b"{\"type\":");
-                serde_json::to_writer(&mut body, &event.topic).expect("a string is JSON, and a Vec takes every byte");
-                body.extend_from_slice(b",\"timestamp\":\"");
-                body.extend_from_slice(event.created_at.to_rfc3339_opts(SecondsFormat::Micros, true).as_bytes());
-                body.extend_from_slice(b"\",\"data\":");
-                body.extend_from_slice(payload);
-                body.push(b'}');
-                body
+    /// What to send for these deliveries: one, or several where the target has a batch. The number of its bytes when it is
+    /// above [`LARGEST_BODY`]. Payloads are copied, never parsed.
+    pub(super) fn message(&self, deliveries: &[Delivery]) -> Result<Message, usize> {
+        let mut headers = HeaderMap::with_capacity(16 + self.headers.len());
+        let (id, body) = match (deliveries, self.batch) {
+            ([one], None) => {
+                if self.body == Body::CloudEventsBinary {
+                    insert_attributes(&mut headers, &one.event);
+                }
+                insert_trace(&mut headers, &one.event.headers);
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.body.content_type()));
+                (one.event.id, self.body.of(&one.event))
+            }
+            (several, _) => {
+                let content_type = if self.body == Body::CloudEvents { CLOUDEVENTS_BATCH } else { self.body.content_type() };
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+                (batch::id(several), batch::body(self.body, several))
             }
         };
-        if body.len() > LARGEST_BODY { Err(body.len()) } else { Ok(body) }
+        if body.len() > LARGEST_BODY { Err(body.len()) } else { Ok(Message { id: id.to_string(), body, headers }) }
     }
 
     /// The headers of one attempt. `now`: seconds since 1970.
-    pub(super) fn headers(&self, event: &Event, body: &[u8], now: i64) -> HeaderMap {
-        let mut headers = HeaderMap::with_capacity(12 + self.headers.len());
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    pub(super) fn sign(&self, message: &Message, now: i64) -> HeaderMap {
+        let mut headers = message.headers.clone();
         headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("pgoutbox/", env!("CARGO_PKG_VERSION"))));
-        let mut buffer = [0; 36];
-        let id: &str = event.id.hyphenated().encode_lower(&mut buffer);
-        let id_value = HeaderValue::from_str(id).expect("a UUID is a header value");
+        let id_value = HeaderValue::from_str(&message.id).expect("a UUID is a header value");
         headers.insert(HeaderName::from_static("idempotency-key"), id_value.clone());
         headers.insert(HeaderName::from_static(sign::ID), id_value);
         let timestamp = HeaderValue::from(now);
-        if let Some(signature) = timestamp.to_str().ok().and_then(|timestamp| sign::sign(&self.keys, id, timestamp, body)) {
+        if let Some(signature) = timestamp.to_str().ok().and_then(|timestamp| sign::sign(&self.keys, &message.id, timestamp, &message.body))
+        {
             headers.insert(HeaderName::from_static(sign::SIGNATURE), signature);
         }
         headers.insert(HeaderName::from_static(sign::TIMESTAMP), timestamp);
         for (name, value) in &self.headers {
             headers.insert(name.clone(), value.clone());
         }
-        insert_trace(&mut headers, &event.headers);
         headers
     }
 }
@@ -238,11 +263,7 @@ fn parse_method(value: &Value) -> Result<Method, String> {
 }
 
 fn parse_body(value: &Value) -> Result<Body, String> {
-    match value.as_str() {
-        Some("standard") => Ok(Body::Standard),
-        Some("raw") => Ok(Body::Raw),
-        _ => Err("config.body: it must be standard or raw".to_owned()),
-    }
+    Body::deserialize(value).map_err(|_| format!("config.body: it must be one of {}", Body::NAMES.join(", ")))
 }
 
 fn parse_timeout(value: &Value) -> Result<Duration, String> {
@@ -265,6 +286,27 @@ fn parse_dead_letter_on(value: &Value) -> Result<Vec<u16>, String> {
             _ => Err(shape()),
         })
         .collect()
+}
+
+/// The attributes of a CloudEvent in binary mode. What is not printable ASCII is percent-encoded, as the HTTP binding asks.
+fn insert_attributes(headers: &mut HeaderMap, event: &Event) {
+    for (name, value) in body::cloudevents_attributes(event) {
+        if matches!(name, "traceparent" | "tracestate") {
+            continue; // they have headers of their own
+        }
+        let mut encoded = String::with_capacity(value.len());
+        for byte in value.bytes() {
+            if matches!(byte, 0x21..=0x7e) && !matches!(byte, b'"' | b'%') {
+                encoded.push(char::from(byte));
+            } else {
+                // Writing to a text cannot fail.
+                let _ = write!(encoded, "%{byte:02X}");
+            }
+        }
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(format!("ce-{name}")), HeaderValue::try_from(encoded)) {
+            headers.insert(name, value);
+        }
+    }
 }
 
 /// Hands the publisher's trace on, when it is one (W3C Trace Context). Most events carry none, hence the look before the parse.

@@ -7,7 +7,11 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::*;
-use crate::config;
+use crate::{
+    config,
+    sinks::Registry,
+    subscription::{Row, Subscription},
+};
 
 fn parse(config: Value) -> Result<Target, String> {
     let secrets = Secrets::with_environment(&config::Secrets::default(), |name| match name {
@@ -23,6 +27,44 @@ fn target(extra: Value) -> Result<Target, String> {
     let mut config = json!({"url": "https://example.com/hook?token=canary"});
     config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
     parse(config)
+}
+
+/// A delivery of it, of a subscription that leads nowhere.
+fn delivery(event: Event) -> Delivery {
+    let row = Row {
+        id: 1,
+        name: "trial".to_owned(),
+        topics: vec!["**".to_owned()],
+        sink: "none".to_owned(),
+        config: json!({}),
+        organization: None,
+        keys: None,
+        retry: json!({}),
+        max_in_flight: None,
+        active: true,
+        state: "ok".to_owned(),
+        state_reason: None,
+        paused_until: None,
+    };
+    let now = event.created_at;
+    Delivery {
+        id: 1,
+        event: Arc::new(event),
+        subscription: Arc::new(Subscription::bind(row, &Registry::default()).0),
+        owed_since: now,
+        attempted_at: now,
+        attempt: 1,
+        lease_token: Uuid::nil(),
+        unfinished: 0,
+    }
+}
+
+fn body_of(target: &Target, event: &Event) -> Result<String, usize> {
+    target.message(&[delivery(event.clone())]).map(|message| String::from_utf8(message.body).unwrap())
+}
+
+fn headers_of(target: &Target, event: Event, now: i64) -> HeaderMap {
+    target.sign(&target.message(&[delivery(event)]).unwrap(), now)
 }
 
 fn event(payload: &str) -> Event {
@@ -132,7 +174,7 @@ fn debug_shows_the_destination_and_no_secret() {
 #[test]
 fn a_standard_body_wraps_the_payload_and_a_raw_one_is_it() {
     let event = event(r#"{"total": 1e400}"#);
-    let body = |extra| String::from_utf8(target(extra).unwrap().body(&event).unwrap()).unwrap();
+    let body = |extra| body_of(&target(extra).unwrap(), &event).unwrap();
     assert_eq!(body(json!({})), r#"{"type":"public.orders.create","timestamp":"2022-04-07T21:39:13.000120Z","data":{"total": 1e400}}"#);
     assert_eq!(body(json!({"body": "raw"})), r#"{"total": 1e400}"#);
 }
@@ -141,8 +183,51 @@ fn a_standard_body_wraps_the_payload_and_a_raw_one_is_it() {
 fn the_limit_counts_the_whole_body() {
     let payload = format!("\"{}\"", "a".repeat(LARGEST_BODY - 2));
     let event = event(&payload);
-    assert!(target(json!({"body": "raw"})).unwrap().body(&event).is_ok());
-    assert!(target(json!({})).unwrap().body(&event).is_err_and(|length| length > LARGEST_BODY));
+    assert!(body_of(&target(json!({"body": "raw"})).unwrap(), &event).is_ok());
+    assert!(body_of(&target(json!({})).unwrap(), &event).is_err_and(|length| length > LARGEST_BODY));
+}
+
+#[test]
+fn a_binary_cloud_event_has_its_attributes_as_headers_and_the_payload_as_its_body() {
+    let target = target(json!({"body": "cloudevents-binary"})).unwrap();
+    let event = Event { key: Some("a \"50%\" ä".to_owned()), ..event("[1]") };
+    assert_eq!(body_of(&target, &event).unwrap(), "[1]");
+    let headers = headers_of(&target, event, 1);
+    let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap());
+    assert_eq!(text("ce-partitionkey"), Some("a%20%2250%25%22%20%C3%A4"));
+    assert_eq!((text("ce-specversion"), text("ce-type")), (Some("1.0"), Some("public.orders.create")));
+    assert_eq!((text("ce-source"), text("content-type")), (Some(body::UNKNOWN_SOURCE), Some("application/json")));
+}
+
+#[test]
+fn a_batch_is_an_array_with_ids_under_a_name_of_its_own() {
+    let target = target(json!({"batch": {"max": 2}})).unwrap();
+    let (one, two) = (event("1"), Event { id: Uuid::from_u128(8), ..event("2") });
+    let message = target.message(&[delivery(one.clone()), delivery(two.clone())]).unwrap();
+    let items: Vec<Value> = serde_json::from_slice(&message.body).unwrap();
+    assert_eq!((&items[0]["id"], &items[1]["data"]), (&json!(one.id), &json!(2)));
+    assert_ne!(message.id, one.id.to_string());
+    assert_eq!(
+        message.id,
+        target.message(&[delivery(one.clone()), delivery(two.clone())]).unwrap().id,
+        "a repeated request has the same name"
+    );
+    assert_ne!(message.id, target.message(&[delivery(two), delivery(one)]).unwrap().id);
+}
+
+#[test]
+fn a_batch_is_refused_where_events_could_not_be_told_apart() {
+    for (config, expected) in [
+        (json!({"batch": 5}), "config.batch: it must be an object"),
+        (json!({"batch": {"max": 0}}), "config.batch.max: it must be a whole number from 1 to 1000"),
+        (json!({"batch": {"wait": "1h"}}), "config.batch.wait: it must be at most 5s"),
+        (json!({"batch": {"size": 5}}), "config.batch.size: there is no such field"),
+        (json!({"batch": {}, "body": "raw"}), "config.batch: events can be put together in the bodies standard and cloudevents only"),
+        (json!({"body": "xml"}), "config.body: it must be one of standard, cloudevents, cloudevents-binary, raw"),
+    ] {
+        let problem = target(config.clone()).expect_err(&config.to_string());
+        assert!(problem.starts_with(expected), "{config}: {problem}");
+    }
 }
 
 #[test]
@@ -157,7 +242,7 @@ fn only_a_valid_trace_is_handed_on() {
         (json!({"traceparent": "x"}), (None, None)),
         (json!({"tracestate": "a=b", "host": "evil"}), (None, None)),
     ] {
-        let sent = target.headers(&Event { headers: headers.to_string(), ..event("{}") }, b"{}", 1000);
+        let sent = headers_of(&target, Event { headers: headers.to_string(), ..event("{}") }, 1000);
         let text = |name| sent.get(name).map(|value: &HeaderValue| value.to_str().unwrap());
         assert_eq!((text("traceparent"), text("tracestate")), expected, "{headers}");
         assert_eq!((text("host"), text("webhook-timestamp")), (None, Some("1000")));
@@ -168,7 +253,7 @@ proptest! {
     #[test]
     fn no_config_makes_the_parser_panic(text in "\\PC*", number: i64) {
         for value in [json!(text), json!(number), json!([text]), json!({text.as_str(): text})] {
-            for field in ["url", "method", "headers", "secret", "body", "timeout", "dead_letter_on", text.as_str()] {
+            for field in ["url", "method", "headers", "secret", "body", "batch", "timeout", "dead_letter_on", text.as_str()] {
                 let _ = target(json!({field: value}));
             }
         }
@@ -178,7 +263,7 @@ proptest! {
     fn no_event_header_makes_the_request_panic(headers in "\\PC*", state in "\\PC*") {
         let target = target(json!({})).unwrap();
         for headers in [headers, json!({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": state}).to_string()] {
-            target.headers(&Event { headers, ..event("{}") }, b"{}", i64::MAX);
+            headers_of(&target, Event { headers, ..event("{}") }, i64::MAX);
         }
     }
 }

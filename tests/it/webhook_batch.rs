@@ -1,0 +1,138 @@
+//! Several events in one request: gathered, acknowledged in part, repeated alone.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{Json, Router, extract::State, http::HeaderMap, routing::post};
+use pgoutbox::{
+    config::{self, Egress},
+    secret::Secrets,
+    sinks::webhook::Webhook,
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::Notify, task::JoinSet};
+
+use crate::support::{Database, RelayBox, relay::settings};
+
+/// What one request held, and under which name and type it came.
+#[derive(Debug, Clone)]
+struct Request {
+    id: String,
+    content_type: String,
+    events: Vec<Value>,
+}
+
+/// A receiver of batches that fails what its test tells it to, the first time it sees it.
+#[derive(Debug, Clone)]
+struct Batches {
+    fails: fn(&Value) -> bool,
+    seen: Arc<Mutex<(Vec<Request>, HashMap<String, u32>)>>,
+    came: Arc<Notify>,
+}
+
+impl Batches {
+    async fn start(fails: fn(&Value) -> bool) -> (Self, String, JoinSet<()>) {
+        let batches = Self { fails, seen: Arc::default(), came: Arc::default() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let router = Router::new().route("/", post(receive)).with_state(batches.clone());
+        let mut running = JoinSet::new();
+        running.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        (batches, url, running)
+    }
+
+    /// Waits until so many events have been acknowledged, each once.
+    async fn wait_for(&self, count: usize) -> Vec<Request> {
+        let waiting = async {
+            loop {
+                let came = self.came.notified();
+                {
+                    let seen = self.seen.lock().unwrap();
+                    if seen.1.values().filter(|acknowledged| **acknowledged > 0).count() >= count {
+                        assert!(seen.1.values().all(|acknowledged| *acknowledged <= 1), "{:?}", seen.1);
+                        return seen.0.clone();
+                    }
+                }
+                came.await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap()
+    }
+}
+
+async fn receive(State(batches): State<Batches>, headers: HeaderMap, Json(events): Json<Vec<Value>>) -> Json<Value> {
+    let text = |name| headers[name].to_str().unwrap().to_owned();
+    let mut failed = Vec::new();
+    {
+        let mut seen = batches.seen.lock().unwrap();
+        for event in &events {
+            let id = event["id"].as_str().unwrap().to_owned();
+            let first = !seen.1.contains_key(&id);
+            let acknowledged = seen.1.entry(id.clone()).or_default();
+            if first && (batches.fails)(event) {
+                failed.push(id);
+            } else {
+                *acknowledged += 1;
+            }
+        }
+        seen.0.push(Request { id: text("webhook-id"), content_type: text("content-type"), events });
+    }
+    batches.came.notify_waiters();
+    Json(json!({ "failed": failed }))
+}
+
+fn webhook() -> Webhook {
+    let egress = Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
+    Webhook::new(&egress, Secrets::with_environment(&config::Secrets::default(), |_| None)).unwrap()
+}
+
+async fn start(database: &Database, config: Value) -> RelayBox {
+    sqlx::query("select outbox.subscribe('batches', array['**'], 'webhook', $1, retry => '{\"initial\": \"50ms\"}')")
+        .bind(config)
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    RelayBox::start_with(database, |builder| builder.settings(settings("relay")).sink(webhook())).await
+}
+
+async fn publish(database: &Database, count: i32) {
+    sqlx::query("select outbox.publish('a.b', to_jsonb(n)) from generate_series(1, $1) as n")
+        .bind(count)
+        .execute(&database.pool)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_acknowledged_comes_again_alone_and_nothing_else_does() {
+    let database = Database::new().await;
+    let (batches, url, _running) = Batches::start(|event| event["data"].as_i64().unwrap() % 10 == 0).await;
+    let relay = start(&database, json!({"url": url, "batch": {"max": 20}})).await;
+    publish(&database, 100).await;
+    let requests = batches.wait_for(100).await;
+    assert!(requests.iter().any(|request| request.events.len() > 1), "{requests:#?}");
+    assert!(requests.iter().all(|request| request.events.len() <= 20));
+    let repeated: Vec<_> = requests.iter().filter(|request| request.events[0]["data"].as_i64().unwrap() % 10 == 0).collect();
+    assert!(repeated.iter().filter(|request| request.events.len() == 1).count() >= 10, "{repeated:#?}");
+    let names: HashSet<_> = requests.iter().map(|request| &request.id).collect();
+    assert_eq!(names.len(), requests.len(), "different events come under different names");
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_gather_for_as_long_as_the_subscription_says() {
+    let database = Database::new().await;
+    let (batches, url, _running) = Batches::start(|_| false).await;
+    let relay = start(&database, json!({"url": url, "body": "cloudevents", "batch": {"max": 30, "wait": "2s"}})).await;
+    for _ in 0..30 {
+        publish(&database, 1).await;
+    }
+    let requests = batches.wait_for(30).await;
+    assert_eq!(requests.iter().map(|request| request.events.len()).collect::<Vec<_>>(), [30], "a full batch waits for nobody");
+    assert_eq!(requests[0].content_type, "application/cloudevents-batch+json; charset=utf-8");
+    assert_eq!(requests[0].events[0]["specversion"], "1.0");
+    relay.stop().await;
+}
