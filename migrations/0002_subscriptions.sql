@@ -103,6 +103,13 @@ begin
                 hint = 'Write "env:PGOUTBOX_SECRET_NAME" or "file:NAME", or an array of them.';
         end if;
     end if;
+    if new.sink = 'function' then
+        if jsonb_typeof(new.config -> 'function') is distinct from 'string' then
+            raise exception using errcode = '22023', message = format('config.function: subscription %L (function) needs a "function"', new.name),
+                hint = 'For example {"function": "shop.on_order"}.';
+        end if;
+        perform outbox.function_call(new.config ->> 'function');
+    end if;
     if new.organization = '' then
         raise exception using errcode = '22023', message = 'organization: is empty', hint = 'Use null for all organizations.';
     end if;

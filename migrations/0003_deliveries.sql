@@ -102,3 +102,86 @@ create table outbox.relay_subscriptions (
     reported_at     timestamptz not null,
     primary key (relay, subscription_id)
 ) with (fillfactor = 50);
+
+-- How a SQL function takes an event: the statement that calls it, with the event as $1. One unnamed parameter, or one named
+-- "event", takes all of it as jsonb; parameters named after its fields take those, each in its own type.
+create function outbox.function_call(function text) returns text
+language plpgsql stable as $$
+declare
+    target    pg_catalog.pg_proc;
+    arguments text[] := '{}';
+    n         integer;
+    name      text;
+    takes     text;
+begin
+    if function !~ '^[^.(]+[.][^.(]+([(].*[)])?$' then
+        raise exception using errcode = '22023', message = format('config.function: %L is not the name of a function with its schema', function),
+            hint = 'For example {"function": "shop.on_order"}; where there are several of that name, "shop.on_order(jsonb)".';
+    end if;
+    select * into target from pg_catalog.pg_proc as candidate
+     where candidate.oid = case when function like '%(%' then to_regprocedure(function)::oid else to_regproc(function)::oid end;
+    if target.oid is null then
+        raise exception using errcode = '42883', message = format('config.function: there is no function %s, or several', function),
+            hint = 'Create it first, and let the relay use it: grant usage on its schema and execute on it to outbox_relay.';
+    end if;
+    if target.pronamespace::regnamespace::text in ('pg_catalog', 'information_schema', 'outbox') then
+        raise exception using errcode = '42501', message = format('config.function: %s belongs to the system', function),
+            hint = 'Write a function of your own that calls it.';
+    end if;
+    if target.prokind <> 'f' or target.proretset or target.provariadic <> 0 then
+        raise exception using errcode = '42809', message = format('config.function: %s is not a plain function', function),
+            hint = 'No procedures, aggregates, sets and variadic parameters.';
+    end if;
+    if target.pronargs = 1 and target.proargtypes[0] = 'jsonb'::regtype and coalesce(target.proargnames[1], '') in ('', 'event') then
+        return format('select %I.%I($1)', target.pronamespace::regnamespace::text, target.proname);
+    end if;
+    for n in 1 .. target.pronargs loop
+        name := coalesce(target.proargnames[n], '');
+        takes := format_type(target.proargtypes[n - 1], null);
+        if name in ('payload', 'headers') then
+            arguments := arguments || format('%I => ($1 -> %L)::%s', name, name, takes);
+        elsif name = 'event' then
+            arguments := arguments || format('%I => $1::%s', name, takes);
+        elsif name in ('id', 'topic', 'key', 'organization', 'source', 'user_id', 'schema_version', 'created_at', 'position') then
+            arguments := arguments || format('%I => ($1 ->> %L)::%s', name, name, takes);
+        elsif n > target.pronargs - target.pronargdefaults then
+            null;  -- it has a default
+        else
+            raise exception using errcode = '42809', message = format('config.function: %s has a parameter %L that is no field of an event', function, name),
+                hint = 'Take one jsonb, or parameters named event, id, topic, key, payload, headers, organization, source, user_id, schema_version, created_at, position.';
+        end if;
+    end loop;
+    return format('select %I.%I(%s)', target.pronamespace::regnamespace::text, target.proname, array_to_string(arguments, ', '));
+end;
+$$;
+
+-- Call a SQL function for each delivery and settle those that worked, all in the caller's transaction. Each call has a savepoint
+-- of its own. Rows are deleted only after the last call: until then a relay must be able to renew their leases.
+create function outbox.call_function(function text, delivery_ids bigint[], lease_tokens uuid[], events text[])
+returns table (delivery_id bigint, code text, message text)
+language plpgsql as $$
+declare
+    call    text := outbox.function_call(function);
+    worked  bigint[] := '{}';
+    deleted bigint;
+    n       integer;
+begin
+    for n in 1 .. cardinality(delivery_ids) loop
+        delivery_id := delivery_ids[n];
+        begin
+            execute call using events[n]::jsonb;
+            worked := worked || delivery_id;
+            code := null;
+            message := null;
+        exception when others then
+            get stacked diagnostics code = returned_sqlstate, message = message_text;
+        end;
+        return next;
+    end loop;
+    delete from outbox.deliveries as delivery where delivery.id = any (worked) and delivery.lease_token = any (lease_tokens);
+    get diagnostics deleted = row_count;
+    if deleted <> cardinality(worked) then
+        raise exception using errcode = '40001', message = 'the lease of a delivery was lost while its function ran: all is undone';
+    end if;
+end;
+$$;

@@ -53,6 +53,35 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox.call_function(function text, delivery_ids bigint[], lease_tokens uuid[], events text[]) RETURNS TABLE(delivery_id bigint, code text, message text)
+    LANGUAGE plpgsql
+    AS $$
+declare
+    call    text := outbox.function_call(function);
+    worked  bigint[] := '{}';
+    deleted bigint;
+    n       integer;
+begin
+    for n in 1 .. cardinality(delivery_ids) loop
+        delivery_id := delivery_ids[n];
+        begin
+            execute call using events[n]::jsonb;
+            worked := worked || delivery_id;
+            code := null;
+            message := null;
+        exception when others then
+            get stacked diagnostics code = returned_sqlstate, message = message_text;
+        end;
+        return next;
+    end loop;
+    delete from outbox.deliveries as delivery where delivery.id = any (worked) and delivery.lease_token = any (lease_tokens);
+    get diagnostics deleted = row_count;
+    if deleted <> cardinality(worked) then
+        raise exception using errcode = '40001', message = 'the lease of a delivery was lost while its function ran: all is undone';
+    end if;
+end;
+$$;
+
 CREATE FUNCTION outbox.check_subscription() RETURNS trigger
     LANGUAGE plpgsql
     AS $_$
@@ -110,6 +139,13 @@ begin
             raise exception using errcode = '22023', message = 'config.secret: must be a reference, never the secret itself',
                 hint = 'Write "env:PGOUTBOX_SECRET_NAME" or "file:NAME", or an array of them.';
         end if;
+    end if;
+    if new.sink = 'function' then
+        if jsonb_typeof(new.config -> 'function') is distinct from 'string' then
+            raise exception using errcode = '22023', message = format('config.function: subscription %L (function) needs a "function"', new.name),
+                hint = 'For example {"function": "shop.on_order"}.';
+        end if;
+        perform outbox.function_call(new.config ->> 'function');
     end if;
     if new.organization = '' then
         raise exception using errcode = '22023', message = 'organization: is empty', hint = 'Use null for all organizations.';
@@ -200,6 +236,57 @@ CREATE FUNCTION outbox.duration_is_valid(duration text) RETURNS boolean
                 else false end
 $_$;
 
+CREATE FUNCTION outbox.function_call(function text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    AS $_$
+declare
+    target    pg_catalog.pg_proc;
+    arguments text[] := '{}';
+    n         integer;
+    name      text;
+    takes     text;
+begin
+    if function !~ '^[^.(]+[.][^.(]+([(].*[)])?$' then
+        raise exception using errcode = '22023', message = format('config.function: %L is not the name of a function with its schema', function),
+            hint = 'For example {"function": "shop.on_order"}; where there are several of that name, "shop.on_order(jsonb)".';
+    end if;
+    select * into target from pg_catalog.pg_proc as candidate
+     where candidate.oid = case when function like '%(%' then to_regprocedure(function)::oid else to_regproc(function)::oid end;
+    if target.oid is null then
+        raise exception using errcode = '42883', message = format('config.function: there is no function %s, or several', function),
+            hint = 'Create it first, and let the relay use it: grant usage on its schema and execute on it to outbox_relay.';
+    end if;
+    if target.pronamespace::regnamespace::text in ('pg_catalog', 'information_schema', 'outbox') then
+        raise exception using errcode = '42501', message = format('config.function: %s belongs to the system', function),
+            hint = 'Write a function of your own that calls it.';
+    end if;
+    if target.prokind <> 'f' or target.proretset or target.provariadic <> 0 then
+        raise exception using errcode = '42809', message = format('config.function: %s is not a plain function', function),
+            hint = 'No procedures, aggregates, sets and variadic parameters.';
+    end if;
+    if target.pronargs = 1 and target.proargtypes[0] = 'jsonb'::regtype and coalesce(target.proargnames[1], '') in ('', 'event') then
+        return format('select %I.%I($1)', target.pronamespace::regnamespace::text, target.proname);
+    end if;
+    for n in 1 .. target.pronargs loop
+        name := coalesce(target.proargnames[n], '');
+        takes := format_type(target.proargtypes[n - 1], null);
+        if name in ('payload', 'headers') then
+            arguments := arguments || format('%I => ($1 -> %L)::%s', name, name, takes);
+        elsif name = 'event' then
+            arguments := arguments || format('%I => $1::%s', name, takes);
+        elsif name in ('id', 'topic', 'key', 'organization', 'source', 'user_id', 'schema_version', 'created_at', 'position') then
+            arguments := arguments || format('%I => ($1 ->> %L)::%s', name, name, takes);
+        elsif n > target.pronargs - target.pronargdefaults then
+            null;  -- it has a default
+        else
+            raise exception using errcode = '42809', message = format('config.function: %s has a parameter %L that is no field of an event', function, name),
+                hint = 'Take one jsonb, or parameters named event, id, topic, key, payload, headers, organization, source, user_id, schema_version, created_at, position.';
+        end if;
+    end loop;
+    return format('select %I.%I(%s)', target.pronamespace::regnamespace::text, target.proname, array_to_string(arguments, ', '));
+end;
+$_$;
+
 CREATE FUNCTION outbox.grant_roles() RETURNS text[]
     LANGUAGE plpgsql
     AS $$
@@ -221,7 +308,7 @@ begin
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
-            ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid'),
+            ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.function_call, outbox.call_function'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'insert, update, delete on outbox.subscriptions'),
@@ -879,6 +966,10 @@ GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.bump_generation() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.bump_generation() TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.call_function(function text, delivery_ids bigint[], lease_tokens uuid[], events text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.call_function(function text, delivery_ids bigint[], lease_tokens uuid[], events text[]) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.call_function(function text, delivery_ids bigint[], lease_tokens uuid[], events text[]) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.check_subscription() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.check_subscription() TO outbox_admin;
 
@@ -888,6 +979,10 @@ GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like t
 REVOKE ALL ON FUNCTION outbox.duration_is_valid(duration text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.duration_is_valid(duration text) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox.duration_is_valid(duration text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.function_call(function text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.function_call(function text) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.function_call(function text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;

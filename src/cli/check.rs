@@ -8,8 +8,10 @@ use pgoutbox::{
     config::Config,
     migrate,
     operate::{Error, Operator},
+    relay::add_own_sinks,
     secret::Secrets,
     sinks::{Registry, webhook::Webhook},
+    store::ConnectionSettings,
     subscription::{Row, Subscription},
     verdict::Reason,
 };
@@ -71,6 +73,14 @@ async fn findings(config: &Config, operator: &mut Operator) -> anyhow::Result<Ve
     let mut registry = Registry::default();
     registry.add(Webhook::new(&config.egress, Secrets::new(&config.secrets))?);
     registry.open(&config.sinks).map_err(anyhow::Error::msg)?;
+    let settings = ConnectionSettings {
+        options: config.connect_options()?,
+        relay: config.relay.name.clone(),
+        pool_size: 1,
+        pooler: config.database.pooler,
+        allow_superuser: config.database.allow_superuser,
+    };
+    add_own_sinks(&mut registry, &settings);
     let rows = operator.list_subscriptions(None).await?;
     let mut checks = futures_util::stream::iter(rows.into_iter().map(|row| judge(row, &registry))).buffered(AT_ONCE);
     let mut findings = Vec::new();

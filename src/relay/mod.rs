@@ -45,11 +45,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::{Connection, RelayConfig},
     migrate,
-    sinks::{Registry, Sink},
-    store::{self, ConnectionSettings, Store},
+    sinks::{Registry, Sink, function::Function, stdout::Stdout},
+    store::{self, ConnectionSettings, Functions, Store},
     subscription::Index,
     telemetry::Telemetry,
 };
+
+/// Connections for SQL functions of the application, made when they are needed.
+const FUNCTION_CONNECTIONS: u32 = 8;
 
 /// Why a relay did not start or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +84,13 @@ pub struct Drained {
     pub complete: bool,
     /// Attempts that were cut off; their deliveries were given back.
     pub left: usize,
+}
+
+/// Adds the sinks that every relay has: they need nothing but the database it has anyway, and its standard output. Nothing is
+/// connected to yet.
+pub fn add_own_sinks(sinks: &mut Registry, settings: &ConnectionSettings) {
+    sinks.add(Function::new(Functions::new(settings, FUNCTION_CONNECTIONS)));
+    sinks.add(Stdout::default());
 }
 
 /// Collects what a relay needs.
@@ -159,17 +169,17 @@ impl Builder {
     ///
     /// # Errors
     /// When the database cannot be reached, is not migrated, is read-only, or the login is a superuser.
-    pub async fn build(self) -> Result<Relay, Error> {
+    pub async fn build(mut self) -> Result<Relay, Error> {
         self.check_schema().await?;
-        let store = Store::connect(ConnectionSettings {
+        let settings = ConnectionSettings {
             options: self.options.clone(),
             relay: self.settings.name.clone(),
             pool_size: self.pool_size,
             pooler: self.pooler,
             allow_superuser: self.allow_superuser,
-        })
-        .await
-        .map_err(Error::Start)?;
+        };
+        add_own_sinks(&mut self.sinks, &settings);
+        let store = Store::connect(settings).await.map_err(Error::Start)?;
         let ahead = store.inspect().await.map_err(Error::Start)?;
         // Through a transaction pooler LISTEN reports success and never delivers, and a session lock would stay with
         // a connection that is not ours.

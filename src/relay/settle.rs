@@ -58,7 +58,10 @@ async fn settle_batch(shared: &Shared, landed: &[Landed]) {
     let batch = batch(landed, &verdicts);
     // First what concerns the whole subscription: once the verdicts are committed, its deliveries may be claimed again.
     let told = follow_up(shared, landed).await;
-    let settled: HashSet<i64> = persist(shared, landed, &batch).await.into_iter().collect();
+    let mut settled: HashSet<i64> = landed.iter().filter(|one| one.report.settled).map(|one| one.delivery.id).collect();
+    if settled.len() < landed.len() {
+        settled.extend(persist(shared, landed, &batch).await);
+    }
     // At once: what is due again may be claimed from here on, and must not be taken for an attempt still under way.
     shared.leases.release(landed.iter().map(|one| one.delivery.id));
     record_attempts(shared, landed, &settled).await;
@@ -98,6 +101,8 @@ fn batch(landed: &[Landed], verdicts: &[Verdict]) -> Batch {
         let id = one.delivery.id;
         tokens.insert(one.delivery.lease_token);
         match verdict {
+            // Its sink has deleted the row itself: there is nothing left to write.
+            Verdict::Settled if one.report.settled => {}
             Verdict::Settled => batch.delivered.push(id),
             Verdict::RetryIn(wait) => batch.retries.push((id, wait.as_secs_f64(), one.counts)),
             Verdict::DeadLetter { reason } => {

@@ -12,6 +12,7 @@
 
 pub mod body;
 pub mod file;
+pub mod function;
 mod registry;
 pub mod stdout;
 pub mod template;
@@ -40,6 +41,8 @@ pub struct Report {
     pub answer: Option<String>,
     /// The request may have reached the destination although the outcome is not `Delivered`.
     pub ambiguous: bool,
+    /// The sink has deleted the delivery itself, in the transaction of its effect.
+    pub settled: bool,
 }
 
 impl Report {
@@ -58,7 +61,7 @@ impl Report {
 
 impl From<Outcome> for Report {
     fn from(outcome: Outcome) -> Self {
-        Self { outcome, status: None, answer: None, ambiguous: false }
+        Self { outcome, status: None, answer: None, ambiguous: false, settled: false }
     }
 }
 

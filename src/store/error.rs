@@ -74,6 +74,28 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The SQLSTATE, where the server gave one.
+    #[must_use]
+    pub fn code(&self) -> Option<String> {
+        match &self.cause {
+            Cause::Database(sqlx::Error::Database(error)) => error.code().map(std::borrow::Cow::into_owned),
+            Cause::Database(_) | Cause::Deadline(_) | Cause::Unsuitable(_) => None,
+        }
+    }
+
+    /// What the server said, without what was being done.
+    #[must_use]
+    pub fn message(&self) -> String {
+        match &self.cause {
+            Cause::Database(sqlx::Error::Database(error)) => error.message().to_owned(),
+            Cause::Database(error) => error.to_string(),
+            Cause::Deadline(cause) => cause.to_string(),
+            Cause::Unsuitable(cause) => cause.to_string(),
+        }
+    }
+}
+
 /// Which database errors to wait out, and after which no open connection is trusted any more.
 fn kind_of_sqlstate(code: &str) -> Kind {
     match code {

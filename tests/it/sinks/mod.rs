@@ -1,3 +1,4 @@
 //! The real destinations behind the sinks, and what each sink promises beyond the contract.
 
 pub(crate) mod file;
+mod function;

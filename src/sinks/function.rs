@@ -1,0 +1,152 @@
+//! The function sink: a SQL function of the application's own database, called in the transaction that settles the delivery.
+//! Its effect happens exactly once: both are committed, or neither.
+//!
+//! It is the one sink that touches the outbox: deleting the delivery is half of what it promises.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Deserialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{Batch, Report, Sink, body, only, parse_config};
+use crate::{
+    delivery::Delivery,
+    duration,
+    store::{CallError, Error, Functions, Kind},
+    verdict::{Outcome, Reason},
+};
+
+/// The longest a call may take.
+const LONGEST: Duration = Duration::from_secs(50);
+/// The relay's own deadline comes so much later: the server says itself that its limit was reached.
+const GRACE: Duration = Duration::from_secs(7);
+
+/// Calls functions.
+#[derive(Debug, Clone)]
+pub struct Function {
+    functions: Arc<Functions>,
+}
+
+/// A subscription's config.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// With its schema: `shop.on_order`.
+    function: String,
+    /// How long the calls of one batch may take together.
+    #[serde(default = "timeout", deserialize_with = "duration::deserialize")]
+    timeout: Duration,
+    /// Events in one transaction at most.
+    #[serde(default = "most")]
+    batch: u16,
+    /// Transactions at once, for each relay.
+    #[serde(default = "one")]
+    concurrency: u8,
+}
+
+fn timeout() -> Duration {
+    Duration::from_secs(15)
+}
+
+fn most() -> u16 {
+    50
+}
+
+fn one() -> u8 {
+    1
+}
+
+impl Function {
+    /// Calls functions through these connections.
+    #[must_use]
+    pub fn new(functions: Functions) -> Self {
+        Self { functions: Arc::new(functions) }
+    }
+}
+
+impl Sink for Function {
+    const KIND: &'static str = "function";
+    type Target = Target;
+
+    fn target(&self, config: &Value) -> Result<Target, String> {
+        let target: Target = parse_config(config)?;
+        if !target.function.contains('.') {
+            return Err("config.function: write the function with its schema, such as \"shop.on_order\"".to_owned());
+        }
+        if target.timeout.is_zero() || target.timeout > LONGEST {
+            return Err(format!("config.timeout: it must be above 0 and at most {}", duration::format(LONGEST)));
+        }
+        // More than 64 savepoints in a transaction slow down every snapshot of the database.
+        if !(1..=64).contains(&target.batch) {
+            return Err("config.batch: it must be a whole number from 1 to 64".to_owned());
+        }
+        if !(1..=16).contains(&target.concurrency) {
+            return Err("config.concurrency: it must be a whole number from 1 to 16".to_owned());
+        }
+        Ok(target)
+    }
+
+    fn destination(&self, target: &Target) -> Option<String> {
+        Some(format!("function:{}", target.function))
+    }
+
+    fn deadline(&self, target: &Target) -> Duration {
+        target.timeout + GRACE
+    }
+
+    fn batch(&self, target: &Target) -> Option<Batch> {
+        Some(Batch {
+            max: target.batch.into(),
+            bytes: 4 * 1024 * 1024,
+            wait: Duration::ZERO,
+            in_flight: target.concurrency.into(),
+            shares_fate: true,
+        })
+    }
+
+    async fn send(&self, target: &Target, delivery: &Delivery) -> Report {
+        only(self.send_batch(target, std::slice::from_ref(delivery)).await)
+    }
+
+    async fn send_batch(&self, target: &Target, deliveries: &[Delivery]) -> Vec<Report> {
+        let ids: Vec<i64> = deliveries.iter().map(|delivery| delivery.id).collect();
+        let tokens: Vec<Uuid> = deliveries.iter().map(|delivery| delivery.lease_token).collect();
+        let events: Vec<String> = deliveries.iter().map(|delivery| body::whole(&delivery.event)).collect();
+        match self.functions.call(&target.function, target.timeout, &ids, &tokens, &events).await {
+            Ok(called) => called
+                .into_iter()
+                .map(|one| match one.code {
+                    None => Report { settled: true, ..Outcome::Delivered.into() },
+                    Some(code) => raised(&code, &one.message.unwrap_or_default()),
+                })
+                .collect(),
+            Err(CallError::Undone(error)) => vec![undone(&error); deliveries.len()],
+            Err(CallError::Unknown(error)) => vec![undone(&error).ambiguous(); deliveries.len()],
+        }
+    }
+
+    async fn check(&self, target: &Target) -> Result<(), String> {
+        self.functions.inspect(&target.function).await.map_err(|error| error.message())
+    }
+}
+
+/// The function raised an error, which undid its effect and nobody else's.
+fn raised(code: &str, message: &str) -> Report {
+    let reason = match code {
+        "42501" => Reason::AccessDenied,
+        "42883" => Reason::TargetMissing,
+        _ => Reason::FunctionFailed,
+    };
+    Report::from(Outcome::Retry { reason, after: None }).saying(format!("{code}: {message}"))
+}
+
+/// The whole transaction came to nothing.
+fn undone(error: &Error) -> Report {
+    match error.code() {
+        Some(code) if code == "57014" => Report::from(Outcome::Retry { reason: Reason::Timeout, after: None })
+            .saying("57014: the function took longer than config.timeout"),
+        Some(code) if error.kind() != Kind::Connection => raised(&code, &error.message()),
+        _ => Report::from(Outcome::Retry { reason: Reason::ConnectFailed, after: None }).saying(error.message()),
+    }
+}

@@ -1,0 +1,230 @@
+//! SQL functions of the application's own database. The contract does not fit them: a delivery without its row is undone.
+
+use std::time::{Duration, Instant};
+
+use pgoutbox::{config::RelayConfig, telemetry::Signal};
+use serde_json::{Value, json};
+use sqlx::Executor as _;
+
+use crate::support::{Database, Recorder, RelayBox, relay::settings};
+
+/// What the functions of these tests do: they write down what they were given, and may fail, hang or die.
+const SHOP: &str = "
+    create schema shop;
+    grant usage on schema shop to outbox_relay;
+    create table shop.effects (id uuid, n integer, note text);
+    grant select, insert on shop.effects to outbox_relay;
+    create sequence shop.calls;
+    grant usage on sequence shop.calls to outbox_relay;
+
+    create function shop.on_order(event jsonb) returns void language sql as $$
+        insert into shop.effects values ((event ->> 'id')::uuid, (event -> 'payload')::integer, event ->> 'topic') $$;
+
+    create function shop.by_name(topic text, payload jsonb, created_at timestamptz, again boolean default true) returns integer
+    language sql as $$ insert into shop.effects values (null, payload::integer, topic || ' ' || (created_at <= now())) returning 1 $$;
+
+    create function shop.dislikes_sevens(event jsonb) returns void language plpgsql as $$
+    begin
+        perform shop.on_order(event);
+        if (event -> 'payload')::integer % 10 = 7 then raise exception using errcode = 'P0007', message = 'a seven'; end if;
+    end $$;
+
+    create function shop.sleeps(event jsonb) returns void language plpgsql as $$
+    begin
+        perform shop.on_order(event), pg_sleep((event -> 'payload')::integer);
+    end $$;
+
+    -- Every third call ends its own connection, after its effect: half of them at once, half at the commit.
+    create function shop.dies(event jsonb) returns void language plpgsql as $$
+    declare
+        call bigint := nextval('shop.calls');
+    begin
+        insert into shop.effects values ((event ->> 'id')::uuid, (event -> 'payload')::integer, case when call % 6 = 3 then 'dies at commit' end);
+        if call % 6 = 0 then perform pg_terminate_backend(pg_backend_pid()); end if;
+    end $$;
+    create function shop.die() returns trigger language plpgsql as $$
+    begin
+        perform pg_terminate_backend(pg_backend_pid());
+        return null;
+    end $$;
+    create constraint trigger dies_at_commit after insert on shop.effects deferrable initially deferred
+        for each row when (new.note = 'dies at commit') execute function shop.die();
+";
+
+async fn shop() -> Database {
+    let database = Database::new().await;
+    database.pool.execute(SHOP).await.unwrap();
+    database
+}
+
+async fn subscribe(database: &Database, name: &str, config: Value, retry: Value) -> Result<(), String> {
+    sqlx::query("select outbox.subscribe($1, array[$1 || '.**'], 'function', $2, retry => $3)")
+        .bind(name)
+        .bind(config)
+        .bind(retry)
+        .execute(&database.pool)
+        .await
+        .map(|_| ())
+        .map_err(|error| error.to_string())
+}
+
+async fn publish(database: &Database, topic: &str, from: i32, to: i32) {
+    sqlx::query("select outbox.publish($1, to_jsonb(n)) from generate_series($2, $3) as n")
+        .bind(topic)
+        .bind(from)
+        .bind(to)
+        .execute(&database.pool)
+        .await
+        .unwrap();
+}
+
+async fn start(database: &Database, settings: RelayConfig) -> RelayBox {
+    RelayBox::start_with(database, |builder| builder.settings(settings).sink(Recorder::new())).await
+}
+
+/// Waits until so many effects are there and nothing is owed.
+async fn wait_for_effects(database: &Database, wanted: i64) {
+    let until = Instant::now() + Duration::from_secs(90);
+    loop {
+        let owed: i64 = sqlx::query_scalar("select count(*) from outbox.deliveries").fetch_one(&database.pool).await.unwrap();
+        let (count, _) = effects(database).await;
+        if owed == 0 && count >= wanted {
+            return;
+        }
+        assert!(Instant::now() < until, "{owed} deliveries are still owed, {count} effects are there");
+        crate::support::pause(Duration::from_millis(20)).await;
+    }
+}
+
+async fn effects(database: &Database) -> (i64, i64) {
+    sqlx::query_as("select count(*), count(distinct n) from shop.effects").fetch_one(&database.pool).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_effect_happens_exactly_once_though_a_thousand_calls_die_between_it_and_its_commit() {
+    let database = shop().await;
+    subscribe(
+        &database,
+        "dies",
+        json!({"function": "shop.dies", "batch": 1, "concurrency": 8}),
+        json!({"max_attempts": 100, "initial": "5ms", "multiplier": 1}),
+    )
+    .await
+    .unwrap();
+    let first = start(&database, settings("first")).await;
+    let second = start(&database, settings("second")).await;
+    publish(&database, "dies.now", 1, 2_010).await;
+    wait_for_effects(&database, 2_010).await;
+    let calls: i64 = sqlx::query_scalar("select last_value from shop.calls").fetch_one(&database.pool).await.unwrap();
+    assert!(calls / 3 >= 1_000, "{calls} calls, of which every third died");
+    assert_eq!(effects(&database).await, (2_010, 2_010));
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_is_gone_in_the_middle_repeats_no_effect() {
+    let database = shop().await;
+    subscribe(&database, "gone", json!({"function": "shop.on_order", "batch": 5}), json!({})).await.unwrap();
+    for round in 0..5 {
+        let relay = start(&database, RelayConfig { lease: Duration::from_secs(3), ..settings(&format!("relay-{round}")) }).await;
+        publish(&database, "gone.soon", round * 400 + 1, round * 400 + 400).await;
+        let until = Instant::now() + Duration::from_secs(30);
+        while effects(&database).await.0 < i64::from(round) * 300 + 50 {
+            assert!(Instant::now() < until, "effects should go on");
+            crate::support::pause(Duration::from_millis(1)).await;
+        }
+        relay.abort().await;
+    }
+    let relay = start(&database, settings("last")).await;
+    wait_for_effects(&database, 2_000).await;
+    assert_eq!(effects(&database).await, (2_000, 2_000));
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_raises_is_undone_alone_and_its_code_and_words_are_kept() {
+    let database = shop().await;
+    subscribe(&database, "sevens", json!({"function": "shop.dislikes_sevens"}), json!({"max_attempts": 2, "initial": "10ms"}))
+        .await
+        .unwrap();
+    publish(&database, "sevens.all", 1, 100).await;
+    let mut relay = start(&database, settings("relay")).await;
+    for _ in 0..10 {
+        relay.wait(|signal| matches!(signal, Signal::Settled { verdict: "dead_letter", .. })).await;
+    }
+    wait_for_effects(&database, 90).await;
+    assert_eq!(effects(&database).await, (90, 90));
+    let letters: Vec<(String, String)> =
+        sqlx::query_as("select distinct reason, answer from outbox.dead_letters").fetch_all(&database.pool).await.unwrap();
+    assert_eq!(letters, [("function_failed".to_owned(), "P0007: a seven".to_owned())]);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_takes_the_fields_it_names() {
+    let database = shop().await;
+    subscribe(&database, "named", json!({"function": "shop.by_name"}), json!({})).await.unwrap();
+    publish(&database, "named.one", 5, 5).await;
+    let relay = start(&database, settings("relay")).await;
+    wait_for_effects(&database, 1).await;
+    let (n, note): (i32, String) = sqlx::query_as("select n, note from shop.effects").fetch_one(&database.pool).await.unwrap();
+    assert_eq!((n, note.as_str()), (5, "named.one true"));
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_may_outlast_its_lease_and_one_beyond_its_limit_is_a_timeout_that_costs_others_nothing() {
+    let database = shop().await;
+    subscribe(&database, "sleeps", json!({"function": "shop.sleeps", "timeout": "6s"}), json!({"max_attempts": 1})).await.unwrap();
+    subscribe(&database, "quick", json!({"function": "shop.on_order"}), json!({})).await.unwrap();
+    let mut relay = start(&database, RelayConfig { lease: Duration::from_secs(3), ..settings("relay") }).await;
+    publish(&database, "sleeps.long", 5, 5).await;
+    publish(&database, "quick.ones", 100, 299).await;
+    let count = "select count(*) from shop.effects where n >= 100";
+    let until = Instant::now() + Duration::from_secs(4);
+    while sqlx::query_scalar::<_, i64>(count).fetch_one(&database.pool).await.unwrap() < 200 {
+        assert!(Instant::now() < until, "the others should not wait for one that sleeps");
+        crate::support::pause(Duration::from_millis(20)).await;
+    }
+    wait_for_effects(&database, 201).await;
+    assert_eq!(effects(&database).await, (201, 201));
+    publish(&database, "sleeps.too.long", 60, 60).await;
+    relay.wait(|signal| matches!(signal, Signal::Settled { verdict: "dead_letter", .. })).await;
+    let reason: String = sqlx::query_scalar("select reason from outbox.dead_letters").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(reason, "timeout");
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_function_that_cannot_take_events_is_refused_when_the_subscription_is_written() {
+    let database = shop().await;
+    database
+        .pool
+        .execute(
+            "create function shop.odd(event jsonb, colour text) returns void language sql as '';
+             create function shop.many(event jsonb) returns setof int language sql as 'select 1';
+             create procedure shop.proc(event jsonb) language sql as '';",
+        )
+        .await
+        .unwrap();
+    for (config, expected) in [
+        (json!({}), "config.function: subscription 'refused' (function) needs a \"function\""),
+        (json!({"function": "on_order"}), "config.function: 'on_order' is not the name of a function with its schema"),
+        (json!({"function": "shop.nothing"}), "config.function: there is no function shop.nothing"),
+        (json!({"function": "pg_catalog.jsonb_typeof"}), "config.function: pg_catalog.jsonb_typeof belongs to the system"),
+        (json!({"function": "outbox.publish"}), "config.function: outbox.publish belongs to the system"),
+        (json!({"function": "shop.odd"}), "config.function: shop.odd has a parameter 'colour' that is no field of an event"),
+        (json!({"function": "shop.many"}), "config.function: shop.many is not a plain function"),
+        (json!({"function": "shop.proc"}), "config.function: shop.proc is not a plain function"),
+    ] {
+        let refusal = subscribe(&database, "refused", config.clone(), json!({})).await.expect_err(&config.to_string());
+        assert!(refusal.contains(expected), "{config}: {refusal}");
+    }
+    subscribe(&database, "refused", json!({"function": "shop.on_order(jsonb)", "batch": 100}), json!({})).await.unwrap();
+    let mut relay = start(&database, settings("relay")).await;
+    relay.wait_asleep().await;
+    let reason: String = sqlx::query_scalar("select state_reason from outbox.subscriptions").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(reason, "config.batch: it must be a whole number from 1 to 64");
+    relay.stop().await;
+}
