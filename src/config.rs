@@ -17,6 +17,7 @@ use read::{Reader, text};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 
+pub(crate) use database::parse as database_url;
 pub use sinks::{Connection, Settings};
 pub use sources::Sources;
 

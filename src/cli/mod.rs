@@ -71,6 +71,12 @@ enum Command {
     },
     /// Publish one event and print its id.
     Publish(publish::Publish),
+    /// What a database needs that receives events from the sink postgres, or wants to recognise repeats.
+    Inbox {
+        /// Print it as SQL, to be run there.
+        #[arg(long, required = true)]
+        sql: bool,
+    },
     /// Receive webhooks on this machine: verifies signatures, and can misbehave.
     Receive(receive::Receive),
     /// List, show, pause, resume and remove subscriptions. They are created with outbox.subscribe(…) in SQL.
@@ -120,6 +126,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Check { json } => return check::check(&config()?, json).await,
         Command::Status { json } => status::status(&mut connect(&config()?).await?, json).await?,
         Command::Publish(options) => options.execute(async || connect(&config()?).await).await?,
+        Command::Inbox { sql: _ } => print::raw(pgoutbox::sinks::postgres::INBOX)?,
         Command::Receive(options) => return options.execute(&sources()).await,
         Command::Subscriptions(command) => return command.execute(&mut connect(&config()?).await?).await,
         Command::DeadLetters(command) => return command.execute(async || connect(&config()?).await).await,

@@ -28,7 +28,7 @@ const PARAMETERS: &[&str] = &[
 ///
 /// # Errors
 /// A sentence that names the mend, without the address: it may hold a password.
-pub(super) fn parse(address: &str) -> Result<PgConnectOptions, String> {
+pub(crate) fn parse(address: &str) -> Result<PgConnectOptions, String> {
     let url = url::Url::parse(address).map_err(|error| format!("is not an address ({error}); write postgres://user@host:5432/database"))?;
     if !matches!(url.scheme(), "postgres" | "postgresql") {
         return Err(format!("begins with {}:; write postgres://user@host:5432/database", url.scheme()));

@@ -112,7 +112,7 @@ impl Breakers {
 }
 
 /// Whether an outcome says that the destination failed (true), works (false), or nothing about it.
-fn speaks_of_the_destination(outcome: &Outcome) -> Option<bool> {
+pub(super) fn speaks_of_the_destination(outcome: &Outcome) -> Option<bool> {
     match outcome {
         Outcome::Delivered | Outcome::Gone => Some(false),
         Outcome::Rejected { reason } | Outcome::Retry { reason, .. } => match reason {

@@ -15,6 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Shared,
+    breaker::speaks_of_the_destination,
     lanes::{Flight, Lanes},
     permits::Permit,
 };
@@ -52,6 +53,8 @@ pub(super) struct Landed {
     pub(super) took: Duration,
     /// Whether this attempt counts: nothing was tried if not.
     pub(super) counts: bool,
+    /// Whether it is the one of its batch by which the destination is judged: a batch that fails has failed once.
+    pub(super) speaks: bool,
     /// Given back when the verdict is committed, by dropping this.
     _permit: Permit,
 }
@@ -138,7 +141,7 @@ impl Deliver {
     /// Nothing was tried: without this, their leases would run out and count as deaths of this relay.
     async fn give_back(&self, leased: Vec<Leased>) {
         for Leased { delivery, permit, .. } in leased {
-            self.land(Flight { delivery, permit }, not_tried(Reason::LeaseLost), Duration::ZERO, false).await;
+            self.land(Flight { delivery, permit }, not_tried(Reason::LeaseLost), Duration::ZERO, false, true).await;
         }
     }
 
@@ -179,7 +182,7 @@ impl Deliver {
         for (mut flight, given) in flights.into_iter().zip(given) {
             flight.delivery.attempted_at = now;
             match self.before(&flight.delivery, given) {
-                Some((report, counts)) => self.land(flight, report, Duration::ZERO, counts).await,
+                Some((report, counts)) => self.land(flight, report, Duration::ZERO, counts, true).await,
                 None => {
                     deliveries.push(flight.delivery);
                     permits.push(flight.permit);
@@ -195,8 +198,9 @@ impl Deliver {
             () = self.stop.cancelled() => all(&deliveries, &cut_off(Reason::RelayStopped)),
         };
         let took = began.elapsed();
-        for ((delivery, permit), report) in deliveries.into_iter().zip(permits).zip(reports) {
-            self.land(Flight { delivery, permit }, report, took, true).await;
+        let voice = reports.iter().position(|report| speaks_of_the_destination(&report.outcome).is_some());
+        for (at, ((delivery, permit), report)) in deliveries.into_iter().zip(permits).zip(reports).enumerate() {
+            self.land(Flight { delivery, permit }, report, took, true, voice == Some(at)).await;
         }
     }
 
@@ -218,14 +222,14 @@ impl Deliver {
         None
     }
 
-    async fn land(&self, flight: Flight, report: Report, took: Duration, counts: bool) {
+    async fn land(&self, flight: Flight, report: Report, took: Duration, counts: bool, speaks: bool) {
         let Flight { delivery, permit } = flight;
         let report = Report { answer: report.answer.map(storable), ..report };
         if counts {
             self.shared.telemetry.attempted(&delivery, &report, took);
         }
         // Settling outlives the attempts; there is room, for the queue is as long as there are permits.
-        let _ = self.outcomes.send(Landed { delivery, report, took, counts, _permit: permit }).await;
+        let _ = self.outcomes.send(Landed { delivery, report, took, counts, speaks, _permit: permit }).await;
     }
 }
 

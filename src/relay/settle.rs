@@ -178,7 +178,9 @@ fn announce(shared: &Shared, one: &Landed, verdict: &Verdict, counted: bool) {
     if one.counts {
         shared.tallies.add(delivery.subscription.row.id, one.report.outcome == Outcome::Delivered);
     }
-    if let Some(destination) = delivery.subscription.outlet.destination() {
+    if one.speaks
+        && let Some(destination) = delivery.subscription.outlet.destination()
+    {
         match shared.breakers.record(destination, &one.report.outcome, Instant::now()) {
             Change::None => {}
             Change::Opened(wait) => shared.telemetry.breaker_changed(destination, true, wait),

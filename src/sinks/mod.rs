@@ -13,6 +13,7 @@
 pub mod body;
 pub mod file;
 pub mod function;
+pub mod postgres;
 mod registry;
 pub mod stdout;
 pub mod template;
@@ -28,7 +29,11 @@ pub use registry::{Outlet, Registry};
 use crate::{config::Settings, delivery::Delivery, verdict::Outcome};
 
 /// The sinks that an operator configures below `[sinks.<kind>]`, in the order of the manual.
-pub(crate) const CONNECTIONS: &[Kind] = &[Kind::of::<file::File>()];
+#[rustfmt::skip] // a line each
+pub(crate) const CONNECTIONS: &[Kind] = &[
+    Kind::of::<postgres::Postgres>(),
+    Kind::of::<file::File>(),
+];
 
 /// What a sink reports about one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]

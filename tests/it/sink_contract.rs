@@ -144,5 +144,6 @@ macro_rules! contract {
 }
 
 contract! {
+    postgres: crate::sinks::postgres::Inbox,
     file: crate::sinks::file::Files,
 }

@@ -2,3 +2,4 @@
 
 pub(crate) mod file;
 mod function;
+pub(crate) mod postgres;

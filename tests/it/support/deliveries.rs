@@ -4,7 +4,7 @@ use std::{io::Write as _, sync::Arc};
 
 use pgoutbox::{
     Event,
-    config::{Config, Sources},
+    config::{Config, Connection, Sources},
     delivery::Delivery,
     sinks::Registry,
     subscription::{Row, Subscription},
@@ -12,14 +12,18 @@ use pgoutbox::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-/// The sinks that a configuration file leads to.
-pub(crate) fn registry(file: &str) -> Registry {
+/// The connections that a configuration file leads to.
+pub(crate) fn connections(file: &str) -> Vec<Connection> {
     let mut kept = tempfile::NamedTempFile::new().unwrap();
     write!(kept, "[database]\nurl = 'postgres://nobody@localhost/nothing'\n{file}").unwrap();
     let sources = Sources { file: Some(kept.path().to_owned()), ..Sources::default() };
-    let config = Config::load(&sources).unwrap_or_else(|error| panic!("{error}"));
+    Config::load(&sources).unwrap_or_else(|error| panic!("{error}")).sinks
+}
+
+/// The sinks that a configuration file leads to.
+pub(crate) fn registry(file: &str) -> Registry {
     let mut registry = Registry::default();
-    registry.open(&config.sinks).unwrap();
+    registry.open(&connections(file)).unwrap();
     registry
 }
 

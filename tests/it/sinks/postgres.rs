@@ -1,0 +1,172 @@
+//! Another database with an inbox, reached over TCP with a login of its own.
+
+use std::time::{Duration, Instant};
+
+use pgoutbox::{
+    sinks::{Registry, postgres::INBOX},
+    verdict::{Outcome, Reason},
+};
+use serde_json::{Value, json};
+use sqlx::Executor as _;
+
+use crate::{
+    sink_contract::Destination,
+    support::{
+        Database, RelayBox,
+        deliveries::{deliveries, registry},
+        relay::settings,
+    },
+};
+
+/// A database that receives.
+pub(crate) struct Inbox {
+    database: Database,
+}
+
+impl Inbox {
+    fn url(&self) -> String {
+        self.database.url()
+    }
+
+    async fn ids(&self) -> Vec<String> {
+        self.received().await.into_iter().map(|(id, _)| id).collect()
+    }
+}
+
+impl Destination for Inbox {
+    const KIND: &'static str = "postgres";
+    /// jsonb writes payloads in its own way.
+    const BYTE_FOR_BYTE: bool = false;
+
+    async fn start() -> Self {
+        let database = Database::empty().await;
+        // Twice, for it may be run as often as one likes.
+        database.pool.execute(INBOX).await.unwrap();
+        database.pool.execute(INBOX).await.unwrap();
+        Self { database }
+    }
+
+    fn registry(&self) -> Registry {
+        registry(&format!("[sinks.postgres]\nurl = {:?}", self.url()))
+    }
+
+    fn nowhere() -> Option<Registry> {
+        Some(registry("[sinks.postgres]\nurl = 'postgres://u:secret-of-the-connection@127.0.0.1:9/nothing'"))
+    }
+
+    fn config(&self) -> Value {
+        json!({})
+    }
+
+    async fn received(&self) -> Vec<(String, String)> {
+        // As the contract writes payloads: without spaces.
+        sqlx::query_as("select id::text, replace(replace(payload::text, ': ', ':'), ', ', ',') from outbox.inbox order by position")
+            .fetch_all(&self.database.pool)
+            .await
+            .unwrap()
+    }
+
+    fn refused() -> Vec<(Value, &'static str)> {
+        vec![
+            (json!({"table": "a.b", "function": "a.b"}), "a table or a function"),
+            (json!({"table": "shop.inbox; drop table x"}), "config.table"),
+            (json!({"function": "on_order"}), "config.function"),
+            (json!({"batch": 0}), "config.batch"),
+            (json!({"timeout": "2m"}), "config.timeout"),
+            (json!({"connection": "billing"}), "config.connection"),
+        ]
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_comes_again_is_there_once() {
+    let inbox = Inbox::start().await;
+    let deliveries = deliveries(&inbox.registry(), "postgres", json!({}), 20);
+    let outlet = &deliveries[0].subscription.outlet;
+    outlet.send(&deliveries[..15]).await;
+    outlet.send(&deliveries[5..]).await;
+    assert_eq!(inbox.ids().await.len(), 20);
+}
+
+#[tokio::test]
+async fn a_function_there_runs_once_for_each_event_and_one_that_raises_is_undone_alone() {
+    let inbox = Inbox::start().await;
+    let pool = &inbox.database.pool;
+    pool.execute(
+        "create schema shop; create table shop.seen (n integer);
+         create function shop.on_order(event jsonb) returns void language plpgsql as $$
+         begin
+             insert into shop.seen values ((event -> 'payload' ->> 'n')::integer);
+             if (event -> 'payload' ->> 'n')::integer = 3 then raise exception 'no threes'; end if;
+         end $$",
+    )
+    .await
+    .unwrap();
+    let deliveries = deliveries(&inbox.registry(), "postgres", json!({"function": "shop.on_order"}), 10);
+    let outlet = &deliveries[0].subscription.outlet;
+    for _ in 0..2 {
+        let reports = outlet.send(&deliveries).await;
+        let failed: Vec<_> = reports.iter().enumerate().filter(|(_, report)| report.outcome != Outcome::Delivered).collect();
+        assert_eq!(failed.len(), 1, "{reports:#?}");
+        assert_eq!((failed[0].0, failed[0].1.answer.as_deref()), (3, Some("P0001: no threes")));
+    }
+    let seen: Vec<i32> = sqlx::query_scalar("select n from shop.seen order by n").fetch_all(pool).await.unwrap();
+    assert_eq!(seen, [0, 1, 2, 4, 5, 6, 7, 8, 9]);
+}
+
+#[tokio::test]
+async fn what_is_missing_there_and_what_is_forbidden_is_told_apart() {
+    let inbox = Inbox::start().await;
+    inbox.database.pool.execute("drop table outbox.inbox").await.unwrap();
+    let missing = deliveries(&inbox.registry(), "postgres", json!({}), 1);
+    let report = &missing[0].subscription.outlet.send(&missing).await[0];
+    assert_eq!(report.outcome, Outcome::Retry { reason: Reason::TargetMissing, after: None });
+    let problem = missing[0].subscription.outlet.check().await.unwrap_err();
+    assert!(problem.contains("pgoutbox inbox --sql"), "{problem}");
+
+    let inbox = Inbox::start().await;
+    let role = format!("outsider_{}", uuid::Uuid::new_v4().simple());
+    inbox.database.pool.execute(sqlx::AssertSqlSafe(format!("create role {role} login"))).await.unwrap();
+    let mut url: url::Url = inbox.url().parse().unwrap();
+    url.set_username(&role).unwrap();
+    let refused = deliveries(&registry(&format!("[sinks.postgres]\nurl = {:?}", url.as_str())), "postgres", json!({}), 1);
+    let report = &refused[0].subscription.outlet.send(&refused).await[0];
+    assert_eq!(report.outcome, Outcome::Retry { reason: Reason::AccessDenied, after: None }, "{report:?}");
+    assert!(refused[0].subscription.outlet.check().await.is_err());
+    inbox.database.pool.execute(sqlx::AssertSqlSafe(format!("drop role {role}"))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_go_from_database_to_database_once_though_connections_are_cut() {
+    let inbox = Inbox::start().await;
+    let database = Database::new().await;
+    sqlx::query("select outbox.subscribe('copy', array['**'], 'postgres', '{\"batch\": 20}', retry => '{\"initial\": \"20ms\", \"max_attempts\": 50, \"multiplier\": 1}')")
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    let connections = inbox_connections(&inbox);
+    let relay = RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).connections(&connections).unwrap()).await;
+    sqlx::query("select outbox.publish('a.b', to_jsonb(n)) from generate_series(1, 2000) as n").execute(&database.pool).await.unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let count = inbox.ids().await.len();
+        if count == 2_000 {
+            break;
+        }
+        assert!(Instant::now() < until, "{count} of 2000 have come");
+        // The relay's connections there end in the middle of what they do.
+        sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'pgoutbox/%'")
+            .execute(&inbox.database.pool)
+            .await
+            .unwrap();
+        crate::support::pause(Duration::from_millis(100)).await;
+    }
+    relay.stop().await;
+    let (count, distinct): (i64, i64) =
+        sqlx::query_as("select count(*), count(distinct payload) from outbox.inbox").fetch_one(&inbox.database.pool).await.unwrap();
+    assert_eq!((count, distinct), (2_000, 2_000));
+}
+
+fn inbox_connections(inbox: &Inbox) -> Vec<pgoutbox::config::Connection> {
+    crate::support::deliveries::connections(&format!("[sinks.postgres]\nurl = {:?}", inbox.url()))
+}
