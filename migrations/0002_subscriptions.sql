@@ -293,3 +293,26 @@ begin
 end;
 $$;
 comment on function outbox.resume is 'Send again after pause, 410 (gone) or disabling. Returns whether this changed anything.';
+
+-- For programs with a relay inside: their login may not edit subscriptions, except those of its own handlers.
+create function outbox.declare_handler(name text, topics text[]) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    subscription_id bigint;
+    taken_by        text;
+begin
+    select existing.id, existing.sink into subscription_id, taken_by from outbox.subscriptions as existing where existing.name = declare_handler.name;
+    if taken_by <> 'handler' then
+        raise exception using errcode = '22023', message = format('name: subscription %L has the sink %L; a handler needs a name of its own', declare_handler.name, taken_by);
+    end if;
+    if subscription_id is null then
+        return outbox.subscribe(name => declare_handler.name, topics => declare_handler.topics, sink => 'handler',
+                                config => jsonb_build_object('handler', declare_handler.name));
+    end if;
+    update outbox.subscriptions as existing set topics = declare_handler.topics
+     where existing.id = subscription_id and existing.topics is distinct from declare_handler.topics;
+    return subscription_id;
+end;
+$$;
+comment on function outbox.declare_handler is
+    'Called by programs with handlers when their relay starts: makes the subscription, or follows its topics. Returns its id.';

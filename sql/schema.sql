@@ -203,6 +203,30 @@ begin
 end;
 $_$;
 
+CREATE FUNCTION outbox.declare_handler(name text, topics text[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    subscription_id bigint;
+    taken_by        text;
+begin
+    select existing.id, existing.sink into subscription_id, taken_by from outbox.subscriptions as existing where existing.name = declare_handler.name;
+    if taken_by <> 'handler' then
+        raise exception using errcode = '22023', message = format('name: subscription %L has the sink %L; a handler needs a name of its own', declare_handler.name, taken_by);
+    end if;
+    if subscription_id is null then
+        return outbox.subscribe(name => declare_handler.name, topics => declare_handler.topics, sink => 'handler',
+                                config => jsonb_build_object('handler', declare_handler.name));
+    end if;
+    update outbox.subscriptions as existing set topics = declare_handler.topics
+     where existing.id = subscription_id and existing.topics is distinct from declare_handler.topics;
+    return subscription_id;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.declare_handler(name text, topics text[]) IS 'Called by programs with handlers when their relay starts: makes the subscription, or follows its topics. Returns its id.';
+
 CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -308,7 +332,7 @@ begin
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
-            ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.function_call, outbox.call_function'),
+            ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.function_call, outbox.call_function, outbox.declare_handler'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'insert, update, delete on outbox.subscriptions'),
@@ -972,6 +996,10 @@ GRANT ALL ON FUNCTION outbox.call_function(function text, delivery_ids bigint[],
 
 REVOKE ALL ON FUNCTION outbox.check_subscription() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.check_subscription() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.declare_handler(name text, topics text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.declare_handler(name text, topics text[]) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.declare_handler(name text, topics text[]) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) TO outbox_admin;

@@ -38,14 +38,21 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use serde::de::DeserializeOwned;
 use sqlx::{PgPool, postgres::PgConnectOptions};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::{Connection, RelayConfig},
+    event::Event,
     migrate,
-    sinks::{Registry, Sink, function::Function, stdout::Stdout},
+    sinks::{
+        Registry, Sink,
+        function::Function,
+        handler::{HandlerError, Handlers},
+        stdout::Stdout,
+    },
     store::{self, ConnectionSettings, Functions, Store},
     subscription::Index,
     telemetry::Telemetry,
@@ -103,6 +110,9 @@ pub struct Builder {
     pooler: bool,
     allow_superuser: bool,
     sinks: Registry,
+    handlers: Handlers,
+    /// Names and topics of the handlers.
+    declared: Vec<(String, Vec<String>)>,
     telemetry: Arc<Telemetry>,
 }
 
@@ -149,6 +159,36 @@ impl Builder {
         self
     }
 
+    /// Adds a function of this program, under a subscription of the same name that the relay makes when it starts. It gets every
+    /// event of these topics at least once; an error is tried again on the subscription's schedule,
+    /// [`Rejected`](crate::sinks::handler::Rejected) is not. Where other relays use the same database, those without the
+    /// handler leave its events to this program, also while it does not run: `outbox.unsubscribe` ends it.
+    #[must_use]
+    pub fn handler<F, A, E>(mut self, name: &str, topics: impl IntoIterator<Item = impl Into<String>>, handler: F) -> Self
+    where
+        F: Fn(Arc<Event>) -> A + Send + Sync + 'static,
+        A: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<HandlerError>,
+    {
+        self.handlers.add(name, handler);
+        self.declared.push((name.to_owned(), topics.into_iter().map(Into::into).collect()));
+        self
+    }
+
+    /// The same with the payload in a type of the handler's own. An event whose payload is none becomes a dead letter.
+    #[must_use]
+    pub fn typed_handler<T, F, A, E>(mut self, name: &str, topics: impl IntoIterator<Item = impl Into<String>>, handler: F) -> Self
+    where
+        T: DeserializeOwned + Send + 'static,
+        F: Fn(Arc<Event>, T) -> A + Send + Sync + 'static,
+        A: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<HandlerError>,
+    {
+        self.handlers.add_typed(name, handler);
+        self.declared.push((name.to_owned(), topics.into_iter().map(Into::into).collect()));
+        self
+    }
+
     /// Adds what an operator configured below `[sinks.<kind>]`. Nothing is connected to yet.
     ///
     /// # Errors
@@ -179,8 +219,14 @@ impl Builder {
             allow_superuser: self.allow_superuser,
         };
         add_own_sinks(&mut self.sinks, &settings);
+        if !self.declared.is_empty() {
+            self.sinks.add(self.handlers);
+        }
         let store = Store::connect(settings).await.map_err(Error::Start)?;
         let ahead = store.inspect().await.map_err(Error::Start)?;
+        for (name, topics) in &self.declared {
+            store.declare_handler(name, topics).await.map_err(Error::Start)?;
+        }
         // Through a transaction pooler LISTEN reports success and never delivers, and a session lock would stay with
         // a connection that is not ours.
         let listen = self.listen.or_else(|| (!self.pooler).then_some(self.options)).map(|options| store.listener_options(&options));
@@ -280,6 +326,8 @@ impl Relay {
             pooler: false,
             allow_superuser: false,
             sinks: Registry::default(),
+            handlers: Handlers::default(),
+            declared: Vec::new(),
             telemetry: Telemetry::new(),
         }
     }

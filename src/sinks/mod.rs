@@ -13,6 +13,7 @@
 pub mod body;
 pub mod file;
 pub mod function;
+pub mod handler;
 pub mod postgres;
 mod registry;
 pub mod stdout;

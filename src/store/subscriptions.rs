@@ -92,6 +92,25 @@ impl Store {
         .await
     }
 
+    /// Makes the subscription of a handler of this program, or follows its topics. Returns its id.
+    ///
+    /// # Errors
+    /// Those of the database: the topics are refused, or the name is that of another kind of subscription.
+    pub async fn declare_handler(&self, name: &str, topics: &[String]) -> Result<i64, Error> {
+        self.limited("declaring a handler", async {
+            let mut session = self.session(Lane::Rest).await?;
+            let id = sqlx::query_scalar(include_str!("../../sql/declare_handler.sql"))
+                .bind(name)
+                .bind(topics)
+                .persistent(self.is_persistent())
+                .fetch_one(session.connection())
+                .await?;
+            session.finish().await?;
+            Ok(id)
+        })
+        .await
+    }
+
     /// Makes all relays wait before they send to a subscription again.
     ///
     /// # Errors

@@ -2,4 +2,5 @@
 
 pub(crate) mod file;
 mod function;
+mod handler;
 pub(crate) mod postgres;
