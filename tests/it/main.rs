@@ -9,6 +9,7 @@ mod await_work; // no event waits for a poll, and the doorbell costs publishers 
 mod bench; // every figure stands beside its floor
 mod cli; // help, exit codes, what goes to which stream
 mod demo; // everything together, played to its end and interrupted
+mod docs; // the tables and examples of the manual against the code
 mod faults; // what killed, cut off, panicking relays and crashing servers may cost
 mod http; // who may ask what at the operator's door
 mod ledger; // the checker of histories finds each kind of defect, and nothing where there is none

@@ -4,3 +4,36 @@ pub(crate) mod file;
 mod function;
 mod handler;
 pub(crate) mod postgres;
+
+use pgoutbox::{
+    config::{self, Egress},
+    relay::add_own_sinks,
+    secret::Secrets,
+    sinks::{Registry, handler::Handlers, webhook::Webhook},
+    store::ConnectionSettings,
+};
+
+/// A registry with every kind of sink there is, connected as the manual of the configuration shows.
+pub(crate) async fn every_sink() -> Registry {
+    let shown: String = config::MANUAL
+        .lines()
+        .skip_while(|line| !line.starts_with("[sinks."))
+        .map(|line| if line.contains(" = ") { line.trim_start_matches("# ") } else { line })
+        .collect::<Vec<_>>()
+        .join("\n");
+    let mut registry = crate::support::deliveries::registry(&shown);
+    let egress = Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
+    registry.add(Webhook::new(&egress, Secrets::with_environment(&config::Secrets::default(), |_| None)).unwrap());
+    let settings = ConnectionSettings {
+        options: "postgres://nobody@localhost/nothing".parse().unwrap(),
+        relay: "docs".to_owned(),
+        pool_size: 1,
+        pooler: false,
+        allow_superuser: false,
+    };
+    add_own_sinks(&mut registry, &settings);
+    let mut handlers = Handlers::default();
+    handlers.add("product-cache", |_| async { Ok::<(), std::convert::Infallible>(()) });
+    registry.add(handlers);
+    registry
+}
