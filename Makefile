@@ -2,16 +2,17 @@
 # make test    install what is missing, then everything continuous integration checks
 # make check   the same without installing
 # make bench   measure, each figure beside its floor
+# make clients the client libraries of other languages that tests run (tests/clients), into target/clients
 
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: demo test check bench install install-deny
+.PHONY: demo test check bench clients install install-clients install-deny
 
 demo: install
 	$(CARGO) run --release --locked -- demo $(ARGS)
 
-test: install install-deny
+test: install install-deny clients
 	$(MAKE) check
 
 check:
@@ -30,6 +31,22 @@ check:
 bench: install
 	$(CARGO) run --release --locked -- bench $(ARGS)
 
+# Installs the Debian packages named in $missing, or says which they are.
+define install_missing
+if [ -z "$$missing" ]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "missing:$$missing; these are the names of Debian packages, install their like with your package manager" >&2; exit 1; \
+	fi; \
+	sudo=""; \
+	if [ "$$(id -u)" != 0 ]; then \
+		command -v sudo >/dev/null || { echo "missing:$$missing; install as root: apt-get install$$missing" >&2; exit 1; }; \
+		sudo="sudo"; \
+	fi; \
+	echo "installing Debian packages:$$missing"; \
+	case "$$missing" in *postgresql*) echo "(Debian also creates and starts a server on port 5432 with it; pgoutbox does not use or touch that one)";; esac; \
+	$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing
+endef
+
 # A PostgreSQL server (initdb and postgres, of which demo and tests start their own, private copies), a C compiler for one
 # dependency, setpriv to start PostgreSQL as somebody else than root. Does nothing, and needs no network, when they are there.
 install:
@@ -43,18 +60,33 @@ install:
 	have_postgres || missing="$$missing postgresql"; \
 	command -v cc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	command -v setpriv >/dev/null || missing="$$missing util-linux"; \
-	if [ -z "$$missing" ]; then exit 0; fi; \
-	if ! command -v apt-get >/dev/null; then \
-		echo "missing:$$missing; these are the names of Debian packages, install their like with your package manager" >&2; exit 1; \
-	fi; \
-	sudo=""; \
-	if [ "$$(id -u)" != 0 ]; then \
-		command -v sudo >/dev/null || { echo "missing:$$missing; install as root: apt-get install$$missing" >&2; exit 1; }; \
-		sudo="sudo"; \
-	fi; \
-	echo "installing Debian packages:$$missing"; \
-	case "$$missing" in *postgresql*) echo "(Debian also creates and starts a server on port 5432 with it; pgoutbox does not use or touch that one)";; esac; \
-	$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing
+	$(install_missing)
+
+# Python with venv, and Node with npm.
+install-clients:
+	@missing=""; \
+	python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	command -v node >/dev/null || missing="$$missing nodejs"; \
+	command -v npm >/dev/null || missing="$$missing npm"; \
+	$(install_missing)
+
+# Does nothing, and needs no network, while the copies of the lists beside what was installed equal those in tests/clients.
+# Node looks for packages in the folders above a script's path, so scripts are run through links that lie beside node_modules.
+clients: install-clients
+	@mkdir -p target/clients && ln -sfn ../../tests target/clients/tests && ln -sfn ../../examples target/clients/examples
+	@if ! cmp -s tests/clients/requirements.txt target/clients/requirements.installed; then \
+		echo "installing Python packages of tests/clients/requirements.txt into target/clients/venv"; \
+		rm -rf target/clients/venv && \
+		python3 -m venv target/clients/venv && \
+		target/clients/venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt && \
+		cp tests/clients/requirements.txt target/clients/requirements.installed; \
+	fi
+	@if ! cmp -s tests/clients/package-lock.json target/clients/package-lock.installed; then \
+		echo "installing npm packages of tests/clients/package-lock.json into target/clients/node_modules"; \
+		cp tests/clients/package.json tests/clients/package-lock.json tests/clients/.npmrc target/clients/ && \
+		(cd target/clients && npm ci --loglevel=error) && \
+		cp tests/clients/package-lock.json target/clients/package-lock.installed; \
+	fi
 
 install-deny:
 	@if ! $(CARGO) deny --version >/dev/null 2>&1; then \

@@ -8,6 +8,7 @@
 mod await_work; // no event waits for a poll, and the doorbell costs publishers nothing
 mod bench; // every figure stands beside its floor
 mod cli; // help, exit codes, what goes to which stream
+mod clients; // programs in other languages publish
 mod demo; // everything together, played to its end and interrupted
 mod docs; // the tables and examples of the manual against the code
 mod faults; // what killed, cut off, panicking relays and crashing servers may cost

@@ -3,6 +3,7 @@
 
 pub(crate) mod books;
 pub(crate) mod child;
+pub(crate) mod clients;
 pub(crate) mod crowd;
 pub(crate) mod database;
 pub(crate) mod deliveries;

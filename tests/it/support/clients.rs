@@ -1,0 +1,57 @@
+//! Programs in other languages: scripts of `tests/clients`, run with the libraries that `make clients` installs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use tokio::{process::Command, time::timeout};
+
+/// How long a script may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Runs a Python script, named from `tests/clients`, with these variables as its settings; what it wrote to stdout.
+/// It must end well within a minute. Async, so that a receiver or relay of the same test goes on meanwhile.
+pub(crate) async fn python(script: &str, settings: &[(&str, &str)]) -> String {
+    let environment = installed("requirements.txt", "requirements.installed");
+    let mut command = Command::new(environment.join("venv/bin/python"));
+    command.arg("-B").arg(environment.join("tests/clients").join(script));
+    ended_well(script, command, settings).await
+}
+
+/// The same with Node.
+pub(crate) async fn node(script: &str, settings: &[(&str, &str)]) -> String {
+    let environment = installed("package-lock.json", "package-lock.installed");
+    let mut command = Command::new("node");
+    // The path goes through a link beside node_modules, and must stay as it is for the packages to be found from there.
+    command.args(["--preserve-symlinks", "--preserve-symlinks-main"]).arg(environment.join("tests/clients").join(script));
+    ended_well(script, command, settings).await
+}
+
+/// The folder with the installed libraries, if they are those on the list.
+fn installed(list: &str, copy: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let environment = root.join("target/clients");
+    let wanted = fs::read(root.join("tests/clients").join(list)).unwrap();
+    let fits = fs::read(environment.join(copy)).is_ok_and(|installed| installed == wanted);
+    assert!(fits, "the libraries of tests/clients/{list} are not installed, or not these; run: make clients");
+    environment
+}
+
+async fn ended_well(script: &str, mut command: Command, settings: &[(&str, &str)]) -> String {
+    command
+        .env_clear()
+        .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+        .envs(settings.iter().copied())
+        .current_dir(std::env::temp_dir())
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let Ok(output) = timeout(LIMIT, command.output()).await else { panic!("{script} did not end within {LIMIT:?}") };
+    let Output { status, stdout, stderr } =
+        output.unwrap_or_else(|error| panic!("{script} could not be started: {error}; run: make clients"));
+    let (said, complained) = (String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr));
+    assert!(status.success(), "{script} failed ({status}); it said:\n{said}\n{complained}");
+    said
+}
