@@ -61,6 +61,8 @@ pub mod http;
 pub mod receiver;
 #[doc(hidden)]
 pub mod private_postgres;
+#[doc(hidden)]
+pub mod private_server;
 pub mod demo;
 pub mod bench;
 

@@ -16,7 +16,10 @@ use std::{
 };
 
 use files::Home;
-use process::{Account, Server};
+pub(crate) use files::free_port;
+use process::Account;
+
+use crate::private_server::child::Child;
 
 /// The oldest major version that will do.
 const OLDEST: u32 = 14;
@@ -102,7 +105,7 @@ pub enum Stop {
 /// A running (or stopped) private server. Dropping it stops it and removes its directory.
 #[derive(Debug)]
 pub struct PrivatePostgres {
-    server: Option<Server>,
+    server: Option<Child>,
     bin: PathBuf,
     account: Option<Account>,
     port: u16,
@@ -138,11 +141,11 @@ impl PrivatePostgres {
     /// # Errors
     /// When it does not start.
     pub fn start_again(&mut self) -> Result<(), Error> {
-        if self.server.as_ref().is_some_and(Server::runs) {
+        if self.server.as_ref().is_some_and(Child::runs) {
             return Ok(());
         }
         self.server = None;
-        let server = Server::start(&self.bin, self.account.as_ref(), &self.home, self.port)?;
+        let server = process::start(&self.bin, self.account.as_ref(), &self.home, self.port)?;
         let deadline = Instant::now() + START_DEADLINE;
         while !self.home.server_is_ready(server.pid()) {
             if let Some(status) = server.ended_within(Duration::from_millis(10)) {
@@ -219,7 +222,7 @@ impl PrivatePostgres {
     /// The process of the server, while it was started and not stopped.
     #[must_use]
     pub fn process(&self) -> Option<u32> {
-        self.server.as_ref().map(Server::pid)
+        self.server.as_ref().map(Child::pid)
     }
 }
 

@@ -141,7 +141,7 @@ fn base() -> PathBuf {
 
 /// A port nobody listens on. Below the range from which the kernel takes ports for outgoing connections, so that none of
 /// those holds it while the server is stopped.
-pub(super) fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let mut port = 0;
     for _ in 0..100 {
         port = rand::random_range(15_000..32_000);

@@ -4,21 +4,13 @@ use std::{
     fs,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
-    sync::{
-        Mutex,
-        mpsc::{Receiver, sync_channel},
-    },
-    thread::JoinHandle,
-    time::Duration,
+    process::{Command, Stdio},
 };
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use super::{Error, OLDEST, files::Home};
-
-/// How long a killed process may take to end; it has no say in it.
-const KILL_DEADLINE: Duration = Duration::from_secs(10);
+use crate::private_server::child::{self, Child};
 
 /// Somebody other than root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +25,7 @@ impl Account {
         if id(&["-u"]) != Some(0) {
             return Ok(None);
         }
-        if !runs("setpriv") {
+        if !child::can_own() {
             return Err(Error::Root("setpriv was not found (sudo apt-get install util-linux)"));
         }
         ["postgres", "nobody"]
@@ -46,10 +38,6 @@ impl Account {
 
 fn id(arguments: &[&str]) -> Option<u32> {
     String::from_utf8(output(Command::new("id").args(arguments))?).ok()?.trim().parse().ok()
-}
-
-fn runs(program: &str) -> bool {
-    output(Command::new(program).arg("--version")).is_some()
 }
 
 /// What a program prints, if it runs and succeeds.
@@ -95,7 +83,7 @@ fn major_version(text: &str) -> Option<u32> {
 
 /// A command of the server's, run by the account. `owned`: the kernel interrupts it when the thread that starts it ends.
 fn command(bin: &Path, program: &str, account: Option<&Account>, home: &Home, owned: bool) -> Command {
-    let setpriv = account.is_some() || (owned && runs("setpriv"));
+    let setpriv = account.is_some() || (owned && child::can_own());
     let mut command = if setpriv { Command::new("setpriv") } else { Command::new(bin.join(program)) };
     if setpriv {
         if let Some(Account { uid, gid }) = account {
@@ -125,111 +113,12 @@ pub(super) fn initdb(bin: &Path, account: Option<&Account>, home: &Home) -> Resu
     Err(Error::Initdb(said))
 }
 
-/// A started server.
-#[derive(Debug)]
-pub(super) struct Server {
-    pid: u32,
-    ending: Mutex<Ending>,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// How it ended, once that is known. From then on its process number may be somebody else's.
-#[derive(Debug)]
-struct Ending {
-    told: Receiver<ExitStatus>,
-    status: Option<ExitStatus>,
-}
-
-impl Server {
-    /// Starts it; it is not ready yet.
-    pub(super) fn start(bin: &Path, account: Option<&Account>, home: &Home, port: u16) -> Result<Self, Error> {
-        let mut command = command(bin, "postgres", account, home, true);
-        command.arg("-D").arg(home.data()).args(["-p", &port.to_string()]).stdout(Stdio::null()).stderr(home.log()?);
-        let failed = |source| Error::Program { program: bin.join("postgres").display().to_string(), source };
-        let (tell_started, started) = sync_channel(1);
-        let (tell_ended, told) = sync_channel(1);
-        // The signal comes when this *thread* ends, not when the process does: it waits here as long as the server runs.
-        let thread = std::thread::Builder::new()
-            .name("private-postgres".to_owned())
-            .spawn(move || match command.spawn() {
-                Ok(mut child) => {
-                    let _ = tell_started.send(Ok(child.id()));
-                    // Without a status when the embedding program ignores SIGCHLD; it has ended all the same.
-                    let _ = tell_ended.send(child.wait().unwrap_or_default());
-                }
-                Err(error) => {
-                    let _ = tell_started.send(Err(error));
-                }
-            })
-            .map_err(failed)?;
-        let pid = started.recv().expect("the thread tells whether it started the server").map_err(failed)?;
-        Ok(Self { pid, ending: Mutex::new(Ending { told, status: None }), thread: Some(thread) })
-    }
-
-    pub(super) fn pid(&self) -> u32 {
-        self.pid
-    }
-
-    /// Whether its process is still there.
-    pub(super) fn runs(&self) -> bool {
-        self.ended_within(Duration::ZERO).is_none()
-    }
-
-    /// How it ended, if it does so in time.
-    pub(super) fn ended_within(&self, patience: Duration) -> Option<ExitStatus> {
-        let mut ending = self.ending.lock().expect("nobody panics while waiting for the server");
-        if ending.status.is_none() {
-            ending.status = ending.told.recv_timeout(patience).ok();
-        }
-        ending.status
-    }
-
-    /// Sends a signal to the postmaster.
-    pub(super) fn signal(&self, signal: &str) {
-        if self.runs() {
-            signal_all(signal, &[self.pid]);
-        }
-    }
-
-    /// Kills the postmaster and its children.
-    pub(super) fn kill(&self) {
-        // Stopped first, so that it starts nothing while its children are counted.
-        self.signal("STOP");
-        let mut all = children(self.pid);
-        all.push(self.pid);
-        signal_all("KILL", &all);
-        self.ended_within(KILL_DEADLINE);
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if self.runs() {
-            self.kill();
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// The shell's own `kill`, which is there also where no package brings the program.
-fn signal_all(signal: &str, processes: &[u32]) {
-    let processes = processes.iter().map(u32::to_string);
-    let _ = Command::new("sh").args(["-c", "kill -s \"$0\" \"$@\"", signal]).args(processes).stderr(Stdio::null()).status();
-}
-
-fn children(parent: u32) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    processes
-        .filter(|process| {
-            let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-            // The name stands in parentheses and may hold anything; state and parent come after it.
-            let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-            fields.split_whitespace().nth(1).and_then(|field| field.parse().ok()) == Some(parent)
-        })
-        .collect()
+/// Starts it; it is not ready yet.
+pub(super) fn start(bin: &Path, account: Option<&Account>, home: &Home, port: u16) -> Result<Child, Error> {
+    let mut command = command(bin, "postgres", account, home, true);
+    command.arg("-D").arg(home.data()).args(["-p", &port.to_string()]).stdout(Stdio::null()).stderr(home.log()?);
+    Child::start(command, "private-postgres")
+        .map_err(|source| Error::Program { program: bin.join("postgres").display().to_string(), source })
 }
 
 /// One statement on one connection, in a thread of its own: callers may or may not be inside a runtime.

@@ -13,6 +13,7 @@ pub(crate) mod ledger;
 pub(crate) mod plans;
 pub(crate) mod recorder;
 pub(crate) mod relay;
+pub(crate) mod server;
 
 pub(crate) use books::{Books, LedgerSink, pause};
 pub(crate) use child::{ChildRelay, Door};
