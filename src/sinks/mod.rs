@@ -15,7 +15,11 @@ pub mod file;
 pub mod function;
 pub mod handler;
 pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod registry;
+#[cfg(any(feature = "redis", feature = "nats"))]
+pub(crate) mod shared;
 pub mod stdout;
 pub mod template;
 pub mod webhook;
@@ -33,8 +37,13 @@ use crate::{config::Settings, delivery::Delivery, verdict::Outcome};
 #[rustfmt::skip] // a line each
 pub(crate) const CONNECTIONS: &[Kind] = &[
     Kind::of::<postgres::Postgres>(),
+    #[cfg(feature = "redis")]
+    Kind::of::<redis::Redis>(),
     Kind::of::<file::File>(),
 ];
+
+/// The kinds that a build may lack: a subscription that names one of them is told so.
+pub(crate) const OPTIONAL: &[&str] = &["kafka", "nats", "redis", "amqp"];
 
 /// What a sink reports about one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::
 
 use serde_json::Value;
 
-use super::{Batch, CONNECTIONS, Configured, Report, Sink};
+use super::{Batch, CONNECTIONS, Configured, OPTIONAL, Report, Sink};
 use crate::{
     config::{Connection, Settings},
     delivery::Delivery,
@@ -126,6 +126,9 @@ impl Registry {
         let Some(connections) = self.sinks.get(kind) else {
             if CONNECTIONS.iter().any(|known| known.name == kind) {
                 return Err(format!("sink: this relay has no connection to {kind}; its operator sets it below [sinks.{kind}]"));
+            }
+            if OPTIONAL.contains(&kind) {
+                return Err(format!("sink: this relay was built without {kind}; its operator needs one built with the feature {kind}"));
             }
             let known: Vec<_> = self.kinds().collect();
             return Err(format!("sink: this relay has no sink {kind:?}; it has {}", known.join(", ")));

@@ -124,7 +124,7 @@ pub(crate) async fn a_bad_config_is_refused_and_names_the_field<D: Destination>(
 }
 
 macro_rules! contract {
-    ($($name:ident: $destination:ty,)*) => { $(mod $name {
+    ($($(#[$attribute:meta])? $name:ident: $destination:ty,)*) => { $($(#[$attribute])? mod $name {
         contract!(@ $destination:
             it_delivers_with_id_and_payload
             a_batch_arrives_in_order_with_a_report_for_each
@@ -146,4 +146,6 @@ macro_rules! contract {
 contract! {
     postgres: crate::sinks::postgres::Inbox,
     file: crate::sinks::file::Files,
+    #[cfg(feature = "redis")]
+    redis: crate::sinks::redis::Redis,
 }

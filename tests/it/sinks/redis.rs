@@ -1,0 +1,365 @@
+//! Redis Streams on a server of the test's own, read with redis-cli: not with the library that writes.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use pgoutbox::{
+    sinks::{Registry, Report},
+    verdict::{Outcome, Reason},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    sink_contract::Destination,
+    support::{
+        Database, Recorder, RelayBox,
+        deliveries::{connections, deliveries, registry},
+        relay::settings,
+        server::{Kind, PrivateServer, eventually},
+    },
+};
+
+const REDIS: Kind = Kind {
+    program: "redis-server",
+    package: "redis-server",
+    arguments: |_, port| {
+        let port = port.to_string();
+        ["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "yes"].iter().map(Into::into).collect()
+    },
+};
+
+/// A server, and the section that leads to it.
+pub(crate) struct Redis {
+    pub(crate) server: PrivateServer,
+    url: String,
+    more: String,
+}
+
+impl Redis {
+    pub(crate) fn with(arguments: &[&str]) -> Self {
+        let server = PrivateServer::start(REDIS, arguments).unwrap();
+        Self { url: format!("redis://127.0.0.1:{}", server.port()), more: String::new(), server }
+    }
+
+    pub(crate) fn section(&self) -> String {
+        format!("[sinks.redis]\nurl = '{}'\n{}", self.url, self.more)
+    }
+
+    fn cli(&self, arguments: &[&str]) -> String {
+        let port = self.server.port().to_string();
+        let output = Command::new("redis-cli").args(["-p", &port, "--no-auth-warning"]).args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// The fields of each entry.
+    fn entries(&self, stream: &str) -> Vec<HashMap<String, String>> {
+        let answer: Value = serde_json::from_str(&self.cli(&["--json", "-3", "XRANGE", stream, "-", "+"])).unwrap_or_default();
+        let entries = answer.as_array().cloned().unwrap_or_default();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        entries.iter().map(|entry| entry[1].as_array().unwrap().chunks(2).map(|pair| (text(&pair[0]), text(&pair[1]))).collect()).collect()
+    }
+}
+
+fn reason(report: &Report) -> (Option<Reason>, bool) {
+    (report.outcome.reason(), report.ambiguous)
+}
+
+impl Destination for Redis {
+    const KIND: &'static str = "redis";
+
+    async fn start() -> Self {
+        Self::with(&[])
+    }
+
+    fn registry(&self) -> Registry {
+        registry(&self.section())
+    }
+
+    fn nowhere() -> Option<Registry> {
+        Some(registry("[sinks.redis]\nurl = 'redis://127.0.0.1:1'\npassword = 'secret-of-the-connection'"))
+    }
+
+    fn config(&self) -> Value {
+        json!({ "stream": "events" })
+    }
+
+    async fn received(&self) -> Vec<(String, String)> {
+        self.entries("events").into_iter().map(|mut entry| (entry.remove("id").unwrap(), entry.remove("payload").unwrap())).collect()
+    }
+
+    fn refused() -> Vec<(Value, &'static str)> {
+        vec![
+            (json!({}), "stream"),
+            (json!({ "stream": "" }), "1 to 1024 bytes"),
+            (json!({ "stream": "{tenant}" }), "tenant"),
+            (json!({ "stream": "a", "maxlen": 0 }), "config.maxlen"),
+            (json!({ "stream": "a", "body": "cloudevents-binary" }), "config.body"),
+        ]
+    }
+}
+
+#[tokio::test]
+async fn an_entry_has_flat_fields_and_the_headers_of_the_publisher() {
+    let redis = Redis::start().await;
+    let config = json!({ "stream": "events.{topic}.{organization}" });
+    let deliveries = deliveries(&redis.registry(), "redis", config, 1);
+    let outlet = &deliveries[0].subscription.outlet;
+    assert_eq!(outlet.send(&deliveries).await[0].outcome, Outcome::Delivered);
+    let entry = redis.entries("events.public.orders.create.acme").remove(0);
+    let event = &deliveries[0].event;
+    let expected = [
+        ("id", event.id.to_string()),
+        ("topic", "public.orders.create".to_owned()),
+        ("key", "order-1".to_owned()),
+        ("organization", "acme".to_owned()),
+        ("source", "shop".to_owned()),
+        ("schema-version", "1".to_owned()),
+        ("content-type", "application/json".to_owned()),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+        ("payload", event.payload.clone()),
+    ];
+    for (name, value) in &expected {
+        assert_eq!(entry.get(*name), Some(value), "{name} of {entry:?}");
+    }
+    assert!(entry["created-at"].ends_with('Z'));
+    assert_eq!(entry.len(), expected.len() + 1);
+}
+
+#[tokio::test]
+async fn a_hash_tag_is_written_in_doubled_braces() {
+    let redis = Redis::start().await;
+    let deliveries = deliveries(&redis.registry(), "redis", json!({ "stream": "{{{organization}}}:events" }), 1);
+    deliveries[0].subscription.outlet.send(&deliveries).await;
+    assert_eq!(redis.cli(&["XLEN", "{acme}:events"]), "1");
+}
+
+#[tokio::test]
+async fn a_stream_keeps_about_maxlen_entries() {
+    let redis = Redis::with(&["--stream-node-max-entries", "10"]);
+    let deliveries = deliveries(&redis.registry(), "redis", json!({ "stream": "events", "maxlen": 50 }), 500);
+    deliveries[0].subscription.outlet.send(&deliveries).await;
+    let length: u64 = redis.cli(&["XLEN", "events"]).parse().unwrap();
+    assert!((50..=70).contains(&length), "{length}");
+}
+
+#[tokio::test]
+async fn a_cloud_event_is_one_field() {
+    let redis = Redis::start().await;
+    let deliveries = deliveries(&redis.registry(), "redis", json!({ "stream": "events", "body": "cloudevents" }), 1);
+    deliveries[0].subscription.outlet.send(&deliveries).await;
+    let entry = redis.entries("events").remove(0);
+    assert_eq!(entry["content-type"], "application/cloudevents+json; charset=utf-8");
+    let event: Value = serde_json::from_str(&entry["payload"]).unwrap();
+    assert_eq!((event["id"].as_str(), &event["data"]["n"]), (Some(entry["id"].as_str()), &json!(0)));
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_a_retry_that_says_so() {
+    let mut redis = Redis::with(&["--requirepass", "secret-of-the-connection"]);
+    for (more, said) in [("", "NOAUTH"), ("password = 'another-secret'", "WRONGPASS"), ("password = 'secret-of-the-connection'", "")] {
+        redis.more = more.to_owned();
+        let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 2);
+        let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+        if said.is_empty() {
+            assert_eq!(reports[1].outcome, Outcome::Delivered);
+        } else {
+            assert_eq!(reason(&reports[1]), (Some(Reason::AccessDenied), false), "{reports:?}");
+            let answer = reports[1].answer.as_ref().unwrap();
+            assert!(answer.contains(said) || answer.contains("authentication"), "{answer}");
+            assert!(!answer.contains("secret"), "{answer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_user_without_rights_is_refused_by_check_and_by_send() {
+    let mut redis = Redis::start().await;
+    assert_eq!(redis.cli(&["ACL", "SETUSER", "writer", "on", ">pw", "~events.*", "+xadd", "+ping", "+type"]), "OK");
+    redis.more = "username = 'writer'\npassword = 'pw'".to_owned();
+    for (stream, allowed) in [("events.a", true), ("others", false)] {
+        let deliveries = deliveries(&redis.registry(), "redis", json!({ "stream": stream }), 1);
+        let outlet = &deliveries[0].subscription.outlet;
+        let (checked, report) = (outlet.check().await, outlet.send(&deliveries).await.remove(0));
+        assert_eq!(checked.is_ok(), allowed, "{checked:?}");
+        assert_eq!(report.outcome.reason(), (!allowed).then_some(Reason::AccessDenied), "{report:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_fails_only_its_own_entries() {
+    let redis = Redis::start().await;
+    redis.cli(&["SET", "events.order-3", "text"]);
+    let deliveries = deliveries(&redis.registry(), "redis", json!({ "stream": "events.{key}" }), 20);
+    let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+    for (number, report) in (1..).zip(&reports) {
+        if number % 10 == 3 {
+            assert_eq!(reason(report), (Some(Reason::Refused), false));
+            assert!(report.answer.as_ref().unwrap().starts_with("WRONGTYPE"), "{report:?}");
+        } else {
+            assert_eq!(report.outcome, Outcome::Delivered);
+        }
+    }
+    let fixed = self::deliveries(&redis.registry(), "redis", json!({ "stream": "events.order-3" }), 1);
+    assert!(fixed[0].subscription.outlet.check().await.unwrap_err().contains("string"));
+}
+
+#[tokio::test]
+async fn memory_that_is_full_is_a_retry_until_there_is_room() {
+    let redis = Redis::start().await;
+    let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 1);
+    let outlet = &deliveries[0].subscription.outlet;
+    redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let full = outlet.send(&deliveries).await.remove(0);
+    assert_eq!(reason(&full), (Some(Reason::DestinationFull), false), "{full:?}");
+    assert!(outlet.check().await.unwrap_err().contains("OOM"));
+    redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(outlet.send(&deliveries).await[0].outcome, Outcome::Delivered);
+}
+
+#[tokio::test]
+async fn a_replica_is_left_for_a_new_connection() {
+    let redis = Redis::start().await;
+    let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 1);
+    let outlet = &deliveries[0].subscription.outlet;
+    outlet.send(&deliveries).await;
+    redis.cli(&["REPLICAOF", "127.0.0.1", "1"]);
+    let report = outlet.send(&deliveries).await.remove(0);
+    assert_eq!(report.outcome.reason(), Some(Reason::Refused));
+    assert!(report.answer.unwrap().starts_with("READONLY"));
+    let connections = |redis: &Redis| redis.cli(&["INFO", "stats"]).lines().find(|line| line.starts_with("total_conn")).unwrap().to_owned();
+    let before = connections(&redis);
+    outlet.send(&deliveries).await;
+    assert_ne!(before, connections(&redis));
+}
+
+#[tokio::test]
+async fn a_server_that_was_away_gets_the_next_attempt_without_a_restart_of_ours() {
+    let mut redis = Redis::start().await;
+    let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 2);
+    let outlet = &deliveries[0].subscription.outlet;
+    assert_eq!(outlet.send(&deliveries[..1]).await[0].outcome, Outcome::Delivered);
+    redis.server.stop();
+    assert_eq!(outlet.send(&deliveries[1..]).await[0].outcome.code(), "retry");
+    redis.server.start_again().unwrap();
+    assert_eq!(outlet.send(&deliveries[1..]).await[0].outcome, Outcome::Delivered);
+    assert_eq!(redis.received().await.len(), 2, "kept by the append-only file");
+}
+
+#[tokio::test]
+async fn a_restart_costs_no_attempt_to_who_was_quiet_meanwhile() {
+    let mut redis = Redis::start().await;
+    let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 2);
+    let outlet = &deliveries[0].subscription.outlet;
+    outlet.send(&deliveries[..1]).await;
+    let sent = Instant::now();
+    redis.server.kill();
+    redis.server.start_again().unwrap();
+    eventually("the connection counts as quiet", async || sent.elapsed() > Duration::from_millis(1_100)).await;
+    assert_eq!(outlet.send(&deliveries[1..]).await[0].outcome, Outcome::Delivered);
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_a_timeout_of_our_own_and_may_have_it() {
+    let mut redis = Redis::start().await;
+    redis.more = "timeout = '300ms'".to_owned();
+    let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 3);
+    let outlet = &deliveries[0].subscription.outlet;
+    outlet.send(&deliveries[..1]).await;
+    redis.server.freeze();
+    let report = tokio::time::timeout(outlet.deadline(), outlet.send(&deliveries[1..])).await.unwrap().remove(1);
+    assert_eq!(reason(&report), (Some(Reason::Timeout), true), "{report:?}");
+    redis.server.thaw();
+    assert_eq!(outlet.send(&deliveries[1..]).await[0].outcome, Outcome::Delivered);
+}
+
+#[tokio::test]
+async fn tls_needs_the_authority_that_the_operator_names() {
+    let server = PrivateServer::start_in(
+        Kind {
+            arguments: |_, port| ["--port", "0", "--save", "", "--tls-port", &port.to_string()].iter().map(Into::into).collect(),
+            ..REDIS
+        },
+        |folder| {
+            certificates(folder);
+            let path = |name: &str| folder.join(name).into_os_string();
+            [
+                "--tls-cert-file".into(),
+                path("server.pem"),
+                "--tls-key-file".into(),
+                path("server.key"),
+                "--tls-ca-cert-file".into(),
+                path("ca.pem"),
+            ]
+            .to_vec()
+        },
+    )
+    .unwrap();
+    let path = |name: &str| server.directory().join(name).display().to_string();
+    let with = format!("ca_file = '{}'\ncert_file = '{}'\nkey_file = '{}'", path("ca.pem"), path("client.pem"), path("client.key"));
+    for (more, trusted) in [("", false), (with.as_str(), true)] {
+        let section = format!("[sinks.redis]\nurl = 'rediss://localhost:{}'\n{more}", server.port());
+        let deliveries = deliveries(&registry(&section), "redis", json!({ "stream": "events" }), 1);
+        let report = deliveries[0].subscription.outlet.send(&deliveries).await.remove(0);
+        assert_eq!(report.outcome.reason(), (!trusted).then_some(Reason::TlsFailed), "{report:?}");
+    }
+}
+
+/// An authority, and certificates of it for a server called localhost and for a client.
+pub(crate) fn certificates(folder: &Path) {
+    let script = "
+        set -e
+        openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem
+        for name in server client; do
+            openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=$name -keyout $name.key -out $name.csr
+            printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\\nbasicConstraints=CA:FALSE' > $name.ext
+            openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile $name.ext -out $name.pem
+        done";
+    let output = Command::new("sh").args(["-c", script]).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "openssl, of the package openssl: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_down_at_the_start_costs_others_nothing_and_gets_everything_when_it_comes() {
+    let (database, recorder, mut redis) = (Database::new().await, Recorder::new(), Redis::start().await);
+    redis.server.kill();
+    database.execute("select outbox.subscribe('far', array['**'], 'redis', config => '{\"stream\": \"events\"}', retry => '{\"initial\": \"100ms\", \"max\": \"500ms\", \"max_attempts\": 100}')").await;
+    database.execute("select outbox.subscribe('near', array['**'], 'recorder')").await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(settings("relay")).sink(recorder.clone()).connections(&connections(&redis.section())).unwrap()
+    })
+    .await;
+    database.execute("select outbox.publish('shop.orders.create', jsonb_build_object('n', n)) from generate_series(1, 1000) as n").await;
+    recorder.wait_for(1000).await;
+    assert_eq!(database.count("select count(*) from outbox.deliveries").await, 1000);
+    redis.server.start_again().unwrap();
+    eventually("everything arrives", async || redis.cli(&["XLEN", "events"]).parse::<usize>().unwrap_or(0) >= 1000).await;
+    eventually("everything is settled", async || database.count("select count(*) from outbox.deliveries").await == 0).await;
+    let mut ids: Vec<_> = redis.received().await.into_iter().map(|(id, _)| id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 1000);
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_events_arrive_in_the_order_of_the_log() {
+    let (database, redis) = (Database::new().await, Redis::start().await);
+    database.execute("select outbox.subscribe('all', array['**'], 'redis', config => '{\"stream\": \"events\"}')").await;
+    database.execute("select outbox.publish('shop.orders.create', jsonb_build_object('n', n)) from generate_series(1, 1000) as n").await;
+    let relay =
+        RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).connections(&connections(&redis.section())).unwrap())
+            .await;
+    eventually("everything is settled", async || {
+        database.count("select count(*) from outbox.deliveries").await == 0 && redis.cli(&["XLEN", "events"]) == "1000"
+    })
+    .await;
+    relay.stop().await;
+    let sent: Vec<String> =
+        sqlx::query_scalar("select payload::text from outbox.events order by position").fetch_all(&database.pool).await.unwrap();
+    let received: Vec<String> = redis.received().await.into_iter().map(|(_, payload)| payload).collect();
+    assert_eq!(received, sent);
+}
