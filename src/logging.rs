@@ -22,7 +22,8 @@ pub enum Error {
 /// # Errors
 /// When the filter cannot be read, or something else logs already.
 pub fn init(settings: &Telemetry) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(&settings.log)?;
+    // That library logs the failures which its sink reports.
+    let filter = EnvFilter::try_new(format!("async_nats=off,{}", settings.log))?;
     let terminal = stderr().is_terminal();
     let lines = fmt().with_env_filter(filter).with_writer(stderr);
     match settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json }) {

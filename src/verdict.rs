@@ -53,7 +53,7 @@ reasons! {
     ServerError = "server_error",
     /// the destination answered 410: it is gone
     Gone = "gone",
-    /// the complete body is larger than 1 MiB
+    /// the complete body is larger than the destination takes; for a webhook, than 1 MiB
     BodyTooLarge = "body_too_large",
     /// the destination refused the relay's credentials or rights
     AccessDenied = "access_denied",

@@ -15,6 +15,8 @@ pub mod file;
 pub mod function;
 pub mod handler;
 pub mod postgres;
+#[cfg(feature = "nats")]
+pub mod nats;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod registry;
@@ -37,6 +39,8 @@ use crate::{config::Settings, delivery::Delivery, verdict::Outcome};
 #[rustfmt::skip] // a line each
 pub(crate) const CONNECTIONS: &[Kind] = &[
     Kind::of::<postgres::Postgres>(),
+    #[cfg(feature = "nats")]
+    Kind::of::<nats::Nats>(),
     #[cfg(feature = "redis")]
     Kind::of::<redis::Redis>(),
     Kind::of::<file::File>(),

@@ -146,6 +146,8 @@ macro_rules! contract {
 contract! {
     postgres: crate::sinks::postgres::Inbox,
     file: crate::sinks::file::Files,
+    #[cfg(feature = "nats")]
+    nats: crate::sinks::nats::Nats,
     #[cfg(feature = "redis")]
     redis: crate::sinks::redis::Redis,
 }

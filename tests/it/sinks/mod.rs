@@ -4,6 +4,8 @@ pub(crate) mod file;
 mod function;
 mod handler;
 pub(crate) mod postgres;
+#[cfg(feature = "nats")]
+pub(crate) mod nats;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 

@@ -21,7 +21,6 @@ pub(crate) fn connections(file: &str) -> Vec<Connection> {
 }
 
 /// The sinks that a configuration file leads to.
-/// The sinks that it leads to.
 pub(crate) fn registry(file: &str) -> Registry {
     let mut registry = Registry::default();
     registry.open(&connections(file)).unwrap();

@@ -1,0 +1,209 @@
+//! A subscription's config, and the message that an event becomes: subject, headers, body. Pure.
+
+use std::{borrow::Cow, fmt::Write as _, str::FromStr};
+
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    delivery::Delivery,
+    event::Event,
+    sinks::{
+        Report,
+        body::{self, Body},
+        parse_config,
+        template::Template,
+    },
+    verdict::{Outcome, Reason},
+};
+
+/// What the server takes for the identity of a message within a stream's window for duplicates.
+const ID: &str = "Nats-Msg-Id";
+/// Refused unless the subject is that stream's.
+const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
+
+/// A subscription's config.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// The subject.
+    subject: Template,
+    /// The stream that is expected to take it.
+    stream: Option<String>,
+    /// The identity of the message.
+    #[serde(default = "id")]
+    message_id: Template,
+    /// What the message holds.
+    #[serde(default = "raw")]
+    body: Body,
+    /// What shares a breaker.
+    #[serde(skip)]
+    pub(super) place: String,
+}
+
+fn id() -> Template {
+    Template::parse("{id}").expect("it is a template")
+}
+
+fn raw() -> Body {
+    Body::Raw
+}
+
+/// What is published.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) subject: String,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+impl Target {
+    pub(super) fn parse(config: &Value) -> Result<Self, String> {
+        let mut target: Self = parse_config(config)?;
+        let written = config["subject"].as_str().unwrap_or_default();
+        if written.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '*' | '>'))
+            || written.starts_with('.')
+            || written.ends_with('.')
+            || written.contains("..")
+        {
+            return Err("config.subject: it must be segments separated by dots, without spaces, \"*\" and \">\"".to_owned());
+        }
+        if written.starts_with('$') {
+            return Err("config.subject: subjects that begin with \"$\" belong to the server".to_owned());
+        }
+        if target
+            .stream
+            .as_ref()
+            .is_some_and(|stream| stream.is_empty() || stream.contains(|c: char| c.is_whitespace() || ".*>".contains(c)))
+        {
+            return Err("config.stream: it must be the name of a stream".to_owned());
+        }
+        target.place = target.stream.clone().unwrap_or_else(|| written.to_owned());
+        Ok(target)
+    }
+
+    /// The subject where it does not depend on the event.
+    pub(super) fn fixed_subject(&self) -> Option<&str> {
+        self.subject.fixed()
+    }
+
+    /// The stream that is expected.
+    pub(super) fn stream(&self) -> Option<&str> {
+        self.stream.as_deref()
+    }
+
+    pub(super) fn message(&self, delivery: &Delivery) -> Result<Message, Report> {
+        let subject = self.subject.render(delivery, clean)?;
+        if !is_subject(&subject) || subject.starts_with('$') {
+            return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed })
+                .saying("the subject has an empty segment or begins with \"$\""));
+        }
+        let id = self.message_id.render(delivery, |value| Cow::Borrowed(value))?;
+        let mut headers = self.headers(&delivery.event);
+        insert(&mut headers, ID, &encoded(&id, false));
+        if let Some(stream) = &self.stream {
+            insert(&mut headers, EXPECTED_STREAM, stream);
+        }
+        Ok(Message { subject, headers, body: self.body.of(&delivery.event).into() })
+    }
+
+    fn headers(&self, event: &Event) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in body::headers(event) {
+            // The server obeys its own headers: one of them could delete what a stream holds.
+            let ours = ["nats-", "pgoutbox-", "ce-", "content-type"].iter().any(|prefix| name.to_ascii_lowercase().starts_with(prefix));
+            let name = if ours { format!("header-{name}") } else { name };
+            insert(&mut headers, &name, &encoded(&value, false));
+        }
+        match self.body {
+            Body::CloudEventsBinary => {
+                for (name, value) in body::cloudevents_attributes(event) {
+                    insert(&mut headers, &format!("ce-{name}"), &encoded(&value, true));
+                }
+                // In this binding a content type would say that the event is structured.
+                insert(&mut headers, "ce-datacontenttype", self.body.content_type());
+            }
+            Body::Raw | Body::Standard | Body::CloudEvents => {
+                for (name, value) in body::attributes(event) {
+                    insert(&mut headers, &format!("pgoutbox-{name}"), &encoded(&value, false));
+                }
+                insert(&mut headers, "content-type", self.body.content_type());
+            }
+        }
+        headers
+    }
+}
+
+fn insert(headers: &mut HeaderMap, name: &str, value: &str) {
+    if let (Ok(name), Ok(value)) = (HeaderName::from_str(name), HeaderValue::from_str(value)) {
+        headers.insert(name, value);
+    }
+}
+
+/// Whether it can be published to: segments that are not empty, separated by dots.
+pub(super) fn is_subject(text: &str) -> bool {
+    !text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '*' | '>'))
+        && text.split('.').all(|segment| !segment.is_empty())
+}
+
+/// A value of the event inside a subject: dots stay, so a topic is as many segments as it has; nothing in it can be a wildcard,
+/// a space, an empty segment, or lead to the server's own subjects.
+fn clean(value: &str) -> Cow<'_, str> {
+    if is_subject(value) && !value.contains('$') {
+        return Cow::Borrowed(value);
+    }
+    let segments = value.split('.').map(|segment| match segment {
+        "" => "_".to_owned(),
+        some => some.replace(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '*' | '>' | '$'), "_"),
+    });
+    Cow::Owned(segments.collect::<Vec<_>>().join("."))
+}
+
+/// Percent-encoded: whatever is not printable ASCII, and `%`; `all`: spaces and quotes as well, as CloudEvents wants it.
+fn encoded(value: &str, all: bool) -> Cow<'_, str> {
+    let plain = |byte: u8| matches!(byte, 0x21..=0x7e) && byte != b'%' && !(all && byte == b'"') || (byte == b' ' && !all);
+    if value.bytes().all(plain) {
+        return Cow::Borrowed(value);
+    }
+    let mut text = String::with_capacity(value.len() + 16);
+    for byte in value.bytes() {
+        if plain(byte) {
+            text.push(char::from(byte));
+        } else {
+            // Writing to a text cannot fail.
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    Cow::Owned(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_becomes_segments_of_a_subject_and_nothing_else() {
+        for (value, expected) in [
+            ("public.orders.create", "public.orders.create"),
+            ("a b", "a_b"),
+            ("*.>", "_._"),
+            ("", "_"),
+            ("..", "_._._"),
+            ("a..b", "a._.b"),
+            ("$JS.API.STREAM.DELETE.X", "_JS.API.STREAM.DELETE.X"),
+            ("line\r\nPUB x 0", "line__PUB_x_0"),
+        ] {
+            assert_eq!(clean(value), expected, "{value:?}");
+            assert!(is_subject(&clean(value)));
+        }
+    }
+
+    #[test]
+    fn a_header_holds_one_line_of_ascii() {
+        assert_eq!(encoded("order 1 \"x\"", false), "order 1 \"x\"");
+        assert_eq!(encoded("order 1 \"x\"", true), "order%201%20%22x%22");
+        assert_eq!(encoded("zoë\r\nNats-Rollup: all 100%", false), "zo%C3%AB%0D%0ANats-Rollup: all 100%25");
+    }
+}
