@@ -17,12 +17,15 @@ use pgoutbox::{
     store::ConnectionSettings,
 };
 
-/// A registry with every kind of sink there is, connected as the manual of the configuration shows.
+/// The keys without which there is no connection.
+const WHERE: &[&str] = &["url = ", "servers = ", "brokers = ", "folder = "];
+
+/// A registry with every kind of sink there is, reached where the manual of the configuration shows; its files are not there.
 pub(crate) async fn every_sink() -> Registry {
     let shown: String = config::MANUAL
         .lines()
         .skip_while(|line| !line.starts_with("[sinks."))
-        .map(|line| if line.contains(" = ") { line.trim_start_matches("# ") } else { line })
+        .map(|line| line.strip_prefix("# ").filter(|line| WHERE.iter().any(|key| line.starts_with(key))).unwrap_or(line))
         .collect::<Vec<_>>()
         .join("\n");
     let mut registry = crate::support::deliveries::registry(&shown);
