@@ -43,6 +43,7 @@
 pub mod duration;
 pub mod event;
 pub mod topic;
+pub mod filter;
 pub mod retry;
 pub mod verdict;
 pub mod subscription;
