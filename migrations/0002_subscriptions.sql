@@ -6,6 +6,7 @@ create table outbox.subscriptions (
     topics        text[]      not null,
     sink          text        not null,
     config        jsonb       not null default '{}',
+    match         jsonb,
     filter        text,
     transform     text,
     organization  text,
@@ -23,6 +24,9 @@ create table outbox.subscriptions (
     constraint state_is_known check (state in ('ok', 'invalid', 'gone', 'disabled'))
 );
 comment on table outbox.subscriptions is 'Who wants which events, and where they are sent.';
+comment on column outbox.subscriptions.match is 'Only events whose payload contains this: payload @> match. Null: all.';
+comment on column outbox.subscriptions.filter is 'Only events for which this CEL expression is true. Null: all.';
+comment on column outbox.subscriptions.transform is 'A CEL expression whose value is sent in place of the payload. Null: the payload itself.';
 comment on column outbox.subscriptions.organization is 'Null: events of every organization. Set: only events of this organization.';
 comment on column outbox.subscriptions.state is
     'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (failed for days).';
@@ -54,9 +58,9 @@ declare
 begin
     new.changed := pg_current_xact_id();
     if tg_op = 'UPDATE' then
-        if (new.name, new.topics, new.sink, new.config, new.filter, new.transform, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
+        if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
            is not distinct from
-           (old.name, old.topics, old.sink, old.config, old.filter, old.transform, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
+           (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
             return new;  -- only its state: a relay must be able to mark a row as invalid that came past these checks
         end if;
         new.updated_at := now();
@@ -116,11 +120,18 @@ begin
     if new.keys is not null and (cardinality(new.keys) not between 1 and 100 or array_position(new.keys, null) is not null or '' = any (new.keys)) then
         raise exception using errcode = '22023', message = 'keys: must be 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
     end if;
-    if new.filter is not null then
-        raise exception using errcode = '0A000', message = 'filter: filters are not supported by this version', hint = 'Use null.';
+    -- Whether they are CEL only a relay can say; `pgoutbox subscriptions test` says it before they are saved.
+    if new.filter ~ '^[[:space:]]*$' or octet_length(new.filter) > 8192 then
+        raise exception using errcode = '22023', message = 'filter: must have 1 to 8192 bytes',
+            hint = 'Write a CEL expression such as payload.total > 100, or null for all events.';
     end if;
-    if new.transform is not null then
-        raise exception using errcode = '0A000', message = 'transform: transforms are not supported by this version', hint = 'Use null.';
+    if new.transform ~ '^[[:space:]]*$' or octet_length(new.transform) > 8192 then
+        raise exception using errcode = '22023', message = 'transform: must have 1 to 8192 bytes',
+            hint = 'Write a CEL expression such as {"id": payload.id}, or null for the payload as it is.';
+    end if;
+    if octet_length(new.match::text) > 4096 then
+        raise exception using errcode = '22023', message = 'match: must have at most 4096 bytes',
+            hint = 'Write what the payload must contain, such as {"status": "paid"}, or null for all events.';
     end if;
     if new.ordering is distinct from 'none' then
         raise exception using errcode = '0A000', message = format('ordering: %L is not supported by this version', new.ordering),
@@ -217,23 +228,24 @@ create function outbox.subscribe(
     ordering      text    default 'none',
     retry         jsonb   default '{}',
     keys          text[]  default null,
-    max_in_flight integer default null
+    max_in_flight integer default null,
+    match         jsonb   default null
 ) returns bigint
 language plpgsql as $$
 declare
     subscription_id bigint;
 begin
-    insert into outbox.subscriptions as existing (name, topics, sink, config, filter, transform, organization, ordering, retry, keys, max_in_flight)
-    values (subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'), subscribe.filter, subscribe.transform,
+    insert into outbox.subscriptions as existing (name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys, max_in_flight)
+    values (subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'), subscribe.match, subscribe.filter, subscribe.transform,
             subscribe.organization, coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys, subscribe.max_in_flight)
     on conflict on constraint subscriptions_name_key do update
-       set topics = excluded.topics, sink = excluded.sink, config = excluded.config, filter = excluded.filter,
+       set topics = excluded.topics, sink = excluded.sink, config = excluded.config, match = excluded.match, filter = excluded.filter,
            transform = excluded.transform, organization = excluded.organization, ordering = excluded.ordering,
            retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight
-     where (existing.topics, existing.sink, existing.config, existing.filter, existing.transform, existing.organization,
+     where (existing.topics, existing.sink, existing.config, existing.match, existing.filter, existing.transform, existing.organization,
             existing.ordering, existing.retry, existing.keys, existing.max_in_flight)
            is distinct from
-           (excluded.topics, excluded.sink, excluded.config, excluded.filter, excluded.transform, excluded.organization,
+           (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter, excluded.transform, excluded.organization,
             excluded.ordering, excluded.retry, excluded.keys, excluded.max_in_flight)
     returning existing.id into subscription_id;
     if subscription_id is null then  -- it was there already, and the same

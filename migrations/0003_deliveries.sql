@@ -98,6 +98,8 @@ create table outbox.relay_subscriptions (
     subscription_id bigint      not null,
     delivered       bigint      not null,   -- attempts since the relay started
     failed          bigint      not null,
+    filter_errors   bigint      not null default 0,  -- events it was not sent because match or filter could not be evaluated
+    last_filter_error text,
     breaker         text        not null check (breaker in ('closed', 'open', 'half_open')),
     reported_at     timestamptz not null,
     primary key (relay, subscription_id)

@@ -131,7 +131,8 @@ create view outbox.subscription_status as
            (select count(*) from outbox.dead_letters as letter where letter.subscription_id = subscription.id) as dead_letters,
            reported.delivered, reported.failed,
            round(reported.delivered::numeric / nullif(reported.delivered + reported.failed, 0), 4) as success_rate,
-           coalesce(reported.breaker, 'closed') as breaker
+           coalesce(reported.breaker, 'closed') as breaker,
+           reported.filter_errors, reported.last_filter_error
       from outbox.subscriptions as subscription
       left join (select delivery.subscription_id,
                         count(*) as backlog,
@@ -141,13 +142,16 @@ create view outbox.subscription_status as
                    from outbox.deliveries as delivery
                   group by delivery.subscription_id) as owed on owed.subscription_id = subscription.id
       left join (select report.subscription_id, sum(report.delivered)::bigint as delivered, sum(report.failed)::bigint as failed,
+                        sum(report.filter_errors)::bigint as filter_errors,
+                        (array_agg(report.last_filter_error order by report.reported_at desc)
+                            filter (where report.last_filter_error is not null))[1] as last_filter_error,
                         case when bool_or(report.breaker = 'open') then 'open'
                              when bool_or(report.breaker = 'half_open') then 'half_open' else 'closed' end as breaker
                    from outbox.relay_subscriptions as report
                    join outbox.relays as relay on relay.name = report.relay and relay.seen_at > now() - interval '1 minute'
                   group by report.subscription_id) as reported on reported.subscription_id = subscription.id;
 comment on view outbox.subscription_status is
-    'One row per subscription: what it is owed, how old the oldest is, what running relays report (success rate, breaker).';
+    'One row per subscription: what it is owed, how old the oldest is, what running relays report (success rate, breaker, filters that failed).';
 
 create view outbox.event_status as
     select event.id, event.position, event.topic, event.key, event.organization, event.created_at,

@@ -1,7 +1,8 @@
 -- The subscriptions that changed since a snapshot, the ids of all of them, and the generation, in one snapshot.
 --   $1 snapshot of the last load; null: all rows
 select now_seen.snapshot, now_seen.generation, now_seen.ids,
-       subscription.id, subscription.name, subscription.topics, subscription.sink, subscription.config, subscription.organization,
+       subscription.id, subscription.name, subscription.topics, subscription.sink, subscription.config, subscription.match::text as match,
+       subscription.filter, subscription.transform, subscription.organization,
        subscription.keys, subscription.retry, subscription.max_in_flight, subscription.active, subscription.state,
        subscription.state_reason,
        least(greatest(subscription.paused_until, '2000-01-01Z'), '2200-01-01Z') as paused_until  -- infinity has no place in the relay's calendar

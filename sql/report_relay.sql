@@ -1,6 +1,7 @@
 -- This relay lives, and what its subscriptions did since it started.
 --   $1 relay   $2 version   $3 seconds it has run   $4 permits   $5 in flight
---   $6 subscriptions   $7 delivered   $8 failed   $9 breakers, in the order of $6
+--   $6 subscriptions   $7 delivered   $8 failed   $9 breakers
+--   $10 events whose match or filter could not be evaluated   $11 why the last could not; $7 to $11 in the order of $6
 with seen as (
     insert into outbox.relays as relay (name, version, started_at, seen_at, permits, in_flight)
     values ($1::text, $2::text, now() - make_interval(secs => $3::double precision), now(), $4::integer, $5::integer)
@@ -8,8 +9,10 @@ with seen as (
        set version = excluded.version, started_at = excluded.started_at, seen_at = excluded.seen_at,
            permits = excluded.permits, in_flight = excluded.in_flight
 )
-insert into outbox.relay_subscriptions as report (relay, subscription_id, delivered, failed, breaker, reported_at)
-select $1::text, did.subscription_id, did.delivered, did.failed, did.breaker, now()
-  from unnest($6::bigint[], $7::bigint[], $8::bigint[], $9::text[]) as did (subscription_id, delivered, failed, breaker)
+insert into outbox.relay_subscriptions as report (relay, subscription_id, delivered, failed, breaker, filter_errors, last_filter_error, reported_at)
+select $1::text, did.subscription_id, did.delivered, did.failed, did.breaker, did.filter_errors, did.last_filter_error, now()
+  from unnest($6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::text[])
+       as did (subscription_id, delivered, failed, breaker, filter_errors, last_filter_error)
 on conflict (relay, subscription_id) do update
-   set delivered = excluded.delivered, failed = excluded.failed, breaker = excluded.breaker, reported_at = excluded.reported_at
+   set delivered = excluded.delivered, failed = excluded.failed, breaker = excluded.breaker,
+       filter_errors = excluded.filter_errors, last_filter_error = excluded.last_filter_error, reported_at = excluded.reported_at

@@ -16,6 +16,8 @@ select status.name,
        status.delivered,
        status.failed,
        status.success_rate::double precision as success_rate,
-       status.breaker
+       status.breaker,
+       status.filter_errors,
+       status.last_filter_error
   from outbox.subscription_status as status
  order by (status.state <> 'ok') desc, status.oldest_age desc nulls last, status.name;

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 /// An event as it stands in the log. Known outside by its [`id`](Event::id).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Event {
     /// The public id: a UUID, version 7 unless the publisher brought its own. The same on every attempt.
     pub id: Uuid,

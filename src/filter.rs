@@ -5,6 +5,7 @@
 
 mod compile;
 mod json;
+mod meter;
 mod value;
 
 use std::{
@@ -24,8 +25,9 @@ use regex::Regex;
 
 pub use self::value::Facts;
 use self::{
-    compile::{Compiled, ENV, FIELDS, Use},
+    compile::{Compiled, FIELDS, Use},
     json::Node,
+    meter::ENV,
     value::{Evaluation, write},
 };
 
@@ -173,7 +175,11 @@ impl Transform {
     pub fn apply(&self, facts: &Facts<'_>) -> Result<Changes, String> {
         let [expression] = self.compiled.parts.as_slice() else { return Err("it is empty".to_owned()) };
         run(expression, &self.compiled.patterns, facts, |value| {
-            if self.compiled.gives_fields { changes(value) } else { Ok(Changes { payload: Some(json("its value", value)?), ..Changes::default() }) }
+            if self.compiled.gives_fields {
+                changes(value)
+            } else {
+                Ok(Changes { payload: Some(json("its value", value)?), ..Changes::default() })
+            }
         })
     }
 }
@@ -277,7 +283,10 @@ fn headers(value: &dyn Val) -> Result<String, String> {
         let name = name.inner();
         let letters = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
         if !(1..=64).contains(&name.len()) || !name.bytes().all(letters) || name.starts_with(['_', '-']) {
-            return Err(format!("headers has the name {:?}; names are 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit", short(name)));
+            return Err(format!(
+                "headers has the name {:?}; names are 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit",
+                short(name)
+            ));
         }
         match value.downcast_ref::<CelString>() {
             Some(text) if text.inner().chars().any(char::is_control) => return Err(format!("headers.{name} has a control character")),
@@ -303,7 +312,9 @@ fn explain(error: &ExecutionError) -> String {
             format!("{} does not take {}", function(overload.function()), overload.argument_types().join(" and "))
         }
         ExecutionError::UnexpectedType { want, .. } => format!("a value is not of type {}", short(want)),
-        ExecutionError::UnsupportedBinaryOperator(name, left, right) => format!("{name} does not take {} and {}", left.type_of(), right.type_of()),
+        ExecutionError::UnsupportedBinaryOperator(name, left, right) => {
+            format!("{name} does not take {} and {}", left.type_of(), right.type_of())
+        }
         ExecutionError::ValuesNotComparable(left, right) => format!("{} and {} cannot be compared", left.type_of(), right.type_of()),
         ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => "division by zero".to_owned(),
         ExecutionError::Overflow(..) => "a number is out of range".to_owned(),

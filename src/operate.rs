@@ -12,7 +12,10 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use crate::{event::Draft, subscription};
+use crate::{
+    event::{Draft, Event},
+    subscription,
+};
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -92,6 +95,10 @@ pub struct Status {
     pub success_rate: Option<f64>,
     /// `closed`, `half_open` or `open`.
     pub breaker: String,
+    /// Events it was not sent because its match or filter could not be evaluated.
+    pub filter_errors: Option<i64>,
+    /// Why the last of them could not.
+    pub last_filter_error: Option<String>,
 }
 
 /// A relay that reported within the last minute.
@@ -213,6 +220,14 @@ impl Operator {
     /// Those of the database.
     pub async fn list_subscriptions(&mut self, name: Option<&str>) -> Result<Vec<subscription::Row>, Error> {
         ask("listing subscriptions", sqlx::query_as(sql!("list_subscriptions")).bind(name).fetch_all(&mut self.connection)).await
+    }
+
+    /// The newest events of the log, the newest first.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn recent_events(&mut self, count: i64) -> Result<Vec<Event>, Error> {
+        ask("reading the newest events", sqlx::query_as(sql!("recent_events")).bind(count).fetch_all(&mut self.connection)).await
     }
 
     /// Stops sending to a subscription. Returns whether this changed anything.

@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 
 use crate::{
     event::Event,
+    filter::{Containment, Facts, Filter, Judgement, Transform},
     retry::RetryPolicy,
     sinks::{Outlet, Registry},
     topic::{Pattern, Trie},
@@ -27,6 +28,13 @@ pub struct Row {
     pub sink: String,
     /// For the sink.
     pub config: serde_json::Value,
+    /// What the payload must contain, as JSON; null: anything.
+    #[sqlx(rename = "match")]
+    pub matching: Option<String>,
+    /// CEL; null: no further condition.
+    pub filter: Option<String>,
+    /// CEL; null: the payload is sent as it is.
+    pub transform: Option<String>,
     /// Null: every organization.
     pub organization: Option<String>,
     /// Prefixes of keys; null: every key.
@@ -54,8 +62,40 @@ pub struct Subscription {
     pub retry: RetryPolicy,
     /// Where its deliveries go.
     pub outlet: Outlet,
+    /// What makes another payload of an event's.
+    pub transform: Option<Transform>,
     patterns: Vec<Pattern>,
+    containment: Option<Containment>,
+    filter: Option<Filter>,
+    /// Why its conditions cannot be used: then it wants nothing, rather than what they might keep from it.
+    unjudgeable: Option<String>,
     usable: bool,
+}
+
+/// Whether a subscription wants an event, and what decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// All conditions hold.
+    Yes,
+    /// This one does not.
+    No(Condition),
+    /// `match` or the filter could not be evaluated, which is a no that is counted. The sentence repeats nothing of the event.
+    Failed(String),
+}
+
+/// What an event must satisfy, in the order in which it is looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// `organization`
+    Organization,
+    /// `topics`
+    Topics,
+    /// `keys`
+    Keys,
+    /// `match`
+    Match,
+    /// `filter`: this part of it, as it was written.
+    Filter(String),
 }
 
 impl Subscription {
@@ -79,8 +119,67 @@ impl Subscription {
             problem = Some(error);
             Outlet::none()
         });
+        let transform = read("transform", row.transform.as_deref(), Transform::compile).unwrap_or_else(|error| {
+            problem = Some(error);
+            None
+        });
+        let mut unjudgeable = None;
+        let filter = read("filter", row.filter.as_deref(), Filter::compile).unwrap_or_else(|error| {
+            unjudgeable = Some(error);
+            None
+        });
+        let containment = read("match", row.matching.as_deref(), Containment::parse).unwrap_or_else(|error| {
+            unjudgeable = Some(error);
+            None
+        });
+        let problem = unjudgeable.clone().or(problem);
         let usable = problem.is_none();
-        (Self { row, retry, outlet, patterns, usable }, problem)
+        (Self { row, retry, outlet, transform, patterns, containment, filter, unjudgeable, usable }, problem)
+    }
+
+    /// Whether it wants an event whose topic, organization and key it wants.
+    #[must_use]
+    pub fn judge(&self, facts: &Facts<'_>) -> Wanted {
+        if let Some(why) = &self.unjudgeable {
+            return Wanted::Failed(why.clone());
+        }
+        match self.containment.as_ref().map(|containment| containment.holds(facts)) {
+            None | Some(Ok(true)) => {}
+            Some(Ok(false)) => return Wanted::No(Condition::Match),
+            Some(Err(why)) => return Wanted::Failed(format!("match: {why}")),
+        }
+        let Some(filter) = &self.filter else { return Wanted::Yes };
+        match filter.judge(facts) {
+            Judgement::Match => Wanted::Yes,
+            Judgement::NoMatch { part } => Wanted::No(Condition::Filter(filter.part(part).to_owned())),
+            Judgement::Failed { part, why } => Wanted::Failed(format!("filter: {}: {why}", filter.part(part))),
+        }
+    }
+
+    /// Whether it wants an event, all conditions looked at.
+    #[must_use]
+    pub fn explain(&self, event: &Event) -> Wanted {
+        if self.row.organization.is_some() && self.row.organization != event.organization {
+            Wanted::No(Condition::Organization)
+        } else if !self.patterns.iter().any(|pattern| pattern.matches(&event.topic)) {
+            Wanted::No(Condition::Topics)
+        } else if !self.wants_key(event.key.as_deref()) {
+            Wanted::No(Condition::Keys)
+        } else {
+            self.judge(&Facts::new(event))
+        }
+    }
+
+    /// Whether it has conditions beyond topics, organization and keys.
+    #[must_use]
+    pub fn is_choosy(&self) -> bool {
+        self.containment.is_some() || self.filter.is_some() || self.unjudgeable.is_some()
+    }
+
+    /// Whether its conditions look at the payload.
+    #[must_use]
+    pub fn needs_payload(&self) -> bool {
+        self.containment.is_some() || self.filter.as_ref().is_some_and(Filter::needs_payload)
     }
 
     /// Whether this relay may send to it: the row can be used, and neither an operator nor the destination forbids it, a pause
@@ -115,6 +214,23 @@ impl Subscription {
     }
 }
 
+impl std::fmt::Display for Condition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Organization => "organization",
+            Self::Topics => "topics",
+            Self::Keys => "keys",
+            Self::Match => "match",
+            Self::Filter(_) => "filter",
+        })
+    }
+}
+
+/// An optional field of the row; a mistake in it is told with its name.
+fn read<T, E: std::fmt::Display>(name: &str, text: Option<&str>, parse: impl FnOnce(&str) -> Result<T, E>) -> Result<Option<T>, String> {
+    text.map(parse).transpose().map_err(|error| format!("{name}: {error}"))
+}
+
 /// All subscriptions at one generation.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -122,6 +238,8 @@ pub struct Index {
     pub generation: i64,
     subscriptions: BTreeMap<i64, Arc<Subscription>>,
     sendable: usize,
+    choosy: bool,
+    needs_payload: bool,
     everyone: Trie<i64>,
     by_organization: HashMap<String, Trie<i64>>,
 }
@@ -133,6 +251,8 @@ impl Index {
         let mut index = Self { generation, ..Self::default() };
         for subscription in subscriptions {
             if subscription.is_owed() {
+                index.choosy |= subscription.is_choosy();
+                index.needs_payload |= subscription.needs_payload();
                 let trie = match &subscription.row.organization {
                     None => &mut index.everyone,
                     Some(organization) => index.by_organization.entry(organization.clone()).or_default(),
@@ -147,7 +267,8 @@ impl Index {
         index
     }
 
-    /// The subscriptions that want an event, each once, in the order of their ids. An event with an organization reaches
+    /// The subscriptions that want an event as far as its topic, organization and key say, each once, in the order of their
+    /// ids; [`Subscription::judge`] has the last word. An event with an organization reaches
     /// that organization's subscriptions and those for all; tenants are told apart before patterns are looked at.
     #[must_use]
     pub fn matching(&self, event: &Event) -> Vec<&Arc<Subscription>> {
@@ -161,6 +282,18 @@ impl Index {
             .filter_map(|id| self.subscriptions.get(&id))
             .filter(|subscription| subscription.wants_key(event.key.as_deref()))
             .collect()
+    }
+
+    /// Whether one of them has conditions beyond topics, organization and keys.
+    #[must_use]
+    pub fn is_choosy(&self) -> bool {
+        self.choosy
+    }
+
+    /// Whether one of them looks at payloads to know what it wants.
+    #[must_use]
+    pub fn needs_payload(&self) -> bool {
+        self.needs_payload
     }
 
     /// How many may be sent to.

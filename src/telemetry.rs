@@ -11,7 +11,7 @@ use prometheus_client::{
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
-use crate::{delivery::Delivery, sinks::Report, store::Backlog, verdict::Reason};
+use crate::{delivery::Delivery, event::Event, sinks::Report, store::Backlog, verdict::Reason};
 
 /// What happened, for whoever waits for it. In every build; costs nothing when nobody listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,13 @@ pub enum Signal {
         events: usize,
         /// Deliveries made of them.
         deliveries: usize,
+    },
+    /// A subscription's match or filter could not be evaluated for an event, which was routed without it.
+    FilterFailed {
+        /// The event.
+        event: Uuid,
+        /// Name of the subscription.
+        subscription: String,
     },
     /// Due deliveries were leased.
     Claimed {
@@ -128,6 +135,8 @@ metrics! {
     events_routed: Counter = "pgoutbox_events_routed", Counter::default();
     /// Deliveries that routing made.
     deliveries_routed: Counter = "pgoutbox_deliveries_routed", Counter::default();
+    /// Events that a subscription was not sent because its match or filter could not be evaluated.
+    filter_errors: Family<SubscriptionLabels, Counter> = "pgoutbox_filter_errors", Family::default();
     /// Deliveries claimed after waiting: retries, backlog, expired leases.
     deliveries_claimed: Counter = "pgoutbox_deliveries_claimed", Counter::default();
     /// Claimed deliveries whose earlier claim had ended without a verdict: a relay died or was cut off.
@@ -236,6 +245,17 @@ impl Telemetry {
         self.metrics.deliveries_routed.inc_by(deliveries as u64);
         tracing::debug!(events, deliveries, "routed");
         self.signal(|| Signal::Routed { events, deliveries });
+    }
+
+    /// Every one is counted; told is the first of a while.
+    pub(crate) fn filter_failed(&self, subscription: &str, event: &Event, why: &str, is_news: bool) {
+        self.metrics.filter_errors.get_or_create(&SubscriptionLabels { subscription: subscription.to_owned() }).inc();
+        if is_news {
+            tracing::warn!(event.id = %event.id, subscription, why, "a filter could not be evaluated: no match");
+        } else {
+            tracing::debug!(event.id = %event.id, subscription, why, "a filter could not be evaluated: no match");
+        }
+        self.signal(|| Signal::FilterFailed { event: event.id, subscription: subscription.to_owned() });
     }
 
     pub(crate) fn claimed(&self, deliveries: usize, expired: usize) {

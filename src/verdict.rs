@@ -67,6 +67,8 @@ reasons! {
     Refused = "refused",
     /// the receiver of a batch listed this event as failed
     NotAcknowledged = "not_acknowledged",
+    /// the subscription's transform cannot be evaluated for this event, or gives what JSON cannot hold
+    TransformFailed = "transform_failed",
     /// a SQL function raised an error
     FunctionFailed = "function_failed",
     /// a handler returned an error

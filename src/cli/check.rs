@@ -70,17 +70,7 @@ async fn findings(config: &Config, operator: &mut Operator) -> anyhow::Result<Ve
         let problem = format!("not migrated ({} pending): run `pgoutbox migrate`", pending.len());
         return Ok(vec![Finding { subject: "schema outbox".to_owned(), problem }]);
     }
-    let mut registry = Registry::default();
-    registry.add(Webhook::new(&config.egress, Secrets::new(&config.secrets))?);
-    registry.open(&config.sinks).map_err(anyhow::Error::msg)?;
-    let settings = ConnectionSettings {
-        options: config.connect_options()?,
-        relay: config.relay.name.clone(),
-        pool_size: 1,
-        pooler: config.database.pooler,
-        allow_superuser: config.database.allow_superuser,
-    };
-    add_own_sinks(&mut registry, &settings);
+    let registry = sinks(config)?;
     let rows = operator.list_subscriptions(None).await?;
     let mut checks = futures_util::stream::iter(rows.into_iter().map(|row| judge(row, &registry))).buffered(AT_ONCE);
     let mut findings = Vec::new();
@@ -102,6 +92,22 @@ async fn judge(row: Row, registry: &Registry) -> Option<Finding> {
         }
     };
     Some(Finding { subject, problem })
+}
+
+/// The sinks that a relay with this configuration has.
+pub(super) fn sinks(config: &Config) -> anyhow::Result<Registry> {
+    let mut registry = Registry::default();
+    registry.add(Webhook::new(&config.egress, Secrets::new(&config.secrets))?);
+    registry.open(&config.sinks).map_err(anyhow::Error::msg)?;
+    let settings = ConnectionSettings {
+        options: config.connect_options()?,
+        relay: config.relay.name.clone(),
+        pool_size: 1,
+        pooler: config.database.pooler,
+        allow_superuser: config.database.allow_superuser,
+    };
+    add_own_sinks(&mut registry, &settings);
+    Ok(registry)
 }
 
 /// Asks `/readyz` of the relay that has the same configuration.

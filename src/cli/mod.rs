@@ -11,6 +11,7 @@ mod receive;
 mod run;
 mod status;
 mod subscriptions;
+mod trial;
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -79,7 +80,7 @@ enum Command {
     },
     /// Receive webhooks on this machine: verifies signatures, and can misbehave.
     Receive(receive::Receive),
-    /// List, show, pause, resume and remove subscriptions. They are created with outbox.subscribe(…) in SQL.
+    /// List, show, test, pause, resume and remove subscriptions. They are created with outbox.subscribe(…) in SQL.
     #[command(subcommand)]
     Subscriptions(subscriptions::Subscriptions),
     /// List, show, redrive and discard deliveries that were given up.
@@ -128,7 +129,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Publish(options) => options.execute(async || connect(&config()?).await).await?,
         Command::Inbox { sql: _ } => print::raw(pgoutbox::sinks::postgres::INBOX)?,
         Command::Receive(options) => return options.execute(&sources()).await,
-        Command::Subscriptions(command) => return command.execute(&mut connect(&config()?).await?).await,
+        Command::Subscriptions(command) => return command.execute(&config()?).await,
         Command::DeadLetters(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Healthcheck => return check::healthcheck(&config()?).await,
         Command::Explain { code } => check::explain(code.as_deref())?,

@@ -48,7 +48,7 @@ pub(super) fn table<const N: usize>(names: [&str; N], rows: &[[String; N]]) -> i
     raw(&text)
 }
 
-fn harmless(cell: &str) -> String {
+pub(super) fn harmless(cell: &str) -> String {
     cell.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 

@@ -1,9 +1,9 @@
 //! `subscriptions`: who wants what, and whether it is sent.
 
-use pgoutbox::{operate::Operator, subscription::Row};
-use serde_json::{Value, json};
+use pgoutbox::{config::Config, subscription::Row};
+use serde_json::{Value, json, value::RawValue};
 
-use super::print;
+use super::{print, trial};
 use crate::Exit;
 
 #[derive(Debug, clap::Subcommand)]
@@ -22,6 +22,8 @@ pub(super) enum Subscriptions {
         #[arg(long)]
         json: bool,
     },
+    /// Try one, or a draft of one, on events of the log: which it wants, which condition keeps the others, and what it is sent.
+    Test(trial::Trial),
     /// Stop sending; events go on being recorded as owed.
     Pause(Named),
     /// Send again after a pause, after the destination answered 410, or after it was disabled.
@@ -40,8 +42,13 @@ pub(super) struct Named {
 }
 
 impl Subscriptions {
-    pub(super) async fn execute(self, operator: &mut Operator) -> anyhow::Result<Exit> {
+    pub(super) async fn execute(self, config: &Config) -> anyhow::Result<Exit> {
+        if let Self::Test(trial) = self {
+            return trial.execute(config).await;
+        }
+        let operator = &mut super::connect(config).await?;
         match self {
+            Self::Test(_) => {}
             Self::List { json } => list(&operator.list_subscriptions(None).await?, json)?,
             Self::Show { name, json } => {
                 let Some(row) = operator.list_subscriptions(Some(&name)).await?.pop() else { return Ok(missing(&name)) };
@@ -105,6 +112,9 @@ fn object(row: &Row) -> Value {
         "topics": row.topics,
         "sink": row.sink,
         "config": row.config,
+        "match": row.matching.as_deref().and_then(|text| RawValue::from_string(text.to_owned()).ok()),
+        "filter": row.filter,
+        "transform": row.transform,
         "organization": row.organization,
         "keys": row.keys,
         "retry": row.retry,

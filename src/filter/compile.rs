@@ -4,25 +4,21 @@
 //! first asks the meter for their weight. An expression then does a bounded amount of work, whatever it says and on whatever
 //! payload, and the same amount everywhere.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, LazyLock},
-};
+use std::sync::Arc;
 
 use cel::{
-    Env, ExecutionError, IdedExpr,
+    IdedExpr,
     common::{
         ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SourceInfo, operators},
-        types::{CelBool, CelInt, CelList, CelMap, CelMapKey, CelString, DYN_TYPE},
-        value::{CowVal, Val},
+        types::CelInt,
     },
-    extensions,
 };
 use regex::{Regex, RegexBuilder};
 
 use super::{
     Invalid, LONGEST,
-    value::{METER, MOST_WORK, Meter, VARIABLES, weight},
+    meter::{ADD, ENV, FIND, MATCHES, RANGE, WEIGH},
+    value::{METER, VARIABLES},
 };
 
 /// Expressions nested deeper are refused, the meter's own calls included: evaluation is recursive, and takes up to 40 KiB of
@@ -67,7 +63,8 @@ const FUNCTIONS: &[&str] = &[
     "split",
 ];
 /// Of these, those that walk a text.
-const WALKERS: &[&str] = &["size", "contains", "startsWith", "endsWith", "string", "bytes", "lowerAscii", "upperAscii", "trim", "substring", "split"];
+const WALKERS: &[&str] =
+    &["size", "contains", "startsWith", "endsWith", "string", "bytes", "lowerAscii", "upperAscii", "trim", "substring", "split"];
 /// Names of types, as in `type(key) == string`.
 const TYPES: &[&str] = &["bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type", "type"];
 
@@ -75,27 +72,6 @@ const TYPES: &[&str] = &["bool", "int", "uint", "double", "string", "bytes", "li
 const EVENT: &str = "event";
 /// and what they are.
 pub(super) const FIELDS: &[&str] = &["payload", "headers", "key", "sink"];
-
-const ADD: &str = "@add";
-const WEIGH: &str = "@weigh";
-const FIND: &str = "@find";
-const RANGE: &str = "@range";
-const MATCHES: &str = "@matches";
-
-/// What expressions can call; the same for all of them, and never changed.
-pub(super) static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
-    let mut env = Env::stdlib().with_optional_support(false);
-    let added = [
-        extensions::strings(&mut env),
-        env.add_overload(ADD, ADD, vec![DYN_TYPE, DYN_TYPE, DYN_TYPE], add),
-        env.add_overload(WEIGH, WEIGH, vec![DYN_TYPE, DYN_TYPE], weigh),
-        env.add_overload(FIND, FIND, vec![DYN_TYPE, DYN_TYPE], find),
-        env.add_overload(RANGE, RANGE, vec![DYN_TYPE, DYN_TYPE, DYN_TYPE], range),
-        env.add_overload(MATCHES, MATCHES, vec![DYN_TYPE, DYN_TYPE, DYN_TYPE], matches),
-    ];
-    debug_assert!(added.iter().all(Result::is_ok), "no two overloads have one name");
-    Arc::new(env)
-});
 
 /// A checked and metered expression.
 #[derive(Debug)]
@@ -140,11 +116,14 @@ pub(super) fn compile(text: &str, used_as: Use) -> Result<Compiled, Invalid> {
 fn compile_here(text: &str, used_as: Use) -> Result<Compiled, Invalid> {
     let (root, source) = ENV.parser().parse_with_source_info(text).map_err(|errors| {
         let first = errors.errors.into_iter().next();
-        first.map_or_else(|| Invalid::at_start("it cannot be read"), |error| Invalid {
-            line: usize::try_from(error.pos.0).unwrap_or(1).max(1),
-            column: usize::try_from(error.pos.1).unwrap_or(1).max(1),
-            why: error.msg,
-        })
+        first.map_or_else(
+            || Invalid::at_start("it cannot be read"),
+            |error| Invalid {
+                line: usize::try_from(error.pos.0).unwrap_or(1).max(1),
+                column: usize::try_from(error.pos.1).unwrap_or(1).max(1),
+                why: error.msg,
+            },
+        )
     })?;
     let mut parts = Vec::new();
     let mut checker = Checker { text, source: &source, used_as, scope: Vec::new(), patterns: Vec::new(), needs_payload: false };
@@ -293,7 +272,8 @@ impl Checker<'_> {
             (operators::EQUALS | operators::NOT_EQUALS, [left, right]) if !is_literal(left) && !is_literal(right) => wrap(left, WEIGH),
             (operators::IN, [_, list]) if !is_constant(list) => wrap(list, FIND),
             ("matches", _) => {
-                let mut args: Vec<IdedExpr> = call.target.take().map(|target| *target).into_iter().chain(std::mem::take(&mut call.args)).collect();
+                let mut args: Vec<IdedExpr> =
+                    call.target.take().map(|target| *target).into_iter().chain(std::mem::take(&mut call.args)).collect();
                 let (Some(pattern), Some(text), None) = (args.pop(), args.pop(), args.pop()) else {
                     return Err(self.invalid(id, "matches() takes a text and a pattern: topic.matches(\"^shop\")"));
                 };
@@ -320,7 +300,9 @@ impl Checker<'_> {
         let regex = built.map_err(|error| match error {
             regex::Error::CompiledTooBig(_) => "the regular expression is too large".to_owned(),
             // Its last line says what is wrong; those before draw where.
-            other => format!("the regular expression: {}", other.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ")),
+            other => {
+                format!("the regular expression: {}", other.to_string().lines().last().unwrap_or_default().trim_start_matches("error: "))
+            }
         })?;
         self.patterns.push(regex);
         i64::try_from(self.patterns.len() - 1).map_err(|_| "there are too many".to_owned())
@@ -335,7 +317,9 @@ impl Checker<'_> {
                 let EntryExpr::MapEntry(entry) = &entry.expr else { continue };
                 let Expr::Literal(LiteralValue::String(name)) = &entry.key.expr else { continue };
                 if !FIELDS.contains(&name.inner()) {
-                    return Err(self.invalid(entry.key.id, format!("event() has no field {:?}; it has {}", name.inner(), FIELDS.join(", "))));
+                    return Err(
+                        self.invalid(entry.key.id, format!("event() has no field {:?}; it has {}", name.inner(), FIELDS.join(", ")))
+                    );
                 }
             }
         }
@@ -393,89 +377,4 @@ fn meter() -> IdedExpr {
 fn wrap(expression: &mut IdedExpr, function: &str) {
     let inner = std::mem::take(expression);
     *expression = IdedExpr { id: inner.id, ..call(function, vec![meter(), inner]) };
-}
-
-type Arguments<'b, 'v> = Vec<CowVal<'b, 'v>>;
-type Outcome<'b, 'v> = Result<CowVal<'b, 'v>, ExecutionError>;
-
-fn take(meter: &CowVal<'_, '_>, units: i64) -> Result<(), ExecutionError> {
-    match meter.downcast_ref::<Meter>() {
-        Some(meter) if meter.take(units) => Ok(()),
-        _ => Err(ExecutionError::function_error(METER, "it is more work than one event is worth")),
-    }
-}
-
-fn two<'b, 'v>(arguments: Arguments<'b, 'v>) -> Result<[CowVal<'b, 'v>; 2], ExecutionError> {
-    <[CowVal<'b, 'v>; 2]>::try_from(arguments).map_err(|all| ExecutionError::invalid_argument_count(2, all.len()))
-}
-
-fn three<'b, 'v>(arguments: Arguments<'b, 'v>) -> Result<[CowVal<'b, 'v>; 3], ExecutionError> {
-    <[CowVal<'b, 'v>; 3]>::try_from(arguments).map_err(|all| ExecutionError::invalid_argument_count(3, all.len()))
-}
-
-fn add<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
-    let [meter, left, right] = three(arguments)?;
-    take(&meter, weight(left.as_ref()) + weight(right.as_ref()))?;
-    let types = || ExecutionError::no_such_overload(operators::ADD, vec![left.get_type().name().to_owned(), right.get_type().name().to_owned()]);
-    let sum = left.as_adder().ok_or_else(types)?.add(right.as_ref()).map_err(|error| match error {
-        ExecutionError::Overflow(..) => error,
-        _ => types(),
-    })?;
-    Ok(CowVal::Owned(sum.into_owned()))
-}
-
-/// Of what is about to be copied, compared or walked.
-fn weigh<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
-    let [meter, value] = two(arguments)?;
-    take(&meter, weight(value.as_ref()))?;
-    Ok(value)
-}
-
-/// In a list every element may be looked at, in a map one.
-fn find<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
-    let [meter, value] = two(arguments)?;
-    take(&meter, if value.downcast_ref::<CelMap>().is_some() { 1 } else { weight(value.as_ref()) })?;
-    Ok(value)
-}
-
-/// What a macro goes through: a list as it is, a map's keys in order.
-fn range<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
-    let [meter, value, parts] = three(arguments)?;
-    let parts = parts.downcast_ref::<CelInt>().map_or(MOST_WORK, |parts| *parts.inner());
-    if let Some(list) = value.downcast_ref::<CelList>() {
-        let rounds = i64::try_from(list.inner().len()).unwrap_or(MOST_WORK);
-        take(&meter, weight(value.as_ref()).saturating_add(rounds.saturating_mul(parts)))?;
-        return Ok(value);
-    }
-    let Some(map) = value.downcast_ref::<CelMap>() else {
-        return Err(ExecutionError::no_such_overload("a macro", vec![value.get_type().name().to_owned()]));
-    };
-    let rounds = i64::try_from(map.inner().len()).unwrap_or(MOST_WORK);
-    take(&meter, rounds.saturating_mul(parts.saturating_add(8)))?;
-    let keys: BTreeSet<&CelMapKey<'v>> = map.inner().keys().collect();
-    let keys: Vec<Box<dyn Val + 'v>> = keys.into_iter().map(|key| key_of(key)).collect();
-    Ok(CowVal::owned(CelList::from(keys)))
-}
-
-fn key_of<'v>(key: &CelMapKey<'v>) -> Box<dyn Val + 'v> {
-    match key.clone() {
-        CelMapKey::Bool(key) => Box::new(key),
-        CelMapKey::Int(key) => Box::new(key),
-        CelMapKey::UInt(key) => Box::new(key),
-        CelMapKey::String(key) => Box::new(key),
-    }
-}
-
-fn matches<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
-    let [meter, text, number] = three(arguments)?;
-    let Some(text) = text.downcast_ref::<CelString>() else {
-        return Err(ExecutionError::no_such_member_overload("matches", vec![text.get_type().name().to_owned(), "string".to_owned()]));
-    };
-    // For each byte it may be as much work as the pattern has states.
-    take(&meter, 1 + i64::try_from(text.inner().len() / 4).unwrap_or(MOST_WORK))?;
-    let pattern = meter
-        .downcast_ref::<Meter>()
-        .zip(number.downcast_ref::<CelInt>())
-        .and_then(|(meter, number)| meter.patterns.get(usize::try_from(*number.inner()).ok()?));
-    Ok(CowVal::owned(CelBool::from(pattern.is_some_and(|pattern| pattern.is_match(text.inner())))))
 }

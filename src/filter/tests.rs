@@ -200,12 +200,16 @@ fn a_transform_that_cannot_be_written_names_the_path() {
 
 #[test]
 fn event_changes_what_it_names_and_nothing_else() {
-    let changes = transform("event({'payload': payload.id, 'headers': {'x-a': 'b'}, 'key': null, 'sink': {'topic': 'orders.eu'}})", ORDER).unwrap();
+    let changes =
+        transform("event({'payload': payload.id, 'headers': {'x-a': 'b'}, 'key': null, 'sink': {'topic': 'orders.eu'}})", ORDER).unwrap();
     assert_eq!(changes.payload.as_deref(), Some("1001"));
     assert_eq!(changes.headers.as_deref(), Some(r#"{"x-a":"b"}"#));
     assert_eq!(changes.key, Some(None));
     assert_eq!(changes.sink.unwrap()["topic"], "orders.eu");
-    assert_eq!(transform("event({'key': topic})", ORDER).unwrap(), Changes { key: Some(Some("shop.orders.create".into())), ..Changes::default() });
+    assert_eq!(
+        transform("event({'key': topic})", ORDER).unwrap(),
+        Changes { key: Some(Some("shop.orders.create".into())), ..Changes::default() }
+    );
 }
 
 #[test]
@@ -213,7 +217,9 @@ fn what_is_as_deep_as_the_limits_allow_fits_the_stack_of_a_worker() {
     let deep = format!("{}1{}", "[".repeat(128), "]".repeat(128));
     assert_eq!(judge("payload == payload && payload != [payload] && [payload] == [payload]", &deep), Judgement::Match);
     assert_eq!(payload("payload", &deep), deep);
-    for (before, inner, after) in [("[", "payload", "]"), ("[1].map(a, ", "a", ")"), ("dyn(", "1", ")"), ("(true ? ", "1", " : 2)"), ("(1 + ", "1", ")")] {
+    for (before, inner, after) in
+        [("[", "payload", "]"), ("[1].map(a, ", "a", ")"), ("dyn(", "1", ")"), ("(true ? ", "1", " : 2)"), ("(1 + ", "1", ")")]
+    {
         let runs = |depth: usize| Filter::compile(&format!("[] != {}{inner}{}", before.repeat(depth), after.repeat(depth)));
         let most = (1..).take_while(|depth| runs(*depth).is_ok()).last().unwrap();
         assert!(most >= 7, "{before}");

@@ -12,9 +12,7 @@ use std::{
 
 use cel::{
     common::{
-        types::{
-            CelBool, CelBytes, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelTimestamp, CelUInt, Type,
-        },
+        types::{CelBool, CelBytes, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelTimestamp, CelUInt, Type},
         value::{CowVal, StaticVal, Val},
     },
     context::VariableResolver,
@@ -132,9 +130,10 @@ impl Meter {
         Self { left: AtomicI64::new(MOST_WORK), patterns }
     }
 
-    /// Takes so many units; false when there are not as many.
+    /// Takes so many units, all at once; false when there were not as many.
     pub(super) fn take(&self, units: i64) -> bool {
-        self.left.fetch_sub(units.max(0), Ordering::Relaxed) >= units
+        let units = units.clamp(0, 2 * MOST_WORK);
+        self.left.fetch_sub(units, Ordering::Relaxed) >= units
     }
 
     pub(super) fn is_spent(&self) -> bool {

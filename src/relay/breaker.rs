@@ -133,6 +133,7 @@ pub(super) fn speaks_of_the_destination(outcome: &Outcome) -> Option<bool> {
             | Reason::TargetMissing
             | Reason::Unroutable
             | Reason::Refused
+            | Reason::TransformFailed
             | Reason::FunctionFailed
             | Reason::HandlerFailed
             | Reason::PayloadUnusable

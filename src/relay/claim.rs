@@ -178,6 +178,7 @@ fn leased(row: &Claimed, subscription: Arc<Subscription>, permit: Permit, token:
         delivery: Delivery {
             id: row.id,
             event: Arc::new(missing_event(row.position, row.created_at)),
+            fields: None,
             subscription,
             owed_since: row.owed_since,
             attempted_at: row.owed_since,

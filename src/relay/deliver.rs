@@ -2,6 +2,7 @@
 //! permit taken.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeSet, HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::Arc,
@@ -179,11 +180,22 @@ impl Deliver {
         let now = self.shared.clock.now();
         let mut deliveries = Vec::with_capacity(flights.len());
         let mut permits = Vec::with_capacity(flights.len());
+        // What a transform makes of them is sent in their place.
+        let mut transformed = Vec::new();
         for (mut flight, given) in flights.into_iter().zip(given) {
             flight.delivery.attempted_at = now;
             match self.before(&flight.delivery, given) {
                 Some((report, counts)) => self.land(flight, report, Duration::ZERO, counts, true).await,
                 None => {
+                    match flight.delivery.outgoing() {
+                        Ok(Cow::Borrowed(_)) => {}
+                        Ok(Cow::Owned(outgoing)) => transformed.push(outgoing),
+                        Err(why) => {
+                            let report = Report::from(Outcome::Rejected { reason: Reason::TransformFailed }).saying(why);
+                            self.land(flight, report, Duration::ZERO, true, true).await;
+                            continue;
+                        }
+                    }
                     deliveries.push(flight.delivery);
                     permits.push(flight.permit);
                 }
@@ -193,7 +205,7 @@ impl Deliver {
             return;
         }
         let reports = tokio::select! {
-            reports = send(&deliveries) => reports,
+            reports = send(if transformed.is_empty() { &deliveries } else { &transformed }) => reports,
             () = lost.notified() => all(&deliveries, &cut_off(Reason::LeaseLost)),
             () = self.stop.cancelled() => all(&deliveries, &cut_off(Reason::RelayStopped)),
         };

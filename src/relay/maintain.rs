@@ -1,11 +1,15 @@
 //! Gauges, the report of this relay, the clock. A crash here costs nothing.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use crate::store::RelayReport;
+use crate::store::{RelayReport, SubscriptionReport};
 
 /// How often the relay reports what it did.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -17,7 +21,7 @@ pub(super) async fn maintain(shared: Arc<Shared>, shutdown: CancellationToken) {
     let mut rounds = tokio::time::interval(REPORT_EVERY);
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut round = 0u32;
-    let mut reported: HashMap<i64, (i64, i64, &'static str)> = HashMap::new();
+    let mut reported: HashMap<i64, SubscriptionReport> = HashMap::new();
     loop {
         tokio::select! {
             _ = rounds.tick() => {}
@@ -42,17 +46,21 @@ pub(super) async fn maintain(shared: Arc<Shared>, shutdown: CancellationToken) {
 }
 
 /// Tells the database that this relay lives, and of the subscriptions whose figures changed.
-async fn report(shared: &Shared, reported: &mut HashMap<i64, (i64, i64, &'static str)>) -> Result<(), crate::store::Error> {
+async fn report(shared: &Shared, reported: &mut HashMap<i64, SubscriptionReport>) -> Result<(), crate::store::Error> {
     let open = shared.breakers.open();
     let index = shared.index.load();
-    let figures: Vec<(i64, i64, i64, &'static str)> = shared
-        .tallies
-        .all()
+    let (tallies, filter_errors) = (shared.tallies.all(), shared.filter_errors.report());
+    let ids: BTreeSet<i64> = tallies.keys().chain(filter_errors.keys()).copied().collect();
+    let figures: Vec<SubscriptionReport> = ids
         .into_iter()
-        .filter_map(|(id, (delivered, failed))| {
+        .filter_map(|id| {
+            let (delivered, failed) = tallies.get(&id).copied().unwrap_or_default();
             let destination = index.get(id)?.outlet.destination();
             let breaker = destination.and_then(|destination| open.get(destination)).copied().unwrap_or("closed");
-            (reported.get(&id) != Some(&(delivered, failed, breaker))).then_some((id, delivered, failed, breaker))
+            let (filter_errors, last_filter_error) = filter_errors.get(&id).cloned().unzip();
+            let figures =
+                SubscriptionReport { id, delivered, failed, breaker, filter_errors: filter_errors.unwrap_or_default(), last_filter_error };
+            (reported.get(&id) != Some(&figures)).then_some(figures)
         })
         .collect();
     let report = RelayReport {
@@ -63,6 +71,6 @@ async fn report(shared: &Shared, reported: &mut HashMap<i64, (i64, i64, &'static
         subscriptions: figures,
     };
     shared.store.report_relay(&report).await?;
-    reported.extend(report.subscriptions.iter().map(|&(id, delivered, failed, breaker)| (id, (delivered, failed, breaker))));
+    reported.extend(report.subscriptions.into_iter().map(|figures| (figures.id, figures)));
     Ok(())
 }

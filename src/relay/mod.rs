@@ -20,6 +20,7 @@ mod breaker;
 mod claim;
 mod clock;
 mod deliver;
+mod judge;
 mod lanes;
 mod leases;
 mod maintain;
@@ -241,6 +242,7 @@ impl Builder {
             breakers: breaker::Breakers::default(),
             leases: leases::Leases::default(),
             tallies: settle::Tallies::default(),
+            filter_errors: judge::FilterErrors::default(),
             index: ArcSwap::from_pointee(Index::default()),
             draining: AtomicBool::new(false),
             started: Instant::now(),
@@ -301,6 +303,7 @@ struct Shared {
     breakers: breaker::Breakers,
     leases: leases::Leases,
     tallies: settle::Tallies,
+    filter_errors: judge::FilterErrors,
     index: ArcSwap<Index>,
     draining: AtomicBool,
     started: Instant,

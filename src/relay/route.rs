@@ -12,6 +12,7 @@ use super::{
     Shared,
     breaker::Gate,
     deliver::{Deliver, Leased},
+    judge::Judgements,
     permits::{NoPermit, Permit},
     reload::Reload,
 };
@@ -48,6 +49,7 @@ pub(super) struct Route {
     cursor: Option<Cursor>,
     /// Deliveries an event was routed to lately: how many events fill the permits.
     fanout: f64,
+    judgements: Judgements,
 }
 
 /// What one step is going to write.
@@ -61,7 +63,7 @@ struct Plan {
 
 impl Route {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, cursor: None, fanout: 1.0 }
+        Self { shared, cursor: None, fanout: 1.0, judgements: Judgements::default() }
     }
 
     pub(super) async fn route(&mut self, reload: &mut Reload, deliver: &mut Deliver) -> Result<Step, Error> {
@@ -74,7 +76,8 @@ impl Route {
             None => self.shared.store.load_cursor(0).await?,
         };
         let free = self.shared.permits.free();
-        let Some(read) = self.shared.store.read_events(&cursor, self.page(free), free > 0).await? else {
+        let Some(read) = self.shared.store.read_events(&cursor, self.page(free), free > 0 || index.needs_payload()).await? else {
+            self.judgements.forget();
             return Ok(Step::OthersRoute); // and the cursor is loaded anew
         };
         // An event committed after a subscription is always matched against it.
@@ -87,6 +90,7 @@ impl Route {
         }
         let index = self.shared.index.load_full();
         let (more_to_read, events) = (read.has_more(), &read.events);
+        self.judgements.judge(&self.shared, &index, events).await?;
         let plan = self.plan(&index, events);
         if plan.routed == 0 && !events.is_empty() {
             self.cursor = Some(cursor);
@@ -96,9 +100,11 @@ impl Route {
         let began = Instant::now();
         let lease = self.shared.settings.lease;
         let Some((next, ids)) = self.shared.store.advance_cursor(&cursor, &read, plan.advance, &plan.rows, token, lease).await? else {
+            self.judgements.forget();
             return Ok(Step::OthersRoute);
         };
         self.cursor = Some(next);
+        self.judgements.settle(&self.shared, &index, events.iter().take(plan.routed));
         let more = more_to_read || plan.advance != Advance::All;
         let step = Step::Routed { more, waiting: plan.waiting };
         self.shared.telemetry.routed(plan.routed, plan.rows.len());
@@ -116,6 +122,7 @@ impl Route {
                 delivery: Delivery {
                     id,
                     event,
+                    fields: None,
                     subscription,
                     owed_since,
                     attempted_at: owed_since,
@@ -175,7 +182,11 @@ impl Route {
         let mut sendable: HashMap<i64, bool> = HashMap::new();
         let mut previous = None;
         for new in events {
-            let matching = index.matching(&new.event);
+            let matching: Vec<&Arc<Subscription>> = if index.is_choosy() {
+                self.judgements.wanted_by(new.event.position).iter().filter_map(|id| index.get(*id)).collect()
+            } else {
+                index.matching(&new.event)
+            };
             let later = new.deliver_after.is_some_and(|then| then > now);
             let mut event: Option<Arc<Event>> = None;
             let rows_before = plan.rows.len();

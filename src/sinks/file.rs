@@ -126,7 +126,7 @@ impl Sink for File {
 impl File {
     fn path(&self, target: &Target, delivery: &Delivery) -> Result<PathBuf, Report> {
         // A value of the event is one name: it opens no folder and leaves none.
-        let name = target.path.render(delivery, |value| Cow::Owned(value.replace(['/', '\\', '\0'], "_")))?;
+        let name = target.path.render_field("path", delivery, |value| Cow::Owned(value.replace(['/', '\\', '\0'], "_")))?;
         if !stays_inside(&name) {
             return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).saying("the path leaves the relay's folder"));
         }

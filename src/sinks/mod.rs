@@ -144,6 +144,12 @@ pub trait Sink: Send + Sync + 'static {
         }
     }
 
+    /// The body that [`Sink::send`] would send, or why there is none, for people who try a subscription out. Sends nothing.
+    fn preview(&self, target: &Self::Target, delivery: &Delivery) -> Option<Result<String, String>> {
+        let _ = (target, delivery);
+        None
+    }
+
     /// Whether the destination can be reached and used, without leaving anything there: for `pgoutbox check`. The caller
     /// enforces [`Sink::deadline`].
     ///

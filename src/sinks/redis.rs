@@ -205,7 +205,7 @@ impl Sink for Redis {
         let mut pipeline = Pipeline::with_capacity(deliveries.len());
         let mut reports: Vec<Option<Report>> = Vec::with_capacity(deliveries.len());
         for delivery in deliveries {
-            reports.push(match target.stream.render(delivery, |value| Cow::Borrowed(value)) {
+            reports.push(match target.stream.render_field("stream", delivery, |value| Cow::Borrowed(value)) {
                 Ok(stream) => {
                     pipeline.add_command(entry(&stream, target, &delivery.event));
                     None

@@ -42,6 +42,12 @@ impl Outlet {
         self.sink.send(&*self.target, deliveries).await
     }
 
+    /// The body of a delivery, where its sink can show it; or why there is none.
+    #[must_use]
+    pub fn preview(&self, delivery: &Delivery) -> Option<Result<String, String>> {
+        self.sink.preview(&*self.target, delivery)
+    }
+
     /// Whether the destination can be reached, without leaving anything there.
     ///
     /// # Errors
@@ -207,6 +213,7 @@ pub(crate) trait ErasedSink: Send + Sync {
     fn bind(self: Arc<Self>, config: &Value) -> Result<Outlet, String>;
     fn send<'a>(&'a self, target: &'a (dyn Any + Send + Sync), deliveries: &'a [Delivery]) -> Boxed<'a, Vec<Report>>;
     fn check<'a>(&'a self, target: &'a (dyn Any + Send + Sync)) -> Boxed<'a, Result<(), String>>;
+    fn preview(&self, target: &(dyn Any + Send + Sync), delivery: &Delivery) -> Option<Result<String, String>>;
 }
 
 impl<S: Sink> ErasedSink for S {
@@ -232,6 +239,10 @@ impl<S: Sink> ErasedSink for S {
 
     fn check<'a>(&'a self, target: &'a (dyn Any + Send + Sync)) -> Boxed<'a, Result<(), String>> {
         Box::pin(Sink::check(self, own::<S>(target)))
+    }
+
+    fn preview(&self, target: &(dyn Any + Send + Sync), delivery: &Delivery) -> Option<Result<String, String>> {
+        Sink::preview(self, own::<S>(target), delivery)
     }
 }
 

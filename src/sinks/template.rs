@@ -116,6 +116,21 @@ impl Template {
         }
     }
 
+    /// The text for one field of the sink: what the subscription's transform gives it, or else what the template makes.
+    ///
+    /// # Errors
+    /// A report that the delivery is rejected: the transform gives something else than a text, or as [`Template::render`].
+    pub fn render_field(&self, field: &str, delivery: &Delivery, clean: impl Fn(&str) -> Cow<'_, str>) -> Result<String, Report> {
+        match delivery.fields.as_ref().and_then(|fields| fields.get(field)) {
+            None => self.render(delivery, clean),
+            Some(serde_json::Value::String(text)) if !text.is_empty() => Ok(text.clone()),
+            Some(_) => {
+                let problem = format!("the transform's sink.{field} must be a text that is not empty");
+                Err(Report::from(Outcome::Rejected { reason: Reason::TransformFailed }).saying(problem))
+            }
+        }
+    }
+
     /// The text for one delivery. `clean` makes a value of the event fit, such as dots out of one segment of a subject.
     ///
     /// # Errors

@@ -108,21 +108,6 @@ pub struct Backlog {
     pub oldest_age: Option<f64>,
 }
 
-/// What a relay says of itself.
-#[derive(Debug, Clone, Default)]
-pub struct RelayReport {
-    /// Its name.
-    pub relay: String,
-    /// How long it has run.
-    pub uptime: Duration,
-    /// All its permits.
-    pub permits: i32,
-    /// Deliveries in flight.
-    pub in_flight: i32,
-    /// Subscription, attempts that succeeded, attempts that failed, breaker.
-    pub subscriptions: Vec<(i64, i64, i64, &'static str)>,
-}
-
 /// Verdicts of one batch, ready to be written.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -353,48 +338,6 @@ impl Store {
                 .await?;
             session.finish().await?;
             rows.iter().map(Backlog::from_row).collect()
-        })
-        .await
-    }
-
-    /// Says that this relay lives and what it did.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn report_relay(&self, report: &RelayReport) -> Result<(), Error> {
-        self.limited("reporting this relay", async {
-            let mut session = self.session(Lane::Rest).await?;
-            sqlx::query(include_str!("../../sql/report_relay.sql"))
-                .bind(&report.relay)
-                .bind(env!("CARGO_PKG_VERSION"))
-                .bind(report.uptime.as_secs_f64())
-                .bind(report.permits)
-                .bind(report.in_flight)
-                .bind(report.subscriptions.iter().map(|did| did.0).collect::<Vec<_>>())
-                .bind(report.subscriptions.iter().map(|did| did.1).collect::<Vec<_>>())
-                .bind(report.subscriptions.iter().map(|did| did.2).collect::<Vec<_>>())
-                .bind(report.subscriptions.iter().map(|did| did.3).collect::<Vec<_>>())
-                .persistent(self.is_persistent())
-                .execute(session.connection())
-                .await?;
-            session.finish().await
-        })
-        .await
-    }
-
-    /// Takes this relay off the list of those that run.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn leave_relay(&self, relay: &str) -> Result<(), Error> {
-        self.limited("taking this relay off the list", async {
-            let mut session = self.session(Lane::Rest).await?;
-            sqlx::query(include_str!("../../sql/leave_relay.sql"))
-                .bind(relay)
-                .persistent(self.is_persistent())
-                .execute(session.connection())
-                .await?;
-            session.finish().await
         })
         .await
     }

@@ -4,12 +4,14 @@ mod connection;
 mod deliveries;
 mod error;
 mod functions;
+mod relays;
 mod routing;
 mod subscriptions;
 
 pub use connection::{ConnectionSettings, Store, settings};
-pub use deliveries::{AttemptRow, Backlog, Batch, Claim, Claimed, DeadRow, DueSubscription, RelayReport};
+pub use deliveries::{AttemptRow, Backlog, Batch, Claim, Claimed, DeadRow, DueSubscription};
 pub use error::{Error, Kind};
 pub use functions::{CallError, Called, Functions};
+pub use relays::{RelayReport, SubscriptionReport};
 pub use routing::{Advance, Cursor, NewDelivery, NewEvent, Read};
 pub use subscriptions::Loaded;

@@ -55,6 +55,9 @@ fn delivery(registry: &Registry, config: Value, payload: &str) -> Delivery {
         topics: vec!["**".to_owned()],
         sink: "webhook".to_owned(),
         config,
+        matching: None,
+        filter: None,
+        transform: None,
         organization: None,
         keys: None,
         retry: json!({}),
@@ -86,6 +89,7 @@ fn delivery(registry: &Registry, config: Value, payload: &str) -> Delivery {
     Delivery {
         id: 1,
         event: Arc::new(event),
+        fields: None,
         subscription,
         owed_since: now,
         attempted_at: now,

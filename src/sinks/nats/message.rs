@@ -95,12 +95,12 @@ impl Target {
     }
 
     pub(super) fn message(&self, delivery: &Delivery) -> Result<Message, Report> {
-        let subject = self.subject.render(delivery, clean)?;
+        let subject = self.subject.render_field("subject", delivery, clean)?;
         if !is_subject(&subject) || subject.starts_with('$') {
             return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed })
                 .saying("the subject has an empty segment or begins with \"$\""));
         }
-        let id = self.message_id.render(delivery, |value| Cow::Borrowed(value))?;
+        let id = self.message_id.render_field("message_id", delivery, |value| Cow::Borrowed(value))?;
         let mut headers = self.headers(&delivery.event);
         insert(&mut headers, ID, &encoded(&id, false));
         if let Some(stream) = &self.stream {

@@ -149,7 +149,7 @@ impl Sink for Postgres {
 
     async fn send_batch(&self, target: &Target, deliveries: &[Delivery]) -> Vec<Report> {
         let sources: Result<Vec<String>, Report> =
-            deliveries.iter().map(|delivery| target.source.render(delivery, |value| value.into())).collect();
+            deliveries.iter().map(|delivery| target.source.render_field("source", delivery, |value| value.into())).collect();
         let sources = match sources {
             Ok(sources) => sources,
             // Those that can be written go without it, each alone, at their next attempt.

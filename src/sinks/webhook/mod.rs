@@ -127,6 +127,15 @@ impl Sink for Webhook {
     fn deadline(&self, target: &Target) -> Duration {
         (target.timeout + GRACE).min(target::LONGEST_TIMEOUT)
     }
+
+    fn preview(&self, target: &Target, delivery: &Delivery) -> Option<Result<String, String>> {
+        let message = target.message(std::slice::from_ref(delivery)).map_err(too_large);
+        Some(message.map(|message| String::from_utf8_lossy(&message.body).into_owned()))
+    }
+}
+
+fn too_large(length: usize) -> String {
+    format!("the body has {length} bytes; at most {}", target::LARGEST_BODY)
 }
 
 impl Webhook {
@@ -138,8 +147,7 @@ impl Webhook {
                 let reason = Reason::BodyTooLarge;
                 // Others may have made it so: what is tried again travels alone.
                 let outcome = if deliveries.len() > 1 { Outcome::Retry { reason, after: None } } else { Outcome::Rejected { reason } };
-                let answer = format!("the body has {length} bytes; at most {}", target::LARGEST_BODY);
-                return (Report::from(outcome).saying(answer), Vec::new());
+                return (Report::from(outcome).saying(too_large(length)), Vec::new());
             }
         };
         let now = SystemTime::from(deliveries.first().map_or(chrono::DateTime::UNIX_EPOCH, |first| first.attempted_at));

@@ -53,6 +53,9 @@ pub(crate) fn deliveries_of(registry: &Registry, sink: &str, config: Value, payl
         config,
         organization: None,
         keys: None,
+        matching: None,
+        filter: None,
+        transform: None,
         retry: json!({}),
         max_in_flight: None,
         active: true,
@@ -69,6 +72,7 @@ pub(crate) fn deliveries_of(registry: &Registry, sink: &str, config: Value, payl
         .zip(1..)
         .map(|(payload, position)| Delivery {
             id: position,
+            fields: None,
             event: Arc::new(Event {
                 id: Uuid::now_v7(),
                 position,

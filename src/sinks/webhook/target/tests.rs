@@ -39,6 +39,9 @@ fn delivery(event: Event) -> Delivery {
         config: json!({}),
         organization: None,
         keys: None,
+        matching: None,
+        filter: None,
+        transform: None,
         retry: json!({}),
         max_in_flight: None,
         active: true,
@@ -49,6 +52,7 @@ fn delivery(event: Event) -> Delivery {
     let now = event.created_at;
     Delivery {
         id: 1,
+        fields: None,
         event: Arc::new(event),
         subscription: Arc::new(Subscription::bind(row, &Registry::default()).0),
         owed_since: now,
