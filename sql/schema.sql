@@ -91,9 +91,9 @@ declare
 begin
     new.changed := pg_current_xact_id();
     if tg_op = 'UPDATE' then
-        if (new.name, new.topics, new.sink, new.config, new.filter, new.transform, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
+        if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
            is not distinct from
-           (old.name, old.topics, old.sink, old.config, old.filter, old.transform, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
+           (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
             return new;  -- only its state: a relay must be able to mark a row as invalid that came past these checks
         end if;
         new.updated_at := now();
@@ -153,11 +153,18 @@ begin
     if new.keys is not null and (cardinality(new.keys) not between 1 and 100 or array_position(new.keys, null) is not null or '' = any (new.keys)) then
         raise exception using errcode = '22023', message = 'keys: must be 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
     end if;
-    if new.filter is not null then
-        raise exception using errcode = '0A000', message = 'filter: filters are not supported by this version', hint = 'Use null.';
+    -- Whether they are CEL only a relay can say; `pgoutbox subscriptions test` says it before they are saved.
+    if new.filter ~ '^[[:space:]]*$' or octet_length(new.filter) > 8192 then
+        raise exception using errcode = '22023', message = 'filter: must have 1 to 8192 bytes',
+            hint = 'Write a CEL expression such as payload.total > 100, or null for all events.';
     end if;
-    if new.transform is not null then
-        raise exception using errcode = '0A000', message = 'transform: transforms are not supported by this version', hint = 'Use null.';
+    if new.transform ~ '^[[:space:]]*$' or octet_length(new.transform) > 8192 then
+        raise exception using errcode = '22023', message = 'transform: must have 1 to 8192 bytes',
+            hint = 'Write a CEL expression such as {"id": payload.id}, or null for the payload as it is.';
+    end if;
+    if octet_length(new.match::text) > 4096 then
+        raise exception using errcode = '22023', message = 'match: must have at most 4096 bytes',
+            hint = 'Write what the payload must contain, such as {"status": "paid"}, or null for all events.';
     end if;
     if new.ordering is distinct from 'none' then
         raise exception using errcode = '0A000', message = format('ordering: %L is not supported by this version', new.ordering),
@@ -526,23 +533,23 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb DEFAULT '{}'::jsonb, filter text DEFAULT NULL::text, transform text DEFAULT NULL::text, organization text DEFAULT NULL::text, ordering text DEFAULT 'none'::text, retry jsonb DEFAULT '{}'::jsonb, keys text[] DEFAULT NULL::text[], max_in_flight integer DEFAULT NULL::integer) RETURNS bigint
+CREATE FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb DEFAULT '{}'::jsonb, filter text DEFAULT NULL::text, transform text DEFAULT NULL::text, organization text DEFAULT NULL::text, ordering text DEFAULT 'none'::text, retry jsonb DEFAULT '{}'::jsonb, keys text[] DEFAULT NULL::text[], max_in_flight integer DEFAULT NULL::integer, match jsonb DEFAULT NULL::jsonb) RETURNS bigint
     LANGUAGE plpgsql
     AS $$
 declare
     subscription_id bigint;
 begin
-    insert into outbox.subscriptions as existing (name, topics, sink, config, filter, transform, organization, ordering, retry, keys, max_in_flight)
-    values (subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'), subscribe.filter, subscribe.transform,
+    insert into outbox.subscriptions as existing (name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys, max_in_flight)
+    values (subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'), subscribe.match, subscribe.filter, subscribe.transform,
             subscribe.organization, coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys, subscribe.max_in_flight)
     on conflict on constraint subscriptions_name_key do update
-       set topics = excluded.topics, sink = excluded.sink, config = excluded.config, filter = excluded.filter,
+       set topics = excluded.topics, sink = excluded.sink, config = excluded.config, match = excluded.match, filter = excluded.filter,
            transform = excluded.transform, organization = excluded.organization, ordering = excluded.ordering,
            retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight
-     where (existing.topics, existing.sink, existing.config, existing.filter, existing.transform, existing.organization,
+     where (existing.topics, existing.sink, existing.config, existing.match, existing.filter, existing.transform, existing.organization,
             existing.ordering, existing.retry, existing.keys, existing.max_in_flight)
            is distinct from
-           (excluded.topics, excluded.sink, excluded.config, excluded.filter, excluded.transform, excluded.organization,
+           (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter, excluded.transform, excluded.organization,
             excluded.ordering, excluded.retry, excluded.keys, excluded.max_in_flight)
     returning existing.id into subscription_id;
     if subscription_id is null then  -- it was there already, and the same
@@ -552,7 +559,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer) IS 'Create or change a subscription; the same call twice changes nothing. A pause is kept. Returns its id.';
+COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb) IS 'Create or change a subscription; the same call twice changes nothing. A pause is kept. Returns its id.';
 
 CREATE FUNCTION outbox.subscription_id(name text) RETURNS bigint
     LANGUAGE plpgsql STABLE
@@ -802,6 +809,8 @@ CREATE TABLE outbox.relay_subscriptions (
     subscription_id bigint NOT NULL,
     delivered bigint NOT NULL,
     failed bigint NOT NULL,
+    filter_errors bigint DEFAULT 0 NOT NULL,
+    last_filter_error text,
     breaker text NOT NULL,
     reported_at timestamp with time zone NOT NULL,
     CONSTRAINT relay_subscriptions_breaker_check CHECK ((breaker = ANY (ARRAY['closed'::text, 'open'::text, 'half_open'::text])))
@@ -824,6 +833,7 @@ CREATE TABLE outbox.subscriptions (
     topics text[] NOT NULL,
     sink text NOT NULL,
     config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    match jsonb,
     filter text,
     transform text,
     organization text,
@@ -842,6 +852,12 @@ CREATE TABLE outbox.subscriptions (
 );
 
 COMMENT ON TABLE outbox.subscriptions IS 'Who wants which events, and where they are sent.';
+
+COMMENT ON COLUMN outbox.subscriptions.match IS 'Only events whose payload contains this: payload @> match. Null: all.';
+
+COMMENT ON COLUMN outbox.subscriptions.filter IS 'Only events for which this CEL expression is true. Null: all.';
+
+COMMENT ON COLUMN outbox.subscriptions.transform IS 'A CEL expression whose value is sent in place of the payload. Null: the payload itself.';
 
 COMMENT ON COLUMN outbox.subscriptions.organization IS 'Null: events of every organization. Set: only events of this organization.';
 
@@ -870,7 +886,9 @@ CREATE VIEW outbox.subscription_status AS
     reported.delivered,
     reported.failed,
     round(((reported.delivered)::numeric / (NULLIF((reported.delivered + reported.failed), 0))::numeric), 4) AS success_rate,
-    COALESCE(reported.breaker, 'closed'::text) AS breaker
+    COALESCE(reported.breaker, 'closed'::text) AS breaker,
+    reported.filter_errors,
+    reported.last_filter_error
    FROM ((outbox.subscriptions subscription
      LEFT JOIN ( SELECT delivery.subscription_id,
             count(*) AS backlog,
@@ -882,6 +900,8 @@ CREATE VIEW outbox.subscription_status AS
      LEFT JOIN ( SELECT report.subscription_id,
             (sum(report.delivered))::bigint AS delivered,
             (sum(report.failed))::bigint AS failed,
+            (sum(report.filter_errors))::bigint AS filter_errors,
+            (array_agg(report.last_filter_error ORDER BY report.reported_at DESC) FILTER (WHERE (report.last_filter_error IS NOT NULL)))[1] AS last_filter_error,
                 CASE
                     WHEN bool_or((report.breaker = 'open'::text)) THEN 'open'::text
                     WHEN bool_or((report.breaker = 'half_open'::text)) THEN 'half_open'::text
@@ -891,7 +911,7 @@ CREATE VIEW outbox.subscription_status AS
              JOIN outbox.relays relay ON (((relay.name = report.relay) AND (relay.seen_at > (now() - '00:01:00'::interval)))))
           GROUP BY report.subscription_id) reported ON ((reported.subscription_id = subscription.id)));
 
-COMMENT ON VIEW outbox.subscription_status IS 'One row per subscription: what it is owed, how old the oldest is, what running relays report (success rate, breaker).';
+COMMENT ON VIEW outbox.subscription_status IS 'One row per subscription: what it is owed, how old the oldest is, what running relays report (success rate, breaker, filters that failed).';
 
 ALTER TABLE outbox.subscriptions ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.subscriptions_id_seq
@@ -1044,8 +1064,8 @@ GRANT ALL ON FUNCTION outbox.ring_doorbell() TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.ring_subscriptions() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.ring_subscriptions() TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.subscription_id(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.subscription_id(name text) TO outbox_admin;
