@@ -217,6 +217,19 @@ $$;
 create trigger ring_subscriptions after insert or update or delete on outbox.subscriptions
     for each statement execute function outbox.ring_subscriptions();
 
+-- A new subscription that wants events from before it was made. The first routing step that knows the subscription fixes what
+-- lies before it: events visible in `settled`, and those of the open window up to `page_after`. The rest it gets by routing, so
+-- nothing is missed and nothing comes twice. Then relays work through the log up to `until`, and the row is deleted.
+create table outbox.starts (
+    subscription_id bigint      primary key references outbox.subscriptions on delete cascade,
+    since           timestamptz,                  -- events from then on; null: all that the log has
+    settled         pg_snapshot,                  -- null: not fixed yet
+    window_end      pg_snapshot,
+    page_after      bigint,
+    until           bigint,                       -- no event from before lies above this position
+    position        bigint      not null default 0  -- worked through up to here
+);
+
 create function outbox.subscribe(
     name          text,
     topics        text[],
@@ -229,12 +242,26 @@ create function outbox.subscribe(
     retry         jsonb   default '{}',
     keys          text[]  default null,
     max_in_flight integer default null,
-    match         jsonb   default null
+    match         jsonb   default null,
+    start         text    default 'now'
 ) returns bigint
 language plpgsql as $$
 declare
     subscription_id bigint;
+    is_new          boolean;
+    since           timestamptz;
 begin
+    if subscribe.start is distinct from 'now' and subscribe.start is distinct from 'beginning' then
+        begin
+            since := subscribe.start::timestamptz;
+        exception when others then
+            since := null;
+        end;
+        if since is null or not isfinite(since) then
+            raise exception using errcode = '22023', message = format('start: %L is neither now, beginning nor a time', subscribe.start),
+                hint = 'For example ''2026-01-31 12:00+00''. It counts only when the subscription is made.';
+        end if;
+    end if;
     insert into outbox.subscriptions as existing (name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys, max_in_flight)
     values (subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'), subscribe.match, subscribe.filter, subscribe.transform,
             subscribe.organization, coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys, subscribe.max_in_flight)
@@ -247,7 +274,10 @@ begin
            is distinct from
            (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter, excluded.transform, excluded.organization,
             excluded.ordering, excluded.retry, excluded.keys, excluded.max_in_flight)
-    returning existing.id into subscription_id;
+    returning existing.id, existing.xmax = 0 into subscription_id, is_new;
+    if is_new and subscribe.start <> 'now' then
+        insert into outbox.starts (subscription_id, since) select made.id, made.since from (select subscription_id, since) as made (id, since);
+    end if;
     if subscription_id is null then  -- it was there already, and the same
         select existing.id into subscription_id from outbox.subscriptions as existing where existing.name = subscribe.name;
     end if;
@@ -255,7 +285,7 @@ begin
 end;
 $$;
 comment on function outbox.subscribe is
-    'Create or change a subscription; the same call twice changes nothing. A pause is kept. Returns its id.';
+    'Create or change a subscription; the same call twice changes nothing. A pause is kept. Events from before it was made come only with start. Returns its id.';
 
 -- The row of a subscription, or an error that names it.
 create function outbox.subscription_id(name text) returns bigint

@@ -202,11 +202,12 @@ begin
             ('outbox_relay', 'insert, update, delete on outbox.deliveries, outbox.relays, outbox.relay_subscriptions'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
+            ('outbox_relay', 'update, delete on outbox.starts'),
             ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
             ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.function_call, outbox.call_function, outbox.declare_handler'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
-            ('outbox_admin', 'insert, update, delete on outbox.subscriptions'),
+            ('outbox_admin', 'insert, update, delete on outbox.subscriptions, outbox.starts'),
             ('outbox_admin', 'execute on all functions in schema outbox'),
             ('outbox_monitor', 'usage on schema outbox'),
             ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions')

@@ -5,6 +5,7 @@
 --   $8 positions   $9 the events' created_at   $10 subscriptions   $11 leased or not   $12 not before (null: at once)
 --   $13 priorities   $14 lease token   $15 length of the lease in seconds
 --   $16 highest position drawn when the events were read   $17 low_xid   $18 window_low_xid
+--   $19 subscriptions that this step is the first to know, and that want events from before
 --
 -- Rows with a lease are sent by this relay at once; the others wait for any relay to claim them.
 -- A point of priority is worth a minute of waiting: it moves the due time into the past, where claiming begins, yet never
@@ -27,6 +28,15 @@ with moved as (
            page_until = $7::bigint
      where step = $1::bigint
     returning step, low, low_xid::text as low_xid, window_low, window_low_xid::text as window_low_xid
+),
+-- The old row: what was routed before this step.
+fixed as (
+    update outbox.starts as start
+       set settled = before.settled, window_end = before.window_end, page_after = before.page_after, until = $16::bigint + 1
+      from moved
+     cross join (select cursor.settled, cursor.window_end, cursor.page_after from outbox.cursor as cursor where cursor.step = $1::bigint) as before
+     where start.subscription_id = any ($19::bigint[])
+       and start.settled is null
 ),
 inserted as (
     insert into outbox.deliveries (position, created_at, subscription_id, attempt, lease_token, owed_since, due_at)

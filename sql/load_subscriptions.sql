@@ -5,6 +5,7 @@ select now_seen.snapshot, now_seen.generation, now_seen.ids,
        subscription.filter, subscription.transform, subscription.organization,
        subscription.keys, subscription.retry, subscription.max_in_flight, subscription.active, subscription.state,
        subscription.state_reason,
+       exists (select from outbox.starts as start where start.subscription_id = subscription.id) as starting,
        least(greatest(subscription.paused_until, '2000-01-01Z'), '2200-01-01Z') as paused_until  -- infinity has no place in the relay's calendar
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,

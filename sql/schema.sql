@@ -338,11 +338,12 @@ begin
             ('outbox_relay', 'insert, update, delete on outbox.deliveries, outbox.relays, outbox.relay_subscriptions'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
+            ('outbox_relay', 'update, delete on outbox.starts'),
             ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
             ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.function_call, outbox.call_function, outbox.declare_handler'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
-            ('outbox_admin', 'insert, update, delete on outbox.subscriptions'),
+            ('outbox_admin', 'insert, update, delete on outbox.subscriptions, outbox.starts'),
             ('outbox_admin', 'execute on all functions in schema outbox'),
             ('outbox_monitor', 'usage on schema outbox'),
             ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions')
@@ -533,12 +534,25 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb DEFAULT '{}'::jsonb, filter text DEFAULT NULL::text, transform text DEFAULT NULL::text, organization text DEFAULT NULL::text, ordering text DEFAULT 'none'::text, retry jsonb DEFAULT '{}'::jsonb, keys text[] DEFAULT NULL::text[], max_in_flight integer DEFAULT NULL::integer, match jsonb DEFAULT NULL::jsonb) RETURNS bigint
+CREATE FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb DEFAULT '{}'::jsonb, filter text DEFAULT NULL::text, transform text DEFAULT NULL::text, organization text DEFAULT NULL::text, ordering text DEFAULT 'none'::text, retry jsonb DEFAULT '{}'::jsonb, keys text[] DEFAULT NULL::text[], max_in_flight integer DEFAULT NULL::integer, match jsonb DEFAULT NULL::jsonb, start text DEFAULT 'now'::text) RETURNS bigint
     LANGUAGE plpgsql
     AS $$
 declare
     subscription_id bigint;
+    is_new          boolean;
+    since           timestamptz;
 begin
+    if subscribe.start is distinct from 'now' and subscribe.start is distinct from 'beginning' then
+        begin
+            since := subscribe.start::timestamptz;
+        exception when others then
+            since := null;
+        end;
+        if since is null or not isfinite(since) then
+            raise exception using errcode = '22023', message = format('start: %L is neither now, beginning nor a time', subscribe.start),
+                hint = 'For example ''2026-01-31 12:00+00''. It counts only when the subscription is made.';
+        end if;
+    end if;
     insert into outbox.subscriptions as existing (name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys, max_in_flight)
     values (subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'), subscribe.match, subscribe.filter, subscribe.transform,
             subscribe.organization, coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys, subscribe.max_in_flight)
@@ -551,7 +565,10 @@ begin
            is distinct from
            (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter, excluded.transform, excluded.organization,
             excluded.ordering, excluded.retry, excluded.keys, excluded.max_in_flight)
-    returning existing.id into subscription_id;
+    returning existing.id, existing.xmax = 0 into subscription_id, is_new;
+    if is_new and subscribe.start <> 'now' then
+        insert into outbox.starts (subscription_id, since) select made.id, made.since from (select subscription_id, since) as made (id, since);
+    end if;
     if subscription_id is null then  -- it was there already, and the same
         select existing.id into subscription_id from outbox.subscriptions as existing where existing.name = subscribe.name;
     end if;
@@ -559,7 +576,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb) IS 'Create or change a subscription; the same call twice changes nothing. A pause is kept. Returns its id.';
+COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text) IS 'Create or change a subscription; the same call twice changes nothing. A pause is kept. Events from before it was made come only with start. Returns its id.';
 
 CREATE FUNCTION outbox.subscription_id(name text) RETURNS bigint
     LANGUAGE plpgsql STABLE
@@ -827,6 +844,16 @@ CREATE TABLE outbox.relays (
 )
 WITH (fillfactor='50');
 
+CREATE TABLE outbox.starts (
+    subscription_id bigint NOT NULL,
+    since timestamp with time zone,
+    settled pg_snapshot,
+    window_end pg_snapshot,
+    page_after bigint,
+    until bigint,
+    "position" bigint DEFAULT 0 NOT NULL
+);
+
 CREATE TABLE outbox.subscriptions (
     id bigint NOT NULL,
     name text NOT NULL,
@@ -950,6 +977,9 @@ ALTER TABLE ONLY outbox.relay_subscriptions
 ALTER TABLE ONLY outbox.relays
     ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY outbox.starts
+    ADD CONSTRAINT starts_pkey PRIMARY KEY (subscription_id);
+
 ALTER TABLE ONLY outbox.subscriptions
     ADD CONSTRAINT subscriptions_name_key UNIQUE (name);
 
@@ -997,6 +1027,9 @@ CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscription
 CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_doorbell();
 
 CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_subscriptions();
+
+ALTER TABLE ONLY outbox.starts
+    ADD CONSTRAINT starts_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
 
 GRANT USAGE ON SCHEMA outbox TO outbox_publisher;
 GRANT USAGE ON SCHEMA outbox TO outbox_relay;
@@ -1064,8 +1097,8 @@ GRANT ALL ON FUNCTION outbox.ring_doorbell() TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.ring_subscriptions() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.ring_subscriptions() TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.subscription_id(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.subscription_id(name text) TO outbox_admin;
@@ -1144,6 +1177,9 @@ GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_monitor;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relays TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relays TO outbox_admin;
 GRANT SELECT ON TABLE outbox.relays TO outbox_monitor;
+
+GRANT SELECT,DELETE,UPDATE ON TABLE outbox.starts TO outbox_relay;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.starts TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.subscriptions TO outbox_relay;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;

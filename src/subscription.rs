@@ -49,6 +49,8 @@ pub struct Row {
     pub state: String,
     /// Why, when it is not `ok`.
     pub state_reason: Option<String>,
+    /// It wants events from before it was made, and has not all of them yet.
+    pub starting: bool,
     /// The destination asked for a pause until then.
     pub paused_until: Option<DateTime<Utc>>,
 }
@@ -159,14 +161,27 @@ impl Subscription {
     /// Whether it wants an event, all conditions looked at.
     #[must_use]
     pub fn explain(&self, event: &Event) -> Wanted {
+        match self.plain_refusal(event) {
+            Some(condition) => Wanted::No(condition),
+            None => self.judge(&Facts::new(event)),
+        }
+    }
+
+    /// Whether it wants an event by topic, organization and key.
+    #[must_use]
+    pub fn wants_plainly(&self, event: &Event) -> bool {
+        self.plain_refusal(event).is_none()
+    }
+
+    fn plain_refusal(&self, event: &Event) -> Option<Condition> {
         if self.row.organization.is_some() && self.row.organization != event.organization {
-            Wanted::No(Condition::Organization)
+            Some(Condition::Organization)
         } else if !self.patterns.iter().any(|pattern| pattern.matches(&event.topic)) {
-            Wanted::No(Condition::Topics)
+            Some(Condition::Topics)
         } else if !self.wants_key(event.key.as_deref()) {
-            Wanted::No(Condition::Keys)
+            Some(Condition::Keys)
         } else {
-            self.judge(&Facts::new(event))
+            None
         }
     }
 
@@ -238,6 +253,7 @@ pub struct Index {
     pub generation: i64,
     subscriptions: BTreeMap<i64, Arc<Subscription>>,
     sendable: usize,
+    starting: Vec<i64>,
     choosy: bool,
     needs_payload: bool,
     everyone: Trie<i64>,
@@ -262,6 +278,7 @@ impl Index {
                 }
             }
             index.sendable += usize::from(subscription.may_send());
+            index.starting.extend(subscription.row.starting.then_some(subscription.row.id));
             index.subscriptions.insert(subscription.row.id, subscription);
         }
         index
@@ -294,6 +311,11 @@ impl Index {
     #[must_use]
     pub fn needs_payload(&self) -> bool {
         self.needs_payload
+    }
+
+    /// Those that want events from before they were made, and had not all of them when they were loaded.
+    pub fn starting(&self) -> impl Iterator<Item = i64> + '_ {
+        self.starting.iter().copied()
     }
 
     /// How many may be sent to.

@@ -344,6 +344,10 @@ impl Telemetry {
         tracing::info!(subscription, pause_seconds = pause.as_secs_f64(), "the destination asked for a pause");
     }
 
+    pub(crate) fn start_ended(&self, subscription: &str) {
+        tracing::info!(subscription, "every event from before the subscription is owed to it now");
+    }
+
     pub(crate) fn breaker_changed(&self, destination: &str, open: bool, wait: Duration) {
         if open {
             tracing::warn!(destination, wait_seconds = wait.as_secs_f64(), "breaker opened: nothing is sent until a probe succeeds");

@@ -160,6 +160,7 @@ async fn step(connection: &mut PgConnection, subscription: i64, window: &mut Opt
         .bind(low)
         .bind(low_xid)
         .bind(low_xid)
+        .bind(Vec::<i64>::new())
         .fetch_all(&mut *connection)
         .await?;
     let ids = inserted.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;

@@ -175,6 +175,7 @@ fn draft() -> Row {
         active: true,
         state: "ok".to_owned(),
         state_reason: None,
+        starting: false,
         paused_until: None,
     }
 }

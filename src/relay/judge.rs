@@ -129,7 +129,7 @@ struct Count {
 
 impl FilterErrors {
     /// Returns whether it is the first since the last report.
-    fn note(&self, subscription: i64, why: &str) -> bool {
+    pub(super) fn note(&self, subscription: i64, why: &str) -> bool {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(subscription).or_insert_with(|| Count { reported: true, ..Count::default() });
         count.errors += 1;

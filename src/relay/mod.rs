@@ -28,6 +28,7 @@ mod permits;
 mod reload;
 mod route;
 mod settle;
+mod start;
 mod work;
 
 use std::{
@@ -244,6 +245,7 @@ impl Builder {
             tallies: settle::Tallies::default(),
             filter_errors: judge::FilterErrors::default(),
             index: ArcSwap::from_pointee(Index::default()),
+            starts: tokio::sync::Notify::new(),
             draining: AtomicBool::new(false),
             started: Instant::now(),
         });
@@ -305,6 +307,8 @@ struct Shared {
     tallies: settle::Tallies,
     filter_errors: judge::FilterErrors,
     index: ArcSwap<Index>,
+    /// Rings when there may be past events to work through.
+    starts: tokio::sync::Notify,
     draining: AtomicBool,
     started: Instant,
 }
@@ -366,6 +370,7 @@ impl Relay {
         stages.spawn(dropped.clone().run_until_cancelled_owned(bell_task.listen(drained.clone())));
         stages.spawn(dropped.clone().run_until_cancelled_owned(leases::renew(shared.clone(), drained.clone())));
         stages.spawn(dropped.clone().run_until_cancelled_owned(maintain::maintain(shared.clone(), shutdown.clone())));
+        stages.spawn(dropped.clone().run_until_cancelled_owned(start::start(shared.clone(), shutdown.clone())));
         let settling = stages.spawn(dropped.clone().run_until_cancelled_owned(settle::settle(shared.clone(), outcomes_inbox)));
         let deliver = deliver::Deliver::new(shared.clone(), attempts.clone(), outcomes, stop_attempts.clone(), dropped.clone());
         let working = stages.spawn(dropped.clone().run_until_cancelled_owned(work::work(shared.clone(), bell, deliver, shutdown.clone())));

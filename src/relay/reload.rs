@@ -70,6 +70,7 @@ impl Reload {
         let destinations: HashSet<Arc<str>> = index.iter().filter_map(|subscription| subscription.outlet.destination().cloned()).collect();
         shared.breakers.keep_only(|destination| destinations.contains(destination));
         shared.index.store(Arc::new(index));
+        shared.starts.notify_one();
         self.snapshot = Some(loaded.snapshot);
         for id in changed {
             shared.agenda.note(id, Instant::now()); // it may just have been resumed

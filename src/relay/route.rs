@@ -4,7 +4,11 @@
 //! deliveries is written once, already leased. A subscription that is full, paused or tripped gets its rows without a lease
 //! and never holds up the routing of the others.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use uuid::Uuid;
 
@@ -47,6 +51,8 @@ pub(super) struct Route {
     shared: Arc<Shared>,
     /// Where routing stood last; none when another relay has moved it since.
     cursor: Option<Cursor>,
+    /// Subscriptions that want events from before they were made, for which a step of ours has fixed what that is.
+    fixed: HashSet<i64>,
     /// Deliveries an event was routed to lately: how many events fill the permits.
     fanout: f64,
     judgements: Judgements,
@@ -63,7 +69,7 @@ struct Plan {
 
 impl Route {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, cursor: None, fanout: 1.0, judgements: Judgements::default() }
+        Self { shared, cursor: None, fixed: HashSet::new(), fanout: 1.0, judgements: Judgements::default() }
     }
 
     pub(super) async fn route(&mut self, reload: &mut Reload, deliver: &mut Deliver) -> Result<Step, Error> {
@@ -84,7 +90,8 @@ impl Route {
         if read.generation != index.generation {
             reload.load().await?;
         }
-        if read.events.is_empty() && !read.closes_window() && !read.was_slow {
+        let starting: Vec<i64> = self.shared.index.load().starting().filter(|id| !self.fixed.contains(id)).collect();
+        if read.events.is_empty() && !read.closes_window() && !read.was_slow && starting.is_empty() {
             self.cursor = Some(cursor);
             return Ok(Step::Nothing);
         }
@@ -99,11 +106,16 @@ impl Route {
         let token = Uuid::new_v4();
         let began = Instant::now();
         let lease = self.shared.settings.lease;
-        let Some((next, ids)) = self.shared.store.advance_cursor(&cursor, &read, plan.advance, &plan.rows, token, lease).await? else {
+        let Some((next, ids)) = self.shared.store.advance_cursor(&cursor, &read, plan.advance, &plan.rows, token, lease, &starting).await?
+        else {
             self.judgements.forget();
             return Ok(Step::OthersRoute);
         };
         self.cursor = Some(next);
+        if !starting.is_empty() {
+            self.fixed.extend(starting);
+            self.shared.starts.notify_one();
+        }
         self.judgements.settle(&self.shared, &index, events.iter().take(plan.routed));
         let more = more_to_read || plan.advance != Advance::All;
         let step = Step::Routed { more, waiting: plan.waiting };

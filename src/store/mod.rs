@@ -6,6 +6,7 @@ mod error;
 mod functions;
 mod relays;
 mod routing;
+mod starts;
 mod subscriptions;
 
 pub use connection::{ConnectionSettings, Store, settings};
@@ -14,4 +15,5 @@ pub use error::{Error, Kind};
 pub use functions::{CallError, Called, Functions};
 pub use relays::{RelayReport, SubscriptionReport};
 pub use routing::{Advance, Cursor, NewDelivery, NewEvent, Read};
+pub use starts::{Past, Start};
 pub use subscriptions::Loaded;

@@ -227,6 +227,7 @@ impl Store {
         deliveries: &[NewDelivery],
         token: Uuid,
         lease: Duration,
+        starting: &[i64],
     ) -> Result<Option<(Cursor, Vec<i64>)>, Error> {
         let mut next = cursor.next(read, advance);
         let low = next.low.clone();
@@ -253,6 +254,7 @@ impl Store {
                 .bind(read.drawn)
                 .bind(low.map(|low| low.xid))
                 .bind(window_low.map(|low| low.xid))
+                .bind(starting)
                 .persistent(self.is_persistent())
                 .fetch_all(session.connection())
                 .await?;

@@ -25,6 +25,7 @@ mod route; // each committed event once, to those that want it
 mod sink_contract; // one suite for every sink
 mod sinks; // the real destinations, and what each sink promises beyond the contract
 mod sql; // every statement's plan, with lying statistics and with a million rows
+mod start; // subscriptions that begin before they were made
 mod support; // what the tests share
 mod tidy; // the rooms, and lists that must equal the code
 mod urgent; // priority among what waits

@@ -116,6 +116,7 @@ fn arguments(settled: &(String, Vec<String>), end: &str) -> BTreeMap<&'static st
                 ROWS.to_string(),
                 "null".into(),
                 "null".into(),
+                "'{}'".into(),
             ],
         ),
         ("settle_delivered", vec![leased.clone(), token.clone()]),
@@ -253,7 +254,7 @@ async fn an_old_transaction_that_holds_back_vacuum_does_not_slow_the_next_step()
     let mut step: Vec<String> = ["20001", "'3:3:'"].map(str::to_owned).to_vec();
     step.extend(vec!["null".to_owned(); 5]);
     step.extend(vec!["'{}'".to_owned(); 6]);
-    step.extend([format!("'{TOKEN}'"), "10".to_owned(), "0".to_owned(), "null".to_owned(), "null".to_owned()]);
+    step.extend([format!("'{TOKEN}'"), "10".to_owned(), "0".to_owned(), "null".to_owned(), "null".to_owned(), "'{}'".to_owned()]);
     let plan = plans::run(&mut relay, &statement, &step).await;
     assert_eq!(plan["Actual Rows"].as_f64(), Some(1.0), "the cursor moved: {plan:#}");
     assert!(buffers(&plan) <= 40, "{plan:#}");

@@ -65,6 +65,7 @@ fn delivery(registry: &Registry, config: Value, payload: &str) -> Delivery {
         active: true,
         state: "ok".to_owned(),
         state_reason: None,
+        starting: false,
         paused_until: None,
     };
     let event = Event {

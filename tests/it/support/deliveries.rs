@@ -61,6 +61,7 @@ pub(crate) fn deliveries_of(registry: &Registry, sink: &str, config: Value, payl
         active: true,
         state: "ok".to_owned(),
         state_reason: None,
+        starting: false,
         paused_until: None,
     };
     let (subscription, problem) = Subscription::bind(row, registry);

@@ -47,6 +47,7 @@ fn delivery(event: Event) -> Delivery {
         active: true,
         state: "ok".to_owned(),
         state_reason: None,
+        starting: false,
         paused_until: None,
     };
     let now = event.created_at;

@@ -1,0 +1,6 @@
+-- Subscriptions that want events from before they were made, and how far each one is.
+--   $1 which
+select start.subscription_id, start.since, start.settled::text as settled, start.window_end::text as window_end, start.page_after,
+       start.until, start.position
+  from outbox.starts as start
+ where start.subscription_id = any ($1::bigint[]);

@@ -1,0 +1,28 @@
+-- The next part of the log for a subscription that wants events from before it was made.
+--   $1 worked through up to   $2 nothing above   $3 settled   $4 window_end or null   $5 page_after or null   $6 since or null
+--   $7 how many at most   $8 whether payloads are wanted
+--
+-- The limit counts what is looked at, not what is found: a statement must not read all of the log for one event at its end.
+-- There is always at least one row: it carries how far it looked.
+with looked_at as materialized (
+    select event.*
+      from outbox.events as event
+     where event.position > $1::bigint
+       and event.position <= $2::bigint
+     order by event.position
+     limit $7::bigint
+),
+past as (
+    select looked_at.*
+      from looked_at
+     where (pg_visible_in_snapshot(looked_at.xid, $3::text::pg_snapshot)
+            or $4::text is not null and looked_at.position <= $5::bigint and pg_visible_in_snapshot(looked_at.xid, $4::text::pg_snapshot))
+       and ($6::timestamptz is null or looked_at.created_at >= $6::timestamptz)
+)
+select seen.reached, seen.looked_at,
+       past.position, past.created_at, past.id, past.topic, past.key, past.organization, past.source, past.user_id,
+       past.schema_version, past.headers::text as headers, case when $8::boolean then past.payload::text end as payload,
+       past.priority, past.deliver_after
+  from (select max(looked_at.position) as reached, count(*) as looked_at from looked_at) as seen
+  left join past on true
+ order by past.position
