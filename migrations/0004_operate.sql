@@ -182,7 +182,7 @@ create view outbox.event_status as
 comment on view outbox.event_status is
     'One row per event, without its payload: pending, processing, completed (nothing owed, also when nobody wanted it) or failed (a dead letter).';
 
--- Who may do what. Skips roles that do not exist; run it again after creating them.
+-- Who may do what. Skips roles that do not exist (run it again after creating them) and what only a later migration makes.
 create function outbox.grant_roles() returns text[]
 language plpgsql as $$
 declare
@@ -196,6 +196,8 @@ begin
             ('outbox_publisher', 'insert (id, topic, key, payload, headers, organization, source, user_id, priority, deliver_after, schema_version) on outbox.events'),
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
             ('outbox_publisher', 'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
+            ('outbox_publisher', 'execute on function outbox.capture, outbox.release, outbox.attach_capture, outbox.capture_numbers, outbox.capture_changes'),
+            ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox'),
             ('outbox_relay', 'select on all tables in schema outbox'),
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
@@ -210,13 +212,18 @@ begin
             ('outbox_admin', 'insert, update, delete on outbox.subscriptions, outbox.starts'),
             ('outbox_admin', 'execute on all functions in schema outbox'),
             ('outbox_monitor', 'usage on schema outbox'),
-            ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions')
+            ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions'),
+            ('outbox_monitor', 'select on outbox.captures')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role) into role_exists;
         if role_exists then
-            execute format('grant %s to %I', grant_row.privilege, grant_row.role);
-            granted := granted || format('grant %s to %s', grant_row.privilege, grant_row.role);
+            begin
+                execute format('grant %s to %I', grant_row.privilege, grant_row.role);
+                granted := granted || format('grant %s to %s', grant_row.privilege, grant_row.role);
+            exception
+                when undefined_function or undefined_table then null;
+            end;
         end if;
     end loop;
     return granted;

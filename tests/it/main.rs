@@ -7,6 +7,7 @@
 
 mod await_work; // no event waits for a poll, and the doorbell costs publishers nothing
 mod bench; // every figure stands beside its floor
+mod capture; // a change of a captured table is an event, whoever made it and however
 mod cli; // help, exit codes, what goes to which stream
 mod clients; // programs in other languages publish
 mod demo; // everything together, played to its end and interrupted
