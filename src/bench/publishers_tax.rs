@@ -11,7 +11,7 @@ use super::{
 const FLOOR: &str = "the same insert into an ordinary table: the same columns but xid, a primary key on position, native defaults \
                      (gen_random_uuid, clock_timestamp), no trigger, check, partition or further index";
 
-/// What an application would have made for itself; and with the trigger that everybody writes first.
+/// What an application would have made for itself; with the trigger that everybody writes first; and captured.
 const TABLES: &str = "
     create schema bench;
     create table bench.plain (
@@ -32,6 +32,8 @@ const TABLES: &str = "
     create table bench.notifying (like bench.plain including all);
     create function bench.notify() returns trigger language plpgsql as $$ begin perform pg_notify('bench', ''); return null; end $$;
     create trigger notify after insert on bench.notifying for each statement execute function bench.notify();
+    create table bench.captured (like bench.plain including all);
+    select outbox.capture('bench.captured');
 ";
 
 // The id stays the database's own work in every arm; `$1` is only there to make the statements alike.
@@ -39,23 +41,28 @@ const PUBLISH: &str = "insert into outbox.events (topic, payload, source) values
 const PLAIN: &str = "insert into bench.plain (topic, payload, source) values ('bench.orders.created', $2::text::jsonb, $1::uuid::text)";
 const NOTIFYING: &str =
     "insert into bench.notifying (topic, payload, source) values ('bench.orders.created', $2::text::jsonb, $1::uuid::text)";
+/// The application's own row, and its event by the triggers.
+const CAPTURED: &str =
+    "insert into bench.captured (topic, payload, source) values ('bench.orders.created', $2::text::jsonb, $1::uuid::text)";
 
 pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let sizes = &stage.sizes;
     let figure = |what: &str, goal| Figure::new(Row::PublishersTax, format!("{} writers, {what}", sizes.writers), "commits/s", goal);
     let mut doorbell = figure("no relay", ">= 0.80");
     let mut relayed = figure("relay at work beside", "");
+    let mut captured = figure("a row and its captured event", "");
     let mut notifying = figure("for comparison: NOTIFY each", "");
     for _ in 0..sizes.rounds {
         let floor = one(stage, PLAIN, false).await?;
         doorbell.value.push(one(stage, PUBLISH, false).await?);
         relayed.value.push(one(stage, PUBLISH, true).await?);
+        captured.value.push(one(stage, CAPTURED, false).await?);
         notifying.value.push(one(stage, NOTIFYING, false).await?);
-        for figure in [&mut doorbell, &mut relayed, &mut notifying] {
+        for figure in [&mut doorbell, &mut relayed, &mut captured, &mut notifying] {
             figure.floor.push(floor);
         }
     }
-    Ok(report.print(FLOOR, &[doorbell, relayed, notifying])?)
+    Ok(report.print(FLOOR, &[doorbell, relayed, captured, notifying])?)
 }
 
 async fn one(stage: &Stage, statement: &'static str, with_relay: bool) -> anyhow::Result<f64> {

@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 
 const ROWS: [(&str, usize); 6] =
-    [("webhook_drain", 2), ("noop_drain", 2), ("latency", 6), ("publishers_tax", 3), ("fanout", 1), ("held_transaction", 4)];
+    [("webhook_drain", 2), ("noop_drain", 2), ("latency", 6), ("publishers_tax", 4), ("fanout", 1), ("held_transaction", 4)];
 
 fn bench(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pgoutbox"));
