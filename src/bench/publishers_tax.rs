@@ -50,7 +50,7 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
     let figure = |what: &str, goal| Figure::new(Row::PublishersTax, format!("{} writers, {what}", sizes.writers), "commits/s", goal);
     let mut doorbell = figure("no relay", ">= 0.80");
     let mut relayed = figure("relay at work beside", "");
-    let mut captured = figure("a row and its captured event", "");
+    let mut captured = figure("a captured row", "");
     let mut notifying = figure("for comparison: NOTIFY each", "");
     for _ in 0..sizes.rounds {
         let floor = one(stage, PLAIN, false).await?;
