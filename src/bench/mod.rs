@@ -22,6 +22,7 @@ mod latency;
 mod publishers_tax;
 mod fanout;
 mod held_transaction;
+mod sinks;
 
 use std::time::Duration;
 
@@ -72,10 +73,13 @@ pub enum Row {
     Fanout,
     /// While a transaction is held open.
     HeldTransaction,
+    /// A backlog to each kind of broker.
+    Sinks,
 }
 
 impl Row {
-    const ALL: [Self; 6] = [Self::WebhookDrain, Self::NoopDrain, Self::Latency, Self::PublishersTax, Self::Fanout, Self::HeldTransaction];
+    const ALL: [Self; 7] =
+        [Self::WebhookDrain, Self::NoopDrain, Self::Latency, Self::PublishersTax, Self::Fanout, Self::HeldTransaction, Self::Sinks];
 
     /// As it is printed.
     fn name(self) -> &'static str {
@@ -86,6 +90,7 @@ impl Row {
             Self::PublishersTax => "publishers_tax",
             Self::Fanout => "fanout",
             Self::HeldTransaction => "held_transaction",
+            Self::Sinks => "sinks",
         }
     }
 }
@@ -103,6 +108,7 @@ struct Sizes {
     fanout_events: u32,
     held_for: Duration,
     held_backlog: u32,
+    sink_events: u32,
 }
 
 impl Sizes {
@@ -119,6 +125,7 @@ impl Sizes {
                 fanout_events: 20_000,
                 held_for: Duration::from_secs(60),
                 held_backlog: 100_000,
+                sink_events: 40_000,
             },
             Size::Quick => Self {
                 rounds: 2,
@@ -131,6 +138,7 @@ impl Sizes {
                 fanout_events: 5_000,
                 held_for: Duration::from_secs(10),
                 held_backlog: 10_000,
+                sink_events: 10_000,
             },
             Size::Tiny => Self {
                 rounds: 1,
@@ -143,6 +151,7 @@ impl Sizes {
                 fanout_events: 30,
                 held_for: Duration::from_millis(300),
                 held_backlog: 200,
+                sink_events: 200,
             },
         };
         sizes.held_for = options.held.unwrap_or(sizes.held_for);
@@ -181,6 +190,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             Row::PublishersTax => publishers_tax::measure(&stage, &mut report).await,
             Row::Fanout => fanout::measure(&stage, &mut report).await,
             Row::HeldTransaction => held_transaction::measure(&stage, &mut report).await,
+            Row::Sinks => sinks::measure(&stage, &mut report).await,
         }
         .with_context(|| format!("measuring {}", row.name()))?;
     }

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     config::RelayConfig,
     delivery::Delivery,
-    relay::{self, Relay},
+    relay::{self, Builder, Relay},
     sinks::{Report, Sink},
     verdict::Outcome,
 };
@@ -94,6 +94,15 @@ pub(super) struct Running {
 
 impl Running {
     pub(super) async fn start(database: &Database, permits: Permits, sink: impl Sink) -> anyhow::Result<Self> {
+        Self::start_with(database, permits, |builder| Ok(builder.sink(sink))).await
+    }
+
+    /// With other sinks.
+    pub(super) async fn start_with(
+        database: &Database,
+        permits: Permits,
+        sinks: impl FnOnce(Builder) -> Result<Builder, String>,
+    ) -> anyhow::Result<Self> {
         let settings = RelayConfig {
             name: "bench".to_owned(),
             permits: permits.all,
@@ -101,7 +110,8 @@ impl Running {
             ..RelayConfig::default()
         };
         let pool = PgPoolOptions::new().connect_lazy_with(database.relay_options.clone());
-        let relay = within(SOON, "starting the relay", Relay::builder(pool).settings(settings).sink(sink).build()).await?;
+        let builder = sinks(Relay::builder(pool).settings(settings)).map_err(anyhow::Error::msg)?;
+        let relay = within(SOON, "starting the relay", builder.build()).await?;
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
         let since = Instant::now();
         tasks.spawn(relay.run(stop.clone()));

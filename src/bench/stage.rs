@@ -120,7 +120,8 @@ impl Database {
         self.subscribe("webhook", "webhook", config.to_string()).await
     }
 
-    async fn subscribe(&self, name: &str, sink: &str, config: String) -> anyhow::Result<()> {
+    /// Subscribes to everything.
+    pub(super) async fn subscribe(&self, name: &str, sink: &str, config: String) -> anyhow::Result<()> {
         let subscribing = sqlx::query("select outbox.subscribe($1, array['**'], $2, config => $3::text::jsonb)")
             .bind(name)
             .bind(sink)

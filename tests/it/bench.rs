@@ -7,8 +7,18 @@ use std::{
 
 use serde_json::Value;
 
-const ROWS: [(&str, usize); 6] =
-    [("webhook_drain", 2), ("noop_drain", 2), ("latency", 6), ("publishers_tax", 4), ("fanout", 1), ("held_transaction", 4)];
+const ROWS: [(&str, usize); 7] = [
+    ("webhook_drain", 2),
+    ("noop_drain", 2),
+    ("latency", 6),
+    ("publishers_tax", 4),
+    ("fanout", 1),
+    ("held_transaction", 4),
+    ("sinks", SINKS),
+];
+
+/// Two figures for each kind of broker that is compiled in.
+const SINKS: usize = 2 * (cfg!(feature = "nats") as usize + cfg!(feature = "redis") as usize);
 
 fn bench(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pgoutbox"));
