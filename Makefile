@@ -7,12 +7,12 @@
 CARGO ?= cargo
 ARGS ?=
 
-.PHONY: demo test check bench clients install install-clients install-deny
+.PHONY: demo test check bench clients install install-brokers install-clients install-deny
 
 demo: install
 	$(CARGO) run --release --locked -- demo $(ARGS)
 
-test: install install-deny clients
+test: install install-brokers install-deny clients
 	$(MAKE) check
 
 check:
@@ -60,6 +60,17 @@ install:
 	have_postgres || missing="$$missing postgresql"; \
 	command -v cc >/dev/null || missing="$$missing gcc libc6-dev"; \
 	command -v setpriv >/dev/null || missing="$$missing util-linux"; \
+	$(install_missing)
+
+# The servers that tests and the benchmark start privately, and what asks them or signs for them.
+# Debian also starts a server of its own with some of these packages; pgoutbox does not use or touch those.
+install-brokers:
+	@missing=""; \
+	have() { PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v "$$1" >/dev/null; }; \
+	have redis-server || missing="$$missing redis-server"; \
+	have redis-cli || missing="$$missing redis-tools"; \
+	have nats-server || missing="$$missing nats-server"; \
+	have openssl || missing="$$missing openssl"; \
 	$(install_missing)
 
 # Python with venv, and Node with npm.

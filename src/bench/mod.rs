@@ -22,6 +22,10 @@ mod latency;
 mod publishers_tax;
 mod fanout;
 mod held_transaction;
+#[cfg_attr(
+    not(any(feature = "nats", feature = "redis")),
+    expect(dead_code, unused_imports, reason = "a build without brokers has none to measure")
+)]
 mod sinks;
 
 use std::time::Duration;

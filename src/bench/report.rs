@@ -114,7 +114,6 @@ impl Report {
     }
 
     /// What could not be measured here, and why.
-    #[cfg_attr(not(any(feature = "redis", feature = "nats")), expect(dead_code, reason = "only brokers can be missing"))]
     pub(super) fn not_run(&mut self, row: Row, metric: &str, why: &dyn std::fmt::Display) -> io::Result<()> {
         let text = format!("{:<17} {metric:<38} not run: {why}", row.name());
         print(&if self.json { json!({ "row": row.name(), "metric": metric, "not_run": why.to_string() }).to_string() } else { text })

@@ -48,7 +48,6 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
     Ok(())
 }
 
-#[cfg_attr(not(any(feature = "redis", feature = "nats")), expect(dead_code, reason = "a build without brokers has no kind to measure"))]
 async fn kind<F: Far>(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let events = stage.sizes.sink_events;
     let both = [Permits::standard(), Permits::wide(2_048)];

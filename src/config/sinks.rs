@@ -10,7 +10,7 @@ use super::{
     Mistake, Sources,
     read::{Reader, Secrecy, duration, list, number, switch, text},
 };
-use crate::sinks::{CONNECTIONS, ErasedSink, Kind, Opener, UNNAMED};
+use crate::sinks::{CONNECTIONS, ErasedSink, Kind, OPTIONAL, Opener, UNNAMED};
 
 /// One way to reach a system, checked; nothing is connected to before the first delivery.
 #[derive(Clone)]
@@ -140,7 +140,12 @@ pub(super) fn read(reader: &mut Reader, sources: &Sources) -> Vec<Connection> {
     let kinds: Vec<_> = CONNECTIONS.iter().map(|kind| kind.name).collect();
     let written: Vec<String> = reader.at("sinks").and_then(Value::as_dict).map(|kinds| kinds.keys().cloned().collect()).unwrap_or_default();
     for unknown in written.iter().filter(|kind| !kinds.contains(&kind.as_str()) && *kind != "function") {
-        reader.refuse_unknown(&format!("sinks.{unknown}"), format!("there is no such sink to configure; there are {}", kinds.join(", ")));
+        let problem = if OPTIONAL.contains(&unknown.as_str()) {
+            format!("this program was built without it; it needs the feature {unknown}")
+        } else {
+            format!("there is no such sink to configure; there are {}", kinds.join(", "))
+        };
+        reader.refuse_unknown(&format!("sinks.{unknown}"), problem);
     }
     connections
 }

@@ -123,6 +123,16 @@ pub(crate) async fn a_bad_config_is_refused_and_names_the_field<D: Destination>(
     }
 }
 
+#[test]
+fn a_kind_that_was_not_built_in_is_refused_with_the_mend() {
+    let built = [("nats", cfg!(feature = "nats")), ("redis", cfg!(feature = "redis"))];
+    for (kind, built) in built {
+        let problem = Registry::default().bind(kind, &Value::Null).unwrap_err();
+        let expected = if built { format!("below [sinks.{kind}]") } else { format!("was built without {kind}") };
+        assert!(problem.starts_with("sink: ") && problem.contains(&expected), "{problem}");
+    }
+}
+
 macro_rules! contract {
     ($($(#[$attribute:meta])? $name:ident: $destination:ty,)*) => { $($(#[$attribute])? mod $name {
         contract!(@ $destination:

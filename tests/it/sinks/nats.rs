@@ -4,6 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use async_nats::jetstream::{self, message::StreamMessage, stream};
 use pgoutbox::{
+    Event,
     sinks::{Registry, Report},
     verdict::{Outcome, Reason},
 };
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     sink_contract::Destination,
     support::{
-        Database, Recorder, RelayBox,
+        Database, Recorder, RelayBox, clients,
         deliveries::{connections, deliveries, deliveries_of, registry},
         relay::settings,
         server::{Kind, PrivateServer, certificates, eventually},
@@ -401,4 +402,31 @@ async fn a_thousand_events_arrive_in_the_order_of_the_log() {
         sqlx::query_scalar("select payload::text from outbox.events order by position").fetch_all(&database.pool).await.unwrap();
     let received: Vec<String> = nats.received().await.into_iter().map(|(_, payload)| payload).collect();
     assert_eq!(received, sent);
+}
+
+#[tokio::test]
+async fn a_python_client_reads_every_message_in_order_with_its_headers() {
+    let nats = Nats::start().await;
+    let config = json!({ "subject": "events.{topic}.{key}", "message_id": "{id}/test" });
+    let mut deliveries = deliveries(&nats.registry(), "nats", config, 120);
+    let hostile = Event {
+        key: Some("a..b *>$\r\nNats-Rollup: all ë%".to_owned()),
+        headers: r#"{"nats-rollup": "all", "x-note": "50% zoë"}"#.to_owned(),
+        ..(*deliveries[7].event).clone()
+    };
+    deliveries[7].event = hostile.into();
+    let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+    assert!(reports.iter().all(|report| report.outcome == Outcome::Delivered), "{reports:?}");
+    let url = format!("nats://127.0.0.1:{}", nats.server.port());
+    let said = clients::python("nats_reads.py", &[("NATS_URL", &url), ("STREAM", "EVENTS"), ("COUNT", "120")]).await;
+    for (line, delivery) in said.lines().zip(&deliveries) {
+        let message: Value = serde_json::from_str(line).unwrap();
+        let id = delivery.event.id.to_string();
+        assert_eq!(message["payload"], delivery.event.payload);
+        assert_eq!((&message["headers"]["pgoutbox-id"], &message["headers"]["Nats-Msg-Id"]), (&json!(id), &json!(format!("{id}/test"))));
+    }
+    let message: Value = serde_json::from_str(said.lines().nth(7).unwrap()).unwrap();
+    assert_eq!(message["subject"], "events.public.orders.create.a._.b______Nats-Rollup:_all_ë%");
+    assert_eq!(message["headers"]["pgoutbox-key"], "a..b *>$%0D%0ANats-Rollup: all %C3%AB%25");
+    assert_eq!((&message["headers"]["header-nats-rollup"], &message["headers"]["x-note"]), (&json!("all"), &json!("50%25 zo%C3%AB")));
 }

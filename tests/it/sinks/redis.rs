@@ -7,6 +7,7 @@ use std::{
 };
 
 use pgoutbox::{
+    Event,
     sinks::{Registry, Report},
     verdict::{Outcome, Reason},
 };
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     sink_contract::Destination,
     support::{
-        Database, Recorder, RelayBox,
+        Database, Recorder, RelayBox, clients,
         deliveries::{connections, deliveries, registry},
         relay::settings,
         server::{Kind, PrivateServer, certificates, eventually},
@@ -347,4 +348,24 @@ async fn a_thousand_events_arrive_in_the_order_of_the_log() {
         sqlx::query_scalar("select payload::text from outbox.events order by position").fetch_all(&database.pool).await.unwrap();
     let received: Vec<String> = redis.received().await.into_iter().map(|(_, payload)| payload).collect();
     assert_eq!(received, sent);
+}
+
+#[tokio::test]
+async fn a_group_of_python_consumers_reads_every_entry_in_order() {
+    let redis = Redis::start().await;
+    let mut deliveries = deliveries(&redis.registry(), "redis", json!({ "stream": "events" }), 120);
+    let hostile = Event {
+        key: Some("zoë\r\n$5".to_owned()),
+        headers: r#"{"payload": "not this one", "x-note": "zoë"}"#.to_owned(),
+        ..(*deliveries[7].event).clone()
+    };
+    deliveries[7].event = hostile.into();
+    deliveries[0].subscription.outlet.send(&deliveries).await;
+    let said = clients::python("redis_reads.py", &[("REDIS_URL", &redis.url), ("STREAM", "events"), ("COUNT", "120")]).await;
+    let entries: Vec<HashMap<String, String>> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (entry, delivery) in entries.iter().zip(&deliveries) {
+        assert_eq!((&entry["id"], &entry["payload"]), (&delivery.event.id.to_string(), &delivery.event.payload));
+        assert_eq!(entry.get("key"), delivery.event.key.as_ref());
+    }
+    assert_eq!((entries[7]["header-payload"].as_str(), entries[7]["x-note"].as_str()), ("not this one", "zoë"));
 }

@@ -13,6 +13,10 @@ pub(crate) mod ledger;
 pub(crate) mod plans;
 pub(crate) mod recorder;
 pub(crate) mod relay;
+#[cfg_attr(
+    not(any(feature = "nats", feature = "redis")),
+    expect(dead_code, unused_imports, reason = "a build without brokers starts none")
+)]
 pub(crate) mod server;
 
 pub(crate) use books::{Books, LedgerSink, pause};
