@@ -2,8 +2,11 @@
 # One binary on a base without shell or package manager. Runs as a user without rights and writes nothing:
 # docker run --read-only --cap-drop=ALL -e DATABASE_URL=… pgoutbox run
 
-# The image brings the C compiler that `ring` needs.
+# The image brings the C compiler that `ring` needs; librdkafka is built with make and a compiler for C++, too.
 FROM rust:1.95-slim-bookworm AS build
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends g++ make \
+ && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \

@@ -47,8 +47,8 @@ if [ -z "$$missing" ]; then exit 0; fi; \
 	$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing
 endef
 
-# A PostgreSQL server (initdb and postgres, of which demo and tests start their own, private copies), a C compiler for one
-# dependency, setpriv to start PostgreSQL as somebody else than root. Does nothing, and needs no network, when they are there.
+# A PostgreSQL server (initdb and postgres, of which demo and tests start their own, private copies), compilers
+# for C and C++ (ring, librdkafka), setpriv to start PostgreSQL as somebody else than root. Does nothing, and needs no network, when they are there.
 install:
 	@missing=""; \
 	have_postgres() { \
@@ -59,6 +59,7 @@ install:
 	}; \
 	have_postgres || missing="$$missing postgresql"; \
 	command -v cc >/dev/null || missing="$$missing gcc libc6-dev"; \
+	command -v g++ >/dev/null || missing="$$missing g++"; \
 	command -v setpriv >/dev/null || missing="$$missing util-linux"; \
 	$(install_missing)
 

@@ -56,7 +56,7 @@ pub enum Error {
 /// Which program, and how it is told its directory and its port.
 #[derive(Debug, Clone, Copy)]
 pub struct Kind {
-    /// The program.
+    /// The program: its name, or its path.
     pub program: &'static str,
     /// Debian's package.
     pub package: &'static str,
@@ -90,8 +90,8 @@ impl PrivateServer {
     /// As above.
     pub fn start_in(kind: Kind, more: impl FnOnce(&Path) -> Vec<OsString>) -> Result<Self, Error> {
         let path = find(kind.program).ok_or(Error::Missing { program: kind.program, package: kind.package })?;
-        let directory =
-            std::env::temp_dir().join(format!("pgoutbox-{}-{}-{:08x}", kind.program, std::process::id(), rand::random::<u32>()));
+        let name = path.file_name().unwrap_or_default().display();
+        let directory = std::env::temp_dir().join(format!("pgoutbox-{name}-{}-{:08x}", std::process::id(), rand::random::<u32>()));
         fs::create_dir(&directory).map_err(|source| Error::Start { program: kind.program, source })?;
         let mut server = Self { kind, path, more: more(&directory), server: None, port: 0, directory };
         let mut tried = 1;

@@ -17,6 +17,8 @@ pub mod handler;
 pub mod postgres;
 #[cfg(feature = "nats")]
 pub mod nats;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod registry;
@@ -41,6 +43,8 @@ pub(crate) const CONNECTIONS: &[Kind] = &[
     Kind::of::<postgres::Postgres>(),
     #[cfg(feature = "nats")]
     Kind::of::<nats::Nats>(),
+    #[cfg(feature = "kafka")]
+    Kind::of::<kafka::Kafka>(),
     #[cfg(feature = "redis")]
     Kind::of::<redis::Redis>(),
     Kind::of::<file::File>(),

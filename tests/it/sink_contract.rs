@@ -158,6 +158,8 @@ contract! {
     file: crate::sinks::file::Files,
     #[cfg(feature = "nats")]
     nats: crate::sinks::nats::Nats,
+    #[cfg(feature = "kafka")]
+    kafka: crate::sinks::kafka::Topic,
     #[cfg(feature = "redis")]
     redis: crate::sinks::redis::Redis,
 }

@@ -6,6 +6,10 @@ mod handler;
 pub(crate) mod postgres;
 #[cfg(feature = "nats")]
 pub(crate) mod nats;
+#[cfg(feature = "kafka")]
+pub(crate) mod kafka;
+#[cfg(feature = "kafka")]
+mod kafka_faults;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 

@@ -21,6 +21,13 @@ pub(crate) async fn python(script: &str, settings: &[(&str, &str)]) -> String {
     ended_well(script, command, settings).await
 }
 
+/// A file that a Python package brings, such as a program.
+pub(crate) fn python_file(path: &str) -> PathBuf {
+    let packages = fs::read_dir(installed("requirements.txt", "requirements.installed").join("venv/lib")).unwrap();
+    let found = packages.map(|python| python.unwrap().path().join("site-packages").join(path)).find(|file| file.is_file());
+    found.unwrap_or_else(|| panic!("{path} is not among the Python packages; run: make clients"))
+}
+
 /// The same with Node.
 pub(crate) async fn node(script: &str, settings: &[(&str, &str)]) -> String {
     let environment = installed("package-lock.json", "package-lock.installed");

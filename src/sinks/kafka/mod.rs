@@ -1,0 +1,292 @@
+//! The Kafka sink: a record for each event, delivered at least once by an idempotent producer that waits for all replicas in
+//! sync. Records of one key go to one partition, in the order of the log.
+//!
+//! One producer serves all subscriptions of a connection. It belongs to librdkafka, which has threads of its own, and to a
+//! thread that hears its reports: both end when the sink is dropped, which takes half a second at most and gives up what is
+//! still queued. An attempt that is cut off earlier (a lost lease, a stop) cannot take its records back: they may still be sent
+//! for as long as `timeout`.
+
+mod config;
+mod producer;
+
+use std::{
+    borrow::Cow,
+    collections::HashSet,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rdkafka::{
+    message::{Header, OwnedHeaders},
+    producer::BaseRecord,
+};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::{sync::oneshot, time::Instant};
+
+use self::{
+    config::Config,
+    producer::{Confirmation, Producer},
+};
+use super::{Batch, Configured, Report, Sink, body, body::Body, only, parse_config, template::Template};
+use crate::{
+    config::Settings,
+    delivery::Delivery,
+    verdict::{Outcome, Reason},
+};
+
+/// librdkafka looks for messages that are overdue once a second.
+const UNTIL_REPORTED: Duration = Duration::from_secs(3);
+/// The attempt's deadline lies so far beyond `timeout`.
+const SLACK: Duration = Duration::from_secs(5);
+/// How long `check` waits for a broker.
+const CHECK: Duration = Duration::from_secs(5);
+/// Names of topics remembered at most.
+const REMEMBERED: usize = 4_096;
+/// A topic that has worked may be missing so often before it is believed to be gone: brokers that start do not know all yet.
+const MISSING_AT_MOST: u32 = 3;
+
+/// Writes records to the topics of one cluster.
+pub struct Kafka {
+    config: Config,
+    connection: String,
+    producer: Mutex<Option<Arc<Producer>>>,
+    /// Topics that have taken a record.
+    known: Mutex<HashSet<String>>,
+}
+
+impl fmt::Debug for Kafka {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kafka").field("config", &self.config).field("connection", &self.connection).finish_non_exhaustive()
+    }
+}
+
+/// A subscription's config.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// The topic.
+    topic: Template,
+    /// The record's key, in place of the event's.
+    key: Option<Template>,
+    #[serde(default = "raw")]
+    body: Body,
+}
+
+fn raw() -> Body {
+    Body::Raw
+}
+
+impl Configured for Kafka {
+    type Config = Config;
+
+    fn read(settings: &mut Settings<'_>) -> Option<Config> {
+        Config::read(settings)
+    }
+
+    fn open(config: Config, connection: &str) -> Result<Self, String> {
+        config.usable()?;
+        Ok(Self { config, connection: connection.to_owned(), producer: Mutex::default(), known: Mutex::default() })
+    }
+}
+
+impl Sink for Kafka {
+    const KIND: &'static str = "kafka";
+    type Target = Target;
+
+    fn target(&self, config: &Value) -> Result<Target, String> {
+        let target: Target = parse_config(config)?;
+        match target.topic.fixed() {
+            Some(topic) if !is_topic(topic) => {
+                Err(format!("config.topic: {topic:?} is no name of a topic; it has 1 to 249 letters, digits and . _ -"))
+            }
+            _ => Ok(target),
+        }
+    }
+
+    fn destination(&self, _: &Target) -> Option<String> {
+        Some(format!("kafka:{}", self.connection))
+    }
+
+    fn deadline(&self, _: &Target) -> Duration {
+        self.config.timeout + SLACK
+    }
+
+    fn batch(&self, _: &Target) -> Option<Batch> {
+        Some(Batch::BROKER)
+    }
+
+    async fn send(&self, target: &Target, delivery: &Delivery) -> Report {
+        only(self.send_batch(target, std::slice::from_ref(delivery)).await)
+    }
+
+    async fn send_batch(&self, target: &Target, deliveries: &[Delivery]) -> Vec<Report> {
+        let producer = match self.producer() {
+            Ok(producer) => producer,
+            Err(problem) => {
+                let report = Report::from(Outcome::Retry { reason: Reason::Refused, after: None }).saying(problem);
+                return vec![report; deliveries.len()];
+            }
+        };
+        let until = Instant::now() + self.config.timeout + UNTIL_REPORTED;
+        // All are queued before the first is waited for.
+        let mut queued = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            queued.push(self.queue(&producer, target, delivery));
+        }
+        let mut confirmations = Vec::with_capacity(deliveries.len());
+        for one in queued {
+            confirmations.push(match one {
+                Ok((topic, waiting)) => Ok((topic, confirmed(waiting, until).await)),
+                Err(report) => Err(report),
+            });
+        }
+        // A broker refuses a whole set of records for being too large, and its neighbours with the one that is.
+        if deliveries.len() > 1 {
+            for (delivery, one) in deliveries.iter().zip(&mut confirmations) {
+                if matches!(one, Ok((_, confirmation)) if confirmation.is_too_large()) {
+                    *one = match self.queue(&producer, target, delivery) {
+                        Ok((topic, waiting)) => Ok((topic, confirmed(waiting, until).await)),
+                        Err(report) => Err(report),
+                    };
+                }
+            }
+        }
+        let reports = confirmations.into_iter().zip(deliveries).map(|(one, delivery)| match one {
+            Ok((topic, confirmation)) => self.report(&producer, &topic, &confirmation, delivery.attempt),
+            Err(report) => report,
+        });
+        let reports = reports.collect();
+        self.replace(&producer);
+        reports
+    }
+
+    async fn check(&self, target: &Target) -> Result<(), String> {
+        let config = self.config.for_looking();
+        let topic = target.topic.fixed().map(str::to_owned);
+        let limit = CHECK.min(self.config.timeout);
+        // Ends by itself at its limit, also when nobody waits any more.
+        let looked = tokio::task::spawn_blocking(move || producer::look(&config, topic.as_deref(), limit)).await;
+        looked.unwrap_or_else(|_| Err("librdkafka panicked".to_owned()))
+    }
+}
+
+impl Kafka {
+    /// The producer, made at the first send.
+    fn producer(&self) -> Result<Arc<Producer>, String> {
+        let mut kept = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(producer) = &*kept {
+            return Ok(producer.clone());
+        }
+        let made = Arc::new(Producer::new(&self.config.for_sending())?);
+        *kept = Some(made.clone());
+        Ok(made)
+    }
+
+    /// Gives up a producer that will never send again; the next attempt makes another.
+    fn replace(&self, producer: &Arc<Producer>) {
+        if producer.is_broken() {
+            let mut kept = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.take_if(|kept| Arc::ptr_eq(kept, producer));
+        }
+    }
+
+    /// Puts a delivery into the producer's queue. Returns its topic, and what will be told about it.
+    fn queue(
+        &self,
+        producer: &Producer,
+        target: &Target,
+        delivery: &Delivery,
+    ) -> Result<(String, oneshot::Receiver<Confirmation>), Report> {
+        let topic = target.topic.render_field("topic", delivery, fitting)?;
+        if !is_topic(&topic) {
+            return Err(
+                Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).saying(format!("{topic:?} is no name of a topic"))
+            );
+        }
+        let key = match &target.key {
+            Some(template) => Some(Cow::Owned(template.render(delivery, |value| Cow::Borrowed(value))?)),
+            None => delivery.event.key.as_deref().map(Cow::Borrowed),
+        };
+        let payload = target.body.of(&delivery.event);
+        let (tell, waiting) = oneshot::channel();
+        let mut record = BaseRecord::with_opaque_to(&topic, Box::new(tell)).payload(&payload).headers(headers(target.body, delivery));
+        if let Some(key) = &key {
+            record = record.key(key.as_ref());
+        }
+        match producer.queue(record) {
+            Ok(()) => Ok((topic, waiting)),
+            Err(code) => Err(self.report(producer, &topic, &Confirmation::Failed(code), delivery.attempt)),
+        }
+    }
+
+    fn report(&self, producer: &Producer, topic: &str, confirmation: &Confirmation, attempt: u32) -> Report {
+        let report = producer.report(confirmation);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match report.outcome {
+            Outcome::Delivered => {
+                if !known.contains(topic) {
+                    if known.len() >= REMEMBERED {
+                        known.clear();
+                    }
+                    known.insert(topic.to_owned());
+                }
+                report
+            }
+            Outcome::Rejected { reason: Reason::TargetMissing } => {
+                let report = report.saying(format!("there is no topic {topic:?} at the broker"));
+                if attempt < MISSING_AT_MOST && known.contains(topic) {
+                    return Report { outcome: Outcome::Retry { reason: Reason::TargetMissing, after: None }, ..report };
+                }
+                report
+            }
+            Outcome::Rejected { .. } | Outcome::Retry { .. } | Outcome::Gone => report,
+        }
+    }
+}
+
+/// What became of a queued record. librdkafka tells before `until`, as its own limit is shorter.
+async fn confirmed(waiting: oneshot::Receiver<Confirmation>, until: Instant) -> Confirmation {
+    match tokio::time::timeout_at(until, waiting).await {
+        Ok(Ok(confirmation)) => confirmation,
+        Ok(Err(_)) => Confirmation::GivenUp,
+        Err(_) => Confirmation::Nothing,
+    }
+}
+
+/// A value of the event inside the name of a topic.
+fn fitting(value: &str) -> Cow<'_, str> {
+    if value.bytes().all(is_topic_byte) {
+        Cow::Borrowed(value)
+    } else {
+        Cow::Owned(value.chars().map(|c| if u8::try_from(c).is_ok_and(is_topic_byte) { c } else { '_' }).collect())
+    }
+}
+
+fn is_topic_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"._-".contains(&byte)
+}
+
+fn is_topic(name: &str) -> bool {
+    (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(is_topic_byte)
+}
+
+/// What goes beside the payload; for CloudEvents in binary mode as its Kafka protocol binding says.
+fn headers(form: Body, delivery: &Delivery) -> OwnedHeaders {
+    let event = &delivery.event;
+    let (prefix, attributes) = match form {
+        Body::CloudEventsBinary => ("ce_", body::cloudevents_attributes(event)),
+        Body::Standard | Body::Raw | Body::CloudEvents => ("pgoutbox-", body::attributes(event)),
+    };
+    let published = body::headers(event);
+    let mut headers = OwnedHeaders::new_with_capacity(attributes.len() + published.len() + 1);
+    headers = headers.insert(Header { key: "content-type", value: Some(form.content_type()) });
+    for (name, value) in &attributes {
+        headers = headers.insert(Header { key: &format!("{prefix}{name}"), value: Some(value) });
+    }
+    for (name, value) in &published {
+        headers = headers.insert(Header { key: name, value: Some(value) });
+    }
+    headers
+}

@@ -1,0 +1,249 @@
+//! What the Kafka sink reports when a cluster misbehaves: the mock cluster answers with errors, late or not at all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use pgoutbox::{
+    config::Config,
+    delivery::Delivery,
+    sinks::{Outlet, Registry},
+    verdict::Reason,
+};
+use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Error};
+use serde_json::json;
+
+use super::kafka::{Record, Topic, reasons};
+use crate::{
+    sink_contract::Destination as _,
+    support::{
+        Database, Recorder, RelayBox,
+        deliveries::{connections, deliveries},
+        relay::settings,
+        server::eventually,
+    },
+};
+
+/// Sends until the cluster has it.
+async fn stored(outlet: &Outlet, deliveries: &[Delivery]) {
+    eventually("the record is stored", async || reasons(&outlet.send(deliveries).await) == [("delivered", None)]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_key_stays_in_order_while_brokers_fail_and_librdkafka_tries_again() {
+    let topic = Topic::mocked(4);
+    // One set of records for each partition and batch: the mock cluster does not look at their numbers, as a broker does to keep
+    // a set that follows a failed one out.
+    let deliveries = deliveries(&topic.sink("options = ['linger.ms=50']"), "kafka", topic.config(), 1_000);
+    let outlet = &deliveries[0].subscription.outlet;
+    for part in deliveries.chunks(250) {
+        topic.mock().request_errors(
+            Api::Produce,
+            &[
+                Error::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+                Error::RD_KAFKA_RESP_ERR_NO_ERROR,
+                Error::RD_KAFKA_RESP_ERR__TRANSPORT,
+                Error::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+                Error::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+            ],
+        );
+        let reports = outlet.send(part).await;
+        assert!(reasons(&reports).iter().all(|report| *report == ("delivered", None)), "{reports:#?}");
+    }
+    let records = topic.records().await;
+    let mut seen = BTreeSet::new();
+    let mut last: BTreeMap<String, (i32, u64)> = BTreeMap::new();
+    for record in &records {
+        // A broker knows what a producer sends again after an answer was lost; the mock cluster stores it twice.
+        if !seen.insert(record.n()) {
+            continue;
+        }
+        if let Some((partition, n)) = last.insert(record.key.clone().unwrap(), (record.partition, record.n())) {
+            assert_eq!(partition, record.partition);
+            assert!(n < record.n(), "{n} before {} of {:?}", record.n(), record.key);
+        }
+    }
+    assert_eq!(seen.len(), 1_000);
+    assert_eq!(last.len(), 10);
+    assert!(records.iter().map(|record| record.partition).collect::<BTreeSet<_>>().len() > 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_broker_calls_too_large_is_told_apart_from_its_neighbours() {
+    let topic = Topic::mocked(1);
+    let deliveries = deliveries(&topic.sink(""), "kafka", topic.config(), 3);
+    let outlet = &deliveries[0].subscription.outlet;
+    stored(outlet, &deliveries[..1]).await;
+    // The three together, then the first alone.
+    topic.mock().request_errors(Api::Produce, &[Error::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE; 2]);
+    let reports = outlet.send(&deliveries).await;
+    assert_eq!(reasons(&reports), [("rejected", Some(Reason::BodyTooLarge)), ("delivered", None), ("delivered", None)], "{reports:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_down_is_a_retry_and_the_next_attempt_works_when_it_is_back() {
+    let topic = Topic::mocked(1);
+    let deliveries = deliveries(&topic.sink("timeout = '1s'"), "kafka", topic.config(), 2);
+    let outlet = &deliveries[0].subscription.outlet;
+    stored(outlet, &deliveries[..1]).await;
+    topic.mock().broker_down(-1).unwrap();
+    let reports = outlet.send(&deliveries[1..]).await;
+    assert_eq!(reasons(&reports), [("retry", Some(Reason::ConnectFailed))], "{reports:#?}");
+    assert!(reports[0].ambiguous, "it may have arrived before the connection broke");
+    topic.mock().broker_up(-1).unwrap();
+    stored(outlet, &deliveries[1..]).await;
+    assert_eq!(topic.records().await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_does_not_answer_is_a_timeout_in_time() {
+    let topic = Topic::mocked(1);
+    let deliveries = deliveries(&topic.sink("timeout = '1s'"), "kafka", topic.config(), 2);
+    let outlet = &deliveries[0].subscription.outlet;
+    stored(outlet, &deliveries[..1]).await;
+    topic.mock().broker_round_trip_time(-1, Duration::from_secs(60)).unwrap();
+    let began = Instant::now();
+    let reports = outlet.send(&deliveries[1..]).await;
+    assert!(began.elapsed() < outlet.deadline() - Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(reasons(&reports), [("retry", Some(Reason::Timeout))], "{reports:#?}");
+    assert!(reports[0].ambiguous);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_may_not_be_written_is_access_denied_and_heals() {
+    let topic = Topic::mocked(1);
+    let deliveries = deliveries(&topic.sink("timeout = '2s'"), "kafka", topic.config(), 1);
+    let outlet = &deliveries[0].subscription.outlet;
+    topic.mock().request_errors(Api::Produce, &[Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED]);
+    let reports = outlet.send(&deliveries).await;
+    assert_eq!(reasons(&reports), [("retry", Some(Reason::AccessDenied))], "{reports:#?}");
+    assert!(!reports[0].ambiguous);
+    // librdkafka asks again within a second or two.
+    stored(outlet, &deliveries).await;
+    topic.mock().topic_error(&topic.name, Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).unwrap();
+    let problem = outlet.check().await.unwrap_err();
+    assert!(problem.contains("uthorization"), "{problem}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_may_not_go_on_is_replaced_by_the_next_attempt() {
+    let topic = Topic::mocked(1);
+    let deliveries = deliveries(&topic.sink("timeout = '2s'"), "kafka", topic.config(), 1);
+    let outlet = &deliveries[0].subscription.outlet;
+    topic.mock().request_errors(Api::InitProducerId, &[Error::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED]);
+    let reports = outlet.send(&deliveries).await;
+    assert_eq!(reasons(&reports), [("retry", Some(Reason::AccessDenied))], "{reports:#?}");
+    assert_eq!(reasons(&outlet.send(&deliveries).await), [("delivered", None)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_has_worked_is_not_believed_gone_at_once() {
+    let topic = Topic::mocked(1);
+    let sink = topic.sink("timeout = '2s'\noptions = ['topic.metadata.refresh.interval.ms=100', 'topic.metadata.propagation.max.ms=0']");
+    let mut deliveries = deliveries(&sink, "kafka", topic.config(), 1);
+    let outlet = deliveries[0].subscription.outlet.clone();
+    stored(&outlet, &deliveries).await;
+    topic.mock().topic_error(&topic.name, Error::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).unwrap();
+    eventually("it is missing", async || reasons(&outlet.send(&deliveries).await) == [("retry", Some(Reason::TargetMissing))]).await;
+    deliveries[0].attempt = 3;
+    assert_eq!(reasons(&outlet.send(&deliveries).await), [("rejected", Some(Reason::TargetMissing))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_the_sink_gives_up_what_is_queued_and_ends_its_threads() {
+    let topic = Topic::mocked(1);
+    let sink = topic.sink("timeout = '30s'");
+    let deliveries = deliveries(&sink, "kafka", topic.config(), 1);
+    topic.mock().broker_down(-1).unwrap();
+    let sending = tokio::time::timeout(Duration::from_millis(300), deliveries[0].subscription.outlet.send(&deliveries)).await;
+    assert!(sending.is_err(), "there is no broker: {sending:?}");
+    let began = Instant::now();
+    drop(sink);
+    drop(deliveries);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    topic.mock().broker_up(-1).unwrap();
+    assert_eq!(topic.records().await, [], "it was given up, and its threads with it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_compression_there_is_can_be_read() {
+    let topic = Topic::mocked(1);
+    for compression in ["none", "gzip", "snappy", "lz4"] {
+        let deliveries = deliveries(&topic.sink(&format!("compression = '{compression}'")), "kafka", topic.config(), 20);
+        let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+        assert!(reasons(&reports).iter().all(|report| *report == ("delivered", None)), "{compression}: {reports:#?}");
+    }
+    assert_eq!(topic.records().await.len(), 80);
+}
+
+#[test]
+fn options_that_could_break_promises_are_refused_and_values_are_looked_at() {
+    let mistakes = |lines: &str| {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(
+            &mut file,
+            format!("[database]\nurl = 'postgres://a@b/c'\n[sinks.kafka]\nbrokers = ['a:1']\n{lines}").as_bytes(),
+        )
+        .unwrap();
+        let sources = pgoutbox::config::Sources { file: Some(file.path().to_owned()), ..Default::default() };
+        match Config::load(&sources) {
+            Err(error) => error.to_string(),
+            Ok(config) => Registry::default().open(&config.sinks).err().unwrap_or_default(),
+        }
+    };
+    assert_eq!(mistakes("options = ['linger.ms=5', 'partitioner=consistent']"), "");
+    for option in ["acks=1", "enable.idempotence=false", "transactional.id=a", "retries=0", "plugin.library.paths=/tmp/a.so"] {
+        let said = mistakes(&format!("options = [{option:?}]"));
+        assert!(said.contains("sinks.kafka.options") && said.contains("may not be set here"), "{said}");
+    }
+    for (lines, expected) in [
+        ("options = ['linger.ms=soon']", "linger.ms"),
+        ("options = ['linger.ms']", "NAME=VALUE"),
+        ("compression = 'zip'", "sinks.kafka.compression"),
+        ("mechanism = 'GSSAPI'\nusername = 'a'\npassword = 'hunter2'", "sinks.kafka.mechanism"),
+        ("username = 'a'", "sinks.kafka.username"),
+        ("timeout = '10m'", "sinks.kafka.timeout"),
+        ("brokers = ['kafka']", "sinks.kafka"),
+    ] {
+        let said = mistakes(lines);
+        assert!(said.contains(expected) && !said.contains("hunter2"), "{lines}: {said}");
+    }
+    if !cfg!(feature = "kafka-tls") {
+        for lines in ["tls = true", "ca_file = '/etc/ca.pem'", "username = 'a'\npassword = 'hunter2'"] {
+            let said = mistakes(lines);
+            assert!(said.starts_with("sinks.kafka: ") && said.contains("kafka-tls") && !said.contains("hunter2"), "{said}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_starts_without_the_cluster_serves_others_and_delivers_when_it_is_there() {
+    let topic = Topic::mocked(1);
+    topic.mock().broker_down(-1).unwrap();
+    let database = Database::new().await;
+    let retry = json!({ "schedule": ["200ms", "200ms", "200ms", "200ms", "200ms", "200ms", "200ms", "200ms", "200ms", "200ms"] });
+    database.execute(format!("select outbox.subscribe('kafka', array['**'], 'kafka', '{}', retry => '{retry}')", topic.config())).await;
+    database.execute("select outbox.subscribe('other', array['**'], 'recorder')").await;
+    let recorder = Recorder::new();
+    let sinks = connections(&topic.section("timeout = '3s'"));
+    let relay =
+        RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).sink(recorder.clone()).connections(&sinks).unwrap())
+            .await;
+    database
+        .execute(
+            "insert into outbox.events (topic, key, payload) \
+             select 'shop.orders.create', 'a', jsonb_build_object('n', n) from generate_series(1, 50) as n",
+        )
+        .await;
+    recorder.wait_for(50).await;
+    database.eventually("select count(*) > 0 from outbox.attempts where reason = 'connect_failed'").await;
+    topic.mock().broker_up(-1).unwrap();
+    database.eventually("select count(*) = 0 from outbox.deliveries").await;
+    let numbers: Vec<_> = topic.records().await.iter().map(Record::n).collect();
+    for n in 1..=50 {
+        assert!(numbers.contains(&n), "{n} is missing: {numbers:?}");
+    }
+    relay.stop().await;
+    database.drop().await;
+}
