@@ -206,7 +206,7 @@ impl Kafka {
             );
         }
         let key = match &target.key {
-            Some(template) => Some(Cow::Owned(template.render(delivery, |value| Cow::Borrowed(value))?)),
+            Some(template) => Some(Cow::Owned(template.render_field("key", delivery, |value| Cow::Borrowed(value))?)),
             None => delivery.event.key.as_deref().map(Cow::Borrowed),
         };
         let payload = target.body.of(&delivery.event);
