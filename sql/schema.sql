@@ -680,6 +680,15 @@ begin
     if jsonb_typeof(new.config) is distinct from 'object' then
         raise exception using errcode = '22023', message = format('config: must be a JSON object, not %s', coalesce(jsonb_typeof(new.config), 'null'));
     end if;
+    -- A relay reads it into numbers of 64 bits and 127 levels.
+    if length(regexp_replace(new.config::text, '[^[{]', '', 'g')) > 120 then
+        raise exception using errcode = '22023', message = 'config: has more than 120 objects and arrays';
+    end if;
+    begin
+        perform (found.number #>> '{}')::float8 from jsonb_path_query(new.config, '$.** ? (@.type() == "number")') as found (number);
+    exception when numeric_value_out_of_range then
+        raise exception using errcode = '22023', message = 'config: has a number that is out of range';
+    end;
     if new.sink = 'webhook' then
         if jsonb_typeof(new.config -> 'url') is distinct from 'string' then
             raise exception using errcode = '22023', message = format('config.url: subscription %L (webhook) needs a "url"', new.name),

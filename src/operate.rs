@@ -246,6 +246,30 @@ impl Operator {
         ask("resuming a subscription", sqlx::query_scalar(sql!("resume_subscription")).bind(name).fetch_one(&mut self.connection)).await
     }
 
+    /// Creates or changes a subscription. `fields`: an object named as the parameters of `outbox.subscribe`.
+    ///
+    /// # Errors
+    /// What PostgreSQL refuses, naming the field, and those of the database.
+    pub async fn subscribe(&mut self, fields: &serde_json::Value) -> Result<i64, Error> {
+        ask("subscribing", sqlx::query_scalar(sql!("subscribe")).bind(fields).fetch_one(&mut self.connection)).await
+    }
+
+    /// What follows happens together, or not at all.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn begin(&mut self) -> Result<(), Error> {
+        ask("beginning a transaction", sqlx::query("begin").execute(&mut self.connection)).await.map(drop)
+    }
+
+    /// Ends what [`Operator::begin`] began. Not kept: all of it is undone.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn end(&mut self, keep: bool) -> Result<(), Error> {
+        ask("ending a transaction", sqlx::query(if keep { "commit" } else { "rollback" }).execute(&mut self.connection)).await.map(drop)
+    }
+
     /// Deletes a subscription and what it is owed; its dead letters stay. Returns whether it was there.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The command line: one variant per command, one file per group of commands. Each calls the library and prints.
 //! Data goes to standard output, talk to standard error.
 
+mod apply;
 mod bench;
 mod check;
 mod dead_letters;

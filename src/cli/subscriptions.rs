@@ -3,7 +3,7 @@
 use pgoutbox::{config::Config, subscription::Row};
 use serde_json::{Value, json, value::RawValue};
 
-use super::{print, trial};
+use super::{apply, print, trial};
 use crate::Exit;
 
 #[derive(Debug, clap::Subcommand)]
@@ -24,6 +24,10 @@ pub(super) enum Subscriptions {
     },
     /// Try one, or a draft of one, on events of the log: which it wants, which condition keeps the others, and what it is sent.
     Test(trial::Trial),
+    /// Print SQL that makes all of them again, except handlers of programs.
+    Export,
+    /// Create and change subscriptions as a file says, in one transaction, and show what changes.
+    Apply(apply::Apply),
     /// Stop sending; events go on being recorded as owed.
     Pause(Named),
     /// Send again after a pause, after the destination answered 410, or after it was disabled.
@@ -46,9 +50,13 @@ impl Subscriptions {
         if let Self::Test(trial) = self {
             return trial.execute(config).await;
         }
+        if let Self::Apply(apply) = self {
+            return apply.execute(config).await;
+        }
         let operator = &mut super::connect(config).await?;
         match self {
-            Self::Test(_) => {}
+            Self::Test(_) | Self::Apply(_) => {}
+            Self::Export => apply::export(&operator.list_subscriptions(None).await?)?,
             Self::List { json } => list(&operator.list_subscriptions(None).await?, json)?,
             Self::Show { name, json } => {
                 let Some(row) = operator.list_subscriptions(Some(&name)).await?.pop() else { return Ok(missing(&name)) };

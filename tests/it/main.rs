@@ -5,6 +5,7 @@
     reason = "a test that cannot be set up fails; clippy.toml allows it in the tests themselves, not in their helpers"
 )]
 
+mod apply; // subscriptions as SQL and from a file
 mod await_work; // no event waits for a poll, and the doorbell costs publishers nothing
 mod bench; // every figure stands beside its floor
 mod capture; // a change of a captured table is an event, whoever made it and however

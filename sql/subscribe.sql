@@ -1,0 +1,18 @@
+-- Create or change a subscription as a file says it.
+--   $1 its fields as a JSON object, named as the parameters of outbox.subscribe
+select outbox.subscribe(
+           name          => wanted.name,
+           topics        => wanted.topics,
+           sink          => wanted.sink,
+           config        => wanted.config,
+           match         => wanted.match,
+           filter        => wanted.filter,
+           transform     => wanted.transform,
+           organization  => wanted.organization,
+           ordering      => coalesce(wanted.ordering, 'none'),
+           retry         => wanted.retry,
+           keys          => wanted.keys,
+           max_in_flight => wanted.max_in_flight,
+           start         => coalesce(wanted.start, 'now'))
+  from jsonb_to_record($1::jsonb) as wanted (name text, topics text[], sink text, config jsonb, match jsonb, filter text, transform text,
+                                             organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, start text);
