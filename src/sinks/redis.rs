@@ -45,7 +45,7 @@ const PING_DEADLINE: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_secs(1);
 /// How long the answers to a batch may take, where the operator does not say.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// An XADD with this id is always refused, after rights, memory and everything else about it were looked at.
+/// An XADD with this id is always refused, after rights and memory were looked at, and makes no stream.
 const NEVER: &str = "0-0";
 
 /// Adds entries to streams.
@@ -224,7 +224,7 @@ impl Sink for Redis {
         // Which stream it will be is not known where its name depends on the event.
         let Some(stream) = target.stream.fixed() else { return Ok(()) };
         let add: Result<Answer, RedisError> =
-            redis::cmd("XADD").arg(stream).arg("NOMKSTREAM").arg(NEVER).arg("check").arg("").query_async(&mut connection).await;
+            redis::cmd("XADD").arg(stream).arg(NEVER).arg("check").arg("").query_async(&mut connection).await;
         match add {
             Err(error) if error.code() == Some("ERR") && error.to_string().contains("must be greater than 0-0") => {}
             Err(error) => {
