@@ -187,9 +187,7 @@ fn every_promise_names_a_test_that_exists() {
         }
         let source =
             fs::read_to_string(&path).unwrap_or_else(|_| panic!("ARCHITECTURE.md names `{file}::{test}`; there is no tests/it/{file}.rs"));
-        assert!(
-            source.contains(&format!("fn {test}(")) || source.contains(&format!("fn {test}<")),
-            "ARCHITECTURE.md names `{file}::{test}`; tests/it/{file}.rs has no such test"
-        );
+        let there = ["(", "<"].iter().any(|next| source.contains(&format!("fn {test}{next}")));
+        assert!(there, "ARCHITECTURE.md names `{file}::{test}`; tests/it/{file}.rs has no such test");
     }
 }
