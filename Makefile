@@ -71,6 +71,7 @@ install-brokers:
 	have redis-server || missing="$$missing redis-server"; \
 	have redis-cli || missing="$$missing redis-tools"; \
 	have nats-server || missing="$$missing nats-server"; \
+	have rabbitmq-server || missing="$$missing rabbitmq-server"; \
 	have openssl || missing="$$missing openssl"; \
 	$(install_missing)
 

@@ -10,6 +10,8 @@
 //! one line in `CONNECTIONS` below; one line in `tests/it/sink_contract.rs`, whose tests are the contract; its keys in
 //! `config.default.toml` and its fields in `docs/sinks.md`, both of which tests compare with the code.
 
+#[cfg(feature = "amqp")]
+pub mod amqp;
 pub mod body;
 pub mod file;
 pub mod function;
@@ -22,7 +24,7 @@ pub mod kafka;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod registry;
-#[cfg(any(feature = "redis", feature = "nats"))]
+#[cfg(any(feature = "redis", feature = "nats", feature = "amqp"))]
 pub(crate) mod shared;
 pub mod stdout;
 pub mod template;
@@ -47,6 +49,8 @@ pub(crate) const CONNECTIONS: &[Kind] = &[
     Kind::of::<kafka::Kafka>(),
     #[cfg(feature = "redis")]
     Kind::of::<redis::Redis>(),
+    #[cfg(feature = "amqp")]
+    Kind::of::<amqp::Amqp>(),
     Kind::of::<file::File>(),
 ];
 

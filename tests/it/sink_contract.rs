@@ -155,6 +155,8 @@ macro_rules! contract {
 
 contract! {
     postgres: crate::sinks::postgres::Inbox,
+    #[cfg(feature = "amqp")]
+    amqp: crate::sinks::amqp::Queue,
     file: crate::sinks::file::Files,
     #[cfg(feature = "nats")]
     nats: crate::sinks::nats::Nats,

@@ -72,6 +72,9 @@ pub struct Target {
     key: Option<Template>,
     #[serde(default = "raw")]
     body: Body,
+    /// The topic as it is written.
+    #[serde(skip)]
+    place: String,
 }
 
 fn raw() -> Body {
@@ -96,7 +99,8 @@ impl Sink for Kafka {
     type Target = Target;
 
     fn target(&self, config: &Value) -> Result<Target, String> {
-        let target: Target = parse_config(config)?;
+        let mut target: Target = parse_config(config)?;
+        target.place = config["topic"].as_str().unwrap_or_default().to_owned();
         match target.topic.fixed() {
             Some(topic) if !is_topic(topic) => {
                 Err(format!("config.topic: {topic:?} is no name of a topic; it has 1 to 249 letters, digits and . _ -"))
@@ -105,8 +109,9 @@ impl Sink for Kafka {
         }
     }
 
-    fn destination(&self, _: &Target) -> Option<String> {
-        Some(format!("kafka:{}", self.connection))
+    /// Not the cluster as a whole: rights are given by topic, and one that is refused must not hold up the others.
+    fn destination(&self, target: &Target) -> Option<String> {
+        Some(format!("kafka:{}/{}", self.connection, target.place))
     }
 
     fn deadline(&self, _: &Target) -> Duration {

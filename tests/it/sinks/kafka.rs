@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use pgoutbox::{
-    sinks::{Registry, Report},
+    sinks::Registry,
     telemetry::Signal,
     verdict::{Outcome, Reason},
 };
@@ -24,7 +24,7 @@ use crate::{
     sink_contract::Destination,
     support::{
         Database, RelayBox, clients,
-        deliveries::{connections, deliveries, deliveries_of, registry},
+        deliveries::{connections, deliveries, deliveries_of, reasons, registry},
         relay::settings,
         server::{Kind, PrivateServer},
     },
@@ -198,10 +198,6 @@ impl Destination for Topic {
             (json!({ "topic": "a", "body": "xml" }), "xml"),
         ]
     }
-}
-
-pub(crate) fn reasons(reports: &[Report]) -> Vec<(&'static str, Option<Reason>)> {
-    reports.iter().map(|report| (report.outcome.code(), report.outcome.reason())).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,12 +14,12 @@ use pgoutbox::{
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Error};
 use serde_json::json;
 
-use super::kafka::{Record, Topic, reasons};
+use super::kafka::{Record, Topic};
 use crate::{
     sink_contract::Destination as _,
     support::{
         Database, Recorder, RelayBox,
-        deliveries::{connections, deliveries},
+        deliveries::{connections, deliveries, reasons},
         relay::settings,
         server::eventually,
     },

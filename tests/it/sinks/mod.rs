@@ -1,5 +1,9 @@
 //! The real destinations behind the sinks, and what each sink promises beyond the contract.
 
+#[cfg(feature = "amqp")]
+pub(crate) mod amqp;
+#[cfg(feature = "amqp")]
+mod amqp_faults;
 pub(crate) mod file;
 mod function;
 mod handler;

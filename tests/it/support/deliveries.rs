@@ -6,8 +6,9 @@ use pgoutbox::{
     Event,
     config::{Config, Connection, Sources},
     delivery::Delivery,
-    sinks::Registry,
+    sinks::{Registry, Report},
     subscription::{Row, Subscription},
+    verdict::Reason,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -95,4 +96,9 @@ pub(crate) fn deliveries_of(registry: &Registry, sink: &str, config: Value, payl
             unfinished: 0,
         })
         .collect()
+}
+
+/// Of each report its outcome and its reason.
+pub(crate) fn reasons(reports: &[Report]) -> Vec<(&'static str, Option<Reason>)> {
+    reports.iter().map(|report| (report.outcome.code(), report.outcome.reason())).collect()
 }

@@ -1,0 +1,356 @@
+//! Queues of a RabbitMQ that all tests share. It takes seconds to start, and ends with the process.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
+    net::TcpListener,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
+
+use lapin::{
+    Channel, Connection, ConnectionProperties, ExchangeKind,
+    message::BasicGetMessage,
+    options::{BasicGetOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+use pgoutbox::{
+    sinks::Registry,
+    verdict::{Outcome, Reason},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    sink_contract::Destination,
+    support::{
+        Database, RelayBox, clients,
+        deliveries::{connections, deliveries, deliveries_of, reasons, registry},
+        relay::settings,
+        server::{Kind, PrivateServer, eventually},
+    },
+};
+
+const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+
+/// Settings of the servers: on loopback, with a small limit of messages.
+fn arguments(directory: &Path, port: u16) -> Vec<OsString> {
+    assert!(Path::new(SERVER).is_file(), "{SERVER} is missing; install it: sudo apt-get install rabbitmq-server");
+    let conf = format!(
+        "listeners.tcp.local = 127.0.0.1:{port}\nmax_message_size = 100000\nlog.console.level = warning\nloopback_users.guest = true\n"
+    );
+    fs::write(directory.join("rabbitmq.conf"), conf).unwrap();
+    fs::write(directory.join("enabled_plugins"), "[].").unwrap();
+    fs::write(directory.join("port"), port.to_string()).unwrap();
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    fs::write(
+        directory.join("environment"),
+        format!(
+            "export HOME='{0}' ERL_EPMD_PORT={1} ERL_EPMD_ADDRESS=127.0.0.1 RABBITMQ_DIST_PORT={2} RABBITMQ_NODENAME=it{port}@localhost \
+             RABBITMQ_CONFIG_FILE='{0}/rabbitmq.conf' RABBITMQ_MNESIA_BASE='{0}/mnesia' RABBITMQ_LOG_BASE='{0}/log' RABBITMQ_LOGS=- \
+             RABBITMQ_ENABLED_PLUGINS_FILE='{0}/enabled_plugins' RABBITMQ_PID_FILE='{0}/pid' RABBITMQ_CONF_ENV_FILE='{0}/none' \
+             RUNNING_UNDER_SYSTEMD=1 NOTIFY_SOCKET= LC_ALL=C.UTF-8 \
+             RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='-start_epmd false -kernel inet_dist_use_interface {{127,0,0,1}} +S 1:1'\n",
+            directory.display(),
+            free(),
+            free(),
+        ),
+    )
+    .unwrap();
+    // The name server of Erlang would outlive everybody as a daemon; here it is a child. The last one tidies up behind a server
+    // that was not stopped by anybody.
+    let script = "cd \"$0\" && . ./environment || exit 1
+                  (exec setpriv --pdeathsig KILL epmd -port $ERL_EPMD_PORT >epmd.log 2>&1) &
+                  (tail --pid=$$ -f /dev/null; rm -rf \"$0\") >/dev/null 2>&1 &
+                  exec /usr/lib/rabbitmq/bin/rabbitmq-server";
+    ["-c".into(), script.into(), directory.into()].into()
+}
+
+/// A server of the test's own.
+pub(crate) fn start() -> PrivateServer {
+    PrivateServer::start(Kind { program: "sh", package: "rabbitmq-server", arguments }, &[]).unwrap()
+}
+
+fn shared() -> &'static PrivateServer {
+    static SHARED: OnceLock<PrivateServer> = OnceLock::new();
+    SHARED.get_or_init(start)
+}
+
+pub(crate) fn url(server: &PrivateServer) -> String {
+    format!("amqp://guest:guest@127.0.0.1:{}", server.port())
+}
+
+/// A client beside the sink.
+pub(crate) async fn client(server: &PrivateServer) -> (Connection, Channel) {
+    // It listens before it knows its users.
+    let connected = std::cell::RefCell::new(None);
+    eventually("RabbitMQ lets us in", async || {
+        let connection = Connection::connect(&url(server), ConnectionProperties::default()).await.ok();
+        connected.replace(connection).is_some() || connected.borrow().is_some()
+    })
+    .await;
+    let connection = connected.take().unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    (connection, channel)
+}
+
+/// A queue of the test's own.
+pub(crate) struct Queue {
+    pub(crate) name: String,
+    pub(crate) channel: Channel,
+    _connection: Connection,
+}
+
+impl Queue {
+    pub(crate) async fn new() -> Self {
+        let (_connection, channel) = client(shared()).await;
+        let queue = Self { name: format!("it-{}", uuid::Uuid::new_v4().simple()), channel, _connection };
+        queue.declare(&queue.name, FieldTable::default()).await;
+        queue
+    }
+
+    pub(crate) async fn declare(&self, name: &str, arguments: FieldTable) {
+        self.channel.queue_declare(name.into(), QueueDeclareOptions::default(), arguments).await.unwrap();
+    }
+
+    /// An exchange, and the queue bound to it.
+    async fn bind(&self, exchange: &str, key: &str) {
+        let (options, none) = (ExchangeDeclareOptions::default(), FieldTable::default());
+        self.channel.exchange_declare(exchange.into(), ExchangeKind::Topic, options, none.clone()).await.unwrap();
+        self.channel.queue_bind(self.name.as_str().into(), exchange.into(), key.into(), QueueBindOptions::default(), none).await.unwrap();
+    }
+
+    pub(crate) async fn messages(&self) -> Vec<BasicGetMessage> {
+        let mut messages = Vec::new();
+        let options = BasicGetOptions { no_ack: true };
+        while let Some(message) = self.channel.basic_get(self.name.as_str().into(), options).await.unwrap() {
+            messages.push(message);
+        }
+        messages
+    }
+
+    fn sink(&self) -> Registry {
+        registry(&format!("[sinks.amqp]\nurl = '{}'\ntimeout = '5s'", url(shared())))
+    }
+}
+
+fn id(message: &BasicGetMessage) -> String {
+    message.properties.message_id().as_ref().unwrap().to_string()
+}
+
+impl Destination for Queue {
+    const KIND: &'static str = "amqp";
+
+    async fn start() -> Self {
+        Self::new().await
+    }
+
+    fn registry(&self) -> Registry {
+        self.sink()
+    }
+
+    fn nowhere() -> Option<Registry> {
+        Some(registry("[sinks.amqp]\nurl = 'amqp://a:secret-of-the-connection@127.0.0.1:9'"))
+    }
+
+    fn config(&self) -> Value {
+        json!({ "routing_key": self.name })
+    }
+
+    async fn received(&self) -> Vec<(String, String)> {
+        let messages = self.messages().await;
+        messages.iter().map(|message| (id(message), String::from_utf8(message.data.clone()).unwrap())).collect()
+    }
+
+    fn refused() -> Vec<(Value, &'static str)> {
+        vec![
+            (json!({ "exchange": "{tenant}" }), "tenant"),
+            (json!({ "exchange": "" }), "1 to 1024"),
+            (json!({ "routing_key": "x".repeat(256) }), "config.routing_key"),
+            (json!({ "body": "xml" }), "xml"),
+        ]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_persistent_and_says_what_is_known_of_the_event() {
+    let queue = Queue::new().await;
+    let deliveries = deliveries(&queue.sink(), "amqp", queue.config(), 1);
+    deliveries[0].subscription.outlet.send(&deliveries).await;
+    let event = &deliveries[0].event;
+    let [message] = queue.messages().await.try_into().unwrap();
+    let properties = &message.properties;
+    assert_eq!(*properties.delivery_mode(), Some(2));
+    assert_eq!(properties.message_id().as_ref().unwrap().as_str(), event.id.to_string());
+    assert_eq!(properties.kind().as_ref().unwrap().as_str(), event.topic);
+    assert_eq!(properties.content_type().as_ref().unwrap().as_str(), "application/json");
+    assert_eq!(properties.timestamp().unwrap(), u64::try_from(event.created_at.timestamp()).unwrap());
+    let headers: BTreeMap<String, String> = properties
+        .headers()
+        .as_ref()
+        .unwrap()
+        .inner()
+        .iter()
+        .map(|(name, value)| match value {
+            AMQPValue::LongString(text) => (name.to_string(), text.to_string()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(headers["pgoutbox-key"], "order-1");
+    assert_eq!(headers["pgoutbox-organization"], "acme");
+    assert_eq!(headers["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_goes_to_the_exchange_it_names_and_a_missing_one_fails_nobody_else() {
+    let queue = Queue::new().await;
+    let exchange = format!("{}.acme", queue.name);
+    queue.bind(&exchange, "public.orders.*").await;
+    let config = json!({ "exchange": format!("{}.{{organization}}", queue.name) });
+    let mut deliveries = deliveries(&queue.sink(), "amqp", config, 9);
+    for one in [0, 4, 8] {
+        Arc::make_mut(&mut deliveries[one].event).organization = Some("globex".to_owned());
+    }
+    let outlet = &deliveries[0].subscription.outlet;
+    let reports = outlet.send(&deliveries).await;
+    for (at, report) in reports.iter().enumerate() {
+        if [0, 4, 8].contains(&at) {
+            assert_eq!(reasons(std::slice::from_ref(report)), [("retry", Some(Reason::TargetMissing))], "{report:?}");
+            assert!(report.answer.as_ref().unwrap().contains("globex") && !report.ambiguous, "{report:?}");
+        } else {
+            assert_eq!(report.outcome, Outcome::Delivered, "{report:?}");
+        }
+    }
+    assert_eq!(queue.messages().await.len(), 6);
+    queue.bind(&format!("{}.globex", queue.name), "#").await;
+    assert_eq!(outlet.send(&deliveries[..1]).await[0].outcome, Outcome::Delivered);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_no_queue_gets_is_a_failure_of_its_own() {
+    let queue = Queue::new().await;
+    queue.bind(&queue.name, "wanted").await;
+    let config = json!({ "exchange": queue.name, "routing_key": "{user_id:wanted}" });
+    let mut deliveries = deliveries(&queue.sink(), "amqp", config, 200);
+    for delivery in deliveries.iter_mut().step_by(7) {
+        Arc::make_mut(&mut delivery.event).user_id = Some("unwanted".to_owned());
+    }
+    let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+    for (at, report) in reports.iter().enumerate() {
+        let expected = if at % 7 == 0 { ("retry", Some(Reason::Unroutable)) } else { ("delivered", None) };
+        assert_eq!(reasons(std::slice::from_ref(report)), [expected], "{at}: {report:?}");
+    }
+    let arrived: Vec<_> = queue.messages().await.iter().map(id).collect();
+    let wanted: Vec<_> = deliveries.iter().filter(|one| one.event.user_id.is_none()).map(|one| one.event.id.to_string()).collect();
+    assert_eq!(arrived, wanted, "in the order of the log");
+    let config = json!({ "exchange": queue.name, "routing_key": "unwanted", "mandatory": false });
+    let unwanted = crate::support::deliveries::deliveries(&queue.sink(), "amqp", config, 1);
+    assert_eq!(unwanted[0].subscription.outlet.send(&unwanted).await[0].outcome, Outcome::Delivered);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_a_retry_for_those_it_did_not_take() {
+    let queue = Queue::new().await;
+    let name = format!("{}-small", queue.name);
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(2));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    queue.declare(&name, arguments).await;
+    let deliveries = deliveries(&queue.sink(), "amqp", json!({ "routing_key": name }), 4);
+    let outlet = &deliveries[0].subscription.outlet;
+    for delivery in &deliveries[..2] {
+        assert_eq!(outlet.send(std::slice::from_ref(delivery)).await[0].outcome, Outcome::Delivered);
+    }
+    let reports = outlet.send(&deliveries[2..]).await;
+    assert_eq!(reasons(&reports), [("retry", Some(Reason::DestinationFull)); 2], "{reports:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_too_large_is_a_dead_letter_and_its_neighbours_are_not() {
+    let queue = Queue::new().await;
+    let payloads = ["1".to_owned(), format!("\"{}\"", "x".repeat(200_000)), "3".to_owned()];
+    let deliveries = deliveries_of(&queue.sink(), "amqp", queue.config(), &payloads);
+    let outlet = &deliveries[0].subscription.outlet;
+    let reports = outlet.send(&deliveries).await;
+    assert_eq!(reasons(&reports[1..2]), [("rejected", Some(Reason::BodyTooLarge))], "{reports:#?}");
+    for neighbour in [0, 2] {
+        let report = &reports[neighbour];
+        assert!(report.outcome == Outcome::Delivered || (report.outcome.code() == "retry" && report.ambiguous), "{report:?}");
+        assert_eq!(outlet.send(&deliveries[neighbour..=neighbour]).await[0].outcome, Outcome::Delivered);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_a_missing_virtual_host_and_missing_rights_are_told_apart() {
+    let queue = Queue::new().await;
+    let port = shared().port();
+    for (url, reason) in [
+        (format!("amqp://guest:secret-of-the-connection@127.0.0.1:{port}"), Reason::AccessDenied),
+        (format!("amqp://127.0.0.1:{port}/nowhere"), Reason::TargetMissing),
+    ] {
+        let sink = registry(&format!("[sinks.amqp]\nurl = '{url}'"));
+        let deliveries = deliveries(&sink, "amqp", queue.config(), 2);
+        let outlet = &deliveries[0].subscription.outlet;
+        let reports = outlet.send(&deliveries).await;
+        assert_eq!(reasons(&reports), [("retry", Some(reason)); 2], "{reports:#?}");
+        let said = format!("{reports:?} {:?}", outlet.check().await.unwrap_err());
+        assert!(!said.contains("secret-of-the-connection"), "{said}");
+    }
+    // An exchange nobody may publish to.
+    let internal = ExchangeDeclareOptions { internal: true, ..ExchangeDeclareOptions::default() };
+    queue.channel.exchange_declare(queue.name.as_str().into(), ExchangeKind::Fanout, internal, FieldTable::default()).await.unwrap();
+    let deliveries = deliveries(&queue.sink(), "amqp", json!({ "exchange": queue.name }), 2);
+    let outlet = &deliveries[0].subscription.outlet;
+    let reports = outlet.send(&deliveries).await;
+    assert_eq!(reasons(&reports), [("retry", Some(Reason::AccessDenied)); 2], "{reports:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_names_an_exchange_that_is_missing() {
+    let queue = Queue::new().await;
+    let outlet = queue.sink().bind("amqp", &json!({ "exchange": queue.name })).unwrap();
+    let problem = outlet.check().await.unwrap_err();
+    assert!(problem.contains(&queue.name), "{problem}");
+    queue.bind(&queue.name, "#").await;
+    assert_eq!(outlet.check().await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_independent_client_reads_what_was_published() {
+    let queue = Queue::new().await;
+    let deliveries = deliveries(&queue.sink(), "amqp", queue.config(), 20);
+    deliveries[0].subscription.outlet.send(&deliveries).await;
+    let said = clients::python("amqp_reads.py", &[("URL", &url(shared())), ("QUEUE", &queue.name)]).await;
+    let read: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(read.len(), 20, "{said}");
+    for (message, delivery) in read.iter().zip(&deliveries) {
+        assert_eq!(message["body"], delivery.event.payload);
+        assert_eq!(message["message_id"], delivery.event.id.to_string());
+        assert_eq!(message["type"], delivery.event.topic);
+        assert_eq!(message["headers"]["pgoutbox-key"], *delivery.event.key.as_ref().unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_events_arrive_through_a_relay_in_the_order_of_the_log() {
+    let queue = Queue::new().await;
+    let database = Database::new().await;
+    database.execute(format!("select outbox.subscribe('amqp', array['**'], 'amqp', '{}')", queue.config())).await;
+    database
+        .execute(
+            "insert into outbox.events (topic, payload) \
+             select 'shop.orders.create', jsonb_build_object('n', n) from generate_series(1, 1000) as n",
+        )
+        .await;
+    let sinks = connections(&format!("[sinks.amqp]\nurl = '{}'", url(shared())));
+    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).connections(&sinks).unwrap()).await;
+    for _ in 0..1_000 {
+        relay.wait(|signal| matches!(signal, pgoutbox::telemetry::Signal::Settled { verdict: "settled", .. })).await;
+    }
+    let ids: Vec<String> =
+        sqlx::query_scalar("select id::text from outbox.events order by position").fetch_all(&database.pool).await.unwrap();
+    let arrived: Vec<_> = queue.messages().await.iter().map(id).collect();
+    assert_eq!(arrived, ids);
+    relay.stop().await;
+    database.drop().await;
+}

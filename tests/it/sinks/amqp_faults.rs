@@ -1,0 +1,105 @@
+//! What the AMQP sink reports when its server is frozen, killed, out of room or not there yet. Each test has a server of its own.
+
+use std::process::Command;
+
+use lapin::{options::QueueDeclareOptions, types::FieldTable};
+use pgoutbox::{delivery::Delivery, sinks::Outlet, verdict::Reason};
+use serde_json::json;
+
+use super::amqp::{client, start, url};
+use crate::support::{
+    Database, Recorder, RelayBox,
+    deliveries::{connections, deliveries, reasons, registry},
+    relay::settings,
+    server::{PrivateServer, eventually},
+};
+
+async fn confirmed(outlet: &Outlet, deliveries: &[Delivery]) {
+    eventually("the message is confirmed", async || {
+        reasons(&outlet.send(deliveries).await).iter().all(|report| *report == ("delivered", None))
+    })
+    .await;
+}
+
+async fn declare(server: &PrivateServer) {
+    let (connection, channel) = client(server).await;
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare("orders".into(), durable, FieldTable::default()).await.unwrap();
+    connection.close(200, "done".into()).await.unwrap();
+}
+
+fn set_disk_free_limit(server: &PrivateServer, limit: &str) {
+    let script = ". ./environment && /usr/lib/rabbitmq/bin/rabbitmqctl set_disk_free_limit \"$0\"";
+    let output = Command::new("sh").args(["-c", script, limit]).current_dir(server.directory()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_freezes_dies_or_has_no_room_costs_time_and_no_event() {
+    let mut server = start();
+    declare(&server).await;
+    let sink = registry(&format!("[sinks.amqp]\nurl = '{}'\ntimeout = '1s'", url(&server)));
+    let deliveries = deliveries(&sink, "amqp", json!({ "routing_key": "orders" }), 6);
+    let outlet = &deliveries[0].subscription.outlet;
+    confirmed(outlet, &deliveries[..1]).await;
+
+    server.freeze();
+    let reports = outlet.send(&deliveries[1..3]).await;
+    assert_eq!(reasons(&reports), [("retry", Some(Reason::Timeout)); 2], "{reports:#?}");
+    assert!(reports.iter().all(|report| report.ambiguous));
+    server.thaw();
+    confirmed(outlet, &deliveries[1..3]).await;
+
+    // Whoever publishes while there is an alarm is blocked, and later ones are told at once.
+    set_disk_free_limit(&server, "1000000GB");
+    let reports = outlet.send(&deliveries[3..4]).await;
+    assert_eq!(reasons(&reports), [("retry", Some(Reason::DestinationFull))], "{reports:#?}");
+    assert!(reports[0].ambiguous && reports[0].answer.as_ref().unwrap().contains("alarm"), "{reports:?}");
+    let reports = outlet.send(&deliveries[4..5]).await;
+    assert_eq!(reasons(&reports), [("retry", Some(Reason::DestinationFull))], "{reports:#?}");
+    assert!(!reports[0].ambiguous, "it was not sent");
+    set_disk_free_limit(&server, "50MB");
+    confirmed(outlet, &deliveries[3..5]).await;
+
+    server.kill();
+    let reports = outlet.send(&deliveries[5..]).await;
+    assert!(matches!(reasons(&reports)[..], [("retry", Some(Reason::ConnectFailed | Reason::BrokenAnswer))]), "{reports:#?}");
+    server.start_again().unwrap();
+    confirmed(outlet, &deliveries[5..]).await;
+    let (_connection, channel) = client(&server).await;
+    let mut arrived = std::collections::BTreeSet::new();
+    let options = lapin::options::BasicGetOptions { no_ack: true };
+    while let Some(message) = channel.basic_get("orders".into(), options).await.unwrap() {
+        arrived.insert(message.properties.message_id().as_ref().unwrap().to_string());
+    }
+    let sent: std::collections::BTreeSet<_> = deliveries.iter().map(|delivery| delivery.event.id.to_string()).collect();
+    assert_eq!(arrived, sent, "what was confirmed outlived the server");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_starts_without_the_server_serves_others_and_delivers_when_it_is_there() {
+    let mut server = start();
+    declare(&server).await;
+    server.kill();
+    let database = Database::new().await;
+    let retry = json!({ "schedule": vec!["200ms"; 20] });
+    let config = json!({ "routing_key": "orders" });
+    database.execute(format!("select outbox.subscribe('amqp', array['**'], 'amqp', '{config}', retry => '{retry}')")).await;
+    database.execute("select outbox.subscribe('other', array['**'], 'recorder')").await;
+    let recorder = Recorder::new();
+    let sinks = connections(&format!("[sinks.amqp]\nurl = '{}'", url(&server)));
+    let relay =
+        RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).sink(recorder.clone()).connections(&sinks).unwrap())
+            .await;
+    database.execute("insert into outbox.events (topic, payload) select 'shop.orders.create', '1' from generate_series(1, 50)").await;
+    recorder.wait_for(50).await;
+    database.eventually("select count(*) > 0 from outbox.attempts where reason = 'connect_failed'").await;
+    server.start_again().unwrap();
+    database.eventually("select count(*) = 0 from outbox.deliveries").await;
+    let (_connection, channel) = client(&server).await;
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let queue = channel.queue_declare("orders".into(), passive, FieldTable::default()).await.unwrap();
+    assert!(queue.message_count() >= 50, "{}", queue.message_count());
+    relay.stop().await;
+    database.drop().await;
+}
