@@ -2,6 +2,7 @@
 //! and tests. It is killed when it is dropped, and also when its owner is. Everything here blocks.
 
 pub(crate) mod child;
+pub mod rabbitmq;
 
 use std::{
     ffi::OsString,

@@ -1,6 +1,11 @@
 //! A backlog to each kind of broker, beside the same client library sending the same bytes in batches of the same size without
 //! a relay. The brokers are private servers on this machine; a kind whose program is missing is named and left out.
 
+#[cfg(feature = "amqp")]
+mod amqp;
+#[cfg(feature = "kafka")]
+mod kafka;
+
 use std::{
     ffi::OsString,
     time::{Duration, Instant},
@@ -40,10 +45,14 @@ trait Far: Sized {
 
 pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     // One line for each kind.
+    #[cfg(feature = "kafka")]
+    kind::<kafka::Server>(stage, report).await?;
     #[cfg(feature = "nats")]
     kind::<nats::Server>(stage, report).await?;
     #[cfg(feature = "redis")]
     kind::<redis::Server>(stage, report).await?;
+    #[cfg(feature = "amqp")]
+    kind::<amqp::Server>(stage, report).await?;
     let _ = (stage, report);
     Ok(())
 }

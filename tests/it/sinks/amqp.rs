@@ -2,10 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
-    fs,
-    net::TcpListener,
-    path::Path,
     sync::{Arc, OnceLock},
 };
 
@@ -16,6 +12,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 use pgoutbox::{
+    private_server::rabbitmq,
     sinks::Registry,
     verdict::{Outcome, Reason},
 };
@@ -27,48 +24,13 @@ use crate::{
         Database, RelayBox, clients,
         deliveries::{connections, deliveries, deliveries_of, reasons, registry},
         relay::settings,
-        server::{Kind, PrivateServer, eventually},
+        server::{PrivateServer, eventually},
     },
 };
 
-const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
-
-/// Settings of the servers: on loopback, with a small limit of messages.
-fn arguments(directory: &Path, port: u16) -> Vec<OsString> {
-    assert!(Path::new(SERVER).is_file(), "{SERVER} is missing; install it: sudo apt-get install rabbitmq-server");
-    let conf = format!(
-        "listeners.tcp.local = 127.0.0.1:{port}\nmax_message_size = 100000\nlog.console.level = warning\nloopback_users.guest = true\n"
-    );
-    fs::write(directory.join("rabbitmq.conf"), conf).unwrap();
-    fs::write(directory.join("enabled_plugins"), "[].").unwrap();
-    fs::write(directory.join("port"), port.to_string()).unwrap();
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    fs::write(
-        directory.join("environment"),
-        format!(
-            "export HOME='{0}' ERL_EPMD_PORT={1} ERL_EPMD_ADDRESS=127.0.0.1 RABBITMQ_DIST_PORT={2} RABBITMQ_NODENAME=it{port}@localhost \
-             RABBITMQ_CONFIG_FILE='{0}/rabbitmq.conf' RABBITMQ_MNESIA_BASE='{0}/mnesia' RABBITMQ_LOG_BASE='{0}/log' RABBITMQ_LOGS=- \
-             RABBITMQ_ENABLED_PLUGINS_FILE='{0}/enabled_plugins' RABBITMQ_PID_FILE='{0}/pid' RABBITMQ_CONF_ENV_FILE='{0}/none' \
-             RUNNING_UNDER_SYSTEMD=1 NOTIFY_SOCKET= LC_ALL=C.UTF-8 \
-             RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='-start_epmd false -kernel inet_dist_use_interface {{127,0,0,1}} +S 1:1'\n",
-            directory.display(),
-            free(),
-            free(),
-        ),
-    )
-    .unwrap();
-    // The name server of Erlang would outlive everybody as a daemon; here it is a child. The last one tidies up behind a server
-    // that was not stopped by anybody.
-    let script = "cd \"$0\" && . ./environment || exit 1
-                  (exec setpriv --pdeathsig KILL epmd -port $ERL_EPMD_PORT >epmd.log 2>&1) &
-                  (tail --pid=$$ -f /dev/null; rm -rf \"$0\") >/dev/null 2>&1 &
-                  exec /usr/lib/rabbitmq/bin/rabbitmq-server";
-    ["-c".into(), script.into(), directory.into()].into()
-}
-
 /// A server of the test's own.
 pub(crate) fn start() -> PrivateServer {
-    PrivateServer::start(Kind { program: "sh", package: "rabbitmq-server", arguments }, &[]).unwrap()
+    rabbitmq::start().unwrap()
 }
 
 fn shared() -> &'static PrivateServer {
