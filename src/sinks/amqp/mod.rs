@@ -339,20 +339,20 @@ impl Link {
 
 /// A message and its exchange.
 fn letter(target: &Target, delivery: &Delivery, at: usize) -> Result<(String, Letter), Report> {
-    let name = |template: &Template| {
-        let name = template.render(delivery, |value| Cow::Borrowed(value))?;
+    let name = |field: &str, template: &Template| {
+        let name = template.render_field(field, delivery, |value| Cow::Borrowed(value))?;
         if name.len() > LONGEST_NAME {
             let said = format!("a name has at most {LONGEST_NAME} bytes");
             return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).saying(said));
         }
         Ok(name)
     };
-    let exchange = target.exchange.as_ref().map(name).transpose()?.unwrap_or_default();
+    let exchange = target.exchange.as_ref().map(|exchange| name("exchange", exchange)).transpose()?.unwrap_or_default();
     let event = &delivery.event;
     let letter = Letter {
         at,
         id: event.id.to_string(),
-        routing_key: name(&target.routing_key)?.into(),
+        routing_key: name("routing_key", &target.routing_key)?.into(),
         payload: target.body.of(event),
         properties: properties(target.body, delivery),
     };
