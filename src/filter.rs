@@ -3,6 +3,7 @@
 //! An expression is compiled once, when its subscription is loaded. What it may do is bounded (see `compile`), and a payload
 //! is read at most once for each event, only when an expression asks for it (see [`Facts`]): all others pass as they are.
 
+mod clauses;
 mod compile;
 mod json;
 mod meter;
@@ -17,6 +18,7 @@ use std::{
 use cel::{
     Context, ExecutionError, IdedExpr, Value,
     common::{
+        ast::operators,
         types::{CelBool, CelMap, CelMapKey, CelNull, CelString},
         value::{CowVal, Val},
     },
@@ -24,7 +26,9 @@ use cel::{
 use regex::Regex;
 
 pub use self::value::Facts;
+pub(crate) use self::value::Field;
 use self::{
+    clauses::conjunction,
     compile::{Compiled, FIELDS, Use},
     json::Node,
     meter::ENV,
@@ -114,6 +118,12 @@ impl Filter {
         self.compiled.needs_payload
     }
 
+    /// A field of the payload and a scalar that it must have for the filter to hold, as [`Facts::field`] writes it. With another
+    /// one there it is no match, and when it is not there the filter fails, unless another part says no.
+    pub(crate) fn lookup(&self) -> Option<(String, String)> {
+        self.compiled.parts.iter().find_map(compile::equality)
+    }
+
     /// Evaluates it. As in CEL, a part that is false outweighs one that cannot be evaluated.
     #[must_use]
     pub fn judge(&self, facts: &Facts<'_>) -> Judgement {
@@ -197,6 +207,13 @@ impl Containment {
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         Node::parse(text).map(|node| Self { wanted: node.into_owned() }).map_err(ToOwned::to_owned)
+    }
+
+    /// A field that the payload must have and the scalar in it, as [`Facts::field`] writes it, for it to hold.
+    pub(crate) fn lookup(&self) -> Option<(String, String)> {
+        let Node::Object(fields) = &self.wanted else { return None };
+        // Of equal names the last one counts.
+        fields.iter().find_map(|(name, _)| Some((name.clone().into_owned(), self.wanted.get(name)?.as_scalar()?)))
     }
 
     /// Whether the payload contains it.
@@ -308,6 +325,13 @@ fn explain(error: &ExecutionError) -> String {
     match error {
         ExecutionError::NoSuchKey(key) => format!("there is no key {:?} (has(…) asks first)", short(key)),
         ExecutionError::UndeclaredReference(name) => format!("there is no {:?} here", short(name)),
+        ExecutionError::NoSuchOverload(overload) if overload.function() == operators::INDEX => {
+            format!(
+                "{} cannot be looked into with {}",
+                overload.argument_types().first().map_or("it", String::as_str),
+                overload.argument_types().get(1).map_or("it", String::as_str)
+            )
+        }
         ExecutionError::NoSuchOverload(overload) => {
             format!("{} does not take {}", function(overload.function()), overload.argument_types().join(" and "))
         }
@@ -323,77 +347,6 @@ fn explain(error: &ExecutionError) -> String {
         ExecutionError::UnsupportedKeyType(value) => format!("{} cannot be a key", value.type_of()),
         ExecutionError::FunctionError { function: name, .. } => format!("{}() cannot take that value", function(name)),
         _ => "it cannot be evaluated".to_owned(),
-    }
-}
-
-/// The parts of a conjunction as they are written. Only a label: what is evaluated are the parser's.
-fn conjunction(text: &str) -> Vec<String> {
-    let text = without_parentheses(text.trim());
-    let mut parts = Vec::new();
-    let mut start = 0;
-    let mut loose = false;
-    scan(text, |at, depth, rest| {
-        if depth == 0 && rest.starts_with("&&") {
-            parts.push(&text[start..at]);
-            start = at + 2;
-        }
-        loose |= depth == 0 && (rest.starts_with("||") || rest.starts_with('?'));
-        true
-    });
-    parts.push(&text[start..]);
-    if loose || parts.len() == 1 {
-        return vec![text.trim().to_owned()];
-    }
-    parts.into_iter().flat_map(conjunction).collect()
-}
-
-/// Without a pair of parentheses around all of it.
-fn without_parentheses(text: &str) -> &str {
-    let Some(inner) = text.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) else { return text };
-    let mut encloses = true;
-    scan(text, |at, depth, _| {
-        encloses &= depth > 0 || at == 0 || at + 1 == text.len();
-        encloses
-    });
-    if encloses { without_parentheses(inner.trim()) } else { text }
-}
-
-/// Goes through what is neither literal nor comment: place, how many brackets are open, what follows. False ends it.
-fn scan(text: &str, mut see: impl FnMut(usize, usize, &str) -> bool) {
-    let mut depth = 0usize;
-    let mut at = 0;
-    while let Some(first) = text[at..].chars().next() {
-        let rest = &text[at..];
-        match first {
-            '"' | '\'' => {
-                let raw = text[..at].ends_with(['r', 'R']);
-                let triple: String = std::iter::repeat_n(first, 3).collect();
-                let quote = if rest.starts_with(&triple) { triple.as_str() } else { &triple[..1] };
-                at += quote.len();
-                while let Some(next) = text[at..].chars().next() {
-                    if text[at..].starts_with(quote) {
-                        at += quote.len();
-                        break;
-                    }
-                    at += next.len_utf8();
-                    if next == '\\' && !raw {
-                        at += text[at..].chars().next().map_or(0, char::len_utf8);
-                    }
-                }
-                continue;
-            }
-            '/' if rest.starts_with("//") => {
-                at += rest.find('\n').unwrap_or(rest.len());
-                continue;
-            }
-            '(' | '[' | '{' => depth += 1,
-            ')' | ']' | '}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if !see(at, depth, rest) {
-            return;
-        }
-        at += first.len_utf8();
     }
 }
 

@@ -1,9 +1,6 @@
 //! Subscriptions, and the index of all of them that a reload swaps whole.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+mod index;
 
 use chrono::{DateTime, Utc};
 
@@ -12,9 +9,10 @@ use crate::{
     filter::{Containment, Facts, Filter, Judgement, Transform},
     retry::RetryPolicy,
     sinks::{Outlet, Registry},
-    topic::{Pattern, Trie},
+    topic::Pattern,
 };
 
+pub use self::index::{Index, Judged};
 /// A row of `outbox.subscriptions` as the database holds it.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
 pub struct Row {
@@ -185,6 +183,17 @@ impl Subscription {
         }
     }
 
+    /// A field of the payload and the scalar it must have to be wanted, and whether its conditions fail without that field.
+    fn lookup(&self) -> Option<(String, String, bool)> {
+        if self.unjudgeable.is_some() {
+            return None;
+        }
+        let by_match = self.containment.as_ref().and_then(Containment::lookup).map(|(field, value)| (field, value, false));
+        // A match that says no comes first, and then the filter is not asked.
+        let by_filter = || self.filter.as_ref().filter(|_| self.containment.is_none()).and_then(Filter::lookup);
+        by_match.or_else(|| by_filter().map(|(field, value)| (field, value, true)))
+    }
+
     /// Whether it has conditions beyond topics, organization and keys.
     #[must_use]
     pub fn is_choosy(&self) -> bool {
@@ -244,94 +253,4 @@ impl std::fmt::Display for Condition {
 /// An optional field of the row; a mistake in it is told with its name.
 fn read<T, E: std::fmt::Display>(name: &str, text: Option<&str>, parse: impl FnOnce(&str) -> Result<T, E>) -> Result<Option<T>, String> {
     text.map(parse).transpose().map_err(|error| format!("{name}: {error}"))
-}
-
-/// All subscriptions at one generation.
-#[derive(Debug, Default)]
-pub struct Index {
-    /// The value of `outbox.generation` it was read at.
-    pub generation: i64,
-    subscriptions: BTreeMap<i64, Arc<Subscription>>,
-    sendable: usize,
-    starting: Vec<i64>,
-    choosy: bool,
-    needs_payload: bool,
-    everyone: Trie<i64>,
-    by_organization: HashMap<String, Trie<i64>>,
-}
-
-impl Index {
-    /// Builds the index.
-    #[must_use]
-    pub fn new(generation: i64, subscriptions: impl IntoIterator<Item = Arc<Subscription>>) -> Self {
-        let mut index = Self { generation, ..Self::default() };
-        for subscription in subscriptions {
-            if subscription.is_owed() {
-                index.choosy |= subscription.is_choosy();
-                index.needs_payload |= subscription.needs_payload();
-                let trie = match &subscription.row.organization {
-                    None => &mut index.everyone,
-                    Some(organization) => index.by_organization.entry(organization.clone()).or_default(),
-                };
-                for pattern in &subscription.patterns {
-                    trie.insert(pattern, subscription.row.id);
-                }
-            }
-            index.sendable += usize::from(subscription.may_send());
-            index.starting.extend(subscription.row.starting.then_some(subscription.row.id));
-            index.subscriptions.insert(subscription.row.id, subscription);
-        }
-        index
-    }
-
-    /// The subscriptions that want an event as far as its topic, organization and key say, each once, in the order of their
-    /// ids; [`Subscription::judge`] has the last word. An event with an organization reaches
-    /// that organization's subscriptions and those for all; tenants are told apart before patterns are looked at.
-    #[must_use]
-    pub fn matching(&self, event: &Event) -> Vec<&Arc<Subscription>> {
-        let mut ids: Vec<i64> = self.everyone.find(&event.topic).copied().collect();
-        if let Some(trie) = event.organization.as_ref().and_then(|organization| self.by_organization.get(organization)) {
-            ids.extend(trie.find(&event.topic).copied());
-        }
-        ids.sort_unstable();
-        ids.dedup();
-        ids.into_iter()
-            .filter_map(|id| self.subscriptions.get(&id))
-            .filter(|subscription| subscription.wants_key(event.key.as_deref()))
-            .collect()
-    }
-
-    /// Whether one of them has conditions beyond topics, organization and keys.
-    #[must_use]
-    pub fn is_choosy(&self) -> bool {
-        self.choosy
-    }
-
-    /// Whether one of them looks at payloads to know what it wants.
-    #[must_use]
-    pub fn needs_payload(&self) -> bool {
-        self.needs_payload
-    }
-
-    /// Those that want events from before they were made, and had not all of them when they were loaded.
-    pub fn starting(&self) -> impl Iterator<Item = i64> + '_ {
-        self.starting.iter().copied()
-    }
-
-    /// How many may be sent to.
-    #[must_use]
-    pub fn sendable(&self) -> usize {
-        self.sendable
-    }
-
-    /// One subscription.
-    #[must_use]
-    pub fn get(&self, id: i64) -> Option<&Arc<Subscription>> {
-        self.subscriptions.get(&id)
-    }
-
-    /// All of them, in the order of their ids.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Subscription>> {
-        self.subscriptions.values()
-    }
 }

@@ -21,6 +21,7 @@ mod noop_drain;
 mod latency;
 mod publishers_tax;
 mod fanout;
+mod matching;
 mod held_transaction;
 #[cfg_attr(
     not(any(feature = "nats", feature = "redis")),
@@ -75,6 +76,8 @@ pub enum Row {
     PublishersTax,
     /// Ten subscriptions for each event.
     Fanout,
+    /// Many subscriptions of which few want an event.
+    Matching,
     /// While a transaction is held open.
     HeldTransaction,
     /// A backlog to each kind of broker.
@@ -82,8 +85,16 @@ pub enum Row {
 }
 
 impl Row {
-    const ALL: [Self; 7] =
-        [Self::WebhookDrain, Self::NoopDrain, Self::Latency, Self::PublishersTax, Self::Fanout, Self::HeldTransaction, Self::Sinks];
+    const ALL: [Self; 8] = [
+        Self::WebhookDrain,
+        Self::NoopDrain,
+        Self::Latency,
+        Self::PublishersTax,
+        Self::Fanout,
+        Self::Matching,
+        Self::HeldTransaction,
+        Self::Sinks,
+    ];
 
     /// As it is printed.
     fn name(self) -> &'static str {
@@ -93,6 +104,7 @@ impl Row {
             Self::Latency => "latency",
             Self::PublishersTax => "publishers_tax",
             Self::Fanout => "fanout",
+            Self::Matching => "matching",
             Self::HeldTransaction => "held_transaction",
             Self::Sinks => "sinks",
         }
@@ -110,6 +122,7 @@ struct Sizes {
     writers: u32,
     write_for: Duration,
     fanout_events: u32,
+    match_for: Duration,
     held_for: Duration,
     held_backlog: u32,
     sink_events: u32,
@@ -127,6 +140,7 @@ impl Sizes {
                 writers: 32,
                 write_for: Duration::from_secs(5),
                 fanout_events: 20_000,
+                match_for: Duration::from_millis(500),
                 held_for: Duration::from_secs(60),
                 held_backlog: 100_000,
                 sink_events: 40_000,
@@ -140,6 +154,7 @@ impl Sizes {
                 writers: 32,
                 write_for: Duration::from_secs(1),
                 fanout_events: 5_000,
+                match_for: Duration::from_millis(100),
                 held_for: Duration::from_secs(10),
                 held_backlog: 10_000,
                 sink_events: 10_000,
@@ -153,6 +168,7 @@ impl Sizes {
                 writers: 4,
                 write_for: Duration::from_millis(100),
                 fanout_events: 30,
+                match_for: Duration::from_millis(5),
                 held_for: Duration::from_millis(300),
                 held_backlog: 200,
                 sink_events: 200,
@@ -193,6 +209,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             Row::Latency => latency::measure(&stage, &mut report).await,
             Row::PublishersTax => publishers_tax::measure(&stage, &mut report).await,
             Row::Fanout => fanout::measure(&stage, &mut report).await,
+            Row::Matching => matching::measure(&stage, &mut report),
             Row::HeldTransaction => held_transaction::measure(&stage, &mut report).await,
             Row::Sinks => sinks::measure(&stage, &mut report).await,
         }

@@ -130,7 +130,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Publish(options) => options.execute(async || connect(&config()?).await).await?,
         Command::Inbox { sql: _ } => print::raw(pgoutbox::sinks::postgres::INBOX)?,
         Command::Receive(options) => return options.execute(&sources()).await,
-        Command::Subscriptions(command) => return command.execute(&config()?).await,
+        Command::Subscriptions(command) => return command.execute(config).await,
         Command::DeadLetters(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Healthcheck => return check::healthcheck(&config()?).await,
         Command::Explain { code } => check::explain(code.as_deref())?,

@@ -46,11 +46,15 @@ fn cells(row: &Status) -> [String; 10] {
 }
 
 fn state(row: &Status) -> String {
-    match (&row.state_reason, row.paused_until) {
+    let state = match (&row.state_reason, row.paused_until) {
         (Some(reason), _) if row.state != "ok" => format!("{} ({reason})", row.state),
         _ if row.state != "ok" => row.state.clone(),
         _ if !row.active => "paused".to_owned(),
         (_, Some(until)) => format!("paused until {}", until.format("%H:%M:%SZ")),
         _ => "ok".to_owned(),
+    };
+    match row.filter_errors {
+        Some(errors @ 1..) => format!("{state}, {}", print::counted(errors, "filter error")),
+        _ => state,
     }
 }

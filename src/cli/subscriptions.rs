@@ -1,6 +1,9 @@
 //! `subscriptions`: who wants what, and whether it is sent.
 
-use pgoutbox::{config::Config, subscription::Row};
+use pgoutbox::{
+    config::{self, Config},
+    subscription::Row,
+};
 use serde_json::{Value, json, value::RawValue};
 
 use super::{apply, print, trial};
@@ -46,14 +49,14 @@ pub(super) struct Named {
 }
 
 impl Subscriptions {
-    pub(super) async fn execute(self, config: &Config) -> anyhow::Result<Exit> {
+    pub(super) async fn execute(self, config: impl FnOnce() -> Result<Config, config::Error>) -> anyhow::Result<Exit> {
         if let Self::Test(trial) = self {
             return trial.execute(config).await;
         }
         if let Self::Apply(apply) = self {
-            return apply.execute(config).await;
+            return apply.execute(&config()?).await;
         }
-        let operator = &mut super::connect(config).await?;
+        let operator = &mut super::connect(&config()?).await?;
         match self {
             Self::Test(_) | Self::Apply(_) => {}
             Self::Export => apply::export(&operator.list_subscriptions(None).await?)?,

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
 use pgoutbox::{
     Event,
-    config::Config,
+    config::{self, Config},
     delivery::Delivery,
     subscription::{Condition, Row, Subscription, Wanted},
 };
@@ -64,9 +64,18 @@ struct Written {
 }
 
 impl Trial {
-    pub(super) async fn execute(self, config: &Config) -> anyhow::Result<Exit> {
-        let needs_database = self.name.is_some() || self.event.is_none();
-        let mut operator = if needs_database { Some(super::connect(config).await?) } else { None };
+    pub(super) async fn execute(self, config: impl FnOnce() -> Result<Config, config::Error>) -> anyhow::Result<Exit> {
+        // A draft on an event from a file needs neither a database nor a configuration.
+        let config = if self.name.is_some() || self.event.is_none() { Some(config()?) } else { None };
+        let mut operator = match &config {
+            Some(config) => Some(super::connect(config).await?),
+            None => None,
+        };
+        let sinks = match &config {
+            Some(config) => check::sinks(config)?,
+            // Nothing is connected to: the address only has to be one.
+            None => check::sinks(&Config::new("postgres:///".into()))?,
+        };
         let row = match (&self.name, &mut operator) {
             (Some(name), Some(operator)) => match operator.list_subscriptions(Some(name)).await?.pop() {
                 Some(row) => row,
@@ -77,7 +86,7 @@ impl Trial {
             },
             _ => draft(),
         };
-        let (subscription, problem) = Subscription::bind(self.over(row), &check::sinks(config)?);
+        let (subscription, problem) = Subscription::bind(self.over(row), &sinks);
         if let Some(problem) = problem {
             // Without secrets or a way to the destination there is still something to see; without an expression there is not.
             let is_about_events = ["topics", "match", "filter", "transform"].iter().any(|field| problem.starts_with(field));

@@ -10,13 +10,14 @@ use cel::{
     IdedExpr,
     common::{
         ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SourceInfo, operators},
-        types::CelInt,
+        types::{CelInt, CelString},
     },
 };
 use regex::{Regex, RegexBuilder};
 
 use super::{
     Invalid, LONGEST,
+    json::Node,
     meter::{ADD, ENV, FIND, MATCHES, RANGE, WEIGH},
     value::{METER, VARIABLES},
 };
@@ -193,7 +194,15 @@ impl Checker<'_> {
                 self.needs_payload |= name == "payload";
                 Ok(())
             }
-            Expr::Select(select) => self.check(&mut select.operand),
+            Expr::Select(select) if select.test => self.check(&mut select.operand),
+            // `a.b` may also be a name with a dot in it, which the interpreter tries first and we never have.
+            Expr::Select(select) => {
+                self.check(&mut select.operand)?;
+                let operand = std::mem::take(&mut *select.operand);
+                let field = LiteralValue::String(CelString::from(std::mem::take(&mut select.field)));
+                *expression = IdedExpr { id, ..call(operators::INDEX, vec![operand, IdedExpr { id, expr: Expr::Literal(field) }]) };
+                Ok(())
+            }
             Expr::List(list) => list.elements.iter_mut().try_for_each(|element| self.check_copied(element)),
             Expr::Map(map) => map.entries.iter_mut().try_for_each(|entry| match &mut entry.expr {
                 EntryExpr::MapEntry(entry) => {
@@ -325,6 +334,32 @@ impl Checker<'_> {
         }
         Ok(fields)
     }
+}
+
+/// Of `payload.field == literal`, either way round, the field and the literal as [`super::Facts::field`] writes it.
+pub(super) fn equality(part: &IdedExpr) -> Option<(String, String)> {
+    let args = |part: &'_ IdedExpr, name: &str| match &part.expr {
+        Expr::Call(call) if call.func_name == name && call.target.is_none() => <[IdedExpr; 2]>::try_from(call.args.clone()).ok(),
+        _ => None,
+    };
+    let field = |side: &IdedExpr| {
+        let [payload, name] = args(side, operators::INDEX)?;
+        let Expr::Literal(LiteralValue::String(name)) = name.expr else { return None };
+        matches!(&payload.expr, Expr::Ident(variable) if variable == "payload").then(|| name.inner().to_owned())
+    };
+    let literal = |side: &IdedExpr| {
+        let Expr::Literal(literal) = &side.expr else { return None };
+        match literal {
+            LiteralValue::String(text) => Node::Text(text.inner().into()).as_scalar(),
+            LiteralValue::Boolean(value) => Node::Bool(*value.inner()).as_scalar(),
+            LiteralValue::Null => Node::Null.as_scalar(),
+            // As far as it is equal to no double but its own.
+            LiteralValue::Int(int) if int.inner().unsigned_abs() < 1 << 53 => Node::Number(int.inner().to_string().into()).as_scalar(),
+            LiteralValue::Int(_) | LiteralValue::UInt(_) | LiteralValue::Double(_) | LiteralValue::Bytes(_) => None,
+        }
+    };
+    let [left, right] = args(part, operators::EQUALS)?;
+    field(&left).zip(literal(&right)).or_else(|| field(&right).zip(literal(&left)))
 }
 
 /// A list or scalar that is written out: walked, it costs what its text says.

@@ -73,6 +73,20 @@ impl<'t> Node<'t> {
         }
     }
 
+    /// A scalar as a text that is the same for all that are equal to it.
+    pub(crate) fn as_scalar(&self) -> Option<String> {
+        match self {
+            Self::Null => Some("null".to_owned()),
+            Self::Bool(value) => Some(value.to_string()),
+            Self::Number(text) => {
+                let number = Decimal::of(text);
+                Some(format!("{}{}e{}", if number.negative { "-" } else { "" }, number.digits, number.exponent))
+            }
+            Self::Text(text) => Some(format!("\"{text}")),
+            Self::List(_) | Self::Object(_) => None,
+        }
+    }
+
     fn is_container(&self) -> bool {
         matches!(self, Self::List(_) | Self::Object(_))
     }
@@ -90,7 +104,9 @@ impl<'t> Node<'t> {
 
 /// Whether two numbers as JSON writes them have the same value: `1`, `1.0` and `1e0` do.
 pub(crate) fn is_same_number(one: &str, other: &str) -> bool {
-    one == other || Decimal::of(one) == Decimal::of(other)
+    let is_plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    // Most numbers are short and whole, and written in one way only.
+    one == other || (!(is_plain(one) && is_plain(other)) && Decimal::of(one) == Decimal::of(other))
 }
 
 /// A number as its digits without zeros at either end, and where the point stands before the first of them.
@@ -317,9 +333,14 @@ mod tests {
         {
             assert!(is_same_number(one, other), "{one} {other}");
         }
-        for (one, other) in
-            [("1", "-1"), ("1", "10"), ("0.1", "0.01"), ("12345678901234567890123", "12345678901234567890124"), ("1e400", "1e401")]
-        {
+        for (one, other) in [
+            ("1", "-1"),
+            ("1", "10"),
+            ("0.1", "0.01"),
+            ("12345678901234567890123", "12345678901234567890124"),
+            ("7", "70"),
+            ("1e400", "1e401"),
+        ] {
             assert!(!is_same_number(one, other), "{one} {other}");
         }
     }

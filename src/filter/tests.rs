@@ -6,7 +6,7 @@ use chrono::{TimeZone as _, Utc};
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::*;
+use super::{clauses::conjunction, *};
 use crate::event::Event;
 
 fn event(payload: &str) -> Event {

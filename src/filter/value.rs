@@ -51,10 +51,32 @@ impl<'e> Facts<'e> {
         Self { event, node: OnceLock::new(), payload: OnceLock::new(), headers: OnceLock::new() }
     }
 
+    /// What stands in a field of the payload.
+    pub(crate) fn field(&self, name: &str) -> Field {
+        match self.payload().map(|payload| payload.get(name)) {
+            Err(_) => Field::Unreadable,
+            Ok(None) => Field::Missing,
+            Ok(Some(value)) => value.as_scalar().map_or(Field::Compound, Field::Scalar),
+        }
+    }
+
     /// The payload, or why it cannot be read.
     pub(crate) fn payload(&self) -> Result<&Node<'e>, &'static str> {
         self.node.get_or_init(|| Node::parse(&self.event.payload)).as_ref().map_err(|why| *why)
     }
+}
+
+/// What stands in a field of a payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Field {
+    /// Nothing can be said.
+    Unreadable,
+    /// There is no such field, or the payload is no object.
+    Missing,
+    /// A list or an object.
+    Compound,
+    /// A text that is the same for all scalars that are equal.
+    Scalar(String),
 }
 
 /// One evaluation: the event, and how much work is left.

@@ -12,10 +12,8 @@ use std::{
 
 use super::Shared;
 use crate::{
-    event::Event,
-    filter::Facts,
     store::{Error, NewEvent},
-    subscription::{Index, Wanted},
+    subscription::{Index, Judged},
 };
 
 /// Large payloads are read so many at a time, and dropped when they are judged.
@@ -28,28 +26,6 @@ const TURN: Duration = Duration::from_millis(2);
 pub(super) struct Judgements {
     generation: i64,
     known: HashMap<i64, Judged>,
-}
-
-#[derive(Debug, Default)]
-struct Judged {
-    wanted_by: Vec<i64>,
-    /// Subscriptions whose conditions could not be evaluated, and why.
-    failed: Vec<(i64, String)>,
-}
-
-impl Judged {
-    fn of(index: &Index, event: &Event) -> Self {
-        let facts = Facts::new(event);
-        let mut judged = Self::default();
-        for subscription in index.matching(event) {
-            match subscription.judge(&facts) {
-                Wanted::Yes => judged.wanted_by.push(subscription.row.id),
-                Wanted::No(_) => {}
-                Wanted::Failed(why) => judged.failed.push((subscription.row.id, why)),
-            }
-        }
-        judged
-    }
 }
 
 impl Judgements {
@@ -69,9 +45,9 @@ impl Judgements {
         let (read, large): (Vec<&NewEvent>, Vec<&NewEvent>) = events
             .iter()
             .filter(|new| !self.known.contains_key(&new.event.position))
-            .partition(|new| new.payload_read || !index.matching(&new.event).iter().any(|subscription| subscription.needs_payload()));
+            .partition(|new| new.payload_read || !index.asks_for_payload(&new.event));
         for new in read {
-            self.known.insert(new.event.position, Judged::of(index, &new.event));
+            self.known.insert(new.event.position, index.judge(&new.event));
             if turn.elapsed() > TURN {
                 tokio::task::yield_now().await;
                 turn = Instant::now();
@@ -85,7 +61,7 @@ impl Judgements {
             for new in some {
                 let position = new.event.position;
                 // Gone from the log meanwhile: it is judged without a payload, which then cannot be read.
-                self.known.insert(position, Judged::of(index, loaded.get(&position).unwrap_or(&new.event)));
+                self.known.insert(position, index.judge(loaded.get(&position).unwrap_or(&new.event)));
                 tokio::task::yield_now().await;
             }
         }

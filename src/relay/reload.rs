@@ -62,6 +62,9 @@ impl Reload {
                     }
                 }
             }
+            if subscription.is_choosy() {
+                tokio::task::yield_now().await; // thousands of expressions take seconds to compile
+            }
             self.subscriptions.insert(id, Arc::new(subscription));
         }
         let index = Index::new(loaded.generation, self.subscriptions.values().cloned());

@@ -13,6 +13,7 @@ const ROWS: [(&str, usize); 7] = [
     ("latency", 6),
     ("publishers_tax", 4),
     ("fanout", 1),
+    ("matching", 12),
     ("held_transaction", 4),
     ("sinks", SINKS),
 ];

@@ -14,6 +14,7 @@ mod clients; // programs in other languages publish
 mod demo; // everything together, played to its end and interrupted
 mod docs; // the tables and examples of the manual against the code
 mod faults; // what killed, cut off, panicking relays and crashing servers may cost
+mod filters; // match and filters: what they keep away, and what cannot be evaluated
 mod http; // who may ask what at the operator's door
 mod ledger; // the checker of histories finds each kind of defect, and nothing where there is none
 mod migrations; // the schema as one text, its history, and the checks it shares with the relay
@@ -30,6 +31,7 @@ mod sql; // every statement's plan, with lying statistics and with a million row
 mod start; // subscriptions that begin before they were made
 mod support; // what the tests share
 mod tidy; // the rooms, and lists that must equal the code
+mod transforms; // what is sent in place of the payload, and trying it before it is saved
 mod urgent; // priority among what waits
 mod webhook; // the webhook sink against receivers that misbehave
 mod webhook_batch; // several events in one request: gathered, acknowledged in part, repeated alone

@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// Statements that count or list everything, each because a person asked for it.
-const FOR_PEOPLE: [&str; 3] = ["subscription_status", "list_dead_letters", "count_dead_letters"];
+const FOR_PEOPLE: [&str; 4] = ["subscription_status", "list_dead_letters", "count_dead_letters", "recent_events"];
 
 /// With statistics that lie, and with true ones.
 static MEASURED: OnceCell<[(&str, Measured); 2]> = OnceCell::const_new();

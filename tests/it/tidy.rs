@@ -38,7 +38,8 @@ fn code(text: &str) -> String {
 
 fn assert_never(room: &[&str], words: &[&str], why: &str) {
     let all = files("src", ".rs");
-    let within: Vec<_> = all.iter().filter(|(name, _)| room.iter().any(|part| name.starts_with(part))).collect();
+    let within: Vec<_> =
+        all.iter().filter(|(name, _)| !name.ends_with("/tests.rs") && room.iter().any(|part| name.starts_with(part))).collect();
     assert!(within.len() >= room.len(), "each of {room:?} is a room");
     for (name, text) in within {
         for (number, line) in code(text).lines().enumerate() {

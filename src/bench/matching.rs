@@ -1,0 +1,135 @@
+//! Events against many subscriptions of which few want them, in this process and without a database: what each further
+//! subscription that does not match costs.
+
+use std::{sync::Arc, time::Instant};
+
+use serde_json::json;
+
+use super::{
+    Row, per_second,
+    report::{Figure, Report},
+    stage::Stage,
+};
+use crate::{
+    event::Event,
+    sinks::Registry,
+    subscription::{self, Index, Subscription},
+};
+
+const FLOOR: &str = "the same events against 1 subscription";
+/// Of all subscriptions so many want an event.
+const WANT_IT: usize = 3;
+const CROWDS: [usize; 2] = [100, 10_000];
+
+/// What tells the subscriptions apart.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Topic,
+    Organization,
+    Match,
+    Filter,
+    AnyFilter,
+    TopicAndFilter,
+}
+
+impl By {
+    const ALL: [Self; 6] = [Self::Topic, Self::Organization, Self::Match, Self::Filter, Self::TopicAndFilter, Self::AnyFilter];
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Topic => "topics",
+            Self::Organization => "organization",
+            Self::Match => "match",
+            Self::Filter => "a field == …",
+            Self::AnyFilter => "a field in […]",
+            Self::TopicAndFilter => "topics and a filter",
+        }
+    }
+
+    fn subscription(self, number: usize) -> subscription::Row {
+        let has_own_topic = matches!(self, Self::Topic | Self::TopicAndFilter);
+        subscription::Row {
+            id: i64::try_from(number).unwrap_or_default(),
+            name: format!("shop-{number}"),
+            topics: vec![if has_own_topic { format!("shop-{number}.orders.*") } else { "shop.orders.*".to_owned() }],
+            sink: "none".to_owned(),
+            config: json!({}),
+            matching: matches!(self, Self::Match).then(|| format!("{{\"shop\": {number}}}")),
+            filter: match self {
+                Self::Filter => Some(format!("payload.shop == {number} && payload.total > 100")),
+                Self::AnyFilter => Some(format!("payload.shop in [{number}]")),
+                Self::TopicAndFilter => Some("payload.total > 100 && payload.status == \"paid\"".to_owned()),
+                Self::Topic | Self::Organization | Self::Match => None,
+            },
+            transform: None,
+            organization: matches!(self, Self::Organization).then(|| format!("shop-{number}")),
+            keys: None,
+            retry: json!({}),
+            max_in_flight: None,
+            active: true,
+            state: "ok".to_owned(),
+            state_reason: None,
+            starting: false,
+            paused_until: None,
+        }
+    }
+
+    fn event(self, number: usize) -> Event {
+        let has_own_topic = matches!(self, Self::Topic | Self::TopicAndFilter);
+        Event {
+            id: uuid::Uuid::nil(),
+            position: 1,
+            created_at: chrono::DateTime::UNIX_EPOCH,
+            topic: if has_own_topic { format!("shop-{number}.orders.create") } else { "shop.orders.create".to_owned() },
+            key: Some("1001".to_owned()),
+            payload: format!(
+                "{{\"id\": 1001, \"shop\": {number}, \"total\": 4200, \"status\": \"paid\", \"customer\": {{\"name\": \"Ada\", \"city\": \"Bern\"}}, \
+                 \"lines\": [{{\"sku\": \"A-1\", \"count\": 2}}, {{\"sku\": \"B-2\", \"count\": 1}}], \"note\": \"left at the door\"}}"
+            ),
+            headers: "{}".to_owned(),
+            organization: Some(format!("shop-{number}")),
+            source: None,
+            user_id: None,
+            schema_version: None,
+        }
+    }
+}
+
+pub(super) fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
+    let mut figures = Vec::new();
+    for by in By::ALL {
+        for crowd in CROWDS {
+            // A filter that is no equality is evaluated for each of them.
+            let goal = if matches!(by, By::AnyFilter) { "" } else { ">= 0.50" };
+            let mut figure = Figure::new(Row::Matching, format!("{crowd} subscriptions by {}", by.words()), "events/s", goal);
+            let (one, many) = (index(by, 1), index(by, crowd));
+            for _ in 0..stage.sizes.rounds {
+                figure.floor.push(rate(by, &one, stage)?);
+                figure.value.push(rate(by, &many, stage)?);
+            }
+            figures.push(figure);
+        }
+    }
+    Ok(report.print(FLOOR, &figures)?)
+}
+
+/// So many subscriptions; the first few have a double or two, and all of those want the event.
+fn index(by: By, crowd: usize) -> Index {
+    let twins = if crowd == 1 { 0 } else { WANT_IT - 1 };
+    let rows = (0..crowd - twins).map(|number| by.subscription(number));
+    let twins = (0..twins).map(|twin| subscription::Row { id: i64::try_from(crowd + twin).unwrap_or_default(), ..by.subscription(0) });
+    Index::new(1, rows.chain(twins).map(|row| Arc::new(Subscription::bind(row, &Registry::default()).0)))
+}
+
+fn rate(by: By, index: &Index, stage: &Stage) -> anyhow::Result<f64> {
+    let event = by.event(0);
+    let began = Instant::now();
+    let mut judged = 0;
+    let mut wanted = 0;
+    while judged < 16 || began.elapsed() < stage.sizes.match_for {
+        wanted += index.judge(&event).wanted_by.len();
+        judged += 1;
+    }
+    anyhow::ensure!(wanted >= usize::try_from(judged)?, "every event is wanted by somebody");
+    Ok(per_second(judged, began.elapsed()))
+}
