@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, bail};
 use futures_util::StreamExt as _;
 use pgoutbox::{
-    config::{self, Config},
+    config::Config,
     migrate,
     operate::{Error, Operator},
     relay::add_own_sinks,

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-const ROWS: [(&str, usize); 7] = [
+const ROWS: [(&str, usize); 8] = [
     ("webhook_drain", 2),
     ("noop_drain", 2),
     ("latency", 6),
