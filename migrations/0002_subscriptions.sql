@@ -9,6 +9,7 @@ create table outbox.subscriptions (
     match         jsonb,
     filter        text,
     transform     text,
+    schema_version integer,
     organization  text,
     keys          text[],
     ordering      text        not null default 'none',
@@ -27,6 +28,8 @@ comment on table outbox.subscriptions is 'Who wants which events, and where they
 comment on column outbox.subscriptions.match is 'Only events whose payload contains this: payload @> match. Null: all.';
 comment on column outbox.subscriptions.filter is 'Only events for which this CEL expression is true. Null: all.';
 comment on column outbox.subscriptions.transform is 'A CEL expression whose value is sent in place of the payload. Null: the payload itself.';
+comment on column outbox.subscriptions.schema_version is
+    'Payloads in this version: events of a lower one are upcast by the event types, those of a higher one become dead letters. Null: as they are.';
 comment on column outbox.subscriptions.organization is 'Null: events of every organization. Set: only events of this organization.';
 comment on column outbox.subscriptions.state is
     'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (failed for days).';
@@ -58,9 +61,9 @@ declare
 begin
     new.changed := pg_current_xact_id();
     if tg_op = 'UPDATE' then
-        if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
+        if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform, new.schema_version, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
            is not distinct from
-           (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
+           (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform, old.schema_version, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
             return new;  -- only its state: a relay must be able to mark a row as invalid that came past these checks
         end if;
         new.updated_at := now();
@@ -137,6 +140,10 @@ begin
     if new.transform ~ '^[[:space:]]*$' or octet_length(new.transform) > 8192 then
         raise exception using errcode = '22023', message = 'transform: must have 1 to 8192 bytes',
             hint = 'Write a CEL expression such as {"id": payload.id}, or null for the payload as it is.';
+    end if;
+    if new.schema_version < 1 then
+        raise exception using errcode = '22023', message = format('schema_version: %s is less than 1', new.schema_version),
+            hint = 'Use the version of an event type, or null for payloads as they are.';
     end if;
     if octet_length(new.match::text) > 4096 then
         raise exception using errcode = '22023', message = 'match: must have at most 4096 bytes',
@@ -252,7 +259,8 @@ create function outbox.subscribe(
     keys          text[]  default null,
     max_in_flight integer default null,
     match         jsonb   default null,
-    start         text    default 'now'
+    start         text    default 'now',
+    schema_version integer default null
 ) returns bigint
 language plpgsql as $$
 declare
@@ -271,18 +279,19 @@ begin
                 hint = 'For example ''2026-01-31 12:00+00''. It counts only when the subscription is made.';
         end if;
     end if;
-    insert into outbox.subscriptions as existing (name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys, max_in_flight)
+    insert into outbox.subscriptions as existing (name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys, max_in_flight, schema_version)
     values (subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'), subscribe.match, subscribe.filter, subscribe.transform,
-            subscribe.organization, coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys, subscribe.max_in_flight)
+            subscribe.organization, coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys, subscribe.max_in_flight,
+            subscribe.schema_version)
     on conflict on constraint subscriptions_name_key do update
        set topics = excluded.topics, sink = excluded.sink, config = excluded.config, match = excluded.match, filter = excluded.filter,
            transform = excluded.transform, organization = excluded.organization, ordering = excluded.ordering,
-           retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight
+           retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight, schema_version = excluded.schema_version
      where (existing.topics, existing.sink, existing.config, existing.match, existing.filter, existing.transform, existing.organization,
-            existing.ordering, existing.retry, existing.keys, existing.max_in_flight)
+            existing.ordering, existing.retry, existing.keys, existing.max_in_flight, existing.schema_version)
            is distinct from
            (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter, excluded.transform, excluded.organization,
-            excluded.ordering, excluded.retry, excluded.keys, excluded.max_in_flight)
+            excluded.ordering, excluded.retry, excluded.keys, excluded.max_in_flight, excluded.schema_version)
     returning existing.id, existing.xmax = 0 into subscription_id, is_new;
     if is_new and subscribe.start <> 'now' then
         insert into outbox.starts (subscription_id, since) select made.id, made.since from (select subscription_id, since) as made (id, since);

@@ -2,7 +2,7 @@
 --   $1 snapshot of the last load; null: all rows
 select now_seen.snapshot, now_seen.generation, now_seen.ids,
        subscription.id, subscription.name, subscription.topics, subscription.sink, subscription.config, subscription.match::text as match,
-       subscription.filter, subscription.transform, subscription.organization,
+       subscription.filter, subscription.transform, subscription.schema_version, subscription.organization,
        subscription.keys, subscription.retry, subscription.max_in_flight, subscription.active, subscription.state,
        subscription.state_reason,
        exists (select from outbox.starts as start where start.subscription_id = subscription.id) as starting,

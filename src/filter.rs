@@ -178,6 +178,12 @@ impl Transform {
         &self.text
     }
 
+    /// Whether it is `event({…})`, which changes more than the payload.
+    #[must_use]
+    pub fn gives_fields(&self) -> bool {
+        self.compiled.gives_fields
+    }
+
     /// Evaluates it.
     ///
     /// # Errors

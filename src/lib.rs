@@ -46,6 +46,7 @@ pub mod topic;
 pub mod filter;
 pub mod retry;
 pub mod verdict;
+pub mod event_type;
 pub mod subscription;
 pub mod delivery;
 pub mod sinks;

@@ -1,6 +1,8 @@
 //! What an operator asks the database: status, subscriptions, dead letters, publishing. A method per file in `sql/`.
 //! Never prints, and never decides what to do with an answer.
 
+mod event_types;
+
 use std::{future::Future, io, time::Duration};
 
 use chrono::{DateTime, Utc};

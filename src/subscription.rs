@@ -33,6 +33,8 @@ pub struct Row {
     pub filter: Option<String>,
     /// CEL; null: the payload is sent as it is.
     pub transform: Option<String>,
+    /// The version payloads are brought to; null: as they are.
+    pub schema_version: Option<i32>,
     /// Null: every organization.
     pub organization: Option<String>,
     /// Prefixes of keys; null: every key.

@@ -11,7 +11,7 @@ use prometheus_client::{
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
-use crate::{delivery::Delivery, event::Event, sinks::Report, store::Backlog, verdict::Reason};
+use crate::{delivery::Delivery, event::Event, event_type::Cause, sinks::Report, store::Backlog, verdict::Reason};
 
 /// What happened, for whoever waits for it. In every build; costs nothing when nobody listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,11 @@ pub enum Signal {
         event: Uuid,
         /// Name of the subscription.
         subscription: String,
+    },
+    /// A payload does not fit its event type, and is delivered all the same.
+    SchemaWarned {
+        /// The event.
+        event: Uuid,
     },
     /// Due deliveries were leased.
     Claimed {
@@ -97,6 +102,11 @@ struct SubscriptionLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabels {
+    cause: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SinkLabels {
     sink: &'static str,
 }
@@ -137,6 +147,8 @@ metrics! {
     deliveries_routed: Counter = "pgoutbox_deliveries_routed", Counter::default();
     /// Events that a subscription was not sent because its match or filter could not be evaluated.
     filter_errors: Family<SubscriptionLabels, Counter> = "pgoutbox_filter_errors", Family::default();
+    /// Deliveries whose payload an event type only warns of: it does not fit, is unreadable, or the type is invalid.
+    schema_warnings: Family<CauseLabels, Counter> = "pgoutbox_schema_warnings", Family::default();
     /// Deliveries claimed after waiting: retries, backlog, expired leases.
     deliveries_claimed: Counter = "pgoutbox_deliveries_claimed", Counter::default();
     /// Claimed deliveries whose earlier claim had ended without a verdict: a relay died or was cut off.
@@ -256,6 +268,22 @@ impl Telemetry {
             tracing::debug!(event.id = %event.id, subscription, why, "a filter could not be evaluated: no match");
         }
         self.signal(|| Signal::FilterFailed { event: event.id, subscription: subscription.to_owned() });
+    }
+
+    /// Every one is counted; told is the first of a while.
+    pub(crate) fn schema_warned(&self, event: &Event, cause: Cause, why: &str, is_news: bool) {
+        self.metrics.schema_warnings.get_or_create(&CauseLabels { cause: cause.code() }).inc();
+        if is_news {
+            tracing::warn!(event.id = %event.id, cause = cause.code(), why, "a payload does not fit its event type; delivering it");
+        }
+        self.signal(|| Signal::SchemaWarned { event: event.id });
+    }
+
+    pub(crate) fn event_type_judged(&self, topic: &str, version: i32, problem: Option<&str>) {
+        match problem {
+            Some(problem) => tracing::error!(topic, version, problem, "an event type cannot be used until it is mended"),
+            None => tracing::info!(topic, version, "event type is usable again"),
+        }
     }
 
     pub(crate) fn claimed(&self, deliveries: usize, expired: usize) {

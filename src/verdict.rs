@@ -69,6 +69,10 @@ reasons! {
     NotAcknowledged = "not_acknowledged",
     /// the subscription's transform cannot be evaluated for this event, or gives what JSON cannot hold
     TransformFailed = "transform_failed",
+    /// the payload does not fit the schema of its event type, whose mode is reject
+    SchemaMismatch = "schema_mismatch",
+    /// the payload cannot be brought to the version the subscription wants: no upcast, one that fails, or a higher version
+    UpcastFailed = "upcast_failed",
     /// a SQL function raised an error
     FunctionFailed = "function_failed",
     /// a handler returned an error

@@ -70,6 +70,7 @@ impl By {
             state: "ok".to_owned(),
             state_reason: None,
             starting: false,
+            schema_version: None,
             paused_until: None,
         }
     }

@@ -57,6 +57,7 @@ struct Wanted {
     retry: Value,
     keys: Option<Vec<String>>,
     max_in_flight: Option<i32>,
+    schema_version: Option<i32>,
     /// Counts only when it is made.
     start: Option<String>,
 }
@@ -163,6 +164,7 @@ fn of_row(row: &Row) -> Vec<(&'static str, Value)> {
         ("keys", json!(row.keys)),
         ("retry", row.retry.clone()),
         ("max_in_flight", json!(row.max_in_flight)),
+        ("schema_version", json!(row.schema_version)),
     ]
 }
 
@@ -179,6 +181,7 @@ fn of_file(new: &Wanted) -> Vec<(&'static str, Value)> {
         ("keys", json!(new.keys)),
         ("retry", new.retry.clone()),
         ("max_in_flight", json!(new.max_in_flight)),
+        ("schema_version", json!(new.schema_version)),
     ]
 }
 
@@ -235,6 +238,7 @@ fn statement(row: &Row) -> String {
     add("keys", row.keys.as_deref().map(list));
     add("retry", (!is_empty(&row.retry)).then(|| quoted(&row.retry.to_string())));
     add("max_in_flight", row.max_in_flight.map(|limit| limit.to_string()));
+    add("schema_version", row.schema_version.map(|version| version.to_string()));
     let pause = if row.active { String::new() } else { format!("select outbox.pause({});\n", quoted(&row.name)) };
     format!("select outbox.subscribe(\n    {}\n);\n{pause}", arguments.join(",\n    "))
 }

@@ -13,6 +13,7 @@ mod run;
 mod status;
 mod subscriptions;
 mod trial;
+mod types;
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -84,6 +85,9 @@ enum Command {
     /// List, show, test, pause, resume and remove subscriptions. They are created with outbox.subscribe(…) in SQL.
     #[command(subcommand)]
     Subscriptions(subscriptions::Subscriptions),
+    /// List, write and check event types: what payloads look like, by topic and version.
+    #[command(subcommand)]
+    Types(types::EventTypes),
     /// List, show, redrive and discard deliveries that were given up.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
@@ -131,6 +135,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Inbox { sql: _ } => print::raw(pgoutbox::sinks::postgres::INBOX)?,
         Command::Receive(options) => return options.execute(&sources()).await,
         Command::Subscriptions(command) => return command.execute(config).await,
+        Command::Types(command) => return command.execute(&config()?).await,
         Command::DeadLetters(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Healthcheck => return check::healthcheck(&config()?).await,
         Command::Explain { code } => check::explain(code.as_deref())?,

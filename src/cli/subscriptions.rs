@@ -126,6 +126,7 @@ fn object(row: &Row) -> Value {
         "match": row.matching.as_deref().and_then(|text| RawValue::from_string(text.to_owned()).ok()),
         "filter": row.filter,
         "transform": row.transform,
+        "schema_version": row.schema_version,
         "organization": row.organization,
         "keys": row.keys,
         "retry": row.retry,

@@ -8,6 +8,7 @@ use pgoutbox::{
     Event,
     config::{self, Config},
     delivery::Delivery,
+    event_type::{EventType, Types},
     subscription::{Condition, Row, Subscription, Wanted},
 };
 use serde::Deserialize;
@@ -104,10 +105,15 @@ impl Trial {
         if events.is_empty() {
             eprintln!("the log is empty: publish an event, or give one with --event FILE");
         }
+        let types = match &mut operator {
+            Some(operator) => operator.list_event_types().await?,
+            None => Vec::new(),
+        };
+        let types = Types::new(types.into_iter().map(|row| Arc::new(EventType::read(row))));
         let subscription = Arc::new(subscription);
         let mut all_good = true;
         for event in events {
-            all_good &= self.show(&subscription, event)?;
+            all_good &= self.show(&subscription, &types, event)?;
         }
         Ok(if all_good { Exit::Done } else { Exit::Failed })
     }
@@ -123,10 +129,12 @@ impl Trial {
     }
 
     /// Prints what becomes of one event. Returns whether everything could be evaluated.
-    fn show(&self, subscription: &Arc<Subscription>, event: Event) -> anyhow::Result<bool> {
+    fn show(&self, subscription: &Arc<Subscription>, types: &Types, event: Event) -> anyhow::Result<bool> {
         let wanted = subscription.explain(&event);
-        let delivery = delivery(subscription.clone(), event);
-        let outgoing = matches!(wanted, Wanted::Yes).then(|| delivery.outgoing());
+        let mut delivery = delivery(subscription.clone(), event);
+        let prepared = types.prepare(&delivery.event, subscription.row.schema_version, &mut Vec::new());
+        let refused = prepared.map(|event| delivery.event = event).err().map(|refusal| refusal.why);
+        let outgoing = matches!(wanted, Wanted::Yes).then(|| refused.map_or_else(|| delivery.outgoing(), Err));
         let (sent, failed) = match &outgoing {
             Some(Ok(outgoing)) => match subscription.outlet.preview(outgoing) {
                 Some(Ok(body)) => (Some(body), None),
@@ -177,6 +185,7 @@ fn draft() -> Row {
         matching: None,
         filter: None,
         transform: None,
+        schema_version: None,
         organization: None,
         keys: None,
         retry: json!({}),

@@ -134,6 +134,8 @@ pub(super) fn speaks_of_the_destination(outcome: &Outcome) -> Option<bool> {
             | Reason::Unroutable
             | Reason::Refused
             | Reason::TransformFailed
+            | Reason::SchemaMismatch
+            | Reason::UpcastFailed
             | Reason::FunctionFailed
             | Reason::HandlerFailed
             | Reason::PayloadUnusable

@@ -17,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Shared,
     breaker::speaks_of_the_destination,
+    conform,
     lanes::{Flight, Lanes},
     permits::Permit,
 };
@@ -180,18 +181,17 @@ impl Deliver {
         let now = self.shared.clock.now();
         let mut deliveries = Vec::with_capacity(flights.len());
         let mut permits = Vec::with_capacity(flights.len());
-        // What a transform makes of them is sent in their place.
+        // What an upcast or a transform makes of them is sent in their place.
         let mut transformed = Vec::new();
         for (mut flight, given) in flights.into_iter().zip(given) {
             flight.delivery.attempted_at = now;
             match self.before(&flight.delivery, given) {
                 Some((report, counts)) => self.land(flight, report, Duration::ZERO, counts, true).await,
                 None => {
-                    match flight.delivery.outgoing() {
+                    match conform::outgoing(&self.shared, &flight.delivery) {
                         Ok(Cow::Borrowed(_)) => {}
                         Ok(Cow::Owned(outgoing)) => transformed.push(outgoing),
-                        Err(why) => {
-                            let report = Report::from(Outcome::Rejected { reason: Reason::TransformFailed }).saying(why);
+                        Err(report) => {
                             self.land(flight, report, Duration::ZERO, true, true).await;
                             continue;
                         }

@@ -19,6 +19,7 @@ pub(crate) mod await_work;
 mod breaker;
 mod claim;
 mod clock;
+mod conform;
 mod deliver;
 mod judge;
 mod lanes;
@@ -244,6 +245,7 @@ impl Builder {
             leases: leases::Leases::default(),
             tallies: settle::Tallies::default(),
             filter_errors: judge::FilterErrors::default(),
+            types_told: conform::Told::default(),
             index: ArcSwap::from_pointee(Index::default()),
             starts: tokio::sync::Notify::new(),
             draining: AtomicBool::new(false),
@@ -306,6 +308,7 @@ struct Shared {
     leases: leases::Leases,
     tallies: settle::Tallies,
     filter_errors: judge::FilterErrors,
+    types_told: conform::Told,
     index: ArcSwap<Index>,
     /// Rings when there may be past events to work through.
     starts: tokio::sync::Notify,

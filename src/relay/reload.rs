@@ -8,6 +8,7 @@ use std::{
 
 use super::Shared;
 use crate::{
+    event_type::{EventType, Types},
     store::Error,
     subscription::{Index, Subscription},
 };
@@ -20,11 +21,12 @@ pub(super) struct Reload {
     subscriptions: BTreeMap<i64, Arc<Subscription>>,
     /// Those this relay cannot use, and why.
     invalid: HashMap<i64, String>,
+    types: BTreeMap<i64, Arc<EventType>>,
 }
 
 impl Reload {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, snapshot: None, subscriptions: BTreeMap::new(), invalid: HashMap::new() }
+        Self { shared, snapshot: None, subscriptions: BTreeMap::new(), invalid: HashMap::new(), types: BTreeMap::new() }
     }
 
     /// Brings the index up to date.
@@ -34,6 +36,8 @@ impl Reload {
     pub(super) async fn load(&mut self) -> Result<(), Error> {
         let shared = self.shared.clone();
         let loaded = shared.store.load_subscriptions(self.snapshot.as_deref()).await?;
+        // After the generation was read: a type that changes in between moves it again.
+        let types = self.load_types().await?;
         let ids: HashSet<i64> = loaded.ids.into_iter().collect();
         for deleted in self.subscriptions.keys().filter(|id| !ids.contains(id)) {
             shared.agenda.orphan(*deleted);
@@ -67,7 +71,7 @@ impl Reload {
             }
             self.subscriptions.insert(id, Arc::new(subscription));
         }
-        let index = Index::new(loaded.generation, self.subscriptions.values().cloned());
+        let index = Index::new(loaded.generation, self.subscriptions.values().cloned()).with_types(types);
         shared.permits.share_among(index.sendable());
         shared.telemetry.reloaded(loaded.generation, self.subscriptions.len(), self.invalid.len());
         let destinations: HashSet<Arc<str>> = index.iter().filter_map(|subscription| subscription.outlet.destination().cloned()).collect();
@@ -84,5 +88,24 @@ impl Reload {
             }
         }
         Ok(())
+    }
+
+    /// Reads the types that changed, and says of those that cannot be used why.
+    async fn load_types(&mut self) -> Result<Arc<Types>, Error> {
+        let shared = self.shared.clone();
+        let loaded = shared.store.load_event_types(self.snapshot.as_deref()).await?;
+        let ids: HashSet<i64> = loaded.ids.into_iter().collect();
+        self.types.retain(|id, _| ids.contains(id));
+        shared.types_told.keep_only(|id| ids.contains(&id));
+        for row in loaded.rows {
+            // Compiling takes a while: other tasks go on meanwhile. It does not panic, and is not cancelled.
+            let Ok(read) = tokio::task::spawn_blocking(move || Arc::new(EventType::read(row))).await else { continue };
+            let problem = read.problem();
+            if problem != read.row.state_reason && shared.store.judge_event_type(&read.row, problem.as_deref()).await? {
+                shared.telemetry.event_type_judged(&read.row.topic, read.row.version, problem.as_deref());
+            }
+            self.types.insert(read.row.id, read);
+        }
+        Ok(Arc::new(Types::new(self.types.values().cloned())))
     }
 }

@@ -3,6 +3,7 @@
 mod connection;
 mod deliveries;
 mod error;
+mod event_types;
 mod functions;
 mod relays;
 mod routing;
@@ -12,6 +13,7 @@ mod subscriptions;
 pub use connection::{ConnectionSettings, Store, settings};
 pub use deliveries::{AttemptRow, Backlog, Batch, Claim, Claimed, DeadRow, DueSubscription};
 pub use error::{Error, Kind};
+pub use event_types::LoadedTypes;
 pub use functions::{CallError, Called, Functions};
 pub use relays::{RelayReport, SubscriptionReport};
 pub use routing::{Advance, Cursor, NewDelivery, NewEvent, Read};

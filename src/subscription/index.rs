@@ -8,6 +8,7 @@ use std::{
 use super::{Subscription, Wanted};
 use crate::{
     event::Event,
+    event_type::Types,
     filter::{Facts, Field},
     topic::Trie,
 };
@@ -40,6 +41,7 @@ pub struct Index {
     in_by_value: Shelf,
     /// Some have the same filter: it is then evaluated once for all.
     has_twins: bool,
+    types: Arc<Types>,
 }
 
 /// Subscriptions that want a certain scalar in one field.
@@ -178,6 +180,19 @@ impl Index {
         self.needs_payload
     }
 
+    /// With these event types.
+    #[must_use]
+    pub fn with_types(mut self, types: Arc<Types>) -> Self {
+        self.types = types;
+        self
+    }
+
+    /// What payloads look like.
+    #[must_use]
+    pub fn types(&self) -> &Types {
+        &self.types
+    }
+
     /// Those that want events from before they were made, and had not all of them when they were loaded.
     pub fn starting(&self) -> impl Iterator<Item = i64> + '_ {
         self.starting.iter().copied()
@@ -227,6 +242,7 @@ mod tests {
             state: "ok".to_owned(),
             state_reason: None,
             starting: false,
+            schema_version: None,
             paused_until: None,
         };
         Arc::new(Subscription::bind(row, &Registry::default()).0)

@@ -42,7 +42,7 @@ async fn what_export_prints_makes_the_same_subscriptions_again() {
             r#"select outbox.subscribe('plain', array['a.**', 'b.*'], 'stdout');
                select outbox.subscribe('rich', array['o''clock.*'], 'webhook', '{"url": "https://example.com/it''s", "headers": {"x": "\\\"q\""}}',
                    filter => 'payload.note == "it''s \\d"', transform => '{"a": payload}', match => '{"n": 1e400}', organization => 'acme',
-                   keys => array['k''1'], retry => '{"max_attempts": 3}', max_in_flight => 7);
+                   keys => array['k''1'], retry => '{"max_attempts": 3}', max_in_flight => 7, schema_version => 2);
                select outbox.pause('rich')"#,
         )
         .await

@@ -43,6 +43,7 @@ fn help_lists_every_command_and_every_exit_code() {
         "publish",
         "receive",
         "subscriptions",
+        "types",
         "dead-letters",
         "bench",
         "healthcheck",
@@ -58,6 +59,7 @@ fn help_lists_every_command_and_every_exit_code() {
     }
     for (group, commands) in [
         ("subscriptions", ["list", "show", "pause", "resume", "remove"].as_slice()),
+        ("types", &["list", "add", "check"]),
         ("dead-letters", &["list", "show", "redrive", "discard"]),
     ] {
         let help = text(&pgoutbox(&[group, "--help"], &[]).stdout);

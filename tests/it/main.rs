@@ -13,6 +13,7 @@ mod cli; // help, exit codes, what goes to which stream
 mod clients; // programs in other languages publish
 mod demo; // everything together, played to its end and interrupted
 mod docs; // the tables and examples of the manual against the code
+mod event_types; // payloads that do not fit, versions, and what a bad schema may cost
 mod faults; // what killed, cut off, panicking relays and crashing servers may cost
 mod filters; // match and filters: what they keep away, and what cannot be evaluated
 mod http; // who may ask what at the operator's door

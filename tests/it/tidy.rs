@@ -97,7 +97,7 @@ fn the_pure_rooms_are_pure() {
     let words =
         [".await", "async ", "tracing::", "println!", "Instant::now", "SystemTime", "Utc::now", "rand::", "sqlx", "std::env", "std::fs"];
     assert_never(
-        &["src/topic.rs", "src/filter.rs", "src/filter/", "src/retry.rs", "src/verdict.rs", "src/duration.rs"],
+        &["src/topic.rs", "src/filter.rs", "src/filter/", "src/event_type/schema.rs", "src/retry.rs", "src/verdict.rs", "src/duration.rs"],
         &words,
         "they touch their arguments and nothing else",
     );

@@ -58,6 +58,7 @@ fn delivery(registry: &Registry, config: Value, payload: &str) -> Delivery {
         matching: None,
         filter: None,
         transform: None,
+        schema_version: None,
         organization: None,
         keys: None,
         retry: json!({}),

@@ -57,6 +57,7 @@ pub(crate) fn deliveries_of(registry: &Registry, sink: &str, config: Value, payl
         matching: None,
         filter: None,
         transform: None,
+        schema_version: None,
         retry: json!({}),
         max_in_flight: None,
         active: true,

@@ -49,8 +49,9 @@ pub(crate) fn statements() -> Vec<Statement> {
 impl Statement {
     /// Asked by people through `operate.rs`, not by a running relay.
     pub(crate) fn is_an_operators(&self) -> bool {
-        let source = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/operate.rs")).unwrap();
-        source.contains(&format!("\"{}\"", self.name))
+        let read = |file| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        let [name, path] = [format!("\"{}\"", self.name), format!("/{}.sql\"", self.name)];
+        read("src/operate.rs").contains(&name) || read("src/operate/event_types.rs").contains(&path)
     }
 
     fn parameters(&self) -> usize {

@@ -42,6 +42,7 @@ fn delivery(event: Event) -> Delivery {
         matching: None,
         filter: None,
         transform: None,
+        schema_version: None,
         retry: json!({}),
         max_in_flight: None,
         active: true,

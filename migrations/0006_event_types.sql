@@ -1,0 +1,121 @@
+-- What payloads look like: a JSON Schema for each topic pattern and version, and how a payload becomes one of the next version.
+
+create table outbox.event_types (
+    id           bigint      generated always as identity primary key,
+    topic        text        not null,
+    version      integer     not null default 1,
+    schema       jsonb       not null default 'true',
+    mode         text        not null default 'reject',
+    description  text,
+    upcast       text,
+    state_reason text,
+    created_at   timestamptz not null default now(),
+    updated_at   timestamptz not null default now(),
+    changed      xid8        not null default pg_current_xact_id(),  -- last transaction that touched what it says; relays reload by it
+    unique (topic, version)
+);
+comment on table outbox.event_types is 'What the payloads of a topic pattern look like, by version; checked when an event is delivered.';
+comment on column outbox.event_types.topic is 'A topic pattern: the type is that of every event whose topic matches and whose schema_version is this version.';
+comment on column outbox.event_types.version is 'Compared with the schema_version of an event, whose null is 1.';
+comment on column outbox.event_types.schema is 'A JSON Schema. true: anything, and payloads are not even read.';
+comment on column outbox.event_types.mode is 'reject: an event that does not fit becomes a dead letter; warn: it is delivered and counted.';
+comment on column outbox.event_types.upcast is 'A CEL expression whose value is the payload of the next version. Null: there is no way to it.';
+comment on column outbox.event_types.state_reason is
+    'Why a relay cannot use the schema or the upcast; such a schema rejects nothing. Null: it can, or none has looked yet.';
+
+-- Refuse what the database can judge, naming the field and the mend. What only a relay can judge is told in state_reason.
+create function outbox.check_event_type() returns trigger
+language plpgsql as $$
+begin
+    if tg_op = 'UPDATE' then
+        if (new.topic, new.version, new.schema, new.mode, new.description, new.upcast)
+           is not distinct from (old.topic, old.version, old.schema, old.mode, old.description, old.upcast) then
+            return new;  -- only what a relay says of it
+        end if;
+        new.updated_at := now();
+        new.state_reason := null;  -- mended, as far as we know; a relay judges again
+    end if;
+    new.changed := pg_current_xact_id();
+
+    if new.topic is null or not outbox.topic_pattern_is_valid(new.topic) then
+        raise exception using errcode = '22023', message = format('topic: %L is not a topic pattern', new.topic),
+            hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star stands at the end of its segment.';
+    end if;
+    if new.version is null or new.version < 1 then
+        raise exception using errcode = '22023', message = format('version: %s is less than 1', coalesce(new.version::text, 'null')),
+            hint = 'Versions are 1, 2, 3 and so on; an event without schema_version has version 1.';
+    end if;
+    if new.schema is null or jsonb_typeof(new.schema) not in ('object', 'boolean') then
+        raise exception using errcode = '22023', message = format('schema: must be a JSON object, true or false, not %s', coalesce(jsonb_typeof(new.schema), 'null')),
+            hint = 'Write a JSON Schema such as {"type": "object", "required": ["id"]}, or true for anything.';
+    end if;
+    if octet_length(new.schema::text) > 65536 then
+        raise exception using errcode = '22023', message = 'schema: must have at most 65536 bytes',
+            hint = 'Leave out descriptions and examples, or describe parts of the payload as anything.';
+    end if;
+    if new.mode is null or new.mode not in ('reject', 'warn') then
+        raise exception using errcode = '22023', message = format('mode: %L is not a mode', new.mode),
+            hint = 'Use ''reject'' (an event that does not fit becomes a dead letter) or ''warn'' (it is delivered and counted).';
+    end if;
+    -- Whether it is CEL only a relay can say; `pgoutbox types add` says it before it is saved.
+    if new.upcast ~ '^[[:space:]]*$' or octet_length(new.upcast) > 8192 then
+        raise exception using errcode = '22023', message = 'upcast: must have 1 to 8192 bytes',
+            hint = 'Write a CEL expression such as {"id": payload.id, "currency": "EUR"}, or null.';
+    end if;
+    return new;
+end;
+$$;
+
+create trigger check_event_type before insert or update on outbox.event_types
+    for each row execute function outbox.check_event_type();
+
+-- Relays follow as they follow subscriptions. What they say themselves (state_reason) moves nothing.
+create constraint trigger bump_generation
+    after insert or delete or update of topic, version, schema, mode, description, upcast on outbox.event_types
+    deferrable initially deferred for each row execute function outbox.bump_generation();
+
+create trigger ring_event_types
+    after insert or delete or update of topic, version, schema, mode, description, upcast on outbox.event_types
+    for each statement execute function outbox.ring_subscriptions();
+
+create function outbox.event_type(
+    topic       text,
+    version     integer default 1,
+    schema      jsonb   default 'true',
+    mode        text    default 'reject',
+    description text    default null,
+    upcast      text    default null
+) returns bigint
+language plpgsql as $$
+declare
+    type_id bigint;
+begin
+    insert into outbox.event_types as existing (topic, version, schema, mode, description, upcast)
+    values (event_type.topic, coalesce(event_type.version, 1), coalesce(event_type.schema, 'true'), coalesce(event_type.mode, 'reject'),
+            event_type.description, event_type.upcast)
+    on conflict on constraint event_types_topic_version_key do update
+       set schema = excluded.schema, mode = excluded.mode, description = excluded.description, upcast = excluded.upcast
+     where (existing.schema, existing.mode, existing.description, existing.upcast)
+           is distinct from (excluded.schema, excluded.mode, excluded.description, excluded.upcast)
+    returning existing.id into type_id;
+    if type_id is null then  -- it was there already, and the same
+        select existing.id into type_id from outbox.event_types as existing
+         where existing.topic = event_type.topic and existing.version = coalesce(event_type.version, 1);
+    end if;
+    return type_id;
+end;
+$$;
+comment on function outbox.event_type is
+    'Create or change the type of a topic pattern and version; the same call twice changes nothing. Returns its id.';
+
+create function outbox.drop_event_type(topic text, version integer default 1) returns boolean
+language plpgsql as $$
+begin
+    delete from outbox.event_types as existing where existing.topic = drop_event_type.topic and existing.version = drop_event_type.version;
+    return found;
+end;
+$$;
+comment on function outbox.drop_event_type is 'Delete an event type: its events are no longer checked. Returns whether it was there.';
+
+revoke execute on all functions in schema outbox from public;
+select outbox.grant_roles();

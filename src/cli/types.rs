@@ -1,0 +1,196 @@
+//! `types`: what payloads look like, and whether those of the log do.
+
+use std::{io::Read as _, path::PathBuf, sync::Arc};
+
+use anyhow::{Context as _, bail};
+use pgoutbox::{
+    Event,
+    config::Config,
+    event_type::{self, EventType, LARGEST, Row, Types},
+    topic::Pattern,
+};
+use serde_json::{Value, json, value::RawValue};
+
+use super::{Misuse, print};
+use crate::Exit;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum EventTypes {
+    /// List all of them.
+    List {
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write one; its schema and upcast are tried first, here.
+    Add(Add),
+    /// Try all types, and the last events of the log against them: exit code 1 when anything does not fit.
+    Check(Check),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Add {
+    /// A topic pattern, such as shop.orders.*
+    topic: String,
+    /// Of the payload; an event without one has version 1.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
+    version: i32,
+    /// A file with a JSON Schema; - reads standard input. Without it anything fits.
+    #[arg(long, value_name = "FILE")]
+    schema: Option<PathBuf>,
+    /// What becomes of an event that does not fit: a dead letter, or it is delivered and counted.
+    #[arg(long, default_value = "reject", value_parser = ["reject", "warn"])]
+    mode: String,
+    /// For people.
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// A CEL expression whose value is the payload of the next version.
+    #[arg(long, value_name = "CEL")]
+    upcast: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    /// Only events whose topic matches this pattern.
+    topic: Option<String>,
+    /// So many of the newest events of the log are looked at.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=1000))]
+    last: i64,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+impl EventTypes {
+    pub(super) async fn execute(self, config: &Config) -> anyhow::Result<Exit> {
+        match self {
+            Self::List { json } => list(&super::connect(config).await?.list_event_types().await?, json)?,
+            Self::Add(add) => return add.execute(config).await,
+            Self::Check(check) => return check.execute(config).await,
+        }
+        Ok(Exit::Done)
+    }
+}
+
+impl Add {
+    async fn execute(self, config: &Config) -> anyhow::Result<Exit> {
+        let row = Row {
+            id: 0,
+            topic: self.topic,
+            version: self.version,
+            schema: self.schema.as_ref().map(read).transpose()?.unwrap_or_else(|| "true".to_owned()),
+            mode: self.mode,
+            description: self.description,
+            upcast: self.upcast,
+            state_reason: None,
+        };
+        if let Some(problem) = EventType::read(row.clone()).problem() {
+            eprintln!("pgoutbox: {problem}");
+            return Ok(Exit::Failed);
+        }
+        super::connect(config).await?.set_event_type(&row).await?;
+        eprintln!("{} version {} written", row.topic, row.version);
+        Ok(Exit::Done)
+    }
+}
+
+fn read(path: &PathBuf) -> anyhow::Result<String> {
+    let reading = || format!("reading the schema from {}", path.display());
+    let file: Box<dyn std::io::Read> =
+        if path.as_os_str() == "-" { Box::new(std::io::stdin()) } else { Box::new(std::fs::File::open(path).with_context(reading)?) };
+    let mut text = String::new();
+    // Spaces do not count: PostgreSQL leaves them out.
+    file.take(4 * LARGEST as u64 + 1).read_to_string(&mut text).with_context(reading)?;
+    if text.len() > 4 * LARGEST {
+        bail!("{}: it is larger than 256 KiB", reading());
+    }
+    let value: Value = serde_json::from_str(&text).map_err(|error| Misuse(format!("{}: {error}", reading())))?;
+    Ok(value.to_string())
+}
+
+fn list(rows: &[Row], json: bool) -> anyhow::Result<()> {
+    if json {
+        return Ok(print::json(rows.iter().map(object))?);
+    }
+    if rows.is_empty() {
+        eprintln!("no event types yet: write one with `pgoutbox types add` or outbox.event_type(…)");
+    }
+    let cells = |row: &Row| {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        [row.topic.clone(), row.version.to_string(), row.mode.clone(), text(&row.upcast), text(&row.description), text(&row.state_reason)]
+    };
+    let names = ["TOPIC", "VERSION", "MODE", "UPCAST", "DESCRIPTION", "PROBLEM"];
+    Ok(print::table(names, &rows.iter().map(cells).collect::<Vec<_>>())?)
+}
+
+/// The columns of the table, under their names.
+fn object(row: &Row) -> Value {
+    json!({
+        "id": row.id,
+        "topic": row.topic,
+        "version": row.version,
+        "schema": RawValue::from_string(row.schema.clone()).ok(),
+        "mode": row.mode,
+        "description": row.description,
+        "upcast": row.upcast,
+        "state_reason": row.state_reason,
+    })
+}
+
+impl Check {
+    async fn execute(self, config: &Config) -> anyhow::Result<Exit> {
+        let pattern = self.topic.as_deref().map(Pattern::parse).transpose().map_err(|error| Misuse(error.to_string()))?;
+        let operator = &mut super::connect(config).await?;
+        let all: Vec<_> = operator.list_event_types().await?.into_iter().map(|row| Arc::new(EventType::read(row))).collect();
+        let mut failures = 0;
+        for one in &all {
+            if let Some(problem) = one.problem() {
+                failures += 1;
+                self.tell("type", None, &format!("event type {} version {}: {problem}", one.row.topic, one.row.version))?;
+            }
+        }
+        let types = Types::new(all);
+        let mut looked_at = 0;
+        for event in operator.recent_events(self.last).await? {
+            if pattern.as_ref().is_none_or(|pattern| pattern.matches(&event.topic)) {
+                looked_at += 1;
+                failures += self.check(&types, event)?;
+            }
+        }
+        eprintln!("{}, {}, {}", counted(types.iter().count(), "event type"), counted(looked_at, "event"), counted(failures, "failure"));
+        Ok(if failures == 0 { Exit::Done } else { Exit::Failed })
+    }
+
+    /// As it is, and upcast as far as there is a way. Returns how much of it failed.
+    fn check(&self, types: &Types, event: Event) -> anyhow::Result<usize> {
+        let newest = types.newest(&event);
+        let wanted = (newest != event_type::version(&event)).then_some(newest);
+        let event = Arc::new(event);
+        let mut warnings = Vec::new();
+        let refused = types.prepare(&event, wanted, &mut warnings).err();
+        let mut failures = 0;
+        // That a type cannot be used was said once.
+        for warning in warnings.into_iter().filter(|warning| warning.cause != event_type::Cause::InvalidType) {
+            failures += 1;
+            self.tell("warn", Some(&event), &warning.why)?;
+        }
+        if let Some(refusal) = refused {
+            failures += 1;
+            self.tell(refusal.reason.code(), Some(&event), &refusal.why)?;
+        }
+        Ok(failures)
+    }
+
+    fn tell(&self, what: &str, event: Option<&Event>, why: &str) -> anyhow::Result<()> {
+        if self.json {
+            let (id, topic) = (event.map(|event| event.id), event.map(|event| &event.topic));
+            return Ok(print::json([json!({ "failure": what, "event": id, "topic": topic, "why": why })])?);
+        }
+        let event = event.map(|event| format!("{}  {}  ", event.id, event.topic)).unwrap_or_default();
+        Ok(print::line(&format!("{what:<15}  {}", print::harmless(&format!("{event}{why}"))))?)
+    }
+}
+
+fn counted(count: usize, one: &str) -> String {
+    print::counted(i64::try_from(count).unwrap_or(i64::MAX), one)
+}
