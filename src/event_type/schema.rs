@@ -78,7 +78,8 @@ impl Schema {
         let Some(validator) = &self.validator else { return Ok(()) };
         let value = payload.value().as_ref().map_err(|why| Unfit::Unreadable(why.clone()))?;
         let look = || if validator.is_valid(value) { Ok(()) } else { Err(Unfit::Mismatch(places(validator.iter_errors(value)))) };
-        let stack = self.parts.saturating_mul(payload.depth() + 1).saturating_mul(STACK_FOR_ONE);
+        let levels = if self.parts == 0 { 0 } else { payload.depth() + 1 };
+        let stack = self.parts.saturating_mul(levels).saturating_mul(STACK_FOR_ONE);
         let looked = if stack <= SMALL_STACK {
             // A panic would be a bug of the crate, and must cost this event only.
             catch_unwind(AssertUnwindSafe(look)).ok()
