@@ -194,8 +194,8 @@ impl Types {
         found
     }
 
-    /// The event as it is delivered to who wants this version of it, its payload checked: the event itself where nothing had to
-    /// be done. After upcasting, the types of the new version look at it too; those in between do not.
+    /// The event as it is delivered to who wants this version of it, its payload checked: the event itself where no
+    /// version is wanted, another one wherever one is. After upcasting, the types of the new version look at it too; those in between do not.
     ///
     /// # Errors
     /// Why it cannot be delivered.

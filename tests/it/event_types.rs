@@ -162,7 +162,6 @@ async fn old_payloads_reach_who_wants_a_version_as_that_version() {
         .await;
     let recorder = Recorder::new();
     let relay = RelayBox::start(&database, &recorder).await;
-    // In one transaction, so that they meet in batches: some upcast, some as they are.
     database
         .execute(
             r#"select outbox.publish('shop.a', '{"id": 1}'),
