@@ -207,6 +207,34 @@ async fn old_payloads_reach_who_wants_a_version_as_that_version() {
     database.drop().await;
 }
 
+/// Deliveries that need an upcast and deliveries that do not, to a sink that takes several at once.
+#[tokio::test]
+async fn a_batch_of_mixed_versions_arrives_whole() {
+    let database = Database::new().await;
+    database
+        .execute(
+            r#"create schema shop; create table shop.seen (version int, payload jsonb);
+               create function shop.see(event jsonb) returns void language sql security definer as
+                   'insert into shop.seen values ((event ->> ''schema_version'')::int, event -> ''payload'')';
+               select outbox.event_type('**', 1, upcast => '{"number": payload.id}');
+               select outbox.subscribe('shop', array['**'], 'function', '{"function": "shop.see"}', schema_version => 2);
+               grant usage on schema shop to outbox_relay"#,
+        )
+        .await;
+    let relay = RelayBox::start(&database, &Recorder::new()).await;
+    database
+        .execute(
+            "select outbox.publish('a', case when n % 2 = 0 then jsonb_build_object('number', n) else jsonb_build_object('id', n) end,
+                                   schema_version => case when n % 2 = 0 then 2 end)
+               from generate_series(1, 200) as n",
+        )
+        .await;
+    database.eventually("select count(*) = 200 and count(distinct payload -> 'number') = 200 and min(version) = 2 from shop.seen").await;
+    relay.stop().await;
+    assert_eq!(database.count("select count(*) from outbox.attempts").await, 0, "nothing was repeated");
+    database.drop().await;
+}
+
 #[tokio::test]
 async fn a_changed_type_is_followed_within_a_second() {
     let database = Database::new().await;
