@@ -637,6 +637,49 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox.check_event_type() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $_$
+begin
+    if tg_op = 'UPDATE' then
+        if (new.topic, new.version, new.schema, new.mode, new.description, new.upcast)
+           is not distinct from (old.topic, old.version, old.schema, old.mode, old.description, old.upcast) then
+            return new;  -- only what a relay says of it
+        end if;
+        new.updated_at := now();
+        new.state_reason := null;  -- mended, as far as we know; a relay judges again
+    end if;
+    new.changed := pg_current_xact_id();
+
+    if new.topic is null or not outbox.topic_pattern_is_valid(new.topic) then
+        raise exception using errcode = '22023', message = format('topic: %L is not a topic pattern', new.topic),
+            hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star stands at the end of its segment.';
+    end if;
+    if new.version is null or new.version < 1 then
+        raise exception using errcode = '22023', message = format('version: %s is less than 1', coalesce(new.version::text, 'null')),
+            hint = 'Versions are 1, 2, 3 and so on; an event without schema_version has version 1.';
+    end if;
+    if new.schema is null or jsonb_typeof(new.schema) not in ('object', 'boolean') then
+        raise exception using errcode = '22023', message = format('schema: must be a JSON object, true or false, not %s', coalesce(jsonb_typeof(new.schema), 'null')),
+            hint = 'Write a JSON Schema such as {"type": "object", "required": ["id"]}, or true for anything.';
+    end if;
+    if octet_length(new.schema::text) > 65536 then
+        raise exception using errcode = '22023', message = 'schema: must have at most 65536 bytes',
+            hint = 'Leave out descriptions and examples, or describe parts of the payload as anything.';
+    end if;
+    if new.mode is null or new.mode not in ('reject', 'warn') then
+        raise exception using errcode = '22023', message = format('mode: %L is not a mode', new.mode),
+            hint = 'Use ''reject'' (an event that does not fit becomes a dead letter) or ''warn'' (it is delivered and counted).';
+    end if;
+    -- Whether it is CEL only a relay can say; `pgoutbox types add` says it before it is saved.
+    if new.upcast ~ '^[[:space:]]*$' or octet_length(new.upcast) > 8192 then
+        raise exception using errcode = '22023', message = 'upcast: must have 1 to 8192 bytes',
+            hint = 'Write a CEL expression such as {"id": payload.id, "currency": "EUR"}, or null.';
+    end if;
+    return new;
+end;
+$_$;
+
 CREATE FUNCTION outbox.check_subscription() RETURNS trigger
     LANGUAGE plpgsql
     AS $_$
@@ -646,9 +689,9 @@ declare
 begin
     new.changed := pg_current_xact_id();
     if tg_op = 'UPDATE' then
-        if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
+        if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform, new.schema_version, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
            is not distinct from
-           (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
+           (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform, old.schema_version, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
             return new;  -- only its state: a relay must be able to mark a row as invalid that came past these checks
         end if;
         new.updated_at := now();
@@ -725,6 +768,10 @@ begin
     if new.transform ~ '^[[:space:]]*$' or octet_length(new.transform) > 8192 then
         raise exception using errcode = '22023', message = 'transform: must have 1 to 8192 bytes',
             hint = 'Write a CEL expression such as {"id": payload.id}, or null for the payload as it is.';
+    end if;
+    if new.schema_version < 1 then
+        raise exception using errcode = '22023', message = format('schema_version: %s is less than 1', new.schema_version),
+            hint = 'Use the version of an event type, or null for payloads as they are.';
     end if;
     if octet_length(new.match::text) > 4096 then
         raise exception using errcode = '22023', message = 'match: must have at most 4096 bytes',
@@ -821,6 +868,17 @@ $$;
 
 COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) IS 'Delete matching dead letters for good. Returns how many; call again while it returns max_rows.';
 
+CREATE FUNCTION outbox.drop_event_type(topic text, version integer DEFAULT 1) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    delete from outbox.event_types as existing where existing.topic = drop_event_type.topic and existing.version = drop_event_type.version;
+    return found;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.drop_event_type(topic text, version integer) IS 'Delete an event type: its events are no longer checked. Returns whether it was there.';
+
 CREATE FUNCTION outbox.duration_is_valid(duration text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $_$
@@ -830,6 +888,30 @@ CREATE FUNCTION outbox.duration_is_valid(duration text) RETURNS boolean
                      <= 10 * 366 * 86400
                 else false end
 $_$;
+
+CREATE FUNCTION outbox.event_type(topic text, version integer DEFAULT 1, schema jsonb DEFAULT 'true'::jsonb, mode text DEFAULT 'reject'::text, description text DEFAULT NULL::text, upcast text DEFAULT NULL::text) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+declare
+    type_id bigint;
+begin
+    insert into outbox.event_types as existing (topic, version, schema, mode, description, upcast)
+    values (event_type.topic, coalesce(event_type.version, 1), coalesce(event_type.schema, 'true'), coalesce(event_type.mode, 'reject'),
+            event_type.description, event_type.upcast)
+    on conflict on constraint event_types_topic_version_key do update
+       set schema = excluded.schema, mode = excluded.mode, description = excluded.description, upcast = excluded.upcast
+     where (existing.schema, existing.mode, existing.description, existing.upcast)
+           is distinct from (excluded.schema, excluded.mode, excluded.description, excluded.upcast)
+    returning existing.id into type_id;
+    if type_id is null then  -- it was there already, and the same
+        select existing.id into type_id from outbox.event_types as existing
+         where existing.topic = event_type.topic and existing.version = coalesce(event_type.version, 1);
+    end if;
+    return type_id;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) IS 'Create or change the type of a topic pattern and version; the same call twice changes nothing. Returns its id.';
 
 CREATE FUNCTION outbox.function_call(function text) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -906,10 +988,12 @@ begin
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update, delete on outbox.starts'),
             ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
+            ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.function_call, outbox.call_function, outbox.declare_handler'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'insert, update, delete on outbox.subscriptions, outbox.starts'),
+            ('outbox_admin', 'insert, update, delete on outbox.event_types'),
             ('outbox_admin', 'execute on all functions in schema outbox'),
             ('outbox_monitor', 'usage on schema outbox'),
             ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions'),
@@ -1128,7 +1212,7 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb DEFAULT '{}'::jsonb, filter text DEFAULT NULL::text, transform text DEFAULT NULL::text, organization text DEFAULT NULL::text, ordering text DEFAULT 'none'::text, retry jsonb DEFAULT '{}'::jsonb, keys text[] DEFAULT NULL::text[], max_in_flight integer DEFAULT NULL::integer, match jsonb DEFAULT NULL::jsonb, start text DEFAULT 'now'::text) RETURNS bigint
+CREATE FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb DEFAULT '{}'::jsonb, filter text DEFAULT NULL::text, transform text DEFAULT NULL::text, organization text DEFAULT NULL::text, ordering text DEFAULT 'none'::text, retry jsonb DEFAULT '{}'::jsonb, keys text[] DEFAULT NULL::text[], max_in_flight integer DEFAULT NULL::integer, match jsonb DEFAULT NULL::jsonb, start text DEFAULT 'now'::text, schema_version integer DEFAULT NULL::integer) RETURNS bigint
     LANGUAGE plpgsql
     AS $$
 declare
@@ -1147,18 +1231,19 @@ begin
                 hint = 'For example ''2026-01-31 12:00+00''. It counts only when the subscription is made.';
         end if;
     end if;
-    insert into outbox.subscriptions as existing (name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys, max_in_flight)
+    insert into outbox.subscriptions as existing (name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys, max_in_flight, schema_version)
     values (subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'), subscribe.match, subscribe.filter, subscribe.transform,
-            subscribe.organization, coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys, subscribe.max_in_flight)
+            subscribe.organization, coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys, subscribe.max_in_flight,
+            subscribe.schema_version)
     on conflict on constraint subscriptions_name_key do update
        set topics = excluded.topics, sink = excluded.sink, config = excluded.config, match = excluded.match, filter = excluded.filter,
            transform = excluded.transform, organization = excluded.organization, ordering = excluded.ordering,
-           retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight
+           retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight, schema_version = excluded.schema_version
      where (existing.topics, existing.sink, existing.config, existing.match, existing.filter, existing.transform, existing.organization,
-            existing.ordering, existing.retry, existing.keys, existing.max_in_flight)
+            existing.ordering, existing.retry, existing.keys, existing.max_in_flight, existing.schema_version)
            is distinct from
            (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter, excluded.transform, excluded.organization,
-            excluded.ordering, excluded.retry, excluded.keys, excluded.max_in_flight)
+            excluded.ordering, excluded.retry, excluded.keys, excluded.max_in_flight, excluded.schema_version)
     returning existing.id, existing.xmax = 0 into subscription_id, is_new;
     if is_new and subscribe.start <> 'now' then
         insert into outbox.starts (subscription_id, since) select made.id, made.since from (select subscription_id, since) as made (id, since);
@@ -1170,7 +1255,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text) IS 'Create or change a subscription; the same call twice changes nothing. A pause is kept. Events from before it was made come only with start. Returns its id.';
+COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) IS 'Create or change a subscription; the same call twice changes nothing. A pause is kept. Events from before it was made come only with start. Returns its id.';
 
 CREATE FUNCTION outbox.subscription_id(name text) RETURNS bigint
     LANGUAGE plpgsql STABLE
@@ -1453,6 +1538,43 @@ CREATE VIEW outbox.event_status AS
 
 COMMENT ON VIEW outbox.event_status IS 'One row per event, without its payload: pending, processing, completed (nothing owed, also when nobody wanted it) or failed (a dead letter).';
 
+CREATE TABLE outbox.event_types (
+    id bigint NOT NULL,
+    topic text NOT NULL,
+    version integer DEFAULT 1 NOT NULL,
+    schema jsonb DEFAULT 'true'::jsonb NOT NULL,
+    mode text DEFAULT 'reject'::text NOT NULL,
+    description text,
+    upcast text,
+    state_reason text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    changed xid8 DEFAULT pg_current_xact_id() NOT NULL
+);
+
+COMMENT ON TABLE outbox.event_types IS 'What the payloads of a topic pattern look like, by version; checked when an event is delivered.';
+
+COMMENT ON COLUMN outbox.event_types.topic IS 'A topic pattern: the type is that of every event whose topic matches and whose schema_version is this version.';
+
+COMMENT ON COLUMN outbox.event_types.version IS 'Compared with the schema_version of an event, whose null is 1.';
+
+COMMENT ON COLUMN outbox.event_types.schema IS 'A JSON Schema. true: anything, and payloads are not even read.';
+
+COMMENT ON COLUMN outbox.event_types.mode IS 'reject: an event that does not fit becomes a dead letter; warn: it is delivered and counted.';
+
+COMMENT ON COLUMN outbox.event_types.upcast IS 'A CEL expression whose value is the payload of the next version. Null: there is no way to it.';
+
+COMMENT ON COLUMN outbox.event_types.state_reason IS 'Why a relay cannot use the schema or the upcast; such a schema rejects nothing. Null: it can, or none has looked yet.';
+
+ALTER TABLE outbox.event_types ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.event_types_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE outbox.events_default (
     xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
     "position" bigint NOT NULL,
@@ -1536,6 +1658,7 @@ CREATE TABLE outbox.subscriptions (
     match jsonb,
     filter text,
     transform text,
+    schema_version integer,
     organization text,
     keys text[],
     ordering text DEFAULT 'none'::text NOT NULL,
@@ -1558,6 +1681,8 @@ COMMENT ON COLUMN outbox.subscriptions.match IS 'Only events whose payload conta
 COMMENT ON COLUMN outbox.subscriptions.filter IS 'Only events for which this CEL expression is true. Null: all.';
 
 COMMENT ON COLUMN outbox.subscriptions.transform IS 'A CEL expression whose value is sent in place of the payload. Null: the payload itself.';
+
+COMMENT ON COLUMN outbox.subscriptions.schema_version IS 'Payloads in this version: events of a lower one are upcast by the event types, those of a higher one become dead letters. Null: as they are.';
 
 COMMENT ON COLUMN outbox.subscriptions.organization IS 'Null: events of every organization. Set: only events of this organization.';
 
@@ -1638,6 +1763,12 @@ ALTER TABLE ONLY outbox.deliveries
 ALTER TABLE ONLY outbox.event_ids
     ADD CONSTRAINT event_ids_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY outbox.event_types
+    ADD CONSTRAINT event_types_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.event_types
+    ADD CONSTRAINT event_types_topic_version_key UNIQUE (topic, version);
+
 ALTER TABLE ONLY outbox.generation
     ADD CONSTRAINT generation_pkey PRIMARY KEY (only_row);
 
@@ -1693,11 +1824,17 @@ ALTER INDEX outbox.events_position ATTACH PARTITION outbox.events_default_positi
 
 ALTER INDEX outbox.events_xid_position ATTACH PARTITION outbox.events_default_xid_position_idx;
 
+CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox.bump_generation();
+
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox.bump_generation();
+
+CREATE TRIGGER check_event_type BEFORE INSERT OR UPDATE ON outbox.event_types FOR EACH ROW EXECUTE FUNCTION outbox.check_event_type();
 
 CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox.check_subscription();
 
 CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_doorbell();
+
+CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_subscriptions();
 
 CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_subscriptions();
 
@@ -1754,6 +1891,9 @@ GRANT ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) TO outb
 REVOKE ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.check_event_type() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.check_event_type() TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.check_subscription() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.check_subscription() TO outbox_admin;
 
@@ -1764,9 +1904,15 @@ GRANT ALL ON FUNCTION outbox.declare_handler(name text, topics text[]) TO outbox
 REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.duration_is_valid(duration text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.duration_is_valid(duration text) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox.duration_is_valid(duration text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.function_call(function text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.function_call(function text) TO outbox_relay;
@@ -1808,8 +1954,8 @@ GRANT ALL ON FUNCTION outbox.ring_doorbell() TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.ring_subscriptions() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.ring_subscriptions() TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.subscription_id(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.subscription_id(name text) TO outbox_admin;
@@ -1874,6 +2020,11 @@ GRANT INSERT(schema_version) ON TABLE outbox.events TO outbox_publisher;
 GRANT SELECT ON TABLE outbox.event_status TO outbox_relay;
 GRANT SELECT ON TABLE outbox.event_status TO outbox_admin;
 GRANT SELECT ON TABLE outbox.event_status TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.event_types TO outbox_relay;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.event_types TO outbox_admin;
+
+GRANT UPDATE(state_reason) ON TABLE outbox.event_types TO outbox_relay;
 
 GRANT SELECT ON TABLE outbox.events_default TO outbox_relay;
 GRANT SELECT ON TABLE outbox.events_default TO outbox_admin;

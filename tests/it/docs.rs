@@ -47,7 +47,7 @@ fn known(refusal: &str) -> BTreeSet<String> {
 
 #[tokio::test]
 async fn the_table_of_each_sink_has_its_fields_and_no_other() {
-    let registry = crate::sinks::every_sink().await;
+    let registry = crate::sinks::every_sink();
     let sections = sections(&page("sinks.md"));
     let documented: BTreeSet<_> = sections.iter().map(|(kind, _)| kind.as_str()).collect();
     assert_eq!(documented, registry.kinds().collect::<BTreeSet<_>>());
@@ -61,7 +61,7 @@ async fn the_table_of_each_sink_has_its_fields_and_no_other() {
 #[tokio::test]
 async fn the_example_of_each_sink_can_be_used() {
     let database = Database::new().await;
-    let registry = crate::sinks::every_sink().await;
+    let registry = crate::sinks::every_sink();
     for (kind, text) in sections(&page("sinks.md")) {
         for example in blocks(&text, "sql") {
             database.pool.execute(AssertSqlSafe(example.to_owned())).await.unwrap_or_else(|error| panic!("{kind}: {error}\n{example}"));

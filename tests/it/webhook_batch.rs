@@ -25,11 +25,14 @@ struct Request {
     events: Vec<Value>,
 }
 
+/// Every request, and how often each event was acknowledged.
+type Seen = (Vec<Request>, HashMap<String, u32>);
+
 /// A receiver of batches that fails what its test tells it to, the first time it sees it.
 #[derive(Debug, Clone)]
 struct Batches {
     fails: fn(&Value) -> bool,
-    seen: Arc<Mutex<(Vec<Request>, HashMap<String, u32>)>>,
+    seen: Arc<Mutex<Seen>>,
     came: Arc<Notify>,
 }
 

@@ -29,7 +29,7 @@ use pgoutbox::{
 const WHERE: &[&str] = &["url = ", "servers = ", "brokers = ", "folder = "];
 
 /// A registry with every kind of sink there is, reached where the manual of the configuration shows; its files are not there.
-pub(crate) async fn every_sink() -> Registry {
+pub(crate) fn every_sink() -> Registry {
     let shown: String = config::MANUAL
         .lines()
         .skip_while(|line| !line.starts_with("[sinks."))
