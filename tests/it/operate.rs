@@ -127,7 +127,7 @@ async fn subscriptions_are_listed_paused_resumed_and_removed() {
 async fn check_names_each_subscription_that_cannot_be_served() {
     let database = Database::new().await;
     let mut connection = database.connection().await;
-    subscribe(&mut connection, "good", "https://example.com/hook").await;
+    sqlx::query("select outbox.subscribe('good', array['a'], 'stdout')").execute(&mut connection).await.unwrap();
     sqlx::query("select outbox.subscribe('bad', array['a'], 'telegraph')").execute(&mut connection).await.unwrap();
     let output = database.pgoutbox(&["check", "--json"]);
     assert_eq!(serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["subject"], "subscription bad");
