@@ -36,4 +36,5 @@ mod transforms; // what is sent in place of the payload, and trying it before it
 mod urgent; // priority among what waits
 mod webhook; // the webhook sink against receivers that misbehave
 mod webhook_batch; // several events in one request: gathered, acknowledged in part, repeated alone
+mod webhook_clients; // what independent libraries make of our requests
 mod webhook_relay; // webhooks end to end, against receivers that misbehave

@@ -12,7 +12,7 @@ use sqlx::Executor as _;
 use crate::{
     sink_contract::Destination,
     support::{
-        Database, RelayBox,
+        Database, RelayBox, clients,
         deliveries::{deliveries, registry},
         relay::settings,
     },
@@ -86,6 +86,23 @@ async fn an_event_that_comes_again_is_there_once() {
     outlet.send(&deliveries[..15]).await;
     outlet.send(&deliveries[5..]).await;
     assert_eq!(inbox.ids().await.len(), 20);
+}
+
+#[tokio::test]
+async fn psycopg_reads_the_inbox_and_an_accepted_event_is_new_only_once() {
+    let inbox = Inbox::start().await;
+    let deliveries = deliveries(&inbox.registry(), "postgres", json!({}), 3);
+    deliveries[0].subscription.outlet.send(&deliveries).await;
+    let said = clients::python("inbox_reads.py", &[("DATABASE_URL", inbox.database.plain_url().as_str())]).await;
+    let read: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let expected: Vec<Value> = deliveries
+        .iter()
+        .map(|one| {
+            let payload: Value = serde_json::from_str(&one.event.payload).unwrap();
+            json!({"id": one.event.id, "topic": one.event.topic, "payload": payload, "new": [true, false]})
+        })
+        .collect();
+    assert_eq!(read, expected);
 }
 
 #[tokio::test]
