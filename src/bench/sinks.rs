@@ -5,6 +5,7 @@
 mod amqp;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod sql;
 
 use std::{
     ffi::OsString,
@@ -15,7 +16,7 @@ use super::{
     Row, per_second,
     report::{Figure, Report},
     running::{Permits, Running},
-    stage::{Stage, TOPIC, payload},
+    stage::{Database, Stage, TOPIC, payload},
     within,
 };
 use crate::{
@@ -35,6 +36,11 @@ trait Far: Sized {
 
     /// Starts the server.
     async fn start() -> anyhow::Result<Self>;
+    /// What the database of the outbox needs.
+    async fn prepare(&self, database: &Database) -> anyhow::Result<()> {
+        let _ = database;
+        std::future::ready(Ok(())).await
+    }
     /// The operator's settings, as variables.
     fn settings(&self) -> Vec<(&'static str, String)>;
     /// Sends events in batches and waits for the confirmation of each batch before the next.
@@ -45,6 +51,8 @@ trait Far: Sized {
 
 pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     // One line for each kind.
+    kind::<sql::Called>(stage, report).await?;
+    kind::<sql::Inbox>(stage, report).await?;
     #[cfg(feature = "kafka")]
     kind::<kafka::Server>(stage, report).await?;
     #[cfg(feature = "nats")]
@@ -53,7 +61,6 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
     kind::<redis::Server>(stage, report).await?;
     #[cfg(feature = "amqp")]
     kind::<amqp::Server>(stage, report).await?;
-    let _ = (stage, report);
     Ok(())
 }
 
@@ -84,6 +91,7 @@ async fn kind<F: Far>(stage: &Stage, report: &mut Report) -> anyhow::Result<()> 
 
 async fn through_the_relay<F: Far>(stage: &Stage, far: &F, permits: Permits) -> anyhow::Result<Duration> {
     let database = stage.database().await?;
+    far.prepare(&database).await?;
     database.subscribe("far", F::KIND, F::CONFIG.to_owned()).await?;
     database.fill(stage.sizes.sink_events).await?;
     let mut environment: Vec<(OsString, OsString)> = vec![("DATABASE_URL".into(), "postgres://localhost/unused".into())];

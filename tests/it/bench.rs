@@ -20,7 +20,7 @@ const ROWS: [(&str, usize); 8] = [
 
 /// Two figures for each kind of broker that is compiled in.
 const SINKS: usize = 2
-    * (cfg!(feature = "nats") as usize
+    * (2 + cfg!(feature = "nats") as usize
         + cfg!(feature = "redis") as usize
         + cfg!(feature = "kafka") as usize
         + cfg!(feature = "amqp") as usize);

@@ -1,6 +1,9 @@
 //! Files in a folder of the test's own.
 
-use pgoutbox::sinks::Registry;
+use pgoutbox::{
+    sinks::Registry,
+    verdict::{Outcome, Reason},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -68,4 +71,19 @@ async fn a_file_that_was_moved_away_gets_a_successor() {
     outlet.send(&deliveries[1..]).await;
     let ids: Vec<_> = files.received().await.into_iter().map(|(id, _)| id).collect();
     assert_eq!(ids, [deliveries[1].event.id.to_string()]);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_a_retry_that_says_so_and_the_next_attempt_writes_whole_lines() {
+    let files = Files::start().await;
+    let deliveries = deliveries(&files.registry(), "file", files.config(), 3);
+    let outlet = &deliveries[0].subscription.outlet;
+    let path = files.folder.path().join("events.jsonl");
+    std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+    for report in outlet.send(&deliveries).await {
+        assert_eq!(report.outcome, Outcome::Retry { reason: Reason::DestinationFull, after: None }, "{report:?}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    outlet.send(&deliveries).await;
+    assert_eq!(files.received().await.len(), 3);
 }

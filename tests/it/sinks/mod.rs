@@ -16,6 +16,7 @@ pub(crate) mod kafka;
 mod kafka_faults;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
+mod stdout;
 
 use pgoutbox::{
     config::{self, Egress},
