@@ -1,5 +1,7 @@
 //! Kafka's protocol, answered by the mock cluster that comes with the client library: in this process, in memory.
 
+use std::sync::Arc;
+
 use rdkafka::{
     ClientConfig,
     consumer::{BaseConsumer, Consumer},
@@ -10,7 +12,8 @@ use rdkafka::{
 
 use super::{Far, LIMIT, attributes, payload};
 
-pub(super) struct Server(MockCluster<'static, DefaultProducerContext>);
+/// The cluster, and who counts what it has.
+pub(super) struct Server(MockCluster<'static, DefaultProducerContext>, Arc<BaseConsumer>);
 
 impl Far for Server {
     const KIND: &'static str = "kafka";
@@ -21,7 +24,8 @@ impl Far for Server {
     async fn start() -> anyhow::Result<Self> {
         let cluster = MockCluster::new(1)?;
         cluster.create_topic("events", 4, 1)?;
-        Ok(Self(cluster))
+        let consumer = ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create()?;
+        Ok(Self(cluster, Arc::new(consumer)))
     }
 
     fn settings(&self) -> Vec<(&'static str, String)> {
@@ -58,9 +62,8 @@ impl Far for Server {
     }
 
     async fn count(&self) -> anyhow::Result<u64> {
-        let brokers = self.0.bootstrap_servers();
+        let consumer = self.1.clone();
         let counting = move || {
-            let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create()?;
             let mut count = 0;
             for partition in 0..4 {
                 let (low, high) = consumer.fetch_watermarks("events", partition, LIMIT)?;
