@@ -1,6 +1,9 @@
 //! What the AMQP sink reports when its server is frozen, killed, out of room or not there yet. Each test has a server of its own.
 
-use std::process::Command;
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
 use pgoutbox::{delivery::Delivery, sinks::Outlet, verdict::Reason};
@@ -81,6 +84,7 @@ async fn a_relay_starts_without_the_server_serves_others_and_delivers_when_it_is
     let mut server = start();
     declare(&server).await;
     server.kill();
+    let killed = Instant::now();
     let database = Database::new().await;
     let retry = json!({ "schedule": vec!["200ms"; 20] });
     let config = json!({ "routing_key": "orders" });
@@ -95,7 +99,9 @@ async fn a_relay_starts_without_the_server_serves_others_and_delivers_when_it_is
     recorder.wait_for(50).await;
     database.eventually("select count(*) > 0 from outbox.attempts where reason = 'connect_failed'").await;
     server.start_again().unwrap();
-    database.eventually("select count(*) = 0 from outbox.deliveries").await;
+    // The breaker's pauses double: the next probe comes at most as long after the outage as the outage took.
+    let outage = killed.elapsed();
+    database.eventually_within(outage + Duration::from_secs(30), "select count(*) = 0 from outbox.deliveries").await;
     let (_connection, channel) = client(&server).await;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let queue = channel.queue_declare("orders".into(), passive, FieldTable::default()).await.unwrap();

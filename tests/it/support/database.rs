@@ -100,6 +100,11 @@ impl Database {
 
     /// Waits until a question is answered with yes, for at most 30 s. For what is only to be seen in the database.
     pub(crate) async fn eventually(&self, question: &str) {
+        self.eventually_within(std::time::Duration::from_secs(30), question).await;
+    }
+
+    /// The same with a limit of the test's own.
+    pub(crate) async fn eventually_within(&self, limit: std::time::Duration, question: &str) {
         let mut again = tokio::time::interval(std::time::Duration::from_millis(20));
         let asking = async {
             while !sqlx::query_scalar::<_, Option<bool>>(AssertSqlSafe(question))
@@ -112,8 +117,8 @@ impl Database {
                 again.tick().await;
             }
         };
-        let answered = tokio::time::timeout(std::time::Duration::from_secs(30), asking).await;
-        assert!(answered.is_ok(), "not within 30 s: {question}");
+        let answered = tokio::time::timeout(limit, asking).await;
+        assert!(answered.is_ok(), "not within {limit:?}: {question}");
     }
 
     /// Runs the binary against this database with an otherwise empty environment.
