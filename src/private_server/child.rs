@@ -8,10 +8,10 @@ use std::{
         mpsc::{Receiver, sync_channel},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-/// How long a killed process may take to end; it has no say in it.
+/// How long a killed process may take to end, and a stopped one to stop; neither has a say in it.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Whether there is `setpriv`, with which the kernel signals a child when its owner ends.
@@ -80,10 +80,22 @@ impl Child {
         }
     }
 
+    /// Stops it until it gets `CONT`. The signal alone promises little: a thread may go on for as long as the one that takes the signal
+    /// waits for a processor.
+    pub(crate) fn freeze(&self) {
+        self.signal("STOP");
+        let asked = Instant::now();
+        while !every_thread_is_stopped(self.pid) && asked.elapsed() < KILL_DEADLINE {
+            if self.ended_within(Duration::from_millis(1)).is_some() {
+                return;
+            }
+        }
+    }
+
     /// Kills it and its children.
     pub(crate) fn kill(&self) {
         // Stopped first, so that it starts nothing while its children are counted.
-        self.signal("STOP");
+        self.freeze();
         let mut all = children(self.pid);
         all.push(self.pid);
         signal_all("KILL", &all);
@@ -109,14 +121,59 @@ fn signal_all(signal: &str, processes: &[u32]) {
 }
 
 fn children(parent: u32) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    processes
-        .filter(|process| {
-            let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-            // The name stands in parentheses and may hold anything; state and parent come after it.
-            let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-            fields.split_whitespace().nth(1).and_then(|field| field.parse().ok()) == Some(parent)
-        })
-        .collect()
+    let parent = parent.to_string();
+    numbers("/proc").filter(|process| stat(&format!("/proc/{process}/stat"), 1).as_ref() == Some(&parent)).collect()
+}
+
+fn every_thread_is_stopped(process: u32) -> bool {
+    let tasks = format!("/proc/{process}/task");
+    // A thread that has ended meanwhile has no state.
+    numbers(&tasks).all(|thread| stat(&format!("{tasks}/{thread}/stat"), 0).is_none_or(|state| matches!(&*state, "T" | "Z" | "X")))
+}
+
+fn numbers(directory: &str) -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+}
+
+/// A field of such a file, counted from behind the name, which stands in parentheses and may hold anything: state, parent.
+fn stat(path: &str, field: usize) -> Option<String> {
+    let stat = fs::read_to_string(path).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(field).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[ignore = "the process with many busy threads that the test below freezes"]
+    fn spins() {
+        let spin = || {
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_secs(60) {}
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(spin);
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_frozen_does_nothing_more_in_any_of_its_threads() {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "private_server::child::tests::spins", "--ignored"]).stdout(Stdio::null());
+        let child = Child::start(command, "spinning").unwrap();
+        let threads = || numbers(&format!("/proc/{}/task", child.pid)).count();
+        let started = Instant::now();
+        while threads() < 6 {
+            assert!(started.elapsed() < KILL_DEADLINE, "it has its threads");
+        }
+        for _ in 0..20 {
+            child.freeze();
+            assert!(every_thread_is_stopped(child.pid));
+            child.signal("CONT");
+        }
+    }
 }
