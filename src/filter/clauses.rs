@@ -7,7 +7,7 @@ pub(super) fn conjunction(text: &str) -> Vec<String> {
     let mut start = 0;
     let mut loose = false;
     scan(text, |at, depth, rest| {
-        if depth == 0 && rest.starts_with("&&") {
+        if depth == 0 && at >= start && rest.starts_with("&&") {
             parts.push(&text[start..at]);
             start = at + 2;
         }

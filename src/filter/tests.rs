@@ -104,6 +104,7 @@ fn a_part_that_is_false_outweighs_one_that_fails_and_is_named() {
         ("a ? b && c : d && e", vec!["a ? b && c : d && e"]),
         ("a == '&&' && b.all(x, x && y) // && c", vec!["a == '&&'", "b.all(x, x && y) // && c"]),
         ("(a || b) && (c)", vec!["a || b", "c"]),
+        ("&&&", vec!["", "&"]),
         ("r'\\' && '''it's && ''' && \"\\\"&&\"", vec!["r'\\'", "'''it's && '''", "\"\\\"&&\""]),
     ] {
         assert_eq!(conjunction(text), parts, "{text}");
@@ -172,9 +173,11 @@ fn a_transform_gives_a_payload_with_a_definite_text() {
             assert_eq!(payload(text, ORDER), expected, "{text}");
         }
     }
-    // Integers beyond i64 and fractions beyond a double keep their digits.
-    let exact = r#"{"a": 9223372036854775808, "b": 0.12345678901234567890123, "c": 10.50, "d": -1e-400}"#;
-    assert_eq!(payload("payload", exact), r#"{"a":9223372036854775808,"b":0.12345678901234567890123,"c":10.5,"d":-1e-400}"#);
+    // Integers beyond i64 and fractions beyond a double keep their digits, and so does one of two that are as near to a double.
+    let exact = r#"{"a": 9223372036854775808, "b": 0.12345678901234567890123, "c": 10.50, "d": -1e-400, "e": [1000000000000000.2, 1000000000000000.3]}"#;
+    let same =
+        r#"{"a":9223372036854775808,"b":0.12345678901234567890123,"c":10.5,"d":-1e-400,"e":[1000000000000000.2,1000000000000000.3]}"#;
+    assert_eq!(payload("payload", exact), same);
 }
 
 #[test]

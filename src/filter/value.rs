@@ -239,8 +239,9 @@ fn number<'e>(text: &str) -> Box<dyn Val + 'e> {
         return Box::new(CelUInt::from(uint));
     }
     match text.parse::<f64>() {
-        // What a double rounds is not that number: better no answer than one to another question.
-        Ok(double) if double.is_finite() && Decimal::of(&format!("{double:e}")) == Decimal::of(text) => Box::new(CelDouble::from(double)),
+        // What a double rounds is not that number: better no answer than one to another question. Which of several shortest
+        // forms a double has is a matter of taste, so it must be the one that is written.
+        Ok(double) if double.is_finite() && Decimal::of(&json_of(&double)) == Decimal::of(text) => Box::new(CelDouble::from(double)),
         _ => Box::new(Number(text.into())),
     }
 }
@@ -303,13 +304,13 @@ pub(super) fn write(value: &dyn Val, out: &mut String) -> Result<(), Unfit> {
         if !value.inner().is_finite() {
             return Err(Unfit::new("is infinite or not a number, which JSON cannot hold"));
         }
-        push_json(value.inner(), out);
+        out.push_str(&json_of(value.inner()));
     } else if let Some(value) = value.downcast_ref::<CelString>() {
-        push_json(value.inner(), out);
+        out.push_str(&json_of(value.inner()));
     } else if let Some(value) = value.downcast_ref::<Number>() {
         out.push_str(&value.0);
     } else if let Some(value) = value.downcast_ref::<CelTimestamp>() {
-        push_json(&value.inner().to_utc().to_rfc3339_opts(SecondsFormat::AutoSi, true), out);
+        out.push_str(&json_of(&value.inner().to_utc().to_rfc3339_opts(SecondsFormat::AutoSi, true)));
     } else if let Some(list) = value.downcast_ref::<CelList>() {
         out.push('[');
         for (index, item) in list.inner().iter().enumerate() {
@@ -342,7 +343,7 @@ fn write_map(map: &CelMap<'_>, out: &mut String) -> Result<(), Unfit> {
         if index > 0 {
             out.push(',');
         }
-        push_json(name, out);
+        out.push_str(&json_of(name));
         out.push(':');
         write(value.as_ref(), out).map_err(|unfit| unfit.within(&format!(".{name}")))?;
     }
@@ -350,6 +351,6 @@ fn write_map(map: &CelMap<'_>, out: &mut String) -> Result<(), Unfit> {
     Ok(())
 }
 
-fn push_json<T: serde::Serialize + ?Sized>(value: &T, out: &mut String) {
-    out.push_str(&serde_json::to_string(value).expect("a string or a finite number is JSON"));
+fn json_of<T: serde::Serialize + ?Sized>(value: &T) -> String {
+    serde_json::to_string(value).expect("a string or a finite number is JSON")
 }
