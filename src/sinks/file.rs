@@ -1,15 +1,20 @@
 //! The file sink: events as JSON lines at the end of a file, delivered at least once. Rotation is left to the system: the file
-//! is opened by its name for each batch, so one that was moved away gets a successor.
+//! is opened by its name for each batch, so one that was moved away gets a successor. Several relays may write to one file: each
+//! locks it (`flock`) while it writes.
 
 use std::{
     borrow::Cow,
+    fs, io,
+    io::Write as _,
+    os::unix::fs::FileExt as _,
     path::{Component, Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::{fs, io::AsyncWriteExt, sync::Mutex};
+use tokio::{sync::Mutex, task::spawn_blocking};
 
 use super::{Batch, Configured, Report, Sink, body, only, parse_config, template::Template};
 use crate::{
@@ -23,8 +28,8 @@ use crate::{
 pub struct File {
     folder: PathBuf,
     connection: String,
-    /// One writer at a time: lines must not mix, and what was written in part is taken back.
-    writing: Mutex<()>,
+    /// One writer at a time, so that no more than one thread waits for a disk.
+    writing: Arc<Mutex<()>>,
 }
 
 /// `[sinks.file]`
@@ -57,7 +62,7 @@ impl Configured for File {
     }
 
     fn open(config: Config, connection: &str) -> Result<Self, String> {
-        Ok(Self { folder: config.folder, connection: connection.to_owned(), writing: Mutex::default() })
+        Ok(Self { folder: config.folder, connection: connection.to_owned(), writing: Arc::default() })
     }
 }
 
@@ -104,7 +109,7 @@ impl Sink for File {
                         lines.push_str(&body::whole(&delivery.event));
                         lines.push('\n');
                     }
-                    self.append(&path, lines.as_bytes(), target.sync).await
+                    self.append(path, lines, target.sync).await
                 }
             };
             reports.extend(std::iter::repeat_n(report, neighbours.len()));
@@ -114,7 +119,7 @@ impl Sink for File {
     }
 
     async fn check(&self, _: &Target) -> Result<(), String> {
-        let about = fs::metadata(&self.folder).await.map_err(|error| format!("the folder {}: {error}", self.folder.display()))?;
+        let about = tokio::fs::metadata(&self.folder).await.map_err(|error| format!("the folder {}: {error}", self.folder.display()))?;
         match (about.is_dir(), about.permissions().readonly()) {
             (true, false) => Ok(()),
             (false, _) => Err(format!("{} is not a folder", self.folder.display())),
@@ -133,17 +138,20 @@ impl File {
         Ok(self.folder.join(name))
     }
 
-    async fn append(&self, path: &Path, lines: &[u8], sync: bool) -> Report {
-        let _writing = self.writing.lock().await;
-        match write(path, lines, sync).await {
+    async fn append(&self, path: PathBuf, lines: String, sync: bool) -> Report {
+        let writing = self.writing.clone().lock_owned().await;
+        // Whoever gives up waiting does not cut it off halfway, and the next one waits for its end.
+        let written = spawn_blocking(move || {
+            let _writing = writing;
+            write(&path, lines.as_bytes(), sync)
+        });
+        match written.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(()) => Outcome::Delivered.into(),
             Err(error) => {
                 let reason = match error.kind() {
-                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded | std::io::ErrorKind::FileTooLarge => {
-                        Reason::DestinationFull
-                    }
-                    std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => Reason::AccessDenied,
-                    std::io::ErrorKind::NotFound => Reason::TargetMissing,
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => Reason::DestinationFull,
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Reason::AccessDenied,
+                    io::ErrorKind::NotFound => Reason::TargetMissing,
                     _ => Reason::Refused,
                 };
                 Report::from(Outcome::Retry { reason, after: None }).saying(error)
@@ -152,20 +160,37 @@ impl File {
     }
 }
 
-async fn write(path: &Path, lines: &[u8], sync: bool) -> std::io::Result<()> {
-    let mut file = fs::OpenOptions::new().append(true).create(true).open(path).await?;
-    let before = file.metadata().await?.len();
-    let written = async {
-        file.write_all(lines).await?;
-        file.flush().await?;
-        if sync { file.sync_data().await } else { Ok(()) }
-    };
-    let result = written.await;
-    if result.is_err() {
-        // Half a line would spoil the one after it.
-        let _ = file.set_len(before).await;
+/// All lines or none.
+fn write(path: &Path, lines: &[u8], sync: bool) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().read(true).append(true).create(true).open(path)?;
+    match file.lock() {
+        Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+        _ => {}
     }
-    result
+    let before = file.metadata()?.len();
+    let mut last = *b"\n";
+    if before > 0 {
+        file.read_exact_at(&mut last, before - 1)?;
+    }
+    let written = (|| {
+        // A relay that was killed may have left half a line, which must not spoil the next.
+        if last != *b"\n" {
+            file.write_all(b"\n")?;
+        }
+        file.write_all(lines)?;
+        if sync {
+            file.sync_data()?;
+            if before == 0 {
+                // That there is such a file is written in its folder.
+                fs::File::open(path.parent().unwrap_or(path))?.sync_all()?;
+            }
+        }
+        Ok(())
+    })();
+    if written.is_err() {
+        let _ = file.set_len(before);
+    }
+    written
 }
 
 fn stays_inside(path: &str) -> bool {

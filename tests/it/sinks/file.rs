@@ -1,5 +1,7 @@
 //! Files in a folder of the test's own.
 
+use std::time::Duration;
+
 use pgoutbox::{
     sinks::Registry,
     verdict::{Outcome, Reason},
@@ -86,4 +88,34 @@ async fn a_full_disk_is_a_retry_that_says_so_and_the_next_attempt_writes_whole_l
     std::fs::remove_file(&path).unwrap();
     outlet.send(&deliveries).await;
     assert_eq!(files.received().await.len(), 3);
+}
+
+#[tokio::test]
+async fn half_a_line_of_a_relay_that_was_killed_spoils_no_other() {
+    let files = Files::start().await;
+    let deliveries = deliveries(&files.registry(), "file", files.config(), 1);
+    let path = files.folder.path().join("events.jsonl");
+    std::fs::write(&path, "{}\n{\"id\": \"half").unwrap();
+    deliveries[0].subscription.outlet.send(&deliveries).await;
+    let lines = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<_> = lines.lines().collect();
+    assert_eq!(lines[..2], ["{}", "{\"id\": \"half"]);
+    assert!(lines[2].contains(&deliveries[0].event.id.to_string()), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_write_that_nobody_waits_for_any_more_ends_whole_before_the_next() {
+    let files = Files::start().await;
+    let deliveries = deliveries(&files.registry(), "file", files.config(), 2);
+    let outlet = &deliveries[0].subscription.outlet;
+    // Another relay is writing.
+    let other = std::fs::File::create(files.folder.path().join("events.jsonl")).unwrap();
+    other.lock().unwrap();
+    let given_up = tokio::time::timeout(Duration::from_millis(200), outlet.send(&deliveries[..1])).await;
+    assert!(given_up.is_err(), "{given_up:?}");
+    assert!(files.received().await.is_empty(), "it does not write while the other does");
+    other.unlock().unwrap();
+    assert_eq!(outlet.send(&deliveries[1..]).await[0].outcome, Outcome::Delivered);
+    let ids: Vec<_> = files.received().await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(ids, deliveries.iter().map(|delivery| delivery.event.id.to_string()).collect::<Vec<_>>());
 }
