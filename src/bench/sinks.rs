@@ -5,6 +5,7 @@
 mod amqp;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod files;
 mod sql;
 
 use std::{
@@ -61,6 +62,7 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
     kind::<redis::Server>(stage, report).await?;
     #[cfg(feature = "amqp")]
     kind::<amqp::Server>(stage, report).await?;
+    kind::<files::Folder>(stage, report).await?;
     Ok(())
 }
 

@@ -28,7 +28,7 @@ async fn server() -> anyhow::Result<(PrivatePostgres, PgPool)> {
 }
 
 /// An event as both arms send it.
-fn event(number: u32) -> String {
+pub(super) fn event(number: u32) -> String {
     let [(_, id), _, (_, created_at)] = attributes(number);
     format!(
         "{{\"id\":\"{id}\",\"topic\":\"{TOPIC}\",\"key\":null,\"organization\":null,\"source\":null,\"user_id\":null,\"schema_version\":null,\
