@@ -1,19 +1,20 @@
 //! What an operator asks the database: status, subscriptions, dead letters, publishing. A method per file in `sql/`.
 //! Never prints, and never decides what to do with an answer.
 
+mod dead_letters;
 mod event_types;
 
 use std::{future::Future, io, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use sqlx::{
     ConnectOptions, Connection, FromRow, PgConnection,
-    postgres::{PgConnectOptions, PgDatabaseError, PgRow},
+    postgres::{PgConnectOptions, PgDatabaseError},
 };
 use uuid::Uuid;
 
+pub use self::dead_letters::{Choice, Count, DeadLetter};
 use crate::{
     event::{Draft, Event},
     subscription,
@@ -118,55 +119,6 @@ pub struct RunningRelay {
     pub permits: i32,
     /// Deliveries it has in flight.
     pub in_flight: i32,
-}
-
-/// A delivery that was given up, without the event's payload.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
-pub struct DeadLetter {
-    /// Its number.
-    pub id: i64,
-    /// When it was given up.
-    pub died_at: DateTime<Utc>,
-    /// To whom it was owed.
-    pub subscription: String,
-    /// The code that `pgoutbox explain` explains.
-    pub reason: String,
-    /// The destination's last status.
-    pub status: Option<i32>,
-    /// The beginning of its last answer, escaped.
-    pub answer: Option<String>,
-    /// How often it was tried.
-    pub attempts: i32,
-    /// The event's public id.
-    pub event_id: Uuid,
-    /// The event's topic.
-    pub topic: String,
-    /// What the event is about.
-    pub key: Option<String>,
-    /// The tenant.
-    pub organization: Option<String>,
-}
-
-/// Which dead letters are meant; empty: all.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Choice {
-    /// Those of one subscription.
-    pub subscription: Option<String>,
-    /// Those whose topic matches a pattern.
-    pub topic: Option<String>,
-    /// Those whose reason, answer or status is LIKE this.
-    pub error_like: Option<String>,
-    /// Those given up at this instant or later.
-    pub since: Option<DateTime<Utc>>,
-}
-
-/// How many dead letters match a [`Choice`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, FromRow)]
-pub struct Count {
-    /// All of them.
-    pub matching: i64,
-    /// Those whose subscription still exists, so that they can be owed again.
-    pub redrivable: i64,
 }
 
 macro_rules! sql {
@@ -288,51 +240,6 @@ impl Operator {
         ask("reading the clock", sqlx::query_scalar(sql!("read_clock")).bind(seconds_ago).fetch_one(&mut self.connection)).await
     }
 
-    /// Dead letters, the newest first.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn list_dead_letters(&mut self, choice: &Choice, max_rows: i32) -> Result<Vec<DeadLetter>, Error> {
-        let query = choice.bind(sqlx::query_as(sql!("list_dead_letters"))).bind(i64::from(max_rows));
-        ask("listing dead letters", query.fetch_all(&mut self.connection)).await
-    }
-
-    /// How many dead letters match.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn count_dead_letters(&mut self, choice: &Choice) -> Result<Count, Error> {
-        ask("counting dead letters", choice.bind(sqlx::query_as(sql!("count_dead_letters"))).fetch_one(&mut self.connection)).await
-    }
-
-    /// One dead letter with everything it holds, the payload among it, as PostgreSQL writes it.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn show_dead_letter(&mut self, id: i64) -> Result<Option<Box<RawValue>>, Error> {
-        let query = sqlx::query_scalar::<_, String>(sql!("show_dead_letter")).bind(id);
-        let text = ask("reading a dead letter", query.fetch_optional(&mut self.connection)).await?;
-        Ok(text.map(|text| RawValue::from_string(text).expect("PostgreSQL writes valid JSON")))
-    }
-
-    /// Owes matching dead letters again, oldest first. Returns how many; fewer than `max_rows` means that none is left.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] when there is no such subscription, or `max_rows` is not 1 to 100000.
-    pub async fn redrive_dead_letters(&mut self, choice: &Choice, max_rows: i32) -> Result<i64, Error> {
-        let query = choice.bind(sqlx::query_as::<_, (i64,)>(sql!("redrive_dead_letters"))).bind(max_rows);
-        Ok(ask("redriving dead letters", query.fetch_one(&mut self.connection)).await?.0)
-    }
-
-    /// Deletes matching dead letters for good, oldest first. Returns how many; fewer than `max_rows` means that none is left.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] when `max_rows` is not 1 to 100000.
-    pub async fn discard_dead_letters(&mut self, choice: &Choice, max_rows: i32) -> Result<i64, Error> {
-        let query = choice.bind(sqlx::query_as::<_, (i64,)>(sql!("discard_dead_letters"))).bind(max_rows);
-        Ok(ask("discarding dead letters", query.fetch_one(&mut self.connection)).await?.0)
-    }
-
     /// Publishes one event and commits it. Returns its id.
     ///
     /// # Errors
@@ -345,15 +252,6 @@ impl Operator {
             Ok(id)
         })
         .await
-    }
-}
-
-type Query<'q, T> = sqlx::query::QueryAs<'q, sqlx::Postgres, T, sqlx::postgres::PgArguments>;
-
-impl Choice {
-    /// Binds $1 to $4, the same in every statement about dead letters.
-    fn bind<'q, T: for<'r> FromRow<'r, PgRow>>(&'q self, query: Query<'q, T>) -> Query<'q, T> {
-        query.bind(&self.subscription).bind(&self.topic).bind(&self.error_like).bind(self.since)
     }
 }
 

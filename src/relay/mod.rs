@@ -17,6 +17,7 @@
 mod agenda;
 pub(crate) mod await_work;
 mod breaker;
+mod builder;
 mod claim;
 mod clock;
 mod conform;
@@ -41,28 +42,19 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use serde::de::DeserializeOwned;
 use sqlx::{PgPool, postgres::PgConnectOptions};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::builder::{Builder, add_own_sinks};
 use crate::{
-    config::{Connection, RelayConfig},
-    event::Event,
+    config::RelayConfig,
     migrate,
-    sinks::{
-        Registry, Sink,
-        function::Function,
-        handler::{HandlerError, Handlers},
-        stdout::Stdout,
-    },
-    store::{self, ConnectionSettings, Functions, Store},
+    sinks::Registry,
+    store::{self, Store},
     subscription::Index,
     telemetry::Telemetry,
 };
-
-/// Connections for SQL functions of the application, made when they are needed.
-const FUNCTION_CONNECTIONS: u32 = 8;
 
 /// Why a relay did not start or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -94,191 +86,6 @@ pub struct Drained {
     pub complete: bool,
     /// Attempts that were cut off; their deliveries were given back.
     pub left: usize,
-}
-
-/// Adds the sinks that every relay has: they need nothing but the database it has anyway, and its standard output. Nothing is
-/// connected to yet.
-pub fn add_own_sinks(sinks: &mut Registry, settings: &ConnectionSettings) {
-    sinks.add(Function::new(Functions::new(settings, FUNCTION_CONNECTIONS)));
-    sinks.add(Stdout::default());
-}
-
-/// Collects what a relay needs.
-#[derive(Debug)]
-pub struct Builder {
-    options: PgConnectOptions,
-    listen: Option<PgConnectOptions>,
-    settings: RelayConfig,
-    pool_size: u32,
-    pooler: bool,
-    allow_superuser: bool,
-    sinks: Registry,
-    handlers: Handlers,
-    /// Names and topics of the handlers.
-    declared: Vec<(String, Vec<String>)>,
-    telemetry: Arc<Telemetry>,
-}
-
-impl Builder {
-    /// Permits, leases, poll: `[relay]`.
-    #[must_use]
-    pub fn settings(mut self, settings: RelayConfig) -> Self {
-        self.settings = settings;
-        self
-    }
-
-    /// A direct connection for LISTEN, where the pool goes through a pooler.
-    #[must_use]
-    pub fn listen(mut self, options: PgConnectOptions) -> Self {
-        self.listen = Some(options);
-        self
-    }
-
-    /// The pool goes through a transaction pooler such as PgBouncer. Without [`Builder::listen`] the relay then only polls.
-    #[must_use]
-    pub fn pooler(mut self, pooler: bool) -> Self {
-        self.pooler = pooler;
-        self
-    }
-
-    /// Start although the login is a superuser.
-    #[must_use]
-    pub fn allow_superuser(mut self, allow: bool) -> Self {
-        self.allow_superuser = allow;
-        self
-    }
-
-    /// Connections for reports and reloads; routing, settling, renewing and the listener keep one each beside them.
-    #[must_use]
-    pub fn pool_size(mut self, size: u32) -> Self {
-        self.pool_size = size.max(1);
-        self
-    }
-
-    /// Adds a kind of destination.
-    #[must_use]
-    pub fn sink(mut self, sink: impl Sink) -> Self {
-        self.sinks.add(sink);
-        self
-    }
-
-    /// Adds a function of this program, under a subscription of the same name that the relay makes when it starts. It gets every
-    /// event of these topics at least once; an error is tried again on the subscription's schedule,
-    /// [`Rejected`](crate::sinks::handler::Rejected) is not. Where other relays use the same database, those without the
-    /// handler leave its events to this program, also while it does not run: `outbox.unsubscribe` ends it.
-    #[must_use]
-    pub fn handler<F, A, E>(mut self, name: &str, topics: impl IntoIterator<Item = impl Into<String>>, handler: F) -> Self
-    where
-        F: Fn(Arc<Event>) -> A + Send + Sync + 'static,
-        A: Future<Output = Result<(), E>> + Send + 'static,
-        E: Into<HandlerError>,
-    {
-        self.handlers.add(name, handler);
-        self.declared.push((name.to_owned(), topics.into_iter().map(Into::into).collect()));
-        self
-    }
-
-    /// The same with the payload in a type of the handler's own. An event whose payload is none becomes a dead letter.
-    #[must_use]
-    pub fn typed_handler<T, F, A, E>(mut self, name: &str, topics: impl IntoIterator<Item = impl Into<String>>, handler: F) -> Self
-    where
-        T: DeserializeOwned + Send + 'static,
-        F: Fn(Arc<Event>, T) -> A + Send + Sync + 'static,
-        A: Future<Output = Result<(), E>> + Send + 'static,
-        E: Into<HandlerError>,
-    {
-        self.handlers.add_typed(name, handler);
-        self.declared.push((name.to_owned(), topics.into_iter().map(Into::into).collect()));
-        self
-    }
-
-    /// Adds what an operator configured below `[sinks.<kind>]`. Nothing is connected to yet.
-    ///
-    /// # Errors
-    /// A sentence that names the section and what cannot be used.
-    pub fn connections(mut self, connections: &[Connection]) -> Result<Self, String> {
-        self.sinks.open(connections)?;
-        Ok(self)
-    }
-
-    /// Metrics and signals to share.
-    #[must_use]
-    pub fn telemetry(mut self, telemetry: Arc<Telemetry>) -> Self {
-        self.telemetry = telemetry;
-        self
-    }
-
-    /// Connects and checks the database.
-    ///
-    /// # Errors
-    /// When the database cannot be reached, is not migrated, is read-only, or the login is a superuser.
-    pub async fn build(mut self) -> Result<Relay, Error> {
-        self.check_schema().await?;
-        let settings = ConnectionSettings {
-            options: self.options.clone(),
-            relay: self.settings.name.clone(),
-            pool_size: self.pool_size,
-            pooler: self.pooler,
-            allow_superuser: self.allow_superuser,
-        };
-        add_own_sinks(&mut self.sinks, &settings);
-        if !self.declared.is_empty() {
-            self.sinks.add(self.handlers);
-        }
-        let store = Store::connect(settings).await.map_err(Error::Start)?;
-        let ahead = store.inspect().await.map_err(Error::Start)?;
-        for (name, topics) in &self.declared {
-            store.declare_handler(name, topics).await.map_err(Error::Start)?;
-        }
-        // Through a transaction pooler LISTEN reports success and never delivers, and a session lock would stay with
-        // a connection that is not ours.
-        let listen = self.listen.or_else(|| (!self.pooler).then_some(self.options)).map(|options| store.listener_options(&options));
-        let shared = Arc::new(Shared {
-            permits: permits::Permits::new(self.settings.permits, self.settings.permits_per_subscription),
-            clock: clock::Clock::new(ahead),
-            store,
-            settings: self.settings,
-            sinks: self.sinks,
-            telemetry: self.telemetry,
-            agenda: agenda::Agenda::new(),
-            breakers: breaker::Breakers::default(),
-            leases: leases::Leases::default(),
-            tallies: settle::Tallies::default(),
-            filter_errors: judge::FilterErrors::default(),
-            types_told: conform::Told::default(),
-            index: ArcSwap::from_pointee(Index::default()),
-            starts: tokio::sync::Notify::new(),
-            draining: AtomicBool::new(false),
-            started: Instant::now(),
-        });
-        Ok(Relay { shared, listen })
-    }
-
-    /// A relay works only with the schema it was built for: nothing is written to one that is older or newer.
-    async fn check_schema(&self) -> Result<(), Error> {
-        use sqlx::Connection as _;
-        let checking = async {
-            let mut connection = sqlx::PgConnection::connect_with(&self.options).await.map_err(migrate::Error::Connect)?;
-            let pending = migrate::pending(&mut connection).await?;
-            // A close that fails leaves nothing undone.
-            let _ = connection.close().await;
-            Ok::<_, migrate::Error>(pending)
-        };
-        match tokio::time::timeout(Duration::from_secs(10), checking).await {
-            Ok(Ok(pending)) if pending.is_empty() => Ok(()),
-            Ok(Ok(pending)) => Err(Error::Outdated { missing: pending.join(", ") }),
-            Ok(Err(error)) => Err(Error::Schema(error)),
-            Err(_) => Err(Error::Silent),
-        }
-    }
-
-    /// [`Builder::build`] and [`Relay::run`] in one.
-    ///
-    /// # Errors
-    /// Those of both.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<Drained, Error> {
-        self.build().await?.run(shutdown).await
-    }
 }
 
 /// One relay: takes committed events to the subscriptions that want them.
@@ -328,18 +135,7 @@ impl Relay {
     #[must_use]
     #[expect(clippy::needless_pass_by_value, reason = "a pool is a handle, and callers have no further use for it")]
     pub fn builder(pool: PgPool) -> Builder {
-        Builder {
-            options: (*pool.connect_options()).clone(),
-            listen: None,
-            settings: RelayConfig::default(),
-            pool_size: 4,
-            pooler: false,
-            allow_superuser: false,
-            sinks: Registry::default(),
-            handlers: Handlers::default(),
-            declared: Vec::new(),
-            telemetry: Telemetry::new(),
-        }
+        Builder::new((*pool.connect_options()).clone())
     }
 
     /// Answers whether this relay is fit to work.
