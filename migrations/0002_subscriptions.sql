@@ -78,8 +78,9 @@ begin
         raise exception using errcode = '22023', message = format('name: %L is not a subscription name', new.name),
             hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
     end if;
-    if new.topics is null or cardinality(new.topics) not between 1 and 100 then
-        raise exception using errcode = '22023', message = format('topics: subscription %L needs 1 to 100 topic patterns', new.name),
+    -- One dimension that begins at 1: other arrays are none to most clients, a relay among them.
+    if new.topics is null or cardinality(new.topics) not between 1 and 100 or array_ndims(new.topics) <> 1 or array_lower(new.topics, 1) <> 1 then
+        raise exception using errcode = '22023', message = format('topics: subscription %L needs a plain array of 1 to 100 topic patterns', new.name),
             hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
     end if;
     foreach item in array new.topics loop
@@ -129,8 +130,11 @@ begin
     if new.organization = '' then
         raise exception using errcode = '22023', message = 'organization: is empty', hint = 'Use null for all organizations.';
     end if;
-    if new.keys is not null and (cardinality(new.keys) not between 1 and 100 or array_position(new.keys, null) is not null or '' = any (new.keys)) then
-        raise exception using errcode = '22023', message = 'keys: must be 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
+    -- In this order: array_position() takes no array of several dimensions.
+    if new.keys is not null
+       and (case when cardinality(new.keys) not between 1 and 100 or array_ndims(new.keys) <> 1 or array_lower(new.keys, 1) <> 1 then true
+                 else array_position(new.keys, null) is not null or '' = any (new.keys) end) then
+        raise exception using errcode = '22023', message = 'keys: must be a plain array of 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
     end if;
     -- Whether they are CEL only a relay can say; `pgoutbox subscriptions test` says it before they are saved.
     if new.filter ~ '^[[:space:]]*$' or octet_length(new.filter) > 8192 then

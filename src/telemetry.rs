@@ -264,6 +264,10 @@ impl Telemetry {
         self.signal(|| Signal::SubscriptionChanged { subscription: subscription.to_owned(), state });
     }
 
+    pub(crate) fn subscription_unreadable(&self, id: i64, why: &str) {
+        tracing::error!(subscription_id = id, why, "a row of outbox.subscriptions cannot be read; it is served as it was before");
+    }
+
     pub(crate) fn subscription_paused(&self, subscription: &str, pause: Duration) {
         tracing::info!(subscription, pause_seconds = pause.as_secs_f64(), "the destination asked for a pause");
     }

@@ -37,13 +37,16 @@ impl Reload {
         let shared = self.shared.clone();
         let loaded = shared.store.load_subscriptions(self.snapshot.as_deref()).await?;
         // After the generation was read: a type that changes in between moves it again.
-        let types = self.load_types().await?;
+        let (types, judged_types) = self.load_types().await?;
         let ids: HashSet<i64> = loaded.ids.into_iter().collect();
         for deleted in self.subscriptions.keys().filter(|id| !ids.contains(id)) {
             shared.agenda.orphan(*deleted);
         }
         self.subscriptions.retain(|id, _| ids.contains(id));
         self.invalid.retain(|id, _| ids.contains(id));
+        for (id, why) in &loaded.unreadable {
+            shared.telemetry.subscription_unreadable(*id, why);
+        }
         let mut judgements = Vec::new();
         let mut changed = Vec::with_capacity(loaded.rows.len());
         for row in loaded.rows {
@@ -78,34 +81,41 @@ impl Reload {
         shared.breakers.keep_only(|destination| destinations.contains(destination));
         shared.index.store(Arc::new(index));
         shared.starts.notify_one();
-        self.snapshot = Some(loaded.snapshot);
         for id in changed {
             shared.agenda.note(id, Instant::now()); // it may just have been resumed
+        }
+        // Whoever holds such a row locked must not keep the index from being swapped.
+        for read in judged_types {
+            let problem = read.problem();
+            if shared.store.judge_event_type(&read.row, problem.as_deref()).await? {
+                shared.telemetry.event_type_judged(&read.row.topic, read.row.version, problem.as_deref());
+            }
         }
         for (id, name, from, state, reason) in judgements {
             if shared.store.set_subscription_state(id, from, state, reason.as_deref()).await? {
                 shared.telemetry.subscription_changed(&name, state, reason.as_deref().unwrap_or(""));
             }
         }
+        self.snapshot = Some(loaded.snapshot);
         Ok(())
     }
 
-    /// Reads the types that changed, and says of those that cannot be used why.
-    async fn load_types(&mut self) -> Result<Arc<Types>, Error> {
+    /// Reads the types that changed. Also returns those whose row says something else about them than is true.
+    async fn load_types(&mut self) -> Result<(Arc<Types>, Vec<Arc<EventType>>), Error> {
         let shared = self.shared.clone();
         let loaded = shared.store.load_event_types(self.snapshot.as_deref()).await?;
         let ids: HashSet<i64> = loaded.ids.into_iter().collect();
         self.types.retain(|id, _| ids.contains(id));
         shared.types_told.keep_only(|id| ids.contains(&id));
+        let mut judged = Vec::new();
         for row in loaded.rows {
             // Compiling takes a while: other tasks go on meanwhile. It does not panic, and is not cancelled.
             let Ok(read) = tokio::task::spawn_blocking(move || Arc::new(EventType::read(row))).await else { continue };
-            let problem = read.problem();
-            if problem != read.row.state_reason && shared.store.judge_event_type(&read.row, problem.as_deref()).await? {
-                shared.telemetry.event_type_judged(&read.row.topic, read.row.version, problem.as_deref());
+            if read.problem() != read.row.state_reason {
+                judged.push(read.clone());
             }
             self.types.insert(read.row.id, read);
         }
-        Ok(Arc::new(Types::new(self.types.values().cloned())))
+        Ok((Arc::new(Types::new(self.types.values().cloned())), judged))
     }
 }

@@ -15,6 +15,8 @@ use crate::subscription::Row;
 pub struct Loaded {
     /// Changed rows.
     pub rows: Vec<Row>,
+    /// Changed rows that cannot be read, which no trigger would let in: their ids, and why.
+    pub unreadable: Vec<(i64, String)>,
     /// The ids of all rows.
     pub ids: Vec<i64>,
     /// The generation they belong to.
@@ -40,13 +42,17 @@ impl Store {
             let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
             let mut loaded = Loaded {
                 rows: Vec::new(),
+                unreadable: Vec::new(),
                 ids: first.try_get("ids")?,
                 generation: first.try_get("generation")?,
                 snapshot: first.try_get("snapshot")?,
             };
             for row in &rows {
-                if row.try_get::<Option<i64>, _>("id")?.is_some() {
-                    loaded.rows.push(Row::from_row(row)?);
+                let Some(id) = row.try_get("id")? else { continue };
+                match Row::from_row(row) {
+                    Ok(row) => loaded.rows.push(row),
+                    // It must not keep all the others from being loaded.
+                    Err(error) => loaded.unreadable.push((id, error.to_string())),
                 }
             }
             Ok(loaded)

@@ -368,3 +368,30 @@ async fn a_change_of_two_thousand_rows_is_seen_whole() {
     }
     database.drop().await;
 }
+
+#[tokio::test]
+async fn an_array_that_clients_cannot_read_is_refused_and_a_row_that_came_past_the_check_stops_nobody() {
+    let database = Database::new().await;
+    let refusal = async |arguments: &str| {
+        let sql = format!("select outbox.subscribe('odd', {arguments})");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&database.pool).await.unwrap_err().to_string()
+    };
+    for topics in ["'{{a.*},{b.*}}'", "'[0:0]={a.*}'"] {
+        let said = refusal(&format!("{topics}, 'recorder'")).await;
+        assert!(said.contains("topics: subscription 'odd' needs a plain array of 1 to 100 topic patterns"), "{said}");
+    }
+    for keys in ["'{{a},{b}}'", "'[0:0]={a}'"] {
+        let said = refusal(&format!("array['**'], 'recorder', keys => {keys}")).await;
+        assert!(said.contains("keys: must be a plain array of 1 to 100 key prefixes"), "{said}");
+    }
+    database.execute("select outbox.subscribe('good', array['**'], 'recorder'), outbox.subscribe('odd', array['**'], 'recorder')").await;
+    database
+        .execute("set session_replication_role = replica; update outbox.subscriptions set topics = '{{a.*},{b.*}}' where name = 'odd'")
+        .await;
+    let recorder = Recorder::new();
+    let relay = RelayBox::start(&database, &recorder).await;
+    database.execute("select outbox.publish('a.b', '1')").await;
+    assert_eq!(recorder.wait_for(1).await[0].subscription, "good");
+    assert!(relay.stop().await.complete);
+    database.drop().await;
+}
