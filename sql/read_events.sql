@@ -11,7 +11,8 @@
 with fresh as materialized (
     select began.*
       from (select event.position, event.created_at, event.id, event.topic, event.key, event.organization, event.priority,
-                   event.deliver_after, event.source, event.user_id, event.schema_version, event.headers, event.payload
+                   event.deliver_after, event.source, event.user_id, event.schema_version, event.headers,
+                   case when $4::boolean and pg_column_size(event.payload) <= 16384 then event.payload::text end as payload
               from outbox.events as event
              where event.xid >= $1::text::xid8
              order by event.xid, event.position
@@ -19,7 +20,8 @@ with fresh as materialized (
     union all
     select ended.*
       from (select event.position, event.created_at, event.id, event.topic, event.key, event.organization, event.priority,
-                   event.deliver_after, event.source, event.user_id, event.schema_version, event.headers, event.payload
+                   event.deliver_after, event.source, event.user_id, event.schema_version, event.headers,
+                   case when $4::boolean and pg_column_size(event.payload) <= 16384 then event.payload::text end as payload
               from unnest($2::text[]) as was_open (xid)
              cross join lateral (
                    select late.*
@@ -34,7 +36,7 @@ with fresh as materialized (
 select now_seen.snapshot, now_seen.generation,
        fresh.position, fresh.created_at, fresh.id, fresh.topic, fresh.key, fresh.organization, fresh.priority, fresh.deliver_after,
        fresh.source, fresh.user_id, fresh.schema_version, fresh.headers::text as headers,
-       case when $4::boolean and pg_column_size(fresh.payload) <= 16384 then fresh.payload::text end as payload,
+       case when octet_length(fresh.payload) <= 16384 then fresh.payload end as payload,
        now_seen.step, now_seen.drawn
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,

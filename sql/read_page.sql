@@ -6,7 +6,8 @@
 -- There is always at least one row: it carries what read_events.sql carries too.
 with page as materialized (
     select event.position, event.created_at, event.id, event.topic, event.key, event.organization, event.priority,
-           event.deliver_after, event.source, event.user_id, event.schema_version, event.headers, event.payload
+           event.deliver_after, event.source, event.user_id, event.schema_version, event.headers,
+           case when $6::boolean and pg_column_size(event.payload) <= 16384 then event.payload::text end as payload
       from outbox.events as event
      where event.position > $3::bigint
        and event.position <= $4::bigint
@@ -18,7 +19,7 @@ with page as materialized (
 select now_seen.snapshot, now_seen.generation,
        page.position, page.created_at, page.id, page.topic, page.key, page.organization, page.priority, page.deliver_after,
        page.source, page.user_id, page.schema_version, page.headers::text as headers,
-       case when $6::boolean and pg_column_size(page.payload) <= 16384 then page.payload::text end as payload,
+       case when octet_length(page.payload) <= 16384 then page.payload end as payload,
        now_seen.step, now_seen.drawn
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,

@@ -93,7 +93,7 @@ reasons! {
     RelayKilled = "relay_killed",
     /// it has been owed for longer than the subscription's max_age
     Expired = "expired",
-    /// the event is no longer in the log or cannot be read
+    /// the event is no longer in the log, or its payload has more than 256 KiB when its numbers are written out
     EventUnreadable = "event_unreadable",
 }
 

@@ -291,3 +291,18 @@ async fn a_claim_whose_events_cannot_be_read_is_given_back_and_costs_no_attempt(
     relay.stop().await;
     database.drop().await;
 }
+
+#[tokio::test]
+async fn a_few_bytes_that_are_very_many_when_written_out_become_a_dead_letter_and_hold_up_nobody() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
+    // 40 numbers of 131,072 digits each, in a payload of about 400 bytes.
+    database.execute("select outbox.publish('a.b', ('[' || repeat('1e131071,', 40) || '1]')::jsonb) from generate_series(1, 3)").await;
+    database.execute("select outbox.publish('a.b', '1e131071')").await;
+    let recorder = Recorder::new();
+    let relay = RelayBox::start(&database, &recorder).await;
+    assert_eq!(recorder.wait_for(1).await[0].payload.len(), 131_072);
+    database.eventually("select count(*) = 3 from outbox.dead_letters where reason = 'event_unreadable'").await;
+    assert!(relay.stop().await.complete);
+    database.drop().await;
+}
