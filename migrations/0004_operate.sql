@@ -156,7 +156,7 @@ comment on view outbox.subscription_status is
 create view outbox.event_status as
     select event.id, event.position, event.topic, event.key, event.organization, event.created_at,
            case when owed.in_flight > 0 then 'processing'
-                when owed.waiting > 0 or not routed.yes then 'pending'
+                when owed.waiting > 0 or not routed.yes or wanted.still then 'pending'
                 when failed.letters > 0 then 'failed'
                 else 'completed' end as status,
            coalesce(owed.waiting, 0) as waiting,
@@ -170,6 +170,12 @@ create view outbox.event_status as
                       and event.position <= cursor.page_after) as yes
              from outbox.cursor as cursor
             order by cursor.step desc limit 1) as routed
+     cross join lateral (
+           -- A subscription that begins in the past has not come to it yet, or does not know yet where its past ends.
+           select exists (select from outbox.starts as start
+                           where event.position > start.position
+                             and (start.until is null or event.position <= start.until)
+                             and (start.since is null or event.created_at >= start.since)) as still) as wanted
       left join (select delivery.position,
                         count(*) filter (where delivery.lease_token is null or delivery.due_at <= now()) as waiting,
                         count(*) filter (where delivery.lease_token is not null and delivery.due_at > now()) as in_flight,
@@ -180,7 +186,7 @@ create view outbox.event_status as
                    from outbox.dead_letters as letter
                   group by letter.position) as failed on failed.position = event.position;
 comment on view outbox.event_status is
-    'One row per event, without its payload: pending, processing, completed (nothing owed, also when nobody wanted it) or failed (a dead letter).';
+    'One row per event, without its payload: pending (also while a subscription that begins in the past has not come to it), processing, completed (nothing owed, also when nobody wanted it) or failed (a dead letter).';
 
 -- Who may do what. Skips roles that do not exist (run it again after creating them) and what only a later migration makes.
 create function outbox.grant_roles() returns text[]
@@ -196,7 +202,7 @@ begin
             ('outbox_publisher', 'insert (id, topic, key, payload, headers, organization, source, user_id, priority, deliver_after, schema_version) on outbox.events'),
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
             ('outbox_publisher', 'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
-            ('outbox_publisher', 'execute on function outbox.capture, outbox.release, outbox.attach_capture, outbox.capture_numbers, outbox.capture_changes'),
+            ('outbox_publisher', 'execute on function outbox.capture, outbox.release, outbox.attach_capture, outbox.capture_numbers, outbox.capture_settings, outbox.capture_changes'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox'),
             ('outbox_relay', 'select on all tables in schema outbox'),
@@ -208,6 +214,7 @@ begin
             ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.function_call, outbox.call_function, outbox.declare_handler'),
+            ('outbox_relay', 'execute on function outbox.capture_settings'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'insert, update, delete on outbox.subscriptions, outbox.starts'),
@@ -215,7 +222,8 @@ begin
             ('outbox_admin', 'execute on all functions in schema outbox'),
             ('outbox_monitor', 'usage on schema outbox'),
             ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions'),
-            ('outbox_monitor', 'select on outbox.captures')
+            ('outbox_monitor', 'select on outbox.captures'),
+            ('outbox_monitor', 'execute on function outbox.capture_settings')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role) into role_exists;

@@ -3,7 +3,7 @@
 --   $7 how many at most   $8 whether payloads are wanted
 --
 -- The limit counts what is looked at, not what is found: a statement must not read all of the log for one event at its end.
--- There is always at least one row: it carries how far it looked.
+-- There is always at least one row: it carries how far it looked. Large payloads are left out.
 with looked_at as materialized (
     select event.*
       from outbox.events as event
@@ -12,8 +12,10 @@ with looked_at as materialized (
      order by event.position
      limit $7::bigint
 ),
-past as (
-    select looked_at.*
+past as materialized (
+    select looked_at.position, looked_at.created_at, looked_at.id, looked_at.topic, looked_at.key, looked_at.organization, looked_at.source,
+           looked_at.user_id, looked_at.schema_version, looked_at.headers, looked_at.priority, looked_at.deliver_after,
+           case when $8::boolean and pg_column_size(looked_at.payload) <= 16384 then looked_at.payload::text end as payload
       from looked_at
      where (pg_visible_in_snapshot(looked_at.xid, $3::text::pg_snapshot)
             or $4::text is not null and looked_at.position <= $5::bigint and pg_visible_in_snapshot(looked_at.xid, $4::text::pg_snapshot))
@@ -21,7 +23,8 @@ past as (
 )
 select seen.reached, seen.looked_at,
        past.position, past.created_at, past.id, past.topic, past.key, past.organization, past.source, past.user_id,
-       past.schema_version, past.headers::text as headers, case when $8::boolean then past.payload::text end as payload,
+       past.schema_version, past.headers::text as headers,
+       case when octet_length(past.payload) <= 16384 then past.payload end as payload,
        past.priority, past.deliver_after
   from (select max(looked_at.position) as reached, count(*) as looked_at from looked_at) as seen
   left join past on true

@@ -185,6 +185,12 @@ impl Subscription {
         }
     }
 
+    /// Whether it can be said what it wants: its topics, `match` and filter can be used, and it is not gone.
+    #[must_use]
+    pub fn can_judge(&self) -> bool {
+        self.unjudgeable.is_none() && self.patterns.len() == self.row.topics.len() && self.is_owed()
+    }
+
     /// A field of the payload and the scalar it must have to be wanted, and whether its conditions fail without that field.
     fn lookup(&self) -> Option<(String, String, bool)> {
         if self.unjudgeable.is_some() {

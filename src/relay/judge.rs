@@ -12,6 +12,7 @@ use std::{
 
 use super::Shared;
 use crate::{
+    event::Event,
     store::{Error, NewEvent},
     subscription::{Index, Judged},
 };
@@ -41,30 +42,16 @@ impl Judgements {
         if !index.is_choosy() {
             return Ok(());
         }
-        let mut turn = Instant::now();
-        let (read, large): (Vec<&NewEvent>, Vec<&NewEvent>) = events
-            .iter()
-            .filter(|new| !self.known.contains_key(&new.event.position))
-            .partition(|new| new.payload_read || !index.asks_for_payload(&new.event));
-        for new in read {
-            self.known.insert(new.event.position, index.judge(&new.event));
-            if turn.elapsed() > TURN {
-                tokio::task::yield_now().await;
-                turn = Instant::now();
-            }
-        }
-        for some in large.chunks(LARGE_AT_ONCE) {
-            let positions: Vec<i64> = some.iter().map(|new| new.event.position).collect();
-            let times = || some.iter().map(|new| new.event.created_at);
-            let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
-            let loaded = shared.store.load_events(&positions, span).await?;
-            for new in some {
-                let position = new.event.position;
-                // Gone from the log meanwhile: it is judged without a payload, which then cannot be read.
-                self.known.insert(position, index.judge(loaded.get(&position).unwrap_or(&new.event)));
-                tokio::task::yield_now().await;
-            }
-        }
+        let unknown: Vec<&NewEvent> = events.iter().filter(|new| !self.known.contains_key(&new.event.position)).collect();
+        look_at(
+            shared,
+            &unknown,
+            |event| index.asks_for_payload(event),
+            |event| {
+                self.known.insert(event.position, index.judge(event));
+            },
+        )
+        .await?;
         Ok(())
     }
 
@@ -88,6 +75,39 @@ impl Judgements {
     pub(super) fn forget(&mut self) {
         self.known.clear();
     }
+}
+
+/// Looks at events one after the other, with their payloads where they are asked for. One that is gone from the log meanwhile is
+/// looked at without a payload, which then cannot be read.
+///
+/// # Errors
+/// Those of reading large payloads.
+pub(super) async fn look_at(
+    shared: &Shared,
+    events: &[&NewEvent],
+    asks_for_payload: impl Fn(&Event) -> bool,
+    mut look: impl FnMut(&Event),
+) -> Result<(), Error> {
+    let mut turn = Instant::now();
+    let (read, large): (Vec<&NewEvent>, Vec<&NewEvent>) = events.iter().partition(|new| new.payload_read || !asks_for_payload(&new.event));
+    for new in read {
+        look(&new.event);
+        if turn.elapsed() > TURN {
+            tokio::task::yield_now().await;
+            turn = Instant::now();
+        }
+    }
+    for some in large.chunks(LARGE_AT_ONCE) {
+        let positions: Vec<i64> = some.iter().map(|new| new.event.position).collect();
+        let times = || some.iter().map(|new| new.event.created_at);
+        let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
+        let loaded = shared.store.load_events(&positions, span).await?;
+        for new in some {
+            look(loaded.get(&new.event.position).unwrap_or(&new.event));
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(())
 }
 
 /// Filters that could not be evaluated since the relay started, by subscription: how many times, and why the last time.

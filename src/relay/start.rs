@@ -1,13 +1,18 @@
 //! Past events of subscriptions that begin before they were made: the log worked through part by part, beside the flow and
-//! without holding it up. Every relay may do it; whoever commits a part second has done nothing.
+//! without holding it up. Every relay may do it; whoever commits a part second has done nothing. A subscription whose conditions
+//! cannot be used waits until they are mended: what it wants of the past is known only then.
 //!
 //! A crash here costs nothing: each part is owed in the commit that moves on behind it.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, await_work::DOORBELL};
+use super::{Shared, await_work::DOORBELL, judge::look_at};
 use crate::{
     filter::Facts,
     store::{Error, NewEvent, Start},
@@ -18,8 +23,10 @@ use crate::{
 const PART: i64 = 500;
 /// A subscription that is owed so much gets the next part when it is owed less.
 const ENOUGH: i64 = 5_000;
-/// How often to look again at one that is owed enough, or that no step has known yet.
+/// How soon to look again at one that is owed enough, or that no step has known yet; twice as long each time nothing came of it,
 const AGAIN: Duration = Duration::from_millis(250);
+/// up to this.
+const SELDOM: Duration = Duration::from_secs(4);
 /// And when nothing is known to be left: whoever rings says otherwise.
 const IDLE: Duration = Duration::from_secs(3_600);
 
@@ -27,20 +34,22 @@ const IDLE: Duration = Duration::from_secs(3_600);
 pub(super) async fn start(shared: Arc<Shared>, shutdown: CancellationToken) {
     let mut done: HashSet<i64> = HashSet::new();
     let mut wait = IDLE;
+    let mut again = AGAIN;
     while !shutdown.is_cancelled() {
         tokio::select! {
-            () = shared.starts.notified() => {}
+            () = shared.starts.notified() => again = AGAIN,
             () = tokio::time::sleep_until((std::time::Instant::now() + wait).into()) => {}
             () = shutdown.cancelled() => return,
         }
         wait = match round(&shared, &mut done, &shutdown).await {
             Ok(0) => IDLE,
-            Ok(_) => AGAIN,
+            Ok(_) => again,
             Err(error) => {
                 shared.telemetry.database_failed("start", &error);
-                Duration::from_secs(1)
+                again.max(Duration::from_secs(1))
             }
         };
+        again = SELDOM.min(again * 2);
     }
 }
 
@@ -55,16 +64,20 @@ async fn round(shared: &Shared, done: &mut HashSet<i64>, shutdown: &Cancellation
     let starts = shared.store.load_starts(&asked).await?;
     let left: HashSet<i64> = starts.iter().map(|start| start.subscription_id).collect();
     done.extend(asked.into_iter().filter(|id| !left.contains(id)));
-    let mut owed = false;
+    let mut worked = false;
     for start in starts.iter().filter(|start| start.is_fixed()) {
         if shutdown.is_cancelled() {
             break;
         }
-        if let Some(subscription) = index.get(start.subscription_id) {
-            owed |= part(shared, subscription, start).await?;
+        if let Some(subscription) = index.get(start.subscription_id).filter(|subscription| subscription.can_judge()) {
+            worked |= part(shared, subscription, start).await.unwrap_or_else(|error| {
+                // The others go on.
+                shared.telemetry.database_failed("start", &error);
+                false
+            });
         }
     }
-    if owed {
+    if worked {
         // This relay too: it may be asleep.
         shared.store.ring(DOORBELL).await?;
         shared.starts.notify_one();
@@ -83,27 +96,38 @@ async fn part(shared: &Shared, subscription: &Subscription, start: &Start) -> Re
         shared.telemetry.start_ended(&subscription.row.name);
         return Ok(true);
     }
-    let wanted: Vec<&NewEvent> = past.events.iter().filter(|new| wants(shared, subscription, new)).collect();
-    if shared.store.insert_past(start, &past, &wanted).await? && !wanted.is_empty() {
+    let plainly: Vec<&NewEvent> = past.events.iter().filter(|new| subscription.wants_plainly(&new.event)).collect();
+    let mut told = HashMap::with_capacity(plainly.len());
+    look_at(
+        shared,
+        &plainly,
+        |_| subscription.needs_payload(),
+        |event| {
+            told.insert(event.position, subscription.judge(&Facts::new(event)));
+        },
+    )
+    .await?;
+    let (mut wanted, mut failed) = (Vec::new(), Vec::new());
+    for new in plainly {
+        match told.remove(&new.event.position) {
+            Some(Wanted::Yes) => wanted.push(new),
+            Some(Wanted::Failed(why)) => failed.push((new, why)),
+            Some(Wanted::No(_)) | None => {}
+        }
+    }
+    if !shared.store.insert_past(start, &past, &wanted).await? {
+        return Ok(true);
+    }
+    // Counted once: whoever comes second has moved nothing.
+    for (new, why) in failed {
+        let is_news = shared.filter_errors.note(subscription.row.id, &why);
+        shared.telemetry.filter_failed(&subscription.row.name, &new.event, &why, is_news);
+    }
+    if !wanted.is_empty() {
         shared.agenda.fall_behind(start.subscription_id);
         if wanted.iter().any(|new| new.priority > 0) {
             shared.agenda.look_back(start.subscription_id); // priority moves the due time into the past
         }
     }
     Ok(true)
-}
-
-fn wants(shared: &Shared, subscription: &Subscription, new: &NewEvent) -> bool {
-    if !subscription.wants_plainly(&new.event) {
-        return false;
-    }
-    match subscription.judge(&Facts::new(&new.event)) {
-        Wanted::Yes => true,
-        Wanted::No(_) => false,
-        Wanted::Failed(why) => {
-            let is_news = shared.filter_errors.note(subscription.row.id, &why);
-            shared.telemetry.filter_failed(&subscription.row.name, &new.event, &why, is_news);
-            false
-        }
-    }
 }

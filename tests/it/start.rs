@@ -153,3 +153,49 @@ async fn a_start_counts_only_when_the_subscription_is_made_and_may_be_a_time() {
     }
     relay.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_that_must_be_mended_first_loses_nothing_of_the_past() {
+    let database = Database::new().await;
+    let recorder = Recorder::new();
+    subscribe(&database, "first", "now").await;
+    publish(&database, 1, 20).await;
+    let mut relay = RelayBox::start(&database, &recorder).await;
+    recorder.wait_for(20).await;
+    let subscription =
+        |filter: &str| format!("select outbox.subscribe('mended', array['a.**'], 'recorder', filter => '{filter}', start => 'beginning')");
+    database.execute(subscription("payload >")).await;
+    database.eventually("select settled is not null from outbox.starts").await;
+    relay.wait_asleep().await;
+    database.execute(subscription("payload > 5")).await;
+    wait_done(&database, "mended").await;
+    assert_eq!(got(&recorder, "mended"), (6..=20).collect::<Vec<_>>());
+    relay.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_payloads_of_the_past_are_judged_and_what_nobody_has_looked_at_is_pending() {
+    let database = Database::new().await;
+    let recorder = Recorder::new();
+    subscribe(&database, "first", "now").await;
+    let relay = RelayBox::start(&database, &recorder).await;
+    let large = "select outbox.publish('a.b', jsonb_build_object('n', n, 'text', (select string_agg(md5(n::text || i), '') from generate_series(1, 1500) as i)))
+                   from generate_series(1, 40) as n";
+    database.execute(large).await;
+    recorder.wait_for(40).await;
+    database.eventually("select count(*) = 40 from outbox.event_status where status = 'completed'").await;
+    relay.stop().await;
+
+    database
+        .execute("select outbox.subscribe('odd', array['a.**'], 'recorder', filter => 'payload.n % 2 == 1', start => 'beginning')")
+        .await;
+    assert_eq!(database.count("select count(*) from outbox.event_status where status = 'pending'").await, 40);
+    let relay = RelayBox::start(&database, &recorder).await;
+    wait_done(&database, "odd").await;
+    let got: Vec<i64> = recorder.seen().iter().filter(|one| one.subscription == "odd").map(|one| one.position).collect();
+    assert_eq!(got.len(), 20);
+    assert_eq!(database.count("select count(*) from outbox.event_status where status = 'completed'").await, 40);
+    relay.stop().await;
+    database.drop().await;
+}
