@@ -115,6 +115,7 @@ declare
     n         integer;
     name      text;
     takes     text;
+    schema    text;
 begin
     if function !~ '^[^.(]+[.][^.(]+([(].*[)])?$' then
         raise exception using errcode = '22023', message = format('config.function: %L is not the name of a function with its schema', function),
@@ -126,7 +127,8 @@ begin
         raise exception using errcode = '42883', message = format('config.function: there is no function %s, or several', function),
             hint = 'Create it first, and let the relay use it: grant usage on its schema and execute on it to outbox_relay.';
     end if;
-    if target.pronamespace::regnamespace::text in ('pg_catalog', 'information_schema', 'outbox') then
+    select namespace.nspname into schema from pg_catalog.pg_namespace as namespace where namespace.oid = target.pronamespace;
+    if schema in ('pg_catalog', 'information_schema', 'outbox') then
         raise exception using errcode = '42501', message = format('config.function: %s belongs to the system', function),
             hint = 'Write a function of your own that calls it.';
     end if;
@@ -135,7 +137,7 @@ begin
             hint = 'No procedures, aggregates, sets and variadic parameters.';
     end if;
     if target.pronargs = 1 and target.proargtypes[0] = 'jsonb'::regtype and coalesce(target.proargnames[1], '') in ('', 'event') then
-        return format('select %I.%I($1)', target.pronamespace::regnamespace::text, target.proname);
+        return format('select %I.%I($1)', schema, target.proname);
     end if;
     for n in 1 .. target.pronargs loop
         name := coalesce(target.proargnames[n], '');
@@ -153,7 +155,7 @@ begin
                 hint = 'Take one jsonb, or parameters named event, id, topic, key, payload, headers, organization, source, user_id, schema_version, created_at, position.';
         end if;
     end loop;
-    return format('select %I.%I(%s)', target.pronamespace::regnamespace::text, target.proname, array_to_string(arguments, ', '));
+    return format('select %I.%I(%s)', schema, target.proname, array_to_string(arguments, ', '));
 end;
 $$;
 
@@ -165,6 +167,7 @@ language plpgsql as $$
 declare
     call    text := outbox.function_call(function);
     worked  bigint[] := '{}';
+    caller  text := current_user;
     deleted bigint;
     n       integer;
 begin
@@ -172,6 +175,9 @@ begin
         delivery_id := delivery_ids[n];
         begin
             execute call using events[n]::jsonb;
+            if current_user <> caller then
+                raise exception using errcode = '42501', message = format('the function left the role as %s', current_user);
+            end if;
             worked := worked || delivery_id;
             code := null;
             message := null;
@@ -180,6 +186,8 @@ begin
         end;
         return next;
     end loop;
+    -- What the application put off to the commit runs now, while the limit for statements holds and no delivery is locked.
+    set constraints all immediate;
     delete from outbox.deliveries as delivery where delivery.id = any (worked) and delivery.lease_token = any (lease_tokens);
     get diagnostics deleted = row_count;
     if deleted <> cardinality(worked) then

@@ -1,4 +1,8 @@
--- Refuse a function that is not there, does not take an event, or may not be called by this login.
+-- Whether this login may call a function, and use its schema. An error when it is not there or does not take an event.
 --   $1 function
-select outbox.function_call($1::text),
-       has_function_privilege(case when $1::text like '%(%' then to_regprocedure($1::text)::oid else to_regproc($1::text)::oid end, 'execute') as may_call;
+select (asked.call is not null
+        and has_function_privilege(asked.function, 'execute')
+        and has_schema_privilege((select proc.pronamespace from pg_catalog.pg_proc as proc where proc.oid = asked.function), 'usage')) as may_call
+  from (select outbox.function_call($1::text) as call,
+               case when $1::text like '%(%' then to_regprocedure($1::text)::oid else to_regproc($1::text)::oid end as function
+        offset 0) as asked

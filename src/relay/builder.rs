@@ -26,8 +26,9 @@ use crate::{
     telemetry::Telemetry,
 };
 
-/// Connections for SQL functions of the application, made when they are needed.
-const FUNCTION_CONNECTIONS: u32 = 8;
+/// Connections for SQL functions of the application, made when they are needed: so many that a few functions that hang, each
+/// with its four transactions, leave room for the others.
+const FUNCTION_CONNECTIONS: u32 = 32;
 
 /// Adds the sinks that every relay has: they need nothing but the database it has anyway, and its standard output. Nothing is
 /// connected to yet.

@@ -22,6 +22,9 @@ const LONGEST: Duration = Duration::from_secs(50);
 /// The relay's own deadline comes so much later: the server says itself that its limit was reached.
 const GRACE: Duration = Duration::from_secs(7);
 
+/// Transactions of one subscription at once.
+const MOST_AT_ONCE: u8 = 4;
+
 /// Calls functions.
 #[derive(Debug, Clone)]
 pub struct Function {
@@ -81,8 +84,9 @@ impl Sink for Function {
         if !(1..=64).contains(&target.batch) {
             return Err("config.batch: it must be a whole number from 1 to 64".to_owned());
         }
-        if !(1..=16).contains(&target.concurrency) {
-            return Err("config.concurrency: it must be a whole number from 1 to 16".to_owned());
+        // All functions share the relay's connections for them.
+        if !(1..=MOST_AT_ONCE).contains(&target.concurrency) {
+            return Err(format!("config.concurrency: it must be a whole number from 1 to {MOST_AT_ONCE}"));
         }
         Ok(target)
     }
@@ -127,7 +131,14 @@ impl Sink for Function {
     }
 
     async fn check(&self, target: &Target) -> Result<(), String> {
-        self.functions.inspect(&target.function).await.map_err(|error| error.message())
+        match self.functions.inspect(&target.function).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(format!(
+                "config.function: the relay's login may not call {}; grant it execute on the function and usage on its schema",
+                target.function
+            )),
+            Err(error) => Err(error.message()),
+        }
     }
 }
 

@@ -3,13 +3,15 @@
 
 use std::time::Duration;
 
-use sqlx::{ConnectOptions as _, PgPool, postgres::PgPoolOptions};
+use sqlx::{ConnectOptions as _, Executor as _, PgPool, postgres::PgPoolOptions};
 use uuid::Uuid;
 
 use super::{connection::ConnectionSettings, error::Error};
 
 /// A connection must be made, or come free, within this time.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Undoes what may be left in a session. Prepared statements stay: they are ours.
+const AFRESH: &str = "reset role; reset all; close all; unlisten *; select pg_advisory_unlock_all()";
 /// Beyond its own limit for statements the server gets so long to say that it was reached.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -52,6 +54,8 @@ impl Functions {
             .max_connections(connections)
             .acquire_timeout(CONNECT_LIMIT)
             .idle_timeout(Duration::from_secs(60))
+            // What a function set for its session does not meet the next one.
+            .after_release(|connection, _| Box::pin(async move { connection.execute(AFRESH).await.map(|_| true) }))
             .connect_lazy_with(options);
         Self { pool, pooler: settings.pooler }
     }
@@ -100,16 +104,18 @@ impl Functions {
         }
     }
 
-    /// Asks whether a function is there and may be called.
+    /// Asks whether a function is there and may be called by this login.
     ///
     /// # Errors
     /// What the database says about it.
-    pub async fn inspect(&self, function: &str) -> Result<(), Error> {
+    pub async fn inspect(&self, function: &str) -> Result<bool, Error> {
         const DOING: &str = "looking at the function";
-        let asking =
-            sqlx::query(include_str!("../../sql/inspect_function.sql")).bind(function).persistent(!self.pooler).execute(&self.pool);
+        let asking = sqlx::query_scalar(include_str!("../../sql/inspect_function.sql"))
+            .bind(function)
+            .persistent(!self.pooler)
+            .fetch_one(&self.pool);
         match tokio::time::timeout(CONNECT_LIMIT, asking).await {
-            Ok(result) => result.map(|_| ()).map_err(|error| Error::database(DOING, error)),
+            Ok(result) => result.map_err(|error| Error::database(DOING, error)),
             Err(_) => Err(Error::deadline(DOING, CONNECT_LIMIT.as_secs())),
         }
     }

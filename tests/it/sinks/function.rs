@@ -1,6 +1,9 @@
 //! SQL functions of the application's own database. The contract does not fit them: a delivery without its row is undone.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
 use pgoutbox::{config::RelayConfig, telemetry::Signal};
 use serde_json::{Value, json};
@@ -34,7 +37,7 @@ const SHOP: &str = "
         perform shop.on_order(event), pg_sleep((event -> 'payload')::integer);
     end $$;
 
-    -- Every third call ends its own connection, after its effect: half of them at once, half at the commit.
+    -- Every third call ends its own connection, after its effect: half of them at once, half when what was put off to the commit runs.
     create function shop.dies(event jsonb) returns void language plpgsql as $$
     declare
         call bigint := nextval('shop.calls');
@@ -106,7 +109,7 @@ async fn an_effect_happens_exactly_once_though_a_thousand_calls_die_between_it_a
     subscribe(
         &database,
         "dies",
-        json!({"function": "shop.dies", "batch": 1, "concurrency": 8}),
+        json!({"function": "shop.dies", "batch": 1, "concurrency": 4}),
         json!({"max_attempts": 100, "initial": "5ms", "multiplier": 1}),
     )
     .await
@@ -227,4 +230,94 @@ async fn a_function_that_cannot_take_events_is_refused_when_the_subscription_is_
     let reason: String = sqlx::query_scalar("select state_reason from outbox.subscriptions").fetch_one(&database.pool).await.unwrap();
     assert_eq!(reason, "config.batch: it must be a whole number from 1 to 64");
     relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_must_be_quoted_are_called_and_check_says_who_may_not_call() {
+    let database = shop().await;
+    database
+        .execute(
+            r#"create schema "My Shop"; grant usage on schema "My Shop" to outbox_relay;
+               create function "My Shop"."On Order"(event jsonb) returns void language sql as 'select shop.on_order(event)';
+               create function "My Shop".locked(event jsonb) returns void language sql as '';
+               revoke execute on function "My Shop".locked from public;"#,
+        )
+        .await;
+    subscribe(&database, "quoted", json!({"function": "\"My Shop\".\"On Order\""}), json!({})).await.unwrap();
+    publish(&database, "quoted.a", 1, 3).await;
+    let relay = start(&database, settings("relay")).await;
+    wait_for_effects(&database, 3).await;
+    relay.stop().await;
+
+    subscribe(&database, "locked", json!({"function": "\"My Shop\".locked"}), json!({})).await.unwrap();
+    let mut check = Command::new(env!("CARGO_BIN_EXE_pgoutbox"));
+    let checked = check.arg("check").env_clear().env("DATABASE_URL", database.relay_url()).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&checked.stdout);
+    assert!(said.contains("may not call \"My Shop\".locked"), "{said}{}", String::from_utf8_lossy(&checked.stderr));
+    assert!(!said.contains("may not call \"My Shop\".\"On Order\""), "{said}");
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_function_puts_off_to_the_commit_has_its_limit_and_locks_no_delivery() {
+    let database = shop().await;
+    database
+        .execute(
+            "create function shop.nap() returns trigger language plpgsql as 'begin perform pg_sleep(30); return null; end';
+             create constraint trigger naps_at_commit after insert on shop.effects deferrable initially deferred
+                 for each row when (new.note = 'late.a') execute function shop.nap();",
+        )
+        .await;
+    subscribe(&database, "late", json!({"function": "shop.on_order", "timeout": "500ms"}), json!({"schedule": ["1h"]})).await.unwrap();
+    subscribe(&database, "quick", json!({"function": "shop.on_order"}), json!({})).await.unwrap();
+    let relay = start(&database, settings("relay")).await;
+    publish(&database, "late.a", 1, 1).await;
+    database.eventually_within(Duration::from_secs(10), "select count(*) = 1 from outbox.attempts where reason = 'timeout'").await;
+    publish(&database, "quick.a", 2, 4).await;
+    database.eventually("select count(*) = 3 from shop.effects").await;
+    relay.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_function_leaves_in_its_session_does_not_meet_the_next_one() {
+    let database = shop().await;
+    database
+        .execute(
+            "create function shop.leaves(event jsonb) returns void language plpgsql as $$
+             begin
+                 perform set_config('shop.tenant', 'acme', false), pg_advisory_lock(4711);
+                 perform shop.on_order(event);
+             end $$;
+             create function shop.looks(event jsonb) returns void language plpgsql as $$
+             begin
+                 if current_setting('shop.tenant', true) <> '' then raise exception 'it is %', current_setting('shop.tenant'); end if;
+                 perform shop.on_order(event);
+             end $$;
+             create function shop.becomes(event jsonb) returns void language plpgsql as $$
+             begin
+                 if (event -> 'payload')::integer = 9 then set local role outbox_relay; end if;
+                 insert into shop.effects values ((event ->> 'id')::uuid, (event -> 'payload')::integer, '');
+             end $$;",
+        )
+        .await;
+    let never = json!({"schedule": ["1h"]});
+    for name in ["leaves", "looks", "becomes"] {
+        subscribe(&database, name, json!({"function": format!("shop.{name}")}), never.clone()).await.unwrap();
+    }
+    let relay = start(&database, settings("relay")).await;
+    publish(&database, "leaves.a", 1, 1).await;
+    database.eventually("select count(*) = 1 from shop.effects").await;
+    database.eventually("select count(*) = 0 from pg_locks where locktype = 'advisory' and objid = 4711").await;
+    publish(&database, "looks.a", 2, 2).await;
+    // Only the one that left another role behind is undone.
+    publish(&database, "becomes.a", 8, 10).await;
+    database.eventually("select count(*) = 4 and count(*) filter (where n = 9) = 0 from shop.effects").await;
+    database
+        .eventually(
+            "select count(*) = 1 from outbox.attempts where reason = 'access_denied' and answer like '%left the role as outbox_relay%'",
+        )
+        .await;
+    relay.stop().await;
+    database.drop().await;
 }
