@@ -39,6 +39,8 @@ use self::{
 pub const LONGEST: usize = 8 * 1024;
 /// The longest key, in characters: that of the log.
 const LONGEST_KEY: usize = 512;
+/// What a transform makes may have so many bytes.
+const LARGEST_RESULT: usize = 1024 * 1024;
 /// The largest headers, in bytes: those of the log.
 const LARGEST_HEADERS: usize = 16 * 1024;
 
@@ -129,7 +131,7 @@ impl Filter {
     pub fn judge(&self, facts: &Facts<'_>) -> Judgement {
         let mut failed = None;
         for (part, expression) in self.compiled.parts.iter().enumerate() {
-            let answer = run(expression, &self.compiled.patterns, facts, |value| match value.downcast_ref::<CelBool>() {
+            let answer = run(&self.text, expression, &self.compiled.patterns, facts, |value| match value.downcast_ref::<CelBool>() {
                 Some(answer) => Ok(*answer.inner()),
                 None => Err(format!("its value is of type {}, not bool", value.get_type().name())),
             });
@@ -190,9 +192,9 @@ impl Transform {
     /// What could not be done and where in the value: names and types, nothing of the event.
     pub fn apply(&self, facts: &Facts<'_>) -> Result<Changes, String> {
         let [expression] = self.compiled.parts.as_slice() else { return Err("it is empty".to_owned()) };
-        run(expression, &self.compiled.patterns, facts, |value| {
+        run(&self.text, expression, &self.compiled.patterns, facts, |value| {
             if self.compiled.gives_fields {
-                changes(value)
+                changes(value, &self.text)
             } else {
                 Ok(Changes { payload: Some(json("its value", value)?), ..Changes::default() })
             }
@@ -233,6 +235,7 @@ impl Containment {
 
 /// Evaluates an expression and makes something of its value before that goes.
 fn run<T>(
+    text: &str,
     expression: &IdedExpr,
     patterns: &Arc<[Regex]>,
     facts: &Facts<'_>,
@@ -245,7 +248,7 @@ fn run<T>(
             let mut context = Context::with_env(ENV.clone());
             context.set_variable_resolver(&evaluation);
             let value: Result<CowVal<'_, '_>, _> = Value::resolve_val(expression, &context);
-            value.map_err(|error| explain(&error)).and_then(|value| make(value.as_ref()))
+            value.map_err(|error| explain(&error, text)).and_then(|value| make(value.as_ref()))
         };
         // `||` may have swallowed these.
         if evaluation.meter.is_spent() {
@@ -259,11 +262,11 @@ fn run<T>(
 fn json(name: &str, value: &dyn Val) -> Result<String, String> {
     let mut out = String::new();
     write(value, &mut out).map_err(|unfit| unfit.of(name))?;
-    Ok(out)
+    if out.len() > LARGEST_RESULT { Err(format!("{name} has {} bytes; at most {LARGEST_RESULT}", out.len())) } else { Ok(out) }
 }
 
 /// The fields of `event({…})`.
-fn changes(value: &dyn Val) -> Result<Changes, String> {
+fn changes(value: &dyn Val, expression: &str) -> Result<Changes, String> {
     let Some(fields) = value.downcast_ref::<CelMap>() else {
         return Err(format!("event() takes a map, not {}", value.get_type().name()));
     };
@@ -272,14 +275,15 @@ fn changes(value: &dyn Val) -> Result<Changes, String> {
         let CelMapKey::String(name) = name else { return Err("event() has a field whose name is not a string".to_owned()) };
         match name.inner() {
             "payload" => changes.payload = Some(json("payload", value.as_ref())?),
-            "headers" => changes.headers = Some(headers(value.as_ref())?),
+            "headers" => changes.headers = Some(headers(value.as_ref(), expression)?),
             "key" => changes.key = Some(key(value.as_ref())?),
             "sink" => {
                 let text = json("sink", value.as_ref())?;
                 let fields = serde_json::from_str(&text).map_err(|_| "sink must be a map whose numbers a double holds".to_owned())?;
                 changes.sink = Some(fields);
             }
-            _ => return Err(format!("event() has no field {:?}; it has {}", short(name.inner()), FIELDS.join(", "))),
+            // Its name may come from the payload.
+            _ => return Err(format!("event() has a field that is none of {}", FIELDS.join(", "))),
         }
     }
     Ok(changes)
@@ -297,7 +301,7 @@ fn key(value: &dyn Val) -> Result<Option<String>, String> {
 }
 
 /// The same rule as `outbox.headers_are_valid`: they travel as headers of a request.
-fn headers(value: &dyn Val) -> Result<String, String> {
+fn headers(value: &dyn Val, expression: &str) -> Result<String, String> {
     let Some(map) = value.downcast_ref::<CelMap>() else {
         return Err(format!("headers must be a map of strings, not {}", value.get_type().name()));
     };
@@ -306,10 +310,9 @@ fn headers(value: &dyn Val) -> Result<String, String> {
         let name = name.inner();
         let letters = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
         if !(1..=64).contains(&name.len()) || !name.bytes().all(letters) || name.starts_with(['_', '-']) {
-            return Err(format!(
-                "headers has the name {:?}; names are 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit",
-                short(name)
-            ));
+            // It may come from the payload.
+            let name = if expression.contains(name) { format!("the name {:?}", short(name)) } else { "a name of another kind".to_owned() };
+            return Err(format!("headers has {name}; names are 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit"));
         }
         match value.downcast_ref::<CelString>() {
             Some(text) if text.inner().chars().any(char::is_control) => return Err(format!("headers.{name} has a control character")),
@@ -325,11 +328,13 @@ fn short(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
-/// An error without the values in it: payloads stay out of logs and tables of operators.
-fn explain(error: &ExecutionError) -> String {
+/// An error without the values in it, but for what stands in the expression: payloads stay out of logs and tables of operators.
+fn explain(error: &ExecutionError, text: &str) -> String {
     let function = |name: &str| name.trim_start_matches('@').trim_matches('_').to_owned();
     match error {
-        ExecutionError::NoSuchKey(key) => format!("there is no key {:?} (has(…) asks first)", short(key)),
+        ExecutionError::NoSuchKey(key) if text.contains(key.as_str()) => format!("there is no key {:?} (has(…) asks first)", short(key)),
+        // The payload chose it.
+        ExecutionError::NoSuchKey(_) => "there is no such key (`in` asks first)".to_owned(),
         ExecutionError::UndeclaredReference(name) => format!("there is no {:?} here", short(name)),
         ExecutionError::NoSuchOverload(overload) if overload.function() == operators::INDEX => {
             format!(

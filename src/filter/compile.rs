@@ -18,7 +18,7 @@ use regex::{Regex, RegexBuilder};
 use super::{
     Invalid, LONGEST,
     json::Node,
-    meter::{ADD, ENV, FIND, MATCHES, RANGE, WEIGH},
+    meter::{ADD, CUT, ENV, FIND, MATCHES, RANGE, WEIGH},
     value::{METER, VARIABLES},
 };
 
@@ -27,6 +27,8 @@ use super::{
 const DEEPEST: usize = 32;
 /// A regular expression may take so many bytes once it is compiled, which also bounds how long it takes for each byte of text.
 const LARGEST_REGEX: usize = 256 * 1024;
+/// So many of them in one expression.
+const MOST_PATTERNS: usize = 20;
 /// Parsing is recursive too, and looks at the text before its depth is known.
 const STACK: usize = 64 * 1024 * 1024;
 
@@ -293,10 +295,10 @@ impl Checker<'_> {
                 call.args = vec![meter(), text, IdedExpr { id: 0, expr: Expr::Literal(LiteralValue::Int(CelInt::from(number))) }];
                 MATCHES.clone_into(&mut call.func_name);
             }
-            // Outside of macros a text is walked as often as the expression says, which is not often.
-            (name, _) if !self.scope.is_empty() && WALKERS.contains(&name) => {
+            (name, _) if WALKERS.contains(&name) => {
+                let work = if name == "split" { CUT } else { WEIGH };
                 if let Some(walked) = call.target.as_deref_mut().or(call.args.first_mut()).filter(|walked| !is_literal(walked)) {
-                    wrap(walked, WEIGH);
+                    wrap(walked, work);
                 }
             }
             _ => {}
@@ -305,6 +307,9 @@ impl Checker<'_> {
     }
 
     fn pattern(&mut self, source: &str) -> Result<i64, String> {
+        if self.patterns.len() >= MOST_PATTERNS {
+            return Err(format!("there are more than {MOST_PATTERNS} regular expressions"));
+        }
         let built = RegexBuilder::new(source).size_limit(LARGEST_REGEX).dfa_size_limit(LARGEST_REGEX).build();
         let regex = built.map_err(|error| match error {
             regex::Error::CompiledTooBig(_) => "the regular expression is too large".to_owned(),

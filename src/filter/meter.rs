@@ -21,6 +21,8 @@ use super::value::{METER, MOST_WORK, Meter, weight};
 pub(super) const ADD: &str = "@add";
 /// A value about to be copied, compared or walked.
 pub(super) const WEIGH: &str = "@weigh";
+/// A text about to be cut into pieces.
+pub(super) const CUT: &str = "@cut";
 /// The right side of `in`.
 pub(super) const FIND: &str = "@find";
 /// What a macro goes through.
@@ -35,6 +37,7 @@ pub(super) static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
         extensions::strings(&mut env),
         env.add_overload(ADD, ADD, vec![DYN_TYPE, DYN_TYPE, DYN_TYPE], add),
         env.add_overload(WEIGH, WEIGH, vec![DYN_TYPE, DYN_TYPE], weigh),
+        env.add_overload(CUT, CUT, vec![DYN_TYPE, DYN_TYPE], cut),
         env.add_overload(FIND, FIND, vec![DYN_TYPE, DYN_TYPE], find),
         env.add_overload(RANGE, RANGE, vec![DYN_TYPE, DYN_TYPE, DYN_TYPE], range),
         env.add_overload(MATCHES, MATCHES, vec![DYN_TYPE, DYN_TYPE, DYN_TYPE], matches),
@@ -78,6 +81,14 @@ fn add<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
 fn weigh<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
     let [meter, value] = two(arguments)?;
     take(&meter, || weight(value.as_ref()))?;
+    Ok(value)
+}
+
+/// Every byte of a text may become a text of its own.
+fn cut<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
+    let [meter, value] = two(arguments)?;
+    let bytes = value.downcast_ref::<CelString>().map_or(0, |text| text.inner().len());
+    take(&meter, || 1 + i64::try_from(bytes / 4).unwrap_or(MOST_WORK))?;
     Ok(value)
 }
 

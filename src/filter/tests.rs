@@ -181,6 +181,26 @@ fn a_transform_gives_a_payload_with_a_definite_text() {
 }
 
 #[test]
+fn an_error_repeats_of_the_event_only_what_stands_in_the_expression() {
+    let payload = r#"{"prices": {}, "email": "alice@example.com", "h": {"alice@example.com": "x"}}"#;
+    for text in
+        ["payload.prices[payload.email] > 1", "{'a': payload.prices[payload.email]}", "event(payload)", "event({'headers': payload.h})"]
+    {
+        let said = transform(text, payload).unwrap_err();
+        assert!(!said.contains("alice") && !said.contains("prices\""), "{text}: {said}");
+    }
+}
+
+#[test]
+fn what_a_transform_makes_has_a_limit() {
+    let said = transform("['x'].map(a, payload.id).map(b, 'xxxxxxxxxxxxxxxx').map(c, [c].map(d, d + d + d + d + d + d + d + d))", ORDER);
+    assert!(said.is_ok());
+    let wide = format!("[{}].map(a, payload)", vec!["1"; 400].join(","));
+    let said = transform(&wide, &format!("\"{}\"", "x".repeat(4_000))).unwrap_err();
+    assert!(said.contains("at most 1048576"), "{said}");
+}
+
+#[test]
 fn a_transform_that_cannot_be_written_names_the_path() {
     for (text, why) in [
         ("{'a': [1, b'x']}", "its value.a[1] is of type bytes"),
@@ -192,7 +212,7 @@ fn a_transform_that_cannot_be_written_names_the_path() {
         ("event({'headers': {'a': 1}})", "headers.a must be a string"),
         ("event({'headers': {'a': 'b\\n'}})", "control character"),
         ("event({'key': 1})", "key must be a string or null"),
-        ("event(payload)", "event() has no field"),
+        ("event(payload)", "event() has a field that is none of"),
         ("event({'payload': {'x': type(1)}})", "payload.x is of type type"),
         ("event({'sink': 'x'})", "sink must be a map"),
     ] {
@@ -247,6 +267,7 @@ fn a_hostile_expression_ends_soon_with_a_reason() {
         "payload.list.all(a, payload == payload)".to_owned(),
         "payload.list.all(a, 2 in payload.list || true)".to_owned(),
         format!("[{}] == []", vec!["payload"; 800].join(",")),
+        format!("{}false", "size(payload.text.split('')) < 0 || ".repeat(40)),
     ] {
         let began = Instant::now();
         let Judgement::Failed { why, .. } = judge(&filter, &wide) else { panic!("it should fail: {}", short(&filter)) };
