@@ -11,7 +11,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt as _;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -37,6 +37,9 @@ const LONGEST_ANSWER: usize = 1_024;
 const UNFINISHED_AT_MOST: u32 = 3;
 /// Deliveries whose last claim ended without a verdict fly with so many of their kind at most,
 const SUSPECTS: u32 = 8;
+
+/// After so long with upcasts and transforms other tasks get a turn.
+const TURN: Duration = Duration::from_millis(2);
 
 /// A delivery about to take off.
 #[derive(Debug)]
@@ -71,6 +74,15 @@ pub(super) struct Deliver {
     dropped: CancellationToken,
     suspects: Arc<Semaphore>,
     lanes: Arc<Lanes>,
+}
+
+/// Deliveries that are sent together.
+#[derive(Default)]
+struct Load {
+    deliveries: Vec<Delivery>,
+    permits: Vec<Permit>,
+    /// What upcasts or a transform make of them is sent in their place.
+    transformed: Vec<Delivery>,
 }
 
 /// What stands in for an event that has not been read, or is no longer in the log.
@@ -177,33 +189,56 @@ impl Deliver {
         };
         let ids: Vec<i64> = flights.iter().map(|flight| flight.delivery.id).collect();
         let (lost, given) = self.shared.leases.board(&ids);
-        let began = Instant::now();
-        let now = self.shared.clock.now();
-        let mut deliveries = Vec::with_capacity(flights.len());
-        let mut permits = Vec::with_capacity(flights.len());
-        // What an upcast or a transform makes of them is sent in their place.
-        let mut transformed = Vec::new();
-        for (mut flight, given) in flights.into_iter().zip(given) {
-            flight.delivery.attempted_at = now;
-            match self.before(&flight.delivery, given) {
-                Some((report, counts)) => self.land(flight, report, Duration::ZERO, counts, true).await,
-                None => {
-                    match conform::outgoing(&self.shared, &flight.delivery) {
-                        Ok(Cow::Borrowed(_)) => {}
-                        Ok(Cow::Owned(outgoing)) => transformed.push(outgoing),
-                        Err(report) => {
-                            self.land(flight, report, Duration::ZERO, true, true).await;
-                            continue;
-                        }
-                    }
-                    deliveries.push(flight.delivery);
-                    permits.push(flight.permit);
-                }
+        let mut boarding = flights.into_iter().zip(given);
+        // All at once, unless upcasts or transforms make much more of them.
+        while boarding.len() > 0 {
+            let load = self.load(&mut boarding).await;
+            if !load.deliveries.is_empty() {
+                self.carry(load, &lost).await;
             }
         }
-        if deliveries.is_empty() {
-            return;
+    }
+
+    /// Makes the next deliveries ready to be sent, as many as fit. Those that are not attempted land here.
+    async fn load(&self, boarding: &mut (impl Iterator<Item = (Flight, Option<Instant>)> + Send)) -> Load {
+        let mut load = Load::default();
+        let mut bytes = 0;
+        let mut turn = Instant::now();
+        for (mut flight, given) in boarding {
+            flight.delivery.attempted_at = self.shared.clock.now();
+            if let Some((report, counts)) = self.before(&flight.delivery, given) {
+                self.land(flight, report, Duration::ZERO, counts, true).await;
+                continue;
+            }
+            match conform::outgoing(&self.shared, &flight.delivery) {
+                Ok(Cow::Borrowed(_)) => {}
+                Ok(Cow::Owned(outgoing)) => {
+                    bytes += outgoing.event.payload.len();
+                    load.transformed.push(outgoing);
+                }
+                Err(report) => {
+                    self.land(flight, report, Duration::ZERO, true, true).await;
+                    continue;
+                }
+            }
+            let limit = flight.delivery.subscription.outlet.batch().map_or(0, |batch| batch.bytes);
+            load.deliveries.push(flight.delivery);
+            load.permits.push(flight.permit);
+            if bytes > limit {
+                break;
+            }
+            if turn.elapsed() > TURN {
+                tokio::task::yield_now().await;
+                turn = Instant::now();
+            }
         }
+        load
+    }
+
+    /// The attempt itself.
+    async fn carry(&self, load: Load, lost: &Notify) {
+        let Load { deliveries, permits, transformed } = load;
+        let began = Instant::now();
         let reports = tokio::select! {
             reports = send(if transformed.is_empty() { &deliveries } else { &transformed }) => reports,
             () = lost.notified() => all(&deliveries, &cut_off(Reason::LeaseLost)),

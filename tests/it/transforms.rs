@@ -15,7 +15,7 @@ use pgoutbox::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Database, Good, Recorder, RelayBox, relay::settings};
+use crate::support::{Database, Good, Recorder, RelayBox, deliveries::connections, relay::settings};
 
 async fn subscribe(database: &Database, name: &str, arguments: &str) {
     database.execute(format!("select outbox.subscribe('{name}', array['**'], 'recorder', {arguments})")).await;
@@ -223,4 +223,25 @@ fn a_draft_can_be_tried_on_an_event_from_a_file_without_a_database() {
     let output = run(&["--filter", "paylod.total > 100"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("line 1, column 1: there is no variable \"paylod\""), "{output:?}");
+}
+
+#[tokio::test]
+async fn what_a_transform_makes_large_is_sent_in_smaller_batches() {
+    let database = Database::new().await;
+    let files = tempfile::tempdir().unwrap();
+    database
+        .execute(
+            "select outbox.subscribe('large', array['**'], 'file', '{\"path\": \"a.jsonl\"}', transform => '[1,2,3,4,5,6,7,8].map(n, payload)');
+             select outbox.publish('a.b', to_jsonb(repeat('x', 100000))) from generate_series(1, 40)",
+        )
+        .await;
+    let sinks = connections(&format!("[sinks.file]\nfolder = {:?}", files.path().to_str().unwrap()));
+    let relay = RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).connections(&sinks).unwrap()).await;
+    database.eventually("select count(*) = 0 from outbox.deliveries where (select count(*) = 40 from outbox.events)").await;
+    database.eventually("select count(*) = 40 from outbox.event_status where status = 'completed'").await;
+    relay.stop().await;
+    let lines = std::fs::read_to_string(files.path().join("a.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), 40);
+    assert!(lines.lines().all(|line| line.len() > 800_000));
+    database.drop().await;
 }
