@@ -15,6 +15,10 @@ const LONGEST_PLACE: usize = 100;
 const STACK: usize = 64 * 1024 * 1024;
 /// So much stack may one part of a schema take for each level of a payload, in a debug build.
 const STACK_FOR_ONE: usize = 4 * 1024;
+/// Memory of one regular expression, in bytes,
+const LARGEST_REGEX: usize = 256 * 1024;
+/// and how many a schema may have.
+const MOST_PATTERNS: usize = 100;
 /// Above this the stack of the caller may not be enough.
 const SMALL_STACK: usize = 512 * 1024;
 /// Nothing takes more.
@@ -48,6 +52,10 @@ impl Schema {
             return Err(format!("it has {} bytes; at most {LARGEST}", text.len()));
         }
         let schema = read(text)?;
+        let patterns = patterns(&schema);
+        if patterns > MOST_PATTERNS {
+            return Err(format!("it has {patterns} regular expressions; at most {MOST_PATTERNS}"));
+        }
         let parts = if refers(&schema) { count(&schema) } else { 0 };
         if schema == Value::Bool(true) || schema.as_object().is_some_and(serde_json::Map::is_empty) {
             return Ok(Self { validator: None, parts });
@@ -56,7 +64,7 @@ impl Schema {
             jsonschema::options()
                 .offline()
                 // Linear in the text, whatever the pattern.
-                .with_pattern_options(PatternOptions::regex())
+                .with_pattern_options(PatternOptions::regex().size_limit(LARGEST_REGEX).dfa_size_limit(LARGEST_REGEX))
                 .build(&schema)
                 .map(|validator| Self { validator: Some(validator), parts })
                 .map_err(|error| refusal(&error))
@@ -156,6 +164,22 @@ fn count(schema: &Value) -> usize {
     }
 }
 
+/// How many regular expressions there may be in it.
+fn patterns(schema: &Value) -> usize {
+    match schema {
+        Value::Array(items) => items.iter().map(patterns).sum(),
+        Value::Object(fields) => {
+            let here = |name: &str, value: &Value| match (name, value) {
+                ("pattern", Value::String(_)) => 1,
+                ("patternProperties", Value::Object(fields)) => fields.len(),
+                _ => 0,
+            };
+            fields.iter().map(|(name, value)| here(name, value) + patterns(value)).sum()
+        }
+        _ => 0,
+    }
+}
+
 /// The first places that do not fit, as JSON pointers, each with the keyword that says so.
 fn places<'e>(errors: impl Iterator<Item = ValidationError<'e>>) -> String {
     let mut errors = errors.map(|error| {
@@ -189,6 +213,14 @@ fn refusal(error: &ValidationError<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn regular_expressions_have_a_limit_each_and_together() {
+        let refusal = |schema: String| Schema::compile(&schema).unwrap_err();
+        assert!(refusal(r#"{"pattern": "^\\p{L}{900}$"}"#.to_owned()).contains("pattern"));
+        let many: Vec<String> = (0..=MOST_PATTERNS).map(|n| format!("\"^a{n}\": {{}}")).collect();
+        assert_eq!(refusal(format!("{{\"patternProperties\": {{{}}}}}", many.join(","))), "it has 101 regular expressions; at most 100");
+    }
 
     fn unfit(schema: &str, payload: &str) -> String {
         match Schema::compile(schema).unwrap().check(&Payload::new(payload)) {
