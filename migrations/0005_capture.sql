@@ -596,6 +596,22 @@ end;
 $$;
 comment on function outbox.release is 'Stop capturing a table; events that were written stay. Returns whether it was captured.';
 
+-- What outbox.capture() has written into a trigger; null of a trigger that somebody else made with the same function.
+create function outbox.capture_settings(arguments bytea) returns jsonb
+language plpgsql stable as $$
+declare
+    settings jsonb;
+begin
+    settings := convert_from(substring(arguments for length(arguments) - 1), getdatabaseencoding())::jsonb;
+    perform (settings ->> 'table')::oid, (settings ->> 'exclude')::boolean, (settings ->> 'diff')::boolean,
+            (settings ->> 'key')::text[], (settings ->> 'key_at')::int2[],
+            (settings ->> 'identity')::text[], (settings ->> 'identity_at')::int2[], (settings ->> 'listed')::text[], (settings ->> 'listed_at')::int2[];
+    return case when settings ? 'table' then settings end;
+exception when others then
+    return null;
+end;
+$$;
+
 create view outbox.captures as
     select format('%I.%I', named.nspname, class.relname) as "table",
            captured.settings ->> 'topic' as topic,
@@ -626,8 +642,8 @@ create view outbox.captures as
                    bool_or(t.tgtype::int & 1 = 0) as by_statement,
                    array_agg(replace(t.tgname, 'outbox_capture_', '') order by t.tgtype & 28 = 4 desc, t.tgtype & 28 = 16 desc) as operations
               from pg_trigger as t
-             cross join lateral (select convert_from(substring(t.tgargs for length(t.tgargs) - 1), getdatabaseencoding())::jsonb as settings) as decoded
-             where t.tgfoid = 'outbox.capture_changes()'::regprocedure and t.tgparentid = 0
+             cross join lateral (select outbox.capture_settings(t.tgargs) as settings offset 0) as decoded
+             where decoded.settings is not null and t.tgfoid = 'outbox.capture_changes()'::regprocedure and t.tgparentid = 0
                and not starts_with(t.tgname, 'outbox_capture_partition_')
              group by t.tgrelid, t.tgargs, t.tgfoid, decoded.settings) as captured
       join pg_class as class on class.oid = captured.relation

@@ -233,6 +233,7 @@ CREATE FUNCTION outbox.call_function(function text, delivery_ids bigint[], lease
 declare
     call    text := outbox.function_call(function);
     worked  bigint[] := '{}';
+    caller  text := current_user;
     deleted bigint;
     n       integer;
 begin
@@ -240,6 +241,9 @@ begin
         delivery_id := delivery_ids[n];
         begin
             execute call using events[n]::jsonb;
+            if current_user <> caller then
+                raise exception using errcode = '42501', message = format('the function left the role as %s', current_user);
+            end if;
             worked := worked || delivery_id;
             code := null;
             message := null;
@@ -248,6 +252,8 @@ begin
         end;
         return next;
     end loop;
+    -- What the application put off to the commit runs now, while the limit for statements holds and no delivery is locked.
+    set constraints all immediate;
     delete from outbox.deliveries as delivery where delivery.id = any (worked) and delivery.lease_token = any (lease_tokens);
     get diagnostics deleted = row_count;
     if deleted <> cardinality(worked) then
@@ -637,6 +643,22 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox.capture_settings(arguments bytea) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    settings jsonb;
+begin
+    settings := convert_from(substring(arguments for length(arguments) - 1), getdatabaseencoding())::jsonb;
+    perform (settings ->> 'table')::oid, (settings ->> 'exclude')::boolean, (settings ->> 'diff')::boolean,
+            (settings ->> 'key')::text[], (settings ->> 'key_at')::int2[],
+            (settings ->> 'identity')::text[], (settings ->> 'identity_at')::int2[], (settings ->> 'listed')::text[], (settings ->> 'listed_at')::int2[];
+    return case when settings ? 'table' then settings end;
+exception when others then
+    return null;
+end;
+$$;
+
 CREATE FUNCTION outbox.check_event_type() RETURNS trigger
     LANGUAGE plpgsql
     AS $_$
@@ -706,8 +728,9 @@ begin
         raise exception using errcode = '22023', message = format('name: %L is not a subscription name', new.name),
             hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
     end if;
-    if new.topics is null or cardinality(new.topics) not between 1 and 100 then
-        raise exception using errcode = '22023', message = format('topics: subscription %L needs 1 to 100 topic patterns', new.name),
+    -- One dimension that begins at 1: other arrays are none to most clients, a relay among them.
+    if new.topics is null or cardinality(new.topics) not between 1 and 100 or array_ndims(new.topics) <> 1 or array_lower(new.topics, 1) <> 1 then
+        raise exception using errcode = '22023', message = format('topics: subscription %L needs a plain array of 1 to 100 topic patterns', new.name),
             hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
     end if;
     foreach item in array new.topics loop
@@ -757,8 +780,11 @@ begin
     if new.organization = '' then
         raise exception using errcode = '22023', message = 'organization: is empty', hint = 'Use null for all organizations.';
     end if;
-    if new.keys is not null and (cardinality(new.keys) not between 1 and 100 or array_position(new.keys, null) is not null or '' = any (new.keys)) then
-        raise exception using errcode = '22023', message = 'keys: must be 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
+    -- In this order: array_position() takes no array of several dimensions.
+    if new.keys is not null
+       and (case when cardinality(new.keys) not between 1 and 100 or array_ndims(new.keys) <> 1 or array_lower(new.keys, 1) <> 1 then true
+                 else array_position(new.keys, null) is not null or '' = any (new.keys) end) then
+        raise exception using errcode = '22023', message = 'keys: must be a plain array of 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
     end if;
     -- Whether they are CEL only a relay can say; `pgoutbox subscriptions test` says it before they are saved.
     if new.filter ~ '^[[:space:]]*$' or octet_length(new.filter) > 8192 then
@@ -922,6 +948,7 @@ declare
     n         integer;
     name      text;
     takes     text;
+    schema    text;
 begin
     if function !~ '^[^.(]+[.][^.(]+([(].*[)])?$' then
         raise exception using errcode = '22023', message = format('config.function: %L is not the name of a function with its schema', function),
@@ -933,7 +960,8 @@ begin
         raise exception using errcode = '42883', message = format('config.function: there is no function %s, or several', function),
             hint = 'Create it first, and let the relay use it: grant usage on its schema and execute on it to outbox_relay.';
     end if;
-    if target.pronamespace::regnamespace::text in ('pg_catalog', 'information_schema', 'outbox') then
+    select namespace.nspname into schema from pg_catalog.pg_namespace as namespace where namespace.oid = target.pronamespace;
+    if schema in ('pg_catalog', 'information_schema', 'outbox') then
         raise exception using errcode = '42501', message = format('config.function: %s belongs to the system', function),
             hint = 'Write a function of your own that calls it.';
     end if;
@@ -942,7 +970,7 @@ begin
             hint = 'No procedures, aggregates, sets and variadic parameters.';
     end if;
     if target.pronargs = 1 and target.proargtypes[0] = 'jsonb'::regtype and coalesce(target.proargnames[1], '') in ('', 'event') then
-        return format('select %I.%I($1)', target.pronamespace::regnamespace::text, target.proname);
+        return format('select %I.%I($1)', schema, target.proname);
     end if;
     for n in 1 .. target.pronargs loop
         name := coalesce(target.proargnames[n], '');
@@ -960,7 +988,7 @@ begin
                 hint = 'Take one jsonb, or parameters named event, id, topic, key, payload, headers, organization, source, user_id, schema_version, created_at, position.';
         end if;
     end loop;
-    return format('select %I.%I(%s)', target.pronamespace::regnamespace::text, target.proname, array_to_string(arguments, ', '));
+    return format('select %I.%I(%s)', schema, target.proname, array_to_string(arguments, ', '));
 end;
 $_$;
 
@@ -978,7 +1006,7 @@ begin
             ('outbox_publisher', 'insert (id, topic, key, payload, headers, organization, source, user_id, priority, deliver_after, schema_version) on outbox.events'),
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
             ('outbox_publisher', 'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
-            ('outbox_publisher', 'execute on function outbox.capture, outbox.release, outbox.attach_capture, outbox.capture_numbers, outbox.capture_changes'),
+            ('outbox_publisher', 'execute on function outbox.capture, outbox.release, outbox.attach_capture, outbox.capture_numbers, outbox.capture_settings, outbox.capture_changes'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox'),
             ('outbox_relay', 'select on all tables in schema outbox'),
@@ -990,6 +1018,7 @@ begin
             ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.function_call, outbox.call_function, outbox.declare_handler'),
+            ('outbox_relay', 'execute on function outbox.capture_settings'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'insert, update, delete on outbox.subscriptions, outbox.starts'),
@@ -997,7 +1026,8 @@ begin
             ('outbox_admin', 'execute on all functions in schema outbox'),
             ('outbox_monitor', 'usage on schema outbox'),
             ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions'),
-            ('outbox_monitor', 'select on outbox.captures')
+            ('outbox_monitor', 'select on outbox.captures'),
+            ('outbox_monitor', 'execute on function outbox.capture_settings')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role) into role_exists;
@@ -1405,8 +1435,9 @@ CREATE VIEW outbox.captures AS
             bool_or((((t.tgtype)::integer & 1) = 0)) AS by_statement,
             array_agg(replace((t.tgname)::text, 'outbox_capture_'::text, ''::text) ORDER BY (((t.tgtype)::integer & 28) = 4) DESC, (((t.tgtype)::integer & 28) = 16) DESC) AS operations
            FROM (pg_trigger t
-             CROSS JOIN LATERAL ( SELECT (convert_from(SUBSTRING(t.tgargs FROM 1 FOR (length(t.tgargs) - 1)), getdatabaseencoding()))::jsonb AS settings) decoded)
-          WHERE ((t.tgfoid = ('outbox.capture_changes()'::regprocedure)::oid) AND (t.tgparentid = (0)::oid) AND (NOT starts_with((t.tgname)::text, 'outbox_capture_partition_'::text)))
+             CROSS JOIN LATERAL ( SELECT outbox.capture_settings(t.tgargs) AS settings
+                 OFFSET 0) decoded)
+          WHERE ((decoded.settings IS NOT NULL) AND (t.tgfoid = ('outbox.capture_changes()'::regprocedure)::oid) AND (t.tgparentid = (0)::oid) AND (NOT starts_with((t.tgname)::text, 'outbox_capture_partition_'::text)))
           GROUP BY t.tgrelid, t.tgargs, t.tgfoid, decoded.settings) captured
      JOIN pg_class class ON ((class.oid = (captured.relation)::oid)))
      JOIN pg_namespace named ON ((named.oid = class.relnamespace)))
@@ -1503,6 +1534,16 @@ PARTITION BY RANGE (created_at);
 
 COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data; never updated. Partitioned by created_at.';
 
+CREATE TABLE outbox.starts (
+    subscription_id bigint NOT NULL,
+    since timestamp with time zone,
+    settled pg_snapshot,
+    window_end pg_snapshot,
+    page_after bigint,
+    until bigint,
+    "position" bigint DEFAULT 0 NOT NULL
+);
+
 CREATE VIEW outbox.event_status AS
  SELECT event.id,
     event."position",
@@ -1512,7 +1553,7 @@ CREATE VIEW outbox.event_status AS
     event.created_at,
         CASE
             WHEN (owed.in_flight > 0) THEN 'processing'::text
-            WHEN ((owed.waiting > 0) OR (NOT routed.yes)) THEN 'pending'::text
+            WHEN ((owed.waiting > 0) OR (NOT routed.yes) OR wanted.still) THEN 'pending'::text
             WHEN (failed.letters > 0) THEN 'failed'::text
             ELSE 'completed'::text
         END AS status,
@@ -1520,11 +1561,14 @@ CREATE VIEW outbox.event_status AS
     COALESCE(owed.in_flight, (0)::bigint) AS in_flight,
     COALESCE(owed.attempts, 0) AS attempts,
     COALESCE(failed.letters, (0)::bigint) AS dead_letters
-   FROM (((outbox.events event
+   FROM ((((outbox.events event
      CROSS JOIN LATERAL ( SELECT (pg_visible_in_snapshot(event.xid, cursor.settled) OR ((cursor.window_end IS NOT NULL) AND pg_visible_in_snapshot(event.xid, cursor.window_end) AND (event."position" <= cursor.page_after))) AS yes
            FROM outbox.cursor cursor
           ORDER BY cursor.step DESC
          LIMIT 1) routed)
+     CROSS JOIN LATERAL ( SELECT (EXISTS ( SELECT
+                   FROM outbox.starts start
+                  WHERE ((event."position" > start."position") AND ((start.until IS NULL) OR (event."position" <= start.until)) AND ((start.since IS NULL) OR (event.created_at >= start.since))))) AS still) wanted)
      LEFT JOIN ( SELECT delivery."position",
             count(*) FILTER (WHERE ((delivery.lease_token IS NULL) OR (delivery.due_at <= now()))) AS waiting,
             count(*) FILTER (WHERE ((delivery.lease_token IS NOT NULL) AND (delivery.due_at > now()))) AS in_flight,
@@ -1536,7 +1580,7 @@ CREATE VIEW outbox.event_status AS
            FROM outbox.dead_letters letter
           GROUP BY letter."position") failed ON ((failed."position" = event."position")));
 
-COMMENT ON VIEW outbox.event_status IS 'One row per event, without its payload: pending, processing, completed (nothing owed, also when nobody wanted it) or failed (a dead letter).';
+COMMENT ON VIEW outbox.event_status IS 'One row per event, without its payload: pending (also while a subscription that begins in the past has not come to it), processing, completed (nothing owed, also when nobody wanted it) or failed (a dead letter).';
 
 CREATE TABLE outbox.event_types (
     id bigint NOT NULL,
@@ -1638,16 +1682,6 @@ CREATE TABLE outbox.relays (
     in_flight integer NOT NULL
 )
 WITH (fillfactor='50');
-
-CREATE TABLE outbox.starts (
-    subscription_id bigint NOT NULL,
-    since timestamp with time zone,
-    settled pg_snapshot,
-    window_end pg_snapshot,
-    page_after bigint,
-    until bigint,
-    "position" bigint DEFAULT 0 NOT NULL
-);
 
 CREATE TABLE outbox.subscriptions (
     id bigint NOT NULL,
@@ -1891,6 +1925,12 @@ GRANT ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) TO outb
 REVOKE ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.capture_settings(arguments bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_monitor;
+
 REVOKE ALL ON FUNCTION outbox.check_event_type() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.check_event_type() TO outbox_admin;
 
@@ -2017,6 +2057,9 @@ GRANT INSERT(deliver_after) ON TABLE outbox.events TO outbox_publisher;
 
 GRANT INSERT(schema_version) ON TABLE outbox.events TO outbox_publisher;
 
+GRANT SELECT,DELETE,UPDATE ON TABLE outbox.starts TO outbox_relay;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.starts TO outbox_admin;
+
 GRANT SELECT ON TABLE outbox.event_status TO outbox_relay;
 GRANT SELECT ON TABLE outbox.event_status TO outbox_admin;
 GRANT SELECT ON TABLE outbox.event_status TO outbox_monitor;
@@ -2044,9 +2087,6 @@ GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_monitor;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relays TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relays TO outbox_admin;
 GRANT SELECT ON TABLE outbox.relays TO outbox_monitor;
-
-GRANT SELECT,DELETE,UPDATE ON TABLE outbox.starts TO outbox_relay;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.starts TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.subscriptions TO outbox_relay;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;

@@ -177,3 +177,20 @@ async fn what_cannot_be_captured_so_is_refused_and_the_message_names_the_field()
     assert_eq!(shop.write("insert into orders values (1, 'new', 1)").await.len(), 1);
     shop.end().await;
 }
+
+#[tokio::test]
+async fn a_trigger_that_somebody_made_by_hand_hides_no_capture() {
+    let mut shop =
+        Shop::new("create schema shop; create table shop.orders (id bigint primary key); create table shop.other (id bigint primary key)")
+            .await;
+    shop.owner("select outbox.capture('shop.orders')").await;
+    for arguments in ["", "'x'", "'{\"table\": \"y\"}'"] {
+        shop.owner(&format!(
+            "drop trigger if exists outbox_capture_insert on shop.other;
+             create trigger outbox_capture_insert after insert on shop.other for each row execute function outbox.capture_changes({arguments})"
+        ))
+        .await;
+        assert_eq!(shop.captured("shop.orders").await["topic"], "shop.orders", "{arguments}");
+    }
+    shop.end().await;
+}
