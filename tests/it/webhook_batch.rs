@@ -10,12 +10,18 @@ use axum::{Json, Router, extract::State, http::HeaderMap, routing::post};
 use pgoutbox::{
     config::{self, Egress},
     secret::Secrets,
-    sinks::webhook::Webhook,
+    sinks::{Registry, webhook::Webhook},
+    verdict::Reason,
 };
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Notify, task::JoinSet};
 
-use crate::support::{Database, RelayBox, relay::settings};
+use crate::support::{
+    Database, RelayBox,
+    deliveries::{deliveries, reasons},
+    hostile::{Hostile, Mode},
+    relay::settings,
+};
 
 /// What one request held, and under which name and type it came.
 #[derive(Debug, Clone)]
@@ -92,9 +98,10 @@ fn webhook() -> Webhook {
     Webhook::new(&egress, Secrets::with_environment(&config::Secrets::default(), |_| None)).unwrap()
 }
 
-async fn start(database: &Database, config: Value) -> RelayBox {
-    sqlx::query("select outbox.subscribe('batches', array['**'], 'webhook', $1, retry => '{\"initial\": \"50ms\"}')")
+async fn start(database: &Database, config: Value, retry: Value) -> RelayBox {
+    sqlx::query("select outbox.subscribe('batches', array['**'], 'webhook', $1, retry => $2)")
         .bind(config)
+        .bind(retry)
         .execute(&database.pool)
         .await
         .unwrap();
@@ -113,7 +120,7 @@ async fn publish(database: &Database, count: i32) {
 async fn what_was_not_acknowledged_comes_again_alone_and_nothing_else_does() {
     let database = Database::new().await;
     let (batches, url, _running) = Batches::start(|event| event["data"].as_i64().unwrap() % 10 == 0).await;
-    let relay = start(&database, json!({"url": url, "batch": {"max": 20}})).await;
+    let relay = start(&database, json!({"url": url, "batch": {"max": 20}}), json!({"initial": "50ms"})).await;
     publish(&database, 100).await;
     let requests = batches.wait_for(100).await;
     assert!(requests.iter().any(|request| request.events.len() > 1), "{requests:#?}");
@@ -129,7 +136,8 @@ async fn what_was_not_acknowledged_comes_again_alone_and_nothing_else_does() {
 async fn events_gather_for_as_long_as_the_subscription_says() {
     let database = Database::new().await;
     let (batches, url, _running) = Batches::start(|_| false).await;
-    let relay = start(&database, json!({"url": url, "body": "cloudevents", "batch": {"max": 30, "wait": "2s"}})).await;
+    let config = json!({"url": url, "body": "cloudevents", "batch": {"max": 30, "wait": "2s"}});
+    let relay = start(&database, config, json!({})).await;
     for _ in 0..30 {
         publish(&database, 1).await;
     }
@@ -138,4 +146,55 @@ async fn events_gather_for_as_long_as_the_subscription_says() {
     assert_eq!(requests[0].content_type, "application/cloudevents-batch+json; charset=utf-8");
     assert_eq!(requests[0].events[0]["specversion"], "1.0");
     relay.stop().await;
+}
+
+/// What is reported of three events when the receiver answers in this way; it is given the id of the second.
+async fn answered(answer: impl Fn(&str) -> Mode) -> Vec<(&'static str, Option<Reason>, bool)> {
+    let mut registry = Registry::default();
+    registry.add(webhook());
+    let receiver = Hostile::start(Mode::Hang).await;
+    let ids = deliveries(&registry, "webhook", json!({"url": receiver.url("/"), "batch": {}}), 3);
+    let second = ids[1].event.id.to_string();
+    let receiver = Hostile::start(answer(&second)).await;
+    let config = json!({"url": receiver.url("/"), "batch": {}, "timeout": "3s", "dead_letter_on": [422]});
+    let mut deliveries = deliveries(&registry, "webhook", config, 3);
+    for (delivery, named) in deliveries.iter_mut().zip(ids) {
+        delivery.event = named.event;
+    }
+    let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+    let ambiguous: Vec<_> = reports.iter().map(|report| report.ambiguous).collect();
+    reasons(&reports).into_iter().zip(ambiguous).map(|((outcome, reason), ambiguous)| (outcome, reason, ambiguous)).collect()
+}
+
+fn ok(body: impl Into<Vec<u8>>) -> Mode {
+    Mode::Status(200, vec![], body.into())
+}
+
+const DELIVERED: (&str, Option<Reason>, bool) = ("delivered", None, false);
+const NOT_ACKNOWLEDGED: (&str, Option<Reason>, bool) = ("retry", Some(Reason::NotAcknowledged), false);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_failed_events_counts_however_slow_or_long_the_answer_is() {
+    let one_failed = [DELIVERED, NOT_ACKNOWLEDGED, DELIVERED];
+    let list = |id: &str| format!("{{\"ok\": 2, \"failed\": [\"{id}\"]}}");
+    assert_eq!(answered(|id| ok(list(id))).await, one_failed);
+    assert_eq!(answered(|id| ok(list(&id.to_uppercase()))).await, one_failed);
+    assert_eq!(answered(|id| Mode::SlowBody(list(id).into_bytes())).await, one_failed);
+    assert_eq!(answered(|id| ok(format!("{{\"why\": \"{}\", \"failed\": [\"{id}\"]}}", "x".repeat(500_000)))).await, one_failed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_cut_off_or_names_what_was_not_sent_acknowledges_nothing() {
+    let unclear = [("retry", Some(Reason::BrokenAnswer), true); 3];
+    assert_eq!(answered(|_| Mode::CloseMidAnswer(200)).await, unclear);
+    assert_eq!(answered(|_| Mode::EndlessBody(200)).await, unclear);
+    assert_eq!(answered(|_| Mode::DripBody(200)).await, [("retry", Some(Reason::Timeout), true); 3]);
+    for body in ["{\"fai", "{\"failed\": \"all\"}", "{\"failed\": [7]}", "{\"failed\": [\"order-7\"]}"] {
+        assert_eq!(answered(|_| ok(body)).await, unclear, "{body}");
+    }
+    let stranger = uuid::Uuid::now_v7();
+    assert_eq!(answered(|id| ok(format!("{{\"failed\": [\"{id}\", \"{stranger}\"]}}"))).await, unclear);
+    for body in ["", "ok", "[]", "null", "{}", "{\"accepted\": 3}", "{\"failed\": []}", "{\"failed\": null}"] {
+        assert_eq!(answered(|_| ok(body)).await, [DELIVERED; 3], "{body}");
+    }
 }

@@ -1,4 +1,4 @@
-//! What a destination's answer, or the lack of one, is reported as. Reads no more of an answer than it keeps.
+//! What a destination's answer, or the lack of one, is reported as. Reads little of it, unless it acknowledges a batch.
 //! Never here: when to try again; that is the verdict's.
 
 use std::{
@@ -22,23 +22,37 @@ use crate::{
 
 /// So much of an answer is read (bytes)…
 const READ_LIMIT: usize = 16 * 1024;
-/// of one that may list the events of a batch that failed, more…
-const READ_LIMIT_OF_A_BATCH: usize = 64 * 1024;
+/// of one that acknowledges a batch, to its end: the ids of all its events are some 40 KiB, and may come with reasons…
+const READ_LIMIT_OF_A_BATCH: usize = 1024 * 1024;
 /// …and so much of that is kept, escaped (bytes).
 const KEEP_LIMIT: usize = 1024;
 /// The status line has decided; the body may take so much longer before the connection is dropped instead of reused.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Reports an answer, and returns what was read of it. `now`: ours, for answers without a date.
-pub(super) async fn report(response: reqwest::Response, target: &Target, now: SystemTime) -> (Report, Vec<u8>) {
+/// Reports an answer, and returns the whole body of one that acknowledges a batch. `now`: ours, for answers without a date.
+pub(super) async fn report(mut response: reqwest::Response, target: &Target, now: SystemTime) -> (Report, Vec<u8>) {
     let status = response.status();
     let outcome = outcome(status, &target.dead_letter_on, || retry_after(response.headers(), now));
     // A failure of the server may come after it has acted; a refusal comes before.
     let ambiguous = status.is_server_error();
-    let limit = if target.batch.is_some() { READ_LIMIT_OF_A_BATCH } else { READ_LIMIT };
-    let (answer, read) =
-        if response.content_length() == Some(0) { (None, Vec::new()) } else { excerpt(response, &target.confidential, limit).await };
-    (Report { outcome, status: Some(status.as_u16()), answer, ambiguous, settled: false }, read)
+    let report = Report { outcome, status: Some(status.as_u16()), answer: None, ambiguous, settled: false };
+    if target.batch.is_some() && report.outcome == Outcome::Delivered {
+        return match whole(&mut response).await {
+            Ok(body) => (Report { answer: kept(&response, &body, &target.confidential), ..report }, body),
+            Err(problem) => {
+                let unclear = problem.map_or_else(too_long, |error| failure(error, target));
+                (Report { status: report.status, ..unclear }, Vec::new())
+            }
+        };
+    }
+    let answer = if response.content_length() == Some(0) { None } else { excerpt(response, &target.confidential).await };
+    (Report { answer, ..report }, Vec::new())
+}
+
+/// A 2xx answer that may say anything beyond what is read of it.
+fn too_long() -> Report {
+    let outcome = Outcome::Retry { reason: Reason::BrokenAnswer, after: None };
+    Report::from(outcome).saying(format!("the answer has more than {READ_LIMIT_OF_A_BATCH} bytes")).ambiguous()
 }
 
 /// Whether a connection can be made: asks with OPTIONS, which changes nothing, and takes every answer of HTTP for a good one.
@@ -82,24 +96,41 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Some(pause.min(LONGEST_PAUSE)).filter(|pause| !pause.is_zero())
 }
 
+/// Reads an answer to its end, for as long as the attempt may take. `Err(None)`: it is too long.
+async fn whole(response: &mut reqwest::Response) -> Result<Vec<u8>, Option<reqwest::Error>> {
+    let mut read = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(Some)? {
+        if read.len() + chunk.len() > READ_LIMIT_OF_A_BATCH {
+            return Err(None);
+        }
+        read.extend_from_slice(&chunk);
+    }
+    Ok(read)
+}
+
 /// Reads the beginning of an answer. Read to its end, the connection is used again; otherwise it is dropped with the rest.
-async fn excerpt(mut response: reqwest::Response, confidential: &[SecretString], limit: usize) -> (Option<String>, Vec<u8>) {
+async fn excerpt(mut response: reqwest::Response, confidential: &[SecretString]) -> Option<String> {
+    let mut read = Vec::new();
+    let until = Instant::now() + PATIENCE;
+    while let Ok(Ok(Some(chunk))) = timeout_at(until, response.chunk()).await {
+        read.extend(chunk.iter().take(READ_LIMIT - read.len()));
+        if read.len() == READ_LIMIT {
+            break;
+        }
+    }
+    kept(&response, &read, confidential)
+}
+
+/// What is kept of a body.
+fn kept(response: &reqwest::Response, body: &[u8], confidential: &[SecretString]) -> Option<String> {
     let is_problem = response
         .headers()
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"application/problem+json"));
-    let mut read = Vec::new();
-    let until = Instant::now() + PATIENCE;
-    while let Ok(Ok(Some(chunk))) = timeout_at(until, response.chunk()).await {
-        read.extend(chunk.iter().take(limit - read.len()));
-        if read.len() == limit {
-            break;
-        }
-    }
-    let problem = if is_problem { problem(&read) } else { None };
-    let text = problem.as_ref().map_or(read.as_slice(), String::as_bytes);
-    let kept = (!text.is_empty()).then(|| escape(text, confidential));
-    (kept, read)
+    let body = body.get(..READ_LIMIT).unwrap_or(body);
+    let problem = if is_problem { problem(body) } else { None };
+    let text = problem.as_ref().map_or(body, String::as_bytes);
+    (!text.is_empty()).then(|| escape(text, confidential))
 }
 
 /// Title and detail of problem details (RFC 9457).

@@ -81,26 +81,30 @@ pub(super) fn id(deliveries: &[Delivery]) -> Uuid {
     uuid::Builder::from_custom_bytes(hash[..16].try_into().unwrap_or_default()).into_uuid()
 }
 
-/// A report for each event of an answered request. `answer`: the beginning of a 2xx answer, whole or not.
+/// A report for each event of an answered request. `answer`: the whole body of a 2xx answer.
 pub(super) fn reports(report: Report, answer: &[u8], deliveries: &[Delivery]) -> Vec<Report> {
-    #[derive(Deserialize)]
-    struct Answer {
-        failed: Vec<String>,
-    }
     if report.outcome != Outcome::Delivered {
         return vec![report; deliveries.len()];
     }
-    match serde_json::from_slice::<Answer>(answer) {
-        Ok(Answer { failed }) => {
-            let failed: HashSet<Uuid> = failed.iter().filter_map(|id| id.parse().ok()).collect();
-            let refused = Report { outcome: Outcome::Retry { reason: Reason::NotAcknowledged, after: None }, ..report.clone() };
-            deliveries.iter().map(|one| if failed.contains(&one.event.id) { refused.clone() } else { report.clone() }).collect()
-        }
-        // It began to say which ones failed, and that cannot be read: none may be taken for delivered.
-        Err(_) if answer.trim_ascii_start().starts_with(b"{") && answer.windows(8).any(|part| part == b"\"failed\"") => {
-            let unclear = Report { outcome: Outcome::Retry { reason: Reason::BrokenAnswer, after: None }, ambiguous: true, ..report };
-            vec![unclear; deliveries.len()]
-        }
-        Err(_) => vec![report; deliveries.len()],
+    let Some(failed) = failed(answer, deliveries) else {
+        let unclear = Report { outcome: Outcome::Retry { reason: Reason::BrokenAnswer, after: None }, ambiguous: true, ..report };
+        return vec![unclear; deliveries.len()];
+    };
+    let refused = Report { outcome: Outcome::Retry { reason: Reason::NotAcknowledged, after: None }, ..report.clone() };
+    deliveries.iter().map(|one| if failed.contains(&one.event.id) { refused.clone() } else { report.clone() }).collect()
+}
+
+/// The events that an answer names as failed. `None`: it names something else, or nobody can tell, so none may be taken for
+/// delivered. An answer that is no JSON object names none.
+fn failed(answer: &[u8], deliveries: &[Delivery]) -> Option<HashSet<Uuid>> {
+    #[derive(Deserialize)]
+    struct Answer {
+        failed: Option<Vec<Uuid>>,
     }
+    if !answer.trim_ascii_start().starts_with(b"{") {
+        return Some(HashSet::new());
+    }
+    let sent: HashSet<Uuid> = deliveries.iter().map(|one| one.event.id).collect();
+    let failed: HashSet<Uuid> = serde_json::from_slice::<Answer>(answer).ok()?.failed.unwrap_or_default().into_iter().collect();
+    failed.is_subset(&sent).then_some(failed)
 }

@@ -27,6 +27,8 @@ pub(crate) enum Mode {
     Hang,
     /// A good head, then a body of 1 byte per 0.2 s, without end.
     DripBody(u16),
+    /// A good head, then this body, an eighth of it per 0.2 s.
+    SlowBody(Vec<u8>),
     /// A head of 1 byte per 0.2 s, without end.
     DripHead,
     /// `103 Early Hints`, again and again.
@@ -166,6 +168,15 @@ async fn answer(stream: &mut TcpStream, mode: &Mode) -> std::io::Result<bool> {
         Mode::DripBody(status) => {
             stream.write_all(format!("HTTP/1.1 {status} X\r\ncontent-length: 100000\r\n\r\n").as_bytes()).await?;
             drip(stream).await?;
+        }
+        Mode::SlowBody(body) => {
+            stream.write_all(format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes()).await?;
+            let mut pace = tokio::time::interval(Duration::from_millis(200));
+            for part in body.chunks(body.len().div_ceil(8).max(1)) {
+                pace.tick().await;
+                stream.write_all(part).await?;
+            }
+            return Ok(true);
         }
         Mode::DripHead => {
             stream.write_all(b"HTTP/1.1 200 OK\r\nx-drip: ").await?;
