@@ -104,7 +104,11 @@ impl Lane {
     /// How many of those who wait make the next batch, and whether it can grow no further.
     fn next(&self, batch: &Batch) -> (usize, bool) {
         let Some(first) = self.waiting.front() else { return (0, true) };
-        let goes_alone = |flight: &Flight| batch.shares_fate && flight.delivery.attempt > 1;
+        let goes_alone = |flight: &Flight| {
+            let delivery = &flight.delivery;
+            // Nobody's last attempt may fail because of another's event.
+            batch.shares_fate && (delivery.attempt > 1 || delivery.subscription.retry.max_attempts <= 1)
+        };
         if goes_alone(first) {
             return (1, true);
         }

@@ -103,7 +103,7 @@ pub struct Batch {
     pub wait: Duration,
     /// Batches of one subscription under way at once. One keeps the order of the log as long as nothing fails.
     pub in_flight: usize,
-    /// One bad delivery can fail its whole batch: what failed before then travels alone.
+    /// One bad delivery can fail its whole batch: what failed before then travels alone, and so does what has one attempt only.
     pub shares_fate: bool,
 }
 

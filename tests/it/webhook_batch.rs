@@ -148,6 +148,20 @@ async fn events_gather_for_as_long_as_the_subscription_says() {
     relay.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_first_attempt_is_the_last_no_event_shares_it() {
+    let database = Database::new().await;
+    let (batches, url, _running) = Batches::start(|event| event["data"] == 3).await;
+    let relay = start(&database, json!({"url": url, "batch": {"max": 20}}), json!({"max_attempts": 1})).await;
+    publish(&database, 20).await;
+    let requests = batches.wait_for(19).await;
+    assert!(requests.iter().all(|request| request.events.len() == 1), "{requests:#?}");
+    database.eventually("select exists (select from outbox.dead_letters) and not exists (select from outbox.deliveries)").await;
+    let dead: Vec<Value> = sqlx::query_scalar("select payload from outbox.dead_letters").fetch_all(&database.pool).await.unwrap();
+    assert_eq!(dead, [json!(3)]);
+    relay.stop().await;
+}
+
 /// What is reported of three events when the receiver answers in this way; it is given the id of the second.
 async fn answered(answer: impl Fn(&str) -> Mode) -> Vec<(&'static str, Option<Reason>, bool)> {
     let mut registry = Registry::default();
@@ -197,4 +211,17 @@ async fn an_answer_that_is_cut_off_or_names_what_was_not_sent_acknowledges_nothi
     for body in ["", "ok", "[]", "null", "{}", "{\"accepted\": 3}", "{\"failed\": []}", "{\"failed\": null}"] {
         assert_eq!(answered(|_| ok(body)).await, [DELIVERED; 3], "{body}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_final_answer_to_several_events_is_final_for_none_of_them() {
+    let refused = |_: &str| Mode::Status(422, vec![], vec![]);
+    assert_eq!(answered(refused).await, [("retry", Some(Reason::ClientError), false); 3]);
+    let mut registry = Registry::default();
+    registry.add(webhook());
+    let receiver = Hostile::start(refused("")).await;
+    let config = json!({"url": receiver.url("/"), "batch": {}, "dead_letter_on": [422]});
+    let deliveries = deliveries(&registry, "webhook", config, 1);
+    let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+    assert_eq!(reasons(&reports), [("rejected", Some(Reason::ClientError))]);
 }

@@ -83,8 +83,13 @@ pub(super) fn id(deliveries: &[Delivery]) -> Uuid {
 
 /// A report for each event of an answered request. `answer`: the whole body of a 2xx answer.
 pub(super) fn reports(report: Report, answer: &[u8], deliveries: &[Delivery]) -> Vec<Report> {
-    if report.outcome != Outcome::Delivered {
-        return vec![report; deliveries.len()];
+    match report.outcome {
+        Outcome::Delivered => {}
+        // One of them may be to blame: what is tried again travels alone.
+        Outcome::Rejected { reason } if deliveries.len() > 1 => {
+            return vec![Report { outcome: Outcome::Retry { reason, after: None }, ..report }; deliveries.len()];
+        }
+        Outcome::Rejected { .. } | Outcome::Retry { .. } | Outcome::Gone => return vec![report; deliveries.len()],
     }
     let Some(failed) = failed(answer, deliveries) else {
         let unclear = Report { outcome: Outcome::Retry { reason: Reason::BrokenAnswer, after: None }, ambiguous: true, ..report };
