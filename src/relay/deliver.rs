@@ -141,6 +141,7 @@ impl Deliver {
                 self.spawn(async move {
                     while let Some(batch) = this.lanes.board(lane, &this.stop).await {
                         this.fly(batch).await;
+                        this.lanes.landed(lane);
                     }
                 });
             }

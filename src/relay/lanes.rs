@@ -33,7 +33,9 @@ struct Lane {
     waiting: VecDeque<Flight>,
     /// Since when the first one waits.
     since: Option<Instant>,
+    /// Those who fly it, and how many of them are in the air with a batch.
     pilots: usize,
+    flying: usize,
     /// Rings when somebody joins.
     joined: Arc<Notify>,
 }
@@ -54,18 +56,26 @@ impl Lanes {
         id
     }
 
-    /// Whether one more pilot should fly this lane; counts it as flying if so. A pilot boards until it is told to land.
+    /// Whether one more pilot should fly this lane; counts it if so. A pilot boards again and again until it is let go.
     pub(super) fn needs_pilot(&self, id: i64) -> bool {
         let mut lanes = self.lanes();
         let Some(lane) = lanes.get_mut(&id) else { return false };
         let Some(batch) = lane.batch() else { return false };
-        let wanted = lane.waiting.len().div_ceil(batch.max.max(1)).min(batch.in_flight.max(1));
-        let needed = lane.pilots < wanted;
+        // Those in the air take nobody along before they are back.
+        let boarding = lane.pilots - lane.flying;
+        let needed = lane.pilots < batch.in_flight.max(1) && lane.has_more_batches_than(boarding, &batch);
         lane.pilots += usize::from(needed);
         needed
     }
 
-    /// The next batch, once it is full or has waited long enough. `None`: nobody waits, the pilot has landed.
+    /// A pilot is back from its batch.
+    pub(super) fn landed(&self, id: i64) {
+        if let Some(lane) = self.lanes().get_mut(&id) {
+            lane.flying -= 1;
+        }
+    }
+
+    /// The next batch, once it is full or has waited long enough. `None`: nobody waits, and the pilot is let go.
     pub(super) async fn board(&self, id: i64, stop: &CancellationToken) -> Option<Vec<Flight>> {
         loop {
             let (joined, until) = {
@@ -80,6 +90,7 @@ impl Lanes {
                 };
                 let until = lane.since.unwrap_or_else(Instant::now) + batch.wait;
                 if stop.is_cancelled() || lane.is_full(&batch) || Instant::now() >= until {
+                    lane.flying += 1;
                     return Some(lane.take(&batch));
                 }
                 (lane.joined.clone(), until)
@@ -103,7 +114,18 @@ impl Lane {
 
     /// How many of those who wait make the next batch, and whether it can grow no further.
     fn next(&self, batch: &Batch) -> (usize, bool) {
-        let Some(first) = self.waiting.front() else { return (0, true) };
+        self.batch_from(0, batch)
+    }
+
+    /// Whether those who wait make more batches than that.
+    fn has_more_batches_than(&self, count: usize, batch: &Batch) -> bool {
+        let behind = (0..count).fold(0, |from, _| from + self.batch_from(from, batch).0);
+        behind < self.waiting.len()
+    }
+
+    /// The same as `next` for those behind the first `from`.
+    fn batch_from(&self, from: usize, batch: &Batch) -> (usize, bool) {
+        let Some(first) = self.waiting.get(from) else { return (0, true) };
         let goes_alone = |flight: &Flight| {
             let delivery = &flight.delivery;
             // Nobody's last attempt may fail because of another's event.
@@ -113,14 +135,15 @@ impl Lane {
             return (1, true);
         }
         let mut bytes = 0;
-        for (count, flight) in self.waiting.iter().enumerate() {
+        for (count, flight) in self.waiting.iter().skip(from).enumerate() {
             bytes += flight.delivery.event.payload.len();
             let another_config = !Arc::ptr_eq(&flight.delivery.subscription, &first.delivery.subscription);
             if count > 0 && (another_config || goes_alone(flight) || count >= batch.max || bytes > batch.bytes) {
                 return (count, true);
             }
         }
-        (self.waiting.len(), self.waiting.len() >= batch.max)
+        let count = self.waiting.len() - from;
+        (count, count >= batch.max)
     }
 
     fn is_full(&self, batch: &Batch) -> bool {

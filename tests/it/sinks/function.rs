@@ -321,3 +321,20 @@ async fn what_a_function_leaves_in_its_session_does_not_meet_the_next_one() {
     relay.stop().await;
     database.drop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_does_not_wait_for_the_call_of_another_where_several_may_run_at_once() {
+    let database = shop().await;
+    subscribe(&database, "sleeps", json!({"function": "shop.sleeps", "batch": 1, "concurrency": 2}), json!({})).await.unwrap();
+    let relay = start(&database, settings("relay")).await;
+    publish(&database, "sleeps.long", 12, 12).await;
+    database.eventually("select exists (select from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep')").await;
+    publish(&database, "sleeps.not", 0, 0).await;
+    wait_for_n(&database, 0).await;
+    assert_eq!(effects(&database).await, (1, 1), "the first call is still under way");
+    relay.abort().await;
+}
+
+async fn wait_for_n(database: &Database, n: i32) {
+    database.eventually(&format!("select exists (select from shop.effects where n = {n})")).await;
+}
