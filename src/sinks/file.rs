@@ -47,6 +47,9 @@ pub struct Target {
     /// Whether a batch counts only when it is on the disk.
     #[serde(default = "yes")]
     sync: bool,
+    /// The path as it is written.
+    #[serde(skip)]
+    place: String,
 }
 
 fn yes() -> bool {
@@ -71,15 +74,17 @@ impl Sink for File {
     type Target = Target;
 
     fn target(&self, config: &Value) -> Result<Target, String> {
-        let target: Target = parse_config(config)?;
+        let mut target: Target = parse_config(config)?;
+        target.place = config["path"].as_str().unwrap_or_default().to_owned();
         if target.path.fixed().is_some_and(|path| !stays_inside(path)) {
             return Err("config.path: it must name a file inside the relay's folder, without \"..\"".to_owned());
         }
         Ok(target)
     }
 
-    fn destination(&self, _: &Target) -> Option<String> {
-        Some(format!("file:{}", self.connection))
+    /// Not the folder as a whole: a file that cannot be written must not hold up the others.
+    fn destination(&self, target: &Target) -> Option<String> {
+        Some(format!("file:{}/{}", self.connection, target.place))
     }
 
     fn deadline(&self, _: &Target) -> Duration {

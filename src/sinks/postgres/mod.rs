@@ -62,6 +62,13 @@ pub struct Target {
     insert: String,
 }
 
+impl Target {
+    /// The table or function.
+    fn place(&self) -> &str {
+        self.function.as_deref().or(self.table.as_deref()).unwrap_or(TABLE)
+    }
+}
+
 fn source() -> Template {
     Template::parse("{source:pgoutbox}").expect("this is a template")
 }
@@ -131,8 +138,9 @@ impl Sink for Postgres {
         Ok(target)
     }
 
-    fn destination(&self, _: &Target) -> Option<String> {
-        Some(format!("postgres:{}", self.connection))
+    /// Not the database as a whole: rights are given by table, and one that is refused must not hold up the others.
+    fn destination(&self, target: &Target) -> Option<String> {
+        Some(format!("postgres:{}/{}", self.connection, target.place()))
     }
 
     fn deadline(&self, target: &Target) -> Duration {
@@ -191,7 +199,7 @@ impl Sink for Postgres {
             let _ = connection.close().await;
             row.try_get::<Option<bool>, _>("usable")
         };
-        let name = target.function.as_deref().or(target.table.as_deref()).unwrap_or(TABLE);
+        let name = target.place();
         match tokio::time::timeout(CONNECT_LIMIT, asking).await {
             Ok(Ok(Some(true))) => Ok(()),
             Ok(Ok(Some(false))) => Err(format!("the login may not use {name} there")),

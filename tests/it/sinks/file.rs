@@ -119,3 +119,11 @@ async fn a_write_that_nobody_waits_for_any_more_ends_whole_before_the_next() {
     let ids: Vec<_> = files.received().await.into_iter().map(|(id, _)| id).collect();
     assert_eq!(ids, deliveries.iter().map(|delivery| delivery.event.id.to_string()).collect::<Vec<_>>());
 }
+
+#[tokio::test]
+async fn a_file_that_cannot_be_written_holds_up_no_other() {
+    let files = Files::start().await;
+    let destination = |path: &str| files.registry().bind("file", &json!({ "path": path })).unwrap().destination().unwrap().to_string();
+    assert_ne!(destination("orders.jsonl"), destination("payments.jsonl"));
+    assert_eq!(destination("{topic}.jsonl"), destination("{topic}.jsonl"));
+}

@@ -187,3 +187,12 @@ async fn events_go_from_database_to_database_once_though_connections_are_cut() {
 fn inbox_connections(inbox: &Inbox) -> Vec<pgoutbox::config::Connection> {
     crate::support::deliveries::connections(&format!("[sinks.postgres]\nurl = {:?}", inbox.url()))
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_or_function_that_fails_holds_up_no_other() {
+    let inbox = Inbox::start().await;
+    let bind = |config: Value| inbox.registry().bind("postgres", &config).unwrap().destination().unwrap().to_string();
+    let (none, table, function) = (bind(json!({})), bind(json!({"table": "shop.inbox"})), bind(json!({"function": "shop.take"})));
+    assert!(none != table && none != function && table != function, "{none} {table} {function}");
+    assert_eq!(none, bind(json!({"table": "outbox.inbox", "batch": 5})), "the same table behind the same breaker");
+}
