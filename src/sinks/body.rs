@@ -149,6 +149,17 @@ pub fn headers(event: &Event) -> Vec<(String, String)> {
     headers.into_iter().filter_map(|(name, value)| Some((name, value.as_str()?.to_owned()))).collect()
 }
 
+/// The same for a place where ours stand, too: one whose name begins like one of `ours` comes as `header-…`, in whatever case.
+#[must_use]
+pub fn headers_beside(event: &Event, ours: &[&str]) -> Vec<(String, String)> {
+    let is_ours = |name: &str| {
+        let begins = |prefix: &&str| name.get(..prefix.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(prefix));
+        ours.iter().any(begins)
+    };
+    let renamed = |(name, value): (String, String)| if is_ours(&name) { (format!("header-{name}"), value) } else { (name, value) };
+    headers(event).into_iter().map(renamed).collect()
+}
+
 /// When it was inserted, with microseconds: `2026-01-31T12:00:00.000000Z`.
 #[must_use]
 pub fn timestamp(event: &Event) -> String {
@@ -200,6 +211,14 @@ mod tests {
             assert!(body.contains("{\"n\": 1e400}"), "{form:?}: {body}");
         }
         assert!(whole(&event()).contains("\"payload\":{\"n\": 1e400}"));
+    }
+
+    #[test]
+    fn a_header_of_the_publisher_is_never_taken_for_one_of_ours() {
+        let headers = r#"{"PGOutbox-Id": "1", "pgoutbox": "2", "ce_id": "3", "Content-Type": "4", "é": "5"}"#;
+        let event = Event { headers: headers.to_owned(), ..event() };
+        let names: Vec<_> = headers_beside(&event, &["pgoutbox-", "ce_", "content-type"]).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["header-Content-Type", "header-PGOutbox-Id", "header-ce_id", "pgoutbox", "é"]);
     }
 
     #[test]

@@ -45,6 +45,8 @@ const SLACK: Duration = Duration::from_secs(2);
 const IDLE: usize = 16;
 /// The protocol's limit of names, in bytes.
 const LONGEST_NAME: usize = 255;
+/// How headers begin that a publisher may not set: ours, and those by which the server sends copies elsewhere.
+const OURS: &[&str] = &["pgoutbox-", "cloudEvents_", "content-type", "cc", "bcc"];
 /// The protocol's word for messages that outlive the server.
 const PERSISTENT: u8 = 2;
 
@@ -370,7 +372,7 @@ fn properties(form: Body, delivery: &Delivery) -> BasicProperties {
     for (name, value) in attributes {
         headers.insert(format!("{prefix}{name}").into(), AMQPValue::LongString(value.into()));
     }
-    for (name, value) in body::headers(event) {
+    for (name, value) in body::headers_beside(event, OURS) {
         headers.insert(name.into(), AMQPValue::LongString(value.into()));
     }
     let properties = BasicProperties::default()

@@ -284,7 +284,7 @@ fn headers(form: Body, delivery: &Delivery) -> OwnedHeaders {
         Body::CloudEventsBinary => ("ce_", body::cloudevents_attributes(event)),
         Body::Standard | Body::Raw | Body::CloudEvents => ("pgoutbox-", body::attributes(event)),
     };
-    let published = body::headers(event);
+    let published = body::headers_beside(event, &["pgoutbox-", "ce_", "content-type"]);
     let mut headers = OwnedHeaders::new_with_capacity(attributes.len() + published.len() + 1);
     headers = headers.insert(Header { key: "content-type", value: Some(form.content_type()) });
     for (name, value) in &attributes {

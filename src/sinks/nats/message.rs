@@ -111,10 +111,8 @@ impl Target {
 
     fn headers(&self, event: &Event) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        for (name, value) in body::headers(event) {
-            // The server obeys its own headers: one of them could delete what a stream holds.
-            let ours = ["nats-", "pgoutbox-", "ce-", "content-type"].iter().any(|prefix| name.to_ascii_lowercase().starts_with(prefix));
-            let name = if ours { format!("header-{name}") } else { name };
+        // The server obeys its own headers: one of them could delete what a stream holds.
+        for (name, value) in body::headers_beside(event, &["nats-", "pgoutbox-", "ce-", "content-type"]) {
             insert(&mut headers, &name, &encoded(&value, false));
         }
         match self.body {

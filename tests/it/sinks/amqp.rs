@@ -164,6 +164,25 @@ async fn a_message_is_persistent_and_says_what_is_known_of_the_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_cannot_say_what_the_sink_or_the_server_says_of_an_event() {
+    let queue = Queue::new().await;
+    for (body, id) in [("raw", "pgoutbox-id"), ("cloudevents-binary", "cloudEvents_id")] {
+        let config = json!({ "routing_key": queue.name, "body": body });
+        let mut deliveries = deliveries(&queue.sink(), "amqp", config, 1);
+        let forged = json!({ "pgoutbox-id": "forged", "cloudEvents_id": "forged", "CC": "another", "note": "mine" });
+        Arc::make_mut(&mut deliveries[0].event).headers = forged.to_string();
+        let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+        assert_eq!(reasons(&reports), [("delivered", None)], "{reports:?}");
+        let [message] = queue.messages().await.try_into().unwrap();
+        let headers = message.properties.headers().as_ref().unwrap().inner();
+        let text = |name: &str| headers.get(name).map(|value| value.as_long_string().unwrap().to_string());
+        assert_eq!(text(id), Some(deliveries[0].event.id.to_string()));
+        assert_eq!(text(&format!("header-{id}")).as_deref(), Some("forged"));
+        assert_eq!((text("note").as_deref(), text("header-CC").as_deref(), text("CC")), (Some("mine"), Some("another"), None));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_goes_to_the_exchange_it_names_and_a_missing_one_fails_nobody_else() {
     let queue = Queue::new().await;
     let exchange = format!("{}.acme", queue.name);

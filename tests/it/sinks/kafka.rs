@@ -218,6 +218,25 @@ async fn a_record_has_the_key_and_what_is_known_of_the_event_as_headers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_cannot_say_what_the_sink_says_of_an_event() {
+    let topic = Topic::new(1).await;
+    for (body, id) in [("raw", "pgoutbox-id"), ("cloudevents-binary", "ce_id")] {
+        let name = format!("{}.{body}", topic.name);
+        topic.create(&name, 1).await;
+        let mut deliveries = deliveries(&topic.sink(""), "kafka", json!({ "topic": name, "body": body }), 1);
+        let forged = json!({ "pgoutbox-id": "forged", "ce_id": "forged", "Content-Type": "text/html", "note": "mine" });
+        std::sync::Arc::make_mut(&mut deliveries[0].event).headers = forged.to_string();
+        deliveries[0].subscription.outlet.send(&deliveries).await;
+        let [record] = topic.records_of(&name).await.try_into().unwrap();
+        assert_eq!(record.headers[id], deliveries[0].event.id.to_string());
+        assert_eq!(record.headers["content-type"], "application/json");
+        assert_eq!((record.headers["note"].as_str(), record.headers[&format!("header-{id}")].as_str()), ("mine", "forged"));
+        assert_eq!(record.headers["header-Content-Type"], "text/html");
+        assert!(!record.headers.contains_key("Content-Type"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_independent_consumer_reads_what_was_written() {
     let topic = Topic::new(1).await;
     let deliveries = deliveries(&topic.sink("compression = 'gzip'"), "kafka", topic.config(), 20);
