@@ -175,6 +175,21 @@ impl Work {
         }
     }
 
+    /// Waits until something is due, or permits come back and somebody waits for them; returns whether it was the former. An
+    /// attempt that ends meanwhile may bring either, and gives its permit back after that.
+    async fn until_due_or_room(&self) -> bool {
+        loop {
+            tokio::select! {
+                () = self.until_due() => return true,
+                () = self.shared.permits.freed.notified() => {
+                    if self.shared.agenda.count_behind() > 0 {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
     async fn until_due(&self) {
         let due = self.shared.agenda.next().map_or(self.next_poll, |due| due.min(self.next_poll));
         tokio::time::sleep_until(due.into()).await;
@@ -200,7 +215,6 @@ impl Work {
     async fn sleep(&mut self, shutdown: &CancellationToken) {
         self.shared.telemetry.slept();
         let began = Instant::now();
-        let is_behind = self.shared.agenda.count_behind() > 0;
         tokio::select! {
             () = self.bell.rung.notified() => {
                 self.last_nap = began.elapsed();
@@ -210,8 +224,11 @@ impl Work {
                     self.bell.woke().await;
                 }
             }
-            () = self.until_due() => self.last_nap = Duration::MAX,
-            () = self.shared.permits.freed.notified(), if is_behind => {}
+            is_due = self.until_due_or_room() => {
+                if is_due {
+                    self.last_nap = Duration::MAX;
+                }
+            }
             () = shutdown.cancelled() => {}
         }
         self.shared.telemetry.woke();

@@ -2,14 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use pgoutbox::{config::RelayConfig, telemetry::Signal};
+use pgoutbox::{
+    config::RelayConfig,
+    telemetry::Signal,
+    verdict::{Outcome, Reason},
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sqlx::{Connection, Executor, postgres::PgListener};
 use tokio::{task::JoinSet, time::timeout};
 use uuid::Uuid;
 
 use crate::support::{
-    Books, Database, LedgerSink, RelayBox,
+    Books, Database, LedgerSink, Recorder, RelayBox,
     ledger::{Ended, Transaction, Written},
     pause,
     relay::settings,
@@ -270,5 +274,28 @@ async fn when_the_relay_that_attends_the_bell_stops_another_attends_it() {
         }
         assert!(second.stop().await.complete);
     }
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_fails_while_the_relay_sleeps_is_repeated_when_it_is_due() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('slow', array['**'], 'recorder', retry => '{\"schedule\": [\"50ms\"]}')").await;
+    let recorder = Recorder::answering(|seen| match seen.attempt {
+        1 => Outcome::Retry { reason: Reason::Timeout, after: None },
+        _ => Outcome::Delivered,
+    });
+    let answers = recorder.gate.clone().write_owned().await;
+    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(without_poll("relay")).sink(recorder.clone())).await;
+    database.execute("insert into outbox.events (topic, payload) values ('a.b', '1')").await;
+    recorder.wait_for(1).await;
+    relay.wait_asleep().await;
+    relay.wait_asleep().await;
+    drop(answers);
+    relay.wait(|signal| matches!(signal, Signal::Settled { verdict: "retry", .. })).await;
+    let scheduled = Instant::now();
+    recorder.wait_for(2).await;
+    assert!(scheduled.elapsed() < TOO_LONG, "{:?}", scheduled.elapsed());
+    relay.stop().await;
     database.drop().await;
 }
