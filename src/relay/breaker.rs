@@ -85,12 +85,33 @@ impl Breakers {
 
     /// Records what became of an attempt.
     pub(crate) fn record(&self, destination: &Arc<str>, outcome: &Outcome, now: Instant) -> Change {
-        let Some(failed) = speaks_of_the_destination(outcome) else { return Change::None };
         let mut breakers = self.breakers();
+        let failed = match Word::of(outcome) {
+            Word::Failed => true,
+            Word::Works => false,
+            // About one event only; but a probe asks no more than whether somebody answers.
+            Word::Answers if breakers.get(destination).is_some_and(|breaker| matches!(breaker.state, State::Probing { .. })) => false,
+            Word::Answers | Word::Nothing => return Change::None,
+        };
         if !failed && !breakers.contains_key(destination) {
             return Change::None;
         }
         breakers.entry(destination.clone()).or_insert_with(|| Breaker::new(now)).record(failed, now)
+    }
+
+    /// Lets the next probe through at once where an attempt says nothing of its destination and may have been the probe.
+    /// Returns whether it did.
+    pub(crate) fn probe_again(&self, destination: &str, outcome: &Outcome, now: Instant) -> bool {
+        match self.breakers().get_mut(destination) {
+            Some(breaker) if Word::of(outcome) == Word::Nothing => match breaker.state {
+                State::Probing { length, .. } => {
+                    breaker.state = State::Open { until: now, length };
+                    true
+                }
+                State::Closed | State::Open { .. } => false,
+            },
+            _ => false,
+        }
     }
 
     /// Breakers that are not closed, by destination.
@@ -111,44 +132,66 @@ impl Breakers {
     }
 }
 
-/// Whether an outcome says that the destination failed (true), works (false), or nothing about it.
-pub(super) fn speaks_of_the_destination(outcome: &Outcome) -> Option<bool> {
-    match outcome {
-        Outcome::Delivered | Outcome::Gone => Some(false),
-        Outcome::Rejected { reason } | Outcome::Retry { reason, .. } => match reason {
-            Reason::DnsFailed
-            | Reason::ConnectFailed
-            | Reason::TlsFailed
-            | Reason::ForbiddenAddress
-            | Reason::Timeout
-            | Reason::BrokenAnswer
-            | Reason::ServerError
-            | Reason::AccessDenied
-            | Reason::DestinationFull
-            | Reason::RateLimited => Some(true),
-            Reason::ClientError | Reason::NotAcknowledged => Some(false),
-            Reason::Redirect
-            | Reason::Gone
-            | Reason::BodyTooLarge
-            | Reason::TargetMissing
-            | Reason::Unroutable
-            | Reason::Refused
-            | Reason::TransformFailed
-            | Reason::SchemaMismatch
-            | Reason::UpcastFailed
-            | Reason::FunctionFailed
-            | Reason::HandlerFailed
-            | Reason::PayloadUnusable
-            | Reason::TemplateFailed
-            | Reason::SinkPanicked
-            | Reason::SinkBroken
-            | Reason::LeaseLost
-            | Reason::RelayStopped
-            | Reason::RelayKilled
-            | Reason::Expired
-            | Reason::EventUnreadable => None,
-        },
+/// What an outcome says about its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Failed,
+    Works,
+    /// Somebody answers there; whether well, is about this event.
+    Answers,
+    Nothing,
+}
+
+impl Word {
+    fn of(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Delivered | Outcome::Gone => Self::Works,
+            Outcome::Rejected { reason } | Outcome::Retry { reason, .. } => match reason {
+                Reason::DnsFailed
+                | Reason::ConnectFailed
+                | Reason::TlsFailed
+                | Reason::ForbiddenAddress
+                | Reason::Timeout
+                | Reason::BrokenAnswer
+                | Reason::ServerError
+                | Reason::AccessDenied
+                | Reason::DestinationFull
+                | Reason::RateLimited => Self::Failed,
+                Reason::ClientError | Reason::NotAcknowledged => Self::Works,
+                Reason::Redirect
+                | Reason::Gone
+                | Reason::TargetMissing
+                | Reason::Unroutable
+                | Reason::Refused
+                | Reason::FunctionFailed
+                | Reason::HandlerFailed => Self::Answers,
+                // The sink may find out by itself that a body is too large or a payload unusable.
+                Reason::BodyTooLarge
+                | Reason::PayloadUnusable
+                | Reason::TransformFailed
+                | Reason::SchemaMismatch
+                | Reason::UpcastFailed
+                | Reason::TemplateFailed
+                | Reason::SinkPanicked
+                | Reason::SinkBroken
+                | Reason::LeaseLost
+                | Reason::RelayStopped
+                | Reason::RelayKilled
+                | Reason::Expired
+                | Reason::EventUnreadable => Self::Nothing,
+            },
+        }
     }
+}
+
+/// Which of these outcomes says most about their destination: the first that says whether it works, or else that it answers.
+pub(super) fn clearest<'o>(outcomes: impl Iterator<Item = &'o Outcome>) -> Option<usize> {
+    let unclear = |outcome: &Outcome| match Word::of(outcome) {
+        Word::Failed | Word::Works => 0,
+        Word::Answers => 1,
+        Word::Nothing => 2,
+    };
+    outcomes.enumerate().min_by_key(|(_, outcome)| unclear(outcome)).map(|(at, _)| at)
 }
 
 impl Breaker {
@@ -246,6 +289,40 @@ mod tests {
         breakers.begin_probe(&there, later);
         assert_eq!(breakers.record(&there, &Outcome::Delivered, later), Change::Closed);
         assert_eq!(breakers.gate(&there, later), Gate::Closed);
+    }
+
+    #[test]
+    fn a_probe_that_is_answered_closes_it_whatever_the_answer_is() {
+        let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+        let answer = Outcome::Retry { reason: Reason::FunctionFailed, after: None };
+        tripped(&breakers, &there, now);
+        assert_eq!(breakers.record(&there, &answer, now), Change::None, "a straggler");
+        breakers.begin_probe(&there, now + OPEN_FOR);
+        assert_eq!(breakers.record(&there, &answer, now + OPEN_FOR), Change::Closed);
+    }
+
+    #[test]
+    fn a_probe_that_says_nothing_makes_way_for_the_next_at_once() {
+        let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+        let nothing = Outcome::Rejected { reason: Reason::TransformFailed };
+        tripped(&breakers, &there, now);
+        assert!(!breakers.probe_again(&there, &nothing, now), "a straggler");
+        let later = now + OPEN_FOR;
+        breakers.begin_probe(&there, later);
+        assert!(!breakers.probe_again(&there, &FAILED, later), "it is recorded");
+        assert!(breakers.probe_again(&there, &nothing, later));
+        assert_eq!(breakers.gate(&there, later), Gate::Probe);
+        breakers.begin_probe(&there, later);
+        assert_eq!(breakers.record(&there, &FAILED, later), Change::Opened(OPEN_FOR * 2), "it has forgotten nothing");
+    }
+
+    #[test]
+    fn of_a_batch_the_outcome_counts_that_says_most() {
+        let of = |reason| Outcome::Retry { reason, after: None };
+        let (nothing, answers) = (of(Reason::TemplateFailed), of(Reason::Refused));
+        assert_eq!(clearest([&nothing, &answers, &FAILED, &Outcome::Delivered].into_iter()), Some(2));
+        assert_eq!(clearest([&nothing, &answers, &answers].into_iter()), Some(1));
+        assert_eq!(clearest([&nothing, &nothing].into_iter()), Some(0));
     }
 
     #[test]

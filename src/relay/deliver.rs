@@ -15,9 +15,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Shared,
-    breaker::speaks_of_the_destination,
-    conform,
+    Shared, breaker, conform,
     lanes::{Flight, Lanes},
     permits::Permit,
 };
@@ -246,7 +244,7 @@ impl Deliver {
             () = self.stop.cancelled() => all(&deliveries, &cut_off(Reason::RelayStopped)),
         };
         let took = began.elapsed();
-        let voice = reports.iter().position(|report| speaks_of_the_destination(&report.outcome).is_some());
+        let voice = breaker::clearest(reports.iter().map(|report| &report.outcome));
         for (at, ((delivery, permit), report)) in deliveries.into_iter().zip(permits).zip(reports).enumerate() {
             self.land(Flight { delivery, permit }, report, took, true, voice == Some(at)).await;
         }
@@ -275,6 +273,13 @@ impl Deliver {
         let report = Report { answer: report.answer.map(storable), ..report };
         if counts {
             self.shared.telemetry.attempted(&delivery, &report, took);
+        }
+        let subscription = &delivery.subscription;
+        if speaks
+            && let Some(destination) = subscription.outlet.destination()
+            && self.shared.breakers.probe_again(destination, &report.outcome, Instant::now())
+        {
+            self.shared.agenda.fall_behind(subscription.row.id);
         }
         // Settling outlives the attempts; there is room, for the queue is as long as there are permits.
         let _ = self.outcomes.send(Landed { delivery, report, took, counts, speaks, _permit: permit }).await;

@@ -14,7 +14,7 @@ use pgoutbox::{
     private_postgres::{Options, PrivatePostgres, Stop},
     sinks::{Report, Sink},
     telemetry::Signal,
-    verdict::Outcome,
+    verdict::{Outcome, Reason},
 };
 
 use crate::support::{Books, Crowd, Database, Habits, LedgerSink, Recorder, RelayBox, ledger::Request, pause, relay::settings, seed};
@@ -304,5 +304,55 @@ async fn a_few_bytes_that_are_very_many_when_written_out_become_a_dead_letter_an
     assert_eq!(recorder.wait_for(1).await[0].payload.len(), 131_072);
     database.eventually("select count(*) = 3 from outbox.dead_letters where reason = 'event_unreadable'").await;
     assert!(relay.stop().await.complete);
+    database.drop().await;
+}
+
+/// Answers its attempts in turn, and has a breaker.
+#[derive(Debug, Default)]
+struct InTurn {
+    attempts: AtomicUsize,
+}
+
+impl Sink for InTurn {
+    const KIND: &'static str = "in_turn";
+    type Target = ();
+
+    fn target(&self, _: &serde_json::Value) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn destination(&self, (): &()) -> Option<String> {
+        Some("there".to_owned())
+    }
+
+    fn deadline(&self, (): &()) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    async fn send(&self, (): &(), _: &Delivery) -> Report {
+        match self.attempts.fetch_add(1, Ordering::SeqCst) {
+            0..20 => Outcome::Retry { reason: Reason::ConnectFailed, after: None }.into(),
+            20..25 => Outcome::Rejected { reason: Reason::TemplateFailed }.into(),
+            25 => Outcome::Retry { reason: Reason::Refused, after: None }.into(),
+            _ => Outcome::Delivered.into(),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_that_say_nothing_of_their_destination_do_not_keep_its_breaker_waiting() {
+    let database = Database::new().await;
+    database
+        .execute("select outbox.subscribe('there', array['**'], 'in_turn', retry => '{\"schedule\": [\"0s\", \"0s\", \"0s\", \"0s\"]}')")
+        .await;
+    let settings = RelayConfig { permits: 10, permits_per_subscription: 10, ..settings("relay") };
+    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(settings).sink(InTurn::default())).await;
+    database.execute("insert into outbox.events (topic, payload) select 'a.b', '1' from generate_series(1, 40)").await;
+    for open in [true, false] {
+        relay.wait(|signal| matches!(signal, Signal::Breaker { open: now, .. } if *now == open)).await;
+    }
+    database.eventually("select not exists (select from outbox.deliveries)").await;
+    assert_eq!(database.count("select count(*) from outbox.dead_letters").await, 5);
+    relay.stop().await;
     database.drop().await;
 }
