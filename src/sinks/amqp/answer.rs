@@ -37,14 +37,15 @@ impl Answer {
         }
     }
 
-    /// The report on a message of `bytes`. `closed`: why its channel was closed. `blocked`: the server takes nothing.
-    pub(super) fn report(&self, closed: Option<&AMQPError>, bytes: usize, blocked: bool) -> Report {
+    /// The report on a message of `bytes`. `closed`: why its channel was closed. `alone`: nothing else was published on it.
+    /// `blocked`: the server takes nothing.
+    pub(super) fn report(&self, closed: Option<&AMQPError>, alone: bool, bytes: usize, blocked: bool) -> Report {
         match (self, closed) {
             (Self::Acknowledged, _) => Outcome::Delivered.into(),
             (Self::Refused, _) => {
                 retry(Reason::DestinationFull).saying("the server did not take it (nack): a queue is full, or its node fails")
             }
-            (Self::None | Self::Failed(_), Some(closed)) => of_a_closed_channel(closed, bytes),
+            (Self::None | Self::Failed(_), Some(closed)) => of_a_closed_channel(closed, alone, bytes),
             (Self::None, None) if blocked => self::blocked().ambiguous(),
             (Self::None, None) => retry(Reason::Timeout).saying("no confirmation in time").ambiguous(),
             (Self::Failed(error), None) => retry(Reason::BrokenAnswer).saying(text(error)).ambiguous(),
@@ -52,11 +53,13 @@ impl Answer {
     }
 }
 
-fn of_a_closed_channel(closed: &AMQPError, bytes: usize) -> Report {
+fn of_a_closed_channel(closed: &AMQPError, alone: bool, bytes: usize) -> Report {
     let report = |outcome: Outcome| Report::from(outcome).saying(closed.get_message());
     match closed.get_id() {
-        // Nothing was stored: the exchange is that of the whole channel.
-        NOT_FOUND | ACCESS_REFUSED => report(Outcome::Retry { reason: reason(closed), after: None }),
+        // Nothing was stored: the exchange is that of all messages.
+        NOT_FOUND => report(Outcome::Retry { reason: reason(closed), after: None }),
+        // Rights may be given by routing key: what came before the one that is refused may have been stored.
+        ACCESS_REFUSED if alone => report(Outcome::Retry { reason: reason(closed), after: None }),
         PRECONDITION_FAILED if largest(closed).is_some_and(|largest| bytes > largest) => {
             report(Outcome::Rejected { reason: Reason::BodyTooLarge })
         }

@@ -150,7 +150,8 @@ impl Sink for Amqp {
     }
 
     fn batch(&self, _: &Target) -> Option<Batch> {
-        Some(Batch::BROKER)
+        // The server closes the channel over one bad message.
+        Some(Batch { shares_fate: true, ..Batch::BROKER })
     }
 
     async fn send(&self, target: &Target, delivery: &Delivery) -> Report {
@@ -298,6 +299,7 @@ impl Amqp {
             self.shared.give_up(link.number);
         }
         let closed = answers.iter().find_map(answer::Answer::reason_of_the_server).cloned();
+        let alone = letters.len() == 1;
         let letters = letters.iter().zip(answers);
         letters
             .map(|(letter, one)| match returned.get(&letter.id) {
@@ -308,7 +310,7 @@ impl Amqp {
                 None if !complete && !returned.is_empty() && matches!(one, Answer::Acknowledged) => {
                     answer::retry(Reason::BrokenAnswer).saying("others were returned, and not all was confirmed").ambiguous()
                 }
-                None => one.report(closed.as_ref(), letter.payload.len(), status.blocked()),
+                None => one.report(closed.as_ref(), alone, letter.payload.len(), status.blocked()),
             })
             .collect()
     }

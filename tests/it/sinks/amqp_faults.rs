@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lapin::{options::QueueDeclareOptions, types::FieldTable};
+use lapin::{
+    ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
 use pgoutbox::{delivery::Delivery, sinks::Outlet, verdict::Reason};
 use serde_json::json;
 
@@ -32,8 +36,12 @@ async fn declare(server: &PrivateServer) {
 }
 
 fn set_disk_free_limit(server: &PrivateServer, limit: &str) {
-    let script = ". ./environment && /usr/lib/rabbitmq/bin/rabbitmqctl set_disk_free_limit \"$0\"";
-    let output = Command::new("sh").args(["-c", script, limit]).current_dir(server.directory()).output().unwrap();
+    rabbitmqctl(server, &["set_disk_free_limit", limit]);
+}
+
+fn rabbitmqctl(server: &PrivateServer, arguments: &[&str]) {
+    let script = ". ./environment && /usr/lib/rabbitmq/bin/rabbitmqctl \"$0\" \"$@\"";
+    let output = Command::new("sh").args(["-c", script]).args(arguments).current_dir(server.directory()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 
@@ -106,6 +114,37 @@ async fn a_relay_starts_without_the_server_serves_others_and_delivers_when_it_is
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let queue = channel.queue_declare("orders".into(), passive, FieldTable::default()).await.unwrap();
     assert!(queue.message_count() >= 50, "{}", queue.message_count());
+    relay.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_may_not_be_published_is_a_dead_letter_of_its_own() {
+    let server = start();
+    let (_connection, channel) = client(&server).await;
+    let none = FieldTable::default();
+    channel.exchange_declare("shop".into(), ExchangeKind::Topic, ExchangeDeclareOptions::default(), none.clone()).await.unwrap();
+    channel.queue_declare("orders".into(), QueueDeclareOptions::default(), none.clone()).await.unwrap();
+    channel.queue_bind("orders".into(), "shop".into(), "#".into(), QueueBindOptions::default(), none).await.unwrap();
+    rabbitmqctl(&server, &["set_topic_permissions", "guest", "shop", "^orders", ".*"]);
+    let database = Database::new().await;
+    let retry = json!({ "schedule": ["50ms", "50ms"] });
+    let config = json!({ "exchange": "shop" });
+    database.execute(format!("select outbox.subscribe('amqp', array['**'], 'amqp', '{config}', retry => '{retry}')")).await;
+    database
+        .execute(
+            "insert into outbox.events (topic, payload) \
+             select case n when 25 then 'secrets' else 'orders' end || '.made', to_jsonb(n) from generate_series(1, 50) as n",
+        )
+        .await;
+    let sinks = connections(&format!("[sinks.amqp]\nurl = '{}'", url(&server)));
+    let relay = RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).connections(&sinks).unwrap()).await;
+    database.eventually("select exists (select from outbox.dead_letters) and not exists (select from outbox.deliveries)").await;
+    let dead: Vec<(serde_json::Value, String)> =
+        sqlx::query_as("select payload, reason from outbox.dead_letters").fetch_all(&database.pool).await.unwrap();
+    assert_eq!(dead, [(json!(25), "access_denied".to_owned())]);
+    let unclear = "select bool_and(ambiguous) from outbox.attempts where outcome = 'retry' and attempt = 1";
+    assert!(sqlx::query_scalar::<_, bool>(unclear).fetch_one(&database.pool).await.unwrap(), "those before it may have been stored");
     relay.stop().await;
     database.drop().await;
 }
