@@ -147,10 +147,10 @@ impl Sink for Kafka {
                 Err(report) => Err(report),
             });
         }
-        // A broker refuses a whole set of records for being too large, and its neighbours with the one that is.
+        // A broker refuses a whole set of records where one is too large, or has no key in a topic that is compacted.
         if deliveries.len() > 1 {
             for (delivery, one) in deliveries.iter().zip(&mut confirmations) {
-                if matches!(one, Ok((_, confirmation)) if confirmation.is_too_large()) {
+                if matches!(one, Ok((_, confirmation)) if confirmation.blames_a_set()) {
                     *one = match self.queue(&producer, target, delivery) {
                         Ok((topic, waiting)) => Ok((topic, confirmed(waiting, until).await)),
                         Err(report) => Err(report),

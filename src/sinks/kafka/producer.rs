@@ -36,8 +36,12 @@ pub(super) enum Confirmation {
 }
 
 impl Confirmation {
-    pub(super) fn is_too_large(self) -> bool {
-        matches!(self, Self::Failed(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge))
+    /// Whether a broker refused a whole set of records where one of them may be to blame.
+    pub(super) fn blames_a_set(self) -> bool {
+        matches!(
+            self,
+            Self::Failed(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidRecord | Code::InvalidDifferentRecord)
+        )
     }
 }
 

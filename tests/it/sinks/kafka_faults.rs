@@ -82,6 +82,18 @@ async fn what_a_broker_calls_too_large_is_told_apart_from_its_neighbours() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_broker_calls_unusable_is_told_apart_from_its_neighbours() {
+    let topic = Topic::mocked(1);
+    let deliveries = deliveries(&topic.sink(""), "kafka", topic.config(), 3);
+    let outlet = &deliveries[0].subscription.outlet;
+    stored(outlet, &deliveries[..1]).await;
+    // The three together, then the first alone.
+    topic.mock().request_errors(Api::Produce, &[Error::RD_KAFKA_RESP_ERR_INVALID_RECORD; 2]);
+    let reports = outlet.send(&deliveries).await;
+    assert_eq!(reasons(&reports), [("rejected", Some(Reason::PayloadUnusable)), ("delivered", None), ("delivered", None)], "{reports:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_is_down_is_a_retry_and_the_next_attempt_works_when_it_is_back() {
     let topic = Topic::mocked(1);
     let deliveries = deliveries(&topic.sink("timeout = '1s'"), "kafka", topic.config(), 2);
