@@ -7,11 +7,11 @@
 //! for as long as `timeout`.
 
 mod config;
+mod missing;
 mod producer;
 
 use std::{
     borrow::Cow,
-    collections::HashSet,
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -27,6 +27,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use self::{
     config::Config,
+    missing::Missing,
     producer::{Confirmation, Producer},
 };
 use super::{Batch, Configured, Report, Sink, body, body::Body, only, parse_config, template::Template};
@@ -42,18 +43,13 @@ const UNTIL_REPORTED: Duration = Duration::from_secs(3);
 const SLACK: Duration = Duration::from_secs(5);
 /// How long `check` waits for a broker.
 const CHECK: Duration = Duration::from_secs(5);
-/// Names of topics remembered at most.
-const REMEMBERED: usize = 4_096;
-/// A topic that has worked may be missing so often before it is believed to be gone: brokers that start do not know all yet.
-const MISSING_AT_MOST: u32 = 3;
 
 /// Writes records to the topics of one cluster.
 pub struct Kafka {
     config: Config,
     connection: String,
     producer: Mutex<Option<Arc<Producer>>>,
-    /// Topics that have taken a record.
-    known: Mutex<HashSet<String>>,
+    missing: Mutex<Missing>,
 }
 
 impl fmt::Debug for Kafka {
@@ -90,7 +86,7 @@ impl Configured for Kafka {
 
     fn open(config: Config, connection: &str) -> Result<Self, String> {
         config.usable()?;
-        Ok(Self { config, connection: connection.to_owned(), producer: Mutex::default(), known: Mutex::default() })
+        Ok(Self { config, connection: connection.to_owned(), producer: Mutex::default(), missing: Mutex::default() })
     }
 }
 
@@ -158,8 +154,8 @@ impl Sink for Kafka {
                 }
             }
         }
-        let reports = confirmations.into_iter().zip(deliveries).map(|(one, delivery)| match one {
-            Ok((topic, confirmation)) => self.report(&producer, &topic, &confirmation, delivery.attempt),
+        let reports = confirmations.into_iter().map(|one| match one {
+            Ok((topic, confirmation)) => self.report(&producer, &topic, &confirmation),
             Err(report) => report,
         });
         let reports = reports.collect();
@@ -222,32 +218,24 @@ impl Kafka {
         }
         match producer.queue(record) {
             Ok(()) => Ok((topic, waiting)),
-            Err(code) => Err(self.report(producer, &topic, &Confirmation::Failed(code), delivery.attempt)),
+            Err(code) => Err(self.report(producer, &topic, &Confirmation::Failed(code))),
         }
     }
 
-    fn report(&self, producer: &Producer, topic: &str, confirmation: &Confirmation, attempt: u32) -> Report {
+    fn report(&self, producer: &Producer, topic: &str, confirmation: &Confirmation) -> Report {
         let report = producer.report(confirmation);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        match report.outcome {
-            Outcome::Delivered => {
-                if !known.contains(topic) {
-                    if known.len() >= REMEMBERED {
-                        known.clear();
-                    }
-                    known.insert(topic.to_owned());
-                }
-                report
-            }
-            Outcome::Rejected { reason: Reason::TargetMissing } => {
-                let report = report.saying(format!("there is no topic {topic:?} at the broker"));
-                if attempt < MISSING_AT_MOST && known.contains(topic) {
-                    return Report { outcome: Outcome::Retry { reason: Reason::TargetMissing, after: None }, ..report };
-                }
-                report
-            }
-            Outcome::Rejected { .. } | Outcome::Retry { .. } | Outcome::Gone => report,
+        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        if report.outcome == Outcome::Delivered {
+            missing.found(topic);
         }
+        if !confirmation.misses_its_topic() {
+            return report;
+        }
+        let report = report.saying(format!("there is no topic {topic:?} at the broker"));
+        if missing.is_gone(topic, Instant::now()) {
+            return Report { outcome: Outcome::Rejected { reason: Reason::TargetMissing }, ..report };
+        }
+        report
     }
 }
 

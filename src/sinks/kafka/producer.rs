@@ -36,6 +36,10 @@ pub(super) enum Confirmation {
 }
 
 impl Confirmation {
+    pub(super) fn misses_its_topic(self) -> bool {
+        matches!(self, Self::Failed(Code::UnknownTopic | Code::UnknownTopicOrPartition))
+    }
+
     /// Whether a broker refused a whole set of records where one of them may be to blame.
     pub(super) fn blames_a_set(self) -> bool {
         matches!(
@@ -139,8 +143,6 @@ impl Producer {
                     | Code::MessageBatchTooLarge
                     | Code::InvalidMessageSize
                     | Code::InvalidRecord
-                    | Code::UnknownTopic
-                    | Code::UnknownTopicOrPartition
                     | Code::InvalidTopic => Outcome::Rejected { reason },
                     _ => Outcome::Retry { reason, after: None },
                 };
