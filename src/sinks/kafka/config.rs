@@ -11,6 +11,8 @@ use crate::config::Settings;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const COMPRESSIONS: &[&str] = &["none", "gzip", "snappy", "lz4"];
 const MECHANISMS: &[&str] = &["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
+/// Ways to place keys that put records of one key into one partition.
+const PARTITIONERS: &[&str] = &["consistent", "consistent_random", "murmur2", "murmur2_random", "fnv1a", "fnv1a_random"];
 /// Options of librdkafka that may be set: none of them can break what the sink promises.
 const OPTIONS: &[&str] = &[
     "batch.num.messages",
@@ -196,7 +198,10 @@ fn is_address(broker: &str) -> bool {
 
 fn split(option: &str) -> Result<(String, String), String> {
     let (name, value) = option.split_once('=').ok_or_else(|| format!("{option:?} should be NAME=VALUE"))?;
-    if OPTIONS.contains(&name) {
+    if name == "partitioner" && !PARTITIONERS.contains(&value) {
+        let known = PARTITIONERS.join(", ");
+        Err(format!("the partitioner {value:?} would put the records of one key into any partition, or is not known; there are {known}"))
+    } else if OPTIONS.contains(&name) {
         Ok((name.to_owned(), value.to_owned()))
     } else {
         Err(format!("{name:?} may not be set here; those of librdkafka's options that may are {}", OPTIONS.join(", ")))

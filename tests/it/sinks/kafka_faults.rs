@@ -210,7 +210,11 @@ fn options_that_could_break_promises_are_refused_and_values_are_looked_at() {
         let said = mistakes(&format!("options = [{option:?}]"));
         assert!(said.contains("sinks.kafka.options") && said.contains("may not be set here"), "{said}");
     }
+    for partitioner in ["murmur2", "murmur2_random", "consistent_random", "fnv1a", "fnv1a_random"] {
+        assert_eq!(mistakes(&format!("options = ['partitioner={partitioner}']")), "");
+    }
     for (lines, expected) in [
+        ("options = ['partitioner=random']", "\"random\" would put the records of one key into any partition"),
         ("options = ['linger.ms=soon']", "linger.ms"),
         ("options = ['linger.ms']", "NAME=VALUE"),
         ("compression = 'zip'", "sinks.kafka.compression"),
