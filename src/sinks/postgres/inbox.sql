@@ -50,10 +50,11 @@ begin
     if target is null then
         raise exception using errcode = '42883', message = format('there is no function %s, or several', function);
     end if;
-    for n in 1 .. cardinality(events) loop
+    for place in 1 .. cardinality(events) loop
+        n := place;
         begin
-            event := events[n]::jsonb;
-            if outbox.inbox_accept(sources[n], (event ->> 'id')::uuid) then
+            event := events[place]::jsonb;
+            if outbox.inbox_accept(sources[place], (event ->> 'id')::uuid) then
                 execute format('select %s($1)', target) using event;
             end if;
             code := null;

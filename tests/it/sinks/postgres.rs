@@ -196,3 +196,12 @@ async fn a_table_or_function_that_fails_holds_up_no_other() {
     assert!(none != table && none != function && table != function, "{none} {table} {function}");
     assert_eq!(none, bind(json!({"table": "outbox.inbox", "batch": 5})), "the same table behind the same breaker");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_function_of_the_inbox_says_which_event_each_row_is_about() {
+    let inbox = Inbox::start().await;
+    let asked = "select n, code from outbox.inbox_deliver('pg_catalog.jsonb_typeof', '{s,s,s}', \
+                 array[jsonb_build_object('id', gen_random_uuid())::text, '{\"id\": 1}', jsonb_build_object('id', gen_random_uuid())::text])";
+    let rows: Vec<(Option<i32>, Option<String>)> = sqlx::query_as(asked).fetch_all(&inbox.database.pool).await.unwrap();
+    assert_eq!(rows, [(Some(1), None), (Some(2), Some("22P02".to_owned())), (Some(3), None)]);
+}
