@@ -47,6 +47,8 @@ const IDLE: usize = 16;
 const LONGEST_NAME: usize = 255;
 /// How headers begin that a publisher may not set: ours, and those by which the server sends copies elsewhere.
 const OURS: &[&str] = &["pgoutbox-", "cloudEvents_", "content-type", "cc", "bcc"];
+/// What the frame of properties has beside headers, in bytes: itself, and what is bounded by the protocol.
+const AROUND_HEADERS: usize = 1_024;
 /// The protocol's word for messages that outlive the server.
 const PERSISTENT: u8 = 2;
 
@@ -107,6 +109,8 @@ struct Letter {
     routing_key: ShortString,
     payload: Vec<u8>,
     properties: BasicProperties,
+    /// Bytes of its properties, at most.
+    beside: usize,
 }
 
 impl Configured for Amqp {
@@ -175,7 +179,18 @@ impl Sink for Amqp {
             match self.link().await {
                 Ok(link) => {
                     let until = Instant::now() + self.config.timeout;
-                    for (exchange, letters) in &exchanges {
+                    let frame = link.connection.connection.configuration().frame_max() as usize;
+                    for (exchange, letters) in &mut exchanges {
+                        // The server ends the connection over a frame that is too large, for all who publish.
+                        for too_large in letters.extract_if(.., |letter| letter.beside > frame) {
+                            if let Some(place) = reports.get_mut(too_large.at) {
+                                let said = format!("its headers have {} bytes; a frame of the server has {frame}", too_large.beside);
+                                *place = Some(Report::from(Outcome::Rejected { reason: Reason::BodyTooLarge }).saying(said));
+                            }
+                        }
+                        if letters.is_empty() {
+                            continue;
+                        }
                         for (letter, report) in letters.iter().zip(self.publish(&link, exchange, letters, target.mandatory, until).await) {
                             if let Some(place) = reports.get_mut(letter.at) {
                                 *place = Some(report);
@@ -353,35 +368,45 @@ fn letter(target: &Target, delivery: &Delivery, at: usize) -> Result<(String, Le
     };
     let exchange = target.exchange.as_ref().map(|exchange| name("exchange", exchange)).transpose()?.unwrap_or_default();
     let event = &delivery.event;
+    let headers = headers(target.body, delivery);
+    if headers.iter().any(|(name, _)| name.len() > LONGEST_NAME) {
+        let said = format!("the name of a header has at most {LONGEST_NAME} bytes");
+        return Err(Report::from(Outcome::Rejected { reason: Reason::PayloadUnusable }).saying(said));
+    }
     let letter = Letter {
         at,
         id: event.id.to_string(),
         routing_key: name("routing_key", &target.routing_key)?.into(),
         payload: target.body.of(event),
-        properties: properties(target.body, delivery),
+        // A length stands before each name, and a type and a length before each value.
+        beside: AROUND_HEADERS + headers.iter().map(|(name, value)| name.len() + value.len() + 6).sum::<usize>(),
+        properties: properties(target.body, delivery, headers),
     };
     Ok((exchange, letter))
 }
 
-fn properties(form: Body, delivery: &Delivery) -> BasicProperties {
+fn headers(form: Body, delivery: &Delivery) -> Vec<(String, String)> {
     let event = &delivery.event;
     let (prefix, attributes) = match form {
         // As the binding for AMQP 1.0 names them; there is none for 0-9-1.
         Body::CloudEventsBinary => ("cloudEvents_", body::cloudevents_attributes(event)),
         Body::Standard | Body::Raw | Body::CloudEvents => ("pgoutbox-", body::attributes(event)),
     };
-    let mut headers = FieldTable::default();
-    for (name, value) in attributes {
-        headers.insert(format!("{prefix}{name}").into(), AMQPValue::LongString(value.into()));
-    }
-    for (name, value) in body::headers_beside(event, OURS) {
-        headers.insert(name.into(), AMQPValue::LongString(value.into()));
+    let ours = attributes.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value));
+    ours.chain(body::headers_beside(event, OURS)).collect()
+}
+
+fn properties(form: Body, delivery: &Delivery, headers: Vec<(String, String)>) -> BasicProperties {
+    let event = &delivery.event;
+    let mut table = FieldTable::default();
+    for (name, value) in headers {
+        table.insert(name.into(), AMQPValue::LongString(value.into()));
     }
     let properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_message_id(event.id.to_string().into())
         .with_timestamp(u64::try_from(event.created_at.timestamp()).unwrap_or_default())
         .with_content_type(form.content_type().into())
-        .with_headers(headers);
+        .with_headers(table);
     if event.topic.len() <= LONGEST_NAME { properties.with_type(event.topic.as_str().into()) } else { properties }
 }

@@ -183,6 +183,25 @@ async fn a_publisher_cannot_say_what_the_sink_or_the_server_says_of_an_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_with_more_beside_it_than_a_frame_holds_is_a_dead_letter_and_its_neighbours_arrive() {
+    let queue = Queue::new().await;
+    let mut deliveries = deliveries(&queue.sink(), "amqp", queue.config(), 3);
+    let mut second = |user: usize, header: usize| {
+        let event = Arc::make_mut(&mut deliveries[1].event);
+        event.user_id = Some("x".repeat(user));
+        event.headers = json!({ "h".repeat(header): "" }).to_string();
+        deliveries.clone()
+    };
+    for (deliveries, reason) in [(second(200_000, 1), Reason::BodyTooLarge), (second(1, 256), Reason::PayloadUnusable)] {
+        let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+        assert_eq!(reasons(&reports), [("delivered", None), ("rejected", Some(reason)), ("delivered", None)], "{reports:#?}");
+    }
+    let deliveries = second(100_000, 255);
+    let reports = deliveries[0].subscription.outlet.send(&deliveries[1..2]).await;
+    assert_eq!(reasons(&reports), [("delivered", None)], "{reports:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_goes_to_the_exchange_it_names_and_a_missing_one_fails_nobody_else() {
     let queue = Queue::new().await;
     let exchange = format!("{}.acme", queue.name);
