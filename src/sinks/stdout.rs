@@ -1,10 +1,14 @@
 //! The stdout sink: events as JSON lines on the relay's standard output, which it uses for nothing else.
 
-use std::time::Duration;
+use std::{
+    io::{self, Write as _},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::{io::AsyncWriteExt, sync::Mutex};
+use tokio::{sync::Mutex, task::spawn_blocking};
 
 use super::{Batch, Report, Sink, body, only, parse_config};
 use crate::{
@@ -15,7 +19,8 @@ use crate::{
 /// Writes lines.
 #[derive(Debug, Default)]
 pub struct Stdout {
-    writing: Mutex<()>,
+    /// One writer at a time, so that no more than one thread waits for a reader.
+    writing: Arc<Mutex<()>>,
 }
 
 /// A subscription's config: it has no fields.
@@ -53,13 +58,15 @@ impl Sink for Stdout {
             lines.push_str(&body::whole(&delivery.event));
             lines.push('\n');
         }
-        let _writing = self.writing.lock().await;
-        let mut stdout = tokio::io::stdout();
-        let written = async {
-            stdout.write_all(lines.as_bytes()).await?;
-            stdout.flush().await
-        };
-        let report = match written.await {
+        let writing = self.writing.clone().lock_owned().await;
+        // Whoever gives up waiting does not cut it off halfway, and the next one waits for its end.
+        let written = spawn_blocking(move || {
+            let _writing = writing;
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(lines.as_bytes())?;
+            stdout.flush()
+        });
+        let report = match written.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(()) => Outcome::Delivered.into(),
             // Some lines may be out already.
             Err(error) => Report::from(Outcome::Retry { reason: Reason::Refused, after: None }).saying(error).ambiguous(),
