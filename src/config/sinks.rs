@@ -127,27 +127,48 @@ pub(super) fn read(reader: &mut Reader, sources: &Sources) -> Vec<Connection> {
     let mut connections = Vec::new();
     for kind in CONNECTIONS {
         let section = section(kind.name, UNNAMED);
-        let names: Vec<String> = reader
-            .at(&format!("{section}.connections"))
-            .and_then(Value::as_dict)
-            .map(|names| names.keys().cloned().collect())
-            .unwrap_or_default();
+        let _ = keys_below(reader, &section);
         // Also when nothing is written there: the keys it has are learned by reading them.
-        for name in std::iter::once(UNNAMED.to_owned()).chain(names) {
-            connections.extend(connection(reader, sources, kind, name));
+        connections.extend(connection(reader, sources, kind, UNNAMED.to_owned()));
+        let others = format!("{section}.connections");
+        for name in keys_below(reader, &others) {
+            let path = format!("{others}.{name}");
+            if name == UNNAMED {
+                reader.refuse_unknown(&path, format!("the connection {UNNAMED} is [{section}] itself; write its keys there"));
+            } else {
+                let _ = keys_below(reader, &path);
+                connections.extend(connection(reader, sources, kind, name));
+            }
         }
     }
-    let kinds: Vec<_> = CONNECTIONS.iter().map(|kind| kind.name).collect();
-    let written: Vec<String> = reader.at("sinks").and_then(Value::as_dict).map(|kinds| kinds.keys().cloned().collect()).unwrap_or_default();
-    for unknown in written.iter().filter(|kind| !kinds.contains(&kind.as_str()) && *kind != "function") {
-        let problem = if OPTIONAL.contains(&unknown.as_str()) {
-            format!("this program was built without it; it needs the feature {unknown}")
-        } else {
-            format!("there is no such sink to configure; there are {}", kinds.join(", "))
+    for unknown in keys_below(reader, "sinks").iter().filter(|kind| !CONNECTIONS.iter().any(|known| known.name == kind.as_str())) {
+        let problem = match unknown.as_str() {
+            kind if OPTIONAL.contains(&kind) => format!("this program was built without it; it needs the feature {kind}"),
+            "webhook" => "what webhooks may reach stands below [egress]; remove this section".to_owned(),
+            "function" | "handler" | "stdout" => "this sink has nothing to configure; remove this section".to_owned(),
+            _ => {
+                let kinds: Vec<_> = CONNECTIONS.iter().map(|kind| kind.name).collect();
+                format!("there is no such sink to configure; there are {}", kinds.join(", "))
+            }
         };
         reader.refuse_unknown(&format!("sinks.{unknown}"), problem);
     }
     connections
+}
+
+/// What is written in a section. Something else in its place is a mistake.
+fn keys_below(reader: &mut Reader, section: &str) -> Vec<String> {
+    match reader.at(section) {
+        None => Vec::new(),
+        Some(Value::Dict(_, keys)) => keys.keys().cloned().collect(),
+        Some(_) => {
+            // `sinks` itself is looked at with the other sections.
+            if section != "sinks" {
+                reader.refuse_unknown(section, format!("is a section; write [{section}] and its keys below"));
+            }
+            Vec::new()
+        }
+    }
 }
 
 fn connection(reader: &mut Reader, sources: &Sources, kind: &Kind, name: String) -> Option<Connection> {

@@ -207,3 +207,28 @@ fn the_variables_of_postgresql_are_enough() {
     let config = load("", &[("PGHOST", "/run/postgresql")]);
     assert!(config.connect_options().is_ok());
 }
+
+#[test]
+fn what_would_be_ignored_below_sinks_is_refused_with_its_mend() {
+    for (file, expected) in [
+        (
+            "[sinks.postgres.connections.default]\nurl = 'postgres://u:hunter2@h/d'",
+            "sinks.postgres.connections.default (FILE): the connection default is [sinks.postgres] itself; write its keys there",
+        ),
+        ("[sinks.function]\nworkers = 5", "sinks.function (FILE): this sink has nothing to configure; remove this section"),
+        ("[sinks.stdout]\npath = 'a'", "sinks.stdout (FILE): this sink has nothing to configure; remove this section"),
+        ("[sinks.webhook]\nproxy = 'hunter2'", "sinks.webhook (FILE): what webhooks may reach stands below [egress]; remove this section"),
+        ("[sinks.sqs]\nqueue = 'a'", "sinks.sqs (FILE): there is no such sink to configure; there are postgres"),
+        ("[sinks]\npostgres = 'hunter2'", "sinks.postgres (FILE): is a section; write [sinks.postgres] and its keys below"),
+        (
+            "[sinks.postgres.connections]\nbilling = 'postgres://u:hunter2@h/d'",
+            "sinks.postgres.connections.billing (FILE): is a section; write [sinks.postgres.connections.billing] and its keys below",
+        ),
+        ("[sinks.postgres]\nconnections = 'hunter2'", "sinks.postgres.connections (FILE): is a section"),
+    ] {
+        let found = mistakes(file, &[URL]);
+        assert!(found.len() == 1 && found[0].starts_with(expected) && !found[0].contains("hunter2"), "{expected}\n{found:#?}");
+    }
+    let both = load("[sinks.postgres]\nurl = 'postgres://h/d'\n[sinks.postgres.connections.billing]\nurl = 'postgres://h/d'", &[URL]);
+    assert_eq!(both.sinks.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["default", "billing"]);
+}
