@@ -128,7 +128,7 @@ async fn an_event_that_may_not_be_published_is_a_dead_letter_of_its_own() {
     channel.queue_bind("orders".into(), "shop".into(), "#".into(), QueueBindOptions::default(), none).await.unwrap();
     rabbitmqctl(&server, &["set_topic_permissions", "guest", "shop", "^orders", ".*"]);
     let database = Database::new().await;
-    let retry = json!({ "schedule": ["50ms", "50ms"] });
+    let retry = json!({ "schedule": ["500ms"], "jitter": 0 });
     let config = json!({ "exchange": "shop" });
     database.execute(format!("select outbox.subscribe('amqp', array['**'], 'amqp', '{config}', retry => '{retry}')")).await;
     database
