@@ -45,8 +45,10 @@ const SLACK: Duration = Duration::from_secs(2);
 const IDLE: usize = 16;
 /// The protocol's limit of names, in bytes.
 const LONGEST_NAME: usize = 255;
-/// How headers begin that a publisher may not set: ours, and those by which the server sends copies elsewhere.
-const OURS: &[&str] = &["pgoutbox-", "cloudEvents_", "content-type", "cc", "bcc"];
+/// How headers begin that a publisher may not set: ours,
+const OURS: &[&str] = &["pgoutbox-", "cloudEvents_", "content-type"];
+/// and those by which the server sends copies elsewhere, or closes the channel.
+const OBEYED: &[&str] = &["CC", "BCC"];
 /// What the frame of properties has beside headers, in bytes: itself, and what is bounded by the protocol.
 const AROUND_HEADERS: usize = 1_024;
 /// The protocol's word for messages that outlive the server.
@@ -393,7 +395,10 @@ fn headers(form: Body, delivery: &Delivery) -> Vec<(String, String)> {
         Body::Standard | Body::Raw | Body::CloudEvents => ("pgoutbox-", body::attributes(event)),
     };
     let ours = attributes.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value));
-    ours.chain(body::headers_beside(event, OURS)).collect()
+    let theirs = body::headers_beside(event, OURS).into_iter();
+    let theirs =
+        theirs.map(|(name, value)| if OBEYED.contains(&name.as_str()) { (format!("header-{name}"), value) } else { (name, value) });
+    ours.chain(theirs).collect()
 }
 
 fn properties(form: Body, delivery: &Delivery, headers: Vec<(String, String)>) -> BasicProperties {

@@ -169,7 +169,7 @@ async fn a_publisher_cannot_say_what_the_sink_or_the_server_says_of_an_event() {
     for (body, id) in [("raw", "pgoutbox-id"), ("cloudevents-binary", "cloudEvents_id")] {
         let config = json!({ "routing_key": queue.name, "body": body });
         let mut deliveries = deliveries(&queue.sink(), "amqp", config, 1);
-        let forged = json!({ "pgoutbox-id": "forged", "cloudEvents_id": "forged", "CC": "another", "note": "mine" });
+        let forged = json!({ "pgoutbox-id": "forged", "cloudEvents_id": "forged", "CC": "another", "ccy": "mine" });
         Arc::make_mut(&mut deliveries[0].event).headers = forged.to_string();
         let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
         assert_eq!(reasons(&reports), [("delivered", None)], "{reports:?}");
@@ -178,7 +178,7 @@ async fn a_publisher_cannot_say_what_the_sink_or_the_server_says_of_an_event() {
         let text = |name: &str| headers.get(name).map(|value| value.as_long_string().unwrap().to_string());
         assert_eq!(text(id), Some(deliveries[0].event.id.to_string()));
         assert_eq!(text(&format!("header-{id}")).as_deref(), Some("forged"));
-        assert_eq!((text("note").as_deref(), text("header-CC").as_deref(), text("CC")), (Some("mine"), Some("another"), None));
+        assert_eq!((text("ccy").as_deref(), text("header-CC").as_deref(), text("CC")), (Some("mine"), Some("another"), None));
     }
 }
 
