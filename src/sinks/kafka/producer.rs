@@ -55,7 +55,7 @@ pub(super) type Tell = Box<oneshot::Sender<Confirmation>>;
 /// Hears what librdkafka says.
 #[derive(Debug, Default)]
 struct Ear {
-    /// The last trouble with a broker since a record was stored: why others are late.
+    /// The last trouble with a broker since a record was stored, or what it was that led to it: why others are late.
     trouble: Mutex<Option<(Code, String)>>,
     /// A broker has stored a record before.
     reached: AtomicBool,
@@ -73,8 +73,13 @@ impl ClientContext for Ear {
     fn error(&self, error: KafkaError, words: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
         let mut trouble = self.trouble();
-        // That all brokers are down says less than why one of them is.
-        if code != Code::AllBrokersDown || trouble.is_none() {
+        // That there is no connection says less than why one ended: it did not answer, or did not let us in.
+        let weight = |code: Code| match code {
+            Code::AllBrokersDown => 0,
+            Code::BrokerTransportFailure => 1,
+            _ => 2,
+        };
+        if trouble.as_ref().is_none_or(|(before, _)| weight(code) >= weight(*before)) {
             *trouble = Some((code, words.to_owned()));
         }
     }
