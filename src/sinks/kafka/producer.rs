@@ -131,6 +131,10 @@ impl Producer {
             Confirmation::Failed(Code::MessageTimedOut) => {
                 // librdkafka tries again by itself until a record is overdue; why it had to is what its client hears.
                 let (reason, words) = match &*self.ear().trouble() {
+                    // A broker that let us connect, and then said nothing.
+                    Some((code, words)) if words.contains("timed out") && !words.contains("state CONNECT") => {
+                        (Reason::Timeout, format!("{}: {words}", text(*code)))
+                    }
                     Some((code, words)) => (reason(*code), format!("{}: {words}", text(*code))),
                     None => (Reason::Timeout, text(Code::MessageTimedOut)),
                 };
