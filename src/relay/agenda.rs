@@ -1,7 +1,7 @@
 //! When to claim for which subscription. Only a hint: what is due stands in the database, and the poll finds it again.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -24,8 +24,10 @@ pub(crate) struct Agenda {
 struct State {
     /// Steps since the origin, and for whom.
     due: BTreeSet<(u64, i64)>,
-    /// Subscriptions with more due rows than they had room for.
-    behind: BTreeSet<i64>,
+    /// Subscriptions with more due rows than they had room for, and during which turn that was said.
+    behind: BTreeMap<i64, u64>,
+    /// Counts the times that the agenda was read.
+    turn: u64,
     /// Subscriptions that were deleted and may still have rows.
     orphaned: BTreeSet<i64>,
     /// Due times are looked at from here on; rows below have been claimed.
@@ -52,16 +54,22 @@ impl Agenda {
 
     /// There is more due than it had room for: claim whenever there is room.
     pub(crate) fn fall_behind(&self, subscription: i64) {
-        self.state().behind.insert(subscription);
+        let mut state = self.state();
+        let turn = state.turn;
+        state.behind.insert(subscription, turn);
     }
 
-    /// Everything due was claimed, or nothing may be sent for now.
+    /// Everything due was claimed, or nothing may be sent for now. What was said since the agenda was read for this claim stays:
+    /// its statement may not have seen those rows.
     pub(crate) fn catch_up(&self, subscription: i64) {
-        self.state().behind.remove(&subscription);
+        let mut state = self.state();
+        if state.behind.get(&subscription).is_some_and(|said| *said < state.turn) {
+            state.behind.remove(&subscription);
+        }
     }
 
     pub(crate) fn is_behind(&self, subscription: i64) -> bool {
-        self.state().behind.contains(&subscription)
+        self.state().behind.contains_key(&subscription)
     }
 
     pub(crate) fn count_behind(&self) -> usize {
@@ -108,7 +116,8 @@ impl Agenda {
         let mut state = self.state();
         let later = state.due.split_off(&(step + 1, i64::MIN));
         let due = std::mem::replace(&mut state.due, later);
-        due.into_iter().map(|(_, subscription)| subscription).chain(state.behind.iter().copied()).collect()
+        state.turn += 1;
+        due.into_iter().map(|(_, subscription)| subscription).chain(state.behind.keys().copied()).collect()
     }
 
     /// When something falls due next, those behind aside.
@@ -141,6 +150,18 @@ mod tests {
         let agenda = Agenda::new();
         agenda.fall_behind(7);
         assert_eq!(agenda.take_due(Instant::now()), BTreeSet::from([7]));
+        assert_eq!(agenda.take_due(Instant::now()), BTreeSet::from([7]));
+        agenda.catch_up(7);
+        assert!(agenda.take_due(Instant::now()).is_empty());
+    }
+
+    #[test]
+    fn who_falls_behind_while_a_claim_is_under_way_is_claimed_for_again() {
+        let agenda = Agenda::new();
+        agenda.note(7, Instant::now());
+        while agenda.take_due(Instant::now()).is_empty() {}
+        agenda.fall_behind(7); // past events became due, or a breaker closed
+        agenda.catch_up(7); // the claim found nothing
         assert_eq!(agenda.take_due(Instant::now()), BTreeSet::from([7]));
         agenda.catch_up(7);
         assert!(agenda.take_due(Instant::now()).is_empty());
