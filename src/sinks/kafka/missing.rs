@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use tokio::time::Instant;
 
 /// A topic that was missing for so long, as far as attempts say, is gone.
-const BELIEVED_AFTER: Duration = Duration::from_secs(30);
+const BELIEVED_AFTER: Duration = Duration::from_secs(10);
 /// A time so long ago says nothing about now.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// Topics remembered at most.
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_topic_is_gone_once_it_was_missing_for_half_a_minute() {
+    fn a_topic_is_gone_once_it_was_missing_for_long_enough() {
         let (mut missing, now) = (Missing::default(), Instant::now());
         assert!(!missing.is_gone("orders", now));
         assert!(!missing.is_gone("orders", now + BELIEVED_AFTER / 2));
