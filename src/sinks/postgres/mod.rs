@@ -24,6 +24,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// The relay's own deadline comes so much after a batch's: the server says itself that its limit was reached.
 const GRACE: Duration = Duration::from_secs(7);
 const LONGEST: Duration = Duration::from_secs(50);
+/// A subscription uses one at a time, so a few whose tables are locked leave the others theirs.
+const POOL_SIZE: u32 = 16;
 /// The table events go to when the subscription names none.
 const TABLE: &str = "outbox.inbox";
 
@@ -86,7 +88,7 @@ impl Configured for Postgres {
 
     fn read(settings: &mut Settings<'_>) -> Option<Config> {
         let url = settings.secret("url");
-        let pool_size = settings.number("pool_size", 1..=100).unwrap_or(4);
+        let pool_size = settings.number("pool_size", 1..=100).unwrap_or(POOL_SIZE);
         let url = settings.require("url", url)?;
         if let Err(problem) = config::database_url(url.expose_secret()) {
             settings.refuse("url", problem);

@@ -205,3 +205,31 @@ async fn the_function_of_the_inbox_says_which_event_each_row_is_about() {
     let rows: Vec<(Option<i32>, Option<String>)> = sqlx::query_as(asked).fetch_all(&inbox.database.pool).await.unwrap();
     assert_eq!(rows, [(Some(1), None), (Some(2), Some("22P02".to_owned())), (Some(3), None)]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_locked_take_no_connection_from_the_others() {
+    let inbox = Inbox::start().await;
+    let pool = &inbox.database.pool;
+    let tables: Vec<String> = (0..6).map(|n| format!("shop.inbox_{n}")).collect();
+    pool.execute("create schema shop").await.unwrap();
+    for table in &tables {
+        inbox.database.execute(format!("create table {table} (like outbox.inbox including all)")).await;
+    }
+    let mut locking = pool.begin().await.unwrap();
+    for table in &tables {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("lock table {table}"))).execute(&mut *locking).await.unwrap();
+    }
+    let registry = inbox.registry();
+    let hung: Vec<_> =
+        tables.iter().map(|table| deliveries(&registry, "postgres", json!({ "table": table, "timeout": "20s" }), 1)).collect();
+    let waiting = futures_util::future::join_all(hung.iter().map(|one| one[0].subscription.outlet.send(one)));
+    let others = async {
+        let wait = "select count(*) = 6 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        inbox.database.eventually(wait).await;
+        let free = deliveries(&registry, "postgres", json!({}), 3);
+        assert!(free[0].subscription.outlet.send(&free).await.iter().all(|report| report.outcome == Outcome::Delivered));
+        locking.rollback().await.unwrap();
+    };
+    let (reports, ()) = tokio::join!(waiting, others);
+    assert!(reports.iter().flatten().all(|report| report.outcome == Outcome::Delivered), "{reports:?}");
+}
