@@ -8,9 +8,9 @@
 
 mod answer;
 mod config;
+mod letter;
 
 use std::{
-    borrow::Cow,
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
@@ -19,18 +19,18 @@ use std::{
 
 use futures_util::FutureExt as _;
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind, PublisherConfirm,
+    Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind, PublisherConfirm,
     options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions},
     runtime::default_runtime,
     tcp::AMQPUriTcpExt as _,
-    types::{AMQPValue, FieldTable, ShortString},
+    types::FieldTable,
 };
-use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
-use self::{answer::Answer, config::Config};
-use super::{Batch, Configured, Report, Sink, body, body::Body, only, parse_config, shared::Numbered, shared::Shared, template::Template};
+pub use self::letter::Target;
+use self::{answer::Answer, config::Config, letter::Letter};
+use super::{Batch, Configured, Report, Sink, only, shared::Numbered, shared::Shared, template::Template};
 use crate::{
     config::Settings,
     delivery::Delivery,
@@ -43,17 +43,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 const SLACK: Duration = Duration::from_secs(2);
 /// Channels kept for the next who publish.
 const IDLE: usize = 16;
-/// The protocol's limit of names, in bytes.
-const LONGEST_NAME: usize = 255;
-/// How headers begin that a publisher may not set: ours,
-const OURS: &[&str] = &["pgoutbox-", "cloudEvents_", "content-type"];
-/// and those by which the server sends copies elsewhere, or closes the channel.
-const OBEYED: &[&str] = &["CC", "BCC"];
-/// What the frame of properties has beside headers, in bytes: itself, and what is bounded by the protocol.
-const AROUND_HEADERS: usize = 1_024;
-/// The protocol's word for messages that outlive the server.
-const PERSISTENT: u8 = 2;
-
 /// Publishes to the exchanges of one virtual host.
 pub struct Amqp {
     config: Config,
@@ -67,52 +56,10 @@ impl fmt::Debug for Amqp {
     }
 }
 
-/// A subscription's config.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Target {
-    /// The exchange; without it the default one, which knows every queue by its name.
-    exchange: Option<Template>,
-    #[serde(default = "topic")]
-    routing_key: Template,
-    /// Whether an event that no queue gets is a failure.
-    #[serde(default = "yes")]
-    mandatory: bool,
-    #[serde(default = "raw")]
-    body: Body,
-    /// The exchange as it is written.
-    #[serde(skip)]
-    place: String,
-}
-
-fn topic() -> Template {
-    Template::parse("{topic}").expect("it is a template")
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn raw() -> Body {
-    Body::Raw
-}
-
 /// A connection, and the channels nobody uses at the moment.
 struct Link {
     connection: Connection,
     idle: Mutex<Vec<Channel>>,
-}
-
-/// A message that can be published.
-struct Letter {
-    /// Its place in the batch.
-    at: usize,
-    id: String,
-    routing_key: ShortString,
-    payload: Vec<u8>,
-    properties: BasicProperties,
-    /// Bytes of its properties, at most.
-    beside: usize,
 }
 
 impl Configured for Amqp {
@@ -135,14 +82,7 @@ impl Sink for Amqp {
     type Target = Target;
 
     fn target(&self, config: &Value) -> Result<Target, String> {
-        let mut target: Target = parse_config(config)?;
-        for (field, template) in [("exchange", target.exchange.as_ref()), ("routing_key", Some(&target.routing_key))] {
-            if template.and_then(Template::fixed).is_some_and(|name| name.len() > LONGEST_NAME) {
-                return Err(format!("config.{field}: it must have at most {LONGEST_NAME} bytes"));
-            }
-        }
-        target.place = config["exchange"].as_str().unwrap_or_default().to_owned();
-        Ok(target)
+        Target::parse(config)
     }
 
     /// Not the server as a whole: rights are given by exchange, and one that is refused must not hold up the others.
@@ -169,7 +109,7 @@ impl Sink for Amqp {
         // What goes to one exchange goes together: a missing one fails nobody else.
         let mut exchanges: Vec<(String, Vec<Letter>)> = Vec::new();
         for (at, (delivery, report)) in deliveries.iter().zip(&mut reports).enumerate() {
-            match letter(target, delivery, at) {
+            match target.letter(delivery, at) {
                 Ok((exchange, letter)) => match exchanges.iter_mut().find(|(name, _)| *name == exchange) {
                     Some((_, letters)) => letters.push(letter),
                     None => exchanges.push((exchange, vec![letter])),
@@ -356,62 +296,4 @@ impl Link {
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Channel>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A message and its exchange.
-fn letter(target: &Target, delivery: &Delivery, at: usize) -> Result<(String, Letter), Report> {
-    let name = |field: &str, template: &Template| {
-        let name = template.render_field(field, delivery, |value| Cow::Borrowed(value))?;
-        if name.len() > LONGEST_NAME {
-            let said = format!("a name has at most {LONGEST_NAME} bytes");
-            return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).saying(said));
-        }
-        Ok(name)
-    };
-    let exchange = target.exchange.as_ref().map(|exchange| name("exchange", exchange)).transpose()?.unwrap_or_default();
-    let event = &delivery.event;
-    let headers = headers(target.body, delivery);
-    if headers.iter().any(|(name, _)| name.len() > LONGEST_NAME) {
-        let said = format!("the name of a header has at most {LONGEST_NAME} bytes");
-        return Err(Report::from(Outcome::Rejected { reason: Reason::PayloadUnusable }).saying(said));
-    }
-    let letter = Letter {
-        at,
-        id: event.id.to_string(),
-        routing_key: name("routing_key", &target.routing_key)?.into(),
-        payload: target.body.of(event),
-        // A length stands before each name, and a type and a length before each value.
-        beside: AROUND_HEADERS + headers.iter().map(|(name, value)| name.len() + value.len() + 6).sum::<usize>(),
-        properties: properties(target.body, delivery, headers),
-    };
-    Ok((exchange, letter))
-}
-
-fn headers(form: Body, delivery: &Delivery) -> Vec<(String, String)> {
-    let event = &delivery.event;
-    let (prefix, attributes) = match form {
-        // As the binding for AMQP 1.0 names them; there is none for 0-9-1.
-        Body::CloudEventsBinary => ("cloudEvents_", body::cloudevents_attributes(event)),
-        Body::Standard | Body::Raw | Body::CloudEvents => ("pgoutbox-", body::attributes(event)),
-    };
-    let ours = attributes.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value));
-    let theirs = body::headers_beside(event, OURS).into_iter();
-    let theirs =
-        theirs.map(|(name, value)| if OBEYED.contains(&name.as_str()) { (format!("header-{name}"), value) } else { (name, value) });
-    ours.chain(theirs).collect()
-}
-
-fn properties(form: Body, delivery: &Delivery, headers: Vec<(String, String)>) -> BasicProperties {
-    let event = &delivery.event;
-    let mut table = FieldTable::default();
-    for (name, value) in headers {
-        table.insert(name.into(), AMQPValue::LongString(value.into()));
-    }
-    let properties = BasicProperties::default()
-        .with_delivery_mode(PERSISTENT)
-        .with_message_id(event.id.to_string().into())
-        .with_timestamp(u64::try_from(event.created_at.timestamp()).unwrap_or_default())
-        .with_content_type(form.content_type().into())
-        .with_headers(table);
-    if event.topic.len() <= LONGEST_NAME { properties.with_type(event.topic.as_str().into()) } else { properties }
 }
