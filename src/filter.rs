@@ -7,6 +7,7 @@ mod clauses;
 mod compile;
 mod json;
 mod meter;
+mod names;
 mod value;
 
 use std::{
@@ -29,9 +30,10 @@ pub use self::value::Facts;
 pub(crate) use self::value::Field;
 use self::{
     clauses::conjunction,
-    compile::{Compiled, FIELDS, Use},
+    compile::{Compiled, Use},
     json::Node,
     meter::ENV,
+    names::FIELDS,
     value::{Evaluation, write},
 };
 

@@ -19,6 +19,7 @@ use super::{
     Invalid, LONGEST,
     json::Node,
     meter::{ADD, CUT, ENV, FIND, MATCHES, RANGE, WEIGH},
+    names::{EVENT, FIELDS, FUNCTIONS, TYPES, WALKERS},
     value::{METER, VARIABLES},
 };
 
@@ -31,50 +32,6 @@ const LARGEST_REGEX: usize = 256 * 1024;
 const MOST_PATTERNS: usize = 20;
 /// Parsing is recursive too, and looks at the text before its depth is known.
 const STACK: usize = 64 * 1024 * 1024;
-
-/// What may be called besides operators and macros. All of it is linear in its arguments.
-const FUNCTIONS: &[&str] = &[
-    "size",
-    "contains",
-    "startsWith",
-    "endsWith",
-    "matches",
-    "int",
-    "uint",
-    "double",
-    "string",
-    "bool",
-    "bytes",
-    "timestamp",
-    "duration",
-    "type",
-    "dyn",
-    "getFullYear",
-    "getMonth",
-    "getDate",
-    "getDayOfMonth",
-    "getDayOfWeek",
-    "getDayOfYear",
-    "getHours",
-    "getMinutes",
-    "getSeconds",
-    "getMilliseconds",
-    "lowerAscii",
-    "upperAscii",
-    "trim",
-    "substring",
-    "split",
-];
-/// Of these, those that walk a text.
-const WALKERS: &[&str] =
-    &["size", "contains", "startsWith", "endsWith", "string", "bytes", "lowerAscii", "upperAscii", "trim", "substring", "split"];
-/// Names of types, as in `type(key) == string`.
-const TYPES: &[&str] = &["bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type", "type"];
-
-/// What stands around the fields of a transform that changes more than the payload,
-const EVENT: &str = "event";
-/// and what they are.
-pub(super) const FIELDS: &[&str] = &["payload", "headers", "key", "sink"];
 
 /// A checked and metered expression.
 #[derive(Debug)]
