@@ -55,6 +55,33 @@ pub struct Row {
     pub paused_until: Option<DateTime<Utc>>,
 }
 
+impl Row {
+    /// As `outbox.subscribe` makes it of the four arguments that are always given, before it has a number.
+    #[must_use]
+    pub fn new(name: &str, topics: &[&str], sink: &str, config: serde_json::Value) -> Self {
+        Self {
+            id: 0,
+            name: name.to_owned(),
+            topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
+            sink: sink.to_owned(),
+            config,
+            matching: None,
+            filter: None,
+            transform: None,
+            schema_version: None,
+            organization: None,
+            keys: None,
+            retry: serde_json::json!({}),
+            max_in_flight: None,
+            active: true,
+            state: "ok".to_owned(),
+            state_reason: None,
+            starting: false,
+            paused_until: None,
+        }
+    }
+}
+
 /// A subscription that this relay can serve.
 #[derive(Debug)]
 pub struct Subscription {

@@ -48,12 +48,9 @@ impl By {
 
     fn subscription(self, number: usize) -> subscription::Row {
         let has_own_topic = matches!(self, Self::Topic | Self::TopicAndFilter);
+        let topic = if has_own_topic { format!("shop-{number}.orders.*") } else { "shop.orders.*".to_owned() };
         subscription::Row {
             id: i64::try_from(number).unwrap_or_default(),
-            name: format!("shop-{number}"),
-            topics: vec![if has_own_topic { format!("shop-{number}.orders.*") } else { "shop.orders.*".to_owned() }],
-            sink: "none".to_owned(),
-            config: json!({}),
             matching: matches!(self, Self::Match).then(|| format!("{{\"shop\": {number}}}")),
             filter: match self {
                 Self::Filter => Some(format!("payload.shop == {number} && payload.total > 100")),
@@ -61,17 +58,8 @@ impl By {
                 Self::TopicAndFilter => Some("payload.total > 100 && payload.status == \"paid\"".to_owned()),
                 Self::Topic | Self::Organization | Self::Match => None,
             },
-            transform: None,
             organization: matches!(self, Self::Organization).then(|| format!("shop-{number}")),
-            keys: None,
-            retry: json!({}),
-            max_in_flight: None,
-            active: true,
-            state: "ok".to_owned(),
-            state_reason: None,
-            starting: false,
-            schema_version: None,
-            paused_until: None,
+            ..subscription::Row::new(&format!("shop-{number}"), &[&topic], "none", json!({}))
         }
     }
 

@@ -176,26 +176,7 @@ impl Trial {
 }
 
 fn draft() -> Row {
-    Row {
-        id: 0,
-        name: "draft".to_owned(),
-        topics: vec!["**".to_owned()],
-        sink: "webhook".to_owned(),
-        config: json!({ "url": "https://example.com/" }),
-        matching: None,
-        filter: None,
-        transform: None,
-        schema_version: None,
-        organization: None,
-        keys: None,
-        retry: json!({}),
-        max_in_flight: None,
-        active: true,
-        state: "ok".to_owned(),
-        state_reason: None,
-        starting: false,
-        paused_until: None,
-    }
+    Row::new("draft", &["**"], "webhook", json!({ "url": "https://example.com/" }))
 }
 
 /// A first attempt, as a relay would make it.

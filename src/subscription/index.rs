@@ -225,26 +225,8 @@ mod tests {
     use crate::{sinks::Registry, subscription::Row};
 
     fn subscription(id: i64, matching: Option<String>, filter: Option<String>, organization: Option<String>) -> Arc<Subscription> {
-        let row = Row {
-            id,
-            name: format!("s{id}"),
-            topics: vec![if id % 3 == 0 { "b.*".to_owned() } else { "a.**".to_owned() }],
-            sink: "none".to_owned(),
-            config: json!({}),
-            matching,
-            filter,
-            transform: None,
-            organization,
-            keys: None,
-            retry: json!({}),
-            max_in_flight: None,
-            active: true,
-            state: "ok".to_owned(),
-            state_reason: None,
-            starting: false,
-            schema_version: None,
-            paused_until: None,
-        };
+        let topic = if id % 3 == 0 { "b.*" } else { "a.**" };
+        let row = Row { id, matching, filter, organization, ..Row::new(&format!("s{id}"), &[topic], "none", json!({})) };
         Arc::new(Subscription::bind(row, &Registry::default()).0)
     }
 

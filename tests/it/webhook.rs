@@ -49,26 +49,7 @@ fn registry(guard: Guard) -> Registry {
 }
 
 fn delivery(registry: &Registry, config: Value, payload: &str) -> Delivery {
-    let row = Row {
-        id: 1,
-        name: "shop".to_owned(),
-        topics: vec!["**".to_owned()],
-        sink: "webhook".to_owned(),
-        config,
-        matching: None,
-        filter: None,
-        transform: None,
-        schema_version: None,
-        organization: None,
-        keys: None,
-        retry: json!({}),
-        max_in_flight: None,
-        active: true,
-        state: "ok".to_owned(),
-        state_reason: None,
-        starting: false,
-        paused_until: None,
-    };
+    let row = Row { id: 1, ..Row::new("shop", &["**"], "webhook", config) };
     let event = Event {
         id: ID,
         position: 1,

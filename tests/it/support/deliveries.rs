@@ -46,26 +46,7 @@ pub(crate) fn payload_that_must_not_be_parsed() -> String {
 
 /// A delivery for each payload, of one subscription, with keys and an organization.
 pub(crate) fn deliveries_of(registry: &Registry, sink: &str, config: Value, payloads: &[String]) -> Vec<Delivery> {
-    let row = Row {
-        id: 1,
-        name: "contract".to_owned(),
-        topics: vec!["**".to_owned()],
-        sink: sink.to_owned(),
-        config,
-        organization: None,
-        keys: None,
-        matching: None,
-        filter: None,
-        transform: None,
-        schema_version: None,
-        retry: json!({}),
-        max_in_flight: None,
-        active: true,
-        state: "ok".to_owned(),
-        state_reason: None,
-        starting: false,
-        paused_until: None,
-    };
+    let row = Row { id: 1, ..Row::new("contract", &["**"], sink, config) };
     let (subscription, problem) = Subscription::bind(row, registry);
     assert_eq!(problem, None);
     let subscription = Arc::new(subscription);

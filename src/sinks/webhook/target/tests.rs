@@ -31,26 +31,7 @@ fn target(extra: Value) -> Result<Target, String> {
 
 /// A delivery of it, of a subscription that leads nowhere.
 fn delivery(event: Event) -> Delivery {
-    let row = Row {
-        id: 1,
-        name: "trial".to_owned(),
-        topics: vec!["**".to_owned()],
-        sink: "none".to_owned(),
-        config: json!({}),
-        organization: None,
-        keys: None,
-        matching: None,
-        filter: None,
-        transform: None,
-        schema_version: None,
-        retry: json!({}),
-        max_in_flight: None,
-        active: true,
-        state: "ok".to_owned(),
-        state_reason: None,
-        starting: false,
-        paused_until: None,
-    };
+    let row = Row { id: 1, ..Row::new("trial", &["**"], "none", json!({})) };
     let now = event.created_at;
     Delivery {
         id: 1,
