@@ -9,39 +9,10 @@ use uuid::Uuid;
 
 use super::{
     connection::{Lane, Store},
+    cursor::{Cursor, Low, Window},
     error::Error,
 };
 use crate::event::Event;
-
-/// Where routing stands, as a relay saw it last.
-#[derive(Debug, Clone)]
-pub struct Cursor {
-    /// Grows with each step.
-    step: i64,
-    settled: String,
-    settled_xmax: String,
-    settled_xip: Vec<String>,
-    /// None until the step that sets it is committed.
-    low: Option<Low>,
-    window: Option<Window>,
-}
-
-/// Events of transactions with a higher id than `xid` lie above `position`.
-#[derive(Debug, Clone)]
-struct Low {
-    position: i64,
-    xid: String,
-}
-
-/// New events that are more than a page: routed page by page up to a snapshot.
-#[derive(Debug, Clone)]
-struct Window {
-    end: String,
-    /// The cursor's `low` once it is done. None until the step that opens it is committed.
-    low: Option<Low>,
-    page_after: i64,
-    page_until: i64,
-}
 
 /// An event as routing sees it.
 #[derive(Debug)]
@@ -65,13 +36,13 @@ pub struct Read {
     pub generation: i64,
     /// Reading took long although little or nothing was found: the cursor should move past what it stumbled over.
     pub was_slow: bool,
-    reached: Reached,
+    pub(super) reached: Reached,
     /// Drawn by the time of reading.
     drawn: i64,
 }
 
 #[derive(Debug, Clone)]
-enum Reached {
+pub(super) enum Reached {
     /// Everything visible in this snapshot.
     Everything { snapshot: String },
     /// A page of a window; `last` when there is no further one.
@@ -108,24 +79,6 @@ pub enum Advance {
 const SLOW_READ: Duration = Duration::from_millis(50);
 
 impl Store {
-    /// Where routing stands.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn load_cursor(&self, known_step: i64) -> Result<Cursor, Error> {
-        self.limited("loading the cursor", async {
-            let mut session = self.session(Lane::Work).await?;
-            let row = sqlx::query(include_str!("../../sql/load_cursor.sql"))
-                .bind(known_step)
-                .persistent(self.is_persistent())
-                .fetch_one(session.connection())
-                .await?;
-            session.finish().await?;
-            read_cursor(&row)
-        })
-        .await
-    }
-
     /// Reads at most `limit` new events, opening a window when there are more. `None`: another relay has moved the cursor.
     ///
     /// # Errors
@@ -271,34 +224,6 @@ impl Store {
     }
 }
 
-impl Cursor {
-    /// Where routing stands after a step. What goes with the step's own transaction is filled in when it is committed.
-    fn next(&self, read: &Read, advance: Advance) -> Self {
-        let here = self.low.clone();
-        let (settled, low, window) = match (&read.reached, advance) {
-            (Reached::Everything { snapshot }, Advance::All) => (Some(snapshot), None, None),
-            (Reached::Everything { snapshot }, Advance::UpTo(position)) => {
-                // All new events were read, but not all routed: those left are a window, known to its last event.
-                let page_until = read.events.last().map_or(position, |last| last.event.position);
-                (None, here, Some(Window { end: snapshot.clone(), low: None, page_after: position, page_until }))
-            }
-            (Reached::Page { window, last: true }, Advance::All) => (Some(&window.end), window.low.clone(), None),
-            (Reached::Page { window, last: false }, Advance::All) => {
-                let page_after = read.events.last().map_or(window.page_until, |last| last.event.position);
-                (None, here, Some(Window { page_after, ..window.clone() }))
-            }
-            (Reached::Page { window, .. }, Advance::UpTo(position)) => {
-                (None, here, Some(Window { page_after: position, ..window.clone() }))
-            }
-        };
-        let (settled_xmax, settled_xip) = match settled {
-            Some(snapshot) => parts(snapshot),
-            None => (self.settled_xmax.clone(), self.settled_xip.clone()),
-        };
-        Self { step: self.step + 1, settled: settled.unwrap_or(&self.settled).clone(), settled_xmax, settled_xip, low, window }
-    }
-}
-
 impl Read {
     /// More events are known to wait behind what was read.
     #[must_use]
@@ -311,14 +236,6 @@ impl Read {
     pub fn closes_window(&self) -> bool {
         matches!(self.reached, Reached::Page { last: true, .. })
     }
-}
-
-/// The end and the transactions in progress of a snapshot written `xmin:xmax:xip,xip`.
-fn parts(snapshot: &str) -> (String, Vec<String>) {
-    let mut parts = snapshot.splitn(3, ':').skip(1);
-    let xmax = parts.next().unwrap_or_default().to_owned();
-    let xip = parts.next().unwrap_or_default().split(',').filter(|xid| !xid.is_empty()).map(ToOwned::to_owned).collect();
-    (xmax, xip)
 }
 
 fn leased_ids(rows: &[PgRow], deliveries: &[NewDelivery]) -> Result<Vec<i64>, sqlx::Error> {
@@ -334,26 +251,6 @@ fn leased_ids(rows: &[PgRow], deliveries: &[NewDelivery]) -> Result<Vec<i64>, sq
         }
     }
     Ok(leased)
-}
-
-fn read_cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {
-    let window = match row.try_get::<Option<String>, _>("window_end")? {
-        Some(end) => Some(Window {
-            end,
-            low: Some(Low { position: row.try_get("window_low")?, xid: row.try_get("window_low_xid")? }),
-            page_after: row.try_get("page_after")?,
-            page_until: row.try_get("page_until")?,
-        }),
-        None => None,
-    };
-    Ok(Cursor {
-        step: row.try_get("step")?,
-        settled: row.try_get("settled")?,
-        settled_xmax: row.try_get("settled_xmax")?,
-        settled_xip: row.try_get("settled_xip")?,
-        low: Some(Low { position: row.try_get("low")?, xid: row.try_get("low_xid")? }),
-        window,
-    })
 }
 
 /// What a statement read, or `None` when the cursor had moved by then. By place, not by name: this is the busiest loop of the
@@ -388,15 +285,4 @@ fn read_rows(rows: &[PgRow], cursor: &Cursor, reached: Reached) -> Result<Option
         });
     }
     Ok(Some(Read { events, generation: first.try_get(1)?, was_slow: false, reached, drawn: first.try_get(16)? }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_snapshot_is_taken_apart() {
-        assert_eq!(parts("10:20:10,14,15"), ("20".to_owned(), vec!["10".to_owned(), "14".to_owned(), "15".to_owned()]));
-        assert_eq!(parts("773:773:"), ("773".to_owned(), Vec::new()));
-    }
 }

@@ -1,0 +1,126 @@
+//! Where routing stands: the snapshot up to which all is routed, and a window of what is new, worked through page by page.
+
+use sqlx::{Row as _, postgres::PgRow};
+
+use super::{
+    connection::{Lane, Store},
+    error::Error,
+    routing::{Advance, Reached, Read},
+};
+
+/// Where routing stands, as a relay saw it last.
+#[derive(Debug, Clone)]
+pub struct Cursor {
+    /// Grows with each step.
+    pub(super) step: i64,
+    pub(super) settled: String,
+    pub(super) settled_xmax: String,
+    pub(super) settled_xip: Vec<String>,
+    /// None until the step that sets it is committed.
+    pub(super) low: Option<Low>,
+    pub(super) window: Option<Window>,
+}
+
+/// Events of transactions with a higher id than `xid` lie above `position`.
+#[derive(Debug, Clone)]
+pub(super) struct Low {
+    pub(super) position: i64,
+    pub(super) xid: String,
+}
+
+/// New events that are more than a page: routed page by page up to a snapshot.
+#[derive(Debug, Clone)]
+pub(super) struct Window {
+    pub(super) end: String,
+    /// The cursor's `low` once it is done. None until the step that opens it is committed.
+    pub(super) low: Option<Low>,
+    pub(super) page_after: i64,
+    pub(super) page_until: i64,
+}
+
+impl Store {
+    /// Where routing stands.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn load_cursor(&self, known_step: i64) -> Result<Cursor, Error> {
+        self.limited("loading the cursor", async {
+            let mut session = self.session(Lane::Work).await?;
+            let row = sqlx::query(include_str!("../../sql/load_cursor.sql"))
+                .bind(known_step)
+                .persistent(self.is_persistent())
+                .fetch_one(session.connection())
+                .await?;
+            session.finish().await?;
+            read_cursor(&row)
+        })
+        .await
+    }
+}
+
+impl Cursor {
+    /// Where routing stands after a step. What goes with the step's own transaction is filled in when it is committed.
+    pub(super) fn next(&self, read: &Read, advance: Advance) -> Self {
+        let here = self.low.clone();
+        let (settled, low, window) = match (&read.reached, advance) {
+            (Reached::Everything { snapshot }, Advance::All) => (Some(snapshot), None, None),
+            (Reached::Everything { snapshot }, Advance::UpTo(position)) => {
+                // All new events were read, but not all routed: those left are a window, known to its last event.
+                let page_until = read.events.last().map_or(position, |last| last.event.position);
+                (None, here, Some(Window { end: snapshot.clone(), low: None, page_after: position, page_until }))
+            }
+            (Reached::Page { window, last: true }, Advance::All) => (Some(&window.end), window.low.clone(), None),
+            (Reached::Page { window, last: false }, Advance::All) => {
+                let page_after = read.events.last().map_or(window.page_until, |last| last.event.position);
+                (None, here, Some(Window { page_after, ..window.clone() }))
+            }
+            (Reached::Page { window, .. }, Advance::UpTo(position)) => {
+                (None, here, Some(Window { page_after: position, ..window.clone() }))
+            }
+        };
+        let (settled_xmax, settled_xip) = match settled {
+            Some(snapshot) => parts(snapshot),
+            None => (self.settled_xmax.clone(), self.settled_xip.clone()),
+        };
+        Self { step: self.step + 1, settled: settled.unwrap_or(&self.settled).clone(), settled_xmax, settled_xip, low, window }
+    }
+}
+
+/// The end and the transactions in progress of a snapshot written `xmin:xmax:xip,xip`.
+fn parts(snapshot: &str) -> (String, Vec<String>) {
+    let mut parts = snapshot.splitn(3, ':').skip(1);
+    let xmax = parts.next().unwrap_or_default().to_owned();
+    let xip = parts.next().unwrap_or_default().split(',').filter(|xid| !xid.is_empty()).map(ToOwned::to_owned).collect();
+    (xmax, xip)
+}
+
+fn read_cursor(row: &PgRow) -> Result<Cursor, sqlx::Error> {
+    let window = match row.try_get::<Option<String>, _>("window_end")? {
+        Some(end) => Some(Window {
+            end,
+            low: Some(Low { position: row.try_get("window_low")?, xid: row.try_get("window_low_xid")? }),
+            page_after: row.try_get("page_after")?,
+            page_until: row.try_get("page_until")?,
+        }),
+        None => None,
+    };
+    Ok(Cursor {
+        step: row.try_get("step")?,
+        settled: row.try_get("settled")?,
+        settled_xmax: row.try_get("settled_xmax")?,
+        settled_xip: row.try_get("settled_xip")?,
+        low: Some(Low { position: row.try_get("low")?, xid: row.try_get("low_xid")? }),
+        window,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_is_taken_apart() {
+        assert_eq!(parts("10:20:10,14,15"), ("20".to_owned(), vec!["10".to_owned(), "14".to_owned(), "15".to_owned()]));
+        assert_eq!(parts("773:773:"), ("773".to_owned(), Vec::new()));
+    }
+}
