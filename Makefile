@@ -7,7 +7,7 @@
 CARGO ?= cargo
 ARGS ?=
 # Everything but kafka-tls, whose OpenSSL takes minutes to build: that one is only looked at.
-FEATURES = --no-default-features --features kafka,nats,redis,amqp
+FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp
 
 .PHONY: demo test check check-kafka-tls bench clients install install-brokers install-clients install-deny
 

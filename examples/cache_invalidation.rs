@@ -2,7 +2,11 @@
 //!
 //! `DATABASE_URL=postgres://… cargo run --example cache_invalidation`, as a member of `outbox_relay`; then
 //! `select outbox.publish('public.products.update', '{}', key => '42')`.
-#![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "an example reads its environment and prints")]
+#![expect(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "an example reads its environment and prints"
+)]
 
 use std::{
     collections::HashMap,
@@ -16,7 +20,10 @@ use sqlx::PgPool;
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let cache: Arc<Mutex<HashMap<String, String>>> = Arc::default();
-    cache.lock().unwrap_or_else(PoisonError::into_inner).insert("42".to_owned(), "a stale product".to_owned());
+    cache
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert("42".to_owned(), "a stale product".to_owned());
     let pool = PgPool::connect(&std::env::var("DATABASE_URL")?).await?;
     let shared = cache.clone();
     let forget = move |event: Arc<Event>| {
@@ -26,7 +33,8 @@ async fn main() -> anyhow::Result<()> {
         async { Ok::<(), Infallible>(()) }
     };
     let stop = CancellationToken::new();
-    let relay = Relay::builder(pool).handler("product-cache", ["public.products.*"], forget).run(stop.clone());
+    let relay =
+        Relay::builder(pool).handler("product-cache", ["public.products.*"], forget).run(stop.clone());
     tokio::pin!(relay);
     tokio::select! {
         ended = &mut relay => drop(ended?),

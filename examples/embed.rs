@@ -7,16 +7,15 @@
 //! ```
 //!
 //! Then, as a member of `outbox_relay`: `DATABASE_URL=postgres://… cargo run --example embed`
-#![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "an example reads its environment and prints")]
+#![expect(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "an example reads its environment and prints"
+)]
 
 use std::time::Duration;
 
-use pgoutbox::{
-    CancellationToken, Relay,
-    delivery::Delivery,
-    sinks::{Report, Sink},
-    verdict::{Outcome, Reason},
-};
+use pgoutbox::{Outcome, Outgoing, Problem, Reason, Relay, Report, Sink};
 use serde_json::Value;
 
 /// Puts events into a search index; here it only prints them.
@@ -27,8 +26,12 @@ impl Sink for Search {
     type Target = String;
 
     /// Called when a subscription is loaded. An error becomes its `state_reason`.
-    fn target(&self, config: &Value) -> Result<String, String> {
-        config.get("index").and_then(Value::as_str).map(str::to_owned).ok_or_else(|| "config.index: name an index".to_owned())
+    fn target(&self, config: &Value) -> Result<String, Problem> {
+        config
+            .get("index")
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+            .ok_or_else(|| "config.index: name an index".into())
     }
 
     /// What shares one breaker. `None`: no breaker.
@@ -37,7 +40,7 @@ impl Sink for Search {
     }
 
     /// One attempt. The same event may come again, so it is stored under its id.
-    async fn send(&self, index: &String, delivery: &Delivery) -> Report {
+    async fn send(&self, index: &String, delivery: &Outgoing) -> Report {
         let event = &delivery.event;
         match event.payload::<Value>() {
             Ok(document) => {
@@ -57,16 +60,7 @@ impl Sink for Search {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let pool = sqlx::PgPool::connect(&std::env::var("DATABASE_URL")?).await?;
-    let stop = CancellationToken::new();
-    let relay = Relay::builder(pool).sink(Search).run(stop.clone());
-    tokio::pin!(relay);
-    let drained = tokio::select! {
-        ended = &mut relay => ended?,
-        _ = tokio::signal::ctrl_c() => {
-            stop.cancel();
-            relay.await?
-        }
-    };
+    let drained = Relay::builder(pool).sink(Search).run_until(tokio::signal::ctrl_c()).await?;
     println!("drained: {}", drained.complete);
     Ok(())
 }

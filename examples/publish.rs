@@ -1,7 +1,11 @@
 //! Publish from Rust: the event is written in the transaction that writes the data.
 //!
 //! `DATABASE_URL=postgres://… cargo run --example publish`
-#![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "an example reads its environment and prints")]
+#![expect(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "an example reads its environment and prints"
+)]
 
 use pgoutbox::Event;
 use serde_json::json;

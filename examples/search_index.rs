@@ -4,7 +4,11 @@
 //!
 //! `DATABASE_URL=postgres://… cargo run --example search_index`, as a member of `outbox_relay` that may read `public.users`; then
 //! `select outbox.publish('public.users.update', '{"id": 7}')`.
-#![expect(clippy::print_stdout, clippy::disallowed_methods, reason = "an example reads its environment and prints")]
+#![expect(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "an example reads its environment and prints"
+)]
 
 use std::sync::Arc;
 
@@ -25,8 +29,10 @@ async fn main() -> anyhow::Result<()> {
     let index = move |_event: Arc<Event>, changed: Changed| {
         let rows = rows.clone();
         async move {
-            let name: Option<String> =
-                sqlx::query_scalar("select name from public.users where id = $1").bind(changed.id).fetch_optional(&rows).await?;
+            let name: Option<String> = sqlx::query_scalar("select name from public.users where id = $1")
+                .bind(changed.id)
+                .fetch_optional(&rows)
+                .await?;
             match name {
                 Some(name) => println!("index users/{} = {name:?}", changed.id),
                 None => println!("delete users/{}", changed.id), // it is gone meanwhile
@@ -35,7 +41,8 @@ async fn main() -> anyhow::Result<()> {
         }
     };
     let stop = CancellationToken::new();
-    let relay = Relay::builder(pool).typed_handler("search-indexer", ["public.users.*"], index).run(stop.clone());
+    let relay =
+        Relay::builder(pool).typed_handler("search-indexer", ["public.users.*"], index).run(stop.clone());
     tokio::pin!(relay);
     tokio::select! {
         ended = &mut relay => drop(ended?),

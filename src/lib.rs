@@ -3,7 +3,7 @@
 //! An application writes an event in the transaction that writes its data ([`Draft::publish`], or plain SQL). A [`Relay`]
 //! delivers it to every subscription that wants it, until each one has it or a dead letter says why not.
 //!
-//! # Publishing
+//! # Publish
 //!
 //! ```no_run
 //! # async fn order(pool: sqlx::PgPool) -> anyhow::Result<()> {
@@ -17,58 +17,131 @@
 //! # }
 //! ```
 //!
-//! # Running a relay
+//! # Run a relay
 //!
 //! The program `pgoutbox run` is one; a program of your own can have one inside it. It works until the token is cancelled,
-//! then finishes what is in flight.
+//! then finishes what is in flight. The pool only says where the database is; its login is a member of `outbox_relay`.
 //!
 //! ```no_run
 //! # async fn relay(pool: sqlx::PgPool) -> anyhow::Result<()> {
-//! use pgoutbox::{Relay, config::Egress, secret::Secrets, sinks::webhook::Webhook};
-//! use tokio_util::sync::CancellationToken;
+//! use pgoutbox::{CancellationToken, Egress, Relay, Secrets, Webhook};
 //!
-//! let webhook = Webhook::new(&Egress::default(), Secrets::new(&pgoutbox::config::Secrets::default()))?;
+//! let webhook = Webhook::new(&Egress::default(), Secrets::new(None))?;
 //! let stop = CancellationToken::new(); // cancel a clone of it to stop
 //! let drained = Relay::builder(pool).sink(webhook).run(stop).await?;
 //! assert!(drained.complete, "{} deliveries were cut off; another relay repeats them", drained.left);
 //! # Ok(())
 //! # }
 //! ```
-//!
-//! The pool only says where the database is; its login is a member of `outbox_relay`. A sink of your own implements
-//! [`sinks::Sink`]: see `examples/embed.rs`.
-//!
-//! The modules below stand in reading order: what things are, then where they are kept, then what is done with them.
+#![cfg_attr(
+    not(feature = "internals"),
+    allow(
+        dead_code,
+        unreachable_pub,
+        reason = "what only the command line and the tests use is checked where it is built"
+    )
+)]
 
-pub mod duration;
+/// The text of a statement: `sql!("relay/read_events")` is `sql/relay/read_events.sql`.
+macro_rules! sql {
+    ($name:literal) => {
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/sql/", $name, ".sql"))
+    };
+}
+
+// The rooms, in the order in which use runs: each may use those above it, and none below. `tests/it/rooms.rs` checks it.
+// They are private; the feature `internals` shows them to the tests of this package.
+#[cfg(not(feature = "internals"))]
+mod event;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod event;
-pub mod topic;
-pub mod filter;
-pub mod retry;
-pub mod verdict;
-pub mod event_type;
-pub mod subscription;
+#[cfg(not(feature = "internals"))]
+mod delivery;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod delivery;
+#[cfg(not(feature = "internals"))]
+mod sink;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod sink;
+#[cfg(not(feature = "internals"))]
+mod sinks;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod sinks;
-pub mod egress;
-pub mod secret;
-pub mod config;
-pub mod telemetry;
-pub mod logging;
-pub mod migrate;
+#[cfg(not(feature = "internals"))]
+mod store;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod store;
+#[cfg(not(feature = "internals"))]
+mod subscription;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod subscription;
+#[cfg(not(feature = "internals"))]
+mod relay;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod relay;
-pub mod operate;
+#[cfg(not(feature = "internals"))]
+mod admin;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod admin;
+#[cfg(all(not(feature = "internals"), feature = "cli"))]
+mod http;
+#[cfg(all(feature = "internals", feature = "cli"))]
+#[doc(hidden)]
 pub mod http;
-pub mod receiver;
+#[cfg(all(not(feature = "internals"), any(feature = "cli", feature = "testing")))]
+mod lab;
+#[cfg(all(feature = "internals", any(feature = "cli", feature = "testing")))]
 #[doc(hidden)]
-pub mod private_postgres;
+pub mod lab;
+#[cfg(all(not(feature = "internals"), feature = "cli"))]
+mod cli;
+#[cfg(all(feature = "internals", feature = "cli"))]
 #[doc(hidden)]
-pub mod private_server;
-pub mod demo;
-pub mod bench;
+pub mod cli;
 
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub use cli::run as run_command_line;
+
+// What an application publishes.
 pub use event::{Draft, Event};
-pub use relay::Relay;
+// A relay.
+pub use relay::{
+    AttemptLog, Builder as RelayBuilder, Drained, Error as RelayError, Health, Relay,
+    Settings as RelaySettings,
+    telemetry::{Signal, Telemetry},
+};
 /// Stops a relay: [`Relay::run`] drains when it is cancelled.
 pub use tokio_util::sync::CancellationToken;
+// A sink of one's own.
+pub use delivery::{Outcome, Reason};
+pub use sink::{Batch, Outgoing, Problem, Report, Sink, parse_config};
+// The sinks there are, and what they are made of.
+pub use sink::{Connection, egress::Egress, secret::Secrets, tls::TlsFiles};
+#[cfg(feature = "amqp")]
+pub use sinks::amqp::{Amqp, Config as AmqpConfig};
+#[cfg(feature = "kafka")]
+pub use sinks::kafka::{Config as KafkaConfig, Kafka};
+#[cfg(feature = "nats")]
+pub use sinks::nats::{Config as NatsConfig, Nats};
+#[cfg(feature = "redis")]
+pub use sinks::redis::{Config as RedisConfig, Redis};
+pub use sinks::{
+    file::{Config as FileConfig, File},
+    handler::{HandlerError, Rejected},
+    postgres::{Config as PostgresConfig, Postgres},
+    webhook::{Webhook, WebhookError},
+};
+// What operators do.
+pub use admin::{DeadLetter, DeadLetterFilter, Error as AdminError, Operator, SubscriptionSpec};
+#[cfg(any(feature = "cli", feature = "testing"))]
+pub use lab::testing;
+pub use store::schema::{Error as MigrateError, pending as pending_migrations, run as migrate};

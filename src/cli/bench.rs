@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::lab::bench::{Options, Row, Size};
 use clap::Args;
-use pgoutbox::bench::{Options, Row, Size};
 
 #[derive(Debug, Args)]
 pub(super) struct Bench {
@@ -20,7 +20,7 @@ pub(super) struct Bench {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "ROW")]
     only: Vec<Row>,
     /// How long the held transaction stays open, such as 10m [default: 60s, 10s with --quick].
-    #[arg(long, value_parser = pgoutbox::duration::parse, value_name = "DURATION")]
+    #[arg(long, value_parser = crate::delivery::duration::parse, value_name = "DURATION")]
     held: Option<Duration>,
 }
 

@@ -2,12 +2,12 @@
 
 use std::io::{BufRead, IsTerminal, stderr, stdin};
 
+use crate::admin::{DeadLetter, DeadLetterFilter, Operator};
 use anyhow::Context;
-use pgoutbox::operate::{Choice, DeadLetter, Operator};
 use serde_json::json;
 
+use super::exit::Exit;
 use super::{Misuse, moment::Moment, print};
-use crate::Exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum DeadLetters {
@@ -74,16 +74,25 @@ pub(super) struct Bulk {
 }
 
 impl DeadLetters {
-    pub(super) async fn execute(self, connect: impl AsyncFnOnce() -> anyhow::Result<Operator>) -> anyhow::Result<Exit> {
+    pub(super) async fn execute(
+        self,
+        connect: impl AsyncFnOnce() -> anyhow::Result<Operator>,
+    ) -> anyhow::Result<Exit> {
         match self {
-            Self::List { filter, max_rows, json } => list(&mut connect().await?, filter, max_rows, json).await?,
+            Self::List { filter, max_rows, json } => {
+                list(&mut connect().await?, filter, max_rows, json).await?
+            }
             Self::Show { id, json } => return show(&mut connect().await?, id, json).await,
             Self::Redrive(bulk) => {
                 let mut operator = connect().await?;
                 let choice = bulk.filter.choice(&mut operator).await?;
                 let count = operator.count_dead_letters(&choice).await?;
                 if bulk.dry_run {
-                    bulk.report("would_redrive", count.redrivable.min(bulk.max_rows.into()), count.redrivable)?;
+                    bulk.report(
+                        "would_redrive",
+                        count.redrivable.min(bulk.max_rows.into()),
+                        count.redrivable,
+                    )?;
                     return Ok(Exit::Done);
                 }
                 let redriven = operator.redrive_dead_letters(&choice, bulk.max_rows).await?;
@@ -97,7 +106,10 @@ impl DeadLetters {
             Self::Discard { bulk, yes } => {
                 let asks = stdin().is_terminal() && stderr().is_terminal();
                 if !(yes || bulk.dry_run || asks) {
-                    return Err(Misuse("discard deletes for good: add --yes, or --dry-run to see how many".to_owned()).into());
+                    return Err(Misuse(
+                        "discard deletes for good: add --yes, or --dry-run to see how many".to_owned(),
+                    )
+                    .into());
                 }
                 let mut operator = connect().await?;
                 let choice = bulk.filter.choice(&mut operator).await?;
@@ -121,12 +133,17 @@ impl DeadLetters {
 }
 
 impl Filter {
-    async fn choice(&self, operator: &mut Operator) -> anyhow::Result<Choice> {
+    async fn choice(&self, operator: &mut Operator) -> anyhow::Result<DeadLetterFilter> {
         let since = match self.since {
             Some(moment) => Some(moment.past(operator).await?),
             None => None,
         };
-        Ok(Choice { subscription: self.subscription.clone(), topic: self.topic.clone(), error_like: self.error_like.clone(), since })
+        Ok(DeadLetterFilter {
+            subscription: self.subscription.clone(),
+            topic: self.topic.clone(),
+            error_like: self.error_like.clone(),
+            since,
+        })
     }
 }
 
@@ -139,7 +156,10 @@ impl Bulk {
             print::line(&count.to_string())?;
         }
         match (self.dry_run, left) {
-            (true, _) => eprintln!("nothing was changed; {} would be taken in all", print::counted(left, "dead letter")),
+            (true, _) => eprintln!(
+                "nothing was changed; {} would be taken in all",
+                print::counted(left, "dead letter")
+            ),
             (false, 0) => {}
             (false, _) => eprintln!("{} left; run it again", print::counted(left, "dead letter")),
         }
@@ -184,7 +204,8 @@ async fn show(operator: &mut Operator, id: i64, json: bool) -> anyhow::Result<Ex
         print::line(letter.get())?;
     } else {
         // The text of each column is kept: read as a number, a long one of the payload would change.
-        let columns: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> = serde_json::from_str(letter.get())?;
+        let columns: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
+            serde_json::from_str(letter.get())?;
         print::line(&serde_json::to_string_pretty(&columns)?)?;
     }
     Ok(Exit::Done)

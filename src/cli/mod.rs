@@ -4,7 +4,10 @@
 mod apply;
 mod bench;
 mod check;
+pub mod config;
 mod dead_letters;
+mod exit;
+pub mod logging;
 mod moment;
 mod print;
 mod publish;
@@ -15,15 +18,13 @@ mod subscriptions;
 mod trial;
 mod types;
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
+use self::config::{Config, Sources};
+use crate::admin::Operator;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use pgoutbox::{
-    config::{Config, Sources},
-    operate::Operator,
-};
 
-use crate::Exit;
+use self::exit::Exit;
 
 /// Wrong usage that only shows after the arguments were parsed.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +33,13 @@ pub(crate) struct Misuse(String);
 
 /// Transactional outbox for PostgreSQL: commit events with your data, have them delivered.
 #[derive(Debug, Parser)]
-#[command(name = "pgoutbox", version, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "pgoutbox",
+    version,
+    max_term_width = 110,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub(crate) struct Arguments {
     /// Configuration file [default: pgoutbox.toml, when it exists].
     #[arg(long, global = true, value_name = "FILE")]
@@ -107,6 +114,36 @@ enum Command {
     },
 }
 
+/// Does what the arguments say, the program's name first. Returns the exit code of the process.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match parse(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+        }
+    };
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("pgoutbox: starting the runtime: {error}");
+            return Exit::Failed.into();
+        }
+    };
+    let ended = runtime.block_on(execute(arguments));
+    // After a second signal there may be attempts in flight: they are not waited for.
+    runtime.shutdown_background();
+    ended
+        .unwrap_or_else(|error| {
+            let exit = Exit::of(&error);
+            if exit != Exit::Done {
+                eprintln!("pgoutbox: {}", exit::chain(&error));
+            }
+            exit
+        })
+        .into()
+}
+
 /// What was typed.
 ///
 /// # Errors
@@ -119,20 +156,22 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arg
 pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     let sources = || {
         let mut sources = Sources::of_process(arguments.config.clone());
-        sources.flags.extend(arguments.database_url.clone().map(|url| ("database.url", "--database-url", url)));
+        sources
+            .flags
+            .extend(arguments.database_url.clone().map(|url| ("database.url", "--database-url", url)));
         sources
     };
-    let config = || Config::load(&sources());
+    let config = || Config::load(&sources(), crate::sinks::CONFIGURED);
     match arguments.command {
-        Command::Demo { once } => pgoutbox::demo::run(pgoutbox::demo::Options { once }).await?,
-        Command::Bench(options) => pgoutbox::bench::run(options.into()).await?,
-        Command::Migrate(options) if options.sql => print::raw(&pgoutbox::migrate::script())?,
+        Command::Demo { once } => crate::lab::demo::run(crate::lab::demo::Options { once }).await?,
+        Command::Bench(options) => crate::lab::bench::run(options.into()).await?,
+        Command::Migrate(options) if options.sql => print::raw(&crate::store::schema::script())?,
         Command::Migrate(options) => options.execute(&config()?).await?,
         Command::Run { migrate } => return run::run(&config()?, migrate).await,
         Command::Check { json } => return check::check(&config()?, json).await,
         Command::Status { json } => status::status(&mut connect(&config()?).await?, json).await?,
         Command::Publish(options) => options.execute(async || connect(&config()?).await).await?,
-        Command::Inbox { sql: _ } => print::raw(pgoutbox::sinks::postgres::INBOX)?,
+        Command::Inbox { sql: _ } => print::raw(crate::sinks::postgres::INBOX)?,
         Command::Receive(options) => return options.execute(&sources()).await,
         Command::Subscriptions(command) => return command.execute(config).await,
         Command::Types(command) => return command.execute(&config()?).await,
@@ -149,7 +188,8 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
 }
 
 fn command() -> clap::Command {
-    let codes: String = Exit::ALL.iter().map(|(exit, meaning)| format!("\n  {:>2}  {meaning}", *exit as u8)).collect();
+    let codes: String =
+        Exit::ALL.iter().map(|(exit, meaning)| format!("\n  {:>2}  {meaning}", *exit as u8)).collect();
     Arguments::command().after_help(format!("Exit codes:{codes}\n"))
 }
 

@@ -2,8 +2,8 @@
 
 use std::{str::FromStr, time::Duration};
 
+use crate::{admin::Operator, delivery::duration};
 use chrono::{DateTime, Utc};
-use pgoutbox::{duration, operate::Operator};
 
 /// An instant, or how far it is from now by the database's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,9 @@ mod tests {
     #[test]
     fn instants_and_distances_are_told_apart() {
         assert_eq!("2h".parse(), Ok(Moment::Distance(Duration::from_secs(7200))));
-        assert!(matches!("2026-01-31T12:00:00+01:00".parse(), Ok(Moment::At(at)) if at.to_rfc3339() == "2026-01-31T11:00:00+00:00"));
+        assert!(
+            matches!("2026-01-31T12:00:00+01:00".parse(), Ok(Moment::At(at)) if at.to_rfc3339() == "2026-01-31T11:00:00+00:00")
+        );
         assert!("yesterday".parse::<Moment>().is_err());
     }
 }

@@ -49,7 +49,9 @@ pub(super) fn table<const N: usize>(names: [&str; N], rows: &[[String; N]]) -> i
 }
 
 pub(super) fn harmless(cell: &str) -> String {
-    cell.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+    cell.chars()
+        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+        .collect()
 }
 
 /// `one thing`, `2 things`.

@@ -2,8 +2,8 @@
 
 use std::io::Read;
 
+use crate::{admin::Operator, event::Event};
 use anyhow::Context;
-use pgoutbox::{Event, operate::Operator};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -40,11 +40,16 @@ pub(super) struct Publish {
 }
 
 impl Publish {
-    pub(super) async fn execute(self, connect: impl AsyncFnOnce() -> anyhow::Result<Operator>) -> anyhow::Result<()> {
-        let payload = RawValue::from_string(self.payload()?)
-            .map_err(|error| Misuse(format!("the payload is not JSON: {error}; a text needs its quotes: '\"text\"'")))?;
+    pub(super) async fn execute(
+        self,
+        connect: impl AsyncFnOnce() -> anyhow::Result<Operator>,
+    ) -> anyhow::Result<()> {
+        let payload = RawValue::from_string(self.payload()?).map_err(|error| {
+            Misuse(format!("the payload is not JSON: {error}; a text needs its quotes: '\"text\"'"))
+        })?;
         let mut operator = connect().await?;
-        let mut draft = Event::new(self.topic, payload).context("writing the payload")?.priority(self.priority);
+        let mut draft =
+            Event::new(self.topic, payload).context("writing the payload")?.priority(self.priority);
         if let Some(key) = self.key {
             draft = draft.key(key);
         }
@@ -69,7 +74,11 @@ impl Publish {
             return Ok(self.payload.clone());
         }
         let mut text = String::new();
-        let read = std::io::stdin().lock().take(LONGEST + 1).read_to_string(&mut text).context("reading the payload")?;
+        let read = std::io::stdin()
+            .lock()
+            .take(LONGEST + 1)
+            .read_to_string(&mut text)
+            .context("reading the payload")?;
         if read as u64 > LONGEST {
             return Err(Misuse("the payload is longer than 256 KiB".to_owned()).into());
         }

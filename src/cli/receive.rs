@@ -2,18 +2,18 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use anyhow::Context;
-use pgoutbox::{
-    config::Sources,
-    duration,
-    receiver::{Options, Received, Receiver},
+use crate::{
+    cli::config::Sources,
+    delivery::duration,
+    lab::receiver::{Options, Received, Receiver},
     sinks::webhook::sign::Key,
 };
+use anyhow::Context;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::exit::Exit;
 use super::{Misuse, print, run::Signals};
-use crate::Exit;
 
 /// Requests that may wait to be printed.
 const SHOWN_AT_ONCE: usize = 64;
@@ -44,13 +44,27 @@ impl Receive {
             Some(reference) if reference.starts_with("env:") || reference.starts_with("file:") => {
                 Some(sources.resolve(reference).map_err(|problem| Misuse(format!("--secret: {problem}")))?)
             }
-            Some(_) => return Err(Misuse("--secret takes a reference, env:NAME or file:/path, never the secret itself".to_owned()).into()),
+            Some(_) => {
+                return Err(Misuse(
+                    "--secret takes a reference, env:NAME or file:/path, never the secret itself".to_owned(),
+                )
+                .into());
+            }
         };
         let mut signals = Signals::new()?;
-        let secrets =
-            secret.iter().map(Key::parse).collect::<Result<Vec<_>, _>>().map_err(|problem| Misuse(format!("--secret: {problem}")))?;
+        let secrets = secret
+            .iter()
+            .map(Key::parse)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|problem| Misuse(format!("--secret: {problem}")))?;
         let (sender, received) = mpsc::channel(SHOWN_AT_ONCE);
-        let options = Options { fail_rate: self.fail, delay: self.delay, secrets, quiet: false, received: Some(sender) };
+        let options = Options {
+            fail_rate: self.fail,
+            delay: self.delay,
+            secrets,
+            quiet: false,
+            received: Some(sender),
+        };
         let receiver = Receiver::bind((Ipv4Addr::LOCALHOST, self.port).into(), options)
             .await
             .with_context(|| format!("listening on port {}", self.port))?;
@@ -83,8 +97,7 @@ async fn show(mut received: mpsc::Receiver<Received>, json: bool) -> anyhow::Res
     while let Some(got) = received.recv().await {
         let (id, topic) = (got.id.unwrap_or_default(), got.topic.unwrap_or_default());
         if json {
-            let line =
-                serde_json::json!({ "id": id, "topic": topic, "answered": got.answered, "verified": got.verified, "body": got.body });
+            let line = serde_json::json!({ "id": id, "topic": topic, "answered": got.answered, "verified": got.verified, "body": got.body });
             print::line(&line.to_string())?;
         } else {
             let signature = match got.verified {
@@ -99,5 +112,8 @@ async fn show(mut received: mpsc::Receiver<Received>, json: bool) -> anyhow::Res
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|share| (0.0..=1.0).contains(share)).ok_or_else(|| "write a number from 0 to 1".to_owned())
+    text.parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| "write a number from 0 to 1".to_owned())
 }

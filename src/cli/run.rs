@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
-use pgoutbox::{
-    Relay,
-    config::Config,
-    http::{self, Door},
-    logging, migrate,
-    operate::Operator,
-    secret::Secrets,
+use crate::{
+    admin::Operator,
+    cli::{config::Config, logging},
+    http::{self, Server},
+    relay::{Relay, telemetry::Telemetry},
+    sink::secret::Secrets,
     sinks::webhook::Webhook,
-    telemetry::Telemetry,
+    store::schema,
 };
+use anyhow::Context;
 use sqlx::postgres::PgPoolOptions;
 use tokio::{
     net::TcpListener,
@@ -20,8 +19,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use super::exit::Exit;
 use super::print;
-use crate::Exit;
 
 /// How long the relay waits for a connection of its pool before it counts the database as out of reach.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,7 +39,11 @@ impl Migrate {
     pub(super) async fn execute(&self, config: &Config) -> anyhow::Result<()> {
         let options = config.connect_options()?;
         let mut operator = Operator::connect(&options, config.database.pooler).await?;
-        let names = if self.dry_run { migrate::pending(operator.connection()).await? } else { migrate::run(&options).await? };
+        let names = if self.dry_run {
+            schema::pending(operator.connection()).await?
+        } else {
+            schema::run(&options).await?
+        };
         for name in &names {
             print::line(name)?;
         }
@@ -64,7 +67,7 @@ pub(super) async fn run(config: &Config, migrate_first: bool) -> anyhow::Result<
         ended = &mut work => return ended,
         () = signals.next() => drain.cancel(),
     }
-    tracing::info!(deadline = %pgoutbox::duration::format(config.relay.drain), "draining; a second signal stops at once");
+    tracing::info!(deadline = %crate::delivery::duration::format(config.relay.drain), "draining; a second signal stops at once");
     tokio::select! {
         ended = &mut work => ended,
         () = signals.next() => {
@@ -80,25 +83,31 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
     }
     // Before anything else: a second relay on the same address must not begin to work.
     let listener = match config.http.listen {
-        Some(address) => Some(TcpListener::bind(address).await.with_context(|| format!("listening on {address} (http.listen)"))?),
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("listening on {address} (http.listen)"))?,
+        ),
         None => None,
     };
     let telemetry = Telemetry::new();
     let built = async {
         let options = config.connect_options()?;
         if migrate_first {
-            let applied = migrate::run(&options).await?;
+            let applied = schema::run(&options).await?;
             tracing::info!(migrations = applied.len(), "migrated");
         }
-        let pool = PgPoolOptions::new().max_connections(config.database.pool_size).acquire_timeout(PATIENCE).connect_lazy_with(options);
+        let pool = PgPoolOptions::new()
+            .max_connections(config.database.pool_size)
+            .acquire_timeout(PATIENCE)
+            .connect_lazy_with(options);
         let mut builder = Relay::builder(pool)
             .settings(config.relay.clone())
             .pooler(config.database.pooler)
             .allow_superuser(config.database.allow_superuser)
             .pool_size(config.database.pool_size)
-            .sink(Webhook::new(&config.egress, Secrets::new(&config.secrets))?)
-            .connections(&config.sinks)
-            .map_err(anyhow::Error::msg)?
+            .sink(Webhook::new(&config.egress, Secrets::new(config.secrets.folder.clone()))?)
+            .connections(&config.sinks)?
             .telemetry(telemetry.clone());
         if let Some(listen) = config.listen_options()? {
             builder = builder.listen(listen);
@@ -111,10 +120,15 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
     };
 
     let closed = CancellationToken::new();
-    let door = Door { settings: config.http.clone(), readiness: relay.health(), telemetry, draining: drain.clone() };
+    let server = Server {
+        settings: config.http.clone(),
+        readiness: relay.health(),
+        telemetry,
+        draining: drain.clone(),
+    };
     let serving = async {
         match listener {
-            Some(listener) => http::serve(listener, door, closed.clone()).await,
+            Some(listener) => http::serve(listener, server, closed.clone()).await,
             None => Ok(()),
         }
     };
@@ -131,7 +145,10 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
         tracing::info!("drained");
         return Ok(Exit::Done);
     }
-    tracing::warn!(left = drained.left, "the drain ran out of time; what it cut off was given back and will be tried again");
+    tracing::warn!(
+        left = drained.left,
+        "the drain ran out of time; what it cut off was given back and will be tried again"
+    );
     Ok(Exit::Unfinished)
 }
 

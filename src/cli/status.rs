@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use pgoutbox::{
-    duration,
-    operate::{Operator, Status},
+use crate::{
+    admin::{Operator, Status},
+    delivery::duration,
 };
 
 use super::print;
@@ -19,18 +19,33 @@ pub(super) async fn status(operator: &mut Operator, json: bool) -> anyhow::Resul
         eprintln!("no relay has reported within the last minute: start one with `pgoutbox run`");
     }
     for relay in relays {
-        eprintln!("relay {}: version {}, {} of {} permits in use", relay.name, relay.version, relay.in_flight, relay.permits);
+        eprintln!(
+            "relay {}: version {}, {} of {} permits in use",
+            relay.name, relay.version, relay.in_flight, relay.permits
+        );
     }
     if rows.is_empty() {
         eprintln!("no subscriptions yet: create one with outbox.subscribe(…)");
     }
-    let names = ["SUBSCRIPTION", "SINK", "STATE", "BACKLOG", "IN FLIGHT", "RETRYING", "OLDEST", "DEAD LETTERS", "SUCCESS", "BREAKER"];
+    let names = [
+        "SUBSCRIPTION",
+        "SINK",
+        "STATE",
+        "BACKLOG",
+        "IN FLIGHT",
+        "RETRYING",
+        "OLDEST",
+        "DEAD LETTERS",
+        "SUCCESS",
+        "BREAKER",
+    ];
     Ok(print::table(names, &rows.iter().map(cells).collect::<Vec<_>>())?)
 }
 
 fn cells(row: &Status) -> [String; 10] {
     // Whole seconds: nobody reads milliseconds of an age.
-    let oldest = row.oldest_age_seconds.map(|seconds| duration::format(Duration::from_secs(seconds.max(0.0) as u64)));
+    let oldest =
+        row.oldest_age_seconds.map(|seconds| duration::format(Duration::from_secs(seconds.max(0.0) as u64)));
     [
         row.name.clone(),
         row.sink.clone(),

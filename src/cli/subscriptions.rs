@@ -1,13 +1,13 @@
 //! `subscriptions`: who wants what, and whether it is sent.
 
-use pgoutbox::{
-    config::{self, Config},
-    subscription::Row,
+use crate::{
+    cli::config::{self, Config},
+    store::{SubscriptionRow, SubscriptionState},
 };
 use serde_json::{Value, json, value::RawValue};
 
+use super::exit::Exit;
 use super::{apply, print, trial};
-use crate::Exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Subscriptions {
@@ -26,7 +26,7 @@ pub(super) enum Subscriptions {
         json: bool,
     },
     /// Try one, or a draft of one, on events of the log: which it wants, which condition keeps the others, and what it is sent.
-    Test(trial::Trial),
+    Test(trial::Test),
     /// Print SQL that makes all of them again, except handlers of programs.
     Export,
     /// Create and change subscriptions as a file says, in one transaction, and show what changes.
@@ -49,7 +49,10 @@ pub(super) struct Named {
 }
 
 impl Subscriptions {
-    pub(super) async fn execute(self, config: impl FnOnce() -> Result<Config, config::Error>) -> anyhow::Result<Exit> {
+    pub(super) async fn execute(
+        self,
+        config: impl FnOnce() -> Result<Config, config::Error>,
+    ) -> anyhow::Result<Exit> {
         if let Self::Test(trial) = self {
             return trial.execute(config).await;
         }
@@ -62,7 +65,9 @@ impl Subscriptions {
             Self::Export => apply::export(&operator.list_subscriptions(None).await?)?,
             Self::List { json } => list(&operator.list_subscriptions(None).await?, json)?,
             Self::Show { name, json } => {
-                let Some(row) = operator.list_subscriptions(Some(&name)).await?.pop() else { return Ok(missing(&name)) };
+                let Some(row) = operator.list_subscriptions(Some(&name)).await?.pop() else {
+                    return Ok(missing(&name));
+                };
                 let object = object(&row);
                 print::line(&if json { object.to_string() } else { serde_json::to_string_pretty(&object)? })?;
             }
@@ -100,23 +105,34 @@ fn missing(name: &str) -> Exit {
     Exit::Failed
 }
 
-fn list(rows: &[Row], json: bool) -> anyhow::Result<()> {
+fn list(rows: &[SubscriptionRow], json: bool) -> anyhow::Result<()> {
     if json {
         return Ok(print::json(rows.iter().map(object))?);
     }
     if rows.is_empty() {
         eprintln!("no subscriptions yet: create one with outbox.subscribe(…)");
     }
-    let cells = |row: &Row| {
-        let state = if row.state == "ok" && !row.active { "paused" } else { &row.state };
+    let cells = |row: &SubscriptionRow| {
+        let state =
+            if row.state == SubscriptionState::Ok && !row.active { "paused" } else { row.state.code() };
         let reason = row.state_reason.clone().unwrap_or_default();
-        [row.name.clone(), row.sink.clone(), row.organization.clone().unwrap_or_default(), state.to_owned(), row.topics.join(" "), reason]
+        [
+            row.name.clone(),
+            row.sink.clone(),
+            row.organization.clone().unwrap_or_default(),
+            state.to_owned(),
+            row.topics.join(" "),
+            reason,
+        ]
     };
-    Ok(print::table(["NAME", "SINK", "ORGANIZATION", "STATE", "TOPICS", "REASON"], &rows.iter().map(cells).collect::<Vec<_>>())?)
+    Ok(print::table(
+        ["NAME", "SINK", "ORGANIZATION", "STATE", "TOPICS", "REASON"],
+        &rows.iter().map(cells).collect::<Vec<_>>(),
+    )?)
 }
 
 /// The columns of the table, under their names.
-fn object(row: &Row) -> Value {
+fn object(row: &SubscriptionRow) -> Value {
     json!({
         "id": row.id,
         "name": row.name,
@@ -132,7 +148,7 @@ fn object(row: &Row) -> Value {
         "retry": row.retry,
         "max_in_flight": row.max_in_flight,
         "active": row.active,
-        "state": row.state,
+        "state": row.state.code(),
         "state_reason": row.state_reason,
         "paused_until": row.paused_until,
     })

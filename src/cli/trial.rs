@@ -4,25 +4,31 @@ use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
-use pgoutbox::{
-    Event,
-    config::{self, Config},
-    delivery::Delivery,
-    event_type::{EventType, Types},
-    subscription::{Condition, Row, Subscription, Wanted},
-};
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 use uuid::Uuid;
 
-use super::{Misuse, check, print};
-use crate::Exit;
+use super::{
+    Misuse, check,
+    config::{self, Config},
+    exit::Exit,
+    print,
+};
+use crate::{
+    admin::{self, Trial},
+    event::{
+        Event,
+        types::{EventType, Types},
+    },
+    store::SubscriptionRow,
+    subscription::Subscription,
+};
 
 /// The longest file with an event, in bytes.
 const LONGEST: u64 = 1 << 20;
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Trial {
+pub(super) struct Test {
     /// The subscription; without it, a draft: a webhook for every topic, unless the options below say otherwise.
     name: Option<String>,
     /// Topic patterns, in place of its own; may be repeated.
@@ -40,7 +46,7 @@ pub(super) struct Trial {
     /// An event from a file, as one JSON object: {"topic": …, "payload": …, "key": …}; - reads standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "last")]
     event: Option<PathBuf>,
-    /// So many of the newest events of the log.
+    /// Number of newest events of the log that it is tried on.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i64).range(1..=1000))]
     last: i64,
     /// One JSON object a line.
@@ -64,8 +70,11 @@ struct Written {
     created_at: Option<DateTime<Utc>>,
 }
 
-impl Trial {
-    pub(super) async fn execute(self, config: impl FnOnce() -> Result<Config, config::Error>) -> anyhow::Result<Exit> {
+impl Test {
+    pub(super) async fn execute(
+        self,
+        config: impl FnOnce() -> Result<Config, config::Error>,
+    ) -> anyhow::Result<Exit> {
         // A draft on an event from a file needs neither a database nor a configuration.
         let config = if self.name.is_some() || self.event.is_none() { Some(config()?) } else { None };
         let mut operator = match &config {
@@ -73,15 +82,17 @@ impl Trial {
             None => None,
         };
         let sinks = match &config {
-            Some(config) => check::sinks(config)?,
+            Some(config) => check::registry(config)?,
             // Nothing is connected to: the address only has to be one.
-            None => check::sinks(&Config::new("postgres:///".into()))?,
+            None => check::registry(&Config::new("postgres:///".into()))?,
         };
         let row = match (&self.name, &mut operator) {
             (Some(name), Some(operator)) => match operator.list_subscriptions(Some(name)).await?.pop() {
                 Some(row) => row,
                 None => {
-                    eprintln!("pgoutbox: no subscription is named {name:?}; `pgoutbox subscriptions list` lists them");
+                    eprintln!(
+                        "pgoutbox: no subscription is named {name:?}; `pgoutbox subscriptions list` lists them"
+                    );
                     return Ok(Exit::Failed);
                 }
             },
@@ -90,7 +101,8 @@ impl Trial {
         let (subscription, problem) = Subscription::bind(self.over(row), &sinks);
         if let Some(problem) = problem {
             // Without secrets or a way to the destination there is still something to see; without an expression there is not.
-            let is_about_events = ["topics", "match", "filter", "transform"].iter().any(|field| problem.starts_with(field));
+            let is_about_events =
+                ["topics", "match", "filter", "transform"].iter().any(|field| problem.starts_with(field));
             if is_about_events {
                 eprintln!("pgoutbox: {problem}");
                 return Ok(Exit::Failed);
@@ -110,15 +122,14 @@ impl Trial {
             None => Vec::new(),
         };
         let types = Types::new(types.into_iter().map(|row| Arc::new(EventType::read(row))));
-        let subscription = Arc::new(subscription);
         let mut all_good = true;
         for event in events {
-            all_good &= self.show(&subscription, &types, event)?;
+            all_good &= self.show(&admin::try_subscription(&subscription, &types, event))?;
         }
         Ok(if all_good { Exit::Done } else { Exit::Failed })
     }
 
-    fn over(&self, mut row: Row) -> Row {
+    fn over(&self, mut row: SubscriptionRow) -> SubscriptionRow {
         if !self.topics.is_empty() {
             row.topics.clone_from(&self.topics);
         }
@@ -129,83 +140,46 @@ impl Trial {
     }
 
     /// Prints what becomes of one event. Returns whether everything could be evaluated.
-    fn show(&self, subscription: &Arc<Subscription>, types: &Types, event: Event) -> anyhow::Result<bool> {
-        let wanted = subscription.explain(&event);
-        let mut delivery = delivery(subscription.clone(), event);
-        let prepared = types.prepare(&delivery.event, subscription.row.schema_version, &mut Vec::new());
-        let refused = prepared.map(|event| delivery.event = event).err().map(|refusal| refusal.why);
-        let outgoing = matches!(wanted, Wanted::Yes).then(|| refused.map_or_else(|| delivery.outgoing(), Err));
-        let (sent, failed) = match &outgoing {
-            Some(Ok(outgoing)) => match subscription.outlet.preview(outgoing) {
-                Some(Ok(body)) => (Some(body), None),
-                Some(Err(why)) => (None, Some(why)),
-                None => (Some(outgoing.event.payload.clone()), None),
-            },
-            Some(Err(why)) => (None, Some(why.clone())),
-            None => (None, if let Wanted::Failed(why) = &wanted { Some(why.clone()) } else { None }),
-        };
-        let condition = if let Wanted::No(condition) = &wanted { Some(condition) } else { None };
-        let part = if let Some(Condition::Filter(part)) = condition { Some(part) } else { None };
+    fn show(&self, trial: &Trial) -> anyhow::Result<bool> {
         if self.json {
-            let outgoing = outgoing.as_ref().and_then(|outgoing| outgoing.as_ref().ok());
-            print::json([json!({
-                "event": delivery.event.id,
-                "position": delivery.event.position,
-                "topic": delivery.event.topic,
-                "wanted": wanted == Wanted::Yes,
-                "condition": condition.map(ToString::to_string),
-                "part": part,
-                "error": failed,
-                "body": sent,
-                "key": outgoing.and_then(|outgoing| outgoing.event.key.clone()),
-                "headers": outgoing.and_then(|outgoing| RawValue::from_string(outgoing.event.headers.clone()).ok()),
-                "sink": outgoing.and_then(|outgoing| outgoing.fields.as_deref().cloned()),
-            })])?;
-        } else {
-            let (word, more) = match (&failed, condition, part) {
-                (Some(why), ..) => ("error", why.clone()),
-                (None, Some(condition), Some(part)) => ("no", format!("{condition}: {part}")),
-                (None, Some(condition), None) => ("no", condition.to_string()),
-                (None, None, _) => ("yes", sent.unwrap_or_default()),
-            };
-            let more = print::harmless(&more);
-            print::line(&format!("{word:<5}  {}  {}  {more}", delivery.event.id, print::harmless(&delivery.event.topic)))?;
+            print::json([trial])?;
+            return Ok(trial.error.is_none());
         }
-        Ok(failed.is_none())
+        let (word, more) = match (&trial.error, &trial.condition, &trial.part) {
+            (Some(why), ..) => ("error", why.clone()),
+            (None, Some(condition), Some(part)) => ("no", format!("{condition}: {part}")),
+            (None, Some(condition), None) => ("no", condition.clone()),
+            (None, None, _) => ("yes", trial.body.clone().unwrap_or_default()),
+        };
+        let (topic, more) = (print::harmless(&trial.topic), print::harmless(&more));
+        print::line(&format!("{word:<5}  {}  {topic}  {more}", trial.event))?;
+        Ok(trial.error.is_none())
     }
 }
 
-fn draft() -> Row {
-    Row::new("draft", &["**"], "webhook", json!({ "url": "https://example.com/" }))
-}
-
-/// A first attempt, as a relay would make it.
-fn delivery(subscription: Arc<Subscription>, event: Event) -> Delivery {
-    Delivery {
-        id: 0,
-        owed_since: event.created_at,
-        attempted_at: event.created_at,
-        event: Arc::new(event),
-        fields: None,
-        subscription,
-        attempt: 1,
-        lease_token: Uuid::nil(),
-        unfinished: 0,
-    }
+fn draft() -> SubscriptionRow {
+    SubscriptionRow::new("draft", &["**"], "webhook", json!({ "url": "https://example.com/" }))
 }
 
 fn read(path: &PathBuf) -> anyhow::Result<Event> {
     use std::io::Read;
     let mut text = String::new();
     let reading = || format!("reading the event from {}", path.display());
-    let file: Box<dyn Read> =
-        if path.as_os_str() == "-" { Box::new(std::io::stdin()) } else { Box::new(std::fs::File::open(path).with_context(reading)?) };
+    let file: Box<dyn Read> = if path.as_os_str() == "-" {
+        Box::new(std::io::stdin())
+    } else {
+        Box::new(std::fs::File::open(path).with_context(reading)?)
+    };
     file.take(LONGEST + 1).read_to_string(&mut text).with_context(reading)?;
     if text.len() as u64 > LONGEST {
         bail!("{}: it is larger than 1 MiB", reading());
     }
-    let written: Written = serde_json::from_str(&text)
-        .map_err(|error| Misuse(format!("{}: {error}; an event is {{\"topic\": \"shop.orders.create\", \"payload\": {{}}}}", reading())))?;
+    let written: Written = serde_json::from_str(&text).map_err(|error| {
+        Misuse(format!(
+            "{}: {error}; an event is {{\"topic\": \"shop.orders.create\", \"payload\": {{}}}}",
+            reading()
+        ))
+    })?;
     Ok(Event {
         id: written.id.unwrap_or_default(),
         position: 0,

@@ -2,17 +2,19 @@
 
 use std::{io::Read as _, path::PathBuf, sync::Arc};
 
-use anyhow::{Context as _, bail};
-use pgoutbox::{
-    Event,
-    config::Config,
-    event_type::{self, EventType, LARGEST, Row, Types},
-    topic::Pattern,
+use crate::{
+    cli::config::Config,
+    event::{
+        Event,
+        topic::Pattern,
+        types::{self, EventType, LARGEST, Row, Types},
+    },
 };
+use anyhow::{Context as _, bail};
 use serde_json::{Value, json, value::RawValue};
 
+use super::exit::Exit;
 use super::{Misuse, print};
-use crate::Exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum EventTypes {
@@ -53,7 +55,7 @@ pub(super) struct Add {
 pub(super) struct Check {
     /// Only events whose topic matches this pattern.
     topic: Option<String>,
-    /// So many of the newest events of the log are looked at.
+    /// Number of newest events of the log that are looked at.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=1000))]
     last: i64,
     /// One JSON object a line.
@@ -96,15 +98,19 @@ impl Add {
 
 fn read(path: &PathBuf) -> anyhow::Result<String> {
     let reading = || format!("reading the schema from {}", path.display());
-    let file: Box<dyn std::io::Read> =
-        if path.as_os_str() == "-" { Box::new(std::io::stdin()) } else { Box::new(std::fs::File::open(path).with_context(reading)?) };
+    let file: Box<dyn std::io::Read> = if path.as_os_str() == "-" {
+        Box::new(std::io::stdin())
+    } else {
+        Box::new(std::fs::File::open(path).with_context(reading)?)
+    };
     let mut text = String::new();
     // Spaces do not count: PostgreSQL leaves them out.
     file.take(4 * LARGEST as u64 + 1).read_to_string(&mut text).with_context(reading)?;
     if text.len() > 4 * LARGEST {
         bail!("{}: it is larger than 256 KiB", reading());
     }
-    let value: Value = serde_json::from_str(&text).map_err(|error| Misuse(format!("{}: {error}", reading())))?;
+    let value: Value =
+        serde_json::from_str(&text).map_err(|error| Misuse(format!("{}: {error}", reading())))?;
     Ok(value.to_string())
 }
 
@@ -117,7 +123,14 @@ fn list(rows: &[Row], json: bool) -> anyhow::Result<()> {
     }
     let cells = |row: &Row| {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
-        [row.topic.clone(), row.version.to_string(), row.mode.clone(), text(&row.upcast), text(&row.description), text(&row.state_reason)]
+        [
+            row.topic.clone(),
+            row.version.to_string(),
+            row.mode.clone(),
+            text(&row.upcast),
+            text(&row.description),
+            text(&row.state_reason),
+        ]
     };
     let names = ["TOPIC", "VERSION", "MODE", "UPCAST", "DESCRIPTION", "PROBLEM"];
     Ok(print::table(names, &rows.iter().map(cells).collect::<Vec<_>>())?)
@@ -139,14 +152,28 @@ fn object(row: &Row) -> Value {
 
 impl Check {
     async fn execute(self, config: &Config) -> anyhow::Result<Exit> {
-        let pattern = self.topic.as_deref().map(Pattern::parse).transpose().map_err(|error| Misuse(error.to_string()))?;
+        let pattern = self
+            .topic
+            .as_deref()
+            .map(Pattern::parse)
+            .transpose()
+            .map_err(|error| Misuse(error.to_string()))?;
         let operator = &mut super::connect(config).await?;
-        let all: Vec<_> = operator.list_event_types().await?.into_iter().map(|row| Arc::new(EventType::read(row))).collect();
+        let all: Vec<_> = operator
+            .list_event_types()
+            .await?
+            .into_iter()
+            .map(|row| Arc::new(EventType::read(row)))
+            .collect();
         let mut failures = 0;
         for one in &all {
             if let Some(problem) = one.problem() {
                 failures += 1;
-                self.tell("type", None, &format!("event type {} version {}: {problem}", one.row.topic, one.row.version))?;
+                self.tell(
+                    "type",
+                    None,
+                    &format!("event type {} version {}: {problem}", one.row.topic, one.row.version),
+                )?;
             }
         }
         let types = Types::new(all);
@@ -157,26 +184,31 @@ impl Check {
                 failures += self.check(&types, event)?;
             }
         }
-        eprintln!("{}, {}, {}", counted(types.iter().count(), "event type"), counted(looked_at, "event"), counted(failures, "failure"));
+        eprintln!(
+            "{}, {}, {}",
+            counted(types.iter().count(), "event type"),
+            counted(looked_at, "event"),
+            counted(failures, "failure")
+        );
         Ok(if failures == 0 { Exit::Done } else { Exit::Failed })
     }
 
     /// As it is, and upcast as far as there is a way. Returns how much of it failed.
     fn check(&self, types: &Types, event: Event) -> anyhow::Result<usize> {
         let newest = types.newest(&event);
-        let wanted = (newest != event_type::version(&event)).then_some(newest);
+        let wanted = (newest != types::version(&event)).then_some(newest);
         let event = Arc::new(event);
         let mut warnings = Vec::new();
         let refused = types.prepare(&event, wanted, &mut warnings).err();
         let mut failures = 0;
         // That a type cannot be used was said once.
-        for warning in warnings.into_iter().filter(|warning| warning.cause != event_type::Cause::InvalidType) {
+        for warning in warnings.into_iter().filter(|warning| warning.cause != types::Cause::InvalidType) {
             failures += 1;
             self.tell("warn", Some(&event), &warning.why)?;
         }
         if let Some(refusal) = refused {
             failures += 1;
-            self.tell(refusal.reason.code(), Some(&event), &refusal.why)?;
+            self.tell(refusal.kind.code(), Some(&event), &refusal.why)?;
         }
         Ok(failures)
     }

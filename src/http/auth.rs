@@ -45,14 +45,19 @@ impl Guard {
             return Some(problem(StatusCode::BAD_REQUEST, "the request must have one Host"));
         };
         if !self.answers_to(&host) {
-            return Some(problem(StatusCode::FORBIDDEN, "the Host is not this machine; ask 127.0.0.1 or localhost"));
+            return Some(problem(
+                StatusCode::FORBIDDEN,
+                "the Host is not this machine; ask 127.0.0.1 or localhost",
+            ));
         }
         if headers.contains_key(header::ORIGIN) && !same_origin(headers, &host) {
             return Some(problem(StatusCode::FORBIDDEN, "requests from pages of another origin are refused"));
         }
         if !PROBES.contains(&uri.path()) && !self.admits(headers) {
             let mut refusal = problem(StatusCode::UNAUTHORIZED, "send Authorization: Bearer with http.token");
-            refusal.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+            refusal
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
             return Some(refusal);
         }
         None
@@ -62,7 +67,9 @@ impl Guard {
         let name = host.host();
         let Some(address) = self.loopback else { return true };
         let numeric = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        name.eq_ignore_ascii_case("localhost") || ["127.0.0.1", "[::1]"].contains(&name) || numeric.is_ok_and(|numeric| numeric == address)
+        name.eq_ignore_ascii_case("localhost")
+            || ["127.0.0.1", "[::1]"].contains(&name)
+            || numeric.is_ok_and(|numeric| numeric == address)
     }
 
     fn admits(&self, headers: &HeaderMap) -> bool {
@@ -94,7 +101,8 @@ fn host(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
 fn same_origin(headers: &HeaderMap, host: &Authority) -> bool {
     let origin = single(headers, &header::ORIGIN).and_then(|origin| origin.split_once("://"));
     origin.is_some_and(|(scheme, authority)| {
-        matches!(scheme, "http" | "https") && authority.parse::<Authority>().is_ok_and(|authority| authority == *host)
+        matches!(scheme, "http" | "https")
+            && authority.parse::<Authority>().is_ok_and(|authority| authority == *host)
     })
 }
 

@@ -1,4 +1,4 @@
-//! The operator's door: probes and metrics, on 127.0.0.1:7411 unless told otherwise. Calls no stage and shows no secret.
+//! HTTP for operators: probes and metrics, on 127.0.0.1:7411 unless told otherwise. Calls no stage and shows no secret.
 //!
 //! A request passes, in this order: the limit on connections, Host, Origin and token (`auth.rs`), the deadline and the
 //! limit on bodies, and then a handler.
@@ -26,7 +26,9 @@ use tower_http::{limit::RequestBodyLimitLayer, timeout::TimeoutLayer};
 
 pub use probes::Readiness;
 
-use crate::{config, telemetry::Telemetry};
+use secrecy::SecretString;
+
+use crate::relay::telemetry::Telemetry;
 
 /// Connections at once; more wait in the backlog of the listener.
 const CONNECTIONS: usize = 256;
@@ -40,16 +42,31 @@ const LARGEST_BODY: usize = 64 * 1024;
 const REQUEST: Duration = Duration::from_secs(10);
 /// How long one connection lives at most, so that a client that never reads holds its place no longer.
 const CONNECTION: Duration = Duration::from_secs(120);
-/// How long open connections get to finish when the door closes.
+/// How long open connections get to finish when the server closes.
 const CLOSING: Duration = Duration::from_secs(3);
 /// Wait after a connection that could not be accepted: without it, being out of file descriptors would be a busy loop.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What the door shows, and to whom.
+/// Where probes and metrics are served, and who may see them: `[http]`.
 #[derive(Debug, Clone)]
-pub struct Door<R> {
+pub struct Settings {
+    /// The address; `None`: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// Required for every request but the probes; not optional where `listen` is not loopback.
+    pub token: Option<SecretString>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 7411))), token: None }
+    }
+}
+
+/// What is served, and to whom.
+#[derive(Debug, Clone)]
+pub struct Server<R> {
     /// `listen` is not read: the listener is an argument of [`serve`].
-    pub settings: config::Http,
+    pub settings: Settings,
     /// Whether the relay can work.
     pub readiness: R,
     /// Its metrics.
@@ -62,8 +79,12 @@ pub struct Door<R> {
 ///
 /// # Errors
 /// When the listener has no address.
-pub async fn serve<R: Readiness>(listener: TcpListener, door: Door<R>, shutdown: CancellationToken) -> io::Result<()> {
-    let router = router(door, listener.local_addr()?);
+pub async fn serve<R: Readiness>(
+    listener: TcpListener,
+    server: Server<R>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let router = router(server, listener.local_addr()?);
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     let connections = TaskTracker::new();
     loop {
@@ -94,7 +115,7 @@ pub async fn serve<R: Readiness>(listener: TcpListener, door: Door<R>, shutdown:
     Ok(())
 }
 
-/// One connection, until it ends or the door closes. How it ends is the client's affair.
+/// One connection, until it ends or the server closes. How it ends is the client's affair.
 async fn converse(stream: tokio::net::TcpStream, router: Router, shutdown: CancellationToken) {
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
@@ -110,18 +131,22 @@ async fn converse(stream: tokio::net::TcpStream, router: Router, shutdown: Cance
     let _ = connection.await;
 }
 
-fn router<R: Readiness>(door: Door<R>, address: SocketAddr) -> Router {
-    let guard = Arc::new(auth::Guard::new(address, door.settings.token.as_ref()));
+fn router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router {
+    let guard = Arc::new(auth::Guard::new(address, server.settings.token.as_ref()));
     Router::new()
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz::<R>))
         .route("/metrics", get(probes::metrics::<R>))
-        .fallback(|| async { problem(StatusCode::NOT_FOUND, "there is nothing at this path; see /livez, /readyz and /metrics") })
-        .method_not_allowed_fallback(|| async { problem(StatusCode::METHOD_NOT_ALLOWED, "this path takes GET only") })
+        .fallback(|| async {
+            problem(StatusCode::NOT_FOUND, "there is nothing at this path; see /livez, /readyz and /metrics")
+        })
+        .method_not_allowed_fallback(|| async {
+            problem(StatusCode::METHOD_NOT_ALLOWED, "this path takes GET only")
+        })
         .layer(RequestBodyLimitLayer::new(LARGEST_BODY))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST))
         .layer(middleware::from_fn_with_state(guard, auth::check))
-        .with_state(door)
+        .with_state(server)
 }
 
 /// An error as RFC 9457 wants it.

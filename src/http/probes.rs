@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::Door;
+use super::Server;
 use crate::relay::Health;
 
 /// How long the database may take to prove that it answers.
@@ -35,30 +35,42 @@ impl Readiness for Health {
 /// The process runs. Asks nothing of the database: restarting a relay does not mend one.
 pub(super) async fn livez(RawQuery(query): RawQuery) -> Response {
     if is_verbose(query.as_deref()) {
-        return json(StatusCode::OK, &serde_json::json!({ "live": true, "version": env!("CARGO_PKG_VERSION") }));
+        return json(
+            StatusCode::OK,
+            &serde_json::json!({ "live": true, "version": env!("CARGO_PKG_VERSION") }),
+        );
     }
     "ok\n".into_response()
 }
 
 /// The relay can work: it does not drain, the database answers within 3 s, and its schema fits.
-pub(super) async fn readyz<R: Readiness>(State(door): State<Door<R>>, RawQuery(query): RawQuery) -> Response {
-    let ready = if door.draining.is_cancelled() {
+pub(super) async fn readyz<R: Readiness>(
+    State(server): State<Server<R>>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let ready = if server.draining.is_cancelled() {
         Err("draining".to_owned())
     } else {
-        let late = || Err(format!("the database did not answer within {}", crate::duration::format(PATIENCE)));
-        tokio::time::timeout(PATIENCE, door.readiness.ready()).await.unwrap_or_else(|_| late())
+        let late = || {
+            Err(format!("the database did not answer within {}", crate::delivery::duration::format(PATIENCE)))
+        };
+        tokio::time::timeout(PATIENCE, server.readiness.ready()).await.unwrap_or_else(|_| late())
     };
     let status = if ready.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if is_verbose(query.as_deref()) {
-        return json(status, &serde_json::json!({ "ready": ready.is_ok(), "reason": ready.err(), "state": door.readiness.state() }));
+        return json(
+            status,
+            &serde_json::json!({ "ready": ready.is_ok(), "reason": ready.err(), "state": server.readiness.state() }),
+        );
     }
-    (status, ready.map_or_else(|reason| format!("not ready: {reason}\n"), |()| "ok\n".to_owned())).into_response()
+    (status, ready.map_or_else(|reason| format!("not ready: {reason}\n"), |()| "ok\n".to_owned()))
+        .into_response()
 }
 
 /// All metrics, for Prometheus and its kin.
-pub(super) async fn metrics<R: Readiness>(State(door): State<Door<R>>) -> Response {
+pub(super) async fn metrics<R: Readiness>(State(server): State<Server<R>>) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, OPEN_METRICS)], door.telemetry.render()).into_response()
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], server.telemetry.render()).into_response()
 }
 
 fn is_verbose(query: Option<&str>) -> bool {

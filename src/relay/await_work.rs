@@ -78,7 +78,10 @@ pub(super) fn bell(shared: Arc<Shared>, options: Option<PgConnectOptions>) -> (B
     let (commands, inbox) = mpsc::channel(8);
     let rung = Arc::new(Notify::new());
     let missed = Arc::new(AtomicBool::new(false));
-    (Bell { rung: rung.clone(), missed: missed.clone(), commands }, BellTask { shared, options, rung, missed, commands: inbox })
+    (
+        Bell { rung: rung.clone(), missed: missed.clone(), commands },
+        BellTask { shared, options, rung, missed, commands: inbox },
+    )
 }
 
 impl Bell {
@@ -102,7 +105,9 @@ impl BellTask {
     /// Listens until the relay has drained; rebuilds the connection after any error.
     pub(super) async fn listen(mut self, drained: CancellationToken) {
         let Some(options) = self.options.take() else {
-            tracing::warn!("no direct database connection for LISTEN: wake-ups are unavailable, events wait for the poll");
+            tracing::warn!(
+                "no direct database connection for LISTEN: wake-ups are unavailable, events wait for the poll"
+            );
             self.without_bell(&drained, None).await;
             return;
         };
@@ -146,16 +151,27 @@ impl BellTask {
 
     async fn connect(&self, options: &PgConnectOptions) -> Result<Listening, String> {
         let connecting = async {
-            let pool = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None).connect_with(options.clone()).await?;
+            let pool = PgPoolOptions::new()
+                .max_connections(1)
+                .max_lifetime(None)
+                .idle_timeout(None)
+                .connect_with(options.clone())
+                .await?;
             let mut listener = PgListener::connect_with(&pool).await?;
             listener.eager_reconnect(false);
             let canary = format!("outbox_canary_{}", Uuid::new_v4().simple());
             listener.listen_all([DOORBELL, canary.as_str()]).await?;
-            Ok::<_, sqlx::Error>(Listening { listener, canary, heard: Instant::now(), attends: false, holds: false })
+            Ok::<_, sqlx::Error>(Listening {
+                listener,
+                canary,
+                heard: Instant::now(),
+                attends: false,
+                holds: false,
+            })
         };
         match tokio::time::timeout(ANSWER_WITHIN, connecting).await {
             Ok(Ok(listening)) => Ok(listening),
-            Ok(Err(error)) => Err(crate::telemetry::chain(&error)),
+            Ok(Err(error)) => Err(super::telemetry::chain(&error)),
             Err(_) => Err(format!("no connection within {} s", ANSWER_WITHIN.as_secs())),
         }
     }
@@ -182,7 +198,7 @@ impl BellTask {
                     Ok(Some(notification)) if notification.channel() == DOORBELL => { self.rung.notify_one(); Ok(()) }
                     Ok(Some(_)) => { listening.heard = Instant::now(); Ok(()) }
                     Ok(None) => Err("the connection was closed".to_owned()),
-                    Err(error) => Err(crate::telemetry::chain(&error)),
+                    Err(error) => Err(super::telemetry::chain(&error)),
                 },
                 _ = tick.tick() => {
                     if listening.heard.elapsed() > CANARY_LOST {
@@ -232,7 +248,8 @@ impl Listening {
 
     async fn woke(&mut self) -> Result<(), String> {
         if std::mem::take(&mut self.holds) {
-            let unlock = sqlx::query("select pg_advisory_unlock($1)").bind(BELL_LOCK).execute(&mut self.listener);
+            let unlock =
+                sqlx::query("select pg_advisory_unlock($1)").bind(BELL_LOCK).execute(&mut self.listener);
             answer(unlock).await?;
         }
         Ok(())
@@ -241,21 +258,24 @@ impl Listening {
     /// Hands the bell over. The others sleep because this relay attends it: they are woken, and one of them finds it free.
     async fn leave(&mut self) {
         if self.attends {
-            let hand_over = sqlx::query("select pg_advisory_unlock_all(), pg_notify($1, '')").bind(DOORBELL).execute(&mut self.listener);
+            let hand_over = sqlx::query("select pg_advisory_unlock_all(), pg_notify($1, '')")
+                .bind(DOORBELL)
+                .execute(&mut self.listener);
             // If it fails the connection is gone, and its locks with it; the others look at their next poll.
             let _ = answer(hand_over).await;
         }
     }
 
     async fn try_lock(&mut self, key: i64) -> Result<bool, String> {
-        answer(sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(key).fetch_one(&mut self.listener)).await
+        answer(sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(key).fetch_one(&mut self.listener))
+            .await
     }
 }
 
 async fn answer<T>(query: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, String> {
     match tokio::time::timeout(ANSWER_WITHIN, query).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(crate::telemetry::chain(&error)),
+        Ok(Err(error)) => Err(super::telemetry::chain(&error)),
         Err(_) => Err(format!("no answer within {} s", ANSWER_WITHIN.as_secs())),
     }
 }

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::verdict::{Outcome, Reason};
+use crate::{
+    delivery::{Outcome, Reason},
+    store::BreakerState,
+};
 
 /// Opens after so many failures in a row,
 const IN_A_ROW: u32 = 20;
@@ -86,12 +89,18 @@ impl Breakers {
     /// Records what became of an attempt.
     pub(crate) fn record(&self, destination: &Arc<str>, outcome: &Outcome, now: Instant) -> Change {
         let mut breakers = self.breakers();
-        let failed = match Word::of(outcome) {
-            Word::Failed => true,
-            Word::Works => false,
+        let failed = match Evidence::of(outcome) {
+            Evidence::Failed => true,
+            Evidence::Works => false,
             // About one event only; but a probe asks no more than whether somebody answers.
-            Word::Answers if breakers.get(destination).is_some_and(|breaker| matches!(breaker.state, State::Probing { .. })) => false,
-            Word::Answers | Word::Nothing => return Change::None,
+            Evidence::Answers
+                if breakers
+                    .get(destination)
+                    .is_some_and(|breaker| matches!(breaker.state, State::Probing { .. })) =>
+            {
+                false
+            }
+            Evidence::Answers | Evidence::Nothing => return Change::None,
         };
         if !failed && !breakers.contains_key(destination) {
             return Change::None;
@@ -103,7 +112,7 @@ impl Breakers {
     /// Returns whether it did.
     pub(crate) fn probe_again(&self, destination: &str, outcome: &Outcome, now: Instant) -> bool {
         match self.breakers().get_mut(destination) {
-            Some(breaker) if Word::of(outcome) == Word::Nothing => match breaker.state {
+            Some(breaker) if Evidence::of(outcome) == Evidence::Nothing => match breaker.state {
                 State::Probing { length, .. } => {
                     breaker.state = State::Open { until: now, length };
                     true
@@ -115,13 +124,13 @@ impl Breakers {
     }
 
     /// Breakers that are not closed, by destination.
-    pub(crate) fn open(&self) -> HashMap<Arc<str>, &'static str> {
+    pub(crate) fn open(&self) -> HashMap<Arc<str>, BreakerState> {
         self.breakers()
             .iter()
             .filter_map(|(destination, breaker)| match breaker.state {
                 State::Closed => None,
-                State::Open { .. } => Some((destination.clone(), "open")),
-                State::Probing { .. } => Some((destination.clone(), "half_open")),
+                State::Open { .. } => Some((destination.clone(), BreakerState::Open)),
+                State::Probing { .. } => Some((destination.clone(), BreakerState::HalfOpen)),
             })
             .collect()
     }
@@ -134,7 +143,7 @@ impl Breakers {
 
 /// What an outcome says about its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+enum Evidence {
     Failed,
     Works,
     /// Somebody answers there; whether well, is about this event.
@@ -142,7 +151,7 @@ enum Word {
     Nothing,
 }
 
-impl Word {
+impl Evidence {
     fn of(outcome: &Outcome) -> Self {
         match outcome {
             Outcome::Delivered | Outcome::Gone => Self::Works,
@@ -186,10 +195,10 @@ impl Word {
 
 /// Which of these outcomes says most about their destination: the first that says whether it works, or else that it answers.
 pub(super) fn clearest<'o>(outcomes: impl Iterator<Item = &'o Outcome>) -> Option<usize> {
-    let unclear = |outcome: &Outcome| match Word::of(outcome) {
-        Word::Failed | Word::Works => 0,
-        Word::Answers => 1,
-        Word::Nothing => 2,
+    let unclear = |outcome: &Outcome| match Evidence::of(outcome) {
+        Evidence::Failed | Evidence::Works => 0,
+        Evidence::Answers => 1,
+        Evidence::Nothing => 2,
     };
     outcomes.enumerate().min_by_key(|(_, outcome)| unclear(outcome)).map(|(at, _)| at)
 }
@@ -222,8 +231,13 @@ impl Breaker {
                 }
                 self.failures += 1;
                 self.failures_in_a_row += 1;
-                let many = self.attempts >= AT_LEAST && f64::from(self.failures) >= SHARE * f64::from(self.attempts);
-                if self.failures_in_a_row >= IN_A_ROW || many { self.open(OPEN_FOR, now) } else { Change::None }
+                let many =
+                    self.attempts >= AT_LEAST && f64::from(self.failures) >= SHARE * f64::from(self.attempts);
+                if self.failures_in_a_row >= IN_A_ROW || many {
+                    self.open(OPEN_FOR, now)
+                } else {
+                    Change::None
+                }
             }
             State::Probing { .. } if !failed => {
                 *self = Self::new(now);
@@ -313,7 +327,11 @@ mod tests {
         assert!(breakers.probe_again(&there, &nothing, later));
         assert_eq!(breakers.gate(&there, later), Gate::Probe);
         breakers.begin_probe(&there, later);
-        assert_eq!(breakers.record(&there, &FAILED, later), Change::Opened(OPEN_FOR * 2), "it has forgotten nothing");
+        assert_eq!(
+            breakers.record(&there, &FAILED, later),
+            Change::Opened(OPEN_FOR * 2),
+            "it has forgotten nothing"
+        );
     }
 
     #[test]

@@ -10,39 +10,27 @@ use serde::de::DeserializeOwned;
 use sqlx::postgres::PgConnectOptions;
 use tokio_util::sync::CancellationToken;
 
-use super::{Drained, Error, Relay, Shared, agenda, breaker, clock, conform, judge, leases, permits, settle};
-use crate::{
-    config::{Connection, RelayConfig},
-    event::Event,
-    migrate,
-    sinks::{
-        Registry, Sink,
-        function::Function,
-        handler::{HandlerError, Handlers},
-        stdout::Stdout,
-    },
-    store::{ConnectionSettings, Functions, Store},
-    subscription::Index,
-    telemetry::Telemetry,
+use super::{
+    Drained, Error, Relay, Shared, breaker, clock, leases, matching, permits, prepare, schedule, settle,
 };
-
-/// Connections for SQL functions of the application, made when they are needed: so many that a few functions that hang, each
-/// with its four transactions, leave room for the others.
-const FUNCTION_CONNECTIONS: u32 = 32;
-
-/// Adds the sinks that every relay has: they need nothing but the database it has anyway, and its standard output. Nothing is
-/// connected to yet.
-pub fn add_own_sinks(sinks: &mut Registry, settings: &ConnectionSettings) {
-    sinks.add(Function::new(Functions::new(settings, FUNCTION_CONNECTIONS)));
-    sinks.add(Stdout::default());
-}
+use super::{Settings, telemetry::Telemetry};
+use crate::{
+    event::Event,
+    sink::{Connection, Problem, Registry, Sink},
+    sinks::{
+        self,
+        handler::{HandlerError, Handlers},
+    },
+    store::{ConnectionSettings, Store, schema},
+    subscription::Index,
+};
 
 /// Collects what a relay needs.
 #[derive(Debug)]
 pub struct Builder {
     options: PgConnectOptions,
     listen: Option<PgConnectOptions>,
-    settings: RelayConfig,
+    settings: Settings,
     pool_size: u32,
     pooler: bool,
     allow_superuser: bool,
@@ -58,11 +46,11 @@ impl Builder {
         Self {
             options,
             listen: None,
-            settings: RelayConfig::default(),
+            settings: Settings::default(),
             pool_size: 4,
             pooler: false,
             allow_superuser: false,
-            sinks: Registry::default(),
+            sinks: sinks::registry(),
             handlers: Handlers::default(),
             declared: Vec::new(),
             telemetry: Telemetry::new(),
@@ -71,7 +59,7 @@ impl Builder {
 
     /// Permits, leases, poll: `[relay]`.
     #[must_use]
-    pub fn settings(mut self, settings: RelayConfig) -> Self {
+    pub fn settings(mut self, settings: Settings) -> Self {
         self.settings = settings;
         self
     }
@@ -116,7 +104,12 @@ impl Builder {
     /// [`Rejected`](crate::sinks::handler::Rejected) is not. Where other relays use the same database, those without the
     /// handler leave its events to this program, also while it does not run: `outbox.unsubscribe` ends it.
     #[must_use]
-    pub fn handler<F, A, E>(mut self, name: &str, topics: impl IntoIterator<Item = impl Into<String>>, handler: F) -> Self
+    pub fn handler<F, A, E>(
+        mut self,
+        name: &str,
+        topics: impl IntoIterator<Item = impl Into<String>>,
+        handler: F,
+    ) -> Self
     where
         F: Fn(Arc<Event>) -> A + Send + Sync + 'static,
         A: Future<Output = Result<(), E>> + Send + 'static,
@@ -129,7 +122,12 @@ impl Builder {
 
     /// The same with the payload in a type of the handler's own. An event whose payload is none becomes a dead letter.
     #[must_use]
-    pub fn typed_handler<T, F, A, E>(mut self, name: &str, topics: impl IntoIterator<Item = impl Into<String>>, handler: F) -> Self
+    pub fn typed_handler<T, F, A, E>(
+        mut self,
+        name: &str,
+        topics: impl IntoIterator<Item = impl Into<String>>,
+        handler: F,
+    ) -> Self
     where
         T: DeserializeOwned + Send + 'static,
         F: Fn(Arc<Event>, T) -> A + Send + Sync + 'static,
@@ -145,7 +143,7 @@ impl Builder {
     ///
     /// # Errors
     /// A sentence that names the section and what cannot be used.
-    pub fn connections(mut self, connections: &[Connection]) -> Result<Self, String> {
+    pub fn connections(mut self, connections: &[Connection]) -> Result<Self, Problem> {
         self.sinks.open(connections)?;
         Ok(self)
     }
@@ -170,7 +168,7 @@ impl Builder {
             pooler: self.pooler,
             allow_superuser: self.allow_superuser,
         };
-        add_own_sinks(&mut self.sinks, &settings);
+        sinks::add_built_in(&mut self.sinks, settings.options.clone(), &settings.relay, settings.pooler);
         if !self.declared.is_empty() {
             self.sinks.add(self.handlers);
         }
@@ -181,7 +179,10 @@ impl Builder {
         }
         // Through a transaction pooler LISTEN reports success and never delivers, and a session lock would stay with
         // a connection that is not ours.
-        let listen = self.listen.or_else(|| (!self.pooler).then_some(self.options)).map(|options| store.listener_options(&options));
+        let listen = self
+            .listen
+            .or_else(|| (!self.pooler).then_some(self.options))
+            .map(|options| store.listener_options(&options));
         let shared = Arc::new(Shared {
             permits: permits::Permits::new(self.settings.permits, self.settings.permits_per_subscription),
             clock: clock::Clock::new(ahead),
@@ -189,12 +190,12 @@ impl Builder {
             settings: self.settings,
             sinks: self.sinks,
             telemetry: self.telemetry,
-            agenda: agenda::Agenda::new(),
+            schedule: schedule::Schedule::new(),
             breakers: breaker::Breakers::default(),
             leases: leases::Leases::default(),
             tallies: settle::Tallies::default(),
-            filter_errors: judge::FilterErrors::default(),
-            types_told: conform::Told::default(),
+            filter_errors: matching::FilterErrors::default(),
+            last_warned: prepare::LastWarned::default(),
             index: ArcSwap::from_pointee(Index::default()),
             starts: tokio::sync::Notify::new(),
             draining: AtomicBool::new(false),
@@ -207,11 +208,12 @@ impl Builder {
     async fn check_schema(&self) -> Result<(), Error> {
         use sqlx::Connection as _;
         let checking = async {
-            let mut connection = sqlx::PgConnection::connect_with(&self.options).await.map_err(migrate::Error::Connect)?;
-            let pending = migrate::pending(&mut connection).await?;
+            let mut connection =
+                sqlx::PgConnection::connect_with(&self.options).await.map_err(schema::Error::Connect)?;
+            let pending = schema::pending(&mut connection).await?;
             // A close that fails leaves nothing undone.
             let _ = connection.close().await;
-            Ok::<_, migrate::Error>(pending)
+            Ok::<_, schema::Error>(pending)
         };
         match tokio::time::timeout(Duration::from_secs(10), checking).await {
             Ok(Ok(pending)) if pending.is_empty() => Ok(()),
@@ -227,5 +229,20 @@ impl Builder {
     /// Those of both.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Drained, Error> {
         self.build().await?.run(shutdown).await
+    }
+
+    /// The same until a future ends, such as `tokio::signal::ctrl_c()`: then it drains.
+    ///
+    /// # Errors
+    /// Those of [`Builder::run`].
+    pub async fn run_until(self, stop: impl Future) -> Result<Drained, Error> {
+        let shutdown = CancellationToken::new();
+        let running = self.run(shutdown.clone());
+        tokio::pin!(running);
+        tokio::select! {
+            ended = &mut running => return ended,
+            _ = stop => shutdown.cancel(),
+        }
+        running.await
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use uuid::Uuid;
 
+use super::delivery::Delivery;
 use super::{
     Shared,
     breaker::Gate,
@@ -16,7 +17,6 @@ use super::{
     permits::Permit,
 };
 use crate::{
-    delivery::Delivery,
     store::{Claim, Claimed, Error},
     subscription::Subscription,
 };
@@ -37,14 +37,14 @@ pub(super) async fn look_for_due(shared: &Shared, everything: bool, now: Instant
     let since = (!everything).then(|| shared.clock.now() - shared.settings.poll.unwrap_or(LATE) * 2 - LATE);
     for due in shared.store.find_due(since).await? {
         if shared.index.load().get(due.subscription_id).is_none() {
-            shared.agenda.orphan(due.subscription_id);
+            shared.schedule.orphan(due.subscription_id);
         } else if due.due_in <= 0.0 {
-            shared.agenda.fall_behind(due.subscription_id);
+            shared.schedule.fall_behind(due.subscription_id);
         } else if due.due_in < 3_600.0 {
-            shared.agenda.note(due.subscription_id, now + Duration::from_secs_f64(due.due_in));
+            shared.schedule.note(due.subscription_id, now + Duration::from_secs_f64(due.due_in));
         }
     }
-    for subscription in shared.agenda.orphans() {
+    for subscription in shared.schedule.orphans() {
         cancel_orphans(shared, subscription).await?;
     }
     Ok(())
@@ -54,17 +54,21 @@ pub(super) async fn look_for_due(shared: &Shared, everything: bool, now: Instant
 async fn cancel_orphans(shared: &Shared, subscription: i64) -> Result<(), Error> {
     let cancelled = shared.store.cancel_orphans(subscription, ORPHANS_AT_ONCE).await?;
     if cancelled < ORPHANS_AT_ONCE.unsigned_abs() {
-        shared.agenda.cancelled(subscription);
+        shared.schedule.cancelled(subscription);
     }
     if cancelled > 0 {
-        tracing::info!(subscription, cancelled, "the subscription was deleted: what it was owed is cancelled");
+        tracing::info!(
+            subscription,
+            cancelled,
+            "the subscription was deleted: what it was owed is cancelled"
+        );
     }
     Ok(())
 }
 
 /// Claims for every subscription that has something due and room for it. Returns how many deliveries took off.
 pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usize, Error> {
-    let due = shared.agenda.take_due(Instant::now());
+    let due = shared.schedule.take_due(Instant::now());
     if due.is_empty() {
         return Ok(0);
     }
@@ -72,18 +76,22 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
     for id in due {
         let index = shared.index.load();
         let Some(subscription) = index.get(id) else {
-            shared.agenda.catch_up(id);
+            shared.schedule.catch_up(id);
             continue;
         };
         if let Some(room) = room(shared, subscription) {
             let permits = shared.permits.take(id, subscription.own_limit(), room);
             if permits.is_empty() {
-                if !shared.agenda.is_behind(id) {
-                    shared.agenda.note(id, Instant::now() + NO_ROOM);
+                if !shared.schedule.is_behind(id) {
+                    shared.schedule.note(id, Instant::now() + NO_ROOM);
                 }
             } else {
                 let room = u32::try_from(permits.len()).unwrap_or(u32::MAX);
-                wanted.push((Claim { subscription: id, room, since: shared.agenda.since(id) }, subscription.clone(), permits));
+                wanted.push((
+                    Claim { subscription: id, room, since: shared.schedule.since(id) },
+                    subscription.clone(),
+                    permits,
+                ));
             }
         }
     }
@@ -95,32 +103,41 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
     Ok(taken)
 }
 
-/// How many to ask for; `None`: nothing may be sent now, and the agenda knows when to ask again.
+/// How many to ask for; `None`: nothing may be sent now, and the schedule knows when to ask again.
 fn room(shared: &Shared, subscription: &Subscription) -> Option<u32> {
     let id = subscription.row.id;
     let now = Instant::now();
     if !subscription.may_send() {
-        shared.agenda.catch_up(id); // resuming it reloads it, and that puts it back on the agenda
+        shared.schedule.catch_up(id); // resuming it reloads it, and that puts it back on the schedule
         return None;
     }
-    if let Some(pause) = subscription.row.paused_until.and_then(|until| (until - shared.clock.now()).to_std().ok()) {
-        shared.agenda.catch_up(id);
-        shared.agenda.note(id, now + pause);
+    if let Some(pause) =
+        subscription.row.paused_until.and_then(|until| (until - shared.clock.now()).to_std().ok())
+    {
+        shared.schedule.catch_up(id);
+        shared.schedule.note(id, now + pause);
         return None;
     }
-    let gate = subscription.outlet.destination().map_or(Gate::Closed, |destination| shared.breakers.gate(destination, now));
+    let gate = subscription
+        .outlet
+        .destination()
+        .map_or(Gate::Closed, |destination| shared.breakers.gate(destination, now));
     match gate {
         Gate::Closed => Some(AT_ONCE),
         Gate::Probe => Some(1),
         Gate::Open(until) => {
-            shared.agenda.catch_up(id);
-            shared.agenda.note(id, until);
+            shared.schedule.catch_up(id);
+            shared.schedule.note(id, until);
             None
         }
     }
 }
 
-async fn claim_part(shared: &Arc<Shared>, deliver: &Deliver, wanted: Vec<(Claim, Arc<Subscription>, Vec<Permit>)>) -> Result<usize, Error> {
+async fn claim_part(
+    shared: &Arc<Shared>,
+    deliver: &Deliver,
+    wanted: Vec<(Claim, Arc<Subscription>, Vec<Permit>)>,
+) -> Result<usize, Error> {
     let claims: Vec<Claim> = wanted.iter().map(|(claim, ..)| *claim).collect();
     let token = Uuid::new_v4();
     let began = Instant::now();
@@ -128,7 +145,7 @@ async fn claim_part(shared: &Arc<Shared>, deliver: &Deliver, wanted: Vec<(Claim,
     let claimed = match shared.store.claim_deliveries(&claims, token, shared.settings.lease).await {
         Ok(claimed) => claimed,
         Err(error) => {
-            claims.iter().for_each(|claim| shared.agenda.fall_behind(claim.subscription));
+            claims.iter().for_each(|claim| shared.schedule.fall_behind(claim.subscription));
             return Err(error);
         }
     };
@@ -141,11 +158,11 @@ async fn claim_part(shared: &Arc<Shared>, deliver: &Deliver, wanted: Vec<(Claim,
     for (claim, subscription, mut permits) in wanted {
         let rows = by_subscription.remove(&claim.subscription).unwrap_or_default();
         if rows.len() < permits.len() {
-            shared.agenda.catch_up(claim.subscription);
+            shared.schedule.catch_up(claim.subscription);
             // Everything due before now has been seen; what committed late is within the margin.
-            shared.agenda.look_from(claim.subscription, started - LATE);
+            shared.schedule.look_from(claim.subscription, started - LATE);
         } else {
-            shared.agenda.fall_behind(claim.subscription);
+            shared.schedule.fall_behind(claim.subscription);
         }
         if rows.is_empty() {
             continue;
@@ -167,7 +184,7 @@ async fn claim_part(shared: &Arc<Shared>, deliver: &Deliver, wanted: Vec<(Claim,
     }
     let count = claimed.len();
     shared.telemetry.claimed(count, expired);
-    deliver.take_off(claimed, began).await?;
+    deliver.begin(claimed, began).await?;
     Ok(count)
 }
 
@@ -178,7 +195,6 @@ fn leased(row: &Claimed, subscription: Arc<Subscription>, permit: Permit, token:
         delivery: Delivery {
             id: row.id,
             event: Arc::new(missing_event(row.position, row.created_at)),
-            fields: None,
             subscription,
             owed_since: row.owed_since,
             attempted_at: row.owed_since,

@@ -37,7 +37,10 @@ impl Clock {
 
 fn anchor(ahead: f64) -> (DateTime<Utc>, Instant) {
     let machine = DateTime::<Utc>::from(SystemTime::now());
-    #[expect(clippy::cast_possible_truncation, reason = "whole milliseconds are enough, and a float saturates")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "whole milliseconds are enough, and a float saturates"
+    )]
     let ahead = chrono::TimeDelta::try_milliseconds((ahead * 1_000.0) as i64).unwrap_or_default();
     (machine + ahead, Instant::now())
 }

@@ -2,7 +2,6 @@
 //! permit taken.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeSet, HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::Arc,
@@ -14,32 +13,34 @@ use futures_util::FutureExt as _;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::delivery::Delivery;
 use super::{
-    Shared, breaker, conform,
-    lanes::{Flight, Lanes},
+    Shared,
+    batcher::{Batcher, InFlight},
+    breaker,
     permits::Permit,
+    prepare,
 };
 use crate::{
-    delivery::Delivery,
+    delivery::{Outcome, Reason},
     event::Event,
-    sinks::Report,
+    sink::{Outgoing, Outlet, Report},
     store::Error,
-    verdict::{Outcome, Reason},
 };
 
 /// No attempt may take longer, whatever its sink says.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(60);
-/// So much of an answer is kept (bytes), whatever its sink reports.
+/// Bytes kept of an answer, whatever its sink reports.
 const LONGEST_ANSWER: usize = 1_024;
-/// A delivery whose claims ended so often without a verdict is given up unsent.
+/// Claims without a verdict after which a delivery is given up unsent.
 const UNFINISHED_AT_MOST: u32 = 3;
-/// Deliveries whose last claim ended without a verdict fly with so many of their kind at most,
+/// Deliveries whose last claim ended without a verdict that may be attempted at once.
 const SUSPECTS: u32 = 8;
 
-/// After so long with upcasts and transforms other tasks get a turn.
+/// Time spent on upcasts and transforms after which other tasks get a turn.
 const TURN: Duration = Duration::from_millis(2);
 
-/// A delivery about to take off.
+/// A delivery that was leased and is not begun yet.
 #[derive(Debug)]
 pub(super) struct Leased {
     pub(super) delivery: Delivery,
@@ -48,16 +49,16 @@ pub(super) struct Leased {
     pub(super) permit: Permit,
 }
 
-/// A delivery that has landed.
+/// A delivery whose attempt has ended.
 #[derive(Debug)]
-pub(super) struct Landed {
+pub(super) struct Attempted {
     pub(super) delivery: Delivery,
     pub(super) report: Report,
     pub(super) took: Duration,
     /// Whether this attempt counts: nothing was tried if not.
     pub(super) counts: bool,
-    /// Whether it is the one of its batch by which the destination is judged: a batch that fails has failed once.
-    pub(super) speaks: bool,
+    /// Whether its outcome stands for its batch before the breaker: a batch that fails has failed once.
+    pub(super) decides: bool,
     /// Given back when the verdict is committed, by dropping this.
     _permit: Permit,
 }
@@ -67,20 +68,18 @@ pub(super) struct Landed {
 pub(super) struct Deliver {
     shared: Arc<Shared>,
     attempts: TaskTracker,
-    outcomes: mpsc::Sender<Landed>,
+    outcomes: mpsc::Sender<Attempted>,
     stop: CancellationToken,
     dropped: CancellationToken,
     suspects: Arc<Semaphore>,
-    lanes: Arc<Lanes>,
+    batcher: Arc<Batcher>,
 }
 
-/// Deliveries that are sent together.
+/// Deliveries that are sent together, and what is sent of each.
 #[derive(Default)]
-struct Load {
-    deliveries: Vec<Delivery>,
-    permits: Vec<Permit>,
-    /// What upcasts or a transform make of them is sent in their place.
-    transformed: Vec<Delivery>,
+struct Prepared {
+    in_flight: Vec<InFlight>,
+    outgoing: Vec<Outgoing>,
 }
 
 /// What stands in for an event that has not been read, or is no longer in the log.
@@ -104,42 +103,42 @@ impl Deliver {
     pub(super) fn new(
         shared: Arc<Shared>,
         attempts: TaskTracker,
-        outcomes: mpsc::Sender<Landed>,
+        outcomes: mpsc::Sender<Attempted>,
         stop: CancellationToken,
         dropped: CancellationToken,
     ) -> Self {
         let suspects = Arc::new(Semaphore::new(SUSPECTS as usize));
-        Self { shared, attempts, outcomes, stop, dropped, suspects, lanes: Arc::default() }
+        Self { shared, attempts, outcomes, stop, dropped, suspects, batcher: Arc::default() }
     }
 
     /// Starts an attempt for each. `given`: when their leases were given, by our monotonic clock.
-    pub(super) async fn take_off(&self, mut leased: Vec<Leased>, given: Instant) -> Result<(), Error> {
+    pub(super) async fn begin(&self, mut leased: Vec<Leased>, given: Instant) -> Result<(), Error> {
         if let Err(error) = self.read_payloads(&mut leased).await {
             self.give_back(leased).await;
             return Err(error);
         }
-        let mut lanes = BTreeSet::new();
+        let mut queues = BTreeSet::new();
         for Leased { delivery, permit, .. } in leased {
-            // Already in the air under an older lease of ours: that attempt goes on, and this lease runs out.
+            // Already in flight under an older lease of ours: that attempt goes on, and this lease runs out.
             if !self.shared.leases.hold(delivery.id, delivery.lease_token, given) {
                 continue;
             }
             // What may have killed a relay does not share its attempt.
             if delivery.unfinished == 0 && delivery.subscription.outlet.batch().is_some() {
-                lanes.insert(self.lanes.join(Flight { delivery, permit }));
+                queues.insert(self.batcher.join(InFlight { delivery, permit }));
             } else {
                 let this = self.clone();
-                self.spawn(async move { this.fly(vec![Flight { delivery, permit }]).await });
+                self.spawn(async move { this.attempt(vec![InFlight { delivery, permit }]).await });
             }
         }
-        for lane in lanes {
-            // As many pilots as the lane may have batches under way; each flies until nobody waits.
-            while self.lanes.needs_pilot(lane) {
+        for queue in queues {
+            // As many senders as the queue may have batches under way; each sends until nothing waits.
+            while self.batcher.needs_sender(queue) {
                 let this = self.clone();
                 self.spawn(async move {
-                    while let Some(batch) = this.lanes.board(lane, &this.stop).await {
-                        this.fly(batch).await;
-                        this.lanes.landed(lane);
+                    while let Some(batch) = this.batcher.next_batch(queue, &this.stop).await {
+                        this.attempt(batch).await;
+                        this.batcher.sent(queue);
                     }
                 });
             }
@@ -154,20 +153,34 @@ impl Deliver {
     /// Nothing was tried: without this, their leases would run out and count as deaths of this relay.
     async fn give_back(&self, leased: Vec<Leased>) {
         for Leased { delivery, permit, .. } in leased {
-            self.land(Flight { delivery, permit }, not_tried(Reason::LeaseLost), Duration::ZERO, false, true).await;
+            self.end(
+                InFlight { delivery, permit },
+                not_tried(Reason::LeaseLost),
+                Duration::ZERO,
+                false,
+                true,
+            )
+            .await;
         }
     }
 
     async fn read_payloads(&self, leased: &mut [Leased]) -> Result<(), Error> {
-        let missing: HashSet<i64> = leased.iter().filter(|one| !one.payload_read).map(|one| one.delivery.event.position).collect();
+        let missing: HashSet<i64> =
+            leased.iter().filter(|one| !one.payload_read).map(|one| one.delivery.event.position).collect();
         if missing.is_empty() {
             return Ok(());
         }
         let times = || leased.iter().filter(|one| !one.payload_read).map(|one| one.delivery.event.created_at);
         let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
         let positions: Vec<i64> = missing.into_iter().collect();
-        let events: HashMap<i64, Arc<Event>> =
-            self.shared.store.load_events(&positions, span).await?.into_iter().map(|(at, event)| (at, Arc::new(event))).collect();
+        let events: HashMap<i64, Arc<Event>> = self
+            .shared
+            .store
+            .load_events(&positions, span)
+            .await?
+            .into_iter()
+            .map(|(at, event)| (at, Arc::new(event)))
+            .collect();
         for one in leased.iter_mut().filter(|one| !one.payload_read) {
             let stand_in = &one.delivery.event;
             one.delivery.event = match events.get(&stand_in.position) {
@@ -179,50 +192,52 @@ impl Deliver {
     }
 
     /// One attempt at deliveries of one subscription.
-    async fn fly(&self, flights: Vec<Flight>) {
-        // What may have killed a relay flies with few of its kind, the second time alone.
-        let _few = match flights.first().map_or(0, |flight| flight.delivery.unfinished) {
+    async fn attempt(&self, in_flight: Vec<InFlight>) {
+        // What may have killed a relay is attempted with few of its kind, the second time alone.
+        let _few = match in_flight.first().map_or(0, |one| one.delivery.unfinished) {
             0 => None,
             1 => self.suspects.acquire().await.ok(),
             _ => self.suspects.acquire_many(SUSPECTS).await.ok(),
         };
-        let ids: Vec<i64> = flights.iter().map(|flight| flight.delivery.id).collect();
-        let (lost, given) = self.shared.leases.board(&ids);
-        let mut boarding = flights.into_iter().zip(given);
+        let ids: Vec<i64> = in_flight.iter().map(|one| one.delivery.id).collect();
+        let (lost, given) = self.shared.leases.begin(&ids);
+        let mut waiting = in_flight.into_iter().zip(given);
         // All at once, unless upcasts or transforms make much more of them.
-        while boarding.len() > 0 {
-            let load = self.load(&mut boarding).await;
-            if !load.deliveries.is_empty() {
-                self.carry(load, &lost).await;
+        while waiting.len() > 0 {
+            let prepared = self.prepare(&mut waiting).await;
+            if !prepared.outgoing.is_empty() {
+                self.send(prepared, &lost).await;
             }
         }
     }
 
-    /// Makes the next deliveries ready to be sent, as many as fit. Those that are not attempted land here.
-    async fn load(&self, boarding: &mut (impl Iterator<Item = (Flight, Option<Instant>)> + Send)) -> Load {
-        let mut load = Load::default();
+    /// Makes the next deliveries ready to be sent, as many as fit. Those that are not attempted end here.
+    async fn prepare(
+        &self,
+        waiting: &mut (impl Iterator<Item = (InFlight, Option<Instant>)> + Send),
+    ) -> Prepared {
+        let mut prepared = Prepared::default();
         let mut bytes = 0;
         let mut turn = Instant::now();
-        for (mut flight, given) in boarding {
-            flight.delivery.attempted_at = self.shared.clock.now();
-            if let Some((report, counts)) = self.before(&flight.delivery, given) {
-                self.land(flight, report, Duration::ZERO, counts, true).await;
+        for (mut one, given) in waiting {
+            one.delivery.attempted_at = self.shared.clock.now();
+            if let Some((report, counts)) = self.before(&one.delivery, given) {
+                self.end(one, report, Duration::ZERO, counts, true).await;
                 continue;
             }
-            match conform::outgoing(&self.shared, &flight.delivery) {
-                Ok(Cow::Borrowed(_)) => {}
-                Ok(Cow::Owned(outgoing)) => {
-                    bytes += outgoing.event.payload.len();
-                    load.transformed.push(outgoing);
-                }
+            let outgoing = match prepare::outgoing(&self.shared, &one.delivery) {
+                Ok(outgoing) => outgoing,
                 Err(report) => {
-                    self.land(flight, report, Duration::ZERO, true, true).await;
+                    self.end(one, report, Duration::ZERO, true, true).await;
                     continue;
                 }
+            };
+            if !Arc::ptr_eq(&outgoing.event, &one.delivery.event) {
+                bytes += outgoing.event.payload.len();
             }
-            let limit = flight.delivery.subscription.outlet.batch().map_or(0, |batch| batch.bytes);
-            load.deliveries.push(flight.delivery);
-            load.permits.push(flight.permit);
+            let limit = one.delivery.subscription.outlet.batch().map_or(0, |batch| batch.bytes);
+            prepared.outgoing.push(outgoing);
+            prepared.in_flight.push(one);
             if bytes > limit {
                 break;
             }
@@ -231,22 +246,23 @@ impl Deliver {
                 turn = Instant::now();
             }
         }
-        load
+        prepared
     }
 
     /// The attempt itself.
-    async fn carry(&self, load: Load, lost: &Notify) {
-        let Load { deliveries, permits, transformed } = load;
+    async fn send(&self, prepared: Prepared, lost: &Notify) {
+        let Prepared { in_flight, outgoing } = prepared;
+        let Some(first) = in_flight.first() else { return };
         let began = Instant::now();
         let reports = tokio::select! {
-            reports = send(if transformed.is_empty() { &deliveries } else { &transformed }) => reports,
-            () = lost.notified() => all(&deliveries, &cut_off(Reason::LeaseLost)),
-            () = self.stop.cancelled() => all(&deliveries, &cut_off(Reason::RelayStopped)),
+            reports = send(&first.delivery.subscription.outlet, &outgoing) => reports,
+            () = lost.notified() => all(&outgoing, &cut_off(Reason::LeaseLost)),
+            () = self.stop.cancelled() => all(&outgoing, &cut_off(Reason::RelayStopped)),
         };
         let took = began.elapsed();
-        let voice = breaker::clearest(reports.iter().map(|report| &report.outcome));
-        for (at, ((delivery, permit), report)) in deliveries.into_iter().zip(permits).zip(reports).enumerate() {
-            self.land(Flight { delivery, permit }, report, took, true, voice == Some(at)).await;
+        let deciding = breaker::clearest(reports.iter().map(|report| &report.outcome));
+        for (at, (one, report)) in in_flight.into_iter().zip(reports).enumerate() {
+            self.end(one, report, took, true, deciding == Some(at)).await;
         }
     }
 
@@ -262,34 +278,35 @@ impl Deliver {
             return Some((not_tried(Reason::RelayStopped), false));
         }
         // Others may take it over soon: too late to begin.
-        if delivery.unfinished == 0 && given.is_none_or(|given| given.elapsed() >= self.shared.settings.lease * 2 / 3) {
+        if delivery.unfinished == 0
+            && given.is_none_or(|given| given.elapsed() >= self.shared.settings.lease * 2 / 3)
+        {
             return Some((not_tried(Reason::LeaseLost), false));
         }
         None
     }
 
-    async fn land(&self, flight: Flight, report: Report, took: Duration, counts: bool, speaks: bool) {
-        let Flight { delivery, permit } = flight;
+    async fn end(&self, in_flight: InFlight, report: Report, took: Duration, counts: bool, decides: bool) {
+        let InFlight { delivery, permit } = in_flight;
         let report = Report { answer: report.answer.map(storable), ..report };
         if counts {
             self.shared.telemetry.attempted(&delivery, &report, took);
         }
         let subscription = &delivery.subscription;
-        if speaks
+        if decides
             && let Some(destination) = subscription.outlet.destination()
             && self.shared.breakers.probe_again(destination, &report.outcome, Instant::now())
         {
-            self.shared.agenda.fall_behind(subscription.row.id);
+            self.shared.schedule.fall_behind(subscription.row.id);
         }
         // Settling outlives the attempts; there is room, for the queue is as long as there are permits.
-        let _ = self.outcomes.send(Landed { delivery, report, took, counts, speaks, _permit: permit }).await;
+        let _ =
+            self.outcomes.send(Attempted { delivery, report, took, counts, decides, _permit: permit }).await;
     }
 }
 
 /// The sink's attempt, with its deadline, its panics, and a report for each whatever it says.
-async fn send(deliveries: &[Delivery]) -> Vec<Report> {
-    let Some(first) = deliveries.first() else { return Vec::new() };
-    let outlet = &first.subscription.outlet;
+async fn send(outlet: &Outlet, deliveries: &[Outgoing]) -> Vec<Report> {
     let deadline = outlet.deadline().min(LONGEST_ATTEMPT);
     let retry = |reason| Report::from(Outcome::Retry { reason, after: None });
     match tokio::time::timeout(deadline, AssertUnwindSafe(outlet.send(deliveries)).catch_unwind()).await {
@@ -308,7 +325,7 @@ async fn send(deliveries: &[Delivery]) -> Vec<Report> {
     }
 }
 
-fn all(deliveries: &[Delivery], report: &Report) -> Vec<Report> {
+fn all(deliveries: &[Outgoing], report: &Report) -> Vec<Report> {
     vec![report.clone(); deliveries.len()]
 }
 

@@ -49,7 +49,7 @@ impl Leases {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A delivery is leased. Whether it is now; if not, it is in the air already.
+    /// A delivery is leased. Returns whether it is now; if not, it is in flight already.
     pub(crate) fn hold(&self, delivery: i64, token: Uuid, given: Instant) -> bool {
         match self.held().entry(delivery) {
             std::collections::hash_map::Entry::Occupied(_) => false,
@@ -60,9 +60,9 @@ impl Leases {
         }
     }
 
-    /// Deliveries take off together. The first half of the answer rings when the lease of one of them is lost, the second
+    /// Deliveries are attempted together. The first half of the answer rings when the lease of one of them is lost, the second
     /// says when each was given last.
-    pub(crate) fn board(&self, deliveries: &[i64]) -> (Arc<Notify>, Vec<Option<Instant>>) {
+    pub(crate) fn begin(&self, deliveries: &[i64]) -> (Arc<Notify>, Vec<Option<Instant>>) {
         let lost = Arc::new(Notify::new());
         let mut held = self.held();
         let given = deliveries
@@ -76,7 +76,7 @@ impl Leases {
         (lost, given)
     }
 
-    /// It has landed, and its verdict is committed.
+    /// Their verdicts are committed.
     pub(crate) fn release(&self, deliveries: impl IntoIterator<Item = i64>) {
         let mut held = self.held();
         for delivery in deliveries {
@@ -89,7 +89,11 @@ impl Leases {
     }
 
     fn older_than(&self, age: Duration, now: Instant) -> Vec<(i64, Uuid)> {
-        self.held().iter().filter(|(_, lease)| now.duration_since(lease.given) >= age).map(|(&id, lease)| (id, lease.token)).collect()
+        self.held()
+            .iter()
+            .filter(|(_, lease)| now.duration_since(lease.given) >= age)
+            .map(|(&id, lease)| (id, lease.token))
+            .collect()
     }
 
     fn renewed(&self, asked: &[i64], still_ours: &[i64], given: Instant) {

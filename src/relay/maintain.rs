@@ -46,7 +46,10 @@ pub(super) async fn maintain(shared: Arc<Shared>, shutdown: CancellationToken) {
 }
 
 /// Tells the database that this relay lives, and of the subscriptions whose figures changed.
-async fn report(shared: &Shared, reported: &mut HashMap<i64, SubscriptionReport>) -> Result<(), crate::store::Error> {
+async fn report(
+    shared: &Shared,
+    reported: &mut HashMap<i64, SubscriptionReport>,
+) -> Result<(), crate::store::Error> {
     let open = shared.breakers.open();
     let index = shared.index.load();
     let (tallies, filter_errors) = (shared.tallies.all(), shared.filter_errors.report());
@@ -56,10 +59,17 @@ async fn report(shared: &Shared, reported: &mut HashMap<i64, SubscriptionReport>
         .filter_map(|id| {
             let (delivered, failed) = tallies.get(&id).copied().unwrap_or_default();
             let destination = index.get(id)?.outlet.destination();
-            let breaker = destination.and_then(|destination| open.get(destination)).copied().unwrap_or("closed");
+            let breaker =
+                destination.and_then(|destination| open.get(destination)).copied().unwrap_or_default();
             let (filter_errors, last_filter_error) = filter_errors.get(&id).cloned().unzip();
-            let figures =
-                SubscriptionReport { id, delivered, failed, breaker, filter_errors: filter_errors.unwrap_or_default(), last_filter_error };
+            let figures = SubscriptionReport {
+                id,
+                delivered,
+                failed,
+                breaker,
+                filter_errors: filter_errors.unwrap_or_default(),
+                last_filter_error,
+            };
             (reported.get(&id) != Some(&figures)).then_some(figures)
         })
         .collect();

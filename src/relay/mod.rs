@@ -14,23 +14,26 @@
 //! What a crash costs: in await_work and maintain nothing, in route and claim the wait of one lease, in deliver and settle
 //! a repeated delivery for each permit taken.
 
-mod agenda;
+mod schedule;
 pub(crate) mod await_work;
 mod breaker;
 mod builder;
 mod claim;
 mod clock;
-mod conform;
+mod prepare;
 mod deliver;
-mod judge;
-mod lanes;
+pub(crate) mod delivery;
+mod matching;
+mod batcher;
 mod leases;
 mod maintain;
 mod permits;
 mod reload;
 mod route;
+mod settings;
 mod settle;
-mod start;
+mod backfill;
+pub mod telemetry;
 mod work;
 
 use std::{
@@ -46,14 +49,15 @@ use sqlx::{PgPool, postgres::PgConnectOptions};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::builder::{Builder, add_own_sinks};
+use self::telemetry::Telemetry;
+pub use self::{
+    builder::Builder,
+    settings::{AttemptLog, Settings},
+};
 use crate::{
-    config::RelayConfig,
-    migrate,
-    sinks::Registry,
-    store::{self, Store},
+    sink::Registry,
+    store::{self, Store, schema},
     subscription::Index,
-    telemetry::Telemetry,
 };
 
 /// Why a relay did not start or could not go on.
@@ -64,9 +68,11 @@ pub enum Error {
     Start(#[source] store::Error),
     /// The schema cannot be read, or was migrated by a newer version.
     #[error("checking the schema")]
-    Schema(#[source] migrate::Error),
+    Schema(#[source] schema::Error),
     /// Migrations are missing.
-    #[error("the schema outbox is missing or older than this binary (not applied: {missing}); run `pgoutbox migrate`")]
+    #[error(
+        "the schema outbox is missing or older than this binary (not applied: {missing}); run `pgoutbox migrate`"
+    )]
     Outdated {
         /// Their names.
         missing: String,
@@ -105,17 +111,17 @@ pub struct Health {
 #[derive(Debug)]
 struct Shared {
     store: Store,
-    settings: RelayConfig,
+    settings: Settings,
     sinks: Registry,
     telemetry: Arc<Telemetry>,
     permits: Arc<permits::Permits>,
     clock: clock::Clock,
-    agenda: agenda::Agenda,
+    schedule: schedule::Schedule,
     breakers: breaker::Breakers,
     leases: leases::Leases,
     tallies: settle::Tallies,
-    filter_errors: judge::FilterErrors,
-    types_told: conform::Told,
+    filter_errors: matching::FilterErrors,
+    last_warned: prepare::LastWarned,
     index: ArcSwap<Index>,
     /// Rings when there may be past events to work through.
     starts: tokio::sync::Notify,
@@ -133,7 +139,10 @@ impl Shared {
 impl Relay {
     /// Begins a relay on the database of this pool. The relay makes connections of its own with the pool's options.
     #[must_use]
-    #[expect(clippy::needless_pass_by_value, reason = "a pool is a handle, and callers have no further use for it")]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "a pool is a handle, and callers have no further use for it"
+    )]
     pub fn builder(pool: PgPool) -> Builder {
         Builder::new((*pool.connect_options()).clone())
     }
@@ -159,7 +168,8 @@ impl Relay {
         let drained = CancellationToken::new();
         let stages = TaskTracker::new();
         let attempts = TaskTracker::new();
-        let (outcomes, outcomes_inbox) = mpsc::channel(usize::try_from(shared.settings.permits).unwrap_or(usize::MAX).clamp(1, 65_536));
+        let (outcomes, outcomes_inbox) =
+            mpsc::channel(usize::try_from(shared.settings.permits).unwrap_or(usize::MAX).clamp(1, 65_536));
         let (bell, bell_task) = await_work::bell(shared.clone(), listen);
         let stop_attempts = CancellationToken::new();
         // Whoever drops this future instead of cancelling `shutdown` wants no drain: the stages then end where they are.
@@ -167,12 +177,29 @@ impl Relay {
         let _dropped = dropped.clone().drop_guard();
 
         stages.spawn(dropped.clone().run_until_cancelled_owned(bell_task.listen(drained.clone())));
-        stages.spawn(dropped.clone().run_until_cancelled_owned(leases::renew(shared.clone(), drained.clone())));
-        stages.spawn(dropped.clone().run_until_cancelled_owned(maintain::maintain(shared.clone(), shutdown.clone())));
-        stages.spawn(dropped.clone().run_until_cancelled_owned(start::start(shared.clone(), shutdown.clone())));
-        let settling = stages.spawn(dropped.clone().run_until_cancelled_owned(settle::settle(shared.clone(), outcomes_inbox)));
-        let deliver = deliver::Deliver::new(shared.clone(), attempts.clone(), outcomes, stop_attempts.clone(), dropped.clone());
-        let working = stages.spawn(dropped.clone().run_until_cancelled_owned(work::work(shared.clone(), bell, deliver, shutdown.clone())));
+        stages
+            .spawn(dropped.clone().run_until_cancelled_owned(leases::renew(shared.clone(), drained.clone())));
+        stages.spawn(
+            dropped.clone().run_until_cancelled_owned(maintain::maintain(shared.clone(), shutdown.clone())),
+        );
+        stages.spawn(
+            dropped.clone().run_until_cancelled_owned(backfill::backfill(shared.clone(), shutdown.clone())),
+        );
+        let settling = stages
+            .spawn(dropped.clone().run_until_cancelled_owned(settle::settle(shared.clone(), outcomes_inbox)));
+        let deliver = deliver::Deliver::new(
+            shared.clone(),
+            attempts.clone(),
+            outcomes,
+            stop_attempts.clone(),
+            dropped.clone(),
+        );
+        let working = stages.spawn(dropped.clone().run_until_cancelled_owned(work::work(
+            shared.clone(),
+            bell,
+            deliver,
+            shutdown.clone(),
+        )));
         stages.close();
 
         let worked = working.await;
@@ -191,7 +218,8 @@ impl Relay {
             tracing::warn!("a stage did not end in time and is left behind");
         }
         // Not to be found on the list is a courtesy.
-        let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.leave_relay(&shared.settings.name)).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.leave_relay(&shared.settings.name))
+            .await;
         let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.close()).await;
         let unsettled = shared.leases.count();
         shared.telemetry.stopped(&shared.settings.name, left.max(unsettled));
@@ -213,7 +241,7 @@ impl Health {
         }
         match tokio::time::timeout(Duration::from_secs(3), self.shared.store.inspect()).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(crate::telemetry::chain(&error)),
+            Ok(Err(error)) => Err(crate::relay::telemetry::chain(&error)),
             Err(_) => Err("the database did not answer within 3 s".to_owned()),
         }
     }

@@ -44,7 +44,12 @@ pub(crate) enum NoPermit {
 
 impl Permits {
     pub(crate) fn new(total: u32, per_subscription: u32) -> Arc<Self> {
-        Arc::new(Self { total, per_subscription: per_subscription.min(total), taken: Mutex::default(), freed: Notify::new() })
+        Arc::new(Self {
+            total,
+            per_subscription: per_subscription.min(total),
+            taken: Mutex::default(),
+            freed: Notify::new(),
+        })
     }
 
     fn taken(&self) -> std::sync::MutexGuard<'_, Taken> {
@@ -74,7 +79,11 @@ impl Permits {
     ///
     /// # Errors
     /// Says whether all permits are taken, or those this subscription may have.
-    pub(crate) fn take_one(self: &Arc<Self>, subscription: i64, own_limit: Option<u32>) -> Result<Permit, NoPermit> {
+    pub(crate) fn take_one(
+        self: &Arc<Self>,
+        subscription: i64,
+        own_limit: Option<u32>,
+    ) -> Result<Permit, NoPermit> {
         let mut taken = self.taken();
         if taken.all >= self.total {
             return Err(NoPermit::AllTaken);
@@ -88,7 +97,12 @@ impl Permits {
     }
 
     /// Takes up to `wanted` permits.
-    pub(crate) fn take(self: &Arc<Self>, subscription: i64, own_limit: Option<u32>, wanted: u32) -> Vec<Permit> {
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        subscription: i64,
+        own_limit: Option<u32>,
+        wanted: u32,
+    ) -> Vec<Permit> {
         let mut taken = self.taken();
         let granted = wanted.min(taken.room(self.total, self.limit(own_limit), subscription));
         if granted > 0 {
@@ -148,7 +162,11 @@ mod tests {
         let permits = Permits::new(256, 64);
         permits.share_among(50);
         let mut held: Vec<_> = (0..10).map(|subscription| permits.take(subscription, None, 64)).collect();
-        assert!(permits.free() >= 256 / 4 - 10 * 5, "each beyond its share left the reserve alone: {}", permits.free());
+        assert!(
+            permits.free() >= 256 / 4 - 10 * 5,
+            "each beyond its share left the reserve alone: {}",
+            permits.free()
+        );
         let late = permits.take(99, None, 64);
         assert!(!late.is_empty(), "one that has nothing in flight still gets its share");
         held.clear();

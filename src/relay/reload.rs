@@ -8,8 +8,8 @@ use std::{
 
 use super::Shared;
 use crate::{
-    event_type::{EventType, Types},
-    store::Error,
+    event::types::{EventType, Types},
+    store::{Error, SubscriptionState},
     subscription::{Index, Subscription},
 };
 
@@ -26,7 +26,13 @@ pub(super) struct Reload {
 
 impl Reload {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, snapshot: None, subscriptions: BTreeMap::new(), invalid: HashMap::new(), types: BTreeMap::new() }
+        Self {
+            shared,
+            snapshot: None,
+            subscriptions: BTreeMap::new(),
+            invalid: HashMap::new(),
+            types: BTreeMap::new(),
+        }
     }
 
     /// Brings the index up to date.
@@ -37,35 +43,42 @@ impl Reload {
         let shared = self.shared.clone();
         let loaded = shared.store.load_subscriptions(self.snapshot.as_deref()).await?;
         // After the generation was read: a type that changes in between moves it again.
-        let (types, judged_types) = self.load_types().await?;
+        let (types, checked_types) = self.load_types().await?;
         let ids: HashSet<i64> = loaded.ids.into_iter().collect();
         for deleted in self.subscriptions.keys().filter(|id| !ids.contains(id)) {
-            shared.agenda.orphan(*deleted);
+            shared.schedule.orphan(*deleted);
         }
         self.subscriptions.retain(|id, _| ids.contains(id));
         self.invalid.retain(|id, _| ids.contains(id));
         for (id, why) in &loaded.unreadable {
             shared.telemetry.subscription_unreadable(*id, why);
         }
-        let mut judgements = Vec::new();
+        let mut states = Vec::new();
         let mut changed = Vec::with_capacity(loaded.rows.len());
         for row in loaded.rows {
-            let (id, name, state) = (row.id, row.name.clone(), row.state.clone());
+            let (id, name, state) = (row.id, row.name.clone(), row.state);
             changed.push(id);
             let (subscription, problem) = Subscription::bind(row, &shared.sinks);
             match problem {
                 // What one relay cannot serve another may: its word is the last.
                 None => {
                     self.invalid.remove(&id);
-                    if state == "invalid" {
-                        judgements.push((id, name, "invalid", "ok", None));
+                    if state == SubscriptionState::Invalid {
+                        states.push((id, name, SubscriptionState::Invalid, SubscriptionState::Ok, None));
                     }
                 }
                 // Said once for each reason, or two relays that disagree would go on contradicting each other.
                 Some(reason) => {
-                    let said_before = self.invalid.insert(id, reason.clone()).is_some_and(|before| before == reason);
-                    if state == "ok" && !said_before {
-                        judgements.push((id, name, "ok", "invalid", Some(reason)));
+                    let said_before =
+                        self.invalid.insert(id, reason.clone()).is_some_and(|before| before == reason);
+                    if state == SubscriptionState::Ok && !said_before {
+                        states.push((
+                            id,
+                            name,
+                            SubscriptionState::Ok,
+                            SubscriptionState::Invalid,
+                            Some(reason),
+                        ));
                     }
                 }
             }
@@ -77,21 +90,22 @@ impl Reload {
         let index = Index::new(loaded.generation, self.subscriptions.values().cloned()).with_types(types);
         shared.permits.share_among(index.sendable());
         shared.telemetry.reloaded(loaded.generation, self.subscriptions.len(), self.invalid.len());
-        let destinations: HashSet<Arc<str>> = index.iter().filter_map(|subscription| subscription.outlet.destination().cloned()).collect();
+        let destinations: HashSet<Arc<str>> =
+            index.iter().filter_map(|subscription| subscription.outlet.destination().cloned()).collect();
         shared.breakers.keep_only(|destination| destinations.contains(destination));
         shared.index.store(Arc::new(index));
         shared.starts.notify_one();
         for id in changed {
-            shared.agenda.note(id, Instant::now()); // it may just have been resumed
+            shared.schedule.note(id, Instant::now()); // it may just have been resumed
         }
         // Whoever holds such a row locked must not keep the index from being swapped.
-        for read in judged_types {
+        for read in checked_types {
             let problem = read.problem();
-            if shared.store.judge_event_type(&read.row, problem.as_deref()).await? {
-                shared.telemetry.event_type_judged(&read.row.topic, read.row.version, problem.as_deref());
+            if shared.store.set_event_type_state(&read.row, problem.as_deref()).await? {
+                shared.telemetry.event_type_checked(&read.row.topic, read.row.version, problem.as_deref());
             }
         }
-        for (id, name, from, state, reason) in judgements {
+        for (id, name, from, state, reason) in states {
             if shared.store.set_subscription_state(id, from, state, reason.as_deref()).await? {
                 shared.telemetry.subscription_changed(&name, state, reason.as_deref().unwrap_or(""));
             }
@@ -106,16 +120,18 @@ impl Reload {
         let loaded = shared.store.load_event_types(self.snapshot.as_deref()).await?;
         let ids: HashSet<i64> = loaded.ids.into_iter().collect();
         self.types.retain(|id, _| ids.contains(id));
-        shared.types_told.keep_only(|id| ids.contains(&id));
-        let mut judged = Vec::new();
+        shared.last_warned.keep_only(|id| ids.contains(&id));
+        let mut changed_problems = Vec::new();
         for row in loaded.rows {
             // Compiling takes a while: other tasks go on meanwhile. It does not panic, and is not cancelled.
-            let Ok(read) = tokio::task::spawn_blocking(move || Arc::new(EventType::read(row))).await else { continue };
+            let Ok(read) = tokio::task::spawn_blocking(move || Arc::new(EventType::read(row))).await else {
+                continue;
+            };
             if read.problem() != read.row.state_reason {
-                judged.push(read.clone());
+                changed_problems.push(read.clone());
             }
             self.types.insert(read.row.id, read);
         }
-        Ok((Arc::new(Types::new(self.types.values().cloned())), judged))
+        Ok((Arc::new(Types::new(self.types.values().cloned())), changed_problems))
     }
 }

@@ -12,16 +12,16 @@ use std::{
 
 use uuid::Uuid;
 
+use super::delivery::Delivery;
 use super::{
     Shared,
     breaker::Gate,
     deliver::{Deliver, Leased},
-    judge::Judgements,
+    matching::MatchCache,
     permits::{NoPermit, Permit},
     reload::Reload,
 };
 use crate::{
-    delivery::Delivery,
     event::Event,
     store::{Advance, Cursor, Error, NewDelivery, NewEvent},
     subscription::{Index, Subscription},
@@ -55,7 +55,7 @@ pub(super) struct Route {
     fixed: HashSet<i64>,
     /// Deliveries an event was routed to lately: how many events fill the permits.
     fanout: f64,
-    judgements: Judgements,
+    matches: MatchCache,
 }
 
 /// What one step is going to write.
@@ -69,7 +69,7 @@ struct Plan {
 
 impl Route {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, cursor: None, fixed: HashSet::new(), fanout: 1.0, judgements: Judgements::default() }
+        Self { shared, cursor: None, fixed: HashSet::new(), fanout: 1.0, matches: MatchCache::default() }
     }
 
     pub(super) async fn route(&mut self, reload: &mut Reload, deliver: &mut Deliver) -> Result<Step, Error> {
@@ -82,22 +82,28 @@ impl Route {
             None => self.shared.store.load_cursor(0).await?,
         };
         let free = self.shared.permits.free();
-        let Some(read) = self.shared.store.read_events(&cursor, self.page(free), free > 0 || index.needs_payload()).await? else {
-            self.judgements.forget();
+        let Some(read) = self
+            .shared
+            .store
+            .read_events(&cursor, self.page(free), free > 0 || index.needs_payload())
+            .await?
+        else {
+            self.matches.forget();
             return Ok(Step::OthersRoute); // and the cursor is loaded anew
         };
         // An event committed after a subscription is always matched against it.
         if read.generation != index.generation {
             reload.load().await?;
         }
-        let starting: Vec<i64> = self.shared.index.load().starting().filter(|id| !self.fixed.contains(id)).collect();
+        let starting: Vec<i64> =
+            self.shared.index.load().starting().filter(|id| !self.fixed.contains(id)).collect();
         if read.events.is_empty() && !read.closes_window() && !read.was_slow && starting.is_empty() {
             self.cursor = Some(cursor);
             return Ok(Step::Nothing);
         }
         let index = self.shared.index.load_full();
         let (more_to_read, events) = (read.has_more(), &read.events);
-        self.judgements.judge(&self.shared, &index, events).await?;
+        self.matches.evaluate(&self.shared, &index, events).await?;
         let plan = self.plan(&index, events);
         if plan.routed == 0 && !events.is_empty() {
             self.cursor = Some(cursor);
@@ -106,9 +112,13 @@ impl Route {
         let token = Uuid::new_v4();
         let began = Instant::now();
         let lease = self.shared.settings.lease;
-        let Some((next, ids)) = self.shared.store.advance_cursor(&cursor, &read, plan.advance, &plan.rows, token, lease, &starting).await?
+        let Some((next, ids)) = self
+            .shared
+            .store
+            .advance_cursor(&cursor, &read, plan.advance, &plan.rows, token, lease, &starting)
+            .await?
         else {
-            self.judgements.forget();
+            self.matches.forget();
             return Ok(Step::OthersRoute);
         };
         self.cursor = Some(next);
@@ -116,7 +126,7 @@ impl Route {
             self.fixed.extend(starting);
             self.shared.starts.notify_one();
         }
-        self.judgements.settle(&self.shared, &index, events.iter().take(plan.routed));
+        self.matches.settle(&self.shared, &index, events.iter().take(plan.routed));
         let more = more_to_read || plan.advance != Advance::All;
         let step = Step::Routed { more, waiting: plan.waiting };
         self.shared.telemetry.routed(plan.routed, plan.rows.len());
@@ -134,7 +144,6 @@ impl Route {
                 delivery: Delivery {
                     id,
                     event,
-                    fields: None,
                     subscription,
                     owed_since,
                     attempted_at: owed_since,
@@ -146,7 +155,7 @@ impl Route {
                 permit,
             })
             .collect();
-        deliver.take_off(leased, began).await?;
+        deliver.begin(leased, began).await?;
         Ok(step)
     }
 
@@ -155,7 +164,11 @@ impl Route {
         if free == 0 {
             return PAGE;
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float saturates, and the result is clamped")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a float saturates, and the result is clamped"
+        )]
         let fitting = (f64::from(free) / self.fanout.max(1.0)) as usize;
         fitting.clamp(SMALLEST_PAGE, PAGE)
     }
@@ -174,7 +187,8 @@ impl Route {
         }
         let now = self.shared.clock.now();
         let mut sendable = index.iter().filter(|subscription| self.may_send(subscription, now)).peekable();
-        sendable.peek().is_some() && sendable.all(|subscription| Some(subscription.row.id) == full || self.room(subscription) == 0)
+        sendable.peek().is_some()
+            && sendable.all(|subscription| Some(subscription.row.id) == full || self.room(subscription) == 0)
     }
 
     fn room(&self, subscription: &Subscription) -> u32 {
@@ -195,7 +209,7 @@ impl Route {
         let mut previous = None;
         for new in events {
             let matching: Vec<&Arc<Subscription>> = if index.is_choosy() {
-                self.judgements.wanted_by(new.event.position).iter().filter_map(|id| index.get(*id)).collect()
+                self.matches.wanted_by(new.event.position).iter().filter_map(|id| index.get(*id)).collect()
             } else {
                 index.matching(&new.event)
             };
@@ -207,12 +221,12 @@ impl Route {
             for subscription in matching {
                 let id = subscription.row.id;
                 let may_send = *sendable.entry(id).or_insert_with(|| self.may_send(subscription, now));
-                let permit = if may_send && !later && !shared.agenda.is_behind(id) {
+                let permit = if may_send && !later && !shared.schedule.is_behind(id) {
                     match shared.permits.take_one(id, subscription.own_limit()) {
                         Ok(permit) => Some(permit),
                         // One event for more subscriptions than there are permits goes all the same: to some at once.
                         Err(NoPermit::AllTaken) if plan.routed == 0 && plan.leased.len() > leased_before => {
-                            shared.agenda.fall_behind(id);
+                            shared.schedule.fall_behind(id);
                             None
                         }
                         Err(NoPermit::AllTaken) => {
@@ -220,12 +234,14 @@ impl Route {
                             break;
                         }
                         // Where this event was leased to another one, that one had room.
-                        Err(NoPermit::NoneForThis) if plan.leased.len() == leased_before && self.all_are_full(index, Some(id)) => {
+                        Err(NoPermit::NoneForThis)
+                            if plan.leased.len() == leased_before && self.all_are_full(index, Some(id)) =>
+                        {
                             hold = true;
                             break;
                         }
                         Err(NoPermit::NoneForThis) => {
-                            shared.agenda.fall_behind(id);
+                            shared.schedule.fall_behind(id);
                             None
                         }
                     }
@@ -237,13 +253,14 @@ impl Route {
                     let event = event.get_or_insert_with(|| Arc::new(new.event.clone()));
                     plan.leased.push((event.clone(), new.payload_read, subscription.clone(), permit));
                 } else if later {
-                    let wait = new.deliver_after.and_then(|then| (then - now).to_std().ok()).unwrap_or_default();
-                    shared.agenda.note(id, Instant::now() + wait);
+                    let wait =
+                        new.deliver_after.and_then(|then| (then - now).to_std().ok()).unwrap_or_default();
+                    shared.schedule.note(id, Instant::now() + wait);
                 } else {
                     plan.waiting |= may_send;
-                    shared.agenda.fall_behind(id);
+                    shared.schedule.fall_behind(id);
                     if new.priority > 0 {
-                        shared.agenda.look_back(id); // priority moves the due time into the past
+                        shared.schedule.look_back(id); // priority moves the due time into the past
                     }
                 }
                 plan.rows.push(NewDelivery {
@@ -271,9 +288,8 @@ impl Route {
     fn may_send(&self, subscription: &Subscription, now: chrono::DateTime<chrono::Utc>) -> bool {
         subscription.may_send()
             && subscription.row.paused_until.is_none_or(|until| until <= now)
-            && subscription
-                .outlet
-                .destination()
-                .is_none_or(|destination| self.shared.breakers.gate(destination, Instant::now()) == Gate::Closed)
+            && subscription.outlet.destination().is_none_or(|destination| {
+                self.shared.breakers.gate(destination, Instant::now()) == Gate::Closed
+            })
     }
 }

@@ -10,12 +10,11 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{Shared, await_work::backon_waits, breaker::Change, deliver::Landed};
+use super::{Shared, await_work::backon_waits, breaker::Change, deliver::Attempted};
+use super::{delivery::Delivery, settings::AttemptLog};
 use crate::{
-    config::AttemptLog,
-    delivery::Delivery,
-    store::{AttemptRow, Batch, DeadRow, Kind},
-    verdict::{LONGEST_PAUSE, Outcome, Verdict, verdict},
+    delivery::{LONGEST_PAUSE, Outcome, Verdict, verdict},
+    store::{AttemptRow, Batch, DeadRow, Kind, SubscriptionState},
 };
 
 /// Verdicts written in one commit at most.
@@ -44,43 +43,44 @@ impl Tallies {
 }
 
 /// Writes verdicts until every sender of outcomes is gone.
-pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: mpsc::Receiver<Landed>) {
-    let mut landed = Vec::with_capacity(AT_ONCE);
-    while outcomes.recv_many(&mut landed, AT_ONCE).await > 0 {
-        settle_batch(&shared, &landed).await;
+pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: mpsc::Receiver<Attempted>) {
+    let mut attempted = Vec::with_capacity(AT_ONCE);
+    while outcomes.recv_many(&mut attempted, AT_ONCE).await > 0 {
+        settle_batch(&shared, &attempted).await;
         // Their permits come back only now.
-        landed.clear();
+        attempted.clear();
     }
 }
 
-async fn settle_batch(shared: &Shared, landed: &[Landed]) {
-    let verdicts: Vec<Verdict> = landed.iter().map(|one| judge(shared, one)).collect();
-    let batch = batch(landed, &verdicts);
+async fn settle_batch(shared: &Shared, attempted: &[Attempted]) {
+    let verdicts: Vec<Verdict> = attempted.iter().map(|one| decide(shared, one)).collect();
+    let batch = batch(attempted, &verdicts);
     // First what concerns the whole subscription: once the verdicts are committed, its deliveries may be claimed again.
-    let told = follow_up(shared, landed).await;
-    let mut settled: HashSet<i64> = landed.iter().filter(|one| one.report.settled).map(|one| one.delivery.id).collect();
-    if settled.len() < landed.len() {
-        settled.extend(persist(shared, landed, &batch).await);
+    let recorded = follow_up(shared, attempted).await;
+    let mut settled: HashSet<i64> =
+        attempted.iter().filter(|one| one.report.settled).map(|one| one.delivery.id).collect();
+    if settled.len() < attempted.len() {
+        settled.extend(persist(shared, attempted, &batch).await);
     }
     // At once: what is due again may be claimed from here on, and must not be taken for an attempt still under way.
-    shared.leases.release(landed.iter().map(|one| one.delivery.id));
-    record_attempts(shared, landed, &settled).await;
-    for (one, verdict) in landed.iter().zip(&verdicts) {
+    shared.leases.release(attempted.iter().map(|one| one.delivery.id));
+    record_attempts(shared, attempted, &settled).await;
+    for (one, verdict) in attempted.iter().zip(&verdicts) {
         let counted = settled.contains(&one.delivery.id);
         announce(shared, one, verdict, counted);
     }
-    if !told {
-        follow_up(shared, landed).await;
+    if !recorded {
+        follow_up(shared, attempted).await;
     }
 }
 
-fn judge(shared: &Shared, one: &Landed) -> Verdict {
-    let Landed { delivery, report, counts, .. } = one;
+fn decide(shared: &Shared, one: &Attempted) -> Verdict {
+    let Attempted { delivery, report, counts, .. } = one;
     if !counts && matches!(report.outcome, Outcome::Retry { .. }) {
         return Verdict::RetryIn(Duration::ZERO);
     }
     let age = shared.clock.age(delivery.owed_since);
-    if matches!(report.outcome.reason(), Some(crate::verdict::Reason::RelayStopped))
+    if matches!(report.outcome.reason(), Some(crate::delivery::Reason::RelayStopped))
         && delivery.attempt < delivery.subscription.retry.max_attempts
     {
         return Verdict::RetryIn(Duration::ZERO);
@@ -94,10 +94,10 @@ fn seed(delivery: &Delivery) -> u64 {
     high ^ low ^ u64::try_from(delivery.subscription.row.id).unwrap_or(0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
-fn batch(landed: &[Landed], verdicts: &[Verdict]) -> Batch {
+fn batch(attempted: &[Attempted], verdicts: &[Verdict]) -> Batch {
     let mut batch = Batch::default();
     let mut tokens = HashSet::new();
-    for (one, verdict) in landed.iter().zip(verdicts) {
+    for (one, verdict) in attempted.iter().zip(verdicts) {
         let id = one.delivery.id;
         tokens.insert(one.delivery.lease_token);
         match verdict {
@@ -121,14 +121,14 @@ fn batch(landed: &[Landed], verdicts: &[Verdict]) -> Batch {
 }
 
 /// Writes the batch, again and again while the database is away. Returns the deliveries whose verdict counted.
-async fn persist(shared: &Shared, landed: &[Landed], batch: &Batch) -> Vec<i64> {
+async fn persist(shared: &Shared, attempted: &[Attempted], batch: &Batch) -> Vec<i64> {
     let mut waits = backon_waits();
     let mut unknown = false;
     loop {
         match shared.store.settle_deliveries(batch).await {
             // After a lost answer the rows may be gone because the first try had worked: nobody else writes under our
             // tokens, so what is missing then is taken for settled.
-            Ok(_) if unknown => return landed.iter().map(|one| one.delivery.id).collect(),
+            Ok(_) if unknown => return attempted.iter().map(|one| one.delivery.id).collect(),
             Ok(settled) => return settled,
             Err(error) => {
                 shared.telemetry.database_failed("settle", &error);
@@ -140,14 +140,14 @@ async fn persist(shared: &Shared, landed: &[Landed], batch: &Batch) -> Vec<i64> 
     }
 }
 
-/// The delivery log is told once; it is worth less than the next verdict.
-async fn record_attempts(shared: &Shared, landed: &[Landed], settled: &HashSet<i64>) {
-    let wanted = |one: &&Landed| match shared.settings.attempt_log {
+/// Written once: the delivery log is worth less than the next verdict.
+async fn record_attempts(shared: &Shared, attempted: &[Attempted], settled: &HashSet<i64>) {
+    let wanted = |one: &&Attempted| match shared.settings.attempt_log {
         AttemptLog::All => one.counts,
         AttemptLog::Failures => one.counts && one.report.outcome != Outcome::Delivered,
         AttemptLog::Off => false,
     };
-    let rows: Vec<AttemptRow> = landed
+    let rows: Vec<AttemptRow> = attempted
         .iter()
         .filter(wanted)
         .map(|one| AttemptRow {
@@ -158,7 +158,7 @@ async fn record_attempts(shared: &Shared, landed: &[Landed], settled: &HashSet<i
             attempt: i32::try_from(one.delivery.attempt).unwrap_or(i32::MAX),
             took: one.took,
             outcome: one.report.outcome.code(),
-            reason: one.report.outcome.reason().map(crate::verdict::Reason::code),
+            reason: one.report.outcome.reason().map(crate::delivery::Reason::code),
             status: one.report.status.map(i32::from),
             answer: one.report.answer.clone(),
             ambiguous: one.report.ambiguous,
@@ -173,12 +173,12 @@ async fn record_attempts(shared: &Shared, landed: &[Landed], settled: &HashSet<i
     }
 }
 
-fn announce(shared: &Shared, one: &Landed, verdict: &Verdict, counted: bool) {
+fn announce(shared: &Shared, one: &Attempted, verdict: &Verdict, counted: bool) {
     let delivery = &one.delivery;
     if one.counts {
         shared.tallies.add(delivery.subscription.row.id, one.report.outcome == Outcome::Delivered);
     }
-    if one.speaks
+    if one.decides
         && let Some(destination) = delivery.subscription.outlet.destination()
     {
         match shared.breakers.record(destination, &one.report.outcome, Instant::now()) {
@@ -187,7 +187,7 @@ fn announce(shared: &Shared, one: &Landed, verdict: &Verdict, counted: bool) {
             Change::Closed => {
                 shared.telemetry.breaker_changed(destination, false, Duration::ZERO);
                 // What waited behind the breaker may go now.
-                shared.agenda.fall_behind(delivery.subscription.row.id);
+                shared.schedule.fall_behind(delivery.subscription.row.id);
             }
         }
     }
@@ -198,7 +198,7 @@ fn announce(shared: &Shared, one: &Landed, verdict: &Verdict, counted: bool) {
     match verdict {
         Verdict::Settled => shared.telemetry.settled(delivery, shared.clock.age(delivery.event.created_at)),
         Verdict::RetryIn(wait) => {
-            shared.agenda.note(delivery.subscription.row.id, Instant::now() + *wait);
+            shared.schedule.note(delivery.subscription.row.id, Instant::now() + *wait);
             shared.telemetry.retry_scheduled(delivery, *wait);
         }
         Verdict::DeadLetter { reason } => shared.telemetry.dead_lettered(delivery, *reason),
@@ -207,11 +207,11 @@ fn announce(shared: &Shared, one: &Landed, verdict: &Verdict, counted: bool) {
 }
 
 /// What an outcome means for the whole subscription. Returns whether all of it was written.
-async fn follow_up(shared: &Shared, landed: &[Landed]) -> bool {
-    let mut told = true;
+async fn follow_up(shared: &Shared, attempted: &[Attempted]) -> bool {
+    let mut recorded = true;
     let mut gone = HashSet::new();
     let mut pauses: HashMap<i64, Duration> = HashMap::new();
-    for one in landed {
+    for one in attempted {
         let id = one.delivery.subscription.row.id;
         match one.report.outcome {
             Outcome::Gone => {
@@ -224,14 +224,20 @@ async fn follow_up(shared: &Shared, landed: &[Landed]) -> bool {
             Outcome::Retry { after: None, .. } | Outcome::Delivered | Outcome::Rejected { .. } => {}
         }
     }
-    let name = |id: i64| shared.index.load().get(id).map(|subscription| subscription.row.name.clone()).unwrap_or_default();
+    let name = |id: i64| {
+        shared.index.load().get(id).map(|subscription| subscription.row.name.clone()).unwrap_or_default()
+    };
     for id in gone {
         let reason = "the destination answered 410 Gone; outbox.resume() sends again";
-        match shared.store.set_subscription_state(id, "ok", "gone", Some(reason)).await {
-            Ok(true) => shared.telemetry.subscription_changed(&name(id), "gone", reason),
+        match shared
+            .store
+            .set_subscription_state(id, SubscriptionState::Ok, SubscriptionState::Gone, Some(reason))
+            .await
+        {
+            Ok(true) => shared.telemetry.subscription_changed(&name(id), SubscriptionState::Gone, reason),
             Ok(false) => {}
             Err(error) => {
-                told = false;
+                recorded = false;
                 shared.telemetry.database_failed("settle", &error);
             }
         }
@@ -241,10 +247,10 @@ async fn follow_up(shared: &Shared, landed: &[Landed]) -> bool {
             Ok(true) => shared.telemetry.subscription_paused(&name(id), pause),
             Ok(false) => {}
             Err(error) => {
-                told = false;
+                recorded = false;
                 shared.telemetry.database_failed("settle", &error);
             }
         }
     }
-    told
+    recorded
 }

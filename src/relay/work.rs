@@ -80,7 +80,9 @@ pub(super) async fn work(shared: Arc<Shared>, bell: Bell, deliver: Deliver, shut
         let result = async {
             if !loaded {
                 work.reload.load().await?;
-                work.shared.telemetry.started(&work.shared.settings.name, work.shared.index.load().iter().count());
+                work.shared
+                    .telemetry
+                    .started(&work.shared.settings.name, work.shared.index.load().iter().count());
                 loaded = true;
             }
             work.turn(&shutdown).await
@@ -124,7 +126,8 @@ impl Work {
             }
             return Ok(());
         }
-        let is_draining = self.last_claim.is_some_and(|then| then.elapsed() < DRAINING) && self.shared.agenda.count_behind() > 0;
+        let is_draining = self.last_claim.is_some_and(|then| then.elapsed() < DRAINING)
+            && self.shared.schedule.count_behind() > 0;
         match step {
             Step::Nothing if is_draining => {
                 // A backlog of rows: its next part is claimed as soon as permits come back.
@@ -182,7 +185,7 @@ impl Work {
             tokio::select! {
                 () = self.until_due() => return true,
                 () = self.shared.permits.freed.notified() => {
-                    if self.shared.agenda.count_behind() > 0 {
+                    if self.shared.schedule.count_behind() > 0 {
                         return false;
                     }
                 }
@@ -191,7 +194,7 @@ impl Work {
     }
 
     async fn until_due(&self) {
-        let due = self.shared.agenda.next().map_or(self.next_poll, |due| due.min(self.next_poll));
+        let due = self.shared.schedule.next().map_or(self.next_poll, |due| due.min(self.next_poll));
         tokio::time::sleep_until(due.into()).await;
     }
 
@@ -246,9 +249,10 @@ impl Work {
     /// The fallback poll: which subscriptions have due deliveries, whoever made them.
     async fn look_for_due(&mut self) -> Result<(), Error> {
         let now = Instant::now();
-        let everything = self.looked_at_everything.is_none_or(|then| now.duration_since(then) >= LOOK_AT_EVERYTHING);
+        let everything =
+            self.looked_at_everything.is_none_or(|then| now.duration_since(then) >= LOOK_AT_EVERYTHING);
         if everything {
-            self.shared.agenda.look_at_everything();
+            self.shared.schedule.look_at_everything();
         }
         claim::look_for_due(&self.shared, everything, now).await?;
         if everything {

@@ -16,11 +16,12 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::{sync::Mutex, task::spawn_blocking};
 
-use super::{Batch, Configured, Report, Sink, body, only, parse_config, template::Template};
 use crate::{
-    config::Settings,
-    delivery::Delivery,
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::{
+        Batch, Configured, Outgoing, Problem, Report, Settings, Sink, body, only, parse_config,
+        template::Template,
+    },
 };
 
 /// Writes into files of one folder.
@@ -32,10 +33,11 @@ pub struct File {
     writing: Arc<Mutex<()>>,
 }
 
-/// `[sinks.file]`
+/// Where files may be written: `[sinks.file]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    folder: PathBuf,
+    /// The folder; it must be there.
+    pub folder: PathBuf,
 }
 
 /// A subscription's config.
@@ -64,7 +66,7 @@ impl Configured for File {
         Some(Config { folder: settings.require("folder", folder)? })
     }
 
-    fn open(config: Config, connection: &str) -> Result<Self, String> {
+    fn open(config: Config, connection: &str) -> Result<Self, Problem> {
         Ok(Self { folder: config.folder, connection: connection.to_owned(), writing: Arc::default() })
     }
 }
@@ -73,11 +75,13 @@ impl Sink for File {
     const KIND: &'static str = "file";
     type Target = Target;
 
-    fn target(&self, config: &Value) -> Result<Target, String> {
+    fn target(&self, config: &Value) -> Result<Target, Problem> {
         let mut target: Target = parse_config(config)?;
         target.place = config["path"].as_str().unwrap_or_default().to_owned();
         if target.path.fixed().is_some_and(|path| !stays_inside(path)) {
-            return Err("config.path: it must name a file inside the relay's folder, without \"..\"".to_owned());
+            return Err("config.path: it must name a file inside the relay's folder, without \"..\""
+                .to_owned()
+                .into());
         }
         Ok(target)
     }
@@ -95,17 +99,18 @@ impl Sink for File {
         Some(Batch::BROKER)
     }
 
-    async fn send(&self, target: &Target, delivery: &Delivery) -> Report {
+    async fn send(&self, target: &Target, delivery: &Outgoing) -> Report {
         only(self.send_batch(target, std::slice::from_ref(delivery)).await)
     }
 
-    async fn send_batch(&self, target: &Target, deliveries: &[Delivery]) -> Vec<Report> {
+    async fn send_batch(&self, target: &Target, deliveries: &[Outgoing]) -> Vec<Report> {
         let mut reports: Vec<Report> = Vec::with_capacity(deliveries.len());
         let mut rest = deliveries;
         while let Some(first) = rest.first() {
             // Neighbours with the same file are written together.
             let path = self.path(target, first);
-            let (neighbours, others) = rest.split_at(rest.iter().take_while(|one| self.path(target, one) == path).count().max(1));
+            let (neighbours, others) =
+                rest.split_at(rest.iter().take_while(|one| self.path(target, one) == path).count().max(1));
             let report = match path {
                 Err(report) => report,
                 Ok(path) => {
@@ -123,22 +128,27 @@ impl Sink for File {
         reports
     }
 
-    async fn check(&self, _: &Target) -> Result<(), String> {
-        let about = tokio::fs::metadata(&self.folder).await.map_err(|error| format!("the folder {}: {error}", self.folder.display()))?;
+    async fn check(&self, _: &Target) -> Result<(), Problem> {
+        let about = tokio::fs::metadata(&self.folder)
+            .await
+            .map_err(|error| format!("the folder {}: {error}", self.folder.display()))?;
         match (about.is_dir(), about.permissions().readonly()) {
             (true, false) => Ok(()),
-            (false, _) => Err(format!("{} is not a folder", self.folder.display())),
-            (true, true) => Err(format!("the folder {} is read-only", self.folder.display())),
+            (false, _) => Err(format!("{} is not a folder", self.folder.display()).into()),
+            (true, true) => Err(format!("the folder {} is read-only", self.folder.display()).into()),
         }
     }
 }
 
 impl File {
-    fn path(&self, target: &Target, delivery: &Delivery) -> Result<PathBuf, Report> {
+    fn path(&self, target: &Target, delivery: &Outgoing) -> Result<PathBuf, Report> {
         // A value of the event is one name: it opens no folder and leaves none.
-        let name = target.path.render_field("path", delivery, |value| Cow::Owned(value.replace(['/', '\\', '\0'], "_")))?;
+        let name = target
+            .path
+            .render_field("path", delivery, |value| Cow::Owned(value.replace(['/', '\\', '\0'], "_")))?;
         if !stays_inside(&name) {
-            return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).saying("the path leaves the relay's folder"));
+            return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed })
+                .saying("the path leaves the relay's folder"));
         }
         Ok(self.folder.join(name))
     }
@@ -154,8 +164,12 @@ impl File {
             Ok(()) => Outcome::Delivered.into(),
             Err(error) => {
                 let reason = match error.kind() {
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => Reason::DestinationFull,
-                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Reason::AccessDenied,
+                    io::ErrorKind::StorageFull
+                    | io::ErrorKind::QuotaExceeded
+                    | io::ErrorKind::FileTooLarge => Reason::DestinationFull,
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                        Reason::AccessDenied
+                    }
                     io::ErrorKind::NotFound => Reason::TargetMissing,
                     _ => Reason::Refused,
                 };
@@ -199,7 +213,9 @@ fn write(path: &Path, lines: &[u8], sync: bool) -> io::Result<()> {
 }
 
 fn stays_inside(path: &str) -> bool {
-    !path.is_empty() && !path.contains('\0') && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
+    !path.is_empty()
+        && !path.contains('\0')
+        && Path::new(path).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 #[cfg(test)]
@@ -209,6 +225,10 @@ mod tests {
     #[test]
     fn a_path_cannot_leave_the_folder() {
         assert!(["a.jsonl", "a/b.jsonl", "..a"].into_iter().all(stays_inside));
-        assert!(["", "..", "/etc/passwd", "a/../../b", "./../b", "a\0"].into_iter().all(|path| !stays_inside(path)));
+        assert!(
+            ["", "..", "/etc/passwd", "a/../../b", "./../b", "a\0"]
+                .into_iter()
+                .all(|path| !stays_inside(path))
+        );
     }
 }

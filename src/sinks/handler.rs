@@ -7,12 +7,10 @@ use std::{collections::BTreeMap, error::Error, fmt, future::Future, pin::Pin, sy
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{Report, Sink, parse_config};
 use crate::{
-    delivery::Delivery,
-    duration,
+    delivery::{Outcome, Reason, duration},
     event::Event,
-    verdict::{Outcome, Reason},
+    sink::{Outgoing, Problem, Report, Sink, parse_config},
 };
 
 const LONGEST: Duration = Duration::from_secs(60);
@@ -20,7 +18,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// What a handler returns when it failed: any error is tried again, [`Rejected`] is not.
 pub type HandlerError = Box<dyn Error + Send + Sync>;
 
-type Handler = Arc<dyn Fn(Arc<Event>) -> Pin<Box<dyn Future<Output = Result<(), HandlerError>> + Send>> + Send + Sync>;
+type Handler =
+    Arc<dyn Fn(Arc<Event>) -> Pin<Box<dyn Future<Output = Result<(), HandlerError>> + Send>> + Send + Sync>;
 
 /// An error of a handler that says: this event will never work. It becomes a dead letter at once.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +67,10 @@ pub struct Target {
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Target").field("name", &self.name).field("timeout", &self.timeout).finish_non_exhaustive()
+        f.debug_struct("Target")
+            .field("name", &self.name)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
     }
 }
 
@@ -111,10 +113,14 @@ impl Sink for Handlers {
     const KIND: &'static str = "handler";
     type Target = Target;
 
-    fn target(&self, config: &Value) -> Result<Target, String> {
+    fn target(&self, config: &Value) -> Result<Target, Problem> {
         let Config { handler: name, timeout }: Config = parse_config(config)?;
         if timeout.is_zero() || timeout > LONGEST {
-            return Err(format!("config.timeout: it must be above 0 and at most {}", duration::format(LONGEST)));
+            return Err(format!(
+                "config.timeout: it must be above 0 and at most {}",
+                duration::format(LONGEST)
+            )
+            .into());
         }
         let handler = self.handlers.get(&name).cloned().ok_or_else(|| {
             let known: Vec<_> = self.handlers.keys().map(String::as_str).collect();
@@ -131,7 +137,7 @@ impl Sink for Handlers {
         target.timeout
     }
 
-    async fn send(&self, target: &Target, delivery: &Delivery) -> Report {
+    async fn send(&self, target: &Target, delivery: &Outgoing) -> Report {
         match (target.handler)(delivery.event.clone()).await {
             Ok(()) => Outcome::Delivered.into(),
             Err(error) => {

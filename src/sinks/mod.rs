@@ -1,47 +1,29 @@
-//! Sinks: where deliveries go. The contract, and the list of kinds.
+//! The destinations, one file or folder each, and the table of those that an operator configures.
 //!
-//! A sink gets a checked target and deliveries, makes one attempt at them and *reports*. It never retries, sleeps, logs its
-//! outcome, counts, or touches the outbox; it bears the same delivery twice; it puts no payload and no secret into a report.
-//! Deadlines, panics, permits and verdicts belong to `relay/`.
-//!
-//! # How to add a sink
-//!
-//! One file here, with a type that implements [`Sink`], and [`Configured`] where an operator says how to reach the system;
-//! one line in `CONNECTIONS` below; one line in `tests/it/sink_contract.rs`, whose tests are the contract; its keys in
-//! `config.default.toml` and its fields in `docs/sinks.md`, both of which tests compare with the code.
+//! How to add one stands in `CONTRIBUTING.md`. A sink knows `sink/`, and nothing above it.
 
 #[cfg(feature = "amqp")]
 pub mod amqp;
-pub mod body;
 pub mod file;
 pub mod function;
 pub mod handler;
-pub mod postgres;
-#[cfg(feature = "nats")]
-pub mod nats;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+#[cfg(feature = "nats")]
+pub mod nats;
+pub mod postgres;
 #[cfg(feature = "redis")]
 pub mod redis;
-mod registry;
-#[cfg(any(feature = "redis", feature = "nats", feature = "amqp"))]
-pub(crate) mod shared;
 pub mod stdout;
-pub mod template;
 pub mod webhook;
 
-use std::{fmt, future::Future, time::Duration};
+use sqlx::postgres::PgConnectOptions;
 
-use serde::de::DeserializeOwned;
-
-pub(crate) use registry::{ErasedSink, Kind, Opener, UNNAMED};
-pub use registry::{Outlet, Registry};
-
-use crate::{config::Settings, delivery::Delivery, verdict::Outcome};
+use crate::sink::{Kind, Registry};
 
 /// The sinks that an operator configures below `[sinks.<kind>]`, in the order of the manual.
 #[rustfmt::skip] // a line each
-pub(crate) const CONNECTIONS: &[Kind] = &[
+pub const CONFIGURED: &[Kind] = &[
     Kind::of::<postgres::Postgres>(),
     #[cfg(feature = "nats")]
     Kind::of::<nats::Nats>(),
@@ -54,147 +36,27 @@ pub(crate) const CONNECTIONS: &[Kind] = &[
     Kind::of::<file::File>(),
 ];
 
-/// The kinds that a build may lack: a subscription that names one of them is told so.
-pub(crate) const OPTIONAL: &[&str] = &["kafka", "nats", "redis", "amqp"];
+/// The kinds that a build may lack: a subscription that names one of them is answered with the feature.
+pub const OPTIONAL: &[&str] = &["kafka", "nats", "redis", "amqp"];
 
-/// What a sink reports about one attempt.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// What became of it.
-    pub outcome: Outcome,
-    /// The destination's status code, where it has such a thing.
-    pub status: Option<u16>,
-    /// The beginning of the destination's answer or of the error: at most 1 KiB, escaped, without secrets.
-    pub answer: Option<String>,
-    /// The request may have reached the destination although the outcome is not `Delivered`.
-    pub ambiguous: bool,
-    /// The sink has deleted the delivery itself, in the transaction of its effect.
-    pub settled: bool,
-}
-
-impl Report {
-    /// The same with what the destination or the client library said.
-    #[must_use]
-    pub fn saying(self, answer: impl fmt::Display) -> Self {
-        Self { answer: Some(answer.to_string()), ..self }
-    }
-
-    /// The same, but the destination may have it.
-    #[must_use]
-    pub fn ambiguous(self) -> Self {
-        Self { ambiguous: true, ..self }
-    }
-}
-
-impl From<Outcome> for Report {
-    fn from(outcome: Outcome) -> Self {
-        Self { outcome, status: None, answer: None, ambiguous: false, settled: false }
-    }
-}
-
-/// How deliveries are put together for a sink that takes several at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Batch {
-    /// Deliveries in one batch at most.
-    pub max: usize,
-    /// Bytes of payload in one batch at most; a larger one goes alone.
-    pub bytes: usize,
-    /// How long the first waits for others. Zero: what is at hand goes at once, and others gather while it is under way.
-    pub wait: Duration,
-    /// Batches of one subscription under way at once. One keeps the order of the log as long as nothing fails.
-    pub in_flight: usize,
-    /// One bad delivery can fail its whole batch: what failed before then travels alone, and so does what has one attempt only.
-    pub shares_fate: bool,
-}
-
-impl Batch {
-    /// For brokers: what is at hand, one batch at a time, each delivery with an answer of its own.
-    pub const BROKER: Self = Self { max: 500, bytes: 4 * 1024 * 1024, wait: Duration::ZERO, in_flight: 1, shares_fate: false };
-}
-
-/// One kind of destination.
-pub trait Sink: Send + Sync + 'static {
-    /// The operator's word for it: `[sinks.<kind>]` and `subscriptions.sink`.
-    const KIND: &'static str;
-    /// Where in that system: made from `subscriptions.config`, checked when the subscription is loaded.
-    type Target: fmt::Debug + Send + Sync + 'static;
-
-    /// Checks a subscription's config.
-    ///
-    /// # Errors
-    /// A sentence that names the field, such as `config.url: …`; it becomes the subscription's `state_reason`.
-    fn target(&self, config: &serde_json::Value) -> Result<Self::Target, String>;
-
-    /// What shares one breaker: `https://example.com`. `None`: no breaker.
-    fn destination(&self, target: &Self::Target) -> Option<String>;
-
-    /// How long one attempt may take altogether, at most 60 s.
-    fn deadline(&self, target: &Self::Target) -> Duration;
-
-    /// Whether it takes several deliveries at once. `None`: one by one, as many at a time as there are permits.
-    fn batch(&self, target: &Self::Target) -> Option<Batch> {
-        let _ = target;
-        None
-    }
-
-    /// One attempt. The caller enforces a deadline by dropping the future.
-    fn send(&self, target: &Self::Target, delivery: &Delivery) -> impl Future<Output = Report> + Send;
-
-    /// One attempt at several deliveries of one subscription, in the order of the log: a report for each, in the same order.
-    /// More than one come only where [`Sink::batch`] allows it.
-    fn send_batch(&self, target: &Self::Target, deliveries: &[Delivery]) -> impl Future<Output = Vec<Report>> + Send {
-        async move {
-            let mut reports = Vec::with_capacity(deliveries.len());
-            for delivery in deliveries {
-                reports.push(self.send(target, delivery).await);
-            }
-            reports
-        }
-    }
-
-    /// The body that [`Sink::send`] would send, or why there is none, for people who try a subscription out. Sends nothing.
-    fn preview(&self, target: &Self::Target, delivery: &Delivery) -> Option<Result<String, String>> {
-        let _ = (target, delivery);
-        None
-    }
-
-    /// Whether the destination can be reached and used, without leaving anything there: for `pgoutbox check`. The caller
-    /// enforces [`Sink::deadline`].
-    ///
-    /// # Errors
-    /// A sentence that says what is wrong.
-    fn check(&self, target: &Self::Target) -> impl Future<Output = Result<(), String>> + Send {
-        let _ = target;
-        async { Ok(()) }
-    }
-}
-
-/// A sink that is reached as an operator says below `[sinks.<kind>]`.
-pub trait Configured: Sink + Sized {
-    /// How to reach the system.
-    type Config: Clone + Send + Sync + 'static;
-
-    /// Reads the keys of its section. Mistakes are noted in `settings`.
-    fn read(settings: &mut Settings<'_>) -> Option<Self::Config>;
-
-    /// Makes the sink. Connects to nothing: a destination that is down must not keep a relay from starting. `connection` is
-    /// its name among those of its kind.
-    ///
-    /// # Errors
-    /// A sentence that says what cannot be used.
-    fn open(config: Self::Config, connection: &str) -> Result<Self, String>;
-}
-
-/// Reads a subscription's config into the fields a sink has. Unknown fields are refused where the type denies them.
-///
-/// # Errors
-/// A sentence that begins with `config` and names the field.
-pub fn parse_config<T: DeserializeOwned>(config: &serde_json::Value) -> Result<T, String> {
-    T::deserialize(config).map_err(|error| format!("config: {error}"))
-}
-
-/// The report of a batch of one.
+/// A registry that knows which kinds there are, and has none yet.
 #[must_use]
-pub fn only(reports: Vec<Report>) -> Report {
-    reports.into_iter().next().unwrap_or_else(|| Outcome::Retry { reason: crate::verdict::Reason::SinkBroken, after: None }.into())
+pub fn registry() -> Registry {
+    Registry::new(CONFIGURED, OPTIONAL)
+}
+
+/// Connections for SQL functions of the application, made when they are needed: so many that a few functions that hang, each
+/// with its four transactions, leave room for the others.
+const FUNCTION_CONNECTIONS: u32 = 32;
+
+/// Adds the sinks that every relay has: they need nothing but the database it has anyway, and its standard output. Nothing is
+/// connected to yet. `relay`: its name in `pg_stat_activity`; `pooler`: through a transaction pooler.
+pub fn add_built_in(sinks: &mut Registry, database: PgConnectOptions, relay: &str, pooler: bool) {
+    sinks.add(function::Function::new(function::Functions::new(
+        database,
+        relay,
+        pooler,
+        FUNCTION_CONNECTIONS,
+    )));
+    sinks.add(stdout::Stdout::default());
 }

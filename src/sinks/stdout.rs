@@ -10,10 +10,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::{sync::Mutex, task::spawn_blocking};
 
-use super::{Batch, Report, Sink, body, only, parse_config};
 use crate::{
-    delivery::Delivery,
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::{Batch, Outgoing, Problem, Report, Sink, body, only, parse_config},
 };
 
 /// Writes lines.
@@ -32,7 +31,7 @@ impl Sink for Stdout {
     const KIND: &'static str = "stdout";
     type Target = Target;
 
-    fn target(&self, config: &Value) -> Result<Target, String> {
+    fn target(&self, config: &Value) -> Result<Target, Problem> {
         parse_config(config)
     }
 
@@ -48,11 +47,11 @@ impl Sink for Stdout {
         Some(Batch::BROKER)
     }
 
-    async fn send(&self, target: &Target, delivery: &Delivery) -> Report {
+    async fn send(&self, target: &Target, delivery: &Outgoing) -> Report {
         only(self.send_batch(target, std::slice::from_ref(delivery)).await)
     }
 
-    async fn send_batch(&self, _: &Target, deliveries: &[Delivery]) -> Vec<Report> {
+    async fn send_batch(&self, _: &Target, deliveries: &[Outgoing]) -> Vec<Report> {
         let mut lines = String::new();
         for delivery in deliveries {
             lines.push_str(&body::whole(&delivery.event));
@@ -69,7 +68,9 @@ impl Sink for Stdout {
         let report = match written.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(()) => Outcome::Delivered.into(),
             // Some lines may be out already.
-            Err(error) => Report::from(Outcome::Retry { reason: Reason::Refused, after: None }).saying(error).ambiguous(),
+            Err(error) => Report::from(Outcome::Retry { reason: Reason::Refused, after: None })
+                .saying(error)
+                .ambiguous(),
         };
         vec![report; deliveries.len()]
     }

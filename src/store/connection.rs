@@ -74,13 +74,13 @@ pub struct Store {
     pool: ArcSwap<PgPool>,
     /// Counts how often the pool was replaced.
     replaced: AtomicU64,
-    lanes: [tokio::sync::Mutex<Option<Kept>>; 3],
+    kept: [tokio::sync::Mutex<Option<Kept>>; 3],
 }
 
 /// Which connection a statement uses. The busy stages keep theirs: giving one back to the pool costs a round trip, and
 /// settling and renewing must never stand in line behind the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lane {
+pub(super) enum Slot {
     /// Routing and claiming.
     Work = 0,
     Settle = 1,
@@ -89,10 +89,10 @@ pub(super) enum Lane {
     Rest = 3,
 }
 
-/// How many connections of the pool the lanes keep.
+/// How many connections of the pool the kept keep.
 const KEPT: u32 = 3;
 
-/// A connection that a lane keeps.
+/// A connection that a slot keeps.
 #[derive(Debug)]
 pub(super) struct Kept {
     connection: PoolConnection<Postgres>,
@@ -110,7 +110,9 @@ pub(super) enum Session<'a> {
 impl Session<'_> {
     pub(super) fn connection(&mut self) -> &mut PgConnection {
         match self {
-            Self::Kept(kept) => &mut kept.as_mut().expect("a session fills its lane before it uses it").connection,
+            Self::Kept(kept) => {
+                &mut kept.as_mut().expect("a session fills its slot before it uses it").connection
+            }
             Self::Pooled(connection) => connection,
             Self::Transaction(transaction) => transaction,
         }
@@ -130,9 +132,18 @@ impl Store {
     /// # Errors
     /// When it cannot be reached, is not migrated, is read-only, or the login is a superuser and that was not allowed.
     pub async fn connect(settings: ConnectionSettings) -> Result<Self, Error> {
-        let store = Self { pool: ArcSwap::from_pointee(pool(&settings)), replaced: AtomicU64::new(0), lanes: Default::default(), settings };
+        let store = Self {
+            pool: ArcSwap::from_pointee(pool(&settings)),
+            replaced: AtomicU64::new(0),
+            kept: Default::default(),
+            settings,
+        };
         // Without the pool around it an error says what is wrong and not that waiting was in vain.
-        store.limited("connecting to the database", async { PgConnection::connect_with(&store.options()).await?.close().await }).await?;
+        store
+            .limited("connecting to the database", async {
+                PgConnection::connect_with(&store.options()).await?.close().await
+            })
+            .await?;
         store.inspect().await?;
         Ok(store)
     }
@@ -155,8 +166,8 @@ impl Store {
         const DOING: &str = "checking the database";
         let row = self
             .limited(DOING, async {
-                let mut session = self.session(Lane::Rest).await?;
-                let row = sqlx::query(include_str!("../../sql/inspect_connection.sql"))
+                let mut session = self.session(Slot::Rest).await?;
+                let row = sqlx::query(sql!("relay/inspect_connection"))
                     .persistent(!self.settings.pooler)
                     .fetch_one(session.connection())
                     .await?;
@@ -166,7 +177,10 @@ impl Store {
             .await?;
         let read = |error| Error::database(DOING, error);
         if !row.try_get::<bool, _>("migrated").map_err(read)? {
-            return Err(Error::unsuitable(DOING, "schema outbox is missing or incomplete; run `pgoutbox migrate`"));
+            return Err(Error::unsuitable(
+                DOING,
+                "schema outbox is missing or incomplete; run `pgoutbox migrate`",
+            ));
         }
         if row.try_get::<Option<bool>, _>("permitted").map_err(read)? == Some(false) {
             return Err(Error::unsuitable(
@@ -174,8 +188,13 @@ impl Store {
                 "the login may not route and deliver; make it a member of outbox_relay: `grant outbox_relay to …`",
             ));
         }
-        if row.try_get::<bool, _>("in_recovery").map_err(read)? || row.try_get::<bool, _>("read_only").map_err(read)? {
-            return Err(Error::unsuitable(DOING, "the server is read-only (a standby?); point database.url at the primary"));
+        if row.try_get::<bool, _>("in_recovery").map_err(read)?
+            || row.try_get::<bool, _>("read_only").map_err(read)?
+        {
+            return Err(Error::unsuitable(
+                DOING,
+                "the server is read-only (a standby?); point database.url at the primary",
+            ));
         }
         if row.try_get::<i32, _>("server_version").map_err(read)? < 140_000 {
             return Err(Error::unsuitable(DOING, "PostgreSQL 14 or newer is needed"));
@@ -186,16 +205,19 @@ impl Store {
                 "the login is a superuser; use a login that is a member of outbox_relay (`grant outbox_relay to …`), or set database.allow_superuser = true",
             ));
         }
-        let ours = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let ours = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs_f64();
         Ok(row.try_get::<f64, _>("clock").map_err(read)? - ours)
     }
 
     /// Takes a connection with the relay's settings in force.
-    pub(super) async fn session(&self, lane: Lane) -> Result<Session<'_>, sqlx::Error> {
+    pub(super) async fn session(&self, slot: Slot) -> Result<Session<'_>, sqlx::Error> {
         if self.settings.pooler {
             return Ok(Session::Transaction(self.begin_pooled().await?));
         }
-        let Some(slot) = self.lanes.get(lane as usize) else {
+        let Some(slot) = self.kept.get(slot as usize) else {
             return Ok(Session::Pooled(self.pool.load_full().acquire().await?));
         };
         let mut kept = slot.lock().await;
@@ -209,7 +231,8 @@ impl Store {
 
     async fn begin_pooled(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let mut transaction = self.pool.load_full().begin().await?;
-        let (names, values): (Vec<_>, Vec<_>) = SETTINGS.iter().filter(|(name, _)| !name.starts_with("default_")).copied().unzip();
+        let (names, values): (Vec<_>, Vec<_>) =
+            SETTINGS.iter().filter(|(name, _)| !name.starts_with("default_")).copied().unzip();
         sqlx::query("select set_config(name, value, true) from unnest($1::text[], $2::text[]) as setting (name, value)")
             .bind(names)
             .bind(values)
@@ -221,7 +244,11 @@ impl Store {
 
     /// Runs one exchange with the database under the relay's own limit. After an error that makes connections suspect, all
     /// of them are replaced: an idle one may hang in a network that is gone, or lead to a server that is now a standby.
-    pub(super) async fn limited<T>(&self, doing: &'static str, work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Error> {
+    pub(super) async fn limited<T>(
+        &self,
+        doing: &'static str,
+        work: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, Error> {
         let result = match tokio::time::timeout(STATEMENT_LIMIT, work).await {
             Ok(result) => result.map_err(|error| Error::database(doing, error)),
             Err(_) => Err(Error::deadline(doing, STATEMENT_LIMIT.as_secs())),
@@ -233,15 +260,15 @@ impl Store {
     }
 
     fn replace_pool(&self) {
-        // The old pool closes when its last connection comes back; lanes let go of theirs at their next statement.
+        // The old pool closes when its last connection comes back; kept let go of theirs at their next statement.
         drop(self.pool.swap(Arc::new(pool(&self.settings))));
         self.replaced.fetch_add(1, Ordering::Release);
     }
 
     /// Gives back every connection.
     pub async fn close(&self) {
-        for lane in &self.lanes {
-            lane.lock().await.take();
+        for slot in &self.kept {
+            slot.lock().await.take();
         }
         self.pool.load_full().close().await;
     }
@@ -265,7 +292,9 @@ fn pool(settings: &ConnectionSettings) -> PgPool {
 
 fn with_settings(options: PgConnectOptions, relay: &str, pooler: bool) -> PgConnectOptions {
     // The stages say what they did; a line for each statement would be a line for each query of an idle poll.
-    let options = options.disable_statement_logging().application_name(&format!("pgoutbox/{}/{relay}", env!("CARGO_PKG_VERSION")));
+    let options = options
+        .disable_statement_logging()
+        .application_name(&format!("pgoutbox/{}/{relay}", env!("CARGO_PKG_VERSION")));
     // A transaction pooler may refuse start-up options; there they are set in each transaction.
     if pooler { options } else { options.options(SETTINGS.iter().copied()) }
 }

@@ -3,7 +3,7 @@
 use sqlx::{Row as _, postgres::PgRow};
 
 use super::{
-    connection::{Lane, Store},
+    connection::{Slot, Store},
     error::Error,
     routing::{Advance, Reached, Read},
 };
@@ -45,8 +45,8 @@ impl Store {
     /// Those of the database.
     pub async fn load_cursor(&self, known_step: i64) -> Result<Cursor, Error> {
         self.limited("loading the cursor", async {
-            let mut session = self.session(Lane::Work).await?;
-            let row = sqlx::query(include_str!("../../sql/load_cursor.sql"))
+            let mut session = self.session(Slot::Work).await?;
+            let row = sqlx::query(sql!("relay/load_cursor"))
                 .bind(known_step)
                 .persistent(self.is_persistent())
                 .fetch_one(session.connection())
@@ -67,9 +67,15 @@ impl Cursor {
             (Reached::Everything { snapshot }, Advance::UpTo(position)) => {
                 // All new events were read, but not all routed: those left are a window, known to its last event.
                 let page_until = read.events.last().map_or(position, |last| last.event.position);
-                (None, here, Some(Window { end: snapshot.clone(), low: None, page_after: position, page_until }))
+                (
+                    None,
+                    here,
+                    Some(Window { end: snapshot.clone(), low: None, page_after: position, page_until }),
+                )
             }
-            (Reached::Page { window, last: true }, Advance::All) => (Some(&window.end), window.low.clone(), None),
+            (Reached::Page { window, last: true }, Advance::All) => {
+                (Some(&window.end), window.low.clone(), None)
+            }
             (Reached::Page { window, last: false }, Advance::All) => {
                 let page_after = read.events.last().map_or(window.page_until, |last| last.event.position);
                 (None, here, Some(Window { page_after, ..window.clone() }))
@@ -82,7 +88,14 @@ impl Cursor {
             Some(snapshot) => parts(snapshot),
             None => (self.settled_xmax.clone(), self.settled_xip.clone()),
         };
-        Self { step: self.step + 1, settled: settled.unwrap_or(&self.settled).clone(), settled_xmax, settled_xip, low, window }
+        Self {
+            step: self.step + 1,
+            settled: settled.unwrap_or(&self.settled).clone(),
+            settled_xmax,
+            settled_xip,
+            low,
+            window,
+        }
     }
 }
 
@@ -90,7 +103,13 @@ impl Cursor {
 fn parts(snapshot: &str) -> (String, Vec<String>) {
     let mut parts = snapshot.splitn(3, ':').skip(1);
     let xmax = parts.next().unwrap_or_default().to_owned();
-    let xip = parts.next().unwrap_or_default().split(',').filter(|xid| !xid.is_empty()).map(ToOwned::to_owned).collect();
+    let xip = parts
+        .next()
+        .unwrap_or_default()
+        .split(',')
+        .filter(|xid| !xid.is_empty())
+        .map(ToOwned::to_owned)
+        .collect();
     (xmax, xip)
 }
 
@@ -120,7 +139,10 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_taken_apart() {
-        assert_eq!(parts("10:20:10,14,15"), ("20".to_owned(), vec!["10".to_owned(), "14".to_owned(), "15".to_owned()]));
+        assert_eq!(
+            parts("10:20:10,14,15"),
+            ("20".to_owned(), vec!["10".to_owned(), "14".to_owned(), "15".to_owned()])
+        );
         assert_eq!(parts("773:773:"), ("773".to_owned(), Vec::new()));
     }
 }

@@ -7,7 +7,7 @@ use sqlx::{Connection as _, FromRow, PgConnection, Row as _, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
-    connection::{Lane, Store},
+    connection::{Slot, Store},
     error::Error,
 };
 use crate::event::Event;
@@ -130,8 +130,8 @@ impl Store {
     /// Those of the database.
     pub async fn find_due(&self, since: Option<DateTime<Utc>>) -> Result<Vec<DueSubscription>, Error> {
         self.limited("looking for due deliveries", async {
-            let mut session = self.session(Lane::Work).await?;
-            let rows = sqlx::query(include_str!("../../sql/find_due.sql"))
+            let mut session = self.session(Slot::Work).await?;
+            let rows = sqlx::query(sql!("relay/find_due"))
                 .bind(since)
                 .persistent(self.is_persistent())
                 .fetch_all(session.connection())
@@ -146,12 +146,22 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database. Whether the claim took place may then be unknown: its leases, if any, run out by themselves.
-    pub async fn claim_deliveries(&self, claims: &[Claim], token: Uuid, lease: Duration) -> Result<Vec<Claimed>, Error> {
+    pub async fn claim_deliveries(
+        &self,
+        claims: &[Claim],
+        token: Uuid,
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, Error> {
         self.limited("claiming deliveries", async {
-            let mut session = self.session(Lane::Work).await?;
-            let rows = sqlx::query(include_str!("../../sql/claim_deliveries.sql"))
+            let mut session = self.session(Slot::Work).await?;
+            let rows = sqlx::query(sql!("relay/claim_deliveries"))
                 .bind(claims.iter().map(|claim| claim.subscription).collect::<Vec<_>>())
-                .bind(claims.iter().map(|claim| i32::try_from(claim.room).unwrap_or(i32::MAX)).collect::<Vec<_>>())
+                .bind(
+                    claims
+                        .iter()
+                        .map(|claim| i32::try_from(claim.room).unwrap_or(i32::MAX))
+                        .collect::<Vec<_>>(),
+                )
                 .bind(claims.iter().map(|claim| claim.since).collect::<Vec<_>>())
                 .bind(token)
                 .bind(lease.as_secs_f64())
@@ -168,10 +178,14 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn load_events(&self, positions: &[i64], span: (DateTime<Utc>, DateTime<Utc>)) -> Result<HashMap<i64, Event>, Error> {
+    pub async fn load_events(
+        &self,
+        positions: &[i64],
+        span: (DateTime<Utc>, DateTime<Utc>),
+    ) -> Result<HashMap<i64, Event>, Error> {
         self.limited("loading events", async {
-            let mut session = self.session(Lane::Work).await?;
-            let rows = sqlx::query(include_str!("../../sql/load_events.sql"))
+            let mut session = self.session(Slot::Work).await?;
+            let rows = sqlx::query(sql!("relay/load_events"))
                 .bind(positions)
                 .bind(span.0)
                 .bind(span.1)
@@ -190,14 +204,19 @@ impl Store {
     /// Those of the database. Writing the same batch again is safe.
     pub async fn settle_deliveries(&self, batch: &Batch) -> Result<Vec<i64>, Error> {
         self.limited("settling deliveries", async {
-            let kinds = [!batch.delivered.is_empty(), !batch.retries.is_empty(), !batch.dead.is_empty(), !batch.gone.is_empty()];
+            let kinds = [
+                !batch.delivered.is_empty(),
+                !batch.retries.is_empty(),
+                !batch.dead.is_empty(),
+                !batch.gone.is_empty(),
+            ];
             if kinds.iter().filter(|&&some| some).count() <= 1 {
-                let mut session = self.session(Lane::Settle).await?;
+                let mut session = self.session(Slot::Settle).await?;
                 let settled = self.settle_on(session.connection(), batch).await?;
                 session.finish().await?;
                 Ok(settled)
             } else {
-                let mut session = self.session(Lane::Settle).await?;
+                let mut session = self.session(Slot::Settle).await?;
                 let mut transaction = session.connection().begin().await?;
                 let settled = self.settle_on(&mut transaction, batch).await?;
                 transaction.commit().await?;
@@ -212,7 +231,7 @@ impl Store {
         let mut settled = Vec::with_capacity(batch.delivered.len());
         let persistent = self.is_persistent();
         if !batch.delivered.is_empty() {
-            let rows = sqlx::query(include_str!("../../sql/settle_delivered.sql"))
+            let rows = sqlx::query(sql!("relay/settle_delivered"))
                 .bind(&batch.delivered)
                 .bind(&batch.tokens)
                 .persistent(persistent)
@@ -221,7 +240,7 @@ impl Store {
             collect_ids(&rows, &mut settled)?;
         }
         if !batch.retries.is_empty() {
-            let rows = sqlx::query(include_str!("../../sql/settle_retries.sql"))
+            let rows = sqlx::query(sql!("relay/settle_retries"))
                 .bind(batch.retries.iter().map(|retry| retry.0).collect::<Vec<_>>())
                 .bind(&batch.tokens)
                 .bind(batch.retries.iter().map(|retry| retry.1).collect::<Vec<_>>())
@@ -232,7 +251,7 @@ impl Store {
             collect_ids(&rows, &mut settled)?;
         }
         if !batch.dead.is_empty() {
-            let rows = sqlx::query(include_str!("../../sql/settle_dead.sql"))
+            let rows = sqlx::query(sql!("relay/settle_dead"))
                 .bind(batch.dead.iter().map(|dead| dead.id).collect::<Vec<_>>())
                 .bind(&batch.tokens)
                 .bind(batch.dead.iter().map(|dead| dead.reason).collect::<Vec<_>>())
@@ -244,7 +263,7 @@ impl Store {
             collect_ids(&rows, &mut settled)?;
         }
         if !batch.gone.is_empty() {
-            let rows = sqlx::query(include_str!("../../sql/settle_gone.sql"))
+            let rows = sqlx::query(sql!("relay/settle_gone"))
                 .bind(&batch.gone)
                 .bind(&batch.tokens)
                 .persistent(persistent)
@@ -261,8 +280,8 @@ impl Store {
     /// Those of the database.
     pub async fn record_attempts(&self, attempts: &[AttemptRow], relay: &str) -> Result<(), Error> {
         self.limited("recording attempts", async {
-            let mut session = self.session(Lane::Settle).await?;
-            sqlx::query(include_str!("../../sql/record_attempts.sql"))
+            let mut session = self.session(Slot::Settle).await?;
+            sqlx::query(sql!("relay/record_attempts"))
                 .bind(attempts.iter().map(|made| made.delivery).collect::<Vec<_>>())
                 .bind(attempts.iter().map(|made| made.subscription).collect::<Vec<_>>())
                 .bind(attempts.iter().map(|made| made.position).collect::<Vec<_>>())
@@ -288,10 +307,15 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn renew_leases(&self, deliveries: &[i64], tokens: &[Uuid], lease: Duration) -> Result<Vec<i64>, Error> {
+    pub async fn renew_leases(
+        &self,
+        deliveries: &[i64],
+        tokens: &[Uuid],
+        lease: Duration,
+    ) -> Result<Vec<i64>, Error> {
         self.limited("renewing leases", async {
-            let mut session = self.session(Lane::Renew).await?;
-            let rows = sqlx::query(include_str!("../../sql/renew_leases.sql"))
+            let mut session = self.session(Slot::Renew).await?;
+            let rows = sqlx::query(sql!("relay/renew_leases"))
                 .bind(deliveries)
                 .bind(tokens)
                 .bind(lease.as_secs_f64())
@@ -312,8 +336,8 @@ impl Store {
     /// Those of the database.
     pub async fn cancel_orphans(&self, subscription: i64, limit: i64) -> Result<u64, Error> {
         self.limited("cancelling deliveries of a deleted subscription", async {
-            let mut session = self.session(Lane::Rest).await?;
-            let done = sqlx::query(include_str!("../../sql/cancel_orphans.sql"))
+            let mut session = self.session(Slot::Rest).await?;
+            let done = sqlx::query(sql!("relay/cancel_orphans"))
                 .bind(limit)
                 .bind(subscription)
                 .persistent(self.is_persistent())
@@ -331,8 +355,8 @@ impl Store {
     /// Those of the database.
     pub async fn measure_backlog(&self) -> Result<Vec<Backlog>, Error> {
         self.limited("measuring the backlog", async {
-            let mut session = self.session(Lane::Rest).await?;
-            let rows = sqlx::query(include_str!("../../sql/measure_backlog.sql"))
+            let mut session = self.session(Slot::Rest).await?;
+            let rows = sqlx::query(sql!("relay/measure_backlog"))
                 .persistent(self.is_persistent())
                 .fetch_all(session.connection())
                 .await?;
@@ -348,8 +372,12 @@ impl Store {
     /// Those of the database.
     pub async fn ring(&self, channel: &str) -> Result<(), Error> {
         self.limited("ringing the doorbell", async {
-            let mut session = self.session(Lane::Rest).await?;
-            sqlx::query("select pg_notify($1, '')").bind(channel).persistent(self.is_persistent()).execute(session.connection()).await?;
+            let mut session = self.session(Slot::Rest).await?;
+            sqlx::query("select pg_notify($1, '')")
+                .bind(channel)
+                .persistent(self.is_persistent())
+                .execute(session.connection())
+                .await?;
             session.finish().await
         })
         .await

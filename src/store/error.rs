@@ -1,5 +1,7 @@
 //! What can go wrong between the relay and its database.
 
+use crate::sink::sqlstate::{Class, class};
+
 /// A statement that did not work. Says what was being done; the cause is its source.
 #[derive(Debug)]
 pub struct Error {
@@ -68,43 +70,20 @@ impl Error {
         match &self.cause {
             Cause::Deadline(_) => Kind::Connection,
             Cause::Unsuitable(_) => Kind::Unsuitable,
-            Cause::Database(sqlx::Error::Database(error)) => kind_of_sqlstate(error.code().as_deref().unwrap_or("")),
+            Cause::Database(sqlx::Error::Database(error)) => {
+                kind_of_sqlstate(error.code().as_deref().unwrap_or(""))
+            }
             Cause::Database(_) => Kind::Connection,
-        }
-    }
-}
-
-impl Error {
-    /// The SQLSTATE, where the server gave one.
-    #[must_use]
-    pub fn code(&self) -> Option<String> {
-        match &self.cause {
-            Cause::Database(sqlx::Error::Database(error)) => error.code().map(std::borrow::Cow::into_owned),
-            Cause::Database(_) | Cause::Deadline(_) | Cause::Unsuitable(_) => None,
-        }
-    }
-
-    /// What the server said, without what was being done.
-    #[must_use]
-    pub fn message(&self) -> String {
-        match &self.cause {
-            Cause::Database(sqlx::Error::Database(error)) => error.message().to_owned(),
-            Cause::Database(error) => error.to_string(),
-            Cause::Deadline(cause) => cause.to_string(),
-            Cause::Unsuitable(cause) => cause.to_string(),
         }
     }
 }
 
 /// Which database errors to wait out, and after which no open connection is trusted any more.
 fn kind_of_sqlstate(code: &str) -> Kind {
-    match code {
-        // Read-only after a role flip; the server is shutting down, crashed, or starting; the backend was terminated.
-        "25006" | "57P01" | "57P02" | "57P03" | "57P04" => Kind::Connection,
-        _ if code.starts_with("08") => Kind::Connection,
-        // No such schema, table, column or function; no rights; wrong password.
-        "3F000" | "42P01" | "42703" | "42883" | "42501" | "28000" | "28P01" | "3D000" => Kind::Unsuitable,
-        _ => Kind::Transient,
+    match class(code) {
+        Class::Unavailable | Class::ReadOnly => Kind::Connection,
+        Class::Missing | Class::NoRights | Class::LoginRefused | Class::NoDatabase => Kind::Unsuitable,
+        Class::Busy | Class::Full | Class::Canceled | Class::Refused | Class::Other => Kind::Transient,
     }
 }
 

@@ -3,10 +3,10 @@
 use sqlx::{FromRow, Row as _};
 
 use super::{
-    connection::{Lane, Store},
+    connection::{Slot, Store},
     error::Error,
 };
-use crate::event_type::Row;
+use crate::event::types::Row;
 
 /// What changed since the last load.
 #[derive(Debug)]
@@ -24,8 +24,8 @@ impl Store {
     /// Those of the database.
     pub async fn load_event_types(&self, since: Option<&str>) -> Result<LoadedTypes, Error> {
         self.limited("loading event types", async {
-            let mut session = self.session(Lane::Rest).await?;
-            let rows = sqlx::query(include_str!("../../sql/load_event_types.sql"))
+            let mut session = self.session(Slot::Rest).await?;
+            let rows = sqlx::query(sql!("relay/load_event_types"))
                 .bind(since)
                 .persistent(self.is_persistent())
                 .fetch_all(session.connection())
@@ -47,10 +47,10 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn judge_event_type(&self, row: &Row, problem: Option<&str>) -> Result<bool, Error> {
+    pub async fn set_event_type_state(&self, row: &Row, problem: Option<&str>) -> Result<bool, Error> {
         self.limited("recording the state of an event type", async {
-            let mut session = self.session(Lane::Rest).await?;
-            let judged = sqlx::query(include_str!("../../sql/judge_event_type.sql"))
+            let mut session = self.session(Slot::Rest).await?;
+            let recorded = sqlx::query(sql!("relay/set_event_type_state"))
                 .bind(row.id)
                 .bind(problem)
                 .bind(&row.topic)
@@ -61,7 +61,7 @@ impl Store {
                 .fetch_optional(session.connection())
                 .await?;
             session.finish().await?;
-            Ok(judged.is_some())
+            Ok(recorded.is_some())
         })
         .await
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    connection::{Lane, Store},
+    connection::{Slot, Store},
     error::Error,
 };
 
@@ -22,6 +22,30 @@ pub struct RelayReport {
     pub subscriptions: Vec<SubscriptionReport>,
 }
 
+/// Whether a breaker lets attempts through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BreakerState {
+    /// It does.
+    #[default]
+    Closed,
+    /// One probe is under way.
+    HalfOpen,
+    /// It does not.
+    Open,
+}
+
+impl BreakerState {
+    /// As it is stored and shown.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::HalfOpen => "half_open",
+            Self::Open => "open",
+        }
+    }
+}
+
 /// What a relay did for a subscription since it started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionReport {
@@ -31,8 +55,8 @@ pub struct SubscriptionReport {
     pub delivered: i64,
     /// Attempts that failed.
     pub failed: i64,
-    /// `closed`, `half_open` or `open`.
-    pub breaker: &'static str,
+    /// Its breaker.
+    pub breaker: BreakerState,
     /// Events it was not sent because its match or filter could not be evaluated.
     pub filter_errors: i64,
     /// Why the last of them could not.
@@ -46,8 +70,8 @@ impl Store {
     /// Those of the database.
     pub async fn report_relay(&self, report: &RelayReport) -> Result<(), Error> {
         self.limited("reporting this relay", async {
-            let mut session = self.session(Lane::Rest).await?;
-            sqlx::query(include_str!("../../sql/report_relay.sql"))
+            let mut session = self.session(Slot::Rest).await?;
+            sqlx::query(sql!("relay/report_relay"))
                 .bind(&report.relay)
                 .bind(env!("CARGO_PKG_VERSION"))
                 .bind(report.uptime.as_secs_f64())
@@ -56,9 +80,15 @@ impl Store {
                 .bind(report.subscriptions.iter().map(|did| did.id).collect::<Vec<_>>())
                 .bind(report.subscriptions.iter().map(|did| did.delivered).collect::<Vec<_>>())
                 .bind(report.subscriptions.iter().map(|did| did.failed).collect::<Vec<_>>())
-                .bind(report.subscriptions.iter().map(|did| did.breaker).collect::<Vec<_>>())
+                .bind(report.subscriptions.iter().map(|did| did.breaker.code()).collect::<Vec<_>>())
                 .bind(report.subscriptions.iter().map(|did| did.filter_errors).collect::<Vec<_>>())
-                .bind(report.subscriptions.iter().map(|did| did.last_filter_error.as_deref()).collect::<Vec<_>>())
+                .bind(
+                    report
+                        .subscriptions
+                        .iter()
+                        .map(|did| did.last_filter_error.as_deref())
+                        .collect::<Vec<_>>(),
+                )
                 .persistent(self.is_persistent())
                 .execute(session.connection())
                 .await?;
@@ -73,8 +103,8 @@ impl Store {
     /// Those of the database.
     pub async fn leave_relay(&self, relay: &str) -> Result<(), Error> {
         self.limited("taking this relay off the list", async {
-            let mut session = self.session(Lane::Rest).await?;
-            sqlx::query(include_str!("../../sql/leave_relay.sql"))
+            let mut session = self.session(Slot::Rest).await?;
+            sqlx::query(sql!("relay/leave_relay"))
                 .bind(relay)
                 .persistent(self.is_persistent())
                 .execute(session.connection())

@@ -8,7 +8,7 @@ use sqlx::{Row as _, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
-    connection::{Lane, Store},
+    connection::{Slot, Store},
     cursor::{Cursor, Low, Window},
     error::Error,
 };
@@ -83,13 +83,20 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn read_events(&self, cursor: &Cursor, limit: usize, with_payloads: bool) -> Result<Option<Read>, Error> {
+    pub async fn read_events(
+        &self,
+        cursor: &Cursor,
+        limit: usize,
+        with_payloads: bool,
+    ) -> Result<Option<Read>, Error> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX).max(1);
         let started = Instant::now();
         let window = match cursor.window.clone() {
             Some(window) => window,
             None => {
-                let Some(mut read) = self.read_new(cursor, limit + 1, with_payloads).await? else { return Ok(None) };
+                let Some(mut read) = self.read_new(cursor, limit + 1, with_payloads).await? else {
+                    return Ok(None);
+                };
                 if i64::try_from(read.events.len()).unwrap_or(i64::MAX) <= limit {
                     read.events.sort_unstable_by_key(|new| new.event.position);
                     read.was_slow = started.elapsed() > SLOW_READ;
@@ -101,10 +108,15 @@ impl Store {
         self.read_page(cursor, window, limit, with_payloads).await
     }
 
-    async fn read_new(&self, cursor: &Cursor, limit: i64, with_payloads: bool) -> Result<Option<Read>, Error> {
+    async fn read_new(
+        &self,
+        cursor: &Cursor,
+        limit: i64,
+        with_payloads: bool,
+    ) -> Result<Option<Read>, Error> {
         self.limited("reading new events", async {
-            let mut session = self.session(Lane::Work).await?;
-            let rows = sqlx::query(include_str!("../../sql/read_events.sql"))
+            let mut session = self.session(Slot::Work).await?;
+            let rows = sqlx::query(sql!("relay/read_events"))
                 .bind(&cursor.settled_xmax)
                 .bind(&cursor.settled_xip)
                 .bind(limit)
@@ -123,8 +135,8 @@ impl Store {
 
     async fn open_window(&self, cursor: &Cursor) -> Result<Window, Error> {
         self.limited("opening a window", async {
-            let mut session = self.session(Lane::Work).await?;
-            let row = sqlx::query(include_str!("../../sql/open_window.sql"))
+            let mut session = self.session(Slot::Work).await?;
+            let row = sqlx::query(sql!("relay/open_window"))
                 .bind(cursor.low.as_ref().map(|low| low.position))
                 .bind(&cursor.settled_xip)
                 .bind(&cursor.settled_xmax)
@@ -143,10 +155,16 @@ impl Store {
         .await
     }
 
-    async fn read_page(&self, cursor: &Cursor, window: Window, limit: i64, with_payloads: bool) -> Result<Option<Read>, Error> {
+    async fn read_page(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        limit: i64,
+        with_payloads: bool,
+    ) -> Result<Option<Read>, Error> {
         self.limited("reading a page of events", async {
-            let mut session = self.session(Lane::Work).await?;
-            let rows = sqlx::query(include_str!("../../sql/read_page.sql"))
+            let mut session = self.session(Slot::Work).await?;
+            let rows = sqlx::query(sql!("relay/read_page"))
                 .bind(&cursor.settled)
                 .bind(&window.end)
                 .bind(window.page_after)
@@ -172,7 +190,10 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database. Whether it was done may then be unknown: its leases, if any, run out by themselves.
-    #[expect(clippy::too_many_arguments, reason = "they are what one statement takes; a type for them would be used once")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "they are what one statement takes; a type for them would be used once"
+    )]
     pub async fn advance_cursor(
         &self,
         cursor: &Cursor,
@@ -188,8 +209,8 @@ impl Store {
         let window = next.window.clone();
         let window_low = window.as_ref().and_then(|window| window.low.clone());
         self.limited("committing a routing step", async {
-            let mut session = self.session(Lane::Work).await?;
-            let rows = sqlx::query(include_str!("../../sql/advance_cursor.sql"))
+            let mut session = self.session(Slot::Work).await?;
+            let rows = sqlx::query(sql!("relay/advance_cursor"))
                 .bind(cursor.step)
                 .bind(&next.settled)
                 .bind(low.as_ref().map(|low| low.position))
@@ -284,5 +305,11 @@ fn read_rows(rows: &[PgRow], cursor: &Cursor, reached: Reached) -> Result<Option
             deliver_after: row.try_get(9)?,
         });
     }
-    Ok(Some(Read { events, generation: first.try_get(1)?, was_slow: false, reached, drawn: first.try_get(16)? }))
+    Ok(Some(Read {
+        events,
+        generation: first.try_get(1)?,
+        was_slow: false,
+        reached,
+        drawn: first.try_get(16)?,
+    }))
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{FromRow, Row as _, postgres::PgRow};
 
 use super::{
-    connection::{Lane, Store},
+    connection::{Slot, Store},
     error::Error,
     routing::NewEvent,
 };
@@ -56,8 +56,8 @@ impl Store {
     /// Those of the database.
     pub async fn load_starts(&self, subscriptions: &[i64]) -> Result<Vec<Start>, Error> {
         self.limited("loading starts", async {
-            let mut session = self.session(Lane::Rest).await?;
-            let starts = sqlx::query_as(include_str!("../../sql/load_starts.sql"))
+            let mut session = self.session(Slot::Rest).await?;
+            let starts = sqlx::query_as(sql!("relay/load_starts"))
                 .bind(subscriptions)
                 .persistent(self.is_persistent())
                 .fetch_all(session.connection())
@@ -74,8 +74,8 @@ impl Store {
     /// Those of the database.
     pub async fn read_past(&self, start: &Start, limit: i64, with_payloads: bool) -> Result<Past, Error> {
         self.limited("reading past events", async {
-            let mut session = self.session(Lane::Rest).await?;
-            let rows = sqlx::query(include_str!("../../sql/read_past.sql"))
+            let mut session = self.session(Slot::Rest).await?;
+            let rows = sqlx::query(sql!("relay/read_past"))
                 .bind(start.position)
                 .bind(start.until)
                 .bind(&start.settled)
@@ -89,7 +89,8 @@ impl Store {
                 .await?;
             session.finish().await?;
             let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-            let events = rows.iter().filter_map(|row| read_event(row).transpose()).collect::<Result<_, _>>()?;
+            let events =
+                rows.iter().filter_map(|row| read_event(row).transpose()).collect::<Result<_, _>>()?;
             Ok(Past { events, reached: first.try_get("reached")? })
         })
         .await
@@ -102,8 +103,8 @@ impl Store {
     /// Those of the database.
     pub async fn insert_past(&self, start: &Start, past: &Past, wanted: &[&NewEvent]) -> Result<bool, Error> {
         self.limited("recording what is owed of past events", async {
-            let mut session = self.session(Lane::Rest).await?;
-            let moved = sqlx::query(include_str!("../../sql/insert_past.sql"))
+            let mut session = self.session(Slot::Rest).await?;
+            let moved = sqlx::query(sql!("relay/insert_past"))
                 .bind(start.subscription_id)
                 .bind(start.position)
                 .bind(past.reached)
@@ -126,8 +127,8 @@ impl Store {
     /// Those of the database.
     pub async fn end_start(&self, start: &Start) -> Result<(), Error> {
         self.limited("ending a start", async {
-            let mut session = self.session(Lane::Rest).await?;
-            sqlx::query(include_str!("../../sql/end_start.sql"))
+            let mut session = self.session(Slot::Rest).await?;
+            sqlx::query(sql!("relay/end_start"))
                 .bind(start.subscription_id)
                 .bind(start.position)
                 .persistent(self.is_persistent())
@@ -144,8 +145,8 @@ impl Store {
     /// Those of the database.
     pub async fn count_owed(&self, subscription: i64, enough: i64) -> Result<i64, Error> {
         self.limited("counting what is owed", async {
-            let mut session = self.session(Lane::Rest).await?;
-            let owed = sqlx::query_scalar(include_str!("../../sql/count_owed.sql"))
+            let mut session = self.session(Slot::Rest).await?;
+            let owed = sqlx::query_scalar(sql!("relay/count_owed"))
                 .bind(subscription)
                 .bind(enough)
                 .persistent(self.is_persistent())

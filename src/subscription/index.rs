@@ -6,16 +6,16 @@ use std::{
 };
 
 use super::{Subscription, Wanted};
-use crate::{
-    event::Event,
-    event_type::Types,
+use crate::event::{
+    Event,
     filter::{Facts, Field},
     topic::Trie,
+    types::Types,
 };
 
 /// What became of an event's way through the index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Judged {
+pub struct Matches {
     /// The ids of the subscriptions that want it, in their order.
     pub wanted_by: Vec<i64>,
     /// Those whose conditions could not be evaluated, and why: they do not get it.
@@ -33,33 +33,33 @@ pub struct Index {
     choosy: bool,
     needs_payload: bool,
     /// All but those in `by_value`.
-    plain: Shelf,
+    plain: ByTopic,
     /// Those that want a certain scalar in a certain field of the payload, by that field. An event looks up its own values, so
     /// thousands that want others cost it nothing.
     by_value: BTreeMap<String, Values>,
     /// All of them once more.
-    in_by_value: Shelf,
+    in_by_value: ByTopic,
     /// Some have the same filter: it is then evaluated once for all.
-    has_twins: bool,
+    shares_filters: bool,
     types: Arc<Types>,
 }
 
 /// Subscriptions that want a certain scalar in one field.
 #[derive(Debug, Default)]
 struct Values {
-    wanting: HashMap<String, Shelf>,
+    wanting: HashMap<String, ByTopic>,
     /// Of these, those whose filter fails when the field is not there: that must be counted.
-    failing: Shelf,
+    failing: ByTopic,
 }
 
 /// Subscriptions by organization and topic.
 #[derive(Debug, Default)]
-struct Shelf {
+struct ByTopic {
     everyone: Trie<i64>,
     by_organization: HashMap<String, Trie<i64>>,
 }
 
-impl Shelf {
+impl ByTopic {
     fn insert(&mut self, subscription: &Subscription) {
         let trie = match &subscription.row.organization {
             None => &mut self.everyone,
@@ -70,10 +70,13 @@ impl Shelf {
         }
     }
 
-    /// Tenants are told apart before patterns are looked at. An id may come more than once.
+    /// Tenants are evaluated apart before patterns are looked at. An id may come more than once.
     fn find(&self, event: &Event) -> impl Iterator<Item = i64> {
         let own = event.organization.as_ref().and_then(|organization| self.by_organization.get(organization));
-        self.everyone.find(&event.topic).chain(own.into_iter().flat_map(|trie| trie.find(&event.topic))).copied()
+        self.everyone
+            .find(&event.topic)
+            .chain(own.into_iter().flat_map(|trie| trie.find(&event.topic)))
+            .copied()
     }
 }
 
@@ -103,12 +106,16 @@ impl Index {
             index.subscriptions.insert(subscription.row.id, subscription);
         }
         let mut filters = HashSet::new();
-        index.has_twins = index.subscriptions.values().filter_map(|one| one.row.filter.as_ref()).any(|filter| !filters.insert(filter));
+        index.shares_filters = index
+            .subscriptions
+            .values()
+            .filter_map(|one| one.row.filter.as_ref())
+            .any(|filter| !filters.insert(filter));
         index
     }
 
     /// The subscriptions that want an event as far as its topic, organization and key say, each once, in the order of their
-    /// ids; [`Subscription::judge`] has the last word. An event with an organization reaches
+    /// ids; [`Subscription::evaluate`] decides. An event with an organization reaches
     /// that organization's subscriptions and those for all.
     #[must_use]
     pub fn matching(&self, event: &Event) -> Vec<&Arc<Subscription>> {
@@ -126,22 +133,29 @@ impl Index {
 
     /// Which subscriptions want an event, all conditions looked at, and which could not say.
     #[must_use]
-    pub fn judge(&self, event: &Event) -> Judged {
+    pub fn find_matches(&self, event: &Event) -> Matches {
         let facts = Facts::new(event);
-        let mut judged = Judged::default();
-        let mut told: HashMap<&str, Wanted> = HashMap::new();
+        let mut matches = Matches::default();
+        let mut evaluated: HashMap<&str, Wanted> = HashMap::new();
         for subscription in self.candidates(event, &facts) {
-            let wanted = match subscription.row.filter.as_deref().filter(|_| self.has_twins && subscription.row.matching.is_none()) {
-                Some(filter) => told.entry(filter).or_insert_with(|| subscription.judge(&facts)).clone(),
-                None => subscription.judge(&facts),
+            let wanted = match subscription
+                .row
+                .filter
+                .as_deref()
+                .filter(|_| self.shares_filters && subscription.row.matching.is_none())
+            {
+                Some(filter) => {
+                    evaluated.entry(filter).or_insert_with(|| subscription.evaluate(&facts)).clone()
+                }
+                None => subscription.evaluate(&facts),
             };
             match wanted {
-                Wanted::Yes => judged.wanted_by.push(subscription.row.id),
+                Wanted::Yes => matches.wanted_by.push(subscription.row.id),
                 Wanted::No(_) => {}
-                Wanted::Failed(why) => judged.failed.push((subscription.row.id, why)),
+                Wanted::Failed(why) => matches.failed.push((subscription.row.id, why)),
             }
         }
-        judged
+        matches
     }
 
     /// Those of [`Index::matching`] that do not ask for another value than the event has.
@@ -150,11 +164,15 @@ impl Index {
         if self.in_by_value.find(event).next().is_some() {
             for (field, values) in &self.by_value {
                 match facts.field(field) {
-                    Field::Scalar(value) => ids.extend(values.wanting.get(&value).into_iter().flat_map(|shelf| shelf.find(event))),
+                    Field::Scalar(value) => ids.extend(
+                        values.wanting.get(&value).into_iter().flat_map(|by_topic| by_topic.find(event)),
+                    ),
                     Field::Compound => {}
                     Field::Missing => ids.extend(values.failing.find(event)),
                     // Each of them says that it cannot be read.
-                    Field::Unreadable => ids.extend(values.wanting.values().flat_map(|shelf| shelf.find(event))),
+                    Field::Unreadable => {
+                        ids.extend(values.wanting.values().flat_map(|by_topic| by_topic.find(event)))
+                    }
                 }
             }
         }
@@ -165,7 +183,9 @@ impl Index {
     #[must_use]
     pub fn asks_for_payload(&self, event: &Event) -> bool {
         self.in_by_value.find(event).next().is_some()
-            || self.plain.find(event).any(|id| self.subscriptions.get(&id).is_some_and(|subscription| subscription.needs_payload()))
+            || self.plain.find(event).any(|id| {
+                self.subscriptions.get(&id).is_some_and(|subscription| subscription.needs_payload())
+            })
     }
 
     /// Whether one of them has conditions beyond topics, organization and keys.
@@ -222,11 +242,22 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{sinks::Registry, subscription::Row};
+    use crate::{sink::Registry, store::SubscriptionRow};
 
-    fn subscription(id: i64, matching: Option<String>, filter: Option<String>, organization: Option<String>) -> Arc<Subscription> {
+    fn subscription(
+        id: i64,
+        matching: Option<String>,
+        filter: Option<String>,
+        organization: Option<String>,
+    ) -> Arc<Subscription> {
         let topic = if id % 3 == 0 { "b.*" } else { "a.**" };
-        let row = Row { id, matching, filter, organization, ..Row::new(&format!("s{id}"), &[topic], "none", json!({})) };
+        let row = SubscriptionRow {
+            id,
+            matching,
+            filter,
+            organization,
+            ..SubscriptionRow::new(&format!("s{id}"), &[topic], "none", json!({}))
+        };
         Arc::new(Subscription::bind(row, &Registry::default()).0)
     }
 
@@ -262,7 +293,17 @@ mod tests {
     }
 
     fn condition() -> impl Strategy<Value = String> {
-        (prop_oneof![Just("payload.a"), Just("payload.b"), Just("payload['a']"), Just("payload.a.c"), Just("topic")], scalar(), 0..5)
+        (
+            prop_oneof![
+                Just("payload.a"),
+                Just("payload.b"),
+                Just("payload['a']"),
+                Just("payload.a.c"),
+                Just("topic")
+            ],
+            scalar(),
+            0..5,
+        )
             .prop_map(|(field, value, shape)| match shape {
                 0 => format!("{field} == {value}"),
                 1 => format!("{value} == {field}"),
@@ -273,7 +314,8 @@ mod tests {
     }
 
     fn payload() -> impl Strategy<Value = String> {
-        let value = prop_oneof![4 => scalar(), 1 => Just("[1]".to_owned()), 1 => Just("{\"c\": 1}".to_owned())];
+        let value =
+            prop_oneof![4 => scalar(), 1 => Just("[1]".to_owned()), 1 => Just("{\"c\": 1}".to_owned())];
         prop_oneof![
             8 => (value.clone(), value).prop_map(|(a, b)| format!("{{\"a\": {a}, \"b\": {b}}}")),
             1 => scalar().prop_map(|a| format!("{{\"a\": {a}}}")),
@@ -283,7 +325,7 @@ mod tests {
     }
 
     proptest! {
-        /// The shelves are only a shorter way.
+        /// Looking up by value is only a shorter way.
         #[test]
         fn an_event_finds_those_that_want_it_and_those_that_fail_as_if_each_were_asked(
             wishes in proptest::collection::vec((proptest::option::of(scalar()), proptest::option::of(condition()), any::<bool>()), 1..12),
@@ -296,7 +338,7 @@ mod tests {
             }).collect();
             let index = Index::new(1, subscriptions.iter().cloned());
             let event = event(topic, payload, has_organization.then(|| "acme".to_owned()));
-            let mut expected = Judged::default();
+            let mut expected = Matches::default();
             for one in &subscriptions {
                 match one.explain(&event) {
                     Wanted::Yes => expected.wanted_by.push(one.row.id),
@@ -304,7 +346,7 @@ mod tests {
                     Wanted::Failed(why) => expected.failed.push((one.row.id, why)),
                 }
             }
-            prop_assert_eq!(index.judge(&event), expected);
+            prop_assert_eq!(index.find_matches(&event), expected);
         }
     }
 }

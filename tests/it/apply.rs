@@ -88,9 +88,14 @@ match = { kind = "order" }
         (0, shown.to_owned(), "nothing was changed\n".to_owned())
     );
     assert_eq!(all(&database).await, before);
-    assert_eq!(pgoutbox(&database, &["subscriptions", "apply", "-f", path, "--prune"]), (0, shown.to_owned(), String::new()));
-    let names: Vec<String> =
-        sqlx::query_scalar("select name from outbox.subscriptions order by name").fetch_all(&database.pool).await.unwrap();
+    assert_eq!(
+        pgoutbox(&database, &["subscriptions", "apply", "-f", path, "--prune"]),
+        (0, shown.to_owned(), String::new())
+    );
+    let names: Vec<String> = sqlx::query_scalar("select name from outbox.subscriptions order by name")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
     assert_eq!(names, ["kept", "new"]);
     assert_eq!(
         pgoutbox(&database, &["subscriptions", "apply", "-f", path, "--prune"]),
@@ -112,7 +117,11 @@ async fn a_file_with_one_mistake_changes_nothing_and_names_it() {
             r#"{"subscriptions": [{"name": "a", "topics": ["**"], "sink": "stdout"}, {"name": "b", "topics": ["a..b"], "sink": "stdout"}]}"#,
             "'a..b' is not a topic pattern",
         ),
-        (".toml", "[[subscriptions]]\nname = 'a'\ntopics = ['**']\nsink = 'stdout'\ncolour = 'blue'", "colour"),
+        (
+            ".toml",
+            "[[subscriptions]]\nname = 'a'\ntopics = ['**']\nsink = 'stdout'\ncolour = 'blue'",
+            "colour",
+        ),
         (
             ".toml",
             "[[subscriptions]]\nname = 'a'\ntopics = ['**']\nsink = 'stdout'\n[[subscriptions]]\nname = 'a'\ntopics = ['**']\nsink = 'stdout'",

@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use pgoutbox::{
-    config::RelayConfig,
-    telemetry::Signal,
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    relay::{Settings, telemetry::Signal},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use sqlx::{Connection, Executor, postgres::PgListener};
@@ -23,15 +22,20 @@ use crate::support::{
 /// Without a poll a missed ring would cost ten seconds: due deliveries are looked for that often all the same.
 const TOO_LONG: Duration = Duration::from_secs(2);
 
-fn without_poll(name: &str) -> RelayConfig {
-    RelayConfig { poll: None, ..settings(name) }
+fn without_poll(name: &str) -> Settings {
+    Settings { poll: None, ..settings(name) }
 }
 
 /// One transaction of one event, committed after a moment.
 async fn publish_slowly(books: &Books, database: &Database, seed: u64, moments: [u64; 2]) {
     let [before, inside] = moments.map(Duration::from_micros);
     pause(before).await;
-    let event = Written { id: Uuid::new_v4(), topic: "rung".to_owned(), organization: None, payload: "{\"n\": 1}".to_owned() };
+    let event = Written {
+        id: Uuid::new_v4(),
+        topic: "rung".to_owned(),
+        organization: None,
+        payload: "{\"n\": 1}".to_owned(),
+    };
     let mut transaction = database.pool.begin().await.unwrap();
     sqlx::query("insert into outbox.events (id, topic, payload) values ($1, 'rung', $2::text::jsonb)")
         .bind(event.id)
@@ -44,7 +48,13 @@ async fn publish_slowly(books: &Books, database: &Database, seed: u64, moments: 
     }
     let committing = Instant::now();
     transaction.commit().await.unwrap();
-    books.transaction(Transaction { seed, events: vec![event], synchronous: true, committing, ended: Ended::Committed });
+    books.transaction(Transaction {
+        seed,
+        events: vec![event],
+        synchronous: true,
+        committing,
+        ended: Ended::Committed,
+    });
 }
 
 /// Bursts with lulls between them: each burst must have arrived before the next begins, so that no later event hides that
@@ -58,7 +68,12 @@ async fn bursts(relays: usize, rounds: usize) {
     let mut running = Vec::new();
     for number in 0..relays {
         let settings = without_poll(&format!("relay-{number}"));
-        running.push(RelayBox::start_with(&database, |builder| builder.settings(settings).sink(LedgerSink::new(&books))).await);
+        running.push(
+            RelayBox::start_with(&database, |builder| {
+                builder.settings(settings).sink(LedgerSink::new(&books))
+            })
+            .await,
+        );
     }
     for relay in &mut running {
         relay.wait_asleep().await;
@@ -93,9 +108,13 @@ async fn bursts(relays: usize, rounds: usize) {
     }
     books.balance(&database, seed).await;
     let journal = books.journal();
-    let committed: std::collections::HashMap<_, _> =
-        journal.transactions.iter().flat_map(|one| one.events.iter().map(|event| (event.id, one.committing))).collect();
-    let mut waits: Vec<_> = journal.requests.iter().map(|request| request.arrived - committed[&request.event]).collect();
+    let committed: std::collections::HashMap<_, _> = journal
+        .transactions
+        .iter()
+        .flat_map(|one| one.events.iter().map(|event| (event.id, one.committing)))
+        .collect();
+    let mut waits: Vec<_> =
+        journal.requests.iter().map(|request| request.arrived - committed[&request.event]).collect();
     waits.sort_unstable();
     eprintln!(
         "{published} events: median {:?}, p99 {:?}, longest {:?}",
@@ -123,8 +142,10 @@ async fn an_event_published_with_the_doorbell_off_is_found_by_the_poll() {
     let database = Database::new().await;
     let books = Books::default();
     books.subscribe(&database, "all", &["**"], None).await;
-    let polling = RelayConfig { poll: Some(Duration::from_millis(300)), ..settings("relay") };
-    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(polling).sink(LedgerSink::new(&books))).await;
+    let polling = Settings { poll: Some(Duration::from_millis(300)), ..settings("relay") };
+    let mut relay =
+        RelayBox::start_with(&database, |builder| builder.settings(polling).sink(LedgerSink::new(&books)))
+            .await;
     relay.wait_asleep().await;
     let mut bell = PgListener::connect_with(&database.pool).await.unwrap();
     bell.listen("outbox_doorbell").await.unwrap();
@@ -166,8 +187,10 @@ async fn a_transaction_can_be_prepared_unless_it_had_to_ring() {
     // A publisher that did not ring is under way: the relay stays awake.
     let mut under_way = database.connection().await;
     under_way.execute("begin; select outbox.publish('under.way', '{\"n\": 1}')").await.unwrap();
-    let polling = RelayConfig { poll: Some(Duration::from_millis(300)), ..settings("relay") };
-    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(polling).sink(LedgerSink::new(&books))).await;
+    let polling = Settings { poll: Some(Duration::from_millis(300)), ..settings("relay") };
+    let mut relay =
+        RelayBox::start_with(&database, |builder| builder.settings(polling).sink(LedgerSink::new(&books)))
+            .await;
     books.wait_for(2, Duration::from_secs(10)).await;
     prepare(&database, "on").await.expect("the relay is awake");
     prepare(&database, "off").await.unwrap();
@@ -191,7 +214,10 @@ async fn a_listener_that_is_cut_off_is_rebuilt_and_nothing_is_missed() {
     let database = Database::new().await;
     let books = Books::default();
     books.subscribe(&database, "all", &["**"], None).await;
-    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(without_poll("relay")).sink(LedgerSink::new(&books))).await;
+    let mut relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(without_poll("relay")).sink(LedgerSink::new(&books))
+    })
+    .await;
     relay.wait_asleep().await;
     for round in 0..4 {
         books.publish(&database.pool, "before").await;
@@ -221,7 +247,10 @@ async fn many_publishers_ring_hardly_ever_while_a_relay_is_awake() {
     let database = Database::new().await;
     let books = Books::default();
     books.subscribe(&database, "all", &["**"], None).await;
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(without_poll("relay")).sink(LedgerSink::new(&books))).await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(without_poll("relay")).sink(LedgerSink::new(&books))
+    })
+    .await;
     let mut bell = PgListener::connect_with(&database.pool).await.unwrap();
     bell.listen("outbox_doorbell").await.unwrap();
     // A relay that gets no processor dozes off between its looks: on a machine that is busy otherwise, the best of three counts.
@@ -232,7 +261,10 @@ async fn many_publishers_ring_hardly_ever_while_a_relay_is_awake() {
             let mut connection = database.connection().await;
             writers.spawn(async move {
                 for _ in 0..100 {
-                    connection.execute("insert into outbox.events (topic, payload) values ('load', '{\"n\": 1}')").await.unwrap();
+                    connection
+                        .execute("insert into outbox.events (topic, payload) values ('load', '{\"n\": 1}')")
+                        .await
+                        .unwrap();
                 }
             });
         }
@@ -285,13 +317,20 @@ async fn when_the_relay_that_attends_the_bell_stops_another_attends_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_that_fails_while_the_relay_sleeps_is_repeated_when_it_is_due() {
     let database = Database::new().await;
-    database.execute("select outbox.subscribe('slow', array['**'], 'recorder', retry => '{\"schedule\": [\"50ms\"]}')").await;
+    database
+        .execute(
+            "select outbox.subscribe('slow', array['**'], 'recorder', retry => '{\"schedule\": [\"50ms\"]}')",
+        )
+        .await;
     let recorder = Recorder::answering(|seen| match seen.attempt {
         1 => Outcome::Retry { reason: Reason::Timeout, after: None },
         _ => Outcome::Delivered,
     });
     let answers = recorder.gate.clone().write_owned().await;
-    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(without_poll("relay")).sink(recorder.clone())).await;
+    let mut relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(without_poll("relay")).sink(recorder.clone())
+    })
+    .await;
     database.execute("insert into outbox.events (topic, payload) values ('a.b', '1')").await;
     recorder.wait_for(1).await;
     relay.wait_asleep().await;

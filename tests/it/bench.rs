@@ -34,7 +34,8 @@ fn bench(arguments: &[&str]) -> Command {
 #[test]
 fn every_row_is_printed_beside_its_floor() {
     let output = bench(&["--json"]).output().unwrap();
-    let (printed, said) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+    let (printed, said) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{printed}\n{said}");
     let mut lines = printed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
 
@@ -47,7 +48,10 @@ fn every_row_is_printed_beside_its_floor() {
         for number in ["value", "floor", "min", "max"] {
             assert!(figure[number].as_f64().is_some_and(|number| number >= 0.0), "{number} of {figure}");
         }
-        assert!(figure["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0) || figure["unit"] == "rows", "{figure}");
+        assert!(
+            figure["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0) || figure["unit"] == "rows",
+            "{figure}"
+        );
     }
     let counted = ROWS.map(|(row, _)| (row, figures.iter().filter(|figure| figure["row"] == row).count()));
     assert_eq!(counted, ROWS);
@@ -64,7 +68,11 @@ fn people_get_a_table_that_says_what_each_floor_is() {
 
 #[test]
 fn an_interrupted_benchmark_leaves_nothing_behind() {
-    let mut child = bench(&["--only", "held_transaction", "--held", "60s"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = bench(&["--only", "held_transaction", "--held", "60s"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let prefix = format!("pgoutbox-postgres-{}-", child.id());
     let directories = || {
         let entries = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
@@ -74,7 +82,13 @@ fn an_interrupted_benchmark_leaves_nothing_behind() {
     assert!(said.any(|line| line == "measuring held_transaction"));
     assert_eq!(directories(), 1);
 
-    assert!(Command::new("sh").args(["-c", "kill -s INT \"$0\"", &child.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("sh")
+            .args(["-c", "kill -s INT \"$0\"", &child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
     let rest: Vec<String> = said.collect();
     assert_eq!(child.wait().unwrap().code(), Some(1), "{rest:?}");
     assert_eq!(directories(), 0);

@@ -47,7 +47,11 @@ impl Shop {
 
     /// As the superuser, who owns the tables.
     async fn owner(&mut self, sql: &str) {
-        self.database.pool.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap_or_else(|error| panic!("{error}\n{sql}"));
+        self.database
+            .pool
+            .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
+            .await
+            .unwrap_or_else(|error| panic!("{error}\n{sql}"));
     }
 
     /// What PostgreSQL says to the owner's statement.
@@ -58,7 +62,10 @@ impl Shop {
 
     /// Runs statements as the application; the events they have made.
     async fn write(&mut self, sql: &str) -> Vec<Event> {
-        self.application.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap_or_else(|error| panic!("{error}\n{sql}"));
+        self.application
+            .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
+            .await
+            .unwrap_or_else(|error| panic!("{error}\n{sql}"));
         self.events().await
     }
 
@@ -114,8 +121,15 @@ async fn each_change_of_a_captured_table_is_an_event_and_a_change_of_nothing_is_
             ),
         ]
     );
-    assert_eq!(shop.write("update orders set status = status; update orders set total = total + 0 where id = 1").await, []);
-    assert_eq!(shop.write("update orders set total = 0 where id = 9; delete from orders where id = 9").await, []);
+    assert_eq!(
+        shop.write("update orders set status = status; update orders set total = total + 0 where id = 1")
+            .await,
+        []
+    );
+    assert_eq!(
+        shop.write("update orders set total = 0 where id = 9; delete from orders where id = 9").await,
+        []
+    );
     assert_eq!(shop.write("begin; update orders set total = 0; rollback").await, []);
     assert_eq!(
         shop.write("delete from orders where id = 2").await,
@@ -137,13 +151,25 @@ async fn upsert_merge_and_copy_make_the_events_of_what_they_did() {
     let mut upserted = shop.write(upsert).await;
     upserted.sort_by_key(|(topic, _, _)| topic.clone());
     let updated = json!({"row": {"id": 1, "status": "paid", "total": 6}, "changed": ["total"], "previous": {"total": 5}});
-    assert_eq!(upserted, [event("public.orders.create", "2", paid(2)), event("public.orders.update", "1", updated)]);
-    assert_eq!(shop.write("insert into orders values (1, 'x', 6) on conflict (id) do update set total = excluded.total").await, []);
+    assert_eq!(
+        upserted,
+        [event("public.orders.create", "2", paid(2)), event("public.orders.update", "1", updated)]
+    );
+    assert_eq!(
+        shop.write(
+            "insert into orders values (1, 'x', 6) on conflict (id) do update set total = excluded.total"
+        )
+        .await,
+        []
+    );
 
     let mut copy = shop.application.copy_in_raw("copy orders from stdin").await.unwrap();
     copy.send("7\tpaid\t5\n8\tpaid\t5\n".as_bytes()).await.unwrap();
     copy.finish().await.unwrap();
-    assert_eq!(shop.events().await, [event("public.orders.create", "7", paid(7)), event("public.orders.create", "8", paid(8))]);
+    assert_eq!(
+        shop.events().await,
+        [event("public.orders.create", "7", paid(7)), event("public.orders.create", "8", paid(8))]
+    );
 
     if shop.database.count("select current_setting('server_version_num')::bigint").await >= 150_000 {
         let merge = "merge into orders using (values (1), (2), (3)) as given (id) on orders.id = given.id
@@ -153,8 +179,12 @@ async fn upsert_merge_and_copy_make_the_events_of_what_they_did() {
         let mut merged = shop.write(merge).await;
         merged.sort_by_key(|(topic, _, _)| topic.clone());
         let sent = json!({"row": {"id": 2, "status": "sent", "total": 5}, "changed": ["status"], "previous": {"status": "paid"}});
-        let deleted = event("public.orders.delete", "1", json!({"row": {"id": 1, "status": "paid", "total": 6}}));
-        assert_eq!(merged, [event("public.orders.create", "3", paid(3)), deleted, event("public.orders.update", "2", sent)]);
+        let deleted =
+            event("public.orders.delete", "1", json!({"row": {"id": 1, "status": "paid", "total": 6}}));
+        assert_eq!(
+            merged,
+            [event("public.orders.create", "3", paid(3)), deleted, event("public.orders.update", "2", sent)]
+        );
     }
     shop.end().await;
 }
@@ -216,7 +246,12 @@ async fn what_an_orm_and_a_driver_write_is_captured() {
     .await;
     let url = shop.database.plain_url().replace("//postgres@", &format!("//{APPLICATION}@"));
     let short = |events: Vec<Event>| -> Vec<String> {
-        events.iter().map(|(topic, key, payload)| format!("{topic} {} {}", key.as_deref().unwrap_or("-"), payload["changed"])).collect()
+        events
+            .iter()
+            .map(|(topic, key, payload)| {
+                format!("{topic} {} {}", key.as_deref().unwrap_or("-"), payload["changed"])
+            })
+            .collect()
     };
     let expected = [
         "public.customers.create 1 null",

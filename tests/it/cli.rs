@@ -50,12 +50,18 @@ fn help_lists_every_command_and_every_exit_code() {
         "explain",
         "completions",
     ] {
-        assert!(help.lines().any(|line| line.starts_with(&format!("  {command} "))), "{command} is not in\n{help}");
+        assert!(
+            help.lines().any(|line| line.starts_with(&format!("  {command} "))),
+            "{command} is not in\n{help}"
+        );
         let output = pgoutbox(&[command, "--help"], &[]);
         assert_eq!(code(&output), 0, "{command}");
     }
     for exit in [0, 1, 2, 69, 75, 78] {
-        assert!(help.lines().any(|line| line.starts_with(&format!("  {exit:>2}  "))), "{exit} is not in\n{help}");
+        assert!(
+            help.lines().any(|line| line.starts_with(&format!("  {exit:>2}  "))),
+            "{exit} is not in\n{help}"
+        );
     }
     for (group, commands) in [
         ("subscriptions", ["list", "show", "pause", "resume", "remove"].as_slice()),
@@ -95,9 +101,14 @@ fn wrong_usage_ends_with_2_and_says_so_on_standard_error() {
 
 #[test]
 fn an_unreachable_database_ends_with_69() {
-    for arguments in
-        [&["status"][..], &["run"], &["migrate", "--dry-run"], &["publish", "a.b"], &["subscriptions", "list"], &["dead-letters", "list"]]
-    {
+    for arguments in [
+        &["status"][..],
+        &["run"],
+        &["migrate", "--dry-run"],
+        &["publish", "a.b"],
+        &["subscriptions", "list"],
+        &["dead-letters", "list"],
+    ] {
         let environment = [("DATABASE_URL", NOBODY), ("PGOUTBOX__HTTP__LISTEN", "off")];
         let output = pgoutbox(arguments, &environment);
         assert_eq!(code(&output), 69, "{arguments:?}: {output:?}");
@@ -145,13 +156,16 @@ fn check_needs_no_database() {
     let output = pgoutbox(&["check"], &[("DATABASE_URL", NOBODY), ("PGOUTBOX__RELAY__POLL", "off")]);
     let said = text(&output.stderr);
     assert_eq!(code(&output), 0, "{said}");
-    assert!(said.contains("subscriptions were not checked") && said.contains("note: relay.poll is off"), "{said}");
+    assert!(
+        said.contains("subscriptions were not checked") && said.contains("note: relay.poll is off"),
+        "{said}"
+    );
 }
 
 #[test]
 fn explain_knows_every_reason() {
     let all = text(&pgoutbox(&["explain"], &[]).stdout);
-    for reason in pgoutbox::verdict::Reason::ALL {
+    for reason in pgoutbox::delivery::Reason::ALL {
         assert!(all.contains(reason.code()));
         assert!(text(&pgoutbox(&["explain", reason.code()], &[]).stdout).starts_with(reason.code()));
     }
@@ -167,7 +181,8 @@ fn completions_are_printed() {
 #[test]
 fn a_relay_that_is_not_there_is_not_healthy() {
     for (listen, expected) in [("127.0.0.1:1", "asking 127.0.0.1:1"), ("off", "http.listen is off")] {
-        let output = pgoutbox(&["healthcheck"], &[("DATABASE_URL", NOBODY), ("PGOUTBOX__HTTP__LISTEN", listen)]);
+        let output =
+            pgoutbox(&["healthcheck"], &[("DATABASE_URL", NOBODY), ("PGOUTBOX__HTTP__LISTEN", listen)]);
         assert_eq!(code(&output), 1);
         assert!(text(&output.stderr).contains(expected), "{output:?}");
     }

@@ -9,18 +9,34 @@ use std::{
 /// Starts `pgoutbox demo` with its output piped to us: not a terminal.
 fn demo(arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pgoutbox"));
-    command.arg("demo").args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command
+        .arg("demo")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 /// Directories of private servers that this process owns.
 fn directories_of(process: u32) -> Vec<PathBuf> {
     let prefix = format!("pgoutbox-postgres-{process}-");
     let entries = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(&prefix)).collect()
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(&prefix))
+        .collect()
 }
 
 fn interrupt(process: u32) {
-    assert!(Command::new("sh").args(["-c", "kill -s INT \"$0\"", &process.to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("sh")
+            .args(["-c", "kill -s INT \"$0\"", &process.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 #[test]
@@ -28,7 +44,8 @@ fn the_scripted_demo_delivers_everything_as_planned_and_leaves_nothing_behind() 
     let child = demo(&["--once"]);
     let process = child.id();
     let output = child.wait_with_output().unwrap();
-    let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "it ended with {}:\n{said}\n{complained}", output.status);
     assert!(said.contains("checked: every committed event reached every subscription"), "{said}");
     assert!(!said.contains('\x1b'), "no escape sequences where there is no terminal:\n{said}");

@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, time::Duration};
 
-use pgoutbox::telemetry::Signal;
+use pgoutbox::relay::telemetry::Signal;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -10,10 +10,12 @@ use crate::support::{Database, Recorder, RelayBox, recorder::Seen};
 
 /// Dead letters as the database has them: payload, reason, answer.
 async fn letters(database: &Database) -> Vec<(String, String, String)> {
-    sqlx::query_as("select payload::text, reason, coalesce(answer, '') from outbox.dead_letters order by position, id")
-        .fetch_all(&database.pool)
-        .await
-        .unwrap()
+    sqlx::query_as(
+        "select payload::text, reason, coalesce(answer, '') from outbox.dead_letters order by position, id",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap()
 }
 
 fn payloads(seen: &[Seen]) -> Vec<&str> {
@@ -46,7 +48,9 @@ async fn a_payload_that_does_not_fit_becomes_a_dead_letter_that_names_the_place_
         ("untyped", r#"{"id": 1e400}"#, "null"),
         ("shop.orders.create", r#"{"canary": 5}"#, "3"),
     ] {
-        database.execute(format!("select outbox.publish('{topic}', '{payload}', schema_version => {version})")).await;
+        database
+            .execute(format!("select outbox.publish('{topic}', '{payload}', schema_version => {version})"))
+            .await;
     }
     database.eventually("select count(*) = 3 from outbox.dead_letters").await;
     let seen = recorder.wait_for(5).await;
@@ -59,10 +63,15 @@ async fn a_payload_that_does_not_fit_becomes_a_dead_letter_that_names_the_place_
     let answers: Vec<&str> = letters.iter().map(|(_, _, answer)| answer.as_str()).collect();
     assert_eq!(answers[0], "event type shop.orders.* version 1: /: required \"id\", /total: minimum");
     assert_eq!(answers[1], "event type shop.orders.* version 2: /: required \"number\"");
-    assert_eq!(answers[2], "event type shop.orders.* version 1: the payload cannot be looked at: it has a number beyond 1.8e308");
+    assert_eq!(
+        answers[2],
+        "event type shop.orders.* version 1: the payload cannot be looked at: it has a number beyond 1.8e308"
+    );
     assert!(letters.iter().all(|(_, reason, _)| reason == "schema_mismatch"), "{letters:?}");
     // Mended, and owed again: it is what it is that is judged.
-    database.execute("select outbox.event_type('shop.orders.*', 1, '{\"properties\": {\"total\": true}}')").await;
+    database
+        .execute("select outbox.event_type('shop.orders.*', 1, '{\"properties\": {\"total\": true}}')")
+        .await;
     database.execute("select outbox.redrive(error_like => '%/total%')").await;
     recorder.wait_until(|seen| seen.iter().any(|one| one.payload.contains("4711"))).await;
     relay.stop().await;
@@ -73,13 +82,20 @@ async fn a_payload_that_does_not_fit_becomes_a_dead_letter_that_names_the_place_
 async fn a_type_that_warns_counts_and_delivers() {
     let database = Database::new().await;
     database.execute("select outbox.subscribe('shop', array['**'], 'recorder')").await;
-    database.execute("select outbox.event_type('shop.**', schema => '{\"type\": \"object\"}', mode => 'warn')").await;
+    database
+        .execute("select outbox.event_type('shop.**', schema => '{\"type\": \"object\"}', mode => 'warn')")
+        .await;
     let recorder = Recorder::new();
-    let telemetry = pgoutbox::telemetry::Telemetry::new();
+    let telemetry = pgoutbox::relay::telemetry::Telemetry::new();
     let mut signals = telemetry.signals();
     let pool = sqlx::PgPool::connect_lazy_with(database.relay_options.clone());
     let stop = pgoutbox::CancellationToken::new();
-    let relay = pgoutbox::Relay::builder(pool).sink(recorder.clone()).telemetry(telemetry.clone()).build().await.unwrap();
+    let relay = pgoutbox::Relay::builder(pool)
+        .sink(recorder.clone())
+        .telemetry(telemetry.clone())
+        .build()
+        .await
+        .unwrap();
     let run = relay.run(stop.clone());
     let act = async {
         for payload in ["1", "[]", "{}", "1e400"] {
@@ -119,10 +135,16 @@ async fn a_schema_that_cannot_be_used_is_shown_and_rejects_nothing() {
     let mut relay = RelayBox::start(&database, &recorder).await;
     database.eventually("select count(*) = 4 from outbox.event_types where state_reason is not null").await;
     let reasons: Vec<String> =
-        sqlx::query_scalar("select state_reason from outbox.event_types order by topic limit 4").fetch_all(&database.pool).await.unwrap();
-    for (reason, why) in
-        reasons.iter().zip(["schema: $ref: ", "schema: /properties/total/type: ", "upcast: line 1, column ", "schema: $ref: "])
-    {
+        sqlx::query_scalar("select state_reason from outbox.event_types order by topic limit 4")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+    for (reason, why) in reasons.iter().zip([
+        "schema: $ref: ",
+        "schema: /properties/total/type: ",
+        "upcast: line 1, column ",
+        "schema: $ref: ",
+    ]) {
         assert!(reason.starts_with(why), "{reason:?} should begin with {why:?}");
     }
     assert!(reasons[0].contains("may only refer to itself"), "{reasons:?}");
@@ -142,7 +164,11 @@ async fn a_schema_that_cannot_be_used_is_shown_and_rejects_nothing() {
     relay.wait(is_reloaded).await;
     database.execute("select outbox.publish('a.x', '7')").await;
     database.eventually("select count(*) = 1 from outbox.dead_letters where topic = 'a.x'").await;
-    assert_eq!(database.count("select count(*) from outbox.event_types where state_reason is null").await, 2, "it was mended");
+    assert_eq!(
+        database.count("select count(*) from outbox.event_types where state_reason is null").await,
+        2,
+        "it was mended"
+    );
     relay.stop().await;
     database.drop().await;
 }
@@ -173,8 +199,11 @@ async fn old_payloads_reach_who_wants_a_version_as_that_version() {
     let seen = recorder.wait_for(4 + 3 + 3).await;
     database.eventually("select count(*) = 2 from outbox.dead_letters").await;
     let of = |name: &str| {
-        let mut of: Vec<Value> =
-            seen.iter().filter(|one| one.subscription == name).map(|one| serde_json::from_str(&one.payload).unwrap()).collect();
+        let mut of: Vec<Value> = seen
+            .iter()
+            .filter(|one| one.subscription == name)
+            .map(|one| serde_json::from_str(&one.payload).unwrap())
+            .collect();
         of.sort_by_key(ToString::to_string);
         of
     };
@@ -196,11 +225,18 @@ async fn old_payloads_reach_who_wants_a_version_as_that_version() {
     // Without a way there, and back again once there is one.
     database.execute("select outbox.discard(), outbox.event_type('shop.**', 2)").await;
     database.execute("select outbox.publish('shop.a', '{\"id\": 5}')").await;
-    database.eventually("select count(*) = 2 from outbox.dead_letters where answer like '%upcast from version 2 to 3%'").await;
+    database
+        .eventually(
+            "select count(*) = 2 from outbox.dead_letters where answer like '%upcast from version 2 to 3%'",
+        )
+        .await;
     database.execute(r#"select outbox.event_type('shop.**', 2, upcast => '{"number": 5, "currency": payload.number}')"#).await;
     database.execute("select outbox.redrive()").await;
     recorder
-        .wait_until(|seen| seen.iter().any(|one| one.payload.contains("\"currency\":5") || one.payload.contains("\"currency\": 5")))
+        .wait_until(|seen| {
+            seen.iter()
+                .any(|one| one.payload.contains("\"currency\":5") || one.payload.contains("\"currency\": 5"))
+        })
         .await;
     relay.stop().await;
     assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
@@ -253,7 +289,8 @@ async fn a_changed_type_is_followed_within_a_second() {
         database.execute(change).await;
         relay.wait(is_reloaded).await;
         took.push(committed.elapsed());
-        let (before, dead) = (recorder.seen().len(), database.count("select count(*) from outbox.dead_letters").await);
+        let (before, dead) =
+            (recorder.seen().len(), database.count("select count(*) from outbox.dead_letters").await);
         database.execute("select outbox.publish('a.b', '{}')").await;
         if fits {
             recorder.wait_for(before + 1).await;
@@ -265,7 +302,11 @@ async fn a_changed_type_is_followed_within_a_second() {
     let generation = database.count("select value from outbox.generation").await;
     database.execute("select outbox.event_type('b.**'), outbox.event_type('b.**')").await;
     database.execute("select outbox.event_type('b.**')").await;
-    assert_eq!(database.count("select value from outbox.generation").await, generation + 1, "the same call twice changes nothing");
+    assert_eq!(
+        database.count("select value from outbox.generation").await,
+        generation + 1,
+        "the same call twice changes nothing"
+    );
     relay.stop().await;
     database.drop().await;
 }
@@ -280,7 +321,10 @@ async fn a_malformed_type_is_refused_with_its_field_and_a_hint() {
         ("select outbox.event_type('a', schema => '[]')", "schema: "),
         ("select outbox.event_type('a', schema => '\"true\"')", "schema: "),
         ("select outbox.event_type('a', schema => to_jsonb(repeat('x', 70000)))", "schema: "),
-        ("select outbox.event_type('a', schema => jsonb_build_object('title', repeat('x', 70000)))", "schema: "),
+        (
+            "select outbox.event_type('a', schema => jsonb_build_object('title', repeat('x', 70000)))",
+            "schema: ",
+        ),
         ("select outbox.event_type('a', mode => 'refuse')", "mode: "),
         ("select outbox.event_type('a', upcast => ' ')", "upcast: "),
         ("insert into outbox.event_types (topic, mode) values ('a', null)", "mode: "),
@@ -298,7 +342,8 @@ async fn a_malformed_type_is_refused_with_its_field_and_a_hint() {
 async fn the_examples_of_the_manual_run_and_their_types_can_be_used() {
     let database = Database::new().await;
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/event-types.md")).unwrap();
-    let examples: Vec<&str> = page.split("```sql\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let examples: Vec<&str> =
+        page.split("```sql\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert_eq!(examples.len(), 2);
     for example in examples {
         database.execute(example).await;
@@ -316,7 +361,8 @@ async fn the_command_line_writes_lists_and_checks_types() {
     schema.write_all(br#"{"required": ["id"]}"#).unwrap();
     let path = schema.path().to_str().unwrap().to_owned();
     let add = |more: &[&str]| database.pgoutbox(&[&["types", "add", "shop.**"], more].concat());
-    let added = add(&["--schema", &path, "--upcast", "{\"number\": payload.id}", "--description", "an order"]);
+    let added =
+        add(&["--schema", &path, "--upcast", "{\"number\": payload.id}", "--description", "an order"]);
     assert!(added.status.success(), "{added:?}");
     for (more, code, why) in [
         (&["--upcast", "payload."][..], 1, "upcast: line 1, column "),
@@ -330,16 +376,23 @@ async fn the_command_line_writes_lists_and_checks_types() {
     }
     schema.write_all(b"]").unwrap();
     assert!(text(&add(&["--schema", &path]).stderr).contains("line 1 column 21"));
-    assert_eq!(database.count("select count(*) from outbox.event_types").await, 1, "nothing else was written");
+    assert_eq!(
+        database.count("select count(*) from outbox.event_types").await,
+        1,
+        "nothing else was written"
+    );
     let listed = text(&database.pgoutbox(&["types", "list"]).stdout);
     assert!(listed.starts_with("TOPIC ") && listed.contains("an order"), "{listed}");
-    let listed: Value = serde_json::from_str(&text(&database.pgoutbox(&["types", "list", "--json"]).stdout)).unwrap();
+    let listed: Value =
+        serde_json::from_str(&text(&database.pgoutbox(&["types", "list", "--json"]).stdout)).unwrap();
     assert_eq!(listed["schema"]["required"][0], "id");
 
     database.execute("select outbox.publish('shop.a', '{\"id\": 1}'), outbox.publish('other', '1')").await;
     let checked = database.pgoutbox(&["types", "check"]);
     assert!(checked.status.success() && checked.stdout.is_empty(), "{checked:?}");
-    database.execute("select outbox.event_type('shop.**', 2, '{\"required\": [\"currency\"]}', mode => 'warn')").await;
+    database
+        .execute("select outbox.event_type('shop.**', 2, '{\"required\": [\"currency\"]}', mode => 'warn')")
+        .await;
     database.execute("select outbox.publish('shop.b', '{\"canary\": 1}'), outbox.event_type('x', schema => '{\"type\": 1}')").await;
     let checked = database.pgoutbox(&["types", "check", "--last", "10"]);
     assert_eq!(checked.status.code(), Some(1), "{checked:?}");

@@ -9,18 +9,24 @@ use std::{
 };
 
 use pgoutbox::{
-    config::RelayConfig,
-    delivery::Delivery,
-    private_postgres::{Options, PrivatePostgres, Stop},
-    sinks::{Report, Sink},
-    telemetry::Signal,
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    lab::private_postgres::{Options, PrivatePostgres, Stop},
+    relay::{Settings, telemetry::Signal},
+    sink::{Outgoing, Problem, Report, Sink},
 };
 
-use crate::support::{Books, Crowd, Database, Habits, LedgerSink, Recorder, RelayBox, ledger::Request, pause, relay::settings, seed};
+use crate::support::{
+    Books, Crowd, Database, Habits, LedgerSink, Recorder, RelayBox, ledger::Request, pause, relay::settings,
+    seed,
+};
 
-fn polling(name: &str) -> RelayConfig {
-    RelayConfig { poll: Some(Duration::from_secs(1)), permits: 32, permits_per_subscription: 16, ..settings(name) }
+fn polling(name: &str) -> Settings {
+    Settings {
+        poll: Some(Duration::from_secs(1)),
+        permits: 32,
+        permits_per_subscription: 16,
+        ..settings(name)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,10 +37,20 @@ async fn relays_whose_backends_are_terminated_lose_nothing_and_repeat_nothing() 
     books.subscribe_variously(&database).await;
     let mut relays = Vec::new();
     for name in ["one", "two"] {
-        let settings = RelayConfig { lease: Duration::from_secs(5), ..polling(name) };
-        relays.push(RelayBox::start_with(&database, |builder| builder.settings(settings).sink(LedgerSink::new(&books))).await);
+        let settings = Settings { lease: Duration::from_secs(5), ..polling(name) };
+        relays.push(
+            RelayBox::start_with(&database, |builder| {
+                builder.settings(settings).sink(LedgerSink::new(&books))
+            })
+            .await,
+        );
     }
-    let crowd = Crowd::start(&database, &books, seed, Habits { publishers: 4, rests: Duration::from_millis(60), ..Habits::default() });
+    let crowd = Crowd::start(
+        &database,
+        &books,
+        seed,
+        Habits { publishers: 4, rests: Duration::from_millis(60), ..Habits::default() },
+    );
     let mut strikes = tokio::time::interval(Duration::from_millis(200));
     let mut struck = 0;
     for _ in 0..30 {
@@ -62,13 +78,24 @@ async fn relays_whose_backends_are_terminated_lose_nothing_and_repeat_nothing() 
 async fn a_server_that_crashes_costs_nothing_and_nothing_is_sent_that_it_forgot() {
     let seed = seed();
     // The log's writer hardly ever comes by: what nobody flushed is forgotten.
-    let options = Options { durable: true, settings: vec![("wal_writer_delay".to_owned(), "10s".to_owned())] };
+    let options =
+        Options { durable: true, settings: vec![("wal_writer_delay".to_owned(), "10s".to_owned())] };
     let mut server = tokio::task::spawn_blocking(|| PrivatePostgres::start(options).unwrap()).await.unwrap();
     let database = Database::new_on(&server).await;
     let books = Books::default();
     books.subscribe_variously(&database).await;
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(polling("relay")).sink(LedgerSink::new(&books))).await;
-    let habits = Habits { publishers: 6, hurried: true, long: Duration::ZERO, prepares: false, patient: true, ..Habits::default() };
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(polling("relay")).sink(LedgerSink::new(&books))
+    })
+    .await;
+    let habits = Habits {
+        publishers: 6,
+        hurried: true,
+        long: Duration::ZERO,
+        prepares: false,
+        patient: true,
+        ..Habits::default()
+    };
     let mut slowest = Duration::ZERO;
     for round in 0..4u64 {
         let before = books.requests();
@@ -102,12 +129,16 @@ async fn a_server_that_crashes_costs_nothing_and_nothing_is_sent_that_it_forgot(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_committed_without_the_disk_is_not_sent_and_then_forgotten() {
-    let options = Options { durable: true, settings: vec![("wal_writer_delay".to_owned(), "10s".to_owned())] };
+    let options =
+        Options { durable: true, settings: vec![("wal_writer_delay".to_owned(), "10s".to_owned())] };
     let mut server = tokio::task::spawn_blocking(|| PrivatePostgres::start(options).unwrap()).await.unwrap();
     let database = Database::new_on(&server).await;
     let books = Books::default();
     books.subscribe(&database, "all", &["**"], None).await;
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(polling("relay")).sink(LedgerSink::new(&books))).await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(polling("relay")).sink(LedgerSink::new(&books))
+    })
+    .await;
     // All writing is asynchronous, so only the relay's own commits put anything on the disk.
     database.execute("alter database shop set synchronous_commit = off").await;
     let hurried = sqlx::PgPool::connect_lazy_with(database.options.clone());
@@ -154,7 +185,7 @@ impl Sink for Panicking {
     const KIND: &'static str = "panicking";
     type Target = ();
 
-    fn target(&self, _: &serde_json::Value) -> Result<(), String> {
+    fn target(&self, _: &serde_json::Value) -> Result<(), Problem> {
         Ok(())
     }
 
@@ -162,14 +193,14 @@ impl Sink for Panicking {
         None
     }
 
-    async fn send(&self, (): &(), delivery: &Delivery) -> Report {
+    async fn send(&self, (): &(), delivery: &Outgoing) -> Report {
         if delivery.event.topic == "panic" && !self.mended.load(Ordering::SeqCst) {
             self.panics.fetch_add(1, Ordering::SeqCst);
             panic!("as the test wants it");
         }
         self.books.request(Request {
             event: delivery.event.id,
-            subscription: delivery.subscription.row.name.clone(),
+            subscription: delivery.subscription.to_string(),
             payload: delivery.event.payload.clone(),
             arrived: Instant::now(),
             took_effect: true,
@@ -190,8 +221,11 @@ async fn a_sink_that_panics_fails_an_attempt_and_nothing_else() {
     books.subscribe_to(&database, "fragile", &["**"], None, "panicking", serde_json::json!({})).await;
     books.subscribe(&database, "sturdy", &["**"], None).await;
     // More panics than permits: each comes back.
-    let few = RelayConfig { permits: 2, permits_per_subscription: 1, ..polling("relay") };
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(few).sink(sink.clone()).sink(LedgerSink::new(&books))).await;
+    let few = Settings { permits: 2, permits_per_subscription: 1, ..polling("relay") };
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(few).sink(sink.clone()).sink(LedgerSink::new(&books))
+    })
+    .await;
     for _ in 0..4 {
         books.publish(&database.pool, "panic").await;
         books.publish(&database.pool, "calm").await;
@@ -203,7 +237,11 @@ async fn a_sink_that_panics_fails_an_attempt_and_nothing_else() {
     let panics = sink.panics.load(Ordering::SeqCst);
     assert!(panics >= 4, "{panics}");
     let told = "select count(*) from outbox.attempts where reason = 'sink_panicked' and outcome = 'retry' and not stale";
-    assert_eq!(usize::try_from(database.count(told).await).unwrap(), panics, "each panic is a failed attempt");
+    assert_eq!(
+        usize::try_from(database.count(told).await).unwrap(),
+        panics,
+        "each panic is a failed attempt"
+    );
     assert_eq!(books.balance(&database, 0).await.duplicates(), 0);
     database.drop().await;
 }
@@ -218,7 +256,8 @@ async fn an_event_that_kills_the_relay_is_given_up_after_three_deaths_and_the_ot
     let mut sent = 0;
     for _ in 0..3 {
         let sink = endless.clone();
-        let relay = RelayBox::start_with(&database, |builder| builder.settings(polling("relay")).sink(sink)).await;
+        let relay =
+            RelayBox::start_with(&database, |builder| builder.settings(polling("relay")).sink(sink)).await;
         sent += 1;
         books.wait_for(sent, Duration::from_secs(10)).await;
         relay.abort().await;
@@ -228,16 +267,22 @@ async fn an_event_that_kills_the_relay_is_given_up_after_three_deaths_and_the_ot
             database.count("with over as (update outbox.deliveries set due_at = now() returning 1) select count(*) from over").await;
         assert_eq!(returned, 1);
     }
-    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(polling("relay")).sink(LedgerSink::new(&books))).await;
+    let mut relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(polling("relay")).sink(LedgerSink::new(&books))
+    })
+    .await;
     relay
-        .wait(|signal| matches!(signal, pgoutbox::telemetry::Signal::Settled { event, verdict: "dead_letter", .. } if *event == deadly))
+        .wait(|signal| matches!(signal, pgoutbox::relay::telemetry::Signal::Settled { event, verdict: "dead_letter", .. } if *event == deadly))
         .await;
     let harmless = books.publish(&database.pool, "harmless").await;
     books.wait_for(sent + 1, Duration::from_secs(10)).await;
     assert!(relay.stop().await.complete);
     let requests = books.journal().requests;
     assert_eq!((requests.len(), requests[3].event), (4, harmless), "the fourth relay did not touch it");
-    assert_eq!(database.count("select count(*) from outbox.dead_letters where reason = 'relay_killed'").await, 1);
+    assert_eq!(
+        database.count("select count(*) from outbox.dead_letters where reason = 'relay_killed'").await,
+        1
+    );
     books.balance(&database, 0).await;
     database.drop().await;
 }
@@ -247,13 +292,19 @@ async fn a_relay_that_is_dropped_without_a_drain_does_nothing_more() {
     let database = Database::new().await;
     let books = Books::default();
     books.subscribe(&database, "all", &["**"], None).await;
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(polling("relay")).sink(LedgerSink::new(&books))).await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(polling("relay")).sink(LedgerSink::new(&books))
+    })
+    .await;
     relay.abort().await;
     books.publish(&database.pool, "unheard").await;
     // Longer than its poll.
     pause(Duration::from_millis(2_500)).await;
     assert_eq!(books.requests(), 0, "it was gone");
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(polling("relay")).sink(LedgerSink::new(&books))).await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(polling("relay")).sink(LedgerSink::new(&books))
+    })
+    .await;
     books.wait_for(1, Duration::from_secs(10)).await;
     assert!(relay.stop().await.complete);
     database.drop().await;
@@ -266,11 +317,15 @@ async fn a_claim_whose_events_cannot_be_read_is_given_back_and_costs_no_attempt(
     database.execute("select outbox.subscribe('late', array['later'], 'recorder')").await;
     database.execute("select outbox.publish('unwanted', '1')").await;
     let recorder = Recorder::new();
-    let settings = RelayConfig { poll: Some(Duration::from_millis(100)), ..settings("relay") };
-    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(settings).sink(recorder.clone())).await;
+    let settings = Settings { poll: Some(Duration::from_millis(100)), ..settings("relay") };
+    let mut relay =
+        RelayBox::start_with(&database, |builder| builder.settings(settings).sink(recorder.clone())).await;
     relay.wait_asleep().await;
     let (position, created_at): (i64, chrono::DateTime<chrono::Utc>) =
-        sqlx::query_as("select position, created_at from outbox.events").fetch_one(&database.pool).await.unwrap();
+        sqlx::query_as("select position, created_at from outbox.events")
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
     let mut locked = database.pool.begin().await.unwrap();
     sqlx::query("lock table outbox.events in access exclusive mode").execute(&mut *locked).await.unwrap();
     sqlx::query(
@@ -284,7 +339,9 @@ async fn a_claim_whose_events_cannot_be_read_is_given_back_and_costs_no_attempt(
     .unwrap();
     relay.wait(|signal| matches!(signal, Signal::Claimed { deliveries: 1 })).await;
     relay.wait(|signal| *signal == Signal::DatabaseFailed).await;
-    database.eventually("select lease_token is null and attempt = 0 and unfinished = 0 from outbox.deliveries").await;
+    database
+        .eventually("select lease_token is null and attempt = 0 and unfinished = 0 from outbox.deliveries")
+        .await;
     locked.rollback().await.unwrap();
     let seen = recorder.wait_for(1).await;
     assert_eq!((seen[0].attempt, seen[0].payload.as_str()), (1, "1"));
@@ -302,7 +359,9 @@ async fn a_few_bytes_that_are_very_many_when_written_out_become_a_dead_letter_an
     let recorder = Recorder::new();
     let relay = RelayBox::start(&database, &recorder).await;
     assert_eq!(recorder.wait_for(1).await[0].payload.len(), 131_072);
-    database.eventually("select count(*) = 3 from outbox.dead_letters where reason = 'event_unreadable'").await;
+    database
+        .eventually("select count(*) = 3 from outbox.dead_letters where reason = 'event_unreadable'")
+        .await;
     assert!(relay.stop().await.complete);
     database.drop().await;
 }
@@ -317,7 +376,7 @@ impl Sink for InTurn {
     const KIND: &'static str = "in_turn";
     type Target = ();
 
-    fn target(&self, _: &serde_json::Value) -> Result<(), String> {
+    fn target(&self, _: &serde_json::Value) -> Result<(), Problem> {
         Ok(())
     }
 
@@ -329,7 +388,7 @@ impl Sink for InTurn {
         Duration::from_secs(5)
     }
 
-    async fn send(&self, (): &(), _: &Delivery) -> Report {
+    async fn send(&self, (): &(), _: &Outgoing) -> Report {
         match self.attempts.fetch_add(1, Ordering::SeqCst) {
             0..20 => Outcome::Retry { reason: Reason::ConnectFailed, after: None }.into(),
             20..25 => Outcome::Rejected { reason: Reason::TemplateFailed }.into(),
@@ -345,9 +404,12 @@ async fn probes_that_say_nothing_of_their_destination_do_not_keep_its_breaker_wa
     database
         .execute("select outbox.subscribe('there', array['**'], 'in_turn', retry => '{\"schedule\": [\"0s\", \"0s\", \"0s\", \"0s\"]}')")
         .await;
-    let settings = RelayConfig { permits: 10, permits_per_subscription: 10, ..settings("relay") };
-    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(settings).sink(InTurn::default())).await;
-    database.execute("insert into outbox.events (topic, payload) select 'a.b', '1' from generate_series(1, 40)").await;
+    let settings = Settings { permits: 10, permits_per_subscription: 10, ..settings("relay") };
+    let mut relay =
+        RelayBox::start_with(&database, |builder| builder.settings(settings).sink(InTurn::default())).await;
+    database
+        .execute("insert into outbox.events (topic, payload) select 'a.b', '1' from generate_series(1, 40)")
+        .await;
     for open in [true, false] {
         relay.wait(|signal| matches!(signal, Signal::Breaker { open: now, .. } if *now == open)).await;
     }

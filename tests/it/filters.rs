@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use pgoutbox::{
     Event,
-    filter::{Containment, Facts, Filter, Transform},
-    telemetry::Signal,
+    event::filter::{Containment, Facts, Filter, Transform},
+    relay::telemetry::Signal,
 };
 use proptest::{
     prelude::{BoxedStrategy, Just, Strategy, any},
@@ -19,11 +19,17 @@ use serde_json::{Value, json};
 use crate::support::{Database, Recorder, RelayBox, relay::settings};
 
 async fn subscribe(database: &Database, name: &str, arguments: &str) {
-    database.execute(format!("select outbox.subscribe('{name}', array['**'], 'recorder', {arguments})")).await;
+    database
+        .execute(format!("select outbox.subscribe('{name}', array['**'], 'recorder', {arguments})"))
+        .await;
 }
 
 async fn publish(database: &Database, payload: &str) {
-    sqlx::query("select outbox.publish('shop.orders.create', $1::text::jsonb)").bind(payload).execute(&database.pool).await.unwrap();
+    sqlx::query("select outbox.publish('shop.orders.create', $1::text::jsonb)")
+        .bind(payload)
+        .execute(&database.pool)
+        .await
+        .unwrap();
 }
 
 /// What each subscription got, in the order of names and payloads.
@@ -42,7 +48,12 @@ async fn a_subscription_gets_the_events_for_which_its_match_and_its_filter_hold_
     subscribe(&database, "all", "'{}'").await;
     subscribe(&database, "large", "filter => 'payload.total > 100'").await;
     subscribe(&database, "paid", "match => '{\"status\": \"paid\"}'").await;
-    subscribe(&database, "both", "match => '{\"status\": \"paid\"}', filter => 'payload.total > 100 && topic.startsWith(\"shop.\")'").await;
+    subscribe(
+        &database,
+        "both",
+        "match => '{\"status\": \"paid\"}', filter => 'payload.total > 100 && topic.startsWith(\"shop.\")'",
+    )
+    .await;
     subscribe(&database, "none", "filter => 'topic == \"other\"'").await;
     let recorder = Recorder::new();
     let relay = RelayBox::start(&database, &recorder).await;
@@ -54,13 +65,20 @@ async fn a_subscription_gets_the_events_for_which_its_match_and_its_filter_hold_
     let got: BTreeMap<String, Vec<i64>> = by_subscription(&recorder)
         .into_iter()
         .map(|(name, payloads)| {
-            let mut totals: Vec<i64> =
-                payloads.iter().map(|text| serde_json::from_str::<Value>(text).unwrap()["total"].as_i64().unwrap()).collect();
+            let mut totals: Vec<i64> = payloads
+                .iter()
+                .map(|text| serde_json::from_str::<Value>(text).unwrap()["total"].as_i64().unwrap())
+                .collect();
             totals.sort_unstable();
             (name, totals)
         })
         .collect();
-    let expected = [("all", vec![50, 150, 250]), ("both", vec![250]), ("large", vec![150, 250]), ("paid", vec![50, 250])];
+    let expected = [
+        ("all", vec![50, 150, 250]),
+        ("both", vec![250]),
+        ("large", vec![150, 250]),
+        ("paid", vec![50, 250]),
+    ];
     assert_eq!(got, expected.into_iter().map(|(name, totals)| (name.to_owned(), totals)).collect());
     assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
     database.drop().await;
@@ -77,22 +95,35 @@ async fn an_event_that_a_filter_cannot_read_is_no_match_counted_and_shown_and_go
     let mut relay = RelayBox::start(&database, &recorder).await;
     let deep = format!("{{\"total\": 1, \"deep\": {}{}}}", "[".repeat(3_000), "]".repeat(3_000));
     // Wrong type, missing, not even readable; 1e400 and thirty digits where nobody looks are read past.
-    for payload in ["{\"total\": \"much\"}", "{}", &deep, "{\"total\": 101, \"huge\": 1e400, \"long\": 123456789012345678901234567890}"] {
+    for payload in [
+        "{\"total\": \"much\"}",
+        "{}",
+        &deep,
+        "{\"total\": 101, \"huge\": 1e400, \"long\": 123456789012345678901234567890}",
+    ] {
         publish(&database, payload).await;
     }
     let seen = recorder.wait_for(5).await;
     let mut failed = BTreeMap::<String, usize>::new();
     for _ in 0..8 {
-        let Signal::FilterFailed { subscription, .. } = relay.wait(|signal| matches!(signal, Signal::FilterFailed { .. })).await else {
+        let Signal::FilterFailed { subscription, .. } =
+            relay.wait(|signal| matches!(signal, Signal::FilterFailed { .. })).await
+        else {
             unreachable!("it was waited for")
         };
         *failed.entry(subscription).or_default() += 1;
     }
-    assert_eq!(failed, BTreeMap::from([("contains".to_owned(), 1), ("total".to_owned(), 3), ("yes_or_no".to_owned(), 4)]));
+    assert_eq!(
+        failed,
+        BTreeMap::from([("contains".to_owned(), 1), ("total".to_owned(), 3), ("yes_or_no".to_owned(), 4)])
+    );
     let to_total: Vec<_> = seen.iter().filter(|one| one.subscription == "total").collect();
     assert_eq!(to_total.len(), 1);
     assert!(to_total[0].payload.contains("123456789012345678901234567890"), "{}", to_total[0].payload);
-    assert!(seen.iter().any(|one| one.payload.contains(&"[".repeat(3_000))), "what no filter looked at passes");
+    assert!(
+        seen.iter().any(|one| one.payload.contains(&"[".repeat(3_000))),
+        "what no filter looked at passes"
+    );
     database
         .eventually("select filter_errors = 3 and last_filter_error like 'filter: payload.total > 100: %nested%' from outbox.subscription_status where name = 'total'")
         .await;
@@ -102,16 +133,18 @@ async fn an_event_that_a_filter_cannot_read_is_no_match_counted_and_shown_and_go
 }
 
 #[tokio::test]
-async fn a_filter_that_does_not_compile_makes_its_subscription_invalid_with_the_place_and_disturbs_no_other() {
+async fn a_filter_that_does_not_compile_makes_its_subscription_invalid_with_the_place_and_disturbs_no_other()
+{
     let database = Database::new().await;
     let recorder = Recorder::new();
     let mut relay = RelayBox::start(&database, &recorder).await;
     subscribe(&database, "good", "'{}'").await;
     subscribe(&database, "broken", "filter => 'payload.total >'").await;
     subscribe(&database, "unknown", "transform => '{\"id\": paylod.id}'").await;
-    for (name, field) in
-        [("broken", "filter: line 1, column 1"), ("unknown", "transform: line 1, column 8: there is no variable \"paylod\"")]
-    {
+    for (name, field) in [
+        ("broken", "filter: line 1, column 1"),
+        ("unknown", "transform: line 1, column 8: there is no variable \"paylod\""),
+    ] {
         database
             .eventually(&format!(
                 "select state = 'invalid' and state_reason like '{field}%' from outbox.subscriptions where name = '{name}'"
@@ -124,7 +157,11 @@ async fn a_filter_that_does_not_compile_makes_its_subscription_invalid_with_the_
     let output = database.pgoutbox(&["check"]);
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.contains("subscription broken: filter: line 1") && said.contains("subscription unknown: transform: line 1"), "{said}");
+    assert!(
+        said.contains("subscription broken: filter: line 1")
+            && said.contains("subscription unknown: transform: line 1"),
+        "{said}"
+    );
     // What a broken filter would have kept away is not owed; what a broken transform would have changed waits for its mend.
     subscribe(&database, "broken", "filter => 'payload.total > 0'").await;
     subscribe(&database, "unknown", "transform => '{\"id\": payload.total}'").await;
@@ -176,11 +213,18 @@ async fn a_filter_is_counted_once_for_each_event_however_often_routing_must_wait
     let mut narrow = settings("relay");
     narrow.permits = 2;
     narrow.permits_per_subscription = 2;
-    database.execute(format!("insert into outbox.events (topic, payload) select 'a', '{{}}' from generate_series(1, {EVENTS})")).await;
-    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(narrow).sink(recorder.clone())).await;
+    database
+        .execute(format!(
+            "insert into outbox.events (topic, payload) select 'a', '{{}}' from generate_series(1, {EVENTS})"
+        ))
+        .await;
+    let mut relay =
+        RelayBox::start_with(&database, |builder| builder.settings(narrow).sink(recorder.clone())).await;
     let mut events = std::collections::HashSet::new();
     for _ in 0..EVENTS {
-        let Signal::FilterFailed { event, .. } = relay.wait(|signal| matches!(signal, Signal::FilterFailed { .. })).await else {
+        let Signal::FilterFailed { event, .. } =
+            relay.wait(|signal| matches!(signal, Signal::FilterFailed { .. })).await
+        else {
             unreachable!("it was waited for")
         };
         assert!(events.insert(event), "the same event twice");
@@ -202,10 +246,12 @@ async fn what_postgresql_can_say_of_filters_it_says_at_once() {
         (format!("match => '[\"{long}\"]'"), "match: must have at most 4096 bytes"),
         ("ordering => 'key'".to_owned(), "ordering"),
     ] {
-        let refused = sqlx::query(sqlx::AssertSqlSafe(format!("select outbox.subscribe('a', array['**'], 'recorder', {arguments})")))
-            .execute(&database.pool)
-            .await
-            .unwrap_err();
+        let refused = sqlx::query(sqlx::AssertSqlSafe(format!(
+            "select outbox.subscribe('a', array['**'], 'recorder', {arguments})"
+        )))
+        .execute(&database.pool)
+        .await
+        .unwrap_err();
         assert!(refused.to_string().contains(field), "{refused}");
     }
     // The same call changes nothing, another match does.
@@ -213,7 +259,14 @@ async fn what_postgresql_can_say_of_filters_it_says_at_once() {
     subscribe(&database, "a", "match => '{\"a\": [1, 2.0]}', filter => 'true', transform => 'payload'").await;
     let before = database.count(version).await;
     subscribe(&database, "a", "match => '{\"a\": [1, 2.0]}', filter => 'true', transform => 'payload'").await;
-    assert_eq!(database.count("select count(*) from outbox.subscriptions where match @> '{\"a\": [2]}' and filter = 'true'").await, 1);
+    assert_eq!(
+        database
+            .count(
+                "select count(*) from outbox.subscriptions where match @> '{\"a\": [2]}' and filter = 'true'"
+            )
+            .await,
+        1
+    );
     assert_eq!(database.count(version).await, before);
     subscribe(&database, "a", "match => '{\"a\": [1]}', filter => 'true', transform => 'payload'").await;
     assert_eq!(database.count(version).await, before + 1);
@@ -224,9 +277,20 @@ fn scalar() -> BoxedStrategy<String> {
     prop_oneof![
         Just("null".to_owned()),
         any::<bool>().prop_map(|value| value.to_string()),
-        prop_oneof![Just("1"), Just("1.0"), Just("1e0"), Just("10e-1"), Just("-1"), Just("0"), Just("0.0"), Just("2"), Just("1e400")]
+        prop_oneof![
+            Just("1"),
+            Just("1.0"),
+            Just("1e0"),
+            Just("10e-1"),
+            Just("-1"),
+            Just("0"),
+            Just("0.0"),
+            Just("2"),
+            Just("1e400")
+        ]
+        .prop_map(str::to_owned),
+        prop_oneof![Just("\"a\""), Just("\"1\""), Just("\"\""), Just("\"\\u0061\""), Just("\"é\\n\"")]
             .prop_map(str::to_owned),
-        prop_oneof![Just("\"a\""), Just("\"1\""), Just("\"\""), Just("\"\\u0061\""), Just("\"é\\n\"")].prop_map(str::to_owned),
     ]
     .boxed()
 }
@@ -235,9 +299,11 @@ fn tree() -> BoxedStrategy<String> {
     scalar()
         .prop_recursive(4, 24, 4, |inner| {
             prop_oneof![
-                proptest::collection::vec(inner.clone(), 0..4).prop_map(|items| format!("[{}]", items.join(","))),
+                proptest::collection::vec(inner.clone(), 0..4)
+                    .prop_map(|items| format!("[{}]", items.join(","))),
                 proptest::collection::vec(("[abc]", inner), 0..4).prop_map(|fields| {
-                    let fields: Vec<String> = fields.into_iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+                    let fields: Vec<String> =
+                        fields.into_iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
                     format!("{{{}}}", fields.join(","))
                 }),
             ]
@@ -259,7 +325,11 @@ async fn match_means_what_containment_means_in_sql() {
         } else {
             format!("{{\"a\":{wanted},\"b\":{value}}}")
         };
-        *wanted = if wanted.len().is_multiple_of(2) { format!("[{wanted}]") } else { format!("{{\"a\":{wanted}}}") };
+        *wanted = if wanted.len().is_multiple_of(2) {
+            format!("[{wanted}]")
+        } else {
+            format!("{{\"a\":{wanted}}}")
+        };
     }
     let (values, wanted): (Vec<String>, Vec<String>) = pairs.into_iter().unzip();
     let rows: Vec<(String, String, bool)> = sqlx::query_as(

@@ -3,9 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use pgoutbox::{
-    config,
-    http::{Door, Readiness, serve},
-    telemetry::Telemetry,
+    http::{Readiness, Server, Settings, serve},
+    relay::telemetry::Telemetry,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -41,8 +40,9 @@ async fn door(listen: &str, token: Option<&str>, ready: Result<(), &'static str>
     let listener = TcpListener::bind(listen).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
-    let settings = config::Http { listen: Some(address), token: token.map(Into::into) };
-    let door = Door { settings, readiness: Stub(ready), telemetry: Telemetry::new(), draining: draining.clone() };
+    let settings = Settings { listen: Some(address), token: token.map(Into::into) };
+    let door =
+        Server { settings, readiness: Stub(ready), telemetry: Telemetry::new(), draining: draining.clone() };
     let server = TaskTracker::new();
     server.spawn(serve(listener, door, shutdown.clone()));
     server.close();
@@ -65,14 +65,22 @@ impl Running {
 
     /// GET with further header lines; without `Host:` among them, the address.
     async fn get(&self, path: &str, headers: &[&str]) -> String {
-        let host = if headers.iter().any(|line| line.starts_with("Host:")) { String::new() } else { format!("Host: {}\r\n", self.address) };
+        let host = if headers.iter().any(|line| line.starts_with("Host:")) {
+            String::new()
+        } else {
+            format!("Host: {}\r\n", self.address)
+        };
         let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
         self.raw(&format!("GET {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n")).await
     }
 
     async fn status(&self, path: &str, headers: &[&str]) -> u16 {
         let answer = self.get(path, headers).await;
-        answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status: {answer:?}"))
+        answer
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .unwrap_or_else(|| panic!("no status: {answer:?}"))
     }
 }
 
@@ -82,7 +90,10 @@ async fn probes_and_metrics_answer() {
     assert_eq!(door.status("/livez", &[]).await, 200);
     assert_eq!(door.status("/readyz", &[]).await, 200);
     let metrics = door.get("/metrics", &[]).await;
-    assert!(metrics.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"), "{metrics}");
+    assert!(
+        metrics.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"),
+        "{metrics}"
+    );
     assert!(metrics.trim_end().ends_with("# EOF"), "{metrics}");
     let verbose = door.get("/readyz?verbose", &[]).await;
     assert!(verbose.contains("\"permits\":7") && verbose.contains("application/json"), "{verbose}");
@@ -93,7 +104,10 @@ async fn a_relay_that_cannot_work_is_alive_but_not_ready() {
     let door = door("127.0.0.1:0", None, Err("the schema is newer")).await;
     assert_eq!(door.status("/livez", &[]).await, 200);
     let answer = door.get("/readyz", &[]).await;
-    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("not ready: the schema is newer"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.contains("not ready: the schema is newer"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
@@ -111,9 +125,17 @@ async fn a_draining_relay_is_not_ready_but_still_answers() {
 async fn errors_are_problem_documents() {
     let door = door("127.0.0.1:0", None, Ok(())).await;
     let missing = door.get("/nowhere", &[]).await;
-    assert!(missing.starts_with("HTTP/1.1 404 ") && missing.contains("content-type: application/problem+json\r\n"), "{missing}");
-    let posted =
-        door.raw(&format!("POST /livez HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", door.address)).await;
+    assert!(
+        missing.starts_with("HTTP/1.1 404 ")
+            && missing.contains("content-type: application/problem+json\r\n"),
+        "{missing}"
+    );
+    let posted = door
+        .raw(&format!(
+            "POST /livez HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            door.address
+        ))
+        .await;
     assert!(posted.starts_with("HTTP/1.1 405 ") && posted.contains("application/problem+json"), "{posted}");
 }
 
@@ -123,9 +145,15 @@ async fn on_loopback_only_this_machine_s_names_are_answered_to() {
     for host in ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:9999", "[::1]:7411"] {
         assert_eq!(door.status("/metrics", &[&format!("Host: {host}")]).await, 200, "{host}");
     }
-    for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.2", "user@localhost"] {
+    for host in
+        ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.2", "user@localhost"]
+    {
         for path in ["/metrics", "/livez", "/nowhere"] {
-            assert_eq!(door.status(path, &[&format!("Host: {host}")]).await, 403 - 3 * u16::from(host.contains('@')), "{host} {path}");
+            assert_eq!(
+                door.status(path, &[&format!("Host: {host}")]).await,
+                403 - 3 * u16::from(host.contains('@')),
+                "{host} {path}"
+            );
         }
     }
     assert_eq!(door.status("/livez", &["Host: localhost", "Host: evil.example"]).await, 400);
@@ -139,7 +167,8 @@ async fn pages_of_another_origin_are_refused_before_anything_else() {
     let door = door("127.0.0.1:0", None, Ok(())).await;
     let own = format!("Origin: http://{}", door.address);
     assert_eq!(door.status("/metrics", &[&own]).await, 200);
-    for origin in ["https://evil.example", "null", "http://localhost:3000", "http://127.0.0.1", "file://", ""] {
+    for origin in ["https://evil.example", "null", "http://localhost:3000", "http://127.0.0.1", "file://", ""]
+    {
         for path in ["/metrics", "/livez", "/nowhere"] {
             assert_eq!(door.status(path, &[&format!("Origin: {origin}")]).await, 403, "{origin} {path}");
         }
@@ -154,7 +183,14 @@ async fn a_token_is_required_for_everything_but_probes() {
         assert_eq!((door.status("/livez", &[]).await, door.status("/readyz", &[]).await), (200, 200));
         assert_eq!(door.status("/metrics", &["Authorization: Bearer 0123-token"]).await, 200);
         assert_eq!(door.status("/metrics", &["authorization: bearer 0123-token"]).await, 200);
-        for wrong in ["Bearer 0123-toke", "Bearer 0123-token1", "Bearer ", "Basic 0123-token", "0123-token", "Bearer 0123-TOKEN"] {
+        for wrong in [
+            "Bearer 0123-toke",
+            "Bearer 0123-token1",
+            "Bearer ",
+            "Basic 0123-token",
+            "0123-token",
+            "Bearer 0123-TOKEN",
+        ] {
             assert_eq!(door.status("/metrics", &[&format!("Authorization: {wrong}")]).await, 401, "{wrong}");
         }
         let bare = door.get("/nowhere", &[]).await;
@@ -167,15 +203,32 @@ async fn a_token_is_required_for_everything_but_probes() {
 async fn a_name_of_its_own_is_answered_to_where_a_token_is_required() {
     let door = door("0.0.0.0:0", Some("t"), Ok(())).await;
     assert_eq!(door.status("/livez", &["Host: relay.internal"]).await, 200);
-    assert_eq!(door.status("/metrics", &["Host: relay.internal", "Authorization: Bearer t", "Origin: https://relay.internal"]).await, 200);
-    assert_eq!(door.status("/metrics", &["Host: relay.internal", "Authorization: Bearer t", "Origin: https://evil.example"]).await, 403);
+    assert_eq!(
+        door.status(
+            "/metrics",
+            &["Host: relay.internal", "Authorization: Bearer t", "Origin: https://relay.internal"]
+        )
+        .await,
+        200
+    );
+    assert_eq!(
+        door.status(
+            "/metrics",
+            &["Host: relay.internal", "Authorization: Bearer t", "Origin: https://evil.example"]
+        )
+        .await,
+        403
+    );
 }
 
 #[tokio::test]
 async fn large_heads_and_bodies_are_refused() {
     let door = door("127.0.0.1:0", None, Ok(())).await;
     assert_eq!(door.status("/livez", &[&format!("X: {}", "x".repeat(20_000))]).await, 431);
-    let request = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", 1 << 20);
+    let request = format!(
+        "GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        1 << 20
+    );
     assert!(door.raw(&request).await.starts_with("HTTP/1.1 413 "));
 }
 

@@ -4,7 +4,9 @@ use std::{collections::BTreeSet, time::Instant};
 
 use uuid::Uuid;
 
-use crate::support::ledger::{Afterwards, Ended, Fault, Findings, Journal, Request, Transaction, Wish, Written};
+use crate::support::ledger::{
+    Afterwards, Ended, Fault, Findings, Journal, Request, Transaction, Wish, Written,
+};
 
 fn event(number: u128, topic: &str, organization: Option<&str>) -> Written {
     Written {
@@ -44,13 +46,22 @@ fn healthy() -> (Journal, Afterwards) {
     let (first, second) = (event(1, "shop.orders.create", None), event(2, "shop.users.create", Some("acme")));
     let aborted = event(3, "shop.orders.create", None);
     let journal = Journal {
-        wishes: vec![wish("all", "**", None), wish("orders", "shop.ord*.*", None), wish("acme", "shop.**", Some("acme"))],
+        wishes: vec![
+            wish("all", "**", None),
+            wish("orders", "shop.ord*.*", None),
+            wish("acme", "shop.**", Some("acme")),
+        ],
         transactions: vec![
             transaction(1, &first, Ended::Committed),
             transaction(2, &second, Ended::Unknown),
             transaction(3, &aborted, Ended::Aborted),
         ],
-        requests: vec![request(&first, "all"), request(&first, "orders"), request(&second, "all"), request(&second, "acme")],
+        requests: vec![
+            request(&first, "all"),
+            request(&first, "orders"),
+            request(&second, "all"),
+            request(&second, "acme"),
+        ],
         faults: vec![],
     };
     let log = [first, second].map(|event| (event.id, event)).into();
@@ -106,14 +117,20 @@ fn a_pair_owed_only_by_an_event_older_than_its_subscription_is_optional() {
 
 #[test]
 fn a_request_for_what_is_not_in_the_log_is_a_phantom() {
-    only("phantom", |journal, _| journal.requests.push(request(&event(3, "shop.orders.create", None), "all")));
+    only("phantom", |journal, _| {
+        journal.requests.push(request(&event(3, "shop.orders.create", None), "all"))
+    });
     only("phantom", |journal, _| journal.requests.push(request(&event(9, "nobody.wrote.this", None), "all")));
 }
 
 #[test]
 fn a_request_to_a_subscription_that_does_not_want_it_is_a_phantom() {
-    only("phantom", |journal, _| journal.requests.push(request(&event(2, "shop.users.create", Some("acme")), "orders")));
-    only("phantom", |journal, _| journal.requests.push(request(&event(1, "shop.orders.create", None), "acme")));
+    only("phantom", |journal, _| {
+        journal.requests.push(request(&event(2, "shop.users.create", Some("acme")), "orders"))
+    });
+    only("phantom", |journal, _| {
+        journal.requests.push(request(&event(1, "shop.orders.create", None), "acme"))
+    });
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command, thread};
 
-use pgoutbox::{migrate, retry::RetryPolicy, topic::Pattern};
+use pgoutbox::{delivery::RetryPolicy, event::topic::Pattern, store::schema};
 use proptest::{
     prelude::{Just, Strategy},
     prop_oneof,
@@ -24,7 +24,9 @@ fn dump(database: &Database) -> String {
     let text = String::from_utf8(output.stdout).unwrap();
     let mut lines: Vec<&str> = Vec::new();
     for line in text.lines().map(str::trim_end) {
-        let ours = !line.starts_with("SET ") && !line.starts_with("SELECT pg_catalog.set_config") && !line.starts_with('\\');
+        let ours = !line.starts_with("SET ")
+            && !line.starts_with("SELECT pg_catalog.set_config")
+            && !line.starts_with('\\');
         // "-- Name: …; Type: …" says what the statement below says as well.
         let talk = line == "--"
             || line.starts_with("-- Name: ")
@@ -62,9 +64,9 @@ async fn schema_sql_shows_what_the_migrations_add_up_to() {
 #[tokio::test]
 async fn migrating_twice_changes_nothing() {
     let database = Database::empty().await;
-    assert_eq!(migrate::run(&database.options).await.unwrap().len(), migrations().len());
+    assert_eq!(schema::run(&database.options).await.unwrap().len(), migrations().len());
     let before = (dump(&database), history(&database).await);
-    assert_eq!(migrate::run(&database.options).await.unwrap(), Vec::<String>::new());
+    assert_eq!(schema::run(&database.options).await.unwrap(), Vec::<String>::new());
     assert_eq!((dump(&database), history(&database).await), before);
     database.drop().await;
 }
@@ -74,7 +76,10 @@ async fn two_processes_that_migrate_at_once_both_succeed() {
     for _ in 0..3 {
         let database = Database::empty().await;
         let outputs = thread::scope(|scope| {
-            let both = [scope.spawn(|| database.pgoutbox(&["migrate"])), scope.spawn(|| database.pgoutbox(&["migrate"]))];
+            let both = [
+                scope.spawn(|| database.pgoutbox(&["migrate"])),
+                scope.spawn(|| database.pgoutbox(&["migrate"])),
+            ];
             both.map(|one| one.join().unwrap())
         });
         for output in outputs {
@@ -94,14 +99,17 @@ async fn a_database_migrated_by_a_newer_version_is_refused_before_any_write() {
         )
         .await;
     let before = (dump(&database), history(&database).await);
-    assert!(matches!(migrate::run(&database.options).await, Err(migrate::Error::Newer { version: 9999 })));
+    assert!(matches!(schema::run(&database.options).await, Err(schema::Error::Newer { version: 9999 })));
     let output = database.pgoutbox(&["migrate"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("migrated by a newer version (migration 9999)"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("migrated by a newer version (migration 9999)"),
+        "{output:?}"
+    );
     assert_eq!((dump(&database), history(&database).await), before);
     let pool = sqlx::PgPool::connect_lazy_with(database.relay_options.clone());
     let refusal = pgoutbox::Relay::builder(pool).build().await.unwrap_err();
-    let why = pgoutbox::telemetry::chain(&refusal);
+    let why = pgoutbox::relay::telemetry::chain(&refusal);
     assert!(why.contains("newer version"), "{why}");
     database.drop().await;
 }
@@ -122,14 +130,21 @@ async fn the_printed_script_makes_the_same_schema_and_the_same_history() {
     assert!(applied.status.success(), "{applied:?}");
     let other = Database::new().await;
     assert_eq!(dump(&database), dump(&other));
-    assert_eq!(migrate::run(&database.options).await.unwrap(), Vec::<String>::new(), "what the script did should not be done again");
+    assert_eq!(
+        schema::run(&database.options).await.unwrap(),
+        Vec::<String>::new(),
+        "what the script did should not be done again"
+    );
     database.drop().await;
     other.drop().await;
 }
 
 fn migrations() -> Vec<(i64, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
-    let names: BTreeSet<String> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let names: BTreeSet<String> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     let split = |name: &String| {
         let (number, what) = name.trim_end_matches(".sql").split_once('_').unwrap();
         (number.parse().unwrap(), what.replace('_', " "))
@@ -138,7 +153,10 @@ fn migrations() -> Vec<(i64, String)> {
 }
 
 async fn history(database: &Database) -> Vec<(i64, String)> {
-    sqlx::query_as("select version, description from outbox.migrations order by version").fetch_all(&database.pool).await.unwrap()
+    sqlx::query_as("select version, description from outbox.migrations order by version")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap()
 }
 
 fn sample<T>(strategy: impl Strategy<Value = T>, count: usize) -> Vec<T> {
@@ -180,11 +198,13 @@ async fn the_database_and_the_relay_agree_what_a_topic_pattern_is() {
         "a.".into(),
         "\n".into(),
     ]);
-    let rows = sqlx::query("select pattern, outbox.topic_pattern_is_valid(pattern) as valid from unnest($1::text[]) as pattern")
-        .bind(&patterns)
-        .fetch_all(&database.pool)
-        .await
-        .unwrap();
+    let rows = sqlx::query(
+        "select pattern, outbox.topic_pattern_is_valid(pattern) as valid from unnest($1::text[]) as pattern",
+    )
+    .bind(&patterns)
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
     let mut seen = [0, 0];
     for row in rows {
         let (pattern, valid): (String, bool) = (row.get(0), row.get(1));
@@ -199,9 +219,11 @@ async fn the_database_and_the_relay_agree_what_a_topic_pattern_is() {
 #[tokio::test]
 async fn the_database_and_the_relay_agree_which_topics_a_pattern_matches() {
     let database = Database::new().await;
-    let patterns: Vec<String> = sample(pattern(), 6_000).into_iter().filter(|pattern| Pattern::parse(pattern).is_ok()).collect();
+    let patterns: Vec<String> =
+        sample(pattern(), 6_000).into_iter().filter(|pattern| Pattern::parse(pattern).is_ok()).collect();
     let topics = sample(proptest::collection::vec(segment(), 1..5).prop_map(|parts| parts.join(".")), 500);
-    let topics: Vec<String> = topics.into_iter().filter(|topic| topic.split('.').all(|part| !part.is_empty())).collect();
+    let topics: Vec<String> =
+        topics.into_iter().filter(|topic| topic.split('.').all(|part| !part.is_empty())).collect();
     let pairs: Vec<(String, String)> = patterns
         .iter()
         .enumerate()
@@ -219,10 +241,18 @@ async fn the_database_and_the_relay_agree_which_topics_a_pattern_matches() {
     .unwrap();
     let mut matching = 0;
     for ((pattern, topic), answer) in pairs.iter().zip(&answers) {
-        assert_eq!(Pattern::parse(pattern).unwrap().matches(topic), *answer, "{pattern:?} against {topic:?}; the database says {answer}");
+        assert_eq!(
+            Pattern::parse(pattern).unwrap().matches(topic),
+            *answer,
+            "{pattern:?} against {topic:?}; the database says {answer}"
+        );
         matching += usize::from(*answer);
     }
-    assert!(matching > 1_000 && answers.len() - matching > 1_000, "both answers should be tried: {matching} of {}", answers.len());
+    assert!(
+        matching > 1_000 && answers.len() - matching > 1_000,
+        "both answers should be tried: {matching} of {}",
+        answers.len()
+    );
     database.drop().await;
 }
 
@@ -286,8 +316,10 @@ async fn a_retry_policy_that_the_database_takes_the_relay_takes_too_and_each_ref
     let mut connection = database.connection().await;
     let mut subscribe = async |retry: &Value| {
         let mut transaction = connection.begin().await.unwrap();
-        let answer =
-            sqlx::query("select outbox.subscribe('s', array['**'], 'recorder', retry => $1)").bind(retry).execute(&mut *transaction).await;
+        let answer = sqlx::query("select outbox.subscribe('s', array['**'], 'recorder', retry => $1)")
+            .bind(retry)
+            .execute(&mut *transaction)
+            .await;
         transaction.rollback().await.unwrap();
         answer
     };
@@ -310,7 +342,9 @@ async fn a_retry_policy_that_the_database_takes_the_relay_takes_too_and_each_ref
             // A null is as good as a missing key to the relay; the database is stricter.
             Ok(_) if retry.as_object().is_some_and(|keys| keys.values().any(Value::is_null)) => {}
             Ok(_) => wrong.push(format!("the relay took {retry}")),
-            Err(error) if !error.starts_with("retry") => wrong.push(format!("{retry}: {error:?} should name the field")),
+            Err(error) if !error.starts_with("retry") => {
+                wrong.push(format!("{retry}: {error:?} should name the field"))
+            }
             Err(_) => {}
         }
     }

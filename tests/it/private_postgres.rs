@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pgoutbox::private_postgres::{Options, PrivatePostgres, Stop};
+use pgoutbox::lab::private_postgres::{Options, PrivatePostgres, Stop};
 use sqlx::{Connection, PgConnection};
 
 /// Names the process that is to own a server until it is killed.
@@ -47,7 +47,10 @@ async fn it_starts_as_whoever_we_are_and_answers_on_both_doors() {
     postgres.create_database("shop").unwrap();
     assert!(postgres.create_database("shop").unwrap_err().to_string().contains("create database"));
     for url in [postgres.url("shop"), postgres.socket_url("shop")] {
-        assert_eq!(ask(&url, "select current_database() || '/' || current_user").await.unwrap(), "shop/postgres");
+        assert_eq!(
+            ask(&url, "select current_database() || '/' || current_user").await.unwrap(),
+            "shop/postgres"
+        );
     }
     let url = postgres.url("postgres");
     for (setting, value) in [
@@ -69,7 +72,8 @@ fn it_can_be_shared_by_the_tests_of_a_process() {
 
 #[tokio::test]
 async fn settings_are_taken_and_a_durable_server_flushes() {
-    let settings = vec![("work_mem".to_owned(), "7MB".to_owned()), ("cluster_name".to_owned(), "it's ours".to_owned())];
+    let settings =
+        vec![("work_mem".to_owned(), "7MB".to_owned()), ("cluster_name".to_owned(), "it's ours".to_owned())];
     let postgres = PrivatePostgres::start(Options { settings, durable: true }).unwrap();
     let url = postgres.url("postgres");
     assert_eq!(ask(&url, "select current_setting('work_mem')").await.unwrap(), "7MB");
@@ -105,7 +109,8 @@ async fn what_was_committed_survives_a_crash_and_a_stop() {
 #[test]
 fn a_dropped_server_leaves_nothing_behind() {
     let postgres = start();
-    let (directory, port, process) = (postgres.directory().to_owned(), postgres.port(), postgres.process().unwrap());
+    let (directory, port, process) =
+        (postgres.directory().to_owned(), postgres.port(), postgres.process().unwrap());
     assert!(directory.exists() && answers(port));
     drop(postgres);
     assert!(!directory.exists(), "{} is still there", directory.display());
@@ -129,7 +134,12 @@ async fn a_server_outlives_the_task_that_started_it() {
 #[test]
 fn a_server_stops_when_its_owner_is_killed_and_the_next_start_removes_its_directory() {
     let mut owner = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "private_postgres::the_owner_of_a_server_that_is_killed", "--ignored", "--nocapture"])
+        .args([
+            "--exact",
+            "private_postgres::the_owner_of_a_server_that_is_killed",
+            "--ignored",
+            "--nocapture",
+        ])
         .env(OWNER, "1")
         .stdout(Stdio::piped())
         .spawn()
@@ -148,7 +158,9 @@ fn a_server_stops_when_its_owner_is_killed_and_the_next_start_removes_its_direct
 
     owner.kill().unwrap();
     owner.wait().unwrap();
-    eventually("the server of a killed owner stops", || !answers(port) && !directory.join("data/postmaster.pid").exists());
+    eventually("the server of a killed owner stops", || {
+        !answers(port) && !directory.join("data/postmaster.pid").exists()
+    });
 
     drop(start());
     assert!(!directory.exists(), "{} was not removed by the next start", directory.display());

@@ -4,14 +4,15 @@ use std::time::{Duration, Instant};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::support::{Books, ChildRelay, Crowd, Database, Door, Habits, pause, seed};
+use crate::support::{Books, ChildRelay, Crowd, Database, Habits, Server, pause, seed};
 
 /// Milliseconds from now until nothing is left of what was leased at this moment: sent, or taken over.
 async fn takeover(database: &Database) -> Duration {
-    let leased: Vec<(i64, uuid::Uuid)> = sqlx::query_as("select id, lease_token from outbox.deliveries where lease_token is not null")
-        .fetch_all(&database.pool)
-        .await
-        .unwrap();
+    let leased: Vec<(i64, uuid::Uuid)> =
+        sqlx::query_as("select id, lease_token from outbox.deliveries where lease_token is not null")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
     let (ids, tokens): (Vec<i64>, Vec<uuid::Uuid>) = leased.into_iter().unzip();
     let began = Instant::now();
     let mut looks = tokio::time::interval(Duration::from_millis(50));
@@ -28,7 +29,11 @@ async fn takeover(database: &Database) -> Duration {
         if left == 0 {
             return began.elapsed();
         }
-        assert!(began.elapsed() < Duration::from_secs(15), "{left} of {} deliveries not taken over within 15 s", ids.len());
+        assert!(
+            began.elapsed() < Duration::from_secs(15),
+            "{left} of {} deliveries not taken over within 15 s",
+            ids.len()
+        );
     }
 }
 
@@ -39,7 +44,7 @@ async fn killed_relays_lose_nothing_and_repeat_at_most_what_they_had_in_flight()
     let mut rng = StdRng::seed_from_u64(seed);
     let database = Database::new().await;
     let books = Books::default();
-    let door = Door::open(&books, Duration::from_millis(40)).await;
+    let door = Server::open(&books, Duration::from_millis(40)).await;
     door.subscribe(&database, "all", &["**"]).await;
     door.subscribe(&database, "orders", &["shop.orders.*"]).await;
     // The lease is the default.
@@ -48,7 +53,12 @@ async fn killed_relays_lose_nothing_and_repeat_at_most_what_they_had_in_flight()
     for name in ["one", "two"] {
         relays.push(ChildRelay::start(&database, name, &settings).await);
     }
-    let habits = Habits { publishers: 2, long: Duration::ZERO, rests: Duration::from_millis(400), ..Habits::default() };
+    let habits = Habits {
+        publishers: 2,
+        long: Duration::ZERO,
+        rests: Duration::from_millis(400),
+        ..Habits::default()
+    };
     let crowd = Crowd::start(&database, &books, seed, habits);
     let mut slowest = Duration::ZERO;
     for kill in 0..4 {
@@ -69,7 +79,11 @@ async fn killed_relays_lose_nothing_and_repeat_at_most_what_they_had_in_flight()
         assert_eq!(relay.ended(Duration::from_secs(30)).await, Some(0), "{:#?}", relay.log());
     }
     let findings = books.balance(&database, seed).await;
-    println!("4 kills: {} copies of at most {}; takeover {slowest:?}", findings.duplicates(), findings.duplicates_allowed);
+    println!(
+        "4 kills: {} copies of at most {}; takeover {slowest:?}",
+        findings.duplicates(),
+        findings.duplicates_allowed
+    );
     database.drop().await;
 }
 
@@ -82,7 +96,7 @@ async fn crowd_is_over(slowest: &mut Duration, database: &Database) {
 async fn a_terminated_relay_finishes_what_is_in_flight_and_repeats_nothing() {
     let database = Database::new().await;
     let books = Books::default();
-    let door = Door::open(&books, Duration::from_millis(1_500)).await;
+    let door = Server::open(&books, Duration::from_millis(1_500)).await;
     door.subscribe(&database, "all", &["**"]).await;
     let settings = [("PGOUTBOX__RELAY__PERMITS", "8")];
     let mut relay = ChildRelay::start(&database, "terminated", &settings).await;
@@ -93,7 +107,11 @@ async fn a_terminated_relay_finishes_what_is_in_flight_and_repeats_nothing() {
     relay.signal("TERM");
     assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(0), "{:#?}", relay.log());
     assert_eq!(door.switch.requests(), 8, "nothing new was claimed");
-    assert_eq!(database.count("select count(*) from outbox.deliveries where lease_token is not null").await, 0, "no lease is left behind");
+    assert_eq!(
+        database.count("select count(*) from outbox.deliveries where lease_token is not null").await,
+        0,
+        "no lease is left behind"
+    );
     let mut next = ChildRelay::start(&database, "next", &settings).await;
     books.wait_for(20, Duration::from_secs(10)).await;
     next.signal("TERM");
@@ -106,7 +124,7 @@ async fn a_terminated_relay_finishes_what_is_in_flight_and_repeats_nothing() {
 async fn a_drain_that_runs_out_of_time_gives_its_leases_back_at_once_and_says_so() {
     let database = Database::new().await;
     let books = Books::default();
-    let door = Door::open(&books, Duration::from_secs(12)).await;
+    let door = Server::open(&books, Duration::from_secs(12)).await;
     door.subscribe(&database, "all", &["**"]).await;
     let settings = [("PGOUTBOX__RELAY__PERMITS", "8"), ("PGOUTBOX__RELAY__DRAIN", "1s")];
     let mut relay = ChildRelay::start(&database, "hurried", &settings).await;
@@ -117,10 +135,20 @@ async fn a_drain_that_runs_out_of_time_gives_its_leases_back_at_once_and_says_so
     relay.signal("TERM");
     let began = Instant::now();
     assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(75), "{:#?}", relay.log());
-    assert!(began.elapsed() >= Duration::from_secs(1) && began.elapsed() < Duration::from_secs(4), "it took {:?}", began.elapsed());
-    let given_back = "select count(*) from outbox.deliveries where lease_token is null and due_at <= clock_timestamp()";
+    assert!(
+        began.elapsed() >= Duration::from_secs(1) && began.elapsed() < Duration::from_secs(4),
+        "it took {:?}",
+        began.elapsed()
+    );
+    let given_back =
+        "select count(*) from outbox.deliveries where lease_token is null and due_at <= clock_timestamp()";
     assert_eq!(database.count(given_back).await, 4, "{}", database.rows_at_hand().await);
-    assert_eq!(database.count("select count(*) from outbox.attempts where reason = 'relay_stopped' and ambiguous").await, 4);
+    assert_eq!(
+        database
+            .count("select count(*) from outbox.attempts where reason = 'relay_stopped' and ambiguous")
+            .await,
+        4
+    );
     database.drop().await;
 }
 
@@ -128,7 +156,7 @@ async fn a_drain_that_runs_out_of_time_gives_its_leases_back_at_once_and_says_so
 async fn a_second_signal_stops_at_once() {
     let database = Database::new().await;
     let books = Books::default();
-    let door = Door::open(&books, Duration::from_secs(12)).await;
+    let door = Server::open(&books, Duration::from_secs(12)).await;
     door.subscribe(&database, "all", &["**"]).await;
     let mut relay = ChildRelay::start(&database, "impatient", &[]).await;
     books.publish(&database.pool, "order").await;
@@ -140,16 +168,20 @@ async fn a_second_signal_stops_at_once() {
     assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(75), "{:#?}", relay.log());
     assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
     // Its lease was not given back: it runs out.
-    assert_eq!(database.count("select count(*) from outbox.deliveries where lease_token is not null").await, 1);
+    assert_eq!(
+        database.count("select count(*) from outbox.deliveries where lease_token is not null").await,
+        1
+    );
     database.drop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_frozen_past_its_lease_repeats_at_most_what_it_had_in_flight_and_its_late_verdicts_change_nothing() {
+async fn a_relay_frozen_past_its_lease_repeats_at_most_what_it_had_in_flight_and_its_late_verdicts_change_nothing()
+ {
     const PERMITS: usize = 8;
     let database = Database::new().await;
     let books = Books::default();
-    let door = Door::open(&books, Duration::from_millis(1_500)).await;
+    let door = Server::open(&books, Duration::from_millis(1_500)).await;
     door.subscribe(&database, "all", &["**"]).await;
     let settings = [("PGOUTBOX__RELAY__PERMITS", "8"), ("PGOUTBOX__RELAY__LEASE", "3s")];
     let mut frozen = ChildRelay::start(&database, "frozen", &settings).await;

@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
-use pgoutbox::config::RelayConfig;
+use pgoutbox::relay::Settings;
 
 use crate::support::{Books, Crowd, Database, Habits, LedgerSink, RelayBox, pause, relay::settings, seed};
 
 /// Pages much smaller than what is committed at once.
-fn few_permits(name: &str) -> RelayConfig {
-    RelayConfig { permits: 24, permits_per_subscription: 9, poll: Some(Duration::from_secs(1)), ..settings(name) }
+fn few_permits(name: &str) -> Settings {
+    Settings {
+        permits: 24,
+        permits_per_subscription: 9,
+        poll: Some(Duration::from_secs(1)),
+        ..settings(name)
+    }
 }
 
 /// A crowd publishes for a while under so many relays; then the books must balance.
@@ -20,7 +25,12 @@ async fn history(relays: usize, length: Duration) {
     let mut running = Vec::new();
     for number in 0..relays {
         let sink = LedgerSink { takes: Duration::from_millis(1), ..LedgerSink::new(&books) };
-        running.push(RelayBox::start_with(&database, |builder| builder.settings(few_permits(&format!("relay-{number}"))).sink(sink)).await);
+        running.push(
+            RelayBox::start_with(&database, |builder| {
+                builder.settings(few_permits(&format!("relay-{number}"))).sink(sink)
+            })
+            .await,
+        );
     }
     let crowd = Crowd::start(&database, &books, seed, Habits { publishers: 10, ..Habits::default() });
     pause(length).await;
@@ -50,9 +60,15 @@ async fn an_event_of_a_transaction_that_stays_open_is_sent_when_it_commits_and_h
     let database = Database::new().await;
     let books = Books::default();
     books.subscribe(&database, "all", &["**"], None).await;
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(few_permits("relay")).sink(LedgerSink::new(&books))).await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(few_permits("relay")).sink(LedgerSink::new(&books))
+    })
+    .await;
     let mut long = database.pool.begin().await.unwrap();
-    let late: uuid::Uuid = sqlx::query_scalar("select outbox.publish('late', '{\"n\": 0}')").fetch_one(&mut *long).await.unwrap();
+    let late: uuid::Uuid = sqlx::query_scalar("select outbox.publish('late', '{\"n\": 0}')")
+        .fetch_one(&mut *long)
+        .await
+        .unwrap();
     let mut gone = database.pool.begin().await.unwrap();
     sqlx::query("select outbox.publish('gone', '{\"n\": 0}')").execute(&mut *gone).await.unwrap();
     // Several windows come and go while it is open, and positions are burnt.
@@ -84,7 +100,10 @@ async fn the_first_events_of_the_newest_transaction_are_in_the_window_that_it_op
     let database = Database::new().await;
     let books = Books::default();
     books.subscribe(&database, "all", &["**"], None).await;
-    let mut relay = RelayBox::start_with(&database, |builder| builder.settings(few_permits("relay")).sink(LedgerSink::new(&books))).await;
+    let mut relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(few_permits("relay")).sink(LedgerSink::new(&books))
+    })
+    .await;
     let mut sent = 0;
     for round in 1..=15 {
         relay.wait_asleep().await;
@@ -113,7 +132,12 @@ async fn a_window_of_one_transaction_far_larger_than_the_permits_is_sent_once_by
     books.subscribe(&database, "some", &["bulk.1*"], None).await;
     let mut relays = Vec::new();
     for name in ["one", "two"] {
-        relays.push(RelayBox::start_with(&database, |builder| builder.settings(few_permits(name)).sink(LedgerSink::new(&books))).await);
+        relays.push(
+            RelayBox::start_with(&database, |builder| {
+                builder.settings(few_permits(name)).sink(LedgerSink::new(&books))
+            })
+            .await,
+        );
     }
     database
         .execute(
@@ -139,15 +163,24 @@ async fn an_event_of_one_organization_never_reaches_the_subscription_of_another(
         books.subscribe(&database, name, &["**", "shop.*", "shop.order"], Some(name)).await;
     }
     books.subscribe(&database, "everybody", &["**"], None).await;
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(few_permits("relay")).sink(LedgerSink::new(&books))).await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(few_permits("relay")).sink(LedgerSink::new(&books))
+    })
+    .await;
     for organization in ["'acme'", "'globex'", "'acme '", "'ACME'", "'acme,globex'", "'%'", "'*'", "null"] {
         for _ in 0..3 {
-            database.execute(format!("select outbox.publish('shop.order', '{{\"n\": 1}}', organization => {organization})")).await;
+            database
+                .execute(format!(
+                    "select outbox.publish('shop.order', '{{\"n\": 1}}', organization => {organization})"
+                ))
+                .await;
         }
     }
     // The marker comes last, to each of them.
     for name in ["acme", "globex"] {
-        database.execute(format!("select outbox.publish('last', '{{\"n\": 1}}', organization => '{name}')")).await;
+        database
+            .execute(format!("select outbox.publish('last', '{{\"n\": 1}}', organization => '{name}')"))
+            .await;
     }
     books.wait_for((3 + 1) * 2 + (8 * 3 + 2), Duration::from_secs(10)).await;
     assert!(relay.stop().await.complete);
@@ -165,7 +198,10 @@ async fn an_event_published_with_its_subscription_or_after_it_reaches_it() {
     let books = Books::default();
     // Something else keeps the relay reading while subscriptions appear.
     books.subscribe(&database, "all", &["noise"], None).await;
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(few_permits("relay")).sink(LedgerSink::new(&books))).await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(few_permits("relay")).sink(LedgerSink::new(&books))
+    })
+    .await;
     let mut expected = 0;
     for round in 0..40 {
         let topic = format!("round.{round}");
@@ -190,7 +226,11 @@ async fn an_event_published_with_its_subscription_or_after_it_reaches_it() {
     assert!(relay.stop().await.complete);
     let requests = books.journal().requests;
     for round in 0..40 {
-        assert_eq!(requests.iter().filter(|request| request.subscription == format!("round-{round}")).count(), 1, "round {round}");
+        assert_eq!(
+            requests.iter().filter(|request| request.subscription == format!("round-{round}")).count(),
+            1,
+            "round {round}"
+        );
     }
     database.drop().await;
 }

@@ -3,11 +3,9 @@
 use std::{collections::HashMap, time::Duration};
 
 use pgoutbox::{
-    config::RelayConfig,
-    config::{self, Egress},
-    secret::Secrets,
+    relay::{Settings, telemetry::Signal},
+    sink::{egress::Egress, secret::Secrets},
     sinks::webhook::Webhook,
-    telemetry::Signal,
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
@@ -20,8 +18,9 @@ fn is_reloaded(signal: &Signal) -> bool {
 
 /// A relay with webhooks and a recorder that looks for due deliveries twice a second.
 async fn relay_with_webhooks(database: &Database, recorder: &Recorder) -> RelayBox {
-    let egress = Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
-    let secrets = Secrets::with_environment(&config::Secrets::default(), |name| match name {
+    let egress =
+        Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
+    let secrets = Secrets::with_environment(None, |name| match name {
         "PGOUTBOX_SECRET_SHORT" => Some("short".into()),
         "DATABASE_URL" => Some("postgres://canary".into()),
         _ => None,
@@ -29,7 +28,8 @@ async fn relay_with_webhooks(database: &Database, recorder: &Recorder) -> RelayB
     let webhook = Webhook::new(&egress, secrets).unwrap();
     let mut settings = settings("relay");
     settings.poll = Some(Duration::from_millis(500));
-    RelayBox::start_with(database, |builder| builder.settings(settings).sink(recorder.clone()).sink(webhook)).await
+    RelayBox::start_with(database, |builder| builder.settings(settings).sink(recorder.clone()).sink(webhook))
+        .await
 }
 
 #[tokio::test]
@@ -38,7 +38,12 @@ async fn a_committed_change_is_followed_by_every_relay_within_a_second() {
     let recorder = Recorder::new();
     let mut relays = Vec::new();
     for name in ["one", "two"] {
-        relays.push(RelayBox::start_with(&database, |builder| builder.settings(settings(name)).sink(recorder.clone())).await);
+        relays.push(
+            RelayBox::start_with(&database, |builder| {
+                builder.settings(settings(name)).sink(recorder.clone())
+            })
+            .await,
+        );
     }
     let mut took = Vec::new();
     for change in [
@@ -73,8 +78,12 @@ async fn an_event_committed_after_a_subscription_is_always_matched_against_it() 
     let database = Database::new().await;
     database.execute("select outbox.subscribe('noise', array['noise'], 'recorder')").await;
     let recorder = Recorder::new();
-    let one = RelayBox::start_with(&database, |builder| builder.settings(settings("one")).sink(recorder.clone())).await;
-    let two = RelayBox::start_with(&database, |builder| builder.settings(settings("two")).sink(recorder.clone())).await;
+    let one =
+        RelayBox::start_with(&database, |builder| builder.settings(settings("one")).sink(recorder.clone()))
+            .await;
+    let two =
+        RelayBox::start_with(&database, |builder| builder.settings(settings("two")).sink(recorder.clone()))
+            .await;
     let mut noisy = database.connection().await;
     let noise = async {
         for _ in 0..RACES {
@@ -90,7 +99,11 @@ async fn an_event_committed_after_a_subscription_is_always_matched_against_it() 
                 .execute(&mut racing)
                 .await
                 .unwrap();
-            sqlx::query("select outbox.publish('race.' || $1, '{}')").bind(n.to_string()).execute(&mut racing).await.unwrap();
+            sqlx::query("select outbox.publish('race.' || $1, '{}')")
+                .bind(n.to_string())
+                .execute(&mut racing)
+                .await
+                .unwrap();
         }
     };
     tokio::join!(noise, races);
@@ -184,13 +197,23 @@ async fn insert_unusable(database: &Database) -> HashMap<String, &'static str> {
 }
 
 async fn assert_invalid(database: &Database, expected: &HashMap<String, &'static str>) {
-    database.eventually(&format!("select count(*) = {} from outbox.subscriptions where state = 'invalid'", expected.len())).await;
-    let rows: Vec<(String, String)> = sqlx::query_as("select name, state_reason from outbox.subscriptions where state = 'invalid'")
-        .fetch_all(&database.pool)
-        .await
-        .unwrap();
+    database
+        .eventually(&format!(
+            "select count(*) = {} from outbox.subscriptions where state = 'invalid'",
+            expected.len()
+        ))
+        .await;
+    let rows: Vec<(String, String)> =
+        sqlx::query_as("select name, state_reason from outbox.subscriptions where state = 'invalid'")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
     for (name, reason) in rows {
-        assert!(reason.starts_with(&format!("{}:", expected[&name])), "{name}: {reason:?} should name {}", expected[&name]);
+        assert!(
+            reason.starts_with(&format!("{}:", expected[&name])),
+            "{name}: {reason:?} should name {}",
+            expected[&name]
+        );
         assert!(!reason.contains("canary") && !reason.contains("password"), "{reason}");
     }
 }
@@ -220,7 +243,9 @@ async fn a_relay_with_only_bad_rows_starts_and_a_mended_row_works_again() {
     let recorder = Recorder::new();
     let relay = relay_with_webhooks(&database, &recorder).await;
     assert_invalid(&database, &expected).await;
-    database.execute("update outbox.subscriptions set sink = 'recorder', config = '{}' where name = 'bad-0'").await;
+    database
+        .execute("update outbox.subscriptions set sink = 'recorder', config = '{}' where name = 'bad-0'")
+        .await;
     database.execute("select outbox.subscribe('past-1', array['a.b'], 'recorder')").await;
     database.execute("select outbox.publish('a.b', '1')").await;
     let seen = recorder.wait_for(2).await;
@@ -243,7 +268,9 @@ async fn what_was_committed_while_a_subscription_was_invalid_is_delivered_once_i
     database.execute("select outbox.publish('a.b', '1')").await;
     relay.wait(|signal| matches!(signal, Signal::Routed { events: 1, deliveries: 1 })).await;
     database.execute("select outbox.subscribe('broken', array['**'], 'recorder')").await;
-    let seen = timeout(Duration::from_secs(10), recorder.wait_for(1)).await.expect("mending should not wait for the poll");
+    let seen = timeout(Duration::from_secs(10), recorder.wait_for(1))
+        .await
+        .expect("mending should not wait for the poll");
     assert_eq!(seen[0].payload, "1");
     relay.stop().await;
     assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
@@ -258,8 +285,9 @@ async fn a_relay_that_lacks_a_sink_leaves_the_subscription_to_one_that_has_it() 
     database.eventually("select state = 'invalid' from outbox.subscriptions").await;
     let recorder = Recorder::new();
     // What another relay has routed and cannot send is found by the poll.
-    let polling = RelayConfig { poll: Some(Duration::from_millis(100)), ..settings("with") };
-    let with = RelayBox::start_with(&database, |builder| builder.settings(polling).sink(recorder.clone())).await;
+    let polling = Settings { poll: Some(Duration::from_millis(100)), ..settings("with") };
+    let with =
+        RelayBox::start_with(&database, |builder| builder.settings(polling).sink(recorder.clone())).await;
     database.eventually("select state = 'ok' from outbox.subscriptions").await;
     for n in 1..=20 {
         database.execute(format!("select outbox.publish('a.b', '{n}')")).await;
@@ -290,11 +318,14 @@ async fn a_paused_subscription_is_owed_what_was_committed_and_gets_it_when_resum
         database.execute(format!("select outbox.publish('a.b', '{n}')")).await;
     }
     // The other one has them all: had the paused one been sent to, it would have been seen by now.
-    let seen = recorder.wait_until(|seen| seen.iter().filter(|one| one.subscription == "other").count() == 30).await;
+    let seen =
+        recorder.wait_until(|seen| seen.iter().filter(|one| one.subscription == "other").count() == 30).await;
     assert!(seen.iter().all(|one| one.subscription == "other"), "{seen:?}");
     database.eventually("select backlog = 30 and in_flight = 0 and not active from outbox.subscription_status where name = 'paused'").await;
     database.execute("select outbox.resume('paused')").await;
-    let seen = timeout(Duration::from_secs(10), recorder.wait_for(60)).await.expect("resuming should not wait for the poll");
+    let seen = timeout(Duration::from_secs(10), recorder.wait_for(60))
+        .await
+        .expect("resuming should not wait for the poll");
     assert_eq!(seen.iter().filter(|one| one.subscription == "paused").count(), 30);
     relay.stop().await;
     assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
@@ -334,7 +365,11 @@ async fn what_a_deleted_subscription_was_owed_is_cancelled_and_what_is_in_flight
 async fn a_change_of_two_thousand_rows_is_seen_whole() {
     const MANY: usize = 2_000;
     let database = Database::new().await;
-    database.execute(format!("select outbox.subscribe('s' || n, array['old'], 'recorder') from generate_series(1, {MANY}) as n")).await;
+    database
+        .execute(format!(
+            "select outbox.subscribe('s' || n, array['old'], 'recorder') from generate_series(1, {MANY}) as n"
+        ))
+        .await;
     let recorder = Recorder::new();
     let mut relay = RelayBox::start(&database, &recorder).await;
     database.execute("select outbox.publish('old', '\"before\"')").await;
@@ -349,7 +384,9 @@ async fn a_change_of_two_thousand_rows_is_seen_whole() {
     let change = database.execute("update outbox.subscriptions set topics = array['new']");
     let publish = async {
         for _ in 0..4 {
-            database.execute("select outbox.publish('old', '\"during\"'), outbox.publish('new', '\"during\"')").await;
+            database
+                .execute("select outbox.publish('old', '\"during\"'), outbox.publish('new', '\"during\"')")
+                .await;
         }
     };
     tokio::join!(change, publish);
@@ -362,8 +399,15 @@ async fn a_change_of_two_thousand_rows_is_seen_whole() {
         *counts.entry((one.position, format!("{} {}", one.topic, one.payload))).or_default() += 1;
     }
     for ((position, what), count) in counts {
-        assert!(what != "old \"after\"" && what != "new \"before\"", "event {position} ({what}) was wanted by nobody");
-        let whole = if what == "other \"one\"" { count == 1 } else { count == MANY || (what == "old \"during\"" && count == MANY - 1) };
+        assert!(
+            what != "old \"after\"" && what != "new \"before\"",
+            "event {position} ({what}) was wanted by nobody"
+        );
+        let whole = if what == "other \"one\"" {
+            count == 1
+        } else {
+            count == MANY || (what == "old \"during\"" && count == MANY - 1)
+        };
         assert!(whole, "event {position} ({what}) went to {count} of {MANY}");
     }
     database.drop().await;
@@ -378,7 +422,10 @@ async fn an_array_that_clients_cannot_read_is_refused_and_a_row_that_came_past_t
     };
     for topics in ["'{{a.*},{b.*}}'", "'[0:0]={a.*}'"] {
         let said = refusal(&format!("{topics}, 'recorder'")).await;
-        assert!(said.contains("topics: subscription 'odd' needs a plain array of 1 to 100 topic patterns"), "{said}");
+        assert!(
+            said.contains("topics: subscription 'odd' needs a plain array of 1 to 100 topic patterns"),
+            "{said}"
+        );
     }
     for keys in ["'{{a},{b}}'", "'[0:0]={a}'"] {
         let said = refusal(&format!("array['**'], 'recorder', keys => {keys}")).await;

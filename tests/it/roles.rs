@@ -45,7 +45,8 @@ impl Stage {
         let result = transaction.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await;
         transaction.rollback().await.unwrap();
         result.map(|_| ()).map_err(|error| {
-            let error = error.into_database_error().unwrap_or_else(|| panic!("{sql}: only the database may refuse"));
+            let error =
+                error.into_database_error().unwrap_or_else(|| panic!("{sql}: only the database may refuse"));
             (error.code().unwrap_or_default().into_owned(), error.message().to_owned())
         })
     }
@@ -211,8 +212,12 @@ async fn a_monitor_sees_how_things_stand_and_no_payload() {
         )
         .await;
     for view in ["subscription_status", "event_status", "relays", "relay_subscriptions"] {
-        let sql = format!("select coalesce(string_agg(to_jsonb(seen)::text, ''), '') from outbox.{view} as seen");
-        let seen: String = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(stage.logins.get_mut("monitor").unwrap()).await.unwrap();
+        let sql =
+            format!("select coalesce(string_agg(to_jsonb(seen)::text, ''), '') from outbox.{view} as seen");
+        let seen: String = sqlx::query_scalar(AssertSqlSafe(sql))
+            .fetch_one(stage.logins.get_mut("monitor").unwrap())
+            .await
+            .unwrap();
         assert!(!seen.contains("canary"), "{view} shows a payload or a header: {seen}");
     }
     stage.end().await;
@@ -264,7 +269,11 @@ async fn what_a_member_of_the_publishers_commits_is_delivered() {
     let publisher = stage.logins.get_mut("publisher").unwrap();
     publisher.execute("insert into outbox.events (topic, payload) values ('by.insert', '{}')").await.unwrap();
     publisher.execute("select outbox.publish('by.function', '{}')").await.unwrap();
-    recorder.wait_until(|seen| ["by.insert", "by.function"].iter().all(|topic| seen.iter().any(|one| one.topic == *topic))).await;
+    recorder
+        .wait_until(|seen| {
+            ["by.insert", "by.function"].iter().all(|topic| seen.iter().any(|one| one.topic == *topic))
+        })
+        .await;
     relay.stop().await;
     stage.end().await;
 }
@@ -272,8 +281,12 @@ async fn what_a_member_of_the_publishers_commits_is_delivered() {
 #[tokio::test]
 async fn a_relay_whose_login_is_a_superuser_does_not_start() {
     let database = Database::new().await;
-    let build =
-        async |allow: bool| Relay::builder(PgPool::connect_lazy_with(database.options.clone())).allow_superuser(allow).build().await;
+    let build = async |allow: bool| {
+        Relay::builder(PgPool::connect_lazy_with(database.options.clone()))
+            .allow_superuser(allow)
+            .build()
+            .await
+    };
     let refusal = build(false).await.unwrap_err();
     let why = std::error::Error::source(&refusal).and_then(std::error::Error::source).unwrap().to_string();
     assert!(why.contains("the login is a superuser"), "{why}");
@@ -299,16 +312,16 @@ async fn functions_that_run_as_their_owner_pin_their_search_path_and_nobody_gets
         assert!(!is_public, "outbox.{name} may be executed by PUBLIC");
         if definer {
             definers += 1;
-            let pinned =
-                settings.strip_prefix("search_path=pg_catalog, pg_temp").is_some_and(|rest| rest.is_empty() || rest.starts_with(','));
+            let pinned = settings
+                .strip_prefix("search_path=pg_catalog, pg_temp")
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(','));
             assert!(pinned, "outbox.{name}: {settings}");
         }
     }
     assert!(definers >= 3, "{definers} functions run as their owner");
     let tables = "select count(*) from pg_class as c, aclexplode(c.relacl) as granted where c.relnamespace = 'outbox'::regnamespace and granted.grantee = 0";
     assert_eq!(database.count(tables).await, 0, "nothing is granted to PUBLIC");
-    let schema =
-        "select count(*) from pg_namespace as n, aclexplode(n.nspacl) as granted where n.nspname = 'outbox' and granted.grantee = 0";
+    let schema = "select count(*) from pg_namespace as n, aclexplode(n.nspacl) as granted where n.nspname = 'outbox' and granted.grantee = 0";
     assert_eq!(database.count(schema).await, 0, "the schema is closed to PUBLIC");
     database.drop().await;
 }
@@ -329,13 +342,26 @@ async fn a_hostile_temporary_object_does_not_fool_a_function_that_runs_as_its_ow
         set search_path = pg_temp, outbox, public;";
     let admin = stage.logins.get_mut("admin").unwrap();
     admin.execute(sqlx::raw_sql(hostile)).await.unwrap();
-    let redriven: i64 = sqlx::query_scalar("select outbox.redrive(max_rows => 2)").fetch_one(&mut *admin).await.unwrap();
+    let redriven: i64 =
+        sqlx::query_scalar("select outbox.redrive(max_rows => 2)").fetch_one(&mut *admin).await.unwrap();
     let discarded: i64 = sqlx::query_scalar("select outbox.discard()").fetch_one(&mut *admin).await.unwrap();
     assert_eq!((redriven, discarded), (2, 1));
     admin.execute("update outbox.subscriptions set max_in_flight = 7").await.unwrap();
-    assert_eq!(sqlx::query_scalar::<_, i64>("select count(*) from pg_temp.deliveries").fetch_one(&mut *admin).await.unwrap(), 0);
-    assert_eq!(stage.database.count("select count(*) from outbox.deliveries where due_at < 'infinity'").await, 3);
+    assert_eq!(
+        sqlx::query_scalar::<_, i64>("select count(*) from pg_temp.deliveries")
+            .fetch_one(&mut *admin)
+            .await
+            .unwrap(),
+        0
+    );
+    assert_eq!(
+        stage.database.count("select count(*) from outbox.deliveries where due_at < 'infinity'").await,
+        3
+    );
     assert_eq!(stage.database.count("select count(*) from outbox.dead_letters").await, 0);
-    assert!(stage.database.count("select value from outbox.generation").await > 2, "the real generation moved");
+    assert!(
+        stage.database.count("select value from outbox.generation").await > 2,
+        "the real generation moved"
+    );
     stage.end().await;
 }

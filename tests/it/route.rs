@@ -10,11 +10,17 @@ async fn a_committed_event_reaches_those_that_want_it_and_a_rolled_back_one_nobo
     let recorder = Recorder::new();
     let relay = RelayBox::start(&database, &recorder).await;
     let mut transaction = database.pool.begin().await.unwrap();
-    sqlx::query("select outbox.publish('shop.orders.create', '{\"rolled\": \"back\"}')").execute(&mut *transaction).await.unwrap();
+    sqlx::query("select outbox.publish('shop.orders.create', '{\"rolled\": \"back\"}')")
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
     transaction.rollback().await.unwrap();
     database.execute("select outbox.publish('shop.orders.create', '{\"order\": 1}')").await;
-    database.execute("insert into outbox.events (topic, payload) values ('shop.users.create', '{\"user\": 1}')").await;
-    let mut seen: Vec<_> = recorder.wait_for(3).await.into_iter().map(|one| (one.subscription, one.payload)).collect();
+    database
+        .execute("insert into outbox.events (topic, payload) values ('shop.users.create', '{\"user\": 1}')")
+        .await;
+    let mut seen: Vec<_> =
+        recorder.wait_for(3).await.into_iter().map(|one| (one.subscription, one.payload)).collect();
     seen.sort();
     assert_eq!(
         seen,

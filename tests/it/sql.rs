@@ -13,7 +13,8 @@ use crate::support::{
 };
 
 /// Statements that count or list everything, each because a person asked for it.
-const FOR_PEOPLE: [&str; 4] = ["subscription_status", "list_dead_letters", "count_dead_letters", "recent_events"];
+const FOR_PEOPLE: [&str; 5] =
+    ["subscription_status", "list_dead_letters", "count_dead_letters", "recent_events", "published"];
 
 /// With statistics that lie, and with true ones.
 static MEASURED: OnceCell<[(&str, Measured); 2]> = OnceCell::const_new();
@@ -51,7 +52,9 @@ async fn measure(database: &Database, arguments: &BTreeMap<&str, Vec<String>>) -
     let mut measured = Measured::default();
     for statement in plans::statements() {
         let by = if statement.is_an_operators() { &mut operator } else { &mut connection };
-        let plan = plans::plan(by, &statement).await.unwrap_or_else(|error| panic!("{} should be prepared: {error}", statement.name));
+        let plan = plans::plan(by, &statement)
+            .await
+            .unwrap_or_else(|error| panic!("{} should be prepared: {error}", statement.name));
         if let Some(arguments) = arguments.get(statement.name.as_str()) {
             measured.runs.insert(statement.name.clone(), plans::run(by, &statement, arguments).await);
         }
@@ -65,16 +68,38 @@ async fn measure(database: &Database, arguments: &BTreeMap<&str, Vec<String>>) -
 
 /// What the busy statements are run with.
 fn arguments(settled: &(String, Vec<String>), end: &str) -> BTreeMap<&'static str, Vec<String>> {
-    let leased = format!("'{{{}}}'", (LEASED_FROM..LEASED_FROM + LEASED).map(|id| id.to_string()).collect::<Vec<_>>().join(","));
+    let leased = format!(
+        "'{{{}}}'",
+        (LEASED_FROM..LEASED_FROM + LEASED).map(|id| id.to_string()).collect::<Vec<_>>().join(",")
+    );
     let token = format!("'{{{TOKEN}}}'");
-    let list = |value: &dyn Fn(i64) -> String| format!("'{{{}}}'", (1..=NEW).map(value).collect::<Vec<_>>().join(","));
+    let list = |value: &dyn Fn(i64) -> String| {
+        format!("'{{{}}}'", (1..=NEW).map(value).collect::<Vec<_>>().join(","))
+    };
     let (xmax, xip) = settled;
     BTreeMap::from([
         ("load_cursor", vec!["0".into()]),
-        ("read_events", vec![format!("'{xmax}'"), format!("'{{{}}}'", xip.join(",")), (NEW + 1).to_string(), "true".into(), "1".into()]),
+        (
+            "read_events",
+            vec![
+                format!("'{xmax}'"),
+                format!("'{{{}}}'", xip.join(",")),
+                (NEW + 1).to_string(),
+                "true".into(),
+                "1".into(),
+            ],
+        ),
         (
             "read_page",
-            vec!["'3:3:'".into(), format!("'{end}'"), "500000".into(), ROWS.to_string(), "1000".into(), "true".into(), "1".into()],
+            vec![
+                "'3:3:'".into(),
+                format!("'{end}'"),
+                "500000".into(),
+                ROWS.to_string(),
+                "1000".into(),
+                "true".into(),
+                "1".into(),
+            ],
         ),
         (
             "open_window",
@@ -120,10 +145,19 @@ fn arguments(settled: &(String, Vec<String>), end: &str) -> BTreeMap<&'static st
             ],
         ),
         ("settle_delivered", vec![leased.clone(), token.clone()]),
-        ("settle_retries", vec![leased.clone(), token.clone(), list(&|_| "5".to_owned()), list(&|_| "true".to_owned())]),
+        (
+            "settle_retries",
+            vec![leased.clone(), token.clone(), list(&|_| "5".to_owned()), list(&|_| "true".to_owned())],
+        ),
         (
             "settle_dead",
-            vec![leased.clone(), token.clone(), list(&|_| "timeout".to_owned()), list(&|_| "500".to_owned()), list(&|_| "no".to_owned())],
+            vec![
+                leased.clone(),
+                token.clone(),
+                list(&|_| "timeout".to_owned()),
+                list(&|_| "500".to_owned()),
+                list(&|_| "no".to_owned()),
+            ],
         ),
         ("renew_leases", vec![leased.clone(), token, "10".into()]),
         ("find_due", vec!["null".into()]),
@@ -139,13 +173,25 @@ fn run<'a>(measured: &'a Measured, name: &str) -> &'a Value {
 
 #[test]
 fn every_statement_opens_with_what_it_is_for() {
-    for Statement { name, text } in plans::statements() {
-        assert!(text.starts_with("-- "), "sql/{name}.sql should open with a comment that says what it is for");
-        assert!(text.contains("outbox.") || !text.contains(" from "), "sql/{name}.sql should write out the schema");
+    for Statement { folder, name, text } in plans::statements() {
+        assert!(
+            text.starts_with("-- "),
+            "sql/{folder}/{name}.sql should open with a comment that says what it is for"
+        );
+        assert!(
+            text.contains("outbox.") || !text.contains(" from "),
+            "sql/{folder}/{name}.sql should write out the schema"
+        );
         let numbers = (1..20).filter(|number| text.contains(&format!("${number}"))).count();
-        let explained =
-            (1..20).filter(|number| text.lines().any(|line| line.starts_with("--") && line.contains(&format!("${number}")))).count();
-        assert_eq!(explained, numbers, "sql/{name}.sql should explain each of its parameters in its header");
+        let explained = (1..20)
+            .filter(|number| {
+                text.lines().any(|line| line.starts_with("--") && line.contains(&format!("${number}")))
+            })
+            .count();
+        assert_eq!(
+            explained, numbers,
+            "sql/{folder}/{name}.sql should explain each of its parameters in its header"
+        );
     }
 }
 
@@ -154,7 +200,7 @@ async fn no_statement_of_a_relay_reads_all_of_a_growing_table_or_sorts_it() {
     for (when, measured) in measured().await {
         for (name, plan) in measured.plans.iter().filter(|(name, _)| !FOR_PEOPLE.contains(&name.as_str())) {
             let found = complaints(plan);
-            assert!(found.is_empty(), "sql/{name}.sql, {when}: {found:?}\n{plan:#}");
+            assert!(found.is_empty(), "{name}, {when}: {found:?}\n{plan:#}");
         }
     }
 }
@@ -185,7 +231,7 @@ async fn among_a_million_rows_the_busy_statements_touch_few_pages() {
             let plan = run(measured, name);
             let touched = buffers(plan);
             println!("{when}: {name} touched {touched} buffers, at most {limit}");
-            assert!(touched <= limit, "sql/{name}.sql, {when}: {touched} buffers, at most {limit}\n{plan:#}");
+            assert!(touched <= limit, "{name}, {when}: {touched} buffers, at most {limit}\n{plan:#}");
         }
     }
 }
@@ -203,7 +249,8 @@ async fn a_million_waiting_for_one_are_not_read_to_claim_for_the_others() {
 fn rows_read(node: &Value, most: &mut i64) {
     let number = |key: &str| node[key].as_f64().unwrap_or(0.0);
     #[expect(clippy::cast_possible_truncation, reason = "row counts are small whole numbers")]
-    let rows = ((number("Actual Rows") + number("Rows Removed by Filter")) * number("Actual Loops").max(1.0)) as i64;
+    let rows =
+        ((number("Actual Rows") + number("Rows Removed by Filter")) * number("Actual Loops").max(1.0)) as i64;
     *most = rows.max(*most);
     node["Plans"].as_array().into_iter().flatten().for_each(|child| rows_read(child, most));
 }
@@ -212,7 +259,9 @@ fn rows_read(node: &Value, most: &mut i64) {
 #[tokio::test]
 async fn an_old_transaction_that_holds_back_vacuum_does_not_slow_the_next_step() {
     let database = Database::new().await;
-    database.execute("select outbox.subscribe('s' || n, array['**'], 'recorder') from generate_series(1, 3) as n").await;
+    database
+        .execute("select outbox.subscribe('s' || n, array['**'], 'recorder') from generate_series(1, 3) as n")
+        .await;
     database
         .execute(
             "insert into outbox.deliveries (subscription_id, due_at, position, created_at) select n, now() + '1 day', n, now() from generate_series(1, 3) as n",
@@ -220,7 +269,9 @@ async fn an_old_transaction_that_holds_back_vacuum_does_not_slow_the_next_step()
         .await;
     let mut old = database.connection().await;
     let mut held = old.begin().await.unwrap();
-    held.execute("set transaction isolation level repeatable read; select pg_current_xact_id()").await.unwrap();
+    held.execute("set transaction isolation level repeatable read; select pg_current_xact_id()")
+        .await
+        .unwrap();
     let mut busy = database.connection().await;
     let steps = "do $$
         begin
@@ -240,21 +291,39 @@ async fn an_old_transaction_that_holds_back_vacuum_does_not_slow_the_next_step()
         ("find_due", vec![since.clone()], 100),
         (
             "claim_deliveries",
-            vec!["'{1,2,3}'".into(), "'{64,64,64}'".into(), format!("array_fill({since}, array[3])"), format!("'{TOKEN}'"), "10".into()],
+            vec![
+                "'{1,2,3}'".into(),
+                "'{64,64,64}'".into(),
+                format!("array_fill({since}, array[3])"),
+                format!("'{TOKEN}'"),
+                "10".into(),
+            ],
             100,
         ),
     ] {
         let statement = plans::statements().into_iter().find(|statement| statement.name == name).unwrap();
         let plan = plans::run(&mut relay, &statement, &arguments).await;
         println!("with 20,000 dead versions {name} touched {} buffers", buffers(&plan));
-        assert!(buffers(&plan) <= limit, "sql/{name}.sql touched {} buffers, at most {limit}\n{plan:#}", buffers(&plan));
+        assert!(
+            buffers(&plan) <= limit,
+            "{name} touched {} buffers, at most {limit}\n{plan:#}",
+            buffers(&plan)
+        );
     }
     // The step itself: the newest version is found by its number, whatever lies beside it.
-    let statement = plans::statements().into_iter().find(|statement| statement.name == "advance_cursor").unwrap();
+    let statement =
+        plans::statements().into_iter().find(|statement| statement.name == "advance_cursor").unwrap();
     let mut step: Vec<String> = ["20001", "'3:3:'"].map(str::to_owned).to_vec();
     step.extend(vec!["null".to_owned(); 5]);
     step.extend(vec!["'{}'".to_owned(); 6]);
-    step.extend([format!("'{TOKEN}'"), "10".to_owned(), "0".to_owned(), "null".to_owned(), "null".to_owned(), "'{}'".to_owned()]);
+    step.extend([
+        format!("'{TOKEN}'"),
+        "10".to_owned(),
+        "0".to_owned(),
+        "null".to_owned(),
+        "null".to_owned(),
+        "'{}'".to_owned(),
+    ]);
     let plan = plans::run(&mut relay, &statement, &step).await;
     assert_eq!(plan["Actual Rows"].as_f64(), Some(1.0), "the cursor moved: {plan:#}");
     assert!(buffers(&plan) <= 40, "{plan:#}");

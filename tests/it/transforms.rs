@@ -7,18 +7,18 @@ use std::{
 };
 
 use pgoutbox::{
-    config::{self, Egress},
-    delivery::Delivery,
-    secret::Secrets,
-    sinks::{Report, Sink, webhook::Webhook},
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::{Outgoing, Problem, Report, Sink, egress::Egress, secret::Secrets},
+    sinks::webhook::Webhook,
 };
 use serde_json::{Value, json};
 
 use crate::support::{Database, Good, Recorder, RelayBox, deliveries::connections, relay::settings};
 
 async fn subscribe(database: &Database, name: &str, arguments: &str) {
-    database.execute(format!("select outbox.subscribe('{name}', array['**'], 'recorder', {arguments})")).await;
+    database
+        .execute(format!("select outbox.subscribe('{name}', array['**'], 'recorder', {arguments})"))
+        .await;
 }
 
 #[tokio::test]
@@ -26,30 +26,48 @@ async fn what_a_transform_makes_of_a_payload_is_sent_and_what_has_none_passes_by
     let database = Database::new().await;
     let payload = "{\"b\": 1.10, \"a\": [1e400, 123456789012345678901234567890], \"id\": 7}";
     subscribe(&database, "as-it-is", "'{}'").await;
-    subscribe(&database, "small", "transform => '{\"order\": payload.id, \"all\": payload.a, \"topic\": topic}'").await;
+    subscribe(
+        &database,
+        "small",
+        "transform => '{\"order\": payload.id, \"all\": payload.a, \"topic\": topic}'",
+    )
+    .await;
     subscribe(&database, "headers-only", "transform => 'event({\"headers\": {\"x-a\": \"b\"}})'").await;
     let recorder = Recorder::new();
     let relay = RelayBox::start(&database, &recorder).await;
     database.execute(format!("select outbox.publish('shop.orders.create', '{payload}')")).await;
-    let stored: String = sqlx::query_scalar("select payload::text from outbox.events").fetch_one(&database.pool).await.unwrap();
-    let mut seen: Vec<_> = recorder.wait_for(3).await.into_iter().map(|one| (one.subscription, one.payload)).collect();
+    let stored: String = sqlx::query_scalar("select payload::text from outbox.events")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+    let mut seen: Vec<_> =
+        recorder.wait_for(3).await.into_iter().map(|one| (one.subscription, one.payload)).collect();
     seen.sort();
     let huge = format!("1{}", "0".repeat(400));
-    let small = format!("{{\"all\":[{huge},123456789012345678901234567890],\"order\":7,\"topic\":\"shop.orders.create\"}}");
-    assert_eq!(seen, [("as-it-is".to_owned(), stored.clone()), ("headers-only".to_owned(), stored), ("small".to_owned(), small)]);
+    let small = format!(
+        "{{\"all\":[{huge},123456789012345678901234567890],\"order\":7,\"topic\":\"shop.orders.create\"}}"
+    );
+    assert_eq!(
+        seen,
+        [
+            ("as-it-is".to_owned(), stored.clone()),
+            ("headers-only".to_owned(), stored),
+            ("small".to_owned(), small)
+        ]
+    );
     assert!(relay.stop().await.complete);
     database.drop().await;
 }
 
 /// Keeps whole deliveries.
 #[derive(Debug, Clone, Default)]
-struct Keeper(Arc<Mutex<Vec<Delivery>>>);
+struct Keeper(Arc<Mutex<Vec<Outgoing>>>);
 
 impl Sink for Keeper {
     const KIND: &'static str = "keeper";
     type Target = ();
 
-    fn target(&self, _: &Value) -> Result<(), String> {
+    fn target(&self, _: &Value) -> Result<(), Problem> {
         Ok(())
     }
 
@@ -57,7 +75,7 @@ impl Sink for Keeper {
         None
     }
 
-    async fn send(&self, (): &(), delivery: &Delivery) -> Report {
+    async fn send(&self, (): &(), delivery: &Outgoing) -> Report {
         self.0.lock().unwrap().push(delivery.clone());
         Outcome::Delivered.into()
     }
@@ -68,18 +86,36 @@ impl Sink for Keeper {
 }
 
 #[tokio::test]
-async fn event_changes_payload_key_headers_and_what_the_sink_is_told_and_each_attempt_begins_with_the_event_itself() {
+async fn event_changes_payload_key_headers_and_what_the_sink_is_told_and_each_attempt_begins_with_the_event_itself()
+ {
     let database = Database::new().await;
     let transform = "event({\"payload\": {\"n\": payload.n + 1}, \"key\": \"eu-\" + key, \"headers\": {\"x-kind\": headers.kind}, \"sink\": {\"topic\": \"orders.eu\"}})";
-    database.execute(format!("select outbox.subscribe('kept', array['**'], 'keeper', transform => '{transform}')")).await;
+    database
+        .execute(format!(
+            "select outbox.subscribe('kept', array['**'], 'keeper', transform => '{transform}')"
+        ))
+        .await;
     let keeper = Keeper::default();
     let attempts = Recorder::answering(|seen| {
-        if seen.attempt == 1 { Outcome::Retry { reason: Reason::HandlerFailed, after: None } } else { Outcome::Delivered }
+        if seen.attempt == 1 {
+            Outcome::Retry { reason: Reason::HandlerFailed, after: None }
+        } else {
+            Outcome::Delivered
+        }
     });
-    subscribe(&database, "again", "transform => '{\"n\": payload.n + 1}', retry => '{\"initial\": \"10ms\"}'").await;
-    let relay =
-        RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).sink(keeper.clone()).sink(attempts.clone())).await;
-    database.execute("select outbox.publish('a', '{\"n\": 1}', key => '7', headers => '{\"kind\": \"x\"}')").await;
+    subscribe(
+        &database,
+        "again",
+        "transform => '{\"n\": payload.n + 1}', retry => '{\"initial\": \"10ms\"}'",
+    )
+    .await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(settings("relay")).sink(keeper.clone()).sink(attempts.clone())
+    })
+    .await;
+    database
+        .execute("select outbox.publish('a', '{\"n\": 1}', key => '7', headers => '{\"kind\": \"x\"}')")
+        .await;
     let seen = attempts.wait_for(2).await;
     assert!(seen.iter().all(|one| one.payload == "{\"n\":2}"), "{seen:?}");
     assert!(relay.stop().await.complete);
@@ -107,7 +143,8 @@ async fn a_transform_that_fails_makes_a_dead_letter_that_says_where_with_the_eve
             .fetch_all(&database.pool)
             .await
             .unwrap();
-    for ((_, reason, answer, attempts, payload), why) in rows.iter().zip(["its value.raw[0] is of type bytes", "there is no key \"order\""])
+    for ((_, reason, answer, attempts, payload), why) in
+        rows.iter().zip(["its value.raw[0] is of type bytes", "there is no key \"order\""])
     {
         assert_eq!((reason.as_str(), *attempts), ("transform_failed", 1));
         assert!(answer.contains(why), "{answer}");
@@ -129,7 +166,8 @@ fn lines(output: &std::process::Output) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_subscription_can_be_tried_on_past_events_and_shows_what_keeps_each_away_and_the_body_that_would_be_sent() {
+async fn a_subscription_can_be_tried_on_past_events_and_shows_what_keeps_each_away_and_the_body_that_would_be_sent()
+ {
     let database = Database::new().await;
     database
         .execute(
@@ -153,8 +191,10 @@ async fn a_subscription_can_be_tried_on_past_events_and_shows_what_keeps_each_aw
     assert_eq!(output.status.code(), Some(1), "one could not be evaluated: {output:?}");
     let mut shown = lines(&output);
     shown.reverse();
-    let conditions: Vec<_> =
-        shown.iter().map(|line| (line["condition"].as_str().unwrap_or(""), line["part"].as_str().unwrap_or(""))).collect();
+    let conditions: Vec<_> = shown
+        .iter()
+        .map(|line| (line["condition"].as_str().unwrap_or(""), line["part"].as_str().unwrap_or("")))
+        .collect();
     assert_eq!(
         conditions,
         [
@@ -177,14 +217,25 @@ async fn a_subscription_can_be_tried_on_past_events_and_shows_what_keeps_each_aw
         .execute(&database.pool)
         .await
         .unwrap();
-    let egress = Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
-    let webhook = Webhook::new(&egress, Secrets::new(&config::Secrets::default())).unwrap();
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).sink(webhook)).await;
+    let egress =
+        Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
+    let webhook = Webhook::new(&egress, Secrets::new(None)).unwrap();
+    let relay =
+        RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).sink(webhook)).await;
     let received = receiver.take(1).await;
     assert_eq!(received[0].body, body);
     assert!(relay.stop().await.complete);
 
-    let output = database.pgoutbox(&["subscriptions", "test", "shop", "--last", "1", "--filter", "payload.total >", "--json"]);
+    let output = database.pgoutbox(&[
+        "subscriptions",
+        "test",
+        "shop",
+        "--last",
+        "1",
+        "--filter",
+        "payload.total >",
+        "--json",
+    ]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("filter: line 1, column 1"), "{output:?}");
     assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
@@ -215,14 +266,20 @@ fn a_draft_can_be_tried_on_an_event_from_a_file_without_a_database() {
     ]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let shown = &lines(&output)[0];
-    assert_eq!((&shown["wanted"], &shown["key"], &shown["sink"]), (&json!(true), &Value::Null, &json!({"topic": "x"})));
+    assert_eq!(
+        (&shown["wanted"], &shown["key"], &shown["sink"]),
+        (&json!(true), &Value::Null, &json!({"topic": "x"}))
+    );
     assert!(shown["body"].as_str().unwrap().ends_with("\"data\":123456789012345678901234567890}"), "{shown}");
     let output = run(&["--topics", "users.*"]);
     assert_eq!(String::from_utf8_lossy(&output.stdout).split_whitespace().next(), Some("no"));
     assert!(String::from_utf8_lossy(&output.stdout).trim_end().ends_with("topics"), "{output:?}");
     let output = run(&["--filter", "paylod.total > 100"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("line 1, column 1: there is no variable \"paylod\""), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("line 1, column 1: there is no variable \"paylod\""),
+        "{output:?}"
+    );
 }
 
 #[tokio::test]
@@ -236,8 +293,15 @@ async fn what_a_transform_makes_large_is_sent_in_smaller_batches() {
         )
         .await;
     let sinks = connections(&format!("[sinks.file]\nfolder = {:?}", files.path().to_str().unwrap()));
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).connections(&sinks).unwrap()).await;
-    database.eventually("select count(*) = 0 from outbox.deliveries where (select count(*) = 40 from outbox.events)").await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(settings("relay")).connections(&sinks).unwrap()
+    })
+    .await;
+    database
+        .eventually(
+            "select count(*) = 0 from outbox.deliveries where (select count(*) = 40 from outbox.events)",
+        )
+        .await;
     database.eventually("select count(*) = 40 from outbox.event_status where status = 'completed'").await;
     relay.stop().await;
     let lines = std::fs::read_to_string(files.path().join("a.jsonl")).unwrap();

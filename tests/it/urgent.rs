@@ -21,8 +21,12 @@ async fn an_urgent_event_for_a_full_subscription_is_sent_as_soon_as_there_is_roo
         database.eventually("select count(*) = 8 from outbox.deliveries").await;
         drop(closed);
         let seen = recorder.wait_for(14 * round - 6).await;
-        let narrow: Vec<_> =
-            seen.iter().filter(|one| one.subscription == "narrow").skip(7 * (round - 1)).map(|one| one.topic.as_str()).collect();
+        let narrow: Vec<_> = seen
+            .iter()
+            .filter(|one| one.subscription == "narrow")
+            .skip(7 * (round - 1))
+            .map(|one| one.topic.as_str())
+            .collect();
         assert_eq!(narrow, ["a.first", "a.urgent", "a.ordinary", "a.later"], "round {round}");
         // One after the other: the relay catches up, and from then on looks only at what falls due from then on.
         for quiet in 1..=3 {

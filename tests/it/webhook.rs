@@ -5,17 +5,16 @@ use std::{net::IpAddr, process::Stdio, sync::Arc, time::Duration};
 
 use pgoutbox::{
     Event,
-    config::{self, Egress},
-    delivery::Delivery,
-    egress::{Guard, Looking},
-    receiver::{Options, Receiver},
-    secret::Secrets,
-    sinks::{
-        Registry, Report,
-        webhook::{Webhook, sign::Key},
+    delivery::{Outcome, Reason},
+    lab::receiver::{Options, Receiver},
+    sink::{
+        Outgoing, Registry, Report,
+        egress::{Egress, Guard, Looking},
+        secret::Secrets,
     },
-    subscription::{Row, Subscription},
-    verdict::{Outcome, Reason},
+    sinks::webhook::{Webhook, sign::Key},
+    store::SubscriptionRow,
+    subscription::Subscription,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -25,7 +24,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use crate::support::hostile::{Hostile, Mode};
+use crate::support::{
+    deliveries::Deliveries,
+    hostile::{Hostile, Mode},
+};
 
 const OLD: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 const NEW: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -37,19 +39,19 @@ fn egress() -> Egress {
 }
 
 fn registry(guard: Guard) -> Registry {
-    let secrets = Secrets::with_environment(&config::Secrets::default(), |name| match name {
+    let secrets = Secrets::with_environment(None, |name| match name {
         "PGOUTBOX_SECRET_OLD" => Some(OLD.into()),
         "PGOUTBOX_SECRET_NEW" => Some(NEW.into()),
         "PGOUTBOX_SECRET_TOKEN" => Some("Bearer canary-canary".into()),
         _ => None,
     });
-    let mut registry = Registry::default();
+    let mut registry = pgoutbox::sinks::registry();
     registry.add(Webhook::with_guard(&egress(), guard, secrets).unwrap());
     registry
 }
 
-fn delivery(registry: &Registry, config: Value, payload: &str) -> Delivery {
-    let row = Row { id: 1, ..Row::new("shop", &["**"], "webhook", config) };
+fn delivery(registry: &Registry, config: Value, payload: &str) -> Deliveries {
+    let row = SubscriptionRow { id: 1, ..SubscriptionRow::new("shop", &["**"], "webhook", config) };
     let event = Event {
         id: ID,
         position: 1,
@@ -63,31 +65,21 @@ fn delivery(registry: &Registry, config: Value, payload: &str) -> Delivery {
         user_id: None,
         schema_version: None,
     };
-    let subscription = {
-        let (subscription, problem) = Subscription::bind(row, registry);
-        assert_eq!(problem, None);
-        Arc::new(subscription)
-    };
+    let (subscription, problem) = Subscription::bind(row, registry);
+    assert_eq!(problem, None);
+    let outlet = subscription.outlet;
     let now = chrono::DateTime::from(std::time::SystemTime::now());
-    Delivery {
-        id: 1,
-        event: Arc::new(event),
-        fields: None,
-        subscription,
-        owed_since: now,
-        attempted_at: now,
-        attempt: 1,
-        lease_token: Uuid::nil(),
-        unfinished: 0,
-    }
+    Deliveries { outlet, outgoing: vec![Outgoing::new(Arc::new(event), "contract".into(), now)] }
 }
 
 /// One attempt, ended by the caller at the outlet's own deadline plus half a second: later is a failure of the test.
-async fn attempt(delivery: &Delivery) -> Report {
-    let outlet = &delivery.subscription.outlet;
-    let sending = outlet.send(std::slice::from_ref(delivery));
-    pgoutbox::sinks::only(
-        timeout(outlet.deadline() + Duration::from_millis(500), sending).await.expect("the sink should end its attempt itself"),
+async fn attempt(deliveries: &Deliveries) -> Report {
+    let outlet = &deliveries.outlet;
+    let sending = outlet.send(deliveries);
+    pgoutbox::sink::only(
+        timeout(outlet.deadline() + Duration::from_millis(500), sending)
+            .await
+            .expect("the sink should end its attempt itself"),
     )
 }
 
@@ -111,7 +103,9 @@ async fn an_independent_library_verifies_the_signature_of_each_active_secret() {
     }
     let id = ID.to_string();
     assert!(request.head.starts_with("POST /hook HTTP/1.1\r\n"));
-    for (name, value) in [("webhook-id", id.as_str()), ("idempotency-key", &id), ("content-type", "application/json")] {
+    for (name, value) in
+        [("webhook-id", id.as_str()), ("idempotency-key", &id), ("content-type", "application/json")]
+    {
         assert_eq!(request.header(name), Some(value), "{name}");
     }
     assert_eq!(request.header("accept-encoding"), None);
@@ -123,8 +117,15 @@ async fn without_a_secret_the_request_is_unsigned_and_still_has_id_and_timestamp
     let config = json!({"url": receiver.url("/"), "method": "PUT", "headers": {"authorization": "env:PGOUTBOX_SECRET_TOKEN"}});
     assert_eq!(send(config, "{}").await.outcome, Outcome::Delivered);
     let request = &receiver.requests()[0];
-    assert_eq!((request.header("webhook-signature"), request.header("authorization")), (None, Some("Bearer canary-canary")));
-    assert!(request.head.starts_with("PUT / ") && request.header("webhook-id").is_some() && request.header("webhook-timestamp").is_some());
+    assert_eq!(
+        (request.header("webhook-signature"), request.header("authorization")),
+        (None, Some("Bearer canary-canary"))
+    );
+    assert!(
+        request.head.starts_with("PUT / ")
+            && request.header("webhook-id").is_some()
+            && request.header("webhook-timestamp").is_some()
+    );
 }
 
 #[tokio::test]
@@ -133,10 +134,15 @@ async fn a_payload_arrives_byte_by_byte_as_postgresql_wrote_it() {
     let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
     let odd = [r#"{"n": 1e400, "i": 123456789012345678901234567890, "u": "\u0001é💥"}"#, "null", &deep];
     for payload in odd {
-        assert_eq!(send(json!({"url": receiver.url("/"), "body": "raw"}), payload).await.outcome, Outcome::Delivered);
+        assert_eq!(
+            send(json!({"url": receiver.url("/"), "body": "raw"}), payload).await.outcome,
+            Outcome::Delivered
+        );
         assert_eq!(receiver.requests().last().unwrap().body, payload.as_bytes());
         assert_eq!(send(json!({"url": receiver.url("/")}), payload).await.outcome, Outcome::Delivered);
-        let expected = format!(r#"{{"type":"public.orders.create","timestamp":"1970-01-01T00:00:00.000000Z","data":{payload}}}"#);
+        let expected = format!(
+            r#"{{"type":"public.orders.create","timestamp":"1970-01-01T00:00:00.000000Z","data":{payload}}}"#
+        );
         assert_eq!(receiver.requests().last().unwrap().body, expected.as_bytes());
     }
 }
@@ -153,10 +159,15 @@ async fn a_body_above_a_mebibyte_is_rejected_without_a_connection() {
 async fn a_redirect_is_reported_and_never_followed() {
     let trap = Hostile::trap().await;
     for status in [301, 302, 303, 307, 308] {
-        for place in ["http://169.254.169.254/latest/meta-data/".to_owned(), trap.url("/"), "/elsewhere".to_owned()] {
+        for place in
+            ["http://169.254.169.254/latest/meta-data/".to_owned(), trap.url("/"), "/elsewhere".to_owned()]
+        {
             let receiver = Hostile::start(Mode::Redirect(status, place)).await;
             let report = send(json!({"url": receiver.url("/")}), "{}").await;
-            assert_eq!((report.outcome, report.status, report.ambiguous), (retry(Reason::Redirect), Some(status), false));
+            assert_eq!(
+                (report.outcome, report.status, report.ambiguous),
+                (retry(Reason::Redirect), Some(status), false)
+            );
             assert_eq!(receiver.requests().len(), 1);
         }
     }
@@ -167,14 +178,29 @@ async fn a_redirect_is_reported_and_never_followed() {
 async fn a_name_with_a_forbidden_answer_is_never_connected_to() {
     let trap = Hostile::trap().await;
     let receiver = Hostile::start(Mode::Status(200, vec![], vec![])).await;
-    for answers in
-        [&["127.0.0.2"] as &[_], &["127.0.0.1", "127.0.0.2"], &["::ffff:127.0.0.2"], &["10.0.0.1"], &["169.254.169.254"], &["::1"]]
-    {
-        let registry = registry(resolving(move |_| answers.iter().map(|text| text.parse().unwrap()).collect()));
+    for answers in [
+        &["127.0.0.2"] as &[_],
+        &["127.0.0.1", "127.0.0.2"],
+        &["::ffff:127.0.0.2"],
+        &["10.0.0.1"],
+        &["169.254.169.254"],
+        &["::1"],
+    ] {
+        let registry =
+            registry(resolving(move |_| answers.iter().map(|text| text.parse().unwrap()).collect()));
         for port in [trap.address.port(), receiver.address.port()] {
-            let report = attempt(&delivery(&registry, json!({"url": format!("http://shop.test:{port}/")}), "{}")).await;
-            assert_eq!((report.outcome, report.ambiguous), (retry(Reason::ForbiddenAddress), false), "{answers:?}");
-            assert!(!report.answer.unwrap().contains("127.0.0"), "an answer must not map the operator's network");
+            let report =
+                attempt(&delivery(&registry, json!({"url": format!("http://shop.test:{port}/")}), "{}"))
+                    .await;
+            assert_eq!(
+                (report.outcome, report.ambiguous),
+                (retry(Reason::ForbiddenAddress), false),
+                "{answers:?}"
+            );
+            assert!(
+                !report.answer.unwrap().contains("127.0.0"),
+                "an answer must not map the operator's network"
+            );
         }
     }
     assert_eq!((trap.connections(), receiver.connections()), (0, 0));
@@ -185,8 +211,11 @@ async fn a_name_that_changes_its_address_gains_nothing() {
     let receiver = Hostile::start(Mode::CloseMidAnswer(500)).await;
     let trap = Hostile::start_on(&format!("127.0.0.2:{}", receiver.address.port()), Mode::Hang).await;
     // First the allowed address, then, with every further lookup, the forbidden one.
-    let registry = registry(resolving(|lookup| vec![if lookup == 0 { [127, 0, 0, 1].into() } else { [127, 0, 0, 2].into() }]));
-    let delivery = delivery(&registry, json!({"url": format!("http://shop.test:{}/", receiver.address.port())}), "{}");
+    let registry = registry(resolving(|lookup| {
+        vec![if lookup == 0 { [127, 0, 0, 1].into() } else { [127, 0, 0, 2].into() }]
+    }));
+    let delivery =
+        delivery(&registry, json!({"url": format!("http://shop.test:{}/", receiver.address.port())}), "{}");
     assert_eq!(attempt(&delivery).await.outcome, retry(Reason::ServerError));
     assert_eq!(attempt(&delivery).await.outcome, retry(Reason::ForbiddenAddress));
     assert_eq!((receiver.connections(), trap.connections()), (1, 0));
@@ -241,15 +270,25 @@ async fn whatever_a_receiver_does_an_attempt_ends_in_time_with_a_reason_and_a_sh
         (Mode::Gzip(400), retry(Reason::ClientError), false),
         (Mode::CloseMidAnswer(200), Outcome::Delivered, false),
         (Mode::CloseMidAnswer(502), retry(Reason::ServerError), true),
-        (Mode::Status(400, vec![], b"\0\x1b]0;x\x07\xff\xfe".repeat(2000)), retry(Reason::ClientError), false),
+        (
+            Mode::Status(400, vec![], b"\0\x1b]0;x\x07\xff\xfe".repeat(2000)),
+            retry(Reason::ClientError),
+            false,
+        ),
         (Mode::Status(410, vec![], vec![]), Outcome::Gone, false),
     ] {
         let mut receiver = Hostile::start(mode.clone()).await;
         let begun = Instant::now();
         let registry = registry(Guard::new(&egress()));
-        let report = attempt(&delivery(&registry, json!({"url": receiver.url("/"), "timeout": "2s"}), "{}")).await;
+        let report =
+            attempt(&delivery(&registry, json!({"url": receiver.url("/"), "timeout": "2s"}), "{}")).await;
         assert!(begun.elapsed() < Duration::from_millis(2500), "{mode:?} took {:?}", begun.elapsed());
-        assert_eq!((&report.outcome, report.ambiguous), (&outcome, ambiguous), "{mode:?}: {:?}", report.answer);
+        assert_eq!(
+            (&report.outcome, report.ambiguous),
+            (&outcome, ambiguous),
+            "{mode:?}: {:?}",
+            report.answer
+        );
         if let Some(answer) = report.answer {
             assert!(answer.len() <= 1024 && !answer.chars().any(char::is_control), "{mode:?}: {answer:?}");
         }
@@ -261,9 +300,21 @@ async fn whatever_a_receiver_does_an_attempt_ends_in_time_with_a_reason_and_a_sh
 #[tokio::test]
 async fn retry_after_is_honoured_on_any_failure_that_is_retried() {
     for (status, values, outcome) in [
-        (429, &["5"] as &[&str], Outcome::Retry { reason: Reason::RateLimited, after: Some(Duration::from_secs(5)) }),
-        (500, &["nonsense", "7"], Outcome::Retry { reason: Reason::ServerError, after: Some(Duration::from_secs(7)) }),
-        (503, &["Fri, 31 Dec 9999 23:59:59 GMT"], Outcome::Retry { reason: Reason::RateLimited, after: Some(Duration::from_secs(3600)) }),
+        (
+            429,
+            &["5"] as &[&str],
+            Outcome::Retry { reason: Reason::RateLimited, after: Some(Duration::from_secs(5)) },
+        ),
+        (
+            500,
+            &["nonsense", "7"],
+            Outcome::Retry { reason: Reason::ServerError, after: Some(Duration::from_secs(7)) },
+        ),
+        (
+            503,
+            &["Fri, 31 Dec 9999 23:59:59 GMT"],
+            Outcome::Retry { reason: Reason::RateLimited, after: Some(Duration::from_secs(3600)) },
+        ),
         (503, &["-1"], retry(Reason::RateLimited)),
         (503, &["1e300", "NaN", "Thu, 01 Jan 1970 00:00:00 GMT"], retry(Reason::RateLimited)),
         (400, &["5"], Outcome::Rejected { reason: Reason::ClientError }),
@@ -281,7 +332,11 @@ async fn an_answer_is_kept_without_the_secrets_it_repeats() {
     let problem = br#"{"title":"Forbidden","detail":"token canary-canary is revoked","more":"x"}"#.to_vec();
     let headers = vec![("content-type", "application/problem+json; charset=utf-8".to_owned())];
     let receiver = Hostile::start(Mode::Status(403, headers, problem)).await;
-    let report = send(json!({"url": receiver.url("/"), "headers": {"authorization": "env:PGOUTBOX_SECRET_TOKEN"}}), "{}").await;
+    let report = send(
+        json!({"url": receiver.url("/"), "headers": {"authorization": "env:PGOUTBOX_SECRET_TOKEN"}}),
+        "{}",
+    )
+    .await;
     assert_eq!(report.answer.as_deref(), Some("Forbidden: token [redacted] is revoked"));
 }
 
@@ -300,11 +355,18 @@ async fn proxies_of_the_environment_are_ignored() {
     // Variables are read when a client is made, and setting them in this process is unsafe: another one runs a test that delivers.
     let trap = Hostile::trap().await;
     let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "webhook::one_connection_serves_many_attempts"]).stdout(Stdio::piped()).kill_on_drop(true);
+    child
+        .args(["--exact", "webhook::one_connection_serves_many_attempts"])
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
     for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
         child.env(name, trap.url("/"));
     }
-    let ended = timeout(Duration::from_secs(30), child.env_remove("NO_PROXY").env_remove("no_proxy").output()).await.unwrap().unwrap();
+    let ended =
+        timeout(Duration::from_secs(30), child.env_remove("NO_PROXY").env_remove("no_proxy").output())
+            .await
+            .unwrap()
+            .unwrap();
     let said = String::from_utf8_lossy(&ended.stdout);
     assert!(ended.status.success() && said.contains("1 passed"), "{said}");
     assert_eq!(trap.connections(), 0);
@@ -313,10 +375,18 @@ async fn proxies_of_the_environment_are_ignored() {
 #[tokio::test]
 async fn the_local_receiver_verifies_fails_and_comes_back() {
     let (received, mut requests) = mpsc::channel(8);
-    let options = Options { secrets: vec![Key::parse(&OLD.into()).unwrap()], received: Some(received), ..Options::default() };
+    let options = Options {
+        secrets: vec![Key::parse(&OLD.into()).unwrap()],
+        received: Some(received),
+        ..Options::default()
+    };
     let receiver = Receiver::bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
-    let (url, switch, stop, tracker) =
-        (format!("http://{}/", receiver.address()), receiver.switch(), CancellationToken::new(), TaskTracker::new());
+    let (url, switch, stop, tracker) = (
+        format!("http://{}/", receiver.address()),
+        receiver.switch(),
+        CancellationToken::new(),
+        TaskTracker::new(),
+    );
     let running = tracker.spawn(receiver.run(stop.clone()));
     let registry = registry(Guard::new(&egress()));
     let mut answered = async |secret: &str| {

@@ -8,10 +8,9 @@ use std::{
 
 use axum::{Json, Router, extract::State, http::HeaderMap, routing::post};
 use pgoutbox::{
-    config::{self, Egress},
-    secret::Secrets,
-    sinks::{Registry, webhook::Webhook},
-    verdict::Reason,
+    delivery::Reason,
+    sink::{egress::Egress, secret::Secrets},
+    sinks::webhook::Webhook,
 };
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Notify, task::JoinSet};
@@ -72,7 +71,11 @@ impl Batches {
     }
 }
 
-async fn receive(State(batches): State<Batches>, headers: HeaderMap, Json(events): Json<Vec<Value>>) -> Json<Value> {
+async fn receive(
+    State(batches): State<Batches>,
+    headers: HeaderMap,
+    Json(events): Json<Vec<Value>>,
+) -> Json<Value> {
     let text = |name| headers[name].to_str().unwrap().to_owned();
     let mut failed = Vec::new();
     {
@@ -94,8 +97,9 @@ async fn receive(State(batches): State<Batches>, headers: HeaderMap, Json(events
 }
 
 fn webhook() -> Webhook {
-    let egress = Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
-    Webhook::new(&egress, Secrets::with_environment(&config::Secrets::default(), |_| None)).unwrap()
+    let egress =
+        Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
+    Webhook::new(&egress, Secrets::with_environment(None, |_| None)).unwrap()
 }
 
 async fn start(database: &Database, config: Value, retry: Value) -> RelayBox {
@@ -125,7 +129,8 @@ async fn what_was_not_acknowledged_comes_again_alone_and_nothing_else_does() {
     let requests = batches.wait_for(100).await;
     assert!(requests.iter().any(|request| request.events.len() > 1), "{requests:#?}");
     assert!(requests.iter().all(|request| request.events.len() <= 20));
-    let repeated: Vec<_> = requests.iter().filter(|request| request.events[0]["data"].as_i64().unwrap() % 10 == 0).collect();
+    let repeated: Vec<_> =
+        requests.iter().filter(|request| request.events[0]["data"].as_i64().unwrap() % 10 == 0).collect();
     assert!(repeated.iter().filter(|request| request.events.len() == 1).count() >= 10, "{repeated:#?}");
     let names: HashSet<_> = requests.iter().map(|request| &request.id).collect();
     assert_eq!(names.len(), requests.len(), "different events come under different names");
@@ -142,7 +147,11 @@ async fn events_gather_for_as_long_as_the_subscription_says() {
         publish(&database, 1).await;
     }
     let requests = batches.wait_for(30).await;
-    assert_eq!(requests.iter().map(|request| request.events.len()).collect::<Vec<_>>(), [30], "a full batch waits for nobody");
+    assert_eq!(
+        requests.iter().map(|request| request.events.len()).collect::<Vec<_>>(),
+        [30],
+        "a full batch waits for nobody"
+    );
     assert_eq!(requests[0].content_type, "application/cloudevents-batch+json; charset=utf-8");
     assert_eq!(requests[0].events[0]["specversion"], "1.0");
     relay.stop().await;
@@ -156,15 +165,22 @@ async fn where_the_first_attempt_is_the_last_no_event_shares_it() {
     publish(&database, 20).await;
     let requests = batches.wait_for(19).await;
     assert!(requests.iter().all(|request| request.events.len() == 1), "{requests:#?}");
-    database.eventually("select exists (select from outbox.dead_letters) and not exists (select from outbox.deliveries)").await;
-    let dead: Vec<Value> = sqlx::query_scalar("select payload from outbox.dead_letters").fetch_all(&database.pool).await.unwrap();
+    database
+        .eventually(
+            "select exists (select from outbox.dead_letters) and not exists (select from outbox.deliveries)",
+        )
+        .await;
+    let dead: Vec<Value> = sqlx::query_scalar("select payload from outbox.dead_letters")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
     assert_eq!(dead, [json!(3)]);
     relay.stop().await;
 }
 
 /// What is reported of three events when the receiver answers in this way; it is given the id of the second.
 async fn answered(answer: impl Fn(&str) -> Mode) -> Vec<(&'static str, Option<Reason>, bool)> {
-    let mut registry = Registry::default();
+    let mut registry = pgoutbox::sinks::registry();
     registry.add(webhook());
     let receiver = Hostile::start(Mode::Hang).await;
     let ids = deliveries(&registry, "webhook", json!({"url": receiver.url("/"), "batch": {}}), 3);
@@ -172,12 +188,16 @@ async fn answered(answer: impl Fn(&str) -> Mode) -> Vec<(&'static str, Option<Re
     let receiver = Hostile::start(answer(&second)).await;
     let config = json!({"url": receiver.url("/"), "batch": {}, "timeout": "3s", "dead_letter_on": [422]});
     let mut deliveries = deliveries(&registry, "webhook", config, 3);
-    for (delivery, named) in deliveries.iter_mut().zip(ids) {
+    for (delivery, named) in deliveries.iter_mut().zip(ids.outgoing) {
         delivery.event = named.event;
     }
-    let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+    let reports = deliveries.outlet.send(&deliveries).await;
     let ambiguous: Vec<_> = reports.iter().map(|report| report.ambiguous).collect();
-    reasons(&reports).into_iter().zip(ambiguous).map(|((outcome, reason), ambiguous)| (outcome, reason, ambiguous)).collect()
+    reasons(&reports)
+        .into_iter()
+        .zip(ambiguous)
+        .map(|((outcome, reason), ambiguous)| (outcome, reason, ambiguous))
+        .collect()
 }
 
 fn ok(body: impl Into<Vec<u8>>) -> Mode {
@@ -194,7 +214,10 @@ async fn a_list_of_failed_events_counts_however_slow_or_long_the_answer_is() {
     assert_eq!(answered(|id| ok(list(id))).await, one_failed);
     assert_eq!(answered(|id| ok(list(&id.to_uppercase()))).await, one_failed);
     assert_eq!(answered(|id| Mode::SlowBody(list(id).into_bytes())).await, one_failed);
-    assert_eq!(answered(|id| ok(format!("{{\"why\": \"{}\", \"failed\": [\"{id}\"]}}", "x".repeat(500_000)))).await, one_failed);
+    assert_eq!(
+        answered(|id| ok(format!("{{\"why\": \"{}\", \"failed\": [\"{id}\"]}}", "x".repeat(500_000)))).await,
+        one_failed
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,7 +231,8 @@ async fn an_answer_that_is_cut_off_or_names_what_was_not_sent_acknowledges_nothi
     }
     let stranger = uuid::Uuid::now_v7();
     assert_eq!(answered(|id| ok(format!("{{\"failed\": [\"{id}\", \"{stranger}\"]}}"))).await, unclear);
-    for body in ["", "ok", "[]", "null", "{}", "{\"accepted\": 3}", "{\"failed\": []}", "{\"failed\": null}"] {
+    for body in ["", "ok", "[]", "null", "{}", "{\"accepted\": 3}", "{\"failed\": []}", "{\"failed\": null}"]
+    {
         assert_eq!(answered(|_| ok(body)).await, [DELIVERED; 3], "{body}");
     }
 }
@@ -217,11 +241,11 @@ async fn an_answer_that_is_cut_off_or_names_what_was_not_sent_acknowledges_nothi
 async fn a_final_answer_to_several_events_is_final_for_none_of_them() {
     let refused = |_: &str| Mode::Status(422, vec![], vec![]);
     assert_eq!(answered(refused).await, [("retry", Some(Reason::ClientError), false); 3]);
-    let mut registry = Registry::default();
+    let mut registry = pgoutbox::sinks::registry();
     registry.add(webhook());
     let receiver = Hostile::start(refused("")).await;
     let config = json!({"url": receiver.url("/"), "batch": {}, "dead_letter_on": [422]});
     let deliveries = deliveries(&registry, "webhook", config, 1);
-    let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+    let reports = deliveries.outlet.send(&deliveries).await;
     assert_eq!(reasons(&reports), [("rejected", Some(Reason::ClientError))]);
 }

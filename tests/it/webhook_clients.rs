@@ -1,9 +1,8 @@
 //! What independent libraries make of our requests: signatures after Standard Webhooks, CloudEvents in every form.
 
 use pgoutbox::{
-    config::{self, Egress},
-    secret::Secrets,
-    sinks::{Registry, webhook::Webhook},
+    sink::{Registry, egress::Egress, secret::Secrets},
+    sinks::webhook::Webhook,
 };
 use serde_json::{Value, json};
 
@@ -12,9 +11,10 @@ use crate::support::{Good, clients, deliveries::deliveries};
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 fn registry() -> Registry {
-    let egress = Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
-    let secrets = Secrets::with_environment(&config::Secrets::default(), |_| Some(SECRET.into()));
-    let mut registry = Registry::default();
+    let egress =
+        Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
+    let secrets = Secrets::with_environment(None, |_| Some(SECRET.into()));
+    let mut registry = pgoutbox::sinks::registry();
     registry.add(Webhook::new(&egress, secrets).unwrap());
     registry
 }
@@ -33,7 +33,7 @@ async fn libraries_in_python_and_node_verify_and_read_every_form_of_body() {
         config.as_object_mut().unwrap().extend(form.as_object().unwrap().clone());
         let is_batch = config.get("batch").is_some();
         let deliveries = deliveries(&registry(), "webhook", config, if is_batch { 3 } else { 1 });
-        deliveries[0].subscription.outlet.send(&deliveries).await;
+        deliveries.outlet.send(&deliveries).await;
         expected.extend(deliveries.iter().map(
             |one| json!({"id": one.event.id, "type": one.event.topic, "data": serde_json::from_str::<Value>(&one.event.payload).unwrap()}),
         ));
@@ -43,14 +43,19 @@ async fn libraries_in_python_and_node_verify_and_read_every_form_of_body() {
         .await
         .iter()
         .map(|request| {
-            let headers: serde_json::Map<_, _> =
-                request.headers.iter().map(|(name, value)| (name.to_string(), json!(value.to_str().unwrap()))).collect();
+            let headers: serde_json::Map<_, _> = request
+                .headers
+                .iter()
+                .map(|(name, value)| (name.to_string(), json!(value.to_str().unwrap())))
+                .collect();
             json!({"headers": headers, "body": request.body})
         })
         .collect();
     let requests = Value::from(requests).to_string();
     let settings = [("SECRET", SECRET), ("REQUESTS", requests.as_str())];
-    let read = |said: String| -> Vec<Value> { said.lines().map(|line| serde_json::from_str(line).unwrap()).collect() };
+    let read = |said: String| -> Vec<Value> {
+        said.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
     assert_eq!(read(clients::python("webhook_reads.py", &settings).await), expected);
     assert_eq!(read(clients::node("webhook_reads.mjs", &settings).await), expected);
 }

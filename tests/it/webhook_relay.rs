@@ -3,11 +3,13 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use pgoutbox::{
-    config::{self, AttemptLog, Egress, RelayConfig},
-    egress::{Guard, Looking},
-    secret::Secrets,
+    relay::{AttemptLog, Settings, telemetry::Signal},
+    sink::{
+        egress::{Egress, Guard, Looking},
+        secret::Secrets,
+    },
     sinks::webhook::Webhook,
-    telemetry::Signal,
+    store::SubscriptionState,
 };
 use serde_json::{Value, json};
 use sqlx::Connection;
@@ -18,16 +20,17 @@ use crate::support::{
     relay::settings,
 };
 
-fn webhook() -> Webhook {
-    let egress = Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
+pub(crate) fn webhook() -> Webhook {
+    let egress =
+        Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
     let inside = |_: &str| -> Looking { Box::pin(async { Ok(vec![IpAddr::from([10, 0, 0, 1])]) }) };
     let guard = Guard::with_lookup(&egress, Arc::new(inside));
-    Webhook::with_guard(&egress, guard, Secrets::with_environment(&config::Secrets::default(), |_| None)).unwrap()
+    Webhook::with_guard(&egress, guard, Secrets::with_environment(None, |_| None)).unwrap()
 }
 
 /// Few permits and a log of all attempts; nothing in flight is waited for at the end.
-fn relay_settings(name: &str) -> RelayConfig {
-    RelayConfig {
+pub(crate) fn relay_settings(name: &str) -> Settings {
+    Settings {
         permits: 32,
         permits_per_subscription: 8,
         attempt_log: AttemptLog::All,
@@ -37,11 +40,12 @@ fn relay_settings(name: &str) -> RelayConfig {
     }
 }
 
-async fn start(database: &Database, settings: RelayConfig) -> RelayBox {
-    RelayBox::start_with(database, |builder| builder.settings(settings).sink(webhook()).sink(Recorder::new())).await
+pub(crate) async fn start(database: &Database, settings: Settings) -> RelayBox {
+    RelayBox::start_with(database, |builder| builder.settings(settings).sink(webhook()).sink(Recorder::new()))
+        .await
 }
 
-async fn subscribe(database: &Database, name: &str, topic: &str, config: Value, retry: Value) {
+pub(crate) async fn subscribe(database: &Database, name: &str, topic: &str, config: Value, retry: Value) {
     sqlx::query("select outbox.subscribe($1, array[$2], 'webhook', $3, retry => $4)")
         .bind(name)
         .bind(topic)
@@ -52,7 +56,7 @@ async fn subscribe(database: &Database, name: &str, topic: &str, config: Value, 
         .unwrap();
 }
 
-async fn publish(database: &Database, topic: &str, count: i32) {
+pub(crate) async fn publish(database: &Database, topic: &str, count: i32) {
     sqlx::query("select outbox.publish($1, to_jsonb(n)) from generate_series(1, $2) as n")
         .bind(topic)
         .bind(count)
@@ -61,11 +65,11 @@ async fn publish(database: &Database, topic: &str, count: i32) {
         .unwrap();
 }
 
-fn once() -> Value {
+pub(crate) fn once() -> Value {
     json!({"max_attempts": 1})
 }
 
-fn status(code: u16) -> Mode {
+pub(crate) fn status(code: u16) -> Mode {
     Mode::Status(code, vec![], b"no".to_vec())
 }
 
@@ -91,7 +95,14 @@ async fn retry_after_pauses_the_subscription_for_every_relay_and_costs_only_who_
     let database = Database::new().await;
     let busy = Hostile::start(Mode::Status(429, vec![("retry-after", "1800".to_owned())], vec![])).await;
     let mut good = Good::start().await;
-    subscribe(&database, "busy", "**", json!({"url": busy.url("/")}), json!({"schedule": ["0s", "0s", "0s"]})).await;
+    subscribe(
+        &database,
+        "busy",
+        "**",
+        json!({"url": busy.url("/")}),
+        json!({"schedule": ["0s", "0s", "0s"]}),
+    )
+    .await;
     subscribe(&database, "marker", "**", json!({"url": good.url}), json!({})).await;
     let one = start(&database, relay_settings("one")).await;
     let two = start(&database, relay_settings("two")).await;
@@ -100,14 +111,17 @@ async fn retry_after_pauses_the_subscription_for_every_relay_and_costs_only_who_
     publish(&database, "a.b", 5).await;
     good.take(6).await;
     // A relay that had not read the pause would claim what it finds due.
-    database.execute("update outbox.deliveries set due_at = now() - interval '1 second' where attempt = 0").await;
+    database
+        .execute("update outbox.deliveries set due_at = now() - interval '1 second' where attempt = 0")
+        .await;
     publish(&database, "a.b", 1).await;
     good.take(1).await;
     database
         .eventually("select count(*) = 7 and count(*) filter (where attempt = 1) = 1 and max(attempt) = 1 from outbox.deliveries")
         .await;
     assert_eq!(busy.requests().len(), 1);
-    let due = "select count(*) from outbox.deliveries where attempt = 1 and due_at > now() + interval '29 minutes'";
+    let due =
+        "select count(*) from outbox.deliveries where attempt = 1 and due_at > now() + interval '29 minutes'";
     assert_eq!(database.count(due).await, 1, "the next attempt waits for the pause too");
     database.execute("select outbox.resume('busy')").await;
     database.eventually("select count(*) filter (where attempt > 0) >= 2 from outbox.deliveries").await;
@@ -120,11 +134,12 @@ async fn retry_after_pauses_the_subscription_for_every_relay_and_costs_only_who_
 async fn after_410_what_is_pending_is_held_and_never_retried_until_somebody_resumes() {
     let database = Database::new().await;
     let (left, mut good) = (Hostile::start(status(410)).await, Good::start().await);
-    subscribe(&database, "left", "**", json!({"url": left.url("/")}), json!({"schedule": ["0s", "0s"]})).await;
+    subscribe(&database, "left", "**", json!({"url": left.url("/")}), json!({"schedule": ["0s", "0s"]}))
+        .await;
     subscribe(&database, "marker", "**", json!({"url": good.url}), json!({})).await;
     let mut relay = start(&database, relay_settings("relay")).await;
     publish(&database, "a.b", 3).await;
-    relay.wait(|signal| matches!(signal, Signal::SubscriptionChanged { subscription, state: "gone" } if subscription == "left")).await;
+    relay.wait(|signal| matches!(signal, Signal::SubscriptionChanged { subscription, state: SubscriptionState::Gone } if subscription == "left")).await;
     database.eventually("select count(*) = 3 and bool_and(lease_token is null) from outbox.deliveries where subscription_id = 1").await;
     // The state is committed: events published from here on are matched against it, whenever the relay reloads.
     let asked = left.requests().len();
@@ -136,7 +151,9 @@ async fn after_410_what_is_pending_is_held_and_never_retried_until_somebody_resu
     assert_eq!(database.count(state).await, 1, "held, and owed nothing new");
     assert_eq!(database.count("select count(*) from outbox.dead_letters").await, 0);
     database.execute("select outbox.resume('left')").await;
-    relay.wait(|signal| matches!(signal, Signal::SubscriptionChanged { state: "gone", .. })).await;
+    relay
+        .wait(|signal| matches!(signal, Signal::SubscriptionChanged { state: SubscriptionState::Gone, .. }))
+        .await;
     assert!(left.requests().len() > asked, "resuming sends again");
     relay.stop().await;
     database.drop().await;
@@ -146,7 +163,8 @@ async fn after_410_what_is_pending_is_held_and_never_retried_until_somebody_resu
 async fn neither_a_redirect_nor_a_name_leads_inside() {
     let database = Database::new().await;
     let trap = Hostile::trap().await;
-    let metadata = Hostile::start(Mode::Redirect(307, "http://169.254.169.254/latest/meta-data".to_owned())).await;
+    let metadata =
+        Hostile::start(Mode::Redirect(307, "http://169.254.169.254/latest/meta-data".to_owned())).await;
     let neighbour = Hostile::start(Mode::Redirect(302, trap.url("/"))).await;
     subscribe(&database, "metadata", "**", json!({"url": metadata.url("/")}), once()).await;
     subscribe(&database, "neighbour", "**", json!({"url": neighbour.url("/")}), once()).await;
@@ -162,7 +180,11 @@ async fn neither_a_redirect_nor_a_name_leads_inside() {
     let end = |name: &str, reason: &str, status| (name.to_owned(), reason.to_owned(), status);
     assert_eq!(
         ends,
-        [end("metadata", "redirect", Some(307)), end("name", "forbidden_address", None), end("neighbour", "redirect", Some(302))]
+        [
+            end("metadata", "redirect", Some(307)),
+            end("name", "forbidden_address", None),
+            end("neighbour", "redirect", Some(302))
+        ]
     );
     assert_eq!((trap.connections(), metadata.requests().len(), neighbour.requests().len()), (0, 1, 1));
     relay.stop().await;
@@ -173,8 +195,16 @@ async fn neither_a_redirect_nor_a_name_leads_inside() {
 async fn a_refusal_is_retried_to_the_last_attempt_unless_the_subscription_calls_it_final() {
     let database = Database::new().await;
     let (retried, last) = (Hostile::start(status(404)).await, Hostile::start(status(422)).await);
-    subscribe(&database, "retried", "**", json!({"url": retried.url("/")}), json!({"schedule": ["0s", "0s"], "jitter": 0})).await;
-    subscribe(&database, "final", "**", json!({"url": last.url("/"), "dead_letter_on": [422]}), json!({})).await;
+    subscribe(
+        &database,
+        "retried",
+        "**",
+        json!({"url": retried.url("/")}),
+        json!({"schedule": ["0s", "0s"], "jitter": 0}),
+    )
+    .await;
+    subscribe(&database, "final", "**", json!({"url": last.url("/"), "dead_letter_on": [422]}), json!({}))
+        .await;
     let relay = start(&database, relay_settings("relay")).await;
     publish(&database, "a.b", 1).await;
     database.eventually("select count(*) = 2 from outbox.dead_letters").await;
@@ -183,7 +213,8 @@ async fn a_refusal_is_retried_to_the_last_attempt_unless_the_subscription_calls_
             .fetch_all(&database.pool)
             .await
             .unwrap();
-    let letter = |name: &str, status, attempts| (name.to_owned(), "client_error".to_owned(), status, attempts);
+    let letter =
+        |name: &str, status, attempts| (name.to_owned(), "client_error".to_owned(), status, attempts);
     assert_eq!(letters, [letter("final", 422, 1), letter("retried", 404, 3)]);
     assert_eq!((retried.requests().len(), last.requests().len()), (3, 1));
     relay.stop().await;
@@ -197,9 +228,16 @@ async fn a_refusal_is_retried_to_the_last_attempt_unless_the_subscription_calls_
 async fn a_retry_that_is_due_at_once_is_not_left_to_its_lease() {
     let database = Database::new().await;
     let refusing = Hostile::start(status(404)).await;
-    subscribe(&database, "refusing", "**", json!({"url": refusing.url("/")}), json!({"schedule": ["0s"], "jitter": 0})).await;
+    subscribe(
+        &database,
+        "refusing",
+        "**",
+        json!({"url": refusing.url("/")}),
+        json!({"schedule": ["0s"], "jitter": 0}),
+    )
+    .await;
     let (lease, poll) = (Duration::from_secs(600), Some(Duration::from_millis(100)));
-    let relay = start(&database, RelayConfig { lease, poll, ..relay_settings("relay") }).await;
+    let relay = start(&database, Settings { lease, poll, ..relay_settings("relay") }).await;
     let mut operator = database.connection().await;
     let mut holding = operator.begin().await.unwrap();
     sqlx::query("lock table outbox.attempts in access exclusive mode").execute(&mut *holding).await.unwrap();
@@ -213,93 +251,38 @@ async fn a_retry_that_is_due_at_once_is_not_left_to_its_lease() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_is_redriven_even_when_its_event_has_left_the_log() {
-    let database = Database::new().await;
-    let (broken, mut good) = (Hostile::start(status(500)).await, Good::start().await);
-    subscribe(&database, "shop", "**", json!({"url": broken.url("/")}), once()).await;
-    let relay = start(&database, relay_settings("relay")).await;
-    publish(&database, "shop.kept", 1).await;
-    database
-        .execute("select outbox.publish('shop.dropped', '{\"total\": 12345678901234567890.10}', key => 'k', headers => '{\"a\": \"b\"}', organization => 'acme')")
-        .await;
-    database.eventually("select count(*) = 2 from outbox.dead_letters").await;
-    let same = "select count(*) from outbox.dead_letters as l join outbox.events as e on e.id = l.event_id
-                 where (l.position, l.created_at, l.topic, l.key, l.payload, l.headers, l.organization, l.priority)
-                       is not distinct from (e.position, e.created_at, e.topic, e.key, e.payload, e.headers, e.organization, e.priority)
-                   and l.subscription = 'shop' and l.reason = 'server_error' and l.status = 500 and l.answer = 'no' and l.attempts = 1";
-    assert_eq!(database.count(same).await, 2, "a dead letter needs nothing else");
-    let ids: Vec<String> =
-        sqlx::query_scalar("select event_id::text from outbox.dead_letters order by position").fetch_all(&database.pool).await.unwrap();
-    database.execute("delete from outbox.events where topic = 'shop.dropped'").await;
-    subscribe(&database, "shop", "**", json!({"url": good.url}), once()).await;
-    assert_eq!(database.count("select outbox.redrive('shop')").await, 2);
-    let mut got = good.take(2).await;
-    got.sort_by_key(|one| one.id.clone());
-    assert_eq!(got.iter().map(|one| one.id.clone().unwrap()).collect::<Vec<_>>(), ids);
-    let dropped = got.iter().find(|one| one.topic.as_deref() == Some("shop.dropped")).unwrap();
-    assert!(dropped.body.contains("12345678901234567890.10"), "{}", dropped.body);
-    database.eventually("select not exists (select from outbox.deliveries) and not exists (select from outbox.dead_letters)").await;
-    assert_eq!(database.count("select outbox.redrive()").await, 0, "redriving twice sends once");
-    relay.stop().await;
-    database.drop().await;
-}
-
-#[tokio::test]
-async fn a_discarded_dead_letter_is_gone_for_good_and_only_the_chosen_ones_are() {
-    let database = Database::new().await;
-    let (broken, refusing) = (Hostile::start(status(500)).await, Hostile::start(status(404)).await);
-    subscribe(&database, "broken", "**", json!({"url": broken.url("/")}), once()).await;
-    subscribe(&database, "refusing", "**", json!({"url": refusing.url("/")}), once()).await;
-    let relay = start(&database, relay_settings("relay")).await;
-    publish(&database, "a.b", 3).await;
-    database.eventually("select count(*) = 6 from outbox.dead_letters").await;
-    assert_eq!(database.count("select outbox.discard(error_like => '50_', max_rows => 2)").await, 2);
-    assert_eq!(database.count("select outbox.discard('broken')").await, 1);
-    assert_eq!(database.count("select outbox.discard(topic => 'c.**')").await, 0);
-    assert_eq!(database.count("select count(*) from outbox.dead_letters where subscription = 'refusing'").await, 3);
-    relay.stop().await;
-    database.drop().await;
-}
-
-#[tokio::test]
-async fn the_attempt_log_holds_what_was_asked_for() {
-    for (log, delivered, failed) in [(AttemptLog::All, 2, 2), (AttemptLog::Failures, 0, 2), (AttemptLog::Off, 0, 0)] {
-        let database = Database::new().await;
-        let (broken, mut good) = (Hostile::start(status(500)).await, Good::start().await);
-        subscribe(&database, "broken", "**", json!({"url": broken.url("/")}), once()).await;
-        subscribe(&database, "good", "**", json!({"url": good.url}), json!({})).await;
-        let relay = start(&database, RelayConfig { attempt_log: log, ..relay_settings("relay") }).await;
-        publish(&database, "a.b", 2).await;
-        good.take(2).await;
-        database.eventually("select count(*) = 2 from outbox.dead_letters").await;
-        assert!(relay.stop().await.complete);
-        let of = |outcome: &str| {
-            format!("select count(*) from outbox.attempts where outcome = '{outcome}' and relay = 'relay' and duration > '0'")
-        };
-        assert_eq!((database.count(of("delivered")).await, database.count(of("retry")).await), (delivered, failed), "{log:?}");
-        database.drop().await;
-    }
-}
-
-#[tokio::test]
 async fn an_open_breaker_claims_nothing_and_lets_one_probe_through() {
     let database = Database::new().await;
     let good = Good::start().await;
-    subscribe(&database, "shop", "**", json!({"url": good.url}), json!({"schedule": vec!["0s"; 100], "jitter": 0})).await;
+    subscribe(
+        &database,
+        "shop",
+        "**",
+        json!({"url": good.url}),
+        json!({"schedule": vec!["0s"; 100], "jitter": 0}),
+    )
+    .await;
     good.switch.set_down(true);
     let mut relay = start(&database, relay_settings("relay")).await;
     let is_breaker = |wanted: bool| move |signal: &Signal| matches!(signal, Signal::Breaker { open, .. } if *open == wanted);
     publish(&database, "a.b", 40).await;
     relay.wait(is_breaker(true)).await;
-    database.eventually("select count(*) filter (where lease_token is not null) = 0 from outbox.deliveries").await;
-    let (requests, attempts) = (good.switch.requests(), database.count("select sum(attempt) from outbox.deliveries").await);
+    database
+        .eventually("select count(*) filter (where lease_token is not null) = 0 from outbox.deliveries")
+        .await;
+    let (requests, attempts) =
+        (good.switch.requests(), database.count("select sum(attempt) from outbox.deliveries").await);
     assert!((20..=28).contains(&requests), "20 failures open it, 8 permits may be in flight: {requests}");
     // More comes in while it is open.
     publish(&database, "a.b", 10).await;
     relay.wait(is_breaker(true)).await;
     assert_eq!(good.switch.requests(), requests + 1, "one probe");
     database.eventually("select count(*) = 50 and count(*) filter (where lease_token is not null) = 0 from outbox.deliveries").await;
-    assert_eq!(database.count("select sum(attempt) from outbox.deliveries").await, attempts + 1, "an outage burns no attempts");
+    assert_eq!(
+        database.count("select sum(attempt) from outbox.deliveries").await,
+        attempts + 1,
+        "an outage burns no attempts"
+    );
     good.switch.set_down(false);
     relay.wait(is_breaker(false)).await;
     database.eventually("select not exists (select from outbox.deliveries)").await;
@@ -322,57 +305,17 @@ async fn what_a_hostile_receiver_answers_is_kept_short_and_harmless() {
     relay.stop().await;
     for table in ["dead_letters", "attempts"] {
         let answers: Vec<String> =
-            sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select answer from outbox.{table}"))).fetch_all(&database.pool).await.unwrap();
+            sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select answer from outbox.{table}")))
+                .fetch_all(&database.pool)
+                .await
+                .unwrap();
         assert_eq!(answers.len(), 2, "{table}");
         for answer in answers {
-            assert!(answer.len() <= 1024 && !answer.chars().any(char::is_control) && !answer.contains('\u{202e}'), "{table}: {answer:?}");
+            assert!(
+                answer.len() <= 1024 && !answer.chars().any(char::is_control) && !answer.contains('\u{202e}'),
+                "{table}: {answer:?}"
+            );
         }
     }
-    database.drop().await;
-}
-
-#[tokio::test]
-async fn the_status_views_tell_pending_processing_completed_and_failed_apart() {
-    let database = Database::new().await;
-    let (hanging, broken, mut good) = (Hostile::start(Mode::Hang).await, Hostile::start(status(500)).await, Good::start().await);
-    subscribe(&database, "paused", "t.pending", json!({"url": good.url}), json!({})).await;
-    subscribe(&database, "hanging", "t.processing", json!({"url": hanging.url("/"), "timeout": "60s"}), json!({})).await;
-    subscribe(&database, "good", "t.completed", json!({"url": good.url}), json!({})).await;
-    subscribe(&database, "broken", "t.failed", json!({"url": broken.url("/")}), once()).await;
-    subscribe(&database, "retrying", "t.retrying", json!({"url": broken.url("/")}), json!({"schedule": ["1h"]})).await;
-    database.execute("select outbox.pause('paused')").await;
-    let statuses = async || -> Vec<(String, String)> {
-        sqlx::query_as("select topic, status from outbox.event_status order by topic").fetch_all(&database.pool).await.unwrap()
-    };
-    let topics = ["t.completed", "t.failed", "t.pending", "t.processing", "t.retrying", "t.unwanted"];
-    for topic in topics {
-        publish(&database, topic, 1).await;
-    }
-    assert!(statuses().await.iter().all(|(_, status)| status == "pending"), "before any relay has seen them");
-    let relay = start(&database, relay_settings("relay")).await;
-    good.take(1).await;
-    database.eventually("select count(*) = 1 from outbox.dead_letters").await;
-    database.eventually("select count(*) = 1 from outbox.deliveries where attempt = 1 and lease_token is null").await;
-    database.eventually("select count(*) = 3 from outbox.deliveries").await;
-    let expected = ["completed", "failed", "pending", "processing", "pending", "completed"];
-    let expected: Vec<_> = topics.iter().zip(expected).map(|(topic, status)| ((*topic).to_owned(), status.to_owned())).collect();
-    assert_eq!(statuses().await, expected);
-    let rows: Vec<(String, i64, i64, i64, i64)> =
-        sqlx::query_as("select name, backlog, in_flight, retrying, dead_letters from outbox.subscription_status order by name")
-            .fetch_all(&database.pool)
-            .await
-            .unwrap();
-    let row = |name: &str, backlog, in_flight, retrying, dead| (name.to_owned(), backlog, in_flight, retrying, dead);
-    assert_eq!(
-        rows,
-        [
-            row("broken", 0, 0, 0, 1),
-            row("good", 0, 0, 0, 0),
-            row("hanging", 1, 1, 0, 0),
-            row("paused", 1, 0, 0, 0),
-            row("retrying", 1, 0, 1, 0)
-        ]
-    );
-    relay.stop().await;
     database.drop().await;
 }

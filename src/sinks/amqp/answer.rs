@@ -3,8 +3,8 @@
 use lapin::{Error, ErrorKind, protocol::AMQPError};
 
 use crate::{
-    sinks::Report,
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::Report,
 };
 
 /// The protocol's codes.
@@ -39,12 +39,17 @@ impl Answer {
 
     /// The report on a message of `bytes`. `closed`: why its channel was closed. `alone`: nothing else was published on it.
     /// `blocked`: the server takes nothing.
-    pub(super) fn report(&self, closed: Option<&AMQPError>, alone: bool, bytes: usize, blocked: bool) -> Report {
+    pub(super) fn report(
+        &self,
+        closed: Option<&AMQPError>,
+        alone: bool,
+        bytes: usize,
+        blocked: bool,
+    ) -> Report {
         match (self, closed) {
             (Self::Acknowledged, _) => Outcome::Delivered.into(),
-            (Self::Refused, _) => {
-                retry(Reason::DestinationFull).saying("the server did not take it (nack): a queue is full, or its node fails")
-            }
+            (Self::Refused, _) => retry(Reason::DestinationFull)
+                .saying("the server did not take it (nack): a queue is full, or its node fails"),
             (Self::None | Self::Failed(_), Some(closed)) => of_a_closed_channel(closed, alone, bytes),
             (Self::None, None) if blocked => self::blocked().ambiguous(),
             (Self::None, None) => retry(Reason::Timeout).saying("no confirmation in time").ambiguous(),
@@ -64,7 +69,9 @@ fn of_a_closed_channel(closed: &AMQPError, alone: bool, bytes: usize) -> Report 
             report(Outcome::Rejected { reason: Reason::BodyTooLarge })
         }
         // Closed over another message, or for all: this one may have been stored before.
-        PRECONDITION_FAILED => report(Outcome::Retry { reason: Reason::BrokenAnswer, after: None }).ambiguous(),
+        PRECONDITION_FAILED => {
+            report(Outcome::Retry { reason: Reason::BrokenAnswer, after: None }).ambiguous()
+        }
         _ => report(Outcome::Retry { reason: reason(closed), after: None }).ambiguous(),
     }
 }
@@ -72,7 +79,11 @@ fn of_a_closed_channel(closed: &AMQPError, alone: bool, bytes: usize) -> Report 
 /// Of `message size 5000 is larger than configured max size 2000` it is 2000.
 fn largest(closed: &AMQPError) -> Option<usize> {
     let words = closed.get_message().as_str();
-    words.contains("message size").then(|| words.rsplit(|c: char| !c.is_ascii_digit()).find(|number| !number.is_empty()))??.parse().ok()
+    words
+        .contains("message size")
+        .then(|| words.rsplit(|c: char| !c.is_ascii_digit()).find(|number| !number.is_empty()))??
+        .parse()
+        .ok()
 }
 
 /// No connection or channel was made, or it was refused: nothing was sent.
@@ -81,7 +92,9 @@ pub(super) fn unconnected(error: &Error) -> Report {
         (Some(said), _) if said.get_id() == CONNECTION_FORCED => Reason::ConnectFailed,
         (Some(said), _) => reason(said),
         (None, ErrorKind::IOError(error)) if is_tls(error) => Reason::TlsFailed,
-        (None, ErrorKind::IOError(error)) if error.to_string().contains("lookup address") => Reason::DnsFailed,
+        (None, ErrorKind::IOError(error)) if error.to_string().contains("lookup address") => {
+            Reason::DnsFailed
+        }
         (None, _) => Reason::ConnectFailed,
     };
     retry(reason).saying(text(error))
@@ -89,7 +102,8 @@ pub(super) fn unconnected(error: &Error) -> Report {
 
 /// The server has an alarm and reads nothing from those who publish.
 pub(super) fn blocked() -> Report {
-    retry(Reason::DestinationFull).saying("the server blocks whoever publishes: it has an alarm for memory or disk")
+    retry(Reason::DestinationFull)
+        .saying("the server blocks whoever publishes: it has an alarm for memory or disk")
 }
 
 pub(super) fn retry(reason: Reason) -> Report {

@@ -1,6 +1,6 @@
 //! `[sinks.amqp]`: how to reach a server. Never here: a connection.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use lapin::{
     tcp::{OwnedIdentity, OwnedTLSConfig},
@@ -9,47 +9,73 @@ use lapin::{
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use crate::config::Settings;
+use crate::sink::{
+    Settings,
+    tls::{Identity, TlsFiles},
+};
 
 /// How long confirmations may take, when nobody says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// A silent server is found out after so long (seconds), unless the address says otherwise.
 const HEARTBEAT: u16 = 20;
 
-/// `[sinks.amqp]`
+/// How to reach a server: `[sinks.amqp]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    url: SecretString,
-    username: Option<String>,
-    password: Option<SecretString>,
-    ca_file: Option<PathBuf>,
-    cert_file: Option<PathBuf>,
-    key_file: Option<PathBuf>,
-    pub(super) timeout: Duration,
+    /// `amqp://HOST:PORT/VHOST` or `amqps://…`; may hold user and password.
+    pub url: SecretString,
+    /// User in place of the one in the address.
+    pub username: Option<String>,
+    /// Password in place of the one in the address.
+    pub password: Option<SecretString>,
+    /// Certificates for amqps.
+    pub tls_files: TlsFiles,
+    /// How long confirmations may take; 1 s to 45 s.
+    pub timeout: Duration,
+}
+
+impl Config {
+    /// The defaults for a server at this address.
+    #[must_use]
+    pub fn new(url: SecretString) -> Self {
+        Self { url, username: None, password: None, tls_files: TlsFiles::default(), timeout: TIMEOUT }
+    }
 }
 
 impl Config {
     pub(super) fn read(settings: &mut Settings<'_>) -> Option<Self> {
         let url = settings.secret("url");
-        let username = settings.text("username");
-        let password = settings.secret("password");
-        let ca_file = settings.path("ca_file");
-        let cert_file = settings.path("cert_file");
-        let key_file = settings.path("key_file");
-        let timeout = settings.duration("timeout", Duration::from_secs(1)..=Duration::from_secs(45)).unwrap_or(TIMEOUT);
-        let url = settings.require("url", url)?;
-        match address(&url) {
-            None => settings.refuse("url", "must be amqp://HOST:PORT/VHOST or amqps://HOST:PORT/VHOST"),
-            Some(address) => {
-                if address.scheme() == "amqp" && (ca_file.is_some() || cert_file.is_some()) {
-                    settings.refuse("url", "must begin with amqps:// where certificates are given");
-                }
+        let config = Self {
+            username: settings.text("username"),
+            password: settings.secret("password"),
+            tls_files: TlsFiles::read(settings),
+            timeout: settings
+                .duration("timeout", Duration::from_secs(1)..=Duration::from_secs(45))
+                .unwrap_or(TIMEOUT),
+            url: settings.require("url", url)?,
+        };
+        settings.refuse_all(config.problems());
+        Some(config)
+    }
+
+    /// Keys that cannot be used, and what to write instead.
+    fn problems(&self) -> Vec<(&'static str, String)> {
+        let url = match address(&self.url) {
+            None => Some("must be amqp://HOST:PORT/VHOST or amqps://HOST:PORT/VHOST"),
+            Some(address) if address.scheme() == "amqp" && self.tls_files.is_set() => {
+                Some("must begin with amqps:// where certificates are given")
             }
+            Some(_) => None,
+        };
+        url.map(|problem| ("url", problem.to_owned())).into_iter().chain(self.tls_files.problem()).collect()
+    }
+
+    /// That a connection could be tried with it.
+    pub(super) fn usable(&self) -> Result<(), String> {
+        match self.problems().into_iter().next() {
+            Some((key, problem)) => Err(format!("{key}: {problem}")),
+            None => self.tls().map(drop),
         }
-        if cert_file.is_some() != key_file.is_some() {
-            settings.refuse(if cert_file.is_some() { "cert_file" } else { "key_file" }, "needs the other one of cert_file and key_file");
-        }
-        Some(Self { url, username, password, ca_file, cert_file, key_file, timeout })
     }
 
     /// The address with who we are. It holds the password.
@@ -72,15 +98,12 @@ impl Config {
         Ok(uri)
     }
 
-    /// The certificates, read anew: they may have been renewed.
+    /// The certificates, read now: the files may have been replaced.
     pub(super) fn tls(&self) -> Result<OwnedTLSConfig, String> {
-        let read = |key: &str, path: &PathBuf| fs::read(path).map_err(|error| format!("{key} {}: {error}", path.display()));
-        let cert_chain = self.ca_file.as_ref().map(|path| read("ca_file", path)).transpose()?;
-        let cert_chain = cert_chain.map(String::from_utf8).transpose().map_err(|_| "ca_file: it is not PEM".to_owned())?;
-        let identity = match (&self.cert_file, &self.key_file) {
-            (Some(cert), Some(key)) => Some(OwnedIdentity::PKCS8 { pem: read("cert_file", cert)?, key: read("key_file", key)? }),
-            _ => None,
-        };
+        let cert_chain = self.tls_files.authorities()?.map(String::from_utf8).transpose();
+        let cert_chain = cert_chain.map_err(|_| "ca_file: it is not PEM".to_owned())?;
+        let identity =
+            self.tls_files.identity()?.map(|Identity { cert: pem, key }| OwnedIdentity::PKCS8 { pem, key });
         Ok(OwnedTLSConfig { identity, cert_chain })
     }
 }
@@ -88,5 +111,6 @@ impl Config {
 /// What an address says; without it in any error, for it may hold a password.
 fn address(url: &SecretString) -> Option<Url> {
     let address = Url::parse(url.expose_secret()).ok()?;
-    (matches!(address.scheme(), "amqp" | "amqps") && address.host_str().is_some_and(|host| !host.is_empty())).then_some(address)
+    (matches!(address.scheme(), "amqp" | "amqps") && address.host_str().is_some_and(|host| !host.is_empty()))
+        .then_some(address)
 }

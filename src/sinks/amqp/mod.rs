@@ -8,7 +8,7 @@
 
 mod answer;
 mod config;
-mod letter;
+mod message;
 
 use std::{
     collections::HashMap,
@@ -28,13 +28,18 @@ use lapin::{
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
-pub use self::letter::Target;
-use self::{answer::Answer, config::Config, letter::Letter};
-use super::{Batch, Configured, Report, Sink, only, shared::Numbered, shared::Shared, template::Template};
+pub use self::config::Config;
+pub use self::message::Target;
+use self::{answer::Answer, message::Message};
 use crate::{
-    config::Settings,
-    delivery::Delivery,
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::{
+        Batch, Configured, Outgoing, Problem, Report, Settings, Sink,
+        broker::{Numbered, SharedConnection},
+        only,
+        template::Template,
+        tls,
+    },
 };
 
 /// How long a connection and its handshakes may take.
@@ -47,12 +52,15 @@ const IDLE: usize = 16;
 pub struct Amqp {
     config: Config,
     connection: String,
-    shared: Shared<Arc<Link>>,
+    shared: SharedConnection<Arc<Link>>,
 }
 
 impl fmt::Debug for Amqp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Amqp").field("config", &self.config).field("connection", &self.connection).finish_non_exhaustive()
+        f.debug_struct("Amqp")
+            .field("config", &self.config)
+            .field("connection", &self.connection)
+            .finish_non_exhaustive()
     }
 }
 
@@ -69,11 +77,10 @@ impl Configured for Amqp {
         Config::read(settings)
     }
 
-    fn open(config: Config, connection: &str) -> Result<Self, String> {
-        // The library takes the process's provider. Another one may be installed already, by the program we are embedded in.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        config.tls()?;
-        Ok(Self { config, connection: connection.to_owned(), shared: Shared::default() })
+    fn open(config: Config, connection: &str) -> Result<Self, Problem> {
+        tls::use_ring();
+        config.usable()?;
+        Ok(Self { config, connection: connection.to_owned(), shared: SharedConnection::default() })
     }
 }
 
@@ -81,8 +88,8 @@ impl Sink for Amqp {
     const KIND: &'static str = "amqp";
     type Target = Target;
 
-    fn target(&self, config: &Value) -> Result<Target, String> {
-        Target::parse(config)
+    fn target(&self, config: &Value) -> Result<Target, Problem> {
+        Ok(Target::parse(config)?)
     }
 
     /// Not the server as a whole: rights are given by exchange, and one that is refused must not hold up the others.
@@ -100,19 +107,19 @@ impl Sink for Amqp {
         Some(Batch { shares_fate: true, ..Batch::BROKER })
     }
 
-    async fn send(&self, target: &Target, delivery: &Delivery) -> Report {
+    async fn send(&self, target: &Target, delivery: &Outgoing) -> Report {
         only(self.send_batch(target, std::slice::from_ref(delivery)).await)
     }
 
-    async fn send_batch(&self, target: &Target, deliveries: &[Delivery]) -> Vec<Report> {
+    async fn send_batch(&self, target: &Target, deliveries: &[Outgoing]) -> Vec<Report> {
         let mut reports: Vec<Option<Report>> = vec![None; deliveries.len()];
         // What goes to one exchange goes together: a missing one fails nobody else.
-        let mut exchanges: Vec<(String, Vec<Letter>)> = Vec::new();
+        let mut exchanges: Vec<(String, Vec<Message>)> = Vec::new();
         for (at, (delivery, report)) in deliveries.iter().zip(&mut reports).enumerate() {
-            match target.letter(delivery, at) {
-                Ok((exchange, letter)) => match exchanges.iter_mut().find(|(name, _)| *name == exchange) {
-                    Some((_, letters)) => letters.push(letter),
-                    None => exchanges.push((exchange, vec![letter])),
+            match target.message(delivery, at) {
+                Ok((exchange, message)) => match exchanges.iter_mut().find(|(name, _)| *name == exchange) {
+                    Some((_, messages)) => messages.push(message),
+                    None => exchanges.push((exchange, vec![message])),
                 },
                 Err(problem) => *report = Some(problem),
             }
@@ -122,19 +129,28 @@ impl Sink for Amqp {
                 Ok(link) => {
                     let until = Instant::now() + self.config.timeout;
                     let frame = link.connection.connection.configuration().frame_max() as usize;
-                    for (exchange, letters) in &mut exchanges {
+                    for (exchange, messages) in &mut exchanges {
                         // The server ends the connection over a frame that is too large, for all who publish.
-                        for too_large in letters.extract_if(.., |letter| letter.beside > frame) {
+                        for too_large in messages.extract_if(.., |message| message.beside > frame) {
                             if let Some(place) = reports.get_mut(too_large.at) {
-                                let said = format!("its headers have {} bytes; a frame of the server has {frame}", too_large.beside);
-                                *place = Some(Report::from(Outcome::Rejected { reason: Reason::BodyTooLarge }).saying(said));
+                                let said = format!(
+                                    "its headers have {} bytes; a frame of the server has {frame}",
+                                    too_large.beside
+                                );
+                                *place = Some(
+                                    Report::from(Outcome::Rejected { reason: Reason::BodyTooLarge })
+                                        .saying(said),
+                                );
                             }
                         }
-                        if letters.is_empty() {
+                        if messages.is_empty() {
                             continue;
                         }
-                        for (letter, report) in letters.iter().zip(self.publish(&link, exchange, letters, target.mandatory, until).await) {
-                            if let Some(place) = reports.get_mut(letter.at) {
+                        for (message, report) in messages
+                            .iter()
+                            .zip(self.publish(&link, exchange, messages, target.mandatory, until).await)
+                        {
+                            if let Some(place) = reports.get_mut(message.at) {
                                 *place = Some(report);
                             }
                         }
@@ -149,16 +165,18 @@ impl Sink for Amqp {
         reports.into_iter().map(|report| report.unwrap_or_else(missing)).collect()
     }
 
-    async fn check(&self, target: &Target) -> Result<(), String> {
+    async fn check(&self, target: &Target) -> Result<(), Problem> {
         let said = |report: Report| report.answer.unwrap_or_default();
         let link = self.link().await.map_err(said)?.connection;
         let Some(exchange) = target.exchange.as_ref().and_then(Template::fixed) else { return Ok(()) };
         let looking = async {
             let channel = link.connection.create_channel().await?;
             let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-            channel.exchange_declare(exchange.into(), ExchangeKind::Direct, options, FieldTable::default()).await
+            channel
+                .exchange_declare(exchange.into(), ExchangeKind::Direct, options, FieldTable::default())
+                .await
         };
-        looking.await.map_err(|error| answer::text(&error))
+        Ok(looking.await.map_err(|error| answer::text(&error))?)
     }
 }
 
@@ -183,7 +201,9 @@ impl Amqp {
             runtime,
             async move |uri, runtime| {
                 let dialling = uri.connect_with_config_async(tls.as_ref(), &runtime);
-                let dialled = tokio::time::timeout(CONNECT, dialling).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+                let dialled = tokio::time::timeout(CONNECT, dialling)
+                    .await
+                    .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
                 dialled.map_err(lapin::Error::from)
             },
             properties,
@@ -197,37 +217,47 @@ impl Amqp {
         &self,
         link: &Numbered<Arc<Link>>,
         exchange: &str,
-        letters: &[Letter],
+        messages: &[Message],
         mandatory: bool,
         until: Instant,
     ) -> Vec<Report> {
         let status = link.connection.connection.status();
         if status.blocked() {
-            return vec![answer::blocked(); letters.len()];
+            return vec![answer::blocked(); messages.len()];
         }
         let channel = match timeout_at(until, link.connection.channel()).await {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => {
                 self.shared.give_up(link.number);
-                return vec![answer::unconnected(&error); letters.len()];
+                return vec![answer::unconnected(&error); messages.len()];
             }
             Err(_) => {
                 self.shared.give_up(link.number);
-                return vec![answer::retry(Reason::Timeout).saying("no channel was opened in time"); letters.len()];
+                return vec![
+                    answer::retry(Reason::Timeout).saying("no channel was opened in time");
+                    messages.len()
+                ];
             }
         };
         let options = BasicPublishOptions { mandatory, immediate: false };
-        let mut sending: Vec<_> = letters
+        let mut sending: Vec<_> = messages
             .iter()
-            .map(|letter| {
-                let (exchange, key) = (exchange.into(), letter.routing_key.clone());
-                Box::pin(channel.basic_publish(exchange, key, options, &letter.payload, letter.properties.clone()))
+            .map(|message| {
+                let (exchange, key) = (exchange.into(), message.routing_key.clone());
+                Box::pin(channel.basic_publish(
+                    exchange,
+                    key,
+                    options,
+                    &message.payload,
+                    message.properties.clone(),
+                ))
             })
             .collect();
         // The first look at each puts it into the queue of the channel: all, in their order.
-        let mut started: Vec<Option<lapin::Result<PublisherConfirm>>> = sending.iter_mut().map(|one| one.as_mut().now_or_never()).collect();
+        let mut started: Vec<Option<lapin::Result<PublisherConfirm>>> =
+            sending.iter_mut().map(|one| one.as_mut().now_or_never()).collect();
         let mut returned = HashMap::new();
-        let mut answers = Vec::with_capacity(letters.len());
+        let mut answers = Vec::with_capacity(messages.len());
         for (started, sending) in started.iter_mut().zip(sending) {
             let confirmed = async {
                 match started.take() {
@@ -239,8 +269,14 @@ impl Amqp {
                 Ok(Ok(confirmation)) => {
                     let acknowledged = !confirmation.is_nack();
                     // The library hangs a returned message on whichever confirmation comes next: its id says whose it is.
-                    if let Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message)) = confirmation {
-                        let id = message.properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default();
+                    if let Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message)) = confirmation
+                    {
+                        let id = message
+                            .properties
+                            .message_id()
+                            .as_ref()
+                            .map(ToString::to_string)
+                            .unwrap_or_default();
                         returned.insert(id, format!("{} {}", message.reply_code, message.reply_text));
                     }
                     if acknowledged { Answer::Acknowledged } else { Answer::Refused }
@@ -252,22 +288,25 @@ impl Amqp {
         let complete = answers.iter().all(|answer| matches!(answer, Answer::Acknowledged | Answer::Refused));
         if complete {
             link.connection.keep(channel);
-        } else if !status.connected() || (!status.blocked() && answers.iter().any(|answer| matches!(answer, Answer::None))) {
+        } else if !status.connected()
+            || (!status.blocked() && answers.iter().any(|answer| matches!(answer, Answer::None)))
+        {
             self.shared.give_up(link.number);
         }
         let closed = answers.iter().find_map(answer::Answer::reason_of_the_server).cloned();
-        let alone = letters.len() == 1;
-        let letters = letters.iter().zip(answers);
-        letters
-            .map(|(letter, one)| match returned.get(&letter.id) {
-                Some(words) => {
-                    answer::retry(Reason::Unroutable).saying(format!("{words}: no queue gets {:?}", letter.routing_key.as_str()))
-                }
+        let alone = messages.len() == 1;
+        let messages = messages.iter().zip(answers);
+        messages
+            .map(|(message, one)| match returned.get(&message.id) {
+                Some(words) => answer::retry(Reason::Unroutable)
+                    .saying(format!("{words}: no queue gets {:?}", message.routing_key.as_str())),
                 // Not all has been heard, so it may be one of those that came back.
                 None if !complete && !returned.is_empty() && matches!(one, Answer::Acknowledged) => {
-                    answer::retry(Reason::BrokenAnswer).saying("others were returned, and not all was confirmed").ambiguous()
+                    answer::retry(Reason::BrokenAnswer)
+                        .saying("others were returned, and not all was confirmed")
+                        .ambiguous()
                 }
-                None => one.report(closed.as_ref(), alone, letter.payload.len(), status.blocked()),
+                None => one.report(closed.as_ref(), alone, message.payload.len(), status.blocked()),
             })
             .collect()
     }

@@ -1,18 +1,17 @@
 //! `[sinks.kafka]`: how to reach a cluster, and the client's settings that follow. Never here: a connection.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel};
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::config::Settings;
+use crate::sink::{Settings, tls::TlsFiles};
 
-/// How long librdkafka tries to deliver a record, when nobody says otherwise.
-const TIMEOUT: Duration = Duration::from_secs(10);
 const COMPRESSIONS: &[&str] = &["none", "gzip", "snappy", "lz4"];
 const MECHANISMS: &[&str] = &["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 /// Ways to place keys that put records of one key into one partition.
-const PARTITIONERS: &[&str] = &["consistent", "consistent_random", "murmur2", "murmur2_random", "fnv1a", "fnv1a_random"];
+const PARTITIONERS: &[&str] =
+    &["consistent", "consistent_random", "murmur2", "murmur2_random", "fnv1a", "fnv1a_random"];
 /// Options of librdkafka that may be set: none of them can break what the sink promises.
 const OPTIONS: &[&str] = &[
     "batch.num.messages",
@@ -41,83 +40,108 @@ const OPTIONS: &[&str] = &[
     "topic.metadata.refresh.interval.ms",
 ];
 
-/// `[sinks.kafka]`
+/// How to reach a cluster: `[sinks.kafka]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    brokers: Vec<String>,
-    client_id: String,
-    tls: bool,
-    ca_file: Option<PathBuf>,
-    cert_file: Option<PathBuf>,
-    key_file: Option<PathBuf>,
-    username: Option<String>,
-    password: Option<SecretString>,
-    mechanism: String,
-    compression: String,
-    create_topics: bool,
-    pub(super) timeout: Duration,
-    options: Vec<(String, String)>,
+    /// Brokers to begin with, `HOST:PORT`.
+    pub brokers: Vec<String>,
+    /// What the client calls itself.
+    pub client_id: String,
+    /// Encrypt; needs the feature `kafka-tls`.
+    pub tls: bool,
+    /// Certificates for `tls`.
+    pub tls_files: TlsFiles,
+    /// SASL user; goes together with `password`, and needs the feature `kafka-tls`.
+    pub username: Option<String>,
+    /// SASL password.
+    pub password: Option<SecretString>,
+    /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`.
+    pub mechanism: String,
+    /// `none`, `gzip`, `snappy` or `lz4`.
+    pub compression: String,
+    /// Let the cluster create topics that are missing.
+    pub create_topics: bool,
+    /// How long librdkafka tries to deliver a record; 1 s to 55 s.
+    pub timeout: Duration,
+    /// Further options of librdkafka, `NAME=VALUE`, of those that cannot break a promise.
+    pub options: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            brokers: Vec::new(),
+            client_id: "pgoutbox".to_owned(),
+            tls: false,
+            tls_files: TlsFiles::default(),
+            username: None,
+            password: None,
+            mechanism: "SCRAM-SHA-512".to_owned(),
+            compression: "none".to_owned(),
+            create_topics: false,
+            timeout: Duration::from_secs(10),
+            options: Vec::new(),
+        }
+    }
 }
 
 impl Config {
     pub(super) fn read(settings: &mut Settings<'_>) -> Option<Self> {
+        let default = Self::default();
         let brokers = settings.list("brokers");
         let client_id = settings.text("client_id");
         let tls = settings.switch("tls");
-        let ca_file = settings.path("ca_file");
-        let cert_file = settings.path("cert_file");
-        let key_file = settings.path("key_file");
-        let username = settings.text("username");
-        let password = settings.secret("password");
-        let mechanism = settings.text("mechanism").unwrap_or_else(|| "SCRAM-SHA-512".to_owned());
-        let compression = settings.text("compression").unwrap_or_else(|| "none".to_owned());
-        let create_topics = settings.switch("create_topics").unwrap_or(false);
-        let timeout = settings.duration("timeout", Duration::from_secs(1)..=Duration::from_secs(55)).unwrap_or(TIMEOUT);
-        let options = settings.list("options").unwrap_or_default();
-
-        if !MECHANISMS.contains(&mechanism.as_str()) {
-            settings.refuse("mechanism", format!("must be one of {}", MECHANISMS.join(", ")));
-        }
-        if !COMPRESSIONS.contains(&compression.as_str()) {
-            settings.refuse("compression", format!("must be one of {}", COMPRESSIONS.join(", ")));
-        }
-        if brokers.as_ref().is_some_and(|brokers| brokers.is_empty() || !brokers.iter().all(|broker| is_address(broker))) {
-            settings.refuse("brokers", "must be an array of addresses such as \"kafka-1.internal:9092\"");
-        }
-        if cert_file.is_some() != key_file.is_some() {
-            settings.refuse("cert_file", "cert_file and key_file go together");
-        }
-        if username.is_some() != password.is_some() {
-            settings.refuse("username", "username and password go together");
-        }
-        let options = options.iter().filter_map(|option| match split(option) {
-            Ok(option) => Some(option),
-            Err(problem) => {
-                settings.refuse("options", problem);
-                None
-            }
-        });
-        let options = options.collect();
-        Some(Self {
-            brokers: settings.require("brokers", brokers)?,
-            client_id: client_id.unwrap_or_else(|| "pgoutbox".to_owned()),
+        let tls_files = TlsFiles::read(settings);
+        let config = Self {
+            client_id: client_id.unwrap_or(default.client_id),
             // Naming an authority asks for TLS.
-            tls: tls.unwrap_or(ca_file.is_some() || cert_file.is_some()),
-            ca_file,
-            cert_file,
-            key_file,
-            username,
-            password,
-            mechanism,
-            compression,
-            create_topics,
-            timeout,
-            options,
-        })
+            tls: tls.unwrap_or(tls_files.ca_file.is_some() || tls_files.cert_file.is_some()),
+            tls_files,
+            username: settings.text("username"),
+            password: settings.secret("password"),
+            mechanism: settings.text("mechanism").unwrap_or(default.mechanism),
+            compression: settings.text("compression").unwrap_or(default.compression),
+            create_topics: settings.switch("create_topics").unwrap_or(false),
+            timeout: settings
+                .duration("timeout", Duration::from_secs(1)..=Duration::from_secs(55))
+                .unwrap_or(default.timeout),
+            options: settings.list("options").unwrap_or_default(),
+            brokers: brokers.clone().unwrap_or_default(),
+        };
+        let is_missing = brokers.is_none();
+        settings
+            .refuse_all(config.problems().into_iter().filter(|(key, _)| !(is_missing && *key == "brokers")));
+        settings.require("brokers", brokers).map(|_| config)
+    }
+
+    /// Keys that cannot be used, and what to write instead.
+    fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        if !MECHANISMS.contains(&self.mechanism.as_str()) {
+            problems.push(("mechanism", format!("must be one of {}", MECHANISMS.join(", "))));
+        }
+        if !COMPRESSIONS.contains(&self.compression.as_str()) {
+            problems.push(("compression", format!("must be one of {}", COMPRESSIONS.join(", "))));
+        }
+        if self.brokers.is_empty() || !self.brokers.iter().all(|broker| is_address(broker)) {
+            problems.push((
+                "brokers",
+                "must be an array of addresses such as \"kafka-1.internal:9092\"".to_owned(),
+            ));
+        }
+        problems.extend(self.tls_files.problem());
+        if self.username.is_some() != self.password.is_some() {
+            problems.push(("username", "username and password go together".to_owned()));
+        }
+        problems.extend(self.options.iter().filter_map(|option| Some(("options", split(option).err()?))));
+        problems
     }
 
     /// Whether this program can do what is asked for. Connects to nothing.
     pub(super) fn usable(&self) -> Result<(), String> {
+        if let Some((key, problem)) = self.problems().into_iter().next() {
+            return Err(format!("{key}: {problem}"));
+        }
         if !cfg!(feature = "kafka-tls") && (self.tls || self.username.is_some()) {
             return Err("this program was built without the feature kafka-tls, which TLS and passwords for Kafka need".to_owned());
         }
@@ -137,7 +161,7 @@ impl Config {
             .set("partitioner", "murmur2_random")
             .set("linger.ms", "1")
             .set("topic.metadata.propagation.max.ms", (milliseconds / 2).min(5_000).to_string());
-        for (name, value) in &self.options {
+        for (name, value) in self.options.iter().filter_map(|option| split(option).ok()) {
             config.set(name, value);
         }
         config
@@ -177,15 +201,22 @@ impl Config {
         if protocol != "plaintext" {
             config.set("security.protocol", protocol);
         }
-        for (name, path) in
-            [("ssl.ca.location", &self.ca_file), ("ssl.certificate.location", &self.cert_file), ("ssl.key.location", &self.key_file)]
-        {
+        let TlsFiles { ca_file, cert_file, key_file } = &self.tls_files;
+        let files = [
+            ("ssl.ca.location", ca_file),
+            ("ssl.certificate.location", cert_file),
+            ("ssl.key.location", key_file),
+        ];
+        for (name, path) in files {
             if let Some(path) = path {
                 config.set(name, path.to_string_lossy());
             }
         }
         if let (Some(username), Some(password)) = (&self.username, &self.password) {
-            config.set("sasl.mechanism", &self.mechanism).set("sasl.username", username).set("sasl.password", password.expose_secret());
+            config
+                .set("sasl.mechanism", &self.mechanism)
+                .set("sasl.username", username)
+                .set("sasl.password", password.expose_secret());
         }
         config
     }
@@ -196,14 +227,19 @@ fn is_address(broker: &str) -> bool {
         && !broker.contains(|c: char| c.is_whitespace() || c == ',' || c == '/')
 }
 
-fn split(option: &str) -> Result<(String, String), String> {
+fn split(option: &str) -> Result<(&str, &str), String> {
     let (name, value) = option.split_once('=').ok_or_else(|| format!("{option:?} should be NAME=VALUE"))?;
     if name == "partitioner" && !PARTITIONERS.contains(&value) {
         let known = PARTITIONERS.join(", ");
-        Err(format!("the partitioner {value:?} would put the records of one key into any partition, or is not known; there are {known}"))
+        Err(format!(
+            "the partitioner {value:?} would put the records of one key into any partition, or is not known; there are {known}"
+        ))
     } else if OPTIONS.contains(&name) {
-        Ok((name.to_owned(), value.to_owned()))
+        Ok((name, value))
     } else {
-        Err(format!("{name:?} may not be set here; those of librdkafka's options that may are {}", OPTIONS.join(", ")))
+        Err(format!(
+            "{name:?} may not be set here; those of librdkafka's options that may are {}",
+            OPTIONS.join(", ")
+        ))
     }
 }

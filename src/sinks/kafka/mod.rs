@@ -25,16 +25,19 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::{sync::oneshot, time::Instant};
 
+pub use self::config::Config;
 use self::{
-    config::Config,
     missing::Missing,
     producer::{Confirmation, Producer},
 };
-use super::{Batch, Configured, Report, Sink, body, body::Body, only, parse_config, template::Template};
 use crate::{
-    config::Settings,
-    delivery::Delivery,
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::{
+        Batch, Configured, Outgoing, Problem, Report, Settings, Sink,
+        body::{self, Body},
+        only, parse_config,
+        template::Template,
+    },
 };
 
 /// librdkafka looks for messages that are overdue once a second.
@@ -54,7 +57,10 @@ pub struct Kafka {
 
 impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kafka").field("config", &self.config).field("connection", &self.connection).finish_non_exhaustive()
+        f.debug_struct("Kafka")
+            .field("config", &self.config)
+            .field("connection", &self.connection)
+            .finish_non_exhaustive()
     }
 }
 
@@ -84,9 +90,14 @@ impl Configured for Kafka {
         Config::read(settings)
     }
 
-    fn open(config: Config, connection: &str) -> Result<Self, String> {
+    fn open(config: Config, connection: &str) -> Result<Self, Problem> {
         config.usable()?;
-        Ok(Self { config, connection: connection.to_owned(), producer: Mutex::default(), missing: Mutex::default() })
+        Ok(Self {
+            config,
+            connection: connection.to_owned(),
+            producer: Mutex::default(),
+            missing: Mutex::default(),
+        })
     }
 }
 
@@ -94,13 +105,14 @@ impl Sink for Kafka {
     const KIND: &'static str = "kafka";
     type Target = Target;
 
-    fn target(&self, config: &Value) -> Result<Target, String> {
+    fn target(&self, config: &Value) -> Result<Target, Problem> {
         let mut target: Target = parse_config(config)?;
         target.place = config["topic"].as_str().unwrap_or_default().to_owned();
         match target.topic.fixed() {
-            Some(topic) if !is_topic(topic) => {
-                Err(format!("config.topic: {topic:?} is no name of a topic; it has 1 to 249 letters, digits and . _ -"))
-            }
+            Some(topic) if !is_topic(topic) => Err(format!(
+                "config.topic: {topic:?} is no name of a topic; it has 1 to 249 letters, digits and . _ -"
+            )
+            .into()),
             _ => Ok(target),
         }
     }
@@ -118,15 +130,16 @@ impl Sink for Kafka {
         Some(Batch::BROKER)
     }
 
-    async fn send(&self, target: &Target, delivery: &Delivery) -> Report {
+    async fn send(&self, target: &Target, delivery: &Outgoing) -> Report {
         only(self.send_batch(target, std::slice::from_ref(delivery)).await)
     }
 
-    async fn send_batch(&self, target: &Target, deliveries: &[Delivery]) -> Vec<Report> {
+    async fn send_batch(&self, target: &Target, deliveries: &[Outgoing]) -> Vec<Report> {
         let producer = match self.producer() {
             Ok(producer) => producer,
             Err(problem) => {
-                let report = Report::from(Outcome::Retry { reason: Reason::Refused, after: None }).saying(problem);
+                let report =
+                    Report::from(Outcome::Retry { reason: Reason::Refused, after: None }).saying(problem);
                 return vec![report; deliveries.len()];
             }
         };
@@ -163,13 +176,14 @@ impl Sink for Kafka {
         reports
     }
 
-    async fn check(&self, target: &Target) -> Result<(), String> {
+    async fn check(&self, target: &Target) -> Result<(), Problem> {
         let config = self.config.for_looking();
         let topic = target.topic.fixed().map(str::to_owned);
         let limit = CHECK.min(self.config.timeout);
         // Ends by itself at its limit, also when nobody waits any more.
-        let looked = tokio::task::spawn_blocking(move || producer::look(&config, topic.as_deref(), limit)).await;
-        looked.unwrap_or_else(|_| Err("librdkafka panicked".to_owned()))
+        let looked =
+            tokio::task::spawn_blocking(move || producer::look(&config, topic.as_deref(), limit)).await;
+        Ok(looked.unwrap_or_else(|_| Err("librdkafka panicked".to_owned()))?)
     }
 }
 
@@ -198,21 +212,24 @@ impl Kafka {
         &self,
         producer: &Producer,
         target: &Target,
-        delivery: &Delivery,
+        delivery: &Outgoing,
     ) -> Result<(String, oneshot::Receiver<Confirmation>), Report> {
         let topic = target.topic.render_field("topic", delivery, fitting)?;
         if !is_topic(&topic) {
-            return Err(
-                Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).saying(format!("{topic:?} is no name of a topic"))
-            );
+            return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed })
+                .saying(format!("{topic:?} is no name of a topic")));
         }
         let key = match &target.key {
-            Some(template) => Some(Cow::Owned(template.render_field("key", delivery, |value| Cow::Borrowed(value))?)),
+            Some(template) => {
+                Some(Cow::Owned(template.render_field("key", delivery, |value| Cow::Borrowed(value))?))
+            }
             None => delivery.event.key.as_deref().map(Cow::Borrowed),
         };
         let payload = target.body.of(&delivery.event);
         let (tell, waiting) = oneshot::channel();
-        let mut record = BaseRecord::with_opaque_to(&topic, Box::new(tell)).payload(&payload).headers(headers(target.body, delivery));
+        let mut record = BaseRecord::with_opaque_to(&topic, Box::new(tell))
+            .payload(&payload)
+            .headers(headers(target.body, delivery));
         if let Some(key) = &key {
             record = record.key(key.as_ref());
         }
@@ -253,7 +270,9 @@ fn fitting(value: &str) -> Cow<'_, str> {
     if value.bytes().all(is_topic_byte) {
         Cow::Borrowed(value)
     } else {
-        Cow::Owned(value.chars().map(|c| if u8::try_from(c).is_ok_and(is_topic_byte) { c } else { '_' }).collect())
+        Cow::Owned(
+            value.chars().map(|c| if u8::try_from(c).is_ok_and(is_topic_byte) { c } else { '_' }).collect(),
+        )
     }
 }
 
@@ -266,7 +285,7 @@ fn is_topic(name: &str) -> bool {
 }
 
 /// What goes beside the payload; for CloudEvents in binary mode as its Kafka protocol binding says.
-fn headers(form: Body, delivery: &Delivery) -> OwnedHeaders {
+fn headers(form: Body, delivery: &Outgoing) -> OwnedHeaders {
     let event = &delivery.event;
     let (prefix, attributes) = match form {
         Body::CloudEventsBinary => ("ce_", body::cloudevents_attributes(event)),

@@ -18,8 +18,8 @@ use rdkafka::{
 use tokio::sync::oneshot;
 
 use crate::{
-    sinks::Report,
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::Report,
 };
 
 /// What became of a record.
@@ -44,7 +44,12 @@ impl Confirmation {
     pub(super) fn blames_a_set(self) -> bool {
         matches!(
             self,
-            Self::Failed(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidRecord | Code::InvalidDifferentRecord)
+            Self::Failed(
+                Code::MessageSizeTooLarge
+                    | Code::MessageBatchTooLarge
+                    | Code::InvalidRecord
+                    | Code::InvalidDifferentRecord
+            )
         )
     }
 }
@@ -120,7 +125,10 @@ impl Producer {
     }
 
     /// Puts a record at the end of its queue.
-    pub(super) fn queue<K: ToBytes + ?Sized, P: ToBytes + ?Sized>(&self, record: BaseRecord<'_, K, P, Tell>) -> Result<(), Code> {
+    pub(super) fn queue<K: ToBytes + ?Sized, P: ToBytes + ?Sized>(
+        &self,
+        record: BaseRecord<'_, K, P, Tell>,
+    ) -> Result<(), Code> {
         self.0.send(record).map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(Code::InvalidArgument))
     }
 
@@ -132,7 +140,9 @@ impl Producer {
                 // librdkafka tries again by itself until a record is overdue; why it had to is what its client hears.
                 let (reason, words) = match &*self.ear().trouble() {
                     // A broker that let us connect, and then said nothing.
-                    Some((code, words)) if words.contains("timed out") && !words.contains("state CONNECT") => {
+                    Some((code, words))
+                        if words.contains("timed out") && !words.contains("state CONNECT") =>
+                    {
                         (Reason::Timeout, format!("{}: {words}", text(*code)))
                     }
                     Some((code, words)) => (reason(*code), format!("{}: {words}", text(*code))),
@@ -141,10 +151,14 @@ impl Producer {
                 let report = retry(reason).saying(words);
                 if self.ear().reached.load(Ordering::Relaxed) { report.ambiguous() } else { report }
             }
-            Confirmation::Failed(Code::Fatal | Code::PurgeQueue | Code::PurgeInflight) => match self.0.client().fatal_error() {
-                Some((code, words)) => retry(reason(code)).saying(format!("{}: {words}", text(code))).ambiguous(),
-                None => retry(Reason::BrokenAnswer).saying("the producer was closed").ambiguous(),
-            },
+            Confirmation::Failed(Code::Fatal | Code::PurgeQueue | Code::PurgeInflight) => {
+                match self.0.client().fatal_error() {
+                    Some((code, words)) => {
+                        retry(reason(code)).saying(format!("{}: {words}", text(code))).ambiguous()
+                    }
+                    None => retry(Reason::BrokenAnswer).saying("the producer was closed").ambiguous(),
+                }
+            }
             Confirmation::Failed(code) => {
                 let reason = reason(*code);
                 let outcome = match code {
@@ -158,8 +172,12 @@ impl Producer {
                 let report = Report::from(outcome).saying(text(*code));
                 if may_be_stored(*code) { report.ambiguous() } else { report }
             }
-            Confirmation::GivenUp => retry(Reason::BrokenAnswer).saying("the producer was closed").ambiguous(),
-            Confirmation::Nothing => retry(Reason::Timeout).saying("librdkafka did not report in time").ambiguous(),
+            Confirmation::GivenUp => {
+                retry(Reason::BrokenAnswer).saying("the producer was closed").ambiguous()
+            }
+            Confirmation::Nothing => {
+                retry(Reason::Timeout).saying("librdkafka did not report in time").ambiguous()
+            }
         }
     }
 }
@@ -174,9 +192,13 @@ fn text(code: Code) -> String {
 
 fn reason(code: Code) -> Reason {
     match code {
-        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => Reason::BodyTooLarge,
+        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
+            Reason::BodyTooLarge
+        }
         Code::InvalidRecord => Reason::PayloadUnusable,
-        Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition | Code::InvalidTopic => Reason::TargetMissing,
+        Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition | Code::InvalidTopic => {
+            Reason::TargetMissing
+        }
         Code::Authentication
         | Code::SaslAuthenticationFailed
         | Code::UnsupportedSASLMechanism
@@ -188,7 +210,9 @@ fn reason(code: Code) -> Reason {
         Code::SSL => Reason::TlsFailed,
         Code::Resolve => Reason::DnsFailed,
         Code::BrokerTransportFailure | Code::AllBrokersDown | Code::NetworkException => Reason::ConnectFailed,
-        Code::MessageTimedOut | Code::RequestTimedOut | Code::OperationTimedOut | Code::TimedOutQueue => Reason::Timeout,
+        Code::MessageTimedOut | Code::RequestTimedOut | Code::OperationTimedOut | Code::TimedOutQueue => {
+            Reason::Timeout
+        }
         Code::QueueFull | Code::KafkaStorageError | Code::LogDirNotFound => Reason::DestinationFull,
         Code::ThrottlingQuotaExceeded => Reason::RateLimited,
         _ => Reason::Refused,
@@ -210,7 +234,8 @@ fn may_be_stored(code: Code) -> bool {
 
 /// Asks a broker for its metadata, and for that of a topic. Blocks for `limit` at most.
 pub(super) fn look(config: &ClientConfig, topic: Option<&str>, limit: Duration) -> Result<(), String> {
-    let client: BaseProducer<Ear> = config.create_with_context(Ear::default()).map_err(|error| error.to_string())?;
+    let client: BaseProducer<Ear> =
+        config.create_with_context(Ear::default()).map_err(|error| error.to_string())?;
     let metadata = client.client().fetch_metadata(topic, limit).map_err(|error| {
         // What its client heard meanwhile says why.
         client.poll(Duration::ZERO);
@@ -221,7 +246,9 @@ pub(super) fn look(config: &ClientConfig, topic: Option<&str>, limit: Duration) 
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     match found.map(|found| found.error().map(Code::from)) {
         Some(None) => Ok(()),
-        Some(Some(Code::UnknownTopicOrPartition)) | None => Err(format!("there is no topic {topic:?} at the broker")),
+        Some(Some(Code::UnknownTopicOrPartition)) | None => {
+            Err(format!("there is no topic {topic:?} at the broker"))
+        }
         Some(Some(code)) => Err(format!("the topic {topic:?}: {}", text(code))),
     }
 }

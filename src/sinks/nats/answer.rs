@@ -6,8 +6,8 @@ use async_nats::{ConnectError, ConnectErrorKind, StatusCode, client::PublishErro
 use serde::Deserialize;
 
 use crate::{
-    sinks::Report,
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::Report,
 };
 
 pub(super) fn retry(reason: Reason) -> Report {
@@ -19,7 +19,10 @@ pub(super) fn unconnected(error: &ConnectError) -> Report {
     let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
     // The cause of an error of TLS is inside an error of input and output, which does not name it as its source.
     let tls = |cause: &(dyn Error + 'static)| {
-        cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>())
+        cause
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+            .is_some_and(|inner| inner.is::<rustls::Error>())
     };
     let reason = match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => Reason::AccessDenied,
@@ -34,8 +37,12 @@ pub(super) fn unconnected(error: &ConnectError) -> Report {
 /// The client did not take it.
 pub(super) fn unpublished(error: &async_nats::PublishError) -> Report {
     match error.kind() {
-        PublishErrorKind::MaxPayloadExceeded => Report::from(Outcome::Rejected { reason: Reason::BodyTooLarge }).saying(error),
-        PublishErrorKind::InvalidSubject => Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).saying(error),
+        PublishErrorKind::MaxPayloadExceeded => {
+            Report::from(Outcome::Rejected { reason: Reason::BodyTooLarge }).saying(error)
+        }
+        PublishErrorKind::InvalidSubject => {
+            Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).saying(error)
+        }
         PublishErrorKind::Send => retry(Reason::BrokenAnswer).saying("the connection was lost"),
     }
 }
@@ -92,7 +99,8 @@ pub(super) fn is_taken(list: &[u8], subject: &str, expected: Option<&str>) -> Re
         streams: Option<Vec<String>>,
         error: Option<Failure>,
     }
-    let list: List = serde_json::from_slice(list).map_err(|_| "the answer is not that of JetStream".to_owned())?;
+    let list: List =
+        serde_json::from_slice(list).map_err(|_| "the answer is not that of JetStream".to_owned())?;
     match (list.error, list.streams.unwrap_or_default().first(), expected) {
         (Some(failure), ..) => Err(failure.description),
         (None, None, _) => Err(format!("no stream takes the subject {subject}")),

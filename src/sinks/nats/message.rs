@@ -8,15 +8,14 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    delivery::Delivery,
+    delivery::{Outcome, Reason},
     event::Event,
-    sinks::{
-        Report,
+    sink::{
+        Outgoing, Report,
         body::{self, Body},
         parse_config,
         template::Template,
     },
-    verdict::{Outcome, Reason},
 };
 
 /// What the server takes for the identity of a message within a stream's window for duplicates.
@@ -68,16 +67,17 @@ impl Target {
             || written.ends_with('.')
             || written.contains("..")
         {
-            return Err("config.subject: it must be segments separated by dots, without spaces, \"*\" and \">\"".to_owned());
+            return Err(
+                "config.subject: it must be segments separated by dots, without spaces, \"*\" and \">\""
+                    .to_owned(),
+            );
         }
         if written.starts_with('$') {
             return Err("config.subject: subjects that begin with \"$\" belong to the server".to_owned());
         }
-        if target
-            .stream
-            .as_ref()
-            .is_some_and(|stream| stream.is_empty() || stream.contains(|c: char| c.is_whitespace() || ".*>".contains(c)))
-        {
+        if target.stream.as_ref().is_some_and(|stream| {
+            stream.is_empty() || stream.contains(|c: char| c.is_whitespace() || ".*>".contains(c))
+        }) {
             return Err("config.stream: it must be the name of a stream".to_owned());
         }
         target.place = target.stream.clone().unwrap_or_else(|| written.to_owned());
@@ -94,7 +94,7 @@ impl Target {
         self.stream.as_deref()
     }
 
-    pub(super) fn message(&self, delivery: &Delivery) -> Result<Message, Report> {
+    pub(super) fn message(&self, delivery: &Outgoing) -> Result<Message, Report> {
         let subject = self.subject.render_field("subject", delivery, clean)?;
         if !is_subject(&subject) || subject.starts_with('$') {
             return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed })
@@ -154,14 +154,18 @@ fn clean(value: &str) -> Cow<'_, str> {
     }
     let segments = value.split('.').map(|segment| match segment {
         "" => "_".to_owned(),
-        some => some.replace(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '*' | '>' | '$'), "_"),
+        some => {
+            some.replace(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '*' | '>' | '$'), "_")
+        }
     });
     Cow::Owned(segments.collect::<Vec<_>>().join("."))
 }
 
 /// Percent-encoded: whatever is not printable ASCII, and `%`; `all`: spaces and quotes as well, as CloudEvents wants it.
 fn encoded(value: &str, all: bool) -> Cow<'_, str> {
-    let plain = |byte: u8| matches!(byte, 0x21..=0x7e) && byte != b'%' && !(all && byte == b'"') || (byte == b' ' && !all);
+    let plain = |byte: u8| {
+        matches!(byte, 0x21..=0x7e) && byte != b'%' && !(all && byte == b'"') || (byte == b' ' && !all)
+    };
     if value.bytes().all(plain) {
         return Cow::Borrowed(value);
     }

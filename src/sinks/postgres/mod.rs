@@ -6,14 +6,18 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, PgPool, Row as _, postgres::PgPoolOptions};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, PgPool, Row as _,
+    postgres::PgPoolOptions,
+};
 
-use super::{Batch, Configured, Report, Sink, body, only, parse_config, template::Template};
 use crate::{
-    config::{self, Settings},
-    delivery::Delivery,
-    duration,
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason, duration},
+    sink::{
+        Batch, Configured, Outgoing, Problem, Report, Settings, Sink, address, body, only, parse_config,
+        sqlstate::{Class, class},
+        template::Template,
+    },
 };
 
 /// What a receiving database needs, as SQL.
@@ -36,11 +40,21 @@ pub struct Postgres {
     connection: String,
 }
 
-/// `[sinks.postgres]`
+/// How to reach another database: `[sinks.postgres]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    url: SecretString,
-    pool_size: u32,
+    /// `postgres://USER@HOST:PORT/DATABASE`.
+    pub url: SecretString,
+    /// Connections at most.
+    pub pool_size: u32,
+}
+
+impl Config {
+    /// The defaults for a database at this address.
+    #[must_use]
+    pub fn new(url: SecretString) -> Self {
+        Self { url, pool_size: POOL_SIZE }
+    }
 }
 
 /// A subscription's config.
@@ -90,15 +104,17 @@ impl Configured for Postgres {
         let url = settings.secret("url");
         let pool_size = settings.number("pool_size", 1..=100).unwrap_or(POOL_SIZE);
         let url = settings.require("url", url)?;
-        if let Err(problem) = config::database_url(url.expose_secret()) {
+        if let Err(problem) = address::parse(url.expose_secret()) {
             settings.refuse("url", problem);
         }
         Some(Config { url, pool_size })
     }
 
-    fn open(config: Config, connection: &str) -> Result<Self, String> {
-        let options = config::database_url(config.url.expose_secret())?;
-        let options = options.disable_statement_logging().application_name(concat!("pgoutbox/", env!("CARGO_PKG_VERSION")));
+    fn open(config: Config, connection: &str) -> Result<Self, Problem> {
+        let options = address::parse(config.url.expose_secret())?;
+        let options = options
+            .disable_statement_logging()
+            .application_name(concat!("pgoutbox/", env!("CARGO_PKG_VERSION")));
         let pool = PgPoolOptions::new()
             .max_connections(config.pool_size)
             .acquire_timeout(CONNECT_LIMIT)
@@ -112,25 +128,29 @@ impl Sink for Postgres {
     const KIND: &'static str = "postgres";
     type Target = Target;
 
-    fn target(&self, config: &Value) -> Result<Target, String> {
+    fn target(&self, config: &Value) -> Result<Target, Problem> {
         let mut target: Target = parse_config(config)?;
         if target.table.is_some() && target.function.is_some() {
-            return Err("config: give a table or a function, not both".to_owned());
+            return Err("config: give a table or a function, not both".to_owned().into());
         }
         for (field, name) in [("table", &target.table), ("function", &target.function)] {
             if name.as_deref().is_some_and(|name| !is_plain_name(name)) {
-                return Err(format!("config.{field}: write schema.name, in letters, digits and _"));
+                return Err(format!("config.{field}: write schema.name, in letters, digits and _").into());
             }
         }
         if target.timeout.is_zero() || target.timeout > LONGEST {
-            return Err(format!("config.timeout: it must be above 0 and at most {}", duration::format(LONGEST)));
+            return Err(format!(
+                "config.timeout: it must be above 0 and at most {}",
+                duration::format(LONGEST)
+            )
+            .into());
         }
         let most = if target.function.is_some() { 64 } else { 1_000 };
         if target.function.is_some() && config.get("batch").is_none() {
             target.batch = 50;
         }
         if !(1..=most).contains(&target.batch) {
-            return Err(format!("config.batch: it must be a whole number from 1 to {most}"));
+            return Err(format!("config.batch: it must be a whole number from 1 to {most}").into());
         }
         let insert = include_str!("insert.sql");
         target.insert = match &target.table {
@@ -153,26 +173,36 @@ impl Sink for Postgres {
         Some(Batch { max: target.batch.into(), shares_fate: true, ..Batch::BROKER })
     }
 
-    async fn send(&self, target: &Target, delivery: &Delivery) -> Report {
+    async fn send(&self, target: &Target, delivery: &Outgoing) -> Report {
         only(self.send_batch(target, std::slice::from_ref(delivery)).await)
     }
 
-    async fn send_batch(&self, target: &Target, deliveries: &[Delivery]) -> Vec<Report> {
-        let sources: Result<Vec<String>, Report> =
-            deliveries.iter().map(|delivery| target.source.render_field("source", delivery, |value| value.into())).collect();
+    async fn send_batch(&self, target: &Target, deliveries: &[Outgoing]) -> Vec<Report> {
+        let sources: Result<Vec<String>, Report> = deliveries
+            .iter()
+            .map(|delivery| target.source.render_field("source", delivery, |value| value.into()))
+            .collect();
         let sources = match sources {
             Ok(sources) => sources,
             // Those that can be written go without it, each alone, at their next attempt.
             Err(report) if deliveries.len() == 1 => return vec![report],
             Err(report) => {
                 return vec![
-                    Report { outcome: Outcome::Retry { reason: Reason::TemplateFailed, after: None }, ..report };
+                    Report {
+                        outcome: Outcome::Retry { reason: Reason::TemplateFailed, after: None },
+                        ..report
+                    };
                     deliveries.len()
                 ];
             }
         };
         let events: Vec<String> = deliveries.iter().map(|delivery| body::whole(&delivery.event)).collect();
-        match tokio::time::timeout(target.timeout + CONNECT_LIMIT + Duration::from_secs(1), self.write(target, &sources, &events)).await {
+        match tokio::time::timeout(
+            target.timeout + CONNECT_LIMIT + Duration::from_secs(1),
+            self.write(target, &sources, &events),
+        )
+        .await
+        {
             Ok(Ok(reports)) => reports,
             Ok(Err(Failure { error, at_commit })) => {
                 let report = report(&error);
@@ -186,12 +216,13 @@ impl Sink for Postgres {
         }
     }
 
-    async fn check(&self, target: &Target) -> Result<(), String> {
+    async fn check(&self, target: &Target) -> Result<(), Problem> {
         // Not from the pool: its own error says what is wrong, the pool's that waiting was in vain.
         let options = self.pool.connect_options();
         let asking = async {
             let mut connection = PgConnection::connect_with(&options).await?;
-            let table = if target.function.is_none() { Some(target.table.as_deref().unwrap_or(TABLE)) } else { None };
+            let table =
+                if target.function.is_none() { Some(target.table.as_deref().unwrap_or(TABLE)) } else { None };
             let row = sqlx::query(include_str!("inspect.sql"))
                 .bind(table)
                 .bind(target.function.as_deref())
@@ -204,10 +235,12 @@ impl Sink for Postgres {
         let name = target.place();
         match tokio::time::timeout(CONNECT_LIMIT, asking).await {
             Ok(Ok(Some(true))) => Ok(()),
-            Ok(Ok(Some(false))) => Err(format!("the login may not use {name} there")),
-            Ok(Ok(None)) => Err(format!("there is no {name} there; run what `pgoutbox inbox --sql` prints")),
-            Ok(Err(error)) => Err(words(&error)),
-            Err(_) => Err("no answer within 5s".to_owned()),
+            Ok(Ok(Some(false))) => Err(format!("the login may not use {name} there").into()),
+            Ok(Ok(None)) => {
+                Err(format!("there is no {name} there; run what `pgoutbox inbox --sql` prints").into())
+            }
+            Ok(Err(error)) => Err(words(&error).into()),
+            Err(_) => Err("no answer within 5s".to_owned().into()),
         }
     }
 }
@@ -224,10 +257,19 @@ impl From<sqlx::Error> for Failure {
 }
 
 impl Postgres {
-    async fn write(&self, target: &Target, sources: &[String], events: &[String]) -> Result<Vec<Report>, Failure> {
+    async fn write(
+        &self,
+        target: &Target,
+        sources: &[String],
+        events: &[String],
+    ) -> Result<Vec<Report>, Failure> {
         let mut transaction = self.pool.begin().await?;
         let limit = format!("{}ms", target.timeout.as_millis().max(1));
-        sqlx::query(include_str!("limit.sql")).bind(limit).persistent(false).execute(&mut *transaction).await?;
+        sqlx::query(include_str!("limit.sql"))
+            .bind(limit)
+            .persistent(false)
+            .execute(&mut *transaction)
+            .await?;
         let reports = match &target.function {
             None => {
                 sqlx::query(AssertSqlSafe(target.insert.clone()))
@@ -250,9 +292,13 @@ impl Postgres {
                     .map(|row| match row.try_get::<Option<String>, _>("code")? {
                         None => Ok(Outcome::Delivered.into()),
                         Some(code) => {
-                            let message: String = row.try_get::<Option<String>, _>("message")?.unwrap_or_default();
-                            Ok(Report::from(Outcome::Retry { reason: reason(&code, Reason::FunctionFailed), after: None })
-                                .saying(format!("{code}: {message}")))
+                            let message: String =
+                                row.try_get::<Option<String>, _>("message")?.unwrap_or_default();
+                            Ok(Report::from(Outcome::Retry {
+                                reason: reason(&code, Reason::FunctionFailed),
+                                after: None,
+                            })
+                            .saying(format!("{code}: {message}")))
                         }
                     })
                     .collect::<Result<_, sqlx::Error>>()?
@@ -274,20 +320,21 @@ fn report(error: &sqlx::Error) -> Report {
 
 /// What a SQLSTATE means for the attempt.
 fn reason(code: &str, otherwise: Reason) -> Reason {
-    match code {
-        "57014" => Reason::Timeout,
-        "42501" | "28000" | "28P01" => Reason::AccessDenied,
-        "42P01" | "42703" | "42883" | "3F000" | "3D000" => Reason::TargetMissing,
-        "53100" | "53200" => Reason::DestinationFull,
-        "25006" | "53300" => Reason::ConnectFailed,
-        code if code.starts_with("08") || code.starts_with("57P") => Reason::ConnectFailed,
-        _ => otherwise,
+    match class(code) {
+        Class::Canceled => Reason::Timeout,
+        Class::NoRights | Class::LoginRefused => Reason::AccessDenied,
+        Class::Missing | Class::NoDatabase => Reason::TargetMissing,
+        Class::Full => Reason::DestinationFull,
+        Class::Unavailable | Class::ReadOnly | Class::Busy => Reason::ConnectFailed,
+        Class::Refused | Class::Other => otherwise,
     }
 }
 
 fn words(error: &sqlx::Error) -> String {
     match error {
-        sqlx::Error::Database(database) => format!("{}: {}", database.code().unwrap_or_default(), database.message()),
+        sqlx::Error::Database(database) => {
+            format!("{}: {}", database.code().unwrap_or_default(), database.message())
+        }
         sqlx::Error::PoolTimedOut => "no connection to the database within 5s".to_owned(),
         other => other.to_string(),
     }

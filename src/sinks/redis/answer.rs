@@ -5,8 +5,8 @@ use std::{error::Error as _, io, sync::Arc, time::Duration};
 use redis::{ErrorKind, RedisError};
 
 use crate::{
-    sinks::Report,
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::Report,
 };
 
 /// No connection was made, or it was refused.
@@ -40,7 +40,9 @@ pub(super) fn refused(error: &RedisError) -> Report {
 /// No answer came: whether the entries were added is not known.
 pub(super) fn lost(error: &RedisError, timeout: Duration) -> Report {
     if error.is_timeout() {
-        retry(Reason::Timeout).saying(format!("no answer within {}", crate::duration::format(timeout))).ambiguous()
+        retry(Reason::Timeout)
+            .saying(format!("no answer within {}", crate::delivery::duration::format(timeout)))
+            .ambiguous()
     } else {
         retry(Reason::BrokenAnswer).saying(text(error)).ambiguous()
     }
@@ -48,7 +50,8 @@ pub(super) fn lost(error: &RedisError, timeout: Duration) -> Report {
 
 /// Whether another connection may lead to a server that does better, or has other rights.
 pub(super) fn ends_the_connection(error: &RedisError) -> bool {
-    error.is_io_error() || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "NOAUTH"))
+    error.is_io_error()
+        || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "NOAUTH"))
 }
 
 /// As the server says it: `WRONGTYPE Operation against a key …`.
@@ -65,7 +68,8 @@ fn retry(reason: Reason) -> Report {
 }
 
 fn is_tls(error: &RedisError) -> bool {
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>());
+    let cause =
+        error.source().and_then(|cause| cause.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>());
     let io = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
     io.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>())
 }

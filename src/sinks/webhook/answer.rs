@@ -15,9 +15,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::target::Target;
 use crate::{
-    egress::ResolveError,
-    sinks::Report,
-    verdict::{LONGEST_PAUSE, Outcome, Reason},
+    delivery::{LONGEST_PAUSE, Outcome, Reason},
+    sink::{Report, egress::ResolveError},
 };
 
 /// So much of an answer is read (bytes)…
@@ -30,7 +29,11 @@ const KEEP_LIMIT: usize = 1024;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Reports an answer, and returns the whole body of one that acknowledges a batch. `now`: ours, for answers without a date.
-pub(super) async fn report(mut response: reqwest::Response, target: &Target, now: SystemTime) -> (Report, Vec<u8>) {
+pub(super) async fn report(
+    mut response: reqwest::Response,
+    target: &Target,
+    now: SystemTime,
+) -> (Report, Vec<u8>) {
     let status = response.status();
     let outcome = outcome(status, &target.dead_letter_on, || retry_after(response.headers(), now));
     // A failure of the server may come after it has acted; a refusal comes before.
@@ -45,14 +48,20 @@ pub(super) async fn report(mut response: reqwest::Response, target: &Target, now
             }
         };
     }
-    let answer = if response.content_length() == Some(0) { None } else { excerpt(response, &target.confidential).await };
+    let answer = if response.content_length() == Some(0) {
+        None
+    } else {
+        excerpt(response, &target.confidential).await
+    };
     (Report { answer, ..report }, Vec::new())
 }
 
 /// A 2xx answer that may say anything beyond what is read of it.
 fn too_long() -> Report {
     let outcome = Outcome::Retry { reason: Reason::BrokenAnswer, after: None };
-    Report::from(outcome).saying(format!("the answer has more than {READ_LIMIT_OF_A_BATCH} bytes")).ambiguous()
+    Report::from(outcome)
+        .saying(format!("the answer has more than {READ_LIMIT_OF_A_BATCH} bytes"))
+        .ambiguous()
 }
 
 /// Whether a connection can be made: asks with OPTIONS, which changes nothing, and takes every answer of HTTP for a good one.
@@ -72,7 +81,9 @@ fn outcome(status: StatusCode, dead_letter_on: &[u16], pause: impl FnOnce() -> O
         410 => return Outcome::Gone,
         300..=399 => Reason::Redirect,
         429 | 503 => Reason::RateLimited,
-        code @ 400..=499 if dead_letter_on.contains(&code) => return Outcome::Rejected { reason: Reason::ClientError },
+        code @ 400..=499 if dead_letter_on.contains(&code) => {
+            return Outcome::Rejected { reason: Reason::ClientError };
+        }
         400..=499 => Reason::ClientError,
         500..=599 => Reason::ServerError,
         _ => Reason::BrokenAnswer,
@@ -193,7 +204,13 @@ pub(super) fn failure(error: reqwest::Error, target: &Target) -> Report {
     let ambiguous = matches!(reason, Reason::Timeout | Reason::BrokenAnswer);
     let cause = causes(&error).last().map(ToString::to_string).unwrap_or_default();
     let answer = Some(escape(format!("{doing}: {cause}").as_bytes(), &target.confidential));
-    Report { outcome: Outcome::Retry { reason, after: None }, status: None, answer, ambiguous, settled: false }
+    Report {
+        outcome: Outcome::Retry { reason, after: None },
+        status: None,
+        answer,
+        ambiguous,
+        settled: false,
+    }
 }
 
 /// Why there was no answer, and during what. Until there is a connection no byte of the request has left.
@@ -213,18 +230,31 @@ fn classify(error: &reqwest::Error) -> (Reason, &'static str) {
     if error.is_connect() {
         // A handshake can end early in ways a TCP connect cannot.
         let is_tls = causes(error).any(|cause| {
-            cause.is::<rustls::Error>() || cause.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::UnexpectedEof)
+            cause.is::<rustls::Error>()
+                || cause
+                    .downcast_ref::<io::Error>()
+                    .is_some_and(|io| io.kind() == io::ErrorKind::UnexpectedEof)
         });
-        return if is_tls { (Reason::TlsFailed, "TLS handshake") } else { (Reason::ConnectFailed, "connecting") };
+        return if is_tls {
+            (Reason::TlsFailed, "TLS handshake")
+        } else {
+            (Reason::ConnectFailed, "connecting")
+        };
     }
-    if error.is_timeout() { (Reason::Timeout, "waiting for the answer") } else { (Reason::BrokenAnswer, "reading the answer") }
+    if error.is_timeout() {
+        (Reason::Timeout, "waiting for the answer")
+    } else {
+        (Reason::BrokenAnswer, "reading the answer")
+    }
 }
 
 /// An error and what lies beneath it. An I/O error does not count what it wraps among its sources, hence the detour.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |&cause| match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-        Some(wrapped) => Some(wrapped as &(dyn Error + 'static)),
-        None => cause.source(),
+    std::iter::successors(Some(error), |&cause| {
+        match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped as &(dyn Error + 'static)),
+            None => cause.source(),
+        }
     })
 }
 
@@ -256,15 +286,30 @@ mod tests {
 
     #[test]
     fn any_other_retry_after_is_ignored() {
-        for value in ["-1", "1e300", "NaN", "", "0", "00", "+5", "5.5", "5s", "1, 2", "Sun, 06 Nov 1994 08:49:07 GMT", "0x10", "٣", "∞"]
-        {
+        for value in [
+            "-1",
+            "1e300",
+            "NaN",
+            "",
+            "0",
+            "00",
+            "+5",
+            "5.5",
+            "5s",
+            "1, 2",
+            "Sun, 06 Nov 1994 08:49:07 GMT",
+            "0x10",
+            "٣",
+            "∞",
+        ] {
             assert_eq!(pause(None, &[value]), None, "{value:?}");
         }
     }
 
     #[test]
     fn the_status_policy_is_the_documented_one() {
-        let of = |code| outcome(StatusCode::from_u16(code).unwrap(), &[400, 422], || Some(Duration::from_secs(9)));
+        let of =
+            |code| outcome(StatusCode::from_u16(code).unwrap(), &[400, 422], || Some(Duration::from_secs(9)));
         let retry = |reason| Outcome::Retry { reason, after: Some(Duration::from_secs(9)) };
         for (codes, expected) in [
             (&[200u16, 201, 202, 204, 299] as &[u16], Outcome::Delivered),
@@ -288,15 +333,25 @@ mod tests {
         assert_eq!(escape(b"a\x1b[31m\0\n\xff\xc2\x9b", &[]), "a\\u{1b}[31m\\u{0}\\n\\xff\\u{9b}");
         assert_eq!(escape("\u{202e}evil — ok".as_bytes(), &[]), "\\u{202e}evil — ok");
         assert_eq!(escape(b"you sent canary, canary", &secret), "you sent [redacted], [redacted]");
-        for hostile in [vec![0u8; READ_LIMIT], vec![0xff; READ_LIMIT], "é".repeat(5000).into_bytes(), vec![b'a'; READ_LIMIT]] {
+        for hostile in [
+            vec![0u8; READ_LIMIT],
+            vec![0xff; READ_LIMIT],
+            "é".repeat(5000).into_bytes(),
+            vec![b'a'; READ_LIMIT],
+        ] {
             let kept = escape(&hostile, &[]);
-            assert!(kept.len() <= KEEP_LIMIT && kept.ends_with('…') && kept.chars().all(is_harmless), "{}", kept.len());
+            assert!(
+                kept.len() <= KEEP_LIMIT && kept.ends_with('…') && kept.chars().all(is_harmless),
+                "{}",
+                kept.len()
+            );
         }
     }
 
     #[test]
     fn of_problem_details_title_and_detail_are_kept() {
-        let both = br#"{"type":"about:blank","title":"Out of credit","detail":"Your balance is 30","balance":30}"#;
+        let both =
+            br#"{"type":"about:blank","title":"Out of credit","detail":"Your balance is 30","balance":30}"#;
         assert_eq!(problem(both).as_deref(), Some("Out of credit: Your balance is 30"));
         assert_eq!(problem(br#"{"detail":"no"}"#).as_deref(), Some("no"));
         assert_eq!(problem(br#"{"title":5}"#), None);

@@ -8,10 +8,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::{
-    delivery::Delivery,
-    duration,
-    sinks::{Batch, Report, body::Body},
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason, duration},
+    sink::{Batch, Outgoing, Report, body::Body},
 };
 
 /// Events in one request at most.
@@ -24,20 +22,31 @@ const IN_FLIGHT: usize = 4;
 
 /// Reads `config.batch`.
 pub(super) fn parse(value: &Value) -> Result<Batch, String> {
-    let fields = value.as_object().ok_or("config.batch: it must be an object such as {\"max\": 100, \"wait\": \"200ms\"}")?;
-    let mut batch = Batch { max: 100, bytes: 512 * 1_024, wait: Duration::ZERO, in_flight: IN_FLIGHT, shares_fate: true };
+    let fields = value
+        .as_object()
+        .ok_or("config.batch: it must be an object such as {\"max\": 100, \"wait\": \"200ms\"}")?;
+    let mut batch =
+        Batch { max: 100, bytes: 512 * 1_024, wait: Duration::ZERO, in_flight: IN_FLIGHT, shares_fate: true };
     for (name, value) in fields {
         match name.as_str() {
             "max" => batch.max = number(value, "max", (1, MOST))?,
             "bytes" => batch.bytes = number(value, "bytes", BYTES)?,
             "wait" => {
-                let wait = value.as_str().ok_or("config.batch.wait: it must be a string with a unit, such as 200ms")?;
-                batch.wait = duration::parse(wait).map_err(|problem| format!("config.batch.wait: {problem}"))?;
+                let wait = value
+                    .as_str()
+                    .ok_or("config.batch.wait: it must be a string with a unit, such as 200ms")?;
+                batch.wait =
+                    duration::parse(wait).map_err(|problem| format!("config.batch.wait: {problem}"))?;
                 if batch.wait > LONGEST_WAIT {
                     return Err("config.batch.wait: it must be at most 5s".to_owned());
                 }
             }
-            _ => return Err(format!("config.batch.{}: there is no such field; a batch has max, bytes, wait", name.escape_debug())),
+            _ => {
+                return Err(format!(
+                    "config.batch.{}: there is no such field; a batch has max, bytes, wait",
+                    name.escape_debug()
+                ));
+            }
         }
     }
     Ok(batch)
@@ -52,7 +61,7 @@ fn number(value: &Value, field: &str, (least, most): (usize, usize)) -> Result<u
 }
 
 /// A JSON array of the events. A standard body gets its `id`, for the request has another one.
-pub(super) fn body(form: Body, deliveries: &[Delivery]) -> Vec<u8> {
+pub(super) fn body(form: Body, deliveries: &[Outgoing]) -> Vec<u8> {
     let mut body = vec![b'['];
     for delivery in deliveries {
         if body.len() > 1 {
@@ -72,7 +81,7 @@ pub(super) fn body(form: Body, deliveries: &[Delivery]) -> Vec<u8> {
 }
 
 /// What the request is called: the same for the same events, so that a receiver may tell a repeated request.
-pub(super) fn id(deliveries: &[Delivery]) -> Uuid {
+pub(super) fn id(deliveries: &[Outgoing]) -> Uuid {
     let mut hash = Sha256::new();
     for delivery in deliveries {
         hash.update(delivery.event.id.as_bytes());
@@ -82,26 +91,39 @@ pub(super) fn id(deliveries: &[Delivery]) -> Uuid {
 }
 
 /// A report for each event of an answered request. `answer`: the whole body of a 2xx answer.
-pub(super) fn reports(report: Report, answer: &[u8], deliveries: &[Delivery]) -> Vec<Report> {
+pub(super) fn reports(report: Report, answer: &[u8], deliveries: &[Outgoing]) -> Vec<Report> {
     match report.outcome {
         Outcome::Delivered => {}
         // One of them may be to blame: what is tried again travels alone.
         Outcome::Rejected { reason } if deliveries.len() > 1 => {
-            return vec![Report { outcome: Outcome::Retry { reason, after: None }, ..report }; deliveries.len()];
+            return vec![
+                Report { outcome: Outcome::Retry { reason, after: None }, ..report };
+                deliveries.len()
+            ];
         }
-        Outcome::Rejected { .. } | Outcome::Retry { .. } | Outcome::Gone => return vec![report; deliveries.len()],
+        Outcome::Rejected { .. } | Outcome::Retry { .. } | Outcome::Gone => {
+            return vec![report; deliveries.len()];
+        }
     }
     let Some(failed) = failed(answer, deliveries) else {
-        let unclear = Report { outcome: Outcome::Retry { reason: Reason::BrokenAnswer, after: None }, ambiguous: true, ..report };
+        let unclear = Report {
+            outcome: Outcome::Retry { reason: Reason::BrokenAnswer, after: None },
+            ambiguous: true,
+            ..report
+        };
         return vec![unclear; deliveries.len()];
     };
-    let refused = Report { outcome: Outcome::Retry { reason: Reason::NotAcknowledged, after: None }, ..report.clone() };
-    deliveries.iter().map(|one| if failed.contains(&one.event.id) { refused.clone() } else { report.clone() }).collect()
+    let refused =
+        Report { outcome: Outcome::Retry { reason: Reason::NotAcknowledged, after: None }, ..report.clone() };
+    deliveries
+        .iter()
+        .map(|one| if failed.contains(&one.event.id) { refused.clone() } else { report.clone() })
+        .collect()
 }
 
 /// The events that an answer names as failed. `None`: it names something else, or nobody can tell, so none may be taken for
 /// delivered. An answer that is no JSON object names none.
-fn failed(answer: &[u8], deliveries: &[Delivery]) -> Option<HashSet<Uuid>> {
+fn failed(answer: &[u8], deliveries: &[Outgoing]) -> Option<HashSet<Uuid>> {
     #[derive(Deserialize)]
     struct Answer {
         failed: Option<Vec<Uuid>>,
@@ -110,6 +132,7 @@ fn failed(answer: &[u8], deliveries: &[Delivery]) -> Option<HashSet<Uuid>> {
         return Some(HashSet::new());
     }
     let sent: HashSet<Uuid> = deliveries.iter().map(|one| one.event.id).collect();
-    let failed: HashSet<Uuid> = serde_json::from_slice::<Answer>(answer).ok()?.failed.unwrap_or_default().into_iter().collect();
+    let failed: HashSet<Uuid> =
+        serde_json::from_slice::<Answer>(answer).ok()?.failed.unwrap_or_default().into_iter().collect();
     failed.is_subset(&sent).then_some(failed)
 }

@@ -20,12 +20,12 @@ use serde_json::Value;
 
 pub use self::target::Target;
 use crate::{
-    config::Egress,
-    delivery::Delivery,
-    egress::{Guard, LOOKUP_DEADLINE},
-    secret::Secrets,
-    sinks::{Batch, Report, Sink},
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::{
+        Batch, Outgoing, Problem, Report, Sink,
+        egress::{Egress, Guard, LOOKUP_DEADLINE},
+        secret::Secrets,
+    },
 };
 
 /// Name, TCP and TLS together. A little more than the name alone may take, so that a slow resolver is reported as one.
@@ -73,7 +73,10 @@ pub struct Webhook {
 
 impl fmt::Debug for Webhook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Webhook").field("guard", &self.guard).field("secrets", &self.secrets).finish_non_exhaustive()
+        f.debug_struct("Webhook")
+            .field("guard", &self.guard)
+            .field("secrets", &self.secrets)
+            .finish_non_exhaustive()
     }
 }
 
@@ -99,8 +102,8 @@ impl Sink for Webhook {
     const KIND: &'static str = "webhook";
     type Target = Target;
 
-    fn target(&self, config: &Value) -> Result<Target, String> {
-        Target::parse(config, &self.guard, &self.secrets)
+    fn target(&self, config: &Value) -> Result<Target, Problem> {
+        Ok(Target::parse(config, &self.guard, &self.secrets)?)
     }
 
     fn destination(&self, target: &Target) -> Option<String> {
@@ -111,26 +114,28 @@ impl Sink for Webhook {
         target.batch
     }
 
-    async fn send(&self, target: &Target, delivery: &Delivery) -> Report {
+    async fn send(&self, target: &Target, delivery: &Outgoing) -> Report {
         self.post(target, std::slice::from_ref(delivery)).await.0
     }
 
-    async fn send_batch(&self, target: &Target, deliveries: &[Delivery]) -> Vec<Report> {
+    async fn send_batch(&self, target: &Target, deliveries: &[Outgoing]) -> Vec<Report> {
         let (report, answer) = self.post(target, deliveries).await;
         batch::reports(report, &answer, deliveries)
     }
 
-    async fn check(&self, target: &Target) -> Result<(), String> {
-        answer::can_be_reached(&self.client, target).await
+    async fn check(&self, target: &Target) -> Result<(), Problem> {
+        Ok(answer::can_be_reached(&self.client, target).await?)
     }
 
     fn deadline(&self, target: &Target) -> Duration {
         (target.timeout + GRACE).min(target::LONGEST_TIMEOUT)
     }
 
-    fn preview(&self, target: &Target, delivery: &Delivery) -> Option<Result<String, String>> {
+    fn preview(&self, target: &Target, delivery: &Outgoing) -> Option<Result<String, Problem>> {
         let message = target.message(std::slice::from_ref(delivery)).map_err(too_large);
-        Some(message.map(|message| String::from_utf8_lossy(&message.body).into_owned()))
+        Some(
+            message.map(|message| String::from_utf8_lossy(&message.body).into_owned()).map_err(Problem::from),
+        )
     }
 }
 
@@ -140,17 +145,23 @@ fn too_large(length: usize) -> String {
 
 impl Webhook {
     /// One request. The second half of the answer is what was read of the receiver's, where it may acknowledge a part.
-    async fn post(&self, target: &Target, deliveries: &[Delivery]) -> (Report, Vec<u8>) {
+    async fn post(&self, target: &Target, deliveries: &[Outgoing]) -> (Report, Vec<u8>) {
         let message = match target.message(deliveries) {
             Ok(message) => message,
             Err(length) => {
                 let reason = Reason::BodyTooLarge;
                 // Others may have made it so: what is tried again travels alone.
-                let outcome = if deliveries.len() > 1 { Outcome::Retry { reason, after: None } } else { Outcome::Rejected { reason } };
+                let outcome = if deliveries.len() > 1 {
+                    Outcome::Retry { reason, after: None }
+                } else {
+                    Outcome::Rejected { reason }
+                };
                 return (Report::from(outcome).saying(too_large(length)), Vec::new());
             }
         };
-        let now = SystemTime::from(deliveries.first().map_or(chrono::DateTime::UNIX_EPOCH, |first| first.attempted_at));
+        let now = SystemTime::from(
+            deliveries.first().map_or(chrono::DateTime::UNIX_EPOCH, |first| first.attempted_at),
+        );
         let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut request = reqwest::Request::new(target.method.clone(), target.url.clone());
         *request.headers_mut() = target.sign(&message, i64::try_from(seconds).unwrap_or_default());

@@ -32,18 +32,23 @@ impl Key {
     pub fn parse(text: &SecretString) -> Result<Self, String> {
         let text = text.expose_secret();
         let bytes = match text.strip_prefix("whsec_") {
-            Some(encoded) => STANDARD.decode(encoded).map_err(|_| "after whsec_ a secret must be base64".to_owned())?,
+            Some(encoded) => {
+                STANDARD.decode(encoded).map_err(|_| "after whsec_ a secret must be base64".to_owned())?
+            }
             None => text.as_bytes().to_vec(),
         };
         let key = Self(bytes.into());
         match key.0.expose_secret().len() {
             24..=64 => Ok(key),
-            length => Err(format!("a secret must be 24 to 64 bytes, this one has {length}; try: echo whsec_$(openssl rand -base64 32)")),
+            length => Err(format!(
+                "a secret must be 24 to 64 bytes, this one has {length}; try: echo whsec_$(openssl rand -base64 32)"
+            )),
         }
     }
 
     fn code(&self, id: &str, timestamp: &str, body: &[u8]) -> Hmac<Sha256> {
-        let mut code = Hmac::<Sha256>::new_from_slice(self.0.expose_secret()).expect("HMAC takes keys of every length");
+        let mut code =
+            Hmac::<Sha256>::new_from_slice(self.0.expose_secret()).expect("HMAC takes keys of every length");
         for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
             code.update(part);
         }
@@ -123,14 +128,18 @@ mod tests {
 
     #[test]
     fn during_a_rotation_each_secret_verifies() {
-        let (old, new, other) = (key("an old secret of enough bytes"), key(SECRET), key("a secret nobody has signed with"));
+        let (old, new, other) =
+            (key("an old secret of enough bytes"), key(SECRET), key("a secret nobody has signed with"));
         let headers = signed(&[old.clone(), new.clone()], "1000", b"{}");
-        assert!(verify(&[old], &headers, b"{}", 1000) && verify(std::slice::from_ref(&new), &headers, b"{}", 1300));
+        assert!(
+            verify(&[old], &headers, b"{}", 1000)
+                && verify(std::slice::from_ref(&new), &headers, b"{}", 1300)
+        );
         assert!(!verify(&[other], &headers, b"{}", 1000));
-        standardwebhooks::Webhook::new(SECRET)
-            .unwrap()
-            .sign("msg_1", 1000, b"{}")
-            .map_or_else(|error| panic!("{error}"), |theirs| assert!(headers[SIGNATURE].to_str().unwrap().ends_with(&theirs)));
+        standardwebhooks::Webhook::new(SECRET).unwrap().sign("msg_1", 1000, b"{}").map_or_else(
+            |error| panic!("{error}"),
+            |theirs| assert!(headers[SIGNATURE].to_str().unwrap().ends_with(&theirs)),
+        );
     }
 
     #[test]

@@ -38,7 +38,10 @@ async fn a_statement_of_ten_thousand_rows_writes_its_events_in_one_pass() {
             .fetch_one(&shop.database.pool)
             .await
             .unwrap();
-        assert_eq!((counted.get::<i64, _>("events"), counted.get::<i64, _>("keys"), counted.get("fits")), (10_000, 10_000, true));
+        assert_eq!(
+            (counted.get::<i64, _>("events"), counted.get::<i64, _>("keys"), counted.get("fits")),
+            (10_000, 10_000, true)
+        );
         assert_eq!(counted.get::<Vec<i64>, _>("passes"), [10_000], "{statement}: one insert of all events");
         shop.owner("truncate outbox.events, inserts").await;
     }
@@ -54,7 +57,8 @@ async fn a_statement_that_finds_no_row_does_not_ring_the_doorbell() {
          create trigger count_rings after insert on outbox.events for each statement execute function count_rings()",
     )
     .await;
-    shop.write("update orders set n = 1; delete from orders; insert into orders select 1, 1 where false").await;
+    shop.write("update orders set n = 1; delete from orders; insert into orders select 1, 1 where false")
+        .await;
     assert_eq!(shop.database.count("select count(*) from rings").await, 0);
     shop.write("insert into orders values (1, 1); update orders set n = n").await;
     assert_eq!(shop.database.count("select count(*) from rings").await, 1);

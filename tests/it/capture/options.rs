@@ -7,8 +7,11 @@ use super::{ORDERS, Shop, event};
 #[tokio::test]
 async fn the_same_capture_twice_changes_nothing_and_another_one_replaces_it() {
     let mut shop = Shop::new("create table orders (id int primary key, status text, total numeric)").await;
-    let triggers = "select string_agg(oid::text || pg_get_triggerdef(oid), e'\\n' order by oid) from pg_trigger";
-    let triggers = async |shop: &Shop| -> Option<String> { sqlx::query_scalar(triggers).fetch_one(&shop.database.pool).await.unwrap() };
+    let triggers =
+        "select string_agg(oid::text || pg_get_triggerdef(oid), e'\\n' order by oid) from pg_trigger";
+    let triggers = async |shop: &Shop| -> Option<String> {
+        sqlx::query_scalar(triggers).fetch_one(&shop.database.pool).await.unwrap()
+    };
     let locks = "select count(*) from pg_locks where relation = 'orders'::regclass and mode not in ('AccessShareLock', 'RowExclusiveLock')";
     for call in [
         "select outbox.capture('public.orders')",
@@ -54,7 +57,9 @@ async fn captures_shows_how_each_table_is_captured() {
 
 #[tokio::test]
 async fn hidden_columns_are_nowhere_and_an_update_of_nothing_else_is_no_event() {
-    let mut shop = Shop::new("create table users (id int primary key, name text, password text, seen_at timestamptz)").await;
+    let mut shop =
+        Shop::new("create table users (id int primary key, name text, password text, seen_at timestamptz)")
+            .await;
     for (options, shown) in [
         ("exclude => '{password,seen_at}'", json!({"id": 1, "name": "Ada"})),
         ("columns => '{id,name}'", json!({"id": 1, "name": "Ada"})),
@@ -66,18 +71,28 @@ async fn hidden_columns_are_nowhere_and_an_update_of_nothing_else_is_no_event() 
             shop.write("insert into users values (1, 'Ada', 'secret', now())").await,
             [event("public.users.create", "1", json!({"row": shown}))]
         );
-        assert_eq!(shop.write("update users set seen_at = now() + interval '1 day', password = 'secret 2'").await, []);
+        assert_eq!(
+            shop.write("update users set seen_at = now() + interval '1 day', password = 'secret 2'").await,
+            []
+        );
         let written = shop.write(&rename("Eve")).await;
         assert_eq!(written.len(), 1);
-        assert_eq!((&written[0].2["changed"], &written[0].2["previous"]), (&json!(["name"]), &json!({"name": "Ada"})));
+        assert_eq!(
+            (&written[0].2["changed"], &written[0].2["previous"]),
+            (&json!(["name"]), &json!({"name": "Ada"}))
+        );
         assert!(!format!("{written:?}").contains("other"), "{written:?}");
         assert_eq!(shop.write("delete from users").await.len(), 1);
     }
     shop.owner("select outbox.capture('users', exclude => '{seen_at}')").await; // of fixed width: another way inside
     shop.write("insert into users values (1, 'Ada', 'a', now()), (2, 'Bob', 'b', now())").await;
     assert_eq!(shop.write("update users set seen_at = null").await, []);
-    let changed: Vec<Value> =
-        shop.write("update users set seen_at = now(), password = 'c'").await.into_iter().map(|(_, _, p)| p["changed"].clone()).collect();
+    let changed: Vec<Value> = shop
+        .write("update users set seen_at = now(), password = 'c'")
+        .await
+        .into_iter()
+        .map(|(_, _, p)| p["changed"].clone())
+        .collect();
     assert_eq!(changed, [json!(["password"]), json!(["password"])]);
     shop.end().await;
 }
@@ -85,7 +100,10 @@ async fn hidden_columns_are_nowhere_and_an_update_of_nothing_else_is_no_event() 
 #[tokio::test]
 async fn operations_topic_diff_and_key_are_what_they_were_told_to_be() {
     let mut shop = Shop::new("create table orders (id int primary key, customer text, region text)").await;
-    shop.owner("select outbox.capture('orders', 'shop.sales', '{update,delete}', diff => false, key => 'customer')").await;
+    shop.owner(
+        "select outbox.capture('orders', 'shop.sales', '{update,delete}', diff => false, key => 'customer')",
+    )
+    .await;
     assert_eq!(shop.write("insert into orders values (1, 'a/b', 'eu'), (2, null, 'eu')").await, []);
     assert_eq!(
         shop.write("update orders set region = 'us' where id = 1; delete from orders where id = 2").await,
@@ -96,9 +114,14 @@ async fn operations_topic_diff_and_key_are_what_they_were_told_to_be() {
     );
     assert_eq!(shop.write("update orders set region = 'us'").await, []);
     shop.owner("select outbox.capture('orders', key => 'customer, region')").await;
-    let keys = shop.write("insert into orders values (3, 'a/b', '%'), (4, 'a', 'b/%'), (5, null, 'x'), (6, '', '')").await;
+    let keys = shop
+        .write("insert into orders values (3, 'a/b', '%'), (4, 'a', 'b/%'), (5, null, 'x'), (6, '', '')")
+        .await;
     let keys: Vec<_> = keys.into_iter().map(|(_, key, _)| key).collect();
-    assert_eq!(keys, [Some("a%2Fb/%25".to_owned()), Some("a/b%2F%25".to_owned()), None, Some("/".to_owned())]);
+    assert_eq!(
+        keys,
+        [Some("a%2Fb/%25".to_owned()), Some("a/b%2F%25".to_owned()), None, Some("/".to_owned())]
+    );
     shop.end().await;
 }
 
@@ -110,7 +133,11 @@ async fn a_condition_decides_row_by_row_with_new_and_old() {
          select outbox.capture('orders', operations => '{insert}', condition => 'is_large(new.total) -- by the caller''s search path')",
     )
     .await;
-    let written = shop.write("insert into orders values (1, 'new', 100), (2, 'new', 101), (3, 'new', null), (4, 'new', 500)").await;
+    let written = shop
+        .write(
+            "insert into orders values (1, 'new', 100), (2, 'new', 101), (3, 'new', null), (4, 'new', 500)",
+        )
+        .await;
     assert_eq!(written.iter().map(|(_, key, _)| key.as_deref().unwrap()).collect::<Vec<_>>(), ["2", "4"]);
     shop.owner("select outbox.capture('orders', operations => '{update}', condition => 'old.status is distinct from new.status')").await;
     assert_eq!(shop.write("update orders set total = 1").await, []);
@@ -128,7 +155,8 @@ async fn a_condition_decides_row_by_row_with_new_and_old() {
         moved.iter().map(|(topic, key, _)| (topic.as_str(), key.as_deref().unwrap())).collect::<Vec<_>>(),
         [("public.orders.delete", "1"), ("public.orders.create", "10")]
     );
-    shop.owner("select outbox.capture('orders', operations => '{delete}', condition => 'old.total > 100')").await;
+    shop.owner("select outbox.capture('orders', operations => '{delete}', condition => 'old.total > 100')")
+        .await;
     shop.write("update orders set total = 500 where id = 4").await;
     assert_eq!(shop.write("delete from orders").await.len(), 1);
     shop.end().await;
@@ -156,9 +184,18 @@ async fn what_cannot_be_captured_so_is_refused_and_the_message_names_the_field()
         ("key => ''", "key: table public.orders has no column ''"),
         ("condition => 'new.status = 1', operations => '{insert}'", "condition: operator does not exist"),
         ("condition => 'new.nam = 1', operations => '{insert}'", "condition: column new.nam does not exist"),
-        ("condition => 'new.total', operations => '{insert}'", "condition: argument of WHEN must be type boolean"),
-        ("condition => 'new.total > 0'", "condition: DELETE trigger's WHEN condition cannot reference NEW values"),
-        ("condition => 'old.total > 0'", "condition: INSERT trigger's WHEN condition cannot reference OLD values"),
+        (
+            "condition => 'new.total', operations => '{insert}'",
+            "condition: argument of WHEN must be type boolean",
+        ),
+        (
+            "condition => 'new.total > 0'",
+            "condition: DELETE trigger's WHEN condition cannot reference NEW values",
+        ),
+        (
+            "condition => 'old.total > 0'",
+            "condition: INSERT trigger's WHEN condition cannot reference OLD values",
+        ),
         (
             "condition => 'exists (select from orders)', operations => '{insert}'",
             "condition: cannot use subquery in trigger WHEN condition",
@@ -168,7 +205,10 @@ async fn what_cannot_be_captured_so_is_refused_and_the_message_names_the_field()
             "condition => 'true); drop table orders; select (true', operations => '{insert}'",
             "condition: cannot open multi-query plan as cursor",
         ),
-        ("condition => 'true)) execute function pg_notify(''a'', ''b'') --', operations => '{insert}'", "condition: syntax error"),
+        (
+            "condition => 'true)) execute function pg_notify(''a'', ''b'') --', operations => '{insert}'",
+            "condition: syntax error",
+        ),
     ] {
         let refusal = shop.refusal(&format!("select outbox.capture('orders', {options})")).await;
         assert!(refusal.starts_with(expected), "{options}: {refusal:?} should begin with {expected:?}");

@@ -28,7 +28,10 @@ fn statement(rng: &mut StdRng) -> String {
     let (from, to) = (rng.random_range(0..20), rng.random_range(0..20));
     let chosen = format!("id between {from} and {}", from + to);
     match rng.random_range(0..10) {
-        0 | 1 => format!("insert into things select i, {word} from generate_series({from}, {}) i on conflict (id) do nothing", from + to),
+        0 | 1 => format!(
+            "insert into things select i, {word} from generate_series({from}, {}) i on conflict (id) do nothing",
+            from + to
+        ),
         2 => format!(
             "insert into things select i, {word} from generate_series({from}, {}) i on conflict (id) do update set word = excluded.word",
             from + to
@@ -39,7 +42,9 @@ fn statement(rng: &mut StdRng) -> String {
         ),
         5 => format!("update things set word = {word} where {chosen}"),
         6 => format!("update things set id = 39 - id, word = {word} where id between 0 and 39"),
-        _ => format!("update things set amount = {amount}, doc = {doc}, tags = {tags} where {chosen} and random() < 0.8"),
+        _ => format!(
+            "update things set amount = {amount}, doc = {doc}, tags = {tags} where {chosen} and random() < 0.8"
+        ),
     }
 }
 
@@ -52,7 +57,9 @@ fn sorted(mut events: Vec<Event>) -> Vec<(String, Option<String>, Value)> {
 async fn changed_and_previous_equal_a_reference_written_in_sql_over_random_statements() {
     let mut rng = StdRng::seed_from_u64(seed());
     let mut totals = [0; 3];
-    for (options, extra) in [("", ""), ("", ", held json"), (", condition => 'true', operations => '{update}'", "")] {
+    for (options, extra) in
+        [("", ""), ("", ", held json"), (", condition => 'true', operations => '{update}'", "")]
+    {
         let mut shop = Shop::new(&format!(
             "create table things (id int primary key deferrable, word text, amount numeric, doc jsonb, tags text[] {extra});
              {} select outbox.capture('things', 'things' {options})",
@@ -66,18 +73,27 @@ async fn changed_and_previous_equal_a_reference_written_in_sql_over_random_state
             }
             let arbitrated = sql.contains("on conflict");
             if arbitrated {
-                shop.owner("alter table things drop constraint things_pkey; alter table things add primary key (id)").await;
+                shop.owner(
+                    "alter table things drop constraint things_pkey; alter table things add primary key (id)",
+                )
+                .await;
             }
             shop.owner("drop table if exists before; create table before as table things").await;
             let seen = shop.write(&sql).await;
-            let expected = sqlx::query_as::<_, Event>(REFERENCE).fetch_all(&shop.database.pool).await.unwrap();
+            let expected =
+                sqlx::query_as::<_, Event>(REFERENCE).fetch_all(&shop.database.pool).await.unwrap();
             let expected: Vec<Event> = expected
                 .into_iter()
-                .filter(|(topic, _, _)| options.is_empty() || sql.starts_with("update") || (arbitrated && topic == "update"))
+                .filter(|(topic, _, _)| {
+                    options.is_empty() || sql.starts_with("update") || (arbitrated && topic == "update")
+                })
                 .map(|(topic, key, payload)| (format!("things.{topic}"), key, payload))
                 .collect();
             for (topic, _, _) in &expected {
-                totals[["things.create", "things.update", "things.delete"].iter().position(|known| known == topic).unwrap()] += 1;
+                totals[["things.create", "things.update", "things.delete"]
+                    .iter()
+                    .position(|known| known == topic)
+                    .unwrap()] += 1;
             }
             assert_eq!(sorted(seen), sorted(expected), "{sql}");
             if arbitrated {

@@ -32,15 +32,21 @@ async fn only_the_owner_of_a_table_who_may_publish_captures_and_releases_it() {
     for groups in ["", "in role outbox_monitor", "in role outbox_relay"] {
         let (name, mut connection) = login(&mut shop, groups).await;
         let own = run(&mut connection, "create table own (id int); select outbox.capture('own')").await;
-        assert!(own.as_ref().is_err_and(|error| error.starts_with("42501 permission denied for")), "{groups}: {own:?}");
+        assert!(
+            own.as_ref().is_err_and(|error| error.starts_with("42501 permission denied for")),
+            "{groups}: {own:?}"
+        );
         connection.close().await.unwrap();
         shop.owner(&format!("drop owned by {name}; drop role {name}")).await;
     }
     for groups in ["in role outbox_publisher", "in role outbox_admin"] {
         let (name, mut connection) = login(&mut shop, groups).await;
-        run(&mut connection, "create table own (id int primary key); select outbox.capture('own'); insert into own values (1)")
-            .await
-            .unwrap();
+        run(
+            &mut connection,
+            "create table own (id int primary key); select outbox.capture('own'); insert into own values (1)",
+        )
+        .await
+        .unwrap();
         assert_eq!(shop.events().await[0].0, format!("{name}.own.create"));
         // Rights to read, to write and to make triggers are not enough: whoever reads events would see every row.
         shop.owner(&format!("grant all on orders, captured to {name}")).await;
@@ -49,10 +55,17 @@ async fn only_the_owner_of_a_table_who_may_publish_captures_and_releases_it() {
             "42501 table: must be owner of table public.orders"
         );
         assert_eq!(
-            run(&mut connection, "select outbox.capture('public.captured', exclude => '{}')").await.unwrap_err(),
+            run(&mut connection, "select outbox.capture('public.captured', exclude => '{}')")
+                .await
+                .unwrap_err(),
             "42501 table: must be owner of table public.captured"
         );
-        assert!(run(&mut connection, "select outbox.release('public.captured')").await.unwrap_err().starts_with("42501 must be owner of"));
+        assert!(
+            run(&mut connection, "select outbox.release('public.captured')")
+                .await
+                .unwrap_err()
+                .starts_with("42501 must be owner of")
+        );
         run(&mut connection, "select * from outbox.captures; select outbox.release('own')").await.unwrap();
         connection.close().await.unwrap();
         shop.owner(&format!("drop owned by {name}; drop role {name}")).await;
@@ -142,9 +155,11 @@ async fn a_trigger_made_by_hand_does_not_read_a_hostile_temporary_view() {
     .unwrap();
     let missing = run(&mut evil, "insert into t values (2)").await.unwrap_err();
     assert!(missing.contains("relation \"outbox_after\" does not exist"), "{missing}");
-    for relation in
-        ["view outbox_after as select steal() as id", "view outbox_before as select steal() as id", "table outbox_after (id int)"]
-    {
+    for relation in [
+        "view outbox_after as select steal() as id",
+        "view outbox_before as select steal() as id",
+        "table outbox_after (id int)",
+    ] {
         let attempt = format!("begin; create temp {relation}; insert into t values (2)");
         assert_eq!(
             run(&mut evil, &attempt).await.unwrap_err(),

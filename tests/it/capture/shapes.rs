@@ -9,7 +9,12 @@ use crate::support::{Database, database::server};
 
 /// Topics without their beginning, and keys.
 fn short(events: &[Event]) -> Vec<String> {
-    events.iter().map(|(topic, key, _)| format!("{} {}", topic.rsplit('.').next().unwrap(), key.as_deref().unwrap_or("-"))).collect()
+    events
+        .iter()
+        .map(|(topic, key, _)| {
+            format!("{} {}", topic.rsplit('.').next().unwrap(), key.as_deref().unwrap_or("-"))
+        })
+        .collect()
 }
 
 #[tokio::test]
@@ -25,7 +30,8 @@ async fn a_row_that_gets_another_primary_key_was_deleted_and_created() {
     );
     // Many at once, also with only updates captured; a key that another row takes over was updated.
     shop.owner("select outbox.capture('orders', operations => '{update}'); alter table orders drop constraint orders_pkey, add primary key (id) deferrable").await;
-    let moved = shop.write("begin; set constraints all deferred; update orders set id = id + 1; commit").await;
+    let moved =
+        shop.write("begin; set constraints all deferred; update orders set id = id + 1; commit").await;
     assert_eq!(short(&moved), ["delete 2", "update 3", "create 4", "delete 9", "create 10"]);
     assert_eq!(
         moved[1].2,
@@ -41,15 +47,29 @@ async fn a_composite_key_is_its_parts_in_the_order_of_the_primary_key() {
     )
     .await;
     assert_eq!(
-        short(&shop.write("insert into lines values (1, 'a/b', 5, ''), (2, 'a%', 5, ''), (3, 'ü ', 5, '')").await),
+        short(
+            &shop
+                .write("insert into lines values (1, 'a/b', 5, ''), (2, 'a%', 5, ''), (3, 'ü ', 5, '')")
+                .await
+        ),
         ["create a%2Fb/1", "create a%25/2", "create ü /3"]
     );
-    assert_eq!(short(&shop.write("update lines set n = n + line where line < 3").await), ["update a%2Fb/1", "update a%25/2"]);
-    assert_eq!(short(&shop.write("update lines set line = 7, n = 1 where line = 3").await), ["delete ü /3", "create ü /7"]);
+    assert_eq!(
+        short(&shop.write("update lines set n = n + line where line < 3").await),
+        ["update a%2Fb/1", "update a%25/2"]
+    );
+    assert_eq!(
+        short(&shop.write("update lines set line = 7, n = 1 where line = 3").await),
+        ["delete ü /3", "create ü /7"]
+    );
     // A key that is too long ends in its SHA-256, and tells rows apart still.
-    let long = shop.write("insert into lines select n, repeat('x', 600), 0, '' from generate_series(1, 2) n").await;
+    let long =
+        shop.write("insert into lines select n, repeat('x', 600), 0, '' from generate_series(1, 2) n").await;
     let keys: Vec<&str> = long.iter().map(|(_, key, _)| key.as_deref().unwrap()).collect();
-    assert!(keys[0] != keys[1] && keys.iter().all(|key| key.len() == 512 && key.as_bytes()[447] == b'~'), "{keys:?}");
+    assert!(
+        keys[0] != keys[1] && keys.iter().all(|key| key.len() == 512 && key.as_bytes()[447] == b'~'),
+        "{keys:?}"
+    );
     assert_eq!(short(&shop.write("update lines set n = 1 where n = 0").await).len(), 2);
     shop.end().await;
 }
@@ -57,7 +77,10 @@ async fn a_composite_key_is_its_parts_in_the_order_of_the_primary_key() {
 #[tokio::test]
 async fn a_table_without_a_primary_key_is_captured_without_keys() {
     let mut shop = Shop::new("create table log (word text, n int); select outbox.capture('log')").await;
-    assert_eq!(short(&shop.write("insert into log values ('a', 1), ('a', 1), (null, null)").await), ["create -", "create -", "create -"]);
+    assert_eq!(
+        short(&shop.write("insert into log values ('a', 1), ('a', 1), (null, null)").await),
+        ["create -", "create -", "create -"]
+    );
     assert_eq!(shop.write("update log set n = n").await, []);
     let expected = json!({"row": {"word": "a", "n": 2}, "changed": ["n"], "previous": {"n": 1}});
     assert_eq!(
@@ -66,7 +89,10 @@ async fn a_table_without_a_primary_key_is_captured_without_keys() {
     );
     assert_eq!(short(&shop.write("delete from log").await), ["delete -", "delete -", "delete -"]);
     shop.owner("select outbox.capture('log', key => 'word')").await;
-    assert_eq!(short(&shop.write("insert into log values ('a', 1); update log set word = 'b'").await), ["create a", "update b"]);
+    assert_eq!(
+        short(&shop.write("insert into log values ('a', 1); update log set word = 'b'").await),
+        ["create a", "update b"]
+    );
     shop.end().await;
 }
 
@@ -82,7 +108,11 @@ async fn a_row_that_changes_twice_in_one_statement_is_told_in_its_order() {
     .await;
     shop.events().await;
     let told = shop.write("delete from people where id = 1").await;
-    let of_one: Vec<&Value> = told.iter().filter(|(_, key, _)| key.as_deref() == Some("1")).map(|(_, _, payload)| payload).collect();
+    let of_one: Vec<&Value> = told
+        .iter()
+        .filter(|(_, key, _)| key.as_deref() == Some("1"))
+        .map(|(_, _, payload)| payload)
+        .collect();
     assert_eq!((told.len(), of_one.len()), (3, 2), "{told:?}");
     assert_eq!(of_one.last().unwrap()["row"], json!({"id": 1, "sender": null, "reader": null}));
     let mut changed: Vec<String> = of_one.iter().map(|payload| payload["changed"].to_string()).collect();
@@ -108,23 +138,40 @@ async fn renamed_tables_and_columns_and_new_and_dropped_ones_fail_no_write_and_h
         "alter table users rename to people; alter table people rename password to secret; alter table people rename name to called",
     )
     .await;
-    let renamed = shop.write("insert into people (id, called, secret) values (2, 'Bob', 'p'); update people set secret = 'q'").await;
-    assert_eq!(renamed, [event("public.users.create", "Bob", json!({"row": {"id": 2, "called": "Bob", "twice": 4}}))]);
+    let renamed = shop
+        .write(
+            "insert into people (id, called, secret) values (2, 'Bob', 'p'); update people set secret = 'q'",
+        )
+        .await;
+    assert_eq!(
+        renamed,
+        [event("public.users.create", "Bob", json!({"row": {"id": 2, "called": "Bob", "twice": 4}}))]
+    );
     assert_eq!(shop.captured("public.people").await["exclude"], json!(["junk", "secret"]));
     // A new column that is called like a hidden one stays hidden, another one is shown.
     shop.owner("alter table people drop column twice, drop column junk, add column password text default 'new', add column city text default 'Rome'").await;
-    assert_eq!(row(&shop.write("update people set called = 'Eve' where id = 1").await), json!({"id": 1, "called": "Eve", "city": "Rome"}));
+    assert_eq!(
+        row(&shop.write("update people set called = 'Eve' where id = 1").await),
+        json!({"id": 1, "called": "Eve", "city": "Rome"})
+    );
     // Without the column of its key it has none; without its primary key, rows are paired in their order.
     shop.owner("alter table people drop column called").await;
     assert_eq!(short(&shop.write("update people set city = 'Oslo'").await), ["update -", "update -"]);
-    assert_eq!(shop.captured("public.people").await["problem"], "a column of the key was dropped, so that events have no key");
+    assert_eq!(
+        shop.captured("public.people").await["problem"],
+        "a column of the key was dropped, so that events have no key"
+    );
     shop.owner("alter table people drop column id").await;
     let orphans = shop
         .write("insert into people (city) values ('Bern'); update people set city = city || '!' where city <> 'x'; delete from people")
         .await;
-    assert_eq!(short(&orphans), ["create -", "update -", "update -", "update -", "delete -", "delete -", "delete -"]);
+    assert_eq!(
+        short(&orphans),
+        ["create -", "update -", "update -", "update -", "delete -", "delete -", "delete -"]
+    );
     assert!(
-        orphans[1..4].iter().all(|(_, _, p)| p["row"]["city"].as_str() == Some(&format!("{}!", p["previous"]["city"].as_str().unwrap()))),
+        orphans[1..4].iter().all(|(_, _, p)| p["row"]["city"].as_str()
+            == Some(&format!("{}!", p["previous"]["city"].as_str().unwrap()))),
         "{orphans:?}"
     );
     shop.owner("select outbox.capture('people')").await;
@@ -140,7 +187,10 @@ async fn only_chosen_columns_are_shown_also_when_one_is_dropped_or_another_takes
     let mut shop =
         Shop::new("create table users (id int primary key, a text, b text); select outbox.capture('users', columns => '{id,a}')").await;
     shop.owner("alter table users rename a to c; alter table users rename b to a").await;
-    assert_eq!(shop.write("insert into users values (1, 'shown', 'hidden')").await[0].2, json!({"row": {"id": 1, "c": "shown"}}));
+    assert_eq!(
+        shop.write("insert into users values (1, 'shown', 'hidden')").await[0].2,
+        json!({"row": {"id": 1, "c": "shown"}})
+    );
     shop.owner("alter table users drop column c").await;
     assert_eq!(shop.write("insert into users values (2, 'hidden')").await[0].2, json!({"row": {"id": 2}}));
     assert_eq!(shop.captured("public.users").await["problem"], "a column of columns was dropped");
@@ -166,9 +216,16 @@ async fn the_events_of_a_partitioned_table_carry_its_topic_whichever_partition_w
     assert_eq!(short(&direct), ["create us/2", "update xx/1", "delete xx/1", "update us/2"]);
     assert_eq!(
         direct[3],
-        event("public.sales.update", "us/2", json!({"row": {"region": "us", "id": 2, "n": 3}, "changed": ["n"], "previous": {"n": 2}}))
+        event(
+            "public.sales.update",
+            "us/2",
+            json!({"row": {"region": "us", "id": 2, "n": 3}, "changed": ["n"], "previous": {"n": 2}})
+        )
     );
-    assert_eq!(short(&shop.write("update sales set n = 9 where id = 1").await), ["update eu/1", "update us/1"]);
+    assert_eq!(
+        short(&shop.write("update sales set n = 9 where id = 1").await),
+        ["update eu/1", "update us/1"]
+    );
     assert_eq!(
         short(&shop.write("update sales set region = 'us', id = 7 where region = 'eu'").await),
         ["delete eu/1", "create us/7"],
@@ -182,7 +239,11 @@ async fn the_events_of_a_partitioned_table_carry_its_topic_whichever_partition_w
         "a partition came later: what is written to it by its own name is not captured"
     );
     assert_eq!(
-        short(&shop.write("insert into sales values ('jp', 1, 1); insert into sales_jp values ('jp', 2, 1)").await),
+        short(
+            &shop
+                .write("insert into sales values ('jp', 1, 1); insert into sales_jp values ('jp', 2, 1)")
+                .await
+        ),
         ["create jp/1"]
     );
     shop.owner("select outbox.capture('sales')").await;
@@ -191,11 +252,20 @@ async fn the_events_of_a_partitioned_table_carry_its_topic_whichever_partition_w
 
     // Detached: no longer part of what is captured, until it is attached again.
     shop.owner("alter table sales detach partition sales_us").await;
-    assert_eq!(shop.write("insert into sales_us (region, id, n) values ('us', 8, 2); delete from sales_us where id = 8").await, []);
+    assert_eq!(
+        shop.write(
+            "insert into sales_us (region, id, n) values ('us', 8, 2); delete from sales_us where id = 8"
+        )
+        .await,
+        []
+    );
     shop.owner("alter table sales attach partition sales_us for values in ('us')").await;
     assert_eq!(short(&shop.write("delete from sales_us where id = 2").await), ["delete us/2"]);
     shop.owner("select outbox.release('sales')").await;
-    assert_eq!(shop.database.count("select count(*) from pg_trigger where tgname like 'outbox_capture%'").await, 0);
+    assert_eq!(
+        shop.database.count("select count(*) from pg_trigger where tgname like 'outbox_capture%'").await,
+        0
+    );
     shop.end().await;
 }
 
@@ -208,15 +278,28 @@ async fn a_partitioned_table_with_a_condition_or_without_a_key_is_captured_row_b
     )
     .await;
     assert_eq!(
-        short(&shop.write("insert into sales values ('eu', 1, 1); insert into sales_us values ('us', 1, 1)").await),
+        short(
+            &shop
+                .write("insert into sales values ('eu', 1, 1); insert into sales_us values ('us', 1, 1)")
+                .await
+        ),
         ["create -", "create -"]
     );
     shop.owner("create table sales_jp partition of sales for values in ('jp')").await;
     assert_eq!(
-        short(&shop.write("insert into sales_jp values ('jp', 1, 1); update sales set n = 2 where region <> 'us'").await),
+        short(
+            &shop
+                .write(
+                    "insert into sales_jp values ('jp', 1, 1); update sales set n = 2 where region <> 'us'"
+                )
+                .await
+        ),
         ["create -", "update -", "update -"]
     );
-    assert_eq!(short(&shop.write("update sales set region = 'us' where region = 'eu'").await), ["delete -", "create -"]);
+    assert_eq!(
+        short(&shop.write("update sales set region = 'us' where region = 'eu'").await),
+        ["delete -", "create -"]
+    );
     shop.owner("alter table sales detach partition sales_jp").await;
     assert_eq!(shop.write("delete from sales_jp").await, []);
     shop.owner("select outbox.capture('sales', operations => '{insert}', condition => 'new.n > 10')").await;
@@ -242,18 +325,30 @@ async fn what_is_not_a_table_of_ones_own_is_refused_with_the_reason() {
         ("kept", "table: public.kept is a materialized view, and only tables can be captured"),
         ("far", "table: public.far is a foreign table, and only tables can be captured"),
         ("counted", "table: public.counted is a sequence, and only tables can be captured"),
-        ("plain_pkey", "table: public.plain_pkey is a relation without rows, and only tables can be captured"),
+        (
+            "plain_pkey",
+            "table: public.plain_pkey is a relation without rows, and only tables can be captured",
+        ),
         ("parent", "table: public.parent inherits or is inherited from"),
         ("child", "table: public.child inherits or is inherited from"),
         ("part_1", "table: public.part_1 is a partition"),
         ("pg_class", "table: pg_class is a system table"),
         ("information_schema.sql_features", "table: information_schema.sql_features is a system table"),
-        ("outbox.events", "table: outbox.events belongs to the outbox; each of its events would make another"),
-        ("outbox.subscriptions", "table: outbox.subscriptions belongs to the outbox; each of its events would make another"),
+        (
+            "outbox.events",
+            "table: outbox.events belongs to the outbox; each of its events would make another",
+        ),
+        (
+            "outbox.subscriptions",
+            "table: outbox.subscriptions belongs to the outbox; each of its events would make another",
+        ),
     ] {
         assert_eq!(shop.refusal(&format!("select outbox.capture('{table}')")).await, expected);
     }
-    assert_eq!(shop.refusal("create temp table mine (id int); select outbox.capture('mine')").await, "table: mine is temporary");
+    assert_eq!(
+        shop.refusal("create temp table mine (id int); select outbox.capture('mine')").await,
+        "table: mine is temporary"
+    );
     assert_eq!(shop.refusal("select outbox.capture(null)").await, "table: is null");
     assert_eq!(shop.database.count("select count(*) from outbox.captures").await, 0);
     shop.end().await;
@@ -271,7 +366,11 @@ async fn a_restored_dump_captures_as_before_and_shows_nothing_rather_than_what_w
     )
     .await;
     let restored = Database::empty().await;
-    let mut dump = Command::new(server().programs().join("pg_dump")).arg(shop.database.plain_url()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut dump = Command::new(server().programs().join("pg_dump"))
+        .arg(shop.database.plain_url())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let psql = Command::new(server().programs().join("psql"))
         .args(["--no-psqlrc", "--quiet", "-v", "ON_ERROR_STOP=1", "-d", &restored.plain_url()])
         .stdin(dump.stdout.take().unwrap())

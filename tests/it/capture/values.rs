@@ -20,7 +20,11 @@ async fn shown(shop: &mut Shop, kind: &str, value: &str) -> Value {
     let alone = shop.write(&format!("update held set v = {value} where id = 1")).await;
     assert_eq!(alone[0].2["row"]["v"], one[0].2["row"]["v"], "{kind}");
     shop.owner("select outbox.capture('held', condition => 'new.id = 9', operations => '{insert}')").await; // a trigger for each row
-    assert_eq!(shop.write(&format!("insert into held values (9, {value})")).await[0].2["row"]["v"], one[0].2["row"]["v"], "{kind}");
+    assert_eq!(
+        shop.write(&format!("insert into held values (9, {value})")).await[0].2["row"]["v"],
+        one[0].2["row"]["v"],
+        "{kind}"
+    );
     one[0].2["row"]["v"].clone()
 }
 
@@ -32,7 +36,8 @@ async fn values_of_every_type_are_what_the_documentation_says_whatever_the_sessi
     let mut shop = Shop::new(types).await;
     // Once with types of the superuser's, whose functions run as one; once with types that somebody else owns.
     for owner in ["postgres", super::APPLICATION] {
-        for kind in ["type mood", "domain email", "domain moody", "type inner_one", "type pair", "type spans"] {
+        for kind in ["type mood", "domain email", "domain moody", "type inner_one", "type pair", "type spans"]
+        {
             shop.owner(&format!("alter {kind} owner to {owner}")).await;
         }
         shop.write("set timezone = 'Asia/Tokyo'; set datestyle = 'German'; set intervalstyle = 'postgres_verbose'; set bytea_output = 'escape'; set extra_float_digits = -10").await;
@@ -72,7 +77,11 @@ async fn values_of_every_type_are_what_the_documentation_says_whatever_the_sessi
             ("email", "'a@b'", json!("a@b")),
             ("email[]", "'{a@b}'", json!(["a@b"])),
             ("spans", "'[10:00,11:00)'", json!("[10:00:00,11:00:00)")),
-            ("pair", r#"row(1, row('sad', '{"x": 1}'), null)"#, json!({"a": 1, "part": {"m": "sad", "a b": {"x": 1}}, "item": null})),
+            (
+                "pair",
+                r#"row(1, row('sad', '{"x": 1}'), null)"#,
+                json!({"a": 1, "part": {"m": "sad", "a b": {"x": 1}}, "item": null}),
+            ),
             ("pair", "row(null, null, null)", json!({"a": null, "part": null, "item": null})),
             (
                 "pair[]",
@@ -81,7 +90,11 @@ async fn values_of_every_type_are_what_the_documentation_says_whatever_the_sessi
             ),
             ("pair[]", "'{}'", json!([])),
         ] {
-            assert_eq!(shown(&mut shop, kind, value).await, expected, "{kind} {value}, of types owned by {owner}");
+            assert_eq!(
+                shown(&mut shop, kind, value).await,
+                expected,
+                "{kind} {value}, of types owned by {owner}"
+            );
         }
     }
     shop.end().await;
@@ -109,7 +122,8 @@ async fn columns_may_be_called_anything() {
         "held",
         "payload",
     ];
-    let columns: Vec<String> = names.iter().map(|name| format!("\"{}\" text", name.replace('"', "\"\""))).collect();
+    let columns: Vec<String> =
+        names.iter().map(|name| format!("\"{}\" text", name.replace('"', "\"\""))).collect();
     let mut shop = Shop::new("create schema \"My \"\"shop\"\"\"").await;
     for extra in ["extra int", "extra json"] {
         shop.owner(&format!(
@@ -125,9 +139,15 @@ async fn columns_may_be_called_anything() {
             );
             let events = shop.write(&insert).await;
             assert_eq!(events.len(), count);
-            assert_eq!((events[0].0.as_str(), events[0].1.as_deref()), ("My \"shop\".or'ders.create", Some("1")));
+            assert_eq!(
+                (events[0].0.as_str(), events[0].1.as_deref()),
+                ("My \"shop\".or'ders.create", Some("1"))
+            );
             assert!(names.iter().all(|name| events[0].2["row"][*name] == "x"), "{events:?}");
-            assert_eq!(shop.write("update \"My \"\"shop\"\"\".\"or'ders\" set \"n\" = 'y'").await[0].2["changed"], json!(["n"]));
+            assert_eq!(
+                shop.write("update \"My \"\"shop\"\"\".\"or'ders\" set \"n\" = 'y'").await[0].2["changed"],
+                json!(["n"])
+            );
             assert_eq!(shop.write("delete from \"My \"\"shop\"\"\".\"or'ders\"").await.len(), count);
         }
     }
@@ -139,10 +159,15 @@ async fn values_stored_out_of_line_are_in_the_payload_also_when_the_update_did_n
     let mut shop = Shop::new("create table pages (id int primary key, title text, body text); alter table pages alter body set storage external; select outbox.capture('pages')").await;
     let body = "x".repeat(100_000);
     shop.write("insert into pages values (1, 'a', repeat('x', 100000)), (2, 'b', repeat('x', 100000))").await;
-    for update in ["update pages set title = title || '!' where id = 1", "update pages set title = title || '?'"] {
+    for update in
+        ["update pages set title = title || '!' where id = 1", "update pages set title = title || '?'"]
+    {
         for (_, _, payload) in shop.write(update).await {
             assert_eq!(payload["row"]["body"], body);
-            assert_eq!((payload["changed"].clone(), payload["previous"].as_object().unwrap().len()), (json!(["title"]), 1));
+            assert_eq!(
+                (payload["changed"].clone(), payload["previous"].as_object().unwrap().len()),
+                (json!(["title"]), 1)
+            );
         }
     }
     shop.end().await;
@@ -159,7 +184,10 @@ async fn a_payload_that_is_too_large_leaves_out_its_largest_values_and_names_the
     let created = shop
         .write("insert into pages values (1, 'a', repeat(e'\\u0001', 200000), repeat('é', 70000)), (2, 'b', repeat('x', 262000), '')")
         .await;
-    assert_eq!(created[0].2, json!({"row": {"id": 1, "title": "a", "summary": "é".repeat(70_000)}, "omitted": ["body"]}));
+    assert_eq!(
+        created[0].2,
+        json!({"row": {"id": 1, "title": "a", "summary": "é".repeat(70_000)}, "omitted": ["body"]})
+    );
     assert_eq!(created[1].2["row"]["body"].as_str().unwrap().len(), 262_000, "just small enough");
     let updated = shop.write("update pages set body = repeat('y', 240000), title = 'c' where id = 2").await;
     assert_eq!(
@@ -169,19 +197,29 @@ async fn a_payload_that_is_too_large_leaves_out_its_largest_values_and_names_the
     let deleted = shop.write("update pages set summary = repeat('z', 240000); delete from pages").await;
     assert_eq!(deleted.last().unwrap().2["omitted"], json!(["body"]));
     // Many that are not large: as many as it takes.
-    let names: Vec<String> = (0..1_500).map(|n| format!("column_with_a_name_that_is_as_long_as_a_name_can_be_in_sql_{n:04}")).collect();
-    shop.owner(&format!("alter table wide {}", names.iter().map(|name| format!("add {name} smallint")).collect::<Vec<_>>().join(", ")))
-        .await;
+    let names: Vec<String> = (0..1_500)
+        .map(|n| format!("column_with_a_name_that_is_as_long_as_a_name_can_be_in_sql_{n:04}"))
+        .collect();
+    shop.owner(&format!(
+        "alter table wide {}",
+        names.iter().map(|name| format!("add {name} smallint")).collect::<Vec<_>>().join(", ")
+    ))
+    .await;
     let values = vec!["32767"; names.len()].join(", ");
     for sql in [
         format!("insert into wide values (1, {values})"),
-        format!("update wide set {}", names.iter().map(|name| format!("{name} = 0")).collect::<Vec<_>>().join(", ")),
+        format!(
+            "update wide set {}",
+            names.iter().map(|name| format!("{name} = 0")).collect::<Vec<_>>().join(", ")
+        ),
     ] {
         let written = shop.write(&sql).await;
         assert_eq!(written[0].1.as_deref(), Some("1"));
         let payload = written[0].2.as_object().unwrap();
-        let (kept, omitted) =
-            (payload["row"].as_object().unwrap().len(), payload.get("omitted").map_or(0, |names| names.as_array().unwrap().len()));
+        let (kept, omitted) = (
+            payload["row"].as_object().unwrap().len(),
+            payload.get("omitted").map_or(0, |names| names.as_array().unwrap().len()),
+        );
         assert_eq!(kept + omitted, names.len() + 1);
         assert_eq!(omitted > 0, sql.starts_with("update"), "{omitted} were left out");
     }

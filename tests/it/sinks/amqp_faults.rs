@@ -10,7 +10,10 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::FieldTable,
 };
-use pgoutbox::{delivery::Delivery, sinks::Outlet, verdict::Reason};
+use pgoutbox::{
+    delivery::Reason,
+    sink::{Outgoing, Outlet},
+};
 use serde_json::json;
 
 use super::amqp::{client, start, url};
@@ -21,7 +24,7 @@ use crate::support::{
     server::{PrivateServer, eventually},
 };
 
-async fn confirmed(outlet: &Outlet, deliveries: &[Delivery]) {
+async fn confirmed(outlet: &Outlet, deliveries: &[Outgoing]) {
     eventually("the message is confirmed", async || {
         reasons(&outlet.send(deliveries).await).iter().all(|report| *report == ("delivered", None))
     })
@@ -41,7 +44,12 @@ fn set_disk_free_limit(server: &PrivateServer, limit: &str) {
 
 fn rabbitmqctl(server: &PrivateServer, arguments: &[&str]) {
     let script = ". ./environment && /usr/lib/rabbitmq/bin/rabbitmqctl \"$0\" \"$@\"";
-    let output = Command::new("sh").args(["-c", script]).args(arguments).current_dir(server.directory()).output().unwrap();
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .args(arguments)
+        .current_dir(server.directory())
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 
@@ -51,7 +59,7 @@ async fn a_server_that_freezes_dies_or_has_no_room_costs_time_and_no_event() {
     declare(&server).await;
     let sink = registry(&format!("[sinks.amqp]\nurl = '{}'\ntimeout = '1s'", url(&server)));
     let deliveries = deliveries(&sink, "amqp", json!({ "routing_key": "orders" }), 6);
-    let outlet = &deliveries[0].subscription.outlet;
+    let outlet = &deliveries.outlet;
     confirmed(outlet, &deliveries[..1]).await;
 
     server.freeze();
@@ -74,7 +82,10 @@ async fn a_server_that_freezes_dies_or_has_no_room_costs_time_and_no_event() {
 
     server.kill();
     let reports = outlet.send(&deliveries[5..]).await;
-    assert!(matches!(reasons(&reports)[..], [("retry", Some(Reason::ConnectFailed | Reason::BrokenAnswer))]), "{reports:#?}");
+    assert!(
+        matches!(reasons(&reports)[..], [("retry", Some(Reason::ConnectFailed | Reason::BrokenAnswer))]),
+        "{reports:#?}"
+    );
     server.start_again().unwrap();
     confirmed(outlet, &deliveries[5..]).await;
     let (_connection, channel) = client(&server).await;
@@ -83,7 +94,8 @@ async fn a_server_that_freezes_dies_or_has_no_room_costs_time_and_no_event() {
     while let Some(message) = channel.basic_get("orders".into(), options).await.unwrap() {
         arrived.insert(message.properties.message_id().as_ref().unwrap().to_string());
     }
-    let sent: std::collections::BTreeSet<_> = deliveries.iter().map(|delivery| delivery.event.id.to_string()).collect();
+    let sent: std::collections::BTreeSet<_> =
+        deliveries.iter().map(|delivery| delivery.event.id.to_string()).collect();
     assert_eq!(arrived, sent, "what was confirmed outlived the server");
 }
 
@@ -96,20 +108,27 @@ async fn a_relay_starts_without_the_server_serves_others_and_delivers_when_it_is
     let database = Database::new().await;
     let retry = json!({ "schedule": vec!["200ms"; 20] });
     let config = json!({ "routing_key": "orders" });
-    database.execute(format!("select outbox.subscribe('amqp', array['**'], 'amqp', '{config}', retry => '{retry}')")).await;
+    database
+        .execute(format!(
+            "select outbox.subscribe('amqp', array['**'], 'amqp', '{config}', retry => '{retry}')"
+        ))
+        .await;
     database.execute("select outbox.subscribe('other', array['**'], 'recorder')").await;
     let recorder = Recorder::new();
     let sinks = connections(&format!("[sinks.amqp]\nurl = '{}'", url(&server)));
-    let relay =
-        RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).sink(recorder.clone()).connections(&sinks).unwrap())
-            .await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(settings("relay")).sink(recorder.clone()).connections(&sinks).unwrap()
+    })
+    .await;
     database.execute("insert into outbox.events (topic, payload) select 'shop.orders.create', '1' from generate_series(1, 50)").await;
     recorder.wait_for(50).await;
     database.eventually("select count(*) > 0 from outbox.attempts where reason = 'connect_failed'").await;
     server.start_again().unwrap();
     // The breaker's pauses double: the next probe comes at most as long after the outage as the outage took.
     let outage = killed.elapsed();
-    database.eventually_within(outage + Duration::from_secs(30), "select count(*) = 0 from outbox.deliveries").await;
+    database
+        .eventually_within(outage + Duration::from_secs(30), "select count(*) = 0 from outbox.deliveries")
+        .await;
     let (_connection, channel) = client(&server).await;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let queue = channel.queue_declare("orders".into(), passive, FieldTable::default()).await.unwrap();
@@ -123,14 +142,24 @@ async fn an_event_that_may_not_be_published_is_a_dead_letter_of_its_own() {
     let server = start();
     let (_connection, channel) = client(&server).await;
     let none = FieldTable::default();
-    channel.exchange_declare("shop".into(), ExchangeKind::Topic, ExchangeDeclareOptions::default(), none.clone()).await.unwrap();
+    channel
+        .exchange_declare("shop".into(), ExchangeKind::Topic, ExchangeDeclareOptions::default(), none.clone())
+        .await
+        .unwrap();
     channel.queue_declare("orders".into(), QueueDeclareOptions::default(), none.clone()).await.unwrap();
-    channel.queue_bind("orders".into(), "shop".into(), "#".into(), QueueBindOptions::default(), none).await.unwrap();
+    channel
+        .queue_bind("orders".into(), "shop".into(), "#".into(), QueueBindOptions::default(), none)
+        .await
+        .unwrap();
     rabbitmqctl(&server, &["set_topic_permissions", "guest", "shop", "^orders", ".*"]);
     let database = Database::new().await;
     let retry = json!({ "schedule": ["500ms"], "jitter": 0 });
     let config = json!({ "exchange": "shop" });
-    database.execute(format!("select outbox.subscribe('amqp', array['**'], 'amqp', '{config}', retry => '{retry}')")).await;
+    database
+        .execute(format!(
+            "select outbox.subscribe('amqp', array['**'], 'amqp', '{config}', retry => '{retry}')"
+        ))
+        .await;
     database
         .execute(
             "insert into outbox.events (topic, payload) \
@@ -138,13 +167,26 @@ async fn an_event_that_may_not_be_published_is_a_dead_letter_of_its_own() {
         )
         .await;
     let sinks = connections(&format!("[sinks.amqp]\nurl = '{}'", url(&server)));
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).connections(&sinks).unwrap()).await;
-    database.eventually("select exists (select from outbox.dead_letters) and not exists (select from outbox.deliveries)").await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(settings("relay")).connections(&sinks).unwrap()
+    })
+    .await;
+    database
+        .eventually(
+            "select exists (select from outbox.dead_letters) and not exists (select from outbox.deliveries)",
+        )
+        .await;
     let dead: Vec<(serde_json::Value, String)> =
-        sqlx::query_as("select payload, reason from outbox.dead_letters").fetch_all(&database.pool).await.unwrap();
+        sqlx::query_as("select payload, reason from outbox.dead_letters")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
     assert_eq!(dead, [(json!(25), "access_denied".to_owned())]);
     let unclear = "select bool_and(ambiguous) from outbox.attempts where outcome = 'retry' and attempt = 1";
-    assert!(sqlx::query_scalar::<_, bool>(unclear).fetch_one(&database.pool).await.unwrap(), "those before it may have been stored");
+    assert!(
+        sqlx::query_scalar::<_, bool>(unclear).fetch_one(&database.pool).await.unwrap(),
+        "those before it may have been stored"
+    );
     relay.stop().await;
     database.drop().await;
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pgoutbox::{
-    sinks::Registry,
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::Registry,
 };
 use serde_json::{Value, json};
 
@@ -46,7 +46,8 @@ impl Destination for Files {
         lines
             .lines()
             .map(|line| {
-                let fields: std::collections::HashMap<String, &serde_json::value::RawValue> = serde_json::from_str(line).unwrap();
+                let fields: std::collections::HashMap<String, &serde_json::value::RawValue> =
+                    serde_json::from_str(line).unwrap();
                 (fields["id"].get().trim_matches('"').to_owned(), fields["payload"].get().to_owned())
             })
             .collect()
@@ -67,7 +68,7 @@ async fn a_file_that_was_moved_away_gets_a_successor() {
     let files = Files::start().await;
     let deliveries = deliveries(&files.registry(), "file", files.config(), 2);
     let path = files.folder.path().join("events.jsonl");
-    let outlet = &deliveries[0].subscription.outlet;
+    let outlet = &deliveries.outlet;
     outlet.send(&deliveries[..1]).await;
     std::fs::rename(&path, path.with_extension("1")).unwrap();
     outlet.send(&deliveries[1..]).await;
@@ -79,11 +80,15 @@ async fn a_file_that_was_moved_away_gets_a_successor() {
 async fn a_full_disk_is_a_retry_that_says_so_and_the_next_attempt_writes_whole_lines() {
     let files = Files::start().await;
     let deliveries = deliveries(&files.registry(), "file", files.config(), 3);
-    let outlet = &deliveries[0].subscription.outlet;
+    let outlet = &deliveries.outlet;
     let path = files.folder.path().join("events.jsonl");
     std::os::unix::fs::symlink("/dev/full", &path).unwrap();
     for report in outlet.send(&deliveries).await {
-        assert_eq!(report.outcome, Outcome::Retry { reason: Reason::DestinationFull, after: None }, "{report:?}");
+        assert_eq!(
+            report.outcome,
+            Outcome::Retry { reason: Reason::DestinationFull, after: None },
+            "{report:?}"
+        );
     }
     std::fs::remove_file(&path).unwrap();
     outlet.send(&deliveries).await;
@@ -96,7 +101,7 @@ async fn half_a_line_of_a_relay_that_was_killed_spoils_no_other() {
     let deliveries = deliveries(&files.registry(), "file", files.config(), 1);
     let path = files.folder.path().join("events.jsonl");
     std::fs::write(&path, "{}\n{\"id\": \"half").unwrap();
-    deliveries[0].subscription.outlet.send(&deliveries).await;
+    deliveries.outlet.send(&deliveries).await;
     let lines = std::fs::read_to_string(&path).unwrap();
     let lines: Vec<_> = lines.lines().collect();
     assert_eq!(lines[..2], ["{}", "{\"id\": \"half"]);
@@ -107,7 +112,7 @@ async fn half_a_line_of_a_relay_that_was_killed_spoils_no_other() {
 async fn a_write_that_nobody_waits_for_any_more_ends_whole_before_the_next() {
     let files = Files::start().await;
     let deliveries = deliveries(&files.registry(), "file", files.config(), 2);
-    let outlet = &deliveries[0].subscription.outlet;
+    let outlet = &deliveries.outlet;
     // Another relay is writing.
     let other = std::fs::File::create(files.folder.path().join("events.jsonl")).unwrap();
     other.lock().unwrap();
@@ -123,7 +128,9 @@ async fn a_write_that_nobody_waits_for_any_more_ends_whole_before_the_next() {
 #[tokio::test]
 async fn a_file_that_cannot_be_written_holds_up_no_other() {
     let files = Files::start().await;
-    let destination = |path: &str| files.registry().bind("file", &json!({ "path": path })).unwrap().destination().unwrap().to_string();
+    let destination = |path: &str| {
+        files.registry().bind("file", &json!({ "path": path })).unwrap().destination().unwrap().to_string()
+    };
     assert_ne!(destination("orders.jsonl"), destination("payments.jsonl"));
     assert_eq!(destination("{topic}.jsonl"), destination("{topic}.jsonl"));
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pgoutbox::{config::RelayConfig, telemetry::Signal};
+use pgoutbox::relay::{Settings, telemetry::Signal};
 use serde_json::{Value, json};
 use sqlx::Executor as _;
 
@@ -81,7 +81,7 @@ async fn publish(database: &Database, topic: &str, from: i32, to: i32) {
         .unwrap();
 }
 
-async fn start(database: &Database, settings: RelayConfig) -> RelayBox {
+async fn start(database: &Database, settings: Settings) -> RelayBox {
     RelayBox::start_with(database, |builder| builder.settings(settings).sink(Recorder::new())).await
 }
 
@@ -89,7 +89,10 @@ async fn start(database: &Database, settings: RelayConfig) -> RelayBox {
 async fn wait_for_effects(database: &Database, wanted: i64) {
     let until = Instant::now() + Duration::from_secs(90);
     loop {
-        let owed: i64 = sqlx::query_scalar("select count(*) from outbox.deliveries").fetch_one(&database.pool).await.unwrap();
+        let owed: i64 = sqlx::query_scalar("select count(*) from outbox.deliveries")
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
         let (count, _) = effects(database).await;
         if owed == 0 && count >= wanted {
             return;
@@ -100,7 +103,10 @@ async fn wait_for_effects(database: &Database, wanted: i64) {
 }
 
 async fn effects(database: &Database) -> (i64, i64) {
-    sqlx::query_as("select count(*), count(distinct n) from shop.effects").fetch_one(&database.pool).await.unwrap()
+    sqlx::query_as("select count(*), count(distinct n) from shop.effects")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,7 +124,8 @@ async fn an_effect_happens_exactly_once_though_a_thousand_calls_die_between_it_a
     let second = start(&database, settings("second")).await;
     publish(&database, "dies.now", 1, 2_010).await;
     wait_for_effects(&database, 2_010).await;
-    let calls: i64 = sqlx::query_scalar("select last_value from shop.calls").fetch_one(&database.pool).await.unwrap();
+    let calls: i64 =
+        sqlx::query_scalar("select last_value from shop.calls").fetch_one(&database.pool).await.unwrap();
     assert!(calls / 3 >= 1_000, "{calls} calls, of which every third died");
     assert_eq!(effects(&database).await, (2_010, 2_010));
     first.stop().await;
@@ -130,7 +137,11 @@ async fn a_relay_that_is_gone_in_the_middle_repeats_no_effect() {
     let database = shop().await;
     subscribe(&database, "gone", json!({"function": "shop.on_order", "batch": 5}), json!({})).await.unwrap();
     for round in 0..5 {
-        let relay = start(&database, RelayConfig { lease: Duration::from_secs(3), ..settings(&format!("relay-{round}")) }).await;
+        let relay = start(
+            &database,
+            Settings { lease: Duration::from_secs(3), ..settings(&format!("relay-{round}")) },
+        )
+        .await;
         publish(&database, "gone.soon", round * 400 + 1, round * 400 + 400).await;
         let until = Instant::now() + Duration::from_secs(30);
         while effects(&database).await.0 < i64::from(round) * 300 + 50 {
@@ -148,9 +159,14 @@ async fn a_relay_that_is_gone_in_the_middle_repeats_no_effect() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_function_that_raises_is_undone_alone_and_its_code_and_words_are_kept() {
     let database = shop().await;
-    subscribe(&database, "sevens", json!({"function": "shop.dislikes_sevens"}), json!({"max_attempts": 2, "initial": "10ms"}))
-        .await
-        .unwrap();
+    subscribe(
+        &database,
+        "sevens",
+        json!({"function": "shop.dislikes_sevens"}),
+        json!({"max_attempts": 2, "initial": "10ms"}),
+    )
+    .await
+    .unwrap();
     publish(&database, "sevens.all", 1, 100).await;
     let mut relay = start(&database, settings("relay")).await;
     for _ in 0..10 {
@@ -159,7 +175,10 @@ async fn a_function_that_raises_is_undone_alone_and_its_code_and_words_are_kept(
     wait_for_effects(&database, 90).await;
     assert_eq!(effects(&database).await, (90, 90));
     let letters: Vec<(String, String)> =
-        sqlx::query_as("select distinct reason, answer from outbox.dead_letters").fetch_all(&database.pool).await.unwrap();
+        sqlx::query_as("select distinct reason, answer from outbox.dead_letters")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
     assert_eq!(letters, [("function_failed".to_owned(), "P0007: a seven".to_owned())]);
     relay.stop().await;
 }
@@ -171,7 +190,8 @@ async fn a_function_takes_the_fields_it_names() {
     publish(&database, "named.one", 5, 5).await;
     let relay = start(&database, settings("relay")).await;
     wait_for_effects(&database, 1).await;
-    let (n, note): (i32, String) = sqlx::query_as("select n, note from shop.effects").fetch_one(&database.pool).await.unwrap();
+    let (n, note): (i32, String) =
+        sqlx::query_as("select n, note from shop.effects").fetch_one(&database.pool).await.unwrap();
     assert_eq!((n, note.as_str()), (5, "named.one true"));
     relay.stop().await;
 }
@@ -179,9 +199,16 @@ async fn a_function_takes_the_fields_it_names() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_may_outlast_its_lease_and_one_beyond_its_limit_is_a_timeout_that_costs_others_nothing() {
     let database = shop().await;
-    subscribe(&database, "sleeps", json!({"function": "shop.sleeps", "timeout": "6s"}), json!({"max_attempts": 1})).await.unwrap();
+    subscribe(
+        &database,
+        "sleeps",
+        json!({"function": "shop.sleeps", "timeout": "6s"}),
+        json!({"max_attempts": 1}),
+    )
+    .await
+    .unwrap();
     subscribe(&database, "quick", json!({"function": "shop.on_order"}), json!({})).await.unwrap();
-    let mut relay = start(&database, RelayConfig { lease: Duration::from_secs(3), ..settings("relay") }).await;
+    let mut relay = start(&database, Settings { lease: Duration::from_secs(3), ..settings("relay") }).await;
     publish(&database, "sleeps.long", 5, 5).await;
     publish(&database, "quick.ones", 100, 299).await;
     let count = "select count(*) from shop.effects where n >= 100";
@@ -194,7 +221,8 @@ async fn a_call_may_outlast_its_lease_and_one_beyond_its_limit_is_a_timeout_that
     assert_eq!(effects(&database).await, (201, 201));
     publish(&database, "sleeps.too.long", 60, 60).await;
     relay.wait(|signal| matches!(signal, Signal::Settled { verdict: "dead_letter", .. })).await;
-    let reason: String = sqlx::query_scalar("select reason from outbox.dead_letters").fetch_one(&database.pool).await.unwrap();
+    let reason: String =
+        sqlx::query_scalar("select reason from outbox.dead_letters").fetch_one(&database.pool).await.unwrap();
     assert_eq!(reason, "timeout");
     relay.stop().await;
 }
@@ -213,21 +241,36 @@ async fn a_function_that_cannot_take_events_is_refused_when_the_subscription_is_
         .unwrap();
     for (config, expected) in [
         (json!({}), "config.function: subscription 'refused' (function) needs a \"function\""),
-        (json!({"function": "on_order"}), "config.function: 'on_order' is not the name of a function with its schema"),
+        (
+            json!({"function": "on_order"}),
+            "config.function: 'on_order' is not the name of a function with its schema",
+        ),
         (json!({"function": "shop.nothing"}), "config.function: there is no function shop.nothing"),
-        (json!({"function": "pg_catalog.jsonb_typeof"}), "config.function: pg_catalog.jsonb_typeof belongs to the system"),
+        (
+            json!({"function": "pg_catalog.jsonb_typeof"}),
+            "config.function: pg_catalog.jsonb_typeof belongs to the system",
+        ),
         (json!({"function": "outbox.publish"}), "config.function: outbox.publish belongs to the system"),
-        (json!({"function": "shop.odd"}), "config.function: shop.odd has a parameter 'colour' that is no field of an event"),
+        (
+            json!({"function": "shop.odd"}),
+            "config.function: shop.odd has a parameter 'colour' that is no field of an event",
+        ),
         (json!({"function": "shop.many"}), "config.function: shop.many is not a plain function"),
         (json!({"function": "shop.proc"}), "config.function: shop.proc is not a plain function"),
     ] {
-        let refusal = subscribe(&database, "refused", config.clone(), json!({})).await.expect_err(&config.to_string());
+        let refusal =
+            subscribe(&database, "refused", config.clone(), json!({})).await.expect_err(&config.to_string());
         assert!(refusal.contains(expected), "{config}: {refusal}");
     }
-    subscribe(&database, "refused", json!({"function": "shop.on_order(jsonb)", "batch": 100}), json!({})).await.unwrap();
+    subscribe(&database, "refused", json!({"function": "shop.on_order(jsonb)", "batch": 100}), json!({}))
+        .await
+        .unwrap();
     let mut relay = start(&database, settings("relay")).await;
     relay.wait_asleep().await;
-    let reason: String = sqlx::query_scalar("select state_reason from outbox.subscriptions").fetch_one(&database.pool).await.unwrap();
+    let reason: String = sqlx::query_scalar("select state_reason from outbox.subscriptions")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
     assert_eq!(reason, "config.batch: it must be a whole number from 1 to 64");
     relay.stop().await;
 }
@@ -251,9 +294,19 @@ async fn names_that_must_be_quoted_are_called_and_check_says_who_may_not_call() 
 
     subscribe(&database, "locked", json!({"function": "\"My Shop\".locked"}), json!({})).await.unwrap();
     let mut check = Command::new(env!("CARGO_BIN_EXE_pgoutbox"));
-    let checked = check.arg("check").env_clear().env("DATABASE_URL", database.relay_url()).stdin(Stdio::null()).output().unwrap();
+    let checked = check
+        .arg("check")
+        .env_clear()
+        .env("DATABASE_URL", database.relay_url())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&checked.stdout);
-    assert!(said.contains("may not call \"My Shop\".locked"), "{said}{}", String::from_utf8_lossy(&checked.stderr));
+    assert!(
+        said.contains("may not call \"My Shop\".locked"),
+        "{said}{}",
+        String::from_utf8_lossy(&checked.stderr)
+    );
     assert!(!said.contains("may not call \"My Shop\".\"On Order\""), "{said}");
     database.drop().await;
 }
@@ -268,11 +321,23 @@ async fn what_a_function_puts_off_to_the_commit_has_its_limit_and_locks_no_deliv
                  for each row when (new.note = 'late.a') execute function shop.nap();",
         )
         .await;
-    subscribe(&database, "late", json!({"function": "shop.on_order", "timeout": "500ms"}), json!({"schedule": ["1h"]})).await.unwrap();
+    subscribe(
+        &database,
+        "late",
+        json!({"function": "shop.on_order", "timeout": "500ms"}),
+        json!({"schedule": ["1h"]}),
+    )
+    .await
+    .unwrap();
     subscribe(&database, "quick", json!({"function": "shop.on_order"}), json!({})).await.unwrap();
     let relay = start(&database, settings("relay")).await;
     publish(&database, "late.a", 1, 1).await;
-    database.eventually_within(Duration::from_secs(10), "select count(*) = 1 from outbox.attempts where reason = 'timeout'").await;
+    database
+        .eventually_within(
+            Duration::from_secs(10),
+            "select count(*) = 1 from outbox.attempts where reason = 'timeout'",
+        )
+        .await;
     publish(&database, "quick.a", 2, 4).await;
     database.eventually("select count(*) = 3 from shop.effects").await;
     relay.stop().await;
@@ -308,7 +373,9 @@ async fn what_a_function_leaves_in_its_session_does_not_meet_the_next_one() {
     let relay = start(&database, settings("relay")).await;
     publish(&database, "leaves.a", 1, 1).await;
     database.eventually("select count(*) = 1 from shop.effects").await;
-    database.eventually("select count(*) = 0 from pg_locks where locktype = 'advisory' and objid = 4711").await;
+    database
+        .eventually("select count(*) = 0 from pg_locks where locktype = 'advisory' and objid = 4711")
+        .await;
     publish(&database, "looks.a", 2, 2).await;
     // Only the one that left another role behind is undone.
     publish(&database, "becomes.a", 8, 10).await;
@@ -325,7 +392,14 @@ async fn what_a_function_leaves_in_its_session_does_not_meet_the_next_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_does_not_wait_for_the_call_of_another_where_several_may_run_at_once() {
     let database = shop().await;
-    subscribe(&database, "sleeps", json!({"function": "shop.sleeps", "batch": 1, "concurrency": 2}), json!({})).await.unwrap();
+    subscribe(
+        &database,
+        "sleeps",
+        json!({"function": "shop.sleeps", "batch": 1, "concurrency": 2}),
+        json!({}),
+    )
+    .await
+    .unwrap();
     let relay = start(&database, settings("relay")).await;
     publish(&database, "sleeps.long", 12, 12).await;
     database.eventually("select exists (select from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep')").await;

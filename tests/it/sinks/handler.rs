@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use pgoutbox::{
     Event,
+    relay::telemetry::Signal,
     sinks::handler::{HandlerError, Rejected},
-    telemetry::Signal,
 };
 use serde::Deserialize;
 use sqlx::Executor as _;
@@ -19,7 +19,12 @@ struct User {
 }
 
 async fn publish(database: &Database, topic: &str, payload: &str) {
-    sqlx::query("select outbox.publish($1, $2::jsonb)").bind(topic).bind(payload).execute(&database.pool).await.unwrap();
+    sqlx::query("select outbox.publish($1, $2::jsonb)")
+        .bind(topic)
+        .bind(payload)
+        .execute(&database.pool)
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,11 +54,18 @@ async fn handlers_get_the_events_of_their_topics_raw_or_typed_and_stand_among_th
     all.sort_unstable();
     assert_eq!(all, ["public.users.create Zoë", "raw []", "raw {\"name\": \"Zoë\"}"]);
     relay.wait(|signal| matches!(signal, Signal::Settled { verdict: "dead_letter", .. })).await;
-    let reason: String = sqlx::query_scalar("select reason from outbox.dead_letters").fetch_one(&database.pool).await.unwrap();
+    let reason: String =
+        sqlx::query_scalar("select reason from outbox.dead_letters").fetch_one(&database.pool).await.unwrap();
     assert_eq!(reason, "payload_unusable");
     let listed: Vec<(String, String)> =
-        sqlx::query_as("select name, sink from outbox.subscription_status order by name").fetch_all(&database.pool).await.unwrap();
-    assert_eq!(listed, [("search-indexer".to_owned(), "handler".to_owned()), ("welcome".to_owned(), "handler".to_owned())]);
+        sqlx::query_as("select name, sink from outbox.subscription_status order by name")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+    assert_eq!(
+        listed,
+        [("search-indexer".to_owned(), "handler".to_owned()), ("welcome".to_owned(), "handler".to_owned())]
+    );
     relay.stop().await;
 }
 
@@ -71,7 +83,11 @@ async fn an_error_or_a_panic_is_tried_again_and_a_rejection_is_not() {
         })
     })
     .await;
-    database.pool.execute("update outbox.subscriptions set retry = '{\"max_attempts\": 2, \"initial\": \"20ms\"}'").await.unwrap();
+    database
+        .pool
+        .execute("update outbox.subscriptions set retry = '{\"max_attempts\": 2, \"initial\": \"20ms\"}'")
+        .await
+        .unwrap();
     let mut relay = relay;
     for payload in ["1", "2", "3", "4"] {
         publish(&database, "a.b", payload).await;
@@ -79,15 +95,20 @@ async fn an_error_or_a_panic_is_tried_again_and_a_rejection_is_not() {
     for _ in 0..3 {
         relay.wait(|signal| matches!(signal, Signal::Settled { verdict: "dead_letter", .. })).await;
     }
-    let letters: Vec<(String, String, i32, Option<String>)> =
-        sqlx::query_as("select payload::text, reason, attempts, answer from outbox.dead_letters order by position")
-            .fetch_all(&database.pool)
-            .await
-            .unwrap();
-    let expected =
-        [("1", "handler_failed", 2, Some("not today")), ("2", "sink_panicked", 2, None), ("3", "handler_failed", 1, Some("never"))];
-    let expected =
-        expected.map(|(payload, reason, attempts, answer)| (payload.to_owned(), reason.to_owned(), attempts, answer.map(str::to_owned)));
+    let letters: Vec<(String, String, i32, Option<String>)> = sqlx::query_as(
+        "select payload::text, reason, attempts, answer from outbox.dead_letters order by position",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    let expected = [
+        ("1", "handler_failed", 2, Some("not today")),
+        ("2", "sink_panicked", 2, None),
+        ("3", "handler_failed", 1, Some("never")),
+    ];
+    let expected = expected.map(|(payload, reason, attempts, answer)| {
+        (payload.to_owned(), reason.to_owned(), attempts, answer.map(str::to_owned))
+    });
     assert_eq!(letters, expected);
     relay.stop().await;
 }
@@ -96,7 +117,9 @@ async fn an_error_or_a_panic_is_tried_again_and_a_rejection_is_not() {
 async fn a_program_without_the_handler_leaves_its_events_to_the_one_that_has_it() {
     let database = Database::new().await;
     let first = RelayBox::start_with(&database, |builder| {
-        builder.settings(settings("first")).handler("only-here", ["old.**"], |_| async { Ok::<(), HandlerError>(()) })
+        builder
+            .settings(settings("first"))
+            .handler("only-here", ["old.**"], |_| async { Ok::<(), HandlerError>(()) })
     })
     .await;
     first.stop().await;
@@ -106,10 +129,14 @@ async fn a_program_without_the_handler_leaves_its_events_to_the_one_that_has_it(
     publish(&database, "old.topic", "2").await;
     let (seen, mut came) = mpsc::channel(10);
     let again = RelayBox::start_with(&database, |builder| {
-        builder.settings(settings("again")).handler("only-here", ["old.**", "new.**"], move |event: Arc<Event>| {
-            let seen = seen.clone();
-            async move { seen.send(event.payload.clone()).await }
-        })
+        builder.settings(settings("again")).handler(
+            "only-here",
+            ["old.**", "new.**"],
+            move |event: Arc<Event>| {
+                let seen = seen.clone();
+                async move { seen.send(event.payload.clone()).await }
+            },
+        )
     })
     .await;
     assert_eq!(tokio::time::timeout(Duration::from_secs(30), came.recv()).await.unwrap().unwrap(), "2");
@@ -124,7 +151,10 @@ async fn a_handler_cannot_take_the_name_of_another_subscription() {
     let database = Database::new().await;
     database.pool.execute("select outbox.subscribe('taken', array['**'], 'stdout')").await.unwrap();
     let pool = sqlx::PgPool::connect_lazy_with(database.relay_options.clone());
-    let refused = pgoutbox::Relay::builder(pool).handler("taken", ["**"], |_| async { Ok::<(), HandlerError>(()) }).build().await;
+    let refused = pgoutbox::Relay::builder(pool)
+        .handler("taken", ["**"], |_| async { Ok::<(), HandlerError>(()) })
+        .build()
+        .await;
     let shown = format!("{:#}", anyhow::Error::from(refused.unwrap_err()));
     assert!(shown.contains("a handler needs a name of its own"), "{shown}");
 }

@@ -10,6 +10,8 @@ mod handler;
 pub(crate) mod postgres;
 #[cfg(feature = "nats")]
 pub(crate) mod nats;
+#[cfg(feature = "nats")]
+mod nats_faults;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
 #[cfg(feature = "kafka")]
@@ -19,11 +21,9 @@ pub(crate) mod redis;
 mod stdout;
 
 use pgoutbox::{
-    config::{self, Egress},
-    relay::add_own_sinks,
-    secret::Secrets,
-    sinks::{Registry, handler::Handlers, webhook::Webhook},
-    store::ConnectionSettings,
+    cli::config,
+    sink::{Registry, egress::Egress, secret::Secrets},
+    sinks::{handler::Handlers, webhook::Webhook},
 };
 
 /// The keys without which there is no connection.
@@ -34,20 +34,19 @@ pub(crate) fn every_sink() -> Registry {
     let shown: String = config::MANUAL
         .lines()
         .skip_while(|line| !line.starts_with("[sinks."))
-        .map(|line| line.strip_prefix("# ").filter(|line| WHERE.iter().any(|key| line.starts_with(key))).unwrap_or(line))
+        .map(|line| {
+            line.strip_prefix("# ")
+                .filter(|line| WHERE.iter().any(|key| line.starts_with(key)))
+                .unwrap_or(line)
+        })
         .collect::<Vec<_>>()
         .join("\n");
     let mut registry = crate::support::deliveries::registry(&shown);
-    let egress = Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
-    registry.add(Webhook::new(&egress, Secrets::with_environment(&config::Secrets::default(), |_| None)).unwrap());
-    let settings = ConnectionSettings {
-        options: "postgres://nobody@localhost/nothing".parse().unwrap(),
-        relay: "docs".to_owned(),
-        pool_size: 1,
-        pooler: false,
-        allow_superuser: false,
-    };
-    add_own_sinks(&mut registry, &settings);
+    let egress =
+        Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
+    registry.add(Webhook::new(&egress, Secrets::with_environment(None, |_| None)).unwrap());
+    let database = "postgres://nobody@localhost/nothing".parse().unwrap();
+    pgoutbox::sinks::add_built_in(&mut registry, database, "docs", false);
     let mut handlers = Handlers::default();
     handlers.add("product-cache", |_| async { Ok::<(), std::convert::Infallible>(()) });
     registry.add(handlers);

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use pgoutbox::{
-    sinks::{Registry, postgres::INBOX},
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::Registry,
+    sinks::postgres::INBOX,
 };
 use serde_json::{Value, json};
 use sqlx::Executor as _;
@@ -82,7 +83,7 @@ impl Destination for Inbox {
 async fn an_event_that_comes_again_is_there_once() {
     let inbox = Inbox::start().await;
     let deliveries = deliveries(&inbox.registry(), "postgres", json!({}), 20);
-    let outlet = &deliveries[0].subscription.outlet;
+    let outlet = &deliveries.outlet;
     outlet.send(&deliveries[..15]).await;
     outlet.send(&deliveries[5..]).await;
     assert_eq!(inbox.ids().await.len(), 20);
@@ -92,8 +93,9 @@ async fn an_event_that_comes_again_is_there_once() {
 async fn psycopg_reads_the_inbox_and_an_accepted_event_is_new_only_once() {
     let inbox = Inbox::start().await;
     let deliveries = deliveries(&inbox.registry(), "postgres", json!({}), 3);
-    deliveries[0].subscription.outlet.send(&deliveries).await;
-    let said = clients::python("inbox_reads.py", &[("DATABASE_URL", inbox.database.plain_url().as_str())]).await;
+    deliveries.outlet.send(&deliveries).await;
+    let said =
+        clients::python("inbox_reads.py", &[("DATABASE_URL", inbox.database.plain_url().as_str())]).await;
     let read: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let expected: Vec<Value> = deliveries
         .iter()
@@ -120,14 +122,16 @@ async fn a_function_there_runs_once_for_each_event_and_one_that_raises_is_undone
     .await
     .unwrap();
     let deliveries = deliveries(&inbox.registry(), "postgres", json!({"function": "shop.on_order"}), 10);
-    let outlet = &deliveries[0].subscription.outlet;
+    let outlet = &deliveries.outlet;
     for _ in 0..2 {
         let reports = outlet.send(&deliveries).await;
-        let failed: Vec<_> = reports.iter().enumerate().filter(|(_, report)| report.outcome != Outcome::Delivered).collect();
+        let failed: Vec<_> =
+            reports.iter().enumerate().filter(|(_, report)| report.outcome != Outcome::Delivered).collect();
         assert_eq!(failed.len(), 1, "{reports:#?}");
         assert_eq!((failed[0].0, failed[0].1.answer.as_deref()), (3, Some("P0001: no threes")));
     }
-    let seen: Vec<i32> = sqlx::query_scalar("select n from shop.seen order by n").fetch_all(pool).await.unwrap();
+    let seen: Vec<i32> =
+        sqlx::query_scalar("select n from shop.seen order by n").fetch_all(pool).await.unwrap();
     assert_eq!(seen, [0, 1, 2, 4, 5, 6, 7, 8, 9]);
 }
 
@@ -136,20 +140,25 @@ async fn what_is_missing_there_and_what_is_forbidden_is_told_apart() {
     let inbox = Inbox::start().await;
     inbox.database.pool.execute("drop table outbox.inbox").await.unwrap();
     let missing = deliveries(&inbox.registry(), "postgres", json!({}), 1);
-    let report = &missing[0].subscription.outlet.send(&missing).await[0];
+    let report = &missing.outlet.send(&missing).await[0];
     assert_eq!(report.outcome, Outcome::Retry { reason: Reason::TargetMissing, after: None });
-    let problem = missing[0].subscription.outlet.check().await.unwrap_err();
-    assert!(problem.contains("pgoutbox inbox --sql"), "{problem}");
+    let problem = missing.outlet.check().await.unwrap_err();
+    assert!(problem.as_str().contains("pgoutbox inbox --sql"), "{problem}");
 
     let inbox = Inbox::start().await;
     let role = format!("outsider_{}", uuid::Uuid::new_v4().simple());
     inbox.database.pool.execute(sqlx::AssertSqlSafe(format!("create role {role} login"))).await.unwrap();
     let mut url: url::Url = inbox.url().parse().unwrap();
     url.set_username(&role).unwrap();
-    let refused = deliveries(&registry(&format!("[sinks.postgres]\nurl = {:?}", url.as_str())), "postgres", json!({}), 1);
-    let report = &refused[0].subscription.outlet.send(&refused).await[0];
+    let refused = deliveries(
+        &registry(&format!("[sinks.postgres]\nurl = {:?}", url.as_str())),
+        "postgres",
+        json!({}),
+        1,
+    );
+    let report = &refused.outlet.send(&refused).await[0];
     assert_eq!(report.outcome, Outcome::Retry { reason: Reason::AccessDenied, after: None }, "{report:?}");
-    assert!(refused[0].subscription.outlet.check().await.is_err());
+    assert!(refused.outlet.check().await.is_err());
     inbox.database.pool.execute(sqlx::AssertSqlSafe(format!("drop role {role}"))).await.unwrap();
 }
 
@@ -162,8 +171,14 @@ async fn events_go_from_database_to_database_once_though_connections_are_cut() {
         .await
         .unwrap();
     let connections = inbox_connections(&inbox);
-    let relay = RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).connections(&connections).unwrap()).await;
-    sqlx::query("select outbox.publish('a.b', to_jsonb(n)) from generate_series(1, 2000) as n").execute(&database.pool).await.unwrap();
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(settings("relay")).connections(&connections).unwrap()
+    })
+    .await;
+    sqlx::query("select outbox.publish('a.b', to_jsonb(n)) from generate_series(1, 2000) as n")
+        .execute(&database.pool)
+        .await
+        .unwrap();
     let until = Instant::now() + Duration::from_secs(60);
     loop {
         let count = inbox.ids().await.len();
@@ -180,21 +195,31 @@ async fn events_go_from_database_to_database_once_though_connections_are_cut() {
     }
     relay.stop().await;
     let (count, distinct): (i64, i64) =
-        sqlx::query_as("select count(*), count(distinct payload) from outbox.inbox").fetch_one(&inbox.database.pool).await.unwrap();
+        sqlx::query_as("select count(*), count(distinct payload) from outbox.inbox")
+            .fetch_one(&inbox.database.pool)
+            .await
+            .unwrap();
     assert_eq!((count, distinct), (2_000, 2_000));
 }
 
-fn inbox_connections(inbox: &Inbox) -> Vec<pgoutbox::config::Connection> {
+fn inbox_connections(inbox: &Inbox) -> Vec<pgoutbox::sink::Connection> {
     crate::support::deliveries::connections(&format!("[sinks.postgres]\nurl = {:?}", inbox.url()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_or_function_that_fails_holds_up_no_other() {
     let inbox = Inbox::start().await;
-    let bind = |config: Value| inbox.registry().bind("postgres", &config).unwrap().destination().unwrap().to_string();
-    let (none, table, function) = (bind(json!({})), bind(json!({"table": "shop.inbox"})), bind(json!({"function": "shop.take"})));
+    let bind = |config: Value| {
+        inbox.registry().bind("postgres", &config).unwrap().destination().unwrap().to_string()
+    };
+    let (none, table, function) =
+        (bind(json!({})), bind(json!({"table": "shop.inbox"})), bind(json!({"function": "shop.take"})));
     assert!(none != table && none != function && table != function, "{none} {table} {function}");
-    assert_eq!(none, bind(json!({"table": "outbox.inbox", "batch": 5})), "the same table behind the same breaker");
+    assert_eq!(
+        none,
+        bind(json!({"table": "outbox.inbox", "batch": 5})),
+        "the same table behind the same breaker"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,7 +227,8 @@ async fn the_function_of_the_inbox_says_which_event_each_row_is_about() {
     let inbox = Inbox::start().await;
     let asked = "select n, code from outbox.inbox_deliver('pg_catalog.jsonb_typeof', '{s,s,s}', \
                  array[jsonb_build_object('id', gen_random_uuid())::text, '{\"id\": 1}', jsonb_build_object('id', gen_random_uuid())::text])";
-    let rows: Vec<(Option<i32>, Option<String>)> = sqlx::query_as(asked).fetch_all(&inbox.database.pool).await.unwrap();
+    let rows: Vec<(Option<i32>, Option<String>)> =
+        sqlx::query_as(asked).fetch_all(&inbox.database.pool).await.unwrap();
     assert_eq!(rows, [(Some(1), None), (Some(2), Some("22P02".to_owned())), (Some(3), None)]);
 }
 
@@ -217,17 +243,22 @@ async fn tables_that_are_locked_take_no_connection_from_the_others() {
     }
     let mut locking = pool.begin().await.unwrap();
     for table in &tables {
-        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("lock table {table}"))).execute(&mut *locking).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("lock table {table}")))
+            .execute(&mut *locking)
+            .await
+            .unwrap();
     }
     let registry = inbox.registry();
-    let hung: Vec<_> =
-        tables.iter().map(|table| deliveries(&registry, "postgres", json!({ "table": table, "timeout": "20s" }), 1)).collect();
-    let waiting = futures_util::future::join_all(hung.iter().map(|one| one[0].subscription.outlet.send(one)));
+    let hung: Vec<_> = tables
+        .iter()
+        .map(|table| deliveries(&registry, "postgres", json!({ "table": table, "timeout": "20s" }), 1))
+        .collect();
+    let waiting = futures_util::future::join_all(hung.iter().map(|one| one.outlet.send(one)));
     let others = async {
         let wait = "select count(*) = 6 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
         inbox.database.eventually(wait).await;
         let free = deliveries(&registry, "postgres", json!({}), 3);
-        assert!(free[0].subscription.outlet.send(&free).await.iter().all(|report| report.outcome == Outcome::Delivered));
+        assert!(free.outlet.send(&free).await.iter().all(|report| report.outcome == Outcome::Delivered));
         locking.rollback().await.unwrap();
     };
     let (reports, ()) = tokio::join!(waiting, others);

@@ -8,8 +8,8 @@ use std::{
 
 use pgoutbox::{
     Event,
-    sinks::{Registry, Report},
-    verdict::{Outcome, Reason},
+    delivery::{Outcome, Reason},
+    sink::{Registry, Report},
 };
 use serde_json::{Value, json};
 
@@ -28,7 +28,10 @@ const REDIS: Kind = Kind {
     package: "redis-server",
     arguments: |_, port| {
         let port = port.to_string();
-        ["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "yes"].iter().map(Into::into).collect()
+        ["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "yes"]
+            .iter()
+            .map(Into::into)
+            .collect()
     },
 };
 
@@ -51,16 +54,26 @@ impl Redis {
 
     fn cli(&self, arguments: &[&str]) -> String {
         let port = self.server.port().to_string();
-        let output = Command::new("redis-cli").args(["-p", &port, "--no-auth-warning"]).args(arguments).output().unwrap();
+        let output = Command::new("redis-cli")
+            .args(["-p", &port, "--no-auth-warning"])
+            .args(arguments)
+            .output()
+            .unwrap();
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
     /// The fields of each entry.
     fn entries(&self, stream: &str) -> Vec<HashMap<String, String>> {
-        let answer: Value = serde_json::from_str(&self.cli(&["--json", "-3", "XRANGE", stream, "-", "+"])).unwrap_or_default();
+        let answer: Value = serde_json::from_str(&self.cli(&["--json", "-3", "XRANGE", stream, "-", "+"]))
+            .unwrap_or_default();
         let entries = answer.as_array().cloned().unwrap_or_default();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
-        entries.iter().map(|entry| entry[1].as_array().unwrap().chunks(2).map(|pair| (text(&pair[0]), text(&pair[1]))).collect()).collect()
+        entries
+            .iter()
+            .map(|entry| {
+                entry[1].as_array().unwrap().chunks(2).map(|pair| (text(&pair[0]), text(&pair[1]))).collect()
+            })
+            .collect()
     }
 }
 
@@ -88,7 +101,10 @@ impl Destination for Redis {
     }
 
     async fn received(&self) -> Vec<(String, String)> {
-        self.entries("events").into_iter().map(|mut entry| (entry.remove("id").unwrap(), entry.remove("payload").unwrap())).collect()
+        self.entries("events")
+            .into_iter()
+            .map(|mut entry| (entry.remove("id").unwrap(), entry.remove("payload").unwrap()))
+            .collect()
     }
 
     fn refused() -> Vec<(Value, &'static str)> {
@@ -107,7 +123,7 @@ async fn an_entry_has_flat_fields_and_the_headers_of_the_publisher() {
     let redis = Redis::start().await;
     let config = json!({ "stream": "events.{topic}.{organization}" });
     let deliveries = deliveries(&redis.registry(), "redis", config, 1);
-    let outlet = &deliveries[0].subscription.outlet;
+    let outlet = &deliveries.outlet;
     assert_eq!(outlet.send(&deliveries).await[0].outcome, Outcome::Delivered);
     let entry = redis.entries("events.public.orders.create.acme").remove(0);
     let event = &deliveries[0].event;
@@ -132,8 +148,9 @@ async fn an_entry_has_flat_fields_and_the_headers_of_the_publisher() {
 #[tokio::test]
 async fn a_hash_tag_is_written_in_doubled_braces() {
     let redis = Redis::start().await;
-    let deliveries = deliveries(&redis.registry(), "redis", json!({ "stream": "{{{organization}}}:events" }), 1);
-    deliveries[0].subscription.outlet.send(&deliveries).await;
+    let deliveries =
+        deliveries(&redis.registry(), "redis", json!({ "stream": "{{{organization}}}:events" }), 1);
+    deliveries.outlet.send(&deliveries).await;
     assert_eq!(redis.cli(&["XLEN", "{acme}:events"]), "1");
 }
 
@@ -141,7 +158,7 @@ async fn a_hash_tag_is_written_in_doubled_braces() {
 async fn a_stream_keeps_about_maxlen_entries() {
     let redis = Redis::with(&["--stream-node-max-entries", "10"]);
     let deliveries = deliveries(&redis.registry(), "redis", json!({ "stream": "events", "maxlen": 50 }), 500);
-    deliveries[0].subscription.outlet.send(&deliveries).await;
+    deliveries.outlet.send(&deliveries).await;
     let length: u64 = redis.cli(&["XLEN", "events"]).parse().unwrap();
     assert!((50..=70).contains(&length), "{length}");
 }
@@ -149,8 +166,9 @@ async fn a_stream_keeps_about_maxlen_entries() {
 #[tokio::test]
 async fn a_cloud_event_is_one_field() {
     let redis = Redis::start().await;
-    let deliveries = deliveries(&redis.registry(), "redis", json!({ "stream": "events", "body": "cloudevents" }), 1);
-    deliveries[0].subscription.outlet.send(&deliveries).await;
+    let deliveries =
+        deliveries(&redis.registry(), "redis", json!({ "stream": "events", "body": "cloudevents" }), 1);
+    deliveries.outlet.send(&deliveries).await;
     let entry = redis.entries("events").remove(0);
     assert_eq!(entry["content-type"], "application/cloudevents+json; charset=utf-8");
     let event: Value = serde_json::from_str(&entry["payload"]).unwrap();
@@ -160,10 +178,14 @@ async fn a_cloud_event_is_one_field() {
 #[tokio::test]
 async fn wrong_credentials_are_a_retry_that_says_so() {
     let mut redis = Redis::with(&["--requirepass", "secret-of-the-connection"]);
-    for (more, said) in [("", "NOAUTH"), ("password = 'another-secret'", "WRONGPASS"), ("password = 'secret-of-the-connection'", "")] {
+    for (more, said) in [
+        ("", "NOAUTH"),
+        ("password = 'another-secret'", "WRONGPASS"),
+        ("password = 'secret-of-the-connection'", ""),
+    ] {
         redis.more = more.to_owned();
         let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 2);
-        let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+        let reports = deliveries.outlet.send(&deliveries).await;
         if said.is_empty() {
             assert_eq!(reports[1].outcome, Outcome::Delivered);
         } else {
@@ -178,11 +200,14 @@ async fn wrong_credentials_are_a_retry_that_says_so() {
 #[tokio::test]
 async fn a_user_without_rights_is_refused_by_check_and_by_send() {
     let mut redis = Redis::start().await;
-    assert_eq!(redis.cli(&["ACL", "SETUSER", "writer", "on", ">pw", "~events.*", "+xadd", "+ping", "+type"]), "OK");
+    assert_eq!(
+        redis.cli(&["ACL", "SETUSER", "writer", "on", ">pw", "~events.*", "+xadd", "+ping", "+type"]),
+        "OK"
+    );
     redis.more = "username = 'writer'\npassword = 'pw'".to_owned();
     for (stream, allowed) in [("events.a", true), ("others", false)] {
         let deliveries = deliveries(&redis.registry(), "redis", json!({ "stream": stream }), 1);
-        let outlet = &deliveries[0].subscription.outlet;
+        let outlet = &deliveries.outlet;
         let (checked, report) = (outlet.check().await, outlet.send(&deliveries).await.remove(0));
         assert_eq!(checked.is_ok(), allowed, "{checked:?}");
         assert_eq!(report.outcome.reason(), (!allowed).then_some(Reason::AccessDenied), "{report:?}");
@@ -194,7 +219,7 @@ async fn a_key_of_another_type_fails_only_its_own_entries() {
     let redis = Redis::start().await;
     redis.cli(&["SET", "events.order-3", "text"]);
     let deliveries = deliveries(&redis.registry(), "redis", json!({ "stream": "events.{key}" }), 20);
-    let reports = deliveries[0].subscription.outlet.send(&deliveries).await;
+    let reports = deliveries.outlet.send(&deliveries).await;
     for (number, report) in (1..).zip(&reports) {
         if number % 10 == 3 {
             assert_eq!(reason(report), (Some(Reason::Refused), false));
@@ -204,18 +229,18 @@ async fn a_key_of_another_type_fails_only_its_own_entries() {
         }
     }
     let fixed = self::deliveries(&redis.registry(), "redis", json!({ "stream": "events.order-3" }), 1);
-    assert!(fixed[0].subscription.outlet.check().await.unwrap_err().contains("string"));
+    assert!(fixed.outlet.check().await.unwrap_err().as_str().contains("string"));
 }
 
 #[tokio::test]
 async fn memory_that_is_full_is_a_retry_until_there_is_room() {
     let redis = Redis::start().await;
     let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 1);
-    let outlet = &deliveries[0].subscription.outlet;
+    let outlet = &deliveries.outlet;
     redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
     let full = outlet.send(&deliveries).await.remove(0);
     assert_eq!(reason(&full), (Some(Reason::DestinationFull), false), "{full:?}");
-    assert!(outlet.check().await.unwrap_err().contains("OOM"));
+    assert!(outlet.check().await.unwrap_err().as_str().contains("OOM"));
     redis.cli(&["CONFIG", "SET", "maxmemory", "0"]);
     assert_eq!(outlet.send(&deliveries).await[0].outcome, Outcome::Delivered);
 }
@@ -224,11 +249,13 @@ async fn memory_that_is_full_is_a_retry_until_there_is_room() {
 async fn a_replica_is_left_for_a_new_connection() {
     let redis = Redis::start().await;
     let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 1);
-    let outlet = &deliveries[0].subscription.outlet;
+    let outlet = &deliveries.outlet;
     // Ours is the connection that sent an XADD last.
     let ours = || {
         let list = redis.cli(&["CLIENT", "LIST"]);
-        list.lines().find(|line| line.contains("cmd=xadd")).map(|line| line.split(' ').next().unwrap().to_owned())
+        list.lines()
+            .find(|line| line.contains("cmd=xadd"))
+            .map(|line| line.split(' ').next().unwrap().to_owned())
     };
     outlet.send(&deliveries).await;
     let before = ours();
@@ -245,7 +272,7 @@ async fn a_replica_is_left_for_a_new_connection() {
 async fn a_server_that_was_away_gets_the_next_attempt_without_a_restart_of_ours() {
     let mut redis = Redis::start().await;
     let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 2);
-    let outlet = &deliveries[0].subscription.outlet;
+    let outlet = &deliveries.outlet;
     assert_eq!(outlet.send(&deliveries[..1]).await[0].outcome, Outcome::Delivered);
     redis.server.stop();
     assert_eq!(outlet.send(&deliveries[1..]).await[0].outcome.code(), "retry");
@@ -258,12 +285,13 @@ async fn a_server_that_was_away_gets_the_next_attempt_without_a_restart_of_ours(
 async fn a_restart_costs_no_attempt_to_who_was_quiet_meanwhile() {
     let mut redis = Redis::start().await;
     let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 2);
-    let outlet = &deliveries[0].subscription.outlet;
+    let outlet = &deliveries.outlet;
     outlet.send(&deliveries[..1]).await;
     let sent = Instant::now();
     redis.server.kill();
     redis.server.start_again().unwrap();
-    eventually("the connection counts as quiet", async || sent.elapsed() > Duration::from_millis(1_100)).await;
+    eventually("the connection counts as quiet", async || sent.elapsed() > Duration::from_millis(1_100))
+        .await;
     assert_eq!(outlet.send(&deliveries[1..]).await[0].outcome, Outcome::Delivered);
 }
 
@@ -272,10 +300,11 @@ async fn a_frozen_server_is_a_timeout_of_our_own_and_may_have_it() {
     let mut redis = Redis::start().await;
     redis.more = "timeout = '300ms'".to_owned();
     let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 3);
-    let outlet = &deliveries[0].subscription.outlet;
+    let outlet = &deliveries.outlet;
     outlet.send(&deliveries[..1]).await;
     redis.server.freeze();
-    let report = tokio::time::timeout(outlet.deadline(), outlet.send(&deliveries[1..])).await.unwrap().remove(1);
+    let report =
+        tokio::time::timeout(outlet.deadline(), outlet.send(&deliveries[1..])).await.unwrap().remove(1);
     assert_eq!(reason(&report), (Some(Reason::Timeout), true), "{report:?}");
     redis.server.thaw();
     assert_eq!(outlet.send(&deliveries[1..]).await[0].outcome, Outcome::Delivered);
@@ -285,7 +314,12 @@ async fn a_frozen_server_is_a_timeout_of_our_own_and_may_have_it() {
 async fn tls_needs_the_authority_that_the_operator_names() {
     let server = PrivateServer::start_in(
         Kind {
-            arguments: |_, port| ["--port", "0", "--save", "", "--tls-port", &port.to_string()].iter().map(Into::into).collect(),
+            arguments: |_, port| {
+                ["--port", "0", "--save", "", "--tls-port", &port.to_string()]
+                    .iter()
+                    .map(Into::into)
+                    .collect()
+            },
             ..REDIS
         },
         |folder| {
@@ -304,11 +338,16 @@ async fn tls_needs_the_authority_that_the_operator_names() {
     )
     .unwrap();
     let path = |name: &str| server.directory().join(name).display().to_string();
-    let with = format!("ca_file = '{}'\ncert_file = '{}'\nkey_file = '{}'", path("ca.pem"), path("client.pem"), path("client.key"));
+    let with = format!(
+        "ca_file = '{}'\ncert_file = '{}'\nkey_file = '{}'",
+        path("ca.pem"),
+        path("client.pem"),
+        path("client.key")
+    );
     for (more, trusted) in [("", false), (with.as_str(), true)] {
         let section = format!("[sinks.redis]\nurl = 'rediss://localhost:{}'\n{more}", server.port());
         let deliveries = deliveries(&registry(&section), "redis", json!({ "stream": "events" }), 1);
-        let report = deliveries[0].subscription.outlet.send(&deliveries).await.remove(0);
+        let report = deliveries.outlet.send(&deliveries).await.remove(0);
         assert_eq!(report.outcome.reason(), (!trusted).then_some(Reason::TlsFailed), "{report:?}");
     }
 }
@@ -320,15 +359,28 @@ async fn a_redis_that_is_down_at_the_start_costs_others_nothing_and_gets_everyth
     database.execute("select outbox.subscribe('far', array['**'], 'redis', config => '{\"stream\": \"events\"}', retry => '{\"initial\": \"100ms\", \"max\": \"500ms\", \"max_attempts\": 100}')").await;
     database.execute("select outbox.subscribe('near', array['**'], 'recorder')").await;
     let relay = RelayBox::start_with(&database, |builder| {
-        builder.settings(settings("relay")).sink(recorder.clone()).connections(&connections(&redis.section())).unwrap()
+        builder
+            .settings(settings("relay"))
+            .sink(recorder.clone())
+            .connections(&connections(&redis.section()))
+            .unwrap()
     })
     .await;
     database.execute("select outbox.publish('shop.orders.create', jsonb_build_object('n', n)) from generate_series(1, 300) as n").await;
     recorder.wait_for(300).await;
-    eventually("only what is owed to redis is left", async || database.count("select count(*) from outbox.deliveries").await == 300).await;
+    eventually("only what is owed to redis is left", async || {
+        database.count("select count(*) from outbox.deliveries").await == 300
+    })
+    .await;
     redis.server.start_again().unwrap();
-    eventually("everything arrives", async || redis.cli(&["XLEN", "events"]).parse::<usize>().unwrap_or(0) >= 300).await;
-    eventually("everything is settled", async || database.count("select count(*) from outbox.deliveries").await == 0).await;
+    eventually("everything arrives", async || {
+        redis.cli(&["XLEN", "events"]).parse::<usize>().unwrap_or(0) >= 300
+    })
+    .await;
+    eventually("everything is settled", async || {
+        database.count("select count(*) from outbox.deliveries").await == 0
+    })
+    .await;
     let mut ids: Vec<_> = redis.received().await.into_iter().map(|(id, _)| id).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -339,18 +391,24 @@ async fn a_redis_that_is_down_at_the_start_costs_others_nothing_and_gets_everyth
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_events_arrive_in_the_order_of_the_log() {
     let (database, redis) = (Database::new().await, Redis::start().await);
-    database.execute("select outbox.subscribe('all', array['**'], 'redis', config => '{\"stream\": \"events\"}')").await;
+    database
+        .execute("select outbox.subscribe('all', array['**'], 'redis', config => '{\"stream\": \"events\"}')")
+        .await;
     database.execute("select outbox.publish('shop.orders.create', jsonb_build_object('n', n)) from generate_series(1, 1000) as n").await;
-    let relay =
-        RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).connections(&connections(&redis.section())).unwrap())
-            .await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(settings("relay")).connections(&connections(&redis.section())).unwrap()
+    })
+    .await;
     eventually("everything is settled", async || {
-        database.count("select count(*) from outbox.deliveries").await == 0 && redis.cli(&["XLEN", "events"]) == "1000"
+        database.count("select count(*) from outbox.deliveries").await == 0
+            && redis.cli(&["XLEN", "events"]) == "1000"
     })
     .await;
     relay.stop().await;
-    let sent: Vec<String> =
-        sqlx::query_scalar("select payload::text from outbox.events order by position").fetch_all(&database.pool).await.unwrap();
+    let sent: Vec<String> = sqlx::query_scalar("select payload::text from outbox.events order by position")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
     let received: Vec<String> = redis.received().await.into_iter().map(|(_, payload)| payload).collect();
     assert_eq!(received, sent);
 }
@@ -365,12 +423,23 @@ async fn a_group_of_python_consumers_reads_every_entry_in_order() {
         ..(*deliveries[7].event).clone()
     };
     deliveries[7].event = hostile.into();
-    deliveries[0].subscription.outlet.send(&deliveries).await;
-    let said = clients::python("redis_reads.py", &[("REDIS_URL", &redis.url), ("STREAM", "events"), ("COUNT", "120")]).await;
-    let entries: Vec<HashMap<String, String>> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    deliveries.outlet.send(&deliveries).await;
+    let said = clients::python(
+        "redis_reads.py",
+        &[("REDIS_URL", &redis.url), ("STREAM", "events"), ("COUNT", "120")],
+    )
+    .await;
+    let entries: Vec<HashMap<String, String>> =
+        said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for (entry, delivery) in entries.iter().zip(&deliveries) {
-        assert_eq!((&entry["id"], &entry["payload"]), (&delivery.event.id.to_string(), &delivery.event.payload));
+        assert_eq!(
+            (&entry["id"], &entry["payload"]),
+            (&delivery.event.id.to_string(), &delivery.event.payload)
+        );
         assert_eq!(entry.get("key"), delivery.event.key.as_ref());
     }
-    assert_eq!((entries[7]["header-payload"].as_str(), entries[7]["x-note"].as_str()), ("not this one", "zoë"));
+    assert_eq!(
+        (entries[7]["header-payload"].as_str(), entries[7]["x-note"].as_str()),
+        ("not this one", "zoë")
+    );
 }

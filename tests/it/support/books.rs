@@ -7,9 +7,8 @@ use std::{
 };
 
 use pgoutbox::{
-    delivery::Delivery,
-    sinks::{Report, Sink},
-    verdict::Outcome,
+    delivery::Outcome,
+    sink::{Outgoing, Problem, Report, Sink},
 };
 use sqlx::PgPool;
 use tokio::{sync::Notify, time::timeout};
@@ -37,8 +36,15 @@ pub(crate) struct Books {
 
 impl Books {
     /// Subscribes and records the wish.
-    pub(crate) async fn subscribe(&self, database: &Database, name: &str, topics: &[&str], organization: Option<&str>) {
-        self.subscribe_to(database, name, topics, organization, LedgerSink::KIND, serde_json::json!({})).await;
+    pub(crate) async fn subscribe(
+        &self,
+        database: &Database,
+        name: &str,
+        topics: &[&str],
+        organization: Option<&str>,
+    ) {
+        self.subscribe_to(database, name, topics, organization, LedgerSink::KIND, serde_json::json!({}))
+            .await;
     }
 
     /// The same with another sink.
@@ -62,7 +68,12 @@ impl Books {
             .await
             .unwrap();
         let organization = organization.map(str::to_owned);
-        self.journal.lock().unwrap().wishes.push(Wish { name: name.to_owned(), topics, organization, since: Instant::now() });
+        self.journal.lock().unwrap().wishes.push(Wish {
+            name: name.to_owned(),
+            topics,
+            organization,
+            since: Instant::now(),
+        });
     }
 
     /// Subscriptions of every kind: everything, patterns, tenants, nothing.
@@ -102,7 +113,12 @@ impl Books {
 
     /// Writes one committed event with a transaction of its own.
     pub(crate) async fn publish(&self, pool: &PgPool, topic: &str) -> Uuid {
-        let event = Written { id: Uuid::new_v4(), topic: topic.to_owned(), organization: None, payload: "{\"n\": 1}".to_owned() };
+        let event = Written {
+            id: Uuid::new_v4(),
+            topic: topic.to_owned(),
+            organization: None,
+            payload: "{\"n\": 1}".to_owned(),
+        };
         let committing = Instant::now();
         sqlx::query("insert into outbox.events (id, topic, payload) values ($1, $2, $3::text::jsonb)")
             .bind(event.id)
@@ -112,7 +128,13 @@ impl Books {
             .await
             .unwrap();
         let id = event.id;
-        self.transaction(Transaction { seed: 0, events: vec![event], synchronous: true, committing, ended: Ended::Committed });
+        self.transaction(Transaction {
+            seed: 0,
+            events: vec![event],
+            synchronous: true,
+            committing,
+            ended: Ended::Committed,
+        });
         id
     }
 
@@ -129,7 +151,11 @@ impl Books {
                 changed.await;
             }
         };
-        assert!(timeout(within, waiting).await.is_ok(), "{} of {count} requests within {within:?}", self.requests());
+        assert!(
+            timeout(within, waiting).await.is_ok(),
+            "{} of {count} requests within {within:?}",
+            self.requests()
+        );
     }
 
     /// The journal against the database as it is now.
@@ -159,9 +185,15 @@ impl Books {
     /// All relays have stopped: everything must agree.
     pub(crate) async fn balance(&self, database: &Database, seed: u64) -> Findings {
         let findings = self.check(database).await;
-        let faults: Vec<_> = self.journal().faults.iter().map(|fault| format!("{} {}", fault.kind, fault.permits)).collect();
+        let faults: Vec<_> =
+            self.journal().faults.iter().map(|fault| format!("{} {}", fault.kind, fault.permits)).collect();
         eprintln!("seed {seed}: {findings:?}; faults: {faults:?}");
-        assert!(findings.violated().is_empty(), "seed {seed}: {:?} {findings:?}\n{}", findings.violated(), database.rows_at_hand().await);
+        assert!(
+            findings.violated().is_empty(),
+            "seed {seed}: {:?} {findings:?}\n{}",
+            findings.violated(),
+            database.rows_at_hand().await
+        );
         findings
     }
 }
@@ -169,8 +201,14 @@ impl Books {
 /// What the database holds, in plain queries.
 async fn afterwards(pool: &PgPool) -> Afterwards {
     let log: Vec<(Uuid, String, Option<String>, String)> =
-        sqlx::query_as("select id, topic, organization, payload::text from outbox.events").fetch_all(pool).await.unwrap();
-    let dead: Vec<(Uuid, String)> = sqlx::query_as("select event_id, subscription from outbox.dead_letters").fetch_all(pool).await.unwrap();
+        sqlx::query_as("select id, topic, organization, payload::text from outbox.events")
+            .fetch_all(pool)
+            .await
+            .unwrap();
+    let dead: Vec<(Uuid, String)> = sqlx::query_as("select event_id, subscription from outbox.dead_letters")
+        .fetch_all(pool)
+        .await
+        .unwrap();
     let outstanding: Vec<(Uuid, String)> = sqlx::query_as(
         "select event.id, subscription.name from outbox.deliveries as delivery join outbox.events as event using (position) \
          join outbox.subscriptions as subscription on subscription.id = delivery.subscription_id",
@@ -178,9 +216,15 @@ async fn afterwards(pool: &PgPool) -> Afterwards {
     .fetch_all(pool)
     .await
     .unwrap();
-    let log: BTreeMap<Uuid, Written> =
-        log.into_iter().map(|(id, topic, organization, payload)| (id, Written { id, topic, organization, payload })).collect();
-    Afterwards { log, dead_letters: dead.into_iter().collect::<BTreeSet<_>>(), outstanding: outstanding.into_iter().collect() }
+    let log: BTreeMap<Uuid, Written> = log
+        .into_iter()
+        .map(|(id, topic, organization, payload)| (id, Written { id, topic, organization, payload }))
+        .collect();
+    Afterwards {
+        log,
+        dead_letters: dead.into_iter().collect::<BTreeSet<_>>(),
+        outstanding: outstanding.into_iter().collect(),
+    }
 }
 
 /// Writes every attempt into the books and says yes, after a while when asked to.
@@ -200,7 +244,7 @@ impl Sink for LedgerSink {
     const KIND: &'static str = "ledger";
     type Target = ();
 
-    fn target(&self, _: &serde_json::Value) -> Result<(), String> {
+    fn target(&self, _: &serde_json::Value) -> Result<(), Problem> {
         Ok(())
     }
 
@@ -208,10 +252,10 @@ impl Sink for LedgerSink {
         None
     }
 
-    async fn send(&self, (): &(), delivery: &Delivery) -> Report {
+    async fn send(&self, (): &(), delivery: &Outgoing) -> Report {
         self.books.request(Request {
             event: delivery.event.id,
-            subscription: delivery.subscription.row.name.clone(),
+            subscription: delivery.subscription.to_string(),
             payload: delivery.event.payload.clone(),
             arrived: Instant::now(),
             took_effect: true,

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pgoutbox::receiver::{Options, Received, Receiver, Switch};
+use pgoutbox::lab::receiver::{Options, Received, Receiver, Switch};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::Child,
@@ -74,7 +74,11 @@ impl ChildRelay {
                 more.await;
             }
         };
-        assert!(timeout(Duration::from_secs(20), waiting).await.is_ok(), "{words:?} was not said: {:#?}", self.log());
+        assert!(
+            timeout(Duration::from_secs(20), waiting).await.is_ok(),
+            "{words:?} was not said: {:#?}",
+            self.log()
+        );
     }
 
     pub(crate) fn log(&self) -> Vec<String> {
@@ -84,7 +88,13 @@ impl ChildRelay {
     /// Sends a signal to it and to nobody else.
     pub(crate) fn signal(&self, signal: &str) {
         let process = self.child.id().expect("it still runs").to_string();
-        assert!(Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &process]).status().unwrap().success());
+        assert!(
+            Command::new("sh")
+                .args(["-c", "kill -s \"$0\" \"$1\"", signal, &process])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     /// Waits until it has ended; its exit code, `None` after a signal.
@@ -103,7 +113,7 @@ impl ChildRelay {
 
 /// Where the webhooks go.
 #[derive(Debug)]
-pub(crate) struct Door {
+pub(crate) struct Server {
     books: Books,
     address: std::net::SocketAddr,
     pub(crate) switch: Switch,
@@ -111,7 +121,7 @@ pub(crate) struct Door {
     _stop: DropGuard,
 }
 
-impl Door {
+impl Server {
     pub(crate) async fn open(books: &Books, takes: Duration) -> Self {
         let (received, mut inbox) = mpsc::channel(65_536);
         let options = Options { delay: takes, received: Some(received), ..Options::default() };
@@ -139,7 +149,11 @@ impl Door {
         let began = Instant::now();
         let mut looks = tokio::time::interval(Duration::from_millis(5));
         while self.switch.requests() < count {
-            assert!(began.elapsed() < Duration::from_secs(20), "{} of {count} requests came", self.switch.requests());
+            assert!(
+                began.elapsed() < Duration::from_secs(20),
+                "{} of {count} requests came",
+                self.switch.requests()
+            );
             looks.tick().await;
         }
     }
@@ -147,7 +161,8 @@ impl Door {
 
 fn as_request(received: &Received) -> Request {
     // The payload stands last and as it is: `…,"data":<payload>}`.
-    let payload = received.body.split_once("\"data\":").map_or("", |(_, rest)| rest.trim_end().trim_end_matches('}'));
+    let payload =
+        received.body.split_once("\"data\":").map_or("", |(_, rest)| rest.trim_end().trim_end_matches('}'));
     Request {
         event: received.id.as_deref().unwrap_or("").parse().unwrap_or_default(),
         subscription: received.headers["x-subscription"].to_str().unwrap().to_owned(),

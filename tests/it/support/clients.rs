@@ -23,8 +23,11 @@ pub(crate) async fn python(script: &str, settings: &[(&str, &str)]) -> String {
 
 /// A file that a Python package brings, such as a program.
 pub(crate) fn python_file(path: &str) -> PathBuf {
-    let packages = fs::read_dir(installed("requirements.txt", "requirements.installed").join("venv/lib")).unwrap();
-    let found = packages.map(|python| python.unwrap().path().join("site-packages").join(path)).find(|file| file.is_file());
+    let packages =
+        fs::read_dir(installed("requirements.txt", "requirements.installed").join("venv/lib")).unwrap();
+    let found = packages
+        .map(|python| python.unwrap().path().join("site-packages").join(path))
+        .find(|file| file.is_file());
     found.unwrap_or_else(|| panic!("{path} is not among the Python packages; run: make clients"))
 }
 
@@ -33,7 +36,9 @@ pub(crate) async fn node(script: &str, settings: &[(&str, &str)]) -> String {
     let environment = installed("package-lock.json", "package-lock.installed");
     let mut command = Command::new("node");
     // The path goes through a link beside node_modules, and must stay as it is for the packages to be found from there.
-    command.args(["--preserve-symlinks", "--preserve-symlinks-main"]).arg(environment.join("tests/clients").join(script));
+    command
+        .args(["--preserve-symlinks", "--preserve-symlinks-main"])
+        .arg(environment.join("tests/clients").join(script));
     ended_well(script, command, settings).await
 }
 
@@ -55,10 +60,13 @@ async fn ended_well(script: &str, mut command: Command, settings: &[(&str, &str)
         .current_dir(std::env::temp_dir())
         .stdin(Stdio::null())
         .kill_on_drop(true);
-    let Ok(output) = timeout(LIMIT, command.output()).await else { panic!("{script} did not end within {LIMIT:?}") };
+    let Ok(output) = timeout(LIMIT, command.output()).await else {
+        panic!("{script} did not end within {LIMIT:?}")
+    };
     let Output { status, stdout, stderr } =
         output.unwrap_or_else(|error| panic!("{script} could not be started: {error}; run: make clients"));
-    let (said, complained) = (String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr));
+    let (said, complained) =
+        (String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr));
     assert!(status.success(), "{script} failed ({status}); it said:\n{said}\n{complained}");
     said
 }

@@ -14,8 +14,14 @@ use super::{
     ledger::{Ended, Transaction, Written},
 };
 
-const TOPICS: [&str; 6] =
-    ["shop.orders.create", "shop.orders.cancel", "shop.users.create", "bank.transfers.create", "bank.transfers.book", "alone"];
+const TOPICS: [&str; 6] = [
+    "shop.orders.create",
+    "shop.orders.cancel",
+    "shop.users.create",
+    "bank.transfers.create",
+    "bank.transfers.book",
+    "alone",
+];
 
 /// How publishers behave.
 #[derive(Debug, Clone, Copy)]
@@ -156,13 +162,24 @@ impl Publisher {
             },
         };
         let (ended, result) = result;
-        let record = |events, ended| Transaction { seed: self.seed, events, synchronous: self.synchronous, committing, ended };
+        let record = |events, ended| Transaction {
+            seed: self.seed,
+            events,
+            synchronous: self.synchronous,
+            committing,
+            ended,
+        };
         self.books.transaction(record(plan.kept, ended));
         self.books.transaction(record(plan.undone, Ended::Aborted));
         result
     }
 
-    async fn write(&mut self, connection: &mut PgConnection, plan: &mut Plan, prepares: bool) -> Result<(), sqlx::Error> {
+    async fn write(
+        &mut self,
+        connection: &mut PgConnection,
+        plan: &mut Plan,
+        prepares: bool,
+    ) -> Result<(), sqlx::Error> {
         connection.execute("begin").await?;
         if prepares {
             connection.execute("set local outbox.doorbell = 'off'").await?;
@@ -192,7 +209,11 @@ impl Publisher {
         Ok(())
     }
 
-    async fn end_prepared(&mut self, connection: &mut PgConnection, commits: bool) -> (Ended, Result<(), sqlx::Error>) {
+    async fn end_prepared(
+        &mut self,
+        connection: &mut PgConnection,
+        commits: bool,
+    ) -> (Ended, Result<(), sqlx::Error>) {
         let name = Uuid::from_u128(self.rng.random()).simple().to_string();
         if let Err(error) = connection.execute(AssertSqlSafe(format!("prepare transaction '{name}'"))).await {
             return (Ended::Unknown, Err(error));
@@ -218,7 +239,11 @@ impl Publisher {
         }
     }
 
-    async fn insert(&mut self, connection: &mut PgConnection, count: usize) -> Result<Vec<Written>, sqlx::Error> {
+    async fn insert(
+        &mut self,
+        connection: &mut PgConnection,
+        count: usize,
+    ) -> Result<Vec<Written>, sqlx::Error> {
         let events = self.events(count);
         sqlx::query(
             "insert into outbox.events (id, topic, organization, payload) \
@@ -243,7 +268,9 @@ impl Publisher {
                 format!("{id}\t{topic}\t{}\t{payload}\n", organization.as_deref().unwrap_or("\\N"))
             })
             .collect();
-        let mut copy = connection.copy_in_raw("copy outbox.events (id, topic, organization, payload) from stdin").await?;
+        let mut copy = connection
+            .copy_in_raw("copy outbox.events (id, topic, organization, payload) from stdin")
+            .await?;
         copy.send(lines.into_bytes()).await?;
         copy.finish().await?;
         Ok(events)
@@ -251,7 +278,12 @@ impl Publisher {
 
     /// With its own id, twice: a new one, or one of an earlier transaction.
     async fn publish_twice(&mut self, connection: &mut PgConnection) -> Result<Vec<Written>, sqlx::Error> {
-        let again = self.own.len().checked_sub(1).filter(|_| self.rng.random_bool(0.3)).map(|last| self.own[last].clone());
+        let again = self
+            .own
+            .len()
+            .checked_sub(1)
+            .filter(|_| self.rng.random_bool(0.3))
+            .map(|last| self.own[last].clone());
         let event = match again {
             Some(event) => event,
             None => self.events(1).remove(0),
@@ -271,10 +303,12 @@ impl Publisher {
     fn events(&mut self, count: usize) -> Vec<Written> {
         (0..count)
             .map(|_| {
-                let organization = [None, Some("acme"), Some("globex"), Some("initech")][self.rng.random_range(0..4)];
+                let organization =
+                    [None, Some("acme"), Some("globex"), Some("initech")][self.rng.random_range(0..4)];
                 let payload = if self.rng.random_bool(0.02) {
                     // Large ones are read apart, when they are sent.
-                    let text: String = (0..1_500).map(|_| format!("{:016x}", self.rng.random::<u64>())).collect();
+                    let text: String =
+                        (0..1_500).map(|_| format!("{:016x}", self.rng.random::<u64>())).collect();
                     format!("{{\"n\": \"{text}\"}}")
                 } else {
                     format!("{{\"n\": {}}}", self.rng.random::<u32>())

@@ -5,8 +5,10 @@ use std::{
     sync::OnceLock,
 };
 
-use pgoutbox::private_postgres::{Options, PrivatePostgres};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, postgres::PgConnectOptions};
+use pgoutbox::lab::private_postgres::{Options, PrivatePostgres};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, postgres::PgConnectOptions,
+};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
@@ -51,9 +53,12 @@ impl Database {
     pub(crate) async fn new_on(server: &PrivatePostgres) -> Self {
         server.create_database("shop").unwrap();
         let options: PgConnectOptions = server.url("shop").parse().unwrap();
-        pgoutbox::migrate::run(&options).await.unwrap();
+        pgoutbox::store::schema::run(&options).await.unwrap();
         let mut connection = options.connect().await.unwrap();
-        connection.execute(AssertSqlSafe(format!("create role {RELAY_LOGIN} login in role outbox_relay"))).await.unwrap();
+        connection
+            .execute(AssertSqlSafe(format!("create role {RELAY_LOGIN} login in role outbox_relay")))
+            .await
+            .unwrap();
         connection.close().await.unwrap();
         let pool = PgPool::connect_lazy_with(options.clone());
         Self { name: "shop".to_owned(), relay_options: options.clone().username(RELAY_LOGIN), options, pool }
@@ -161,7 +166,10 @@ fn root() -> PgConnectOptions {
 async fn make_template() {
     let mut connection = root().connect().await.unwrap();
     connection.execute(AssertSqlSafe(format!("create database {TEMPLATE}"))).await.unwrap();
-    pgoutbox::migrate::run(&root().database(TEMPLATE)).await.unwrap();
-    connection.execute(AssertSqlSafe(format!("create role {RELAY_LOGIN} login in role outbox_relay"))).await.unwrap();
+    pgoutbox::store::schema::run(&root().database(TEMPLATE)).await.unwrap();
+    connection
+        .execute(AssertSqlSafe(format!("create role {RELAY_LOGIN} login in role outbox_relay")))
+        .await
+        .unwrap();
     connection.close().await.unwrap();
 }

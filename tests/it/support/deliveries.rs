@@ -1,36 +1,72 @@
 //! Deliveries as a sink gets them, without a relay around them.
 
-use std::{io::Write as _, sync::Arc};
+use std::{
+    io::Write as _,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
 
 use pgoutbox::{
     Event,
-    config::{Config, Connection, Sources},
-    delivery::Delivery,
-    sinks::{Registry, Report},
-    subscription::{Row, Subscription},
-    verdict::Reason,
+    cli::config::{Config, Sources},
+    delivery::Reason,
+    sink::{Connection, Outgoing, Outlet, Registry, Report},
+    sinks,
+    store::SubscriptionRow,
+    subscription::Subscription,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
+
+/// What a subscription's outlet is to send.
+#[derive(Debug)]
+pub(crate) struct Deliveries {
+    pub(crate) outlet: Outlet,
+    pub(crate) outgoing: Vec<Outgoing>,
+}
+
+impl Deref for Deliveries {
+    type Target = Vec<Outgoing>;
+
+    fn deref(&self) -> &Vec<Outgoing> {
+        &self.outgoing
+    }
+}
+
+impl<'d> IntoIterator for &'d Deliveries {
+    type Item = &'d Outgoing;
+    type IntoIter = std::slice::Iter<'d, Outgoing>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.outgoing.iter()
+    }
+}
+
+impl DerefMut for Deliveries {
+    fn deref_mut(&mut self) -> &mut Vec<Outgoing> {
+        &mut self.outgoing
+    }
+}
 
 /// The connections that a configuration file leads to.
 pub(crate) fn connections(file: &str) -> Vec<Connection> {
     let mut kept = tempfile::NamedTempFile::new().unwrap();
     write!(kept, "[database]\nurl = 'postgres://nobody@localhost/nothing'\n{file}").unwrap();
     let sources = Sources { file: Some(kept.path().to_owned()), ..Sources::default() };
-    Config::load(&sources).unwrap_or_else(|error| panic!("{error}")).sinks
+    Config::load(&sources, sinks::CONFIGURED).unwrap_or_else(|error| panic!("{error}")).sinks
 }
 
 /// The sinks that a configuration file leads to.
 pub(crate) fn registry(file: &str) -> Registry {
-    let mut registry = Registry::default();
+    let mut registry = sinks::registry();
     registry.open(&connections(file)).unwrap();
     registry
 }
 
 /// So many deliveries of one subscription.
-pub(crate) fn deliveries(registry: &Registry, sink: &str, config: Value, count: usize) -> Vec<Delivery> {
-    let payloads: Vec<_> = (0..count).map(|n| json!({ "n": n, "note": "secret-in-the-payload" }).to_string()).collect();
+pub(crate) fn deliveries(registry: &Registry, sink: &str, config: Value, count: usize) -> Deliveries {
+    let payloads: Vec<_> =
+        (0..count).map(|n| json!({ "n": n, "note": "secret-in-the-payload" }).to_string()).collect();
     deliveries_of(registry, sink, config, &payloads)
 }
 
@@ -45,39 +81,34 @@ pub(crate) fn payload_that_must_not_be_parsed() -> String {
 }
 
 /// A delivery for each payload, of one subscription, with keys and an organization.
-pub(crate) fn deliveries_of(registry: &Registry, sink: &str, config: Value, payloads: &[String]) -> Vec<Delivery> {
-    let row = Row { id: 1, ..Row::new("contract", &["**"], sink, config) };
+pub(crate) fn deliveries_of(
+    registry: &Registry,
+    sink: &str,
+    config: Value,
+    payloads: &[String],
+) -> Deliveries {
+    let row = SubscriptionRow { id: 1, ..SubscriptionRow::new("contract", &["**"], sink, config) };
     let (subscription, problem) = Subscription::bind(row, registry);
     assert_eq!(problem, None);
-    let subscription = Arc::new(subscription);
     let now = chrono::DateTime::from(std::time::SystemTime::now());
-    payloads
+    let event = |payload: &String, position| Event {
+        id: Uuid::now_v7(),
+        position,
+        created_at: now,
+        topic: "public.orders.create".to_owned(),
+        key: Some(format!("order-{}", position % 10)),
+        payload: payload.clone(),
+        headers: r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#.to_owned(),
+        organization: Some("acme".to_owned()),
+        source: Some("shop".to_owned()),
+        user_id: None,
+        schema_version: Some(1),
+    };
+    let outgoing = payloads
         .iter()
         .zip(1..)
-        .map(|(payload, position)| Delivery {
-            id: position,
-            fields: None,
-            event: Arc::new(Event {
-                id: Uuid::now_v7(),
-                position,
-                created_at: now,
-                topic: "public.orders.create".to_owned(),
-                key: Some(format!("order-{}", position % 10)),
-                payload: payload.clone(),
-                headers: r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#.to_owned(),
-                organization: Some("acme".to_owned()),
-                source: Some("shop".to_owned()),
-                user_id: None,
-                schema_version: Some(1),
-            }),
-            subscription: subscription.clone(),
-            owed_since: now,
-            attempted_at: now,
-            attempt: 1,
-            lease_token: Uuid::nil(),
-            unfinished: 0,
-        })
-        .collect()
+        .map(|(payload, position)| Outgoing::new(Arc::new(event(payload, position)), "contract".into(), now));
+    Deliveries { outlet: subscription.outlet, outgoing: outgoing.collect() }
 }
 
 /// Of each report its outcome and its reason.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgoutbox::receiver::{Options, Received, Receiver, Switch};
+use pgoutbox::lab::receiver::{Options, Received, Receiver, Switch};
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -19,9 +19,14 @@ pub(crate) struct Good {
 impl Good {
     pub(crate) async fn start() -> Self {
         let (sender, received) = mpsc::channel(10_000);
-        let receiver =
-            Receiver::bind("127.0.0.1:0".parse().unwrap(), Options { received: Some(sender), ..Options::default() }).await.unwrap();
-        let (url, switch, stop) = (format!("http://{}/", receiver.address()), receiver.switch(), CancellationToken::new());
+        let receiver = Receiver::bind(
+            "127.0.0.1:0".parse().unwrap(),
+            Options { received: Some(sender), ..Options::default() },
+        )
+        .await
+        .unwrap();
+        let (url, switch, stop) =
+            (format!("http://{}/", receiver.address()), receiver.switch(), CancellationToken::new());
         let mut running = JoinSet::new();
         running.spawn(receiver.run(stop.clone()));
         Self { url, switch, received, _stop: stop.drop_guard(), _running: running }

@@ -73,7 +73,9 @@ impl Request {
     /// All headers, for libraries that verify.
     pub(crate) fn headers(&self) -> http::HeaderMap {
         let pairs = self.head.lines().skip(1).filter_map(|line| line.split_once(": "));
-        pairs.map(|(name, value)| (name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap())).collect()
+        pairs
+            .map(|(name, value)| (name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap()))
+            .collect()
     }
 }
 
@@ -144,8 +146,9 @@ impl Hostile {
 
     /// Waits until so many connections have ended, for at most 10 s.
     pub(crate) async fn closed(&mut self, count: usize) {
-        let waited =
-            timeout(Duration::from_secs(10), self.closed.wait_for(|closed| *closed >= count)).await.is_ok_and(|closed| closed.is_ok());
+        let waited = timeout(Duration::from_secs(10), self.closed.wait_for(|closed| *closed >= count))
+            .await
+            .is_ok_and(|closed| closed.is_ok());
         assert!(waited, "{count} connections should have been closed; {} were made", self.connections());
     }
 }
@@ -166,11 +169,15 @@ async fn answer(stream: &mut TcpStream, mode: &Mode) -> std::io::Result<bool> {
     match mode {
         Mode::Hang => until_closed(stream).await?,
         Mode::DripBody(status) => {
-            stream.write_all(format!("HTTP/1.1 {status} X\r\ncontent-length: 100000\r\n\r\n").as_bytes()).await?;
+            stream
+                .write_all(format!("HTTP/1.1 {status} X\r\ncontent-length: 100000\r\n\r\n").as_bytes())
+                .await?;
             drip(stream).await?;
         }
         Mode::SlowBody(body) => {
-            stream.write_all(format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes()).await?;
+            stream
+                .write_all(format!("HTTP/1.1 200 X\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes())
+                .await?;
             let mut pace = tokio::time::interval(Duration::from_millis(200));
             for part in body.chunks(body.len().div_ceil(8).max(1)) {
                 pace.tick().await;
@@ -186,7 +193,9 @@ async fn answer(stream: &mut TcpStream, mode: &Mode) -> std::io::Result<bool> {
             stream.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").await?;
         },
         Mode::EndlessBody(status) => {
-            stream.write_all(format!("HTTP/1.1 {status} X\r\ntransfer-encoding: chunked\r\n\r\n").as_bytes()).await?;
+            stream
+                .write_all(format!("HTTP/1.1 {status} X\r\ntransfer-encoding: chunked\r\n\r\n").as_bytes())
+                .await?;
             let chunk = [b"1000\r\n".as_slice(), &[b'a'; 0x1000], b"\r\n"].concat();
             loop {
                 stream.write_all(&chunk).await?;
@@ -202,22 +211,33 @@ async fn answer(stream: &mut TcpStream, mode: &Mode) -> std::io::Result<bool> {
         }
         Mode::Garbage => stream.write_all(b"\x16\x03\x01\0\xff SSH-2.0-\x1b[2J\r\n\r\n").await?,
         Mode::Gzip(status) => {
-            let head = format!("HTTP/1.1 {status} X\r\ncontent-encoding: gzip\r\ncontent-length: 2000\r\n\r\n\x1f");
+            let head =
+                format!("HTTP/1.1 {status} X\r\ncontent-encoding: gzip\r\ncontent-length: 2000\r\n\r\n\x1f");
             stream.write_all(head.as_bytes()).await?;
             stream.write_all(&[0x8b; 1999]).await?;
             return Ok(true);
         }
         Mode::CloseMidAnswer(status) => {
-            stream.write_all(format!("HTTP/1.1 {status} X\r\ncontent-length: 100\r\n\r\nhalf").as_bytes()).await?;
+            stream
+                .write_all(format!("HTTP/1.1 {status} X\r\ncontent-length: 100\r\n\r\nhalf").as_bytes())
+                .await?;
         }
         Mode::CloseUnanswered => {}
         Mode::Redirect(status, location) => {
-            stream.write_all(format!("HTTP/1.1 {status} X\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n").as_bytes()).await?;
+            stream
+                .write_all(
+                    format!("HTTP/1.1 {status} X\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n")
+                        .as_bytes(),
+                )
+                .await?;
             return Ok(true);
         }
         Mode::Status(status, headers, body) => {
-            let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-            let mut answer = format!("HTTP/1.1 {status} X\r\n{headers}content-length: {}\r\n\r\n", body.len()).into_bytes();
+            let headers: String =
+                headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            let mut answer =
+                format!("HTTP/1.1 {status} X\r\n{headers}content-length: {}\r\n\r\n", body.len())
+                    .into_bytes();
             answer.extend_from_slice(body);
             stream.write_all(&answer).await?;
             return Ok(true);

@@ -135,12 +135,22 @@ impl fmt::Debug for Findings {
         fn head<T: Clone>(items: impl Iterator<Item = T>) -> Vec<T> {
             items.take(5).collect()
         }
-        writeln!(f, "{} events in the log, {} pairs owed, {} forgotten by the database", self.durable, self.owed, self.forgotten)?;
+        writeln!(
+            f,
+            "{} events in the log, {} pairs owed, {} forgotten by the database",
+            self.durable, self.owed, self.forgotten
+        )?;
         writeln!(f, "database {}: {:?}", self.database.len(), head(self.database.iter()))?;
         writeln!(f, "lost {}: {:?}", self.lost.len(), head(self.lost.iter()))?;
         writeln!(f, "phantom {}: {:?}", self.phantom.len(), head(self.phantom.iter()))?;
         writeln!(f, "stuck {}: {:?}", self.stuck.len(), head(self.stuck.iter()))?;
-        write!(f, "duplicated {} of {} allowed: {:?}", self.duplicates(), self.duplicates_allowed, head(self.duplicated.iter()))
+        write!(
+            f,
+            "duplicated {} of {} allowed: {:?}",
+            self.duplicates(),
+            self.duplicates_allowed,
+            head(self.duplicated.iter())
+        )
     }
 }
 
@@ -148,9 +158,12 @@ impl fmt::Debug for Findings {
 fn matches(pattern: &[&str], topic: &[&str]) -> bool {
     match (pattern, topic) {
         ([], []) => true,
-        (["**", rest @ ..], _) => matches(rest, topic) || topic.split_first().is_some_and(|(_, tail)| matches(pattern, tail)),
+        (["**", rest @ ..], _) => {
+            matches(rest, topic) || topic.split_first().is_some_and(|(_, tail)| matches(pattern, tail))
+        }
         ([segment, rest @ ..], [first, tail @ ..]) => {
-            segment.strip_suffix('*').map_or(segment == first, |prefix| first.starts_with(prefix)) && matches(rest, tail)
+            segment.strip_suffix('*').map_or(segment == first, |prefix| first.starts_with(prefix))
+                && matches(rest, tail)
         }
         ([], [_, ..]) | ([_, ..], []) => false,
     }
@@ -179,7 +192,9 @@ impl Journal {
                 written.insert(event.id, event);
                 let durable = after.log.contains_key(&event.id);
                 match transaction.ended {
-                    Ended::Committed if !durable && transaction.synchronous => _ = findings.database.insert(event.id),
+                    Ended::Committed if !durable && transaction.synchronous => {
+                        _ = findings.database.insert(event.id)
+                    }
                     Ended::Committed if !durable => findings.forgotten += 1,
                     Ended::Committed | Ended::Unknown => _ = kept.insert(event.id),
                     Ended::Aborted => {}
@@ -190,7 +205,9 @@ impl Journal {
                 }
             }
         }
-        findings.database.extend(after.log.keys().filter(|id| written.contains_key(id) && !kept.contains(id)));
+        findings
+            .database
+            .extend(after.log.keys().filter(|id| written.contains_key(id) && !kept.contains(id)));
         findings.owed = owed.len();
 
         let mut effects: BTreeMap<Pair, usize> = BTreeMap::new();
@@ -198,19 +215,28 @@ impl Journal {
             let pair = (request.event, request.subscription.clone());
             let expected = written.get(&request.event);
             let real = after.log.get(&request.event).is_some_and(|logged| {
-                let wanted = self.wishes.iter().any(|wish| wish.name == request.subscription && wish.wants(logged));
-                wanted && expected.is_none_or(|written| **written == *logged) && request.payload == logged.payload
+                let wanted =
+                    self.wishes.iter().any(|wish| wish.name == request.subscription && wish.wants(logged));
+                wanted
+                    && expected.is_none_or(|written| **written == *logged)
+                    && request.payload == logged.payload
             });
             if !real {
                 findings.phantom.insert(pair.clone());
             }
             *effects.entry(pair).or_default() += usize::from(request.took_effect);
         }
-        findings.duplicated = effects.iter().filter(|(_, count)| **count > 1).map(|(pair, count)| (pair.clone(), count - 1)).collect();
+        findings.duplicated = effects
+            .iter()
+            .filter(|(_, count)| **count > 1)
+            .map(|(pair, count)| (pair.clone(), count - 1))
+            .collect();
         for pair in owed {
             if after.outstanding.contains(&pair) {
                 findings.stuck.insert(pair);
-            } else if !after.dead_letters.contains(&pair) && effects.get(&pair).is_none_or(|count| *count == 0) {
+            } else if !after.dead_letters.contains(&pair)
+                && effects.get(&pair).is_none_or(|count| *count == 0)
+            {
                 findings.lost.insert(pair);
             }
         }

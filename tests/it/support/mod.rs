@@ -20,7 +20,7 @@ pub(crate) mod relay;
 pub(crate) mod server;
 
 pub(crate) use books::{Books, LedgerSink, pause};
-pub(crate) use child::{ChildRelay, Door};
+pub(crate) use child::{ChildRelay, Server};
 pub(crate) use crowd::{Crowd, Habits, seed};
 pub(crate) use database::Database;
 pub(crate) use good::Good;

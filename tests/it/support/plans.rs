@@ -1,6 +1,6 @@
 //! Plans as the relay gets them: a filled database, every statement of `sql/` explained in it, and what is wrong with a plan.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::collections::BTreeMap;
 
 use pgoutbox::store;
 use serde_json::Value;
@@ -25,34 +25,33 @@ const GROWING: [&str; 5] = ["events", "event_ids", "deliveries", "attempts", "de
 /// A file of `sql/`.
 #[derive(Debug, Clone)]
 pub(crate) struct Statement {
+    /// Who runs it: the name of the folder.
+    pub(crate) folder: String,
     pub(crate) name: String,
     pub(crate) text: String,
 }
 
-/// Every file of `sql/`; the description of the schema is not a statement.
+/// Every file below `sql/`; the description of the schema is not a statement.
 pub(crate) fn statements() -> Vec<Statement> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
-    let mut all: Vec<Statement> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.file_name().unwrap() != "schema.sql")
-        .map(|path| Statement {
-            name: path.file_stem().unwrap().to_str().unwrap().to_owned(),
-            text: fs::read_to_string(&path).unwrap().trim_end().trim_end_matches(';').to_owned(),
+    let all: Vec<Statement> = crate::tidy::files("sql", ".sql")
+        .into_iter()
+        .filter_map(|(path, text)| {
+            let (folder, name) = path.strip_prefix("sql/")?.strip_suffix(".sql")?.split_once('/')?;
+            Some(Statement {
+                folder: folder.to_owned(),
+                name: name.to_owned(),
+                text: text.trim_end().trim_end_matches(';').to_owned(),
+            })
         })
         .collect();
-    all.sort_by(|a, b| a.name.cmp(&b.name));
     assert!(all.len() > 30, "the folder sql/ should hold all statements: {all:?}");
     all
 }
 
 impl Statement {
-    /// Asked by people through `operate`, not by a running relay.
+    /// Asked by people or by tests, not by a running relay.
     pub(crate) fn is_an_operators(&self) -> bool {
-        let read = |file| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
-        let [name, path] = [format!("\"{}\"", self.name), format!("/{}.sql\"", self.name)];
-        let of_one_kind = ["src/operate/dead_letters.rs", "src/operate/event_types.rs"];
-        read("src/operate.rs").contains(&name) || of_one_kind.into_iter().any(|file| read(file).contains(&path))
+        matches!(self.folder.as_str(), "admin" | "testing")
     }
 
     fn parameters(&self) -> usize {
@@ -80,11 +79,22 @@ pub(crate) async fn run(connection: &mut PgConnection, statement: &Statement, ar
     plan.unwrap_or_else(|error| panic!("{}: {error}", statement.name))
 }
 
-async fn explain(connection: &mut PgConnection, statement: &Statement, options: &str, arguments: &[&str]) -> Result<Value, sqlx::Error> {
-    let Statement { name, text } = statement;
-    connection.execute(sqlx::raw_sql(AssertSqlSafe(format!("deallocate all; prepare {name} as {text}")))).await?;
+async fn explain(
+    connection: &mut PgConnection,
+    statement: &Statement,
+    options: &str,
+    arguments: &[&str],
+) -> Result<Value, sqlx::Error> {
+    let Statement { name, text, .. } = statement;
+    connection
+        .execute(sqlx::raw_sql(AssertSqlSafe(format!("deallocate all; prepare {name} as {text}"))))
+        .await?;
     let given = if arguments.is_empty() { String::new() } else { format!("({})", arguments.join(", ")) };
-    let row = connection.fetch_one(sqlx::raw_sql(AssertSqlSafe(format!("explain ({options}format json) execute {name}{given}")))).await?;
+    let row = connection
+        .fetch_one(sqlx::raw_sql(AssertSqlSafe(format!(
+            "explain ({options}format json) execute {name}{given}"
+        ))))
+        .await?;
     Ok(row.try_get::<Value, _>(0)?[0]["Plan"].clone())
 }
 
@@ -144,12 +154,24 @@ pub(crate) async fn fill(database: &Database) {
          select outbox.grant_roles();"
         .to_owned())
     .await;
-    for table in ["events_default", "events_1", "events_2", "deliveries", "attempts_default", "attempts_1", "dead_letters", "cursor"] {
+    for table in [
+        "events_default",
+        "events_1",
+        "events_2",
+        "deliveries",
+        "attempts_default",
+        "attempts_1",
+        "dead_letters",
+        "cursor",
+    ] {
         run(format!("alter table outbox.{table} set (autovacuum_enabled = off)")).await;
     }
-    run("select outbox.subscribe('s' || n, array['**'], 'recorder') from generate_series(1, 9) as n".to_owned()).await;
+    run("select outbox.subscribe('s' || n, array['**'], 'recorder') from generate_series(1, 9) as n"
+        .to_owned())
+    .await;
     run("analyze".to_owned()).await;
-    run(format!("set outbox.doorbell = 'off'; {}; {}", events("1", &ROWS.to_string(), "'3'"), deliveries())).await;
+    run(format!("set outbox.doorbell = 'off'; {}; {}", events("1", &ROWS.to_string(), "'3'"), deliveries()))
+        .await;
     run("insert into outbox.attempts (at, delivery_id, subscription_id, position, event_id, attempt, duration, outcome, relay)
          select '2026-01-01'::timestamptz + n * interval '10 seconds', n, 1, n, gen_random_uuid(), 1, '1s', 'retry', 'r' from generate_series(1, 100000) as n;
          insert into outbox.dead_letters (died_at, subscription_id, subscription, reason, attempts, event_id, position, created_at, topic, payload, headers, priority)

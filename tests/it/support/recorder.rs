@@ -6,9 +6,8 @@ use std::{
 };
 
 use pgoutbox::{
-    delivery::Delivery,
-    sinks::{Report, Sink},
-    verdict::Outcome,
+    delivery::Outcome,
+    sink::{Outgoing, Problem, Report, Sink},
 };
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -91,9 +90,9 @@ impl Sink for Recorder {
     const KIND: &'static str = "recorder";
     type Target = bool;
 
-    fn target(&self, config: &serde_json::Value) -> Result<bool, String> {
+    fn target(&self, config: &serde_json::Value) -> Result<bool, Problem> {
         if config.get("bad").is_some() {
-            return Err("config.bad: this target is bad; leave it out".to_owned());
+            return Err("config.bad: this target is bad; leave it out".into());
         }
         Ok(config.get("hang").is_some())
     }
@@ -102,13 +101,13 @@ impl Sink for Recorder {
         None
     }
 
-    async fn send(&self, &hangs: &bool, delivery: &Delivery) -> Report {
+    async fn send(&self, &hangs: &bool, delivery: &Outgoing) -> Report {
         let seen = Seen {
             event: delivery.event.id,
             position: delivery.event.position,
             topic: delivery.event.topic.clone(),
             payload: delivery.event.payload.clone(),
-            subscription: delivery.subscription.row.name.clone(),
+            subscription: delivery.subscription.to_string(),
             attempt: delivery.attempt,
         };
         self.seen.lock().unwrap().push(seen.clone());

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use pgoutbox::{
     Relay,
-    config::RelayConfig,
-    relay::{Builder, Drained},
-    telemetry::{Signal, Telemetry},
+    relay::{
+        Builder, Drained, Settings,
+        telemetry::{Signal, Telemetry},
+    },
 };
 use tokio::{sync::broadcast, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -22,8 +23,13 @@ pub(crate) struct RelayBox {
 }
 
 /// What tests use where they do not say otherwise: the poll is slow, so that a missed doorbell shows.
-pub(crate) fn settings(name: &str) -> RelayConfig {
-    RelayConfig { name: name.to_owned(), poll: Some(Duration::from_secs(20)), drain: Duration::from_secs(5), ..RelayConfig::default() }
+pub(crate) fn settings(name: &str) -> Settings {
+    Settings {
+        name: name.to_owned(),
+        poll: Some(Duration::from_secs(20)),
+        drain: Duration::from_secs(5),
+        ..Settings::default()
+    }
 }
 
 impl RelayBox {
@@ -76,7 +82,12 @@ impl RelayBox {
     /// Drains it.
     pub(crate) async fn stop(mut self) -> Drained {
         self.stop.cancel();
-        tokio::time::timeout(Duration::from_secs(60), self.running.join_next()).await.unwrap().unwrap().unwrap().unwrap()
+        tokio::time::timeout(Duration::from_secs(60), self.running.join_next())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap()
+            .unwrap()
     }
 
     /// Ends it without draining, as a crash of its process would.

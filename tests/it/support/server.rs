@@ -3,7 +3,7 @@
 
 use std::{path::Path, process::Command};
 
-pub(crate) use pgoutbox::private_server::{Kind, PrivateServer};
+pub(crate) use pgoutbox::lab::private_server::{Kind, PrivateServer};
 
 /// Waits until something is so, at most 60 s: breakers of destinations that were down stay open for a while.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut so: impl FnMut() -> F) {
@@ -13,7 +13,10 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut so: imp
             looks.tick().await;
         }
     };
-    assert!(tokio::time::timeout(std::time::Duration::from_secs(60), looking).await.is_ok(), "not within 60 s: {what}");
+    assert!(
+        tokio::time::timeout(std::time::Duration::from_secs(60), looking).await.is_ok(),
+        "not within 60 s: {what}"
+    );
 }
 
 /// An authority, and certificates of it for a server called localhost and for a client.
@@ -27,5 +30,9 @@ pub(crate) fn certificates(folder: &Path) {
             openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile $name.ext -out $name.pem
         done";
     let output = Command::new("sh").args(["-c", script]).current_dir(folder).output().unwrap();
-    assert!(output.status.success(), "openssl, of the package openssl: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "openssl, of the package openssl: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

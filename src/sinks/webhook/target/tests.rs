@@ -7,20 +7,16 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::*;
-use crate::{
-    config,
-    sinks::Registry,
-    subscription::{Row, Subscription},
-};
+use crate::sink::egress::Egress;
 
 fn parse(config: Value) -> Result<Target, String> {
-    let secrets = Secrets::with_environment(&config::Secrets::default(), |name| match name {
+    let secrets = Secrets::with_environment(None, |name| match name {
         "PGOUTBOX_SECRET_SHOP" => Some("canary canary canary canary".into()),
         "PGOUTBOX_SECRET_TOKEN" => Some("Bearer canarycanary".into()),
         "PGOUTBOX_SECRET_BROKEN" => Some("canary\r\nhost: example.org".into()),
         _ => None,
     });
-    Target::parse(&config, &Guard::new(&config::Egress::default()), &secrets)
+    Target::parse(&config, &Guard::new(&Egress::default()), &secrets)
 }
 
 fn target(extra: Value) -> Result<Target, String> {
@@ -29,21 +25,10 @@ fn target(extra: Value) -> Result<Target, String> {
     parse(config)
 }
 
-/// A delivery of it, of a subscription that leads nowhere.
-fn delivery(event: Event) -> Delivery {
-    let row = Row { id: 1, ..Row::new("trial", &["**"], "none", json!({})) };
+/// A first attempt at it.
+fn delivery(event: Event) -> Outgoing {
     let now = event.created_at;
-    Delivery {
-        id: 1,
-        fields: None,
-        event: Arc::new(event),
-        subscription: Arc::new(Subscription::bind(row, &Registry::default()).0),
-        owed_since: now,
-        attempted_at: now,
-        attempt: 1,
-        lease_token: Uuid::nil(),
-        unfinished: 0,
-    }
+    Outgoing::new(Arc::new(event), "trial".into(), now)
 }
 
 fn body_of(target: &Target, event: &Event) -> Result<String, usize> {
@@ -110,7 +95,10 @@ fn a_mistake_is_named_by_its_field_and_shows_no_secret() {
         let refusal = target(config.clone()).expect_err(&config.to_string());
         assert!(refusal.starts_with(field) && !refusal.contains("canary"), "{config}: {refusal}");
     }
-    assert!(parse(json!([])).unwrap_err().starts_with("config: ") && parse(json!({})).unwrap_err().starts_with("config.url: "));
+    assert!(
+        parse(json!([])).unwrap_err().starts_with("config: ")
+            && parse(json!({})).unwrap_err().starts_with("config.url: ")
+    );
 }
 
 #[test]
@@ -162,7 +150,10 @@ fn debug_shows_the_destination_and_no_secret() {
 fn a_standard_body_wraps_the_payload_and_a_raw_one_is_it() {
     let event = event(r#"{"total": 1e400}"#);
     let body = |extra| body_of(&target(extra).unwrap(), &event).unwrap();
-    assert_eq!(body(json!({})), r#"{"type":"public.orders.create","timestamp":"2022-04-07T21:39:13.000120Z","data":{"total": 1e400}}"#);
+    assert_eq!(
+        body(json!({})),
+        r#"{"type":"public.orders.create","timestamp":"2022-04-07T21:39:13.000120Z","data":{"total": 1e400}}"#
+    );
     assert_eq!(body(json!({"body": "raw"})), r#"{"total": 1e400}"#);
 }
 
@@ -183,7 +174,10 @@ fn a_binary_cloud_event_has_its_attributes_as_headers_and_the_payload_as_its_bod
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap());
     assert_eq!(text("ce-partitionkey"), Some("a%20%2250%25%22%20%C3%A4"));
     assert_eq!((text("ce-specversion"), text("ce-type")), (Some("1.0"), Some("public.orders.create")));
-    assert_eq!((text("ce-source"), text("content-type")), (Some(body::UNKNOWN_SOURCE), Some("application/json")));
+    assert_eq!(
+        (text("ce-source"), text("content-type")),
+        (Some(body::UNKNOWN_SOURCE), Some("application/json"))
+    );
 }
 
 #[test]
@@ -209,8 +203,14 @@ fn a_batch_is_refused_where_events_could_not_be_told_apart() {
         (json!({"batch": {"max": 0}}), "config.batch.max: it must be a whole number from 1 to 1000"),
         (json!({"batch": {"wait": "1h"}}), "config.batch.wait: it must be at most 5s"),
         (json!({"batch": {"size": 5}}), "config.batch.size: there is no such field"),
-        (json!({"batch": {}, "body": "raw"}), "config.batch: events can be put together in the bodies standard and cloudevents only"),
-        (json!({"body": "xml"}), "config.body: it must be one of standard, cloudevents, cloudevents-binary, raw"),
+        (
+            json!({"batch": {}, "body": "raw"}),
+            "config.batch: events can be put together in the bodies standard and cloudevents only",
+        ),
+        (
+            json!({"body": "xml"}),
+            "config.body: it must be one of standard, cloudevents, cloudevents-binary, raw",
+        ),
     ] {
         let problem = target(config.clone()).expect_err(&config.to_string());
         assert!(problem.starts_with(expected), "{config}: {problem}");

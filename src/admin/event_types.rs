@@ -1,0 +1,31 @@
+//! Event types, as operators write and list them.
+
+use super::{Error, Operator, ask};
+use crate::event::types::Row;
+
+impl Operator {
+    /// Every event type as it was written, by topic and version.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn list_event_types(&mut self) -> Result<Vec<Row>, Error> {
+        let query = sqlx::query_as(sql!("admin/list_event_types"));
+        ask("listing event types", query.fetch_all(&mut self.connection)).await
+    }
+
+    /// Creates or changes the event type of a topic pattern and version. Returns its id; the row's own, and `state_reason`, are
+    /// not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the database does not take a field.
+    pub async fn set_event_type(&mut self, row: &Row) -> Result<i64, Error> {
+        let query = sqlx::query_scalar(sql!("admin/set_event_type"))
+            .bind(&row.topic)
+            .bind(row.version)
+            .bind(&row.schema)
+            .bind(&row.mode)
+            .bind(&row.description)
+            .bind(&row.upcast);
+        ask("writing an event type", query.fetch_one(&mut self.connection)).await
+    }
+}

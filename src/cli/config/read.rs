@@ -1,0 +1,349 @@
+//! Reading settings one by one, so that every mistake is found at once and knows where it was made. Decides nothing.
+
+use std::{fmt, path::Path};
+
+use figment::{
+    Error, Figment, Metadata, Profile, Provider,
+    providers::{Format, Toml},
+    value::{Dict, Map, Value},
+};
+
+use super::{Mistake, Sources};
+pub(super) use crate::sink::settings::Secrecy;
+
+/// Longest value shown in a mistake, in characters.
+const LONGEST_SHOWN: usize = 80;
+
+/// All settings as they were written, the mistakes found so far, and the keys asked for.
+pub(super) struct Reader {
+    figment: Figment,
+    settings: Dict,
+    mistakes: Vec<Mistake>,
+    known: Vec<(String, Secrecy)>,
+}
+
+impl fmt::Debug for Reader {
+    /// Keys only: values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("known", &self.known.len())
+            .field("mistakes", &self.mistakes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Reader {
+    /// Merges file, environment and flags, the later ones over the earlier ones.
+    pub(super) fn new(sources: &Sources) -> Self {
+        let mut figment = Figment::new();
+        let mut mistakes = Vec::new();
+        match sources.existing_file() {
+            Ok(None) => {}
+            Ok(Some(path)) => match Toml::file_exact(&path).data() {
+                Ok(_) => figment = figment.merge(Toml::file_exact(&path)),
+                Err(error) => mistakes.push(Mistake::of_file(&path, &one_line(&error))),
+            },
+            Err(mistake) => mistakes.push(mistake),
+        }
+        for setting in settings_of_environment(sources, &mut mistakes) {
+            figment = figment.merge(setting);
+        }
+        for (key, flag, value) in &sources.flags {
+            figment = figment.merge(Setting::new(flag, key, value));
+        }
+        let settings = merged(&figment);
+        Self { figment, settings, mistakes, known: Vec::new() }
+    }
+
+    /// Reads one key that may be shown; `None` when it was not set or is wrong.
+    pub(super) fn read<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(&serde_json::Value) -> Result<T, String>,
+    ) -> Option<T> {
+        self.take(key, Secrecy::Open, parse)
+    }
+
+    /// Reads one key whose value is never shown; `parse` must not put it into its error.
+    pub(super) fn read_secret<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(&serde_json::Value) -> Result<T, String>,
+    ) -> Option<T> {
+        self.take(key, Secrecy::Secret, parse)
+    }
+
+    /// Whether a key was written anywhere.
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        self.at(key).is_some()
+    }
+
+    /// What was written at a path of keys, of any depth.
+    pub(super) fn at(&self, path: &str) -> Option<&Value> {
+        let mut keys = path.split('.');
+        let first = self.settings.get(keys.next()?)?;
+        keys.try_fold(first, |value, key| value.as_dict()?.get(key))
+    }
+
+    /// Reads one key at a path of any depth, without taking it for known.
+    pub(super) fn take_at<T>(
+        &mut self,
+        path: &str,
+        secrecy: Secrecy,
+        parse: impl FnOnce(&serde_json::Value) -> Result<T, String>,
+    ) -> Option<T> {
+        match parse(&plain(self.at(path)?)) {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                let mistake = self.mistake(path, secrecy, problem);
+                self.mistakes.push(mistake);
+                None
+            }
+        }
+    }
+
+    /// Takes keys for known: they belong into the manual.
+    pub(super) fn know(&mut self, keys: impl IntoIterator<Item = String>) {
+        self.known.extend(keys.into_iter().map(|key| (key, Secrecy::Secret)));
+    }
+
+    /// Notes a mistake at a path of any depth.
+    pub(super) fn refuse_at(&mut self, path: &str, secrecy: Secrecy, problem: String) {
+        let mistake = self.mistake(path, secrecy, problem);
+        self.mistakes.push(mistake);
+    }
+
+    /// Notes that nothing is known of what was written there, so its value may be a secret.
+    pub(super) fn refuse_unknown(&mut self, path: &str, problem: String) {
+        let origin = self.at(path).and_then(|value| self.origin(path, value));
+        self.mistakes.push(Mistake::of_key(path, origin, problem));
+    }
+
+    /// Notes a mistake in a key that was read before.
+    pub(super) fn refuse(&mut self, key: &'static str, problem: impl Into<String>) {
+        let secrecy = self
+            .known
+            .iter()
+            .find(|(known, _)| *known == key)
+            .map_or(Secrecy::Secret, |(_, secrecy)| *secrecy);
+        let mistake = self.mistake(key, secrecy, problem.into());
+        self.mistakes.push(mistake);
+    }
+
+    /// Every key asked for, in that order; and all mistakes, those of keys nobody asked for among them.
+    pub(super) fn finish(mut self) -> (Vec<String>, Vec<Mistake>) {
+        let mut unknown = Vec::new();
+        // What stands below [sinks] is checked where it is read: each kind has keys of its own.
+        for (section, value) in
+            self.settings.iter().filter(|(section, value)| *section != "sinks" || value.as_dict().is_none())
+        {
+            let keys_of_section: Vec<_> = self
+                .known
+                .iter()
+                .filter_map(|(key, _)| key.strip_prefix(section.as_str())?.strip_prefix('.'))
+                .collect();
+            match value {
+                _ if keys_of_section.is_empty() => {
+                    unknown.push((
+                        section.clone(),
+                        value,
+                        format!("there is no such section; there are {}", self.sections().join(", ")),
+                    ));
+                }
+                Value::Dict(_, keys) => {
+                    for (key, value) in
+                        keys.iter().filter(|(key, _)| !keys_of_section.contains(&key.as_str()))
+                    {
+                        unknown.push((
+                            format!("{section}.{key}"),
+                            value,
+                            format!("there is no such key; [{section}] has {}", keys_of_section.join(", ")),
+                        ));
+                    }
+                }
+                _ => unknown.push((
+                    section.clone(),
+                    value,
+                    format!("is a section; write [{section}] and its keys below"),
+                )),
+            }
+        }
+        let unknown: Vec<_> = unknown
+            .into_iter()
+            // Nothing is known of an unknown key, so its value may be a secret.
+            .map(|(key, value, problem)| Mistake::of_key(&key, self.origin(&key, value), problem))
+            .collect();
+        self.mistakes.extend(unknown);
+        (self.known.into_iter().map(|(key, _)| key).collect(), self.mistakes)
+    }
+
+    fn take<T>(
+        &mut self,
+        key: &'static str,
+        secrecy: Secrecy,
+        parse: impl FnOnce(&serde_json::Value) -> Result<T, String>,
+    ) -> Option<T> {
+        self.known.push((key.to_owned(), secrecy));
+        self.take_at(key, secrecy, parse)
+    }
+
+    fn mistake(&self, key: &str, secrecy: Secrecy, problem: String) -> Mistake {
+        let value = self.at(key);
+        Mistake {
+            key: key.to_owned(),
+            value: value
+                .map(|value| if secrecy == Secrecy::Secret { "[redacted]".to_owned() } else { shown(value) }),
+            origin: value.and_then(|value| self.origin(key, value)),
+            problem,
+        }
+    }
+
+    fn origin(&self, key: &str, value: &Value) -> Option<String> {
+        // A section has the origin of its first key.
+        let value =
+            std::iter::successors(Some(value), |value| value.as_dict().and_then(|keys| keys.values().next()))
+                .last()?;
+        let metadata = self.figment.get_metadata(value.tag()).or_else(|| self.figment.find_metadata(key))?;
+        Some(
+            metadata
+                .source
+                .as_ref()
+                .and_then(figment::Source::file_path)
+                .map_or_else(|| metadata.name.to_string(), |path| path.display().to_string()),
+        )
+    }
+
+    fn sections(&self) -> Vec<&str> {
+        let mut sections: Vec<_> = self
+            .known
+            .iter()
+            .filter_map(|(key, _)| key.split_once('.'))
+            .map(|(section, _)| section)
+            .collect();
+        sections.dedup();
+        sections
+    }
+}
+
+/// The merged settings with the tags that lead to their origin, which `extract` would lose.
+fn merged(figment: &Figment) -> Dict {
+    figment
+        .extract::<Dict>()
+        .unwrap_or_default()
+        .into_keys()
+        .filter_map(|section| figment.find_value(&section).ok().map(|value| (section, value)))
+        .collect()
+}
+
+/// `PGOUTBOX__SECTION__KEY`, and `DATABASE_URL` below it. Kubernetes puts `PGOUTBOX_PORT` and the like into every pod beside
+/// a service of that name: hence the double underscore.
+fn settings_of_environment(sources: &Sources, mistakes: &mut Vec<Mistake>) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    if let Some(url) = sources.variable("DATABASE_URL").filter(|url| !url.is_empty()) {
+        settings.push(Setting::new("DATABASE_URL", "database.url", &url));
+    }
+    let mut variables: Vec<_> = sources
+        .environment
+        .iter()
+        .filter_map(|(name, value)| Some((name.to_str()?, value)))
+        .filter(|(name, _)| name.starts_with("PGOUTBOX__"))
+        .collect();
+    variables.sort_unstable();
+    for (name, value) in variables {
+        let key = name["PGOUTBOX__".len()..].to_lowercase().replace("__", ".");
+        let parts: Vec<_> = key.split('.').collect();
+        let depth = if parts.contains(&"") { 0 } else { parts.len() };
+        // [sinks.<kind>] is one deeper, and [sinks.<kind>.connections.<name>] three.
+        let names_a_key = if parts.first() == Some(&"sinks") { matches!(depth, 3 | 5) } else { depth == 2 };
+        let problem = match (names_a_key, value.to_str()) {
+            (true, Some(value)) => {
+                settings.push(Setting::new(name, &key, value));
+                continue;
+            }
+            (true, None) => "is not UTF-8",
+            _ => "does not name a key; write PGOUTBOX__SECTION__KEY, such as PGOUTBOX__RELAY__PERMITS",
+        };
+        mistakes.push(Mistake {
+            key,
+            value: None,
+            origin: Some(name.to_owned()),
+            problem: problem.to_owned(),
+        });
+    }
+    settings
+}
+
+/// One setting from outside the file. Its value stays the text it was: a token of digits must not become a number.
+struct Setting {
+    origin: String,
+    key: String,
+    value: String,
+}
+
+impl Setting {
+    fn new(origin: &str, key: &str, value: &str) -> Self {
+        Self { origin: origin.to_owned(), key: key.to_owned(), value: value.to_owned() }
+    }
+}
+
+impl Provider for Setting {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, Error> {
+        let mut keys: Vec<&str> = self.key.split('.').collect();
+        let section = keys.remove(0).to_owned();
+        let value = keys.iter().rev().fold(Value::from(self.value.as_str()), |value, key| {
+            Value::from(Dict::from([((*key).to_owned(), value)]))
+        });
+        Ok(Map::from([(Profile::Default, Dict::from([(section, value)]))]))
+    }
+}
+
+impl Mistake {
+    pub(super) fn of_file(path: &Path, problem: &str) -> Self {
+        Self { key: path.display().to_string(), value: None, origin: None, problem: problem.to_owned() }
+    }
+}
+
+/// The value without what leads to its origin.
+pub(super) fn plain(value: &Value) -> serde_json::Value {
+    // A number that JSON cannot hold is a number that no key takes.
+    serde_json::to_value(value).unwrap_or(serde_json::Value::Null)
+}
+
+fn shown(value: &Value) -> String {
+    let text = match value {
+        Value::Char(_, value) => format!("{value:?}"),
+        Value::String(_, value) => format!("{value:?}"),
+        Value::Bool(_, value) => value.to_string(),
+        Value::Num(_, number) => number
+            .to_i128()
+            .map(|number| number.to_string())
+            .or_else(|| number.to_u128().map(|number| number.to_string()))
+            .or_else(|| number.to_f64().map(|number| number.to_string()))
+            .unwrap_or_default(),
+        Value::Empty(..) => "nothing".to_owned(),
+        Value::Dict(..) => "a section".to_owned(),
+        Value::Array(_, items) => format!("[{}]", items.iter().map(shown).collect::<Vec<_>>().join(", ")),
+    };
+    if text.chars().count() > LONGEST_SHOWN {
+        text.chars().take(LONGEST_SHOWN).chain(['…']).collect()
+    } else {
+        text
+    }
+}
+
+fn one_line(error: &Error) -> String {
+    // The parser draws the place in several lines, and the line it draws may hold a secret.
+    error
+        .kind
+        .to_string()
+        .lines()
+        .filter(|line| !line.contains('|'))
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
+}

@@ -1,0 +1,166 @@
+//! The keys of each section and their limits, in the order of the manual.
+
+use std::{path::PathBuf, time::Duration};
+
+use ipnet::IpNet;
+use secrecy::{ExposeSecret, SecretString};
+
+use serde_json::Value;
+
+use super::{
+    Database, LogFormat, Telemetry,
+    read::Reader,
+    sources::{self, Sources},
+};
+use crate::{
+    http,
+    relay::{self, AttemptLog},
+    sink::{
+        address,
+        egress::Egress,
+        settings::{duration, list, number, switch, text},
+    },
+};
+
+impl Database {
+    pub(super) fn read(&mut self, reader: &mut Reader, sources: &Sources) {
+        let url = |value: &Value| {
+            let url = sources.resolve(&text(value)?)?;
+            address::parse(url.expose_secret()).map(|_| url)
+        };
+        match reader.read_secret("database.url", url) {
+            Some(url) => self.url = url,
+            None if reader.is_set("database.url") => {}
+            None if sources.has_postgres_variables() => self.url = SecretString::from("postgres:///"),
+            None => reader.refuse(
+                "database.url",
+                "is not set; set DATABASE_URL, --database-url, or url below [database]",
+            ),
+        }
+        self.listen_url = reader.read_secret("database.listen_url", url);
+        set(&mut self.pool_size, reader.read("database.pool_size", number(1..=100)));
+        set(&mut self.pooler, reader.read("database.pooler", switch));
+        set(&mut self.allow_superuser, reader.read("database.allow_superuser", switch));
+    }
+}
+
+pub(super) fn relay(settings: &mut relay::Settings, reader: &mut Reader) {
+    settings.name = reader.read("relay.name", label).unwrap_or_else(sources::host_name_and_process_id);
+    set(&mut settings.environment, reader.read("relay.environment", label));
+    set(&mut settings.permits, reader.read("relay.permits", number(1..=100_000)));
+    let for_one = reader.read("relay.permits_per_subscription", number(1..=100_000));
+    settings.permits_per_subscription =
+        for_one.unwrap_or(settings.permits_per_subscription.min(settings.permits));
+    if settings.permits_per_subscription > settings.permits {
+        reader.refuse(
+            "relay.permits_per_subscription",
+            format!("must not be above relay.permits, which is {}", settings.permits),
+        );
+    }
+    set(
+        &mut settings.lease,
+        reader.read("relay.lease", duration(Duration::from_secs(3)..=Duration::from_secs(600))),
+    );
+    set(&mut settings.drain, reader.read("relay.drain", duration(Duration::ZERO..=HOUR)));
+    set(&mut settings.poll, reader.read("relay.poll", off_or(duration(Duration::from_millis(100)..=HOUR))));
+    let attempt_log =
+        [("all", AttemptLog::All), ("failures", AttemptLog::Failures), ("off", AttemptLog::Off)];
+    set(&mut settings.attempt_log, reader.read("relay.attempt_log", one_of(&attempt_log)));
+}
+
+pub(super) fn egress(settings: &mut Egress, reader: &mut Reader) {
+    set(&mut settings.allow, reader.read("egress.allow", list(range)));
+    set(&mut settings.allow_http, reader.read("egress.allow_http", switch));
+    settings.proxy = reader.read_secret("egress.proxy", |value| {
+        let url = url::Url::parse(&text(value)?).map_err(|error| format!("is not an address: {error}"))?;
+        let usable = matches!(url.scheme(), "http" | "https") && url.has_host();
+        usable
+            .then_some(url)
+            .ok_or_else(|| "must be an address such as http://proxy.internal:3128".to_owned())
+    });
+    settings.ca_file = reader.read("egress.ca_file", text).map(PathBuf::from);
+    settings.deny_ports = reader
+        .read("egress.deny_ports", list(|port| port.parse::<u16>().map_err(|_| "is not a port, 0 to 65535")));
+}
+
+pub(super) fn http(settings: &mut http::Settings, reader: &mut Reader, sources: &Sources) {
+    let address = |value: &Value| {
+        text(value)?.parse().map_err(|_| {
+            "must be an address and a port, such as 127.0.0.1:7411 or [::1]:7411, or \"off\"".to_owned()
+        })
+    };
+    set(&mut settings.listen, reader.read("http.listen", off_or(address)));
+    settings.token = reader.read_secret("http.token", |value| {
+        let token = sources.resolve(&text(value)?)?;
+        let usable = !token.expose_secret().is_empty()
+            && token.expose_secret().bytes().all(|byte| byte.is_ascii_graphic());
+        usable.then_some(token).ok_or_else(|| "must be visible ASCII characters without spaces".to_owned())
+    });
+    if settings.token.is_none()
+        && !reader.is_set("http.token")
+        && settings.listen.is_some_and(|listen| !listen.ip().is_loopback())
+    {
+        reader.refuse(
+            "http.listen",
+            "can be reached from other machines and so needs http.token; set PGOUTBOX__HTTP__TOKEN, or listen on 127.0.0.1",
+        );
+    }
+}
+
+impl Telemetry {
+    pub(super) fn read(&mut self, reader: &mut Reader) {
+        let filter = |value: &Value| {
+            let text = text(value)?;
+            tracing_subscriber::EnvFilter::try_new(&text)
+                .map(|_| text)
+                .map_err(|error| format!("is not a log filter: {error}"))
+        };
+        set(&mut self.log, reader.read("telemetry.log", filter));
+        self.format =
+            reader.read("telemetry.format", one_of(&[("text", LogFormat::Text), ("json", LogFormat::Json)]));
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn set<T>(place: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+fn label(value: &Value) -> Result<String, String> {
+    let label = text(value)?;
+    let fits = label.len() <= 63
+        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte));
+    fits.then_some(label).ok_or_else(|| "must be 1 to 63 letters, digits and . _ : -".to_owned())
+}
+
+fn off_or<T>(
+    parse: impl FnOnce(&Value) -> Result<T, String>,
+) -> impl FnOnce(&Value) -> Result<Option<T>, String> {
+    move |value| if value.as_str() == Some("off") { Ok(None) } else { parse(value).map(Some) }
+}
+
+fn one_of<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String> {
+    move |value| {
+        words.iter().find(|(word, _)| value.as_str() == Some(word)).map(|(_, meaning)| *meaning).ok_or_else(
+            || {
+                let quoted: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+                format!("must be {}", quoted.join(" or "))
+            },
+        )
+    }
+}
+
+fn range(item: &str) -> Result<IpNet, String> {
+    let range: IpNet = item
+        .parse()
+        .or_else(|_| item.parse::<std::net::IpAddr>().map(IpNet::from))
+        .map_err(|_| "is not a range of addresses, such as 10.0.0.0/8 or fd00::/8")?;
+    if range == range.trunc() {
+        Ok(range)
+    } else {
+        Err(format!("begins inside a range; write {}", range.trunc()))
+    }
+}

@@ -1,0 +1,96 @@
+//! Where settings come from: a file, the environment, flags. The environment is read once, here, and passed on as a value.
+
+use std::{ffi::OsString, fmt, fs, io::Read, path::PathBuf};
+
+use secrecy::SecretString;
+
+use super::Mistake;
+
+/// The file read when none is named, when it exists.
+const FILE: &str = "pgoutbox.toml";
+/// The longest secret read from a file, in bytes.
+const LONGEST_SECRET: u64 = 65_536;
+
+/// Where settings come from, besides the defaults.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// A file that must exist; `None`: `pgoutbox.toml` in the working directory, when it exists.
+    pub file: Option<PathBuf>,
+    /// The environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// What was given as flags: key, flag, value.
+    pub flags: Vec<(&'static str, &'static str, String)>,
+}
+
+impl fmt::Debug for Sources {
+    /// Names only: values may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl Sources {
+    /// The environment of this process, and no flags.
+    #[must_use]
+    pub fn of_process(file: Option<PathBuf>) -> Self {
+        Self { file, environment: std::env::vars_os().collect(), flags: Vec::new() }
+    }
+
+    /// A variable of the environment; `None` also when it is not UTF-8.
+    pub(super) fn variable(&self, name: &str) -> Option<String> {
+        self.environment
+            .iter()
+            .find(|(key, _)| key == name)
+            .and_then(|(_, value)| value.to_str().map(ToOwned::to_owned))
+    }
+
+    /// Whether the variables that every PostgreSQL client reads say where the database is.
+    pub(super) fn has_postgres_variables(&self) -> bool {
+        ["PGHOST", "PGHOSTADDR", "PGDATABASE"]
+            .iter()
+            .any(|name| self.variable(name).is_some_and(|value| !value.is_empty()))
+    }
+
+    /// Follows `env:NAME` and `file:/path`; any other text is the secret itself. Whoever writes the configuration owns the
+    /// process, so unlike in a subscription every name and path is allowed.
+    ///
+    /// # Errors
+    /// A sentence without the secret: what the reference names does not exist, cannot be read, or is empty. A file is read
+    /// up to 64 KiB.
+    pub fn resolve(&self, text: &str) -> Result<SecretString, String> {
+        let secret = if let Some(name) = text.strip_prefix("env:") {
+            self.variable(name).ok_or_else(|| format!("the environment variable {name} is not set"))?
+        } else if let Some(path) = text.strip_prefix("file:") {
+            let mut secret = String::new();
+            fs::File::open(path)
+                .and_then(|file| file.take(LONGEST_SECRET).read_to_string(&mut secret))
+                .map_err(|error| format!("reading {path}: {error}"))?;
+            secret.trim_end_matches(['\r', '\n']).to_owned()
+        } else {
+            text.to_owned()
+        };
+        if secret.is_empty() {
+            Err("the reference leads to an empty text".to_owned())
+        } else {
+            Ok(secret.into())
+        }
+    }
+
+    pub(super) fn existing_file(&self) -> Result<Option<PathBuf>, Mistake> {
+        let path = self.file.clone().unwrap_or_else(|| PathBuf::from(FILE));
+        match fs::File::open(&path).and_then(|file| file.metadata()) {
+            Ok(metadata) if metadata.is_file() => Ok(Some(path)),
+            Ok(_) => Err(Mistake::of_file(&path, "is not a file")),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.file.is_none() => Ok(None),
+            Err(error) => Err(Mistake::of_file(&path, &format!("cannot be read: {error}"))),
+        }
+    }
+}
+
+/// What a relay is called when nobody named it.
+pub(super) fn host_name_and_process_id() -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host: String =
+        host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(50).collect();
+    format!("{}-{}", if host.is_empty() { "relay" } else { &host }, std::process::id())
+}

@@ -1,0 +1,78 @@
+//! How the program ends: the table of exit codes, and what an error means to the person who started it.
+
+use std::process::ExitCode;
+
+use super::{Misuse, config};
+use crate::admin;
+
+/// How the program ends. The table of exit codes; `pgoutbox --help` prints it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    Unreachable = 69,
+    Unfinished = 75,
+    Misconfigured = 78,
+}
+
+impl Exit {
+    pub(super) const ALL: [(Self, &'static str); 6] = [
+        (Self::Done, "done"),
+        (Self::Failed, "failed, or a check found something"),
+        (Self::Usage, "wrong usage"),
+        (Self::Unreachable, "the database cannot be reached"),
+        (
+            Self::Unfinished,
+            "the drain ran out of time or was cut short; what was in flight will be tried again",
+        ),
+        (Self::Misconfigured, "the configuration is wrong"),
+    ];
+
+    /// What an error means to whoever started the program.
+    pub(super) fn of(error: &anyhow::Error) -> Self {
+        for cause in error.chain() {
+            if cause.is::<Misuse>() {
+                return Self::Usage;
+            }
+            if cause.is::<config::Error>() {
+                return Self::Misconfigured;
+            }
+            let unreachable = matches!(cause.downcast_ref(), Some(admin::Error::Unreachable { .. }))
+                || cause.downcast_ref().is_some_and(admin::is_unreachable);
+            if unreachable {
+                return Self::Unreachable;
+            }
+            // A reader that had enough, such as `head`.
+            if cause
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+            {
+                return Self::Done;
+            }
+        }
+        Self::Failed
+    }
+}
+
+/// An error and its causes on one line. A driver that repeats its cause in its own text is not repeated here.
+pub(super) fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+        if !text.contains(&cause) {
+            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+        }
+    }
+    // Only the list of mistakes in a configuration has lines of its own.
+    if error.is::<config::Error>() {
+        text
+    } else {
+        text.lines().map(str::trim).collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}

@@ -1,0 +1,82 @@
+//! Where log lines go: standard error, as text for people or as JSON for machines. What is logged is said in `telemetry.rs`.
+
+use std::io::{IsTerminal, stderr};
+
+use tracing_subscriber::{EnvFilter, fmt};
+
+use super::config::{LogFormat, Telemetry};
+
+/// Why nothing can be logged.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// `telemetry.log` is not a filter.
+    #[error("reading telemetry.log")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// Something else in this process has taken the place.
+    #[error("starting to log: {0}")]
+    Taken(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Starts to log, once per process. Text is coloured on a terminal unless `NO_COLOR` is set.
+///
+/// # Errors
+/// When the filter cannot be read, or something else logs already.
+pub fn init(settings: &Telemetry) -> Result<(), Error> {
+    let filter = filter(&settings.log)?;
+    let terminal = stderr().is_terminal();
+    let lines = fmt().with_env_filter(filter).with_writer(stderr);
+    match settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json }) {
+        // On a terminal the default stands, which honours NO_COLOR.
+        LogFormat::Text if terminal => lines.try_init(),
+        LogFormat::Text => lines.with_ansi(false).try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).try_init(),
+    }
+    .map_err(Error::Taken)
+}
+
+/// What is let through. The libraries of brokers log the failures which their sinks report, and that of AMQP the payload of a
+/// message that comes back: that one is silent whatever the words say.
+fn filter(words: &str) -> Result<EnvFilter, Error> {
+    let filter = EnvFilter::try_new(format!("async_nats=off,{words}"))?;
+    Ok(filter.add_directive("lapin=off".parse()?).add_directive("lapin::returned_messages=off".parse()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+
+    #[derive(Debug, Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_amqp_library_logs_nothing_whatever_the_filter_says() {
+        for words in ["trace", "info", "info,lapin=trace", "lapin::returned_messages=trace,info"] {
+            let written = Written::default();
+            let writer = written.clone();
+            let subscriber =
+                fmt().with_env_filter(filter(words).unwrap()).with_writer(move || writer.clone()).finish();
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::warn!(target: "lapin::returned_messages", payload = "secret", "Server returned us a message");
+                tracing::warn!(target: "pgoutbox", "heard");
+            });
+            let written = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+            assert!(written.contains("heard") && !written.contains("secret"), "{words}: {written}");
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! From text to an expression that is safe to run: parsed, its names checked, its work metered. Pure.
+//!
+//! The crate that evaluates has no limit of its own, so the tree is rewritten before it runs: whatever copies or walks values
+//! first asks the meter for their weight. An expression then does a bounded amount of work, whatever it says and on whatever
+//! payload, and the same amount everywhere.
+
+use std::sync::Arc;
+
+use cel::{
+    IdedExpr,
+    common::{
+        ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SourceInfo, operators},
+        types::{CelInt, CelString},
+    },
+};
+use regex::{Regex, RegexBuilder};
+
+use super::{
+    Invalid, LONGEST,
+    json::Node,
+    meter::{ADD, CUT, ENV, FIND, MATCHES, RANGE, WEIGH},
+    names::{EVENT, FIELDS, FUNCTIONS, TYPES, WALKERS},
+    value::{METER, VARIABLES},
+};
+
+/// Expressions nested deeper are refused, the meter's own calls included: evaluation is recursive, and takes up to 40 KiB of
+/// stack for each level in a debug build.
+const DEEPEST: usize = 32;
+/// A regular expression may take so many bytes once it is compiled, which also bounds how long it takes for each byte of text.
+const LARGEST_REGEX: usize = 256 * 1024;
+/// So many of them in one expression.
+const MOST_PATTERNS: usize = 20;
+/// Parsing is recursive too, and looks at the text before its depth is known.
+const STACK: usize = 64 * 1024 * 1024;
+
+/// A checked and metered expression.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    /// The parts of a conjunction; all others have one.
+    pub(super) parts: Vec<IdedExpr>,
+    pub(super) patterns: Arc<[Regex]>,
+    pub(super) needs_payload: bool,
+    /// Its value is not the payload but the fields of `event({…})`.
+    pub(super) gives_fields: bool,
+}
+
+/// What an expression is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    Filter,
+    Transform,
+}
+
+/// Parses and checks.
+///
+/// # Errors
+/// The first mistake, with its place.
+pub(super) fn compile(text: &str, used_as: Use) -> Result<Compiled, Invalid> {
+    if text.trim().is_empty() {
+        return Err(Invalid::at_start("it is empty"));
+    }
+    if text.len() > LONGEST {
+        return Err(Invalid::at_start(format!("it has {} bytes; at most {LONGEST}", text.len())));
+    }
+    // A thread of its own for the stack; a panic in there ends there.
+    std::thread::scope(|scope| {
+        let compiling =
+            std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || compile_here(text, used_as));
+        match compiling.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(compiled)) => compiled,
+            Ok(Err(_)) => Err(Invalid::at_start("it makes the parser panic")),
+            Err(error) => Err(Invalid::at_start(format!("there is no thread to read it: {error}"))),
+        }
+    })
+}
+
+fn compile_here(text: &str, used_as: Use) -> Result<Compiled, Invalid> {
+    let (root, source) = ENV.parser().parse_with_source_info(text).map_err(|errors| {
+        let first = errors.errors.into_iter().next();
+        first.map_or_else(
+            || Invalid::at_start("it cannot be read"),
+            |error| Invalid {
+                line: usize::try_from(error.pos.0).unwrap_or(1).max(1),
+                column: usize::try_from(error.pos.1).unwrap_or(1).max(1),
+                why: error.msg,
+            },
+        )
+    })?;
+    let mut parts = Vec::new();
+    let mut checker = Checker {
+        text,
+        source: &source,
+        used_as,
+        scope: Vec::new(),
+        patterns: Vec::new(),
+        needs_payload: false,
+    };
+    let mut gives_fields = false;
+    match (used_as, root) {
+        (Use::Filter, root) => flatten(root, &mut parts),
+        (Use::Transform, IdedExpr { id, expr: Expr::Call(call) })
+            if call.func_name == EVENT && call.target.is_none() =>
+        {
+            gives_fields = true;
+            parts.push(checker.fields(id, call.args)?);
+        }
+        (Use::Transform, root) => parts.push(root),
+    }
+    for part in &mut parts {
+        checker.check(part)?;
+        let (depth, id) = deepest(part);
+        if depth > DEEPEST {
+            return Err(checker.invalid(id, "it is nested too deep"));
+        }
+    }
+    let Checker { patterns, needs_payload, .. } = checker;
+    Ok(Compiled { parts, patterns: patterns.into(), needs_payload, gives_fields })
+}
+
+/// The parts of `a && b && c`, in their order.
+fn flatten(mut expression: IdedExpr, parts: &mut Vec<IdedExpr>) {
+    match &mut expression.expr {
+        Expr::Call(call)
+            if call.func_name == operators::LOGICAL_AND && call.target.is_none() && call.args.len() == 2 =>
+        {
+            for part in std::mem::take(&mut call.args) {
+                flatten(part, parts);
+            }
+        }
+        _ => parts.push(expression),
+    }
+}
+
+struct Checker<'t> {
+    text: &'t str,
+    source: &'t SourceInfo,
+    used_as: Use,
+    /// Variables of the macros around.
+    scope: Vec<String>,
+    patterns: Vec<Regex>,
+    needs_payload: bool,
+}
+
+impl Checker<'_> {
+    fn invalid(&self, id: u64, why: impl Into<String>) -> Invalid {
+        let offset = self.source.offset_for(id).map_or(0, |(start, _)| start as usize);
+        let before: String = self.text.chars().take(offset).collect();
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        Invalid { line, column, why: why.into() }
+    }
+
+    fn check(&mut self, expression: &mut IdedExpr) -> Result<(), Invalid> {
+        let id = expression.id;
+        match &mut expression.expr {
+            Expr::Literal(_) => Ok(()),
+            Expr::Ident(name) => {
+                let name = name.trim_start_matches('.');
+                if self.scope.iter().any(|known| known == name)
+                    || TYPES.contains(&name)
+                    || name.starts_with('@')
+                {
+                    return Ok(());
+                }
+                if !VARIABLES.contains(&name) {
+                    return Err(self.invalid(
+                        id,
+                        format!("there is no variable {name:?}; there are {}", VARIABLES.join(", ")),
+                    ));
+                }
+                self.needs_payload |= name == "payload";
+                Ok(())
+            }
+            Expr::Select(select) if select.test => self.check(&mut select.operand),
+            // `a.b` may also be a name with a dot in it, which the interpreter tries first and we never have.
+            Expr::Select(select) => {
+                self.check(&mut select.operand)?;
+                let operand = std::mem::take(&mut *select.operand);
+                let field = LiteralValue::String(CelString::from(std::mem::take(&mut select.field)));
+                *expression = IdedExpr {
+                    id,
+                    ..call(operators::INDEX, vec![operand, IdedExpr { id, expr: Expr::Literal(field) }])
+                };
+                Ok(())
+            }
+            Expr::List(list) => list.elements.iter_mut().try_for_each(|element| self.check_copied(element)),
+            Expr::Map(map) => map.entries.iter_mut().try_for_each(|entry| match &mut entry.expr {
+                EntryExpr::MapEntry(entry) => {
+                    self.check(&mut entry.key)?;
+                    self.check_copied(&mut entry.value)
+                }
+                EntryExpr::StructField(_) => {
+                    Err(self.invalid(id, "messages are not supported; write a map: {\"name\": value}"))
+                }
+            }),
+            Expr::Comprehension(comprehension) => self.check_comprehension(comprehension),
+            Expr::Call(_) => self.check_call(expression),
+            Expr::Struct(_) => {
+                Err(self.invalid(id, "messages are not supported; write a map: {\"name\": value}"))
+            }
+            Expr::Unspecified => Err(self.invalid(id, "it cannot be read")),
+        }
+    }
+
+    /// What becomes part of a new value is copied into it.
+    fn check_copied(&mut self, expression: &mut IdedExpr) -> Result<(), Invalid> {
+        self.check(expression)?;
+        if !matches!(expression.expr, Expr::Literal(_)) {
+            wrap(expression, WEIGH);
+        }
+        Ok(())
+    }
+
+    fn check_comprehension(&mut self, comprehension: &mut ComprehensionExpr) -> Result<(), Invalid> {
+        let ComprehensionExpr { iter_range, iter_var, loop_step, .. } = comprehension;
+        self.check(iter_range)?;
+        self.scope.push(iter_var.clone());
+        let checked = self.check_step(loop_step);
+        self.scope.pop();
+        checked?;
+        let parts = LiteralValue::Int(CelInt::from(count(loop_step)));
+        let range = std::mem::take(iter_range);
+        *iter_range = call(RANGE, vec![meter(), range, IdedExpr { id: 0, expr: Expr::Literal(parts) }]);
+        Ok(())
+    }
+
+    /// The macros' own parts of a step stay as they are: the interpreter knows them by their shape.
+    fn check_step(&mut self, step: &mut IdedExpr) -> Result<(), Invalid> {
+        let is_own = |part: &IdedExpr| matches!(&part.expr, Expr::Ident(name) if name.starts_with('@'));
+        let Expr::Call(call) = &mut step.expr else { return self.check(step) };
+        match call.args.as_mut_slice() {
+            [condition, step, otherwise] if call.func_name == operators::CONDITIONAL && is_own(otherwise) => {
+                self.check(condition)?;
+                self.check_step(step)
+            }
+            [result, part] if is_own(result) => self.check(part),
+            _ => self.check(step),
+        }
+    }
+
+    fn check_call(&mut self, expression: &mut IdedExpr) -> Result<(), Invalid> {
+        let id = expression.id;
+        let Expr::Call(call) = &mut expression.expr else { return Ok(()) };
+        let name = call.func_name.clone();
+        if name == EVENT {
+            let why = match self.used_as {
+                Use::Filter => "event() is for transforms",
+                Use::Transform => {
+                    "event() must be the whole transform; what depends stands inside: event({\"payload\": a ? b : c})"
+                }
+            };
+            return Err(self.invalid(id, why));
+        }
+        let is_operator = !name.starts_with(|first: char| first.is_ascii_alphabetic());
+        if !is_operator && !FUNCTIONS.contains(&name.as_str()) {
+            return Err(self
+                .invalid(id, format!("there is no function {name}(); there are {}", FUNCTIONS.join(", "))));
+        }
+        for part in call.target.as_deref_mut().into_iter().chain(&mut call.args) {
+            self.check(part)?;
+        }
+        let is_literal = |part: &IdedExpr| matches!(part.expr, Expr::Literal(_));
+        match (name.as_str(), call.args.as_mut_slice()) {
+            (operators::ADD, [_, _]) => {
+                call.args.insert(0, meter());
+                ADD.clone_into(&mut call.func_name);
+            }
+            (operators::EQUALS | operators::NOT_EQUALS, [left, right])
+                if !is_literal(left) && !is_literal(right) =>
+            {
+                wrap(left, WEIGH)
+            }
+            (operators::IN, [_, list]) if !is_constant(list) => wrap(list, FIND),
+            ("matches", _) => {
+                let mut args: Vec<IdedExpr> = call
+                    .target
+                    .take()
+                    .map(|target| *target)
+                    .into_iter()
+                    .chain(std::mem::take(&mut call.args))
+                    .collect();
+                let (Some(pattern), Some(text), None) = (args.pop(), args.pop(), args.pop()) else {
+                    return Err(
+                        self.invalid(id, "matches() takes a text and a pattern: topic.matches(\"^shop\")")
+                    );
+                };
+                let Expr::Literal(LiteralValue::String(source)) = &pattern.expr else {
+                    return Err(self.invalid(pattern.id, "the pattern of matches() must be a literal"));
+                };
+                let number = self.pattern(source.inner()).map_err(|why| self.invalid(pattern.id, why))?;
+                call.args = vec![
+                    meter(),
+                    text,
+                    IdedExpr { id: 0, expr: Expr::Literal(LiteralValue::Int(CelInt::from(number))) },
+                ];
+                MATCHES.clone_into(&mut call.func_name);
+            }
+            (name, _) if WALKERS.contains(&name) => {
+                let work = if name == "split" { CUT } else { WEIGH };
+                if let Some(walked) =
+                    call.target.as_deref_mut().or(call.args.first_mut()).filter(|walked| !is_literal(walked))
+                {
+                    wrap(walked, work);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn pattern(&mut self, source: &str) -> Result<i64, String> {
+        if self.patterns.len() >= MOST_PATTERNS {
+            return Err(format!("there are more than {MOST_PATTERNS} regular expressions"));
+        }
+        let built = RegexBuilder::new(source).size_limit(LARGEST_REGEX).dfa_size_limit(LARGEST_REGEX).build();
+        let regex = built.map_err(|error| match error {
+            regex::Error::CompiledTooBig(_) => "the regular expression is too large".to_owned(),
+            // Its last line says what is wrong; those before draw where.
+            other => {
+                format!(
+                    "the regular expression: {}",
+                    other.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ")
+                )
+            }
+        })?;
+        self.patterns.push(regex);
+        i64::try_from(self.patterns.len() - 1).map_err(|_| "there are too many".to_owned())
+    }
+
+    /// What stands in `event(…)`: one map, with fields that exist.
+    fn fields(&self, id: u64, args: Vec<IdedExpr>) -> Result<IdedExpr, Invalid> {
+        let [fields] = <[IdedExpr; 1]>::try_from(args).map_err(|_| {
+            self.invalid(id, "event() takes one map: event({\"payload\": payload, \"key\": key})")
+        })?;
+        if let Expr::Map(map) = &fields.expr {
+            for entry in &map.entries {
+                let EntryExpr::MapEntry(entry) = &entry.expr else { continue };
+                let Expr::Literal(LiteralValue::String(name)) = &entry.key.expr else { continue };
+                if !FIELDS.contains(&name.inner()) {
+                    return Err(self.invalid(
+                        entry.key.id,
+                        format!("event() has no field {:?}; it has {}", name.inner(), FIELDS.join(", ")),
+                    ));
+                }
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// Of `payload.field == literal`, either way round, the field and the literal as [`super::Facts::field`] writes it.
+pub(super) fn equality(part: &IdedExpr) -> Option<(String, String)> {
+    let args = |part: &'_ IdedExpr, name: &str| match &part.expr {
+        Expr::Call(call) if call.func_name == name && call.target.is_none() => {
+            <[IdedExpr; 2]>::try_from(call.args.clone()).ok()
+        }
+        _ => None,
+    };
+    let field = |side: &IdedExpr| {
+        let [payload, name] = args(side, operators::INDEX)?;
+        let Expr::Literal(LiteralValue::String(name)) = name.expr else { return None };
+        matches!(&payload.expr, Expr::Ident(variable) if variable == "payload")
+            .then(|| name.inner().to_owned())
+    };
+    let literal = |side: &IdedExpr| {
+        let Expr::Literal(literal) = &side.expr else { return None };
+        match literal {
+            LiteralValue::String(text) => Node::Text(text.inner().into()).as_scalar(),
+            LiteralValue::Boolean(value) => Node::Bool(*value.inner()).as_scalar(),
+            LiteralValue::Null => Node::Null.as_scalar(),
+            // As far as it is equal to no double but its own.
+            LiteralValue::Int(int) if int.inner().unsigned_abs() < 1 << 53 => {
+                Node::Number(int.inner().to_string().into()).as_scalar()
+            }
+            LiteralValue::Int(_)
+            | LiteralValue::UInt(_)
+            | LiteralValue::Double(_)
+            | LiteralValue::Bytes(_) => None,
+        }
+    };
+    let [left, right] = args(part, operators::EQUALS)?;
+    field(&left).zip(literal(&right)).or_else(|| field(&right).zip(literal(&left)))
+}
+
+/// A list or scalar that is written out: walked, it costs what its text says.
+fn is_constant(expression: &IdedExpr) -> bool {
+    match &expression.expr {
+        Expr::Literal(_) => true,
+        Expr::List(list) => list.elements.iter().all(is_constant),
+        _ => false,
+    }
+}
+
+/// What an expression is made of.
+fn children(expression: &IdedExpr) -> Vec<&IdedExpr> {
+    match &expression.expr {
+        Expr::Call(call) => call.target.as_deref().into_iter().chain(&call.args).collect(),
+        Expr::Select(select) => vec![&select.operand],
+        Expr::List(list) => list.elements.iter().collect(),
+        Expr::Map(map) => map
+            .entries
+            .iter()
+            .flat_map(|entry| match &entry.expr {
+                EntryExpr::MapEntry(entry) => vec![&entry.key, &entry.value],
+                EntryExpr::StructField(field) => vec![&field.value],
+            })
+            .collect(),
+        Expr::Comprehension(inner) => vec![&inner.iter_range, &inner.loop_step],
+        Expr::Literal(_) | Expr::Ident(_) | Expr::Struct(_) | Expr::Unspecified => Vec::new(),
+    }
+}
+
+fn count(expression: &IdedExpr) -> i64 {
+    1 + children(expression).into_iter().map(count).sum::<i64>()
+}
+
+/// How deep it is, and the number of its innermost part that stands in the text.
+fn deepest(expression: &IdedExpr) -> (usize, u64) {
+    let inner = children(expression).into_iter().map(deepest).max_by_key(|(depth, _)| *depth);
+    let (depth, id) = inner.unwrap_or((0, expression.id));
+    (depth + 1, if id == 0 { expression.id } else { id })
+}
+
+fn call(name: &str, args: Vec<IdedExpr>) -> IdedExpr {
+    IdedExpr { id: 0, expr: Expr::Call(CallExpr { func_name: name.to_owned(), target: None, args }) }
+}
+
+fn meter() -> IdedExpr {
+    IdedExpr { id: 0, expr: Expr::Ident(METER.to_owned()) }
+}
+
+fn wrap(expression: &mut IdedExpr, function: &str) {
+    let inner = std::mem::take(expression);
+    *expression = IdedExpr { id: inner.id, ..call(function, vec![meter(), inner]) };
+}

@@ -1,0 +1,165 @@
+//! Events: a row of the log as a sink sees it, and a draft as an application writes it.
+
+pub mod filter;
+pub mod topic;
+pub mod types;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+/// An event as it stands in the log. Known outside by its [`id`](Event::id).
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Event {
+    /// The public id: a UUID, version 7 unless the publisher brought its own. The same on every attempt.
+    pub id: Uuid,
+    /// Where it stands in the log. Grows, with gaps; never an identity: a restored database may use it again.
+    pub position: i64,
+    /// When it was inserted, by the database's clock.
+    pub created_at: DateTime<Utc>,
+    /// Dotted name, such as `public.orders.create`.
+    pub topic: String,
+    /// What the event is about.
+    pub key: Option<String>,
+    /// The payload exactly as PostgreSQL writes it; JSON, never parsed on its way through.
+    pub payload: String,
+    /// A JSON object of strings, as text.
+    pub headers: String,
+    /// The tenant.
+    pub organization: Option<String>,
+    /// What wrote it.
+    pub source: Option<String>,
+    /// Who caused it.
+    pub user_id: Option<String>,
+    /// Version of the payload's schema.
+    pub schema_version: Option<i32>,
+}
+
+impl Event {
+    /// A draft of a new event. It is sent only after [`Draft::publish`] and the commit of that transaction.
+    ///
+    /// # Errors
+    /// When the payload cannot be written as JSON.
+    #[expect(
+        clippy::new_ret_no_self,
+        reason = "an event exists only once it is committed; before that it is a draft"
+    )]
+    pub fn new(topic: impl Into<String>, payload: impl Serialize) -> Result<Draft, serde_json::Error> {
+        Ok(Draft { topic: topic.into(), payload: serde_json::to_string(&payload)?, ..Draft::default() })
+    }
+
+    /// Reads the payload into a type of the caller's.
+    ///
+    /// # Errors
+    /// When the payload does not have that shape.
+    pub fn payload<'a, T: serde::Deserialize<'a>>(&'a self) -> Result<T, serde_json::Error> {
+        serde_json::from_str(&self.payload)
+    }
+}
+
+/// An event that is not committed yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Draft {
+    topic: String,
+    payload: String,
+    key: Option<String>,
+    headers: serde_json::Map<String, serde_json::Value>,
+    organization: Option<String>,
+    id: Option<Uuid>,
+    priority: i32,
+    deliver_after: Option<DateTime<Utc>>,
+    source: Option<String>,
+    user_id: Option<String>,
+    schema_version: Option<i32>,
+}
+
+impl Draft {
+    /// What the event is about; at most 512 characters.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Adds a header: a lower-case name of at most 64 characters, a value without control characters.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.insert(name.into(), serde_json::Value::String(value.into()));
+        self
+    }
+
+    /// The tenant; only its subscriptions and those for all organizations see the event.
+    #[must_use]
+    pub fn organization(mut self, organization: impl Into<String>) -> Self {
+        self.organization = Some(organization.into());
+        self
+    }
+
+    /// Makes publishing idempotent: the same id published twice is one event.
+    #[must_use]
+    pub fn id(mut self, id: Uuid) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// 0 (default) to 1000. In a backlog each point is worth a minute of waiting.
+    #[must_use]
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Not to be delivered before this instant.
+    #[must_use]
+    pub fn deliver_after(mut self, instant: DateTime<Utc>) -> Self {
+        self.deliver_after = Some(instant);
+        self
+    }
+
+    /// What wrote it, such as the name of the service.
+    #[must_use]
+    pub fn source(mut self, source: impl Into<String>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Who caused it.
+    #[must_use]
+    pub fn user_id(mut self, user_id: impl Into<String>) -> Self {
+        self.user_id = Some(user_id.into());
+        self
+    }
+
+    /// Version of the payload's schema.
+    #[must_use]
+    pub fn schema_version(mut self, version: i32) -> Self {
+        self.schema_version = Some(version);
+        self
+    }
+
+    /// Writes the event in the caller's transaction and returns its id: `draft.publish(&mut tx).await?`.
+    /// Nothing is sent unless the transaction commits.
+    ///
+    /// # Errors
+    /// Those of the database: a malformed topic or header, a payload above 256 KiB, a lost connection.
+    pub async fn publish(&self, transaction: &mut PgConnection) -> Result<Uuid, sqlx::Error> {
+        sqlx::query_scalar(
+            "select outbox.publish($1, $2::text::jsonb, key => $3, headers => $4::text::jsonb, organization => $5, id => $6, \
+             priority => $7, deliver_after => $8, source => $9, user_id => $10, schema_version => $11)",
+        )
+        .bind(&self.topic)
+        .bind(&self.payload)
+        .bind(&self.key)
+        .bind(serde_json::Value::Object(self.headers.clone()).to_string())
+        .bind(&self.organization)
+        .bind(self.id)
+        .bind(self.priority)
+        .bind(self.deliver_after)
+        .bind(&self.source)
+        .bind(&self.user_id)
+        .bind(self.schema_version)
+        .fetch_one(transaction)
+        .await
+    }
+}

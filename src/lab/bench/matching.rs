@@ -1,0 +1,140 @@
+//! Events against many subscriptions of which few want them, in this process and without a database: what each further
+//! subscription that does not match costs.
+
+use std::{sync::Arc, time::Instant};
+
+use serde_json::json;
+
+use super::{
+    Row, per_second,
+    report::{Figure, Report},
+    stage::Stage,
+};
+use crate::{
+    event::Event,
+    sink::Registry,
+    store::SubscriptionRow,
+    subscription::{Index, Subscription},
+};
+
+const FLOOR: &str = "the same events against 1 subscription";
+/// Of all subscriptions so many want an event.
+const WANT_IT: usize = 3;
+const CROWDS: [usize; 2] = [100, 10_000];
+
+/// What tells the subscriptions apart.
+#[derive(Debug, Clone, Copy)]
+enum By {
+    Topic,
+    Organization,
+    Match,
+    Filter,
+    AnyFilter,
+    TopicAndFilter,
+}
+
+impl By {
+    const ALL: [Self; 6] =
+        [Self::Topic, Self::Organization, Self::Match, Self::Filter, Self::TopicAndFilter, Self::AnyFilter];
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::Topic => "topics",
+            Self::Organization => "organization",
+            Self::Match => "match",
+            Self::Filter => "a field == …",
+            Self::AnyFilter => "a field in […]",
+            Self::TopicAndFilter => "topics and a filter",
+        }
+    }
+
+    fn subscription(self, number: usize) -> SubscriptionRow {
+        let has_own_topic = matches!(self, Self::Topic | Self::TopicAndFilter);
+        let topic =
+            if has_own_topic { format!("shop-{number}.orders.*") } else { "shop.orders.*".to_owned() };
+        SubscriptionRow {
+            id: i64::try_from(number).unwrap_or_default(),
+            matching: matches!(self, Self::Match).then(|| format!("{{\"shop\": {number}}}")),
+            filter: match self {
+                Self::Filter => Some(format!("payload.shop == {number} && payload.total > 100")),
+                Self::AnyFilter => Some(format!("payload.shop in [{number}]")),
+                Self::TopicAndFilter => Some("payload.total > 100 && payload.status == \"paid\"".to_owned()),
+                Self::Topic | Self::Organization | Self::Match => None,
+            },
+            organization: matches!(self, Self::Organization).then(|| format!("shop-{number}")),
+            ..SubscriptionRow::new(&format!("shop-{number}"), &[&topic], "none", json!({}))
+        }
+    }
+
+    fn event(self, number: usize) -> Event {
+        let has_own_topic = matches!(self, Self::Topic | Self::TopicAndFilter);
+        Event {
+            id: uuid::Uuid::nil(),
+            position: 1,
+            created_at: chrono::DateTime::UNIX_EPOCH,
+            topic: if has_own_topic {
+                format!("shop-{number}.orders.create")
+            } else {
+                "shop.orders.create".to_owned()
+            },
+            key: Some("1001".to_owned()),
+            payload: format!(
+                "{{\"id\": 1001, \"shop\": {number}, \"total\": 4200, \"status\": \"paid\", \"customer\": {{\"name\": \"Ada\", \"city\": \"Bern\"}}, \
+                 \"lines\": [{{\"sku\": \"A-1\", \"count\": 2}}, {{\"sku\": \"B-2\", \"count\": 1}}], \"note\": \"left at the door\"}}"
+            ),
+            headers: "{}".to_owned(),
+            organization: Some(format!("shop-{number}")),
+            source: None,
+            user_id: None,
+            schema_version: None,
+        }
+    }
+}
+
+pub(super) fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
+    let mut figures = Vec::new();
+    for by in By::ALL {
+        for crowd in CROWDS {
+            // A filter that is no equality is evaluated for each of them: what counts is how many a second.
+            let (each, unit, goal) = if matches!(by, By::AnyFilter) {
+                (crowd, "filters/s", "")
+            } else {
+                (1, "events/s", ">= 0.50")
+            };
+            let each = f64::from(u32::try_from(each)?);
+            let mut figure =
+                Figure::new(Row::Matching, format!("{crowd} subscriptions by {}", by.words()), unit, goal);
+            let (one, many) = (index(by, 1), index(by, crowd));
+            for _ in 0..stage.sizes.rounds {
+                figure.floor.push(rate(by, &one, stage)?);
+                figure.value.push(rate(by, &many, stage)? * each);
+            }
+            figures.push(figure);
+        }
+    }
+    Ok(report.print(FLOOR, &figures)?)
+}
+
+/// So many subscriptions; the first few have a double or two, and all of those want the event.
+fn index(by: By, crowd: usize) -> Index {
+    let alike = if crowd == 1 { 0 } else { WANT_IT - 1 };
+    let rows = (0..crowd - alike).map(|number| by.subscription(number));
+    let alike = (0..alike).map(|same| SubscriptionRow {
+        id: i64::try_from(crowd + same).unwrap_or_default(),
+        ..by.subscription(0)
+    });
+    Index::new(1, rows.chain(alike).map(|row| Arc::new(Subscription::bind(row, &Registry::default()).0)))
+}
+
+fn rate(by: By, index: &Index, stage: &Stage) -> anyhow::Result<f64> {
+    let event = by.event(0);
+    let began = Instant::now();
+    let mut matched = 0;
+    let mut wanted = 0;
+    while matched < 16 || began.elapsed() < stage.sizes.match_for {
+        wanted += index.find_matches(&event).wanted_by.len();
+        matched += 1;
+    }
+    anyhow::ensure!(wanted >= usize::try_from(matched)?, "every event is wanted by somebody");
+    Ok(per_second(matched, began.elapsed()))
+}

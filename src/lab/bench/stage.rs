@@ -1,0 +1,211 @@
+//! The private PostgreSQL, and a fresh database for each measurement: the copy of a migrated one, so that every arm starts
+//! from the same state. Durable: `fsync` stays on; all other settings that matter are PostgreSQL's defaults.
+
+use std::{
+    fs,
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use sqlx::{
+    AssertSqlSafe, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+use super::{Sizes, within};
+use crate::{
+    lab::private_postgres::{self, PrivatePostgres},
+    sink::{egress::Egress, secret::Secrets},
+    sinks::webhook::Webhook,
+    store::schema,
+};
+
+/// Length of each payload as JSON text; a digit more or less.
+pub(super) const PAYLOAD: usize = 250;
+/// Of which so much is padding.
+const PADDING: i32 = 225;
+/// The topic of every event.
+pub(super) const TOPIC: &str = "bench.orders.created";
+/// The migrated database that others are copies of.
+const TEMPLATE: &str = "bench_template";
+/// The relay's login: a member of `outbox_relay` and nothing more.
+const LOGIN: &str = "bench_relay";
+/// Name of the secret's file.
+const SECRET: &str = "bench";
+/// Rows in one transaction of a backlog.
+const FILL: u32 = 1_000;
+/// For whatever should take no time.
+pub(super) const SOON: Duration = Duration::from_secs(60);
+
+/// Everything that all measurements share. Dropping it stops PostgreSQL and removes its directory.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) sizes: Sizes,
+    server: PgPool,
+    made: AtomicU32,
+    postgres: PrivatePostgres,
+}
+
+/// One database.
+#[derive(Debug)]
+pub(super) struct Database {
+    name: String,
+    /// As the application: the owner of everything.
+    pub(super) options: PgConnectOptions,
+    /// As the relay.
+    pub(super) relay_options: PgConnectOptions,
+    /// As the application.
+    pub(super) pool: PgPool,
+}
+
+impl Stage {
+    pub(super) async fn set(sizes: Sizes) -> anyhow::Result<Self> {
+        let options = private_postgres::Options { durable: true, ..private_postgres::Options::default() };
+        let postgres = tokio::task::spawn_blocking(|| PrivatePostgres::start(options)).await??;
+        postgres.create_database(TEMPLATE)?;
+        within(SOON, "creating the schema outbox", schema::run(&postgres.url(TEMPLATE).parse()?)).await?;
+        let server = PgPoolOptions::new()
+            .max_connections(2)
+            .acquire_timeout(SOON)
+            .connect(&postgres.url("postgres"))
+            .await?;
+        execute(&server, format!("create role {LOGIN} login in role outbox_relay")).await?;
+        let folder = postgres.directory().join("secrets");
+        let secret = format!("whsec_{}", BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
+        fs::create_dir(&folder)
+            .and_then(|()| fs::write(folder.join(SECRET), secret))
+            .context("writing the secret of webhooks")?;
+        Ok(Self { sizes, server, made: AtomicU32::new(0), postgres })
+    }
+
+    /// Any database of the server, for questions about it.
+    pub(super) fn server(&self) -> &PgPool {
+        &self.server
+    }
+
+    /// A fresh database with the schema outbox.
+    pub(super) async fn database(&self) -> anyhow::Result<Database> {
+        let name = format!("bench_{}", self.made.fetch_add(1, Ordering::Relaxed));
+        execute(&self.server, format!("create database {name} template {TEMPLATE}")).await?;
+        let options: PgConnectOptions = self.postgres.url(&name).parse()?;
+        let pool =
+            PgPoolOptions::new().max_connections(4).acquire_timeout(SOON).connect_lazy_with(options.clone());
+        Ok(Database { relay_options: options.clone().username(LOGIN), name, options, pool })
+    }
+
+    /// Dropped at once, lest the disk fills. Dropping checkpoints, which keeps what was written so far out of the next measurement.
+    pub(super) async fn discard(&self, database: Database) -> anyhow::Result<()> {
+        database.pool.close().await;
+        execute(&self.server, format!("drop database {} with (force)", database.name)).await
+    }
+
+    /// The sink as an operator would set it up who allows loopback and plain http.
+    pub(super) fn webhook(&self) -> anyhow::Result<Webhook> {
+        let loopback = "127.0.0.0/8".parse().context("parsing a network")?;
+        let egress = Egress { allow: vec![loopback], allow_http: true, ..Egress::default() };
+        let folder = Some(self.postgres.directory().join("secrets"));
+        Ok(Webhook::new(&egress, Secrets::new(folder))?)
+    }
+
+    pub(super) async fn clear(self) -> anyhow::Result<()> {
+        self.server.close().await;
+        tokio::task::spawn_blocking(move || drop(self.postgres)).await.context("stopping PostgreSQL")
+    }
+}
+
+impl Database {
+    /// Subscribes to everything, with a sink that does nothing.
+    pub(super) async fn subscribe_noop(&self, name: &str) -> anyhow::Result<()> {
+        self.subscribe(name, "noop", "{}".to_owned()).await
+    }
+
+    /// Subscribes to everything, signed, with the default body.
+    pub(super) async fn subscribe_webhook(&self, url: &str) -> anyhow::Result<()> {
+        let config = serde_json::json!({ "url": url, "secret": format!("file:{SECRET}"), "timeout": "15s" });
+        self.subscribe("webhook", "webhook", config.to_string()).await
+    }
+
+    /// Subscribes to everything.
+    pub(super) async fn subscribe(&self, name: &str, sink: &str, config: String) -> anyhow::Result<()> {
+        let subscribing =
+            sqlx::query("select outbox.subscribe($1, array['**'], $2, config => $3::text::jsonb)")
+                .bind(name)
+                .bind(sink)
+                .bind(config)
+                .execute(&self.pool);
+        within(SOON, "subscribing", subscribing).await.map(drop)
+    }
+
+    /// Commits a backlog, a thousand events in each transaction, and has it written out.
+    pub(super) async fn fill(&self, events: u32) -> anyhow::Result<()> {
+        let mut left = events;
+        while left > 0 {
+            let some = left.min(FILL);
+            within(SOON, "writing a backlog", insert(some).execute(&self.pool)).await?;
+            left -= some;
+        }
+        execute(&self.pool, "checkpoint".to_owned()).await
+    }
+
+    /// Commits a backlog in one transaction, and returns when the commit began.
+    pub(super) async fn fill_at_once(&self, events: u32) -> anyhow::Result<Instant> {
+        within(SOON, "writing a backlog", async {
+            let mut transaction = self.pool.begin().await?;
+            insert(events).execute(&mut *transaction).await?;
+            let committing = Instant::now();
+            transaction.commit().await?;
+            Ok::<_, sqlx::Error>(committing)
+        })
+        .await
+    }
+
+    /// Waits until nothing is owed to anybody any more.
+    pub(super) async fn settled(&self) -> anyhow::Result<()> {
+        within(SOON, "waiting until everything is settled", async {
+            let mut looks = tokio::time::interval(Duration::from_millis(2));
+            looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                looks.tick().await;
+                let owed: bool = sqlx::query_scalar("select exists (select from outbox.deliveries)")
+                    .fetch_one(&self.pool)
+                    .await?;
+                if !owed {
+                    return anyhow::Ok(());
+                }
+            }
+        })
+        .await
+    }
+
+    /// Runs statements of the benchmark's own.
+    pub(super) async fn execute(&self, statements: &'static str) -> anyhow::Result<()> {
+        execute(&self.pool, statements.to_owned()).await
+    }
+}
+
+/// Writes so many events.
+fn insert(events: u32) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
+    sqlx::query(
+        "insert into outbox.events (topic, payload) \
+         select $1, jsonb_build_object('n', n, 'padding', repeat('x', $2)) from generate_series(1::bigint, $3) as n",
+    )
+    .bind(TOPIC)
+    .bind(PADDING)
+    .bind(i64::from(events))
+}
+
+/// A payload like those of [`Database::fill`].
+pub(super) fn payload(number: u32) -> String {
+    format!(
+        "{{\"n\": {number}, \"padding\": \"{}\"}}",
+        "x".repeat(usize::try_from(PADDING).unwrap_or_default())
+    )
+}
+
+async fn execute(pool: &PgPool, statements: String) -> anyhow::Result<()> {
+    within(SOON, "preparing the database", sqlx::raw_sql(AssertSqlSafe(statements)).execute(pool))
+        .await
+        .map(drop)
+}

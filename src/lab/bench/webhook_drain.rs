@@ -1,0 +1,82 @@
+//! A backlog of events to one keep-alive receiver of webhooks.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use tokio::task::JoinSet;
+
+use super::{
+    Row, per_second, reach,
+    receiving::Receiving,
+    replay::Replay,
+    report::{Figure, Report},
+    running::{Permits, Running},
+    stage::Stage,
+};
+
+const FLOOR: &str = "the same HTTP client posting the bytes of one of the relay's own requests, as many at once as there are permits, \
+                     to the same receiver; no database, nothing signed or recorded";
+/// For 200,000 requests on a slow machine.
+const LIMIT: Duration = Duration::from_secs(300);
+
+pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
+    let replay = Replay::capture(stage).await?;
+    let mut figures = Vec::new();
+    for permits in [Permits::standard(), Permits::wide(256)] {
+        let metric = format!("{} events, {}", stage.sizes.webhook_events, permits.words());
+        let mut figure = Figure::new(Row::WebhookDrain, metric, "events/s", ">= 0.70");
+        for _ in 0..stage.sizes.rounds {
+            figure.floor.push(floor(stage, &replay, permits.for_one).await?);
+            figure.value.push(relay(stage, permits).await?);
+        }
+        figures.push(figure);
+    }
+    Ok(report.print(FLOOR, &figures)?)
+}
+
+async fn relay(stage: &Stage, permits: Permits) -> anyhow::Result<f64> {
+    let (database, receiving) = (stage.database().await?, Receiving::counting()?);
+    let events = u64::from(stage.sizes.webhook_events);
+    database.subscribe_webhook(&receiving.url).await?;
+    database.fill(stage.sizes.webhook_events).await?;
+    let relay = Running::start(&database, permits, stage.webhook()?).await?;
+    reach(|| receiving.requests(), events, LIMIT, "draining to webhooks").await?;
+    database.settled().await?;
+    let took = relay.since.elapsed();
+    relay.stop().await?;
+    stage.discard(database).await?;
+    Ok(per_second(events, took))
+}
+
+async fn floor(stage: &Stage, replay: &Replay, at_once: u32) -> anyhow::Result<f64> {
+    let receiving = Receiving::counting()?;
+    let url: url::Url = receiving.url.parse()?;
+    let left = Arc::new(AtomicU32::new(stage.sizes.webhook_events));
+    let mut tasks = JoinSet::new();
+    let began = Instant::now();
+    for _ in 0..at_once {
+        let (replay, url, left) = (replay.clone(), url.clone(), left.clone());
+        tasks.spawn(async move {
+            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+            {
+                replay.post(&url, None).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    tokio::time::timeout(LIMIT, async {
+        while let Some(posted) = tasks.join_next().await {
+            posted.context("posting")??;
+        }
+        anyhow::Ok(())
+    })
+    .await
+    .context("posting without a relay did not end in time")??;
+    Ok(per_second(stage.sizes.webhook_events.into(), began.elapsed()))
+}

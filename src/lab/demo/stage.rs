@@ -1,0 +1,301 @@
+//! The stage of the demo: a private PostgreSQL, receivers on loopback, a relay; set up and cleared away.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use anyhow::Context;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use secrecy::SecretString;
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::super::{
+    private_postgres::{self, PrivatePostgres},
+    receiver::{self, Receiver},
+};
+use super::{
+    ledger::{ACCOUNTING, Arrival, Ledger, MAIL, Plan, WAREHOUSE},
+    screen,
+    shop::{Done, Shop},
+};
+use crate::{
+    http::{self, Server},
+    relay::{self, AttemptLog, Relay, Settings, telemetry::Telemetry},
+    sink::{egress::Egress, secret},
+    sinks::webhook::{Webhook, sign::Key},
+    store::schema,
+};
+
+const DATABASE: &str = "shop";
+/// Name of the secret's file; subscriptions refer to it as `file:demo`.
+const SECRET: &str = "demo";
+/// Requests that may wait to be entered into the ledger.
+const RECEIVED_AT_ONCE: usize = 64;
+
+/// Everything that runs. Dropping it stops PostgreSQL at once; [`Stage::clear`] does it in order.
+#[derive(Debug)]
+pub(super) struct Stage {
+    pub(super) shop: Shop,
+    pub(super) pool: PgPool,
+    /// The address for a second terminal.
+    pub(super) url: String,
+    /// Where the operator's door is, if it is open.
+    pub(super) door: Option<SocketAddr>,
+    /// Takes what the old address of accounting refuses.
+    pub(super) mended_url: String,
+    warehouse: receiver::Switch,
+    ledger: Arc<Mutex<Ledger>>,
+    relay: JoinSet<Result<relay::Drained, relay::Error>>,
+    around: JoinSet<anyhow::Result<()>>,
+    stop_relay: CancellationToken,
+    stop_around: CancellationToken,
+    postgres: PrivatePostgres,
+}
+
+/// One row of `outbox.subscription_status`.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(super) struct Status {
+    pub(super) name: String,
+    pub(super) backlog: i64,
+    pub(super) retrying: i64,
+    pub(super) dead_letters: i64,
+    pub(super) state: String,
+    pub(super) breaker: String,
+}
+
+impl Stage {
+    /// Starts everything.
+    pub(super) async fn set() -> anyhow::Result<Self> {
+        let postgres =
+            tokio::task::spawn_blocking(|| PrivatePostgres::start(private_postgres::Options::default()))
+                .await??;
+        postgres.create_database(DATABASE)?;
+        let url = postgres.url(DATABASE);
+        let options: PgConnectOptions = url.parse()?;
+        schema::run(&options).await.context("creating the schema outbox")?;
+        screen::say(&format!(
+            "PostgreSQL runs on port {}; the schema outbox is in its database {DATABASE}",
+            postgres.port()
+        ));
+
+        let secret = format!("whsec_{}", BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
+        let folder = postgres.directory().join("secrets");
+        std::fs::create_dir(&folder)
+            .and_then(|()| std::fs::write(folder.join(SECRET), &secret))
+            .context("writing the demo's secret")?;
+
+        let ledger = Arc::new(Mutex::new(Ledger::default()));
+        let (mut around, stop_around) = (JoinSet::new(), CancellationToken::new());
+        let key = Key::parse(&SecretString::from(secret)).map_err(anyhow::Error::msg)?;
+        let mut listen = async |plan: Plan, fail_rate: f64| -> anyhow::Result<_> {
+            let (sender, mut received) = mpsc::channel(RECEIVED_AT_ONCE);
+            let options = receiver::Options {
+                fail_rate,
+                secrets: vec![key.clone()],
+                received: Some(sender),
+                ..receiver::Options::default()
+            };
+            let receiver = Receiver::bind((Ipv4Addr::LOCALHOST, 0).into(), options)
+                .await
+                .with_context(|| format!("opening a port for the receiver of {}", plan.name))?;
+            let (switch, url) = (receiver.switch(), format!("http://{}/", receiver.address()));
+            let (ledger, stop) = (ledger.clone(), stop_around.clone());
+            around.spawn(async move {
+                receiver.run(stop).await.with_context(|| format!("receiving for {}", plan.name))
+            });
+            around.spawn(async move {
+                while let Some(got) = received.recv().await {
+                    let (id, topic) = (got.id.unwrap_or_default(), got.topic.unwrap_or_default());
+                    let (verified, answered) = (got.verified, got.answered);
+                    lock(&ledger).arrive(Arrival { subscription: plan.name, id, topic, verified, answered });
+                }
+                Ok(())
+            });
+            Ok((switch, url))
+        };
+        let (_, mail_url) = listen(MAIL, 0.2).await?;
+        let (warehouse, warehouse_url) = listen(WAREHOUSE, 0.0).await?;
+        let (_, old_accounting_url) = listen(ACCOUNTING, 1.0).await?;
+        let (_, mended_url) = listen(ACCOUNTING, 0.0).await?;
+
+        let pool = connect(options.clone()).await?;
+        let shop = Shop::open(pool.clone()).await?;
+        let patient = r#"{"initial": "200ms", "multiplier": 1.5, "max": "2s", "max_attempts": 100}"#;
+        subscribe(&pool, MAIL, &mail_url, patient).await?;
+        subscribe(&pool, WAREHOUSE, &warehouse_url, patient).await?;
+        subscribe(&pool, ACCOUNTING, &old_accounting_url, r#"{"schedule": ["500ms", "1s"]}"#).await?;
+
+        let mut stage = Self {
+            shop,
+            pool,
+            url,
+            door: None,
+            mended_url,
+            warehouse,
+            ledger,
+            relay: JoinSet::new(),
+            around,
+            stop_relay: CancellationToken::new(),
+            stop_around,
+            postgres,
+        };
+        stage.start_relay(options, folder).await?;
+        Ok(stage)
+    }
+
+    async fn start_relay(
+        &mut self,
+        options: PgConnectOptions,
+        secrets: std::path::PathBuf,
+    ) -> anyhow::Result<()> {
+        // Loopback and plain http are refused unless the operator allows them; the demo's operator does.
+        let egress = Egress {
+            allow: vec!["127.0.0.0/8".parse().expect("a network")],
+            allow_http: true,
+            ..Egress::default()
+        };
+        screen::say(
+            "the relay may send to 127.0.0.0/8 over plain http, which is refused by default: egress.allow, egress.allow_http",
+        );
+        let secrets = secret::Secrets::new(Some(secrets));
+        let settings = Settings {
+            name: "demo".to_owned(),
+            environment: "demo".to_owned(),
+            drain: Duration::from_secs(5),
+            attempt_log: AttemptLog::All,
+            ..Settings::default()
+        };
+        let telemetry = Telemetry::new();
+        let relay = Relay::builder(connect(options).await?)
+            .settings(settings)
+            .sink(Webhook::new(&egress, secrets)?)
+            .telemetry(telemetry.clone())
+            .allow_superuser(true)
+            .build()
+            .await
+            .context("starting the relay")?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("opening the operator's door")?;
+        self.door = Some(listener.local_addr()?);
+        let door = Server {
+            settings: http::Settings { listen: self.door, token: None },
+            readiness: relay.health(),
+            telemetry,
+            draining: self.stop_relay.clone(),
+        };
+        let closed = self.stop_around.clone();
+        self.around.spawn(async move { http::serve(listener, door, closed).await.context("serving http") });
+        let stop = self.stop_relay.clone();
+        self.relay.spawn(async move { relay.run(stop).await });
+        Ok(())
+    }
+
+    /// What is known so far.
+    pub(super) fn ledger(&self) -> Ledger {
+        lock(&self.ledger).clone()
+    }
+
+    /// Enters what the shop did.
+    pub(super) fn enter(&self, done: Done) {
+        let mut ledger = lock(&self.ledger);
+        match done {
+            Done::Committed { event, topic, order } => {
+                ledger.commit(event, topic);
+                ledger.news = format!("order {order}: {topic}");
+            }
+            Done::RolledBack { event, order } => {
+                ledger.roll_back(event);
+                ledger.news = format!("order {order}: the card was refused, rolled back");
+            }
+        }
+    }
+
+    /// Shuts the warehouse's receiver (it answers 503) or opens it again.
+    pub(super) fn set_warehouse_down(&self, down: bool) {
+        self.warehouse.set_down(down);
+    }
+
+    /// What an operator sees.
+    pub(super) async fn status(&self) -> anyhow::Result<Vec<Status>> {
+        sqlx::query_as("select name, backlog, retrying, dead_letters, state, breaker from outbox.subscription_status order by name")
+            .fetch_all(&self.pool)
+            .await
+            .context("reading outbox.subscription_status")
+    }
+
+    /// Returns only when something that should run has ended.
+    pub(super) async fn broken(&mut self) -> anyhow::Error {
+        tokio::select! {
+            Some(ended) = self.relay.join_next() => match ended {
+                Ok(Ok(drained)) => anyhow::anyhow!("the relay ended by itself: {drained:?}"),
+                Ok(Err(error)) => anyhow::Error::new(error).context("running the relay"),
+                Err(error) => anyhow::Error::new(error).context("running the relay"),
+            },
+            Some(ended) = self.around.join_next() => match ended {
+                Ok(Ok(())) => anyhow::anyhow!("a receiver ended by itself"),
+                Ok(Err(error)) => error,
+                Err(error) => anyhow::Error::new(error).context("running a receiver"),
+            },
+            else => anyhow::anyhow!("nothing runs any more"),
+        }
+    }
+
+    /// Drains the relay, then stops the receivers, then PostgreSQL, and removes everything.
+    pub(super) async fn clear(mut self) -> anyhow::Result<()> {
+        self.stop_relay.cancel();
+        let mut result = Ok(());
+        while let Some(ended) = self.relay.join_next().await {
+            if let Err(error) =
+                ended.map_err(anyhow::Error::new).and_then(|drained| drained.map_err(anyhow::Error::new))
+            {
+                result = Err(error.context("stopping the relay"));
+            }
+        }
+        self.stop_around.cancel();
+        if tokio::time::timeout(Duration::from_secs(5), async {
+            while self.around.join_next().await.is_some() {}
+        })
+        .await
+        .is_err()
+        {
+            self.around.shutdown().await;
+        }
+        self.pool.close().await;
+        tokio::task::spawn_blocking(move || drop(self.postgres)).await.context("stopping PostgreSQL")?;
+        result
+    }
+}
+
+fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
+    ledger.lock().expect("nobody panics while writing into the ledger")
+}
+
+async fn connect(options: PgConnectOptions) -> anyhow::Result<PgPool> {
+    let pool = PgPoolOptions::new().max_connections(10).acquire_timeout(Duration::from_secs(10));
+    pool.connect_with(options).await.context("connecting to the private PostgreSQL")
+}
+
+/// As a migration of the shop would do it.
+async fn subscribe(pool: &PgPool, plan: Plan, url: &str, retry: &str) -> anyhow::Result<()> {
+    sqlx::query(
+        "select outbox.subscribe($1, array[$2], 'webhook', config => jsonb_build_object('url', $3::text, 'secret', $4::text, 'timeout', '5s'), \
+         retry => $5::text::jsonb)",
+    )
+    .bind(plan.name)
+    .bind(plan.pattern)
+    .bind(url)
+    .bind(format!("file:{SECRET}"))
+    .bind(retry)
+    .execute(pool)
+    .await
+    .with_context(|| format!("subscribing {}", plan.name))?;
+    screen::say(&format!("subscribed {:<10} to {:<19} at {url}", plan.name, plan.pattern));
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! The processes of a private server: found, started, signalled, waited for.
+
+use std::{
+    fs,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use super::{Error, OLDEST, files::Home};
+use crate::lab::private_server::child::{self, Child};
+
+/// Somebody other than root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+impl Account {
+    /// Who runs the server: `None` is whoever we are, unless we are root.
+    pub(super) fn unprivileged() -> Result<Option<Self>, Error> {
+        if id(&["-u"]) != Some(0) {
+            return Ok(None);
+        }
+        if !child::can_own() {
+            return Err(Error::Root("setpriv was not found (sudo apt-get install util-linux)"));
+        }
+        ["postgres", "nobody"]
+            .iter()
+            .find_map(|name| Some(Self { uid: id(&["-u", name])?, gid: id(&["-g", name])? }))
+            .map(Some)
+            .ok_or(Error::Root("there is neither a user postgres nor a user nobody"))
+    }
+}
+
+fn id(arguments: &[&str]) -> Option<u32> {
+    String::from_utf8(output(Command::new("id").args(arguments))?).ok()?.trim().parse().ok()
+}
+
+/// What a program prints, if it runs and succeeds.
+fn output(command: &mut Command) -> Option<Vec<u8>> {
+    command
+        .stderr(Stdio::null())
+        .stdin(Stdio::null())
+        .output()
+        .ok()
+        .filter(|output| output.status.success())
+        .map(|output| output.stdout)
+}
+
+/// The directory of `initdb` and `postgres`: of the one in PATH, of `pg_config`, or Debian's newest.
+pub(super) fn find_binaries() -> Result<PathBuf, Error> {
+    let said = |command: &mut Command| {
+        let text = String::from_utf8(output(command)?).ok()?;
+        Some(PathBuf::from(text.trim()))
+    };
+    let in_path = said(Command::new("sh").args(["-c", "command -v postgres"]))
+        .and_then(|postgres| fs::canonicalize(postgres).ok())
+        .and_then(|postgres| postgres.parent().map(Path::to_owned));
+    let configured = said(Command::new("pg_config").arg("--bindir"));
+    if let Some(bin) = [in_path, configured]
+        .into_iter()
+        .flatten()
+        .find(|bin| version(bin).is_some_and(|version| version >= OLDEST))
+    {
+        return Ok(bin);
+    }
+    let packaged = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().join("bin"));
+    packaged
+        .filter_map(|bin| Some((version(&bin)?, bin)))
+        .filter(|(version, _)| *version >= OLDEST)
+        .max()
+        .map(|(_, bin)| bin)
+        .ok_or(Error::Missing)
+}
+
+/// The major version of the server in that directory, if it can be set up from there.
+fn version(bin: &Path) -> Option<u32> {
+    if !bin.join("initdb").is_file() {
+        return None;
+    }
+    major_version(&String::from_utf8(output(Command::new(bin.join("postgres")).arg("--version"))?).ok()?)
+}
+
+/// Of `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` it is 15.
+fn major_version(text: &str) -> Option<u32> {
+    let number = text.split_whitespace().nth(2)?;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// A command of the server's, run by the account. `owned`: the kernel interrupts it when the thread that starts it ends.
+fn command(bin: &Path, program: &str, account: Option<&Account>, home: &Home, owned: bool) -> Command {
+    let setpriv = account.is_some() || (owned && child::can_own());
+    let mut command = if setpriv { Command::new("setpriv") } else { Command::new(bin.join(program)) };
+    if setpriv {
+        if let Some(Account { uid, gid }) = account {
+            command.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}")).arg("--clear-groups");
+        }
+        if owned {
+            command.args(["--pdeathsig", "INT"]);
+        }
+        command.arg(bin.join(program));
+    }
+    // Its own process group: Ctrl-C in a terminal is for us, and we stop the server when we are done with it.
+    command.current_dir(home.path()).stdin(Stdio::null()).process_group(0);
+    command
+}
+
+/// Creates the cluster.
+pub(super) fn initdb(bin: &Path, account: Option<&Account>, home: &Home) -> Result<(), Error> {
+    let output = command(bin, "initdb", account, home, true)
+        .args([
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-sync",
+            "--no-instructions",
+            "-D",
+        ])
+        .arg(home.data())
+        .output()
+        .map_err(|source| Error::Program { program: bin.join("initdb").display().to_string(), source })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = [output.stdout, output.stderr]
+        .map(|text| String::from_utf8_lossy(&text).trim().replace('\n', " | "))
+        .join(" | ");
+    Err(Error::Initdb(said))
+}
+
+/// Starts it; it is not ready yet.
+pub(super) fn start(bin: &Path, account: Option<&Account>, home: &Home, port: u16) -> Result<Child, Error> {
+    let mut command = command(bin, "postgres", account, home, true);
+    command
+        .arg("-D")
+        .arg(home.data())
+        .args(["-p", &port.to_string()])
+        .stdout(Stdio::null())
+        .stderr(home.log()?);
+    Child::start(command, "private-postgres")
+        .map_err(|source| Error::Program { program: bin.join("postgres").display().to_string(), source })
+}
+
+/// One statement on one connection, in a thread of its own: callers may or may not be inside a runtime.
+pub(super) fn execute(url: &str, statement: &str) -> Result<(), sqlx::Error> {
+    std::thread::scope(|scope| {
+        let work = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(sqlx::Error::Io)?;
+            runtime.block_on(async {
+                let mut connection = PgConnection::connect(url).await?;
+                sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
+                connection.close().await
+            })
+        });
+        work.join().unwrap_or(Err(sqlx::Error::WorkerCrashed))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_major_version_is_read_from_what_postgres_says() {
+        for (text, version) in [
+            ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n", Some(15)),
+            ("postgres (PostgreSQL) 18.4\n", Some(18)),
+            ("postgres (PostgreSQL) 19devel\n", Some(19)),
+            ("postgres\n", None),
+        ] {
+            assert_eq!(major_version(text), version, "{text}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Past events of subscriptions that begin before they were made: the log worked through part by part, beside the flow and
+//! without holding it up. Every relay may do it; whoever commits a part second has done nothing. A subscription whose conditions
+//! cannot be used waits until they are mended: what it wants of the past is known only then.
+//!
+//! A crash here costs nothing: each part is owed in the commit that moves on behind it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Shared, await_work::DOORBELL, matching::look_at};
+use crate::{
+    event::filter::Facts,
+    store::{Error, NewEvent, Start},
+    subscription::{Subscription, Wanted},
+};
+
+/// Events looked at in one part.
+const PART: i64 = 500;
+/// A subscription that is owed so much gets the next part when it is owed less.
+const ENOUGH: i64 = 5_000;
+/// How soon to look again at one that is owed enough, or that no step has known yet; twice as long each time nothing came of it,
+const AGAIN: Duration = Duration::from_millis(250);
+/// up to this.
+const SELDOM: Duration = Duration::from_secs(4);
+/// And when nothing is known to be left: whoever rings says otherwise.
+const IDLE: Duration = Duration::from_secs(3_600);
+
+/// Works until the relay is stopped.
+pub(super) async fn backfill(shared: Arc<Shared>, shutdown: CancellationToken) {
+    let mut done: HashSet<i64> = HashSet::new();
+    let mut wait = IDLE;
+    let mut again = AGAIN;
+    while !shutdown.is_cancelled() {
+        tokio::select! {
+            () = shared.starts.notified() => again = AGAIN,
+            () = tokio::time::sleep_until((std::time::Instant::now() + wait).into()) => {}
+            () = shutdown.cancelled() => return,
+        }
+        wait = match round(&shared, &mut done, &shutdown).await {
+            Ok(0) => IDLE,
+            Ok(_) => again,
+            Err(error) => {
+                shared.telemetry.database_failed("start", &error);
+                again.max(Duration::from_secs(1))
+            }
+        };
+        again = SELDOM.min(again * 2);
+    }
+}
+
+/// One part for each subscription that is not done. Returns how many are left.
+async fn round(
+    shared: &Shared,
+    done: &mut HashSet<i64>,
+    shutdown: &CancellationToken,
+) -> Result<usize, Error> {
+    let index = shared.index.load_full();
+    done.retain(|id| index.get(*id).is_some());
+    let asked: Vec<i64> = index.starting().filter(|id| !done.contains(id)).collect();
+    if asked.is_empty() {
+        return Ok(0);
+    }
+    let starts = shared.store.load_starts(&asked).await?;
+    let left: HashSet<i64> = starts.iter().map(|start| start.subscription_id).collect();
+    done.extend(asked.into_iter().filter(|id| !left.contains(id)));
+    let mut worked = false;
+    for start in starts.iter().filter(|start| start.is_fixed()) {
+        if shutdown.is_cancelled() {
+            break;
+        }
+        if let Some(subscription) =
+            index.get(start.subscription_id).filter(|subscription| subscription.can_evaluate())
+        {
+            worked |= part(shared, subscription, start).await.unwrap_or_else(|error| {
+                // The others go on.
+                shared.telemetry.database_failed("start", &error);
+                false
+            });
+        }
+    }
+    if worked {
+        // This relay too: it may be asleep.
+        shared.store.ring(DOORBELL).await?;
+        shared.starts.notify_one();
+    }
+    Ok(left.len())
+}
+
+/// The next part for one subscription. Returns whether there was one.
+async fn part(shared: &Shared, subscription: &Subscription, start: &Start) -> Result<bool, Error> {
+    if shared.store.count_owed(start.subscription_id, ENOUGH).await? >= ENOUGH {
+        return Ok(false);
+    }
+    let past = shared.store.read_past(start, PART, subscription.needs_payload()).await?;
+    if past.is_over() {
+        shared.store.end_start(start).await?;
+        shared.telemetry.start_ended(&subscription.row.name);
+        return Ok(true);
+    }
+    let plainly: Vec<&NewEvent> =
+        past.events.iter().filter(|new| subscription.wants_plainly(&new.event)).collect();
+    let mut evaluated = HashMap::with_capacity(plainly.len());
+    look_at(
+        shared,
+        &plainly,
+        |_| subscription.needs_payload(),
+        |event| {
+            evaluated.insert(event.position, subscription.evaluate(&Facts::new(event)));
+        },
+    )
+    .await?;
+    let (mut wanted, mut failed) = (Vec::new(), Vec::new());
+    for new in plainly {
+        match evaluated.remove(&new.event.position) {
+            Some(Wanted::Yes) => wanted.push(new),
+            Some(Wanted::Failed(why)) => failed.push((new, why)),
+            Some(Wanted::No(_)) | None => {}
+        }
+    }
+    if !shared.store.insert_past(start, &past, &wanted).await? {
+        return Ok(true);
+    }
+    // Counted once: whoever comes second has moved nothing.
+    for (new, why) in failed {
+        let is_news = shared.filter_errors.note(subscription.row.id, &why);
+        shared.telemetry.filter_failed(&subscription.row.name, &new.event, &why, is_news);
+    }
+    if !wanted.is_empty() {
+        shared.schedule.fall_behind(start.subscription_id);
+        if wanted.iter().any(|new| new.priority > 0) {
+            shared.schedule.look_back(start.subscription_id); // priority moves the due time into the past
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,163 @@
+//! Which subscriptions want which event, `match` and filters evaluated: once for each event, however often a step is taken
+//! again. A crash here costs nothing.
+//!
+//! A step may fail, and leaves events in the log that nobody has room for: what was found is kept until its events are
+//! routed, and only then are filters counted that could not be evaluated.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::Shared;
+use crate::{
+    event::Event,
+    store::{Error, NewEvent},
+    subscription::{Index, Matches},
+};
+
+/// Large payloads are read so many at a time, and dropped once they are evaluated.
+const LARGE_AT_ONCE: usize = 16;
+/// After so long other tasks get a turn.
+const TURN: Duration = Duration::from_millis(2);
+
+/// What is known of events that are not routed yet, by position.
+#[derive(Debug, Default)]
+pub(super) struct MatchCache {
+    generation: i64,
+    known: HashMap<i64, Matches>,
+}
+
+impl MatchCache {
+    /// Evaluates conditions for events that were not evaluated at the index's generation. Does nothing when no subscription has such conditions.
+    ///
+    /// # Errors
+    /// Those of reading large payloads.
+    pub(super) async fn evaluate(
+        &mut self,
+        shared: &Shared,
+        index: &Index,
+        events: &[NewEvent],
+    ) -> Result<(), Error> {
+        if self.generation != index.generation {
+            self.known.clear();
+            self.generation = index.generation;
+        }
+        if !index.is_choosy() {
+            return Ok(());
+        }
+        let unknown: Vec<&NewEvent> =
+            events.iter().filter(|new| !self.known.contains_key(&new.event.position)).collect();
+        look_at(
+            shared,
+            &unknown,
+            |event| index.asks_for_payload(event),
+            |event| {
+                self.known.insert(event.position, index.find_matches(event));
+            },
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Those that want an event that was evaluated.
+    pub(super) fn wanted_by(&self, position: i64) -> &[i64] {
+        self.known.get(&position).map_or(&[], |matches| &matches.wanted_by)
+    }
+
+    /// These events are routed: what failed is counted, and nothing about them is kept.
+    pub(super) fn settle<'e>(
+        &mut self,
+        shared: &Shared,
+        index: &Index,
+        events: impl Iterator<Item = &'e NewEvent>,
+    ) {
+        for new in events {
+            for (id, why) in
+                self.known.remove(&new.event.position).into_iter().flat_map(|matches| matches.failed)
+            {
+                let Some(subscription) = index.get(id) else { continue };
+                let is_news = shared.filter_errors.note(id, &why);
+                shared.telemetry.filter_failed(&subscription.row.name, &new.event, &why, is_news);
+            }
+        }
+    }
+
+    /// Another relay has routed them.
+    pub(super) fn forget(&mut self) {
+        self.known.clear();
+    }
+}
+
+/// Looks at events one after the other, with their payloads where they are asked for. One that is gone from the log meanwhile is
+/// looked at without a payload, which then cannot be read.
+///
+/// # Errors
+/// Those of reading large payloads.
+pub(super) async fn look_at(
+    shared: &Shared,
+    events: &[&NewEvent],
+    asks_for_payload: impl Fn(&Event) -> bool,
+    mut look: impl FnMut(&Event),
+) -> Result<(), Error> {
+    let mut turn = Instant::now();
+    let (read, large): (Vec<&NewEvent>, Vec<&NewEvent>) =
+        events.iter().partition(|new| new.payload_read || !asks_for_payload(&new.event));
+    for new in read {
+        look(&new.event);
+        if turn.elapsed() > TURN {
+            tokio::task::yield_now().await;
+            turn = Instant::now();
+        }
+    }
+    for some in large.chunks(LARGE_AT_ONCE) {
+        let positions: Vec<i64> = some.iter().map(|new| new.event.position).collect();
+        let times = || some.iter().map(|new| new.event.created_at);
+        let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
+        let loaded = shared.store.load_events(&positions, span).await?;
+        for new in some {
+            look(loaded.get(&new.event.position).unwrap_or(&new.event));
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(())
+}
+
+/// Filters that could not be evaluated since the relay started, by subscription: how many times, and why the last time.
+#[derive(Debug, Default)]
+pub(super) struct FilterErrors {
+    counts: Mutex<HashMap<i64, Count>>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Count {
+    errors: i64,
+    last: String,
+    reported: bool,
+}
+
+impl FilterErrors {
+    /// Returns whether it is the first since the last report.
+    pub(super) fn note(&self, subscription: i64, why: &str) -> bool {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count =
+            counts.entry(subscription).or_insert_with(|| Count { reported: true, ..Count::default() });
+        count.errors += 1;
+        // PostgreSQL stores no text with this character in it.
+        why.replace('\0', "\\0").clone_into(&mut count.last);
+        std::mem::replace(&mut count.reported, false)
+    }
+
+    /// All of them, for a report.
+    pub(super) fn report(&self) -> HashMap<i64, (i64, String)> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts
+            .iter_mut()
+            .map(|(id, count)| {
+                count.reported = true;
+                (*id, (count.errors, count.last.clone()))
+            })
+            .collect()
+    }
+}

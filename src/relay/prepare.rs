@@ -1,0 +1,86 @@
+//! What is sent of an event: its payload checked by event types, brought to the version the subscription wants, transformed.
+//! A crash here costs what one in deliver costs.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{Shared, delivery::Delivery};
+use crate::{
+    delivery::{Outcome, Reason},
+    event::types::{Refusal, RefusalKind, Warning},
+    sink::{Lease, Outgoing, Report},
+};
+
+/// Shortest time between two warnings about one event type.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
+/// When each event type was warned about last.
+#[derive(Debug, Default)]
+pub(super) struct LastWarned {
+    at: Mutex<HashMap<i64, Instant>>,
+}
+
+impl LastWarned {
+    fn is_due(&self, id: i64, now: Instant) -> bool {
+        let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = at.get(&id).is_none_or(|last| now.saturating_duration_since(*last) >= WARN_EVERY);
+        if due {
+            at.insert(id, now);
+        }
+        due
+    }
+
+    /// Of other types nothing needs to be known.
+    pub(super) fn keep_only(&self, wanted: impl Fn(i64) -> bool) {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| wanted(*id));
+    }
+}
+
+/// What is sent of a delivery.
+///
+/// # Errors
+/// The report of an attempt that ends before anything is sent.
+pub(super) fn outgoing(shared: &Shared, delivery: &Delivery) -> Result<Outgoing, Report> {
+    let rejected = |reason: Reason, why: String| Report::from(Outcome::Rejected { reason }).saying(why);
+    let mut warnings = Vec::new();
+    let subscription = &delivery.subscription;
+    let prepared =
+        shared.index.load().types().prepare(&delivery.event, subscription.row.schema_version, &mut warnings);
+    for Warning { id, cause, why } in warnings {
+        shared.telemetry.schema_warned(
+            &delivery.event,
+            cause,
+            &why,
+            shared.last_warned.is_due(id, Instant::now()),
+        );
+    }
+    let event = prepared.map_err(|Refusal { kind, why }| match kind {
+        RefusalKind::SchemaMismatch => rejected(Reason::SchemaMismatch, why),
+        RefusalKind::UpcastFailed => rejected(Reason::UpcastFailed, why),
+    })?;
+    let outgoing = Outgoing {
+        attempt: delivery.attempt,
+        lease: Some(Lease { delivery: delivery.id, token: delivery.lease_token }),
+        ..Outgoing::new(event, subscription.name.clone(), delivery.attempted_at)
+    };
+    subscription.shape(outgoing).map_err(|why| rejected(Reason::TransformFailed, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_is_warned_about_once_a_minute() {
+        let last = LastWarned::default();
+        let now = Instant::now();
+        assert!(last.is_due(1, now) && last.is_due(2, now));
+        assert!(!last.is_due(1, now + WARN_EVERY / 2));
+        assert!(last.is_due(1, now + WARN_EVERY));
+        last.keep_only(|id| id != 2);
+        assert!(last.is_due(2, now), "a type that came back");
+    }
+}

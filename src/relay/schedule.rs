@@ -1,0 +1,172 @@
+//! When to claim for which subscription. Only a hint: what is due stands in the database, and the poll finds it again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+
+/// Due times remembered at most; beyond it the poll finds them.
+const REMEMBERED: usize = 100_000;
+/// Due times are kept in steps of this length.
+const STEP: Duration = Duration::from_millis(5);
+
+/// When to claim for which subscription.
+#[derive(Debug)]
+pub(crate) struct Schedule {
+    origin: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Steps since the origin, and for whom.
+    due: BTreeSet<(u64, i64)>,
+    /// Subscriptions with more due rows than they had room for, and during which turn that was said.
+    behind: BTreeMap<i64, u64>,
+    /// Counts the times that the schedule was read.
+    turn: u64,
+    /// Subscriptions that were deleted and may still have rows.
+    orphaned: BTreeSet<i64>,
+    /// Due times are looked at from here on; rows below have been claimed.
+    since: HashMap<i64, DateTime<Utc>>,
+}
+
+impl Schedule {
+    pub(crate) fn new() -> Self {
+        Self { origin: Instant::now(), state: Mutex::default() }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something of this subscription falls due then.
+    pub(crate) fn note(&self, subscription: i64, when: Instant) {
+        let step =
+            u64::try_from(when.saturating_duration_since(self.origin).as_nanos().div_ceil(STEP.as_nanos()))
+                .unwrap_or(u64::MAX);
+        let mut state = self.state();
+        if state.due.len() < REMEMBERED {
+            state.due.insert((step, subscription));
+        }
+    }
+
+    /// There is more due than it had room for: claim whenever there is room.
+    pub(crate) fn fall_behind(&self, subscription: i64) {
+        let mut state = self.state();
+        let turn = state.turn;
+        state.behind.insert(subscription, turn);
+    }
+
+    /// Everything due was claimed, or nothing may be sent for now. What was said since the schedule was read for this claim stays:
+    /// its statement may not have seen those rows.
+    pub(crate) fn catch_up(&self, subscription: i64) {
+        let mut state = self.state();
+        if state.behind.get(&subscription).is_some_and(|said| *said < state.turn) {
+            state.behind.remove(&subscription);
+        }
+    }
+
+    pub(crate) fn is_behind(&self, subscription: i64) -> bool {
+        self.state().behind.contains_key(&subscription)
+    }
+
+    pub(crate) fn count_behind(&self) -> usize {
+        self.state().behind.len()
+    }
+
+    /// The subscription was deleted: what it is owed is to be cancelled.
+    pub(crate) fn orphan(&self, subscription: i64) {
+        self.state().orphaned.insert(subscription);
+    }
+
+    /// Nothing of it is left.
+    pub(crate) fn cancelled(&self, subscription: i64) {
+        self.state().orphaned.remove(&subscription);
+    }
+
+    /// The deleted subscriptions whose rows are to be cancelled.
+    pub(crate) fn orphans(&self) -> BTreeSet<i64> {
+        self.state().orphaned.clone()
+    }
+
+    /// Rows due before this have been claimed.
+    pub(crate) fn look_from(&self, subscription: i64, since: DateTime<Utc>) {
+        self.state().since.insert(subscription, since);
+    }
+
+    pub(crate) fn since(&self, subscription: i64) -> Option<DateTime<Utc>> {
+        self.state().since.get(&subscription).copied()
+    }
+
+    /// A row of this subscription may fall due in the past: the next claim looks at everything.
+    pub(crate) fn look_back(&self, subscription: i64) {
+        self.state().since.remove(&subscription);
+    }
+
+    /// Forgets from where to look: the next claims look at everything.
+    pub(crate) fn look_at_everything(&self) {
+        self.state().since.clear();
+    }
+
+    /// The subscriptions to claim for now, each once.
+    pub(crate) fn take_due(&self, now: Instant) -> BTreeSet<i64> {
+        let step = u64::try_from(now.saturating_duration_since(self.origin).as_millis() / STEP.as_millis())
+            .unwrap_or(u64::MAX);
+        let mut state = self.state();
+        let later = state.due.split_off(&(step + 1, i64::MIN));
+        let due = std::mem::replace(&mut state.due, later);
+        state.turn += 1;
+        due.into_iter().map(|(_, subscription)| subscription).chain(state.behind.keys().copied()).collect()
+    }
+
+    /// When something falls due next, those behind aside.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        let step = self.state().due.first()?.0;
+        let millis = u64::try_from(STEP.as_millis()).unwrap_or(1).checked_mul(step)?;
+        self.origin.checked_add(Duration::from_millis(millis))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_comes_back_when_it_is_due_and_not_before() {
+        let schedule = Schedule::new();
+        let now = Instant::now();
+        schedule.note(1, now + Duration::from_millis(20));
+        schedule.note(2, now + Duration::from_secs(60));
+        assert!(schedule.take_due(now).is_empty());
+        let next = schedule.next().unwrap();
+        assert!(next >= now + Duration::from_millis(20) && next <= now + Duration::from_millis(40));
+        assert_eq!(schedule.take_due(next), BTreeSet::from([1]));
+        assert!(schedule.next().unwrap() > now + Duration::from_secs(50));
+    }
+
+    #[test]
+    fn those_behind_are_always_due() {
+        let schedule = Schedule::new();
+        schedule.fall_behind(7);
+        assert_eq!(schedule.take_due(Instant::now()), BTreeSet::from([7]));
+        assert_eq!(schedule.take_due(Instant::now()), BTreeSet::from([7]));
+        schedule.catch_up(7);
+        assert!(schedule.take_due(Instant::now()).is_empty());
+    }
+
+    #[test]
+    fn who_falls_behind_while_a_claim_is_under_way_is_claimed_for_again() {
+        let schedule = Schedule::new();
+        schedule.note(7, Instant::now());
+        while schedule.take_due(Instant::now()).is_empty() {}
+        schedule.fall_behind(7); // past events became due, or a breaker closed
+        schedule.catch_up(7); // the claim found nothing
+        assert_eq!(schedule.take_due(Instant::now()), BTreeSet::from([7]));
+        schedule.catch_up(7);
+        assert!(schedule.take_due(Instant::now()).is_empty());
+    }
+}

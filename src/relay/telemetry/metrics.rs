@@ -1,0 +1,114 @@
+//! Every metric: its name, its meaning, its labels. A new one is one line here.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct AttemptLabels {
+    pub(super) sink: &'static str,
+    pub(super) outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ReasonLabels {
+    pub(super) reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct SubscriptionLabels {
+    pub(super) subscription: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct CauseLabels {
+    pub(super) cause: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct SinkLabels {
+    pub(super) sink: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct StageLabels {
+    pub(super) stage: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct BuildLabels {
+    pub(super) version: &'static str,
+}
+
+macro_rules! metrics {
+    ($($(#[doc = $doc:literal])* $field:ident: $type:ty = $name:literal, $make:expr;)*) => {
+        pub(super) struct Metrics { $(pub(super) $field: $type,)* }
+
+        impl Metrics {
+            pub(super) fn register(registry: &mut Registry) -> Self {
+                let metrics = Self { $($field: $make,)* };
+                $(registry.register($name, concat!($($doc),*).trim().trim_end_matches('.'), metrics.$field.clone());)*
+                metrics
+            }
+        }
+
+        /// Every metric: its name as Prometheus shows it without `_total`, and what it means.
+        pub const METRICS: &[(&str, &str)] = &[$(($name, concat!($($doc),*)),)*];
+    };
+}
+
+pub(super) type AttemptSeconds = Family<SinkLabels, Histogram, fn() -> Histogram>;
+
+metrics! {
+    /// Events read from the log and matched.
+    events_routed: Counter = "pgoutbox_events_routed", Counter::default();
+    /// Deliveries that routing made.
+    deliveries_routed: Counter = "pgoutbox_deliveries_routed", Counter::default();
+    /// Events that a subscription was not sent because its match or filter could not be evaluated.
+    filter_errors: Family<SubscriptionLabels, Counter> = "pgoutbox_filter_errors", Family::default();
+    /// Deliveries whose payload an event type only warns of: it does not fit, is unreadable, or the type is invalid.
+    schema_warnings: Family<CauseLabels, Counter> = "pgoutbox_schema_warnings", Family::default();
+    /// Deliveries claimed after waiting: retries, backlog, expired leases.
+    deliveries_claimed: Counter = "pgoutbox_deliveries_claimed", Counter::default();
+    /// Claimed deliveries whose earlier claim had ended without a verdict: a relay died or was cut off.
+    leases_expired: Counter = "pgoutbox_leases_expired", Counter::default();
+    /// Attempts by sink and outcome.
+    attempts: Family<AttemptLabels, Counter> = "pgoutbox_attempts", Family::default();
+    /// Failed attempts by reason.
+    attempt_failures: Family<ReasonLabels, Counter> = "pgoutbox_attempt_failures", Family::default();
+    /// Duration of attempts.
+    attempt_seconds: AttemptSeconds = "pgoutbox_attempt_duration_seconds", Family::new_with_constructor(seconds_histogram as fn() -> Histogram);
+    /// From the event's insert to the settled delivery.
+    delivery_seconds: Histogram = "pgoutbox_delivery_latency_seconds", seconds_histogram();
+    /// Deliveries given up, by reason.
+    dead_letters: Family<ReasonLabels, Counter> = "pgoutbox_dead_letters", Family::default();
+    /// Verdicts that changed nothing because the lease was lost: possible duplicates.
+    stale_verdicts: Counter = "pgoutbox_stale_verdicts", Counter::default();
+    /// Outstanding deliveries by subscription; counting stops at 100,000.
+    outstanding: Family<SubscriptionLabels, Gauge> = "pgoutbox_outstanding_deliveries", Family::default();
+    /// Age of the oldest outstanding delivery by subscription. The one alert everybody needs.
+    oldest: Family<SubscriptionLabels, Gauge<f64, std::sync::atomic::AtomicU64>> = "pgoutbox_oldest_delivery_age_seconds", Family::default();
+    /// Permits that are free: 0 for long means that the relay is saturated.
+    free_permits: Gauge = "pgoutbox_free_permits", Gauge::default();
+    /// Breakers that are open or probing.
+    breakers_open: Gauge = "pgoutbox_open_breakers", Gauge::default();
+    /// Subscriptions this relay cannot use.
+    invalid_subscriptions: Gauge = "pgoutbox_invalid_subscriptions", Gauge::default();
+    /// Whether the doorbell can be heard: 1, or 0 while the relay only polls.
+    listener_connected: Gauge = "pgoutbox_listener_connected", Gauge::default();
+    /// Times the listener connection was lost or fell silent.
+    listener_losses: Counter = "pgoutbox_listener_losses", Counter::default();
+    /// Queries that failed, by stage; each is tried again.
+    database_failures: Family<StageLabels, Counter> = "pgoutbox_database_failures", Family::default();
+    /// The version that runs.
+    build: Family<BuildLabels, Gauge> = "pgoutbox_build_info", Family::default();
+}
+
+fn seconds_histogram() -> Histogram {
+    Histogram::new([
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+        3_600.0,
+    ])
+}

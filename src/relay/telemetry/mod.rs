@@ -1,0 +1,378 @@
+//! Every log line about the flow, every metric, and the signals tests wait for, as functions named in the past tense.
+//! Never sees a payload or a secret, and never decides.
+
+mod metrics;
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::{encoding::text, registry::Registry};
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+pub use self::metrics::METRICS;
+use self::metrics::{
+    AttemptLabels, BuildLabels, CauseLabels, Metrics, ReasonLabels, SinkLabels, StageLabels,
+    SubscriptionLabels,
+};
+use super::delivery::Delivery;
+use crate::{
+    delivery::Reason,
+    event::{Event, types::Cause},
+    sink::Report,
+    store::{Backlog, SubscriptionState},
+};
+
+/// What happened, for whoever waits for it. In every build; costs nothing when nobody listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Signal {
+    /// The relay's stages run.
+    Started,
+    /// A routing step was committed.
+    Routed {
+        /// Events read.
+        events: usize,
+        /// Deliveries made of them.
+        deliveries: usize,
+    },
+    /// A subscription's match or filter could not be evaluated for an event, which was routed without it.
+    FilterFailed {
+        /// The event.
+        event: Uuid,
+        /// Name of the subscription.
+        subscription: String,
+    },
+    /// A payload does not fit its event type, and is delivered all the same.
+    SchemaWarned {
+        /// The event.
+        event: Uuid,
+    },
+    /// Due deliveries were leased.
+    Claimed {
+        /// How many.
+        deliveries: usize,
+    },
+    /// An attempt ended and its verdict was recorded.
+    Settled {
+        /// The event.
+        event: Uuid,
+        /// Name of the subscription.
+        subscription: String,
+        /// `settled`, `retry`, `dead_letter`, `gone` or `stale`.
+        verdict: &'static str,
+    },
+    /// The relay found no work and sleeps until the doorbell rings.
+    Slept,
+    /// The doorbell rang, the poll came, or a known due time.
+    Woke,
+    /// The index of subscriptions was swapped.
+    Reloaded {
+        /// The generation it was read at.
+        generation: i64,
+    },
+    /// The listener connection was (re)built.
+    ListenerConnected,
+    /// The listener connection was lost or its canary went missing.
+    ListenerLost,
+    /// A subscription became invalid, gone or ok.
+    SubscriptionChanged {
+        /// Its name.
+        subscription: String,
+        /// The state.
+        state: SubscriptionState,
+    },
+    /// A breaker opened or closed.
+    Breaker {
+        /// The destination.
+        destination: String,
+        /// Whether it is open now.
+        open: bool,
+    },
+    /// A query failed and will be tried again.
+    DatabaseFailed,
+}
+
+/// How many signals a slow waiter may fall behind before it misses some.
+const SIGNALS_KEPT: usize = 65_536;
+
+/// Metrics and signals of one relay. Cheap to share; there is no global one.
+pub struct Telemetry {
+    registry: Registry,
+    metrics: Metrics,
+    signals: broadcast::Sender<Signal>,
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Telemetry").finish_non_exhaustive()
+    }
+}
+
+impl Telemetry {
+    /// Fresh metrics, all zero.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+        let (signals, _) = broadcast::channel(SIGNALS_KEPT);
+        Arc::new(Self { registry, metrics, signals })
+    }
+
+    /// All metrics in OpenMetrics text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut page = String::new();
+        // Writing into a String does not fail.
+        let _ = text::encode(&mut page, &self.registry);
+        page
+    }
+
+    /// What happens from now on. Ask first, act, then wait.
+    #[must_use]
+    pub fn signals(&self) -> broadcast::Receiver<Signal> {
+        self.signals.subscribe()
+    }
+
+    fn signal(&self, signal: impl FnOnce() -> Signal) {
+        if self.signals.receiver_count() > 0 {
+            // An error means that nobody listens any more.
+            let _ = self.signals.send(signal());
+        }
+    }
+
+    pub(crate) fn started(&self, relay: &str, subscriptions: usize) {
+        tracing::info!(relay, subscriptions, version = env!("CARGO_PKG_VERSION"), "relay started");
+        self.signal(|| Signal::Started);
+    }
+
+    pub(crate) fn stopping(&self, relay: &str, in_flight: usize) {
+        tracing::info!(relay, in_flight, "relay is stopping: finishing what is in flight");
+    }
+
+    pub(crate) fn stopped(&self, relay: &str, left: usize) {
+        if left == 0 {
+            tracing::info!(relay, "relay stopped");
+        } else {
+            tracing::warn!(
+                relay,
+                left,
+                "relay stopped before everything in flight had ended; another relay will repeat it"
+            );
+        }
+    }
+
+    pub(crate) fn routed(&self, events: usize, deliveries: usize) {
+        self.metrics.events_routed.inc_by(events as u64);
+        self.metrics.deliveries_routed.inc_by(deliveries as u64);
+        tracing::debug!(events, deliveries, "routed");
+        self.signal(|| Signal::Routed { events, deliveries });
+    }
+
+    /// Every one is counted; told is the first of a while.
+    pub(crate) fn filter_failed(&self, subscription: &str, event: &Event, why: &str, is_news: bool) {
+        self.metrics
+            .filter_errors
+            .get_or_create(&SubscriptionLabels { subscription: subscription.to_owned() })
+            .inc();
+        if is_news {
+            tracing::warn!(event.id = %event.id, subscription, why, "a filter could not be evaluated: no match");
+        } else {
+            tracing::debug!(event.id = %event.id, subscription, why, "a filter could not be evaluated: no match");
+        }
+        self.signal(|| Signal::FilterFailed { event: event.id, subscription: subscription.to_owned() });
+    }
+
+    /// Every one is counted; told is the first of a while.
+    pub(crate) fn schema_warned(&self, event: &Event, cause: Cause, why: &str, is_news: bool) {
+        self.metrics.schema_warnings.get_or_create(&CauseLabels { cause: cause.code() }).inc();
+        if is_news {
+            tracing::warn!(event.id = %event.id, cause = cause.code(), why, "a payload does not fit its event type; delivering it");
+        }
+        self.signal(|| Signal::SchemaWarned { event: event.id });
+    }
+
+    pub(crate) fn event_type_checked(&self, topic: &str, version: i32, problem: Option<&str>) {
+        match problem {
+            Some(problem) => {
+                tracing::error!(topic, version, problem, "an event type cannot be used until it is mended")
+            }
+            None => tracing::info!(topic, version, "event type is usable again"),
+        }
+    }
+
+    pub(crate) fn claimed(&self, deliveries: usize, expired: usize) {
+        self.metrics.deliveries_claimed.inc_by(deliveries as u64);
+        self.metrics.leases_expired.inc_by(expired as u64);
+        tracing::debug!(deliveries, expired, "claimed");
+        self.signal(|| Signal::Claimed { deliveries });
+    }
+
+    pub(crate) fn attempted(&self, delivery: &Delivery, report: &Report, took: Duration) {
+        let sink = delivery.subscription.outlet.kind();
+        self.metrics.attempts.get_or_create(&AttemptLabels { sink, outcome: report.outcome.code() }).inc();
+        self.metrics.attempt_seconds.get_or_create(&SinkLabels { sink }).observe(took.as_secs_f64());
+        if let Some(reason) = report.outcome.reason() {
+            self.metrics.attempt_failures.get_or_create(&ReasonLabels { reason: reason.code() }).inc();
+            tracing::debug!(
+                event.id = %delivery.event.id, subscription = delivery.subscription.row.name, attempt = delivery.attempt,
+                reason = reason.code(), status = report.status, "attempt failed"
+            );
+        }
+    }
+
+    pub(crate) fn settled(&self, delivery: &Delivery, age: Duration) {
+        self.metrics.delivery_seconds.observe(age.as_secs_f64());
+        self.signal_settled(delivery, "settled");
+    }
+
+    pub(crate) fn retry_scheduled(&self, delivery: &Delivery, wait: Duration) {
+        tracing::debug!(
+            event.id = %delivery.event.id, subscription = delivery.subscription.row.name, attempt = delivery.attempt,
+            wait_seconds = wait.as_secs_f64(), "retry scheduled"
+        );
+        self.signal_settled(delivery, "retry");
+    }
+
+    pub(crate) fn dead_lettered(&self, delivery: &Delivery, reason: Reason) {
+        self.metrics.dead_letters.get_or_create(&ReasonLabels { reason: reason.code() }).inc();
+        tracing::warn!(
+            event.id = %delivery.event.id, subscription = delivery.subscription.row.name, attempt = delivery.attempt,
+            reason = reason.code(), "dead letter"
+        );
+        self.signal_settled(delivery, "dead_letter");
+    }
+
+    pub(crate) fn held(&self, delivery: &Delivery) {
+        self.signal_settled(delivery, "gone");
+    }
+
+    pub(crate) fn stale_verdict(&self, delivery: &Delivery) {
+        self.metrics.stale_verdicts.inc();
+        tracing::warn!(
+            event.id = %delivery.event.id, subscription = delivery.subscription.row.name, attempt = delivery.attempt,
+            "the lease was lost before the verdict; the destination may get this event again"
+        );
+        self.signal_settled(delivery, "stale");
+    }
+
+    fn signal_settled(&self, delivery: &Delivery, verdict: &'static str) {
+        self.signal(|| Signal::Settled {
+            event: delivery.event.id,
+            subscription: delivery.subscription.row.name.clone(),
+            verdict,
+        });
+    }
+
+    pub(crate) fn slept(&self) {
+        self.signal(|| Signal::Slept);
+    }
+
+    pub(crate) fn woke(&self) {
+        self.signal(|| Signal::Woke);
+    }
+
+    pub(crate) fn reloaded(&self, generation: i64, subscriptions: usize, invalid: usize) {
+        self.metrics.invalid_subscriptions.set(i64::try_from(invalid).unwrap_or(i64::MAX));
+        tracing::info!(generation, subscriptions, invalid, "subscriptions loaded");
+        self.signal(|| Signal::Reloaded { generation });
+    }
+
+    pub(crate) fn subscription_changed(&self, subscription: &str, state: SubscriptionState, reason: &str) {
+        let code = state.code();
+        if state == SubscriptionState::Ok {
+            tracing::info!(subscription, state = code, "subscription is usable again");
+        } else {
+            tracing::error!(
+                subscription,
+                state = code,
+                reason,
+                "subscription gets no more deliveries until it is fixed"
+            );
+        }
+        self.signal(|| Signal::SubscriptionChanged { subscription: subscription.to_owned(), state });
+    }
+
+    pub(crate) fn subscription_unreadable(&self, id: i64, why: &str) {
+        tracing::error!(
+            subscription_id = id,
+            why,
+            "a row of outbox.subscriptions cannot be read; it is served as it was before"
+        );
+    }
+
+    pub(crate) fn subscription_paused(&self, subscription: &str, pause: Duration) {
+        tracing::info!(
+            subscription,
+            pause_seconds = pause.as_secs_f64(),
+            "the destination asked for a pause"
+        );
+    }
+
+    pub(crate) fn start_ended(&self, subscription: &str) {
+        tracing::info!(subscription, "every event from before the subscription is owed to it now");
+    }
+
+    pub(crate) fn breaker_changed(&self, destination: &str, open: bool, wait: Duration) {
+        if open {
+            tracing::warn!(
+                destination,
+                wait_seconds = wait.as_secs_f64(),
+                "breaker opened: nothing is sent until a probe succeeds"
+            );
+        } else {
+            tracing::info!(destination, "breaker closed");
+        }
+        self.signal(|| Signal::Breaker { destination: destination.to_owned(), open });
+    }
+
+    pub(crate) fn listener_connected(&self) {
+        self.metrics.listener_connected.set(1);
+        tracing::info!("listening for the doorbell");
+        self.signal(|| Signal::ListenerConnected);
+    }
+
+    pub(crate) fn listener_lost(&self, why: &str) {
+        self.metrics.listener_connected.set(0);
+        self.metrics.listener_losses.inc();
+        tracing::warn!(why, "the doorbell cannot be heard; polling meanwhile");
+        self.signal(|| Signal::ListenerLost);
+    }
+
+    pub(crate) fn database_failed(&self, stage: &'static str, error: &(dyn std::error::Error + 'static)) {
+        self.metrics.database_failures.get_or_create(&StageLabels { stage }).inc();
+        tracing::warn!(stage, error = chain(error), "the database did not do it; trying again");
+        self.signal(|| Signal::DatabaseFailed);
+    }
+
+    pub(crate) fn permits_measured(&self, free: u32, breakers_open: usize) {
+        self.metrics.free_permits.set(i64::from(free));
+        self.metrics.breakers_open.set(i64::try_from(breakers_open).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn backlog_measured(&self, rows: &[Backlog]) {
+        self.metrics.outstanding.clear();
+        self.metrics.oldest.clear();
+        for row in rows {
+            let labels = SubscriptionLabels { subscription: row.name.clone() };
+            self.metrics.outstanding.get_or_create(&labels).set(row.outstanding);
+            self.metrics.oldest.get_or_create(&labels).set(row.oldest_age.unwrap_or(0.0));
+        }
+    }
+}
+
+/// An error and its causes on one line.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        // Transparent wrappers say the same twice.
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        source = cause.source();
+    }
+    line
+}

@@ -1,0 +1,254 @@
+//! The egress guard: where the relay may connect to on behalf of a subscription. Checks literals when a target is loaded,
+//! and every answer of the resolver when a connection is made, so that the checked address is the connected one.
+//!
+//! Never here: connections. An exception to the table is the operator's (`egress.allow`), never a subscription's.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use url::{Host, Url};
+
+/// Ports never connected to, where `egress.deny_ports` does not say otherwise: mail, name and database servers.
+pub const DENIED_PORTS: &[u16] = &[22, 25, 53, 110, 143, 465, 587, 993, 3306, 5432, 6379, 9200, 11211, 27017];
+
+/// What the operator allows and forbids beside the table below: `[egress]`.
+#[derive(Debug, Clone, Default)]
+pub struct Egress {
+    /// Forbidden ranges that are allowed all the same.
+    pub allow: Vec<IpNet>,
+    /// Allow `http:` beside `https:`.
+    pub allow_http: bool,
+    /// A proxy for all requests; which addresses may be reached is then up to the proxy.
+    pub proxy: Option<Url>,
+    /// A file of further certificate authorities, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Ports never connected to; default: [`DENIED_PORTS`].
+    pub deny_ports: Option<Vec<u16>>,
+}
+
+/// How long one name may take to be resolved.
+pub const LOOKUP_DEADLINE: Duration = Duration::from_secs(5);
+
+const fn v4(a: u8, b: u8, c: u8, d: u8, length: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length)
+}
+
+const fn v6(a: u16, b: u16, length: u8) -> Ipv6Net {
+    Ipv6Net::new_assert(Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0), length)
+}
+
+const FORBIDDEN_V4: &[Ipv4Net] = &[
+    v4(0, 0, 0, 0, 8),       // this network
+    v4(10, 0, 0, 0, 8),      // private
+    v4(100, 64, 0, 0, 10),   // carrier-grade NAT
+    v4(127, 0, 0, 0, 8),     // loopback
+    v4(169, 254, 0, 0, 16),  // link-local; the metadata service of clouds
+    v4(172, 16, 0, 0, 12),   // private
+    v4(192, 0, 0, 0, 24),    // protocol assignments
+    v4(192, 0, 2, 0, 24),    // documentation
+    v4(192, 88, 99, 0, 24),  // 6to4 relays
+    v4(192, 168, 0, 0, 16),  // private
+    v4(198, 18, 0, 0, 15),   // benchmarks
+    v4(198, 51, 100, 0, 24), // documentation
+    v4(203, 0, 113, 0, 24),  // documentation
+    v4(224, 0, 0, 0, 4),     // multicast
+    v4(240, 0, 0, 0, 4),     // reserved; broadcast
+];
+
+const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 3);
+
+const FORBIDDEN_V6: &[Ipv6Net] = &[
+    v6(0x2001, 0, 23),     // protocol assignments, Teredo
+    v6(0x2001, 0xdb8, 32), // documentation
+    v6(0x2002, 0, 16),     // 6to4: an IPv4 address in disguise
+    v6(0x3fff, 0, 20),     // documentation
+];
+
+/// Translates IPv4 for networks without it (NAT64).
+const NAT64: Ipv6Net = v6(0x64, 0xff9b, 96);
+
+/// The answers to a lookup under way.
+pub type Looking = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
+
+/// What turns a name into addresses: the system's resolver, or a test's.
+pub trait Lookup: Send + Sync + 'static {
+    /// Every address of a name.
+    fn lookup(&self, name: &str) -> Looking;
+}
+
+impl<F: Fn(&str) -> Looking + Send + Sync + 'static> Lookup for F {
+    fn lookup(&self, name: &str) -> Looking {
+        self(name)
+    }
+}
+
+/// Why a name leads nowhere. Says no address: authors of subscriptions should not learn the operator's network from it.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// At least one of the name's addresses is forbidden.
+    #[error("the name has an address that the egress policy forbids")]
+    Forbidden,
+    /// There is no such name, or the resolver failed.
+    #[error("the name could not be resolved")]
+    Failed(#[source] io::Error),
+    /// The name has no address.
+    #[error("the name has no address")]
+    Empty,
+    /// No answer within [`LOOKUP_DEADLINE`].
+    #[error("the name could not be resolved within 5 s")]
+    TimedOut,
+}
+
+/// Where the relay may connect to. Cheap to clone.
+#[derive(Clone)]
+pub struct Guard {
+    allow: Arc<[IpNet]>,
+    allow_http: bool,
+    deny_ports: Arc<[u16]>,
+    lookup: Arc<dyn Lookup>,
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard")
+            .field("allow", &self.allow)
+            .field("allow_http", &self.allow_http)
+            .field("deny_ports", &self.deny_ports)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Guard {
+    /// A guard that asks the system's resolver.
+    #[must_use]
+    pub fn new(config: &Egress) -> Self {
+        Self::with_lookup(config, Arc::new(system_lookup))
+    }
+
+    /// The same with another resolver. Whatever it answers is checked.
+    #[must_use]
+    pub fn with_lookup(config: &Egress, lookup: Arc<dyn Lookup>) -> Self {
+        Self {
+            allow: config.allow.clone().into(),
+            allow_http: config.allow_http,
+            deny_ports: config.deny_ports.as_deref().unwrap_or(DENIED_PORTS).into(),
+            lookup,
+        }
+    }
+
+    /// Whether an address may be connected to.
+    #[must_use]
+    pub fn is_allowed(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.allow.iter().any(|range| range.contains(&address)) || is_public(address)
+    }
+
+    /// Checks all of a URL that can be checked without its resolver.
+    ///
+    /// # Errors
+    /// A sentence about `config.url` with the mend; it contains no part of the URL that could be secret.
+    pub fn check_url(&self, url: &Url) -> Result<(), String> {
+        match url.scheme() {
+            "https" => {}
+            "http" if self.allow_http => {}
+            "http" => {
+                return Err(
+                    "config.url: use https; plain http needs egress.allow_http in the relay's configuration"
+                        .to_owned(),
+                );
+            }
+            _ => return Err("config.url: the scheme must be https".to_owned()),
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("config.url: remove the credentials; put them into config.headers as a reference such as env:PGOUTBOX_SECRET_NAME"
+                .to_owned());
+        }
+        if url.fragment().is_some() {
+            return Err("config.url: remove the fragment (#…); it is never sent".to_owned());
+        }
+        let port = url.port_or_known_default().unwrap_or(0);
+        if port == 0 || self.deny_ports.contains(&port) {
+            return Err(format!("config.url: port {port} is refused by egress.deny_ports"));
+        }
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let address = match url.host() {
+            None => return Err("config.url: it has no host".to_owned()),
+            Some(Host::Ipv4(address)) => Some(IpAddr::V4(address)),
+            Some(Host::Ipv6(address)) => Some(IpAddr::V6(address)),
+            Some(Host::Domain(name)) => {
+                let name = name.trim_end_matches('.');
+                (name == "localhost" || name.ends_with(".localhost")).then_some(loopback)
+            }
+        };
+        match address {
+            Some(address) if !self.is_allowed(address) => Err(format!(
+                "config.url: the egress policy forbids {address}; the operator can allow it with egress.allow"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Resolves a name within [`LOOKUP_DEADLINE`]. One forbidden answer refuses them all: a mixed set is how rebinding looks.
+    ///
+    /// # Errors
+    /// When there is no address, or a forbidden one.
+    pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
+        let answers = tokio::time::timeout(LOOKUP_DEADLINE, self.lookup.lookup(name))
+            .await
+            .map_err(|_| ResolveError::TimedOut)?
+            .map_err(ResolveError::Failed)?;
+        if answers.is_empty() {
+            return Err(ResolveError::Empty);
+        }
+        if !answers.iter().all(|address| self.is_allowed(*address)) {
+            return Err(ResolveError::Forbidden);
+        }
+        Ok(answers)
+    }
+}
+
+impl reqwest::dns::Resolve for Guard {
+    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
+        let guard = self.clone();
+        Box::pin(async move {
+            let answers = Guard::resolve(&guard, name.as_str()).await?;
+            // Port 0 stands for the port of the URL.
+            let addresses: reqwest::dns::Addrs =
+                Box::new(answers.into_iter().map(|address| SocketAddr::new(address, 0)));
+            Ok(addresses)
+        })
+    }
+}
+
+fn system_lookup(name: &str) -> Looking {
+    let name = name.to_owned();
+    Box::pin(
+        async move { Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect()) },
+    )
+}
+
+/// The table itself, without exceptions. Takes addresses whose IPv4-mapped form is already reduced.
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !FORBIDDEN_V4.iter().any(|range| range.contains(&address)),
+        IpAddr::V6(address) if NAT64.contains(&address) => {
+            let [.., a, b, c, d] = address.octets();
+            is_public(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
+        }
+        IpAddr::V6(address) => {
+            GLOBAL_V6.contains(&address) && !FORBIDDEN_V6.iter().any(|range| range.contains(&address))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,338 @@
+//! The sinks a relay has, and how a subscription gets its outlet. No author of a sink needs to read this.
+
+use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use serde_json::Value;
+
+use super::{Batch, Configured, Outgoing, Problem, Report, Settings, Sink};
+use crate::delivery::{Outcome, Reason};
+
+/// The connection a subscription gets that names none.
+pub const UNNAMED: &str = "default";
+
+/// A sink together with a checked target: all that `deliver` ever sees.
+#[derive(Clone)]
+pub struct Outlet {
+    sink: Arc<dyn ErasedSink>,
+    target: Arc<dyn Any + Send + Sync>,
+    destination: Option<Arc<str>>,
+    deadline: Duration,
+    batch: Option<Batch>,
+}
+
+impl fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outlet")
+            .field("sink", &self.sink.kind())
+            .field("destination", &self.destination)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Outlet {
+    /// Where nothing can be sent: stands in for a target that could not be used.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            sink: Arc::new(Nowhere),
+            target: Arc::new(()),
+            destination: None,
+            deadline: Duration::ZERO,
+            batch: None,
+        }
+    }
+
+    /// One attempt at one delivery, or at several where [`Outlet::batch`] allows it: a report for each.
+    pub async fn send(&self, deliveries: &[Outgoing]) -> Vec<Report> {
+        self.sink.send(&*self.target, deliveries).await
+    }
+
+    /// The body of a delivery, where its sink can show it; or why there is none.
+    #[must_use]
+    pub fn preview(&self, delivery: &Outgoing) -> Option<Result<String, Problem>> {
+        self.sink.preview(&*self.target, delivery)
+    }
+
+    /// Whether the destination can be reached, without leaving anything there.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub async fn check(&self) -> Result<(), Problem> {
+        let limit = self.deadline.max(Duration::from_secs(1));
+        match tokio::time::timeout(limit, self.sink.check(&*self.target)).await {
+            Ok(result) => result,
+            Err(_) => Err(format!("no answer within {}", crate::delivery::duration::format(limit)).into()),
+        }
+    }
+
+    /// The kind of its sink.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        self.sink.kind()
+    }
+
+    /// What shares one breaker with it.
+    #[must_use]
+    pub fn destination(&self) -> Option<&Arc<str>> {
+        self.destination.as_ref()
+    }
+
+    /// How long one attempt may take altogether.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// Whether, and how, deliveries are put together.
+    #[must_use]
+    pub fn batch(&self) -> Option<Batch> {
+        self.batch
+    }
+}
+
+/// The sinks this relay has, by kind and connection.
+#[derive(Default, Clone)]
+pub struct Registry {
+    sinks: BTreeMap<&'static str, BTreeMap<String, Arc<dyn ErasedSink>>>,
+    /// Kinds that an operator configures, and kinds that a build may lack: for errors that say what to do.
+    configured: &'static [Kind],
+    optional: &'static [&'static str],
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map()
+            .entries(
+                self.sinks.iter().map(|(kind, connections)| (kind, connections.keys().collect::<Vec<_>>())),
+            )
+            .finish()
+    }
+}
+
+impl Registry {
+    /// No sinks yet. `configured`: the kinds that an operator configures; `optional`: those that a build may lack.
+    #[must_use]
+    pub fn new(configured: &'static [Kind], optional: &'static [&'static str]) -> Self {
+        Self { sinks: BTreeMap::new(), configured, optional }
+    }
+
+    /// Adds a sink; a second one of the same kind replaces the first.
+    pub fn add<S: Sink>(&mut self, sink: S) {
+        self.insert(UNNAMED, Arc::new(sink));
+    }
+
+    /// Adds what an operator configured. Nothing is connected to yet.
+    ///
+    /// # Errors
+    /// A sentence that names the section.
+    pub fn open(&mut self, connections: &[Connection]) -> Result<(), Problem> {
+        for connection in connections {
+            let open = (connection.opener)(&connection.name);
+            let sink = open.map_err(|problem| {
+                format!("{}: {problem}", Connection::section(connection.kind, &connection.name))
+            })?;
+            self.insert(&connection.name, sink);
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, connection: &str, sink: Arc<dyn ErasedSink>) {
+        self.sinks.entry(sink.kind()).or_default().insert(connection.to_owned(), sink);
+    }
+
+    /// The kinds this relay has.
+    pub fn kinds(&self) -> impl Iterator<Item = &'static str> + '_ {
+        self.sinks.keys().copied()
+    }
+
+    /// Checks a subscription's config against its sink. The field `connection` picks one of several connections of a kind.
+    ///
+    /// # Errors
+    /// A sentence that names the field and what to write instead.
+    pub fn bind(&self, kind: &str, config: &Value) -> Result<Outlet, Problem> {
+        let Some(connections) = self.sinks.get(kind) else {
+            if self.configured.iter().any(|known| known.name == kind) {
+                return Err(format!(
+                    "sink: this relay has no connection to {kind}; its operator sets it below [sinks.{kind}]"
+                )
+                .into());
+            }
+            if self.optional.contains(&kind) {
+                return Err(format!("sink: this relay was built without {kind}; its operator needs one built with the feature {kind}").into());
+            }
+            let known: Vec<_> = self.kinds().collect();
+            return Err(format!("sink: this relay has no sink {kind:?}; it has {}", known.join(", ")).into());
+        };
+        let mut config = std::borrow::Cow::Borrowed(config);
+        let mut name = UNNAMED.to_owned();
+        if config.get("connection").is_some()
+            && self.configured.iter().any(|known| known.name == kind)
+            && let Some(fields) = config.to_mut().as_object_mut()
+            && let Some(chosen) = fields.remove("connection")
+        {
+            name = chosen
+                .as_str()
+                .ok_or("config.connection: it must be the name of a connection, a string")?
+                .to_owned();
+        }
+        let sink = connections.get(&name).ok_or_else(|| {
+            let known: Vec<_> = connections.keys().map(String::as_str).collect();
+            format!(
+                "config.connection: this relay has no connection {name:?} to {kind}; it has {}",
+                known.join(", ")
+            )
+        })?;
+        sink.clone().bind(&config)
+    }
+}
+
+/// A kind of sink that an operator configures: an entry of the table that is handed to whoever reads a configuration.
+pub struct Kind {
+    /// What the operator calls it.
+    pub name: &'static str,
+    read: fn(&mut Settings<'_>, &str) -> Option<Connection>,
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kind").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Kind {
+    /// The entry of a sink.
+    #[must_use]
+    pub const fn of<S: Configured>() -> Self {
+        Self { name: S::KIND, read: |settings, name| Some(Connection::new::<S>(S::read(settings)?, name)) }
+    }
+
+    /// Reads its section: the connection, when the section is there and good.
+    pub fn read(&self, settings: &mut Settings<'_>, name: &str) -> Option<Connection> {
+        (self.read)(settings, name)
+    }
+}
+
+/// Makes a sink, given the name of its connection.
+type Opener = Arc<dyn Fn(&str) -> Result<Arc<dyn ErasedSink>, Problem> + Send + Sync>;
+
+/// One way to reach a system, checked. Nothing is connected to before the first attempt.
+#[derive(Clone)]
+pub struct Connection {
+    /// The kind of sink.
+    pub kind: &'static str,
+    /// Its name among those of its kind; `default` where it has none.
+    pub name: String,
+    opener: Opener,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("kind", &self.kind)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// A connection of this configuration; a subscription picks it with `config.connection`.
+    pub fn new<S: Configured>(config: S::Config, name: &str) -> Self {
+        let opener: Opener = Arc::new(move |connection| {
+            S::open(config.clone(), connection).map(|sink| Arc::new(sink) as Arc<dyn ErasedSink>)
+        });
+        Self { kind: S::KIND, name: name.to_owned(), opener }
+    }
+
+    /// Where an operator writes it: `sinks.kafka`, `sinks.kafka.connections.NAME`.
+    #[must_use]
+    pub fn section(kind: &str, name: &str) -> String {
+        if name == UNNAMED { format!("sinks.{kind}") } else { format!("sinks.{kind}.connections.{name}") }
+    }
+}
+
+/// Delivers nothing, and is never asked to: a subscription with this outlet may not be sent to.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    const KIND: &'static str = "none";
+    type Target = ();
+
+    fn target(&self, _: &Value) -> Result<(), Problem> {
+        Ok(())
+    }
+
+    fn destination(&self, (): &()) -> Option<String> {
+        None
+    }
+
+    async fn send(&self, (): &(), _: &Outgoing) -> Report {
+        Outcome::Retry { reason: Reason::LeaseLost, after: None }.into()
+    }
+
+    fn deadline(&self, (): &()) -> Duration {
+        Duration::ZERO
+    }
+}
+
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// [`Sink`] without its associated types.
+pub(crate) trait ErasedSink: Send + Sync {
+    fn kind(&self) -> &'static str;
+    fn bind(self: Arc<Self>, config: &Value) -> Result<Outlet, Problem>;
+    fn send<'a>(
+        &'a self,
+        target: &'a (dyn Any + Send + Sync),
+        deliveries: &'a [Outgoing],
+    ) -> Boxed<'a, Vec<Report>>;
+    fn check<'a>(&'a self, target: &'a (dyn Any + Send + Sync)) -> Boxed<'a, Result<(), Problem>>;
+    fn preview(
+        &self,
+        target: &(dyn Any + Send + Sync),
+        delivery: &Outgoing,
+    ) -> Option<Result<String, Problem>>;
+}
+
+impl<S: Sink> ErasedSink for S {
+    fn kind(&self) -> &'static str {
+        S::KIND
+    }
+
+    fn bind(self: Arc<Self>, config: &Value) -> Result<Outlet, Problem> {
+        let target = self.target(config)?;
+        let destination = self.destination(&target).map(Arc::from);
+        let deadline = self.deadline(&target);
+        let batch = self.batch(&target);
+        Ok(Outlet { sink: self, target: Arc::new(target), destination, deadline, batch })
+    }
+
+    fn send<'a>(
+        &'a self,
+        target: &'a (dyn Any + Send + Sync),
+        deliveries: &'a [Outgoing],
+    ) -> Boxed<'a, Vec<Report>> {
+        let target = own::<S>(target);
+        match deliveries {
+            [one] if self.batch(target).is_none() => {
+                Box::pin(async move { vec![Sink::send(self, target, one).await] })
+            }
+            several => Box::pin(Sink::send_batch(self, target, several)),
+        }
+    }
+
+    fn check<'a>(&'a self, target: &'a (dyn Any + Send + Sync)) -> Boxed<'a, Result<(), Problem>> {
+        Box::pin(Sink::check(self, own::<S>(target)))
+    }
+
+    fn preview(
+        &self,
+        target: &(dyn Any + Send + Sync),
+        delivery: &Outgoing,
+    ) -> Option<Result<String, Problem>> {
+        Sink::preview(self, own::<S>(target), delivery)
+    }
+}
+
+fn own<S: Sink>(target: &(dyn Any + Send + Sync)) -> &S::Target {
+    target.downcast_ref::<S::Target>().expect("an outlet holds a target of its own sink")
+}

@@ -1,0 +1,219 @@
+//! References to secrets, `env:NAME` and `file:NAME`: read when they are used, never printed.
+//!
+//! Whoever edits subscriptions may not read the relay's own credentials, so a subscription's reference is confined to one
+//! prefix of names and one folder ([`Secrets`]). The operator's references are not ([`operator_secret`]).
+//! Only this file and `cli/config` read the environment. Never here: what a secret is for.
+
+use std::{
+    fmt, fs,
+    io::Read,
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+use secrecy::{ExposeSecret, SecretString};
+
+/// What the name in a subscription's `env:NAME` has to begin with.
+pub const PREFIX: &str = "PGOUTBOX_SECRET_";
+
+/// Secrets are short: a file beyond this is not read (bytes).
+const LONGEST_FILE: u64 = 16 * 1024;
+
+/// Where variables come from: the process's environment, or a test's.
+type Environment = dyn Fn(&str) -> Option<SecretString> + Send + Sync;
+
+/// Resolves the references of subscriptions.
+#[derive(Clone)]
+pub struct Secrets {
+    folder: Option<PathBuf>,
+    environment: Arc<Environment>,
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secrets").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+impl Secrets {
+    /// References to the environment of this process, and to files of one folder; without a folder `file:NAME` is refused.
+    #[must_use]
+    pub fn new(folder: Option<PathBuf>) -> Self {
+        Self::with_environment(folder, process_environment)
+    }
+
+    /// The same with variables from elsewhere.
+    #[must_use]
+    pub fn with_environment(
+        folder: Option<PathBuf>,
+        environment: impl Fn(&str) -> Option<SecretString> + Send + Sync + 'static,
+    ) -> Self {
+        Self { folder, environment: Arc::new(environment) }
+    }
+
+    /// Whether a text is a reference rather than a value.
+    #[must_use]
+    pub fn is_reference(text: &str) -> bool {
+        text.starts_with("env:") || text.starts_with("file:")
+    }
+
+    /// The secret that a subscription's reference stands for.
+    ///
+    /// # Errors
+    /// A sentence with the reference and the mend, without any part of a secret.
+    pub fn resolve(&self, reference: &str) -> Result<SecretString, String> {
+        if let Some(name) = reference.strip_prefix("env:") {
+            if !name.starts_with(PREFIX) || !is_variable_name(name) {
+                return Err(format!(
+                    "{reference:?} is refused: a subscription may only name variables that begin with {PREFIX}"
+                ));
+            }
+            return (self.environment)(name)
+                .ok_or_else(|| format!("{reference:?} is not set in the relay's environment"));
+        }
+        if let Some(name) = reference.strip_prefix("file:") {
+            return self.file(name).map_err(|problem| format!("{reference:?} {problem}"));
+        }
+        Err(format!("a secret is given as a reference, env:{PREFIX}NAME or file:NAME, never as its value"))
+    }
+
+    fn file(&self, name: &str) -> Result<SecretString, String> {
+        let folder = self.folder.as_deref().ok_or("is refused: the relay has no secrets.folder")?;
+        let plain =
+            !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        if !plain || name.contains(['\\', '\0']) {
+            return Err("is refused: it must name a file inside secrets.folder".to_owned());
+        }
+        // Whether it is missing or lies elsewhere is not told apart: that would let authors of subscriptions probe the disk.
+        let unreadable = || "cannot be read as a file inside secrets.folder".to_owned();
+        let folder = folder.canonicalize().map_err(|_| unreadable())?;
+        let path = folder.join(name).canonicalize().map_err(|_| unreadable())?;
+        if !path.starts_with(&folder) {
+            return Err(unreadable());
+        }
+        read(&path).map_err(|_| unreadable())
+    }
+}
+
+/// The secret that the operator's own configuration refers to: any variable, any file.
+///
+/// # Errors
+/// A sentence with the reference and the mend.
+pub fn operator_secret(reference: &str) -> Result<SecretString, String> {
+    if let Some(name) = reference.strip_prefix("env:") {
+        return process_environment(name)
+            .ok_or_else(|| format!("{reference:?} is not set in the environment"));
+    }
+    if let Some(path) = reference.strip_prefix("file:") {
+        return read(Path::new(path)).map_err(|problem| format!("{reference:?} cannot be read: {problem}"));
+    }
+    Err("a secret is given as a reference, env:NAME or file:/path".to_owned())
+}
+
+fn process_environment(name: &str) -> Option<SecretString> {
+    if !is_variable_name(name) {
+        return None;
+    }
+    std::env::var_os(name)?
+        .into_string()
+        .ok()
+        .map(SecretString::from)
+        .filter(|value| !value.expose_secret().is_empty())
+}
+
+/// Reads a regular file, without the line break that editors put at its end.
+fn read(path: &Path) -> std::io::Result<SecretString> {
+    let invalid = |problem| std::io::Error::new(std::io::ErrorKind::InvalidData, problem);
+    // Asked before it is opened: opening a pipe would wait for its writer.
+    let about = fs::metadata(path)?;
+    if !about.is_file() || about.len() > LONGEST_FILE {
+        return Err(invalid("it is not a regular file of at most 16 KiB"));
+    }
+    let mut text = String::new();
+    fs::File::open(path)?.take(LONGEST_FILE).read_to_string(&mut text)?;
+    let length = text.trim_end_matches(['\r', '\n']).len();
+    text.truncate(length);
+    if text.is_empty() {
+        return Err(invalid("it is empty"));
+    }
+    Ok(SecretString::from(text))
+}
+
+fn is_variable_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secrets(folder: Option<&Path>) -> Secrets {
+        Secrets::with_environment(folder.map(Path::to_owned), |name| {
+            ["PGOUTBOX_SECRET_SHOP", "DATABASE_URL"].contains(&name).then(|| "canary".into())
+        })
+    }
+
+    #[test]
+    fn a_reference_within_the_allowance_is_resolved() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("shop"), "canary\n").unwrap();
+        let secrets = secrets(Some(folder.path()));
+        for reference in ["env:PGOUTBOX_SECRET_SHOP", "file:shop"] {
+            assert_eq!(secrets.resolve(reference).unwrap().expose_secret(), "canary", "{reference}");
+        }
+    }
+
+    #[test]
+    fn a_reference_outside_the_allowance_is_refused_and_its_value_never_read() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("secrets");
+        fs::create_dir(&folder).unwrap();
+        fs::write(root.path().join("outside"), "canary").unwrap();
+        std::os::unix::fs::symlink(root.path().join("outside"), folder.join("link")).unwrap();
+        std::os::unix::fs::symlink(root.path(), folder.join("up")).unwrap();
+        let absolute = format!("file:{}", root.path().join("outside").display());
+        let secrets = secrets(Some(&folder));
+        for reference in [
+            "env:DATABASE_URL",
+            "env:",
+            "env:PGOUTBOX_SECRET_SHOP=",
+            "env:pgoutbox_secret_shop",
+            "ENV:PGOUTBOX_SECRET_SHOP",
+            "file:../outside",
+            "file:link",
+            "file:up/outside",
+            "file:./../outside",
+            "file:",
+            "file:.",
+            "file:..",
+            "file:missing",
+            "file:///etc/passwd",
+            "file:/etc/passwd",
+            "file:\0",
+            "canary",
+            "",
+            &absolute,
+        ] {
+            let refusal = secrets.resolve(reference).expect_err(reference);
+            assert!(reference == "canary" || !refusal.contains("canary"), "{refusal}");
+        }
+        assert!(Secrets::new(None).resolve("file:shop").is_err());
+    }
+
+    #[test]
+    fn the_operator_may_refer_to_any_file_but_not_to_a_folder_or_an_endless_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        fs::write(&path, "canary\r\n").unwrap();
+        assert_eq!(operator_secret(&format!("file:{}", path.display())).unwrap().expose_secret(), "canary");
+        for reference in ["file:/dev/zero", "file:/tmp", "file:/missing", "env:PGOUTBOX_NOT_SET", "token"] {
+            assert!(operator_secret(reference).is_err(), "{reference}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let shown = format!("{:?} {:?}", secrets(None), secrets(None).resolve("env:PGOUTBOX_SECRET_SHOP"));
+        assert!(!shown.contains("canary"), "{shown}");
+    }
+}

@@ -1,0 +1,188 @@
+//! The function sink: a SQL function of the application's own database, called in the transaction that settles the delivery.
+//! Its effect happens exactly once: both are committed, or neither.
+//!
+//! It is the one sink that touches the outbox: deleting the delivery is half of what it promises.
+
+mod connections;
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Deserialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use self::connections::CallError;
+pub use self::connections::Functions;
+use crate::{
+    delivery::{Outcome, Reason, duration},
+    sink::{
+        Batch, Outgoing, Problem, Report, Sink, body, only, parse_config,
+        sqlstate::{Class, class},
+    },
+};
+
+/// The longest a call may take.
+const LONGEST: Duration = Duration::from_secs(50);
+/// The relay's own deadline comes so much later: the server says itself that its limit was reached.
+const GRACE: Duration = Duration::from_secs(7);
+
+/// Transactions of one subscription at once.
+const MOST_AT_ONCE: u8 = 4;
+
+/// Calls functions.
+#[derive(Debug, Clone)]
+pub struct Function {
+    functions: Arc<Functions>,
+}
+
+/// A subscription's config.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// With its schema: `shop.on_order`.
+    function: String,
+    /// How long the calls of one batch may take together.
+    #[serde(default = "timeout", deserialize_with = "duration::deserialize")]
+    timeout: Duration,
+    /// Events in one transaction at most.
+    #[serde(default = "most")]
+    batch: u16,
+    /// Transactions at once, for each relay.
+    #[serde(default = "one")]
+    concurrency: u8,
+}
+
+fn timeout() -> Duration {
+    Duration::from_secs(15)
+}
+
+fn most() -> u16 {
+    50
+}
+
+fn one() -> u8 {
+    1
+}
+
+impl Function {
+    /// Calls functions through these connections.
+    #[must_use]
+    pub fn new(functions: Functions) -> Self {
+        Self { functions: Arc::new(functions) }
+    }
+}
+
+impl Sink for Function {
+    const KIND: &'static str = "function";
+    type Target = Target;
+
+    fn target(&self, config: &Value) -> Result<Target, Problem> {
+        let target: Target = parse_config(config)?;
+        if !target.function.contains('.') {
+            return Err("config.function: write the function with its schema, such as \"shop.on_order\""
+                .to_owned()
+                .into());
+        }
+        if target.timeout.is_zero() || target.timeout > LONGEST {
+            return Err(format!(
+                "config.timeout: it must be above 0 and at most {}",
+                duration::format(LONGEST)
+            )
+            .into());
+        }
+        // More than 64 savepoints in a transaction slow down every snapshot of the database.
+        if !(1..=64).contains(&target.batch) {
+            return Err("config.batch: it must be a whole number from 1 to 64".to_owned().into());
+        }
+        // All functions share the relay's connections for them.
+        if !(1..=MOST_AT_ONCE).contains(&target.concurrency) {
+            return Err(
+                format!("config.concurrency: it must be a whole number from 1 to {MOST_AT_ONCE}").into()
+            );
+        }
+        Ok(target)
+    }
+
+    fn destination(&self, target: &Target) -> Option<String> {
+        Some(format!("function:{}", target.function))
+    }
+
+    fn deadline(&self, target: &Target) -> Duration {
+        target.timeout + GRACE
+    }
+
+    fn batch(&self, target: &Target) -> Option<Batch> {
+        Some(Batch {
+            max: target.batch.into(),
+            bytes: 4 * 1024 * 1024,
+            wait: Duration::ZERO,
+            in_flight: target.concurrency.into(),
+            shares_fate: true,
+        })
+    }
+
+    async fn send(&self, target: &Target, delivery: &Outgoing) -> Report {
+        only(self.send_batch(target, std::slice::from_ref(delivery)).await)
+    }
+
+    async fn send_batch(&self, target: &Target, deliveries: &[Outgoing]) -> Vec<Report> {
+        let Some(leases) = deliveries.iter().map(|delivery| delivery.lease).collect::<Option<Vec<_>>>()
+        else {
+            let report = Report::from(Outcome::Retry { reason: Reason::SinkBroken, after: None });
+            return vec![report.saying("a delivery without a lease cannot be settled"); deliveries.len()];
+        };
+        let ids: Vec<i64> = leases.iter().map(|lease| lease.delivery).collect();
+        let tokens: Vec<Uuid> = leases.iter().map(|lease| lease.token).collect();
+        let events: Vec<String> = deliveries.iter().map(|delivery| body::whole(&delivery.event)).collect();
+        match self.functions.call(&target.function, target.timeout, &ids, &tokens, &events).await {
+            Ok(called) => called
+                .into_iter()
+                .map(|one| match one.code {
+                    None => Report { settled: true, ..Outcome::Delivered.into() },
+                    Some(code) => raised(&code, &one.message.unwrap_or_default()),
+                })
+                .collect(),
+            Err(error @ CallError::Undone(_)) => vec![undone(&error); deliveries.len()],
+            Err(error @ (CallError::Unknown(_) | CallError::Silent(_))) => {
+                vec![undone(&error).ambiguous(); deliveries.len()]
+            }
+        }
+    }
+
+    async fn check(&self, target: &Target) -> Result<(), Problem> {
+        match self.functions.inspect(&target.function).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(format!(
+                "config.function: the relay's login may not call {}; grant it execute on the function and usage on its schema",
+                target.function
+            )
+            .into()),
+            Err(error) => Err(error.message().into()),
+        }
+    }
+}
+
+/// The function raised an error, which undid its effect and nobody else's.
+fn raised(code: &str, message: &str) -> Report {
+    let reason = match class(code) {
+        Class::NoRights => Reason::AccessDenied,
+        Class::Missing => Reason::TargetMissing,
+        _ => Reason::FunctionFailed,
+    };
+    Report::from(Outcome::Retry { reason, after: None }).saying(format!("{code}: {message}"))
+}
+
+/// The whole transaction came to nothing.
+fn undone(error: &CallError) -> Report {
+    match error.code() {
+        Some(code) if class(&code) == Class::Canceled => {
+            Report::from(Outcome::Retry { reason: Reason::Timeout, after: None })
+                .saying("57014: the function took longer than config.timeout")
+        }
+        Some(code) if !matches!(class(&code), Class::Unavailable | Class::ReadOnly) => {
+            raised(&code, &error.message())
+        }
+        _ => Report::from(Outcome::Retry { reason: Reason::ConnectFailed, after: None })
+            .saying(error.message()),
+    }
+}

@@ -1,0 +1,301 @@
+//! The redis sink: entries of Redis Streams, delivered at least once. A batch is one pipeline of XADD on one connection that all
+//! subscriptions share, so it arrives in order; each entry has an answer of its own.
+//!
+//! The client library runs one task for a connection, which ends with the last handle to it: when the sink lets go after a
+//! failure, or is dropped. It repeats nothing and makes no connection by itself. Where no answer came, the entries may be there:
+//! such attempts are ambiguous.
+
+mod answer;
+mod config;
+
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, Value as Answer, aio::MultiplexedConnection,
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+pub use self::config::Config;
+use crate::{
+    delivery::Outcome,
+    event::Event,
+    sink::{
+        Batch, Configured, Outgoing, Problem, Report, Settings, Sink,
+        body::{self, Body},
+        broker::{Numbered, SharedConnection},
+        only, parse_config,
+        template::Template,
+        tls,
+    },
+};
+
+/// Name, TCP, TLS, credentials and a first answer together.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// A connection unused for so long is asked first whether it still works: the server may have been restarted.
+const QUIET: Duration = Duration::from_secs(1);
+/// How long that may take.
+const PING_DEADLINE: Duration = Duration::from_secs(2);
+/// What the relay's deadline leaves for the rest.
+const GRACE: Duration = Duration::from_secs(1);
+/// An XADD with this id is always refused, after rights and memory were looked at, and makes no stream.
+const NEVER: &str = "0-0";
+
+/// Adds entries to streams.
+pub struct Redis {
+    client: Client,
+    connection: String,
+    timeout: Duration,
+    shared: SharedConnection<Link>,
+}
+
+/// A subscription's config.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// The stream's key.
+    stream: Template,
+    /// About how many entries the stream keeps.
+    maxlen: Option<u64>,
+    /// What the field `payload` holds.
+    #[serde(default = "raw")]
+    body: Body,
+    /// The stream as it was written.
+    #[serde(skip)]
+    place: String,
+}
+
+fn raw() -> Body {
+    Body::Raw
+}
+
+/// A connection, and when it last answered.
+#[derive(Clone)]
+struct Link {
+    connection: MultiplexedConnection,
+    began: Instant,
+    /// In milliseconds since it began.
+    answered: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis")
+            .field("connection", &self.connection)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Configured for Redis {
+    type Config = Config;
+
+    fn read(settings: &mut Settings<'_>) -> Option<Config> {
+        Config::read(settings)
+    }
+
+    fn open(config: Config, connection: &str) -> Result<Self, Problem> {
+        tls::use_ring();
+        Ok(Self {
+            client: config.client()?,
+            connection: connection.to_owned(),
+            timeout: config.timeout,
+            shared: SharedConnection::default(),
+        })
+    }
+}
+
+/// What an address says; without it in any error, for it may hold a password.
+impl Sink for Redis {
+    const KIND: &'static str = "redis";
+    type Target = Target;
+
+    fn target(&self, config: &Value) -> Result<Target, Problem> {
+        let mut target: Target = parse_config(config)?;
+        if target.maxlen == Some(0) {
+            return Err("config.maxlen: it must be at least 1; leave it out to keep everything"
+                .to_owned()
+                .into());
+        }
+        if target.body == Body::CloudEventsBinary {
+            return Err("config.body: it must be raw, standard or cloudevents; CloudEvents has no binary mode for Redis".to_owned().into());
+        }
+        target.place = config["stream"].as_str().unwrap_or_default().to_owned();
+        Ok(target)
+    }
+
+    /// Not the server as a whole: rights are given by stream, and one that is refused must not hold up the others.
+    fn destination(&self, target: &Target) -> Option<String> {
+        Some(format!("redis:{}/{}", self.connection, target.place))
+    }
+
+    fn deadline(&self, _: &Target) -> Duration {
+        CONNECT_DEADLINE + PING_DEADLINE + self.timeout + GRACE
+    }
+
+    fn batch(&self, _: &Target) -> Option<Batch> {
+        Some(Batch::BROKER)
+    }
+
+    async fn send(&self, target: &Target, delivery: &Outgoing) -> Report {
+        only(self.send_batch(target, std::slice::from_ref(delivery)).await)
+    }
+
+    async fn send_batch(&self, target: &Target, deliveries: &[Outgoing]) -> Vec<Report> {
+        let mut pipeline = Pipeline::with_capacity(deliveries.len());
+        let mut reports: Vec<Option<Report>> = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            reports.push(
+                match target.stream.render_field("stream", delivery, |value| Cow::Borrowed(value)) {
+                    Ok(stream) => {
+                        pipeline.add_command(entry(&stream, target, &delivery.event));
+                        None
+                    }
+                    Err(report) => Some(report),
+                },
+            );
+        }
+        let mut answers = if pipeline.is_empty() { Vec::new() } else { self.ask(pipeline).await }.into_iter();
+        let missing = || {
+            Report::from(Outcome::Retry { reason: crate::delivery::Reason::BrokenAnswer, after: None })
+                .ambiguous()
+        };
+        reports.into_iter().map(|report| report.or_else(|| answers.next()).unwrap_or_else(missing)).collect()
+    }
+
+    async fn check(&self, target: &Target) -> Result<(), Problem> {
+        let said = |report: Report| report.answer.unwrap_or_default();
+        let Numbered { mut connection, number } =
+            self.link().await.map_err(said)?.map(|link| link.connection);
+        // Which stream it will be is not known where its name depends on the event.
+        let Some(stream) = target.stream.fixed() else { return Ok(()) };
+        let add: Result<Answer, RedisError> =
+            redis::cmd("XADD").arg(stream).arg(NEVER).arg("check").arg("").query_async(&mut connection).await;
+        match add {
+            Err(error)
+                if error.code() == Some("ERR") && error.to_string().contains("must be greater than 0-0") => {}
+            Err(error) => {
+                if answer::ends_the_connection(&error) {
+                    self.shared.give_up(number);
+                }
+                return Err(format!("stream {stream}: {}", answer::text(&error)).into());
+            }
+            Ok(_) => return Err(format!("stream {stream}: the server does not do what Redis does").into()),
+        }
+        match redis::cmd("TYPE").arg(stream).query_async::<String>(&mut connection).await.as_deref() {
+            Ok("stream" | "none") | Err(_) => Ok(()),
+            Ok(other) => Err(format!("stream {stream}: the key holds a {other}").into()),
+        }
+    }
+}
+
+impl Redis {
+    /// One report for each command.
+    async fn ask(&self, mut pipeline: Pipeline) -> Vec<Report> {
+        let Numbered { connection: mut link, number } = match self.link().await {
+            Ok(link) => link,
+            Err(report) => return vec![report; pipeline.len()],
+        };
+        let answers: Result<Vec<Result<Answer, RedisError>>, _> =
+            pipeline.ignore_errors().query_async(&mut link.connection).await;
+        match answers {
+            Ok(answers) => {
+                link.answers();
+                let ends = answers
+                    .iter()
+                    .filter_map(|answer| answer.as_ref().err())
+                    .any(answer::ends_the_connection);
+                if ends {
+                    self.shared.give_up(number);
+                }
+                answers
+                    .into_iter()
+                    .map(|answer| {
+                        answer.map_or_else(|error| answer::refused(&error), |_| Outcome::Delivered.into())
+                    })
+                    .collect()
+            }
+            Err(error) => {
+                self.shared.give_up(number);
+                vec![answer::lost(&error, self.timeout); pipeline.len()]
+            }
+        }
+    }
+
+    /// A connection that works, as far as one can know before it is used.
+    async fn link(&self) -> Result<Numbered<Link>, Report> {
+        let mut there = self.shared.get(CONNECT_DEADLINE, || self.connect()).await?;
+        if there.connection.is_quiet() {
+            let ping = redis::cmd("PING");
+            let asked =
+                tokio::time::timeout(PING_DEADLINE, ping.query_async::<()>(&mut there.connection.connection))
+                    .await;
+            if !matches!(asked, Ok(Ok(()))) {
+                self.shared.give_up(there.number);
+                return self.shared.get(CONNECT_DEADLINE, || self.connect()).await;
+            }
+            there.connection.answers();
+        }
+        Ok(there)
+    }
+
+    async fn connect(&self) -> Result<Link, Report> {
+        // Connecting as a whole is limited by whoever calls this.
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(Some(self.timeout));
+        let connecting = async {
+            let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+            redis::cmd("PING").query_async::<()>(&mut connection).await?;
+            Ok(connection)
+        };
+        match connecting.await {
+            Ok(connection) => Ok(Link { connection, began: Instant::now(), answered: Arc::default() }),
+            Err(error) => Err(answer::unconnected(&error)),
+        }
+    }
+}
+
+impl Link {
+    fn answers(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.answered.store(now, Ordering::Relaxed);
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.began.elapsed().saturating_sub(Duration::from_millis(self.answered.load(Ordering::Relaxed)))
+            > QUIET
+    }
+}
+
+/// The command that adds an event: flat fields, the payload last.
+fn entry(stream: &str, target: &Target, event: &Event) -> Cmd {
+    let mut command = redis::cmd("XADD");
+    command.arg(stream);
+    if let Some(maxlen) = target.maxlen {
+        command.arg("MAXLEN").arg("~").arg(maxlen);
+    }
+    command.arg("*");
+    for (name, value) in body::attributes(event) {
+        command.arg(name).arg(value);
+    }
+    for (name, value) in body::headers(event) {
+        // Fields are found by their names: a header may not stand in for one of ours.
+        match name.as_str() {
+            "id" | "topic" | "created-at" | "key" | "organization" | "source" | "user-id"
+            | "schema-version" | "content-type" | "payload" => command.arg(format!("header-{name}")),
+            _ => command.arg(name),
+        };
+        command.arg(value);
+    }
+    command.arg("content-type").arg(target.body.content_type()).arg("payload").arg(target.body.of(event));
+    command
+}

@@ -1,0 +1,101 @@
+//! The schema's history, embedded in the binary: applies what is missing, and tells whether a database fits this binary.
+
+use sqlx::{Connection, PgConnection, migrate::Migrator, postgres::PgConnectOptions};
+
+/// Where it is recorded what was applied.
+const HISTORY: &str = "outbox.migrations";
+
+/// Why a database could not be migrated.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection.
+    #[error("connecting to the database")]
+    Connect(#[source] sqlx::Error),
+    /// A migration failed; those before it are kept, it is not.
+    #[error("applying migrations")]
+    Apply(#[source] sqlx::migrate::MigrateError),
+    /// The database has migrations this binary does not know: it was migrated by a newer one.
+    #[error(
+        "the database was migrated by a newer version (migration {version}); install that version, this one changes nothing"
+    )]
+    Newer {
+        /// The newest migration that was applied.
+        version: i64,
+    },
+    /// What was applied could not be read.
+    #[error("reading which migrations were applied")]
+    Read(#[source] sqlx::Error),
+}
+
+fn migrator() -> Migrator {
+    let mut migrator = sqlx::migrate!();
+    migrator.create_schema("outbox");
+    migrator.dangerous_set_table_name(HISTORY);
+    migrator
+}
+
+/// Applies what is missing, each migration in a transaction of its own, and returns the names of those applied. Safe to run
+/// from several processes at once: they take turns.
+///
+/// # Errors
+/// When the database cannot be reached, a migration fails, or a newer version has been here.
+pub async fn run(options: &PgConnectOptions) -> Result<Vec<String>, Error> {
+    let mut connection = PgConnection::connect_with(options).await.map_err(Error::Connect)?;
+    let missing = pending(&mut connection).await?;
+    migrator().run(&mut connection).await.map_err(Error::Apply)?;
+    // A close that fails leaves nothing undone.
+    let _ = connection.close().await;
+    Ok(missing)
+}
+
+/// The migrations that are missing, in order, as `0001_events`.
+///
+/// # Errors
+/// When the database cannot be read or was migrated by a newer version.
+pub async fn pending(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
+    let migrator = migrator();
+    let known = migrator.iter().map(|migration| migration.version).max().unwrap_or(0);
+    let migrated: bool = sqlx::query_scalar("select to_regclass($1) is not null")
+        .bind(HISTORY)
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(Error::Read)?;
+    let applied: Vec<i64> = if migrated {
+        sqlx::query_scalar("select version from outbox.migrations where success order by version")
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(Error::Read)?
+    } else {
+        Vec::new()
+    };
+    if let Some(&version) = applied.last().filter(|&&version| version > known) {
+        return Err(Error::Newer { version });
+    }
+    Ok(migrator
+        .iter()
+        .filter(|migration| !applied.contains(&migration.version))
+        .map(|migration| format!("{:04}_{}", migration.version, migration.description.replace(' ', "_")))
+        .collect())
+}
+
+/// Every migration as SQL, for people who apply them with a tool of their own; records them as [`run`] would.
+#[must_use]
+pub fn script() -> String {
+    let mut script = format!(
+        "create schema if not exists outbox;\n\
+         create table if not exists {HISTORY} (version bigint primary key, description text not null, \
+         installed_on timestamptz not null default now(), success boolean not null, checksum bytea not null, execution_time bigint not null);\n"
+    );
+    for migration in migrator().iter() {
+        let checksum: String = migration.checksum.iter().map(|byte| format!("{byte:02x}")).collect();
+        script.push_str(&format!(
+            "\n-- {:04}_{}\n{}\ninsert into {HISTORY} (version, description, success, checksum, execution_time) values ({}, '{}', true, '\\x{checksum}', 0);\n",
+            migration.version,
+            migration.description.replace(' ', "_"),
+            migration.sql.as_str(),
+            migration.version,
+            migration.description.replace('\'', "''"),
+        ));
+    }
+    script
+}

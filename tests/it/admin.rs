@@ -1,0 +1,225 @@
+//! What an operator asks the database, asked of a real one.
+
+use pgoutbox::{
+    Event,
+    admin::{DeadLetterFilter, Error, Operator},
+};
+use sqlx::PgConnection;
+
+use crate::support::Database;
+
+async fn operator(database: &Database) -> Operator {
+    Operator::connect(&database.options, false).await.unwrap()
+}
+
+async fn dead_letters(connection: &mut PgConnection, subscription: &str, count: i32) {
+    sqlx::query(
+        "insert into outbox.dead_letters (subscription_id, subscription, reason, status, attempts, event_id, position, created_at, topic, payload, headers, priority)
+         select coalesce((select id from outbox.subscriptions where name = $1), 999), $1, 'server_error', 500, 12, outbox.new_id(), 1000 + n, now(),
+                'shop.orders.create', '{\"total\": 12345678901234567890.123}', '{}', 0
+           from generate_series(1, $2) as n",
+    )
+    .bind(subscription)
+    .bind(count)
+    .execute(connection)
+    .await
+    .unwrap();
+}
+
+async fn subscribe(connection: &mut PgConnection, name: &str, url: &str) {
+    sqlx::query(
+        "select outbox.subscribe($1, array['shop.**'], 'webhook', jsonb_build_object('url', $2::text))",
+    )
+    .bind(name)
+    .bind(url)
+    .execute(connection)
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_database_without_the_schema_says_to_migrate() {
+    let database = Database::empty().await;
+    let mut operator = operator(&database).await;
+    assert!(matches!(operator.subscription_status().await, Err(Error::NotMigrated)));
+    assert!(matches!(operator.publish(&Event::new("a.b", 1).unwrap()).await, Err(Error::NotMigrated)));
+    assert!(matches!(
+        operator.count_dead_letters(&DeadLetterFilter::default()).await,
+        Err(Error::NotMigrated)
+    ));
+    let output = database.pgoutbox(&["status"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("outbox is not migrated: run `pgoutbox migrate`"),
+        "{output:?}"
+    );
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn refused_input_says_what_postgresql_says_with_its_hint() {
+    let database = Database::new().await;
+    let mut operator = operator(&database).await;
+    let error = operator.pause_subscription("nobody").await.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "no subscription is named 'nobody' (List them: select name from outbox.subscriptions.)"
+    );
+    let error = operator.publish(&Event::new("a..b", 1).unwrap()).await.unwrap_err().to_string();
+    assert_eq!(error, "topic must be dotted segments without stars up to 255 letters");
+    let output = database.pgoutbox(&["publish", "a.*"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn publish_prints_the_id_of_a_committed_event() {
+    let database = Database::new().await;
+    let id = "01890a5d-ac96-774b-bcce-b302099a8057";
+    let arguments = [
+        "publish",
+        "shop.orders.create",
+        "{\"total\": 12345678901234567890.10}",
+        "--key",
+        "o-1",
+        "--organization",
+        "acme",
+        "--header",
+        "x-a=b=c",
+        "--id",
+        id,
+        "--priority",
+        "5",
+        "--deliver-after",
+        "1h",
+    ];
+    for _ in 0..2 {
+        let output = database.pgoutbox(&arguments);
+        assert_eq!(
+            (output.status.code(), String::from_utf8_lossy(&output.stdout).trim()),
+            (Some(0), id),
+            "{output:?}"
+        );
+    }
+    let row: (i64, String, String, bool) = sqlx::query_as(
+        "select count(*), min(payload::text), min(headers::text), bool_and(deliver_after between now() + interval '59 min' and now() + interval '61 min'
+                and key = 'o-1' and organization = 'acme' and priority = 5) from outbox.events",
+    )
+    .fetch_one(&mut database.connection().await)
+    .await
+    .unwrap();
+    assert_eq!(
+        row,
+        (1, "{\"total\": 12345678901234567890.10}".to_owned(), "{\"x-a\": \"b=c\"}".to_owned(), true)
+    );
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn subscriptions_are_listed_paused_resumed_and_removed() {
+    let database = Database::new().await;
+    subscribe(&mut database.connection().await, "shop", "https://example.com/hook").await;
+    let mut operator = operator(&database).await;
+    assert!(operator.pause_subscription("shop").await.unwrap());
+    assert!(!operator.pause_subscription("shop").await.unwrap());
+    let status = operator.subscription_status().await.unwrap();
+    assert_eq!(
+        (status[0].name.as_str(), status[0].active, status[0].backlog, status[0].success_rate),
+        ("shop", false, 0, None)
+    );
+    assert!(operator.resume_subscription("shop").await.unwrap());
+    assert!(operator.list_relays().await.unwrap().is_empty());
+
+    let output = database.pgoutbox(&["subscriptions", "list", "--json"]);
+    let row: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&row["name"], &row["config"]["url"]), (&"shop".into(), &"https://example.com/hook".into()));
+    let output = database.pgoutbox(&["status", "--json"]);
+    let row: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&row["name"], &row["breaker"]), (&"shop".into(), &"closed".into()));
+    assert_eq!(database.pgoutbox(&["subscriptions", "show", "shop"]).status.code(), Some(0));
+    assert_eq!(database.pgoutbox(&["subscriptions", "remove", "shop"]).status.code(), Some(0));
+    assert_eq!(database.pgoutbox(&["subscriptions", "remove", "shop"]).status.code(), Some(1));
+    assert_eq!(database.pgoutbox(&["subscriptions", "show", "shop"]).status.code(), Some(1));
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn check_names_each_subscription_that_cannot_be_served() {
+    let database = Database::new().await;
+    let mut connection = database.connection().await;
+    sqlx::query("select outbox.subscribe('good', array['a'], 'stdout')")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    sqlx::query("select outbox.subscribe('bad', array['a'], 'telegraph')")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    let output = database.pgoutbox(&["check", "--json"]);
+    assert_eq!(
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["subject"],
+        "subscription bad"
+    );
+    let output = database.pgoutbox(&["check"]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(
+        said.starts_with("subscription bad: sink: this relay has no sink \"telegraph\"")
+            && !said.contains("good"),
+        "{said}"
+    );
+    sqlx::query("select outbox.unsubscribe('bad')").execute(&mut connection).await.unwrap();
+    assert_eq!(database.pgoutbox(&["check"]).status.code(), Some(0));
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_counted_redriven_and_discarded() {
+    let database = Database::new().await;
+    let mut connection = database.connection().await;
+    subscribe(&mut connection, "shop", "https://example.com/hook").await;
+    dead_letters(&mut connection, "shop", 5).await;
+    dead_letters(&mut connection, "removed", 2).await;
+    let mut operator = operator(&database).await;
+    let all = DeadLetterFilter::default();
+    let count = operator.count_dead_letters(&all).await.unwrap();
+    assert_eq!((count.matching, count.redrivable), (7, 5));
+    let choice = DeadLetterFilter {
+        topic: Some("shop.*.create".into()),
+        error_like: Some("5__".into()),
+        ..DeadLetterFilter::default()
+    };
+    assert_eq!(operator.count_dead_letters(&choice).await.unwrap().matching, 7);
+    let none = DeadLetterFilter {
+        since: Some(operator.read_clock(-60.0).await.unwrap()),
+        ..DeadLetterFilter::default()
+    };
+    assert_eq!(operator.list_dead_letters(&none, 10).await.unwrap(), []);
+
+    let letters = operator.list_dead_letters(&all, 3).await.unwrap();
+    assert_eq!(letters.len(), 3);
+    let shown = operator.show_dead_letter(letters[0].id).await.unwrap().unwrap();
+    assert!(shown.get().contains("12345678901234567890.123"), "a number of the payload is kept: {shown}");
+    let output = database.pgoutbox(&["dead-letters", "show", &letters[0].id.to_string()]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("12345678901234567890.123"), "{output:?}");
+
+    let stdout = |arguments: &[&str]| {
+        let output = database.pgoutbox(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    assert_eq!(stdout(&["dead-letters", "list", "--json", "--since", "1h"]).lines().count(), 7);
+    assert_eq!(stdout(&["dead-letters", "redrive", "--dry-run"]), "5");
+    assert_eq!(
+        stdout(&["dead-letters", "redrive", "--subscription", "shop", "--max-rows", "2", "--json"]),
+        "{\"left\":3,\"redriven\":2}"
+    );
+    assert_eq!(stdout(&["dead-letters", "redrive"]), "3");
+    assert_eq!(stdout(&["dead-letters", "discard", "--dry-run"]), "2");
+    assert_eq!(stdout(&["dead-letters", "discard", "--yes"]), "2");
+    assert_eq!(operator.count_dead_letters(&all).await.unwrap().matching, 0);
+    assert_eq!(operator.subscription_status().await.unwrap()[0].backlog, 5);
+    assert!(matches!(operator.show_dead_letter(1).await, Ok(None)));
+    database.drop().await;
+}

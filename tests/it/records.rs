@@ -1,0 +1,164 @@
+//! What is kept of deliveries: dead letters, the attempt log, the status views.
+
+use pgoutbox::relay::{AttemptLog, Settings};
+use serde_json::json;
+
+use crate::{
+    support::{
+        Database, Good,
+        hostile::{Hostile, Mode},
+    },
+    webhook_relay::{once, publish, relay_settings, start, status, subscribe},
+};
+
+#[tokio::test]
+async fn a_dead_letter_is_redriven_even_when_its_event_has_left_the_log() {
+    let database = Database::new().await;
+    let (broken, mut good) = (Hostile::start(status(500)).await, Good::start().await);
+    subscribe(&database, "shop", "**", json!({"url": broken.url("/")}), once()).await;
+    let relay = start(&database, relay_settings("relay")).await;
+    publish(&database, "shop.kept", 1).await;
+    database
+        .execute("select outbox.publish('shop.dropped', '{\"total\": 12345678901234567890.10}', key => 'k', headers => '{\"a\": \"b\"}', organization => 'acme')")
+        .await;
+    database.eventually("select count(*) = 2 from outbox.dead_letters").await;
+    let same = "select count(*) from outbox.dead_letters as l join outbox.events as e on e.id = l.event_id
+                 where (l.position, l.created_at, l.topic, l.key, l.payload, l.headers, l.organization, l.priority)
+                       is not distinct from (e.position, e.created_at, e.topic, e.key, e.payload, e.headers, e.organization, e.priority)
+                   and l.subscription = 'shop' and l.reason = 'server_error' and l.status = 500 and l.answer = 'no' and l.attempts = 1";
+    assert_eq!(database.count(same).await, 2, "a dead letter needs nothing else");
+    let ids: Vec<String> =
+        sqlx::query_scalar("select event_id::text from outbox.dead_letters order by position")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+    database.execute("delete from outbox.events where topic = 'shop.dropped'").await;
+    subscribe(&database, "shop", "**", json!({"url": good.url}), once()).await;
+    assert_eq!(database.count("select outbox.redrive('shop')").await, 2);
+    let mut got = good.take(2).await;
+    got.sort_by_key(|one| one.id.clone());
+    assert_eq!(got.iter().map(|one| one.id.clone().unwrap()).collect::<Vec<_>>(), ids);
+    let dropped = got.iter().find(|one| one.topic.as_deref() == Some("shop.dropped")).unwrap();
+    assert!(dropped.body.contains("12345678901234567890.10"), "{}", dropped.body);
+    database.eventually("select not exists (select from outbox.deliveries) and not exists (select from outbox.dead_letters)").await;
+    assert_eq!(database.count("select outbox.redrive()").await, 0, "redriving twice sends once");
+    relay.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_discarded_dead_letter_is_gone_for_good_and_only_the_chosen_ones_are() {
+    let database = Database::new().await;
+    let (broken, refusing) = (Hostile::start(status(500)).await, Hostile::start(status(404)).await);
+    subscribe(&database, "broken", "**", json!({"url": broken.url("/")}), once()).await;
+    subscribe(&database, "refusing", "**", json!({"url": refusing.url("/")}), once()).await;
+    let relay = start(&database, relay_settings("relay")).await;
+    publish(&database, "a.b", 3).await;
+    database.eventually("select count(*) = 6 from outbox.dead_letters").await;
+    assert_eq!(database.count("select outbox.discard(error_like => '50_', max_rows => 2)").await, 2);
+    assert_eq!(database.count("select outbox.discard('broken')").await, 1);
+    assert_eq!(database.count("select outbox.discard(topic => 'c.**')").await, 0);
+    assert_eq!(
+        database.count("select count(*) from outbox.dead_letters where subscription = 'refusing'").await,
+        3
+    );
+    relay.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn the_attempt_log_holds_what_was_asked_for() {
+    for (log, delivered, failed) in
+        [(AttemptLog::All, 2, 2), (AttemptLog::Failures, 0, 2), (AttemptLog::Off, 0, 0)]
+    {
+        let database = Database::new().await;
+        let (broken, mut good) = (Hostile::start(status(500)).await, Good::start().await);
+        subscribe(&database, "broken", "**", json!({"url": broken.url("/")}), once()).await;
+        subscribe(&database, "good", "**", json!({"url": good.url}), json!({})).await;
+        let relay = start(&database, Settings { attempt_log: log, ..relay_settings("relay") }).await;
+        publish(&database, "a.b", 2).await;
+        good.take(2).await;
+        database.eventually("select count(*) = 2 from outbox.dead_letters").await;
+        assert!(relay.stop().await.complete);
+        let of = |outcome: &str| {
+            format!(
+                "select count(*) from outbox.attempts where outcome = '{outcome}' and relay = 'relay' and duration > '0'"
+            )
+        };
+        assert_eq!(
+            (database.count(of("delivered")).await, database.count(of("retry")).await),
+            (delivered, failed),
+            "{log:?}"
+        );
+        database.drop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_status_views_tell_pending_processing_completed_and_failed_apart() {
+    let database = Database::new().await;
+    let (hanging, broken, mut good) =
+        (Hostile::start(Mode::Hang).await, Hostile::start(status(500)).await, Good::start().await);
+    subscribe(&database, "paused", "t.pending", json!({"url": good.url}), json!({})).await;
+    subscribe(
+        &database,
+        "hanging",
+        "t.processing",
+        json!({"url": hanging.url("/"), "timeout": "60s"}),
+        json!({}),
+    )
+    .await;
+    subscribe(&database, "good", "t.completed", json!({"url": good.url}), json!({})).await;
+    subscribe(&database, "broken", "t.failed", json!({"url": broken.url("/")}), once()).await;
+    subscribe(
+        &database,
+        "retrying",
+        "t.retrying",
+        json!({"url": broken.url("/")}),
+        json!({"schedule": ["1h"]}),
+    )
+    .await;
+    database.execute("select outbox.pause('paused')").await;
+    let statuses = async || -> Vec<(String, String)> {
+        sqlx::query_as("select topic, status from outbox.event_status order by topic")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap()
+    };
+    let topics = ["t.completed", "t.failed", "t.pending", "t.processing", "t.retrying", "t.unwanted"];
+    for topic in topics {
+        publish(&database, topic, 1).await;
+    }
+    assert!(statuses().await.iter().all(|(_, status)| status == "pending"), "before any relay has seen them");
+    let relay = start(&database, relay_settings("relay")).await;
+    good.take(1).await;
+    database.eventually("select count(*) = 1 from outbox.dead_letters").await;
+    database
+        .eventually("select count(*) = 1 from outbox.deliveries where attempt = 1 and lease_token is null")
+        .await;
+    database.eventually("select count(*) = 3 from outbox.deliveries").await;
+    let expected = ["completed", "failed", "pending", "processing", "pending", "completed"];
+    let expected: Vec<_> =
+        topics.iter().zip(expected).map(|(topic, status)| ((*topic).to_owned(), status.to_owned())).collect();
+    assert_eq!(statuses().await, expected);
+    let rows: Vec<(String, i64, i64, i64, i64)> =
+        sqlx::query_as("select name, backlog, in_flight, retrying, dead_letters from outbox.subscription_status order by name")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+    let row = |name: &str, backlog, in_flight, retrying, dead| {
+        (name.to_owned(), backlog, in_flight, retrying, dead)
+    };
+    assert_eq!(
+        rows,
+        [
+            row("broken", 0, 0, 0, 1),
+            row("good", 0, 0, 0, 0),
+            row("hanging", 1, 1, 0, 0),
+            row("paused", 1, 0, 0, 0),
+            row("retrying", 1, 0, 1, 0)
+        ]
+    );
+    relay.stop().await;
+    database.drop().await;
+}

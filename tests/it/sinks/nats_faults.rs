@@ -1,0 +1,101 @@
+//! JetStream on a server that goes away, freezes, dies or is not there.
+
+use pgoutbox::delivery::{Outcome, Reason};
+
+use super::nats::{Nats, reason};
+use crate::{
+    sink_contract::Destination,
+    support::{
+        Database, Recorder, RelayBox,
+        deliveries::{connections, deliveries},
+        relay::settings,
+        server::eventually,
+    },
+};
+
+#[tokio::test]
+async fn a_server_that_was_away_gets_the_next_attempt_without_a_restart_of_ours() {
+    let mut nats = Nats::start().await;
+    let deliveries = deliveries(&nats.registry(), "nats", nats.config(), 3);
+    let outlet = &deliveries.outlet;
+    assert_eq!(outlet.send(&deliveries[..1]).await[0].outcome, Outcome::Delivered);
+    nats.server.stop();
+    let report = outlet.send(&deliveries[1..2]).await.remove(0);
+    assert_eq!(report.outcome.code(), "retry", "{report:?}");
+    nats.server.start_again().unwrap();
+    assert_eq!(outlet.send(&deliveries[2..]).await[0].outcome, Outcome::Delivered);
+    let ids: Vec<_> = nats.received().await.into_iter().map(|(id, _)| id).collect();
+    if !report.ambiguous {
+        assert_eq!(
+            ids,
+            [&deliveries[0], &deliveries[2]].map(|delivery| delivery.event.id.to_string()),
+            "what failed was not sent later"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_a_timeout_of_our_own_and_what_it_gets_later_was_ambiguous() {
+    let mut nats = Nats::start().await;
+    nats.more = "timeout = '300ms'".to_owned();
+    let deliveries = deliveries(&nats.registry(), "nats", nats.config(), 3);
+    let outlet = &deliveries.outlet;
+    outlet.send(&deliveries[..1]).await;
+    nats.server.freeze();
+    let reports = tokio::time::timeout(outlet.deadline(), outlet.send(&deliveries[1..])).await.unwrap();
+    assert_eq!(reason(&reports[1]), (Some(Reason::Timeout), true), "{reports:?}");
+    nats.server.thaw();
+    assert_eq!(outlet.send(&deliveries[1..]).await[0].outcome, Outcome::Delivered);
+    assert_eq!(nats.received().await.len(), 3, "its ids keep them single");
+}
+
+#[tokio::test]
+async fn a_server_killed_while_we_wait_is_noticed_at_once() {
+    let mut nats = Nats::start().await;
+    let deliveries = deliveries(&nats.registry(), "nats", nats.config(), 2);
+    let outlet = deliveries.outlet.clone();
+    outlet.send(&deliveries[..1]).await;
+    nats.server.freeze();
+    let began = std::time::Instant::now();
+    let killing = async {
+        tokio::task::yield_now().await;
+        nats.server.kill();
+    };
+    let (reports, ()) = tokio::join!(outlet.send(&deliveries[1..]), killing);
+    assert_eq!(reason(&reports[0]), (Some(Reason::BrokenAnswer), true), "{reports:?}");
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "long before its time is up");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_nats_that_is_down_at_the_start_costs_others_nothing_and_gets_everything_when_it_comes() {
+    let (database, recorder, mut nats) = (Database::new().await, Recorder::new(), Nats::start().await);
+    nats.server.stop();
+    database
+        .execute(
+            "select outbox.subscribe('far', array['**'], 'nats', config => '{\"subject\": \"events.all\"}', \
+             retry => '{\"initial\": \"100ms\", \"max\": \"500ms\", \"max_attempts\": 100}')",
+        )
+        .await;
+    database.execute("select outbox.subscribe('near', array['**'], 'recorder')").await;
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder
+            .settings(settings("relay"))
+            .sink(recorder.clone())
+            .connections(&connections(&nats.section()))
+            .unwrap()
+    })
+    .await;
+    database.execute("select outbox.publish('shop.orders.create', jsonb_build_object('n', n)) from generate_series(1, 300) as n").await;
+    recorder.wait_for(300).await;
+    eventually("only what is owed to nats is left", async || {
+        database.count("select count(*) from outbox.deliveries").await == 300
+    })
+    .await;
+    nats.server.start_again().unwrap();
+    eventually("everything is settled", async || {
+        database.count("select count(*) from outbox.deliveries").await == 0
+    })
+    .await;
+    assert_eq!(nats.received().await.len(), 300);
+    relay.stop().await;
+}
