@@ -14,7 +14,7 @@ mod capture; // a change of a captured table is an event, whoever made it and ho
 mod cli; // help, exit codes, what goes to which stream
 mod clients; // programs in other languages publish
 mod demo; // everything together, played to its end and interrupted
-mod docs; // the tables and examples of the manual against the code
+mod docs; // README and the book against the program: links, commands, names, tables, examples
 mod event_types; // payloads that do not fit, versions, and what a bad schema may cost
 mod faults; // what killed, cut off, panicking relays and crashing servers may cost
 mod filters; // match and filters: what they keep away, and what cannot be evaluated

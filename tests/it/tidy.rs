@@ -1,12 +1,10 @@
-//! The rooms, as far as a text search can tell; and lists that must equal the code. Never starts anything.
+//! The rooms, as far as a text search can tell, and the list of promises. Never starts anything.
 
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
-
-use pgoutbox::{delivery::Reason, relay::telemetry::METRICS};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -196,46 +194,6 @@ fn no_file_is_longer_than_four_hundred_lines_without_a_reason() {
             );
         }
     }
-}
-
-/// The rows between two markers are made from the code.
-fn assert_table(marker: &str, rows: impl Iterator<Item = (String, String)>) {
-    let path = root().join("README.md");
-    let readme = fs::read_to_string(&path).expect("README.md");
-    let (begin, end) = (format!("<!-- {marker}:begin -->"), format!("<!-- {marker}:end -->"));
-    let (before, rest) = readme.split_once(&begin).unwrap_or_else(|| panic!("README.md should hold {begin}"));
-    let (kept, after) = rest.split_once(&end).unwrap_or_else(|| panic!("README.md should hold {end}"));
-    let head = kept
-        .lines()
-        .take_while(|line| !line.starts_with("| `"))
-        .map(|line| format!("{line}\n"))
-        .collect::<String>();
-    let head = if head.trim().is_empty() { "\n| code | meaning |\n|---|---|\n".to_owned() } else { head };
-    let made = format!(
-        "{head}{}",
-        rows.map(|(code, meaning)| format!("| `{code}` | {} |\n", meaning.trim())).collect::<String>()
-    );
-    if std::env::var_os("UPDATE_README").is_some() {
-        fs::write(&path, format!("{before}{begin}{made}{end}{after}")).unwrap();
-    } else {
-        assert_eq!(
-            kept, made,
-            "the table {marker} of README.md should equal the code: UPDATE_README=1 cargo test --test it tidy"
-        );
-    }
-}
-
-/// One test for both, for both write the same file.
-#[test]
-fn the_tables_of_the_readme_equal_the_code() {
-    assert_table(
-        "reasons",
-        Reason::ALL.iter().map(|reason| (reason.code().to_owned(), reason.meaning().to_owned())),
-    );
-    assert_table(
-        "metrics",
-        METRICS.iter().map(|(name, meaning)| ((*name).to_owned(), (*meaning).to_owned())),
-    );
 }
 
 #[test]

@@ -1,0 +1,118 @@
+//! Tables that are made from the code: `UPDATE_DOCS=1 cargo test --test it docs::tables` writes them.
+
+use std::fs;
+
+use pgoutbox::telemetry::METRICS;
+
+use super::{
+    Page,
+    commands::{Binary, Help},
+    first_table, pgoutbox, root,
+};
+
+/// Compares what stands between two markers, or writes it.
+fn assert_table(name: &str, marker: &str, head: &str, rows: &[String]) {
+    let Page { text, .. } = Page::read(name);
+    let (begin, end) = (format!("<!-- {marker}:begin -->\n"), format!("<!-- {marker}:end -->"));
+    let (before, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("{name} should hold {begin}"));
+    let (kept, after) = rest.split_once(&end).unwrap_or_else(|| panic!("{name} should hold {end}"));
+    let line = format!("|{}", " --- |".repeat(head.matches('|').count() - 1));
+    let made = format!("{head}\n{line}\n{}\n", rows.join("\n"));
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(root().join(name), format!("{before}{begin}{made}{end}{after}")).unwrap();
+    } else {
+        assert_eq!(kept, made, "the table {marker} of {name}: UPDATE_DOCS=1 cargo test --test it docs::tables writes it");
+    }
+}
+
+/// A table that the program prints: two columns under their names.
+fn printed(text: &str) -> Vec<(&str, &str)> {
+    text.lines().skip(1).filter_map(|line| line.split_once("  ")).map(|(code, meaning)| (code, meaning.trim())).collect()
+}
+
+/// One test for all: several of them are in one file.
+#[test]
+fn the_tables_of_the_book_equal_the_code() {
+    let row = |(code, meaning): &(&str, &str)| format!("| `{code}` | {meaning} |");
+    let reasons = pgoutbox(&["explain"]);
+    let rows: Vec<_> = printed(&reasons).iter().map(row).collect();
+    assert!(rows.len() > 20, "{reasons}");
+    assert_table("docs/reference/reasons.md", "reasons", "| reason | meaning |", &rows);
+    let rows: Vec<_> = METRICS.iter().map(|(name, meaning)| row(&(name, meaning.trim()))).collect();
+    assert_table("docs/operate/metrics.md", "metrics", "| metric | meaning |", &rows);
+
+    let page = "docs/reference/command-line.md";
+    let help = pgoutbox(&["--help"]);
+    let (_, codes) = help.split_once("Exit codes:\n").unwrap();
+    let codes = codes.lines().map_while(|line| line.trim().split_once("  "));
+    let rows: Vec<_> = codes.map(|(code, meaning)| format!("| {code} | {meaning} |")).collect();
+    assert!(rows.len() >= 6, "{help}");
+    assert_table(page, "exit-codes", "| code | meaning |", &rows);
+    let mut rows = Vec::new();
+    add_commands(&Binary::default(), &[], &mut rows);
+    assert_table(page, "commands", "| command | does | options |", &rows);
+}
+
+/// A row for each command that does something.
+fn add_commands(binary: &Binary, path: &[String], rows: &mut Vec<String>) {
+    let help = binary.help(path);
+    for command in &help.commands {
+        add_commands(binary, &[path, std::slice::from_ref(command)].concat(), rows);
+    }
+    if help.commands.is_empty() {
+        let Help { about, usage, options, .. } = &*help;
+        let general = ["--config", "--database-url", "--help", "-h"];
+        let own = options.iter().filter(|option| !general.contains(&option.as_str())).map(|option| format!("`{option}`"));
+        let call = format!("{} {usage}", path.join(" "));
+        let row = format!("| `{}` | {} | {} |", call.trim(), about.replace('|', "\\|"), own.collect::<Vec<_>>().join(" "));
+        rows.push(row.replace("|  |", "| |"));
+    }
+}
+
+/// The parameters of a function, in order.
+fn parameters(function: &str) -> Vec<String> {
+    let schema = fs::read_to_string(root().join("sql/schema.sql")).unwrap();
+    let (_, rest) = schema.split_once(&format!("CREATE FUNCTION outbox.{function}(")).unwrap();
+    let (list, _) = rest.split_once(") RETURNS").unwrap();
+    list.split(", ").map(|one| one.split(' ').next().unwrap().trim_matches('"').to_owned()).collect()
+}
+
+#[test]
+fn the_tables_of_arguments_have_those_of_the_functions_and_no_other() {
+    for (page, section, function, but) in [
+        ("docs/publish.md", "## Arguments", "publish", ""),
+        ("docs/subscribe.md", "## Arguments", "subscribe", ""),
+        ("docs/capture.md", "## Options", "capture", "table"),
+        ("docs/event-types.md", "# Event types: what payloads look like", "event_type", ""),
+        ("docs/operate/dead-letters.md", "# Dead letters", "redrive", ""),
+    ] {
+        let mut documented = first_table(&Page::read(page).section(section).text);
+        let mut known = parameters(function);
+        known.retain(|name| name != but);
+        documented.sort();
+        known.sort();
+        assert_eq!(documented, known, "{page}: the arguments of outbox.{function}");
+    }
+}
+
+#[test]
+fn the_functions_of_the_book_are_those_that_operators_and_publishers_call() {
+    let schema = fs::read_to_string(root().join("sql/schema.sql")).unwrap();
+    let page = Page::read("docs/reference/sql.md");
+    for granted in schema.lines().filter_map(|line| line.strip_prefix("COMMENT ON FUNCTION outbox.")) {
+        let (name, _) = granted.split_once('(').unwrap();
+        let internal = ["call_function", "declare_handler"].contains(&name);
+        assert!(internal || page.text.contains(&format!("`outbox.{name}(")), "docs/reference/sql.md: outbox.{name} is missing");
+    }
+}
+
+#[test]
+fn the_figures_of_the_readme_are_those_of_the_book() {
+    let all = Page::read("docs/how-fast.md").text;
+    let readme = Page::read("README.md").section("## How fast").text;
+    let rows: Vec<_> = readme.lines().filter(|line| line.starts_with("| ")).collect();
+    assert!(rows.len() > 3);
+    for row in rows {
+        assert!(all.lines().any(|line| line == row), "docs/how-fast.md has no row like this one of README.md: {row}");
+    }
+}
