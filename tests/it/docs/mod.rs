@@ -2,6 +2,8 @@
 
 mod commands;
 mod examples;
+mod links;
+mod names;
 mod tables;
 
 use std::{
