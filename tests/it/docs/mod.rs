@@ -2,6 +2,7 @@
 
 mod commands;
 mod examples;
+mod five_minutes;
 mod links;
 mod names;
 mod tables;
