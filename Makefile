@@ -2,6 +2,7 @@
 # make test    install what is missing, then everything continuous integration checks
 # make check   the same without installing
 # make bench   measure, each figure beside its floor
+# make fuzz    the property tests with many more cases than in make test; CASES=100000
 # make clients the client libraries of other languages that tests run (tests/clients), into target/clients
 
 CARGO ?= cargo
@@ -9,10 +10,12 @@ ARGS ?=
 # Everything but kafka-tls, whose OpenSSL takes minutes to build: that one is only looked at.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp
 
-.PHONY: demo test check check-kafka-tls bench clients install install-brokers install-clients install-deny
+.PHONY: demo test check check-kafka-tls bench fuzz clients install install-brokers install-clients install-deny
 
+# Without the brokers, which the demo does not use, and with less optimisation: the first build is what one waits for.
 demo: install
-	$(CARGO) run --release --locked -- demo $(ARGS)
+	@if [ ! -x target/demo/pgoutbox ]; then echo "building pgoutbox; the first time takes two to three minutes on two cores"; fi
+	$(CARGO) run --profile demo --locked --no-default-features --features cli -- demo $(ARGS)
 
 test: install install-brokers install-deny clients
 	$(MAKE) check
@@ -20,6 +23,8 @@ test: install install-brokers install-deny clients
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets $(FEATURES) -- -D warnings
+	$(CARGO) check --locked --lib --no-default-features
+	$(CARGO) check --locked --lib --no-default-features --features testing
 	$(CARGO) test --locked $(FEATURES)
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps $(FEATURES)
 	$(CARGO) deny --locked check bans licenses sources
@@ -33,6 +38,11 @@ check:
 # TLS and SASL for Kafka: builds OpenSSL, which takes minutes, and so stands apart.
 check-kafka-tls:
 	$(CARGO) check --locked --lib --features kafka-tls
+
+# Property tests stand in the library alone; the one of captured values in the integration tests has its own limit.
+CASES ?= 100000
+fuzz: install
+	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --release --lib $(FEATURES)
 
 bench: install
 	$(CARGO) run --release --locked -- bench $(ARGS)

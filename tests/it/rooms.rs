@@ -106,7 +106,7 @@ fn the_public_names_are_those_of_the_committed_list() {
         let (statement, _) = statement.split_once(';').unwrap();
         leaves(statement, &mut names);
     }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/public-names.txt");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/public-names.txt");
     let made = names.into_iter().map(|name| format!("{name}\n")).collect::<String>();
     if std::env::var_os("UPDATE_TABLES").is_some() {
         std::fs::write(path, &made).unwrap();
@@ -114,7 +114,7 @@ fn the_public_names_are_those_of_the_committed_list() {
     let kept = std::fs::read_to_string(path).unwrap_or_default();
     assert_eq!(
         kept, made,
-        "docs/public-names.txt should equal src/lib.rs: UPDATE_TABLES=1 cargo test --test it rooms"
+        "tests/public-names.txt should equal src/lib.rs: UPDATE_TABLES=1 cargo test --test it rooms"
     );
 }
 

@@ -54,7 +54,9 @@ impl Help {
             }
             let words: Vec<&str> = line.split_whitespace().collect();
             match (section, words.first()) {
-                ("Commands:", Some(word)) if line.starts_with("  ") && !line.starts_with("   ") && *word != "help" => {
+                ("Commands:", Some(word))
+                    if line.starts_with("  ") && !line.starts_with("   ") && *word != "help" =>
+                {
                     help.commands.push((*word).to_owned());
                 }
                 ("Options:", Some(word)) if word.starts_with('-') && *word != "-" => {
@@ -92,14 +94,17 @@ fn commands(text: &str) -> Vec<Vec<String>> {
                 }
                 (None, '#') if word.is_empty() => break,
                 (None, '<') if rest.peek() == Some(&'<') => {
-                    document = Some(line.rsplit("<<").next().unwrap_or_default().trim_matches('\'').to_owned());
+                    document =
+                        Some(line.rsplit("<<").next().unwrap_or_default().trim_matches('\'').to_owned());
                     break;
                 }
                 (None, '|' | '&' | ';' | '(' | ')') => {
                     words.extend((!word.is_empty()).then(|| std::mem::take(&mut word)));
                     commands.push(std::mem::take(&mut words));
                 }
-                (None, c) if c.is_whitespace() => words.extend((!word.is_empty()).then(|| std::mem::take(&mut word))),
+                (None, c) if c.is_whitespace() => {
+                    words.extend((!word.is_empty()).then(|| std::mem::take(&mut word)))
+                }
                 (None, c) => word.push(c),
             }
         }
@@ -131,8 +136,9 @@ fn problem(binary: &Binary, words: &[String], whole: bool) -> Option<String> {
         return Some(format!("pgoutbox {} needs a subcommand", path.join(" ")));
     }
     let unknown = words.filter(|word| word.starts_with('-') && word.len() > 1);
-    let mut unknown =
-        unknown.map(|word| word.split('=').next().unwrap_or_default()).filter(|name| !help.options.iter().any(|one| one == name));
+    let mut unknown = unknown
+        .map(|word| word.split('=').next().unwrap_or_default())
+        .filter(|name| !help.options.iter().any(|one| one == name));
     unknown.next().map(|name| format!("pgoutbox {} has no option {name}", path.join(" ")))
 }
 
@@ -152,9 +158,18 @@ fn every_command_names_subcommands_and_options_that_the_binary_has() {
     let binary = Binary::default();
     let mut seen = 0;
     for page in documents() {
-        let blocks = page.blocks().into_iter().filter(|block| ["sh", "text", "ini"].contains(&block.language.as_str()));
+        let blocks = page
+            .blocks()
+            .into_iter()
+            .filter(|block| ["sh", "text", "ini"].contains(&block.language.as_str()));
         let texts = blocks
-            .map(|block| (block.line, if block.language == "text" { without_brackets(&block.text) } else { block.text }, true))
+            .map(|block| {
+                (
+                    block.line,
+                    if block.language == "text" { without_brackets(&block.text) } else { block.text },
+                    true,
+                )
+            })
             .chain(page.spans().into_iter().map(|(line, span)| (line, without_brackets(&span), false)));
         for (line, text, whole) in texts {
             for words in commands(&text).iter().filter_map(|words| behind(words, "pgoutbox")) {
@@ -180,11 +195,21 @@ fn every_target_of_make_exists() {
         .collect();
     let mut seen = 0;
     for page in documents() {
-        let blocks = page.blocks().into_iter().filter(|block| block.language == "sh").map(|block| (block.line, block.text));
+        let blocks = page
+            .blocks()
+            .into_iter()
+            .filter(|block| block.language == "sh")
+            .map(|block| (block.line, block.text));
         for (line, text) in blocks.chain(page.spans()) {
-            for words in commands(&text).iter().filter(|words| words.first().is_some_and(|word| word == "make")) {
+            for words in
+                commands(&text).iter().filter(|words| words.first().is_some_and(|word| word == "make"))
+            {
                 for target in words.iter().skip(1).filter(|word| !word.contains('=')) {
-                    assert!(targets.contains(target.as_str()), "{}, line {line}: there is no make {target}", page.name);
+                    assert!(
+                        targets.contains(target.as_str()),
+                        "{}, line {line}: there is no make {target}",
+                        page.name
+                    );
                     seen += 1;
                 }
             }

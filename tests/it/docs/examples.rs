@@ -18,7 +18,10 @@ const ROLES: &[(&str, &str)] = &[
     ("-- as a member of outbox_publisher", "create role {login} login in role outbox_publisher"),
     ("-- as a member of outbox_admin", "create role {login} login in role outbox_admin"),
     ("-- as a member of outbox_monitor", "create role {login} login in role outbox_monitor"),
-    ("-- as a member of outbox_publisher and outbox_admin", "create role {login} login in role outbox_publisher, outbox_admin"),
+    (
+        "-- as a member of outbox_publisher and outbox_admin",
+        "create role {login} login in role outbox_publisher, outbox_admin",
+    ),
     (
         "-- as the owner of the table and a member of outbox_publisher",
         "create role {login} login in role outbox_publisher; grant create on schema public to {login}",
@@ -42,7 +45,9 @@ impl<'a> Logins<'a> {
     async fn run(&mut self, place: &str, sql: &str) {
         let first = sql.lines().next().unwrap_or_default();
         let Some((kind, made_with)) = ROLES.iter().find(|(kind, _)| *kind == first) else {
-            panic!("{place}: a block of SQL begins with a line that says as whom it runs, one of ROLES; not {first:?}")
+            panic!(
+                "{place}: a block of SQL begins with a line that says as whom it runs, one of ROLES; not {first:?}"
+            )
         };
         if !self.made.contains_key(kind) {
             let login = format!("docs_{}_{}", self.made.len(), self.suffix);
@@ -69,7 +74,14 @@ fn known(refusal: &str) -> BTreeSet<String> {
     match refusal.split_once(" has ") {
         Some((_, list)) => list.split(", ").map(ToOwned::to_owned).collect(),
         // serde's words: expected one of `a`, `b`, or `a` or `b`.
-        None => refusal.split_once("expected").map_or("", |(_, list)| list).split('`').skip(1).step_by(2).map(ToOwned::to_owned).collect(),
+        None => refusal
+            .split_once("expected")
+            .map_or("", |(_, list)| list)
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(ToOwned::to_owned)
+            .collect(),
     }
 }
 
@@ -81,9 +93,15 @@ async fn the_table_of_each_sink_has_its_fields_and_no_other() {
     assert_eq!(documented, registry.kinds().collect::<BTreeSet<_>>());
     for (kind, page) in &pages {
         assert!(page.text.starts_with(&format!("# {kind}\n")), "{}: its heading is its kind", page.name);
-        let refusal = registry.bind(kind, &json!({ "no_such_field": 1, "url": "http://127.0.0.1/" })).unwrap_err();
+        let refusal =
+            registry.bind(kind, &json!({ "no_such_field": 1, "url": "http://127.0.0.1/" })).unwrap_err();
         let documented: BTreeSet<_> = first_table(&page.text).into_iter().collect();
-        assert_eq!(documented, known(&refusal), "the table of {}; the sink said: {refusal}", page.name);
+        assert_eq!(
+            documented,
+            known(refusal.as_str()),
+            "the table of {}; the sink said: {refusal}",
+            page.name
+        );
     }
 }
 
@@ -118,7 +136,10 @@ async fn the_example_of_each_sink_can_be_used() {
         }
     }
     let rows: Vec<(String, String, Value)> =
-        sqlx::query_as("select name, sink, config from outbox.subscriptions").fetch_all(&database.pool).await.unwrap();
+        sqlx::query_as("select name, sink, config from outbox.subscriptions")
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
     let exercised: BTreeSet<_> = rows.iter().map(|(_, sink, _)| sink.as_str()).collect();
     let all: BTreeSet<_> = registry.kinds().filter(|kind| *kind != "handler").collect();
     assert_eq!(exercised, all);
@@ -153,7 +174,13 @@ async fn every_piece_of_configuration_is_taken_and_every_file_of_subscriptions_c
                     .output();
                 check.unwrap()
             };
-            assert!(output.status.success(), "{}, line {}: {output:?}\n{}", page.name, block.line, block.text);
+            assert!(
+                output.status.success(),
+                "{}, line {}: {output:?}\n{}",
+                page.name,
+                block.line,
+                block.text
+            );
             seen += 1;
         }
     }
@@ -167,11 +194,16 @@ async fn the_events_of_the_current_transaction_are_those_with_its_id_also_across
     let database = Database::new().await;
     database.execute("select outbox.publish('earlier', '{}')").await;
     let mut connection = database.connection().await;
-    let published = "begin; select outbox.publish('first', '{}'); savepoint one; select outbox.publish('second', '{}');
+    let published =
+        "begin; select outbox.publish('first', '{}'); savepoint one; select outbox.publish('second', '{}');
                      release one; savepoint two; select outbox.publish('undone', '{}'); rollback to two";
     connection.execute(published).await.unwrap();
     let query = "select topic::text from outbox.events where xid = pg_current_xact_id() order by position";
-    assert!(Page::read("docs/test.md").text.contains("from outbox.events where xid = pg_current_xact_id() order by position;"));
+    assert!(
+        Page::read("docs/test.md")
+            .text
+            .contains("from outbox.events where xid = pg_current_xact_id() order by position;")
+    );
     let topics: Vec<String> = sqlx::query_scalar(query).fetch_all(&mut connection).await.unwrap();
     assert_eq!(topics, ["first", "second"]);
     connection.execute("rollback").await.unwrap();

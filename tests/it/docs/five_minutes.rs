@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use pgoutbox::private_postgres::{Options, PrivatePostgres};
+use pgoutbox::lab::private_postgres::{Options, PrivatePostgres};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -51,7 +51,9 @@ impl Reader {
             .replace("pgoutbox receive", &format!("exec pgoutbox receive --port {}", self.port))
             .replace("PGOUTBOX__EGRESS__ALLOW=", "exec env PGOUTBOX__EGRESS__ALLOW=");
         let binary = Path::new(env!("CARGO_BIN_EXE_pgoutbox")).parent().unwrap();
-        let path = std::env::join_paths([binary, self.server.programs(), Path::new("/usr/bin"), Path::new("/bin")]).unwrap();
+        let path =
+            std::env::join_paths([binary, self.server.programs(), Path::new("/usr/bin"), Path::new("/bin")])
+                .unwrap();
         let mut shell = Command::new("sh");
         shell
             .args(["-euc", &text])
@@ -67,7 +69,10 @@ impl Reader {
 
     /// Runs a block to its end.
     async fn paste(&self, block: &Block) -> Output {
-        timeout(LIMIT, self.shell(block).output()).await.unwrap_or_else(|_| panic!("not within {LIMIT:?}: {block:?}")).unwrap()
+        timeout(LIMIT, self.shell(block).output())
+            .await
+            .unwrap_or_else(|_| panic!("not within {LIMIT:?}: {block:?}"))
+            .unwrap()
     }
 
     /// The same; it must succeed. What it wrote to standard output.
@@ -119,13 +124,18 @@ impl Terminal {
                 let more = self.seen.1.notified();
                 tokio::pin!(more);
                 more.as_mut().enable();
-                if self.seen.0.lock().unwrap().iter().any(|line| words.iter().all(|word| line.contains(word))) {
+                if self.seen.0.lock().unwrap().iter().any(|line| words.iter().all(|word| line.contains(word)))
+                {
                     return;
                 }
                 more.await;
             }
         };
-        assert!(timeout(LIMIT, waiting).await.is_ok(), "{words:?} not within {LIMIT:?}: {:#?}", self.seen.0.lock().unwrap());
+        assert!(
+            timeout(LIMIT, waiting).await.is_ok(),
+            "{words:?} not within {LIMIT:?}: {:#?}",
+            self.seen.0.lock().unwrap()
+        );
     }
 
     async fn close(mut self) {
@@ -136,14 +146,20 @@ impl Terminal {
 fn steps<const N: usize>(page: &str, heading: &str) -> [Block; N] {
     let section = Page::read(page).section(heading);
     let blocks: Vec<_> = section.blocks().into_iter().filter(|block| block.language == "sh").collect();
-    blocks.try_into().unwrap_or_else(|blocks| panic!("{}: the test knows {N} blocks: {blocks:#?}", section.name))
+    blocks
+        .try_into()
+        .unwrap_or_else(|blocks| panic!("{}: the test knows {N} blocks: {blocks:#?}", section.name))
 }
 
 #[tokio::test]
 async fn five_minutes_on_your_own_database_work_as_they_are_printed_and_so_do_five_more() {
     let reader = Reader::new();
-    let [database, migrate, receive, run, subscribe, publish, status] = steps("README.md", "## Five minutes on your own database");
-    assert!(database.text.starts_with("cargo install --locked --path .\nsudo -u postgres psql "), "{database:?}");
+    let [database, migrate, receive, run, subscribe, publish, status] =
+        steps("README.md", "## Five minutes on your own database");
+    assert!(
+        database.text.starts_with("cargo install --locked --path .\nsudo -u postgres psql "),
+        "{database:?}"
+    );
     reader.works(&database).await;
     assert!(reader.works(&migrate).await.contains("0001_events\n"));
     let receiver = reader.terminal(&receive, "receiving webhooks at").await;

@@ -15,7 +15,8 @@ fn links(page: &Page) -> Vec<(String, String)> {
     // Backticks stay in a link's text; elsewhere a span could look like a link.
     let span = Regex::new("`[^`]*`").unwrap();
     let prose = page.prose();
-    let prose = span.replace_all(&prose, |found: &regex::Captures<'_>| found[0].replace(['(', ')', '[', ']'], " "));
+    let prose =
+        span.replace_all(&prose, |found: &regex::Captures<'_>| found[0].replace(['(', ')', '[', ']'], " "));
     link.captures_iter(&prose).map(|found| (found[1].to_owned(), found[2].to_owned())).collect()
 }
 
@@ -56,14 +57,21 @@ fn every_link_leads_to_a_file_and_a_heading_that_exist() {
         for (_, link) in links(page).into_iter().filter(|(_, link)| !link.contains("://")) {
             let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
             let folder = Path::new(&page.name).parent().unwrap();
-            let target = if file.is_empty() { Some(PathBuf::from(&page.name)) } else { resolved(folder, file) };
+            let target =
+                if file.is_empty() { Some(PathBuf::from(&page.name)) } else { resolved(folder, file) };
             let Some(target) = target.filter(|target| root().join(target).exists()) else {
                 panic!("{}: the link {link:?} leads nowhere", page.name)
             };
             if !anchor.is_empty() {
                 let other = pages.iter().find(|other| Path::new(&other.name) == target);
-                let other = other.unwrap_or_else(|| panic!("{}: {link:?} names a heading of no page", page.name));
-                assert!(anchors(other).contains(anchor), "{}: {} has no heading #{anchor}", page.name, other.name);
+                let other =
+                    other.unwrap_or_else(|| panic!("{}: {link:?} names a heading of no page", page.name));
+                assert!(
+                    anchors(other).contains(anchor),
+                    "{}: {} has no heading #{anchor}",
+                    page.name,
+                    other.name
+                );
             }
             seen += 1;
         }
@@ -80,7 +88,12 @@ fn the_index_and_the_summary_list_the_same_pages_and_all_of_them() {
     let summed: Vec<_> = links(&summary).into_iter().filter(inside).collect();
     assert_eq!(listed, summed, "docs/README.md and docs/SUMMARY.md");
     let headings = |page: &Page| -> Vec<String> {
-        page.prose().lines().filter(|line| line.starts_with('#')).skip(1).map(|line| line.replace('#', "")).collect()
+        page.prose()
+            .lines()
+            .filter(|line| line.starts_with('#'))
+            .skip(1)
+            .map(|line| line.replace('#', ""))
+            .collect()
     };
     assert_eq!(headings(&index), headings(&summary), "the parts of docs/README.md and docs/SUMMARY.md");
     let named: BTreeSet<_> = listed.iter().map(|(_, link)| link.clone()).collect();

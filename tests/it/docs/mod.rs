@@ -58,7 +58,8 @@ impl Page {
             match (&mut open, line.trim_start().strip_prefix("```")) {
                 (Some(_), Some("")) => blocks.extend(open.take().map(|(block, _)| block)),
                 (None, Some(language)) => {
-                    let block = Block { language: language.to_owned(), text: String::new(), line: number + 2 };
+                    let block =
+                        Block { language: language.to_owned(), text: String::new(), line: number + 2 };
                     open = Some((block, indent));
                 }
                 (Some((block, indent)), _) => {
@@ -92,7 +93,10 @@ impl Page {
     /// The text below a heading, down to the next one of the same level.
     fn section(&self, heading: &str) -> Self {
         let level = heading.split(' ').next().unwrap_or_default();
-        let begin = self.text.find(&format!("{heading}\n")).unwrap_or_else(|| panic!("{}: no {heading:?}", self.name));
+        let begin = self
+            .text
+            .find(&format!("{heading}\n"))
+            .unwrap_or_else(|| panic!("{}: no {heading:?}", self.name));
         let rest = &self.text[begin + heading.len()..];
         let end = rest.find(&format!("\n{level} ")).unwrap_or(rest.len());
         Self { name: format!("{}, {heading:?}", self.name), text: rest[..end].to_owned() }
@@ -142,6 +146,7 @@ fn pgoutbox(arguments: &[&str]) -> String {
 
 /// What stands in the first backticks of the rows of the first table whose first column has backticks.
 fn first_table(text: &str) -> Vec<String> {
-    let rows = text.lines().skip_while(|line| !line.starts_with("| `")).take_while(|line| line.starts_with("| `"));
+    let rows =
+        text.lines().skip_while(|line| !line.starts_with("| `")).take_while(|line| line.starts_with("| `"));
     rows.filter_map(|line| line.split('`').nth(1)).map(str::to_owned).collect()
 }

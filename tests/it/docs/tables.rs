@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use pgoutbox::telemetry::METRICS;
+use pgoutbox::relay::telemetry::METRICS;
 
 use super::{
     Page,
@@ -21,13 +21,20 @@ fn assert_table(name: &str, marker: &str, head: &str, rows: &[String]) {
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(root().join(name), format!("{before}{begin}{made}{end}{after}")).unwrap();
     } else {
-        assert_eq!(kept, made, "the table {marker} of {name}: UPDATE_DOCS=1 cargo test --test it docs::tables writes it");
+        assert_eq!(
+            kept, made,
+            "the table {marker} of {name}: UPDATE_DOCS=1 cargo test --test it docs::tables writes it"
+        );
     }
 }
 
 /// A table that the program prints: two columns under their names.
 fn printed(text: &str) -> Vec<(&str, &str)> {
-    text.lines().skip(1).filter_map(|line| line.split_once("  ")).map(|(code, meaning)| (code, meaning.trim())).collect()
+    text.lines()
+        .skip(1)
+        .filter_map(|line| line.split_once("  "))
+        .map(|(code, meaning)| (code, meaning.trim()))
+        .collect()
 }
 
 /// One test for all: several of them are in one file.
@@ -62,9 +69,17 @@ fn add_commands(binary: &Binary, path: &[String], rows: &mut Vec<String>) {
     if help.commands.is_empty() {
         let Help { about, usage, options, .. } = &*help;
         let general = ["--config", "--database-url", "--help", "-h"];
-        let own = options.iter().filter(|option| !general.contains(&option.as_str())).map(|option| format!("`{option}`"));
+        let own = options
+            .iter()
+            .filter(|option| !general.contains(&option.as_str()))
+            .map(|option| format!("`{option}`"));
         let call = format!("{} {usage}", path.join(" "));
-        let row = format!("| `{}` | {} | {} |", call.trim(), about.replace('|', "\\|"), own.collect::<Vec<_>>().join(" "));
+        let row = format!(
+            "| `{}` | {} | {} |",
+            call.trim(),
+            about.replace('|', "\\|"),
+            own.collect::<Vec<_>>().join(" ")
+        );
         rows.push(row.replace("|  |", "| |"));
     }
 }
@@ -102,7 +117,10 @@ fn the_functions_of_the_book_are_those_that_operators_and_publishers_call() {
     for granted in schema.lines().filter_map(|line| line.strip_prefix("COMMENT ON FUNCTION outbox.")) {
         let (name, _) = granted.split_once('(').unwrap();
         let internal = ["call_function", "declare_handler"].contains(&name);
-        assert!(internal || page.text.contains(&format!("`outbox.{name}(")), "docs/reference/sql.md: outbox.{name} is missing");
+        assert!(
+            internal || page.text.contains(&format!("`outbox.{name}(")),
+            "docs/reference/sql.md: outbox.{name} is missing"
+        );
     }
 }
 
@@ -113,6 +131,9 @@ fn the_figures_of_the_readme_are_those_of_the_book() {
     let rows: Vec<_> = readme.lines().filter(|line| line.starts_with("| ")).collect();
     assert!(rows.len() > 3);
     for row in rows {
-        assert!(all.lines().any(|line| line == row), "docs/how-fast.md has no row like this one of README.md: {row}");
+        assert!(
+            all.lines().any(|line| line == row),
+            "docs/how-fast.md has no row like this one of README.md: {row}"
+        );
     }
 }

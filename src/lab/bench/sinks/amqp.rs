@@ -8,7 +8,10 @@ use lapin::{
 };
 
 use super::{Far, LIMIT, attributes, payload};
-use crate::lab::private_server::{PrivateServer, rabbitmq};
+use crate::{
+    lab::private_server::{PrivateServer, rabbitmq},
+    sink,
+};
 
 pub(super) struct Server(PrivateServer, Connection, Channel);
 
@@ -45,8 +48,9 @@ impl Far for Server {
         Ok(Self(server, connection, channel))
     }
 
-    fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![("PGOUTBOX__SINKS__AMQP__URL", Self::url(&self.0))]
+    fn connection(&self) -> Option<sink::Connection> {
+        let config = crate::sinks::amqp::Config::new(Self::url(&self.0).into());
+        Some(sink::Connection::new::<crate::sinks::amqp::Amqp>(config, "default"))
     }
 
     async fn send(&self, events: u32, batch: u32) -> anyhow::Result<()> {

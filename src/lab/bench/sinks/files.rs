@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{Far, sql};
+use crate::sink::Connection;
 
 /// A folder of the benchmark's own, removed with it.
 pub(super) struct Folder {
@@ -37,8 +38,9 @@ impl Far for Folder {
         Ok(Self { path, seen: Mutex::default() })
     }
 
-    fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![("PGOUTBOX__SINKS__FILE__FOLDER", self.path.display().to_string())]
+    fn connection(&self) -> Option<Connection> {
+        let config = crate::sinks::file::Config { folder: self.path.clone() };
+        Some(Connection::new::<crate::sinks::file::File>(config, "default"))
     }
 
     async fn send(&self, events: u32, batch: u32) -> anyhow::Result<()> {

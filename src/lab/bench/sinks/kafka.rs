@@ -11,6 +11,7 @@ use rdkafka::{
 };
 
 use super::{Far, LIMIT, attributes, payload};
+use crate::sink::Connection;
 
 /// The cluster, and who counts what it has.
 pub(super) struct Server(MockCluster<'static, DefaultProducerContext>, Arc<BaseConsumer>);
@@ -28,8 +29,10 @@ impl Far for Server {
         Ok(Self(cluster, Arc::new(consumer)))
     }
 
-    fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![("PGOUTBOX__SINKS__KAFKA__BROKERS", self.0.bootstrap_servers())]
+    fn connection(&self) -> Option<Connection> {
+        let brokers = self.0.bootstrap_servers().split(',').map(str::to_owned).collect();
+        let config = crate::sinks::kafka::Config { brokers, ..Default::default() };
+        Some(Connection::new::<crate::sinks::kafka::Kafka>(config, "default"))
     }
 
     async fn send(&self, events: u32, batch: u32) -> anyhow::Result<()> {

@@ -8,10 +8,7 @@ mod kafka;
 mod files;
 mod sql;
 
-use std::{
-    ffi::OsString,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     Row, per_second,
@@ -20,11 +17,7 @@ use super::{
     stage::{Database, Stage, TOPIC, payload},
     within,
 };
-use crate::{
-    cli::config::{Config, Sources},
-    lab::private_server,
-    sinks,
-};
+use crate::{lab::private_server, sink::Connection};
 
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -43,8 +36,8 @@ trait Far: Sized {
         let _ = database;
         std::future::ready(Ok(())).await
     }
-    /// The operator's settings, as variables.
-    fn settings(&self) -> Vec<(&'static str, String)>;
+    /// How the relay reaches it; `None` where it needs no connection of its own.
+    fn connection(&self) -> Option<Connection>;
     /// Sends events in batches and waits for the confirmation of each batch before the next.
     async fn send(&self, events: u32, batch: u32) -> anyhow::Result<()>;
     /// How many it has.
@@ -104,11 +97,8 @@ async fn through_the_relay<F: Far>(stage: &Stage, far: &F, permits: Permits) -> 
     far.prepare(&database).await?;
     database.subscribe("far", F::KIND, F::CONFIG.to_owned()).await?;
     database.fill(stage.sizes.sink_events).await?;
-    let mut environment: Vec<(OsString, OsString)> =
-        vec![("DATABASE_URL".into(), "postgres://localhost/unused".into())];
-    environment.extend(far.settings().into_iter().map(|(name, value)| (name.into(), value.into())));
-    let config = Config::load(&Sources { environment, ..Sources::default() }, sinks::CONFIGURED)?;
-    let relay = Running::start_with(&database, permits, |builder| builder.connections(&config.sinks)).await?;
+    let connections: Vec<Connection> = far.connection().into_iter().collect();
+    let relay = Running::start_with(&database, permits, |builder| builder.connections(&connections)).await?;
     within(LIMIT, "draining to a broker", async {
         let mut looks = tokio::time::interval(Duration::from_millis(5));
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -139,7 +129,10 @@ mod redis {
     //! Redis, without a disk.
 
     use super::{Far, attributes, payload};
-    use crate::lab::private_server::{Kind, PrivateServer};
+    use crate::{
+        lab::private_server::{Kind, PrivateServer},
+        sink::Connection,
+    };
 
     pub(super) struct Server(PrivateServer, ::redis::aio::MultiplexedConnection);
 
@@ -163,8 +156,10 @@ mod redis {
             Ok(Self(server, client.get_multiplexed_async_connection_with_config(&config).await?))
         }
 
-        fn settings(&self) -> Vec<(&'static str, String)> {
-            vec![("PGOUTBOX__SINKS__REDIS__URL", format!("redis://127.0.0.1:{}", self.0.port()))]
+        fn connection(&self) -> Option<Connection> {
+            let url = format!("redis://127.0.0.1:{}", self.0.port());
+            let config = crate::sinks::redis::Config::new(url.into());
+            Some(Connection::new::<crate::sinks::redis::Redis>(config, "default"))
         }
 
         async fn send(&self, events: u32, batch: u32) -> anyhow::Result<()> {
@@ -204,7 +199,10 @@ mod nats {
     use async_nats::jetstream;
 
     use super::{Far, attributes, payload};
-    use crate::lab::private_server::{Kind, PrivateServer};
+    use crate::{
+        lab::private_server::{Kind, PrivateServer},
+        sink::Connection,
+    };
 
     pub(super) struct Server(PrivateServer, jetstream::Context);
 
@@ -236,8 +234,10 @@ mod nats {
             Ok(Self(server, jetstream))
         }
 
-        fn settings(&self) -> Vec<(&'static str, String)> {
-            vec![("PGOUTBOX__SINKS__NATS__SERVERS", format!("nats://127.0.0.1:{}", self.0.port()))]
+        fn connection(&self) -> Option<Connection> {
+            let server = format!("nats://127.0.0.1:{}", self.0.port());
+            let config = crate::sinks::nats::Config::new(vec![server]);
+            Some(Connection::new::<crate::sinks::nats::Nats>(config, "default"))
         }
 
         async fn send(&self, events: u32, batch: u32) -> anyhow::Result<()> {

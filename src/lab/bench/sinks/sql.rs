@@ -7,6 +7,7 @@ use sqlx::{Executor as _, PgPool};
 use super::{Database, Far, TOPIC, attributes, payload};
 use crate::{
     lab::private_postgres::{Options, PrivatePostgres},
+    sink::Connection,
     sinks::postgres::INBOX,
 };
 
@@ -52,8 +53,9 @@ impl Far for Inbox {
         Ok(Self(server, pool))
     }
 
-    fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![("PGOUTBOX__SINKS__POSTGRES__URL", self.0.url("far"))]
+    fn connection(&self) -> Option<Connection> {
+        let config = crate::sinks::postgres::Config::new(self.0.url("far").into());
+        Some(Connection::new::<crate::sinks::postgres::Postgres>(config, "default"))
     }
 
     async fn send(&self, events: u32, batch: u32) -> anyhow::Result<()> {
@@ -101,8 +103,8 @@ impl Far for Called {
         Ok(())
     }
 
-    fn settings(&self) -> Vec<(&'static str, String)> {
-        Vec::new()
+    fn connection(&self) -> Option<Connection> {
+        None
     }
 
     async fn send(&self, events: u32, batch: u32) -> anyhow::Result<()> {
