@@ -37,6 +37,7 @@
     not(feature = "internals"),
     allow(
         dead_code,
+        unused_imports,
         unreachable_pub,
         reason = "what only the command line and the tests use is checked where it is built"
     )
