@@ -1,0 +1,52 @@
+//! The event that everybody posts: the same shape and some 320 bytes for all.
+
+use std::env;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+/// `type` of every body.
+pub(crate) const TOPIC: &str = "bench.orders.created";
+/// `timestamp` of every body that does not come from pgoutbox, which writes its own.
+pub(crate) const TIMESTAMP: &str = "2026-01-01T00:00:00.000000Z";
+/// Length of the padding, which makes a body 320 bytes long, a few more or less.
+pub(crate) const PADDING: usize = 210;
+
+/// A body, and what a job carries.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Event {
+    r#type: String,
+    timestamp: String,
+    data: Data,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Data {
+    n: usize,
+    padding: String,
+}
+
+impl Event {
+    /// Number `n` of the backlog, which begins at 1.
+    pub(crate) fn new(n: usize) -> Self {
+        Self { r#type: TOPIC.to_owned(), timestamp: TIMESTAMP.to_owned(), data: Data { n, padding: "x".repeat(PADDING) } }
+    }
+}
+
+/// Settings of a process, as its environment: where the database and the receiver are, and what the backlog is.
+pub(crate) fn environment(database: &str, receiver: &str, jobs: usize) -> Vec<(&'static str, String)> {
+    vec![
+        ("DATABASE_URL", database.to_owned()),
+        ("RECEIVER_URL", receiver.to_owned()),
+        ("JOBS", jobs.to_string()),
+        ("TOPIC", TOPIC.to_owned()),
+        ("TIMESTAMP", TIMESTAMP.to_owned()),
+        ("PADDING", PADDING.to_string()),
+    ]
+}
+
+/// One of these settings.
+#[expect(clippy::disallowed_methods, reason = "a part of the measurement gets its settings from the process that starts it")]
+pub(crate) fn setting(name: &str) -> anyhow::Result<String> {
+    env::var(name).with_context(|| format!("reading {name}"))
+}

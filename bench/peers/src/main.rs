@@ -1,0 +1,76 @@
+//! pgoutbox beside tuned job queues: one backlog, one PostgreSQL, one receiver, one run. `make bench-peers`; see README.md.
+//!
+//! Without a subcommand it measures. With one it is a part of what is measured, in a process of its own: the bare client,
+//! and the worker of the Rust port of graphile-worker.
+
+mod event;
+mod receiver;
+mod process;
+mod postgres;
+mod systems;
+mod floor;
+mod rust_worker;
+mod measure;
+mod machine;
+mod report;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Measures pgoutbox beside tuned job queues.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    part: Option<Part>,
+    #[command(flatten)]
+    options: measure::Options,
+}
+
+/// What this program starts itself for.
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// Posts bodies without a database.
+    #[command(hide = true)]
+    Floor { at_once: usize },
+    /// Adds a backlog of jobs for the Rust port of graphile-worker.
+    #[command(hide = true)]
+    RustFill,
+    /// Works it off until SIGTERM.
+    #[command(hide = true)]
+    RustRun,
+}
+
+/// Where this folder and the build folder of the project are.
+fn project() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let runtime = match arguments.part {
+        // Children are signalled when the thread that started them ends: the main thread lives longest.
+        None => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
+        Some(_) => tokio::runtime::Runtime::new()?,
+    };
+    runtime.block_on(async {
+        match arguments.part {
+            None => measure(arguments.options).await,
+            Some(Part::Floor { at_once }) => floor::run(at_once).await,
+            Some(Part::RustFill) => rust_worker::fill().await,
+            Some(Part::RustRun) => rust_worker::run().await,
+        }
+    })
+}
+
+async fn measure(options: measure::Options) -> anyhow::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        // Dropped with all it holds when a signal comes first: workers, receiver, PostgreSQL and its directory.
+        measured = measure::run(&options) => measured,
+        _ = interrupt.recv() => anyhow::bail!("interrupted; everything is stopped and removed"),
+        _ = terminate.recv() => anyhow::bail!("terminated; everything is stopped and removed"),
+    }
+}

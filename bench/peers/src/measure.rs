@@ -1,0 +1,332 @@
+//! Rounds in which the systems take turns, and for each one kill. Every measurement has a database and a receiver of its own.
+
+use std::{
+    path::{PathBuf, absolute},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use rustix::process::Signal;
+
+use crate::{
+    machine,
+    postgres::Postgres,
+    process::{Process, Program},
+    receiver::Receiver,
+    report::{Report, Result},
+    systems::{self, Files, LOGIN, Plan, Role, Shows, Site, Step, System},
+};
+
+/// How long a schema and a backlog may take.
+const PREPARE: Duration = Duration::from_secs(300);
+/// How long a stop may take before it becomes a kill.
+const STOP: Duration = Duration::from_secs(30);
+/// No request for so long: what can be sent without waiting for a lock has been sent.
+const QUIET: Duration = Duration::from_secs(6);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Events of the backlog.
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) jobs: u32,
+    /// Rounds.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) rounds: u32,
+    /// Only these systems, beside the floor: a part of the name; repeatable.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Kill nobody.
+    #[arg(long)]
+    no_kill: bool,
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+    /// How long one drain may take (seconds).
+    #[arg(long, default_value_t = 300)]
+    limit: u64,
+    /// The binary of pgoutbox; otherwise the release build of this checkout.
+    #[arg(long)]
+    pgoutbox: Option<PathBuf>,
+    /// Where npm has installed; otherwise target/peers/node of this checkout.
+    #[arg(long)]
+    node: Option<PathBuf>,
+}
+
+/// What one drain measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Drain {
+    /// Events per second at the receiver, from the first request to the last event.
+    pub(crate) rate: f64,
+    /// From the start of the process to the first request.
+    pub(crate) start: Duration,
+    /// From the last event to nothing left in the database.
+    pub(crate) settled: Duration,
+    pub(crate) repeated: usize,
+    /// Mean length of a body (bytes).
+    pub(crate) body: u64,
+    /// Processor time of the workers and of PostgreSQL.
+    pub(crate) worker_cpu: Duration,
+    pub(crate) postgres_cpu: Duration,
+}
+
+/// What one kill cost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kill {
+    /// Events that had come.
+    pub(crate) at: usize,
+    /// What the database said was held.
+    pub(crate) held: i64,
+    /// Events that came again in the end.
+    pub(crate) repeated: usize,
+    /// Events that came only after the locks had ended.
+    pub(crate) late: usize,
+    /// From the kill until everything had come; nothing where locks were ended by hand.
+    pub(crate) whole: Option<Duration>,
+}
+
+pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
+    if cfg!(debug_assertions) {
+        say("this is a debug build: its figures mean nothing; use make bench-peers");
+    }
+    let target = crate::project().canonicalize()?.join("target");
+    let files = Files {
+        pgoutbox: absolute(options.pgoutbox.clone().unwrap_or_else(|| target.join("release/pgoutbox")))?,
+        node: absolute(options.node.clone().unwrap_or_else(|| target.join("peers/node")))?,
+    };
+    let wanted = |system: &System| {
+        system.role == Role::Floor || options.only.is_empty() || options.only.iter().any(|part| system.name.contains(part.as_str()))
+    };
+    let systems: Vec<System> = systems::all().into_iter().filter(wanted).collect();
+    let mut results = Vec::new();
+    for system in &systems {
+        results.push(Result::new(system, (system.version)(&files)?));
+    }
+    say("starting a private PostgreSQL in a temporary directory, fsync on");
+    let postgres = Postgres::start().await?;
+    let stage = Stage { postgres, files, options };
+    let machine = machine::describe(&stage.postgres, options).await?;
+    for round in 0..options.rounds as usize {
+        // Who comes first changes with each round.
+        for turn in 0..systems.len() {
+            let at = (round + turn) % systems.len();
+            say(&format!("round {} of {}: {}", round + 1, options.rounds, systems[at].name));
+            let drained = stage.drain(&systems[at]).await;
+            results[at].drained(drained);
+        }
+    }
+    for (system, result) in systems.iter().zip(&mut results) {
+        if system.role != Role::Floor && !options.no_kill {
+            say(&format!("killing {} in the middle", system.name));
+            result.killed(stage.kill(system).await);
+        }
+    }
+    drop(stage);
+    Report { json: options.json, machine, results }.print()
+}
+
+struct Stage<'a> {
+    postgres: Postgres,
+    files: Files,
+    options: &'a Options,
+}
+
+/// A database with a backlog, and a receiver.
+struct Backlog {
+    database: Option<String>,
+    receiver: Receiver,
+    plan: Plan,
+}
+
+impl Stage<'_> {
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.options.limit)
+    }
+
+    async fn drain(&self, system: &System) -> anyhow::Result<Drain> {
+        let backlog = self.prepare(system).await?;
+        let tally = backlog.receiver.tally();
+        let (began, postgres_before) = (Instant::now(), self.postgres.cpu());
+        let mut workers = self.start(&backlog.plan.workers)?;
+        self.arrived(&backlog, &mut workers).await?;
+        let (first, last) = tally.span();
+        self.finished(&backlog).await?;
+        let settled = last.elapsed();
+        let worker_cpu = workers.iter().map(Process::cpu).sum();
+        let postgres_cpu = self.postgres.cpu().saturating_sub(postgres_before);
+        stop(workers).await?;
+        anyhow::ensure!(tally.strange() == 0, "{} requests were no event of the backlog", tally.strange());
+        let drain = Drain {
+            rate: f64::from(self.options.jobs) / (last - first).as_secs_f64(),
+            start: first - began,
+            settled,
+            repeated: tally.repeated(),
+            body: tally.body(),
+            worker_cpu,
+            postgres_cpu,
+        };
+        self.discard(backlog).await?;
+        Ok(drain)
+    }
+
+    async fn kill(&self, system: &System) -> anyhow::Result<Kill> {
+        let backlog = self.prepare(system).await?;
+        let (tally, jobs) = (backlog.receiver.tally(), self.options.jobs as usize);
+        let shows = backlog.plan.shows.context("only what has a database is killed")?;
+        let mut workers = self.start(&backlog.plan.workers)?;
+        self.until(&mut workers, "half of the backlog", || tally.distinct() >= jobs / 2).await?;
+        workers.iter_mut().for_each(Process::kill);
+        let killed = Instant::now();
+        let held = self.postgres.number(&backlog.name()?, shows.held).await?;
+        let at = tally.distinct();
+
+        let mut workers = self.start(&backlog.plan.workers)?;
+        let (mut late, mut whole) = (0, None);
+        match shows.release {
+            None => {
+                self.arrived(&backlog, &mut workers).await?;
+                whole = Some(tally.span().1 - killed);
+            }
+            Some(release) => {
+                self.quiet(&backlog, &mut workers).await?;
+                late = jobs - tally.distinct();
+                self.postgres.execute(&backlog.name()?, release).await?;
+                self.arrived(&backlog, &mut workers).await?;
+            }
+        }
+        self.finished(&backlog).await?;
+        stop(workers).await?;
+        let kill = Kill { at, held, repeated: tally.repeated(), late, whole };
+        self.discard(backlog).await?;
+        Ok(kill)
+    }
+
+    /// A fresh database, its schema and backlog, written out and known to the planner.
+    async fn prepare(&self, system: &System) -> anyhow::Result<Backlog> {
+        let receiver = Receiver::start(self.options.jobs as usize)?;
+        let name = "peers";
+        let site = Site {
+            files: self.files.clone(),
+            jobs: self.options.jobs as usize,
+            receiver: receiver.url(),
+            database: self.postgres.url(name),
+            login_database: self.postgres.url_as(LOGIN, name),
+            folder: self.postgres.folder().to_owned(),
+        };
+        let plan = (system.plan)(&site);
+        let mut backlog = Backlog { database: None, receiver, plan };
+        if backlog.plan.shows.is_none() {
+            return Ok(backlog);
+        }
+        // Left behind when a measurement failed.
+        self.postgres.execute("postgres", &format!("drop database if exists {name} with (force)")).await?;
+        self.postgres.execute("postgres", &format!("create database {name}")).await?;
+        backlog.database = Some(name.to_owned());
+        for step in &backlog.plan.prepare {
+            match step {
+                Step::Run(program) => program.run(self.postgres.folder(), PREPARE).await?,
+                Step::Execute(statement) => self.postgres.execute(name, statement).await?,
+            }
+        }
+        self.postgres.execute(name, "vacuum (analyze)").await?;
+        self.postgres.execute(name, "checkpoint").await?;
+        Ok(backlog)
+    }
+
+    async fn discard(&self, backlog: Backlog) -> anyhow::Result<()> {
+        match &backlog.database {
+            // Dropping checkpoints, which keeps what was written so far out of the next measurement.
+            Some(name) => self.postgres.execute("postgres", &format!("drop database {name} with (force)")).await,
+            None => Ok(()),
+        }
+    }
+
+    fn start(&self, workers: &[Program]) -> anyhow::Result<Vec<Process>> {
+        workers.iter().map(|worker| worker.start(self.postgres.folder())).collect()
+    }
+
+    /// Waits until every event has come.
+    async fn arrived(&self, backlog: &Backlog, workers: &mut [Process]) -> anyhow::Result<()> {
+        let (tally, jobs) = (backlog.receiver.tally(), self.options.jobs as usize);
+        self.until(workers, "the whole backlog", || tally.distinct() >= jobs).await
+    }
+
+    /// Waits until no request comes any more. Also when everything has come: a worker that runs may still hold what it has sent,
+    /// and ending its locks would make repetitions that no kill has caused.
+    async fn quiet(&self, backlog: &Backlog, workers: &mut [Process]) -> anyhow::Result<()> {
+        let tally = backlog.receiver.tally();
+        let (mut requests, mut since) = (0, Instant::now());
+        self.until(workers, "an end of the requests", || {
+            let now = tally.distinct() + tally.repeated();
+            if now != requests {
+                (requests, since) = (now, Instant::now());
+            }
+            since.elapsed() >= QUIET
+        })
+        .await
+    }
+
+    /// Looks every millisecond; ends early when a worker has ended although it was not done.
+    async fn until(&self, workers: &mut [Process], what: &str, mut reached: impl FnMut() -> bool) -> anyhow::Result<()> {
+        let mut looks = tokio::time::interval(Duration::from_millis(1));
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let deadline = Instant::now() + self.limit();
+        let mut look: u64 = 0;
+        loop {
+            if reached() {
+                return Ok(());
+            }
+            look += 1;
+            if look.is_multiple_of(100) {
+                for worker in workers.iter_mut() {
+                    if !worker.runs() && !reached() {
+                        anyhow::bail!("waiting for {what}: a worker ended: {}", worker.end_of_log());
+                    }
+                }
+            }
+            if Instant::now() > deadline {
+                let logs: Vec<String> = workers.iter().map(Process::end_of_log).collect();
+                anyhow::bail!("waiting for {what}: not within {} s: {}", self.options.limit, logs.join(" || "));
+            }
+            looks.tick().await;
+        }
+    }
+
+    /// Waits until the database shows nothing left.
+    async fn finished(&self, backlog: &Backlog) -> anyhow::Result<()> {
+        let Some(Shows { left, .. }) = backlog.plan.shows else { return Ok(()) };
+        let name = backlog.name()?;
+        let wait = tokio::time::timeout(self.limit(), async {
+            let mut looks = tokio::time::interval(Duration::from_millis(20));
+            looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            while self.postgres.number(&name, left).await? > 0 {
+                looks.tick().await;
+            }
+            anyhow::Ok(())
+        });
+        wait.await.context("everything has come, and the database does not say so in time")?
+    }
+}
+
+impl Backlog {
+    fn name(&self) -> anyhow::Result<String> {
+        self.database.clone().context("it has a database")
+    }
+}
+
+async fn stop(workers: Vec<Process>) -> anyhow::Result<()> {
+    for mut worker in workers {
+        if worker.runs() {
+            worker.signal(Signal::TERM)?;
+            // One that does not stop is killed, and has been measured.
+            if let Err(error) = worker.ended(STOP).await {
+                say(&format!("{error:#}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One line of talk.
+fn say(text: &str) {
+    eprintln!("{text}");
+}
