@@ -3,6 +3,7 @@
 # make check   the same without installing
 # make bench   measure, each figure beside its floor
 # make fuzz    the property tests with many more cases than in make test; CASES=100000
+# make bench-peers   measure pgoutbox beside tuned job queues, which it installs from their registries into target/peers (bench/peers)
 # make clients the client libraries of other languages that tests run (tests/clients), into target/clients
 
 CARGO ?= cargo
@@ -10,7 +11,7 @@ ARGS ?=
 # Everything but kafka-tls, whose OpenSSL takes minutes to build: that one is only looked at.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp
 
-.PHONY: demo test check check-kafka-tls bench fuzz clients install install-brokers install-clients install-deny
+.PHONY: demo test check check-kafka-tls bench bench-peers fuzz clients install install-brokers install-clients install-peers install-deny
 
 # Without the brokers, which the demo does not use, and with less optimisation: the first build is what one waits for.
 demo: install
@@ -46,6 +47,11 @@ fuzz: install
 
 bench: install
 	$(CARGO) run --release --locked -- bench $(ARGS)
+
+# Not part of the tests: needs the registries of crates.io and npm once.
+bench-peers: install install-peers
+	$(CARGO) build --release --locked
+	$(CARGO) run --release --locked --manifest-path bench/peers/Cargo.toml --target-dir target/peers/build -- $(ARGS)
 
 # Installs the Debian packages named in $missing, or says which they are.
 define install_missing
@@ -116,6 +122,21 @@ clients: install-clients
 		cp tests/clients/package.json tests/clients/package-lock.json tests/clients/.npmrc target/clients/ && \
 		(cd target/clients && npm ci --loglevel=error) && \
 		cp tests/clients/package-lock.json target/clients/package-lock.installed; \
+	fi
+
+# The job queues of npm and the Node they run on. Does nothing, and needs no network, while the copy of the list beside what was
+# installed equals that in bench/peers/node.
+install-peers:
+	@missing=""; \
+	command -v node >/dev/null || missing="$$missing nodejs"; \
+	command -v npm >/dev/null || missing="$$missing npm"; \
+	$(install_missing)
+	@mkdir -p target/peers/node && cp bench/peers/node/*.mjs target/peers/node/
+	@if ! cmp -s bench/peers/node/package-lock.json target/peers/node/package-lock.installed; then \
+		echo "installing npm packages of bench/peers/node/package-lock.json into target/peers/node/node_modules"; \
+		cp bench/peers/node/package.json bench/peers/node/package-lock.json bench/peers/node/.npmrc target/peers/node/ && \
+		(cd target/peers/node && npm ci --loglevel=error) && \
+		cp bench/peers/node/package-lock.json target/peers/node/package-lock.installed; \
 	fi
 
 install-deny:
