@@ -29,7 +29,11 @@ struct Data {
 impl Event {
     /// Number `n` of the backlog, which begins at 1.
     pub(crate) fn new(n: usize) -> Self {
-        Self { r#type: TOPIC.to_owned(), timestamp: TIMESTAMP.to_owned(), data: Data { n, padding: "x".repeat(PADDING) } }
+        Self {
+            r#type: TOPIC.to_owned(),
+            timestamp: TIMESTAMP.to_owned(),
+            data: Data { n, padding: "x".repeat(PADDING) },
+        }
     }
 }
 
@@ -46,7 +50,10 @@ pub(crate) fn environment(database: &str, receiver: &str, jobs: usize) -> Vec<(&
 }
 
 /// One of these settings.
-#[expect(clippy::disallowed_methods, reason = "a part of the measurement gets its settings from the process that starts it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a part of the measurement gets its settings from the process that starts it"
+)]
 pub(crate) fn setting(name: &str) -> anyhow::Result<String> {
     env::var(name).with_context(|| format!("reading {name}"))
 }

@@ -82,8 +82,14 @@ fn signed() -> HeaderMap {
     HeaderMap::from_iter([
         (CONTENT_TYPE, HeaderValue::from_static("application/json")),
         (USER_AGENT, HeaderValue::from_static("pgoutbox/0.1.0")),
-        ("webhook-id".parse().expect("a name"), HeaderValue::from_static("01900000-0000-7000-8000-000000000000")),
+        (
+            "webhook-id".parse().expect("a name"),
+            HeaderValue::from_static("01900000-0000-7000-8000-000000000000"),
+        ),
         ("webhook-timestamp".parse().expect("a name"), HeaderValue::from_static("1767225600")),
-        ("webhook-signature".parse().expect("a name"), HeaderValue::from_static("v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")),
+        (
+            "webhook-signature".parse().expect("a name"),
+            HeaderValue::from_static("v1,AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+        ),
     ])
 }

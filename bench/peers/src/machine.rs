@@ -10,8 +10,15 @@ use crate::{
 };
 
 /// Settings of PostgreSQL that decide about figures; all are defaults.
-const SETTINGS: [&str; 7] =
-    ["fsync", "synchronous_commit", "full_page_writes", "wal_level", "shared_buffers", "max_wal_size", "autovacuum"];
+const SETTINGS: [&str; 7] = [
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "wal_level",
+    "shared_buffers",
+    "max_wal_size",
+    "autovacuum",
+];
 
 pub(crate) async fn describe(postgres: &Postgres, options: &Options) -> anyhow::Result<Value> {
     let mut settings = Map::new();

@@ -94,7 +94,9 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
         node: absolute(options.node.clone().unwrap_or_else(|| target.join("peers/node")))?,
     };
     let wanted = |system: &System| {
-        system.role == Role::Floor || options.only.is_empty() || options.only.iter().any(|part| system.name.contains(part.as_str()))
+        system.role == Role::Floor
+            || options.only.is_empty()
+            || options.only.iter().any(|part| system.name.contains(part.as_str()))
     };
     let systems: Vec<System> = systems::all().into_iter().filter(wanted).collect();
     let mut results = Vec::new();
@@ -235,7 +237,9 @@ impl Stage<'_> {
     async fn discard(&self, backlog: Backlog) -> anyhow::Result<()> {
         match &backlog.database {
             // Dropping checkpoints, which keeps what was written so far out of the next measurement.
-            Some(name) => self.postgres.execute("postgres", &format!("drop database {name} with (force)")).await,
+            Some(name) => {
+                self.postgres.execute("postgres", &format!("drop database {name} with (force)")).await
+            }
             None => Ok(()),
         }
     }
@@ -266,7 +270,12 @@ impl Stage<'_> {
     }
 
     /// Looks every millisecond; ends early when a worker has ended although it was not done.
-    async fn until(&self, workers: &mut [Process], what: &str, mut reached: impl FnMut() -> bool) -> anyhow::Result<()> {
+    async fn until(
+        &self,
+        workers: &mut [Process],
+        what: &str,
+        mut reached: impl FnMut() -> bool,
+    ) -> anyhow::Result<()> {
         let mut looks = tokio::time::interval(Duration::from_millis(1));
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let deadline = Instant::now() + self.limit();
@@ -285,7 +294,11 @@ impl Stage<'_> {
             }
             if Instant::now() > deadline {
                 let logs: Vec<String> = workers.iter().map(Process::end_of_log).collect();
-                anyhow::bail!("waiting for {what}: not within {} s: {}", self.options.limit, logs.join(" || "));
+                anyhow::bail!(
+                    "waiting for {what}: not within {} s: {}",
+                    self.options.limit,
+                    logs.join(" || ")
+                );
             }
             looks.tick().await;
         }

@@ -33,7 +33,8 @@ pub(crate) struct Postgres {
 
 impl Postgres {
     pub(crate) async fn start() -> anyhow::Result<Self> {
-        let bin = programs().context("no PostgreSQL server was found; install one: sudo apt-get install postgresql")?;
+        let bin = programs()
+            .context("no PostgreSQL server was found; install one: sudo apt-get install postgresql")?;
         let account = unprivileged()?;
         remove_abandoned();
         let home = tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", std::process::id())).tempdir()?;
@@ -41,7 +42,14 @@ impl Postgres {
         if let Some((user, group)) = account {
             chown(home.path(), Some(user), Some(group)).context("changing the owner of a directory")?;
         }
-        let arguments = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions", "-D"];
+        let arguments = [
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-instructions",
+            "-D",
+        ];
         let mut initdb = Program::new("initdb", bin.join("initdb"), &arguments);
         initdb.arguments.push(data.clone().into());
         initdb.account = account;
@@ -49,8 +57,9 @@ impl Postgres {
 
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let folder = home.path().display();
-        let settings =
-            format!("listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{folder}'\nmax_connections = 300\n");
+        let settings = format!(
+            "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{folder}'\nmax_connections = 300\n"
+        );
         append(&data.join("postgresql.conf"), &settings)?;
         let mut server = Program::new("postgres", bin.join("postgres"), &["-D"]);
         server.arguments.push(data.into());
@@ -119,7 +128,10 @@ impl Postgres {
     pub(crate) async fn setting(&self, name: &str) -> anyhow::Result<String> {
         within(name, async {
             let mut connection = PgConnection::connect(&self.url("postgres")).await?;
-            let value = sqlx::query_scalar("select current_setting($1)").bind(name).fetch_one(&mut connection).await?;
+            let value = sqlx::query_scalar("select current_setting($1)")
+                .bind(name)
+                .fetch_one(&mut connection)
+                .await?;
             connection.close().await?;
             Ok(value)
         })
@@ -142,7 +154,8 @@ impl Drop for Postgres {
 
 async fn within<T>(doing: &str, work: impl Future<Output = Result<T, sqlx::Error>>) -> anyhow::Result<T> {
     let done = tokio::time::timeout(STATEMENT, work).await;
-    done.map_err(|_| anyhow::anyhow!("{doing}: not done within {} s", STATEMENT.as_secs()))?.with_context(|| doing.to_owned())
+    done.map_err(|_| anyhow::anyhow!("{doing}: not done within {} s", STATEMENT.as_secs()))?
+        .with_context(|| doing.to_owned())
 }
 
 fn append(path: &Path, text: &str) -> io::Result<()> {
@@ -173,12 +186,15 @@ fn unprivileged() -> anyhow::Result<Option<(u32, u32)>> {
     }
     let id = |what, name| output("id", &[what, name])?.parse().ok();
     let account = ["postgres", "nobody"].iter().find_map(|name| Some((id("-u", name)?, id("-g", name)?)));
-    account.map(Some).context("PostgreSQL refuses to run as root, and there is neither a user postgres nor a user nobody")
+    account
+        .map(Some)
+        .context("PostgreSQL refuses to run as root, and there is neither a user postgres nor a user nobody")
 }
 
 /// What a program prints, if it runs and succeeds.
 pub(crate) fn output(program: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let output =
+        Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
@@ -186,7 +202,8 @@ pub(crate) fn output(program: &str, arguments: &[&str]) -> Option<String> {
 fn remove_abandoned() {
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok());
+        let owner =
+            name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok());
         if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
             let _ = fs::remove_dir_all(entry.path());
         }

@@ -48,7 +48,8 @@ impl Program {
     pub(crate) fn start(&self, logs: &Path) -> anyhow::Result<Process> {
         let log = logs.join(format!("{}.log", self.name));
         let output = OpenOptions::new().create(true).append(true).open(&log)?;
-        let child = self.command(output).spawn().with_context(|| format!("starting {}", self.program.display()))?;
+        let child =
+            self.command(output).spawn().with_context(|| format!("starting {}", self.program.display()))?;
         Ok(Process { name: self.name, child, log })
     }
 
@@ -67,7 +68,12 @@ impl Program {
         if let Some((user, group)) = self.account {
             command.arg(format!("--reuid={user}")).arg(format!("--regid={group}")).arg("--clear-groups");
         }
-        command.arg("--").arg(&self.program).args(&self.arguments).current_dir(&self.folder).stdin(Stdio::null());
+        command
+            .arg("--")
+            .arg(&self.program)
+            .args(&self.arguments)
+            .current_dir(&self.folder)
+            .stdin(Stdio::null());
         // Settings of this shell are none of a measurement's.
         for (name, _) in std::env::vars_os().filter(|(name, _)| decides(&name.to_string_lossy())) {
             command.env_remove(name);
@@ -164,6 +170,8 @@ fn used(id: u32) -> Option<Used> {
     let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
-    let time = |a, b| Some(Duration::from_millis((ticks(a)? + ticks(b)?) * 1_000 / rustix::param::clock_ticks_per_second()));
+    let time = |a, b| {
+        Some(Duration::from_millis((ticks(a)? + ticks(b)?) * 1_000 / rustix::param::clock_ticks_per_second()))
+    };
     Some(Used { parent: u32::try_from(ticks(4)?).ok()?, own: time(14, 15)?, ended_children: time(16, 17)? })
 }

@@ -190,7 +190,8 @@ fn request(input: &[u8]) -> anyhow::Result<Option<(usize, usize)>> {
     };
     let length = request.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
     let length = length.context("a body has no length")?.value;
-    let length: usize = std::str::from_utf8(length)?.trim().parse().context("reading the length of a body")?;
+    let length: usize =
+        std::str::from_utf8(length)?.trim().parse().context("reading the length of a body")?;
     anyhow::ensure!(length < LONGEST, "a body is too long");
     Ok((input.len() >= head + length).then_some((head, length)))
 }

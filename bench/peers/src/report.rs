@@ -115,7 +115,9 @@ impl Report<'_> {
         for result in &self.results {
             let (rate, sorted) = (result.rate(), result.sorted());
             let ratio = |other: Option<f64>| Some(hundredths(rate? / other?));
-            let micros = |figure: fn(&Drain) -> Duration| hundredths(result.of_drains(|drain| per_event(figure(drain), self.events())));
+            let micros = |figure: fn(&Drain) -> Duration| {
+                hundredths(result.of_drains(|drain| per_event(figure(drain), self.events())))
+            };
             line(json!({
                 "system": result.system.name,
                 "version": result.version,
@@ -149,7 +151,9 @@ impl Report<'_> {
         for (name, value) in self.machine.as_object().into_iter().flatten() {
             let value = match value {
                 Value::String(text) => text.clone(),
-                Value::Object(settings) => settings.iter().map(|(name, value)| format!("{name} {value}  ")).collect(),
+                Value::Object(settings) => {
+                    settings.iter().map(|(name, value)| format!("{name} {value}  ")).collect()
+                }
                 other => other.to_string(),
             };
             text.push_str(format!("{name:<12} {}", value.replace('"', "")).trim_end());
@@ -157,9 +161,21 @@ impl Report<'_> {
         }
         text.push_str("\nEvents per second at the receiver, first request to last event; CPU is processor time for an event\n\n");
         let mut rows = vec![
-            ["system", "median", "min", "max", "of floor", "of best peer", "worker µs", "postgres µs", "body B", "start s", "settled s"]
-                .map(str::to_owned)
-                .to_vec(),
+            [
+                "system",
+                "median",
+                "min",
+                "max",
+                "of floor",
+                "of best peer",
+                "worker µs",
+                "postgres µs",
+                "body B",
+                "start s",
+                "settled s",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
         ];
         rows[0].push("rounds".to_owned());
         rows.extend(self.results.iter().map(|result| self.row(result)));
@@ -170,9 +186,17 @@ impl Report<'_> {
             let mut rows = vec![head.map(str::to_owned).to_vec()];
             rows.extend(self.results.iter().filter_map(|result| {
                 let Kill { held, repeated, late, whole, .. } = result.kill?;
-                let whole = whole.map_or_else(|| "-".to_owned(), |whole| format!("{:.1}", whole.as_secs_f64()));
+                let whole =
+                    whole.map_or_else(|| "-".to_owned(), |whole| format!("{:.1}", whole.as_secs_f64()));
                 let lock = result.system.lock.to_owned();
-                Some(vec![result.system.name.to_owned(), held.to_string(), repeated.to_string(), late.to_string(), whole, lock])
+                Some(vec![
+                    result.system.name.to_owned(),
+                    held.to_string(),
+                    repeated.to_string(),
+                    late.to_string(),
+                    whole,
+                    lock,
+                ])
             }));
             table(text, &rows);
             text.push_str(
@@ -191,14 +215,20 @@ impl Report<'_> {
 
     fn row(&self, result: &Result<'_>) -> Vec<String> {
         let (rate, sorted) = (result.rate(), result.sorted());
-        let whole = |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.0}"));
-        let ratio = |other: Option<f64>| rate.zip(other).map_or_else(|| "-".to_owned(), |(rate, other)| format!("{:.2}", rate / other));
+        let whole =
+            |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.0}"));
+        let ratio = |other: Option<f64>| {
+            rate.zip(other).map_or_else(|| "-".to_owned(), |(rate, other)| format!("{:.2}", rate / other))
+        };
         let tenth = |figure: f64| if figure.is_finite() { format!("{figure:.1}") } else { "-".to_owned() };
-        let micros = |figure: fn(&Drain) -> Duration| tenth(result.of_drains(|drain| per_event(figure(drain), self.events())));
+        let micros = |figure: fn(&Drain) -> Duration| {
+            tenth(result.of_drains(|drain| per_event(figure(drain), self.events())))
+        };
         let database = |cell: String| if result.system.role == Role::Floor { "-".to_owned() } else { cell };
         let repeated: usize = result.drains.iter().map(|drain| drain.repeated).sum();
         let rounds: Vec<String> = result.drains.iter().map(|drain| format!("{:.0}", drain.rate)).collect();
-        let rounds = rounds.join(" · ") + &if repeated > 0 { format!(" ({repeated} came again)") } else { String::new() };
+        let rounds = rounds.join(" · ")
+            + &if repeated > 0 { format!(" ({repeated} came again)") } else { String::new() };
         vec![
             result.system.name.to_owned(),
             whole(rate),
@@ -219,9 +249,12 @@ impl Report<'_> {
 /// A table in Markdown whose columns line up.
 fn table(text: &mut String, rows: &[Vec<String>]) {
     let columns = rows.first().map_or(0, Vec::len);
-    let widths: Vec<usize> = (0..columns).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
     for (number, row) in rows.iter().enumerate() {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
         text.push_str(&format!("| {} |\n", cells.join(" | ")));
         if number == 0 {
             let rules: Vec<String> = widths.iter().map(|&width| "-".repeat(width.max(3))).collect();
@@ -245,7 +278,10 @@ mod tests {
 
     #[test]
     fn the_median_of_an_even_number_is_the_middle_of_the_two_in_the_middle() {
-        assert_eq!((median(&[]), median(&[1.0, 2.0, 9.0]), median(&[1.0, 2.0, 4.0, 9.0])), (None, Some(2.0), Some(3.0)));
+        assert_eq!(
+            (median(&[]), median(&[1.0, 2.0, 9.0]), median(&[1.0, 2.0, 4.0, 9.0])),
+            (None, Some(2.0), Some(3.0))
+        );
     }
 
     #[test]

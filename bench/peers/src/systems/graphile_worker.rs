@@ -24,5 +24,9 @@ pub(super) const SYSTEM: System = System {
 
 fn plan(site: &Site) -> Plan {
     let script = |does| site.files.script("graphile-worker", "graphile-worker.mjs", site, does);
-    Plan { prepare: vec![Step::Run(script("fill"))], workers: vec![script("run"), script("run")], shows: Some(SHOWS) }
+    Plan {
+        prepare: vec![Step::Run(script("fill"))],
+        workers: vec![script("run"), script("run")],
+        shows: Some(SHOWS),
+    }
 }

@@ -87,7 +87,13 @@ pub(crate) struct Shows {
 
 /// All of them; the floor first.
 pub(crate) fn all() -> Vec<System> {
-    vec![bare_client::SYSTEM, pgoutbox::SYSTEM, graphile_worker::SYSTEM, graphile_worker_rust::SYSTEM, pg_boss::SYSTEM]
+    vec![
+        bare_client::SYSTEM,
+        pgoutbox::SYSTEM,
+        graphile_worker::SYSTEM,
+        graphile_worker_rust::SYSTEM,
+        pg_boss::SYSTEM,
+    ]
 }
 
 impl Files {
@@ -115,7 +121,8 @@ impl Files {
 }
 
 fn installed(package: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read(package).with_context(|| format!("reading {}: make bench-peers installs it", package.display()))?;
+    let text = std::fs::read(package)
+        .with_context(|| format!("reading {}: make bench-peers installs it", package.display()))?;
     let version = serde_json::from_slice::<Value>(&text)?["version"].as_str().map(str::to_owned);
     version.context("a package has a version")
 }

@@ -21,7 +21,9 @@ fn plan(site: &Site) -> Plan {
             left: "select count(*) from pgboss.job where state <> 'completed'",
             held: "select count(*) from pgboss.job where state = 'active'",
             // Its supervisor looks once a minute for what has run too long.
-            release: Some("update pgboss.job set started_on = started_on - interval '1 hour' where state = 'active'"),
+            release: Some(
+                "update pgboss.job set started_on = started_on - interval '1 hour' where state = 'active'",
+            ),
         }),
     }
 }

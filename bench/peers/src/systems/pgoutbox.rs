@@ -41,9 +41,13 @@ fn plan(site: &Site) -> Plan {
         program
     };
     let target = json!({ "url": site.receiver, "secret": "env:PGOUTBOX_SECRET_PEERS" });
-    let login = format!("do $$ begin if to_regrole('{LOGIN}') is null then create role {LOGIN} login in role outbox_relay; end if; end $$");
-    let subscribe = format!("select outbox.subscribe('peers', array['**'], 'webhook', config => '{target}'::jsonb)");
-    let mut prepare = vec![Step::Run(program("migrate", &site.database)), Step::Execute(login), Step::Execute(subscribe)];
+    let login = format!(
+        "do $$ begin if to_regrole('{LOGIN}') is null then create role {LOGIN} login in role outbox_relay; end if; end $$"
+    );
+    let subscribe =
+        format!("select outbox.subscribe('peers', array['**'], 'webhook', config => '{target}'::jsonb)");
+    let mut prepare =
+        vec![Step::Run(program("migrate", &site.database)), Step::Execute(login), Step::Execute(subscribe)];
     for first in (1..=site.jobs).step_by(10_000) {
         let last = site.jobs.min(first + 9_999);
         prepare.push(Step::Execute(format!(
