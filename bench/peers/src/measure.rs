@@ -35,9 +35,9 @@ pub(crate) struct Options {
     /// Only these systems, beside the floor: a part of the name; repeatable.
     #[arg(long)]
     only: Vec<String>,
-    /// Kill nobody.
-    #[arg(long)]
-    no_kill: bool,
+    /// Kills of each system, each in the middle of a drain of its own.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=100))]
+    kills: u32,
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
@@ -116,10 +116,12 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
             results[at].drained(drained);
         }
     }
-    for (system, result) in systems.iter().zip(&mut results) {
-        if system.role != Role::Floor && !options.no_kill {
-            say(&format!("killing {} in the middle", system.name));
-            result.killed(stage.kill(system).await);
+    for kill in 1..=options.kills {
+        for (system, result) in
+            systems.iter().zip(&mut results).filter(|(system, _)| system.role != Role::Floor)
+        {
+            say(&format!("kill {kill} of {}: {}", options.kills, system.name));
+            result.killed(stage.kill(system, moment(options.jobs, kill)).await);
         }
     }
     drop(stage);
@@ -170,12 +172,13 @@ impl Stage<'_> {
         Ok(drain)
     }
 
-    async fn kill(&self, system: &System) -> anyhow::Result<Kill> {
+    /// Kills it once so many events have come.
+    async fn kill(&self, system: &System, moment: usize) -> anyhow::Result<Kill> {
         let backlog = self.prepare(system).await?;
         let (tally, jobs) = (backlog.receiver.tally(), self.options.jobs as usize);
         let shows = backlog.plan.shows.context("only what has a database is killed")?;
         let mut workers = self.start(&backlog.plan.workers)?;
-        self.until(&mut workers, "half of the backlog", || tally.distinct() >= jobs / 2).await?;
+        self.until(&mut workers, "the moment of the kill", || tally.distinct() >= moment).await?;
         workers.iter_mut().for_each(Process::kill);
         let killed = Instant::now();
         let held = self.postgres.number(&backlog.name()?, shows.held).await?;
@@ -337,6 +340,13 @@ async fn stop(workers: Vec<Process>) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// How many events come before a kill: between 30 and 70 % of the backlog, and no multiple of a batch, at whose end nothing is held.
+fn moment(jobs: u32, kill: u32) -> usize {
+    const GOLDEN_RATIO: f64 = 1.618_033_988_749_895;
+    let part = 0.3 + 0.4 * (f64::from(kill) * GOLDEN_RATIO).fract();
+    (f64::from(jobs) * part) as usize
 }
 
 /// One line of talk.

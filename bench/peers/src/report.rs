@@ -26,13 +26,13 @@ pub(crate) struct Result<'a> {
     system: &'a System,
     version: String,
     drains: Vec<Drain>,
-    kill: Option<Kill>,
+    kills: Vec<Kill>,
     failures: Vec<String>,
 }
 
 impl<'a> Result<'a> {
     pub(crate) fn new(system: &'a System, version: String) -> Self {
-        Self { system, version, drains: Vec::new(), kill: None, failures: Vec::new() }
+        Self { system, version, drains: Vec::new(), kills: Vec::new(), failures: Vec::new() }
     }
 
     pub(crate) fn drained(&mut self, drain: anyhow::Result<Drain>) {
@@ -44,7 +44,7 @@ impl<'a> Result<'a> {
 
     pub(crate) fn killed(&mut self, kill: anyhow::Result<Kill>) {
         match kill {
-            Ok(kill) => self.kill = Some(kill),
+            Ok(kill) => self.kills.push(kill),
             Err(error) => self.failed(&error),
         }
     }
@@ -134,14 +134,14 @@ impl Report<'_> {
                 "repeated": result.drains.iter().map(|drain| drain.repeated).sum::<usize>(),
                 "worker_cpu_us": micros(|drain| drain.worker_cpu),
                 "postgres_cpu_us": micros(|drain| drain.postgres_cpu),
-                "kill": result.kill.map(|kill| json!({
+                "lock": result.system.lock,
+                "kills": result.kills.iter().map(|kill| json!({
                     "after": kill.at,
                     "held": kill.held,
                     "repeated": kill.repeated,
                     "late": kill.late,
                     "whole_after_s": kill.whole.map(|whole| hundredths(whole.as_secs_f64())),
-                    "lock": result.system.lock,
-                })),
+                })).collect::<Vec<_>>(),
                 "failures": result.failures,
             }));
         }
@@ -180,24 +180,11 @@ impl Report<'_> {
         rows[0].push("rounds".to_owned());
         rows.extend(self.results.iter().map(|result| self.row(result)));
         table(text, &rows);
-        if self.results.iter().any(|result| result.kill.is_some()) {
-            text.push_str("\nKilled with SIGKILL at half of the backlog and started again\n\n");
+        if self.results.iter().any(|result| !result.kills.is_empty()) {
+            text.push_str("\nKilled with SIGKILL in the middle of a backlog and started again; a figure for each kill\n\n");
             let head = ["system", "held", "came again", "late", "whole after s", "what was held waits for"];
             let mut rows = vec![head.map(str::to_owned).to_vec()];
-            rows.extend(self.results.iter().filter_map(|result| {
-                let Kill { held, repeated, late, whole, .. } = result.kill?;
-                let whole =
-                    whole.map_or_else(|| "-".to_owned(), |whole| format!("{:.1}", whole.as_secs_f64()));
-                let lock = result.system.lock.to_owned();
-                Some(vec![
-                    result.system.name.to_owned(),
-                    held.to_string(),
-                    repeated.to_string(),
-                    late.to_string(),
-                    whole,
-                    lock,
-                ])
-            }));
+            rows.extend(self.results.iter().filter(|result| !result.kills.is_empty()).map(kills));
             table(text, &rows);
             text.push_str(
                 "\nheld: what the database called locked; came again: events that the receiver got twice; late: events that came only\n\
@@ -244,6 +231,19 @@ impl Report<'_> {
             rounds,
         ]
     }
+}
+
+/// A row of the table of kills.
+fn kills(result: &Result<'_>) -> Vec<String> {
+    let each = |figure: fn(&Kill) -> String| result.kills.iter().map(figure).collect::<Vec<_>>().join(" · ");
+    vec![
+        result.system.name.to_owned(),
+        each(|kill| kill.held.to_string()),
+        each(|kill| kill.repeated.to_string()),
+        each(|kill| kill.late.to_string()),
+        each(|kill| kill.whole.map_or_else(|| "-".to_owned(), |whole| format!("{:.1}", whole.as_secs_f64()))),
+        result.system.lock.to_owned(),
+    ]
 }
 
 /// A table in Markdown whose columns line up.
