@@ -1,7 +1,8 @@
 //! pgoutbox: a transactional outbox for PostgreSQL.
 //!
-//! An application writes an event in the transaction that writes its data ([`Draft::publish`], or plain SQL). A [`Relay`]
-//! delivers it to every subscription that wants it, until each one has it or a dead letter says why not.
+//! An application writes an event in the transaction that writes its data ([`Draft::publish`], or plain SQL).
+//! A [`Relay`] delivers it to every subscription that wants it, and retries until it is delivered or becomes
+//! a dead letter.
 //!
 //! # Publish
 //!
@@ -12,15 +13,16 @@
 //! let mut tx = pool.begin().await?;
 //! sqlx::query("insert into orders (id, total) values (1001, 4200)").execute(&mut *tx).await?;
 //! Event::new("shop.orders.create", serde_json::json!({ "id": 1001, "total": 4200 }))?.key("1001").publish(&mut tx).await?;
-//! tx.commit().await?; // now, and only now, it will be sent
+//! tx.commit().await?; // nothing is sent before the commit
 //! # Ok(())
 //! # }
 //! ```
 //!
 //! # Run a relay
 //!
-//! The program `pgoutbox run` is one; a program of your own can have one inside it. It works until the token is cancelled,
-//! then finishes what is in flight. The pool only says where the database is; its login is a member of `outbox_relay`.
+//! `pgoutbox run` is a relay; your own program can run one too. It works until the token is cancelled, then
+//! finishes the deliveries in flight. The relay opens its own connections with the options of the pool; the
+//! login must be a member of `outbox_relay`.
 //!
 //! ```no_run
 //! # async fn relay(pool: sqlx::PgPool) -> anyhow::Result<()> {
@@ -39,7 +41,7 @@
         dead_code,
         unused_imports,
         unreachable_pub,
-        reason = "what only the command line and the tests use is checked where it is built"
+        reason = "items that only the command line and the tests use are checked when those are built"
     )
 )]
 
@@ -50,8 +52,8 @@ macro_rules! sql {
     };
 }
 
-// The rooms, in the order in which use runs: each may use those above it, and none below. `tests/it/rooms.rs` checks it.
-// They are private; the feature `internals` shows them to the tests of this package.
+// Each room may use those above it and none below; `tests/it/rooms.rs` checks this. Rooms are private; the
+// feature `internals` makes them public for the tests of this package.
 #[cfg(not(feature = "internals"))]
 mod event;
 #[cfg(feature = "internals")]
@@ -112,9 +114,9 @@ pub mod cli;
 #[doc(hidden)]
 pub use cli::run as run_command_line;
 
-// What an application publishes.
+// Publishing.
 pub use event::{Draft, Event};
-// A relay.
+// Running a relay.
 pub use relay::{
     AttemptLog, Builder as RelayBuilder, Drained, Error as RelayError, Health, Relay,
     Settings as RelaySettings,
@@ -122,10 +124,10 @@ pub use relay::{
 };
 /// Stops a relay: [`Relay::run`] drains when it is cancelled.
 pub use tokio_util::sync::CancellationToken;
-// A sink of one's own.
+// Writing your own sink.
 pub use delivery::{Outcome, Reason};
 pub use sink::{Batch, Outgoing, Problem, Report, Sink, parse_config};
-// The sinks there are, and what they are made of.
+// Built-in sinks and their configuration.
 pub use sink::{Connection, egress::Egress, secret::Secrets, tls::TlsFiles};
 #[cfg(feature = "amqp")]
 pub use sinks::amqp::{Amqp, Config as AmqpConfig};
@@ -141,7 +143,7 @@ pub use sinks::{
     postgres::{Config as PostgresConfig, Postgres},
     webhook::{Webhook, WebhookError},
 };
-// What operators do.
+// Operating.
 pub use admin::{DeadLetter, DeadLetterFilter, Error as AdminError, Operator, SubscriptionSpec};
 #[cfg(any(feature = "cli", feature = "testing"))]
 pub use lab::testing;

@@ -1,4 +1,4 @@
-//! The program: arguments in, exit code out. Everything between is in `cli/`.
+//! The program `pgoutbox`: arguments in, exit code out. The rest is in `cli/`.
 
 fn main() -> std::process::ExitCode {
     pgoutbox::run_command_line(std::env::args_os())

@@ -1,10 +1,10 @@
-//! Durations as people write them: a number and a unit, `"500ms"`, `"5s"`, `"1.5h"`, `"5d"`. Pure.
+//! Durations written as a number and a unit: `"500ms"`, `"5s"`, `"1.5h"`, `"5d"`. Pure.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serializer};
 
-/// What is wrong with a duration.
+/// A text that is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{text:?} is not a duration; write a number and a unit, such as \"500ms\", \"5s\", \"10m\", \"12h\" or \"5d\""
@@ -16,7 +16,7 @@ pub struct InvalidDuration {
 /// The longest duration accepted: ten years.
 const LONGEST_SECONDS: f64 = 10.0 * 366.0 * 86_400.0;
 
-/// Reads a number and a unit (`ms`, `s`, `m`, `h`, `d`).
+/// Parses a number and a unit (`ms`, `s`, `m`, `h`, `d`).
 ///
 /// # Errors
 /// When there is no unit, the number is not a plain non-negative decimal, or the result is above ten years.
@@ -54,16 +54,16 @@ pub fn format(duration: Duration) -> String {
     format!("{milliseconds}ms")
 }
 
-/// For `#[serde(with = "crate::delivery::duration")]`.
+/// Used by `#[serde(with = "crate::delivery::duration")]`.
 ///
 /// # Errors
-/// When the value is not a string that [`parse`] reads.
+/// When the value is not a string that [`parse`] accepts.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse(&text).map_err(serde::de::Error::custom)
 }
 
-/// For `#[serde(with = "crate::delivery::duration")]`.
+/// Used by `#[serde(with = "crate::delivery::duration")]`.
 ///
 /// # Errors
 /// Those of the serializer.
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn a_formatted_duration_can_be_parsed() {
         for milliseconds in [0, 1, 999, 1_000, 90_000, 3_600_000, 86_400_000, 90_061_001] {
             let duration = Duration::from_millis(milliseconds);
             assert_eq!(parse(&format(duration)), Ok(duration));

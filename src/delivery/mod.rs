@@ -1,4 +1,4 @@
-//! One event owed to one subscription: what an attempt may come to, what is recorded of it, and when it is repeated. Pure.
+//! Deliveries: the outcome of an attempt, the verdict that is recorded, and the retry schedule. Pure.
 
 pub mod duration;
 mod retry;

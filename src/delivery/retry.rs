@@ -1,18 +1,18 @@
-//! How long to wait before the next attempt. A pure function of policy, attempt and seed; the due time is stored.
+//! The wait before the next attempt: a pure function of policy, attempt and seed. The due time is stored.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-/// When failed attempts are repeated, and when they are given up. Written as `subscriptions.retry`.
+/// When failed attempts are retried, and when a delivery is given up. Stored in `subscriptions.retry`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryPolicy {
     waits: Waits,
-    /// Attempts altogether, the first included.
+    /// Number of attempts, including the first.
     pub max_attempts: u32,
-    /// Each wait is moved by up to this share of itself, up or down; 0 to 1.
+    /// Each wait varies by up to this share, up or down; 0 to 1.
     pub jitter: f64,
-    /// An event older than this is given up at its next failure.
+    /// A delivery whose event is older than this is given up at its next failure.
     pub max_age: Duration,
 }
 
@@ -22,10 +22,10 @@ enum Waits {
     Schedule(Vec<Duration>),
 }
 
-/// The JSON a subscription holds. Every key is optional.
+/// The JSON in `subscriptions.retry`. Every key is optional.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct Json {
     max_attempts: Option<u32>,
     initial: Option<String>,
     multiplier: Option<f64>,
@@ -36,7 +36,8 @@ struct Written {
 }
 
 impl Default for RetryPolicy {
-    /// 12 attempts over about 2.3 days: 5 s, 20 s, 80 s, … up to 12 h, each ± 20 %; at most 5 days of age.
+    /// 12 attempts over about 2.3 days: waits of 5 s, 20 s, 80 s, … up to 12 h, each ± 20 %; events of at
+    /// most 5 days.
     fn default() -> Self {
         Self {
             waits: Waits::Exponential {
@@ -52,12 +53,12 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Reads `subscriptions.retry`. The database has checked most of it; this is the same check for rows that came another way.
+    /// Parses `subscriptions.retry`. The database checks most of this too; rows may bypass its check.
     ///
     /// # Errors
-    /// A sentence that names the key.
+    /// A message that names the key.
     pub fn parse(json: &serde_json::Value) -> Result<Self, String> {
-        let written: Written =
+        let written: Json =
             serde_json::from_value(json.clone()).map_err(|error| format!("retry: {error}"))?;
         let duration = |key: &str, text: &Option<String>, default: Duration| match text {
             Some(text) => {
@@ -112,7 +113,7 @@ impl RetryPolicy {
         })
     }
 
-    /// The wait after a failed attempt (1 is the first). `seed` decides the jitter: the same seed, the same wait.
+    /// The wait after a failed attempt (1 is the first). The same seed gives the same jitter.
     #[must_use]
     pub fn wait(&self, attempt: u32, seed: u64) -> Duration {
         let attempt = attempt.max(1);
@@ -131,7 +132,7 @@ impl RetryPolicy {
     }
 }
 
-/// A number in [0, 1) that looks random and depends on nothing but its arguments (SplitMix64).
+/// A pseudo-random number in [0, 1) that depends only on its arguments (SplitMix64).
 fn unit_interval(seed: u64, attempt: u32) -> f64 {
     let mut state = seed.wrapping_add(u64::from(attempt).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     state = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -186,7 +187,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_wait_stays_within_its_jitter_and_below_the_maximum(attempt in 1u32..2_000, seed: u64, jitter in 0.0f64..=1.0) {
+                fn a_wait_stays_within_its_jitter_and_below_the_maximum(
+                    attempt in 1u32..2_000,
+                    seed: u64,
+                    jitter in 0.0f64..=1.0,
+                ) {
             let policy = RetryPolicy { jitter, ..RetryPolicy::default() };
             let plain = RetryPolicy { jitter: 0.0, ..policy.clone() }.wait(attempt, seed).as_secs_f64();
             let wait = policy.wait(attempt, seed).as_secs_f64();

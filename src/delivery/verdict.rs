@@ -1,10 +1,10 @@
-//! From what a sink reports to what the relay records. Pure.
+//! Turns the outcome that a sink reports into the verdict that the relay records. Pure.
 
 use std::time::Duration;
 
 use super::RetryPolicy;
 
-/// Why an attempt did not succeed: a closed set of stable codes, stored, used as metric labels and documented.
+/// Declares the closed set of reasons. Codes are stored, used as metric labels and documented.
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])* $name:ident = $code:literal,)*) => {
         /// Why an attempt failed or a delivery was given up. The codes are stable.
@@ -15,13 +15,13 @@ macro_rules! reasons {
             /// Every reason, in the order of the documentation.
             pub const ALL: &'static [Reason] = &[$(Reason::$name,)*];
 
-            /// The stable snake_case code.
+                        /// Stable snake_case code.
             #[must_use]
             pub const fn code(self) -> &'static str {
                 match self { $(Reason::$name => $code,)* }
             }
 
-            /// What it means, in a sentence.
+                        /// Meaning, as one sentence.
             #[must_use]
             pub const fn meaning(self) -> &'static str {
                 match self { $(Reason::$name => concat!($($doc),*),)* }
@@ -51,75 +51,78 @@ reasons! {
     RateLimited = "rate_limited",
     /// the destination answered 5xx
     ServerError = "server_error",
-    /// the destination answered 410: it is gone
+        /// the destination answered 410 Gone
     Gone = "gone",
-    /// the complete body is larger than the destination takes; for a webhook, than 1 MiB
+        /// the complete body is larger than the destination accepts; for a webhook, 1 MiB
     BodyTooLarge = "body_too_large",
     /// the destination refused the relay's credentials or rights
     AccessDenied = "access_denied",
     /// the topic, stream, exchange, table or function does not exist at the destination
     TargetMissing = "target_missing",
-    /// the destination took the event and had nobody to give it to
+        /// the broker accepted the event but had no queue to route it to
     Unroutable = "unroutable",
-    /// the destination has no room: its disk, stream, memory or queue is full
+        /// the disk, stream, memory or queue of the destination is full
     DestinationFull = "destination_full",
-    /// the destination answered with an error of its own
+        /// the destination answered with another error
     Refused = "refused",
     /// the receiver of a batch listed this event as failed
     NotAcknowledged = "not_acknowledged",
-    /// the subscription's transform cannot be evaluated for this event, or gives what JSON cannot hold
+        /// the subscription's transform cannot be evaluated for this event, or its value is not valid JSON
     TransformFailed = "transform_failed",
     /// the payload does not fit the schema of its event type, whose mode is reject
     SchemaMismatch = "schema_mismatch",
-    /// the payload cannot be brought to the version the subscription wants: no upcast, one that fails, or a higher version
+        /// the payload cannot be upcast to the subscription's version: no upcast, one that fails, or a higher
+        /// version
     UpcastFailed = "upcast_failed",
     /// a SQL function raised an error
     FunctionFailed = "function_failed",
     /// a handler returned an error
     HandlerFailed = "handler_failed",
-    /// the payload is not what the handler or the destination takes
+        /// the handler or the destination cannot use the payload
     PayloadUnusable = "payload_unusable",
-    /// a field of the subscription's config names something this event does not have
+        /// a template in the subscription's config names a field that this event does not have
     TemplateFailed = "template_failed",
     /// the sink panicked
     SinkPanicked = "sink_panicked",
-    /// the sink did not report on every delivery: a bug in it
+        /// the sink did not report on every delivery, which is a bug of the sink
     SinkBroken = "sink_broken",
     /// the relay could not renew its lease in time and stopped the attempt
     LeaseLost = "lease_lost",
-    /// the relay was stopped while the attempt was under way
+        /// the relay was stopped during the attempt
     RelayStopped = "relay_stopped",
-    /// three claims ended without a verdict: the event seems to kill the relay
+        /// three claims ended without a verdict; the event seems to crash the relay
     RelayKilled = "relay_killed",
-    /// it has been owed for longer than the subscription's max_age
+        /// the event is older than the subscription's max_age
     Expired = "expired",
-    /// the event is no longer in the log, or its payload has more than 256 KiB when its numbers are written out
+        /// the event is no longer in the log, or its payload is larger than 256 KiB with its numbers written
+        /// out
     EventUnreadable = "event_unreadable",
 }
 
-/// What a sink reports about one delivery. Whether and when to try again is not its business.
+/// What a sink reports about one attempt. The relay decides whether and when to retry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The destination has it.
+    /// The destination accepted the event.
     Delivered,
-    /// It may work later. `after`: the destination asked for a pause of this length.
+    /// The attempt failed and may succeed later.
     Retry {
-        /// Why.
+        /// Why the attempt failed.
         reason: Reason,
-        /// The pause the destination asked for (Retry-After), for the whole subscription.
+        /// Pause that the destination asked for (Retry-After), for the whole subscription.
         after: Option<Duration>,
     },
-    /// It will never work.
+    /// The attempt failed and would always fail.
     Rejected {
-        /// Why.
+        /// Why the attempt failed.
         reason: Reason,
     },
-    /// The destination is gone for good (410): the subscription ends, its deliveries are held.
+    /// The destination is gone for good (410). The subscription gets the state `gone`, and its deliveries are
+    /// held.
     Gone,
 }
 
 impl Outcome {
-    /// The stable code of its kind, as stored in `outbox.attempts.outcome` and used as a metric label.
+    /// Stable code, stored in `outbox.attempts.outcome` and used as a metric label.
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
@@ -130,7 +133,7 @@ impl Outcome {
         }
     }
 
-    /// Why it did not succeed.
+    /// Why the attempt failed, if it did.
     #[must_use]
     pub const fn reason(&self) -> Option<Reason> {
         match self {
@@ -144,23 +147,24 @@ impl Outcome {
 /// What the relay records about a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Done: the delivery is deleted.
+    /// The delivery succeeded and is deleted.
     Settled,
-    /// Due again after this wait.
+    /// The delivery is due again after this wait.
     RetryIn(Duration),
-    /// Given up: copied to the dead letters.
+    /// The delivery is given up and becomes a dead letter.
     DeadLetter {
-        /// Why.
+        /// Why it was given up.
         reason: Reason,
     },
-    /// The subscription is gone: the delivery is held, without a lease, and not attempted.
+    /// The subscription is gone. The delivery is held without a lease and not attempted.
     SubscriptionGone,
 }
 
-/// The longest pause a Retry-After may impose: one hour.
+/// The longest pause of a Retry-After that is honoured.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 
-/// Turns an outcome into a verdict. `attempt` counts from 1; `age` is that of the event; `seed` decides the jitter.
+/// Turns an outcome into a verdict. `attempt` counts from 1; `age` is that of the event; `seed` decides the
+/// jitter.
 #[must_use]
 pub fn verdict(outcome: &Outcome, attempt: u32, age: Duration, policy: &RetryPolicy, seed: u64) -> Verdict {
     match *outcome {
@@ -170,7 +174,7 @@ pub fn verdict(outcome: &Outcome, attempt: u32, age: Duration, policy: &RetryPol
         Outcome::Retry { reason, .. } if attempt >= policy.max_attempts => Verdict::DeadLetter { reason },
         Outcome::Retry { .. } if age >= policy.max_age => Verdict::DeadLetter { reason: Reason::Expired },
         Outcome::Retry { after, .. } => {
-            // A pause only lengthens: scheduled waits may well exceed the longest pause.
+            // A pause only lengthens the wait: a scheduled wait may exceed the longest pause.
             let wait = policy.wait(attempt, seed);
             Verdict::RetryIn(after.map_or(wait, |asked| asked.min(LONGEST_PAUSE).max(wait)))
         }
@@ -216,10 +220,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_pause_only_lengthens_the_wait_and_never_beyond_an_hour(attempt in 1u32..12, seed: u64, asked in 0u64..u64::MAX / 2) {
+                fn a_pause_only_lengthens_the_wait_and_never_beyond_an_hour(
+                    attempt in 1u32..12,
+                    seed: u64,
+                    asked in 0u64..u64::MAX / 2,
+                ) {
             let policy = RetryPolicy::default();
             let wait = policy.wait(attempt, seed);
-            let outcome = Outcome::Retry { reason: Reason::RateLimited, after: Some(Duration::from_secs(asked)) };
+                        let after = Some(Duration::from_secs(asked));
+                        let outcome = Outcome::Retry { reason: Reason::RateLimited, after };
             let Verdict::RetryIn(paused) = verdict(&outcome, attempt, Duration::ZERO, &policy, seed) else {
                 return Err(TestCaseError::fail("expected a retry"));
             };

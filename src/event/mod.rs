@@ -1,4 +1,4 @@
-//! Events: a row of the log as a sink sees it, and a draft as an application writes it.
+//! Events as they are stored in the log, and drafts as an application writes them.
 
 pub mod filter;
 pub mod topic;
@@ -9,35 +9,35 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-/// An event as it stands in the log. Known outside by its [`id`](Event::id).
+/// An event as it is stored in the log. Receivers identify it by its [`id`](Event::id).
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Event {
-    /// The public id: a UUID, version 7 unless the publisher brought its own. The same on every attempt.
+    /// Public id: UUID version 7, or the publisher's own UUID. The same on every attempt.
     pub id: Uuid,
-    /// Where it stands in the log. Grows, with gaps; never an identity: a restored database may use it again.
+    /// Place in the log. Grows, with gaps. Not an identity: a restored database may use it again.
     pub position: i64,
-    /// When it was inserted, by the database's clock.
+    /// Time of the insert, by the database's clock.
     pub created_at: DateTime<Utc>,
     /// Dotted name, such as `public.orders.create`.
     pub topic: String,
-    /// What the event is about.
+    /// Identifies what the event is about, such as an order.
     pub key: Option<String>,
-    /// The payload exactly as PostgreSQL writes it; JSON, never parsed on its way through.
+    /// Payload: JSON exactly as PostgreSQL writes it.
     pub payload: String,
-    /// A JSON object of strings, as text.
+    /// Headers: a JSON object of strings, as text.
     pub headers: String,
-    /// The tenant.
+    /// Tenant the event belongs to; none for events outside any tenant.
     pub organization: Option<String>,
-    /// What wrote it.
+    /// Name of the application that published it.
     pub source: Option<String>,
-    /// Who caused it.
+    /// User who caused it.
     pub user_id: Option<String>,
-    /// Version of the payload's schema.
+    /// Version of the payload's schema; none counts as 1.
     pub schema_version: Option<i32>,
 }
 
 impl Event {
-    /// A draft of a new event. It is sent only after [`Draft::publish`] and the commit of that transaction.
+    /// Makes a draft. Its event is sent after [`Draft::publish`] and the commit of that transaction.
     ///
     /// # Errors
     /// When the payload cannot be written as JSON.
@@ -49,10 +49,10 @@ impl Event {
         Ok(Draft { topic: topic.into(), payload: serde_json::to_string(&payload)?, ..Draft::default() })
     }
 
-    /// Reads the payload into a type of the caller's.
+    /// Deserializes the payload.
     ///
     /// # Errors
-    /// When the payload does not have that shape.
+    /// When the payload does not fit the type.
     pub fn payload<'a, T: serde::Deserialize<'a>>(&'a self) -> Result<T, serde_json::Error> {
         serde_json::from_str(&self.payload)
     }
@@ -75,7 +75,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// What the event is about; at most 512 characters.
+    /// Identifies what the event is about, such as an order; at most 512 characters.
     #[must_use]
     pub fn key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
@@ -89,7 +89,7 @@ impl Draft {
         self
     }
 
-    /// The tenant; only its subscriptions and those for all organizations see the event.
+    /// Tenant of the event. Only its subscriptions and those for all organizations receive it.
     #[must_use]
     pub fn organization(mut self, organization: impl Into<String>) -> Self {
         self.organization = Some(organization.into());
@@ -103,35 +103,35 @@ impl Draft {
         self
     }
 
-    /// 0 (default) to 1000. In a backlog each point is worth a minute of waiting.
+    /// Priority from 0 (default) to 1000. In a backlog each point counts as one minute of waiting.
     #[must_use]
     pub fn priority(mut self, priority: i32) -> Self {
         self.priority = priority;
         self
     }
 
-    /// Not to be delivered before this instant.
+    /// Earliest time of delivery.
     #[must_use]
     pub fn deliver_after(mut self, instant: DateTime<Utc>) -> Self {
         self.deliver_after = Some(instant);
         self
     }
 
-    /// What wrote it, such as the name of the service.
+    /// Name of the application that publishes the event.
     #[must_use]
     pub fn source(mut self, source: impl Into<String>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// Who caused it.
+    /// User who caused it.
     #[must_use]
     pub fn user_id(mut self, user_id: impl Into<String>) -> Self {
         self.user_id = Some(user_id.into());
         self
     }
 
-    /// Version of the payload's schema.
+    /// Version of the payload's schema; none counts as 1.
     #[must_use]
     pub fn schema_version(mut self, version: i32) -> Self {
         self.schema_version = Some(version);

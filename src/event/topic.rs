@@ -1,7 +1,8 @@
-//! Topics, patterns, and the trie that finds the subscriptions an event matches. Pure.
+//! Topic patterns, and a trie that finds the patterns a topic matches. Pure.
 //!
-//! A topic is segments separated by dots. In a pattern `*` is one segment, `**` any number of segments (also none), and a
-//! segment ending in `*` matches by prefix. Matching costs grow with the segments of the topic, not with the number of patterns.
+//! A topic is segments separated by dots. In a pattern `*` is one segment, `**` any number of segments (also
+//! none), and a segment ending in `*` matches by prefix. The cost grows with the segments of the topic, not
+//! with the number of patterns.
 
 use std::collections::HashMap;
 
@@ -28,11 +29,11 @@ pub struct InvalidPattern {
 }
 
 impl Pattern {
-    /// Reads a pattern; the same rule as `outbox.topic_pattern_is_valid`.
+    /// Parses a pattern by the same rule as `outbox.topic_pattern_is_valid`.
     ///
     /// # Errors
-    /// When it is empty or longer than 255 characters, has an empty segment or a control character, or a star elsewhere
-    /// than at the end of a segment.
+    /// When it is empty or longer than 255 characters, has an empty segment or a control character, or a star
+    /// elsewhere than at the end of a segment.
     pub fn parse(text: &str) -> Result<Self, InvalidPattern> {
         let invalid = |why| InvalidPattern { text: text.chars().take(255).collect(), why };
         let length = text.chars().count();
@@ -52,7 +53,7 @@ impl Pattern {
                     Some(prefix) if !prefix.contains('*') => Ok(Segment::Prefix(prefix.into())),
                     None if !segment.contains('*') => Ok(Segment::Exact(segment.into())),
                     _ => Err(invalid(
-                        "a star must stand at the end of its segment; \"**\" must be a segment of its own",
+                        "* must be the last character of its segment; ** must be a whole segment",
                     )),
                 },
             })
@@ -60,7 +61,7 @@ impl Pattern {
         Ok(Self { segments })
     }
 
-    /// Whether this one pattern matches. For many patterns use [`Trie`].
+    /// Whether a topic matches this pattern. For many patterns use [`Trie`].
     #[must_use]
     pub fn matches(&self, topic: &str) -> bool {
         let mut trie = Trie::default();
@@ -86,7 +87,7 @@ impl std::fmt::Display for Pattern {
     }
 }
 
-/// All patterns at once, each with a value.
+/// Finds the patterns that a topic matches; each has a value.
 #[derive(Debug)]
 pub struct Trie<V> {
     nodes: Vec<Node<V>>,
@@ -98,7 +99,7 @@ struct Node<V> {
     prefixes: Vec<(Box<str>, usize)>,
     one: Option<usize>,
     many: Option<usize>,
-    /// A `**` leads here: any further segment may be passed over.
+    /// Reached by `**`: any number of further segments may be skipped.
     repeats: bool,
     values: Vec<V>,
 }
@@ -155,7 +156,7 @@ impl<V> Trie<V> {
         child
     }
 
-    /// The values of all patterns that match; a value inserted under several patterns may come several times.
+    /// The values of all matching patterns. A value inserted under several patterns may come several times.
     pub fn find<'a>(&'a self, topic: &str) -> impl Iterator<Item = &'a V> + use<'a, V> {
         let mut here = Vec::with_capacity(8);
         self.enter(0, &mut here);
@@ -186,7 +187,8 @@ impl<V> Trie<V> {
         here.into_iter().filter_map(|at| self.nodes.get(at)).flat_map(|node| node.values.iter())
     }
 
-    /// Adds a node and those reached from it by a `**` that stands for nothing. Each node once, or `**.**.**` would multiply.
+    /// Adds a node, and those reached from it by a `**` that matches no segment. Each node is added once, so
+    /// that `**.**.**` does not multiply.
     fn enter(&self, at: usize, into: &mut Vec<usize>) {
         let mut next = Some(at);
         while let Some(at) = next {
@@ -240,7 +242,7 @@ mod tests {
         }
     }
 
-    /// The definition, as directly as it can be written.
+    /// The definition of a match, written as directly as possible.
     fn naive(pattern: &[&str], topic: &[&str]) -> bool {
         match (pattern.split_first(), topic.split_first()) {
             (None, None) => true,

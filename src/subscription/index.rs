@@ -1,4 +1,4 @@
-//! All subscriptions at once, arranged so that an event finds those that want it.
+//! An index of all subscriptions that finds those an event matches.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -13,42 +13,43 @@ use crate::event::{
     types::Types,
 };
 
-/// What became of an event's way through the index.
+/// Result of matching one event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Matches {
-    /// The ids of the subscriptions that want it, in their order.
+    /// Ids of the subscriptions that want the event, ascending.
     pub wanted_by: Vec<i64>,
-    /// Those whose conditions could not be evaluated, and why: they do not get it.
+    /// Ids of the subscriptions whose conditions could not be evaluated, with the reason. They do not get the
+    /// event.
     pub failed: Vec<(i64, String)>,
 }
 
 /// All subscriptions at one generation.
 #[derive(Debug, Default)]
 pub struct Index {
-    /// The value of `outbox.generation` it was read at.
+    /// Value of `outbox.generation` at which the subscriptions were read.
     pub generation: i64,
     subscriptions: BTreeMap<i64, Arc<Subscription>>,
     sendable: usize,
     starting: Vec<i64>,
     choosy: bool,
     needs_payload: bool,
-    /// All but those in `by_value`.
+    /// Subscriptions that are not in `by_value`.
     plain: ByTopic,
-    /// Those that want a certain scalar in a certain field of the payload, by that field. An event looks up its own values, so
-    /// thousands that want others cost it nothing.
+    /// Subscriptions that require one scalar in one field of the payload, by field. An event looks up its own
+    /// values, so thousands of subscriptions with other values cost it nothing.
     by_value: BTreeMap<String, Values>,
-    /// All of them once more.
+    /// The subscriptions of `by_value`, by topic.
     in_by_value: ByTopic,
-    /// Some have the same filter: it is then evaluated once for all.
+    /// Whether several subscriptions have the same filter, which is then evaluated once.
     shares_filters: bool,
     types: Arc<Types>,
 }
 
-/// Subscriptions that want a certain scalar in one field.
+/// Subscriptions that require a scalar in one field.
 #[derive(Debug, Default)]
 struct Values {
     wanting: HashMap<String, ByTopic>,
-    /// Of these, those whose filter fails when the field is not there: that must be counted.
+    /// Subscriptions whose filter fails when the field is missing, which must be counted.
     failing: ByTopic,
 }
 
@@ -70,7 +71,7 @@ impl ByTopic {
         }
     }
 
-    /// Tenants are evaluated apart before patterns are looked at. An id may come more than once.
+    /// Ids of the subscriptions for the event's organization and topic. An id may come more than once.
     fn find(&self, event: &Event) -> impl Iterator<Item = i64> {
         let own = event.organization.as_ref().and_then(|organization| self.by_organization.get(organization));
         self.everyone
@@ -114,15 +115,15 @@ impl Index {
         index
     }
 
-    /// The subscriptions that want an event as far as its topic, organization and key say, each once, in the order of their
-    /// ids; [`Subscription::evaluate`] decides. An event with an organization reaches
-    /// that organization's subscriptions and those for all.
+    /// Subscriptions that want an event by topic, organization and key, each once, in the order of their ids;
+    /// [`Subscription::evaluate`] checks the other conditions. An event of an organization reaches the
+    /// subscriptions of that organization and those for all.
     #[must_use]
     pub fn matching(&self, event: &Event) -> Vec<&Arc<Subscription>> {
-        self.these(self.plain.find(event).chain(self.in_by_value.find(event)).collect(), event)
+        self.with_ids(self.plain.find(event).chain(self.in_by_value.find(event)).collect(), event)
     }
 
-    fn these(&self, mut ids: Vec<i64>, event: &Event) -> Vec<&Arc<Subscription>> {
+    fn with_ids(&self, mut ids: Vec<i64>, event: &Event) -> Vec<&Arc<Subscription>> {
         ids.sort_unstable();
         ids.dedup();
         ids.into_iter()
@@ -131,7 +132,7 @@ impl Index {
             .collect()
     }
 
-    /// Which subscriptions want an event, all conditions looked at, and which could not say.
+    /// Evaluates all conditions of all subscriptions for an event.
     #[must_use]
     pub fn find_matches(&self, event: &Event) -> Matches {
         let facts = Facts::new(event);
@@ -158,7 +159,7 @@ impl Index {
         matches
     }
 
-    /// Those of [`Index::matching`] that do not ask for another value than the event has.
+    /// The subscriptions of [`Index::matching`] without those that require another value than the event has.
     fn candidates(&self, event: &Event, facts: &Facts<'_>) -> Vec<&Arc<Subscription>> {
         let mut ids: Vec<i64> = self.plain.find(event).collect();
         if self.in_by_value.find(event).next().is_some() {
@@ -169,17 +170,17 @@ impl Index {
                     ),
                     Field::Compound => {}
                     Field::Missing => ids.extend(values.failing.find(event)),
-                    // Each of them says that it cannot be read.
+                    // Each of them fails, and must be counted.
                     Field::Unreadable => {
                         ids.extend(values.wanting.values().flat_map(|by_topic| by_topic.find(event)))
                     }
                 }
             }
         }
-        self.these(ids, event)
+        self.with_ids(ids, event)
     }
 
-    /// Whether somebody may have to look at an event's payload to know whether he wants it.
+    /// Whether a subscription may need the event's payload to evaluate its conditions.
     #[must_use]
     pub fn asks_for_payload(&self, event: &Event) -> bool {
         self.in_by_value.find(event).next().is_some()
@@ -188,49 +189,49 @@ impl Index {
             })
     }
 
-    /// Whether one of them has conditions beyond topics, organization and keys.
+    /// Whether a subscription has `match` or a filter.
     #[must_use]
     pub fn is_choosy(&self) -> bool {
         self.choosy
     }
 
-    /// Whether one of them looks at payloads to know what it wants.
+    /// Whether a subscription needs payloads to evaluate its conditions.
     #[must_use]
     pub fn needs_payload(&self) -> bool {
         self.needs_payload
     }
 
-    /// With these event types.
+    /// Adds event types.
     #[must_use]
     pub fn with_types(mut self, types: Arc<Types>) -> Self {
         self.types = types;
         self
     }
 
-    /// What payloads look like.
+    /// The event types.
     #[must_use]
     pub fn types(&self) -> &Types {
         &self.types
     }
 
-    /// Those that want events from before they were made, and had not all of them when they were loaded.
+    /// Ids of the subscriptions whose backfill was not complete when they were loaded.
     pub fn starting(&self) -> impl Iterator<Item = i64> + '_ {
         self.starting.iter().copied()
     }
 
-    /// How many may be sent to.
+    /// Number of subscriptions that may be sent to.
     #[must_use]
     pub fn sendable(&self) -> usize {
         self.sendable
     }
 
-    /// One subscription.
+    /// The subscription with this id.
     #[must_use]
     pub fn get(&self, id: i64) -> Option<&Arc<Subscription>> {
         self.subscriptions.get(&id)
     }
 
-    /// All of them, in the order of their ids.
+    /// All subscriptions, in the order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Subscription>> {
         self.subscriptions.values()
     }
@@ -325,17 +326,22 @@ mod tests {
     }
 
     proptest! {
-        /// Looking up by value is only a shorter way.
+                /// Looking up by value gives the same result as evaluating each subscription.
         #[test]
-        fn an_event_finds_those_that_want_it_and_those_that_fail_as_if_each_were_asked(
-            wishes in proptest::collection::vec((proptest::option::of(scalar()), proptest::option::of(condition()), any::<bool>()), 1..12),
+        fn the_index_finds_the_same_matches_as_evaluating_each_subscription(
+                        conditions in proptest::collection::vec(
+                            (proptest::option::of(scalar()), proptest::option::of(condition()), any::<bool>()),
+                            1..12,
+                        ),
             payload in payload(),
             topic in prop_oneof![Just("a.x"), Just("b.x"), Just("c.x")],
             has_organization: bool,
         ) {
-            let subscriptions: Vec<_> = wishes.into_iter().zip(1..).map(|((matching, filter, for_one), id)| {
-                subscription(id, matching.map(|value| format!("{{\"a\": {value}}}")), filter, for_one.then(|| "acme".to_owned()))
-            }).collect();
+                        let acme = || "acme".to_owned();
+                        let subscriptions: Vec<_> = conditions.into_iter().zip(1..).map(|((matching, filter, for_one), id)| {
+                            let matching = matching.map(|value| format!("{{\"a\": {value}}}"));
+                            subscription(id, matching, filter, for_one.then(acme))
+                        }).collect();
             let index = Index::new(1, subscriptions.iter().cloned());
             let event = event(topic, payload, has_organization.then(|| "acme".to_owned()));
             let mut expected = Matches::default();

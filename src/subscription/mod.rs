@@ -1,4 +1,4 @@
-//! Subscriptions, and the index of all of them that a reload swaps whole.
+//! Subscriptions as a relay uses them, and the index of all of them, which a reload replaces as a whole.
 
 mod index;
 
@@ -16,39 +16,41 @@ use crate::{
 };
 
 pub use self::index::{Index, Matches};
-/// A subscription that this relay can serve.
+/// A subscription with its parsed fields and its outlet.
 #[derive(Debug)]
 pub struct Subscription {
-    /// The row it was made of.
+    /// The row it was made from.
     pub row: SubscriptionRow,
-    /// Its name.
+    /// Name, the same as in `row`.
     pub name: Arc<str>,
-    /// When failed attempts are repeated.
+    /// Policy for failed attempts.
     pub retry: RetryPolicy,
-    /// Where its deliveries go.
+    /// Sink and target of its deliveries.
     pub outlet: Outlet,
-    /// What makes another payload of an event's.
+    /// Expression that makes the payload to be sent.
     pub transform: Option<Transform>,
     patterns: Vec<Pattern>,
     containment: Option<Containment>,
     filter: Option<Filter>,
-    /// Why its conditions cannot be used: then it wants nothing, rather than what they might keep from it.
+    /// Why its conditions cannot be used. Every event then fails: sending what they might exclude would be
+    /// worse.
     unusable_condition: Option<String>,
     usable: bool,
 }
 
-/// Whether a subscription wants an event, and what decided.
+/// Whether a subscription wants an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
     /// All conditions hold.
     Yes,
-    /// This one does not.
+    /// This condition does not hold.
     No(Condition),
-    /// `match` or the filter could not be evaluated, which is a no that is counted. The sentence repeats nothing of the event.
+    /// `match` or the filter could not be evaluated. The event is not sent and is counted. The message
+    /// repeats nothing of the event.
     Failed(String),
 }
 
-/// What an event must satisfy, in the order in which it is looked at.
+/// A condition on events, in the order of evaluation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
     /// `organization`
@@ -59,13 +61,14 @@ pub enum Condition {
     Keys,
     /// `match`
     Match,
-    /// `filter`: this part of it, as it was written.
+    /// This part of `filter`, as text.
     Filter(String),
 }
 
 impl Subscription {
-    /// Makes a row usable, as far as this relay can: with what is wrong it is still matched, and what it is owed waits until
-    /// the row is mended or another relay can serve it. The answer's second half is a sentence that names the field.
+    /// Parses a row and binds its sink. With a mistake in the row, which the second value reports and names
+    /// the field of, events are still matched; their deliveries wait until the row is fixed or a relay that
+    /// can use it takes them.
     #[must_use]
     pub fn bind(row: SubscriptionRow, sinks: &Registry) -> (Self, Option<String>) {
         let mut problem = None;
@@ -119,7 +122,7 @@ impl Subscription {
         )
     }
 
-    /// Whether it wants an event whose topic, organization and key it wants.
+    /// Evaluates `match` and the filter, for an event whose topic, organization and key match.
     #[must_use]
     pub fn evaluate(&self, facts: &Facts<'_>) -> Wanted {
         if let Some(why) = &self.unusable_condition {
@@ -140,10 +143,10 @@ impl Subscription {
         }
     }
 
-    /// An event as this subscription is sent it: what its transform makes of it.
+    /// Applies the transform.
     ///
     /// # Errors
-    /// Why the transform makes nothing of it. The sentence repeats nothing of the event.
+    /// Why the transform failed. The message repeats nothing of the event.
     pub fn shape(&self, outgoing: Outgoing) -> Result<Outgoing, String> {
         let Some(transform) = &self.transform else { return Ok(outgoing) };
         let changes = transform
@@ -156,7 +159,7 @@ impl Subscription {
         Ok(Outgoing { event: Arc::new(event), fields: changes.sink.map(Arc::new), ..outgoing })
     }
 
-    /// Whether it wants an event, all conditions looked at.
+    /// Evaluates all conditions for an event.
     #[must_use]
     pub fn explain(&self, event: &Event) -> Wanted {
         match self.plain_refusal(event) {
@@ -165,7 +168,7 @@ impl Subscription {
         }
     }
 
-    /// Whether it wants an event by topic, organization and key.
+    /// Whether topic, organization and key of an event match.
     #[must_use]
     pub fn wants_plainly(&self, event: &Event) -> bool {
         self.plain_refusal(event).is_none()
@@ -183,13 +186,14 @@ impl Subscription {
         }
     }
 
-    /// Whether it can be said what it wants: its topics, `match` and filter can be used, and it is not gone.
+    /// Whether its conditions can be evaluated: topics, `match` and filter are valid, and it is not gone.
     #[must_use]
     pub fn can_evaluate(&self) -> bool {
         self.unusable_condition.is_none() && self.patterns.len() == self.row.topics.len() && self.is_owed()
     }
 
-    /// A field of the payload and the scalar it must have to be wanted, and whether its conditions fail without that field.
+    /// A field of the payload, the scalar that it must have, and whether the conditions fail without that
+    /// field.
     fn lookup(&self) -> Option<(String, String, bool)> {
         if self.unusable_condition.is_some() {
             return None;
@@ -199,26 +203,27 @@ impl Subscription {
             .as_ref()
             .and_then(Containment::lookup)
             .map(|(field, value)| (field, value, false));
-        // A match that says no comes first, and then the filter is not asked.
+        // If `match` does not hold, the filter is not evaluated.
         let by_filter =
             || self.filter.as_ref().filter(|_| self.containment.is_none()).and_then(Filter::lookup);
         by_match.or_else(|| by_filter().map(|(field, value)| (field, value, true)))
     }
 
-    /// Whether it has conditions beyond topics, organization and keys.
+    /// Whether it has `match` or a filter.
     #[must_use]
     pub fn is_choosy(&self) -> bool {
         self.containment.is_some() || self.filter.is_some() || self.unusable_condition.is_some()
     }
 
-    /// Whether its conditions look at the payload.
+    /// Whether its conditions read the payload.
     #[must_use]
     pub fn needs_payload(&self) -> bool {
         self.containment.is_some() || self.filter.as_ref().is_some_and(Filter::needs_payload)
     }
 
-    /// Whether this relay may send to it: the row can be used, and neither an operator nor the destination forbids it, a pause
-    /// that the destination asked for aside. `invalid` is another relay's word, and does not bind this one.
+    /// Whether this relay may send to it: the row is usable, it is not paused by an operator, gone or
+    /// disabled. Pauses that the destination asked for are checked elsewhere. `invalid` was set by another
+    /// relay and does not bind this one.
     #[must_use]
     pub fn may_send(&self) -> bool {
         self.usable
@@ -226,14 +231,14 @@ impl Subscription {
             && matches!(self.row.state, SubscriptionState::Ok | SubscriptionState::Invalid)
     }
 
-    /// Whether new events are owed to it: also while it is paused, disabled or cannot be used, but not when it is gone.
+    /// Whether it receives new events: also while paused, disabled or invalid, but not when gone.
     #[must_use]
     pub fn is_owed(&self) -> bool {
         self.row.state != SubscriptionState::Gone
     }
 
-    /// Its own limit of deliveries in flight, where it sets one, or where its sink takes several at once: a batch under way and
-    /// one that gathers meanwhile.
+    /// Its own limit of deliveries in flight: the one it sets, or, if its sink takes batches, room for the
+    /// batches in flight and one that is being collected.
     #[must_use]
     pub fn own_limit(&self) -> Option<u32> {
         let batches = || self.outlet.batch().map(|batch| batch.max.saturating_mul(batch.in_flight + 1));
@@ -265,7 +270,7 @@ impl std::fmt::Display for Condition {
     }
 }
 
-/// An optional field of the row; a mistake in it is evaluated with its name.
+/// Parses an optional field of the row; an error is prefixed with the field's name.
 fn read<T, E: std::fmt::Display>(
     name: &str,
     text: Option<&str>,

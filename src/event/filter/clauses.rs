@@ -1,6 +1,6 @@
-//! The parts of a conjunction as text, for people to read. Pure.
+//! Splits the text of a filter at its top-level `&&`, to show the parts to people. Pure.
 
-/// The parts of a conjunction as they are written. Only a label: what is evaluated are the parser's.
+/// The parts of `a && b && c` as text. They are labels only; the parser's parts are what is evaluated.
 pub(super) fn conjunction(text: &str) -> Vec<String> {
     let text = without_parentheses(text.trim());
     let mut parts = Vec::new();
@@ -21,7 +21,7 @@ pub(super) fn conjunction(text: &str) -> Vec<String> {
     parts.into_iter().flat_map(conjunction).collect()
 }
 
-/// Without a pair of parentheses around all of it.
+/// The text without parentheses that enclose all of it.
 fn without_parentheses(text: &str) -> &str {
     let Some(inner) = text.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) else { return text };
     let mut encloses = true;
@@ -32,7 +32,8 @@ fn without_parentheses(text: &str) -> &str {
     if encloses { without_parentheses(inner.trim()) } else { text }
 }
 
-/// Goes through what is neither literal nor comment: place, how many brackets are open, what follows. False ends it.
+/// Calls `see(offset, open brackets, rest)` for each character outside literals and comments, until it
+/// returns false.
 fn scan(text: &str, mut see: impl FnMut(usize, usize, &str) -> bool) {
     let mut depth = 0usize;
     let mut at = 0;

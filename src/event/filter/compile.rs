@@ -1,8 +1,8 @@
-//! From text to an expression that is safe to run: parsed, its names checked, its work metered. Pure.
+//! Compiles text into an expression that is safe to run: parses it, checks its names, meters its work. Pure.
 //!
-//! The crate that evaluates has no limit of its own, so the tree is rewritten before it runs: whatever copies or walks values
-//! first asks the meter for their weight. An expression then does a bounded amount of work, whatever it says and on whatever
-//! payload, and the same amount everywhere.
+//! The CEL crate has no limit of its own. So the tree is rewritten before it runs: each operation that copies
+//! or walks values first takes their weight from a meter. The work of an expression is then bounded for every
+//! payload, and the same on every machine.
 
 use std::sync::Arc;
 
@@ -23,35 +23,35 @@ use super::{
     value::{METER, VARIABLES},
 };
 
-/// Expressions nested deeper are refused, the meter's own calls included: evaluation is recursive, and takes up to 40 KiB of
-/// stack for each level in a debug build.
+/// Deepest nesting of an expression, in levels, including the calls of the meter. Evaluation is recursive and
+/// takes up to 40 KiB of stack a level in a debug build.
 const DEEPEST: usize = 32;
-/// A regular expression may take so many bytes once it is compiled, which also bounds how long it takes for each byte of text.
+/// Size of a compiled regular expression, in bytes. It also bounds the time for each byte of text.
 const LARGEST_REGEX: usize = 256 * 1024;
-/// So many of them in one expression.
+/// Regular expressions in one expression.
 const MOST_PATTERNS: usize = 20;
-/// Parsing is recursive too, and looks at the text before its depth is known.
+/// Stack of the parser, in bytes. Parsing is recursive, and the depth is not known before.
 const STACK: usize = 64 * 1024 * 1024;
 
 /// A checked and metered expression.
 #[derive(Debug)]
 pub(super) struct Compiled {
-    /// The parts of a conjunction; all others have one.
+    /// The parts of a conjunction; other expressions have one part.
     pub(super) parts: Vec<IdedExpr>,
     pub(super) patterns: Arc<[Regex]>,
     pub(super) needs_payload: bool,
-    /// Its value is not the payload but the fields of `event({…})`.
+    /// Whether its value is the map of `event({…})` instead of a payload.
     pub(super) gives_fields: bool,
 }
 
-/// What an expression is for.
+/// The purpose of an expression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
     Filter,
     Transform,
 }
 
-/// Parses and checks.
+/// Parses and checks an expression.
 ///
 /// # Errors
 /// The first mistake, with its place.
@@ -62,14 +62,14 @@ pub(super) fn compile(text: &str, used_as: Use) -> Result<Compiled, Invalid> {
     if text.len() > LONGEST {
         return Err(Invalid::at_start(format!("it has {} bytes; at most {LONGEST}", text.len())));
     }
-    // A thread of its own for the stack; a panic in there ends there.
+    // Its own thread has enough stack, and contains a panic of the parser.
     std::thread::scope(|scope| {
         let compiling =
             std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || compile_here(text, used_as));
         match compiling.map(std::thread::ScopedJoinHandle::join) {
             Ok(Ok(compiled)) => compiled,
             Ok(Err(_)) => Err(Invalid::at_start("it makes the parser panic")),
-            Err(error) => Err(Invalid::at_start(format!("there is no thread to read it: {error}"))),
+            Err(error) => Err(Invalid::at_start(format!("cannot start a thread to parse it: {error}"))),
         }
     })
 }
@@ -78,7 +78,7 @@ fn compile_here(text: &str, used_as: Use) -> Result<Compiled, Invalid> {
     let (root, source) = ENV.parser().parse_with_source_info(text).map_err(|errors| {
         let first = errors.errors.into_iter().next();
         first.map_or_else(
-            || Invalid::at_start("it cannot be read"),
+            || Invalid::at_start("it cannot be parsed"),
             |error| Invalid {
                 line: usize::try_from(error.pos.0).unwrap_or(1).max(1),
                 column: usize::try_from(error.pos.1).unwrap_or(1).max(1),
@@ -110,14 +110,14 @@ fn compile_here(text: &str, used_as: Use) -> Result<Compiled, Invalid> {
         checker.check(part)?;
         let (depth, id) = deepest(part);
         if depth > DEEPEST {
-            return Err(checker.invalid(id, "it is nested too deep"));
+            return Err(checker.invalid(id, "it is nested too deeply"));
         }
     }
     let Checker { patterns, needs_payload, .. } = checker;
     Ok(Compiled { parts, patterns: patterns.into(), needs_payload, gives_fields })
 }
 
-/// The parts of `a && b && c`, in their order.
+/// Collects the parts of `a && b && c`, in order.
 fn flatten(mut expression: IdedExpr, parts: &mut Vec<IdedExpr>) {
     match &mut expression.expr {
         Expr::Call(call)
@@ -135,7 +135,7 @@ struct Checker<'t> {
     text: &'t str,
     source: &'t SourceInfo,
     used_as: Use,
-    /// Variables of the macros around.
+    /// Variables of the enclosing macros.
     scope: Vec<String>,
     patterns: Vec<Regex>,
     needs_payload: bool,
@@ -172,7 +172,8 @@ impl Checker<'_> {
                 Ok(())
             }
             Expr::Select(select) if select.test => self.check(&mut select.operand),
-            // `a.b` may also be a name with a dot in it, which the interpreter tries first and we never have.
+            // The interpreter first tries `a.b` as one name with a dot. We have no such names, so this
+            // becomes an index.
             Expr::Select(select) => {
                 self.check(&mut select.operand)?;
                 let operand = std::mem::take(&mut *select.operand);
@@ -198,11 +199,11 @@ impl Checker<'_> {
             Expr::Struct(_) => {
                 Err(self.invalid(id, "messages are not supported; write a map: {\"name\": value}"))
             }
-            Expr::Unspecified => Err(self.invalid(id, "it cannot be read")),
+            Expr::Unspecified => Err(self.invalid(id, "it cannot be parsed")),
         }
     }
 
-    /// What becomes part of a new value is copied into it.
+    /// Checks an expression whose value is copied into a new list or map, and meters the copy.
     fn check_copied(&mut self, expression: &mut IdedExpr) -> Result<(), Invalid> {
         self.check(expression)?;
         if !matches!(expression.expr, Expr::Literal(_)) {
@@ -224,7 +225,8 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// The macros' own parts of a step stay as they are: the interpreter knows them by their shape.
+    /// Checks a macro's step without changing the parts the macro generated: the interpreter recognizes their
+    /// shape.
     fn check_step(&mut self, step: &mut IdedExpr) -> Result<(), Invalid> {
         let is_own = |part: &IdedExpr| matches!(&part.expr, Expr::Ident(name) if name.starts_with('@'));
         let Expr::Call(call) = &mut step.expr else { return self.check(step) };
@@ -244,9 +246,9 @@ impl Checker<'_> {
         let name = call.func_name.clone();
         if name == EVENT {
             let why = match self.used_as {
-                Use::Filter => "event() is for transforms",
+                Use::Filter => "event() can only be used in transforms",
                 Use::Transform => {
-                    "event() must be the whole transform; what depends stands inside: event({\"payload\": a ? b : c})"
+                    "event() must be the whole transform; put conditions inside: event({\"payload\": a ? b : c})"
                 }
             };
             return Err(self.invalid(id, why));
@@ -315,19 +317,20 @@ impl Checker<'_> {
         let built = RegexBuilder::new(source).size_limit(LARGEST_REGEX).dfa_size_limit(LARGEST_REGEX).build();
         let regex = built.map_err(|error| match error {
             regex::Error::CompiledTooBig(_) => "the regular expression is too large".to_owned(),
-            // Its last line says what is wrong; those before draw where.
+            // The last line is the message; the lines before it draw the place.
             other => {
                 format!(
-                    "the regular expression: {}",
+                    "invalid regular expression: {}",
                     other.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ")
                 )
             }
         })?;
         self.patterns.push(regex);
-        i64::try_from(self.patterns.len() - 1).map_err(|_| "there are too many".to_owned())
+        i64::try_from(self.patterns.len() - 1)
+            .map_err(|_| "there are too many regular expressions".to_owned())
     }
 
-    /// What stands in `event(…)`: one map, with fields that exist.
+    /// Checks the arguments of `event(…)`: one map, with known fields.
     fn fields(&self, id: u64, args: Vec<IdedExpr>) -> Result<IdedExpr, Invalid> {
         let [fields] = <[IdedExpr; 1]>::try_from(args).map_err(|_| {
             self.invalid(id, "event() takes one map: event({\"payload\": payload, \"key\": key})")
@@ -348,7 +351,8 @@ impl Checker<'_> {
     }
 }
 
-/// Of `payload.field == literal`, either way round, the field and the literal as [`super::Facts::field`] writes it.
+/// For `payload.field == literal` or `literal == payload.field`: the field, and the literal as
+/// [`super::Facts::field`] writes it.
 pub(super) fn equality(part: &IdedExpr) -> Option<(String, String)> {
     let args = |part: &'_ IdedExpr, name: &str| match &part.expr {
         Expr::Call(call) if call.func_name == name && call.target.is_none() => {
@@ -368,7 +372,7 @@ pub(super) fn equality(part: &IdedExpr) -> Option<(String, String)> {
             LiteralValue::String(text) => Node::Text(text.inner().into()).as_scalar(),
             LiteralValue::Boolean(value) => Node::Bool(*value.inner()).as_scalar(),
             LiteralValue::Null => Node::Null.as_scalar(),
-            // As far as it is equal to no double but its own.
+            // Below 2^53 an integer equals exactly one double.
             LiteralValue::Int(int) if int.inner().unsigned_abs() < 1 << 53 => {
                 Node::Number(int.inner().to_string().into()).as_scalar()
             }
@@ -382,7 +386,7 @@ pub(super) fn equality(part: &IdedExpr) -> Option<(String, String)> {
     field(&left).zip(literal(&right)).or_else(|| field(&right).zip(literal(&left)))
 }
 
-/// A list or scalar that is written out: walked, it costs what its text says.
+/// Whether it is a literal, or a list of literals: its size is bounded by the text of the expression.
 fn is_constant(expression: &IdedExpr) -> bool {
     match &expression.expr {
         Expr::Literal(_) => true,
@@ -391,7 +395,7 @@ fn is_constant(expression: &IdedExpr) -> bool {
     }
 }
 
-/// What an expression is made of.
+/// The direct parts of an expression.
 fn children(expression: &IdedExpr) -> Vec<&IdedExpr> {
     match &expression.expr {
         Expr::Call(call) => call.target.as_deref().into_iter().chain(&call.args).collect(),
@@ -414,7 +418,7 @@ fn count(expression: &IdedExpr) -> i64 {
     1 + children(expression).into_iter().map(count).sum::<i64>()
 }
 
-/// How deep it is, and the number of its innermost part that stands in the text.
+/// The depth of an expression, and the id of its innermost part that is in the text.
 fn deepest(expression: &IdedExpr) -> (usize, u64) {
     let inner = children(expression).into_iter().map(deepest).max_by_key(|(depth, _)| *depth);
     let (depth, id) = inner.unwrap_or((0, expression.id));

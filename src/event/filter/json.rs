@@ -1,14 +1,15 @@
-//! JSON as a tree whose numbers keep their text, and containment as SQL's `@>` has it. Pure.
+//! JSON as a tree whose numbers keep their text, and containment as `@>` defines it in SQL. Pure.
 //!
-//! `jsonb` holds what common types of JSON values cannot: numbers of thirty digits, `1e400`. Here a number stays as it is
-//! written and is compared by its decimal value. Nesting has a limit, so that nothing that walks a tree exhausts the stack.
+//! `jsonb` holds numbers that common JSON types cannot: thirty digits, `1e400`. So a number is kept as text
+//! and compared by its decimal value. Nesting is limited, so that walking a tree does not exhaust the stack.
 
 use std::borrow::Cow;
 
-/// A payload nested deeper cannot be read by filters, transforms and `match`. It passes them by all the same.
+/// Deepest nesting that filters, transforms and `match` can read, in levels. Deeper payloads are delivered to
+/// subscriptions that do not read them.
 pub(crate) const DEEPEST: usize = 128;
 
-/// A value. What can be borrowed from the text is.
+/// A JSON value that borrows from the text where possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Node<'t> {
     Null,
@@ -16,15 +17,15 @@ pub(crate) enum Node<'t> {
     Number(Cow<'t, str>),
     Text(Cow<'t, str>),
     List(Vec<Node<'t>>),
-    /// In the order of the text; of equal names the last one counts.
+    /// Fields in the order of the text. Of equal names the last one counts.
     Object(Vec<(Cow<'t, str>, Node<'t>)>),
 }
 
 impl<'t> Node<'t> {
-    /// Reads a text.
+    /// Parses a text.
     ///
     /// # Errors
-    /// What is wrong with it, in words that repeat nothing of it.
+    /// What is wrong with the text, without repeating any of it.
     pub(crate) fn parse(text: &'t str) -> Result<Self, &'static str> {
         let mut reader = Reader { text, at: 0 };
         let node = reader.value(0)?;
@@ -32,7 +33,7 @@ impl<'t> Node<'t> {
         if reader.at == text.len() { Ok(node) } else { Err("it is not JSON: something follows the value") }
     }
 
-    /// The same, borrowing nothing.
+    /// The same value without borrowing.
     pub(crate) fn into_owned(self) -> Node<'static> {
         let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
         match self {
@@ -47,7 +48,7 @@ impl<'t> Node<'t> {
         }
     }
 
-    /// A field of an object.
+    /// The value of a field, if this is an object that has it.
     pub(crate) fn get(&self, name: &str) -> Option<&Self> {
         match self {
             Self::Object(fields) => {
@@ -57,10 +58,10 @@ impl<'t> Node<'t> {
         }
     }
 
-    /// Whether it contains another value, with the meaning of SQL's `@>` on `jsonb`.
+    /// Whether it contains another value, as `@>` on `jsonb` defines it.
     pub(crate) fn contains(&self, wanted: &Node<'_>) -> bool {
         match (self, wanted) {
-            // A list contains a scalar, but only out here: `[1] @> 1` and not `[[1]] @> [1]`.
+            // A list contains a scalar at the top level only: `[1] @> 1`, but not `[[1]] @> [1]`.
             (Self::List(items), scalar) if !scalar.is_container() => {
                 items.iter().any(|item| item.is_scalar_equal(scalar))
             }
@@ -73,7 +74,7 @@ impl<'t> Node<'t> {
             (Self::Object(_), Node::Object(fields)) => {
                 fields.iter().all(|(name, value)| self.get(name).is_some_and(|found| found.holds(value)))
             }
-            // Order and number do not count: `[1, 2] @> [2, 2]`.
+            // Order and repetition do not matter: `[1, 2] @> [2, 2]`.
             (Self::List(items), Node::List(wanted)) => {
                 wanted.iter().all(|one| items.iter().any(|item| item.holds(one)))
             }
@@ -81,7 +82,7 @@ impl<'t> Node<'t> {
         }
     }
 
-    /// A scalar as a text that is the same for all that are equal to it.
+    /// A scalar as normalized text: equal scalars have equal texts. None for lists and objects.
     pub(crate) fn as_scalar(&self) -> Option<String> {
         match self {
             Self::Null => Some("null".to_owned()),
@@ -115,14 +116,14 @@ impl<'t> Node<'t> {
     }
 }
 
-/// Whether two numbers as JSON writes them have the same value: `1`, `1.0` and `1e0` do.
+/// Whether two JSON numbers have the same value, such as `1`, `1.0` and `1e0`.
 pub(crate) fn is_same_number(one: &str, other: &str) -> bool {
     let is_plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    // Most numbers are short and whole, and written in one way only.
+    // Fast path: integers without exponent have one spelling each.
     one == other || (!(is_plain(one) && is_plain(other)) && Decimal::of(one) == Decimal::of(other))
 }
 
-/// A number as its digits without zeros at either end, and where the point stands before the first of them.
+/// A number as its significant digits, and the power of ten of a decimal point before the first of them.
 #[derive(PartialEq, Eq)]
 pub(crate) struct Decimal {
     negative: bool,
@@ -165,12 +166,12 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Whether this byte comes next; if so, past it.
-    fn takes(&mut self, byte: u8) -> bool {
+    /// Skips space; consumes the byte if it comes next and returns whether it did.
+    fn consume(&mut self, byte: u8) -> bool {
         self.skip_space();
-        let taken = self.peek() == Some(byte);
-        self.at += usize::from(taken);
-        taken
+        let found = self.peek() == Some(byte);
+        self.at += usize::from(found);
+        found
     }
 
     fn value(&mut self, depth: usize) -> Result<Node<'t>, &'static str> {
@@ -198,7 +199,7 @@ impl<'t> Reader<'t> {
     fn object(&mut self, depth: usize) -> Result<Node<'t>, &'static str> {
         self.at += 1;
         let mut fields = Vec::new();
-        if self.takes(b'}') {
+        if self.consume(b'}') {
             return Ok(Node::Object(fields));
         }
         loop {
@@ -207,14 +208,14 @@ impl<'t> Reader<'t> {
                 return Err("it is not JSON: the name of a field is missing");
             }
             let name = self.string()?;
-            if !self.takes(b':') {
+            if !self.consume(b':') {
                 return Err("it is not JSON: a colon is missing");
             }
             fields.push((name, self.value(depth + 1)?));
-            if self.takes(b'}') {
+            if self.consume(b'}') {
                 return Ok(Node::Object(fields));
             }
-            if !self.takes(b',') {
+            if !self.consume(b',') {
                 return Err("it is not JSON: a comma or brace is missing");
             }
         }
@@ -223,15 +224,15 @@ impl<'t> Reader<'t> {
     fn list(&mut self, depth: usize) -> Result<Node<'t>, &'static str> {
         self.at += 1;
         let mut items = Vec::new();
-        if self.takes(b']') {
+        if self.consume(b']') {
             return Ok(Node::List(items));
         }
         loop {
             items.push(self.value(depth + 1)?);
-            if self.takes(b']') {
+            if self.consume(b']') {
                 return Ok(Node::List(items));
             }
-            if !self.takes(b',') {
+            if !self.consume(b',') {
                 return Err("it is not JSON: a comma or bracket is missing");
             }
         }
@@ -258,7 +259,7 @@ impl<'t> Reader<'t> {
         if escaped {
             return serde_json::from_str::<String>(quoted)
                 .map(Cow::Owned)
-                .map_err(|_| "it has a string that cannot be read");
+                .map_err(|_| "it has a string with an invalid escape");
         }
         Ok(Cow::Borrowed(&quoted[1..quoted.len() - 1]))
     }

@@ -1,4 +1,5 @@
-//! The calls that the compiler puts into expressions, so that whatever copies or walks values first pays for it. Pure.
+//! The calls that the compiler inserts into expressions to meter work before values are copied or walked.
+//! Pure.
 
 use std::{
     collections::BTreeSet,
@@ -17,20 +18,20 @@ use cel::{
 
 use super::value::{METER, MOST_WORK, Meter, weight};
 
-/// `a + b`
+/// Replaces `a + b`.
 pub(super) const ADD: &str = "@add";
-/// A value about to be copied, compared or walked.
+/// Takes the cost of a value about to be copied, compared or walked.
 pub(super) const WEIGH: &str = "@weigh";
-/// A text about to be cut into pieces.
+/// Takes the cost of a text about to be split.
 pub(super) const CUT: &str = "@cut";
-/// The right side of `in`.
+/// Takes the cost of searching the right side of `in`.
 pub(super) const FIND: &str = "@find";
-/// What a macro goes through.
+/// Takes the cost of iterating over the range of a macro.
 pub(super) const RANGE: &str = "@range";
-/// `matches` with the number of its regular expression.
+/// Replaces `matches`; takes the index of the compiled regular expression.
 pub(super) const MATCHES: &str = "@matches";
 
-/// What expressions can call; the same for all of them, and never changed.
+/// The functions that expressions can call. All expressions share it; it never changes.
 pub(super) static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
     let mut env = Env::stdlib().with_optional_support(false);
     let added = [
@@ -49,11 +50,12 @@ pub(super) static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
 type Arguments<'b, 'v> = Vec<CowVal<'b, 'v>>;
 type Outcome<'b, 'v> = Result<CowVal<'b, 'v>, ExecutionError>;
 
-/// Takes what the work costs. Once the meter is spent nothing is weighed any more: a macro may swallow the error and go on.
+/// Takes `cost` from the meter. A macro may swallow the error and go on, so a spent meter no longer computes
+/// costs.
 fn take(meter: &CowVal<'_, '_>, cost: impl FnOnce() -> i64) -> Result<(), ExecutionError> {
     match meter.downcast_ref::<Meter>() {
         Some(meter) if !meter.is_spent() && meter.take(cost()) => Ok(()),
-        _ => Err(ExecutionError::function_error(METER, "it is more work than one event is worth")),
+        _ => Err(ExecutionError::function_error(METER, "it exceeds the work limit of one evaluation")),
     }
 }
 
@@ -83,14 +85,13 @@ fn add<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
     Ok(CowVal::Owned(sum.into_owned()))
 }
 
-/// Of what is about to be copied, compared or walked.
 fn weigh<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
     let [meter, value] = two(arguments)?;
     take(&meter, || weight(value.as_ref()))?;
     Ok(value)
 }
 
-/// Every byte of a text may become a text of its own.
+/// Each byte of the text may become a string of its own.
 fn cut<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
     let [meter, value] = two(arguments)?;
     let bytes = value.downcast_ref::<CelString>().map_or(0, |text| text.inner().len());
@@ -98,14 +99,14 @@ fn cut<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
     Ok(value)
 }
 
-/// In a list every element may be looked at, in a map one.
+/// A list may be searched completely; a map takes one lookup.
 fn find<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
     let [meter, value] = two(arguments)?;
     take(&meter, || if value.downcast_ref::<CelMap>().is_some() { 1 } else { weight(value.as_ref()) })?;
     Ok(value)
 }
 
-/// What a macro goes through: a list as it is, a map's keys in order.
+/// The range of a macro: a list unchanged, or the keys of a map in order.
 fn range<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
     let [meter, value, parts] = three(arguments)?;
     let parts = parts.downcast_ref::<CelInt>().map_or(MOST_WORK, |parts| *parts.inner());
@@ -141,7 +142,7 @@ fn matches<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
             vec![text.get_type().name().to_owned(), "string".to_owned()],
         ));
     };
-    // For each byte it may be as much work as the pattern has states.
+    // The work for each byte is bounded by the size of the compiled pattern.
     take(&meter, || 1 + i64::try_from(text.inner().len() / 4).unwrap_or(MOST_WORK))?;
     let pattern = meter
         .downcast_ref::<Meter>()

@@ -1,7 +1,8 @@
 //! CEL filters and transforms, and `match`: the only mention of the CEL crate. Pure.
 //!
-//! An expression is compiled once, when its subscription is loaded. What it may do is bounded (see `compile`), and a payload
-//! is read at most once for each event, only when an expression asks for it (see [`Facts`]): all others pass as they are.
+//! An expression is compiled once, when its subscription is loaded. What it may do is bounded (see
+//! `compile`), and a payload is read at most once for each event, only when an expression asks for it (see
+//! [`Facts`]): all others pass as they are.
 
 mod clauses;
 mod compile;
@@ -126,8 +127,9 @@ impl Filter {
         self.compiled.needs_payload
     }
 
-    /// A field of the payload and a scalar that it must have for the filter to hold, as [`Facts::field`] writes it. With another
-    /// one there it is no match, and when it is not there the filter fails, unless another part says no.
+    /// A field of the payload and a scalar that it must have for the filter to hold, as [`Facts::field`]
+    /// writes it. With another one there it is no match, and when it is not there the filter fails, unless
+    /// another part says no.
     pub(crate) fn lookup(&self) -> Option<(String, String)> {
         self.compiled.parts.iter().find_map(compile::equality)
     }
@@ -225,7 +227,8 @@ impl Containment {
         Node::parse(text).map(|node| Self { wanted: node.into_owned() }).map_err(ToOwned::to_owned)
     }
 
-    /// A field that the payload must have and the scalar in it, as [`Facts::field`] writes it, for it to hold.
+    /// A field that the payload must have and the scalar in it, as [`Facts::field`] writes it, for it to
+    /// hold.
     pub(crate) fn lookup(&self) -> Option<(String, String)> {
         let Node::Object(fields) = &self.wanted else { return None };
         // Of equal names the last one counts.
@@ -367,7 +370,8 @@ fn short(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
-/// An error without the values in it, but for what stands in the expression: payloads stay out of logs and tables of operators.
+/// An error without the values in it, but for what stands in the expression: payloads stay out of logs and
+/// tables of operators.
 fn explain(error: &ExecutionError, text: &str) -> String {
     let function = |name: &str| name.trim_start_matches('@').trim_matches('_').to_owned();
     match error {

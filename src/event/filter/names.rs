@@ -1,6 +1,7 @@
-//! The words that an expression may use besides its variables: what it can call, and the fields of `event({…})`. Pure.
+//! The names an expression may use besides its variables: functions, types, and the fields of `event({…})`.
+//! Pure.
 
-/// What may be called besides operators and macros. All of it is linear in its arguments.
+/// Functions besides operators and macros. Each is linear in its arguments.
 pub(super) const FUNCTIONS: &[&str] = &[
     "size",
     "contains",
@@ -33,7 +34,7 @@ pub(super) const FUNCTIONS: &[&str] = &[
     "substring",
     "split",
 ];
-/// Of these, those that walk a text.
+/// Functions that read a whole text.
 pub(super) const WALKERS: &[&str] = &[
     "size",
     "contains",
@@ -51,7 +52,7 @@ pub(super) const WALKERS: &[&str] = &[
 pub(super) const TYPES: &[&str] =
     &["bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type", "type"];
 
-/// What stands around the fields of a transform that changes more than the payload,
+/// The function that a transform calls to change more than the payload.
 pub(super) const EVENT: &str = "event";
-/// and what they are.
+/// The fields of `event({…})`.
 pub(super) const FIELDS: &[&str] = &["payload", "headers", "key", "sink"];

@@ -1,4 +1,4 @@
-//! Between JSON and CEL: what an expression sees of an event, and what its value becomes. Pure.
+//! Converts between JSON and CEL: the variables of an expression, and its value as JSON. Pure.
 
 use std::{
     any::Any,
@@ -26,10 +26,11 @@ use regex::Regex;
 use super::json::{Decimal, Node, is_same_number};
 use crate::event::Event;
 
-/// What one evaluation may do, in units: an element looked at, a part of an expression evaluated for one, 64 bytes copied.
+/// Work limit of one evaluation, in units. A unit is an element visited, a part evaluated for an element, or
+/// 64 bytes copied.
 pub(super) const MOST_WORK: i64 = 1_000_000;
 
-/// The names an expression may use.
+/// The variables of an expression.
 pub(super) const VARIABLES: &[&str] = &[
     "topic",
     "key",
@@ -43,7 +44,7 @@ pub(super) const VARIABLES: &[&str] = &[
     "id",
 ];
 
-/// An event as expressions see it. Its payload is read at most once, and only if one of them asks.
+/// An event as expressions see it. Its payload is parsed at most once, when the first expression reads it.
 pub struct Facts<'e> {
     pub(super) event: &'e Event,
     node: OnceLock<Result<Node<'e>, &'static str>>,
@@ -58,13 +59,13 @@ impl fmt::Debug for Facts<'_> {
 }
 
 impl<'e> Facts<'e> {
-    /// Of this event.
+    /// The facts of an event; parses nothing yet.
     #[must_use]
     pub fn new(event: &'e Event) -> Self {
         Self { event, node: OnceLock::new(), payload: OnceLock::new(), headers: OnceLock::new() }
     }
 
-    /// What stands in a field of the payload.
+    /// The value of a top-level field of the payload.
     pub(crate) fn field(&self, name: &str) -> Field {
         match self.payload().map(|payload| payload.get(name)) {
             Err(_) => Field::Unreadable,
@@ -79,20 +80,20 @@ impl<'e> Facts<'e> {
     }
 }
 
-/// What stands in a field of a payload.
+/// The value of a top-level field of a payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Field {
-    /// Nothing can be said.
+    /// The payload cannot be parsed.
     Unreadable,
-    /// There is no such field, or the payload is no object.
+    /// The payload has no such field or is not an object.
     Missing,
     /// A list or an object.
     Compound,
-    /// A text that is the same for all scalars that are equal.
+    /// A scalar as normalized text: equal scalars have equal texts.
     Scalar(String),
 }
 
-/// One evaluation: the event, and how much work is left.
+/// One evaluation: the event and the meter of its work.
 pub(super) struct Evaluation<'f, 'e> {
     pub(super) facts: &'f Facts<'e>,
     pub(super) meter: Meter,
@@ -104,7 +105,7 @@ impl<'f, 'e> Evaluation<'f, 'e> {
         Self { facts, meter: Meter::new(patterns.clone()), unreadable: AtomicBool::new(false) }
     }
 
-    /// Why the payload could not be read, if it was asked for.
+    /// Why the payload could not be parsed, if the expression read it.
     pub(super) fn unreadable(&self) -> Option<&'static str> {
         self.unreadable.load(Ordering::Relaxed).then(|| self.facts.payload().err()).flatten()
     }
@@ -151,10 +152,10 @@ impl VariableResolver for Evaluation<'_, '_> {
     }
 }
 
-/// The meter's name inside expressions. Nobody can write it: `@` is no letter of CEL.
+/// Variable that holds the meter. Users cannot write it: `@` is not valid in CEL names.
 pub(super) const METER: &str = "@meter";
 
-/// Counts work. Also carries the regular expressions of its expression, made once.
+/// Counts down work. It also carries the compiled regular expressions of the expression.
 pub(super) struct Meter {
     left: AtomicI64,
     pub(super) patterns: Arc<[Regex]>,
@@ -168,7 +169,7 @@ impl Meter {
         Self { left: AtomicI64::new(MOST_WORK), patterns }
     }
 
-    /// Takes so many units, all at once; false when there were not as many.
+    /// Takes this many units; false if fewer were left.
     pub(super) fn take(&self, units: i64) -> bool {
         let units = units.clamp(0, 2 * MOST_WORK);
         self.left.fetch_sub(units, Ordering::Relaxed) >= units
@@ -205,7 +206,7 @@ impl Val for Meter {
 
 impl StaticVal for Meter {}
 
-/// A number that neither `int`, `uint` nor `double` holds as it is written. It can be passed on, and be equal to another.
+/// A number that `int`, `uint` and `double` cannot hold exactly. It can be copied and compared for equality.
 #[derive(Debug, Clone)]
 struct Number(Arc<str>);
 
@@ -257,8 +258,8 @@ fn number<'e>(text: &str) -> Box<dyn Val + 'e> {
         return Box::new(CelUInt::from(uint));
     }
     match text.parse::<f64>() {
-        // What a double rounds is not that number: better no answer than one to another question. Which of several shortest
-        // forms a double has is a matter of taste, so it must be the one that is written.
+        // Only numbers that a double holds exactly: comparing a rounded number could give a wrong answer. The
+        // shortest form of the double must be the number as it is written.
         Ok(double) if double.is_finite() && Decimal::of(&json_of(&double)) == Decimal::of(text) => {
             Box::new(CelDouble::from(double))
         }
@@ -266,7 +267,7 @@ fn number<'e>(text: &str) -> Box<dyn Val + 'e> {
     }
 }
 
-/// How much work it is to walk or copy a value, in units.
+/// Work to walk or copy a value, in units.
 pub(super) fn weight(value: &dyn Val) -> i64 {
     let of_bytes = |length: usize| i64::try_from(length / 64).unwrap_or(MOST_WORK);
     if let Some(text) = value.downcast_ref::<CelString>() {
@@ -287,7 +288,7 @@ pub(super) fn weight(value: &dyn Val) -> i64 {
     }
 }
 
-/// What JSON cannot hold, and where it stands in the value.
+/// A value that JSON cannot hold, and its path.
 pub(super) struct Unfit {
     path: String,
     why: String,
@@ -302,17 +303,17 @@ impl Unfit {
         Self { path: format!("{step}{}", self.path), why: self.why }
     }
 
-    /// As a sentence about what is called `name`.
+    /// The message, with `name` before the path.
     pub(super) fn of(self, name: &str) -> String {
         format!("{name}{} {}", self.path, self.why)
     }
 }
 
-/// Writes a value as JSON: fields in the order of their names, doubles in their shortest form, a number that was passed on as
-/// it came, a timestamp as RFC 3339 has it.
+/// Writes a value as JSON: fields sorted by name, doubles in their shortest form, copied numbers as they were
+/// written, timestamps in RFC 3339.
 ///
 /// # Errors
-/// What JSON cannot hold.
+/// When JSON cannot hold a part of the value.
 pub(super) fn write(value: &dyn Val, out: &mut String) -> Result<(), Unfit> {
     if value.downcast_ref::<CelNull>().is_some() {
         out.push_str("null");
@@ -347,7 +348,7 @@ pub(super) fn write(value: &dyn Val, out: &mut String) -> Result<(), Unfit> {
     } else {
         let kind = value.get_type().name();
         return Err(Unfit::new(format!(
-            "is of type {kind}, which JSON cannot hold; string(…) makes a text of most types"
+            "is of type {kind}, which JSON cannot hold; string(…) converts most types"
         )));
     }
     Ok(())

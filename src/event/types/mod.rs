@@ -1,5 +1,5 @@
-//! Event types: what payloads of a topic look like in each version, and how one becomes one of the next. A payload is read
-//! only when a schema looks at it or an upcast asks for it.
+//! Event types: the schema of a topic's payloads in each version, and the upcast to the next version. A
+//! payload is parsed only when a schema or an upcast reads it.
 
 mod schema;
 
@@ -15,48 +15,48 @@ use crate::event::{
     topic::{Pattern, Trie},
 };
 
-/// A row of `outbox.event_types` as the database holds it.
+/// A row of `outbox.event_types`.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Row {
-    /// Its number.
+    /// Id of the event type.
     pub id: i64,
-    /// A topic pattern.
+    /// Topic pattern of the events.
     pub topic: String,
-    /// From 1; that of an event without one is 1.
+    /// Schema version, from 1. An event without one has version 1.
     pub version: i32,
-    /// A JSON Schema, as text.
+    /// JSON Schema, as text.
     pub schema: String,
-    /// `reject` or `warn`.
+    /// What happens to a payload that does not fit: `reject` or `warn`.
     pub mode: String,
-    /// For people.
+    /// Free text for people.
     pub description: Option<String>,
-    /// CEL; null: there is no way to the next version.
+    /// CEL expression that makes the payload of the next version, if there is one.
     pub upcast: Option<String>,
-    /// Why a relay cannot use it.
+    /// Why a relay cannot use the row.
     pub state_reason: Option<String>,
 }
 
-/// A type that was read, as far as it can be.
+/// A compiled event type. Parts that cannot be compiled are kept as errors.
 #[derive(Debug)]
 pub struct EventType {
-    /// The row it was made of.
+    /// The row it was compiled from.
     pub row: Row,
     pattern: Option<Pattern>,
     schema: Result<Schema, String>,
     upcast: Option<Result<Transform, String>>,
 }
 
-/// Why an event type keeps a payload from being sent.
+/// Why an event type stops a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusalKind {
     /// The payload does not fit the schema, whose mode is `reject`.
     SchemaMismatch,
-    /// The payload cannot be brought to the version that is wanted.
+    /// The payload cannot be upcast to the version that the subscription asks for.
     UpcastFailed,
 }
 
 impl RefusalKind {
-    /// Its stable code.
+    /// Stable snake_case code.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -69,36 +69,35 @@ impl RefusalKind {
 /// Why an event cannot be delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// What did not work.
     pub kind: RefusalKind,
-    /// Type, version, places: none of the payload's values.
+    /// Type, version and paths; never values of the payload.
     pub why: String,
 }
 
-/// Something that is delivered all the same.
+/// A problem that does not stop the delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// The type's number.
+    /// Id of the event type.
     pub id: i64,
-    /// Why: a closed set, used as a label.
+    /// Used as a metric label.
     pub cause: Cause,
-    /// Type, version, places: none of the payload's values.
+    /// Type, version and paths; never values of the payload.
     pub why: String,
 }
 
-/// What a warning is about.
+/// Cause of a warning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// The payload does not fit.
+    /// The payload does not fit the schema.
     Mismatch,
-    /// The payload cannot be looked at.
+    /// The payload cannot be parsed.
     Unreadable,
     /// The schema cannot be used.
     InvalidType,
 }
 
 impl Cause {
-    /// The stable snake_case code.
+    /// Stable snake_case code.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -110,8 +109,8 @@ impl Cause {
 }
 
 impl EventType {
-    /// Reads a row; what of it cannot be used is told by [`EventType::problem`] and rejects nothing. Slow, as
-    /// [`Schema::compile`] is.
+    /// Compiles a row. Parts that cannot be used are reported by [`EventType::problem`] and reject no event.
+    /// Slow, as [`Schema::compile`] is.
     #[must_use]
     pub fn read(row: Row) -> Self {
         Self {
@@ -122,11 +121,11 @@ impl EventType {
         }
     }
 
-    /// Why it cannot be used: a sentence that names the field.
+    /// Why it cannot be used: a message that names the field.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         if self.pattern.is_none() {
-            return Some("topic: it is not a topic pattern".to_owned());
+            return Some("topic: not a topic pattern".to_owned());
         }
         let schema = self.schema.as_ref().err().map(|why| format!("schema: {why}"));
         schema.or_else(|| self.upcast.as_ref()?.as_ref().err().map(|why| format!("upcast: {why}")))
@@ -154,7 +153,7 @@ impl EventType {
                 }
                 Err(Unfit::Unreadable(why)) => Some((
                     Cause::Unreadable,
-                    format!("{}{made}: the payload cannot be looked at: {why}", self.name()),
+                    format!("{}{made}: the payload cannot be checked: {why}", self.name()),
                 )),
             },
         }
@@ -164,18 +163,20 @@ impl EventType {
 fn upcast(text: &str) -> Result<Transform, String> {
     let transform = Transform::compile(text).map_err(|error| error.to_string())?;
     if transform.gives_fields() {
-        return Err("event({…}) belongs to transforms; the value of an upcast is the payload".to_owned());
+        return Err(
+            "event({…}) can only be used in transforms; the value of an upcast is the payload".to_owned()
+        );
     }
     Ok(transform)
 }
 
-/// The version of an event's payload.
+/// Schema version of an event; 1 if it has none.
 #[must_use]
 pub fn version(event: &Event) -> i32 {
     event.schema_version.unwrap_or(1)
 }
 
-/// All types.
+/// All event types, indexed by topic.
 #[derive(Debug, Default)]
 pub struct Types {
     all: BTreeMap<i64, Arc<EventType>>,
@@ -183,7 +184,7 @@ pub struct Types {
 }
 
 impl Types {
-    /// Of these.
+    /// Indexes these event types.
     #[must_use]
     pub fn new(types: impl IntoIterator<Item = Arc<EventType>>) -> Self {
         let mut made = Self::default();
@@ -196,12 +197,12 @@ impl Types {
         made
     }
 
-    /// All of them, in the order of their numbers.
+    /// All event types, in the order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<EventType>> {
         self.all.values()
     }
 
-    /// Those of a topic in a version.
+    /// The event types of a topic and version, in the order of their ids.
     fn of(&self, topic: &str, version: i32) -> Vec<&Arc<EventType>> {
         if self.all.is_empty() {
             return Vec::new();
@@ -218,11 +219,11 @@ impl Types {
         found
     }
 
-    /// The event as it is delivered to who wants this version of it, its payload checked: the event itself where no
-    /// version is wanted, another one wherever one is. After upcasting, the types of the new version look at it too; those in between do not.
+    /// Checks an event and upcasts it to the version a subscription asks for. Without a version the same
+    /// event is returned. After upcasting the types of the new version check it too; those in between do not.
     ///
     /// # Errors
-    /// Why it cannot be delivered.
+    /// Why the event cannot be delivered.
     pub fn prepare(
         &self,
         event: &Arc<Event>,
@@ -239,12 +240,12 @@ impl Types {
         Ok(Arc::new(upcast))
     }
 
-    /// Whether the types of its topic and version take a payload; the others warn.
+    /// Checks an event against the types of its topic and version. Types in mode `warn` only add warnings.
     fn check(&self, event: &Event, made: &str, warnings: &mut Vec<Warning>) -> Result<(), Refusal> {
         let payload = Payload::new(&event.payload);
         for one in self.of(&event.topic, version(event)) {
             let Some((cause, why)) = one.check(&payload, made) else { continue };
-            // A schema that cannot be used stops nothing: it was a person's mistake, not the event's.
+            // An invalid schema stops no event: it is an operator's mistake.
             if one.row.mode == "reject" && cause != Cause::InvalidType {
                 return Err(Refusal { kind: RefusalKind::SchemaMismatch, why });
             }
@@ -253,17 +254,17 @@ impl Types {
         Ok(())
     }
 
-    /// Step by step from the event's version to a later one.
+    /// Upcasts an event step by step to a later version.
     fn upcast(&self, event: &Event, wanted: i32) -> Result<Event, Refusal> {
         let refusal = |why: String| Refusal { kind: RefusalKind::UpcastFailed, why };
         let mut event = event.clone();
         let first = version(&event);
         if first > wanted {
             return Err(refusal(format!(
-                "the event has version {first}; the subscription wants version {wanted}, and there is no way back"
+                "the event has version {first}; the subscription asks for version {wanted}, and there are no downcasts"
             )));
         }
-        // Found before the first is run: a chain with a gap costs nothing.
+        // Find all steps first, so that a chain with a gap runs nothing.
         let steps = (first..wanted)
             .map(|version| self.step(&event.topic, version))
             .collect::<Result<Vec<_>, _>>()
@@ -279,7 +280,7 @@ impl Types {
         Ok(event)
     }
 
-    /// The one upcast from a version to the next.
+    /// The only upcast from a version to the next.
     fn step(&self, topic: &str, version: i32) -> Result<(&Arc<EventType>, &Transform), String> {
         let mut found =
             self.of(topic, version).into_iter().filter_map(|one| Some((one, one.upcast.as_ref()?)));
@@ -299,7 +300,7 @@ impl Types {
         }
     }
 
-    /// The highest version that upcasts lead to from that of an event.
+    /// The highest version that an event can be upcast to.
     #[must_use]
     pub fn newest(&self, event: &Event) -> i32 {
         let mut version = version(event);

@@ -1,49 +1,50 @@
-//! JSON Schemas: read without reaching for anything outside, and what of a payload does not fit, without its values. Pure.
+//! Compiles JSON Schemas without loading anything external, and lists the paths that do not fit, without
+//! values. Pure.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use jsonschema::{PatternOptions, ValidationError, Validator, error::ValidationErrorKind};
 use serde_json::Value;
 
-/// The largest schema, in bytes; `outbox.event_types` has the same limit.
+/// Largest schema, in bytes. `outbox.event_types` has the same limit.
 pub const LARGEST: usize = 64 * 1024;
-/// So many places that do not fit are named.
+/// Paths listed in an error.
 const NAMED: usize = 5;
-/// The longest place, in characters: it is made of names that the payload may choose.
+/// Longest path in an error, in characters. The names in it may come from the payload.
 const LONGEST_PLACE: usize = 100;
-/// Reading is recursive, through chains of references too.
+/// Stack for compiling, in bytes. Compiling is recursive and follows chains of references.
 const STACK: usize = 64 * 1024 * 1024;
-/// So much stack may one part of a schema take for each level of a payload, in a debug build.
+/// Stack that one part of a schema may take for each level of a payload, in bytes, in a debug build.
 const STACK_FOR_ONE: usize = 4 * 1024;
-/// Memory of one regular expression, in bytes,
+/// Size of a compiled regular expression, in bytes.
 const LARGEST_REGEX: usize = 256 * 1024;
-/// and how many a schema may have.
+/// Regular expressions in one schema.
 const MOST_PATTERNS: usize = 100;
-/// Above this the stack of the caller may not be enough.
+/// Stack that the caller's thread is known to have, in bytes.
 const SMALL_STACK: usize = 512 * 1024;
-/// Nothing takes more.
+/// Largest stack for one check, in bytes.
 const LARGEST_STACK: usize = 1024 * 1024 * 1024;
 
-/// A schema that can be used.
+/// A compiled JSON Schema.
 #[derive(Debug)]
 pub struct Schema {
-    /// None: anything fits.
+    /// None if every payload fits.
     validator: Option<Validator>,
-    /// How many of its parts may be under way at once for each level of a payload.
+    /// Parts of the schema that may be active at once for each level of a payload.
     parts: usize,
 }
 
-/// What a schema says of a payload.
+/// Why a payload does not fit a schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unfit {
-    /// These places do not fit.
+    /// The paths that do not fit.
     Mismatch(String),
-    /// It could not be looked at: too deep, or numbers that no double holds.
+    /// The payload cannot be parsed: nested too deeply, or a number beyond a double.
     Unreadable(String),
 }
 
 impl Schema {
-    /// Reads one. Slow: tens of milliseconds for a large one.
+    /// Compiles a schema. A large one takes tens of milliseconds.
     ///
     /// # Errors
     /// What is wrong with it and where.
@@ -63,7 +64,7 @@ impl Schema {
         let build = || {
             jsonschema::options()
                 .offline()
-                // Linear in the text, whatever the pattern.
+                // This engine is linear in the text for every pattern.
                 .with_pattern_options(
                     PatternOptions::regex().size_limit(LARGEST_REGEX).dfa_size_limit(LARGEST_REGEX),
                 )
@@ -74,16 +75,16 @@ impl Schema {
         on_a_stack_of(STACK, build).unwrap_or_else(|| Err("it makes the validator panic".to_owned()))
     }
 
-    /// Whether anything fits, so that a payload need not be read.
+    /// Whether every payload fits, so that none is parsed.
     #[must_use]
     pub fn takes_anything(&self) -> bool {
         self.validator.is_none()
     }
 
-    /// Looks at a payload.
+    /// Checks a payload.
     ///
     /// # Errors
-    /// What does not fit: places and keywords, none of the payload's values.
+    /// Paths and keywords that do not fit; never values of the payload.
     pub fn check(&self, payload: &Payload<'_>) -> Result<(), Unfit> {
         let Some(validator) = &self.validator else { return Ok(()) };
         let value = payload.value().as_ref().map_err(|why| Unfit::Unreadable(why.clone()))?;
@@ -97,16 +98,16 @@ impl Schema {
         let levels = if self.parts == 0 { 0 } else { payload.depth() + 1 };
         let stack = self.parts.saturating_mul(levels).saturating_mul(STACK_FOR_ONE);
         let looked = if stack <= SMALL_STACK {
-            // A panic would be a bug of the crate, and must cost this event only.
+            // A panic would be a bug of the crate; it must fail this event only.
             catch_unwind(AssertUnwindSafe(look)).ok()
         } else {
             on_a_stack_of(stack.clamp(STACK, LARGEST_STACK), look)
         };
-        looked.unwrap_or_else(|| Err(Unfit::Unreadable("the validator could not look at it".to_owned())))
+        looked.unwrap_or_else(|| Err(Unfit::Unreadable("the validator panicked or had no thread".to_owned())))
     }
 }
 
-/// A payload that is read once, when the first schema asks.
+/// A payload that is parsed once, when the first schema checks it.
 #[derive(Debug)]
 pub struct Payload<'t> {
     text: &'t str,
@@ -114,7 +115,7 @@ pub struct Payload<'t> {
 }
 
 impl<'t> Payload<'t> {
-    /// Of this text.
+    /// A payload that is not parsed yet.
     #[must_use]
     pub fn new(text: &'t str) -> Self {
         Self { text, value: std::cell::OnceCell::new() }
@@ -136,7 +137,7 @@ impl<'t> Payload<'t> {
     }
 }
 
-/// Why schemas cannot look at it; the parser's own words would name a place without a meaning to people, or a value.
+/// Parses JSON. The parser's own messages may repeat a value, so they are replaced.
 fn read(text: &str) -> Result<Value, String> {
     serde_json::from_str(text).map_err(|error| {
         let why = error.to_string();
@@ -150,14 +151,14 @@ fn read(text: &str) -> Result<Value, String> {
     })
 }
 
-/// On a thread of its own; none when it panicked or could not be started.
+/// Runs `work` on a new thread with this stack; none if it panicked or could not be started.
 fn on_a_stack_of<T: Send>(bytes: usize, work: impl FnOnce() -> T + Send) -> Option<T> {
     std::thread::scope(|scope| {
         std::thread::Builder::new().stack_size(bytes).spawn_scoped(scope, work).ok()?.join().ok()
     })
 }
 
-/// Without references, a walk goes down the schema once, and that is as deep as its text.
+/// Whether the schema has references. Without them a check goes no deeper than the schema's text.
 fn refers(schema: &Value) -> bool {
     match schema {
         Value::Array(items) => items.iter().any(refers),
@@ -176,7 +177,7 @@ fn count(schema: &Value) -> usize {
     }
 }
 
-/// How many regular expressions there may be in it.
+/// Number of regular expressions in a schema.
 fn patterns(schema: &Value) -> usize {
     match schema {
         Value::Array(items) => items.iter().map(patterns).sum(),
@@ -192,28 +193,28 @@ fn patterns(schema: &Value) -> usize {
     }
 }
 
-/// The first places that do not fit, as JSON pointers, each with the keyword that says so.
+/// The first paths that do not fit, as JSON pointers, each with its keyword.
 fn places<'e>(errors: impl Iterator<Item = ValidationError<'e>>) -> String {
     let mut errors = errors.map(|error| {
         let place: String = error.instance_path().as_str().chars().take(LONGEST_PLACE).collect();
         let place = if place.is_empty() { "/".to_owned() } else { place };
         match error.kind() {
-            // The name is the schema's, not the payload's.
+            // The name comes from the schema, not from the payload.
             ValidationErrorKind::Required { property } => format!("{place}: required {property}"),
             kind => format!("{place}: {}", kind.keyword()),
         }
     });
     let named: Vec<String> = errors.by_ref().take(NAMED).collect();
-    // How many more there are is not worth finding out.
+    // Counting the rest could take long.
     format!("{}{}", named.join(", "), if errors.next().is_some() { ", and more" } else { "" })
 }
 
-/// What is wrong with a schema. It was written by those who read this, so it may be repeated.
+/// The message for an invalid schema. It may repeat the schema: the reader wrote it.
 fn refusal(error: &ValidationError<'_>) -> String {
     match error.kind() {
         ValidationErrorKind::Referencing(referencing) => {
             format!(
-                "$ref: {referencing}; a schema may only refer to itself: put what it needs below \"$defs\""
+                "$ref: {referencing}; a schema may only refer to itself; put the definitions under \"$defs\""
             )
         }
         kind => {
@@ -251,17 +252,17 @@ mod tests {
     fn places_and_keywords_are_named_and_no_value_is_repeated() {
         let schema = r#"{"required": ["id"], "properties": {"id": true, "total": {"minimum": 0}, "lines": {"items": {"type": "string", "pattern": "^a"}},
             "kind": {"enum": ["a"]}, "mail": {"const": 1}}, "additionalProperties": false}"#;
-        let said = unfit(
+        let found = unfit(
             schema,
             r#"{"total": -77, "lines": ["a", 88, "canary"], "kind": "canary", "mail": "canary"}"#,
         );
-        for word in ["/kind: enum", "/total: minimum", "/lines/1: type", "/lines/2: pattern", "/mail: const"]
+        for place in ["/kind: enum", "/total: minimum", "/lines/1: type", "/lines/2: pattern", "/mail: const"]
         {
-            assert!(said.contains(word), "{said}");
+            assert!(found.contains(place), "{found}");
         }
-        assert!(said.ends_with(", and more"), "{said}");
+        assert!(found.ends_with(", and more"), "{found}");
         for value in ["canary", "77", "88"] {
-            assert!(!said.contains(value), "{said}");
+            assert!(!found.contains(value), "{found}");
         }
         assert_eq!(unfit(schema, "{}"), "/: required \"id\"");
         assert_eq!(unfit(schema, r#"{"id": 1, "canary": 1}"#), "/: additionalProperties");
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_value_cannot_hold_is_told_only_where_a_schema_looks() {
+    fn a_payload_that_cannot_be_parsed_is_reported_only_where_a_schema_reads_it() {
         let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
         assert_eq!(
             unfit("{\"type\": \"object\"}", "{\"n\": 1e400}"),
@@ -305,7 +306,7 @@ mod tests {
         }
     }
 
-    /// In a thread as small as those that deliver.
+    /// Runs on a thread with the stack size of a worker.
     #[test]
     fn chains_and_circles_of_references_do_not_exhaust_the_stack() {
         let mut chain: Vec<String> = (0..1_500)

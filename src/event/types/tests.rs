@@ -1,4 +1,4 @@
-//! What types make of events, without a database.
+//! Checks and upcasts of events, without a database.
 
 use super::*;
 
@@ -108,12 +108,12 @@ fn an_old_event_is_brought_to_the_wanted_version_step_by_step() {
     let new = event("{\"order\": 1}", Some(3));
     let as_it_is = types.prepare(&new, Some(3), &mut Vec::new()).unwrap();
     assert_eq!(as_it_is, new);
-    assert!(!Arc::ptr_eq(&as_it_is, &new), "in a batch something else is sent of each delivery or of none");
+    assert!(!Arc::ptr_eq(&as_it_is, &new), "a batch sends upcast events for all deliveries or for none");
     assert_eq!(types.newest(&event("{}", None)), 3);
 }
 
 #[test]
-fn an_upcast_that_is_missing_doubtful_or_fails_says_so() {
+fn an_upcast_that_is_missing_ambiguous_or_fails_is_refused_with_the_reason() {
     let types = types([
         row(1, "**", 1, "true", Some("{\"n\": payload.canary / 0}")),
         row(2, "**", 2, "true", None),
@@ -130,8 +130,8 @@ fn an_upcast_that_is_missing_doubtful_or_fails_says_so() {
         (1, 4, RefusalKind::UpcastFailed, "no event type of this topic has an upcast from version 2 to 3"),
         (4, 5, RefusalKind::UpcastFailed, "two upcasts from version 4"),
         (5, 6, RefusalKind::UpcastFailed, "version 5: its upcast cannot be used: line 1, column "),
-        (6, 7, RefusalKind::UpcastFailed, "belongs to transforms"),
-        (3, 2, RefusalKind::UpcastFailed, "the event has version 3; the subscription wants version 2"),
+        (6, 7, RefusalKind::UpcastFailed, "only be used in transforms"),
+        (3, 2, RefusalKind::UpcastFailed, "the event has version 3; the subscription asks for version 2"),
         (7, 8, RefusalKind::SchemaMismatch, "version 8, after upcasting from version 7: /: required \"id\""),
     ] {
         let refusal = refused(&types, "{\"canary\": 4711}", Some(version), Some(wanted));
@@ -141,7 +141,7 @@ fn an_upcast_that_is_missing_doubtful_or_fails_says_so() {
 }
 
 #[test]
-fn a_version_far_away_costs_one_look() {
+fn a_version_far_away_costs_one_lookup() {
     let types = types([row(1, "**", 1, "true", Some("payload"))]);
     let refusal = refused(&types, "{}", None, Some(i32::MAX));
     assert!(refusal.1.contains("from version 2 to 3"), "{refusal:?}");
