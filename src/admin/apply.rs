@@ -1,5 +1,5 @@
-//! Subscriptions as a list that is to be true: what differs from the database, and making it so in one transaction. And the
-//! other way: SQL that makes the subscriptions of a database again.
+//! Subscriptions as a declared list: compare it with the database, apply it in one transaction, and export a
+//! database's subscriptions as SQL.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -12,41 +12,41 @@ use crate::{
     store::SubscriptionRow,
 };
 
-/// A subscription as it should be: the parameters of `outbox.subscribe`.
+/// A declared subscription: the parameters of `outbox.subscribe`.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct SubscriptionSpec {
-    /// Its name.
+    /// Unique name.
     pub name: String,
-    /// Topic patterns.
+    /// Topic patterns of the events it receives.
     pub topics: Vec<String>,
     /// Kind of sink.
     pub sink: String,
-    /// For the sink; an object.
+    /// Configuration for the sink: an object.
     #[serde(default = "empty")]
     pub config: Value,
     /// JSON that the payload must contain.
     #[serde(rename = "match")]
     pub matching: Option<Value>,
-    /// A CEL expression.
+    /// CEL expression that an event must satisfy.
     pub filter: Option<String>,
-    /// A CEL expression.
+    /// CEL expression that makes the payload to be sent.
     pub transform: Option<String>,
-    /// The tenant; none: every organization.
+    /// Tenant whose events it receives; none for every organization.
     pub organization: Option<String>,
-    /// `none`.
+    /// Order of deliveries: `none`.
     pub ordering: Option<String>,
-    /// Retry policy; an object.
+    /// Retry policy: an object.
     #[serde(default = "empty")]
     pub retry: Value,
-    /// Prefixes of keys.
+    /// Prefixes of keys; an event must have a key that begins with one of them.
     pub keys: Option<Vec<String>>,
-    /// Deliveries in flight at once for each relay.
+    /// Most deliveries in flight at once in one relay.
     pub max_in_flight: Option<i32>,
-    /// The version that payloads are brought to.
+    /// Schema version that payloads are upcast to.
     pub schema_version: Option<i32>,
-    /// `beginning` or a time; counts only when the subscription is made.
+    /// First event: `beginning` or a time. Used only when the subscription is created.
     pub start: Option<String>,
 }
 
@@ -54,13 +54,13 @@ fn empty() -> Value {
     json!({})
 }
 
-/// What is wrong with a list of subscriptions, found before anything is written.
+/// A mistake in a list of subscriptions, found before anything is written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("subscription {subscription}: {problem}")]
 pub struct SpecError {
-    /// Its name.
+    /// Name of the subscription.
     pub subscription: String,
-    /// Names the field and says what is wrong.
+    /// Message that names the field.
     pub problem: String,
 }
 
@@ -72,7 +72,7 @@ pub struct Change {
     /// What happens to it.
     #[serde(rename = "change")]
     pub kind: ChangeKind,
-    /// For a change: the fields, with what they are and what they become.
+    /// For [`ChangeKind::Change`]: each field with its current and its new value.
     pub fields: BTreeMap<&'static str, (Value, Value)>,
 }
 
@@ -80,15 +80,15 @@ pub struct Change {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {
-    /// It is made.
+    /// It is created.
     Create,
     /// Some of its fields change.
     Change,
-    /// It is deleted, and what it is still owed with it.
+    /// It is deleted together with its pending deliveries.
     Remove,
 }
 
-/// Checks a list: names that stand twice, and expressions that do not compile.
+/// Checks a list for duplicate names and expressions that do not compile.
 ///
 /// # Errors
 /// The first mistake.
@@ -97,7 +97,7 @@ pub fn check_specs(specs: &[SubscriptionSpec]) -> Result<(), SpecError> {
     for spec in specs {
         let refuse = |problem: String| Err(SpecError { subscription: spec.name.clone(), problem });
         if !names.insert(&spec.name) {
-            return refuse("it stands in the file twice".to_owned());
+            return refuse("it is in the file twice".to_owned());
         }
         if let Some(Err(problem)) = spec.filter.as_deref().map(Filter::compile) {
             return refuse(format!("filter: {problem}"));
@@ -109,8 +109,8 @@ pub fn check_specs(specs: &[SubscriptionSpec]) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// What must change so that the database's rows are as listed. `prune`: subscriptions that are not listed are removed, but for
-/// handlers, which belong to programs.
+/// The changes that make the database's rows equal to the list. With `prune`, subscriptions that are not
+/// listed are removed, except those of handlers, which belong to programs.
 #[must_use]
 pub fn compare(rows: &[SubscriptionRow], specs: &[SubscriptionSpec], prune: bool) -> Vec<Change> {
     let existing: BTreeMap<&str, &SubscriptionRow> =
@@ -124,8 +124,8 @@ pub fn compare(rows: &[SubscriptionRow], specs: &[SubscriptionSpec], prune: bool
                 let fields: BTreeMap<_, _> = fields_of_row(row)
                     .into_iter()
                     .zip(fields_of_spec(spec))
-                    .filter(|((_, is), (_, becomes))| is != becomes)
-                    .map(|((field, is), (_, becomes))| (field, (is, becomes)))
+                    .filter(|((_, old), (_, new))| old != new)
+                    .map(|((field, old), (_, new))| (field, (old, new)))
                     .collect();
                 if !fields.is_empty() {
                     changes.push(change(ChangeKind::Change, fields));
@@ -145,7 +145,7 @@ pub fn compare(rows: &[SubscriptionRow], specs: &[SubscriptionSpec], prune: bool
     changes
 }
 
-/// The fields that are compared, of a row.
+/// The compared fields of a row.
 fn fields_of_row(row: &SubscriptionRow) -> [(&'static str, Value); 11] {
     let matching =
         row.matching.as_deref().map_or(Value::Null, |text| serde_json::from_str(text).unwrap_or(Value::Null));
@@ -164,7 +164,7 @@ fn fields_of_row(row: &SubscriptionRow) -> [(&'static str, Value); 11] {
     ]
 }
 
-/// The same, of a spec, in the same order.
+/// The compared fields of a spec, in the same order.
 fn fields_of_spec(spec: &SubscriptionSpec) -> [(&'static str, Value); 11] {
     [
         ("topics", json!(spec.topics)),
@@ -182,11 +182,11 @@ fn fields_of_spec(spec: &SubscriptionSpec) -> [(&'static str, Value); 11] {
 }
 
 impl Operator {
-    /// Makes these changes in one transaction. `keep` false: all of it is undone at the end, so that what PostgreSQL refuses is
-    /// refused and nothing changes.
+    /// Makes these changes in one transaction. Unless `keep` is set, the transaction is rolled back at the
+    /// end: a dry run that finds what PostgreSQL refuses.
     ///
     /// # Errors
-    /// The subscription that was refused, with the database's error; nothing is changed then.
+    /// The subscription that was refused, with the database's error. Nothing is changed then.
     pub async fn apply(
         &mut self,
         changes: &[Change],
@@ -212,9 +212,9 @@ impl Operator {
 /// Why a list was not applied.
 #[derive(Debug, thiserror::Error)]
 pub struct ApplyError {
-    /// The subscription that was refused; `None`: the transaction as a whole.
+    /// The subscription that was refused; none if the transaction itself failed.
     pub subscription: Option<String>,
-    /// What the database said.
+    /// Error of the database.
     pub source: Error,
 }
 
@@ -235,14 +235,14 @@ impl std::fmt::Display for Change {
             ChangeKind::Change => '~',
         };
         write!(f, "{sign} {}", self.subscription)?;
-        for (field, (is, becomes)) in &self.fields {
-            write!(f, "\n    {field}: {is} -> {becomes}")?;
+        for (field, (old, new)) in &self.fields {
+            write!(f, "\n    {field}: {old} -> {new}")?;
         }
         Ok(())
     }
 }
 
-/// A statement that makes a subscription again, and pauses it where it is paused.
+/// SQL that creates a subscription like this row, and pauses it if it is paused.
 #[must_use]
 pub fn subscribe_statement(row: &SubscriptionRow) -> String {
     let mut arguments = vec![
@@ -268,7 +268,7 @@ pub fn subscribe_statement(row: &SubscriptionRow) -> String {
     format!("select outbox.subscribe(\n    {}\n);\n{pause}", arguments.join(",\n    "))
 }
 
-/// A literal that PostgreSQL reads alike whatever `standard_conforming_strings` says.
+/// A string literal that does not depend on `standard_conforming_strings`.
 fn quoted(text: &str) -> String {
     let doubled = text.replace('\'', "''");
     if doubled.contains('\\') {

@@ -1,4 +1,4 @@
-//! Whether subscriptions can be served as they are written: by these sinks, and by destinations that answer.
+//! Checks subscriptions: whether the sinks accept their rows, and whether their destinations answer.
 
 use futures_util::StreamExt as _;
 use serde::Serialize;
@@ -9,19 +9,19 @@ use crate::{
     subscription::Subscription,
 };
 
-/// Destinations asked at once.
+/// Destinations checked at once.
 const AT_ONCE: usize = 16;
 
-/// Something that a person must fix.
+/// A problem that an operator must fix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What it is about, such as `subscription shop-orders`.
+    /// Where the problem is, such as `subscription shop-orders`.
     pub subject: String,
-    /// What is wrong, and where that helps, what to do.
+    /// What is wrong and, if known, how to fix it.
     pub problem: String,
 }
 
-/// Checks each subscription and asks its destination, leaving nothing there.
+/// Checks each subscription and its destination. Leaves nothing at the destination.
 pub async fn check_subscriptions(rows: Vec<SubscriptionRow>, sinks: &Registry) -> Vec<Finding> {
     let mut checks =
         futures_util::stream::iter(rows.into_iter().map(|row| check(row, sinks))).buffered(AT_ONCE);
@@ -42,7 +42,7 @@ async fn check(row: SubscriptionRow, sinks: &Registry) -> Option<Finding> {
         Some(problem) => problem,
         None => {
             let answer = subscription.outlet.check().await;
-            answer.err().map(|problem| format!("its destination does not answer as it should: {problem}"))?
+            answer.err().map(|problem| format!("its destination failed the check: {problem}"))?
         }
     };
     Some(Finding { subject, problem })

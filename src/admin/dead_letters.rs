@@ -1,4 +1,4 @@
-//! Dead letters: which are meant, and what an operator does with them.
+//! Dead letters: filter, list, show, count, redrive and discard them.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -8,57 +8,57 @@ use uuid::Uuid;
 
 use super::{Error, Operator, ask};
 
-/// A delivery that was given up, without the event's payload.
+/// A delivery that was given up. Does not include the event's payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
 pub struct DeadLetter {
-    /// Its number.
+    /// Id of the dead letter.
     pub id: i64,
-    /// When it was given up.
+    /// Time when it was given up.
     pub died_at: DateTime<Utc>,
-    /// To whom it was owed.
+    /// Name of the subscription.
     pub subscription: String,
-    /// The code that `pgoutbox explain` explains.
+    /// Stable code of the reason.
     pub reason: String,
-    /// The destination's last status.
+    /// HTTP status of the last answer.
     pub status: Option<i32>,
-    /// The beginning of its last answer, escaped.
+    /// Beginning of the last answer, escaped.
     pub answer: Option<String>,
-    /// How often it was tried.
+    /// Number of attempts.
     pub attempts: i32,
-    /// The event's public id.
+    /// Public id of the event.
     pub event_id: Uuid,
-    /// The event's topic.
+    /// Topic of the event.
     pub topic: String,
-    /// What the event is about.
+    /// Key of the event.
     pub key: Option<String>,
-    /// The tenant.
+    /// Tenant of the event.
     pub organization: Option<String>,
 }
 
-/// Which dead letters are meant; empty: all.
+/// Selects dead letters; the default selects all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeadLetterFilter {
-    /// Those of one subscription.
+    /// Name of a subscription.
     pub subscription: Option<String>,
-    /// Those whose topic matches a pattern.
+    /// Topic pattern.
     pub topic: Option<String>,
-    /// Those whose reason, answer or status is LIKE this.
+    /// LIKE pattern for the reason, the answer or the status.
     pub error_like: Option<String>,
-    /// Those given up at this instant or later.
+    /// Earliest time when they were given up.
     pub since: Option<DateTime<Utc>>,
 }
 
-/// How many dead letters match a [`DeadLetterFilter`].
+/// Number of dead letters that match a [`DeadLetterFilter`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, FromRow)]
 pub struct DeadLetterCount {
-    /// All of them.
+    /// All that match.
     pub matching: i64,
-    /// Those whose subscription still exists, so that they can be owed again.
+    /// Those whose subscription still exists, so that they can be retried.
     pub redrivable: i64,
 }
 
 impl Operator {
-    /// Dead letters, the newest first.
+    /// Lists matching dead letters, newest first.
     ///
     /// # Errors
     /// Those of the database.
@@ -71,7 +71,7 @@ impl Operator {
         ask("listing dead letters", query.fetch_all(&mut self.connection)).await
     }
 
-    /// How many dead letters match.
+    /// Counts matching dead letters.
     ///
     /// # Errors
     /// Those of the database.
@@ -83,7 +83,7 @@ impl Operator {
         .await
     }
 
-    /// One dead letter with everything it holds, the payload among it, as PostgreSQL writes it.
+    /// One dead letter with all its fields and the payload, as PostgreSQL writes it.
     ///
     /// # Errors
     /// Those of the database.
@@ -93,7 +93,8 @@ impl Operator {
         Ok(text.map(|text| RawValue::from_string(text).expect("PostgreSQL writes valid JSON")))
     }
 
-    /// Owes matching dead letters again, oldest first. Returns how many; fewer than `max_rows` means that none is left.
+    /// Turns matching dead letters back into deliveries, oldest first, with the attempt count reset. Returns
+    /// how many; fewer than `max_rows` means that none is left.
     ///
     /// # Errors
     /// [`Error::Refused`] when there is no such subscription, or `max_rows` is not 1 to 100000.
@@ -107,7 +108,8 @@ impl Operator {
         Ok(ask("redriving dead letters", query.fetch_one(&mut self.connection)).await?.0)
     }
 
-    /// Deletes matching dead letters for good, oldest first. Returns how many; fewer than `max_rows` means that none is left.
+    /// Deletes matching dead letters, oldest first. Returns how many; fewer than `max_rows` means that none
+    /// is left.
     ///
     /// # Errors
     /// [`Error::Refused`] when `max_rows` is not 1 to 100000.

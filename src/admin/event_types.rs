@@ -1,10 +1,10 @@
-//! Event types, as operators write and list them.
+//! Lists and writes event types.
 
 use super::{Error, Operator, ask};
 use crate::event::types::Row;
 
 impl Operator {
-    /// Every event type as it was written, by topic and version.
+    /// All event types, by topic and version.
     ///
     /// # Errors
     /// Those of the database.
@@ -13,11 +13,11 @@ impl Operator {
         ask("listing event types", query.fetch_all(&mut self.connection)).await
     }
 
-    /// Creates or changes the event type of a topic pattern and version. Returns its id; the row's own, and `state_reason`, are
-    /// not looked at.
+    /// Creates or changes the event type of a topic pattern and version, and returns its id. Ignores `id` and
+    /// `state_reason` of the row.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the database does not take a field.
+    /// [`Error::Refused`] when the database refuses a field.
     pub async fn set_event_type(&mut self, row: &Row) -> Result<i64, Error> {
         let query = sqlx::query_scalar(sql!("admin/set_event_type"))
             .bind(&row.topic)

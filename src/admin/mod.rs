@@ -1,5 +1,5 @@
-//! What an operator asks the database: status, subscriptions, dead letters, publishing. A method per file in `sql/`.
-//! Never prints, and never decides what to do with an answer.
+//! What operators ask of the database: status, subscriptions, dead letters, publishing. One method for each
+//! file in `sql/admin`. Never prints.
 
 mod apply;
 mod check;
@@ -32,20 +32,20 @@ use crate::{
     store::SubscriptionRow,
 };
 
-/// How long connecting may take.
+/// Timeout of connecting.
 const CONNECT: Duration = Duration::from_secs(5);
-/// How long one question may take; PostgreSQL itself gives up five seconds earlier.
+/// Timeout of one statement, five seconds after PostgreSQL's own.
 const ANSWER: Duration = Duration::from_secs(35);
 
-/// Why the database did not do what was asked.
+/// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No connection, or it broke.
+    /// There is no connection, or it was lost.
     #[error("{doing}: the database cannot be reached")]
     Unreachable {
-        /// What was being done.
+        /// The operation, such as `listing relays`.
         doing: &'static str,
-        /// What the driver says.
+        /// Error of the driver.
         source: sqlx::Error,
     },
     /// There is no schema `outbox`, or an older one.
@@ -54,87 +54,87 @@ pub enum Error {
     /// PostgreSQL refused the input: a malformed topic, an unknown subscription, a missing privilege.
     #[error("{message}{}", hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default())]
     Refused {
-        /// Its sentence; it names the field.
+        /// PostgreSQL's message, which names the field.
         message: String,
-        /// What to write instead, where it knows.
+        /// PostgreSQL's hint.
         hint: Option<String>,
     },
-    /// Anything else.
+    /// Any other error.
     #[error("{doing}")]
     Failed {
-        /// What was being done.
+        /// The operation, such as `listing relays`.
         doing: &'static str,
-        /// What the driver says.
+        /// Error of the driver.
         source: sqlx::Error,
     },
 }
 
-/// One connection of an operator.
+/// An operator's connection to the database.
 #[derive(Debug)]
 pub struct Operator {
     connection: PgConnection,
 }
 
-/// How a subscription stands. Counters are those of running relays since they started.
+/// Status of a subscription. Counters cover the running relays since their start.
 #[derive(Debug, Clone, PartialEq, Serialize, FromRow)]
 pub struct Status {
-    /// Its name.
+    /// Name of the subscription.
     pub name: String,
     /// Kind of sink.
     pub sink: String,
-    /// Null: every organization.
+    /// Tenant whose events it receives; none for every organization.
     pub organization: Option<String>,
-    /// False: paused by an operator.
+    /// False while an operator has paused it.
     pub active: bool,
-    /// `ok`, `invalid`, `gone` or `disabled`.
+    /// State: `ok`, `invalid`, `gone` or `disabled`.
     pub state: String,
-    /// Why, when it is not `ok`.
+    /// Why the state is not `ok`.
     pub state_reason: Option<String>,
-    /// The destination asked for a pause until then.
+    /// End of a pause that the destination asked for.
     pub paused_until: Option<DateTime<Utc>>,
-    /// Deliveries it is owed.
+    /// Pending deliveries.
     pub backlog: i64,
-    /// Of these, leased now.
+    /// Pending deliveries that are leased now.
     pub in_flight: i64,
-    /// Of these, waiting after a failed attempt.
+    /// Pending deliveries that wait after a failed attempt.
     pub retrying: i64,
-    /// Age of the oldest event it is owed.
+    /// Age of the oldest event with a pending delivery, in seconds.
     pub oldest_age_seconds: Option<f64>,
-    /// Given up, not yet redriven or discarded.
+    /// Dead letters that are neither redriven nor discarded.
     pub dead_letters: i64,
-    /// Attempts that succeeded.
+    /// Successful attempts.
     pub delivered: Option<i64>,
-    /// Attempts that did not.
+    /// Failed attempts.
     pub failed: Option<i64>,
-    /// `delivered` of both, 0 to 1.
+    /// Share of attempts that succeeded, 0 to 1.
     pub success_rate: Option<f64>,
-    /// `closed`, `half_open` or `open`.
+    /// State of the breaker: `closed`, `half_open` or `open`.
     pub breaker: String,
-    /// Events it was not sent because its match or filter could not be evaluated.
+    /// Events not sent because `match` or the filter could not be evaluated.
     pub filter_errors: Option<i64>,
-    /// Why the last of them could not.
+    /// Message of the last of these errors.
     pub last_filter_error: Option<String>,
 }
 
 /// A relay that reported within the last minute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
 pub struct RunningRelay {
-    /// Its name.
+    /// Name of the relay.
     pub name: String,
-    /// Of its binary.
+    /// Version of its binary.
     pub version: String,
-    /// When it started.
+    /// Time of its start.
     pub started_at: DateTime<Utc>,
-    /// When it last reported.
+    /// Time of its last report.
     pub seen_at: DateTime<Utc>,
-    /// Deliveries it may have in flight.
+    /// Most deliveries it may have in flight.
     pub permits: i32,
     /// Deliveries it has in flight.
     pub in_flight: i32,
 }
 
 impl Operator {
-    /// Connects, within 5 s. Through a `pooler` no settings can be sent along, so PostgreSQL's own limits hold.
+    /// Connects within 5 s. A `pooler` accepts no settings at connect, so the server's own timeouts apply.
     ///
     /// # Errors
     /// [`Error::Unreachable`], also when the login is refused.
@@ -158,24 +158,24 @@ impl Operator {
         }
     }
 
-    /// The connection itself, for `migrate::pending`.
+    /// The connection, for migrations.
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.connection
     }
 
-    /// How each subscription stands, those in trouble first.
+    /// Status of each subscription, those with problems first.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn subscription_status(&mut self) -> Result<Vec<Status>, Error> {
         ask(
-            "reading how subscriptions stand",
+            "reading the status of subscriptions",
             sqlx::query_as(sql!("admin/subscription_status")).fetch_all(&mut self.connection),
         )
         .await
     }
 
-    /// The relays that reported within the last minute, by name.
+    /// Relays that reported within the last minute, by name.
     ///
     /// # Errors
     /// Those of the database.
@@ -183,7 +183,7 @@ impl Operator {
         ask("listing relays", sqlx::query_as(sql!("admin/list_relays")).fetch_all(&mut self.connection)).await
     }
 
-    /// Every subscription as it was written, by name; or the one that has this name.
+    /// All subscriptions, or the one with this name, by name.
     ///
     /// # Errors
     /// Those of the database.
@@ -195,7 +195,7 @@ impl Operator {
         .await
     }
 
-    /// The newest events of the log, the newest first.
+    /// Recent events, newest first.
     ///
     /// # Errors
     /// Those of the database.
@@ -207,7 +207,7 @@ impl Operator {
         .await
     }
 
-    /// Stops sending to a subscription. Returns whether this changed anything.
+    /// Pauses a subscription. Returns whether this changed anything.
     ///
     /// # Errors
     /// [`Error::Refused`] when there is no such subscription.
@@ -219,7 +219,7 @@ impl Operator {
         .await
     }
 
-    /// Sends again after a pause, 410 or disabling. Returns whether this changed anything.
+    /// Resumes a subscription that is paused, gone or disabled. Returns whether this changed anything.
     ///
     /// # Errors
     /// [`Error::Refused`] when there is no such subscription.
@@ -231,10 +231,10 @@ impl Operator {
         .await
     }
 
-    /// Creates or changes a subscription. `fields`: an object named as the parameters of `outbox.subscribe`.
+    /// Creates or changes a subscription. `fields` is an object with the parameters of `outbox.subscribe`.
     ///
     /// # Errors
-    /// What PostgreSQL refuses, naming the field, and those of the database.
+    /// [`Error::Refused`] names the field; and those of the database.
     pub async fn subscribe(&mut self, fields: &serde_json::Value) -> Result<i64, Error> {
         ask(
             "subscribing",
@@ -243,7 +243,7 @@ impl Operator {
         .await
     }
 
-    /// What follows happens together, or not at all.
+    /// Begins a transaction.
     ///
     /// # Errors
     /// Those of the database.
@@ -251,7 +251,7 @@ impl Operator {
         ask("beginning a transaction", sqlx::query("begin").execute(&mut self.connection)).await.map(drop)
     }
 
-    /// Ends what [`Operator::begin`] began. Not kept: all of it is undone.
+    /// Ends the transaction of [`Operator::begin`]: commits if `keep` is set, otherwise rolls back.
     ///
     /// # Errors
     /// Those of the database.
@@ -264,7 +264,7 @@ impl Operator {
         .map(drop)
     }
 
-    /// Deletes a subscription and what it is owed; its dead letters stay. Returns whether it was there.
+    /// Deletes a subscription and its pending deliveries; dead letters stay. Returns whether it existed.
     ///
     /// # Errors
     /// Those of the database.
@@ -276,7 +276,7 @@ impl Operator {
         .await
     }
 
-    /// The database's clock, so many seconds ago; negative for an instant to come.
+    /// The time by the database's clock, minus this many seconds. Negative values are in the future.
     ///
     /// # Errors
     /// Those of the database.
@@ -291,7 +291,7 @@ impl Operator {
     /// Publishes one event and commits it. Returns its id.
     ///
     /// # Errors
-    /// [`Error::Refused`] when a topic, header or payload is not what the log takes.
+    /// [`Error::Refused`] when the topic, a header or the payload is refused.
     pub async fn publish(&mut self, draft: &Draft) -> Result<Uuid, Error> {
         ask("publishing an event", async {
             let mut transaction = self.connection.begin().await?;
@@ -304,7 +304,7 @@ impl Operator {
 }
 
 impl Error {
-    /// What an error of the driver means to an operator.
+    /// Classifies an error of the driver.
     #[must_use]
     pub fn of(doing: &'static str, source: sqlx::Error) -> Self {
         if is_unreachable(&source) {
@@ -316,7 +316,7 @@ impl Error {
             return Self::Failed { doing, source };
         };
         match sqlstate::class(answer.code()) {
-            // Only names of ours are asked for.
+            // Every statement names only tables and functions of the schema `outbox`.
             Class::Missing => Self::NotMigrated,
             Class::Refused | Class::NoRights => {
                 Self::Refused { message: refusal(answer), hint: answer.hint().map(ToOwned::to_owned) }
@@ -326,7 +326,7 @@ impl Error {
     }
 }
 
-/// Whether the database did not answer at all, or is starting up or going down.
+/// Whether the database did not answer, or is starting up or shutting down.
 #[must_use]
 pub fn is_unreachable(error: &sqlx::Error) -> bool {
     match error {
@@ -360,7 +360,8 @@ fn late(limit: Duration) -> sqlx::Error {
     ))
 }
 
-/// Our constraints are named for what they demand; PostgreSQL's sentence about them would print the whole row.
+/// The message of a refusal. Constraints are named after their rule; PostgreSQL's own message would print the
+/// whole row.
 fn refusal(answer: &PgDatabaseError) -> String {
     match answer.constraint() {
         Some(constraint) if answer.code() == "23514" => constraint.replace('_', " "),

@@ -1,4 +1,5 @@
-//! A subscription, or a draft of one, tried on an event: whether it wants it, and what would be sent. Sends and changes nothing.
+//! Tries a subscription, or a draft of one, on an event: whether it matches and what would be sent. Sends and
+//! changes nothing.
 
 use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
@@ -11,23 +12,23 @@ use crate::{
     subscription::{Condition, Subscription, Wanted},
 };
 
-/// What a subscription makes of one event.
+/// Result of trying a subscription on one event.
 #[derive(Debug, Serialize)]
 #[non_exhaustive]
 pub struct Trial {
-    /// The event's public id.
+    /// Public id of the event.
     pub event: Uuid,
-    /// Its place in the log.
+    /// Place of the event in the log.
     pub position: i64,
-    /// Its topic.
+    /// Topic of the event.
     pub topic: String,
     /// Whether it would be delivered.
     pub wanted: bool,
-    /// The first condition that keeps it away: `organization`, `topics`, `keys`, `match` or `filter`.
+    /// The first condition that does not hold: `organization`, `topics`, `keys`, `match` or `filter`.
     pub condition: Option<String>,
     /// The part of the filter that does not hold.
     pub part: Option<String>,
-    /// Why a condition, an event type, the transform or the body cannot be evaluated.
+    /// Why a condition, an event type, the transform or the body failed.
     pub error: Option<String>,
     /// The body that would be sent.
     pub body: Option<String>,
@@ -35,11 +36,11 @@ pub struct Trial {
     pub key: Option<String>,
     /// The headers that would be sent.
     pub headers: Option<Box<RawValue>>,
-    /// What the transform says to the sink.
+    /// The fields that the transform sets for the sink.
     pub sink: Option<Map<String, Value>>,
 }
 
-/// Tries a subscription on an event, with these event types.
+/// Tries a subscription on an event.
 #[must_use]
 pub fn try_subscription(subscription: &Subscription, types: &Types, event: Event) -> Trial {
     let wanted = subscription.explain(&event);
@@ -79,7 +80,7 @@ pub fn try_subscription(subscription: &Subscription, types: &Types, event: Event
     trial
 }
 
-/// A first attempt, as a relay would make it.
+/// Prepares a first attempt, as a relay does.
 fn prepare(subscription: &Subscription, types: &Types, event: Event) -> Result<Outgoing, String> {
     let created_at = event.created_at;
     let prepared = types.prepare(&Arc::new(event), subscription.row.schema_version, &mut Vec::new());

@@ -1,7 +1,7 @@
-//! Who may come in: checks of Host, Origin and token, before any handler. Knows nothing of what is behind it.
+//! Checks Host, Origin and token of each request before any handler.
 //!
-//! A web page that a developer visits can send requests to 127.0.0.1. It cannot hide its Origin, and a name that it had
-//! rebound to 127.0.0.1 stands in Host.
+//! A web page that a developer visits can send requests to 127.0.0.1. It cannot hide its Origin, and a DNS
+//! name that was rebound to 127.0.0.1 shows in Host.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -20,15 +20,16 @@ use subtle::ConstantTimeEq;
 
 use super::problem;
 
-/// What needs no token: probes come from process managers, which have none.
+/// Paths that need no token: process managers have none.
 const PROBES: [&str; 2] = ["/livez", "/readyz"];
 
-/// The checks, for one address.
+/// The checks for one listener.
 #[derive(Debug)]
 pub(super) struct Guard {
-    /// Under which addresses it may be asked for; `None`: under any name, for then a token is required.
+    /// Address that Host must name, if the listener is on loopback. Elsewhere any Host is allowed, and a
+    /// token required.
     loopback: Option<IpAddr>,
-    /// The token's digest: of one length whatever is compared with it.
+    /// SHA-256 of the token, so that comparing takes the same time for every length.
     token: Option<[u8; 32]>,
 }
 
@@ -44,17 +45,18 @@ impl Guard {
         let Some(host) = host(uri, headers) else {
             return Some(problem(StatusCode::BAD_REQUEST, "the request must have one Host"));
         };
-        if !self.answers_to(&host) {
+        if !self.is_own_host(&host) {
             return Some(problem(
                 StatusCode::FORBIDDEN,
-                "the Host is not this machine; ask 127.0.0.1 or localhost",
+                "the Host is not this machine; use 127.0.0.1 or localhost",
             ));
         }
         if headers.contains_key(header::ORIGIN) && !same_origin(headers, &host) {
             return Some(problem(StatusCode::FORBIDDEN, "requests from pages of another origin are refused"));
         }
-        if !PROBES.contains(&uri.path()) && !self.admits(headers) {
-            let mut refusal = problem(StatusCode::UNAUTHORIZED, "send Authorization: Bearer with http.token");
+        if !PROBES.contains(&uri.path()) && !self.has_token(headers) {
+            let mut refusal =
+                problem(StatusCode::UNAUTHORIZED, "send the header Authorization: Bearer with http.token");
             refusal
                 .headers_mut()
                 .insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
@@ -63,7 +65,7 @@ impl Guard {
         None
     }
 
-    fn answers_to(&self, host: &Authority) -> bool {
+    fn is_own_host(&self, host: &Authority) -> bool {
         let name = host.host();
         let Some(address) = self.loopback else { return true };
         let numeric = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
@@ -72,7 +74,7 @@ impl Guard {
             || numeric.is_ok_and(|numeric| numeric == address)
     }
 
-    fn admits(&self, headers: &HeaderMap) -> bool {
+    fn has_token(&self, headers: &HeaderMap) -> bool {
         let Some(expected) = &self.token else { return true };
         let given = single(headers, &header::AUTHORIZATION)
             .and_then(|value| value.split_once(' '))
@@ -82,7 +84,7 @@ impl Guard {
     }
 }
 
-/// Refuses, or passes the request on.
+/// Refuses a request or passes it on.
 pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     match guard.refusal(request.uri(), request.headers()) {
         Some(refusal) => refusal,
@@ -90,11 +92,11 @@ pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, nex
     }
 }
 
-/// The one Host. An address in the request line counts more than the header (RFC 9112), so the two must agree.
+/// The only Host. An address in the request line overrides the header (RFC 9112), so the two must be equal.
 fn host(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
     let host: Authority = single(headers, &header::HOST)?.parse().ok()?;
     let agrees = uri.authority().is_none_or(|authority| authority == &host);
-    // A name with a user before it would be read differently by different parsers.
+    // Parsers disagree about a user before the name.
     (agrees && !host.as_str().contains('@')).then_some(host)
 }
 

@@ -1,7 +1,7 @@
-//! HTTP for operators: probes and metrics, on 127.0.0.1:7411 unless told otherwise. Calls no stage and shows no secret.
+//! HTTP for operators: probes and metrics, by default on 127.0.0.1:7411. Calls no stage and shows no secret.
 //!
-//! A request passes, in this order: the limit on connections, Host, Origin and token (`auth.rs`), the deadline and the
-//! limit on bodies, and then a handler.
+//! A request passes, in this order: the limit of connections; Host, Origin and token (`auth.rs`); the
+//! deadline and the limit of bodies; a handler.
 
 mod auth;
 mod probes;
@@ -30,29 +30,29 @@ use secrecy::SecretString;
 
 use crate::relay::telemetry::Telemetry;
 
-/// Connections at once; more wait in the backlog of the listener.
+/// Most connections at once; others wait in the backlog of the listener.
 const CONNECTIONS: usize = 256;
-/// How long a client may take to send the head of a request, also the next one on an open connection.
+/// Timeout of receiving the head of a request, also of the next one on an open connection.
 const HEAD: Duration = Duration::from_secs(10);
 /// The largest head of a request, in bytes.
 const LARGEST_HEAD: usize = 16 * 1024;
 /// The largest body of a request, in bytes.
 const LARGEST_BODY: usize = 64 * 1024;
-/// How long an answer may take to be made.
+/// Timeout of a handler.
 const REQUEST: Duration = Duration::from_secs(10);
-/// How long one connection lives at most, so that a client that never reads holds its place no longer.
+/// Longest life of a connection: a client that never reads does not occupy it longer.
 const CONNECTION: Duration = Duration::from_secs(120);
-/// How long open connections get to finish when the server closes.
+/// Time for open requests to finish when the server stops.
 const CLOSING: Duration = Duration::from_secs(3);
-/// Wait after a connection that could not be accepted: without it, being out of file descriptors would be a busy loop.
+/// Pause after a failed accept: without file descriptors left, accepting at once would be a busy loop.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Where probes and metrics are served, and who may see them: `[http]`.
+/// Settings of `[http]`.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The address; `None`: nowhere.
+    /// Address to listen on; none disables the server.
     pub listen: Option<SocketAddr>,
-    /// Required for every request but the probes; not optional where `listen` is not loopback.
+    /// Token for every request except probes. Required unless `listen` is on loopback.
     pub token: Option<SecretString>,
 }
 
@@ -62,20 +62,20 @@ impl Default for Settings {
     }
 }
 
-/// What is served, and to whom.
+/// The state that handlers use.
 #[derive(Debug, Clone)]
 pub struct Server<R> {
-    /// `listen` is not read: the listener is an argument of [`serve`].
+    /// Settings. `listen` is ignored: the listener is an argument of [`serve`].
     pub settings: Settings,
     /// Whether the relay can work.
     pub readiness: R,
-    /// Its metrics.
+    /// Metrics of the relay.
     pub telemetry: Arc<Telemetry>,
-    /// Cancelled when the relay begins to drain: `/readyz` says so from then on, while everything else goes on.
+    /// Cancelled when the relay begins to drain; `/readyz` then answers 503.
     pub draining: CancellationToken,
 }
 
-/// Serves until `shutdown`, then lets open requests finish for 3 s.
+/// Serves until `shutdown`, then waits up to 3 s for open requests.
 ///
 /// # Errors
 /// When the listener has no address.
@@ -97,7 +97,7 @@ pub async fn serve<R: Readiness>(
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::warn!(error = %error, "a connection could not be accepted");
+                    tracing::warn!(error = %error, "accepting a connection failed");
                     let _ = tokio::time::timeout(PAUSE, shutdown.cancelled()).await;
                     continue;
                 }
@@ -106,17 +106,17 @@ pub async fn serve<R: Readiness>(
         let (router, shutdown) = (router.clone(), shutdown.clone());
         connections.spawn(async move {
             let _permit = permit;
-            let _ = tokio::time::timeout(CONNECTION, converse(stream, router, shutdown)).await;
+            let _ = tokio::time::timeout(CONNECTION, serve_connection(stream, router, shutdown)).await;
         });
     }
     connections.close();
-    // What is left then is dropped with the runtime, at the latest when its connection's time is over.
+    // Connections that are left end with the runtime, or after CONNECTION.
     let _ = tokio::time::timeout(CLOSING, connections.wait()).await;
     Ok(())
 }
 
-/// One connection, until it ends or the server closes. How it ends is the client's affair.
-async fn converse(stream: tokio::net::TcpStream, router: Router, shutdown: CancellationToken) {
+/// Serves one connection until it ends or the server stops. Errors of a client are ignored.
+async fn serve_connection(stream: tokio::net::TcpStream, router: Router, shutdown: CancellationToken) {
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -137,11 +137,9 @@ fn router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router {
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz::<R>))
         .route("/metrics", get(probes::metrics::<R>))
-        .fallback(|| async {
-            problem(StatusCode::NOT_FOUND, "there is nothing at this path; see /livez, /readyz and /metrics")
-        })
+        .fallback(|| async { problem(StatusCode::NOT_FOUND, "not found; see /livez, /readyz and /metrics") })
         .method_not_allowed_fallback(|| async {
-            problem(StatusCode::METHOD_NOT_ALLOWED, "this path takes GET only")
+            problem(StatusCode::METHOD_NOT_ALLOWED, "this path allows only GET")
         })
         .layer(RequestBodyLimitLayer::new(LARGEST_BODY))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST))
@@ -149,8 +147,9 @@ fn router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router {
         .with_state(server)
 }
 
-/// An error as RFC 9457 wants it.
+/// An error response in the format of RFC 9457.
 fn problem(status: StatusCode, detail: &str) -> Response {
-    let body = serde_json::json!({ "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail });
+    let title = status.canonical_reason();
+    let body = serde_json::json!({ "title": title, "status": status.as_u16(), "detail": detail });
     (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
 }

@@ -11,14 +11,14 @@ use axum::{
 use super::Server;
 use crate::relay::Health;
 
-/// How long the database may take to prove that it answers.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Timeout of the database's answer for `/readyz`.
+const READY: Duration = Duration::from_secs(3);
 
-/// Whether the relay can work, and what it does. Its implementation is [`Health`]; a test brings its own.
+/// Readiness and state of a relay: [`Health`], or a stub in tests.
 pub trait Readiness: Clone + Send + Sync + 'static {
-    /// Whether the database answers and its schema fits; if not, a sentence that says what is amiss.
+    /// Whether the database answers and its schema fits; otherwise the reason.
     fn ready(&self) -> impl Future<Output = Result<(), String>> + Send;
-    /// For `?verbose`: no payload, no secret.
+    /// State shown by `?verbose`. Contains no payload and no secret.
     fn state(&self) -> serde_json::Value;
 }
 
@@ -32,7 +32,7 @@ impl Readiness for Health {
     }
 }
 
-/// The process runs. Asks nothing of the database: restarting a relay does not mend one.
+/// The process runs. Does not ask the database: restarting a relay does not fix a database.
 pub(super) async fn livez(RawQuery(query): RawQuery) -> Response {
     if is_verbose(query.as_deref()) {
         return json(
@@ -43,7 +43,7 @@ pub(super) async fn livez(RawQuery(query): RawQuery) -> Response {
     "ok\n".into_response()
 }
 
-/// The relay can work: it does not drain, the database answers within 3 s, and its schema fits.
+/// The relay can work: it is not draining, the database answers within 3 s, and its schema fits.
 pub(super) async fn readyz<R: Readiness>(
     State(server): State<Server<R>>,
     RawQuery(query): RawQuery,
@@ -52,22 +52,26 @@ pub(super) async fn readyz<R: Readiness>(
         Err("draining".to_owned())
     } else {
         let late = || {
-            Err(format!("the database did not answer within {}", crate::delivery::duration::format(PATIENCE)))
+            Err(format!("the database did not answer within {}", crate::delivery::duration::format(READY)))
         };
-        tokio::time::timeout(PATIENCE, server.readiness.ready()).await.unwrap_or_else(|_| late())
+        tokio::time::timeout(READY, server.readiness.ready()).await.unwrap_or_else(|_| late())
     };
     let status = if ready.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if is_verbose(query.as_deref()) {
         return json(
             status,
-            &serde_json::json!({ "ready": ready.is_ok(), "reason": ready.err(), "state": server.readiness.state() }),
+            &serde_json::json!({
+                "ready": ready.is_ok(),
+                "reason": ready.err(),
+                "state": server.readiness.state(),
+            }),
         );
     }
     (status, ready.map_or_else(|reason| format!("not ready: {reason}\n"), |()| "ok\n".to_owned()))
         .into_response()
 }
 
-/// All metrics, for Prometheus and its kin.
+/// All metrics in the OpenMetrics text format.
 pub(super) async fn metrics<R: Readiness>(State(server): State<Server<R>>) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, OPEN_METRICS)], server.telemetry.render()).into_response()
