@@ -44,7 +44,7 @@ impl LastWarned {
 /// # Errors
 /// The report of an attempt that ends before anything is sent.
 pub(super) fn outgoing(shared: &Shared, delivery: &Delivery) -> Result<Outgoing, Report> {
-    let rejected = |reason: Reason, why: String| Report::from(Outcome::Rejected { reason }).saying(why);
+    let rejected = |reason: Reason, why: String| Report::from(Outcome::Rejected { reason }).with_answer(why);
     let mut warnings = Vec::new();
     let subscription = &delivery.subscription;
     let prepared =

@@ -1,8 +1,9 @@
-//! Addresses of databases. What sqlx would only warn about is refused: a misspelt `sslmode` must not mean no encryption.
+//! Parses addresses of databases. Parameters that sqlx would ignore are refused: a misspelt `sslmode` must
+//! not mean no encryption.
 
 use sqlx::postgres::PgConnectOptions;
 
-/// The parameters a PostgreSQL address may carry after its question mark.
+/// Parameters that are allowed in the query of an address.
 const PARAMETERS: &[&str] = &[
     "sslmode",
     "sslrootcert",
@@ -27,7 +28,7 @@ const PARAMETERS: &[&str] = &[
 /// Parses an address.
 ///
 /// # Errors
-/// A sentence that names the mend, without the address: it may hold a password.
+/// A message that says what to write, without the address, which may contain a password.
 pub(crate) fn parse(address: &str) -> Result<PgConnectOptions, String> {
     let url = url::Url::parse(address)
         .map_err(|error| format!("is not an address ({error}); write postgres://user@host:5432/database"))?;
@@ -38,7 +39,7 @@ pub(crate) fn parse(address: &str) -> Result<PgConnectOptions, String> {
         let known = PARAMETERS.contains(&&*name) || (name.starts_with("options[") && name.ends_with(']'));
         if !known {
             return Err(format!(
-                "has the parameter {name:?}, which would have no effect; remove it, or use one of {}",
+                "has the unknown parameter {name:?}; remove it, or use one of {}",
                 PARAMETERS[..12].join(", ")
             ));
         }

@@ -1,5 +1,4 @@
-//! What an event looks like at a destination: bodies, and the attributes that go beside them. The payload is copied, never
-//! parsed. Pure.
+//! Builds bodies and attributes of an event for a destination. The payload is copied, never parsed. Pure.
 
 use std::fmt::Write as _;
 
@@ -8,30 +7,30 @@ use serde::Deserialize;
 
 use crate::event::Event;
 
-/// The `source` of a CloudEvent whose event has none: the specification wants one.
+/// `source` of a CloudEvent whose event has none: the specification requires one.
 pub const UNKNOWN_SOURCE: &str = "/pgoutbox";
 
 /// The form of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Body {
-    /// `{"type", "timestamp", "data"}`, after Standard Webhooks.
+    /// `{"type", "timestamp", "data"}`, as in Standard Webhooks.
     Standard,
     /// The payload alone.
     Raw,
     /// A CloudEvent in structured mode: one JSON object.
     #[serde(rename = "cloudevents")]
     CloudEvents,
-    /// A CloudEvent in binary mode: the payload, and attributes beside it.
+    /// A CloudEvent in binary mode: the payload is the body, attributes are headers.
     #[serde(rename = "cloudevents-binary")]
     CloudEventsBinary,
 }
 
 impl Body {
-    /// The forms there are, as they are written.
+    /// All forms, as they are written in a config.
     pub const NAMES: &'static [&'static str] = &["standard", "cloudevents", "cloudevents-binary", "raw"];
 
-    /// The bytes.
+    /// The body of an event.
     #[must_use]
     pub fn of(self, event: &Event) -> Vec<u8> {
         let mut body = String::with_capacity(event.payload.len() + event.topic.len() + 320);
@@ -55,7 +54,7 @@ impl Body {
         body.into_bytes()
     }
 
-    /// What the bytes are.
+    /// Media type of the body.
     #[must_use]
     pub const fn content_type(self) -> &'static str {
         match self {
@@ -98,8 +97,8 @@ pub fn whole(event: &Event) -> String {
     body
 }
 
-/// The attributes of the event as a CloudEvent, without `datacontenttype`. `partitionkey`, `organization`, `userid`,
-/// `schemaversion`, `traceparent` and `tracestate` are extensions.
+/// The attributes of the event as a CloudEvent, without `datacontenttype`. `partitionkey`, `organization`,
+/// `userid`, `schemaversion`, `traceparent` and `tracestate` are extensions.
 #[must_use]
 pub fn cloudevents_attributes(event: &Event) -> Vec<(&'static str, String)> {
     let mut attributes = vec![
@@ -137,8 +136,8 @@ pub fn cloudevents_attributes(event: &Event) -> Vec<(&'static str, String)> {
     attributes
 }
 
-/// What is known of an event besides its payload, for the headers of a broker's record: `id`, `topic`, `created-at` and, where
-/// it has them, `key`, `organization`, `source`, `user-id`, `schema-version`.
+/// Fields of an event besides its payload, for the headers of a broker's message: `id`, `topic`, `created-at`
+/// and, if set, `key`, `organization`, `source`, `user-id`, `schema-version`.
 #[must_use]
 pub fn attributes(event: &Event) -> Vec<(&'static str, String)> {
     let mut attributes =
@@ -154,18 +153,19 @@ pub fn attributes(event: &Event) -> Vec<(&'static str, String)> {
     attributes
 }
 
-/// The headers that the publisher gave the event.
+/// Headers that the publisher set.
 #[must_use]
 pub fn headers(event: &Event) -> Vec<(String, String)> {
     if event.headers.len() <= 2 {
-        return Vec::new(); // `{}`, as nearly always
+        return Vec::new(); // fast path for `{}`
     }
     let headers: std::collections::BTreeMap<String, serde_json::Value> =
         serde_json::from_str(&event.headers).unwrap_or_default();
     headers.into_iter().filter_map(|(name, value)| Some((name, value.as_str()?.to_owned()))).collect()
 }
 
-/// The same for a place where ours stand, too: one whose name begins like one of `ours` comes as `header-…`, in whatever case.
+/// Headers that the publisher set, beside our own: one whose name begins with one of `ours`, in any case, is
+/// renamed to `header-…`.
 #[must_use]
 pub fn headers_beside(event: &Event, ours: &[&str]) -> Vec<(String, String)> {
     let is_ours = |name: &str| {
@@ -180,7 +180,7 @@ pub fn headers_beside(event: &Event, ours: &[&str]) -> Vec<(String, String)> {
     headers(event).into_iter().map(renamed).collect()
 }
 
-/// When it was inserted, with microseconds: `2026-01-31T12:00:00.000000Z`.
+/// Time of the insert with microseconds: `2026-01-31T12:00:00.000000Z`.
 #[must_use]
 pub fn timestamp(event: &Event) -> String {
     event.created_at.to_rfc3339_opts(SecondsFormat::Micros, true)
@@ -190,7 +190,7 @@ fn push_json(body: &mut String, text: &str) {
     body.push_str(&serde_json::Value::from(text).to_string());
 }
 
-/// A publisher may call itself anything; the attribute must be a URI reference.
+/// Escapes a source, which may be any text, to a valid URI reference.
 fn uri_reference(source: &str) -> String {
     let mut uri = String::with_capacity(source.len());
     for byte in source.bytes() {

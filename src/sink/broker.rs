@@ -1,5 +1,5 @@
-//! One connection for all who send through a sink: made when the first needs it, by one of them while the others wait for the
-//! result, and made anew after it was given up. Nothing happens here between attempts.
+//! One connection shared by all attempts of a sink: one attempt connects while the others wait for the
+//! result, and the next one reconnects after a failure. Nothing runs between attempts.
 
 use std::{
     fmt,
@@ -11,22 +11,22 @@ use std::{
 use super::Report;
 use crate::delivery::{Outcome, Reason};
 
-/// The connection that a sink has at the moment, if any.
+/// The current connection of a sink, if any.
 pub(crate) struct SharedConnection<C> {
-    made: Mutex<Made<C>>,
-    /// Held by whoever connects.
+    state: Mutex<State<C>>,
+    /// Locked by the attempt that connects.
     connecting: tokio::sync::Mutex<()>,
 }
 
-struct Made<C> {
+struct State<C> {
     connection: Option<C>,
-    /// Counts connections, so that a failure of an old one does not end its successor.
+    /// Number of the connection: the failure of an old one must not drop its successor.
     number: u64,
-    /// Those who waited for this failure have it, too.
+    /// Time and report of the last failure, for the attempts that waited for it.
     failed: Option<(Instant, Report)>,
 }
 
-/// A connection, and which of them.
+/// A connection with its number.
 #[derive(Debug, Clone)]
 pub(crate) struct Numbered<C> {
     pub(crate) connection: C,
@@ -34,7 +34,7 @@ pub(crate) struct Numbered<C> {
 }
 
 impl<C> Numbered<C> {
-    /// A part of it.
+    /// Replaces the connection by a part of it.
     pub(crate) fn map<D>(self, part: impl FnOnce(C) -> D) -> Numbered<D> {
         Numbered { connection: part(self.connection), number: self.number }
     }
@@ -49,14 +49,14 @@ impl<C> fmt::Debug for SharedConnection<C> {
 impl<C> Default for SharedConnection<C> {
     fn default() -> Self {
         Self {
-            made: Mutex::new(Made { connection: None, number: 0, failed: None }),
+            state: Mutex::new(State { connection: None, number: 0, failed: None }),
             connecting: tokio::sync::Mutex::default(),
         }
     }
 }
 
 impl<C: Clone> SharedConnection<C> {
-    /// The connection, made if there is none. `within` limits waiting and connecting together.
+    /// The current connection, or a new one. `within` limits waiting and connecting together.
     pub(crate) async fn get<F>(
         &self,
         within: Duration,
@@ -66,56 +66,56 @@ impl<C: Clone> SharedConnection<C> {
         F: Future<Output = Result<C, Report>>,
     {
         let asked = Instant::now();
-        if let Some(there) = self.there() {
-            return Ok(there);
+        if let Some(current) = self.current() {
+            return Ok(current);
         }
         let connecting = async {
             let _connecting = self.connecting.lock().await;
-            if let Some(there) = self.there() {
-                return Ok(there);
+            if let Some(current) = self.current() {
+                return Ok(current);
             }
-            if let Some((_, report)) = self.made().failed.as_ref().filter(|(at, _)| *at >= asked) {
+            if let Some((_, report)) = self.state().failed.as_ref().filter(|(at, _)| *at >= asked) {
                 return Err(report.clone());
             }
             let connected = connect().await;
-            let mut made = self.made();
+            let mut state = self.state();
             match connected {
                 Ok(connection) => {
-                    made.number += 1;
-                    made.connection = Some(connection.clone());
-                    made.failed = None;
-                    Ok(Numbered { connection, number: made.number })
+                    state.number += 1;
+                    state.connection = Some(connection.clone());
+                    state.failed = None;
+                    Ok(Numbered { connection, number: state.number })
                 }
                 Err(report) => {
-                    made.failed = Some((Instant::now(), report.clone()));
+                    state.failed = Some((Instant::now(), report.clone()));
                     Err(report)
                 }
             }
         };
         tokio::time::timeout(within, connecting).await.unwrap_or_else(|_| {
-            let said = format!("no connection within {}", crate::delivery::duration::format(within));
-            let report =
-                Report::from(Outcome::Retry { reason: Reason::ConnectFailed, after: None }).saying(said);
-            self.made().failed = Some((Instant::now(), report.clone()));
+            let answer = format!("no connection within {}", crate::delivery::duration::format(within));
+            let report = Report::from(Outcome::Retry { reason: Reason::ConnectFailed, after: None })
+                .with_answer(answer);
+            self.state().failed = Some((Instant::now(), report.clone()));
             Err(report)
         })
     }
 
-    /// Lets go of a connection that failed, unless it has a successor already.
+    /// Drops a connection that failed, unless it was already replaced.
     pub(crate) fn give_up(&self, number: u64) {
-        let mut made = self.made();
-        if made.number == number {
-            made.connection = None;
+        let mut state = self.state();
+        if state.number == number {
+            state.connection = None;
         }
     }
 
-    fn there(&self) -> Option<Numbered<C>> {
-        let made = self.made();
-        made.connection.clone().map(|connection| Numbered { connection, number: made.number })
+    fn current(&self) -> Option<Numbered<C>> {
+        let state = self.state();
+        state.connection.clone().map(|connection| Numbered { connection, number: state.number })
     }
 
-    fn made(&self) -> std::sync::MutexGuard<'_, Made<C>> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> std::sync::MutexGuard<'_, State<C>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -128,7 +128,7 @@ mod tests {
     const SOON: Duration = Duration::from_secs(5);
 
     #[tokio::test]
-    async fn many_who_need_it_make_one_connection_and_share_one_failure() {
+    async fn concurrent_attempts_make_one_connection_and_share_one_failure() {
         let (shared, made) = (SharedConnection::<u64>::default(), AtomicU64::new(0));
         let connect = |works: bool| {
             let made = &made;

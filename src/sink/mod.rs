@@ -1,9 +1,9 @@
-//! The contract of a sink, and what every sink may stand on. Knows nothing of subscriptions, the outbox, configuration files or
-//! the relay.
+//! The contract of a sink, and helpers for all sinks. Knows nothing of subscriptions, the outbox,
+//! configuration files or the relay.
 //!
-//! A sink gets a checked target and what is sent, makes one attempt and *reports*. It never retries, sleeps, logs its outcome,
-//! counts, or touches the outbox; it bears the same event twice; it puts no payload and no secret into a report. Deadlines,
-//! panics, permits and verdicts belong to `relay/`.
+//! A sink gets a checked target and an event, makes one attempt and *reports*. It never retries, sleeps, logs
+//! outcomes, counts, or touches the outbox. It must accept the same event twice, and puts no payload and no
+//! secret into a report. `relay/` handles deadlines, panics, permits and verdicts.
 
 pub mod address;
 pub mod body;
@@ -35,26 +35,26 @@ use crate::delivery::{Outcome, Reason};
 /// What a sink reports about one attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// What became of it.
+    /// Result of the attempt.
     pub outcome: Outcome,
-    /// The destination's status code, where it has such a thing.
+    /// Status code of the destination, if it has one, such as HTTP's.
     pub status: Option<u16>,
-    /// The beginning of the destination's answer or of the error: at most 1 KiB, escaped, without secrets.
+    /// Beginning of the destination's answer or of the error: at most 1 KiB, escaped, without secrets.
     pub answer: Option<String>,
-    /// The request may have reached the destination although the outcome is not `Delivered`.
+    /// Whether the destination may have the event although the outcome is not `Delivered`.
     pub ambiguous: bool,
-    /// The sink has deleted the delivery itself, in the transaction of its effect.
+    /// Whether the sink has deleted the delivery itself, in the transaction of its effect.
     pub settled: bool,
 }
 
 impl Report {
-    /// The same with what the destination or the client library said.
+    /// Sets the answer of the destination or the error of the client library.
     #[must_use]
-    pub fn saying(self, answer: impl fmt::Display) -> Self {
+    pub fn with_answer(self, answer: impl fmt::Display) -> Self {
         Self { answer: Some(answer.to_string()), ..self }
     }
 
-    /// The same, but the destination may have it.
+    /// Marks that the destination may have the event.
     #[must_use]
     pub fn ambiguous(self) -> Self {
         Self { ambiguous: true, ..self }
@@ -67,57 +67,62 @@ impl From<Outcome> for Report {
     }
 }
 
-/// How deliveries are put together for a sink that takes several at once.
+/// How deliveries are batched for a sink that takes several at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
-    /// Deliveries in one batch at most.
+    /// Most deliveries in one batch.
     pub max: usize,
-    /// Bytes of payload in one batch at most; a larger one goes alone.
+    /// Most bytes of payload in one batch. A larger payload is sent alone.
     pub bytes: usize,
-    /// How long the first waits for others. Zero: what is at hand goes at once, and others gather while it is under way.
+    /// How long the first delivery waits for others. With zero a batch is sent at once, and the next one
+    /// grows meanwhile.
     pub wait: Duration,
-    /// Batches of one subscription under way at once. One keeps the order of the log as long as nothing fails.
+    /// Batches of one subscription in flight at once. With 1 the order of the log is kept while nothing
+    /// fails.
     pub in_flight: usize,
-    /// One bad delivery can fail its whole batch: what failed before then travels alone, and so does what has one attempt only.
+    /// Whether one bad delivery can fail its whole batch. If so, retries and deliveries with a single attempt
+    /// are sent alone.
     pub shares_fate: bool,
 }
 
 impl Batch {
-    /// For brokers: what is at hand, one batch at a time, each delivery with an answer of its own.
+    /// For brokers: one batch at a time, sent at once, with a separate answer for each delivery.
     pub const BROKER: Self =
         Self { max: 500, bytes: 4 * 1024 * 1024, wait: Duration::ZERO, in_flight: 1, shares_fate: false };
 }
 
 /// One kind of destination.
 pub trait Sink: Send + Sync + 'static {
-    /// The operator's word for it: `[sinks.<kind>]` and `subscriptions.sink`.
+    /// Name of the kind, as in `[sinks.<kind>]` and `subscriptions.sink`.
     const KIND: &'static str;
-    /// Where in that system: made from `subscriptions.config`, checked when the subscription is loaded.
+    /// Place at the destination: parsed from `subscriptions.config` when the subscription is loaded.
     type Target: fmt::Debug + Send + Sync + 'static;
 
     /// Checks a subscription's config.
     ///
     /// # Errors
-    /// A sentence that names the field, such as `config.url: …`; it becomes the subscription's `state_reason`.
+    /// A message that names the field, such as `config.url: …`. It becomes the subscription's `state_reason`.
     fn target(&self, config: &serde_json::Value) -> Result<Self::Target, Problem>;
 
-    /// What shares one breaker: `https://example.com`. `None`: no breaker.
+    /// Name of the breaker that the target shares with others, such as `https://example.com`; none for no
+    /// breaker.
     fn destination(&self, target: &Self::Target) -> Option<String>;
 
-    /// How long one attempt may take altogether, at most 60 s.
+    /// Deadline of one attempt, at most 60 s.
     fn deadline(&self, target: &Self::Target) -> Duration;
 
-    /// Whether it takes several deliveries at once. `None`: one by one, as many at a time as there are permits.
+    /// Batching of deliveries. With none, each delivery is sent by itself, concurrently up to the permits.
     fn batch(&self, target: &Self::Target) -> Option<Batch> {
         let _ = target;
         None
     }
 
-    /// One attempt. The caller enforces a deadline by dropping the future.
+    /// Makes one attempt. The caller enforces the deadline by dropping the future.
     fn send(&self, target: &Self::Target, delivery: &Outgoing) -> impl Future<Output = Report> + Send;
 
-    /// One attempt at several deliveries of one subscription, in the order of the log: a report for each, in the same order.
-    /// More than one come only where [`Sink::batch`] allows it.
+    /// Makes one attempt for several deliveries of one subscription, in the order of the log. Returns a
+    /// report for each, in the same order. Called with more than one delivery only if [`Sink::batch`] allows
+    /// it.
     fn send_batch(
         &self,
         target: &Self::Target,
@@ -132,43 +137,44 @@ pub trait Sink: Send + Sync + 'static {
         }
     }
 
-    /// The body that [`Sink::send`] would send, or why there is none, for people who try a subscription out. Sends nothing.
+    /// The body that [`Sink::send`] would send, or why it cannot be made; used to try a subscription. Sends
+    /// nothing.
     fn preview(&self, target: &Self::Target, delivery: &Outgoing) -> Option<Result<String, Problem>> {
         let _ = (target, delivery);
         None
     }
 
-    /// Whether the destination can be reached and used, without leaving anything there: for `pgoutbox check`. The caller
-    /// enforces [`Sink::deadline`].
+    /// Checks that the destination can be reached and used, without leaving anything there; used by `pgoutbox
+    /// check`. The caller enforces [`Sink::deadline`].
     ///
     /// # Errors
-    /// A sentence that says what is wrong.
+    /// What is wrong.
     fn check(&self, target: &Self::Target) -> impl Future<Output = Result<(), Problem>> + Send {
         let _ = target;
         async { Ok(()) }
     }
 }
 
-/// A sink that is reached as an operator says below `[sinks.<kind>]`.
+/// A sink whose connection an operator configures in `[sinks.<kind>]`.
 pub trait Configured: Sink + Sized {
-    /// How to reach the system. A program that embeds a relay makes one itself.
+    /// Configuration of the connection. A program that embeds a relay can construct it.
     type Config: Clone + fmt::Debug + Send + Sync + 'static;
 
-    /// Reads the keys of its section. Mistakes are noted in `settings`.
+    /// Reads the keys of the section. Mistakes are recorded in `settings`.
     fn read(settings: &mut Settings<'_>) -> Option<Self::Config>;
 
-    /// Makes the sink. Connects to nothing: a destination that is down must not keep a relay from starting. `connection` is
-    /// its name among those of its kind, which tells its breakers from theirs.
+    /// Makes the sink without connecting: a relay must start although a destination is down. `connection` is
+    /// the name of this connection, which keeps its breakers apart from those of others.
     ///
     /// # Errors
-    /// A sentence that says what cannot be used.
+    /// What is wrong with the configuration.
     fn open(config: Self::Config, connection: &str) -> Result<Self, Problem>;
 }
 
-/// Reads a subscription's config into the fields a sink has. Unknown fields are refused where the type denies them.
+/// Deserializes a subscription's config. Unknown fields are refused if the type denies them.
 ///
 /// # Errors
-/// A sentence that begins with `config` and names the field.
+/// A message that begins with `config` and names the field.
 pub fn parse_config<T: DeserializeOwned>(config: &serde_json::Value) -> Result<T, Problem> {
     T::deserialize(config).map_err(|error| format!("config: {error}").into())
 }

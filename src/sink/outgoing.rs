@@ -1,4 +1,4 @@
-//! What a sink sees of a delivery.
+//! The view of a delivery that a sink gets.
 
 use std::sync::Arc;
 
@@ -7,21 +7,21 @@ use uuid::Uuid;
 
 use crate::event::Event;
 
-/// One event as it is to be sent: what event types and the subscription's transform made of it.
+/// An event to be sent, after upcasts and the subscription's transform.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Outgoing {
     /// The event.
     pub event: Arc<Event>,
-    /// What the subscription's transform says to the sink: its object `sink`.
+    /// Fields for the sink: the object `sink` of the subscription's transform.
     pub fields: Option<Arc<serde_json::Map<String, serde_json::Value>>>,
-    /// Name of the subscription that it is owed to.
+    /// Name of the subscription.
     pub subscription: Arc<str>,
     /// Number of this attempt; 1 is the first.
     pub attempt: u32,
-    /// When this attempt began, by the database's clock.
+    /// Start of this attempt, by the database's clock.
     pub attempted_at: DateTime<Utc>,
-    /// The row that a sink deletes which settles its deliveries itself.
+    /// Row of the delivery, for a sink that deletes its deliveries itself.
     pub(crate) lease: Option<Lease>,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct Lease {
 }
 
 impl Outgoing {
-    /// An event as it is, at its first attempt.
+    /// An unchanged event at its first attempt.
     #[must_use]
     pub fn new(event: Arc<Event>, subscription: Arc<str>, attempted_at: DateTime<Utc>) -> Self {
         Self { event, fields: None, subscription, attempt: 1, attempted_at, lease: None }

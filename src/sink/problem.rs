@@ -1,13 +1,14 @@
-//! Why something written by a person cannot be used.
+//! The error type for mistakes in configuration and subscriptions.
 
 use std::fmt;
 
-/// A sentence for the person who can fix it: it names the field and what to write instead, and holds no secret.
+/// A message for the person who can fix a mistake: names the field, says what to write instead, contains no
+/// secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem(String);
 
 impl Problem {
-    /// The sentence.
+    /// The message.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -23,14 +24,14 @@ impl fmt::Display for Problem {
 impl std::error::Error for Problem {}
 
 impl From<String> for Problem {
-    fn from(sentence: String) -> Self {
-        Self(sentence)
+    fn from(message: String) -> Self {
+        Self(message)
     }
 }
 
 impl From<&str> for Problem {
-    fn from(sentence: &str) -> Self {
-        Self(sentence.to_owned())
+    fn from(message: &str) -> Self {
+        Self(message.to_owned())
     }
 }
 

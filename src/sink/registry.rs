@@ -1,4 +1,5 @@
-//! The sinks a relay has, and how a subscription gets its outlet. No author of a sink needs to read this.
+//! The sinks of a relay by kind and connection, and how a subscription gets its outlet. Authors of sinks need
+//! not read this.
 
 use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -7,10 +8,10 @@ use serde_json::Value;
 use super::{Batch, Configured, Outgoing, Problem, Report, Settings, Sink};
 use crate::delivery::{Outcome, Reason};
 
-/// The connection a subscription gets that names none.
+/// Name of the connection for subscriptions that name none.
 pub const UNNAMED: &str = "default";
 
-/// A sink together with a checked target: all that `deliver` ever sees.
+/// A sink together with a checked target: all that `deliver` sees of a destination.
 #[derive(Clone)]
 pub struct Outlet {
     sink: Arc<dyn ErasedSink>,
@@ -30,7 +31,7 @@ impl fmt::Debug for Outlet {
 }
 
 impl Outlet {
-    /// Where nothing can be sent: stands in for a target that could not be used.
+    /// An outlet that sends nothing, in place of an invalid target.
     #[must_use]
     pub fn none() -> Self {
         Self {
@@ -42,21 +43,22 @@ impl Outlet {
         }
     }
 
-    /// One attempt at one delivery, or at several where [`Outlet::batch`] allows it: a report for each.
+    /// Makes one attempt for one delivery, or for several if [`Outlet::batch`] allows it. Returns a report
+    /// for each.
     pub async fn send(&self, deliveries: &[Outgoing]) -> Vec<Report> {
         self.sink.send(&*self.target, deliveries).await
     }
 
-    /// The body of a delivery, where its sink can show it; or why there is none.
+    /// The body that would be sent, or why it cannot be made; none if the sink cannot show it.
     #[must_use]
     pub fn preview(&self, delivery: &Outgoing) -> Option<Result<String, Problem>> {
         self.sink.preview(&*self.target, delivery)
     }
 
-    /// Whether the destination can be reached, without leaving anything there.
+    /// Checks that the destination can be reached, without leaving anything there.
     ///
     /// # Errors
-    /// A sentence that says what is wrong.
+    /// What is wrong.
     pub async fn check(&self) -> Result<(), Problem> {
         let limit = self.deadline.max(Duration::from_secs(1));
         match tokio::time::timeout(limit, self.sink.check(&*self.target)).await {
@@ -65,37 +67,38 @@ impl Outlet {
         }
     }
 
-    /// The kind of its sink.
+    /// Kind of the sink.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         self.sink.kind()
     }
 
-    /// What shares one breaker with it.
+    /// Name of its breaker, which other outlets may share.
     #[must_use]
     pub fn destination(&self) -> Option<&Arc<str>> {
         self.destination.as_ref()
     }
 
-    /// How long one attempt may take altogether.
+    /// Deadline of one attempt.
     #[must_use]
     pub fn deadline(&self) -> Duration {
         self.deadline
     }
 
-    /// Whether, and how, deliveries are put together.
+    /// Batching of deliveries, if the sink takes several at once.
     #[must_use]
     pub fn batch(&self) -> Option<Batch> {
         self.batch
     }
 }
 
-/// The sinks this relay has, by kind and connection.
+/// The sinks of a relay, by kind and connection.
 #[derive(Default, Clone)]
 pub struct Registry {
     sinks: BTreeMap<&'static str, BTreeMap<String, Arc<dyn ErasedSink>>>,
-    /// Kinds that an operator configures, and kinds that a build may lack: for errors that say what to do.
+    /// Kinds that an operator configures, for error messages.
     configured: &'static [Kind],
+    /// Kinds that need a feature of the build, for error messages.
     optional: &'static [&'static str],
 }
 
@@ -110,7 +113,8 @@ impl fmt::Debug for Registry {
 }
 
 impl Registry {
-    /// No sinks yet. `configured`: the kinds that an operator configures; `optional`: those that a build may lack.
+    /// An empty registry. `configured` are the kinds that an operator configures, `optional` those that need
+    /// a feature of the build; error messages use both.
     #[must_use]
     pub fn new(configured: &'static [Kind], optional: &'static [&'static str]) -> Self {
         Self { sinks: BTreeMap::new(), configured, optional }
@@ -121,10 +125,10 @@ impl Registry {
         self.insert(UNNAMED, Arc::new(sink));
     }
 
-    /// Adds what an operator configured. Nothing is connected to yet.
+    /// Adds configured sinks. Does not connect.
     ///
     /// # Errors
-    /// A sentence that names the section.
+    /// A message that names the section.
     pub fn open(&mut self, connections: &[Connection]) -> Result<(), Problem> {
         for connection in connections {
             let open = (connection.opener)(&connection.name);
@@ -140,25 +144,29 @@ impl Registry {
         self.sinks.entry(sink.kind()).or_default().insert(connection.to_owned(), sink);
     }
 
-    /// The kinds this relay has.
+    /// All kinds of sink that are present.
     pub fn kinds(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.sinks.keys().copied()
     }
 
-    /// Checks a subscription's config against its sink. The field `connection` picks one of several connections of a kind.
+    /// Checks a subscription's config with its sink. The field `connection` selects one of several
+    /// connections of a kind.
     ///
     /// # Errors
-    /// A sentence that names the field and what to write instead.
+    /// A message that names the field and what to write instead.
     pub fn bind(&self, kind: &str, config: &Value) -> Result<Outlet, Problem> {
         let Some(connections) = self.sinks.get(kind) else {
             if self.configured.iter().any(|known| known.name == kind) {
                 return Err(format!(
-                    "sink: this relay has no connection to {kind}; its operator sets it below [sinks.{kind}]"
+                    "sink: this relay has no connection to {kind}; its operator must configure [sinks.{kind}]"
                 )
                 .into());
             }
             if self.optional.contains(&kind) {
-                return Err(format!("sink: this relay was built without {kind}; its operator needs one built with the feature {kind}").into());
+                return Err(format!(
+                                    "sink: this relay was built without {kind}; its operator must build it with the feature {kind}"
+                                )
+                                .into());
             }
             let known: Vec<_> = self.kinds().collect();
             return Err(format!("sink: this relay has no sink {kind:?}; it has {}", known.join(", ")).into());
@@ -170,10 +178,7 @@ impl Registry {
             && let Some(fields) = config.to_mut().as_object_mut()
             && let Some(chosen) = fields.remove("connection")
         {
-            name = chosen
-                .as_str()
-                .ok_or("config.connection: it must be the name of a connection, a string")?
-                .to_owned();
+            name = chosen.as_str().ok_or("config.connection: must be the name of a connection")?.to_owned();
         }
         let sink = connections.get(&name).ok_or_else(|| {
             let known: Vec<_> = connections.keys().map(String::as_str).collect();
@@ -186,9 +191,10 @@ impl Registry {
     }
 }
 
-/// A kind of sink that an operator configures: an entry of the table that is handed to whoever reads a configuration.
+/// A kind of sink that an operator configures: an entry of the table that the reader of the configuration
+/// gets.
 pub struct Kind {
-    /// What the operator calls it.
+    /// Name of the kind.
     pub name: &'static str,
     read: fn(&mut Settings<'_>, &str) -> Option<Connection>,
 }
@@ -200,27 +206,27 @@ impl fmt::Debug for Kind {
 }
 
 impl Kind {
-    /// The entry of a sink.
+    /// The entry for a sink.
     #[must_use]
     pub const fn of<S: Configured>() -> Self {
         Self { name: S::KIND, read: |settings, name| Some(Connection::new::<S>(S::read(settings)?, name)) }
     }
 
-    /// Reads its section: the connection, when the section is there and good.
+    /// Reads a section. Returns the connection if the section exists and is valid.
     pub fn read(&self, settings: &mut Settings<'_>, name: &str) -> Option<Connection> {
         (self.read)(settings, name)
     }
 }
 
-/// Makes a sink, given the name of its connection.
+/// Makes a sink from the name of its connection.
 type Opener = Arc<dyn Fn(&str) -> Result<Arc<dyn ErasedSink>, Problem> + Send + Sync>;
 
-/// One way to reach a system, checked. Nothing is connected to before the first attempt.
+/// A checked configuration of a connection. The sink connects at the first attempt.
 #[derive(Clone)]
 pub struct Connection {
-    /// The kind of sink.
+    /// Kind of sink.
     pub kind: &'static str,
-    /// Its name among those of its kind; `default` where it has none.
+    /// Name of the connection among those of its kind; `default` for the unnamed one.
     pub name: String,
     opener: Opener,
 }
@@ -235,7 +241,7 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// A connection of this configuration; a subscription picks it with `config.connection`.
+    /// A connection with this configuration. Subscriptions select it with `config.connection`.
     pub fn new<S: Configured>(config: S::Config, name: &str) -> Self {
         let opener: Opener = Arc::new(move |connection| {
             S::open(config.clone(), connection).map(|sink| Arc::new(sink) as Arc<dyn ErasedSink>)
@@ -243,14 +249,14 @@ impl Connection {
         Self { kind: S::KIND, name: name.to_owned(), opener }
     }
 
-    /// Where an operator writes it: `sinks.kafka`, `sinks.kafka.connections.NAME`.
+    /// Section of the configuration: `sinks.kafka` or `sinks.kafka.connections.NAME`.
     #[must_use]
     pub fn section(kind: &str, name: &str) -> String {
         if name == UNNAMED { format!("sinks.{kind}") } else { format!("sinks.{kind}.connections.{name}") }
     }
 }
 
-/// Delivers nothing, and is never asked to: a subscription with this outlet may not be sent to.
+/// Placeholder sink. Never called: a subscription with this outlet is not sent to.
 struct Nowhere;
 
 impl Sink for Nowhere {

@@ -1,8 +1,8 @@
 //! References to secrets, `env:NAME` and `file:NAME`: read when they are used, never printed.
 //!
-//! Whoever edits subscriptions may not read the relay's own credentials, so a subscription's reference is confined to one
-//! prefix of names and one folder ([`Secrets`]). The operator's references are not ([`operator_secret`]).
-//! Only this file and `cli/config` read the environment. Never here: what a secret is for.
+//! Authors of subscriptions must not read the relay's own credentials. So their references are limited to
+//! variables with one prefix and files in one folder ([`Secrets`]); those of the operator are not
+//! ([`operator_secret`]). Only this file and `cli/config` read the environment.
 
 use std::{
     fmt, fs,
@@ -13,13 +13,13 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 
-/// What the name in a subscription's `env:NAME` has to begin with.
+/// Prefix that the name in a subscription's `env:NAME` must have.
 pub const PREFIX: &str = "PGOUTBOX_SECRET_";
 
-/// Secrets are short: a file beyond this is not read (bytes).
+/// Largest file of a secret, in bytes.
 const LONGEST_FILE: u64 = 16 * 1024;
 
-/// Where variables come from: the process's environment, or a test's.
+/// Source of variables: the environment of the process, or a stub in tests.
 type Environment = dyn Fn(&str) -> Option<SecretString> + Send + Sync;
 
 /// Resolves the references of subscriptions.
@@ -36,13 +36,13 @@ impl fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    /// References to the environment of this process, and to files of one folder; without a folder `file:NAME` is refused.
+    /// Resolves variables of this process and files of one folder. Without a folder `file:NAME` is refused.
     #[must_use]
     pub fn new(folder: Option<PathBuf>) -> Self {
         Self::with_environment(folder, process_environment)
     }
 
-    /// The same with variables from elsewhere.
+    /// Resolves variables from another source.
     #[must_use]
     pub fn with_environment(
         folder: Option<PathBuf>,
@@ -51,21 +51,21 @@ impl Secrets {
         Self { folder, environment: Arc::new(environment) }
     }
 
-    /// Whether a text is a reference rather than a value.
+    /// Whether a text is a reference.
     #[must_use]
     pub fn is_reference(text: &str) -> bool {
         text.starts_with("env:") || text.starts_with("file:")
     }
 
-    /// The secret that a subscription's reference stands for.
+    /// The secret that a subscription refers to.
     ///
     /// # Errors
-    /// A sentence with the reference and the mend, without any part of a secret.
+    /// A message with the reference and how to fix it, without any part of a secret.
     pub fn resolve(&self, reference: &str) -> Result<SecretString, String> {
         if let Some(name) = reference.strip_prefix("env:") {
             if !name.starts_with(PREFIX) || !is_variable_name(name) {
                 return Err(format!(
-                    "{reference:?} is refused: a subscription may only name variables that begin with {PREFIX}"
+                    "{reference:?} is refused: subscriptions may use only variables that begin with {PREFIX}"
                 ));
             }
             return (self.environment)(name)
@@ -74,7 +74,7 @@ impl Secrets {
         if let Some(name) = reference.strip_prefix("file:") {
             return self.file(name).map_err(|problem| format!("{reference:?} {problem}"));
         }
-        Err(format!("a secret is given as a reference, env:{PREFIX}NAME or file:NAME, never as its value"))
+        Err(format!("write a reference, env:{PREFIX}NAME or file:NAME, instead of the secret itself"))
     }
 
     fn file(&self, name: &str) -> Result<SecretString, String> {
@@ -82,9 +82,10 @@ impl Secrets {
         let plain =
             !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
         if !plain || name.contains(['\\', '\0']) {
-            return Err("is refused: it must name a file inside secrets.folder".to_owned());
+            return Err("is refused: must name a file inside secrets.folder".to_owned());
         }
-        // Whether it is missing or lies elsewhere is not told apart: that would let authors of subscriptions probe the disk.
+        // The same message for a missing file and one outside the folder: subscriptions must not probe the
+        // disk.
         let unreadable = || "cannot be read as a file inside secrets.folder".to_owned();
         let folder = folder.canonicalize().map_err(|_| unreadable())?;
         let path = folder.join(name).canonicalize().map_err(|_| unreadable())?;
@@ -95,10 +96,10 @@ impl Secrets {
     }
 }
 
-/// The secret that the operator's own configuration refers to: any variable, any file.
+/// The secret that the operator's configuration refers to: any variable, any file.
 ///
 /// # Errors
-/// A sentence with the reference and the mend.
+/// A message with the reference and how to fix it.
 pub fn operator_secret(reference: &str) -> Result<SecretString, String> {
     if let Some(name) = reference.strip_prefix("env:") {
         return process_environment(name)
@@ -107,7 +108,7 @@ pub fn operator_secret(reference: &str) -> Result<SecretString, String> {
     if let Some(path) = reference.strip_prefix("file:") {
         return read(Path::new(path)).map_err(|problem| format!("{reference:?} cannot be read: {problem}"));
     }
-    Err("a secret is given as a reference, env:NAME or file:/path".to_owned())
+    Err("write a reference, env:NAME or file:/path".to_owned())
 }
 
 fn process_environment(name: &str) -> Option<SecretString> {
@@ -121,10 +122,10 @@ fn process_environment(name: &str) -> Option<SecretString> {
         .filter(|value| !value.expose_secret().is_empty())
 }
 
-/// Reads a regular file, without the line break that editors put at its end.
+/// Reads a regular file without line breaks at its end.
 fn read(path: &Path) -> std::io::Result<SecretString> {
     let invalid = |problem| std::io::Error::new(std::io::ErrorKind::InvalidData, problem);
-    // Asked before it is opened: opening a pipe would wait for its writer.
+    // Check before opening: opening a pipe would wait for its writer.
     let about = fs::metadata(path)?;
     if !about.is_file() || about.len() > LONGEST_FILE {
         return Err(invalid("it is not a regular file of at most 16 KiB"));
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_within_the_allowance_is_resolved() {
+    fn an_allowed_reference_is_resolved() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("shop"), "canary\n").unwrap();
         let secrets = secrets(Some(folder.path()));
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_outside_the_allowance_is_refused_and_its_value_never_read() {
+    fn a_forbidden_reference_is_refused_without_the_secret() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("secrets");
         fs::create_dir(&folder).unwrap();

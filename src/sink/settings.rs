@@ -1,5 +1,5 @@
-//! The keys of one section of a configuration, read one by one and checked. Knows no file format: whoever has the section
-//! implements [`Section`].
+//! Reads and checks the keys of one section of a configuration. Knows no file format: the caller implements
+//! [`Section`].
 
 use std::{fmt, ops::RangeInclusive, path::PathBuf, time::Duration};
 
@@ -11,31 +11,31 @@ use crate::delivery::duration as durations;
 /// Whether a value may be shown in an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Secrecy {
-    /// It may.
+    /// The value may be shown.
     Open,
-    /// It may not.
+    /// The value must not be shown.
     Secret,
 }
 
-/// One section as its operator wrote it, for example `[sinks.kafka]`.
+/// One section of a configuration, such as `[sinks.kafka]`.
 pub trait Section {
     /// Whether the section has any key.
     fn is_set(&self) -> bool;
 
-    /// The value of a key; `None` when it was not written.
+    /// The value of a key, if it is set.
     fn value(&self, key: &str) -> Option<Value>;
 
-    /// The text that a reference (`env:NAME`, `file:/path`) stands for; another text stands for itself.
+    /// The text that a reference (`env:NAME`, `file:/path`) refers to; other texts are returned unchanged.
     ///
     /// # Errors
-    /// A sentence that names the reference.
+    /// A message that names the reference.
     fn resolve(&self, text: &str) -> Result<SecretString, String>;
 
-    /// Records what is wrong with a key.
+    /// Records a mistake in a key.
     fn refuse(&mut self, key: &str, secrecy: Secrecy, problem: String);
 }
 
-/// Reads the keys of one connection. Each value may be a reference, `env:NAME` or `file:/path`.
+/// Reads the keys of one connection. Texts and secrets may be references, `env:NAME` or `file:/path`.
 pub struct Settings<'a> {
     section: &'a mut dyn Section,
     keys: Vec<&'static str>,
@@ -49,12 +49,12 @@ impl fmt::Debug for Settings<'_> {
 }
 
 impl<'a> Settings<'a> {
-    /// Reads this section.
+    /// A reader of this section.
     pub fn new(section: &'a mut dyn Section) -> Self {
         Self { section, keys: Vec::new(), good: true }
     }
 
-    /// The keys that were asked for, and whether all of them were good.
+    /// The keys that were read, and whether all were valid.
     #[must_use]
     pub fn finish(self) -> (Vec<&'static str>, bool) {
         (self.keys, self.good)
@@ -90,26 +90,26 @@ impl<'a> Settings<'a> {
         self.take(key, Secrecy::Open, duration(range))
     }
 
-    /// Several texts: an array, or one text separated by commas.
+    /// A list of texts: an array, or one text separated by commas.
     pub fn list(&mut self, key: &'static str) -> Option<Vec<String>> {
         self.take(key, Secrecy::Open, list(|item| Ok::<_, String>(item.to_owned())))
     }
 
-    /// A key without which there is no connection: refused where the section is written without it.
+    /// Marks a key as required: a section without it is refused.
     pub fn require<T>(&mut self, key: &'static str, value: Option<T>) -> Option<T> {
         if value.is_none() && self.section.is_set() && self.section.value(key).is_none() {
-            self.refuse(key, "is not set, and this connection needs it");
+            self.refuse(key, "is required for this connection");
         }
         value
     }
 
-    /// Records that a key which was read before is wrong.
+    /// Records a mistake in a key that was read.
     pub fn refuse(&mut self, key: &'static str, problem: impl Into<String>) {
         self.good = false;
         self.section.refuse(key, Secrecy::Secret, problem.into());
     }
 
-    /// Records what a connection's own check found: keys, and what to write instead.
+    /// Records mistakes in several keys.
     pub fn refuse_all(&mut self, problems: impl IntoIterator<Item = (&'static str, String)>) {
         for (key, problem) in problems {
             self.refuse(key, problem);
@@ -169,7 +169,7 @@ pub(crate) fn number(range: RangeInclusive<u32>) -> impl Fn(&Value) -> Result<u3
     }
 }
 
-/// A duration in words, in a range.
+/// A duration such as `10s`, in a range.
 pub(crate) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Result<Duration, String> {
     move |value| {
         let text = value.as_str().ok_or("must be a number and a unit in quotes, such as \"10s\"")?;
@@ -186,7 +186,7 @@ pub(crate) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Value) -> Re
     }
 }
 
-/// Several items: an array in a file, separated by commas in the environment.
+/// A list of items: an array in a file, or separated by commas in the environment.
 pub(crate) fn list<T, E: fmt::Display>(
     parse: impl Fn(&str) -> Result<T, E>,
 ) -> impl Fn(&Value) -> Result<Vec<T>, String> {

@@ -1,27 +1,28 @@
-//! What a SQLSTATE means, in one table for all who talk to a PostgreSQL: the relay, the command line, functions and inboxes.
+//! Classifies SQLSTATEs, in one table for everything that uses PostgreSQL: relay, command line, functions and
+//! inboxes.
 
-/// What an error of PostgreSQL is about.
+/// Class of an error of PostgreSQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// The server is shutting down, crashed or starting, or ended this session.
+    /// The server is shutting down, has crashed, is starting, or ended this session.
     Unavailable,
-    /// A standby, or a server that was made read-only.
+    /// The server is a standby or read-only.
     ReadOnly,
-    /// No connection is free.
+    /// No connection slot is free.
     Busy,
-    /// Wrong password, or no such login.
+    /// Wrong password or unknown login.
     LoginRefused,
-    /// No such database.
+    /// Unknown database.
     NoDatabase,
-    /// The login lacks a right.
+    /// The login lacks a privilege.
     NoRights,
-    /// No such schema, table, column or function.
+    /// Unknown schema, table, column or function.
     Missing,
     /// Disk or memory is full.
     Full,
-    /// A limit for statements was reached, or somebody cancelled the statement.
+    /// The statement reached its timeout or was cancelled.
     Canceled,
-    /// A value or a constraint refuses it, or the feature is not there.
+    /// A value or constraint was refused, or the feature is not supported.
     Refused,
     /// Anything else: deadlocks, lock timeouts, errors of functions.
     Other,
@@ -47,7 +48,7 @@ pub(crate) fn class(code: &str) -> Class {
     }
 }
 
-/// The class of an error that a server gave; `None` when it was no answer of a server.
+/// The class of an error of the server; none if the error did not come from a server.
 pub(crate) fn class_of(error: &sqlx::Error) -> Option<Class> {
     error.as_database_error().map(|answer| class(answer.code().as_deref().unwrap_or_default()))
 }

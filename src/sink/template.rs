@@ -1,4 +1,4 @@
-//! Names at a destination that depend on the event: `orders.{organization}`. Checked when the subscription is loaded. Pure.
+//! Templates for names at a destination that depend on the event, such as `orders.{organization}`. Pure.
 
 use std::{borrow::Cow, fmt::Write as _};
 
@@ -11,11 +11,12 @@ use crate::{
     sink::Outgoing,
 };
 
-/// The longest template, in bytes.
+/// Longest template, in bytes.
 const LONGEST: usize = 1024;
 
-/// A text with fields of the event in braces: `{topic}`, `{key}`, `{organization}`, `{source}`, `{user_id}`, `{id}`,
-/// `{schema_version}`. `{organization:public}` stands for `public` where the event has none; `{{` and `}}` are braces.
+/// A text with fields of the event in braces: `{topic}`, `{key}`, `{organization}`, `{source}`, `{user_id}`,
+/// `{id}`, `{schema_version}`. `{organization:public}` is `public` if the event has no organization. `{{` and
+/// `}}` are braces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     parts: Vec<Part>,
@@ -24,7 +25,7 @@ pub struct Template {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Text(String),
-    Field { field: Field, otherwise: Option<String> },
+    Field { field: Field, default: Option<String> },
 }
 
 /// A field of the event that a template may name.
@@ -68,13 +69,13 @@ impl Field {
 }
 
 impl Template {
-    /// Reads a template.
+    /// Parses a template.
     ///
     /// # Errors
-    /// A sentence that quotes what is wrong.
+    /// A message that quotes the mistake.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() || text.len() > LONGEST {
-            return Err(format!("a template has 1 to {LONGEST} bytes"));
+            return Err(format!("a template must have 1 to {LONGEST} bytes"));
         }
         let mut parts = Vec::new();
         let mut plain = String::new();
@@ -92,9 +93,8 @@ impl Template {
                 .ok_or_else(|| format!("{text:?} has a lone \"}}\"; write \"}}}}\" for the character"))?;
             let (name, after) =
                 inside.split_once('}').ok_or_else(|| format!("{text:?} has a \"{{\" that is not closed"))?;
-            let (name, otherwise) = name
-                .split_once(':')
-                .map_or((name, None), |(name, otherwise)| (name, Some(otherwise.to_owned())));
+            let (name, default) =
+                name.split_once(':').map_or((name, None), |(name, default)| (name, Some(default.to_owned())));
             let field = FIELDS.iter().find(|(known, _)| *known == name).map(|(_, field)| *field).ok_or_else(
                 || {
                     let known: Vec<_> = FIELDS.iter().map(|(known, _)| *known).collect();
@@ -104,7 +104,7 @@ impl Template {
             if !plain.is_empty() {
                 parts.push(Part::Text(std::mem::take(&mut plain)));
             }
-            parts.push(Part::Field { field, otherwise });
+            parts.push(Part::Field { field, default });
             rest = after;
         }
         plain.push_str(rest);
@@ -114,7 +114,7 @@ impl Template {
         Ok(Self { parts })
     }
 
-    /// The text where it does not depend on the event.
+    /// The text, if it does not depend on the event.
     #[must_use]
     pub fn fixed(&self) -> Option<&str> {
         match self.parts.as_slice() {
@@ -123,10 +123,12 @@ impl Template {
         }
     }
 
-    /// The text for one field of the sink: what the subscription's transform gives it, or else what the template makes.
+    /// The text for one field of the sink: the value that the subscription's transform sets, or else the
+    /// rendered template.
     ///
     /// # Errors
-    /// A report that the delivery is rejected: the transform gives something else than a text, or as [`Template::render`].
+    /// A report that rejects the delivery: the transform set a value that is not a text, or as
+    /// [`Template::render`].
     pub fn render_field(
         &self,
         field: &str,
@@ -138,15 +140,16 @@ impl Template {
             Some(serde_json::Value::String(text)) if !text.is_empty() => Ok(text.clone()),
             Some(_) => {
                 let problem = format!("the transform's sink.{field} must be a text that is not empty");
-                Err(Report::from(Outcome::Rejected { reason: Reason::TransformFailed }).saying(problem))
+                Err(Report::from(Outcome::Rejected { reason: Reason::TransformFailed }).with_answer(problem))
             }
         }
     }
 
-    /// The text for one delivery. `clean` makes a value of the event fit, such as dots out of one segment of a subject.
+    /// The text for one delivery. `clean` escapes each value of the event, for example dots in a segment of a
+    /// subject.
     ///
     /// # Errors
-    /// A report that the delivery is rejected: the event lacks a field, and the template has nothing in its place.
+    /// A report that rejects the delivery: the event lacks a field for which the template has no default.
     pub fn render(
         &self,
         delivery: &Outgoing,
@@ -156,19 +159,19 @@ impl Template {
         for part in &self.parts {
             match part {
                 Part::Text(plain) => text.push_str(plain),
-                Part::Field { field, otherwise } => match (field.of(&delivery.event), otherwise) {
+                Part::Field { field, default } => match (field.of(&delivery.event), default) {
                     (Some(value), _) => text.push_str(&clean(&value)),
-                    (None, Some(otherwise)) => text.push_str(otherwise),
+                    (None, Some(default)) => text.push_str(default),
                     (None, None) => {
                         let mut problem = String::new();
-                        // Writing to a text cannot fail.
+                        // Writing to a String cannot fail.
                         let _ = write!(
                             problem,
-                            "the event has no {0}; write {{{0}:…}} for what stands in its place",
+                            "the event has no {0}; write {{{0}:…}} to set a default",
                             field.name()
                         );
                         return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed })
-                            .saying(problem));
+                            .with_answer(problem));
                     }
                 },
             }
@@ -188,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_template_is_refused_with_the_fields_there_are() {
+    fn an_invalid_template_is_refused_and_the_fields_are_listed() {
         assert_eq!(Template::parse("orders").unwrap().fixed(), Some("orders"));
         assert_eq!(Template::parse("a{{b}}").unwrap().fixed(), Some("a{b}"));
         assert_eq!(Template::parse("{topic}.{key:none}").unwrap().parts.len(), 3);

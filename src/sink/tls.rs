@@ -1,4 +1,4 @@
-//! The certificates of a connection to a broker: which files, and what is in them. Never here: a connection.
+//! Certificate files of a connection to a broker. Opens no connection.
 
 use std::{
     fs,
@@ -7,18 +7,18 @@ use std::{
 
 use super::Settings;
 
-/// Certificate files of one connection, all PEM. Without any the system's authorities are trusted.
+/// Certificate files of one connection, all PEM. Without `ca_file` the system's authorities are trusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Certificate authorities in place of the system's.
+    /// Certificate authorities that replace the system's.
     pub ca_file: Option<PathBuf>,
-    /// The client's own certificate; goes together with `key_file`.
+    /// Certificate of the client; requires `key_file`.
     pub cert_file: Option<PathBuf>,
-    /// The key of that certificate.
+    /// Private key of the client's certificate.
     pub key_file: Option<PathBuf>,
 }
 
-/// A client's certificate and its key, PEM.
+/// A client's certificate and private key, PEM.
 pub(crate) struct Identity {
     pub(crate) cert: Vec<u8>,
     pub(crate) key: Vec<u8>,
@@ -33,25 +33,25 @@ impl TlsFiles {
         }
     }
 
-    /// Whether any of them is given: that asks for TLS.
+    /// Whether any file is set, which enables TLS.
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.ca_file.is_some() || self.cert_file.is_some() || self.key_file.is_some()
     }
 
-    /// Keys that do not go together, and what to write instead.
+    /// A key that is set without the other one, with a message.
     pub(crate) fn problem(&self) -> Option<(&'static str, String)> {
         let key = if self.cert_file.is_some() { "cert_file" } else { "key_file" };
-        let lonely = self.cert_file.is_some() != self.key_file.is_some();
-        lonely.then(|| (key, "needs the other one of cert_file and key_file".to_owned()))
+        let incomplete = self.cert_file.is_some() != self.key_file.is_some();
+        incomplete.then(|| (key, "must be set together with the other of cert_file and key_file".to_owned()))
     }
 
-    /// The authorities, read now: the file may have been replaced.
+    /// Reads the authorities at each call: the file may have been replaced.
     pub(crate) fn authorities(&self) -> Result<Option<Vec<u8>>, String> {
         self.ca_file.as_deref().map(|path| read("ca_file", path)).transpose()
     }
 
-    /// The client's certificate and key, read now.
+    /// Reads the client's certificate and key.
     pub(crate) fn identity(&self) -> Result<Option<Identity>, String> {
         match (&self.cert_file, &self.key_file) {
             (Some(cert), Some(key)) => {
@@ -61,7 +61,7 @@ impl TlsFiles {
         }
     }
 
-    /// That each file is there, without reading it.
+    /// Checks that each file exists, without reading it.
     pub(crate) fn exist(&self) -> Result<(), String> {
         let files =
             [("ca_file", &self.ca_file), ("cert_file", &self.cert_file), ("key_file", &self.key_file)];
@@ -76,7 +76,8 @@ fn read(key: &str, path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|error| format!("{key} {}: {error}", path.display()))
 }
 
-/// Client libraries take the process's crypto provider. The program we are embedded in may have installed one already.
+/// Installs the crypto provider that client libraries use. Does nothing if the embedding program has
+/// installed one.
 #[cfg(any(feature = "redis", feature = "nats", feature = "amqp"))]
 pub(crate) fn use_ring() {
     let _ = rustls::crypto::ring::default_provider().install_default();

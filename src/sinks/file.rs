@@ -1,6 +1,6 @@
-//! The file sink: events as JSON lines at the end of a file, delivered at least once. Rotation is left to the system: the file
-//! is opened by its name for each batch, so one that was moved away gets a successor. Several relays may write to one file: each
-//! locks it (`flock`) while it writes.
+//! The file sink: appends events to a file as JSON lines, at least once. The system may rotate files: the
+//! sink opens the file by name for each batch, and creates it if it was moved away. Several relays may write
+//! to one file: each locks it (`flock`) while it writes.
 
 use std::{
     borrow::Cow,
@@ -24,19 +24,19 @@ use crate::{
     },
 };
 
-/// Writes into files of one folder.
+/// Appends to files in one folder.
 #[derive(Debug)]
 pub struct File {
     folder: PathBuf,
     connection: String,
-    /// One writer at a time, so that no more than one thread waits for a disk.
+    /// Held while writing, so that at most one thread waits for the disk.
     writing: Arc<Mutex<()>>,
 }
 
-/// Where files may be written: `[sinks.file]`.
+/// Folder of the files: `[sinks.file]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The folder; it must be there.
+    /// The folder, which must exist.
     pub folder: PathBuf,
 }
 
@@ -44,12 +44,12 @@ pub struct Config {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
-    /// The file's name inside the folder.
+    /// Name of the file inside the folder.
     path: Template,
-    /// Whether a batch counts only when it is on the disk.
+    /// Whether a batch is synced to the disk before it is reported as delivered.
     #[serde(default = "yes")]
     sync: bool,
-    /// The path as it is written.
+    /// The path as written in the config; names the breaker.
     #[serde(skip)]
     place: String,
 }
@@ -79,14 +79,14 @@ impl Sink for File {
         let mut target: Target = parse_config(config)?;
         target.place = config["path"].as_str().unwrap_or_default().to_owned();
         if target.path.fixed().is_some_and(|path| !stays_inside(path)) {
-            return Err("config.path: it must name a file inside the relay's folder, without \"..\""
+            return Err("config.path: must name a file inside the relay's folder, without \"..\""
                 .to_owned()
                 .into());
         }
         Ok(target)
     }
 
-    /// Not the folder as a whole: a file that cannot be written must not hold up the others.
+    /// One breaker for each path: a file that cannot be written must not stop the others.
     fn destination(&self, target: &Target) -> Option<String> {
         Some(format!("file:{}/{}", self.connection, target.place))
     }
@@ -107,7 +107,7 @@ impl Sink for File {
         let mut reports: Vec<Report> = Vec::with_capacity(deliveries.len());
         let mut rest = deliveries;
         while let Some(first) = rest.first() {
-            // Neighbours with the same file are written together.
+            // Consecutive deliveries for the same file are written together.
             let path = self.path(target, first);
             let (neighbours, others) =
                 rest.split_at(rest.iter().take_while(|one| self.path(target, one) == path).count().max(1));
@@ -142,20 +142,20 @@ impl Sink for File {
 
 impl File {
     fn path(&self, target: &Target, delivery: &Outgoing) -> Result<PathBuf, Report> {
-        // A value of the event is one name: it opens no folder and leaves none.
+        // A value of the event must not change the folder.
         let name = target
             .path
             .render_field("path", delivery, |value| Cow::Owned(value.replace(['/', '\\', '\0'], "_")))?;
         if !stays_inside(&name) {
             return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed })
-                .saying("the path leaves the relay's folder"));
+                .with_answer("the path is outside the relay's folder"));
         }
         Ok(self.folder.join(name))
     }
 
     async fn append(&self, path: PathBuf, lines: String, sync: bool) -> Report {
         let writing = self.writing.clone().lock_owned().await;
-        // Whoever gives up waiting does not cut it off halfway, and the next one waits for its end.
+        // The write completes even if this attempt is dropped, and the next attempt waits for it.
         let written = spawn_blocking(move || {
             let _writing = writing;
             write(&path, lines.as_bytes(), sync)
@@ -173,13 +173,13 @@ impl File {
                     io::ErrorKind::NotFound => Reason::TargetMissing,
                     _ => Reason::Refused,
                 };
-                Report::from(Outcome::Retry { reason, after: None }).saying(error)
+                Report::from(Outcome::Retry { reason, after: None }).with_answer(error)
             }
         }
     }
 }
 
-/// All lines or none.
+/// Appends all lines or none.
 fn write(path: &Path, lines: &[u8], sync: bool) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().read(true).append(true).create(true).open(path)?;
     match file.lock() {
@@ -192,7 +192,7 @@ fn write(path: &Path, lines: &[u8], sync: bool) -> io::Result<()> {
         file.read_exact_at(&mut last, before - 1)?;
     }
     let written = (|| {
-        // A relay that was killed may have left half a line, which must not spoil the next.
+        // A killed relay may have left half a line, which must not be joined with ours.
         if last != *b"\n" {
             file.write_all(b"\n")?;
         }
@@ -200,7 +200,7 @@ fn write(path: &Path, lines: &[u8], sync: bool) -> io::Result<()> {
         if sync {
             file.sync_data()?;
             if before == 0 {
-                // That there is such a file is written in its folder.
+                // A new file is durable only when its folder is synced too.
                 fs::File::open(path.parent().unwrap_or(path))?.sync_all()?;
             }
         }

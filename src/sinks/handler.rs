@@ -1,6 +1,7 @@
-//! The handler sink: functions of the program the relay is embedded in. At least once: a handler bears the same event twice.
+//! The handler sink: calls functions of the program that embeds the relay, at least once. A handler must
+//! accept the same event twice.
 //!
-//! A panic is a failed attempt and ends nothing; a handler that does not come back is dropped at its deadline.
+//! A panic is a failed attempt. A handler that does not return is dropped at its deadline.
 
 use std::{collections::BTreeMap, error::Error, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -13,22 +14,23 @@ use crate::{
     sink::{Outgoing, Problem, Report, Sink, parse_config},
 };
 
+/// Longest `timeout`.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// What a handler returns when it failed: any error is tried again, [`Rejected`] is not.
+/// Error of a handler. Any error is retried, except [`Rejected`].
 pub type HandlerError = Box<dyn Error + Send + Sync>;
 
 type Handler =
     Arc<dyn Fn(Arc<Event>) -> Pin<Box<dyn Future<Output = Result<(), HandlerError>> + Send>> + Send + Sync>;
 
-/// An error of a handler that says: this event will never work. It becomes a dead letter at once.
+/// Error of a handler for an event that can never succeed. The delivery becomes a dead letter at once.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Rejected(pub String);
 
-/// The payload is not what a typed handler takes.
+/// The payload does not fit the type of a typed handler.
 #[derive(Debug, thiserror::Error)]
-#[error("the payload is not what the handler takes: {0}")]
+#[error("the payload does not fit the handler's type: {0}")]
 struct Unreadable(serde_json::Error);
 
 /// The handlers of a program, by name.
@@ -47,9 +49,9 @@ impl fmt::Debug for Handlers {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
-    /// Its name in the program.
+    /// Name of the handler in the program.
     handler: String,
-    /// How long one event may take.
+    /// Timeout of one event.
     #[serde(default = "timeout", deserialize_with = "duration::deserialize")]
     timeout: Duration,
 }
@@ -58,7 +60,7 @@ fn timeout() -> Duration {
     Duration::from_secs(30)
 }
 
-/// A handler, and how long it may take.
+/// A handler and its timeout.
 pub struct Target {
     name: String,
     timeout: Duration,
@@ -89,7 +91,8 @@ impl Handlers {
         self.handlers.insert(name.into(), handler);
     }
 
-    /// Adds a handler that gets the payload in a type of its own; an event whose payload is none becomes a dead letter.
+    /// Adds a handler that gets the payload deserialized. An event whose payload does not fit the type
+    /// becomes a dead letter.
     pub fn add_typed<T, F, A, E>(&mut self, name: impl Into<String>, handler: F)
     where
         T: DeserializeOwned + Send + 'static,
@@ -116,11 +119,9 @@ impl Sink for Handlers {
     fn target(&self, config: &Value) -> Result<Target, Problem> {
         let Config { handler: name, timeout }: Config = parse_config(config)?;
         if timeout.is_zero() || timeout > LONGEST {
-            return Err(format!(
-                "config.timeout: it must be above 0 and at most {}",
-                duration::format(LONGEST)
-            )
-            .into());
+            return Err(
+                format!("config.timeout: must be above 0 and at most {}", duration::format(LONGEST)).into()
+            );
         }
         let handler = self.handlers.get(&name).cloned().ok_or_else(|| {
             let known: Vec<_> = self.handlers.keys().map(String::as_str).collect();
@@ -148,7 +149,7 @@ impl Sink for Handlers {
                 } else {
                     Outcome::Retry { reason: Reason::HandlerFailed, after: None }
                 };
-                Report::from(outcome).saying(error)
+                Report::from(outcome).with_answer(error)
             }
         }
     }

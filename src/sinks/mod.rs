@@ -1,6 +1,6 @@
-//! The destinations, one file or folder each, and the table of those that an operator configures.
+//! The sinks, one file or folder each, and the table of those that an operator configures.
 //!
-//! How to add one stands in `CONTRIBUTING.md`. A sink knows `sink/`, and nothing above it.
+//! `CONTRIBUTING.md` says how to add one. A sink uses `sink/` and nothing above it.
 
 #[cfg(feature = "amqp")]
 pub mod amqp;
@@ -21,8 +21,8 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::sink::{Kind, Registry};
 
-/// The sinks that an operator configures below `[sinks.<kind>]`, in the order of the manual.
-#[rustfmt::skip] // a line each
+/// Sinks that an operator configures in `[sinks.<kind>]`, in the order of the manual.
+#[rustfmt::skip] // one line each
 pub const CONFIGURED: &[Kind] = &[
     Kind::of::<postgres::Postgres>(),
     #[cfg(feature = "nats")]
@@ -36,21 +36,21 @@ pub const CONFIGURED: &[Kind] = &[
     Kind::of::<file::File>(),
 ];
 
-/// The kinds that a build may lack: a subscription that names one of them is answered with the feature.
+/// Kinds that need a feature of the build. An error for a missing one names the feature.
 pub const OPTIONAL: &[&str] = &["kafka", "nats", "redis", "amqp"];
 
-/// A registry that knows which kinds there are, and has none yet.
+/// An empty registry that knows all kinds.
 #[must_use]
 pub fn registry() -> Registry {
     Registry::new(CONFIGURED, OPTIONAL)
 }
 
-/// Connections for SQL functions of the application, made when they are needed: so many that a few functions that hang, each
-/// with its four transactions, leave room for the others.
+/// Most connections for SQL functions of the application, opened on demand. A few functions that hang, with
+/// four transactions each, leave room for the others.
 const FUNCTION_CONNECTIONS: u32 = 32;
 
-/// Adds the sinks that every relay has: they need nothing but the database it has anyway, and its standard output. Nothing is
-/// connected to yet. `relay`: its name in `pg_stat_activity`; `pooler`: through a transaction pooler.
+/// Adds the sinks that need no configuration: `function` and `stdout`. Does not connect. `relay` is the name
+/// shown in `pg_stat_activity`, `pooler` whether a transaction pooler is in between.
 pub fn add_built_in(sinks: &mut Registry, database: PgConnectOptions, relay: &str, pooler: bool) {
     sinks.add(function::Function::new(function::Functions::new(
         database,

@@ -1,4 +1,4 @@
-//! The stdout sink: events as JSON lines on the relay's standard output, which it uses for nothing else.
+//! The stdout sink: writes events as JSON lines to the relay's standard output, which has no other use.
 
 use std::{
     io::{self, Write as _},
@@ -18,11 +18,11 @@ use crate::{
 /// Writes lines.
 #[derive(Debug, Default)]
 pub struct Stdout {
-    /// One writer at a time, so that no more than one thread waits for a reader.
+    /// Held while writing, so that at most one thread waits for the reader.
     writing: Arc<Mutex<()>>,
 }
 
-/// A subscription's config: it has no fields.
+/// A subscription's config, which has no fields.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {}
@@ -58,7 +58,7 @@ impl Sink for Stdout {
             lines.push('\n');
         }
         let writing = self.writing.clone().lock_owned().await;
-        // Whoever gives up waiting does not cut it off halfway, and the next one waits for its end.
+        // The write completes even if this attempt is dropped, and the next attempt waits for it.
         let written = spawn_blocking(move || {
             let _writing = writing;
             let mut stdout = io::stdout().lock();
@@ -67,9 +67,9 @@ impl Sink for Stdout {
         });
         let report = match written.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(()) => Outcome::Delivered.into(),
-            // Some lines may be out already.
+            // Some lines may have been written.
             Err(error) => Report::from(Outcome::Retry { reason: Reason::Refused, after: None })
-                .saying(error)
+                .with_answer(error)
                 .ambiguous(),
         };
         vec![report; deliveries.len()]

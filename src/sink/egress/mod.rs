@@ -1,7 +1,8 @@
-//! The egress guard: where the relay may connect to on behalf of a subscription. Checks literals when a target is loaded,
-//! and every answer of the resolver when a connection is made, so that the checked address is the connected one.
+//! The egress guard: which addresses the relay may connect to for a subscription. Checks literal addresses
+//! when a target is loaded, and every answer of the resolver when a connection is made, so that the checked
+//! address is the one used.
 //!
-//! Never here: connections. An exception to the table is the operator's (`egress.allow`), never a subscription's.
+//! Opens no connection. Only the operator can allow exceptions (`egress.allow`), never a subscription.
 
 use std::{
     fmt,
@@ -17,25 +18,25 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};
 
-/// Ports never connected to, where `egress.deny_ports` does not say otherwise: mail, name and database servers.
+/// Default of `egress.deny_ports`: ports of mail, name and database servers.
 pub const DENIED_PORTS: &[u16] = &[22, 25, 53, 110, 143, 465, 587, 993, 3306, 5432, 6379, 9200, 11211, 27017];
 
-/// What the operator allows and forbids beside the table below: `[egress]`.
+/// Settings of `[egress]`.
 #[derive(Debug, Clone, Default)]
 pub struct Egress {
-    /// Forbidden ranges that are allowed all the same.
+    /// Exceptions: ranges that are allowed although the table forbids them.
     pub allow: Vec<IpNet>,
-    /// Allow `http:` beside `https:`.
+    /// Whether `http:` is allowed besides `https:`.
     pub allow_http: bool,
-    /// A proxy for all requests; which addresses may be reached is then up to the proxy.
+    /// Proxy for all requests. The proxy then decides which addresses can be reached.
     pub proxy: Option<Url>,
-    /// A file of further certificate authorities, PEM.
+    /// PEM file of additional certificate authorities.
     pub ca_file: Option<PathBuf>,
-    /// Ports never connected to; default: [`DENIED_PORTS`].
+    /// Ports that are never connected to; none means [`DENIED_PORTS`].
     pub deny_ports: Option<Vec<u16>>,
 }
 
-/// How long one name may take to be resolved.
+/// Timeout of resolving one name.
 pub const LOOKUP_DEADLINE: Duration = Duration::from_secs(5);
 
 const fn v4(a: u8, b: u8, c: u8, d: u8, length: u8) -> Ipv4Net {
@@ -69,19 +70,19 @@ const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 3);
 const FORBIDDEN_V6: &[Ipv6Net] = &[
     v6(0x2001, 0, 23),     // protocol assignments, Teredo
     v6(0x2001, 0xdb8, 32), // documentation
-    v6(0x2002, 0, 16),     // 6to4: an IPv4 address in disguise
+    v6(0x2002, 0, 16),     // 6to4: contains an IPv4 address
     v6(0x3fff, 0, 20),     // documentation
 ];
 
-/// Translates IPv4 for networks without it (NAT64).
+/// Addresses of NAT64, which contain an IPv4 address.
 const NAT64: Ipv6Net = v6(0x64, 0xff9b, 96);
 
-/// The answers to a lookup under way.
+/// A running lookup.
 pub type Looking = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
 
-/// What turns a name into addresses: the system's resolver, or a test's.
+/// Resolves names: the system's resolver, or a stub in tests.
 pub trait Lookup: Send + Sync + 'static {
-    /// Every address of a name.
+    /// All addresses of a name.
     fn lookup(&self, name: &str) -> Looking;
 }
 
@@ -91,7 +92,8 @@ impl<F: Fn(&str) -> Looking + Send + Sync + 'static> Lookup for F {
     }
 }
 
-/// Why a name leads nowhere. Says no address: authors of subscriptions should not learn the operator's network from it.
+/// Why a name cannot be used. Contains no address: authors of subscriptions must not learn about the
+/// operator's network.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
     /// At least one of the name's addresses is forbidden.
@@ -108,7 +110,7 @@ pub enum ResolveError {
     TimedOut,
 }
 
-/// Where the relay may connect to. Cheap to clone.
+/// Decides where the relay may connect to. Cheap to clone.
 #[derive(Clone)]
 pub struct Guard {
     allow: Arc<[IpNet]>,
@@ -128,13 +130,13 @@ impl fmt::Debug for Guard {
 }
 
 impl Guard {
-    /// A guard that asks the system's resolver.
+    /// A guard with the system's resolver.
     #[must_use]
     pub fn new(config: &Egress) -> Self {
         Self::with_lookup(config, Arc::new(system_lookup))
     }
 
-    /// The same with another resolver. Whatever it answers is checked.
+    /// A guard with another resolver. Its answers are checked too.
     #[must_use]
     pub fn with_lookup(config: &Egress, lookup: Arc<dyn Lookup>) -> Self {
         Self {
@@ -152,10 +154,11 @@ impl Guard {
         self.allow.iter().any(|range| range.contains(&address)) || is_public(address)
     }
 
-    /// Checks all of a URL that can be checked without its resolver.
+    /// Checks a URL without resolving its name.
     ///
     /// # Errors
-    /// A sentence about `config.url` with the mend; it contains no part of the URL that could be secret.
+    /// A message about `config.url` that says what to write. It contains no part of the URL that could be
+    /// secret.
     pub fn check_url(&self, url: &Url) -> Result<(), String> {
         match url.scheme() {
             "https" => {}
@@ -169,8 +172,11 @@ impl Guard {
             _ => return Err("config.url: the scheme must be https".to_owned()),
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err("config.url: remove the credentials; put them into config.headers as a reference such as env:PGOUTBOX_SECRET_NAME"
-                .to_owned());
+            return Err(
+                "config.url: remove the credentials; put them into config.headers as a reference such as \
+                                    env:PGOUTBOX_SECRET_NAME"
+                    .to_owned(),
+            );
         }
         if url.fragment().is_some() {
             return Err("config.url: remove the fragment (#…); it is never sent".to_owned());
@@ -197,7 +203,8 @@ impl Guard {
         }
     }
 
-    /// Resolves a name within [`LOOKUP_DEADLINE`]. One forbidden answer refuses them all: a mixed set is how rebinding looks.
+    /// Resolves a name within [`LOOKUP_DEADLINE`]. One forbidden address refuses the name: mixed answers are
+    /// typical of DNS rebinding.
     ///
     /// # Errors
     /// When there is no address, or a forbidden one.
@@ -221,7 +228,7 @@ impl reqwest::dns::Resolve for Guard {
         let guard = self.clone();
         Box::pin(async move {
             let answers = Guard::resolve(&guard, name.as_str()).await?;
-            // Port 0 stands for the port of the URL.
+            // Port 0 means the port of the URL.
             let addresses: reqwest::dns::Addrs =
                 Box::new(answers.into_iter().map(|address| SocketAddr::new(address, 0)));
             Ok(addresses)
@@ -236,7 +243,7 @@ fn system_lookup(name: &str) -> Looking {
     )
 }
 
-/// The table itself, without exceptions. Takes addresses whose IPv4-mapped form is already reduced.
+/// Whether the table allows an address. Expects IPv4-mapped addresses as IPv4.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !FORBIDDEN_V4.iter().any(|range| range.contains(&address)),

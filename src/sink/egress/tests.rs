@@ -1,10 +1,10 @@
-//! What the egress guard promises, address by address.
+//! Tests of the egress guard, address by address.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Spellings of places nobody outside should reach. Each is refused, whether the URL parser or the guard does it.
+/// Spellings of forbidden addresses. Each is refused by the URL parser or by the guard.
 const FORBIDDEN: &[&str] = &[
     "127.0.0.1",
     "127.0.0.1.",
@@ -250,7 +250,7 @@ proptest! {
     }
 }
 
-/// The same question put to the standard library, bit by bit, instead of the table.
+/// An independent definition, by the standard library and bit masks instead of the table.
 fn is_routable(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => {

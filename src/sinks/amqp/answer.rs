@@ -1,4 +1,4 @@
-//! What the words of an AMQP server, and its silence, mean for a delivery. Pure.
+//! Turns answers of an AMQP server, and missing ones, into reports. Pure.
 
 use lapin::{Error, ErrorKind, protocol::AMQPError};
 
@@ -7,7 +7,7 @@ use crate::{
     sink::Report,
 };
 
-/// The protocol's codes.
+// Reply codes of the protocol.
 const CONNECTION_FORCED: u16 = 320;
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
@@ -15,30 +15,30 @@ const PRECONDITION_FAILED: u16 = 406;
 const RESOURCE_ERROR: u16 = 506;
 const NOT_ALLOWED: u16 = 530;
 
-/// What was heard of one message.
+/// The answer to one message.
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// The server has it, or gave it back.
+    /// The server confirmed the message; it may have returned it too.
     Acknowledged,
-    /// The server did not take it.
+    /// The server refused the message (nack).
     Refused,
     /// The channel or the connection ended.
     Failed(Error),
-    /// Nothing in time.
+    /// No answer came in time.
     None,
 }
 
 impl Answer {
-    /// What the server said when it closed the channel or the connection.
-    pub(super) fn reason_of_the_server(&self) -> Option<&AMQPError> {
+    /// The error with which the server closed the channel or the connection.
+    pub(super) fn server_error(&self) -> Option<&AMQPError> {
         match self {
-            Self::Failed(error) => said(error),
+            Self::Failed(error) => server_error(error),
             Self::Acknowledged | Self::Refused | Self::None => None,
         }
     }
 
-    /// The report on a message of `bytes`. `closed`: why its channel was closed. `alone`: nothing else was published on it.
-    /// `blocked`: the server takes nothing.
+    /// The report for a message of `bytes`. `closed` is the error that closed its channel, `alone`
+    /// whether it was the only message on it, `blocked` whether the server accepts no messages.
     pub(super) fn report(
         &self,
         closed: Option<&AMQPError>,
@@ -49,26 +49,28 @@ impl Answer {
         match (self, closed) {
             (Self::Acknowledged, _) => Outcome::Delivered.into(),
             (Self::Refused, _) => retry(Reason::DestinationFull)
-                .saying("the server did not take it (nack): a queue is full, or its node fails"),
+                .with_answer("the server refused it (nack): a queue is full or its node failed"),
             (Self::None | Self::Failed(_), Some(closed)) => of_a_closed_channel(closed, alone, bytes),
             (Self::None, None) if blocked => self::blocked().ambiguous(),
-            (Self::None, None) => retry(Reason::Timeout).saying("no confirmation in time").ambiguous(),
-            (Self::Failed(error), None) => retry(Reason::BrokenAnswer).saying(text(error)).ambiguous(),
+            (Self::None, None) => retry(Reason::Timeout).with_answer("no confirmation in time").ambiguous(),
+            (Self::Failed(error), None) => retry(Reason::BrokenAnswer).with_answer(text(error)).ambiguous(),
         }
     }
 }
 
 fn of_a_closed_channel(closed: &AMQPError, alone: bool, bytes: usize) -> Report {
-    let report = |outcome: Outcome| Report::from(outcome).saying(closed.get_message());
+    let report = |outcome: Outcome| Report::from(outcome).with_answer(closed.get_message());
     match closed.get_id() {
-        // Nothing was stored: the exchange is that of all messages.
+        // Nothing was stored: all messages are for the same exchange.
         NOT_FOUND => report(Outcome::Retry { reason: reason(closed), after: None }),
-        // Rights may be given by routing key: what came before the one that is refused may have been stored.
+        // Permissions may depend on the routing key: messages before the refused one may have been
+        // stored.
         ACCESS_REFUSED if alone => report(Outcome::Retry { reason: reason(closed), after: None }),
         PRECONDITION_FAILED if largest(closed).is_some_and(|largest| bytes > largest) => {
             report(Outcome::Rejected { reason: Reason::BodyTooLarge })
         }
-        // Closed over another message, or for all: this one may have been stored before.
+        // The channel was closed because of another message, or of all: this one may have been stored
+        // before.
         PRECONDITION_FAILED => {
             report(Outcome::Retry { reason: Reason::BrokenAnswer, after: None }).ambiguous()
         }
@@ -76,58 +78,56 @@ fn of_a_closed_channel(closed: &AMQPError, alone: bool, bytes: usize) -> Report 
     }
 }
 
-/// Of `message size 5000 is larger than configured max size 2000` it is 2000.
+/// The limit in `message size 5000 is larger than configured max size 2000`: 2000.
 fn largest(closed: &AMQPError) -> Option<usize> {
-    let words = closed.get_message().as_str();
-    words
-        .contains("message size")
-        .then(|| words.rsplit(|c: char| !c.is_ascii_digit()).find(|number| !number.is_empty()))??
+    let text = closed.get_message().as_str();
+    text.contains("message size")
+        .then(|| text.rsplit(|c: char| !c.is_ascii_digit()).find(|number| !number.is_empty()))??
         .parse()
         .ok()
 }
 
-/// No connection or channel was made, or it was refused: nothing was sent.
+/// The report when no connection or channel was opened: nothing was sent.
 pub(super) fn unconnected(error: &Error) -> Report {
-    let reason = match (said(error), error.kind()) {
-        (Some(said), _) if said.get_id() == CONNECTION_FORCED => Reason::ConnectFailed,
-        (Some(said), _) => reason(said),
+    let reason = match (server_error(error), error.kind()) {
+        (Some(error), _) if error.get_id() == CONNECTION_FORCED => Reason::ConnectFailed,
+        (Some(error), _) => reason(error),
         (None, ErrorKind::IOError(error)) if is_tls(error) => Reason::TlsFailed,
         (None, ErrorKind::IOError(error)) if error.to_string().contains("lookup address") => {
             Reason::DnsFailed
         }
         (None, _) => Reason::ConnectFailed,
     };
-    retry(reason).saying(text(error))
+    retry(reason).with_answer(text(error))
 }
 
-/// The server has an alarm and reads nothing from those who publish.
+/// The report while the server has an alarm and accepts no messages.
 pub(super) fn blocked() -> Report {
-    retry(Reason::DestinationFull)
-        .saying("the server blocks whoever publishes: it has an alarm for memory or disk")
+    retry(Reason::DestinationFull).with_answer("the server blocks publishers: it has a memory or disk alarm")
 }
 
 pub(super) fn retry(reason: Reason) -> Report {
     Outcome::Retry { reason, after: None }.into()
 }
 
-/// As the server says it, or else the library.
+/// The message of the server, or else of the library.
 pub(super) fn text(error: &Error) -> String {
-    said(error).map_or_else(|| error.to_string(), |said| said.get_message().to_string())
+    server_error(error).map_or_else(|| error.to_string(), |error| error.get_message().to_string())
 }
 
-fn said(error: &Error) -> Option<&AMQPError> {
+fn server_error(error: &Error) -> Option<&AMQPError> {
     match error.kind() {
-        ErrorKind::ProtocolError(said) => Some(said),
+        ErrorKind::ProtocolError(error) => Some(error),
         _ => None,
     }
 }
 
-fn reason(said: &AMQPError) -> Reason {
-    match said.get_id() {
+fn reason(error: &AMQPError) -> Reason {
+    match error.get_id() {
         NOT_FOUND => Reason::TargetMissing,
         ACCESS_REFUSED => Reason::AccessDenied,
-        // A virtual host: missing, or not for this user.
-        NOT_ALLOWED if said.get_message().as_str().contains("not found") => Reason::TargetMissing,
+        // The virtual host does not exist, or the user has no access to it.
+        NOT_ALLOWED if error.get_message().as_str().contains("not found") => Reason::TargetMissing,
         NOT_ALLOWED => Reason::AccessDenied,
         RESOURCE_ERROR => Reason::DestinationFull,
         CONNECTION_FORCED => Reason::BrokenAnswer,

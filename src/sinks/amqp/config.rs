@@ -1,4 +1,4 @@
-//! `[sinks.amqp]`: how to reach a server. Never here: a connection.
+//! Settings of `[sinks.amqp]`. Opens no connection.
 
 use std::time::Duration;
 
@@ -14,28 +14,28 @@ use crate::sink::{
     tls::{Identity, TlsFiles},
 };
 
-/// How long confirmations may take, when nobody says otherwise.
+/// Default of `timeout`.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// A silent server is found out after so long (seconds), unless the address says otherwise.
+/// Default heartbeat, in seconds: after this time a silent server is detected.
 const HEARTBEAT: u16 = 20;
 
-/// How to reach a server: `[sinks.amqp]`.
+/// Connection to an AMQP server: `[sinks.amqp]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `amqp://HOST:PORT/VHOST` or `amqps://…`; may hold user and password.
+    /// `amqp://HOST:PORT/VHOST` or `amqps://…`. It may contain user and password.
     pub url: SecretString,
-    /// User in place of the one in the address.
+    /// User; overrides the one in the address.
     pub username: Option<String>,
-    /// Password in place of the one in the address.
+    /// Password; overrides the one in the address.
     pub password: Option<SecretString>,
     /// Certificates for amqps.
     pub tls_files: TlsFiles,
-    /// How long confirmations may take; 1 s to 45 s.
+    /// Timeout of confirmations, 1 s to 45 s.
     pub timeout: Duration,
 }
 
 impl Config {
-    /// The defaults for a server at this address.
+    /// The defaults with this address.
     #[must_use]
     pub fn new(url: SecretString) -> Self {
         Self { url, username: None, password: None, tls_files: TlsFiles::default(), timeout: TIMEOUT }
@@ -58,19 +58,19 @@ impl Config {
         Some(config)
     }
 
-    /// Keys that cannot be used, and what to write instead.
+    /// Invalid keys, each with a message.
     fn problems(&self) -> Vec<(&'static str, String)> {
         let url = match address(&self.url) {
             None => Some("must be amqp://HOST:PORT/VHOST or amqps://HOST:PORT/VHOST"),
             Some(address) if address.scheme() == "amqp" && self.tls_files.is_set() => {
-                Some("must begin with amqps:// where certificates are given")
+                Some("must begin with amqps:// if certificates are set")
             }
             Some(_) => None,
         };
         url.map(|problem| ("url", problem.to_owned())).into_iter().chain(self.tls_files.problem()).collect()
     }
 
-    /// That a connection could be tried with it.
+    /// Checks the configuration without connecting.
     pub(super) fn usable(&self) -> Result<(), String> {
         match self.problems().into_iter().next() {
             Some((key, problem)) => Err(format!("{key}: {problem}")),
@@ -78,14 +78,14 @@ impl Config {
         }
     }
 
-    /// The address with who we are. It holds the password.
+    /// The address with user and password.
     pub(super) fn uri(&self) -> Result<AMQPUri, String> {
-        let unusable = || "url: it is not an address of an AMQP server".to_owned();
+        let unusable = || "url: not an address of an AMQP server".to_owned();
         let address = address(&self.url).ok_or_else(unusable)?;
         let mut uri: AMQPUri = self.url.expose_secret().parse().map_err(|_| unusable())?;
         uri.authority.host = address.host_str().unwrap_or("localhost").trim_matches(['[', ']']).to_owned();
         if uri.vhost.is_empty() {
-            // "amqp://host/" names the virtual host "", which nobody means.
+            // "amqp://host/" would be the virtual host "", which is never intended.
             uri.vhost = "/".to_owned();
         }
         if let Some(username) = &self.username {
@@ -98,7 +98,7 @@ impl Config {
         Ok(uri)
     }
 
-    /// The certificates, read now: the files may have been replaced.
+    /// Reads the certificates at each call: the files may have been replaced.
     pub(super) fn tls(&self) -> Result<OwnedTLSConfig, String> {
         let cert_chain = self.tls_files.authorities()?.map(String::from_utf8).transpose();
         let cert_chain = cert_chain.map_err(|_| "ca_file: it is not PEM".to_owned())?;
@@ -108,7 +108,7 @@ impl Config {
     }
 }
 
-/// What an address says; without it in any error, for it may hold a password.
+/// Parses an address. Errors do not contain it: it may hold a password.
 fn address(url: &SecretString) -> Option<Url> {
     let address = Url::parse(url.expose_secret()).ok()?;
     (matches!(address.scheme(), "amqp" | "amqps") && address.host_str().is_some_and(|host| !host.is_empty()))

@@ -1,4 +1,4 @@
-//! A subscription's config, and the message that an event becomes: exchange, routing key, properties, body. Pure.
+//! A subscription's config, and the message for an event: exchange, routing key, properties, body. Pure.
 
 use std::borrow::Cow;
 
@@ -19,31 +19,31 @@ use crate::{
     },
 };
 
-/// The protocol's limit of names, in bytes.
+/// Longest name in the protocol, in bytes.
 const LONGEST_NAME: usize = 255;
-/// How headers begin that a publisher may not set: ours,
+/// Prefixes of our own headers; a publisher's header with one of them is renamed.
 const OURS: &[&str] = &["pgoutbox-", "cloudEvents_", "content-type"];
-/// and those by which the server sends copies elsewhere, or closes the channel.
-const OBEYED: &[&str] = &["CC", "BCC"];
-/// What the frame of properties has beside headers, in bytes: itself, and what is bounded by the protocol.
+/// Headers that the server acts on: it sends copies elsewhere, or closes the channel. They are renamed too.
+const SENDER_SELECTED: &[&str] = &["CC", "BCC"];
+/// Upper bound of the properties frame without headers, in bytes.
 const AROUND_HEADERS: usize = 1_024;
-/// The protocol's word for messages that outlive the server.
+/// Delivery mode of messages that survive a restart of the server.
 const PERSISTENT: u8 = 2;
 
 /// A subscription's config.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
-    /// The exchange; without it the default one, which knows every queue by its name.
+    /// Exchange; none means the default one, which routes to the queue named by the routing key.
     pub(super) exchange: Option<Template>,
     #[serde(default = "topic")]
     routing_key: Template,
-    /// Whether an event that no queue gets is a failure.
+    /// Whether a message that is routed to no queue is a failure.
     #[serde(default = "yes")]
     pub(super) mandatory: bool,
     #[serde(default = "raw")]
     body: Body,
-    /// The exchange as it is written.
+    /// The exchange as written in the config; names the breaker.
     #[serde(skip)]
     pub(super) place: String,
 }
@@ -62,14 +62,14 @@ fn raw() -> Body {
 
 /// A message that can be published.
 pub(super) struct Message {
-    /// Its place in the batch.
+    /// Index in the batch.
     pub(super) at: usize,
     pub(super) id: String,
     pub(super) routing_key: ShortString,
     pub(super) payload: Vec<u8>,
     pub(super) properties: BasicProperties,
-    /// Bytes of its properties, at most.
-    pub(super) beside: usize,
+    /// Upper bound of its properties, in bytes.
+    pub(super) properties_bytes: usize,
 }
 
 impl Target {
@@ -79,20 +79,22 @@ impl Target {
             [("exchange", target.exchange.as_ref()), ("routing_key", Some(&target.routing_key))]
         {
             if template.and_then(Template::fixed).is_some_and(|name| name.len() > LONGEST_NAME) {
-                return Err(format!("config.{field}: it must have at most {LONGEST_NAME} bytes"));
+                return Err(format!("config.{field}: must have at most {LONGEST_NAME} bytes"));
             }
         }
         target.place = config["exchange"].as_str().unwrap_or_default().to_owned();
         Ok(target)
     }
 
-    /// A message and its exchange.
+    /// The message for a delivery, and its exchange.
     pub(super) fn message(&self, delivery: &Outgoing, at: usize) -> Result<(String, Message), Report> {
         let name = |field: &str, template: &Template| {
             let name = template.render_field(field, delivery, |value| Cow::Borrowed(value))?;
             if name.len() > LONGEST_NAME {
-                let said = format!("a name has at most {LONGEST_NAME} bytes");
-                return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).saying(said));
+                let problem = format!("the name of the {field} is longer than {LONGEST_NAME} bytes");
+                return Err(
+                    Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).with_answer(problem)
+                );
             }
             Ok(name)
         };
@@ -105,16 +107,18 @@ impl Target {
         let event = &delivery.event;
         let headers = headers(self.body, delivery);
         if headers.iter().any(|(name, _)| name.len() > LONGEST_NAME) {
-            let said = format!("the name of a header has at most {LONGEST_NAME} bytes");
-            return Err(Report::from(Outcome::Rejected { reason: Reason::PayloadUnusable }).saying(said));
+            let problem = format!("the name of a header is longer than {LONGEST_NAME} bytes");
+            return Err(
+                Report::from(Outcome::Rejected { reason: Reason::PayloadUnusable }).with_answer(problem)
+            );
         }
         let message = Message {
             at,
             id: event.id.to_string(),
             routing_key: name("routing_key", &self.routing_key)?.into(),
             payload: self.body.of(event),
-            // A length stands before each name, and a type and a length before each value.
-            beside: AROUND_HEADERS
+            // Each name has a length before it, each value a type and a length.
+            properties_bytes: AROUND_HEADERS
                 + headers.iter().map(|(name, value)| name.len() + value.len() + 6).sum::<usize>(),
             properties: properties(self.body, delivery, headers),
         };
@@ -125,14 +129,18 @@ impl Target {
 fn headers(form: Body, delivery: &Outgoing) -> Vec<(String, String)> {
     let event = &delivery.event;
     let (prefix, attributes) = match form {
-        // As the binding for AMQP 1.0 names them; there is none for 0-9-1.
+        // Names of the binding for AMQP 1.0: there is none for 0-9-1.
         Body::CloudEventsBinary => ("cloudEvents_", body::cloudevents_attributes(event)),
         Body::Standard | Body::Raw | Body::CloudEvents => ("pgoutbox-", body::attributes(event)),
     };
     let ours = attributes.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value));
     let theirs = body::headers_beside(event, OURS).into_iter();
     let theirs = theirs.map(|(name, value)| {
-        if OBEYED.contains(&name.as_str()) { (format!("header-{name}"), value) } else { (name, value) }
+        if SENDER_SELECTED.contains(&name.as_str()) {
+            (format!("header-{name}"), value)
+        } else {
+            (name, value)
+        }
     });
     ours.chain(theirs).collect()
 }

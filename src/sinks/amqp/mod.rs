@@ -1,10 +1,11 @@
-//! The AMQP sink (RabbitMQ, AMQP 0-9-1): a persistent message for each event, delivered at least once: it counts when the server
-//! has confirmed it, and only if somebody was there to get it.
+//! The AMQP sink (RabbitMQ, AMQP 0-9-1): a persistent message for each event, delivered at least once. A
+//! delivery succeeds when the server has confirmed the message and routed it to a queue.
 //!
-//! One connection serves all subscriptions. Whoever publishes has a channel alone, for the server closes a channel over one bad
-//! message and forgets which of the others it had. The library gives a connection a thread and two tasks; they end when the
-//! connection is closed, which dropping it does, or, where the server is silent, when its heartbeat is missed. A handshake that
-//! a server never answers keeps its thread until that server's socket ends; the breaker keeps those few.
+//! One connection serves all subscriptions. Each batch has its own channel: the server closes a channel
+//! because of one bad message, and does not say which others it has stored. The library runs a thread and two
+//! tasks for a connection. They end when the connection is closed or dropped, or when a silent server misses
+//! its heartbeat. A handshake that a server never answers keeps its thread until the socket ends; the breaker
+//! bounds their number.
 
 mod answer;
 mod config;
@@ -42,11 +43,11 @@ use crate::{
     },
 };
 
-/// How long a connection and its handshakes may take.
+/// Timeout of connecting with all handshakes.
 const CONNECT: Duration = Duration::from_secs(5);
-/// The attempt's deadline lies so far beyond what it waits for itself.
+/// Time that the deadline of an attempt adds to its own timeouts.
 const SLACK: Duration = Duration::from_secs(2);
-/// Channels kept for the next who publish.
+/// Most idle channels that are kept.
 const IDLE: usize = 16;
 /// Publishes to the exchanges of one virtual host.
 pub struct Amqp {
@@ -64,7 +65,7 @@ impl fmt::Debug for Amqp {
     }
 }
 
-/// A connection, and the channels nobody uses at the moment.
+/// A connection and its idle channels.
 struct Link {
     connection: Connection,
     idle: Mutex<Vec<Channel>>,
@@ -92,18 +93,18 @@ impl Sink for Amqp {
         Ok(Target::parse(config)?)
     }
 
-    /// Not the server as a whole: rights are given by exchange, and one that is refused must not hold up the others.
+    /// One breaker for each exchange: a missing permission for one must not stop the others.
     fn destination(&self, target: &Target) -> Option<String> {
         Some(format!("amqp:{}/{}", self.connection, target.place))
     }
 
     fn deadline(&self, _: &Target) -> Duration {
-        // A connection that turns out to be closed is made anew once.
+        // A connection that was closed meanwhile is replaced once.
         CONNECT * 2 + self.config.timeout + SLACK
     }
 
     fn batch(&self, _: &Target) -> Option<Batch> {
-        // The server closes the channel over one bad message.
+        // The server closes the channel because of one bad message.
         Some(Batch { shares_fate: true, ..Batch::BROKER })
     }
 
@@ -113,7 +114,7 @@ impl Sink for Amqp {
 
     async fn send_batch(&self, target: &Target, deliveries: &[Outgoing]) -> Vec<Report> {
         let mut reports: Vec<Option<Report>> = vec![None; deliveries.len()];
-        // What goes to one exchange goes together: a missing one fails nobody else.
+        // Messages are grouped by exchange, so that a missing one fails only its own messages.
         let mut exchanges: Vec<(String, Vec<Message>)> = Vec::new();
         for (at, (delivery, report)) in deliveries.iter().zip(&mut reports).enumerate() {
             match target.message(delivery, at) {
@@ -130,16 +131,17 @@ impl Sink for Amqp {
                     let until = Instant::now() + self.config.timeout;
                     let frame = link.connection.connection.configuration().frame_max() as usize;
                     for (exchange, messages) in &mut exchanges {
-                        // The server ends the connection over a frame that is too large, for all who publish.
-                        for too_large in messages.extract_if(.., |message| message.beside > frame) {
+                        // The server closes the whole connection because of a frame
+                        // that is too large.
+                        for too_large in messages.extract_if(.., |message| message.properties_bytes > frame) {
                             if let Some(place) = reports.get_mut(too_large.at) {
-                                let said = format!(
-                                    "its headers have {} bytes; a frame of the server has {frame}",
-                                    too_large.beside
+                                let problem = format!(
+                                    "the headers have {} bytes; a frame of the server holds {frame}",
+                                    too_large.properties_bytes
                                 );
                                 *place = Some(
                                     Report::from(Outcome::Rejected { reason: Reason::BodyTooLarge })
-                                        .saying(said),
+                                        .with_answer(problem),
                                 );
                             }
                         }
@@ -166,22 +168,22 @@ impl Sink for Amqp {
     }
 
     async fn check(&self, target: &Target) -> Result<(), Problem> {
-        let said = |report: Report| report.answer.unwrap_or_default();
-        let link = self.link().await.map_err(said)?.connection;
+        let answer = |report: Report| report.answer.unwrap_or_default();
+        let link = self.link().await.map_err(answer)?.connection;
         let Some(exchange) = target.exchange.as_ref().and_then(Template::fixed) else { return Ok(()) };
-        let looking = async {
+        let declaring = async {
             let channel = link.connection.create_channel().await?;
             let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
             channel
                 .exchange_declare(exchange.into(), ExchangeKind::Direct, options, FieldTable::default())
                 .await
         };
-        Ok(looking.await.map_err(|error| answer::text(&error))?)
+        Ok(declaring.await.map_err(|error| answer::text(&error))?)
     }
 }
 
 impl Amqp {
-    /// The connection, made anew where it was closed meanwhile.
+    /// The connection; a new one if it was closed meanwhile.
     async fn link(&self) -> Result<Numbered<Arc<Link>>, Report> {
         let link = self.shared.get(CONNECT, || self.connect()).await?;
         if link.connection.connection.status().connected() {
@@ -192,7 +194,7 @@ impl Amqp {
     }
 
     async fn connect(&self) -> Result<Arc<Link>, Report> {
-        let refused = |problem: String| answer::retry(Reason::ConnectFailed).saying(problem);
+        let refused = |problem: String| answer::retry(Reason::ConnectFailed).with_answer(problem);
         let (uri, tls) = (self.config.uri().map_err(refused)?, self.config.tls().map_err(refused)?);
         let runtime = default_runtime().map_err(|error| refused(error.to_string()))?;
         let properties = ConnectionProperties::default().with_connection_name("pgoutbox".into());
@@ -212,7 +214,7 @@ impl Amqp {
         Ok(Arc::new(Link { connection, idle: Mutex::default() }))
     }
 
-    /// Publishes to one exchange on a channel of its own, all before the first is waited for.
+    /// Publishes to one exchange on one channel: first all messages, then waits for the confirmations.
     async fn publish(
         &self,
         link: &Numbered<Arc<Link>>,
@@ -234,7 +236,7 @@ impl Amqp {
             Err(_) => {
                 self.shared.give_up(link.number);
                 return vec![
-                    answer::retry(Reason::Timeout).saying("no channel was opened in time");
+                    answer::retry(Reason::Timeout).with_answer("no channel was opened in time");
                     messages.len()
                 ];
             }
@@ -253,7 +255,8 @@ impl Amqp {
                 ))
             })
             .collect();
-        // The first look at each puts it into the queue of the channel: all, in their order.
+        // The first poll of each future queues its message on the channel, so all are queued in
+        // order.
         let mut started: Vec<Option<lapin::Result<PublisherConfirm>>> =
             sending.iter_mut().map(|one| one.as_mut().now_or_never()).collect();
         let mut returned = HashMap::new();
@@ -268,7 +271,8 @@ impl Amqp {
             answers.push(match timeout_at(until, confirmed).await {
                 Ok(Ok(confirmation)) => {
                     let acknowledged = !confirmation.is_nack();
-                    // The library hangs a returned message on whichever confirmation comes next: its id says whose it is.
+                    // The library attaches a returned message to the next confirmation of
+                    // any message; the id tells which.
                     if let Confirmation::Ack(Some(message)) | Confirmation::Nack(Some(message)) = confirmation
                     {
                         let id = message
@@ -293,17 +297,18 @@ impl Amqp {
         {
             self.shared.give_up(link.number);
         }
-        let closed = answers.iter().find_map(answer::Answer::reason_of_the_server).cloned();
+        let closed = answers.iter().find_map(answer::Answer::server_error).cloned();
         let alone = messages.len() == 1;
         let messages = messages.iter().zip(answers);
         messages
             .map(|(message, one)| match returned.get(&message.id) {
-                Some(words) => answer::retry(Reason::Unroutable)
-                    .saying(format!("{words}: no queue gets {:?}", message.routing_key.as_str())),
-                // Not all has been heard, so it may be one of those that came back.
+                Some(text) => answer::retry(Reason::Unroutable)
+                    .with_answer(format!("{text}: no queue is bound for {:?}", message.routing_key.as_str())),
+                // Some confirmations are missing, so this message may be one of those that
+                // were returned.
                 None if !complete && !returned.is_empty() && matches!(one, Answer::Acknowledged) => {
                     answer::retry(Reason::BrokenAnswer)
-                        .saying("others were returned, and not all was confirmed")
+                        .with_answer("other messages were returned, and some confirmations are missing")
                         .ambiguous()
                 }
                 None => one.report(closed.as_ref(), alone, message.payload.len(), status.blocked()),
@@ -313,7 +318,7 @@ impl Amqp {
 }
 
 impl Link {
-    /// One that nobody else uses, with confirmations.
+    /// An idle or new channel with confirmations.
     async fn channel(&self) -> lapin::Result<Channel> {
         while let Some(channel) = self.idle().pop() {
             if channel.status().connected() {

@@ -1,5 +1,6 @@
-//! Functions of the application, called in the transaction that settles their deliveries. They get connections of their own: a
-//! function that hangs must not hold up routing, and the plans that suit the relay's tables do not suit the application's.
+//! Calls functions of the application in the transaction that settles their deliveries. Uses separate
+//! connections: a function that hangs must not stop routing, and the planner settings for the relay's tables
+//! do not suit the application.
 
 use std::time::Duration;
 
@@ -9,11 +10,11 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-/// A connection must be made, or come free, within this time.
+/// Timeout of getting a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// Undoes what may be left in a session. Prepared statements stay: they are ours.
-const AFRESH: &str = "reset role; reset all; close all; unlisten *; select pg_advisory_unlock_all()";
-/// Beyond its own limit for statements the server gets so long to say that it was reached.
+/// Resets the state of a session, except prepared statements, which are ours.
+const RESET_SESSION: &str = "reset role; reset all; close all; unlisten *; select pg_advisory_unlock_all()";
+/// Time after the statement timeout for the server to report it.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Calls functions.
@@ -23,33 +24,33 @@ pub struct Functions {
     pooler: bool,
 }
 
-/// What became of one call.
+/// Result of one call.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Called {
-    /// Row of `outbox.deliveries`.
+    /// Id of the row in `outbox.deliveries`.
     pub delivery_id: i64,
-    /// The SQLSTATE it raised; none when it worked and its delivery is settled.
+    /// SQLSTATE of the error that it raised; none if it succeeded and the delivery is settled.
     pub code: Option<String>,
-    /// What it said.
+    /// Message of the error.
     pub message: Option<String>,
 }
 
-/// Why a batch of calls came to nothing.
+/// Why a batch of calls failed as a whole.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The database refused it: nothing was done.
+    /// The transaction was rolled back.
     #[error(transparent)]
     Undone(sqlx::Error),
-    /// It is not known whether the commit arrived.
+    /// It is unknown whether the commit succeeded.
     #[error(transparent)]
     Unknown(sqlx::Error),
-    /// No answer in time: it is not known whether anything was done.
+    /// No answer in time: it is unknown whether the transaction was committed.
     #[error("no answer within {0} s")]
     Silent(u64),
 }
 
 impl CallError {
-    /// The SQLSTATE, where the server gave one.
+    /// SQLSTATE, if the server gave one.
     pub(super) fn code(&self) -> Option<String> {
         match self {
             Self::Undone(error) | Self::Unknown(error) => {
@@ -59,7 +60,7 @@ impl CallError {
         }
     }
 
-    /// What the server or the driver said.
+    /// Message of the server or the driver.
     pub(super) fn message(&self) -> String {
         match self {
             Self::Undone(sqlx::Error::Database(error)) | Self::Unknown(sqlx::Error::Database(error)) => {
@@ -71,8 +72,8 @@ impl CallError {
 }
 
 impl Functions {
-    /// Connects at the first call. `relay`: its name in `pg_stat_activity`; `pooler`: through a transaction pooler;
-    /// `connections`: their number at most.
+    /// Connects at the first call. `relay` is the name shown in `pg_stat_activity`, `pooler` whether a
+    /// transaction pooler is in between, `connections` the most connections.
     #[must_use]
     pub fn new(options: PgConnectOptions, relay: &str, pooler: bool, connections: u32) -> Self {
         let name = format!("pgoutbox/{}/{relay}/functions", env!("CARGO_PKG_VERSION"));
@@ -81,18 +82,19 @@ impl Functions {
             .max_connections(connections)
             .acquire_timeout(CONNECT_LIMIT)
             .idle_timeout(Duration::from_secs(60))
-            // What a function set for its session does not meet the next one.
+            // Session settings of one function must not affect the next.
             .after_release(|connection, _| {
-                Box::pin(async move { connection.execute(AFRESH).await.map(|_| true) })
+                Box::pin(async move { connection.execute(RESET_SESSION).await.map(|_| true) })
             })
             .connect_lazy_with(options);
         Self { pool, pooler }
     }
 
-    /// Calls a function for each event and deletes the deliveries of those that worked, in one synchronous commit.
+    /// Calls a function for each event and deletes the deliveries of successful calls, in one synchronous
+    /// commit.
     ///
     /// # Errors
-    /// Nothing was done, or it is not known whether everything was.
+    /// [`CallError`] says whether the transaction was rolled back or its result is unknown.
     pub async fn call(
         &self,
         function: &str,
@@ -120,7 +122,7 @@ impl Functions {
                 .map_err(CallError::Undone)?;
             match transaction.commit().await {
                 Ok(()) => Ok(called),
-                // A deferred constraint of the application's says no at the commit.
+                // A deferred constraint of the application failed at the commit.
                 Err(error @ sqlx::Error::Database(_)) => Err(CallError::Undone(error)),
                 Err(error) => Err(CallError::Unknown(error)),
             }
@@ -131,10 +133,10 @@ impl Functions {
         }
     }
 
-    /// Asks whether a function is there and may be called by this login.
+    /// Checks that a function exists; returns whether this login may call it.
     ///
     /// # Errors
-    /// What the database says about it.
+    /// The error of the database, for example that the function does not exist.
     pub async fn inspect(&self, function: &str) -> Result<bool, CallError> {
         let asking = sqlx::query_scalar(sql!("function_sink/inspect_function"))
             .bind(function)

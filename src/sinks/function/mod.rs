@@ -1,7 +1,7 @@
-//! The function sink: a SQL function of the application's own database, called in the transaction that settles the delivery.
-//! Its effect happens exactly once: both are committed, or neither.
+//! The function sink: calls a SQL function in the outbox's own database, in the transaction that settles the
+//! delivery. Its effect happens exactly once: both are committed, or neither.
 //!
-//! It is the one sink that touches the outbox: deleting the delivery is half of what it promises.
+//! It is the only sink that touches the outbox: it deletes the delivery.
 
 mod connections;
 
@@ -21,13 +21,13 @@ use crate::{
     },
 };
 
-/// The longest a call may take.
+/// Longest `timeout`.
 const LONGEST: Duration = Duration::from_secs(50);
-/// The relay's own deadline comes so much later: the server says itself that its limit was reached.
+/// Time that the relay's deadline adds to `timeout`, so that the server reports the timeout itself.
 const GRACE: Duration = Duration::from_secs(7);
 
-/// Transactions of one subscription at once.
-const MOST_AT_ONCE: u8 = 4;
+/// Most concurrent transactions of one subscription.
+const MOST_CONCURRENT: u8 = 4;
 
 /// Calls functions.
 #[derive(Debug, Clone)]
@@ -39,15 +39,15 @@ pub struct Function {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
-    /// With its schema: `shop.on_order`.
+    /// Function with its schema, such as `shop.on_order`.
     function: String,
-    /// How long the calls of one batch may take together.
+    /// Timeout of one batch of calls.
     #[serde(default = "timeout", deserialize_with = "duration::deserialize")]
     timeout: Duration,
-    /// Events in one transaction at most.
+    /// Most events in one transaction.
     #[serde(default = "most")]
     batch: u16,
-    /// Transactions at once, for each relay.
+    /// Concurrent transactions in each relay.
     #[serde(default = "one")]
     concurrency: u8,
 }
@@ -65,7 +65,7 @@ fn one() -> u8 {
 }
 
 impl Function {
-    /// Calls functions through these connections.
+    /// A sink that calls functions through these connections.
     #[must_use]
     pub fn new(functions: Functions) -> Self {
         Self { functions: Arc::new(functions) }
@@ -84,20 +84,18 @@ impl Sink for Function {
                 .into());
         }
         if target.timeout.is_zero() || target.timeout > LONGEST {
-            return Err(format!(
-                "config.timeout: it must be above 0 and at most {}",
-                duration::format(LONGEST)
-            )
-            .into());
+            return Err(
+                format!("config.timeout: must be above 0 and at most {}", duration::format(LONGEST)).into()
+            );
         }
         // More than 64 savepoints in a transaction slow down every snapshot of the database.
         if !(1..=64).contains(&target.batch) {
-            return Err("config.batch: it must be a whole number from 1 to 64".to_owned().into());
+            return Err("config.batch: must be a whole number from 1 to 64".to_owned().into());
         }
-        // All functions share the relay's connections for them.
-        if !(1..=MOST_AT_ONCE).contains(&target.concurrency) {
+        // All functions share one pool of connections.
+        if !(1..=MOST_CONCURRENT).contains(&target.concurrency) {
             return Err(
-                format!("config.concurrency: it must be a whole number from 1 to {MOST_AT_ONCE}").into()
+                format!("config.concurrency: must be a whole number from 1 to {MOST_CONCURRENT}").into()
             );
         }
         Ok(target)
@@ -129,7 +127,10 @@ impl Sink for Function {
         let Some(leases) = deliveries.iter().map(|delivery| delivery.lease).collect::<Option<Vec<_>>>()
         else {
             let report = Report::from(Outcome::Retry { reason: Reason::SinkBroken, after: None });
-            return vec![report.saying("a delivery without a lease cannot be settled"); deliveries.len()];
+            return vec![
+                report.with_answer("the delivery has no lease and cannot be settled");
+                deliveries.len()
+            ];
         };
         let ids: Vec<i64> = leases.iter().map(|lease| lease.delivery).collect();
         let tokens: Vec<Uuid> = leases.iter().map(|lease| lease.token).collect();
@@ -153,7 +154,8 @@ impl Sink for Function {
         match self.functions.inspect(&target.function).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(format!(
-                "config.function: the relay's login may not call {}; grant it execute on the function and usage on its schema",
+                "config.function: the relay's login may not call {}; \
+                                 grant execute on the function and usage on its schema",
                 target.function
             )
             .into()),
@@ -162,27 +164,27 @@ impl Sink for Function {
     }
 }
 
-/// The function raised an error, which undid its effect and nobody else's.
+/// The report for a function that raised an error. Only its own effect was rolled back.
 fn raised(code: &str, message: &str) -> Report {
     let reason = match class(code) {
         Class::NoRights => Reason::AccessDenied,
         Class::Missing => Reason::TargetMissing,
         _ => Reason::FunctionFailed,
     };
-    Report::from(Outcome::Retry { reason, after: None }).saying(format!("{code}: {message}"))
+    Report::from(Outcome::Retry { reason, after: None }).with_answer(format!("{code}: {message}"))
 }
 
-/// The whole transaction came to nothing.
+/// The report for a transaction that was rolled back, or whose result is unknown.
 fn undone(error: &CallError) -> Report {
     match error.code() {
         Some(code) if class(&code) == Class::Canceled => {
             Report::from(Outcome::Retry { reason: Reason::Timeout, after: None })
-                .saying("57014: the function took longer than config.timeout")
+                .with_answer("57014: the function took longer than config.timeout")
         }
         Some(code) if !matches!(class(&code), Class::Unavailable | Class::ReadOnly) => {
             raised(&code, &error.message())
         }
         _ => Report::from(Outcome::Retry { reason: Reason::ConnectFailed, after: None })
-            .saying(error.message()),
+            .with_answer(error.message()),
     }
 }

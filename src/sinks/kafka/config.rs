@@ -1,4 +1,4 @@
-//! `[sinks.kafka]`: how to reach a cluster, and the client's settings that follow. Never here: a connection.
+//! Settings of `[sinks.kafka]`, and the client's settings made from them. Opens no connection.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::sink::{Settings, tls::TlsFiles};
 
 const COMPRESSIONS: &[&str] = &["none", "gzip", "snappy", "lz4"];
 const MECHANISMS: &[&str] = &["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
-/// Ways to place keys that put records of one key into one partition.
+/// Partitioners that put all records of one key into one partition.
 const PARTITIONERS: &[&str] =
     &["consistent", "consistent_random", "murmur2", "murmur2_random", "fnv1a", "fnv1a_random"];
-/// Options of librdkafka that may be set: none of them can break what the sink promises.
+/// Options of librdkafka that may be set. None of them can break a promise of the sink.
 const OPTIONS: &[&str] = &[
     "batch.num.messages",
     "batch.size",
@@ -40,18 +40,18 @@ const OPTIONS: &[&str] = &[
     "topic.metadata.refresh.interval.ms",
 ];
 
-/// How to reach a cluster: `[sinks.kafka]`.
+/// Connection to a Kafka cluster: `[sinks.kafka]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Brokers to begin with, `HOST:PORT`.
+    /// Bootstrap brokers, each `HOST:PORT`.
     pub brokers: Vec<String>,
-    /// What the client calls itself.
+    /// Client id that brokers see.
     pub client_id: String,
-    /// Encrypt; needs the feature `kafka-tls`.
+    /// Whether to use TLS; needs the feature `kafka-tls`.
     pub tls: bool,
     /// Certificates for `tls`.
     pub tls_files: TlsFiles,
-    /// SASL user; goes together with `password`, and needs the feature `kafka-tls`.
+    /// SASL user; requires `password` and the feature `kafka-tls`.
     pub username: Option<String>,
     /// SASL password.
     pub password: Option<SecretString>,
@@ -59,11 +59,11 @@ pub struct Config {
     pub mechanism: String,
     /// `none`, `gzip`, `snappy` or `lz4`.
     pub compression: String,
-    /// Let the cluster create topics that are missing.
+    /// Whether the cluster may create missing topics.
     pub create_topics: bool,
-    /// How long librdkafka tries to deliver a record; 1 s to 55 s.
+    /// Time for which librdkafka tries to deliver a record, 1 s to 55 s.
     pub timeout: Duration,
-    /// Further options of librdkafka, `NAME=VALUE`, of those that cannot break a promise.
+    /// Further options of librdkafka, each `NAME=VALUE`.
     pub options: Vec<String>,
 }
 
@@ -94,7 +94,7 @@ impl Config {
         let tls_files = TlsFiles::read(settings);
         let config = Self {
             client_id: client_id.unwrap_or(default.client_id),
-            // Naming an authority asks for TLS.
+            // Setting certificates enables TLS.
             tls: tls.unwrap_or(tls_files.ca_file.is_some() || tls_files.cert_file.is_some()),
             tls_files,
             username: settings.text("username"),
@@ -114,7 +114,7 @@ impl Config {
         settings.require("brokers", brokers).map(|_| config)
     }
 
-    /// Keys that cannot be used, and what to write instead.
+    /// Invalid keys, each with a message.
     fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         if !MECHANISMS.contains(&self.mechanism.as_str()) {
@@ -131,21 +131,22 @@ impl Config {
         }
         problems.extend(self.tls_files.problem());
         if self.username.is_some() != self.password.is_some() {
-            problems.push(("username", "username and password go together".to_owned()));
+            problems.push(("username", "must be set together with password".to_owned()));
         }
         problems.extend(self.options.iter().filter_map(|option| Some(("options", split(option).err()?))));
         problems
     }
 
-    /// Whether this program can do what is asked for. Connects to nothing.
+    /// Checks the configuration without connecting.
     pub(super) fn usable(&self) -> Result<(), String> {
         if let Some((key, problem)) = self.problems().into_iter().next() {
             return Err(format!("{key}: {problem}"));
         }
         if !cfg!(feature = "kafka-tls") && (self.tls || self.username.is_some()) {
-            return Err("this program was built without the feature kafka-tls, which TLS and passwords for Kafka need".to_owned());
+            return Err("TLS and passwords for Kafka need a build with the feature kafka-tls".to_owned());
         }
-        // librdkafka looks at the values; its words name the option, never a password.
+        // librdkafka checks the values. Its messages contain the name of the option, never a
+        // password.
         self.for_sending().create_native_config().map(drop).map_err(|error| match error {
             rdkafka::error::KafkaError::ClientConfig(_, problem, option, _) => format!("{option}: {problem}"),
             other => other.to_string(),
@@ -157,7 +158,7 @@ impl Config {
         let milliseconds = self.timeout.as_millis();
         let mut config = self.to_connect();
         config
-            // As Java's clients do, so that both agree where a key belongs.
+            // The default of Java clients, so that all clients put a key into the same partition.
             .set("partitioner", "murmur2_random")
             .set("linger.ms", "1")
             .set("topic.metadata.propagation.max.ms", (milliseconds / 2).min(5_000).to_string());
@@ -173,8 +174,8 @@ impl Config {
         config
     }
 
-    /// The settings of a client that looks and creates nothing.
-    pub(super) fn for_looking(&self) -> ClientConfig {
+    /// The settings of a client that only reads metadata.
+    pub(super) fn for_metadata(&self) -> ClientConfig {
         let mut config = self.to_connect();
         config.set("allow.auto.create.topics", "false");
         config
@@ -182,7 +183,7 @@ impl Config {
 
     fn to_connect(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
-        // Whatever it would log, a report says.
+        // Reports contain what it would log.
         config.set_log_level(RDKafkaLogLevel::Emerg);
         config
             .set("bootstrap.servers", self.brokers.join(","))
@@ -190,7 +191,8 @@ impl Config {
             .set("socket.keepalive.enable", "true")
             .set("socket.timeout.ms", self.timeout.as_millis().to_string())
             .set("socket.connection.setup.timeout.ms", "5000")
-            // A broker that is back is found soon; the relay's breaker keeps attempts few meanwhile.
+            // Reconnect soon after a broker is back; the relay's breaker bounds the attempts
+            // meanwhile.
             .set("reconnect.backoff.max.ms", "1000");
         let protocol = match (self.tls, self.username.is_some()) {
             (false, false) => "plaintext",
@@ -228,18 +230,15 @@ fn is_address(broker: &str) -> bool {
 }
 
 fn split(option: &str) -> Result<(&str, &str), String> {
-    let (name, value) = option.split_once('=').ok_or_else(|| format!("{option:?} should be NAME=VALUE"))?;
+    let (name, value) = option.split_once('=').ok_or_else(|| format!("{option:?} must be NAME=VALUE"))?;
     if name == "partitioner" && !PARTITIONERS.contains(&value) {
         let known = PARTITIONERS.join(", ");
         Err(format!(
-            "the partitioner {value:?} would put the records of one key into any partition, or is not known; there are {known}"
+            "the partitioner {value:?} is unknown or spreads records of one key over partitions; use one of {known}"
         ))
     } else if OPTIONS.contains(&name) {
         Ok((name, value))
     } else {
-        Err(format!(
-            "{name:?} may not be set here; those of librdkafka's options that may are {}",
-            OPTIONS.join(", ")
-        ))
+        Err(format!("{name:?} may not be set; the options that may be set are {}", OPTIONS.join(", ")))
     }
 }

@@ -1,10 +1,10 @@
-//! The Kafka sink: a record for each event, delivered at least once by an idempotent producer that waits for all replicas in
-//! sync. Records of one key go to one partition, in the order of the log.
+//! The Kafka sink: a record for each event, delivered at least once by an idempotent producer that waits for
+//! all in-sync replicas. Records of one key go to one partition, in the order of the log.
 //!
-//! One producer serves all subscriptions of a connection. It belongs to librdkafka, which has threads of its own, and to a
-//! thread that hears its reports: both end when the sink is dropped, which takes half a second at most and gives up what is
-//! still queued. An attempt that is cut off earlier (a lost lease, a stop) cannot take its records back: they may still be sent
-//! for as long as `timeout`.
+//! One producer serves all subscriptions of a connection. librdkafka runs its own threads, and one thread
+//! polls its delivery reports. All end when the sink is dropped, which takes at most half a second and
+//! discards queued records. An attempt that is stopped earlier (lost lease, shutdown) cannot withdraw its
+//! records: they may still be sent within `timeout`.
 
 mod config;
 mod missing;
@@ -40,11 +40,11 @@ use crate::{
     },
 };
 
-/// librdkafka looks for messages that are overdue once a second.
-const UNTIL_REPORTED: Duration = Duration::from_secs(3);
-/// The attempt's deadline lies so far beyond `timeout`.
+/// Time that librdkafka may take to report a timed-out record; it checks once a second.
+const REPORT_DELAY: Duration = Duration::from_secs(3);
+/// Time that the deadline of an attempt adds to `timeout`.
 const SLACK: Duration = Duration::from_secs(5);
-/// How long `check` waits for a broker.
+/// Timeout of `check`.
 const CHECK: Duration = Duration::from_secs(5);
 
 /// Writes records to the topics of one cluster.
@@ -68,13 +68,13 @@ impl fmt::Debug for Kafka {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
-    /// The topic.
+    /// Topic of the record.
     topic: Template,
-    /// The record's key, in place of the event's.
+    /// Key of the record; none means the event's key.
     key: Option<Template>,
     #[serde(default = "raw")]
     body: Body,
-    /// The topic as it is written.
+    /// The topic as written in the config; names the breaker.
     #[serde(skip)]
     place: String,
 }
@@ -110,14 +110,14 @@ impl Sink for Kafka {
         target.place = config["topic"].as_str().unwrap_or_default().to_owned();
         match target.topic.fixed() {
             Some(topic) if !is_topic(topic) => Err(format!(
-                "config.topic: {topic:?} is no name of a topic; it has 1 to 249 letters, digits and . _ -"
+                "config.topic: {topic:?} is not a topic name; use 1 to 249 letters, digits and . _ -"
             )
             .into()),
             _ => Ok(target),
         }
     }
 
-    /// Not the cluster as a whole: rights are given by topic, and one that is refused must not hold up the others.
+    /// One breaker for each topic: a missing permission for one must not stop the others.
     fn destination(&self, target: &Target) -> Option<String> {
         Some(format!("kafka:{}/{}", self.connection, target.place))
     }
@@ -138,13 +138,13 @@ impl Sink for Kafka {
         let producer = match self.producer() {
             Ok(producer) => producer,
             Err(problem) => {
-                let report =
-                    Report::from(Outcome::Retry { reason: Reason::Refused, after: None }).saying(problem);
+                let report = Report::from(Outcome::Retry { reason: Reason::Refused, after: None })
+                    .with_answer(problem);
                 return vec![report; deliveries.len()];
             }
         };
-        let until = Instant::now() + self.config.timeout + UNTIL_REPORTED;
-        // All are queued before the first is waited for.
+        let until = Instant::now() + self.config.timeout + REPORT_DELAY;
+        // Queue all records, then wait for the confirmations.
         let mut queued = Vec::with_capacity(deliveries.len());
         for delivery in deliveries {
             queued.push(self.queue(&producer, target, delivery));
@@ -156,10 +156,11 @@ impl Sink for Kafka {
                 Err(report) => Err(report),
             });
         }
-        // A broker refuses a whole set of records where one is too large, or has no key in a topic that is compacted.
+        // A broker refuses a whole set of records if one is too large, or has no key in a compacted
+        // topic. Retry each alone.
         if deliveries.len() > 1 {
             for (delivery, one) in deliveries.iter().zip(&mut confirmations) {
-                if matches!(one, Ok((_, confirmation)) if confirmation.blames_a_set()) {
+                if matches!(one, Ok((_, confirmation)) if confirmation.refuses_whole_set()) {
                     *one = match self.queue(&producer, target, delivery) {
                         Ok((topic, waiting)) => Ok((topic, confirmed(waiting, until).await)),
                         Err(report) => Err(report),
@@ -177,13 +178,13 @@ impl Sink for Kafka {
     }
 
     async fn check(&self, target: &Target) -> Result<(), Problem> {
-        let config = self.config.for_looking();
+        let config = self.config.for_metadata();
         let topic = target.topic.fixed().map(str::to_owned);
         let limit = CHECK.min(self.config.timeout);
-        // Ends by itself at its limit, also when nobody waits any more.
-        let looked =
-            tokio::task::spawn_blocking(move || producer::look(&config, topic.as_deref(), limit)).await;
-        Ok(looked.unwrap_or_else(|_| Err("librdkafka panicked".to_owned()))?)
+        // The blocking task ends at its own limit, even if this future is dropped.
+        let checked =
+            tokio::task::spawn_blocking(move || producer::check(&config, topic.as_deref(), limit)).await;
+        Ok(checked.unwrap_or_else(|_| Err("librdkafka panicked".to_owned()))?)
     }
 }
 
@@ -199,7 +200,7 @@ impl Kafka {
         Ok(made)
     }
 
-    /// Gives up a producer that will never send again; the next attempt makes another.
+    /// Drops a producer with a fatal error; the next attempt makes another.
     fn replace(&self, producer: &Arc<Producer>) {
         if producer.is_broken() {
             let mut kept = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -207,7 +208,7 @@ impl Kafka {
         }
     }
 
-    /// Puts a delivery into the producer's queue. Returns its topic, and what will be told about it.
+    /// Queues a record for a delivery. Returns its topic, and the receiver of its confirmation.
     fn queue(
         &self,
         producer: &Producer,
@@ -217,7 +218,7 @@ impl Kafka {
         let topic = target.topic.render_field("topic", delivery, fitting)?;
         if !is_topic(&topic) {
             return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed })
-                .saying(format!("{topic:?} is no name of a topic")));
+                .with_answer(format!("{topic:?} is not a topic name")));
         }
         let key = match &target.key {
             Some(template) => {
@@ -226,8 +227,8 @@ impl Kafka {
             None => delivery.event.key.as_deref().map(Cow::Borrowed),
         };
         let payload = target.body.of(&delivery.event);
-        let (tell, waiting) = oneshot::channel();
-        let mut record = BaseRecord::with_opaque_to(&topic, Box::new(tell))
+        let (sender, waiting) = oneshot::channel();
+        let mut record = BaseRecord::with_opaque_to(&topic, Box::new(sender))
             .payload(&payload)
             .headers(headers(target.body, delivery));
         if let Some(key) = &key {
@@ -245,10 +246,10 @@ impl Kafka {
         if report.outcome == Outcome::Delivered {
             missing.found(topic);
         }
-        if !confirmation.misses_its_topic() {
+        if !confirmation.is_unknown_topic() {
             return report;
         }
-        let report = report.saying(format!("there is no topic {topic:?} at the broker"));
+        let report = report.with_answer(format!("the broker does not know the topic {topic:?}"));
         if missing.is_gone(topic, Instant::now()) {
             return Report { outcome: Outcome::Rejected { reason: Reason::TargetMissing }, ..report };
         }
@@ -256,7 +257,7 @@ impl Kafka {
     }
 }
 
-/// What became of a queued record. librdkafka tells before `until`, as its own limit is shorter.
+/// Waits for the confirmation of a queued record. librdkafka's own timeout ends before `until`.
 async fn confirmed(waiting: oneshot::Receiver<Confirmation>, until: Instant) -> Confirmation {
     match tokio::time::timeout_at(until, waiting).await {
         Ok(Ok(confirmation)) => confirmation,
@@ -265,7 +266,7 @@ async fn confirmed(waiting: oneshot::Receiver<Confirmation>, until: Instant) -> 
     }
 }
 
-/// A value of the event inside the name of a topic.
+/// Replaces characters that a topic name cannot have.
 fn fitting(value: &str) -> Cow<'_, str> {
     if value.bytes().all(is_topic_byte) {
         Cow::Borrowed(value)
@@ -284,7 +285,7 @@ fn is_topic(name: &str) -> bool {
     (1..=249).contains(&name.len()) && name != "." && name != ".." && name.bytes().all(is_topic_byte)
 }
 
-/// What goes beside the payload; for CloudEvents in binary mode as its Kafka protocol binding says.
+/// Headers of the record; in binary mode as the Kafka protocol binding of CloudEvents defines.
 fn headers(form: Body, delivery: &Outgoing) -> OwnedHeaders {
     let event = &delivery.event;
     let (prefix, attributes) = match form {

@@ -1,4 +1,4 @@
-//! The producer of librdkafka, and what its codes mean.
+//! The producer of librdkafka, and the reports for its error codes.
 
 use std::{
     sync::{
@@ -22,26 +22,26 @@ use crate::{
     sink::Report,
 };
 
-/// What became of a record.
+/// Result of sending a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Confirmation {
-    /// All replicas in sync have it.
+    /// All in-sync replicas have it.
     Stored,
-    /// It failed for this reason.
+    /// It failed with this code.
     Failed(Code),
-    /// The producer was given up with the record in its queue.
+    /// The producer was dropped with the record in its queue.
     GivenUp,
-    /// Nothing was told in time.
+    /// No report came in time.
     Nothing,
 }
 
 impl Confirmation {
-    pub(super) fn misses_its_topic(self) -> bool {
+    pub(super) fn is_unknown_topic(self) -> bool {
         matches!(self, Self::Failed(Code::UnknownTopic | Code::UnknownTopicOrPartition))
     }
 
-    /// Whether a broker refused a whole set of records where one of them may be to blame.
-    pub(super) fn blames_a_set(self) -> bool {
+    /// Whether a broker refused a whole set of records, possibly because of one of them.
+    pub(super) fn refuses_whole_set(self) -> bool {
         matches!(
             self,
             Self::Failed(
@@ -54,109 +54,110 @@ impl Confirmation {
     }
 }
 
-/// Where a record's confirmation goes.
-pub(super) type Tell = Box<oneshot::Sender<Confirmation>>;
+/// Sender of a record's confirmation.
+pub(super) type Confirm = Box<oneshot::Sender<Confirmation>>;
 
-/// Hears what librdkafka says.
+/// Receives errors and delivery reports of librdkafka.
 #[derive(Debug, Default)]
-struct Ear {
-    /// The last trouble with a broker since a record was stored, or what it was that led to it: why others are late.
-    trouble: Mutex<Option<(Code, String)>>,
-    /// A broker has stored a record before.
+struct Callbacks {
+    /// The most telling error of a broker since the last stored record: why other records are late.
+    last_error: Mutex<Option<(Code, String)>>,
+    /// Whether a broker has stored a record before.
     reached: AtomicBool,
 }
 
-impl Ear {
-    fn trouble(&self) -> std::sync::MutexGuard<'_, Option<(Code, String)>> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+impl Callbacks {
+    fn last_error(&self) -> std::sync::MutexGuard<'_, Option<(Code, String)>> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl ClientContext for Ear {
+impl ClientContext for Callbacks {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
 
-    fn error(&self, error: KafkaError, words: &str) {
+    fn error(&self, error: KafkaError, message: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
-        let mut trouble = self.trouble();
-        // That there is no connection says less than why one ended: it did not answer, or did not let us in.
+        let mut last_error = self.last_error();
+        // A lost connection says less than its cause, such as a timeout or refused credentials.
         let weight = |code: Code| match code {
             Code::AllBrokersDown => 0,
             Code::BrokerTransportFailure => 1,
             _ => 2,
         };
-        if trouble.as_ref().is_none_or(|(before, _)| weight(code) >= weight(*before)) {
-            *trouble = Some((code, words.to_owned()));
+        if last_error.as_ref().is_none_or(|(before, _)| weight(code) >= weight(*before)) {
+            *last_error = Some((code, message.to_owned()));
         }
     }
 }
 
-impl ProducerContext for Ear {
-    type DeliveryOpaque = Tell;
+impl ProducerContext for Callbacks {
+    type DeliveryOpaque = Confirm;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, tell: Tell) {
+    fn delivery(&self, result: &DeliveryResult<'_>, confirm: Confirm) {
         let confirmation = match result {
             Ok(_) => {
                 self.reached.store(true, Ordering::Relaxed);
-                self.trouble().take();
+                self.last_error().take();
                 Confirmation::Stored
             }
             Err((error, _)) => Confirmation::Failed(error.rdkafka_error_code().unwrap_or(Code::Unknown)),
         };
-        // Nobody listens any more when the attempt was cut off.
-        let _ = tell.send(confirmation);
+        // The receiver is gone if the attempt was dropped.
+        let _ = confirm.send(confirmation);
     }
 }
 
-/// A producer with the thread that hears its reports.
-pub(super) struct Producer(ThreadedProducer<Ear>);
+/// A producer with the thread that polls its delivery reports.
+pub(super) struct Producer(ThreadedProducer<Callbacks>);
 
 impl Producer {
     pub(super) fn new(config: &ClientConfig) -> Result<Self, String> {
-        config.create_with_context(Ear::default()).map(Self).map_err(|error| error.to_string())
+        config.create_with_context(Callbacks::default()).map(Self).map_err(|error| error.to_string())
     }
 
-    fn ear(&self) -> &Ear {
+    fn callbacks(&self) -> &Callbacks {
         self.0.client().context()
     }
 
-    /// Whether it will never send again: an idempotent producer stops where it could no longer keep its word.
+    /// Whether it has a fatal error: an idempotent producer then never sends again.
     pub(super) fn is_broken(&self) -> bool {
         self.0.client().fatal_error().is_some()
     }
 
-    /// Puts a record at the end of its queue.
+    /// Queues a record.
     pub(super) fn queue<K: ToBytes + ?Sized, P: ToBytes + ?Sized>(
         &self,
-        record: BaseRecord<'_, K, P, Tell>,
+        record: BaseRecord<'_, K, P, Confirm>,
     ) -> Result<(), Code> {
         self.0.send(record).map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(Code::InvalidArgument))
     }
 
-    /// What the relay is told about a record.
+    /// The report for a record.
     pub(super) fn report(&self, confirmation: &Confirmation) -> Report {
         match confirmation {
             Confirmation::Stored => Outcome::Delivered.into(),
             Confirmation::Failed(Code::MessageTimedOut) => {
-                // librdkafka tries again by itself until a record is overdue; why it had to is what its client hears.
-                let (reason, words) = match &*self.ear().trouble() {
-                    // A broker that let us connect, and then said nothing.
-                    Some((code, words))
-                        if words.contains("timed out") && !words.contains("state CONNECT") =>
+                // librdkafka retries by itself until the record times out; the last error of
+                // the client says why.
+                let (reason, message) = match &*self.callbacks().last_error() {
+                    // The broker accepted the connection and then did not answer.
+                    Some((code, message))
+                        if message.contains("timed out") && !message.contains("state CONNECT") =>
                     {
-                        (Reason::Timeout, format!("{}: {words}", text(*code)))
+                        (Reason::Timeout, format!("{}: {message}", text(*code)))
                     }
-                    Some((code, words)) => (reason(*code), format!("{}: {words}", text(*code))),
+                    Some((code, message)) => (reason(*code), format!("{}: {message}", text(*code))),
                     None => (Reason::Timeout, text(Code::MessageTimedOut)),
                 };
-                let report = retry(reason).saying(words);
-                if self.ear().reached.load(Ordering::Relaxed) { report.ambiguous() } else { report }
+                let report = retry(reason).with_answer(message);
+                if self.callbacks().reached.load(Ordering::Relaxed) { report.ambiguous() } else { report }
             }
             Confirmation::Failed(Code::Fatal | Code::PurgeQueue | Code::PurgeInflight) => {
                 match self.0.client().fatal_error() {
-                    Some((code, words)) => {
-                        retry(reason(code)).saying(format!("{}: {words}", text(code))).ambiguous()
+                    Some((code, message)) => {
+                        retry(reason(code)).with_answer(format!("{}: {message}", text(code))).ambiguous()
                     }
-                    None => retry(Reason::BrokenAnswer).saying("the producer was closed").ambiguous(),
+                    None => retry(Reason::BrokenAnswer).with_answer("the producer was closed").ambiguous(),
                 }
             }
             Confirmation::Failed(code) => {
@@ -169,14 +170,14 @@ impl Producer {
                     | Code::InvalidTopic => Outcome::Rejected { reason },
                     _ => Outcome::Retry { reason, after: None },
                 };
-                let report = Report::from(outcome).saying(text(*code));
+                let report = Report::from(outcome).with_answer(text(*code));
                 if may_be_stored(*code) { report.ambiguous() } else { report }
             }
             Confirmation::GivenUp => {
-                retry(Reason::BrokenAnswer).saying("the producer was closed").ambiguous()
+                retry(Reason::BrokenAnswer).with_answer("the producer was closed").ambiguous()
             }
             Confirmation::Nothing => {
-                retry(Reason::Timeout).saying("librdkafka did not report in time").ambiguous()
+                retry(Reason::Timeout).with_answer("librdkafka did not report in time").ambiguous()
             }
         }
     }
@@ -232,22 +233,22 @@ fn may_be_stored(code: Code) -> bool {
     )
 }
 
-/// Asks a broker for its metadata, and for that of a topic. Blocks for `limit` at most.
-pub(super) fn look(config: &ClientConfig, topic: Option<&str>, limit: Duration) -> Result<(), String> {
-    let client: BaseProducer<Ear> =
-        config.create_with_context(Ear::default()).map_err(|error| error.to_string())?;
+/// Reads the metadata of the cluster and of a topic. Blocks for at most `limit`.
+pub(super) fn check(config: &ClientConfig, topic: Option<&str>, limit: Duration) -> Result<(), String> {
+    let client: BaseProducer<Callbacks> =
+        config.create_with_context(Callbacks::default()).map_err(|error| error.to_string())?;
     let metadata = client.client().fetch_metadata(topic, limit).map_err(|error| {
-        // What its client heard meanwhile says why.
+        // The last error of the client says why.
         client.poll(Duration::ZERO);
-        let trouble = client.context().trouble().take();
-        trouble.map_or_else(|| error.to_string(), |(code, words)| format!("{}: {words}", text(code)))
+        let last_error = client.context().last_error().take();
+        last_error.map_or_else(|| error.to_string(), |(code, message)| format!("{}: {message}", text(code)))
     })?;
     let Some(topic) = topic else { return Ok(()) };
     let found = metadata.topics().iter().find(|found| found.name() == topic);
     match found.map(|found| found.error().map(Code::from)) {
         Some(None) => Ok(()),
         Some(Some(Code::UnknownTopicOrPartition)) | None => {
-            Err(format!("there is no topic {topic:?} at the broker"))
+            Err(format!("the broker does not know the topic {topic:?}"))
         }
         Some(Some(code)) => Err(format!("the topic {topic:?}: {}", text(code))),
     }

@@ -1,4 +1,4 @@
-//! What an answer of JetStream, or an error of the server or of its client, means for a delivery. Pure.
+//! Turns answers of JetStream and errors of server and client into reports. Pure.
 
 use std::{error::Error, io};
 
@@ -14,10 +14,10 @@ pub(super) fn retry(reason: Reason) -> Report {
     Outcome::Retry { reason, after: None }.into()
 }
 
-/// No connection was made, or it was refused.
+/// The report when no connection was made.
 pub(super) fn unconnected(error: &ConnectError) -> Report {
     let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
-    // The cause of an error of TLS is inside an error of input and output, which does not name it as its source.
+    // An I/O error wraps a TLS error without naming it as its source.
     let tls = |cause: &(dyn Error + 'static)| {
         cause
             .downcast_ref::<io::Error>()
@@ -31,19 +31,19 @@ pub(super) fn unconnected(error: &ConnectError) -> Report {
         _ if causes.any(tls) => Reason::TlsFailed,
         _ => Reason::ConnectFailed,
     };
-    retry(reason).saying(error)
+    retry(reason).with_answer(error)
 }
 
-/// The client did not take it.
+/// The report when the client refused a message.
 pub(super) fn unpublished(error: &async_nats::PublishError) -> Report {
     match error.kind() {
         PublishErrorKind::MaxPayloadExceeded => {
-            Report::from(Outcome::Rejected { reason: Reason::BodyTooLarge }).saying(error)
+            Report::from(Outcome::Rejected { reason: Reason::BodyTooLarge }).with_answer(error)
         }
         PublishErrorKind::InvalidSubject => {
-            Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).saying(error)
+            Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).with_answer(error)
         }
-        PublishErrorKind::Send => retry(Reason::BrokenAnswer).saying("the connection was lost"),
+        PublishErrorKind::Send => retry(Reason::BrokenAnswer).with_answer("the connection was lost"),
     }
 }
 
@@ -62,37 +62,38 @@ struct Failure {
     description: String,
 }
 
-/// The answer to one message. That the stream had it already is as good as having it now.
+/// The report for the answer to one message. A duplicate in the stream counts as delivered.
 pub(super) fn report(answer: &async_nats::Message, subject: &str) -> Report {
     if answer.status == Some(StatusCode::NO_RESPONDERS) {
-        return retry(Reason::TargetMissing).saying(format!("no stream takes the subject {subject}"));
+        return retry(Reason::TargetMissing)
+            .with_answer(format!("no stream listens on the subject {subject}"));
     }
     match serde_json::from_slice(&answer.payload) {
         Ok(Answer { error: Some(failure), .. }) => failed(&failure),
         Ok(Answer { seq: Some(_), .. }) => Outcome::Delivered.into(),
-        // Somebody who is not JetStream listens to the subject and answers.
-        _ => retry(Reason::BrokenAnswer).saying("the answer is not that of a stream").ambiguous(),
+        // A subscriber that is not JetStream answered.
+        _ => retry(Reason::BrokenAnswer).with_answer("the answer is not from a stream").ambiguous(),
     }
 }
 
-/// By the numbers of the server's `errors.json`.
+/// The report for an error, by the codes of the server's `errors.json`.
 fn failed(failure: &Failure) -> Report {
     let Failure { code, err_code, description } = failure;
     let outcome = match err_code {
         // The message is larger than the stream allows.
         10_054 => Outcome::Rejected { reason: Reason::BodyTooLarge },
-        // The stream has as much as it may have and discards new messages; the account or the server has no room.
+        // The stream is full and discards new messages, or the account or server has no space.
         10_023 | 10_028 | 10_047 | 10_077 => Outcome::Retry { reason: Reason::DestinationFull, after: None },
-        // Another stream than the expected one, none, or no JetStream for this account.
+        // Not the expected stream, no stream, or no JetStream for this account.
         10_039 | 10_059 | 10_060 | 10_076 => Outcome::Retry { reason: Reason::TargetMissing, after: None },
         _ if matches!(code, 401 | 403) => Outcome::Retry { reason: Reason::AccessDenied, after: None },
         _ => Outcome::Retry { reason: Reason::Refused, after: None },
     };
-    Report { status: Some(*code), ..outcome.into() }.saying(format!("{description} ({err_code})"))
+    Report { status: Some(*code), ..outcome.into() }.with_answer(format!("{description} ({err_code})"))
 }
 
-/// Whether a list of streams says that one takes the subject.
-pub(super) fn is_taken(list: &[u8], subject: &str, expected: Option<&str>) -> Result<(), String> {
+/// Checks that a list of streams contains one for the subject.
+pub(super) fn check_streams(list: &[u8], subject: &str, expected: Option<&str>) -> Result<(), String> {
     #[derive(Deserialize)]
     struct List {
         #[serde(default)]
@@ -100,12 +101,12 @@ pub(super) fn is_taken(list: &[u8], subject: &str, expected: Option<&str>) -> Re
         error: Option<Failure>,
     }
     let list: List =
-        serde_json::from_slice(list).map_err(|_| "the answer is not that of JetStream".to_owned())?;
+        serde_json::from_slice(list).map_err(|_| "the answer is not from JetStream".to_owned())?;
     match (list.error, list.streams.unwrap_or_default().first(), expected) {
         (Some(failure), ..) => Err(failure.description),
-        (None, None, _) => Err(format!("no stream takes the subject {subject}")),
+        (None, None, _) => Err(format!("no stream listens on the subject {subject}")),
         (None, Some(stream), Some(expected)) if stream != expected => {
-            Err(format!("the subject {subject} is taken by the stream {stream}, not by {expected}"))
+            Err(format!("the subject {subject} belongs to the stream {stream}, not to {expected}"))
         }
         _ => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! `[sinks.nats]`: how to reach servers, and the client's options that follow. Never here: a connection.
+//! Settings of `[sinks.nats]`, and the client's options made from them. Opens no connection.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -8,36 +8,36 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{CONNECT_DEADLINE, message};
 use crate::sink::{Settings, tls::TlsFiles};
 
-/// How long publishing a batch and its acknowledgements may take, when the operator does not say.
+/// Default of `timeout`.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Silence after which the client asks whether the server is there; it gives up after three such.
+/// Interval of pings. The client gives up after three without an answer.
 const PING: Duration = Duration::from_secs(5);
 
-/// How to reach the servers of one NATS system: `[sinks.nats]`.
+/// Connection to a NATS system: `[sinks.nats]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Servers, `nats://HOST:PORT` or `tls://HOST:PORT`, without user and password.
+    /// Servers, each `nats://HOST:PORT` or `tls://HOST:PORT`, without user and password.
     pub servers: Vec<String>,
-    /// User; goes together with `password`.
+    /// User; requires `password`.
     pub user: Option<String>,
     /// Password of that user.
     pub password: Option<SecretString>,
-    /// A token in place of user and password.
+    /// Token, instead of user and password.
     pub token: Option<SecretString>,
-    /// A file with a JWT and its key; read again for each connection.
+    /// File with a JWT and its key, read for each connection.
     pub creds_file: Option<PathBuf>,
-    /// The seed of an nkey.
+    /// Seed of an nkey.
     pub nkey: Option<SecretString>,
-    /// Certificates; naming any asks for TLS.
+    /// Certificates; setting any enables TLS.
     pub tls_files: TlsFiles,
-    /// What inboxes for acknowledgements begin with; default `_INBOX`.
+    /// Prefix of the inboxes for acknowledgements; none means `_INBOX`.
     pub inbox_prefix: Option<String>,
-    /// How long publishing a batch and its acknowledgements may take; 100 ms to 30 s.
+    /// Timeout of publishing a batch and its acknowledgements, 100 ms to 30 s.
     pub timeout: Duration,
 }
 
 impl Config {
-    /// The defaults for these servers.
+    /// The defaults with these servers.
     #[must_use]
     pub fn new(servers: Vec<String>) -> Self {
         Self {
@@ -73,7 +73,7 @@ impl Config {
         Some(config)
     }
 
-    /// Keys that cannot be used, and what to write instead.
+    /// Invalid keys, each with a message.
     fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         if self.addresses().is_empty() {
@@ -83,7 +83,7 @@ impl Config {
         }
         if self.user.is_some() != self.password.is_some() {
             let key = if self.user.is_some() { "user" } else { "password" };
-            problems.push((key, "needs the other one of user and password".to_owned()));
+            problems.push((key, "must be set together with the other of user and password".to_owned()));
         }
         problems.extend(self.tls_files.problem());
         if self.inbox_prefix.as_deref().is_some_and(|prefix| !message::is_subject(prefix)) {
@@ -92,7 +92,7 @@ impl Config {
         problems
     }
 
-    /// That a connection could be tried with it. Connects to nothing.
+    /// Checks the configuration without connecting.
     pub(super) fn usable(&self) -> Result<(), String> {
         if let Some((key, problem)) = self.problems().into_iter().next() {
             return Err(format!("{key}: {problem}"));
@@ -102,12 +102,12 @@ impl Config {
             let text = fs::read_to_string(path)
                 .map_err(|error| format!("creds_file {}: {error}", path.display()))?;
             ConnectOptions::with_credentials(&text)
-                .map_err(|_| format!("creds_file {}: it holds no credentials", path.display()))?;
+                .map_err(|_| format!("creds_file {}: contains no credentials", path.display()))?;
         }
         Ok(())
     }
 
-    /// All servers, or none when one of them is no address.
+    /// All servers; empty if one of them is not an address.
     pub(super) fn addresses(&self) -> Vec<ServerAddr> {
         self.servers.iter().map(|server| address(server)).collect::<Option<_>>().unwrap_or_default()
     }
@@ -115,7 +115,7 @@ impl Config {
     /// The client's options.
     ///
     /// # Errors
-    /// What is wrong with `creds_file`.
+    /// When `creds_file` cannot be read.
     pub(super) async fn options(&self) -> Result<ConnectOptions, String> {
         let servers = self.servers.len().max(1);
         let each = CONNECT_DEADLINE / u32::try_from(servers).unwrap_or(u32::MAX);
@@ -137,7 +137,7 @@ impl Config {
         }
         if let Some(path) = &self.creds_file {
             let unreadable =
-                || format!("creds_file {}: it cannot be read or holds no credentials", path.display());
+                || format!("creds_file {}: cannot be read or contains no credentials", path.display());
             options = options.credentials_file(path).await.map_err(|_| unreadable())?;
         }
         if let Some(path) = ca_file {

@@ -1,4 +1,4 @@
-//! A subscription's config, and the message that an event becomes: subject, headers, body. Pure.
+//! A subscription's config, and the message for an event: subject, headers, body. Pure.
 
 use std::{borrow::Cow, fmt::Write as _, str::FromStr};
 
@@ -18,26 +18,26 @@ use crate::{
     },
 };
 
-/// What the server takes for the identity of a message within a stream's window for duplicates.
+/// Header with the id by which a stream detects duplicates.
 const ID: &str = "Nats-Msg-Id";
-/// Refused unless the subject is that stream's.
+/// Header with the stream that must own the subject; otherwise the server refuses the message.
 const EXPECTED_STREAM: &str = "Nats-Expected-Stream";
 
 /// A subscription's config.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
-    /// The subject.
+    /// Subject of the message.
     subject: Template,
-    /// The stream that is expected to take it.
+    /// Stream that must own the subject.
     stream: Option<String>,
-    /// The identity of the message.
+    /// Id of the message.
     #[serde(default = "id")]
     message_id: Template,
-    /// What the message holds.
+    /// Form of the body.
     #[serde(default = "raw")]
     body: Body,
-    /// What shares a breaker.
+    /// Name of the breaker: the stream, or else the subject as written in the config.
     #[serde(skip)]
     pub(super) place: String,
 }
@@ -50,7 +50,7 @@ fn raw() -> Body {
     Body::Raw
 }
 
-/// What is published.
+/// A message to be published.
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) subject: String,
@@ -68,28 +68,28 @@ impl Target {
             || written.contains("..")
         {
             return Err(
-                "config.subject: it must be segments separated by dots, without spaces, \"*\" and \">\""
+                "config.subject: must be segments separated by dots, without spaces, \"*\" and \">\""
                     .to_owned(),
             );
         }
         if written.starts_with('$') {
-            return Err("config.subject: subjects that begin with \"$\" belong to the server".to_owned());
+            return Err("config.subject: subjects that begin with \"$\" are reserved".to_owned());
         }
         if target.stream.as_ref().is_some_and(|stream| {
             stream.is_empty() || stream.contains(|c: char| c.is_whitespace() || ".*>".contains(c))
         }) {
-            return Err("config.stream: it must be the name of a stream".to_owned());
+            return Err("config.stream: must be the name of a stream".to_owned());
         }
         target.place = target.stream.clone().unwrap_or_else(|| written.to_owned());
         Ok(target)
     }
 
-    /// The subject where it does not depend on the event.
+    /// The subject, if it does not depend on the event.
     pub(super) fn fixed_subject(&self) -> Option<&str> {
         self.subject.fixed()
     }
 
-    /// The stream that is expected.
+    /// The stream that must own the subject.
     pub(super) fn stream(&self) -> Option<&str> {
         self.stream.as_deref()
     }
@@ -98,7 +98,7 @@ impl Target {
         let subject = self.subject.render_field("subject", delivery, clean)?;
         if !is_subject(&subject) || subject.starts_with('$') {
             return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed })
-                .saying("the subject has an empty segment or begins with \"$\""));
+                .with_answer("the subject has an empty segment or begins with \"$\""));
         }
         let id = self.message_id.render_field("message_id", delivery, |value| Cow::Borrowed(value))?;
         let mut headers = self.headers(&delivery.event);
@@ -111,7 +111,7 @@ impl Target {
 
     fn headers(&self, event: &Event) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        // The server obeys its own headers: one of them could delete what a stream holds.
+        // The server acts on its own headers: one of them could delete messages of a stream.
         for (name, value) in body::headers_beside(event, &["nats-", "pgoutbox-", "ce-", "content-type"]) {
             insert(&mut headers, &name, &encoded(&value, false));
         }
@@ -120,7 +120,7 @@ impl Target {
                 for (name, value) in body::cloudevents_attributes(event) {
                     insert(&mut headers, &format!("ce-{name}"), &encoded(&value, true));
                 }
-                // In this binding a content type would say that the event is structured.
+                // In this binding a `content-type` would mark the event as structured.
                 insert(&mut headers, "ce-datacontenttype", self.body.content_type());
             }
             Body::Raw | Body::Standard | Body::CloudEvents => {
@@ -140,14 +140,14 @@ fn insert(headers: &mut HeaderMap, name: &str, value: &str) {
     }
 }
 
-/// Whether it can be published to: segments that are not empty, separated by dots.
+/// Whether a text is a subject that can be published to: non-empty segments separated by dots.
 pub(super) fn is_subject(text: &str) -> bool {
     !text.contains(|c: char| c.is_whitespace() || c.is_control() || matches!(c, '*' | '>'))
         && text.split('.').all(|segment| !segment.is_empty())
 }
 
-/// A value of the event inside a subject: dots stay, so a topic is as many segments as it has; nothing in it can be a wildcard,
-/// a space, an empty segment, or lead to the server's own subjects.
+/// Escapes a value of the event for a subject. Dots stay, so a topic keeps its segments. Wildcards, spaces,
+/// empty segments and `$` are replaced.
 fn clean(value: &str) -> Cow<'_, str> {
     if is_subject(value) && !value.contains('$') {
         return Cow::Borrowed(value);
@@ -161,7 +161,8 @@ fn clean(value: &str) -> Cow<'_, str> {
     Cow::Owned(segments.collect::<Vec<_>>().join("."))
 }
 
-/// Percent-encoded: whatever is not printable ASCII, and `%`; `all`: spaces and quotes as well, as CloudEvents wants it.
+/// Percent-encodes everything but printable ASCII, and `%`. With `all` also spaces and quotes, as CloudEvents
+/// requires.
 fn encoded(value: &str, all: bool) -> Cow<'_, str> {
     let plain = |byte: u8| {
         matches!(byte, 0x21..=0x7e) && byte != b'%' && !(all && byte == b'"') || (byte == b' ' && !all)
@@ -174,7 +175,7 @@ fn encoded(value: &str, all: bool) -> Cow<'_, str> {
         if plain(byte) {
             text.push(char::from(byte));
         } else {
-            // Writing to a text cannot fail.
+            // Writing to a String cannot fail.
             let _ = write!(text, "%{byte:02X}");
         }
     }
@@ -186,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_becomes_segments_of_a_subject_and_nothing_else() {
+    fn a_value_becomes_only_segments_of_a_subject() {
         for (value, expected) in [
             ("public.orders.create", "public.orders.create"),
             ("a b", "a_b"),

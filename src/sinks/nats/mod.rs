@@ -1,10 +1,11 @@
-//! The nats sink: messages into streams of JetStream, delivered at least once and, within a stream's window for duplicates, once.
-//! A batch is published in order on one connection that all subscriptions share; a delivery counts when its stream has
-//! acknowledged it.
+//! The nats sink: messages to streams of JetStream, delivered at least once, and once within a stream's
+//! duplicate window. A batch is published in order on one connection that all subscriptions share. A delivery
+//! succeeds when its stream has acknowledged it.
 //!
-//! The client library runs two tasks for a connection. They end with the last handle to it, or when the connection is lost:
-//! it may then try each server once more, and what it still holds would be sent if that works. So whatever was handed to it
-//! and not acknowledged is reported as ambiguous, and a lost connection is given up at once.
+//! The client library runs two tasks for a connection. They end with the last handle, or when the connection
+//! is lost: the library may then try each server once more and send what it still holds. So messages that
+//! were passed to it and not acknowledged are reported as ambiguous, and a lost connection is dropped at
+//! once.
 
 mod answer;
 mod config;
@@ -30,13 +31,13 @@ use crate::{
 
 pub use self::{config::Config, message::Target};
 
-/// Name, TCP, TLS, credentials and a first answer together, of all servers.
+/// Timeout of connecting: name, TCP, TLS, credentials and a first answer, for all servers together.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a check waits for the list of streams; whoever may publish may not be allowed to ask for it.
+/// Timeout of the list of streams in a check. A user that may publish may not be allowed to read it.
 const LIST_DEADLINE: Duration = Duration::from_secs(2);
-/// What the relay's deadline leaves for the rest.
+/// Time that the deadline of an attempt adds to its own timeouts.
 const GRACE: Duration = Duration::from_secs(1);
-/// Errors of the server that a batch may lag behind.
+/// Capacity of the channel for errors of the server.
 const ERRORS: usize = 256;
 
 /// Publishes to subjects.
@@ -46,11 +47,11 @@ pub struct Nats {
     shared: SharedConnection<Link>,
 }
 
-/// A connection.
+/// A connection with its errors.
 #[derive(Clone)]
 struct Link {
     client: Client,
-    /// What the server says that is no answer to anything: that we may not publish somewhere.
+    /// Errors of the server that answer no message, such as a missing permission to publish.
     errors: broadcast::Sender<Arc<str>>,
     /// Cancelled when the connection is lost.
     lost: CancellationToken,
@@ -87,7 +88,8 @@ impl Sink for Nats {
         Ok(Target::parse(config)?)
     }
 
-    /// Not the server as a whole: streams fill up and rights are given one by one, and one that fails must not hold up the others.
+    /// One breaker for each stream or subject: one that is full or not permitted must not stop the
+    /// others.
     fn destination(&self, target: &Target) -> Option<String> {
         Some(format!("nats:{}/{}", self.connection, target.place))
     }
@@ -111,16 +113,16 @@ impl Sink for Nats {
         };
         let messages: Vec<_> = deliveries.iter().map(|delivery| target.message(delivery)).collect();
         let reports = messages.iter().map(|message| message.as_ref().err().cloned()).collect();
-        let mut attempt = Attempt { messages, reports, handed: 0 };
+        let mut attempt = Attempt { messages, reports, passed: 0 };
         let inbox = link.client.new_inbox();
         let ended = tokio::select! {
             ended = tokio::time::timeout(self.config.timeout, attempt.make(&link, &inbox)) => ended,
-            () = link.lost.cancelled() => Ok(Err(retry(Reason::BrokenAnswer).saying("the connection was lost"))),
+                        () = link.lost.cancelled() => Ok(Err(connection_lost())),
         };
         let rest = match ended {
             Ok(Ok(())) => retry(Reason::SinkBroken),
             Ok(Err(report)) => report,
-            Err(_) => retry(Reason::Timeout).saying(format!(
+            Err(_) => retry(Reason::Timeout).with_answer(format!(
                 "not acknowledged within {}",
                 crate::delivery::duration::format(self.config.timeout)
             )),
@@ -128,8 +130,8 @@ impl Sink for Nats {
         if attempt.reports.iter().any(Option::is_none) {
             self.shared.give_up(number);
         }
-        let handed = attempt.handed;
-        let unanswered = |number: usize| Report { ambiguous: number < handed, ..rest.clone() };
+        let passed = attempt.passed;
+        let unanswered = |number: usize| Report { ambiguous: number < passed, ..rest.clone() };
         attempt
             .reports
             .into_iter()
@@ -144,11 +146,11 @@ impl Sink for Nats {
         let question = serde_json::json!({ "subject": subject }).to_string();
         let asked = link.client.request("$JS.API.STREAM.NAMES", question.into());
         match tokio::time::timeout(LIST_DEADLINE, asked).await {
-            Ok(Ok(answer)) => Ok(answer::is_taken(&answer.payload, subject, target.stream())?),
+            Ok(Ok(answer)) => Ok(answer::check_streams(&answer.payload, subject, target.stream())?),
             Ok(Err(error)) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
-                Err("the server has no JetStream for us".to_owned().into())
+                Err("the server has no JetStream for this account".to_owned().into())
             }
-            // Not allowed to ask, which says nothing about publishing.
+            // The user may not read the list, which says nothing about publishing.
             Ok(Err(_)) | Err(_) => Ok(()),
         }
     }
@@ -156,25 +158,28 @@ impl Sink for Nats {
 
 impl Nats {
     async fn link(&self) -> Result<Numbered<Link>, Report> {
-        let there = self.shared.get(CONNECT_DEADLINE, || self.connect()).await?;
-        if there.connection.client.connection_state() == State::Connected
-            && !there.connection.lost.is_cancelled()
+        let link = self.shared.get(CONNECT_DEADLINE, || self.connect()).await?;
+        if link.connection.client.connection_state() == State::Connected
+            && !link.connection.lost.is_cancelled()
         {
-            return Ok(there);
+            return Ok(link);
         }
-        self.shared.give_up(there.number);
+        self.shared.give_up(link.number);
         self.shared.get(CONNECT_DEADLINE, || self.connect()).await
     }
 
     async fn connect(&self) -> Result<Link, Report> {
         let (errors, lost) = (broadcast::Sender::new(ERRORS), CancellationToken::new());
-        let (tell, end) = (errors.clone(), lost.clone());
-        let options =
-            self.config.options().await.map_err(|problem| retry(Reason::AccessDenied).saying(problem))?;
+        let (sender, end) = (errors.clone(), lost.clone());
+        let options = self
+            .config
+            .options()
+            .await
+            .map_err(|problem| retry(Reason::AccessDenied).with_answer(problem))?;
         let options = options.event_callback(move |event| {
             match event {
                 ClientEvent::Disconnected | ClientEvent::Closed => end.cancel(),
-                ClientEvent::ServerError(error) => drop(tell.send(error.to_string().into())),
+                ClientEvent::ServerError(error) => drop(sender.send(error.to_string().into())),
                 _ => {}
             }
             std::future::ready(())
@@ -185,26 +190,29 @@ impl Nats {
     }
 }
 
-/// A batch under way.
+fn connection_lost() -> Report {
+    retry(Reason::BrokenAnswer).with_answer("the connection was lost")
+}
+
+/// One attempt for a batch.
 struct Attempt {
     messages: Vec<Result<Message, Report>>,
-    /// What became of each, where that is known.
+    /// Report of each message, as far as known.
     reports: Vec<Option<Report>>,
-    /// So many were handed to the client: they may be stored, or still be sent.
-    handed: usize,
+    /// Number of messages passed to the client: they may be stored, or still be sent.
+    passed: usize,
 }
 
 impl Attempt {
-    /// Publishes all, then waits for the answers.
+    /// Publishes all messages, then waits for the answers.
     ///
     /// # Errors
-    /// What became of those that have no report.
+    /// The report for the messages that have none.
     async fn make(&mut self, link: &Link, inbox: &str) -> Result<(), Report> {
-        let lost = || retry(Reason::BrokenAnswer).saying("the connection was lost");
         let mut errors = link.errors.subscribe();
-        let mut answers = link.client.subscribe(format!("{inbox}.*")).await.map_err(|_| lost())?;
+        let mut answers = link.client.subscribe(format!("{inbox}.*")).await.map_err(|_| connection_lost())?;
         for (number, (message, report)) in self.messages.iter().zip(&mut self.reports).enumerate() {
-            self.handed = number;
+            self.passed = number;
             let Ok(message) = message else { continue };
             let publishing = link.client.publish_with_reply_and_headers(
                 message.subject.clone(),
@@ -216,30 +224,32 @@ impl Attempt {
                 *report = Some(answer::unpublished(&error));
             }
         }
-        self.handed = self.messages.len();
+        self.passed = self.messages.len();
         while self.reports.iter().any(Option::is_none) {
             tokio::select! {
                 answer = answers.next() => {
-                    let answer = answer.ok_or_else(lost)?;
-                    let number = answer.subject.rsplit('.').next().and_then(|number| number.parse::<usize>().ok());
-                    if let Some((number, Ok(message))) = number.and_then(|number| Some((number, self.messages.get(number)?))) {
-                        self.reports[number] = Some(answer::report(&answer, &message.subject));
-                    }
+                    let answer = answer.ok_or_else(connection_lost)?;
+                                        let number = answer.subject.rsplit('.').next().and_then(|number| number.parse::<usize>().ok());
+                                        if let Some(number) = number
+                                            && let Some(Ok(message)) = self.messages.get(number)
+                                        {
+                                            self.reports[number] = Some(answer::report(&answer, &message.subject));
+                                        }
                 }
-                Ok(error) = errors.recv() => self.hear(&error, inbox)?,
+                Ok(error) = errors.recv() => self.handle_error(&error, inbox)?,
             }
         }
         Ok(())
     }
 
-    /// What the server says without being asked: it names the subject.
-    fn hear(&mut self, error: &str, inbox: &str) -> Result<(), Report> {
+    /// Handles an error of the server that answers no message; a permission error names the subject.
+    fn handle_error(&mut self, error: &str, inbox: &str) -> Result<(), Report> {
         if !error.to_ascii_lowercase().contains("permissions violation") {
             return Ok(());
         }
-        let denied = retry(Reason::AccessDenied).saying(error);
+        let denied = retry(Reason::AccessDenied).with_answer(error);
         if error.contains(inbox) {
-            return Err(denied); // They may be stored, but nobody can tell us.
+            return Err(denied); // Messages may be stored, but no acknowledgement can arrive.
         }
         for (message, report) in self.messages.iter().zip(&mut self.reports) {
             if let Ok(message) = message

@@ -1,5 +1,6 @@
-//! The postgres sink: events into a table of another database, or through a function there, each exactly once by what makes
-//! it unique, `(source, id)`. The tables and functions it needs there are printed by `pgoutbox inbox --sql`.
+//! The postgres sink: inserts events into a table of another database, or calls a function there. Each event
+//! has its effect exactly once, by the unique key `(source, id)`. `pgoutbox inbox --sql` prints the tables
+//! and functions it needs there.
 
 use std::time::Duration;
 
@@ -20,37 +21,39 @@ use crate::{
     },
 };
 
-/// What a receiving database needs, as SQL.
+/// SQL that prepares a receiving database.
 pub const INBOX: &str = include_str!("inbox.sql");
 
-/// A connection must be made, or come free, within this time.
+/// Timeout of getting a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// The relay's own deadline comes so much after a batch's: the server says itself that its limit was reached.
+/// Time that the relay's deadline adds to `timeout`, so that the server reports the timeout itself.
 const GRACE: Duration = Duration::from_secs(7);
+/// Longest `timeout`.
 const LONGEST: Duration = Duration::from_secs(50);
-/// A subscription uses one at a time, so a few whose tables are locked leave the others theirs.
+/// Default of `pool_size`. A subscription uses one connection at a time, so a few with locked tables do not
+/// stop the others.
 const POOL_SIZE: u32 = 16;
-/// The table events go to when the subscription names none.
+/// Default table.
 const TABLE: &str = "outbox.inbox";
 
-/// Writes into another database.
+/// Writes to another database.
 #[derive(Debug)]
 pub struct Postgres {
     pool: PgPool,
     connection: String,
 }
 
-/// How to reach another database: `[sinks.postgres]`.
+/// Connection to another database: `[sinks.postgres]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `postgres://USER@HOST:PORT/DATABASE`.
+    /// Address, `postgres://USER@HOST:PORT/DATABASE`.
     pub url: SecretString,
-    /// Connections at most.
+    /// Most connections.
     pub pool_size: u32,
 }
 
 impl Config {
-    /// The defaults for a database at this address.
+    /// The defaults with this address.
     #[must_use]
     pub fn new(url: SecretString) -> Self {
         Self { url, pool_size: POOL_SIZE }
@@ -61,17 +64,17 @@ impl Config {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
-    /// Where events are inserted: the table of `pgoutbox inbox --sql`, or one with the same columns.
+    /// Table for events: that of `pgoutbox inbox --sql`, or one with the same columns.
     table: Option<String>,
-    /// A function there that takes one jsonb, instead of a table.
+    /// Function there with one jsonb parameter, instead of a table.
     function: Option<String>,
-    /// Whose events these are: together with its id what makes an event unique there.
+    /// Name of the origin; unique together with the event's id.
     #[serde(default = "source")]
     source: Template,
-    /// How long a batch may take.
+    /// Timeout of a batch.
     #[serde(default = "timeout", deserialize_with = "duration::deserialize")]
     timeout: Duration,
-    /// Events in one transaction at most.
+    /// Most events in one transaction.
     #[serde(default = "most")]
     batch: u16,
     #[serde(skip)]
@@ -131,7 +134,7 @@ impl Sink for Postgres {
     fn target(&self, config: &Value) -> Result<Target, Problem> {
         let mut target: Target = parse_config(config)?;
         if target.table.is_some() && target.function.is_some() {
-            return Err("config: give a table or a function, not both".to_owned().into());
+            return Err("config: set either table or function, not both".to_owned().into());
         }
         for (field, name) in [("table", &target.table), ("function", &target.function)] {
             if name.as_deref().is_some_and(|name| !is_plain_name(name)) {
@@ -139,18 +142,16 @@ impl Sink for Postgres {
             }
         }
         if target.timeout.is_zero() || target.timeout > LONGEST {
-            return Err(format!(
-                "config.timeout: it must be above 0 and at most {}",
-                duration::format(LONGEST)
-            )
-            .into());
+            return Err(
+                format!("config.timeout: must be above 0 and at most {}", duration::format(LONGEST)).into()
+            );
         }
         let most = if target.function.is_some() { 64 } else { 1_000 };
         if target.function.is_some() && config.get("batch").is_none() {
             target.batch = 50;
         }
         if !(1..=most).contains(&target.batch) {
-            return Err(format!("config.batch: it must be a whole number from 1 to {most}").into());
+            return Err(format!("config.batch: must be a whole number from 1 to {most}").into());
         }
         let insert = include_str!("insert.sql");
         target.insert = match &target.table {
@@ -160,7 +161,7 @@ impl Sink for Postgres {
         Ok(target)
     }
 
-    /// Not the database as a whole: rights are given by table, and one that is refused must not hold up the others.
+    /// One breaker for each table or function: a missing privilege for one must not stop the others.
     fn destination(&self, target: &Target) -> Option<String> {
         Some(format!("postgres:{}/{}", self.connection, target.place()))
     }
@@ -184,7 +185,7 @@ impl Sink for Postgres {
             .collect();
         let sources = match sources {
             Ok(sources) => sources,
-            // Those that can be written go without it, each alone, at their next attempt.
+            // All are retried alone; then only the delivery with the mistake fails.
             Err(report) if deliveries.len() == 1 => return vec![report],
             Err(report) => {
                 return vec![
@@ -211,15 +212,15 @@ impl Sink for Postgres {
             }
             Err(_) => {
                 let report = Report::from(Outcome::Retry { reason: Reason::Timeout, after: None });
-                vec![report.saying("the database did not answer in time").ambiguous(); deliveries.len()]
+                vec![report.with_answer("the database did not answer in time").ambiguous(); deliveries.len()]
             }
         }
     }
 
     async fn check(&self, target: &Target) -> Result<(), Problem> {
-        // Not from the pool: its own error says what is wrong, the pool's that waiting was in vain.
+        // Connect directly: the pool would report only its own timeout.
         let options = self.pool.connect_options();
-        let asking = async {
+        let inspecting = async {
             let mut connection = PgConnection::connect_with(&options).await?;
             let table =
                 if target.function.is_none() { Some(target.table.as_deref().unwrap_or(TABLE)) } else { None };
@@ -233,13 +234,13 @@ impl Sink for Postgres {
             row.try_get::<Option<bool>, _>("usable")
         };
         let name = target.place();
-        match tokio::time::timeout(CONNECT_LIMIT, asking).await {
+        match tokio::time::timeout(CONNECT_LIMIT, inspecting).await {
             Ok(Ok(Some(true))) => Ok(()),
-            Ok(Ok(Some(false))) => Err(format!("the login may not use {name} there").into()),
+            Ok(Ok(Some(false))) => Err(format!("the login may not use {name}").into()),
             Ok(Ok(None)) => {
-                Err(format!("there is no {name} there; run what `pgoutbox inbox --sql` prints").into())
+                Err(format!("{name} does not exist; run the SQL that `pgoutbox inbox --sql` prints").into())
             }
-            Ok(Err(error)) => Err(words(&error).into()),
+            Ok(Err(error)) => Err(message(&error).into()),
             Err(_) => Err("no answer within 5s".to_owned().into()),
         }
     }
@@ -298,7 +299,7 @@ impl Postgres {
                                 reason: reason(&code, Reason::FunctionFailed),
                                 after: None,
                             })
-                            .saying(format!("{code}: {message}")))
+                            .with_answer(format!("{code}: {message}")))
                         }
                     })
                     .collect::<Result<_, sqlx::Error>>()?
@@ -315,22 +316,22 @@ fn report(error: &sqlx::Error) -> Report {
         sqlx::Error::Tls(_) => Reason::TlsFailed,
         _ => Reason::ConnectFailed,
     };
-    Report::from(Outcome::Retry { reason, after: None }).saying(words(error))
+    Report::from(Outcome::Retry { reason, after: None }).with_answer(message(error))
 }
 
-/// What a SQLSTATE means for the attempt.
-fn reason(code: &str, otherwise: Reason) -> Reason {
+/// The reason for a SQLSTATE.
+fn reason(code: &str, default: Reason) -> Reason {
     match class(code) {
         Class::Canceled => Reason::Timeout,
         Class::NoRights | Class::LoginRefused => Reason::AccessDenied,
         Class::Missing | Class::NoDatabase => Reason::TargetMissing,
         Class::Full => Reason::DestinationFull,
         Class::Unavailable | Class::ReadOnly | Class::Busy => Reason::ConnectFailed,
-        Class::Refused | Class::Other => otherwise,
+        Class::Refused | Class::Other => default,
     }
 }
 
-fn words(error: &sqlx::Error) -> String {
+fn message(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(database) => {
             format!("{}: {}", database.code().unwrap_or_default(), database.message())
@@ -340,7 +341,7 @@ fn words(error: &sqlx::Error) -> String {
     }
 }
 
-/// It becomes part of a statement, so it must not need quotes.
+/// Whether a name needs no quotes: it becomes part of a statement.
 fn is_plain_name(name: &str) -> bool {
     let is_word = |word: &str| {
         word.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')

@@ -1,4 +1,4 @@
-//! What an error of Redis or of its client means for a delivery. Pure.
+//! Turns errors of Redis and its client into reports. Pure.
 
 use std::{error::Error as _, io, sync::Arc, time::Duration};
 
@@ -9,52 +9,52 @@ use crate::{
     sink::Report,
 };
 
-/// No connection was made, or it was refused.
+/// The report when no connection was made.
 pub(super) fn unconnected(error: &RedisError) -> Report {
     if error.code().is_some() || error.kind() == ErrorKind::AuthenticationFailed {
         return refused(error);
     }
-    let said = text(error);
+    let message = text(error);
     let reason = if is_tls(error) {
         Reason::TlsFailed
-    } else if said.contains("lookup address") {
+    } else if message.contains("lookup address") {
         Reason::DnsFailed
     } else {
         Reason::ConnectFailed
     };
-    retry(reason).saying(said)
+    retry(reason).with_answer(message)
 }
 
-/// The server refused one entry: nothing was added.
+/// The report for an entry that the server refused.
 pub(super) fn refused(error: &RedisError) -> Report {
     let reason = match error.code() {
         Some("OOM") => Reason::DestinationFull,
         Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Reason::AccessDenied,
         None if error.kind() == ErrorKind::AuthenticationFailed => Reason::AccessDenied,
-        // WRONGTYPE, READONLY, LOADING, MISCONF, MOVED, CLUSTERDOWN, …: whatever it is, it was not added and may be later.
+        // WRONGTYPE, READONLY, LOADING, MISCONF, MOVED, CLUSTERDOWN, …: not added, but may be later.
         _ => Reason::Refused,
     };
-    retry(reason).saying(text(error))
+    retry(reason).with_answer(text(error))
 }
 
-/// No answer came: whether the entries were added is not known.
+/// The report when no answer came: it is unknown whether the entries were added.
 pub(super) fn lost(error: &RedisError, timeout: Duration) -> Report {
     if error.is_timeout() {
         retry(Reason::Timeout)
-            .saying(format!("no answer within {}", crate::delivery::duration::format(timeout)))
+            .with_answer(format!("no answer within {}", crate::delivery::duration::format(timeout)))
             .ambiguous()
     } else {
-        retry(Reason::BrokenAnswer).saying(text(error)).ambiguous()
+        retry(Reason::BrokenAnswer).with_answer(text(error)).ambiguous()
     }
 }
 
-/// Whether another connection may lead to a server that does better, or has other rights.
+/// Whether to reconnect: another connection may reach a better server or have other permissions.
 pub(super) fn ends_the_connection(error: &RedisError) -> bool {
     error.is_io_error()
         || matches!(error.code(), Some("READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "NOAUTH"))
 }
 
-/// As the server says it: `WRONGTYPE Operation against a key …`.
+/// The message of the server, such as `WRONGTYPE Operation against a key …`.
 pub(super) fn text(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some(code), Some(detail)) => format!("{code} {detail}"),

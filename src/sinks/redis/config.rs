@@ -1,4 +1,4 @@
-//! `[sinks.redis]`: how to reach a server. Never here: a connection.
+//! Settings of `[sinks.redis]`. Opens no connection.
 
 use std::time::Duration;
 
@@ -14,26 +14,26 @@ use crate::sink::{
     tls::{Identity, TlsFiles},
 };
 
-/// How long the answers to a batch may take, when the operator does not say.
+/// Default of `timeout`.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How to reach a server: `[sinks.redis]`.
+/// Connection to a Redis server: `[sinks.redis]`.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `redis://HOST:PORT/DB` or `rediss://…`; may hold user and password.
+    /// `redis://HOST:PORT/DB` or `rediss://…`. It may contain user and password.
     pub url: SecretString,
-    /// User in place of the one in the address.
+    /// User; overrides the one in the address.
     pub username: Option<String>,
-    /// Password in place of the one in the address.
+    /// Password; overrides the one in the address.
     pub password: Option<SecretString>,
     /// Certificates for rediss.
     pub tls_files: TlsFiles,
-    /// How long the answers to a batch may take; 100 ms to 30 s.
+    /// Timeout of the answers to a batch, 100 ms to 30 s.
     pub timeout: Duration,
 }
 
 impl Config {
-    /// The defaults for a server at this address.
+    /// The defaults with this address.
     #[must_use]
     pub fn new(url: SecretString) -> Self {
         Self { url, username: None, password: None, tls_files: TlsFiles::default(), timeout: TIMEOUT }
@@ -55,26 +55,26 @@ impl Config {
         Some(config)
     }
 
-    /// Keys that cannot be used, and what to write instead.
+    /// Invalid keys, each with a message.
     fn problems(&self) -> Vec<(&'static str, String)> {
         let url = match self.address() {
             None => Some("must be redis://HOST:PORT/DB or rediss://HOST:PORT/DB"),
             Some(address)
                 if !matches!(address.addr(), ConnectionAddr::TcpTls { .. }) && self.tls_files.is_set() =>
             {
-                Some("must begin with rediss:// where certificates are given")
+                Some("must begin with rediss:// if certificates are set")
             }
             Some(_) => None,
         };
         url.map(|problem| ("url", problem.to_owned())).into_iter().chain(self.tls_files.problem()).collect()
     }
 
-    /// A client of this server. Connects to nothing.
+    /// A client of this server. Does not connect.
     pub(super) fn client(&self) -> Result<Client, String> {
         if let Some((key, problem)) = self.problems().into_iter().next() {
             return Err(format!("{key}: {problem}"));
         }
-        let address = self.address().ok_or("url: it is not an address of Redis")?;
+        let address = self.address().ok_or("url: not an address of Redis")?;
         let mut redis = address.redis_settings().clone().set_skip_set_lib_name();
         if let Some(username) = &self.username {
             redis = redis.set_username(username);

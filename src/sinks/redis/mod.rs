@@ -1,9 +1,8 @@
-//! The redis sink: entries of Redis Streams, delivered at least once. A batch is one pipeline of XADD on one connection that all
-//! subscriptions share, so it arrives in order; each entry has an answer of its own.
+//! The redis sink: entries of Redis Streams, delivered at least once. A batch is one pipeline of XADD on one
+//! connection that all subscriptions share, so it arrives in order; each entry has its own answer.
 //!
-//! The client library runs one task for a connection, which ends with the last handle to it: when the sink lets go after a
-//! failure, or is dropped. It repeats nothing and makes no connection by itself. Where no answer came, the entries may be there:
-//! such attempts are ambiguous.
+//! The client library runs one task for a connection, which ends with the last handle. It neither repeats
+//! commands nor reconnects. Without an answer the entries may have been added: such attempts are ambiguous.
 
 mod answer;
 mod config;
@@ -38,16 +37,16 @@ use crate::{
     },
 };
 
-/// Name, TCP, TLS, credentials and a first answer together.
+/// Timeout of connecting: name, TCP, TLS, credentials and a first answer.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// A connection unused for so long is asked first whether it still works: the server may have been restarted.
+/// Idle time after which a connection is checked before use: the server may have been restarted.
 const QUIET: Duration = Duration::from_secs(1);
-/// How long that may take.
+/// Timeout of this check.
 const PING_DEADLINE: Duration = Duration::from_secs(2);
-/// What the relay's deadline leaves for the rest.
+/// Time that the deadline of an attempt adds to its own timeouts.
 const GRACE: Duration = Duration::from_secs(1);
-/// An XADD with this id is always refused, after rights and memory were looked at, and makes no stream.
-const NEVER: &str = "0-0";
+/// Id that XADD always refuses, after checking permissions and memory. No stream is created.
+const REFUSED_ID: &str = "0-0";
 
 /// Adds entries to streams.
 pub struct Redis {
@@ -61,14 +60,14 @@ pub struct Redis {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
-    /// The stream's key.
+    /// Key of the stream.
     stream: Template,
-    /// About how many entries the stream keeps.
+    /// Approximate number of entries the stream keeps.
     maxlen: Option<u64>,
-    /// What the field `payload` holds.
+    /// Form of the field `payload`.
     #[serde(default = "raw")]
     body: Body,
-    /// The stream as it was written.
+    /// The stream as written in the config; names the breaker.
     #[serde(skip)]
     place: String,
 }
@@ -77,12 +76,12 @@ fn raw() -> Body {
     Body::Raw
 }
 
-/// A connection, and when it last answered.
+/// A connection and the time of its last answer.
 #[derive(Clone)]
 struct Link {
     connection: MultiplexedConnection,
     began: Instant,
-    /// In milliseconds since it began.
+    /// Time of the last answer, in milliseconds since `began`.
     answered: Arc<AtomicU64>,
 }
 
@@ -113,7 +112,6 @@ impl Configured for Redis {
     }
 }
 
-/// What an address says; without it in any error, for it may hold a password.
 impl Sink for Redis {
     const KIND: &'static str = "redis";
     type Target = Target;
@@ -121,18 +119,22 @@ impl Sink for Redis {
     fn target(&self, config: &Value) -> Result<Target, Problem> {
         let mut target: Target = parse_config(config)?;
         if target.maxlen == Some(0) {
-            return Err("config.maxlen: it must be at least 1; leave it out to keep everything"
+            return Err("config.maxlen: must be at least 1; leave it out to keep everything"
                 .to_owned()
                 .into());
         }
         if target.body == Body::CloudEventsBinary {
-            return Err("config.body: it must be raw, standard or cloudevents; CloudEvents has no binary mode for Redis".to_owned().into());
+            return Err(
+                "config.body: must be raw, standard or cloudevents; there is no binary mode for Redis"
+                    .to_owned()
+                    .into(),
+            );
         }
         target.place = config["stream"].as_str().unwrap_or_default().to_owned();
         Ok(target)
     }
 
-    /// Not the server as a whole: rights are given by stream, and one that is refused must not hold up the others.
+    /// One breaker for each stream: a missing permission for one must not stop the others.
     fn destination(&self, target: &Target) -> Option<String> {
         Some(format!("redis:{}/{}", self.connection, target.place))
     }
@@ -172,13 +174,18 @@ impl Sink for Redis {
     }
 
     async fn check(&self, target: &Target) -> Result<(), Problem> {
-        let said = |report: Report| report.answer.unwrap_or_default();
+        let answer = |report: Report| report.answer.unwrap_or_default();
         let Numbered { mut connection, number } =
-            self.link().await.map_err(said)?.map(|link| link.connection);
-        // Which stream it will be is not known where its name depends on the event.
+            self.link().await.map_err(answer)?.map(|link| link.connection);
+        // A stream that depends on the event cannot be checked.
         let Some(stream) = target.stream.fixed() else { return Ok(()) };
-        let add: Result<Answer, RedisError> =
-            redis::cmd("XADD").arg(stream).arg(NEVER).arg("check").arg("").query_async(&mut connection).await;
+        let add: Result<Answer, RedisError> = redis::cmd("XADD")
+            .arg(stream)
+            .arg(REFUSED_ID)
+            .arg("check")
+            .arg("")
+            .query_async(&mut connection)
+            .await;
         match add {
             Err(error)
                 if error.code() == Some("ERR") && error.to_string().contains("must be greater than 0-0") => {}
@@ -188,7 +195,7 @@ impl Sink for Redis {
                 }
                 return Err(format!("stream {stream}: {}", answer::text(&error)).into());
             }
-            Ok(_) => return Err(format!("stream {stream}: the server does not do what Redis does").into()),
+            Ok(_) => return Err(format!("stream {stream}: the server does not behave like Redis").into()),
         }
         match redis::cmd("TYPE").arg(stream).query_async::<String>(&mut connection).await.as_deref() {
             Ok("stream" | "none") | Err(_) => Ok(()),
@@ -198,7 +205,7 @@ impl Sink for Redis {
 }
 
 impl Redis {
-    /// One report for each command.
+    /// Runs a pipeline. Returns a report for each command.
     async fn ask(&self, mut pipeline: Pipeline) -> Vec<Report> {
         let Numbered { connection: mut link, number } = match self.link().await {
             Ok(link) => link,
@@ -208,7 +215,7 @@ impl Redis {
             pipeline.ignore_errors().query_async(&mut link.connection).await;
         match answers {
             Ok(answers) => {
-                link.answers();
+                link.mark_answered();
                 let ends = answers
                     .iter()
                     .filter_map(|answer| answer.as_ref().err())
@@ -230,25 +237,25 @@ impl Redis {
         }
     }
 
-    /// A connection that works, as far as one can know before it is used.
+    /// The connection, after a check if it was idle.
     async fn link(&self) -> Result<Numbered<Link>, Report> {
-        let mut there = self.shared.get(CONNECT_DEADLINE, || self.connect()).await?;
-        if there.connection.is_quiet() {
+        let mut link = self.shared.get(CONNECT_DEADLINE, || self.connect()).await?;
+        if link.connection.is_quiet() {
             let ping = redis::cmd("PING");
             let asked =
-                tokio::time::timeout(PING_DEADLINE, ping.query_async::<()>(&mut there.connection.connection))
+                tokio::time::timeout(PING_DEADLINE, ping.query_async::<()>(&mut link.connection.connection))
                     .await;
             if !matches!(asked, Ok(Ok(()))) {
-                self.shared.give_up(there.number);
+                self.shared.give_up(link.number);
                 return self.shared.get(CONNECT_DEADLINE, || self.connect()).await;
             }
-            there.connection.answers();
+            link.connection.mark_answered();
         }
-        Ok(there)
+        Ok(link)
     }
 
     async fn connect(&self) -> Result<Link, Report> {
-        // Connecting as a whole is limited by whoever calls this.
+        // The caller limits connecting as a whole.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(Some(self.timeout));
@@ -265,7 +272,7 @@ impl Redis {
 }
 
 impl Link {
-    fn answers(&self) {
+    fn mark_answered(&self) {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.answered.store(now, Ordering::Relaxed);
     }
@@ -276,7 +283,7 @@ impl Link {
     }
 }
 
-/// The command that adds an event: flat fields, the payload last.
+/// The command that adds an entry: flat fields, the payload last.
 fn entry(stream: &str, target: &Target, event: &Event) -> Cmd {
     let mut command = redis::cmd("XADD");
     command.arg(stream);
@@ -288,7 +295,7 @@ fn entry(stream: &str, target: &Target, event: &Event) -> Cmd {
         command.arg(name).arg(value);
     }
     for (name, value) in body::headers(event) {
-        // Fields are found by their names: a header may not stand in for one of ours.
+        // A header must not replace one of our fields.
         match name.as_str() {
             "id" | "topic" | "created-at" | "key" | "organization" | "source" | "user-id"
             | "schema-version" | "content-type" | "payload" => command.arg(format!("header-{name}")),

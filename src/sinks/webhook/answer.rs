@@ -1,5 +1,5 @@
-//! What a destination's answer, or the lack of one, is reported as. Reads little of it, unless it acknowledges a batch.
-//! Never here: when to try again; that is the verdict's.
+//! Turns a receiver's response, or the error instead of one, into a report. Reads only the beginning of a
+//! response, unless it acknowledges a batch. Does not decide when to retry; the verdict does.
 
 use std::{
     error::Error,
@@ -19,16 +19,18 @@ use crate::{
     sink::{Report, egress::ResolveError},
 };
 
-/// So much of an answer is read (bytes)…
+/// Bytes of a response that are read.
 const READ_LIMIT: usize = 16 * 1024;
-/// of one that acknowledges a batch, to its end: the ids of all its events are some 40 KiB, and may come with reasons…
+/// Largest response that acknowledges a batch, in bytes. The ids of 1,000 events are about 40 KiB.
 const READ_LIMIT_OF_A_BATCH: usize = 1024 * 1024;
-/// …and so much of that is kept, escaped (bytes).
+/// Bytes of a response that are kept, after escaping.
 const KEEP_LIMIT: usize = 1024;
-/// The status line has decided; the body may take so much longer before the connection is dropped instead of reused.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Timeout of reading the body. After it the connection is dropped instead of reused; the status has decided
+/// already.
+const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Reports an answer, and returns the whole body of one that acknowledges a batch. `now`: ours, for answers without a date.
+/// The report for a response, and the body of one that acknowledges a batch. `now` is used for responses
+/// without a date.
 pub(super) async fn report(
     mut response: reqwest::Response,
     target: &Target,
@@ -36,7 +38,7 @@ pub(super) async fn report(
 ) -> (Report, Vec<u8>) {
     let status = response.status();
     let outcome = outcome(status, &target.dead_letter_on, || retry_after(response.headers(), now));
-    // A failure of the server may come after it has acted; a refusal comes before.
+    // A server may fail after it has processed the event; a client error comes before.
     let ambiguous = status.is_server_error();
     let report = Report { outcome, status: Some(status.as_u16()), answer: None, ambiguous, settled: false };
     if target.batch.is_some() && report.outcome == Outcome::Delivered {
@@ -56,15 +58,16 @@ pub(super) async fn report(
     (Report { answer, ..report }, Vec::new())
 }
 
-/// A 2xx answer that may say anything beyond what is read of it.
+/// The report for a 2xx response that is too long to read.
 fn too_long() -> Report {
     let outcome = Outcome::Retry { reason: Reason::BrokenAnswer, after: None };
     Report::from(outcome)
-        .saying(format!("the answer has more than {READ_LIMIT_OF_A_BATCH} bytes"))
+        .with_answer(format!("the response has more than {READ_LIMIT_OF_A_BATCH} bytes"))
         .ambiguous()
 }
 
-/// Whether a connection can be made: asks with OPTIONS, which changes nothing, and takes every answer of HTTP for a good one.
+/// Checks that the receiver can be reached, by an OPTIONS request, which changes nothing. Every HTTP response
+/// passes.
 pub(super) async fn can_be_reached(client: &reqwest::Client, target: &Target) -> Result<(), String> {
     let mut request = reqwest::Request::new(http::Method::OPTIONS, target.url.clone());
     *request.timeout_mut() = Some(target.timeout);
@@ -74,7 +77,7 @@ pub(super) async fn can_be_reached(client: &reqwest::Client, target: &Target) ->
     }
 }
 
-/// The status policy. `pause` is asked only when it matters.
+/// The outcome for a status. `pause` is called only for a retry.
 fn outcome(status: StatusCode, dead_letter_on: &[u16], pause: impl FnOnce() -> Option<Duration>) -> Outcome {
     let reason = match status.as_u16() {
         200..=299 => return Outcome::Delivered,
@@ -91,23 +94,24 @@ fn outcome(status: StatusCode, dead_letter_on: &[u16], pause: impl FnOnce() -> O
     Outcome::Retry { reason, after: pause() }
 }
 
-/// The pause asked for: whole seconds or a date, the first valid one of several headers. A pause of nothing is none.
+/// The pause of Retry-After: whole seconds or a date, the first valid one of several headers. Zero is
+/// ignored.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let date = |value: &str| httpdate::parse_http_date(value).ok();
     let answered_at = headers.get(header::DATE).and_then(|value| date(value.to_str().ok()?)).unwrap_or(now);
     let pause = headers.get_all(header::RETRY_AFTER).iter().find_map(|value| {
         let text = value.to_str().ok()?.trim();
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-            // More digits than fit are still a number of seconds.
+            // A number that does not fit is still a number of seconds.
             return Some(text.parse().map_or(LONGEST_PAUSE, Duration::from_secs));
         }
         Some(date(text)?.duration_since(answered_at).unwrap_or_default())
     })?;
-    // Bounded here already: whoever adds it to an instant must not overflow.
+    // Limit it here, so that adding it to an instant cannot overflow.
     Some(pause.min(LONGEST_PAUSE)).filter(|pause| !pause.is_zero())
 }
 
-/// Reads an answer to its end, for as long as the attempt may take. `Err(None)`: it is too long.
+/// Reads a whole response, within the deadline of the attempt. `Err(None)` if it is too long.
 async fn whole(response: &mut reqwest::Response) -> Result<Vec<u8>, Option<reqwest::Error>> {
     let mut read = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(Some)? {
@@ -119,10 +123,10 @@ async fn whole(response: &mut reqwest::Response) -> Result<Vec<u8>, Option<reqwe
     Ok(read)
 }
 
-/// Reads the beginning of an answer. Read to its end, the connection is used again; otherwise it is dropped with the rest.
+/// Reads the beginning of a response. The connection is reused only if the response was read to its end.
 async fn excerpt(mut response: reqwest::Response, confidential: &[SecretString]) -> Option<String> {
     let mut read = Vec::new();
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + BODY_TIMEOUT;
     while let Ok(Ok(Some(chunk))) = timeout_at(until, response.chunk()).await {
         read.extend(chunk.iter().take(READ_LIMIT - read.len()));
         if read.len() == READ_LIMIT {
@@ -132,7 +136,7 @@ async fn excerpt(mut response: reqwest::Response, confidential: &[SecretString])
     kept(&response, &read, confidential)
 }
 
-/// What is kept of a body.
+/// The part of a body that is kept, escaped.
 fn kept(response: &reqwest::Response, body: &[u8], confidential: &[SecretString]) -> Option<String> {
     let is_problem = response
         .headers()
@@ -157,13 +161,14 @@ fn problem(body: &[u8]) -> Option<String> {
     }
 }
 
-/// Makes foreign bytes fit for a terminal, a log and a text column: at most [`KEEP_LIMIT`] bytes, printable, without secrets.
+/// Escapes foreign bytes for a terminal, a log and a text column: at most [`KEEP_LIMIT`] bytes, printable,
+/// without secrets.
 fn escape(bytes: &[u8], confidential: &[SecretString]) -> String {
     let mut text = String::with_capacity(bytes.len().min(KEEP_LIMIT));
     for part in bytes.utf8_chunks() {
         text.push_str(part.valid());
         for byte in part.invalid() {
-            // A secret is valid UTF-8, so this hides none from the search below.
+            // Secrets are valid UTF-8, so the search below still finds them.
             let _ = write!(text, "\\x{byte:02x}");
         }
     }
@@ -189,16 +194,17 @@ fn escape(bytes: &[u8], confidential: &[SecretString]) -> String {
     kept
 }
 
-/// Neither a control character nor one that reorders or hides what stands beside it.
+/// Whether a character neither controls the terminal nor reorders or hides its neighbours.
 fn is_harmless(character: char) -> bool {
     !character.is_control()
-        && !matches!(character, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
-        && !matches!(character, '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+        && !matches!(character, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        && !matches!(character, '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}')
+        && !matches!(character, '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Reports an attempt without an answer.
+/// The report for an attempt without a response.
 pub(super) fn failure(error: reqwest::Error, target: &Target) -> Report {
-    // The URL may hold a token.
+    // The URL may contain a token.
     let error = error.without_url();
     let (reason, doing) = classify(&error);
     let ambiguous = matches!(reason, Reason::Timeout | Reason::BrokenAnswer);
@@ -213,7 +219,8 @@ pub(super) fn failure(error: reqwest::Error, target: &Target) -> Report {
     }
 }
 
-/// Why there was no answer, and during what. Until there is a connection no byte of the request has left.
+/// Why there was no response, and during which step. Before a connection exists, no byte of the request was
+/// sent.
 fn classify(error: &reqwest::Error) -> (Reason, &'static str) {
     for cause in causes(error) {
         match cause.downcast_ref::<ResolveError>() {
@@ -228,7 +235,7 @@ fn classify(error: &reqwest::Error) -> (Reason, &'static str) {
         return (Reason::DnsFailed, "resolving the name");
     }
     if error.is_connect() {
-        // A handshake can end early in ways a TCP connect cannot.
+        // An unexpected end of the connection can only come from the TLS handshake.
         let is_tls = causes(error).any(|cause| {
             cause.is::<rustls::Error>()
                 || cause
@@ -242,13 +249,14 @@ fn classify(error: &reqwest::Error) -> (Reason, &'static str) {
         };
     }
     if error.is_timeout() {
-        (Reason::Timeout, "waiting for the answer")
+        (Reason::Timeout, "waiting for the response")
     } else {
-        (Reason::BrokenAnswer, "reading the answer")
+        (Reason::BrokenAnswer, "reading the response")
     }
 }
 
-/// An error and what lies beneath it. An I/O error does not count what it wraps among its sources, hence the detour.
+/// An error and its causes. An I/O error does not return the error it wraps as its source, so that is
+/// unwrapped here.
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |&cause| {
         match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
@@ -278,7 +286,7 @@ mod tests {
         assert_eq!(pause(None, &[" 120 "]), Some(120));
         assert_eq!(pause(None, &["Sun, 06 Nov 1994 08:50:07 GMT"]), Some(30));
         assert_eq!(pause(Some("Sun, 06 Nov 1994 08:50:00 GMT"), &["Sun, 06 Nov 1994 08:50:07 GMT"]), Some(7));
-        assert_eq!(pause(None, &["315360000"]), Some(3600), "ten years are an hour");
+        assert_eq!(pause(None, &["315360000"]), Some(3600), "ten years are limited to an hour");
         assert_eq!(pause(None, &["99999999999999999999999999"]), Some(3600));
         assert_eq!(pause(None, &["Fri, 31 Dec 9999 23:59:59 GMT"]), Some(3600));
         assert_eq!(pause(None, &["soon", "7", "9"]), Some(7), "the first valid one");
@@ -349,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn of_problem_details_title_and_detail_are_kept() {
+    fn title_and_detail_of_problem_details_are_kept() {
         let both =
             br#"{"type":"about:blank","title":"Out of credit","detail":"Your balance is 30","balance":30}"#;
         assert_eq!(problem(both).as_deref(), Some("Out of credit: Your balance is 30"));

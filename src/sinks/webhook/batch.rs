@@ -1,4 +1,5 @@
-//! Several events in one request, by agreement with the receiver, which may acknowledge a part of them. Never sends anything.
+//! Several events in one request, for receivers that support it. They may acknowledge a part of the events.
+//! Sends nothing.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -12,19 +13,20 @@ use crate::{
     sink::{Batch, Outgoing, Report, body::Body},
 };
 
-/// Events in one request at most.
+/// Most events in one request.
 const MOST: usize = 1_000;
-/// Bytes of payload in one request: at least and at most. The rest of 1 MiB is for what stands around payloads.
+/// Smallest and largest `bytes`. The rest of 1 MiB is for the JSON around the payloads.
 const BYTES: (usize, usize) = (1_024, 640 * 1_024);
+/// Longest `wait`.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// Requests of one subscription under way at once.
+/// Concurrent requests of one subscription.
 const IN_FLIGHT: usize = 4;
 
-/// Reads `config.batch`.
+/// Parses `config.batch`.
 pub(super) fn parse(value: &Value) -> Result<Batch, String> {
     let fields = value
         .as_object()
-        .ok_or("config.batch: it must be an object such as {\"max\": 100, \"wait\": \"200ms\"}")?;
+        .ok_or("config.batch: must be an object such as {\"max\": 100, \"wait\": \"200ms\"}")?;
     let mut batch =
         Batch { max: 100, bytes: 512 * 1_024, wait: Duration::ZERO, in_flight: IN_FLIGHT, shares_fate: true };
     for (name, value) in fields {
@@ -32,18 +34,17 @@ pub(super) fn parse(value: &Value) -> Result<Batch, String> {
             "max" => batch.max = number(value, "max", (1, MOST))?,
             "bytes" => batch.bytes = number(value, "bytes", BYTES)?,
             "wait" => {
-                let wait = value
-                    .as_str()
-                    .ok_or("config.batch.wait: it must be a string with a unit, such as 200ms")?;
+                let wait =
+                    value.as_str().ok_or("config.batch.wait: must be a string with a unit, such as 200ms")?;
                 batch.wait =
                     duration::parse(wait).map_err(|problem| format!("config.batch.wait: {problem}"))?;
                 if batch.wait > LONGEST_WAIT {
-                    return Err("config.batch.wait: it must be at most 5s".to_owned());
+                    return Err("config.batch.wait: must be at most 5s".to_owned());
                 }
             }
             _ => {
                 return Err(format!(
-                    "config.batch.{}: there is no such field; a batch has max, bytes, wait",
+                    "config.batch.{}: unknown field; a batch has max, bytes, wait",
                     name.escape_debug()
                 ));
             }
@@ -57,10 +58,10 @@ fn number(value: &Value, field: &str, (least, most): (usize, usize)) -> Result<u
         .as_u64()
         .and_then(|number| usize::try_from(number).ok())
         .filter(|number| (least..=most).contains(number))
-        .ok_or_else(|| format!("config.batch.{field}: it must be a whole number from {least} to {most}"))
+        .ok_or_else(|| format!("config.batch.{field}: must be a whole number from {least} to {most}"))
 }
 
-/// A JSON array of the events. A standard body gets its `id`, for the request has another one.
+/// The events as a JSON array. A standard body contains the event's `id`: the request has another one.
 pub(super) fn body(form: Body, deliveries: &[Outgoing]) -> Vec<u8> {
     let mut body = vec![b'['];
     for delivery in deliveries {
@@ -80,7 +81,7 @@ pub(super) fn body(form: Body, deliveries: &[Outgoing]) -> Vec<u8> {
     body
 }
 
-/// What the request is called: the same for the same events, so that a receiver may tell a repeated request.
+/// Id of the request: the same for the same events, so that a receiver can detect a repeated request.
 pub(super) fn id(deliveries: &[Outgoing]) -> Uuid {
     let mut hash = Sha256::new();
     for delivery in deliveries {
@@ -90,11 +91,11 @@ pub(super) fn id(deliveries: &[Outgoing]) -> Uuid {
     uuid::Builder::from_custom_bytes(hash[..16].try_into().unwrap_or_default()).into_uuid()
 }
 
-/// A report for each event of an answered request. `answer`: the whole body of a 2xx answer.
+/// A report for each event of a request. `answer` is the whole body of a 2xx response.
 pub(super) fn reports(report: Report, answer: &[u8], deliveries: &[Outgoing]) -> Vec<Report> {
     match report.outcome {
         Outcome::Delivered => {}
-        // One of them may be to blame: what is tried again travels alone.
+        // One event may be the cause: retries are sent alone.
         Outcome::Rejected { reason } if deliveries.len() > 1 => {
             return vec![
                 Report { outcome: Outcome::Retry { reason, after: None }, ..report };
@@ -121,8 +122,8 @@ pub(super) fn reports(report: Report, answer: &[u8], deliveries: &[Outgoing]) ->
         .collect()
 }
 
-/// The events that an answer names as failed. `None`: it names something else, or nobody can tell, so none may be taken for
-/// delivered. An answer that is no JSON object names none.
+/// Ids of the events that a response lists as failed. None if it cannot be parsed or lists other ids: then no
+/// event counts as delivered. A response that is not a JSON object lists none.
 fn failed(answer: &[u8], deliveries: &[Outgoing]) -> Option<HashSet<Uuid>> {
     #[derive(Deserialize)]
     struct Answer {

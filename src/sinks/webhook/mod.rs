@@ -1,9 +1,10 @@
-//! The webhook sink: an event as an HTTP request after the Standard Webhooks specification, delivered at least once.
+//! The webhook sink: an HTTP request for each event, as in the Standard Webhooks specification, delivered at
+//! least once.
 //!
-//! One client for all targets: connections are kept and reused, redirects never followed, proxies of the environment ignored,
-//! answers never decompressed. A request written to a kept connection that turns out to be closed before a byte of it was
-//! taken is written again to another by hyper itself; once bytes may have left, the attempt is reported as ambiguous.
-//! Never here: retries, waits, and what a status means for the next attempt.
+//! One client serves all targets. It reuses connections, never follows redirects, ignores proxies of the
+//! environment, and never decompresses responses. If a reused connection turns out to be closed before a byte
+//! was sent, hyper itself sends the request on another one. Once bytes may have been sent, a failed attempt
+//! is reported as ambiguous.
 
 mod answer;
 mod batch;
@@ -28,43 +29,45 @@ use crate::{
     },
 };
 
-/// Name, TCP and TLS together. A little more than the name alone may take, so that a slow resolver is reported as one.
+/// Timeout of name, TCP and TLS together. A little longer than [`LOOKUP_DEADLINE`], so that a slow resolver
+/// is reported as such.
 const CONNECT_DEADLINE: Duration = LOOKUP_DEADLINE.saturating_add(Duration::from_millis(500));
-/// A connection unused for so long is closed: its name may mean another address by now.
+/// Idle time after which a connection is closed: the name may have another address by now.
 const IDLE: Duration = Duration::from_secs(30);
-/// As many as there are permits: with fewer, a burst to one host would reconnect again and again.
+/// Idle connections kept for each host. As many as permits: with fewer, bursts to one host would keep
+/// reconnecting.
 const IDLE_PER_HOST: usize = 256;
-/// The client ends an attempt at its timeout and can say what it waited for; the relay's deadline comes this much later.
+/// Time that the relay's deadline adds to `timeout`, so that the client reports the timeout itself.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// Why there is no webhook sink.
+/// Why the webhook sink cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum WebhookError {
-    /// The file of further authorities cannot be read.
+    /// The file of additional authorities cannot be read.
     #[error("reading egress.ca_file {path:?}")]
     CaFile {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// It is not what it should be.
-    #[error("reading egress.ca_file {path:?}: it must hold PEM certificates")]
+    /// The file of additional authorities is not valid.
+    #[error("reading egress.ca_file {path:?}: must contain PEM certificates")]
     Certificates {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why; none when it holds no certificate at all.
+        /// Error of the parser; none if the file has no certificates.
         source: Option<reqwest::Error>,
     },
-    /// The proxy's address is not one.
-    #[error("reading egress.proxy: it must be an http or https URL")]
+    /// The address of the proxy is not valid.
+    #[error("reading egress.proxy: must be an http or https URL")]
     Proxy(#[source] reqwest::Error),
-    /// Mostly: the system has no certificate authorities.
+    /// The client cannot be built, usually because the system has no certificate authorities.
     #[error("setting up the HTTP client; install the package ca-certificates or set egress.ca_file")]
     Client(#[source] reqwest::Error),
 }
 
-/// Posts events to URLs.
+/// Sends events to URLs.
 pub struct Webhook {
     client: reqwest::Client,
     guard: Guard,
@@ -81,15 +84,15 @@ impl fmt::Debug for Webhook {
 }
 
 impl Webhook {
-    /// A sink that reaches what the egress policy allows.
+    /// A sink with this egress policy.
     ///
     /// # Errors
-    /// When the file of authorities or the proxy cannot be used, or the system has no authorities at all.
+    /// When the file of authorities or the proxy is invalid, or the system has no authorities.
     pub fn new(egress: &Egress, secrets: Secrets) -> Result<Self, WebhookError> {
         Self::with_guard(egress, Guard::new(egress), secrets)
     }
 
-    /// The same with a guard that has a resolver of its own.
+    /// A sink with another guard, for example one with another resolver.
     ///
     /// # Errors
     /// Those of [`Webhook::new`].
@@ -144,19 +147,19 @@ fn too_large(length: usize) -> String {
 }
 
 impl Webhook {
-    /// One request. The second half of the answer is what was read of the receiver's, where it may acknowledge a part.
+    /// Sends one request. The second value is the body of the response, if it acknowledges a batch.
     async fn post(&self, target: &Target, deliveries: &[Outgoing]) -> (Report, Vec<u8>) {
         let message = match target.message(deliveries) {
             Ok(message) => message,
             Err(length) => {
                 let reason = Reason::BodyTooLarge;
-                // Others may have made it so: what is tried again travels alone.
+                // Other events may have made it too large: retries are sent alone.
                 let outcome = if deliveries.len() > 1 {
                     Outcome::Retry { reason, after: None }
                 } else {
                     Outcome::Rejected { reason }
                 };
-                return (Report::from(outcome).saying(too_large(length)), Vec::new());
+                return (Report::from(outcome).with_answer(too_large(length)), Vec::new());
             }
         };
         let now = SystemTime::from(
@@ -175,7 +178,8 @@ impl Webhook {
 }
 
 fn client(egress: &Egress, guard: &Guard) -> Result<reqwest::Client, WebhookError> {
-    // The client takes the process's provider. Another one may be installed already, by the program we are embedded in.
+    // The client uses the process's crypto provider. The embedding program may have installed one
+    // already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
@@ -188,7 +192,7 @@ fn client(egress: &Egress, guard: &Guard) -> Result<reqwest::Client, WebhookErro
         .pool_max_idle_per_host(IDLE_PER_HOST)
         .tcp_nodelay(true);
     builder = match &egress.proxy {
-        // Names are then resolved by the proxy, except its own, which the operator chose.
+        // The proxy then resolves names, except its own, which the operator chose.
         Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.clone()).map_err(WebhookError::Proxy)?),
         None => builder.dns_resolver(guard.clone()),
     };

@@ -1,5 +1,5 @@
-//! Standard Webhooks signatures, version `v1` (HMAC-SHA256): made for the sink, checked for the receiver. Pure.
-//! Never here: where secrets come from, and a clock.
+//! Standard Webhooks signatures, version `v1` (HMAC-SHA256): signs for the sink, verifies for the receiver.
+//! Pure.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
@@ -8,13 +8,13 @@ use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-/// The event's id, equal on every attempt.
+/// Header with the event's id, the same on every attempt.
 pub const ID: &str = "webhook-id";
-/// Seconds since 1970, renewed with every attempt.
+/// Header with the time of the attempt, in seconds since 1970.
 pub const TIMESTAMP: &str = "webhook-timestamp";
-/// One `v1,<base64>` for each active secret, separated by spaces.
+/// Header with one `v1,<base64>` for each active secret, separated by spaces.
 pub const SIGNATURE: &str = "webhook-signature";
-/// How far a receiver lets the timestamp be from its own clock (seconds).
+/// Largest difference between the timestamp and the receiver's clock, in seconds.
 pub const TOLERANCE: u64 = 300;
 
 /// Length of an encoded signature with its version and a space.
@@ -25,10 +25,10 @@ const ENCODED: usize = "v1,".len() + 44 + 1;
 pub struct Key(SecretSlice<u8>);
 
 impl Key {
-    /// Reads `whsec_<base64>`, or any other text as its bytes.
+    /// Parses `whsec_<base64>`, or takes the bytes of any other text.
     ///
     /// # Errors
-    /// What is wrong with it, without any part of it.
+    /// What is wrong with the secret, without any part of it.
     pub fn parse(text: &SecretString) -> Result<Self, String> {
         let text = text.expose_secret();
         let bytes = match text.strip_prefix("whsec_") {
@@ -41,7 +41,7 @@ impl Key {
         match key.0.expose_secret().len() {
             24..=64 => Ok(key),
             length => Err(format!(
-                "a secret must be 24 to 64 bytes, this one has {length}; try: echo whsec_$(openssl rand -base64 32)"
+                "a secret must have 24 to 64 bytes, not {length}; try: echo whsec_$(openssl rand -base64 32)"
             )),
         }
     }
@@ -56,7 +56,7 @@ impl Key {
     }
 }
 
-/// The value of `webhook-signature`: the body signed with each key, oldest consumers included; `None` without keys.
+/// The value of `webhook-signature`: one signature for each key; none without keys.
 #[must_use]
 pub fn sign(keys: &[Key], id: &str, timestamp: &str, body: &[u8]) -> Option<HeaderValue> {
     let mut value = String::with_capacity(keys.len() * ENCODED);
@@ -67,7 +67,7 @@ pub fn sign(keys: &[Key], id: &str, timestamp: &str, body: &[u8]) -> Option<Head
     HeaderValue::try_from(value).ok().filter(|value| !value.is_empty())
 }
 
-/// Whether one of the keys signed this request, and not longer than [`TOLERANCE`] ago. `now`: seconds since 1970.
+/// Whether one of the keys signed this request within [`TOLERANCE`] of `now`, in seconds since 1970.
 #[must_use]
 pub fn verify(keys: &[Key], headers: &HeaderMap, body: &[u8], now: u64) -> bool {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn both_published_vectors_come_out_exactly() {
+    fn both_published_test_vectors_are_reproduced() {
         for (secret, id, timestamp, body, expected) in [
             (
                 SECRET,
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn during_a_rotation_each_secret_verifies() {
         let (old, new, other) =
-            (key("an old secret of enough bytes"), key(SECRET), key("a secret nobody has signed with"));
+            (key("an old secret of enough bytes"), key(SECRET), key("a secret that has signed nothing"));
         let headers = signed(&[old.clone(), new.clone()], "1000", b"{}");
         assert!(
             verify(&[old], &headers, b"{}", 1000)

@@ -271,7 +271,7 @@ async fn a_function_that_cannot_take_events_is_refused_when_the_subscription_is_
         .fetch_one(&database.pool)
         .await
         .unwrap();
-    assert_eq!(reason, "config.batch: it must be a whole number from 1 to 64");
+    assert_eq!(reason, "config.batch: must be a whole number from 1 to 64");
     relay.stop().await;
 }
 

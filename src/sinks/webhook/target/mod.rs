@@ -1,4 +1,4 @@
-//! A webhook subscription's config, checked once, and the request it makes of an event. Never sends anything.
+//! A webhook subscription's config, checked once, and the request for an event. Sends nothing.
 
 use std::{
     fmt::{self, Write as _},
@@ -28,17 +28,18 @@ use crate::{
 
 const CLOUDEVENTS_BATCH: &str = "application/cloudevents-batch+json; charset=utf-8";
 
-/// The complete body may have so many bytes.
+/// Largest body, in bytes.
 pub(super) const LARGEST_BODY: usize = 1024 * 1024;
 const LONGEST_URL: usize = 2048;
 const MOST_HEADERS: usize = 32;
 const LONGEST_HEADER: usize = 4096;
 const MOST_SECRETS: usize = 3;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
-/// The most an attempt may take.
+/// Longest `timeout`.
 pub(super) const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Headers that a subscription may not set: those of the protocol, ours, and those that open metadata services.
+/// Headers that a subscription may not set: those of the protocol, our own, and those that metadata services
+/// accept.
 const RESERVED: &[&str] = &[
     "host",
     "content-length",
@@ -60,17 +61,17 @@ const RESERVED: &[&str] = &[
 const RESERVED_PREFIXES: &[&str] =
     &["proxy-", "webhook-", "ce-", "x-amz-", "x-aws-", "x-goog", "x-azure-", "metadata"];
 
-/// A checked webhook config. Shows its destination and nothing that could be secret: not the path, not the headers' values.
+/// A checked webhook config. `Debug` shows the destination, but neither the path nor the values of headers.
 pub struct Target {
     pub(super) url: Url,
     pub(super) method: Method,
     pub(super) timeout: Duration,
     pub(super) destination: String,
-    /// Status codes that are final.
+    /// Status codes that are not retried.
     pub(super) dead_letter_on: Vec<u16>,
-    /// What must not appear in a report even when the destination sends it back.
+    /// Secrets to remove from reports: a receiver may send them back.
     pub(super) confidential: Vec<SecretString>,
-    /// Several events in one request.
+    /// Batching, if several events are sent in one request.
     pub(super) batch: Option<Batch>,
     headers: Vec<(HeaderName, HeaderValue)>,
     keys: Vec<Key>,
@@ -80,7 +81,7 @@ pub struct Target {
 /// A request before it is signed.
 #[derive(Debug)]
 pub(super) struct Message {
-    /// What it is called on every attempt.
+    /// Id of the request, the same on every attempt.
     pub(super) id: String,
     pub(super) body: Vec<u8>,
     pub(super) headers: HeaderMap,
@@ -103,9 +104,8 @@ impl fmt::Debug for Target {
 
 impl Target {
     pub(super) fn parse(config: &Value, guard: &Guard, secrets: &Secrets) -> Result<Self, String> {
-        let fields = config.as_object().ok_or("config: it must be an object with a url")?;
-        let url =
-            fields.get("url").ok_or("config.url: it is missing; give the address events are posted to")?;
+        let fields = config.as_object().ok_or("config: must be an object with a url")?;
+        let url = fields.get("url").ok_or("config.url: missing; set the address for the requests")?;
         let url = parse_url(url, guard)?;
         let port = url.port_or_known_default().unwrap_or_default();
         let destination = format!("{}://{}:{port}", url.scheme(), url.host_str().unwrap_or_default());
@@ -133,37 +133,35 @@ impl Target {
                 "dead_letter_on" => target.dead_letter_on = parse_dead_letter_on(value)?,
                 _ => {
                     return Err(format!(
-                        "config.{}: there is no such field; a webhook has url, method, headers, secret, body, batch, timeout, dead_letter_on",
+                        "config.{}: unknown field; a webhook has url, method, headers, secret, body, batch, \
+                                                 timeout, dead_letter_on",
                         name.escape_debug()
                     ));
                 }
             }
         }
         if target.batch.is_some() && !matches!(target.body, Body::Standard | Body::CloudEvents) {
-            return Err(
-                "config.batch: events can be put together in the bodies standard and cloudevents only"
-                    .to_owned(),
-            );
+            return Err("config.batch: only the bodies standard and cloudevents support batches".to_owned());
         }
         Ok(target)
     }
 
     fn parse_headers(&mut self, value: &Value, secrets: &Secrets) -> Result<(), String> {
-        let fields = value.as_object().ok_or("config.headers: it must be an object of strings")?;
+        let fields = value.as_object().ok_or("config.headers: must be an object of strings")?;
         if fields.len() > MOST_HEADERS {
             return Err(format!("config.headers: {} headers; at most {MOST_HEADERS}", fields.len()));
         }
         for (name, value) in fields {
             let field = format!("config.headers.{}", name.escape_debug());
-            let name = HeaderName::try_from(name)
-                .map_err(|_| format!("{field}: this is not the name of a header"))?;
+            let name =
+                HeaderName::try_from(name).map_err(|_| format!("{field}: not a valid name of a header"))?;
             if RESERVED.contains(&name.as_str())
                 || RESERVED_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
             {
                 return Err(format!("{field}: this header is reserved; remove it"));
             }
             if self.headers.iter().any(|(taken, _)| *taken == name) {
-                return Err(format!("{field}: it is given twice, in different cases"));
+                return Err(format!("{field}: set twice, in different cases"));
             }
             let text = value.as_str().ok_or_else(|| format!("{field}: its value must be a string"))?;
             let text = if Secrets::is_reference(text) {
@@ -186,9 +184,7 @@ impl Target {
 
     fn parse_secrets(&mut self, value: &Value, secrets: &Secrets) -> Result<(), String> {
         let shape = || {
-            format!(
-                "config.secret: it must be a reference such as env:PGOUTBOX_SECRET_NAME, or 1 to {MOST_SECRETS} of them"
-            )
+            format!("config.secret: must be 1 to {MOST_SECRETS} references such as env:PGOUTBOX_SECRET_NAME")
         };
         let references = match value {
             Value::String(_) => std::slice::from_ref(value),
@@ -206,7 +202,8 @@ impl Target {
         Ok(())
     }
 
-    /// Also what stands after the scheme of `Bearer …`: a destination may send only that back.
+    /// Marks a secret and its long words as confidential: of `Bearer TOKEN` a receiver may send back only
+    /// the token.
     fn keep_confidential(&mut self, secret: &SecretString) {
         let text = secret.expose_secret();
         let words = text.split_whitespace().filter(|word| word.len() >= 8);
@@ -214,8 +211,11 @@ impl Target {
         self.confidential.extend(longest_first.map(SecretString::from));
     }
 
-    /// What to send for these deliveries: one, or several where the target has a batch. The number of its bytes when it is
-    /// above [`LARGEST_BODY`]. Payloads are copied, never parsed.
+    /// The request for these deliveries: for one, or for several if the target has a batch. Payloads are
+    /// copied, never parsed.
+    ///
+    /// # Errors
+    /// The size of the body in bytes, if it is above [`LARGEST_BODY`].
     pub(super) fn message(&self, deliveries: &[Outgoing]) -> Result<Message, usize> {
         let mut headers = HeaderMap::with_capacity(16 + self.headers.len());
         let (id, body) = match (deliveries, self.batch) {
@@ -241,7 +241,7 @@ impl Target {
         }
     }
 
-    /// The headers of one attempt. `now`: seconds since 1970.
+    /// The headers of one attempt. `now` is in seconds since 1970.
     pub(super) fn sign(&self, message: &Message, now: i64) -> HeaderMap {
         let mut headers = message.headers.clone();
         headers.insert(
@@ -268,7 +268,7 @@ impl Target {
 }
 
 fn parse_url(value: &Value, guard: &Guard) -> Result<Url, String> {
-    let text = value.as_str().ok_or("config.url: it must be a string")?;
+    let text = value.as_str().ok_or("config.url: must be a string")?;
     if text.len() > LONGEST_URL {
         return Err(format!("config.url: it is longer than {LONGEST_URL} bytes"));
     }
@@ -282,26 +282,27 @@ fn parse_method(value: &Value) -> Result<Method, String> {
         Some("POST") => Ok(Method::POST),
         Some("PUT") => Ok(Method::PUT),
         Some("PATCH") => Ok(Method::PATCH),
-        _ => Err("config.method: it must be POST, PUT or PATCH".to_owned()),
+        _ => Err("config.method: must be POST, PUT or PATCH".to_owned()),
     }
 }
 
 fn parse_body(value: &Value) -> Result<Body, String> {
-    Body::deserialize(value).map_err(|_| format!("config.body: it must be one of {}", Body::NAMES.join(", ")))
+    Body::deserialize(value).map_err(|_| format!("config.body: must be one of {}", Body::NAMES.join(", ")))
 }
 
 fn parse_timeout(value: &Value) -> Result<Duration, String> {
-    let text = value.as_str().ok_or("config.timeout: it must be a string with a unit, such as 15s")?;
+    let text = value.as_str().ok_or("config.timeout: must be a string with a unit, such as 15s")?;
     let timeout = duration::parse(text).map_err(|problem| format!("config.timeout: {problem}"))?;
     if timeout.is_zero() || timeout > LONGEST_TIMEOUT {
-        return Err("config.timeout: it must be above 0 and at most 60s".to_owned());
+        return Err("config.timeout: must be above 0 and at most 60s".to_owned());
     }
     Ok(timeout)
 }
 
 fn parse_dead_letter_on(value: &Value) -> Result<Vec<u16>, String> {
     let shape = || {
-        "config.dead_letter_on: it must be a list of status codes from 400 to 499 without 408, 410, 425 and 429".to_owned()
+        "config.dead_letter_on: must be a list of status codes from 400 to 499 except 408, 410, 425 and 429"
+            .to_owned()
     };
     let codes = value.as_array().ok_or_else(shape)?;
     codes
@@ -314,18 +315,19 @@ fn parse_dead_letter_on(value: &Value) -> Result<Vec<u16>, String> {
         .collect()
 }
 
-/// The attributes of a CloudEvent in binary mode. What is not printable ASCII is percent-encoded, as the HTTP binding asks.
+/// Adds the attributes of a CloudEvent in binary mode. All but printable ASCII is percent-encoded, as the
+/// HTTP binding requires.
 fn insert_attributes(headers: &mut HeaderMap, event: &Event) {
     for (name, value) in body::cloudevents_attributes(event) {
         if matches!(name, "traceparent" | "tracestate") {
-            continue; // they have headers of their own
+            continue; // set as headers without the prefix
         }
         let mut encoded = String::with_capacity(value.len());
         for byte in value.bytes() {
             if matches!(byte, 0x21..=0x7e) && !matches!(byte, b'"' | b'%') {
                 encoded.push(char::from(byte));
             } else {
-                // Writing to a text cannot fail.
+                // Writing to a String cannot fail.
                 let _ = write!(encoded, "%{byte:02X}");
             }
         }
@@ -337,7 +339,8 @@ fn insert_attributes(headers: &mut HeaderMap, event: &Event) {
     }
 }
 
-/// Hands the publisher's trace on, when it is one (W3C Trace Context). Most events carry none, hence the look before the parse.
+/// Copies the publisher's trace, if it is valid W3C Trace Context. Most events have none, so the text is
+/// searched first.
 fn insert_trace(headers: &mut HeaderMap, event_headers: &str) {
     #[derive(Deserialize)]
     struct Trace {
