@@ -1,4 +1,4 @@
-//! `subscriptions export` and `subscriptions apply`: all of them as SQL, and from a file.
+//! `subscriptions export` and `subscriptions apply`: all subscriptions as SQL, and from a file.
 
 use std::path::PathBuf;
 
@@ -13,21 +13,22 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Apply {
-    /// The file: TOML with a [[subscriptions]] for each, or JSON with a list of that name.
+    /// File: TOML with one [[subscriptions]] for each subscription, or JSON with a list of that name.
     #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
-    /// Also remove subscriptions that the file does not name, and what they are still owed; handlers of programs stay.
+    /// Also remove subscriptions that are not in the file, with their pending deliveries; handlers of
+    /// programs stay.
     #[arg(long)]
     prune: bool,
-    /// Show what would change, and change nothing.
+    /// Show what would change without changing it.
     #[arg(long)]
     dry_run: bool,
-    /// One JSON object a line for each change.
+    /// Print one JSON object a line for each change.
     #[arg(long)]
     json: bool,
 }
 
-/// What a file holds.
+/// The contents of a file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -47,13 +48,13 @@ impl Apply {
         } else if self.dry_run {
             eprintln!("nothing was changed");
         }
-        // A dry run goes all the way, so that what PostgreSQL refuses is refused now.
+        // A dry run executes and rolls back, so that it finds what PostgreSQL refuses.
         operator.apply(&changes, &specs, !self.dry_run).await?;
         Ok(Exit::Done)
     }
 }
 
-/// Reads and checks a file: everything that is wrong with expressions is found before anything is written.
+/// Reads a file and checks it before anything is written.
 fn read(path: &PathBuf) -> anyhow::Result<Vec<SubscriptionSpec>> {
     use figment::providers::{Format, Toml};
     let reading = || format!("reading {}", path.display());
@@ -69,7 +70,7 @@ fn read(path: &PathBuf) -> anyhow::Result<Vec<SubscriptionSpec>> {
     Ok(file.subscriptions)
 }
 
-/// All subscriptions as SQL that makes them again. Handlers belong to programs, which make them themselves.
+/// Prints all subscriptions as SQL that creates them, except handlers: their programs create them.
 pub(super) fn export(rows: &[SubscriptionRow]) -> anyhow::Result<()> {
     for row in rows.iter().filter(|row| row.sink != "handler") {
         print::raw(&admin::subscribe_statement(row))?;

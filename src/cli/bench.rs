@@ -1,4 +1,4 @@
-//! `bench`: what to measure.
+//! `bench`: options of the benchmark.
 
 use std::time::Duration;
 
@@ -7,19 +7,19 @@ use clap::Args;
 
 #[derive(Debug, Args)]
 pub(super) struct Bench {
-    /// Two minutes instead of some ten.
+    /// Take about two minutes instead of ten.
     #[arg(long)]
     quick: bool,
-    /// A few seconds, for the tests: the figures mean nothing.
+    /// Take a few seconds, for tests: the figures mean nothing.
     #[arg(long, hide = true, conflicts_with = "quick")]
     tiny: bool,
-    /// One JSON object a line.
+    /// Print one JSON object a line.
     #[arg(long)]
     json: bool,
-    /// Only these rows.
+    /// Measure only these rows.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "ROW")]
     only: Vec<Row>,
-    /// How long the held transaction stays open, such as 10m [default: 60s, 10s with --quick].
+    /// Duration of the held transaction, such as 10m [default: 60s, 10s with --quick].
     #[arg(long, value_parser = crate::delivery::duration::parse, value_name = "DURATION")]
     held: Option<Duration>,
 }

@@ -1,4 +1,4 @@
-//! `check`, `healthcheck` and `explain`: whether all is well, and what words mean.
+//! `check`, `healthcheck` and `explain`.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::{
     store::schema,
 };
 
-/// How long `healthcheck` waits for an answer; container probes give up after 30 s by default.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout of `healthcheck`. Container probes give up after 30 s by default.
+const PROBE: Duration = Duration::from_secs(5);
 
-/// The configuration was checked when it was loaded; this checks what it leads to.
+/// Checks the database and all subscriptions. Loading has checked the configuration already.
 pub(super) async fn check(config: &Config, json: bool) -> anyhow::Result<Exit> {
     for warning in config.warnings() {
         eprintln!("note: {warning}");
@@ -29,7 +29,7 @@ pub(super) async fn check(config: &Config, json: bool) -> anyhow::Result<Exit> {
         Ok(mut operator) => findings(config, &mut operator).await?,
         Err(error @ Error::Unreachable { .. }) => {
             eprintln!(
-                "the configuration is good; subscriptions were not checked: {error:#}",
+                "the configuration is valid; subscriptions were not checked: {error:#}",
                 error = anyhow::Error::from(error)
             );
             return Ok(Exit::Done);
@@ -37,7 +37,7 @@ pub(super) async fn check(config: &Config, json: bool) -> anyhow::Result<Exit> {
         Err(error) => return Err(error.into()),
     };
     if findings.is_empty() {
-        eprintln!("the configuration and every subscription are good");
+        eprintln!("the configuration and all subscriptions are valid");
         return Ok(Exit::Done);
     }
     if json {
@@ -60,7 +60,7 @@ async fn findings(config: &Config, operator: &mut Operator) -> anyhow::Result<Ve
     Ok(admin::check_subscriptions(operator.list_subscriptions(None).await?, &registry).await)
 }
 
-/// The sinks that a relay with this configuration has.
+/// The sinks of a relay with this configuration.
 pub(super) fn registry(config: &Config) -> anyhow::Result<Registry> {
     let webhook = Webhook::new(&config.egress, Secrets::new(config.secrets.folder.clone()))?;
     let mut registry = sinks::registry();
@@ -70,9 +70,11 @@ pub(super) fn registry(config: &Config) -> anyhow::Result<Registry> {
     Ok(registry)
 }
 
-/// Asks `/readyz` of the relay that has the same configuration.
+/// Requests `/readyz` of the relay with the same configuration.
 pub(super) async fn healthcheck(config: &Config) -> anyhow::Result<Exit> {
-    let Some(mut address) = config.http.listen else { bail!("http.listen is off: there is nobody to ask") };
+    let Some(mut address) = config.http.listen else {
+        bail!("http.listen is off: the relay serves no probes")
+    };
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {
             std::net::Ipv4Addr::LOCALHOST.into()
@@ -80,7 +82,7 @@ pub(super) async fn healthcheck(config: &Config) -> anyhow::Result<Exit> {
             std::net::Ipv6Addr::LOCALHOST.into()
         });
     }
-    let answer = tokio::time::timeout(PATIENCE, ask(address)).await;
+    let answer = tokio::time::timeout(PROBE, ask(address)).await;
     let answer = answer
         .with_context(|| format!("no answer from {address}"))?
         .with_context(|| format!("asking {address}"))?;
@@ -95,7 +97,7 @@ pub(super) async fn healthcheck(config: &Config) -> anyhow::Result<Exit> {
 }
 
 async fn ask(address: SocketAddr) -> std::io::Result<String> {
-    /// The longest answer read, in bytes.
+    /// Largest answer, in bytes.
     const LONGEST: u64 = 16 * 1024;
     let mut stream = TcpStream::connect(address).await?;
     stream
@@ -106,7 +108,7 @@ async fn ask(address: SocketAddr) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// Prints what a reason means, or all of them.
+/// Prints the meaning of one reason or of all.
 pub(super) fn explain(code: Option<&str>) -> anyhow::Result<()> {
     let Some(code) = code else {
         let rows: Vec<_> = Reason::ALL

@@ -1,4 +1,4 @@
-//! `dead-letters`: deliveries that were given up, and what to do with them.
+//! `dead-letters`: list, show, redrive and discard deliveries that were given up.
 
 use std::io::{BufRead, IsTerminal, stderr, stdin};
 
@@ -11,32 +11,32 @@ use super::{Misuse, moment::Moment, print};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum DeadLetters {
-    /// List them, the newest first.
+    /// List dead letters, newest first.
     List {
         #[command(flatten)]
         filter: Filter,
-        /// At most so many.
+        /// Most dead letters.
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i32).range(1..=100_000))]
         max_rows: i32,
-        /// One JSON object a line.
+        /// Print one JSON object a line.
         #[arg(long)]
         json: bool,
     },
-    /// Show one with the event's payload.
+    /// Show a dead letter with the event's payload.
     Show {
-        /// Its number.
+        /// Id of the dead letter.
         id: i64,
-        /// One JSON object on one line.
+        /// Print one JSON object on one line.
         #[arg(long)]
         json: bool,
     },
-    /// Owe them again, with fresh attempts, oldest first. Prints how many.
+    /// Retry dead letters, oldest first, with the attempt count reset. Prints how many.
     Redrive(Bulk),
-    /// Delete them for good, oldest first. Prints how many.
+    /// Delete dead letters permanently, oldest first. Prints how many.
     Discard {
         #[command(flatten)]
         bulk: Bulk,
-        /// Do not ask.
+        /// Do not ask for confirmation.
         #[arg(long)]
         yes: bool,
     },
@@ -44,16 +44,16 @@ pub(super) enum DeadLetters {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Filter {
-    /// Those of this subscription.
+    /// Only those of this subscription.
     #[arg(long, value_name = "NAME")]
     subscription: Option<String>,
-    /// Those whose topic matches, such as shop.orders.*
+    /// Only those whose topic matches this pattern, such as shop.orders.*
     #[arg(long, value_name = "PATTERN")]
     topic: Option<String>,
-    /// Those whose reason, answer or status is LIKE this, such as 5__ or %certificate%
+    /// Only those whose reason, answer or status is LIKE this, such as 5__ or %certificate%
     #[arg(long, value_name = "LIKE")]
     error_like: Option<String>,
-    /// Those given up since: an instant, or a distance such as 2h.
+    /// Only those given up since this time, or within this duration, such as 2h.
     #[arg(long, value_name = "WHEN")]
     since: Option<Moment>,
 }
@@ -62,13 +62,13 @@ pub(super) struct Filter {
 pub(super) struct Bulk {
     #[command(flatten)]
     filter: Filter,
-    /// At most so many.
+    /// Most dead letters.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(i32).range(1..=100_000))]
     max_rows: i32,
-    /// Print how many there are, and change nothing.
+    /// Print how many match, without changing anything.
     #[arg(long)]
     dry_run: bool,
-    /// One JSON object on one line.
+    /// Print one JSON object on one line.
     #[arg(long)]
     json: bool,
 }
@@ -99,15 +99,15 @@ impl DeadLetters {
                 let left = operator.count_dead_letters(&choice).await?;
                 bulk.report("redriven", redriven, left.redrivable)?;
                 if left.matching > left.redrivable {
-                    let ownerless = print::counted(left.matching - left.redrivable, "dead letter");
-                    eprintln!("{ownerless} cannot be redriven: the subscription was removed");
+                    let orphaned = print::counted(left.matching - left.redrivable, "dead letter");
+                    eprintln!("{orphaned} cannot be redriven: their subscription was removed");
                 }
             }
             Self::Discard { bulk, yes } => {
                 let asks = stdin().is_terminal() && stderr().is_terminal();
                 if !(yes || bulk.dry_run || asks) {
                     return Err(Misuse(
-                        "discard deletes for good: add --yes, or --dry-run to see how many".to_owned(),
+                        "discard deletes permanently: add --yes, or --dry-run to see how many".to_owned(),
                     )
                     .into());
                 }
@@ -156,10 +156,9 @@ impl Bulk {
             print::line(&count.to_string())?;
         }
         match (self.dry_run, left) {
-            (true, _) => eprintln!(
-                "nothing was changed; {} would be taken in all",
-                print::counted(left, "dead letter")
-            ),
+            (true, _) => {
+                eprintln!("nothing was changed; {} match in total", print::counted(left, "dead letter"))
+            }
             (false, 0) => {}
             (false, _) => eprintln!("{} left; run it again", print::counted(left, "dead letter")),
         }
@@ -203,7 +202,7 @@ async fn show(operator: &mut Operator, id: i64, json: bool) -> anyhow::Result<Ex
     if json {
         print::line(letter.get())?;
     } else {
-        // The text of each column is kept: read as a number, a long one of the payload would change.
+        // Keep the text of each column: parsing would change long numbers of the payload.
         let columns: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
             serde_json::from_str(letter.get())?;
         print::line(&serde_json::to_string_pretty(&columns)?)?;
@@ -212,7 +211,7 @@ async fn show(operator: &mut Operator, id: i64, json: bool) -> anyhow::Result<Ex
 }
 
 fn confirmed(count: i64) -> anyhow::Result<bool> {
-    eprint!("Delete {} for good? [y/N] ", print::counted(count, "dead letter"));
+    eprint!("Delete {} permanently? [y/N] ", print::counted(count, "dead letter"));
     let mut answer = String::new();
     stdin().lock().read_line(&mut answer).context("reading the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -1,11 +1,11 @@
-//! How the program ends: the table of exit codes, and what an error means to the person who started it.
+//! The table of exit codes, and the code for each error.
 
 use std::process::ExitCode;
 
 use super::{Misuse, config};
 use crate::admin;
 
-/// How the program ends. The table of exit codes; `pgoutbox --help` prints it.
+/// Exit code of the program; `pgoutbox --help` prints the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     Done = 0,
@@ -24,12 +24,12 @@ impl Exit {
         (Self::Unreachable, "the database cannot be reached"),
         (
             Self::Unfinished,
-            "the drain ran out of time or was cut short; what was in flight will be tried again",
+            "the drain ran out of time or was interrupted; deliveries in flight will be retried",
         ),
         (Self::Misconfigured, "the configuration is wrong"),
     ];
 
-    /// What an error means to whoever started the program.
+    /// The exit code for an error.
     pub(super) fn of(error: &anyhow::Error) -> Self {
         for cause in error.chain() {
             if cause.is::<Misuse>() {
@@ -43,7 +43,7 @@ impl Exit {
             if unreachable {
                 return Self::Unreachable;
             }
-            // A reader that had enough, such as `head`.
+            // The reader of a pipe has ended, such as `head`.
             if cause
                 .downcast_ref::<std::io::Error>()
                 .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
@@ -55,7 +55,7 @@ impl Exit {
     }
 }
 
-/// An error and its causes on one line. A driver that repeats its cause in its own text is not repeated here.
+/// An error and its causes on one line. A cause that the text contains already is not repeated.
 pub(super) fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string).filter(|cause| !cause.is_empty()) {
@@ -63,7 +63,7 @@ pub(super) fn chain(error: &anyhow::Error) -> String {
             text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
         }
     }
-    // Only the list of mistakes in a configuration has lines of its own.
+    // Only the list of mistakes in a configuration keeps its lines.
     if error.is::<config::Error>() {
         text
     } else {

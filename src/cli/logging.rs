@@ -1,4 +1,4 @@
-//! Where log lines go: standard error, as text for people or as JSON for machines. What is logged is said in `telemetry.rs`.
+//! Writes log lines to standard error, as text or as JSON.
 
 use std::io::{IsTerminal, stderr};
 
@@ -6,27 +6,27 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use super::config::{LogFormat, Telemetry};
 
-/// Why nothing can be logged.
+/// Why logging cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `telemetry.log` is not a filter.
     #[error("reading telemetry.log")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
-    /// Something else in this process has taken the place.
-    #[error("starting to log: {0}")]
+    /// Another logger is installed in this process.
+    #[error("starting the logger: {0}")]
     Taken(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Starts to log, once per process. Text is coloured on a terminal unless `NO_COLOR` is set.
+/// Installs the logger, once per process. Text is coloured on a terminal unless `NO_COLOR` is set.
 ///
 /// # Errors
-/// When the filter cannot be read, or something else logs already.
+/// When the filter is invalid, or another logger is installed.
 pub fn init(settings: &Telemetry) -> Result<(), Error> {
     let filter = filter(&settings.log)?;
     let terminal = stderr().is_terminal();
     let lines = fmt().with_env_filter(filter).with_writer(stderr);
     match settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json }) {
-        // On a terminal the default stands, which honours NO_COLOR.
+        // On a terminal the default applies, which honours NO_COLOR.
         LogFormat::Text if terminal => lines.try_init(),
         LogFormat::Text => lines.with_ansi(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).try_init(),
@@ -34,10 +34,10 @@ pub fn init(settings: &Telemetry) -> Result<(), Error> {
     .map_err(Error::Taken)
 }
 
-/// What is let through. The libraries of brokers log the failures which their sinks report, and that of AMQP the payload of a
-/// message that comes back: that one is silent whatever the words say.
-fn filter(words: &str) -> Result<EnvFilter, Error> {
-    let filter = EnvFilter::try_new(format!("async_nats=off,{words}"))?;
+/// The log filter. Client libraries log failures that sinks report too. The AMQP library logs the payload of
+/// returned messages, so it is always off.
+fn filter(directives: &str) -> Result<EnvFilter, Error> {
+    let filter = EnvFilter::try_new(format!("async_nats=off,{directives}"))?;
     Ok(filter.add_directive("lapin=off".parse()?).add_directive("lapin::returned_messages=off".parse()?))
 }
 
@@ -66,17 +66,19 @@ mod tests {
 
     #[test]
     fn the_amqp_library_logs_nothing_whatever_the_filter_says() {
-        for words in ["trace", "info", "info,lapin=trace", "lapin::returned_messages=trace,info"] {
+        for directives in ["trace", "info", "info,lapin=trace", "lapin::returned_messages=trace,info"] {
             let written = Written::default();
             let writer = written.clone();
-            let subscriber =
-                fmt().with_env_filter(filter(words).unwrap()).with_writer(move || writer.clone()).finish();
+            let subscriber = fmt()
+                .with_env_filter(filter(directives).unwrap())
+                .with_writer(move || writer.clone())
+                .finish();
             tracing::subscriber::with_default(subscriber, || {
-                tracing::warn!(target: "lapin::returned_messages", payload = "secret", "Server returned us a message");
-                tracing::warn!(target: "pgoutbox", "heard");
+                tracing::warn!(target: "lapin::returned_messages", payload = "secret", "message returned");
+                tracing::warn!(target: "pgoutbox", "logged");
             });
             let written = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
-            assert!(written.contains("heard") && !written.contains("secret"), "{words}: {written}");
+            assert!(written.contains("logged") && !written.contains("secret"), "{directives}: {written}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The command line: one variant per command, one file per group of commands. Each calls the library and prints.
-//! Data goes to standard output, talk to standard error.
+//! The command line: one variant for each command, one file for each group. Each calls the library and
+//! prints: data to standard output, messages to standard error.
 
 mod apply;
 mod bench;
@@ -26,12 +26,12 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::exit::Exit;
 
-/// Wrong usage that only shows after the arguments were parsed.
+/// Wrong usage that is found after the arguments were parsed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Misuse(String);
 
-/// Transactional outbox for PostgreSQL: commit events with your data, have them delivered.
+/// Transactional outbox for PostgreSQL: commits events with your data and delivers them.
 #[derive(Debug, Parser)]
 #[command(
     name = "pgoutbox",
@@ -41,10 +41,11 @@ pub(crate) struct Misuse(String);
     arg_required_else_help = true
 )]
 pub(crate) struct Arguments {
-    /// Configuration file [default: pgoutbox.toml, when it exists].
+    /// Configuration file [default: pgoutbox.toml, if it exists].
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address of the database; wins over `DATABASE_URL`. Others on this machine can see arguments: prefer env:NAME or file:/path.
+    /// Address of the database; overrides `DATABASE_URL`. Other users can see arguments: prefer env:NAME
+    /// or file:/path.
     #[arg(long, global = true, value_name = "URL")]
     database_url: Option<String>,
     #[command(subcommand)]
@@ -53,68 +54,69 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show everything at work: a private PostgreSQL, a shop that sells, receivers that fail now and then.
+    /// Run a demo: a private PostgreSQL, a shop that publishes orders, and receivers that fail now and
+    /// then.
     Demo {
-        /// End after one round instead of at Ctrl-C.
+        /// Play one round, check it, and end.
         #[arg(long)]
         once: bool,
     },
     /// Create or update the schema `outbox`.
     Migrate(run::Migrate),
-    /// Deliver events until SIGTERM or SIGINT; a second signal stops at once.
+    /// Deliver events until SIGTERM or SIGINT; a second signal stops without draining.
     Run {
-        /// Migrate first.
+        /// Migrate before starting.
         #[arg(long)]
         migrate: bool,
     },
-    /// Check the configuration and, when the database answers, every subscription.
+    /// Check the configuration and, if the database answers, all subscriptions.
     Check {
-        /// One JSON object a line.
+        /// Print one JSON object a line.
         #[arg(long)]
         json: bool,
     },
-    /// How each subscription stands.
+    /// Show backlog, failures and state of each subscription.
     Status {
-        /// One JSON object a line.
+        /// Print one JSON object a line.
         #[arg(long)]
         json: bool,
     },
     /// Publish one event and print its id.
     Publish(publish::Publish),
-    /// What a database needs that receives events from the sink postgres, or wants to recognise repeats.
+    /// Print SQL for a database that receives events from the sink postgres or detects duplicates.
     Inbox {
-        /// Print it as SQL, to be run there.
+        /// Print SQL to run in the receiving database.
         #[arg(long, required = true)]
         sql: bool,
     },
-    /// Receive webhooks on this machine: verifies signatures, and can misbehave.
+    /// Receive and print webhooks on this machine; can verify signatures, fail and delay.
     Receive(receive::Receive),
-    /// List, show, test, pause, resume and remove subscriptions. They are created with outbox.subscribe(…) in SQL.
+    /// List, show, test, export, apply, pause, resume and remove subscriptions.
     #[command(subcommand)]
     Subscriptions(subscriptions::Subscriptions),
-    /// List, write and check event types: what payloads look like, by topic and version.
+    /// List, write and check event types: schemas of payloads by topic and version.
     #[command(subcommand)]
     Types(types::EventTypes),
-    /// List, show, redrive and discard deliveries that were given up.
+    /// List, show, redrive and discard dead letters: deliveries that were given up.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
-    /// Measure how fast this machine delivers: each figure beside its floor, on a private PostgreSQL.
+    /// Measure how fast this machine delivers, on a private PostgreSQL, each figure with its floor.
     Bench(bench::Bench),
-    /// Ask a running relay whether it is ready: exit code 0 or 1, for container probes.
+    /// Check that a running relay is ready, for container probes: exit code 0 or 1.
     Healthcheck,
-    /// What a reason such as `timeout` means; without a code, all of them.
+    /// Explain a reason such as `timeout`, or all reasons.
     Explain {
-        /// The code, as in dead letters, attempts and metrics.
+        /// Code of the reason, as in dead letters, attempts and metrics.
         code: Option<String>,
     },
     /// Print completions for a shell.
     Completions {
-        /// Which shell.
+        /// Name of the shell.
         shell: clap_complete::Shell,
     },
 }
 
-/// Does what the arguments say, the program's name first. Returns the exit code of the process.
+/// Runs the command line, including the program's name. Returns the exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = match parse(arguments) {
         Ok(arguments) => arguments,
@@ -131,7 +133,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let ended = runtime.block_on(execute(arguments));
-    // After a second signal there may be attempts in flight: they are not waited for.
+    // Do not wait for attempts that a second signal left in flight.
     runtime.shutdown_background();
     ended
         .unwrap_or_else(|error| {
@@ -144,15 +146,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .into()
 }
 
-/// What was typed.
+/// Parses the arguments.
 ///
 /// # Errors
-/// Also for `--help` and `--version`, as clap has it.
+/// Also for `--help` and `--version`, which clap reports as errors.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, clap::Error> {
     Arguments::from_arg_matches(&command().try_get_matches_from(arguments)?)
 }
 
-/// Does what was asked.
+/// Executes the command.
 pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     let sources = || {
         let mut sources = Sources::of_process(arguments.config.clone());

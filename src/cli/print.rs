@@ -1,22 +1,23 @@
-//! Standard output: tables for people, one JSON object a line for programs. The only file that writes there.
+//! Writes to standard output: tables for people, one JSON object a line for programs. No other file writes
+//! there.
 
 use std::io::{self, Write, stdout};
 
 use serde::Serialize;
 
-/// Text as it is.
+/// Prints a text unchanged.
 pub(super) fn raw(text: &str) -> io::Result<()> {
     let mut out = stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
 }
 
-/// One line.
+/// Prints a line.
 pub(super) fn line(text: &str) -> io::Result<()> {
     raw(&format!("{text}\n"))
 }
 
-/// One JSON object a line.
+/// Prints one JSON object a line.
 pub(super) fn json<T: Serialize>(rows: impl IntoIterator<Item = T>) -> io::Result<()> {
     let mut text = String::new();
     for row in rows {
@@ -26,13 +27,14 @@ pub(super) fn json<T: Serialize>(rows: impl IntoIterator<Item = T>) -> io::Resul
     raw(&text)
 }
 
-/// Columns under their names; nothing at all when there is no row.
+/// Prints a table with names of columns; nothing if there are no rows.
 pub(super) fn table<const N: usize>(names: [&str; N], rows: &[[String; N]]) -> io::Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
-    // Values were written by others: a control character must not reach the terminal, and each row stays one line.
-    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| harmless(cell))).collect();
+    // Values come from users: control characters must not reach the terminal, and each row must stay one
+    // line.
+    let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| escaped(cell))).collect();
     let mut widths = names.map(|name| name.chars().count());
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -48,13 +50,13 @@ pub(super) fn table<const N: usize>(names: [&str; N], rows: &[[String; N]]) -> i
     raw(&text)
 }
 
-pub(super) fn harmless(cell: &str) -> String {
+pub(super) fn escaped(cell: &str) -> String {
     cell.chars()
         .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
         .collect()
 }
 
-/// `one thing`, `2 things`.
+/// A count with its noun: `1 event`, `2 events`.
 pub(super) fn counted(count: i64, one: &str) -> String {
     format!("{count} {one}{}", if count == 1 { "" } else { "s" })
 }
@@ -63,6 +65,6 @@ pub(super) fn counted(count: i64, one: &str) -> String {
 mod tests {
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(super::harmless("a\u{1b}[31m\nbé"), "a\\u{1b}[31m\\nbé");
+        assert_eq!(super::escaped("a\u{1b}[31m\nbé"), "a\\u{1b}[31m\\nbé");
     }
 }

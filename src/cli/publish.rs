@@ -1,4 +1,4 @@
-//! `publish`: one event, committed on its own. Applications do this inside their own transactions.
+//! `publish`: publishes one event in its own transaction.
 
 use std::io::Read;
 
@@ -9,32 +9,32 @@ use uuid::Uuid;
 
 use super::{Misuse, moment::Moment, print};
 
-/// The longest payload read from standard input, in bytes; the database takes 256 KiB.
+/// Largest payload read from standard input, in bytes; the database accepts 256 KiB.
 const LONGEST: u64 = 1 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Publish {
     /// Dotted name, such as shop.orders.create.
     topic: String,
-    /// JSON, at most 256 KiB; - reads it from standard input.
+    /// Payload: JSON of at most 256 KiB; - reads it from standard input.
     #[arg(default_value = "{}", allow_hyphen_values = true)]
     payload: String,
-    /// What the event is about, such as the number of an order.
+    /// Identifies what the event is about, such as the id of an order.
     #[arg(long)]
     key: Option<String>,
-    /// The tenant.
+    /// Tenant of the event.
     #[arg(long)]
     organization: Option<String>,
-    /// A header; may be repeated.
+    /// Header; may be repeated.
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
-    /// Publishing the same id twice is one event.
+    /// Id of the event; publishing the same id twice is one event.
     #[arg(long, value_name = "UUID")]
     id: Option<Uuid>,
-    /// 0 to 1000; in a backlog each point is worth a minute of waiting.
+    /// Priority from 0 to 1000; in a backlog each point counts as one minute of waiting.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=1000))]
     priority: i32,
-    /// Not to be delivered before: an instant, or a distance such as 10m.
+    /// Earliest delivery: a time, or a duration such as 10m.
     #[arg(long, value_name = "WHEN")]
     deliver_after: Option<Moment>,
 }
@@ -45,7 +45,7 @@ impl Publish {
         connect: impl AsyncFnOnce() -> anyhow::Result<Operator>,
     ) -> anyhow::Result<()> {
         let payload = RawValue::from_string(self.payload()?).map_err(|error| {
-            Misuse(format!("the payload is not JSON: {error}; a text needs its quotes: '\"text\"'"))
+            Misuse(format!("the payload is not JSON: {error}; a string needs quotes: '\"text\"'"))
         })?;
         let mut operator = connect().await?;
         let mut draft =
@@ -60,7 +60,7 @@ impl Publish {
             draft = draft.id(id);
         }
         if let Some(moment) = self.deliver_after {
-            draft = draft.deliver_after(moment.to_come(&mut operator).await?);
+            draft = draft.deliver_after(moment.future(&mut operator).await?);
         }
         for (name, value) in self.headers {
             draft = draft.header(name, value);

@@ -1,4 +1,4 @@
-//! `receive`: a receiver on this machine, for trying things out.
+//! `receive`: a webhook receiver on this machine, for trying things out.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -15,24 +15,24 @@ use tokio_util::sync::CancellationToken;
 use super::exit::Exit;
 use super::{Misuse, print, run::Signals};
 
-/// Requests that may wait to be printed.
-const SHOWN_AT_ONCE: usize = 64;
+/// Most requests that wait to be printed.
+const PRINT_QUEUE: usize = 64;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Receive {
-    /// Port on 127.0.0.1; 0 chooses a free one.
+    /// Port on 127.0.0.1; 0 selects a free one.
     #[arg(long, default_value_t = 7412)]
     port: u16,
-    /// Share of deliveries answered with 500, 0 to 1.
+    /// Share of requests answered with 500, 0 to 1.
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     fail: f64,
     /// Verify signatures with the secret at env:NAME or file:/path.
     #[arg(long, value_name = "REF")]
     secret: Option<String>,
-    /// Wait so long before each answer.
+    /// Delay before each answer.
     #[arg(long, default_value = "0s", value_parser = duration::parse)]
     delay: Duration,
-    /// One JSON object a line.
+    /// Print one JSON object a line.
     #[arg(long)]
     json: bool,
 }
@@ -46,7 +46,7 @@ impl Receive {
             }
             Some(_) => {
                 return Err(Misuse(
-                    "--secret takes a reference, env:NAME or file:/path, never the secret itself".to_owned(),
+                    "--secret must be a reference, env:NAME or file:/path, not the secret itself".to_owned(),
                 )
                 .into());
             }
@@ -57,7 +57,7 @@ impl Receive {
             .map(Key::parse)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|problem| Misuse(format!("--secret: {problem}")))?;
-        let (sender, received) = mpsc::channel(SHOWN_AT_ONCE);
+        let (sender, received) = mpsc::channel(PRINT_QUEUE);
         let options = Options {
             fail_rate: self.fail,
             delay: self.delay,
@@ -72,7 +72,7 @@ impl Receive {
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
         let receiving = async {
-            // Both end: the receiver drops its end of the channel when it has drained.
+            // The receiver closes the channel when it has drained, which ends printing too.
             let (served, shown) = tokio::join!(receiver.run(stop), show(received, self.json));
             served.context("receiving")?;
             shown
@@ -92,18 +92,24 @@ impl Receive {
     }
 }
 
-/// Prints each request as it comes.
+/// Prints each request.
 async fn show(mut received: mpsc::Receiver<Received>, json: bool) -> anyhow::Result<()> {
     while let Some(got) = received.recv().await {
         let (id, topic) = (got.id.unwrap_or_default(), got.topic.unwrap_or_default());
         if json {
-            let line = serde_json::json!({ "id": id, "topic": topic, "answered": got.answered, "verified": got.verified, "body": got.body });
+            let line = serde_json::json!({
+                "id": id,
+                "topic": topic,
+                "answered": got.answered,
+                "verified": got.verified,
+                "body": got.body,
+            });
             print::line(&line.to_string())?;
         } else {
             let signature = match got.verified {
                 None => "",
-                Some(true) => "  signature good",
-                Some(false) => "  signature BAD",
+                Some(true) => "  signature valid",
+                Some(false) => "  signature INVALID",
             };
             print::line(&format!("{}  {id}  {topic}{signature}  {}", got.answered, got.body))?;
         }

@@ -1,4 +1,4 @@
-//! `run` and `migrate`: the relay as a process. The first SIGTERM or SIGINT drains, a second one stops at once.
+//! `run` and `migrate`. The first SIGTERM or SIGINT drains; a second one stops without draining.
 
 use std::time::Duration;
 
@@ -22,12 +22,12 @@ use tokio_util::sync::CancellationToken;
 use super::exit::Exit;
 use super::print;
 
-/// How long the relay waits for a connection of its pool before it counts the database as out of reach.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Timeout of getting a connection from the pool.
+const ACQUIRE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Migrate {
-    /// Print what would be applied, and change nothing.
+    /// Print the pending migrations without applying them.
     #[arg(long, conflicts_with = "sql")]
     dry_run: bool,
     /// Print all migrations as SQL, for another migration runner. Needs no database.
@@ -49,14 +49,14 @@ impl Migrate {
         }
         match (names.len(), self.dry_run) {
             (0, _) => eprintln!("the schema outbox is up to date"),
-            (_, true) => eprintln!("would be applied; nothing was changed"),
+            (_, true) => eprintln!("pending; nothing was changed"),
             (_, false) => eprintln!("applied; the schema outbox is up to date"),
         }
         Ok(())
     }
 }
 
-/// Runs until a signal, and drains.
+/// Runs a relay until a signal, then drains.
 pub(super) async fn run(config: &Config, migrate_first: bool) -> anyhow::Result<Exit> {
     logging::init(&config.telemetry)?;
     let mut signals = Signals::new()?;
@@ -67,11 +67,12 @@ pub(super) async fn run(config: &Config, migrate_first: bool) -> anyhow::Result<
         ended = &mut work => return ended,
         () = signals.next() => drain.cancel(),
     }
-    tracing::info!(deadline = %crate::delivery::duration::format(config.relay.drain), "draining; a second signal stops at once");
+    let deadline = crate::delivery::duration::format(config.relay.drain);
+    tracing::info!(%deadline, "draining; a second signal stops at once");
     tokio::select! {
         ended = &mut work => ended,
         () = signals.next() => {
-            tracing::warn!("stopped by a second signal; what was in flight is tried again when its lease ends");
+            tracing::warn!("stopped by a second signal; deliveries in flight are retried when their lease ends");
             Ok(Exit::Unfinished)
         }
     }
@@ -79,9 +80,9 @@ pub(super) async fn run(config: &Config, migrate_first: bool) -> anyhow::Result<
 
 async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) -> anyhow::Result<Exit> {
     for warning in config.warnings() {
-        tracing::warn!(warning, "the configuration may surprise");
+        tracing::warn!(warning, "configuration warning");
     }
-    // Before anything else: a second relay on the same address must not begin to work.
+    // Listen first: a second relay on the same address must not start to work.
     let listener = match config.http.listen {
         Some(address) => Some(
             TcpListener::bind(address)
@@ -99,7 +100,7 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
         }
         let pool = PgPoolOptions::new()
             .max_connections(config.database.pool_size)
-            .acquire_timeout(PATIENCE)
+            .acquire_timeout(ACQUIRE)
             .connect_lazy_with(options);
         let mut builder = Relay::builder(pool)
             .settings(config.relay.clone())
@@ -137,7 +138,7 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
         closed.cancel();
         drained
     };
-    // Both to their ends: probes are answered while the relay drains.
+    // Wait for both: probes are answered while the relay drains.
     let (drained, served) = tokio::join!(relaying, serving);
     served.context("serving http")?;
     let drained = drained?;
@@ -147,12 +148,12 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
     }
     tracing::warn!(
         left = drained.left,
-        "the drain ran out of time; what it cut off was given back and will be tried again"
+        "the drain ran out of time; unfinished deliveries were released and will be retried"
     );
     Ok(Exit::Unfinished)
 }
 
-/// SIGTERM and SIGINT.
+/// Receives SIGTERM and SIGINT.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,

@@ -1,4 +1,4 @@
-//! `status`: how each subscription stands, those in trouble first.
+//! `status`: one row for each subscription, those with problems first.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) async fn status(operator: &mut Operator, json: bool) -> anyhow::Resul
     }
     let relays = operator.list_relays().await?;
     if relays.is_empty() {
-        eprintln!("no relay has reported within the last minute: start one with `pgoutbox run`");
+        eprintln!("no relay has reported in the last minute; start one with `pgoutbox run`");
     }
     for relay in relays {
         eprintln!(
@@ -25,7 +25,7 @@ pub(super) async fn status(operator: &mut Operator, json: bool) -> anyhow::Resul
         );
     }
     if rows.is_empty() {
-        eprintln!("no subscriptions yet: create one with outbox.subscribe(…)");
+        eprintln!("no subscriptions yet; create one with outbox.subscribe(…)");
     }
     let names = [
         "SUBSCRIPTION",
@@ -43,7 +43,7 @@ pub(super) async fn status(operator: &mut Operator, json: bool) -> anyhow::Resul
 }
 
 fn cells(row: &Status) -> [String; 10] {
-    // Whole seconds: nobody reads milliseconds of an age.
+    // Round to whole seconds.
     let oldest =
         row.oldest_age_seconds.map(|seconds| duration::format(Duration::from_secs(seconds.max(0.0) as u64)));
     [

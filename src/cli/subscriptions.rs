@@ -1,4 +1,4 @@
-//! `subscriptions`: who wants what, and whether it is sent.
+//! `subscriptions`: list, show, pause, resume and remove subscriptions.
 
 use crate::{
     cli::config::{self, Config},
@@ -11,39 +11,40 @@ use super::{apply, print, trial};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Subscriptions {
-    /// List all of them.
+    /// List all subscriptions.
     List {
-        /// One JSON object a line.
+        /// Print one JSON object a line.
         #[arg(long)]
         json: bool,
     },
-    /// Show one as it was written.
+    /// Show all fields of a subscription.
     Show {
-        /// Its name.
+        /// Name of the subscription.
         name: String,
-        /// One JSON object on one line.
+        /// Print one JSON object on one line.
         #[arg(long)]
         json: bool,
     },
-    /// Try one, or a draft of one, on events of the log: which it wants, which condition keeps the others, and what it is sent.
+    /// Try a subscription or a draft on past events: which match, which condition excludes the others,
+    /// what is sent.
     Test(trial::Test),
-    /// Print SQL that makes all of them again, except handlers of programs.
+    /// Print SQL that creates all subscriptions, except handlers of programs.
     Export,
-    /// Create and change subscriptions as a file says, in one transaction, and show what changes.
+    /// Create and change subscriptions from a file in one transaction, and show the changes.
     Apply(apply::Apply),
-    /// Stop sending; events go on being recorded as owed.
+    /// Stop sending; new deliveries are still recorded.
     Pause(Named),
-    /// Send again after a pause, after the destination answered 410, or after it was disabled.
+    /// Send again after a pause, a 410 of the destination, or disabling.
     Resume(Named),
-    /// Delete it and what it is still owed. Its dead letters stay.
+    /// Delete a subscription with its pending deliveries; dead letters stay.
     Remove(Named),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Named {
-    /// Its name.
+    /// Name of the subscription.
     name: String,
-    /// One JSON object on one line.
+    /// Print one JSON object on one line.
     #[arg(long)]
     json: bool,
 }
@@ -73,7 +74,7 @@ impl Subscriptions {
             }
             Self::Pause(named) => {
                 let changed = operator.pause_subscription(&named.name).await?;
-                named.report(changed, "paused", "was paused already")?;
+                named.report(changed, "paused", "was already paused")?;
             }
             Self::Resume(named) => {
                 let changed = operator.resume_subscription(&named.name).await?;
@@ -101,7 +102,7 @@ impl Named {
 }
 
 fn missing(name: &str) -> Exit {
-    eprintln!("pgoutbox: no subscription is named {name:?}; `pgoutbox subscriptions list` lists them");
+    eprintln!("pgoutbox: there is no subscription {name:?}; `pgoutbox subscriptions list` lists all");
     Exit::Failed
 }
 
@@ -110,7 +111,7 @@ fn list(rows: &[SubscriptionRow], json: bool) -> anyhow::Result<()> {
         return Ok(print::json(rows.iter().map(object))?);
     }
     if rows.is_empty() {
-        eprintln!("no subscriptions yet: create one with outbox.subscribe(…)");
+        eprintln!("no subscriptions yet; create one with outbox.subscribe(…)");
     }
     let cells = |row: &SubscriptionRow| {
         let state =
@@ -131,7 +132,7 @@ fn list(rows: &[SubscriptionRow], json: bool) -> anyhow::Result<()> {
     )?)
 }
 
-/// The columns of the table, under their names.
+/// The columns of the row as JSON.
 fn object(row: &SubscriptionRow) -> Value {
     json!({
         "id": row.id,

@@ -1,4 +1,4 @@
-//! `subscriptions test`: what a subscription, or a draft of one, makes of events that really were. Sends and changes nothing.
+//! `subscriptions test`: tries a subscription, or a draft of one, on past events. Sends and changes nothing.
 
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -24,40 +24,42 @@ use crate::{
     subscription::Subscription,
 };
 
-/// The longest file with an event, in bytes.
+/// Largest file with an event, in bytes.
 const LONGEST: u64 = 1 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Test {
-    /// The subscription; without it, a draft: a webhook for every topic, unless the options below say otherwise.
+    /// Name of a subscription; without it, a draft: a webhook for every topic, changed by the options
+    /// below.
     name: Option<String>,
-    /// Topic patterns, in place of its own; may be repeated.
+    /// Replace the topic patterns; may be repeated.
     #[arg(long, value_name = "PATTERN")]
     topics: Vec<String>,
-    /// What the payload must contain, in place of its own.
+    /// Replace the JSON that the payload must contain.
     #[arg(long = "match", value_name = "JSON")]
     matching: Option<String>,
-    /// A CEL expression, in place of its own.
+    /// Replace the filter.
     #[arg(long, value_name = "CEL")]
     filter: Option<String>,
-    /// A CEL expression, in place of its own.
+    /// Replace the transform.
     #[arg(long, value_name = "CEL")]
     transform: Option<String>,
-    /// An event from a file, as one JSON object: {"topic": …, "payload": …, "key": …}; - reads standard input.
+    /// Read an event from a file with one JSON object: {"topic": …, "payload": …, "key": …}; - is
+    /// standard input.
     #[arg(long, value_name = "FILE", conflicts_with = "last")]
     event: Option<PathBuf>,
-    /// Number of newest events of the log that it is tried on.
+    /// Number of recent events.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i64).range(1..=1000))]
     last: i64,
-    /// One JSON object a line.
+    /// Print one JSON object a line.
     #[arg(long)]
     json: bool,
 }
 
-/// An event as a person writes it.
+/// An event in a file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct EventFile {
     topic: String,
     payload: Box<RawValue>,
     key: Option<String>,
@@ -83,7 +85,7 @@ impl Test {
         };
         let sinks = match &config {
             Some(config) => check::registry(config)?,
-            // Nothing is connected to: the address only has to be one.
+            // Nothing connects: any valid address will do.
             None => check::registry(&Config::new("postgres:///".into()))?,
         };
         let row = match (&self.name, &mut operator) {
@@ -91,16 +93,17 @@ impl Test {
                 Some(row) => row,
                 None => {
                     eprintln!(
-                        "pgoutbox: no subscription is named {name:?}; `pgoutbox subscriptions list` lists them"
+                        "pgoutbox: there is no subscription {name:?}; `pgoutbox subscriptions list` lists all"
                     );
                     return Ok(Exit::Failed);
                 }
             },
             _ => draft(),
         };
-        let (subscription, problem) = Subscription::bind(self.over(row), &sinks);
+        let (subscription, problem) = Subscription::bind(self.with_options(row), &sinks);
         if let Some(problem) = problem {
-            // Without secrets or a way to the destination there is still something to see; without an expression there is not.
+            // A problem of secrets or destination still allows a trial; an invalid expression
+            // does not.
             let is_about_events =
                 ["topics", "match", "filter", "transform"].iter().any(|field| problem.starts_with(field));
             if is_about_events {
@@ -115,7 +118,7 @@ impl Test {
             (None, None) => Vec::new(),
         };
         if events.is_empty() {
-            eprintln!("the log is empty: publish an event, or give one with --event FILE");
+            eprintln!("the log is empty; publish an event, or pass one with --event FILE");
         }
         let types = match &mut operator {
             Some(operator) => operator.list_event_types().await?,
@@ -129,7 +132,7 @@ impl Test {
         Ok(if all_good { Exit::Done } else { Exit::Failed })
     }
 
-    fn over(&self, mut row: SubscriptionRow) -> SubscriptionRow {
+    fn with_options(&self, mut row: SubscriptionRow) -> SubscriptionRow {
         if !self.topics.is_empty() {
             row.topics.clone_from(&self.topics);
         }
@@ -139,20 +142,20 @@ impl Test {
         row
     }
 
-    /// Prints what becomes of one event. Returns whether everything could be evaluated.
+    /// Prints the result for one event. Returns whether everything could be evaluated.
     fn show(&self, trial: &Trial) -> anyhow::Result<bool> {
         if self.json {
             print::json([trial])?;
             return Ok(trial.error.is_none());
         }
-        let (word, more) = match (&trial.error, &trial.condition, &trial.part) {
+        let (answer, more) = match (&trial.error, &trial.condition, &trial.part) {
             (Some(why), ..) => ("error", why.clone()),
             (None, Some(condition), Some(part)) => ("no", format!("{condition}: {part}")),
             (None, Some(condition), None) => ("no", condition.clone()),
             (None, None, _) => ("yes", trial.body.clone().unwrap_or_default()),
         };
-        let (topic, more) = (print::harmless(&trial.topic), print::harmless(&more));
-        print::line(&format!("{word:<5}  {}  {topic}  {more}", trial.event))?;
+        let (topic, more) = (print::escaped(&trial.topic), print::escaped(&more));
+        print::line(&format!("{answer:<5}  {}  {topic}  {more}", trial.event))?;
         Ok(trial.error.is_none())
     }
 }
@@ -172,9 +175,9 @@ fn read(path: &PathBuf) -> anyhow::Result<Event> {
     };
     file.take(LONGEST + 1).read_to_string(&mut text).with_context(reading)?;
     if text.len() as u64 > LONGEST {
-        bail!("{}: it is larger than 1 MiB", reading());
+        bail!("{}: larger than 1 MiB", reading());
     }
-    let written: Written = serde_json::from_str(&text).map_err(|error| {
+    let written: EventFile = serde_json::from_str(&text).map_err(|error| {
         Misuse(format!(
             "{}: {error}; an event is {{\"topic\": \"shop.orders.create\", \"payload\": {{}}}}",
             reading()

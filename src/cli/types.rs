@@ -1,4 +1,4 @@
-//! `types`: what payloads look like, and whether those of the log do.
+//! `types`: lists and writes event types, and checks past events against them.
 
 use std::{io::Read as _, path::PathBuf, sync::Arc};
 
@@ -18,35 +18,35 @@ use super::{Misuse, print};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum EventTypes {
-    /// List all of them.
+    /// List all event types.
     List {
-        /// One JSON object a line.
+        /// Print one JSON object a line.
         #[arg(long)]
         json: bool,
     },
-    /// Write one; its schema and upcast are tried first, here.
+    /// Create or change an event type, after checking its schema and upcast.
     Add(Add),
-    /// Try all types, and the last events of the log against them: exit code 1 when anything does not fit.
+    /// Check all event types, and recent events against them; exit code 1 if anything does not fit.
     Check(Check),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Add {
-    /// A topic pattern, such as shop.orders.*
+    /// Topic pattern, such as shop.orders.*
     topic: String,
-    /// Of the payload; an event without one has version 1.
+    /// Schema version; events without one have version 1.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
     version: i32,
-    /// A file with a JSON Schema; - reads standard input. Without it anything fits.
+    /// File with a JSON Schema; - reads standard input. Without it every payload fits.
     #[arg(long, value_name = "FILE")]
     schema: Option<PathBuf>,
-    /// What becomes of an event that does not fit: a dead letter, or it is delivered and counted.
+    /// For events that do not fit: reject makes dead letters, warn delivers and counts them.
     #[arg(long, default_value = "reject", value_parser = ["reject", "warn"])]
     mode: String,
-    /// For people.
+    /// Description for people.
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// A CEL expression whose value is the payload of the next version.
+    /// CEL expression that makes the payload of the next version.
     #[arg(long, value_name = "CEL")]
     upcast: Option<String>,
 }
@@ -55,10 +55,10 @@ pub(super) struct Add {
 pub(super) struct Check {
     /// Only events whose topic matches this pattern.
     topic: Option<String>,
-    /// Number of newest events of the log that are looked at.
+    /// Number of recent events.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i64).range(1..=1000))]
     last: i64,
-    /// One JSON object a line.
+    /// Print one JSON object a line.
     #[arg(long)]
     json: bool,
 }
@@ -104,10 +104,10 @@ fn read(path: &PathBuf) -> anyhow::Result<String> {
         Box::new(std::fs::File::open(path).with_context(reading)?)
     };
     let mut text = String::new();
-    // Spaces do not count: PostgreSQL leaves them out.
+    // Read more than the limit: PostgreSQL removes spaces before it applies the limit.
     file.take(4 * LARGEST as u64 + 1).read_to_string(&mut text).with_context(reading)?;
     if text.len() > 4 * LARGEST {
-        bail!("{}: it is larger than 256 KiB", reading());
+        bail!("{}: larger than 256 KiB", reading());
     }
     let value: Value =
         serde_json::from_str(&text).map_err(|error| Misuse(format!("{}: {error}", reading())))?;
@@ -119,7 +119,7 @@ fn list(rows: &[Row], json: bool) -> anyhow::Result<()> {
         return Ok(print::json(rows.iter().map(object))?);
     }
     if rows.is_empty() {
-        eprintln!("no event types yet: write one with `pgoutbox types add` or outbox.event_type(…)");
+        eprintln!("no event types yet; write one with `pgoutbox types add` or outbox.event_type(…)");
     }
     let cells = |row: &Row| {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
@@ -136,7 +136,7 @@ fn list(rows: &[Row], json: bool) -> anyhow::Result<()> {
     Ok(print::table(names, &rows.iter().map(cells).collect::<Vec<_>>())?)
 }
 
-/// The columns of the table, under their names.
+/// The columns of the row as JSON.
 fn object(row: &Row) -> Value {
     json!({
         "id": row.id,
@@ -169,7 +169,7 @@ impl Check {
         for one in &all {
             if let Some(problem) = one.problem() {
                 failures += 1;
-                self.tell(
+                self.report(
                     "type",
                     None,
                     &format!("event type {} version {}: {problem}", one.row.topic, one.row.version),
@@ -177,23 +177,23 @@ impl Check {
             }
         }
         let types = Types::new(all);
-        let mut looked_at = 0;
+        let mut checked = 0;
         for event in operator.recent_events(self.last).await? {
             if pattern.as_ref().is_none_or(|pattern| pattern.matches(&event.topic)) {
-                looked_at += 1;
+                checked += 1;
                 failures += self.check(&types, event)?;
             }
         }
         eprintln!(
             "{}, {}, {}",
             counted(types.iter().count(), "event type"),
-            counted(looked_at, "event"),
+            counted(checked, "event"),
             counted(failures, "failure")
         );
         Ok(if failures == 0 { Exit::Done } else { Exit::Failed })
     }
 
-    /// As it is, and upcast as far as there is a way. Returns how much of it failed.
+    /// Checks an event as it is, and upcast to the newest version. Returns the number of failures.
     fn check(&self, types: &Types, event: Event) -> anyhow::Result<usize> {
         let newest = types.newest(&event);
         let wanted = (newest != types::version(&event)).then_some(newest);
@@ -201,25 +201,25 @@ impl Check {
         let mut warnings = Vec::new();
         let refused = types.prepare(&event, wanted, &mut warnings).err();
         let mut failures = 0;
-        // That a type cannot be used was said once.
+        // Invalid types were reported once already.
         for warning in warnings.into_iter().filter(|warning| warning.cause != types::Cause::InvalidType) {
             failures += 1;
-            self.tell("warn", Some(&event), &warning.why)?;
+            self.report("warn", Some(&event), &warning.why)?;
         }
         if let Some(refusal) = refused {
             failures += 1;
-            self.tell(refusal.kind.code(), Some(&event), &refusal.why)?;
+            self.report(refusal.kind.code(), Some(&event), &refusal.why)?;
         }
         Ok(failures)
     }
 
-    fn tell(&self, what: &str, event: Option<&Event>, why: &str) -> anyhow::Result<()> {
+    fn report(&self, what: &str, event: Option<&Event>, why: &str) -> anyhow::Result<()> {
         if self.json {
             let (id, topic) = (event.map(|event| event.id), event.map(|event| &event.topic));
             return Ok(print::json([json!({ "failure": what, "event": id, "topic": topic, "why": why })])?);
         }
         let event = event.map(|event| format!("{}  {}  ", event.id, event.topic)).unwrap_or_default();
-        Ok(print::line(&format!("{what:<15}  {}", print::harmless(&format!("{event}{why}"))))?)
+        Ok(print::line(&format!("{what:<15}  {}", print::escaped(&format!("{event}{why}"))))?)
     }
 }
 

@@ -1,6 +1,6 @@
-//! The one typed configuration. Defaults < `pgoutbox.toml` < `DATABASE_URL` < `PGOUTBOX__SECTION__KEY` < flags.
-//! Unknown keys are errors; all mistakes are reported at once, each with its origin. What leaves this file is parsed.
-//! Its manual is `default.toml`. Nothing else reads the environment, except secrets.
+//! The typed configuration. Defaults < `pgoutbox.toml` < `DATABASE_URL` < `PGOUTBOX__SECTION__KEY` < flags.
+//! Unknown keys are errors. All mistakes are reported at once, each with its origin. The manual is
+//! `default.toml`. Only this folder and `sink/secret.rs` read settings from the environment.
 
 mod read;
 mod sections;
@@ -22,10 +22,10 @@ use crate::{
 
 pub use sources::Sources;
 
-/// The manual: every key with its meaning, limits and default.
+/// The manual: each key with its meaning, limits and default.
 pub const MANUAL: &str = include_str!("default.toml");
 
-/// Everything an operator can set.
+/// All settings of an operator.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `[database]`
@@ -47,60 +47,61 @@ pub struct Config {
 /// `[database]`
 #[derive(Debug, Clone)]
 pub struct Database {
-    /// Where the outbox lives.
+    /// Address of the outbox's database.
     pub url: SecretString,
-    /// A direct connection for LISTEN beside a pooled `url`; default: `url`.
+    /// Address for LISTEN without a pooler; none means `url`.
     pub listen_url: Option<SecretString>,
-    /// Connections for reports and reloads; routing, settling, renewing and the listener keep one each beside them.
+    /// Connections for reports and reloads. Routing, settling, renewing and the listener have one each in
+    /// addition.
     pub pool_size: u32,
-    /// `url` goes through a transaction pooler such as PgBouncer.
+    /// Whether `url` connects to a transaction pooler such as PgBouncer.
     pub pooler: bool,
-    /// Start although the login is a superuser.
+    /// Whether the relay starts although its login is a superuser.
     pub allow_superuser: bool,
 }
 
 /// `[secrets]`
 #[derive(Debug, Clone, Default)]
 pub struct Secrets {
-    /// The one folder in which `file:NAME` is looked up; none: file references are refused.
+    /// Folder of `file:NAME`; none refuses such references.
     pub folder: Option<PathBuf>,
 }
 
 /// `[telemetry]`
 #[derive(Debug, Clone)]
 pub struct Telemetry {
-    /// A filter such as `info` or `pgoutbox=debug`.
+    /// Log filter, such as `info` or `pgoutbox=debug`.
     pub log: String,
-    /// Text or JSON lines; default: text on a terminal, JSON otherwise.
+    /// Format of log lines; none means text on a terminal, JSON otherwise.
     pub format: Option<LogFormat>,
 }
 
-/// How log lines are written.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// Everything that is wrong with a configuration.
+/// The mistakes in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Error {
-    /// One or more, in the order of the manual.
+    /// At least one mistake, in the order of the manual.
     pub mistakes: Vec<Mistake>,
 }
 
-/// One thing that is wrong.
+/// A mistake in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
     /// `section.key`, or the file that could not be read.
     pub key: String,
-    /// What was written, at most 80 characters; `[redacted]` for a secret, `None` where nothing was.
+    /// The value, at most 80 characters; `[redacted]` for a secret; none if it was not set.
     pub value: Option<String>,
-    /// The file, environment variable or flag it was written in.
+    /// File, environment variable or flag that set the value.
     pub origin: Option<String>,
-    /// What to write instead.
+    /// What is wrong, and what to write instead.
     pub problem: String,
 }
 
@@ -130,7 +131,7 @@ impl fmt::Display for Mistake {
 }
 
 impl Config {
-    /// The defaults, with the one thing that has none.
+    /// The defaults with this address, which has no default.
     #[must_use]
     pub fn new(database_url: SecretString) -> Self {
         Self {
@@ -150,7 +151,7 @@ impl Config {
         }
     }
 
-    /// Reads and checks everything. `sinks`: the kinds that may stand below `[sinks]`.
+    /// Reads and checks all settings. `sinks` are the kinds that `[sinks]` may contain.
     ///
     /// # Errors
     /// All mistakes at once.
@@ -159,15 +160,16 @@ impl Config {
         if mistakes.is_empty() { Ok(config) } else { Err(Error { mistakes }) }
     }
 
-    /// How to reach the database.
+    /// Options for connecting to the database.
     ///
     /// # Errors
-    /// When the address cannot be parsed or has parameters that would have no effect. [`Config::load`] has checked that.
+    /// When the address is invalid or has unknown parameters. [`Config::load`] has checked that.
     pub fn connect_options(&self) -> Result<PgConnectOptions, Error> {
         address("database.url", &self.database.url)
     }
 
-    /// How to reach the database for LISTEN; `None` when there is only a transaction pooler, through which nothing is heard.
+    /// Options for connecting for LISTEN; none if there is only a transaction pooler, which does not
+    /// support LISTEN.
     ///
     /// # Errors
     /// As [`Config::connect_options`].
@@ -179,39 +181,41 @@ impl Config {
         }
     }
 
-    /// What is allowed but may surprise, a sentence each.
+    /// Warnings about settings that are valid but may be unintended.
     #[must_use]
     pub fn warnings(&self) -> Vec<&'static str> {
         let found = [
             (
                 self.database.pooler && self.database.listen_url.is_none(),
-                "database.pooler without database.listen_url: no doorbell is heard through a pooler, work is found by polling only",
+                "database.pooler without database.listen_url: a pooler does not support LISTEN, so the relay only polls",
             ),
             (
                 self.relay.poll.is_some_and(|poll| poll > self.relay.lease),
-                "relay.poll is longer than relay.lease: what a killed relay held may wait for the poll",
+                "relay.poll is longer than relay.lease: deliveries of a killed relay may wait for the poll",
             ),
             (
                 self.relay.poll.is_none(),
-                "relay.poll is off: while the doorbell's connection is broken, no new event is found",
+                "relay.poll is off: while the LISTEN connection is lost, no new event is found",
             ),
             (
                 self.egress.proxy.is_some(),
-                "egress.proxy is set: which addresses may be reached is up to the proxy",
+                "egress.proxy is set: the proxy decides which addresses can be reached",
             ),
         ];
-        found.into_iter().filter_map(|(applies, sentence)| applies.then_some(sentence)).collect()
+        found.into_iter().filter_map(|(applies, warning)| applies.then_some(warning)).collect()
     }
 
-    /// In the order of the manual: the configuration, every key there is, and the mistakes.
+    /// The configuration, all keys and the mistakes, in the order of the manual.
     fn read(sources: &Sources, kinds: &[Kind]) -> (Self, Vec<String>, Vec<Mistake>) {
         let mut reader = Reader::new(sources);
         let mut config = Self::new(SecretString::default());
         config.database.read(&mut reader, sources);
         sections::relay(&mut config.relay, &mut reader);
         if config.database.pooler && config.database.listen_url.is_none() && config.relay.poll.is_none() {
-            reader
-                .refuse("relay.poll", "with database.pooler and without database.listen_url nothing would ever be found; set one of them");
+            reader.refuse(
+                "relay.poll",
+                "off is not possible with database.pooler and without database.listen_url; set one of them",
+            );
         }
         sections::egress(&mut config.egress, &mut reader);
         config.secrets.folder = reader.read("secrets.folder", text).map(PathBuf::from);

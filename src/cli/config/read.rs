@@ -1,4 +1,4 @@
-//! Reading settings one by one, so that every mistake is found at once and knows where it was made. Decides nothing.
+//! Reads settings one by one, so that all mistakes are found at once, each with its origin.
 
 use std::{fmt, path::Path};
 
@@ -14,7 +14,7 @@ pub(super) use crate::sink::settings::Secrecy;
 /// Longest value shown in a mistake, in characters.
 const LONGEST_SHOWN: usize = 80;
 
-/// All settings as they were written, the mistakes found so far, and the keys asked for.
+/// All settings as written, the mistakes found so far, and the keys read so far.
 pub(super) struct Reader {
     figment: Figment,
     settings: Dict,
@@ -33,7 +33,7 @@ impl fmt::Debug for Reader {
 }
 
 impl Reader {
-    /// Merges file, environment and flags, the later ones over the earlier ones.
+    /// Merges file, environment and flags; later sources override earlier ones.
     pub(super) fn new(sources: &Sources) -> Self {
         let mut figment = Figment::new();
         let mut mistakes = Vec::new();
@@ -55,7 +55,7 @@ impl Reader {
         Self { figment, settings, mistakes, known: Vec::new() }
     }
 
-    /// Reads one key that may be shown; `None` when it was not set or is wrong.
+    /// Reads a key whose value may be shown; none if it is not set or invalid.
     pub(super) fn read<T>(
         &mut self,
         key: &'static str,
@@ -64,7 +64,7 @@ impl Reader {
         self.take(key, Secrecy::Open, parse)
     }
 
-    /// Reads one key whose value is never shown; `parse` must not put it into its error.
+    /// Reads a key whose value is never shown. `parse` must not put it into its error.
     pub(super) fn read_secret<T>(
         &mut self,
         key: &'static str,
@@ -73,19 +73,19 @@ impl Reader {
         self.take(key, Secrecy::Secret, parse)
     }
 
-    /// Whether a key was written anywhere.
+    /// Whether a key is set.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.at(key).is_some()
     }
 
-    /// What was written at a path of keys, of any depth.
+    /// The value at a path of keys.
     pub(super) fn at(&self, path: &str) -> Option<&Value> {
         let mut keys = path.split('.');
         let first = self.settings.get(keys.next()?)?;
         keys.try_fold(first, |value, key| value.as_dict()?.get(key))
     }
 
-    /// Reads one key at a path of any depth, without taking it for known.
+    /// Reads a key at a path, without adding it to the known keys.
     pub(super) fn take_at<T>(
         &mut self,
         path: &str,
@@ -102,24 +102,24 @@ impl Reader {
         }
     }
 
-    /// Takes keys for known: they belong into the manual.
+    /// Adds keys to the known keys, which the manual must contain.
     pub(super) fn know(&mut self, keys: impl IntoIterator<Item = String>) {
         self.known.extend(keys.into_iter().map(|key| (key, Secrecy::Secret)));
     }
 
-    /// Notes a mistake at a path of any depth.
+    /// Records a mistake at a path.
     pub(super) fn refuse_at(&mut self, path: &str, secrecy: Secrecy, problem: String) {
         let mistake = self.mistake(path, secrecy, problem);
         self.mistakes.push(mistake);
     }
 
-    /// Notes that nothing is known of what was written there, so its value may be a secret.
+    /// Records a mistake at an unknown path. The value may be a secret and is not shown.
     pub(super) fn refuse_unknown(&mut self, path: &str, problem: String) {
         let origin = self.at(path).and_then(|value| self.origin(path, value));
         self.mistakes.push(Mistake::of_key(path, origin, problem));
     }
 
-    /// Notes a mistake in a key that was read before.
+    /// Records a mistake in a key that was read.
     pub(super) fn refuse(&mut self, key: &'static str, problem: impl Into<String>) {
         let secrecy = self
             .known
@@ -130,10 +130,10 @@ impl Reader {
         self.mistakes.push(mistake);
     }
 
-    /// Every key asked for, in that order; and all mistakes, those of keys nobody asked for among them.
+    /// The known keys in the order of reading, and all mistakes, including unknown keys.
     pub(super) fn finish(mut self) -> (Vec<String>, Vec<Mistake>) {
         let mut unknown = Vec::new();
-        // What stands below [sinks] is checked where it is read: each kind has keys of its own.
+        // Keys of [sinks] were checked when they were read: each kind has its own.
         for (section, value) in
             self.settings.iter().filter(|(section, value)| *section != "sinks" || value.as_dict().is_none())
         {
@@ -147,7 +147,7 @@ impl Reader {
                     unknown.push((
                         section.clone(),
                         value,
-                        format!("there is no such section; there are {}", self.sections().join(", ")),
+                        format!("unknown section; known sections are {}", self.sections().join(", ")),
                     ));
                 }
                 Value::Dict(_, keys) => {
@@ -157,20 +157,20 @@ impl Reader {
                         unknown.push((
                             format!("{section}.{key}"),
                             value,
-                            format!("there is no such key; [{section}] has {}", keys_of_section.join(", ")),
+                            format!("unknown key; [{section}] has {}", keys_of_section.join(", ")),
                         ));
                     }
                 }
                 _ => unknown.push((
                     section.clone(),
                     value,
-                    format!("is a section; write [{section}] and its keys below"),
+                    format!("must be a section: write [{section}] with its keys"),
                 )),
             }
         }
         let unknown: Vec<_> = unknown
             .into_iter()
-            // Nothing is known of an unknown key, so its value may be a secret.
+            // The value of an unknown key may be a secret.
             .map(|(key, value, problem)| Mistake::of_key(&key, self.origin(&key, value), problem))
             .collect();
         self.mistakes.extend(unknown);
@@ -225,7 +225,7 @@ impl Reader {
     }
 }
 
-/// The merged settings with the tags that lead to their origin, which `extract` would lose.
+/// The merged settings with the tags of their origin, which `extract` would drop.
 fn merged(figment: &Figment) -> Dict {
     figment
         .extract::<Dict>()
@@ -235,8 +235,8 @@ fn merged(figment: &Figment) -> Dict {
         .collect()
 }
 
-/// `PGOUTBOX__SECTION__KEY`, and `DATABASE_URL` below it. Kubernetes puts `PGOUTBOX_PORT` and the like into every pod beside
-/// a service of that name: hence the double underscore.
+/// Settings of `DATABASE_URL` and `PGOUTBOX__SECTION__KEY`, which overrides it. The underscore is doubled
+/// because Kubernetes sets variables such as `PGOUTBOX_PORT` for a service of that name.
 fn settings_of_environment(sources: &Sources, mistakes: &mut Vec<Mistake>) -> Vec<Setting> {
     let mut settings = Vec::new();
     if let Some(url) = sources.variable("DATABASE_URL").filter(|url| !url.is_empty()) {
@@ -253,7 +253,8 @@ fn settings_of_environment(sources: &Sources, mistakes: &mut Vec<Mistake>) -> Ve
         let key = name["PGOUTBOX__".len()..].to_lowercase().replace("__", ".");
         let parts: Vec<_> = key.split('.').collect();
         let depth = if parts.contains(&"") { 0 } else { parts.len() };
-        // [sinks.<kind>] is one deeper, and [sinks.<kind>.connections.<name>] three.
+        // sinks.<kind>.<key> has 3 parts, sinks.<kind>.connections.<name>.<key> has 5, any other key
+        // 2.
         let names_a_key = if parts.first() == Some(&"sinks") { matches!(depth, 3 | 5) } else { depth == 2 };
         let problem = match (names_a_key, value.to_str()) {
             (true, Some(value)) => {
@@ -273,7 +274,8 @@ fn settings_of_environment(sources: &Sources, mistakes: &mut Vec<Mistake>) -> Ve
     settings
 }
 
-/// One setting from outside the file. Its value stays the text it was: a token of digits must not become a number.
+/// A setting from the environment or a flag. Its value stays text: a token of digits must not become a
+/// number.
 struct Setting {
     origin: String,
     key: String,
@@ -307,9 +309,9 @@ impl Mistake {
     }
 }
 
-/// The value without what leads to its origin.
+/// The value without its tag.
 pub(super) fn plain(value: &Value) -> serde_json::Value {
-    // A number that JSON cannot hold is a number that no key takes.
+    // No key accepts a number that JSON cannot hold.
     serde_json::to_value(value).unwrap_or(serde_json::Value::Null)
 }
 
@@ -336,7 +338,7 @@ fn shown(value: &Value) -> String {
 }
 
 fn one_line(error: &Error) -> String {
-    // The parser draws the place in several lines, and the line it draws may hold a secret.
+    // The parser shows the line of the error, which may contain a secret.
     error
         .kind
         .to_string()

@@ -32,10 +32,8 @@ impl Database {
             Some(url) => self.url = url,
             None if reader.is_set("database.url") => {}
             None if sources.has_postgres_variables() => self.url = SecretString::from("postgres:///"),
-            None => reader.refuse(
-                "database.url",
-                "is not set; set DATABASE_URL, --database-url, or url below [database]",
-            ),
+            None => reader
+                .refuse("database.url", "is not set; set DATABASE_URL, --database-url, or url in [database]"),
         }
         self.listen_url = reader.read_secret("database.listen_url", url);
         set(&mut self.pool_size, reader.read("database.pool_size", number(1..=100)));
@@ -102,7 +100,7 @@ pub(super) fn http(settings: &mut http::Settings, reader: &mut Reader, sources: 
     {
         reader.refuse(
             "http.listen",
-            "can be reached from other machines and so needs http.token; set PGOUTBOX__HTTP__TOKEN, or listen on 127.0.0.1",
+                        "is reachable from other machines and needs http.token; set PGOUTBOX__HTTP__TOKEN or use 127.0.0.1",
         );
     }
 }
@@ -142,11 +140,11 @@ fn off_or<T>(
     move |value| if value.as_str() == Some("off") { Ok(None) } else { parse(value).map(Some) }
 }
 
-fn one_of<T: Copy>(words: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String> {
+fn one_of<T: Copy>(values: &[(&str, T)]) -> impl Fn(&Value) -> Result<T, String> {
     move |value| {
-        words.iter().find(|(word, _)| value.as_str() == Some(word)).map(|(_, meaning)| *meaning).ok_or_else(
+        values.iter().find(|(name, _)| value.as_str() == Some(name)).map(|(_, meaning)| *meaning).ok_or_else(
             || {
-                let quoted: Vec<_> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+                let quoted: Vec<_> = values.iter().map(|(name, _)| format!("{name:?}")).collect();
                 format!("must be {}", quoted.join(" or "))
             },
         )
@@ -161,6 +159,6 @@ fn range(item: &str) -> Result<IpNet, String> {
     if range == range.trunc() {
         Ok(range)
     } else {
-        Err(format!("begins inside a range; write {}", range.trunc()))
+        Err(format!("has bits beyond its prefix; write {}", range.trunc()))
     }
 }

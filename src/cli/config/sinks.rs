@@ -1,5 +1,5 @@
-//! `[sinks.<kind>]`: how to reach brokers, other databases and folders. Each kind of sink reads its own keys; the field
-//! `connection` of a subscription picks one of `[sinks.<kind>.connections.<name>]`.
+//! `[sinks.<kind>]`: connections to brokers, other databases and folders. Each kind of sink reads its own
+//! keys. The field `connection` of a subscription selects one of `[sinks.<kind>.connections.<name>]`.
 
 use figment::value::Value;
 use secrecy::SecretString;
@@ -10,14 +10,14 @@ use super::{
 };
 use crate::sink::{Connection, Kind, Settings, UNNAMED, settings::Section};
 
-/// One section below `[sinks]`.
-struct Written<'a> {
+/// One section inside `[sinks]`.
+struct SinkSection<'a> {
     reader: &'a mut Reader,
     sources: &'a Sources,
     section: String,
 }
 
-impl Section for Written<'_> {
+impl Section for SinkSection<'_> {
     fn is_set(&self) -> bool {
         let keys = self.reader.at(&self.section).and_then(Value::as_dict);
         keys.is_some_and(|keys| keys.keys().any(|key| key != "connections"))
@@ -42,7 +42,7 @@ pub(super) fn read(reader: &mut Reader, sources: &Sources, kinds: &[Kind]) -> Ve
     for kind in kinds {
         let section = Connection::section(kind.name, UNNAMED);
         let _ = keys_below(reader, &section);
-        // Also when nothing is written there: the keys it has are learned by reading them.
+        // Read even an absent section: reading tells which keys it has.
         connections.extend(connection(reader, sources, kind, UNNAMED.to_owned()));
         let others = format!("{section}.connections");
         for name in keys_below(reader, &others) {
@@ -50,7 +50,7 @@ pub(super) fn read(reader: &mut Reader, sources: &Sources, kinds: &[Kind]) -> Ve
             if name == UNNAMED {
                 reader.refuse_unknown(
                     &path,
-                    format!("the connection {UNNAMED} is [{section}] itself; write its keys there"),
+                    format!("the connection {UNNAMED} is [{section}] itself; move the keys there"),
                 );
             } else {
                 let _ = keys_below(reader, &path);
@@ -64,15 +64,15 @@ pub(super) fn read(reader: &mut Reader, sources: &Sources, kinds: &[Kind]) -> Ve
     {
         let problem = match unknown.as_str() {
             kind if crate::sinks::OPTIONAL.contains(&kind) => {
-                format!("this program was built without it; it needs the feature {kind}")
+                format!("this sink needs a build with the feature {kind}")
             }
-            "webhook" => "what webhooks may reach stands below [egress]; remove this section".to_owned(),
+            "webhook" => "webhooks are configured in [egress]; remove this section".to_owned(),
             "function" | "handler" | "stdout" => {
-                "this sink has nothing to configure; remove this section".to_owned()
+                "this sink has no configuration; remove this section".to_owned()
             }
             _ => {
                 let known: Vec<_> = kinds.iter().map(|kind| kind.name).collect();
-                format!("there is no such sink to configure; there are {}", known.join(", "))
+                format!("unknown sink; known sinks are {}", known.join(", "))
             }
         };
         reader.refuse_unknown(&format!("sinks.{unknown}"), problem);
@@ -80,15 +80,15 @@ pub(super) fn read(reader: &mut Reader, sources: &Sources, kinds: &[Kind]) -> Ve
     connections
 }
 
-/// What is written in a section. Something else in its place is a mistake.
+/// The keys of a section. Records a mistake if it is not a section.
 fn keys_below(reader: &mut Reader, section: &str) -> Vec<String> {
     match reader.at(section) {
         None => Vec::new(),
         Some(Value::Dict(_, keys)) => keys.keys().cloned().collect(),
         Some(_) => {
-            // `sinks` itself is looked at with the other sections.
+            // `sinks` itself is checked with the other sections.
             if section != "sinks" {
-                reader.refuse_unknown(section, format!("is a section; write [{section}] and its keys below"));
+                reader.refuse_unknown(section, format!("must be a section: write [{section}] with its keys"));
             }
             Vec::new()
         }
@@ -97,7 +97,7 @@ fn keys_below(reader: &mut Reader, section: &str) -> Vec<String> {
 
 fn connection(reader: &mut Reader, sources: &Sources, kind: &Kind, name: String) -> Option<Connection> {
     let section = Connection::section(kind.name, &name);
-    let mut written = Written { reader, sources, section: section.clone() };
+    let mut written = SinkSection { reader, sources, section: section.clone() };
     let is_set = written.is_set();
     let mut settings = Settings::new(&mut written);
     let connection = kind.read(&mut settings, &name);
@@ -109,7 +109,7 @@ fn connection(reader: &mut Reader, sources: &Sources, kind: &Kind, name: String)
     {
         reader.refuse_unknown(
             &section,
-            "the name of a connection has 1 to 63 letters, digits, _ and -".to_owned(),
+            "the name of a connection must have 1 to 63 letters, digits, _ and -".to_owned(),
         );
     }
     let unknown: Vec<String> = reader
@@ -126,7 +126,7 @@ fn connection(reader: &mut Reader, sources: &Sources, kind: &Kind, name: String)
     for key in unknown {
         reader.refuse_unknown(
             &format!("{section}.{key}"),
-            format!("there is no such key; [{section}] has {}", keys.join(", ")),
+            format!("unknown key; [{section}] has {}", keys.join(", ")),
         );
     }
     connection.filter(|_| is_set && good)

@@ -1,4 +1,4 @@
-//! Where settings come from: a file, the environment, flags. The environment is read once, here, and passed on as a value.
+//! Sources of settings: a file, the environment, flags. The environment is read once, here.
 
 use std::{ffi::OsString, fmt, fs, io::Read, path::PathBuf};
 
@@ -6,19 +6,19 @@ use secrecy::SecretString;
 
 use super::Mistake;
 
-/// The file read when none is named, when it exists.
+/// Default file, read if it exists.
 const FILE: &str = "pgoutbox.toml";
-/// The longest secret read from a file, in bytes.
+/// Largest secret read from a file, in bytes.
 const LONGEST_SECRET: u64 = 65_536;
 
-/// Where settings come from, besides the defaults.
+/// Sources of settings, besides the defaults.
 #[derive(Clone, Default)]
 pub struct Sources {
-    /// A file that must exist; `None`: `pgoutbox.toml` in the working directory, when it exists.
+    /// File that must exist; none means `pgoutbox.toml` in the working directory, if it exists.
     pub file: Option<PathBuf>,
-    /// The environment.
+    /// Environment variables: name, value.
     pub environment: Vec<(OsString, OsString)>,
-    /// What was given as flags: key, flag, value.
+    /// Flags of the command line: key, flag, value.
     pub flags: Vec<(&'static str, &'static str, String)>,
 }
 
@@ -30,13 +30,13 @@ impl fmt::Debug for Sources {
 }
 
 impl Sources {
-    /// The environment of this process, and no flags.
+    /// The environment of this process, without flags.
     #[must_use]
     pub fn of_process(file: Option<PathBuf>) -> Self {
         Self { file, environment: std::env::vars_os().collect(), flags: Vec::new() }
     }
 
-    /// A variable of the environment; `None` also when it is not UTF-8.
+    /// An environment variable, if it is set and UTF-8.
     pub(super) fn variable(&self, name: &str) -> Option<String> {
         self.environment
             .iter()
@@ -44,19 +44,19 @@ impl Sources {
             .and_then(|(_, value)| value.to_str().map(ToOwned::to_owned))
     }
 
-    /// Whether the variables that every PostgreSQL client reads say where the database is.
+    /// Whether the environment variables of PostgreSQL clients name a database.
     pub(super) fn has_postgres_variables(&self) -> bool {
         ["PGHOST", "PGHOSTADDR", "PGDATABASE"]
             .iter()
             .any(|name| self.variable(name).is_some_and(|value| !value.is_empty()))
     }
 
-    /// Follows `env:NAME` and `file:/path`; any other text is the secret itself. Whoever writes the configuration owns the
-    /// process, so unlike in a subscription every name and path is allowed.
+    /// Resolves `env:NAME` and `file:/path`; any other text is the secret itself. Unlike in a
+    /// subscription, every name and path is allowed: the author of the configuration owns the process.
     ///
     /// # Errors
-    /// A sentence without the secret: what the reference names does not exist, cannot be read, or is empty. A file is read
-    /// up to 64 KiB.
+    /// A message without the secret: the variable or file does not exist, cannot be read, or is empty. A
+    /// file is read up to 64 KiB.
     pub fn resolve(&self, text: &str) -> Result<SecretString, String> {
         let secret = if let Some(name) = text.strip_prefix("env:") {
             self.variable(name).ok_or_else(|| format!("the environment variable {name} is not set"))?
@@ -70,7 +70,7 @@ impl Sources {
             text.to_owned()
         };
         if secret.is_empty() {
-            Err("the reference leads to an empty text".to_owned())
+            Err("the reference is to an empty text".to_owned())
         } else {
             Ok(secret.into())
         }
@@ -87,7 +87,7 @@ impl Sources {
     }
 }
 
-/// What a relay is called when nobody named it.
+/// Default name of a relay.
 pub(super) fn host_name_and_process_id() -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host: String =

@@ -1,4 +1,4 @@
-//! What the configuration promises. Each test brings its own file and environment.
+//! Tests of the configuration. Each has its own file and environment.
 
 use std::io::Write;
 
@@ -29,7 +29,7 @@ fn mistakes(file: &str, environment: &[(&str, &str)]) -> Vec<String> {
 }
 
 #[test]
-fn the_manual_holds_the_defaults_and_every_key() {
+fn the_manual_contains_the_defaults_and_every_key() {
     let (sources, _kept) = sources(MANUAL, &[URL]);
     let (mut config, keys, mistakes) = Config::read(&sources, CONFIGURED);
     assert_eq!(mistakes, []);
@@ -60,7 +60,7 @@ fn the_manual_holds_the_defaults_and_every_key() {
 }
 
 #[test]
-fn what_the_manual_shows_behind_a_hash_can_be_used() {
+fn the_commented_keys_of_the_manual_are_valid() {
     let shown: String = MANUAL
         .lines()
         .map(|line| if line.contains(" = ") { line.trim_start_matches("# ") } else { line })
@@ -105,9 +105,9 @@ fn all_mistakes_are_reported_at_once_with_value_and_origin() {
         "relay.permits = 0 (FILE): must be a whole number from 1 to 100000",
         "relay.lease = \"1s\" (FILE): must be from 3s to 10m",
         "relay.poll = \"often\" (PGOUTBOX__RELAY__POLL): \"often\" is not a duration",
-        "relay.drains (PGOUTBOX__RELAY__DRAINS): there is no such key; [relay] has name, environment, permits",
-        "relay.permit (FILE): there is no such key",
-        "retention (FILE): there is no such section; there are database, relay, egress, secrets, http, telemetry",
+        "relay.drains (PGOUTBOX__RELAY__DRAINS): unknown key; [relay] has name, environment, permits",
+        "relay.permit (FILE): unknown key",
+        "retention (FILE): unknown section; known sections are database, relay, egress, secrets, http",
     ] {
         assert!(found.iter().any(|mistake| mistake.starts_with(expected)), "{expected}\n{found:#?}");
     }
@@ -116,13 +116,14 @@ fn all_mistakes_are_reported_at_once_with_value_and_origin() {
 #[test]
 fn secrets_are_never_shown() {
     let found = mistakes(
-        "[http]\ntoken = 'hunter2 x'\n[egress]\nproxy = 'ftp://u:hunter2@p'\n[databas]\nurl = 'postgres://u:hunter2@h'",
+        "[http]\ntoken = 'hunter2 x'\n[egress]\nproxy = 'ftp://u:hunter2@p'\n\
+                 [databas]\nurl = 'postgres://u:hunter2@h'",
         &[("DATABASE_URL", "postgres://u:hunter2@h/d?tls=1"), ("PGOUTBOX__DATABASE__LISTEN_URL", "hunter2")],
     );
     assert_eq!(found.len(), 5, "{found:#?}");
     assert!(!found.join("\n").contains("hunter2"), "{found:#?}");
     assert!(
-        found[0].starts_with("database.url = [redacted] (DATABASE_URL): has the parameter \"tls\""),
+        found[0].starts_with("database.url = [redacted] (DATABASE_URL): has the unknown parameter \"tls\""),
         "{found:#?}"
     );
     let config = load("[http]\ntoken = 'hunter2'", &[URL]);
@@ -140,7 +141,7 @@ fn a_broken_line_of_the_file_is_named_but_not_shown() {
 }
 
 #[test]
-fn a_token_of_digits_stays_the_text_it_was() {
+fn a_token_of_digits_stays_text() {
     let config = load(
         "",
         &[
@@ -158,13 +159,13 @@ fn secrets_can_be_references() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(file, "postgres://u:pass@from-file/d").unwrap();
     let reference = format!("file:{}", file.path().display());
-    let config = load("[http]\ntoken = 'env:DOOR'", &[("DATABASE_URL", &reference), ("DOOR", "open")]);
+    let config = load("[http]\ntoken = 'env:TOKEN'", &[("DATABASE_URL", &reference), ("TOKEN", "open")]);
     assert_eq!(config.connect_options().unwrap().get_host(), "from-file");
     assert_eq!(config.http.token.unwrap().expose_secret(), "open");
-    let found = mistakes("", &[("DATABASE_URL", "env:NOWHERE")]);
+    let found = mistakes("", &[("DATABASE_URL", "env:MISSING")]);
     assert_eq!(
         found,
-        ["database.url = [redacted] (DATABASE_URL): the environment variable NOWHERE is not set"]
+        ["database.url = [redacted] (DATABASE_URL): the environment variable MISSING is not set"]
     );
 }
 
@@ -218,19 +219,19 @@ fn limits_hold_at_both_ends() {
 }
 
 #[test]
-fn room_for_one_subscription_is_within_the_room_for_all() {
+fn permits_of_one_subscription_are_at_most_all_permits() {
     assert_eq!(load("[relay]\npermits = 5", &[URL]).relay.permits_per_subscription, 5);
     assert_eq!(mistakes("[relay]\npermits = 5\npermits_per_subscription = 6", &[URL]).len(), 1);
 }
 
 #[test]
-fn a_relay_that_could_find_nothing_is_refused() {
+fn a_relay_that_would_never_find_work_is_refused() {
     let found = mistakes("[database]\npooler = true\n[relay]\npoll = 'off'", &[URL]);
     assert!(found.len() == 1 && found[0].contains("database.listen_url"), "{found:#?}");
 }
 
 #[test]
-fn a_missing_address_or_file_is_said_and_a_variable_must_name_a_key() {
+fn a_missing_address_or_file_is_reported_and_a_variable_must_name_a_key() {
     assert!(mistakes("", &[])[0].starts_with("database.url: is not set; set DATABASE_URL"));
     let missing = Sources {
         file: Some("/nowhere/pgoutbox.toml".into()),
@@ -256,37 +257,34 @@ fn the_variables_of_postgresql_are_enough() {
 }
 
 #[test]
-fn what_would_be_ignored_below_sinks_is_refused_with_its_mend() {
+fn a_section_of_sinks_without_effect_is_refused_with_a_fix() {
     for (file, expected) in [
         (
             "[sinks.postgres.connections.default]\nurl = 'postgres://u:hunter2@h/d'",
-            "sinks.postgres.connections.default (FILE): the connection default is [sinks.postgres] itself; write its keys there",
+            "sinks.postgres.connections.default (FILE): the connection default is [sinks.postgres] itself; move",
         ),
         (
             "[sinks.function]\nworkers = 5",
-            "sinks.function (FILE): this sink has nothing to configure; remove this section",
+            "sinks.function (FILE): this sink has no configuration; remove this section",
         ),
         (
             "[sinks.stdout]\npath = 'a'",
-            "sinks.stdout (FILE): this sink has nothing to configure; remove this section",
+            "sinks.stdout (FILE): this sink has no configuration; remove this section",
         ),
         (
             "[sinks.webhook]\nproxy = 'hunter2'",
-            "sinks.webhook (FILE): what webhooks may reach stands below [egress]; remove this section",
+            "sinks.webhook (FILE): webhooks are configured in [egress]; remove this section",
         ),
-        (
-            "[sinks.sqs]\nqueue = 'a'",
-            "sinks.sqs (FILE): there is no such sink to configure; there are postgres",
-        ),
+        ("[sinks.sqs]\nqueue = 'a'", "sinks.sqs (FILE): unknown sink; known sinks are postgres"),
         (
             "[sinks]\npostgres = 'hunter2'",
-            "sinks.postgres (FILE): is a section; write [sinks.postgres] and its keys below",
+            "sinks.postgres (FILE): must be a section: write [sinks.postgres] with its keys",
         ),
         (
             "[sinks.postgres.connections]\nbilling = 'postgres://u:hunter2@h/d'",
-            "sinks.postgres.connections.billing (FILE): is a section; write [sinks.postgres.connections.billing] and its keys below",
+            "sinks.postgres.connections.billing (FILE): must be a section: write [sinks.postgres.connections",
         ),
-        ("[sinks.postgres]\nconnections = 'hunter2'", "sinks.postgres.connections (FILE): is a section"),
+        ("[sinks.postgres]\nconnections = 'hunter2'", "sinks.postgres.connections (FILE): must be a section"),
     ] {
         let found = mistakes(file, &[URL]);
         assert!(
@@ -295,7 +293,8 @@ fn what_would_be_ignored_below_sinks_is_refused_with_its_mend() {
         );
     }
     let both = load(
-        "[sinks.postgres]\nurl = 'postgres://h/d'\n[sinks.postgres.connections.billing]\nurl = 'postgres://h/d'",
+        "[sinks.postgres]\nurl = 'postgres://h/d'\n\
+                 [sinks.postgres.connections.billing]\nurl = 'postgres://h/d'",
         &[URL],
     );
     assert_eq!(both.sinks.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["default", "billing"]);
