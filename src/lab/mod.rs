@@ -1,4 +1,5 @@
-//! What only the demo, the benchmark and tests use: private servers, a receiver, and the programs made of them. No relay needs it.
+//! Private servers, a receiver, the demo and the benchmark. Only these and tests use this folder; a relay
+//! does not.
 
 #[cfg(feature = "cli")]
 pub mod bench;

@@ -1,5 +1,5 @@
-//! A local receiver of webhooks: behind `pgoutbox receive`, in the demo, and at the far end of the benchmark.
-//! It can fail, be slow and be down on request, and checks signatures. Never part of a running relay.
+//! A local webhook receiver for `pgoutbox receive`, the demo and the benchmark. It can fail, delay answers,
+//! be down, and check signatures. A relay does not use it.
 
 use std::{
     fmt, io,
@@ -24,30 +24,31 @@ use tokio_util::sync::CancellationToken;
 
 use crate::sinks::webhook::sign::{self, Key};
 
-/// The largest body it takes (bytes): twice what a relay sends.
+/// Largest body, in bytes: twice what a relay sends.
 const LARGEST_BODY: usize = 2 * 1024 * 1024;
-/// How long a stop waits for requests under way.
+/// Time for which a stop waits for open requests.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// How the receiver behaves. The default answers 204 to everything.
+/// Behaviour of the receiver. The default answers 204 to every request.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Which part of the requests is answered 500: 0 to 1.
+    /// Share of requests answered with 500, 0 to 1.
     pub fail_rate: f64,
-    /// How long each answer takes.
+    /// Delay before each answer.
     pub delay: Duration,
-    /// One of them must have signed a request, or it is answered 401; empty: signatures are not looked at.
+    /// Secrets of which one must have signed a request, otherwise it is answered 401. With none,
+    /// signatures are not checked.
     pub secrets: Vec<Key>,
-    /// Only count: bodies are not looked at, signatures not checked, nothing is handed to `received`.
+    /// Whether to only count requests: no signatures are checked and nothing is sent to `received`.
     pub quiet: bool,
-    /// Gets each request before it is answered. While the channel is full, answers wait.
+    /// Channel that gets each request before it is answered. While it is full, answers wait.
     pub received: Option<mpsc::Sender<Received>>,
 }
 
 /// One request.
 #[derive(Debug, Clone)]
 pub struct Received {
-    /// `webhook-id`: the event.
+    /// Header `webhook-id`: the event's id.
     pub id: Option<String>,
     /// `type` of a standard body.
     pub topic: Option<String>,
@@ -55,25 +56,25 @@ pub struct Received {
     pub timestamp: Option<String>,
     /// All headers.
     pub headers: HeaderMap,
-    /// The body; bytes that are not UTF-8 are replaced.
+    /// Body; bytes that are not UTF-8 are replaced.
     pub body: String,
-    /// Whether the signature was good; `None` when none was asked for.
+    /// Whether the signature was valid; none if it was not checked.
     pub verified: Option<bool>,
-    /// The status it was answered with.
+    /// Status of the answer.
     pub answered: u16,
 }
 
-/// Takes a receiver down and up again while it runs.
+/// Controls a running receiver.
 #[derive(Debug, Clone)]
 pub struct Switch(Arc<Shared>);
 
 impl Switch {
-    /// While it is down, every request is answered 503.
+    /// Sets whether the receiver is down and answers 503 to every request.
     pub fn set_down(&self, down: bool) {
         self.0.down.store(down, Ordering::Relaxed);
     }
 
-    /// Requests so far, whatever they were answered.
+    /// Number of requests so far.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.0.requests.load(Ordering::Relaxed)
@@ -97,7 +98,7 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// A receiver that is bound and not yet running.
+/// A receiver that is bound but not running yet.
 #[derive(Debug)]
 pub struct Receiver {
     listener: TcpListener,
@@ -106,7 +107,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Takes the address; connections wait until [`Receiver::run`].
+    /// Binds the address. Connections wait until [`Receiver::run`].
     ///
     /// # Errors
     /// Those of binding.
@@ -122,19 +123,19 @@ impl Receiver {
         Ok(Self { listener, address, shared: Arc::new(shared) })
     }
 
-    /// Where it listens: with the port that port 0 became.
+    /// Address that it listens on, with the actual port.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The handle that outlives [`Receiver::run`].
+    /// A handle that can be used during [`Receiver::run`].
     #[must_use]
     pub fn switch(&self) -> Switch {
         Switch(Arc::clone(&self.shared))
     }
 
-    /// Answers until `stop`, then finishes what is under way, for at most 5 s. Spawn it on a tracker of yours and join it.
+    /// Answers until `stop`, then waits up to 5 s for open requests.
     ///
     /// # Errors
     /// Those of the listener.
@@ -142,7 +143,7 @@ impl Receiver {
         let shared = Arc::clone(&self.shared);
         let answer = move |request: Request| answer(Arc::clone(&shared), request);
         let listener = self.listener.tap_io(|stream| {
-            // Without it the receiver still works, only slower.
+            // Ignore errors: this is only faster.
             let _ = stream.set_nodelay(true);
         });
         let answering = self.shared.stop.clone();
@@ -151,9 +152,13 @@ impl Receiver {
             stopped.cancelled().await;
             answering.cancel();
         });
+        let drained = async {
+            stop.cancelled().await;
+            let _ = timeout(DRAIN, std::future::pending::<()>()).await;
+        };
         tokio::select! {
             ended = server => ended,
-            () = async { stop.cancelled().await; let _ = timeout(DRAIN, std::future::pending::<()>()).await; } => Ok(()),
+            () = drained => Ok(()),
         }
     }
 }
@@ -162,10 +167,10 @@ async fn answer(shared: Arc<Shared>, request: Request) -> StatusCode {
     shared.requests.fetch_add(1, Ordering::Relaxed);
     let options = &shared.options;
     let (head, body) = request.into_parts();
-    // Also where it is not looked at: an unread body costs the connection.
+    // Read the body even if it is not used: otherwise the connection is closed.
     let Ok(body) = to_bytes(body, LARGEST_BODY).await else { return StatusCode::PAYLOAD_TOO_LARGE };
     if !options.delay.is_zero() {
-        // Over when the delay is, or at once when the receiver stops.
+        // Ends early when the receiver stops.
         let _ = timeout(options.delay, shared.stop.cancelled()).await;
     }
     let signed = !options.quiet && !options.secrets.is_empty();
@@ -180,14 +185,14 @@ async fn answer(shared: Arc<Shared>, request: Request) -> StatusCode {
         StatusCode::NO_CONTENT
     };
     if let Some(received) = options.received.as_ref().filter(|_| !options.quiet) {
-        // Whoever listened may have left; the sender of the request is answered all the same.
+        // Answer even if the channel is closed.
         let _ = received.send(describe(head.headers, &body, verified, status)).await;
     }
     status
 }
 
 fn describe(headers: HeaderMap, body: &[u8], verified: Option<bool>, status: StatusCode) -> Received {
-    /// What a standard body says about itself; its `data` is skipped, whatever it holds.
+    /// Fields of a standard body; `data` is skipped.
     #[derive(Default, Deserialize)]
     struct Envelope {
         r#type: Option<String>,

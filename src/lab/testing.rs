@@ -1,5 +1,6 @@
-//! For tests of an application: a private PostgreSQL with the schema outbox, what a transaction has published, and a sink that
-//! records what a relay sends. Needs a PostgreSQL server on the machine (its programs, not a running one), and no other state.
+//! Helpers for tests of an application: a private PostgreSQL with the schema outbox, the events of a
+//! transaction, and a sink that records what a relay sends. Needs the programs of a PostgreSQL server on the
+//! machine, but no running server.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -19,25 +20,25 @@ use crate::{
 
 const DATABASE: &str = "test";
 
-/// Why there is no database for tests.
+/// Why a test database cannot be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TestError {
-    /// No server could be started.
+    /// The server cannot be started.
     #[error("starting a private PostgreSQL")]
     Server(#[from] ServerError),
-    /// The schema could not be made.
+    /// The schema cannot be created.
     #[error("creating the schema outbox")]
     Schema(#[from] schema::Error),
-    /// It cannot be connected to.
+    /// The server cannot be connected to.
     #[error("connecting to the private PostgreSQL")]
     Connect(#[from] sqlx::Error),
-    /// The thread that starts it panicked.
+    /// The thread that starts the server panicked.
     #[error("starting a private PostgreSQL panicked")]
     Panicked,
 }
 
-/// A PostgreSQL of its own with one migrated database. It is stopped and deleted when this is dropped.
+/// A private PostgreSQL with one migrated database. Dropping it stops the server and removes its data.
 #[derive(Debug)]
 pub struct TestDatabase {
     pool: PgPool,
@@ -49,7 +50,7 @@ impl TestDatabase {
     /// Starts the server, which takes about a second.
     ///
     /// # Errors
-    /// When there is no PostgreSQL on this machine, or it does not start.
+    /// When PostgreSQL is not installed or does not start.
     pub async fn start() -> Result<Self, TestError> {
         let starting = tokio::task::spawn_blocking(|| {
             let server = PrivatePostgres::start(Options { durable: false, ..Options::default() })?;
@@ -69,14 +70,14 @@ impl TestDatabase {
         &self.pool
     }
 
-    /// Its address, for `DATABASE_URL`.
+    /// Address of the database, for `DATABASE_URL`.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 }
 
-/// What the current transaction has published so far, in the order in which it was published.
+/// The events that the current transaction has published, in the order of publishing.
 ///
 /// # Errors
 /// Those of the database; the login must be allowed to read `outbox.events`.
@@ -84,7 +85,7 @@ pub async fn published(transaction: &mut PgConnection) -> Result<Vec<Event>, sql
     sqlx::query_as(sql!("testing/published")).fetch_all(transaction).await
 }
 
-/// A sink that records. Subscribe with sink `recording`; it takes any config.
+/// A sink that records events. Subscribe with the sink `recording`; any config is valid.
 #[derive(Debug, Clone, Default)]
 pub struct RecordingSink {
     received: Arc<Mutex<Vec<Outgoing>>>,
@@ -92,13 +93,13 @@ pub struct RecordingSink {
 }
 
 impl RecordingSink {
-    /// Everything received so far, in the order of arrival.
+    /// Events received so far, in the order of arrival.
     #[must_use]
     pub fn received(&self) -> Vec<Outgoing> {
         self.received.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until at least this many were received. `None`: it took longer than `limit`.
+    /// Waits until at least this many events were received; none after `limit`.
     pub async fn wait_for(&self, count: usize, limit: Duration) -> Option<Vec<Outgoing>> {
         let enough = async {
             loop {

@@ -1,4 +1,4 @@
-//! Ten subscriptions for each event: what one delivery costs, beside what it costs with one subscription.
+//! Ten subscriptions for each event: the cost of a delivery, compared with that for one subscription.
 
 use super::{
     Row,
@@ -8,15 +8,16 @@ use super::{
     stage::Stage,
 };
 
-const FLOOR: &str = "as many deliveries, each of an event of its own, to one subscription";
+const FLOOR: &str = "the same number of deliveries, each of another event, to one subscription";
 const SUBSCRIPTIONS: u32 = 10;
 
 pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
-    // As many permits for one as for all: otherwise ten subscriptions would have more room than one.
+    // The same limit for one subscription as for all: otherwise ten subscriptions would have more permits
+    // than one.
     let permits = Permits::wide(2_048);
     let mut figure = Figure::new(
         Row::Fanout,
-        format!("{SUBSCRIPTIONS} subscriptions, {}", permits.words()),
+        format!("{SUBSCRIPTIONS} subscriptions, {}", permits.label()),
         "us/delivery",
         "<= 0.60",
     );

@@ -1,6 +1,6 @@
-//! Another transaction stays open: nothing that dies meanwhile can be vacuumed away, and queues made of updated rows get
-//! slower and slower. Measured under a steady load, then with a backlog that is committed at once, and with another one that a
-//! new relay finds; the transaction is open all the time.
+//! Another transaction stays open, so that vacuum removes nothing, which slows down queues of updated rows.
+//! Measured under a steady load, then with a backlog that is committed at once, then with a backlog and a new
+//! relay.
 
 use std::time::{Duration, Instant};
 
@@ -54,9 +54,9 @@ async fn one(stage: &Stage, hold: bool) -> anyhow::Result<[f64; 4]> {
     let (began, length) = (Instant::now(), stage.sizes.held_for * 3 + SOON);
     let load = Load { rate: RATE, writers: WRITERS, events };
     within(length, "publishing at a given rate", open_loop(&database.options, PUBLISH, load)).await?;
-    // At this moment and not when all have arrived: what is late counts as not delivered.
+    // Count now, not when all have arrived: late events count as not delivered.
     let delivered = per_second(noop.count(), began.elapsed());
-    super::reach(|| noop.count(), events.into(), SOON, "waiting for what was published").await?;
+    super::reach(|| noop.count(), events.into(), SOON, "waiting for the published events").await?;
     database.settled().await?;
 
     let backlog = stage.sizes.held_backlog;
@@ -68,10 +68,10 @@ async fn one(stage: &Stage, hold: bool) -> anyhow::Result<[f64; 4]> {
     relay.stop().await?;
 
     database.fill(backlog).await?;
-    let took_anew = drain(&database, Permits::standard(), backlog.into()).await?;
+    let took_by_new_relay = drain(&database, Permits::standard(), backlog.into()).await?;
     let dead = dead_tuples(&database).await?;
     if let Some(mut holder) = holder {
-        // Proves that it was open all the time.
+        // Proves that the transaction was open all the time.
         within(
             SOON,
             "closing the held transaction",
@@ -81,10 +81,10 @@ async fn one(stage: &Stage, hold: bool) -> anyhow::Result<[f64; 4]> {
         holder.close().await?;
     }
     stage.discard(database).await?;
-    Ok([delivered, per_second(backlog.into(), took), per_second(backlog.into(), took_anew), dead])
+    Ok([delivered, per_second(backlog.into(), took), per_second(backlog.into(), took_by_new_relay), dead])
 }
 
-/// With a transaction id and a snapshot: it holds back vacuum, and stands in every snapshot taken meanwhile.
+/// Opens a transaction with an id and a snapshot: it holds back vacuum and is part of every later snapshot.
 async fn open_transaction(database: &Database) -> anyhow::Result<PgConnection> {
     let mut holder = within(SOON, "connecting", PgConnection::connect_with(&database.options)).await?;
     let opening = sqlx::raw_sql("begin isolation level repeatable read; select pg_current_xact_id()")
@@ -94,10 +94,11 @@ async fn open_transaction(database: &Database) -> anyhow::Result<PgConnection> {
 }
 
 async fn dead_tuples(database: &Database) -> anyhow::Result<f64> {
-    // Counts of a backend become visible at the latest when it has ended; the relay's have.
+    // Backends report their counts at the latest when they end, as those of the relay have.
     within(Duration::from_secs(10), "counting dead tuples", async {
-        let dead: i64 =
-            sqlx::query_scalar("select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables where schemaname = 'outbox'")
+                let dead: i64 = sqlx::query_scalar(
+                    "select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables where schemaname = 'outbox'",
+                )
                 .fetch_one(&database.pool)
                 .await?;
         Ok::<_, anyhow::Error>(f64::from(u32::try_from(dead).context("a count")?))

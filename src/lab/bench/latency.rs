@@ -1,5 +1,5 @@
-//! From commit to receipt: the time from sending the publishing statement until the receiver has the request, so the commit
-//! itself is part of it, in both arms. At 1,000 a second writers keep to their plan whatever happens (open loop).
+//! From commit to receipt: the time from sending the publishing statement until the receiver has the request.
+//! It includes the commit, in both arms. At 1,000 a second writers keep to their schedule (open loop).
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,13 +19,16 @@ use super::{
     writers::{Load, PUBLISH, open_loop},
 };
 
-const FLOOR: &str = "insert into a table without triggers and NOTIFY with the id in one commit; a listener that posts the bytes of one of \
-                     the relay's requests for each notification, with the same client to the same receiver";
+const FLOOR: &str = "insert into a table without triggers and NOTIFY with the id in one commit; a listener that \
+                     posts the bytes of one of the relay's requests for each notification, with the same \
+                     client to the same receiver";
 const CHANNEL: &str = "bench_floor";
-const TABLE: &str = "create schema bench; create table bench.plain (id uuid primary key, topic text not null, payload jsonb not null)";
-const COMMIT_AND_NOTIFY: &str = "with written as (insert into bench.plain (id, topic, payload) values ($1, 'bench.orders.created', $2::text::jsonb)) \
+const TABLE: &str = "create schema bench; \
+                     create table bench.plain (id uuid primary key, topic text not null, payload jsonb not null)";
+const COMMIT_AND_NOTIFY: &str = "with written as (insert into bench.plain (id, topic, payload) \
+                                 values ($1, 'bench.orders.created', $2::text::jsonb)) \
                                  select pg_notify('bench_floor', $1::uuid::text)";
-/// Sent first and not counted: connections and statements are made then.
+/// Load that is sent first and not counted, to open connections and prepare statements.
 const WARM_UP: Load = Load { rate: 40, writers: 1, events: 10 };
 const PERCENTILES: [(&str, f64, &str, &str); 3] =
     [("p50", 0.50, "<= 2", "<= 2"), ("p95", 0.95, "", ""), ("p99", 0.99, "", "p99 <= 10 ms")];
@@ -58,7 +61,7 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
 }
 
 async fn relay(stage: &Stage, loads: [Load; 2]) -> anyhow::Result<Vec<f64>> {
-    let (database, receiving) = (stage.database().await?, Receiving::noting()?);
+    let (database, receiving) = (stage.database().await?, Receiving::recording()?);
     database.subscribe_webhook(&receiving.url).await?;
     let relay = Running::start(&database, Permits::standard(), stage.webhook()?).await?;
     let percentiles = run(&database.options, PUBLISH, &receiving, loads).await?;
@@ -68,12 +71,12 @@ async fn relay(stage: &Stage, loads: [Load; 2]) -> anyhow::Result<Vec<f64>> {
 }
 
 async fn floor(stage: &Stage, replay: &Replay, loads: [Load; 2]) -> anyhow::Result<Vec<f64>> {
-    let (database, receiving) = (stage.database().await?, Receiving::noting()?);
+    let (database, receiving) = (stage.database().await?, Receiving::recording()?);
     database.execute(TABLE).await?;
     let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(database.options.clone());
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen(CHANNEL).await?;
-    // Aborted when this function ends.
+    // Aborted when this function returns.
     let mut listening = JoinSet::new();
     let (replay, url) = (replay.clone(), receiving.url.parse()?);
     listening.spawn(async move { post_each(&mut listener, &replay, &url).await });
@@ -86,7 +89,7 @@ async fn floor(stage: &Stage, replay: &Replay, loads: [Load; 2]) -> anyhow::Resu
     Ok(percentiles)
 }
 
-/// One request for each notification, as many at once as the relay has permits for one subscription.
+/// Sends a request for each notification, with the concurrency of the relay's permits for one subscription.
 async fn post_each(listener: &mut PgListener, replay: &Replay, url: &url::Url) -> anyhow::Result<()> {
     let room = Arc::new(Semaphore::new(usize::try_from(Permits::standard().for_one)?));
     let mut posting = JoinSet::new();
@@ -118,7 +121,7 @@ async fn run(
         let sent =
             within(SOON * 10, "publishing at a given rate", open_loop(options, statement, load)).await?;
         sent_before += u64::from(load.events);
-        reach(|| receiving.events(), sent_before, SOON, "waiting for what was published").await?;
+        reach(|| receiving.events(), sent_before, SOON, "waiting for the published events").await?;
         if !counts {
             continue;
         }
@@ -135,7 +138,7 @@ async fn run(
     Ok(percentiles)
 }
 
-/// In milliseconds, by the nearest rank.
+/// A percentile in milliseconds, by nearest rank.
 fn percentile(sorted: &[Duration], part: f64) -> f64 {
     #[expect(
         clippy::cast_precision_loss,

@@ -1,4 +1,4 @@
-//! What was measured on, with which versions and settings: a figure means nothing without it.
+//! Describes the machine, versions and settings of a measurement.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::stage::{PAYLOAD, Stage};
 use crate::relay::Settings;
 
-/// Settings of PostgreSQL that decide about figures. Only `fsync` is set by us (it is the default, too); the others are defaults.
+/// Settings of PostgreSQL that affect the figures. All have their defaults.
 const SETTINGS: [&str; 7] = [
     "fsync",
     "synchronous_commit",
@@ -19,7 +19,7 @@ const SETTINGS: [&str; 7] = [
     "autovacuum",
 ];
 
-/// Machine, versions, settings.
+/// The machine, versions and settings.
 pub(super) async fn describe(stage: &Stage) -> anyhow::Result<Value> {
     let mut postgres = serde_json::Map::new();
     for name in SETTINGS.iter().chain(&["server_version"]) {
@@ -53,7 +53,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
-/// The first `name : value` of a file of the kernel's.
+/// The value of the first line `name : value` in a file of the kernel.
 fn line_of(path: &str, name: &str) -> String {
     let text = read(path);
     let lines = text.lines().filter_map(|line| line.split_once(':'));

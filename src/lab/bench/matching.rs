@@ -1,5 +1,5 @@
-//! Events against many subscriptions of which few want them, in this process and without a database: what each further
-//! subscription that does not match costs.
+//! Matches events against many subscriptions of which few match, without a database: the cost of each
+//! subscription that does not match.
 
 use std::{sync::Arc, time::Instant};
 
@@ -18,11 +18,11 @@ use crate::{
 };
 
 const FLOOR: &str = "the same events against 1 subscription";
-/// Of all subscriptions so many want an event.
-const WANT_IT: usize = 3;
-const CROWDS: [usize; 2] = [100, 10_000];
+/// Subscriptions that match an event.
+const MATCHING: usize = 3;
+const COUNTS: [usize; 2] = [100, 10_000];
 
-/// What tells the subscriptions apart.
+/// The condition in which the subscriptions differ.
 #[derive(Debug, Clone, Copy)]
 enum By {
     Topic,
@@ -37,7 +37,7 @@ impl By {
     const ALL: [Self; 6] =
         [Self::Topic, Self::Organization, Self::Match, Self::Filter, Self::TopicAndFilter, Self::AnyFilter];
 
-    fn words(self) -> &'static str {
+    fn label(self) -> &'static str {
         match self {
             Self::Topic => "topics",
             Self::Organization => "organization",
@@ -79,8 +79,10 @@ impl By {
             },
             key: Some("1001".to_owned()),
             payload: format!(
-                "{{\"id\": 1001, \"shop\": {number}, \"total\": 4200, \"status\": \"paid\", \"customer\": {{\"name\": \"Ada\", \"city\": \"Bern\"}}, \
-                 \"lines\": [{{\"sku\": \"A-1\", \"count\": 2}}, {{\"sku\": \"B-2\", \"count\": 1}}], \"note\": \"left at the door\"}}"
+                "{{\"id\": 1001, \"shop\": {number}, \"total\": 4200, \"status\": \"paid\", \
+                                 \"customer\": {{\"name\": \"Ada\", \"city\": \"Bern\"}}, \
+                                 \"lines\": [{{\"sku\": \"A-1\", \"count\": 2}}, {{\"sku\": \"B-2\", \"count\": 1}}], \
+                                 \"note\": \"left with the neighbour\"}}"
             ),
             headers: "{}".to_owned(),
             organization: Some(format!("shop-{number}")),
@@ -94,17 +96,18 @@ impl By {
 pub(super) fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let mut figures = Vec::new();
     for by in By::ALL {
-        for crowd in CROWDS {
-            // A filter that is no equality is evaluated for each of them: what counts is how many a second.
+        for total in COUNTS {
+            // Filters other than equality are evaluated for each subscription, so filters per
+            // second are reported.
             let (each, unit, goal) = if matches!(by, By::AnyFilter) {
-                (crowd, "filters/s", "")
+                (total, "filters/s", "")
             } else {
                 (1, "events/s", ">= 0.50")
             };
             let each = f64::from(u32::try_from(each)?);
             let mut figure =
-                Figure::new(Row::Matching, format!("{crowd} subscriptions by {}", by.words()), unit, goal);
-            let (one, many) = (index(by, 1), index(by, crowd));
+                Figure::new(Row::Matching, format!("{total} subscriptions by {}", by.label()), unit, goal);
+            let (one, many) = (index(by, 1), index(by, total));
             for _ in 0..stage.sizes.rounds {
                 figure.floor.push(rate(by, &one, stage)?);
                 figure.value.push(rate(by, &many, stage)? * each);
@@ -115,15 +118,15 @@ pub(super) fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> 
     Ok(report.print(FLOOR, &figures)?)
 }
 
-/// So many subscriptions; the first few have a double or two, and all of those want the event.
-fn index(by: By, crowd: usize) -> Index {
-    let alike = if crowd == 1 { 0 } else { WANT_IT - 1 };
-    let rows = (0..crowd - alike).map(|number| by.subscription(number));
-    let alike = (0..alike).map(|same| SubscriptionRow {
-        id: i64::try_from(crowd + same).unwrap_or_default(),
+/// An index of `total` subscriptions, of which [`MATCHING`] match the event.
+fn index(by: By, total: usize) -> Index {
+    let copies = if total == 1 { 0 } else { MATCHING - 1 };
+    let rows = (0..total - copies).map(|number| by.subscription(number));
+    let copies = (0..copies).map(|copy| SubscriptionRow {
+        id: i64::try_from(total + copy).unwrap_or_default(),
         ..by.subscription(0)
     });
-    Index::new(1, rows.chain(alike).map(|row| Arc::new(Subscription::bind(row, &Registry::default()).0)))
+    Index::new(1, rows.chain(copies).map(|row| Arc::new(Subscription::bind(row, &Registry::default()).0)))
 }
 
 fn rate(by: By, index: &Index, stage: &Stage) -> anyhow::Result<f64> {
@@ -135,6 +138,6 @@ fn rate(by: By, index: &Index, stage: &Stage) -> anyhow::Result<f64> {
         wanted += index.find_matches(&event).wanted_by.len();
         matched += 1;
     }
-    anyhow::ensure!(wanted >= usize::try_from(matched)?, "every event is wanted by somebody");
+    anyhow::ensure!(wanted >= usize::try_from(matched)?, "every event matches a subscription");
     Ok(per_second(matched, began.elapsed()))
 }

@@ -1,12 +1,13 @@
-//! `pgoutbox bench`: each figure beside its floor, measured on the same machine in the same minute.
+//! `pgoutbox bench`: each figure with its floor, measured on the same machine in the same minute.
 //!
-//! A floor is what the machine can do without pgoutbox: the same HTTP client without a database, PostgreSQL alone, a table
-//! without triggers. Floor and figure take turns (A-B-A-B), each time on a fresh copy of a freshly migrated database in a
-//! private, durable PostgreSQL; shown are the medians of the rounds, their extremes, and the ratio of the medians.
-//! Everything runs on loopback and in a temporary directory; all load has an end and every wait a deadline.
+//! A floor is what the machine can do without pgoutbox: the same HTTP client without a database, PostgreSQL
+//! alone, a table without triggers. Floor and figure take turns (A-B-A-B), each time on a fresh copy of a
+//! freshly migrated database in a private, durable PostgreSQL. The report shows the medians of the rounds,
+//! their extremes, and the ratio of the medians. Everything runs on loopback and in a temporary directory;
+//! all load is finite and every wait has a deadline.
 //!
-//! `stage` starts and clears away, `running` is a relay, `receiving` the far end of webhooks, `replay` the HTTP client without
-//! a relay, `writers` publish, `report` prints; the other files are a row each.
+//! `stage` starts and cleans up, `running` is a relay, `receiving` the receiver of webhooks, `replay` the
+//! HTTP client without a relay, `writers` publish, `report` prints; each other file is one row.
 
 mod stage;
 mod running;
@@ -37,50 +38,50 @@ use tokio::signal::unix::{SignalKind, signal};
 use report::Report;
 use stage::Stage;
 
-/// What to measure, and how it is shown.
+/// What to measure and how to print it.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// How much of it.
+    /// Amount of load.
     pub size: Size,
-    /// One JSON object a line instead of a table.
+    /// Whether to print one JSON object a line instead of a table.
     pub json: bool,
-    /// Only these rows; empty: all.
+    /// Rows to measure; empty for all.
     pub only: Vec<Row>,
-    /// How long the transaction of [`Row::HeldTransaction`] stays open; otherwise the size says it.
+    /// Duration of the open transaction in [`Row::HeldTransaction`]; none for the default of the size.
     pub held: Option<Duration>,
 }
 
-/// How much is measured.
+/// Amount of load.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Size {
-    /// Some ten minutes.
+    /// Takes about ten minutes.
     #[default]
     Full,
-    /// Less than two minutes.
+    /// Takes less than two minutes.
     Quick,
-    /// A few seconds: shows that everything runs; the figures mean nothing.
+    /// Takes a few seconds, for tests: the figures mean nothing.
     Tiny,
 }
 
-/// The rows, in the order in which they are measured.
+/// Rows of the report, in the order of measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Row {
-    /// A backlog to one receiver of webhooks.
+    /// Drain a backlog to one webhook receiver.
     WebhookDrain,
-    /// A backlog to a sink that does nothing.
+    /// Drain a backlog to a sink that does nothing.
     NoopDrain,
-    /// From commit to receipt.
+    /// Time from commit to receipt.
     Latency,
-    /// What publishers pay.
+    /// Cost for publishers.
     PublishersTax,
     /// Ten subscriptions for each event.
     Fanout,
-    /// Many subscriptions of which few want an event.
+    /// Many subscriptions of which few match an event.
     Matching,
-    /// While a transaction is held open.
+    /// Delivery while a transaction is held open.
     HeldTransaction,
-    /// A backlog to each kind of broker.
+    /// Drain a backlog to each kind of sink.
     Sinks,
 }
 
@@ -96,7 +97,7 @@ impl Row {
         Self::Sinks,
     ];
 
-    /// As it is printed.
+    /// Name in the report.
     fn name(self) -> &'static str {
         match self {
             Self::WebhookDrain => "webhook_drain",
@@ -111,7 +112,9 @@ impl Row {
     }
 }
 
-/// The numbers behind a [`Size`].
+const CLEANED_UP: &str = "; PostgreSQL is stopped and its directory removed";
+
+/// The numbers of a [`Size`].
 #[derive(Debug, Clone)]
 struct Sizes {
     rounds: u32,
@@ -179,7 +182,8 @@ impl Sizes {
     }
 }
 
-/// Measures until it is done or interrupted, and leaves nothing behind. Figures go to standard output, talk to standard error.
+/// Runs the benchmark and removes everything at its end or on a signal. Figures go to standard output,
+/// messages to standard error.
 ///
 /// # Errors
 /// When PostgreSQL is missing, something does not start or does not end in time, or on Ctrl-C.
@@ -187,10 +191,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     tokio::select! {
-        // Dropped with all it holds when a signal comes first: relays, receivers, PostgreSQL and its directory.
+        // A signal drops this future with all it owns: relays, receivers, PostgreSQL and its
+        // directory.
         measured = measure(&options) => measured,
-        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted; PostgreSQL is stopped and its directory removed")),
-        _ = terminate.recv() => Err(anyhow::anyhow!("terminated; PostgreSQL is stopped and its directory removed")),
+        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted{CLEANED_UP}")),
+        _ = terminate.recv() => Err(anyhow::anyhow!("terminated{CLEANED_UP}")),
     }
 }
 
@@ -199,7 +204,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
         say("this is a debug build: its figures mean nothing; use cargo run --release");
     }
     say("starting a private PostgreSQL in a temporary directory, fsync on");
-    let stage = Stage::set(Sizes::of(options)).await?;
+    let stage = Stage::start(Sizes::of(options)).await?;
     let mut report = Report::open(options.json, &machine::describe(&stage).await?)?;
     for row in Row::ALL.into_iter().filter(|row| options.only.is_empty() || options.only.contains(row)) {
         say(&format!("measuring {}", row.name()));
@@ -215,15 +220,15 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
         }
         .with_context(|| format!("measuring {}", row.name()))?;
     }
-    stage.clear().await
+    stage.stop().await
 }
 
-/// One line of talk.
+/// Prints a message to standard error.
 fn say(text: &str) {
     eprintln!("{text}");
 }
 
-/// Nothing is waited for without an end.
+/// Waits with a deadline.
 async fn within<T, E: Into<anyhow::Error>>(
     limit: Duration,
     doing: &'static str,
@@ -235,25 +240,25 @@ async fn within<T, E: Into<anyhow::Error>>(
     }
 }
 
-/// Looks every millisecond until so much was counted.
+/// Polls a counter every millisecond until it reaches `wanted`.
 async fn reach(
     count: impl Fn() -> u64,
     wanted: u64,
     limit: Duration,
     doing: &'static str,
 ) -> anyhow::Result<()> {
-    let mut looks = tokio::time::interval(Duration::from_millis(1));
-    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut polls = tokio::time::interval(Duration::from_millis(1));
+    polls.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let reached = tokio::time::timeout(limit, async {
         while count() < wanted {
-            looks.tick().await;
+            polls.tick().await;
         }
     });
     let reached = reached.await;
     reached.map_err(|_| anyhow::anyhow!("{doing}: {} of {wanted} within {} s", count(), limit.as_secs()))
 }
 
-/// How many of something there were in a second.
+/// A count per second.
 fn per_second(count: u64, took: Duration) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "counts here stay far below 2^52")]
     let count = count as f64;

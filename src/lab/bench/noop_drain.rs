@@ -1,4 +1,4 @@
-//! A backlog of events to a sink that does nothing: what the relay itself and the database cost.
+//! Drains a backlog to a sink that does nothing: the cost of relay and database alone.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,9 @@ use super::{
 };
 use crate::store::{ConnectionSettings, Store};
 
-const FLOOR: &str = "PostgreSQL alone: the relay's own statements on one connection with the relay's settings, pages of 1,000: load_cursor, \
-                     read_page, advance_cursor, settle_delivered; one subscription, nothing sent";
+const FLOOR: &str = "PostgreSQL alone: the relay's own statements on one connection with the relay's settings, \
+                     pages of 1,000: load_cursor, read_page, advance_cursor, settle_delivered; one \
+                     subscription, nothing sent";
 const LIMIT: Duration = Duration::from_secs(180);
 /// Events in one step of the floor.
 const PAGE: i64 = 1_000;
@@ -26,7 +27,7 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
     let events = stage.sizes.noop_events;
     let both = [Permits::standard(), Permits::wide(2_048)];
     let figure = |permits: Permits| {
-        Figure::new(Row::NoopDrain, format!("{events} events, {}", permits.words()), "events/s", ">= 0.60")
+        Figure::new(Row::NoopDrain, format!("{events} events, {}", permits.label()), "events/s", ">= 0.60")
     };
     let mut figures = both.map(figure);
     for _ in 0..stage.sizes.rounds {
@@ -44,7 +45,7 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
     Ok(report.print(FLOOR, &figures)?)
 }
 
-/// Starts a relay on a backlog and waits until so many deliveries are made and settled.
+/// Starts a relay on a backlog and waits until this many deliveries are settled.
 pub(super) async fn drain(
     database: &Database,
     permits: Permits,
@@ -88,7 +89,7 @@ async fn floor(stage: &Stage) -> anyhow::Result<f64> {
     Ok(per_second(settled, took))
 }
 
-/// With the relay's login and settings: the same plans.
+/// Connects with the relay's login and settings, so that plans are the same.
 async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
     let options = database.relay_options.clone();
     let settings = ConnectionSettings {
@@ -104,14 +105,14 @@ async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
     within(SOON, "connecting", PgConnection::connect_with(&options)).await
 }
 
-/// What the window of the backlog is; fixed by the first step.
+/// The window of the backlog, fixed by the first step.
 struct Window {
     end: String,
     page_after: i64,
     page_until: i64,
 }
 
-/// Routes one page and settles it, and returns how many events that were. Nothing of a row is decoded that is not needed.
+/// Routes and settles one page. Returns the number of events. Decodes only the columns it needs.
 async fn step(
     connection: &mut PgConnection,
     subscription: i64,
@@ -149,7 +150,7 @@ async fn step(
         .await?;
     let (mut positions, mut times): (Vec<i64>, Vec<DateTime<Utc>>) = (Vec::new(), Vec::new());
     for row in &page {
-        // A row without an event only carries the snapshot.
+        // A row without an event contains only the snapshot.
         if let Some(position) = row.try_get("position")? {
             positions.push(position);
             times.push(row.try_get("created_at")?);

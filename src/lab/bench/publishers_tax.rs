@@ -1,4 +1,5 @@
-//! What publishers pay: commits of single events by many writers, beside the same insert into an ordinary table.
+//! The cost for publishers: commits of single events by many writers, compared with the same insert into an
+//! ordinary table.
 
 use super::{
     Row,
@@ -8,10 +9,11 @@ use super::{
     writers::closed_loop,
 };
 
-const FLOOR: &str = "the same insert into an ordinary table: the same columns but xid, a primary key on position, native defaults \
-                     (gen_random_uuid, clock_timestamp), no trigger, check, partition or further index";
+const FLOOR: &str = "the same insert into an ordinary table: the same columns but xid, a primary key on \
+                     position, native defaults (gen_random_uuid, clock_timestamp), no trigger, check, \
+                     partition or further index";
 
-/// What an application would have made for itself; with the trigger that everybody writes first; and captured.
+/// Tables as an application would make them: plain, with a trigger that calls NOTIFY, and captured.
 const TABLES: &str = "
     create schema bench;
     create table bench.plain (
@@ -30,18 +32,29 @@ const TABLES: &str = "
         schema_version integer
     );
     create table bench.notifying (like bench.plain including all);
-    create function bench.notify() returns trigger language plpgsql as $$ begin perform pg_notify('bench', ''); return null; end $$;
+        create function bench.notify() returns trigger language plpgsql
+        as $$ begin perform pg_notify('bench', ''); return null; end $$;
     create trigger notify after insert on bench.notifying for each statement execute function bench.notify();
     create table bench.captured (like bench.plain including all);
     select outbox.capture('bench.captured');
 ";
 
-// The id stays the database's own work in every arm; `$1` is only there to make the statements alike.
-const PUBLISH: &str = "insert into outbox.events (topic, payload, source) values ('bench.orders.created', $2::text::jsonb, $1::uuid::text)";
-const PLAIN: &str = "insert into bench.plain (topic, payload, source) values ('bench.orders.created', $2::text::jsonb, $1::uuid::text)";
-const NOTIFYING: &str = "insert into bench.notifying (topic, payload, source) values ('bench.orders.created', $2::text::jsonb, $1::uuid::text)";
-/// The application's own row, and its event by the triggers.
-const CAPTURED: &str = "insert into bench.captured (topic, payload, source) values ('bench.orders.created', $2::text::jsonb, $1::uuid::text)";
+/// The same insert for each table. The database makes the id in every arm.
+macro_rules! insert_into {
+    ($table:literal) => {
+        concat!(
+            "insert into ",
+            $table,
+            " (topic, payload, source) values ('bench.orders.created', $2::text::jsonb, $1::uuid::text)"
+        )
+    };
+}
+
+const PUBLISH: &str = insert_into!("outbox.events");
+const PLAIN: &str = insert_into!("bench.plain");
+const NOTIFYING: &str = insert_into!("bench.notifying");
+/// Inserts a row of the application; triggers make its event.
+const CAPTURED: &str = insert_into!("bench.captured");
 
 pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let sizes = &stage.sizes;
@@ -49,7 +62,7 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
         Figure::new(Row::PublishersTax, format!("{} writers, {what}", sizes.writers), "commits/s", goal)
     };
     let mut doorbell = figure("no relay", ">= 0.80");
-    let mut relayed = figure("relay at work beside", "");
+    let mut relayed = figure("with a relay", "");
     let mut captured = figure("a captured row", "");
     let mut notifying = figure("for comparison: NOTIFY each", "");
     for _ in 0..sizes.rounds {

@@ -1,5 +1,5 @@
-//! The far end of webhooks: the receiver on a thread and runtime of its own, in both arms alike, so that it neither shares
-//! the relay's threads nor gets more of the machine when there is no relay.
+//! The receiver of webhooks, on its own thread and runtime in both arms, so that it neither shares the
+//! relay's threads nor gets more of the machine when there is no relay.
 
 use std::{
     collections::HashMap,
@@ -17,8 +17,8 @@ use uuid::Uuid;
 use super::stage::SOON;
 use crate::lab::receiver::{Options, Received, Receiver, Switch};
 
-/// Requests that may wait to be looked at.
-const AT_ONCE: usize = 1_024;
+/// Most requests that wait to be recorded.
+const QUEUE: usize = 1_024;
 
 /// A running receiver. Dropping it stops it.
 #[derive(Debug)]
@@ -30,45 +30,46 @@ pub(super) struct Receiving {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What a looking receiver remembers.
+/// Arrivals that a receiver has recorded.
 #[derive(Debug, Default)]
 struct Arrivals {
-    /// When each event came first.
+    /// Time of the first request for each event.
     first: HashMap<Uuid, Instant>,
-    /// One request in full.
+    /// The first request.
     sample: Option<Received>,
 }
 
 impl Receiving {
-    /// Answers 204 and only counts.
+    /// A receiver that answers 204 and only counts.
     pub(super) fn counting() -> anyhow::Result<Self> {
         Self::start(false)
     }
 
-    /// Answers 204 and notes when each event came.
-    pub(super) fn noting() -> anyhow::Result<Self> {
+    /// A receiver that answers 204 and records the arrival of each event.
+    pub(super) fn recording() -> anyhow::Result<Self> {
         Self::start(true)
     }
 
-    fn start(note: bool) -> anyhow::Result<Self> {
+    fn start(record: bool) -> anyhow::Result<Self> {
         let (stop, arrivals) = (CancellationToken::new(), Arc::new(Mutex::new(Arrivals::default())));
-        let (tell, told) = sync_channel(1);
-        let (stopped, noted) = (stop.clone(), arrivals.clone());
+        let (report, started) = sync_channel(1);
+        let (stopped, recorded) = (stop.clone(), arrivals.clone());
         let receive = async move {
-            let (sender, received) = mpsc::channel(AT_ONCE);
-            let options = Options { quiet: !note, received: note.then_some(sender), ..Options::default() };
+            let (sender, received) = mpsc::channel(QUEUE);
+            let options =
+                Options { quiet: !record, received: record.then_some(sender), ..Options::default() };
             match Receiver::bind((Ipv4Addr::LOCALHOST, 0).into(), options).await {
                 Ok(receiver) => {
-                    let _ = tell.send(Ok((receiver.address(), receiver.switch())));
-                    // Cancelled and not only closed: the switch keeps the sending end alive. An end before its time
-                    // shows as deliveries that fail.
+                    let _ = report.send(Ok((receiver.address(), receiver.switch())));
+                    // Cancel explicitly: the switch keeps the channel open. If the
+                    // receiver ends early, deliveries fail.
                     let _ = tokio::join!(
                         receiver.run(stopped.clone()),
-                        stopped.run_until_cancelled(look(received, noted))
+                        stopped.run_until_cancelled(collect(received, recorded))
                     );
                 }
                 Err(error) => {
-                    let _ = tell.send(Err(error));
+                    let _ = report.send(Err(error));
                 }
             }
         };
@@ -80,26 +81,26 @@ impl Receiving {
             .name("receiver".to_owned())
             .spawn(move || runtime.block_on(receive))?;
         let (address, switch) =
-            told.recv_timeout(SOON).context("starting the receiver")?.context("opening a port")?;
+            started.recv_timeout(SOON).context("starting the receiver")?.context("opening a port")?;
         Ok(Self { url: format!("http://{address}/"), switch, arrivals, stop, thread: Some(thread) })
     }
 
-    /// Requests so far.
+    /// Number of requests so far.
     pub(super) fn requests(&self) -> u64 {
         self.switch.requests()
     }
 
-    /// Different events so far, when it notes them.
+    /// Number of different events so far, if they are recorded.
     pub(super) fn events(&self) -> u64 {
         u64::try_from(self.lock().first.len()).unwrap_or(u64::MAX)
     }
 
-    /// When an event came first.
+    /// Time of the first request for an event.
     pub(super) fn arrival(&self, event: Uuid) -> Option<Instant> {
         self.lock().first.get(&event).copied()
     }
 
-    /// One request in full.
+    /// The first request.
     pub(super) fn sample(&self) -> Option<Received> {
         self.lock().sample.clone()
     }
@@ -118,7 +119,7 @@ impl Drop for Receiving {
     }
 }
 
-async fn look(mut received: mpsc::Receiver<Received>, arrivals: Arc<Mutex<Arrivals>>) {
+async fn collect(mut received: mpsc::Receiver<Received>, arrivals: Arc<Mutex<Arrivals>>) {
     while let Some(request) = received.recv().await {
         let now = Instant::now();
         let mut arrivals = arrivals.lock().unwrap_or_else(PoisonError::into_inner);

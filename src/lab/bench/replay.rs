@@ -1,6 +1,6 @@
-//! The floor of webhooks: the same HTTP client, set up as the webhook sink sets it up, posting the same bytes again and again
-//! without a relay and a database. Headers and body are those of a request that a relay really sent, signature included;
-//! they are made once, so the floor signs nothing.
+//! The floor of webhooks: the same HTTP client, configured as in the webhook sink, posts the same bytes
+//! repeatedly, without relay and database. Headers, signature and body are those of a request that a relay
+//! has sent, so nothing is signed.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::lab::receiver::Received;
 
-/// As many as the sink keeps.
+/// Idle connections, as many as the sink keeps.
 const IDLE_PER_HOST: usize = 256;
 
 /// A request that can be sent again.
@@ -29,17 +29,17 @@ pub(super) struct Replay {
 }
 
 impl Replay {
-    /// Has a relay send one event, and keeps what arrived.
+    /// Lets a relay send one event and keeps the request.
     pub(super) async fn capture(stage: &Stage) -> anyhow::Result<Self> {
-        let (database, receiving) = (stage.database().await?, Receiving::noting()?);
+        let (database, receiving) = (stage.database().await?, Receiving::recording()?);
         database.subscribe_webhook(&receiving.url).await?;
         database.fill(1).await?;
         let relay = Running::start(&database, Permits::standard(), stage.webhook()?).await?;
-        reach(|| receiving.events(), 1, SOON, "waiting for one request to repeat").await?;
+        reach(|| receiving.events(), 1, SOON, "waiting for a request to replay").await?;
         relay.stop().await?;
         let Received { mut headers, body, .. } =
-            receiving.sample().context("a request that arrived is remembered")?;
-        // The client writes these itself.
+            receiving.sample().context("the first request is recorded")?;
+        // The client sets these itself.
         headers.remove(header::HOST);
         headers.remove(header::CONTENT_LENGTH);
         stage.discard(database).await?;
@@ -56,7 +56,7 @@ impl Replay {
         Ok(Self { client, headers, body: body.into() })
     }
 
-    /// Sends it once more, as it was or for another event.
+    /// Sends the request, unchanged or with the id of another event.
     pub(super) async fn post(&self, url: &url::Url, event: Option<Uuid>) -> anyhow::Result<()> {
         let mut request = reqwest::Request::new(reqwest::Method::POST, url.clone());
         *request.headers_mut() = self.headers.clone();
@@ -66,7 +66,7 @@ impl Replay {
         *request.body_mut() = Some(self.body.clone().into());
         let answer = self.client.execute(request).await.context("posting")?;
         anyhow::ensure!(answer.status().is_success(), "the receiver answered {}", answer.status());
-        // Read to its end, or the connection cannot be used again.
+        // The connection is reused only after the response was read to its end.
         answer.bytes().await.context("reading the answer").map(drop)
     }
 }

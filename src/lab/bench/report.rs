@@ -1,4 +1,4 @@
-//! Figures on standard output: a table for people as it grows, or one JSON object a line.
+//! Prints figures to standard output: as a table, row by row, or as one JSON object a line.
 
 use std::io::{self, Write};
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::Row;
 
-/// What the rounds measured.
+/// Values of all rounds.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Series(Vec<f64>);
 
@@ -42,7 +42,7 @@ pub(super) struct Figure {
     pub(super) unit: &'static str,
     pub(super) value: Series,
     pub(super) floor: Series,
-    /// What the ratio should be, such as `>= 0.70`; empty: no goal.
+    /// Goal of the ratio, such as `>= 0.70`; empty for none.
     pub(super) goal: &'static str,
 }
 
@@ -51,7 +51,7 @@ impl Figure {
         Self { row, metric: metric.into(), unit, value: Series::default(), floor: Series::default(), goal }
     }
 
-    /// Of the medians; none when the floor is zero.
+    /// Ratio of the medians; none if the floor is zero.
     fn ratio(&self) -> Option<f64> {
         Some(self.value.median() / self.floor.median()).filter(|ratio| ratio.is_finite())
     }
@@ -89,14 +89,14 @@ impl Figure {
     }
 }
 
-/// Where figures go.
+/// Prints the report.
 #[derive(Debug)]
 pub(super) struct Report {
     json: bool,
 }
 
 impl Report {
-    /// Begins with the machine.
+    /// Prints the machine and the header.
     pub(super) fn open(json: bool, machine: &Value) -> io::Result<Self> {
         if json {
             print(&json!({ "machine": machine }).to_string())?;
@@ -125,7 +125,7 @@ impl Report {
         Ok(Self { json })
     }
 
-    /// One row: its figures, and for people what its floor is.
+    /// Prints the figures of a row, and in a table the description of its floor.
     pub(super) fn print(&mut self, floor: &str, figures: &[Figure]) -> io::Result<()> {
         for figure in figures {
             print(&if self.json { figure.json().to_string() } else { figure.text() })?;
@@ -133,7 +133,7 @@ impl Report {
         if self.json { Ok(()) } else { print(&format!("    floor: {floor}")) }
     }
 
-    /// What could not be measured here, and why.
+    /// Prints that a figure was not measured, and why.
     pub(super) fn not_run(&mut self, row: Row, metric: &str, why: &dyn std::fmt::Display) -> io::Result<()> {
         let text = format!("{:<17} {metric:<38} not run: {why}", row.name());
         print(&if self.json {
@@ -157,7 +157,7 @@ fn line(cells: &[&str; 7]) -> String {
         .to_owned()
 }
 
-/// Three digits that matter.
+/// Rounds to about three significant digits.
 fn rounded(value: f64) -> f64 {
     let scale = if value.abs() >= 100.0 { 1.0 } else { 1_000.0 };
     (value * scale).round() / scale
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_figure_is_the_median_of_its_rounds_and_the_ratio_is_that_of_the_medians() {
+    fn a_figure_is_the_median_of_its_rounds_and_the_ratio_that_of_the_medians() {
         let mut figure = Figure::new(Row::Fanout, "test", "events/s", "");
         for (value, floor) in [(30.0, 40.0), (10.0, 20.0), (20.0, 100.0)] {
             figure.value.push(value);

@@ -1,4 +1,4 @@
-//! A relay at work, with its default settings but for the permits, and the sink that does nothing.
+//! A running relay, with default settings except permits, and the sink that does nothing.
 
 use std::{
     sync::{
@@ -23,7 +23,7 @@ use crate::{
     sink::{Outgoing, Problem, Report, Sink},
 };
 
-/// Room for deliveries in flight.
+/// Limits of deliveries in flight.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Permits {
     pub(super) all: u32,
@@ -31,19 +31,19 @@ pub(super) struct Permits {
 }
 
 impl Permits {
-    /// As the relay has them when nobody says otherwise.
+    /// The relay's defaults.
     pub(super) fn standard() -> Self {
         let Settings { permits: all, permits_per_subscription: for_one, .. } = Settings::default();
         Self { all, for_one }
     }
 
-    /// All of them for whoever can use them.
+    /// The same limit for one subscription as for all.
     pub(super) fn wide(all: u32) -> Self {
         Self { all, for_one: all }
     }
 
     /// Part of a metric's name.
-    pub(super) fn words(self) -> String {
+    pub(super) fn label(self) -> String {
         if self.all == self.for_one {
             format!("{} permits", self.all)
         } else {
@@ -52,7 +52,7 @@ impl Permits {
     }
 }
 
-/// Counts and forgets.
+/// A sink that only counts.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Noop(Arc<AtomicU64>);
 
@@ -85,10 +85,10 @@ impl Sink for Noop {
     }
 }
 
-/// A relay in this process. Dropping it ends it without a drain.
+/// A relay in this process. Dropping it stops the relay without draining.
 #[derive(Debug)]
 pub(super) struct Running {
-    /// From here on it worked; it was connected before.
+    /// Time of its start, after it had connected.
     pub(super) since: Instant,
     stop: CancellationToken,
     tasks: JoinSet<Result<relay::Drained, relay::Error>>,
@@ -103,7 +103,7 @@ impl Running {
         Self::start_with(database, permits, |builder| Ok(builder.sink(sink))).await
     }
 
-    /// With other sinks.
+    /// Starts a relay with other sinks.
     pub(super) async fn start_with(
         database: &Database,
         permits: Permits,
@@ -124,7 +124,7 @@ impl Running {
         Ok(Self { since, stop, tasks })
     }
 
-    /// Drains it.
+    /// Drains the relay.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         self.stop.cancel();
         let ended = tokio::time::timeout(SOON, self.tasks.join_next())

@@ -1,5 +1,5 @@
-//! The private PostgreSQL, and a fresh database for each measurement: the copy of a migrated one, so that every arm starts
-//! from the same state. Durable: `fsync` stays on; all other settings that matter are PostgreSQL's defaults.
+//! The private PostgreSQL, and a new database for each measurement: a copy of a migrated one, so that every
+//! arm starts from the same state. Durable: `fsync` is on, and other relevant settings have their defaults.
 
 use std::{
     fs,
@@ -22,24 +22,24 @@ use crate::{
     store::schema,
 };
 
-/// Length of each payload as JSON text; a digit more or less.
+/// Approximate length of a payload as JSON, in bytes.
 pub(super) const PAYLOAD: usize = 250;
-/// Of which so much is padding.
+/// Padding in a payload, in bytes.
 const PADDING: i32 = 225;
-/// The topic of every event.
+/// Topic of all events.
 pub(super) const TOPIC: &str = "bench.orders.created";
-/// The migrated database that others are copies of.
+/// Migrated database that is copied.
 const TEMPLATE: &str = "bench_template";
-/// The relay's login: a member of `outbox_relay` and nothing more.
+/// Login of the relay, a member of `outbox_relay` only.
 const LOGIN: &str = "bench_relay";
-/// Name of the secret's file.
+/// File name of the secret.
 const SECRET: &str = "bench";
-/// Rows in one transaction of a backlog.
+/// Events in one transaction of a backlog.
 const FILL: u32 = 1_000;
-/// For whatever should take no time.
+/// Deadline of operations that should be fast.
 pub(super) const SOON: Duration = Duration::from_secs(60);
 
-/// Everything that all measurements share. Dropping it stops PostgreSQL and removes its directory.
+/// The server for all measurements. Dropping it stops PostgreSQL and removes its directory.
 #[derive(Debug)]
 pub(super) struct Stage {
     pub(super) sizes: Sizes,
@@ -48,20 +48,20 @@ pub(super) struct Stage {
     postgres: PrivatePostgres,
 }
 
-/// One database.
+/// A database.
 #[derive(Debug)]
 pub(super) struct Database {
     name: String,
-    /// As the application: the owner of everything.
+    /// Options of the application's login, which owns everything.
     pub(super) options: PgConnectOptions,
-    /// As the relay.
+    /// Options of the relay's login.
     pub(super) relay_options: PgConnectOptions,
-    /// As the application.
+    /// Connections of the application.
     pub(super) pool: PgPool,
 }
 
 impl Stage {
-    pub(super) async fn set(sizes: Sizes) -> anyhow::Result<Self> {
+    pub(super) async fn start(sizes: Sizes) -> anyhow::Result<Self> {
         let options = private_postgres::Options { durable: true, ..private_postgres::Options::default() };
         let postgres = tokio::task::spawn_blocking(|| PrivatePostgres::start(options)).await??;
         postgres.create_database(TEMPLATE)?;
@@ -80,12 +80,12 @@ impl Stage {
         Ok(Self { sizes, server, made: AtomicU32::new(0), postgres })
     }
 
-    /// Any database of the server, for questions about it.
+    /// Connections to the database `postgres`.
     pub(super) fn server(&self) -> &PgPool {
         &self.server
     }
 
-    /// A fresh database with the schema outbox.
+    /// A new database with the schema outbox.
     pub(super) async fn database(&self) -> anyhow::Result<Database> {
         let name = format!("bench_{}", self.made.fetch_add(1, Ordering::Relaxed));
         execute(&self.server, format!("create database {name} template {TEMPLATE}")).await?;
@@ -95,13 +95,14 @@ impl Stage {
         Ok(Database { relay_options: options.clone().username(LOGIN), name, options, pool })
     }
 
-    /// Dropped at once, lest the disk fills. Dropping checkpoints, which keeps what was written so far out of the next measurement.
+    /// Drops a database, so that the disk does not fill. The checkpoint of the drop keeps its writes out
+    /// of the next measurement.
     pub(super) async fn discard(&self, database: Database) -> anyhow::Result<()> {
         database.pool.close().await;
         execute(&self.server, format!("drop database {} with (force)", database.name)).await
     }
 
-    /// The sink as an operator would set it up who allows loopback and plain http.
+    /// The webhook sink, with loopback and plain http allowed.
     pub(super) fn webhook(&self) -> anyhow::Result<Webhook> {
         let loopback = "127.0.0.0/8".parse().context("parsing a network")?;
         let egress = Egress { allow: vec![loopback], allow_http: true, ..Egress::default() };
@@ -109,25 +110,25 @@ impl Stage {
         Ok(Webhook::new(&egress, Secrets::new(folder))?)
     }
 
-    pub(super) async fn clear(self) -> anyhow::Result<()> {
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
         self.server.close().await;
         tokio::task::spawn_blocking(move || drop(self.postgres)).await.context("stopping PostgreSQL")
     }
 }
 
 impl Database {
-    /// Subscribes to everything, with a sink that does nothing.
+    /// Subscribes to all topics, with the sink that does nothing.
     pub(super) async fn subscribe_noop(&self, name: &str) -> anyhow::Result<()> {
         self.subscribe(name, "noop", "{}".to_owned()).await
     }
 
-    /// Subscribes to everything, signed, with the default body.
+    /// Subscribes to all topics, with a signed webhook and the default body.
     pub(super) async fn subscribe_webhook(&self, url: &str) -> anyhow::Result<()> {
         let config = serde_json::json!({ "url": url, "secret": format!("file:{SECRET}"), "timeout": "15s" });
         self.subscribe("webhook", "webhook", config.to_string()).await
     }
 
-    /// Subscribes to everything.
+    /// Subscribes to all topics.
     pub(super) async fn subscribe(&self, name: &str, sink: &str, config: String) -> anyhow::Result<()> {
         let subscribing =
             sqlx::query("select outbox.subscribe($1, array['**'], $2, config => $3::text::jsonb)")
@@ -138,7 +139,7 @@ impl Database {
         within(SOON, "subscribing", subscribing).await.map(drop)
     }
 
-    /// Commits a backlog, a thousand events in each transaction, and has it written out.
+    /// Commits a backlog, a thousand events in each transaction, and runs a checkpoint.
     pub(super) async fn fill(&self, events: u32) -> anyhow::Result<()> {
         let mut left = events;
         while left > 0 {
@@ -149,7 +150,7 @@ impl Database {
         execute(&self.pool, "checkpoint".to_owned()).await
     }
 
-    /// Commits a backlog in one transaction, and returns when the commit began.
+    /// Commits a backlog in one transaction. Returns the time before the commit.
     pub(super) async fn fill_at_once(&self, events: u32) -> anyhow::Result<Instant> {
         within(SOON, "writing a backlog", async {
             let mut transaction = self.pool.begin().await?;
@@ -161,17 +162,17 @@ impl Database {
         .await
     }
 
-    /// Waits until nothing is owed to anybody any more.
+    /// Waits until there are no deliveries left.
     pub(super) async fn settled(&self) -> anyhow::Result<()> {
         within(SOON, "waiting until everything is settled", async {
-            let mut looks = tokio::time::interval(Duration::from_millis(2));
-            looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut polls = tokio::time::interval(Duration::from_millis(2));
+            polls.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
-                looks.tick().await;
-                let owed: bool = sqlx::query_scalar("select exists (select from outbox.deliveries)")
+                polls.tick().await;
+                let pending: bool = sqlx::query_scalar("select exists (select from outbox.deliveries)")
                     .fetch_one(&self.pool)
                     .await?;
-                if !owed {
+                if !pending {
                     return anyhow::Ok(());
                 }
             }
@@ -179,17 +180,18 @@ impl Database {
         .await
     }
 
-    /// Runs statements of the benchmark's own.
+    /// Runs statements.
     pub(super) async fn execute(&self, statements: &'static str) -> anyhow::Result<()> {
         execute(&self.pool, statements.to_owned()).await
     }
 }
 
-/// Writes so many events.
+/// A statement that inserts this many events.
 fn insert(events: u32) -> sqlx::query::Query<'static, sqlx::Postgres, sqlx::postgres::PgArguments> {
     sqlx::query(
         "insert into outbox.events (topic, payload) \
-         select $1, jsonb_build_object('n', n, 'padding', repeat('x', $2)) from generate_series(1::bigint, $3) as n",
+                  select $1, jsonb_build_object('n', n, 'padding', repeat('x', $2)) \
+                    from generate_series(1::bigint, $3) as n",
     )
     .bind(TOPIC)
     .bind(PADDING)

@@ -1,4 +1,4 @@
-//! A backlog of events to one keep-alive receiver of webhooks.
+//! Drains a backlog to one webhook receiver over kept connections.
 
 use std::{
     sync::{
@@ -20,16 +20,16 @@ use super::{
     stage::Stage,
 };
 
-const FLOOR: &str = "the same HTTP client posting the bytes of one of the relay's own requests, as many at once as there are permits, \
-                     to the same receiver; no database, nothing signed or recorded";
-/// For 200,000 requests on a slow machine.
+const FLOOR: &str = "the same HTTP client posting the bytes of one of the relay's own requests, as many at once as \
+                     there are permits, to the same receiver; no database, nothing signed or recorded";
+/// Deadline for 200,000 requests on a slow machine.
 const LIMIT: Duration = Duration::from_secs(300);
 
 pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let replay = Replay::capture(stage).await?;
     let mut figures = Vec::new();
     for permits in [Permits::standard(), Permits::wide(256)] {
-        let metric = format!("{} events, {}", stage.sizes.webhook_events, permits.words());
+        let metric = format!("{} events, {}", stage.sizes.webhook_events, permits.label());
         let mut figure = Figure::new(Row::WebhookDrain, metric, "events/s", ">= 0.70");
         for _ in 0..stage.sizes.rounds {
             figure.floor.push(floor(stage, &replay, permits.for_one).await?);

@@ -1,4 +1,4 @@
-//! Those who publish: some at a given rate whatever happens (open loop), others as fast as they can (closed loop).
+//! Publishers: at a given rate (open loop) or as fast as possible (closed loop).
 
 use std::{
     sync::Arc,
@@ -16,7 +16,7 @@ use super::stage::{SOON, payload};
 pub(super) const PUBLISH: &str =
     "insert into outbox.events (id, topic, payload) values ($1, 'bench.orders.created', $2::text::jsonb)";
 
-/// Load with an end.
+/// A finite load.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load {
     pub(super) rate: u32,
@@ -24,8 +24,8 @@ pub(super) struct Load {
     pub(super) events: u32,
 }
 
-/// Runs the statement at that rate, and returns each event with the instant from which its wait counts: when its statement
-/// was sent, or when it should have been, had the writer not still been waiting for the one before.
+/// Runs the statement at a rate. Returns each event with the time from which its latency counts: when its
+/// statement was sent, or when it was scheduled if the writer was late.
 pub(super) async fn open_loop(
     options: &PgConnectOptions,
     statement: &'static str,
@@ -45,7 +45,7 @@ pub(super) async fn open_loop(
             for number in 0..events {
                 let free = tokio::time::Instant::now();
                 let planned = due.tick().await;
-                // The timer's own slack of a millisecond is nobody's wait.
+                // Up to a millisecond is the timer's own delay and does not count.
                 let since = if free > planned { planned.into_std() } else { Instant::now() };
                 let event = Uuid::now_v7();
                 sqlx::query(statement)
@@ -72,7 +72,7 @@ pub(super) async fn open_loop(
     Ok(all)
 }
 
-/// How many times in a second so many writers together can commit the statement.
+/// Commits per second of this many writers together.
 pub(super) async fn closed_loop(
     options: &PgConnectOptions,
     statement: &'static str,
@@ -89,7 +89,7 @@ pub(super) async fn closed_loop(
             let mut publish = async || {
                 sqlx::query(statement).bind(Uuid::now_v7()).bind(&payload).execute(&mut connection).await
             };
-            publish().await.context("publishing")?; // the first one prepares the statement
+            publish().await.context("publishing")?; // prepares the statement
             barrier.wait().await;
             let (began, mut commits) = (Instant::now(), 0);
             while began.elapsed() < length {

@@ -1,19 +1,20 @@
-//! What the shop committed, what it rolled back, what arrived where; and whether that is as planned. Pure.
+//! Records what the shop committed and rolled back and what each receiver got, and compares them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use uuid::Uuid;
 
-/// How many arrivals are kept to be shown.
+/// Most recent arrivals that are shown.
 const SHOWN: usize = 6;
 
-/// A subscription of the demo: what it wants, told without patterns, so that the relay's matching is checked by something else.
+/// A subscription of the demo. Lists its topics without patterns, to check the relay's matching
+/// independently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
     pub(super) name: &'static str,
-    /// As written in `outbox.subscribe`.
+    /// Pattern for `outbox.subscribe`.
     pub(super) pattern: &'static str,
-    /// What the pattern stands for in this shop.
+    /// Topics of the shop that the pattern matches.
     pub(super) topics: &'static [&'static str],
 }
 
@@ -29,14 +30,14 @@ pub(super) const ACCOUNTING: Plan =
     Plan { name: "accounting", pattern: "shop.order.refunded", topics: &[REFUNDED] };
 pub(super) const PLANS: [Plan; 3] = [MAIL, WAREHOUSE, ACCOUNTING];
 
-/// One request that a receiver got.
+/// A request that a receiver got.
 #[derive(Debug, Clone)]
 pub(super) struct Arrival {
     pub(super) subscription: &'static str,
-    /// What `webhook-id` said.
+    /// Value of `webhook-id`.
     pub(super) id: String,
     pub(super) topic: String,
-    /// Whether the signature was right; `None`: there was none.
+    /// Whether the signature was valid; none if it was not checked.
     pub(super) verified: Option<bool>,
     pub(super) answered: u16,
 }
@@ -47,7 +48,7 @@ impl Arrival {
     }
 }
 
-/// Requests one subscription's receivers got.
+/// Requests that the receivers of a subscription got.
 #[derive(Debug, Clone, Default)]
 struct Arrivals {
     accepted: BTreeMap<String, u32>,
@@ -55,15 +56,15 @@ struct Arrivals {
     unverified: u32,
 }
 
-/// Both sides of the books.
+/// Events of the shop and requests of the receivers.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ledger {
     committed: BTreeMap<Uuid, &'static str>,
     rolled_back: BTreeSet<Uuid>,
     arrivals: BTreeMap<&'static str, Arrivals>,
     latest: VecDeque<Arrival>,
-    /// What the shop did last.
-    pub(super) news: String,
+    /// Last action of the shop.
+    pub(super) last_action: String,
 }
 
 impl Ledger {
@@ -95,22 +96,22 @@ impl Ledger {
         self.rolled_back.len()
     }
 
-    /// The newest first.
+    /// Recent arrivals, newest first.
     pub(super) fn latest(&self) -> impl Iterator<Item = &Arrival> {
         self.latest.iter()
     }
 
-    /// Events the subscription's receivers accepted.
+    /// Number of events that the subscription's receivers accepted.
     pub(super) fn delivered(&self, plan: Plan) -> usize {
         self.arrivals.get(plan.name).map_or(0, |arrivals| arrivals.accepted.len())
     }
 
-    /// Requests they answered with an error.
+    /// Number of requests that the subscription's receivers answered with an error.
     pub(super) fn refused(&self, plan: Plan) -> u32 {
         self.arrivals.get(plan.name).map_or(0, |arrivals| arrivals.refused)
     }
 
-    /// Events accepted more than once: allowed, for delivery is at least once, and worth telling.
+    /// Number of events accepted more than once, which at-least-once delivery allows.
     pub(super) fn repeated(&self) -> usize {
         self.arrivals
             .values()
@@ -119,7 +120,7 @@ impl Ledger {
             .count()
     }
 
-    fn owed(&self, plan: Plan) -> BTreeSet<String> {
+    fn expected(&self, plan: Plan) -> BTreeSet<String> {
         self.committed
             .iter()
             .filter(|(_, topic)| plan.topics.contains(topic))
@@ -127,43 +128,43 @@ impl Ledger {
             .collect()
     }
 
-    /// Whether everything owed to it was accepted.
+    /// Whether the subscription's receivers accepted all events for it.
     pub(super) fn has_all(&self, plan: Plan) -> bool {
         self.missing(plan).is_empty()
     }
 
     fn missing(&self, plan: Plan) -> Vec<String> {
         let accepted = self.arrivals.get(plan.name).map(|arrivals| &arrivals.accepted);
-        self.owed(plan)
+        self.expected(plan)
             .into_iter()
             .filter(|id| !accepted.is_some_and(|accepted| accepted.contains_key(id)))
             .collect()
     }
 
-    /// Everything that is not as planned; nothing, when all is well.
+    /// All deviations from the plan.
     pub(super) fn findings(&self) -> Vec<String> {
         let mut findings = Vec::new();
         let rolled_back: BTreeSet<String> = self.rolled_back.iter().map(Uuid::to_string).collect();
         for plan in PLANS {
-            let mut complain = |what: &str, ids: Vec<String>| {
+            let mut report = |what: &str, ids: Vec<String>| {
                 if let Some(first) = ids.first() {
                     findings.push(format!("{}: {} {what}, such as {first}", plan.name, ids.len()));
                 }
             };
-            complain("committed events never arrived", self.missing(plan));
+            report("committed events never arrived", self.missing(plan));
             let Some(arrivals) = self.arrivals.get(plan.name) else { continue };
-            let owed = self.owed(plan);
+            let expected = self.expected(plan);
             let (never_committed, not_wanted) = arrivals
                 .accepted
                 .keys()
-                .filter(|id| !owed.contains(*id))
+                .filter(|id| !expected.contains(*id))
                 .cloned()
                 .partition(|id| rolled_back.contains(id));
-            complain("events of rolled-back transactions arrived", never_committed);
-            complain("events arrived that it does not want", not_wanted);
+            report("events of rolled-back transactions arrived", never_committed);
+            report("events arrived that it does not want", not_wanted);
             if arrivals.unverified > 0 {
                 findings.push(format!(
-                    "{}: {} requests without a right signature",
+                    "{}: {} requests without a valid signature",
                     plan.name, arrivals.unverified
                 ));
             }
@@ -171,7 +172,7 @@ impl Ledger {
         findings
     }
 
-    /// The figures, for people.
+    /// The figures as text.
     pub(super) fn summary(&self) -> String {
         let mut text = format!(
             "{} events committed with their orders, {} rolled back; {} deliveries repeated",
@@ -180,10 +181,10 @@ impl Ledger {
             self.repeated()
         );
         for plan in PLANS {
-            let (name, delivered, owed, refused) =
-                (plan.name, self.delivered(plan), self.owed(plan).len(), self.refused(plan));
+            let (name, delivered, expected, refused) =
+                (plan.name, self.delivered(plan), self.expected(plan).len(), self.refused(plan));
             text.push_str(&format!(
-                "\n  {name:<11} {delivered:>4} of {owed:>4} delivered, {refused} requests refused on the way"
+                "\n  {name:<11} {delivered:>4} of {expected:>4} delivered, {refused} requests refused before"
             ));
         }
         text
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_arrives_as_planned_is_no_finding_also_when_refused_at_first_or_repeated() {
+    fn deliveries_as_planned_are_no_finding_even_if_refused_at_first_or_repeated() {
         let mut ledger = Ledger::default();
         ledger.commit(id(1), PAID);
         ledger.roll_back(id(2));
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_rolled_back_not_wanted_or_unsigned_is_found() {
+    fn missing_rolled_back_unexpected_and_unsigned_events_are_found() {
         let mut ledger = Ledger::default();
         ledger.commit(id(1), PAID);
         ledger.roll_back(id(2));
@@ -233,7 +234,7 @@ mod tests {
             "mail: 1 committed events never arrived",
             "mail: 1 events of rolled-back transactions arrived",
             "warehouse: 1 events arrived that it does not want",
-            "warehouse: 1 requests without a right signature",
+            "warehouse: 1 requests without a valid signature",
         ] {
             assert!(findings.contains(expected), "{expected:?} is not in:\n{findings}");
         }

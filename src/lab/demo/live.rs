@@ -1,4 +1,5 @@
-//! `demo` until Ctrl-C: the shop sells on, the warehouse is down from time to time, and the screen shows it.
+//! `demo` until Ctrl-C: the shop publishes orders, the warehouse is down from time to time, and the screen
+//! shows it.
 
 use std::time::Duration;
 
@@ -11,15 +12,16 @@ use super::{
 
 const ORDER_EVERY: Duration = Duration::from_millis(300);
 const DRAW_EVERY: Duration = Duration::from_millis(250);
-/// Where there is no terminal.
+/// Interval of lines without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);
-/// The warehouse is down for the last so many seconds of each round.
+/// Length of a round, in seconds.
 const ROUND: u64 = 25;
+/// Second of a round from which on the warehouse is down.
 const DOWN_FROM: u64 = 17;
-/// Every so many orders one is refunded.
+/// Orders between two refunds.
 const REFUND_EVERY: u64 = 25;
 
-/// Runs until it is dropped or something breaks.
+/// Runs until it is dropped or a part of the demo fails.
 pub(super) async fn play(stage: &mut Stage) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut screen = Screen::open();
@@ -42,7 +44,7 @@ pub(super) async fn play(stage: &mut Stage) -> anyhow::Result<()> {
                 if number % REFUND_EVERY == 10 {
                     done.extend(stage.shop.refund().await?);
                 }
-                done.into_iter().for_each(|done| stage.enter(done));
+                done.into_iter().for_each(|done| stage.record(done));
             }
             _ = pictures.tick() => {
                 let status = stage.status().await?;
@@ -53,11 +55,11 @@ pub(super) async fn play(stage: &mut Stage) -> anyhow::Result<()> {
                     status: &status,
                     warehouse_back_in: back_in,
                     url: &stage.url,
-                    mended_url: &stage.mended_url,
-                    door: stage.door,
+                    new_url: &stage.new_url,
+                    http: stage.http,
                 });
             }
-            broken = stage.broken() => return Err(broken),
+            failed = stage.failed() => return Err(failed),
         }
     }
 }

@@ -1,9 +1,9 @@
-//! `pgoutbox demo`: a shop that sells, receivers that fail now and then, and a relay between them, on a private PostgreSQL.
-//! Everything is real, on loopback and in a temporary directory, and gone afterwards. The shop and the checks use plain
-//! SQL, as an application would.
+//! `pgoutbox demo`: a shop that publishes orders, receivers that fail now and then, and a relay between them,
+//! on a private PostgreSQL. Everything runs on loopback and in a temporary directory, which is removed. The
+//! shop and the checks use plain SQL, as an application would.
 //!
-//! `stage` sets it up and tears it down, `shop` sells, `ledger` knows what should arrive and what did, `live` and `script`
-//! are the two ways to run it, `screen` draws.
+//! `stage` starts and stops everything, `shop` publishes, `ledger` compares what should arrive with what did,
+//! `live` and `script` are the two ways to run it, `screen` draws.
 
 mod ledger;
 mod live;
@@ -17,38 +17,46 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use stage::Stage;
 
-/// How to run it.
+/// Options of the demo.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
-    /// Play a short script, check that everything arrived as planned, and end; otherwise run until Ctrl-C.
+    /// Whether to play a short script, check the result and end, instead of running until Ctrl-C.
     pub once: bool,
 }
 
-/// Runs the demo until it is done or interrupted, and cleans up. Talks on standard output.
+/// Runs the demo until it ends or is interrupted, and cleans up. Prints to standard output.
 ///
 /// # Errors
-/// When PostgreSQL is missing or something does not start; with `once`, also when a delivery is not as planned.
+/// When PostgreSQL is missing or a part does not start; with `once`, also when a delivery is not as planned.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     screen::say("starting a private PostgreSQL in a temporary directory");
     let mut stage = tokio::select! {
-        stage = Stage::set() => stage?,
+        stage = Stage::start() => stage?,
         () = signals.next() => anyhow::bail!("interrupted while starting"),
     };
     let played = tokio::select! {
-        played = async { if options.once { script::play(&mut stage).await } else { live::play(&mut stage).await } } => played,
-        () = signals.next() => if options.once { Err(anyhow::anyhow!("interrupted before the end of the script")) } else { Ok(()) },
+        played = play(options, &mut stage) => played,
+        () = signals.next() => if options.once {
+            Err(anyhow::anyhow!("interrupted before the end of the script"))
+        } else {
+            Ok(())
+        },
     };
-    screen::say("stopping: no new deliveries, those in flight may finish");
+    screen::say("stopping; waiting for deliveries in flight");
     let ledger = stage.ledger();
     let drained = tokio::select! {
-        drained = stage.clear() => drained,
-        () = signals.next() => Err(anyhow::anyhow!("interrupted again: stopped without waiting for deliveries in flight")),
+        drained = stage.stop() => drained,
+                () = signals.next() => Err(anyhow::anyhow!("interrupted again; stopped without draining")),
     };
     played?;
     drained?;
     screen::say(&format!("{}\nPostgreSQL is stopped and its directory removed.", ledger.summary()));
     Ok(())
+}
+
+async fn play(options: Options, stage: &mut Stage) -> anyhow::Result<()> {
+    if options.once { script::play(stage).await } else { live::play(stage).await }
 }
 
 /// Ctrl-C and SIGTERM.

@@ -1,4 +1,5 @@
-//! What the demo shows: one screen of 80 by 24 on a terminal, plain lines elsewhere. Colours unless `NO_COLOR` is set.
+//! The output of the demo: a screen of 80 by 24 on a terminal, plain lines elsewhere. Coloured unless
+//! `NO_COLOR` is set.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -13,12 +14,12 @@ use super::{
 const WIDTH: usize = 80;
 const HEIGHT: usize = 24;
 
-/// One plain line on standard output. The demo goes on when nobody reads it.
+/// Prints a line to standard output. Ignores errors: the demo continues if its output is closed.
 pub(super) fn say(text: &str) {
     let _ = writeln!(io::stdout().lock(), "{text}");
 }
 
-/// What is to be shown.
+/// The state to show.
 #[derive(Debug)]
 pub(super) struct Picture<'a> {
     pub(super) seconds: u64,
@@ -26,11 +27,11 @@ pub(super) struct Picture<'a> {
     pub(super) status: &'a [Status],
     pub(super) warehouse_back_in: Option<u64>,
     pub(super) url: &'a str,
-    pub(super) mended_url: &'a str,
-    pub(super) door: Option<SocketAddr>,
+    pub(super) new_url: &'a str,
+    pub(super) http: Option<SocketAddr>,
 }
 
-/// How a whole line looks.
+/// Style of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
     Plain,
@@ -40,7 +41,7 @@ enum Look {
     Faint,
 }
 
-/// The terminal, given back as it was when this is dropped.
+/// The terminal. Dropping it restores its state.
 #[derive(Debug)]
 pub(super) struct Screen {
     terminal: bool,
@@ -52,7 +53,7 @@ impl Screen {
         let terminal = io::stdout().is_terminal();
         let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         if terminal {
-            write("\x1b[?1049h\x1b[?25l\x1b[2J"); // the other screen, no cursor, empty
+            write("\x1b[?1049h\x1b[?25l\x1b[2J"); // alternate screen, no cursor, cleared
         }
         Self { terminal, colours }
     }
@@ -70,7 +71,7 @@ impl Screen {
         for (index, (look, line)) in picture.lines().into_iter().take(HEIGHT).enumerate() {
             // No newline after the last line: it would scroll.
             text.push_str(if index > 0 { "\r\n" } else { "" });
-            text.push_str(&dress(look, &clip(&line), self.colours));
+            text.push_str(&styled(look, &clip(&line), self.colours));
             text.push_str("\x1b[K");
         }
         text.push_str("\x1b[J");
@@ -91,12 +92,12 @@ fn write(text: &str) {
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
-/// At most one row of the terminal, and nothing that could move its cursor.
+/// Cuts a line to the width of the screen and removes control characters.
 fn clip(line: &str) -> String {
     line.chars().filter(|c| !c.is_control()).take(WIDTH).collect()
 }
 
-fn dress(look: Look, line: &str, colours: bool) -> String {
+fn styled(look: Look, line: &str, colours: bool) -> String {
     let code = match look {
         _ if !colours => return line.to_owned(),
         Look::Plain => return line.to_owned(),
@@ -108,7 +109,7 @@ fn dress(look: Look, line: &str, colours: bool) -> String {
     format!("\x1b[{code}m{line}\x1b[0m")
 }
 
-/// Of the table of subscriptions; leaves nine columns for a remark.
+/// A row of the table of subscriptions. Leaves nine columns for a remark.
 fn row(name: &str, wants: &str, [delivered, refused, backlog, retrying, dead]: [String; 5]) -> String {
     format!("{name:<11} {wants:<19} {delivered:>9} {refused:>7} {backlog:>7} {retrying:>8} {dead:>4}")
 }
@@ -118,7 +119,7 @@ impl Picture<'_> {
         self.status.iter().find(|status| status.name == plan.name)
     }
 
-    /// For logs: everything in one line.
+    /// The state as one line.
     fn line(&self) -> String {
         let (committed, rolled_back) = (self.ledger.committed().len(), self.ledger.rolled_back());
         let mut line = format!("{} s: {committed} committed, {rolled_back} rolled back", self.seconds);
@@ -126,7 +127,7 @@ impl Picture<'_> {
             let (backlog, dead) =
                 self.of(plan).map_or((0, 0), |status| (status.backlog, status.dead_letters));
             line.push_str(&format!(
-                "; {} {} delivered, {backlog} owed",
+                "; {} {} delivered, {backlog} pending",
                 plan.name,
                 self.ledger.delivered(plan)
             ));
@@ -141,7 +142,7 @@ impl Picture<'_> {
             (
                 Look::Title,
                 format!(
-                    "pgoutbox demo{:>42}{:>3}:{:02}   Ctrl-C ends it",
+                    "pgoutbox demo{:>42}{:>3}:{:02}   Ctrl-C to stop",
                     "",
                     self.seconds / 60,
                     self.seconds % 60
@@ -155,7 +156,7 @@ impl Picture<'_> {
                     ledger.rolled_back()
                 ),
             ),
-            (Look::Faint, format!("  {}", ledger.news)),
+            (Look::Faint, format!("  {}", ledger.last_action)),
             (
                 Look::Title,
                 row("", "wants", ["delivered", "refused", "backlog", "retrying", "dead"].map(str::to_owned)),
@@ -169,7 +170,7 @@ impl Picture<'_> {
             let end = arrival.id.get(arrival.id.len().saturating_sub(12)..).unwrap_or_default();
             let look = if arrival.answered < 300 { Look::Good } else { Look::Bad };
             let signature =
-                if arrival.verified == Some(true) { "signature right" } else { "signature WRONG" };
+                if arrival.verified == Some(true) { "signature valid" } else { "signature INVALID" };
             (
                 look,
                 format!(
@@ -181,9 +182,9 @@ impl Picture<'_> {
         lines.extend(arriving.chain(std::iter::repeat((Look::Plain, String::new()))).take(6));
         let refused = ledger.delivered(ACCOUNTING) == 0;
         let advice = if refused {
-            "accounting's address refuses everything: mend and redrive"
+            "accounting's address refuses everything: change it and redrive"
         } else {
-            "accounting is mended"
+            "accounting has its new address"
         };
         lines.push((Look::Title, format!("{advice}; in a second terminal:")));
         lines.push((Look::Plain, format!("  psql \"{}\"", self.url)));
@@ -191,11 +192,11 @@ impl Picture<'_> {
             Look::Plain,
             "    update outbox.subscriptions set config = jsonb_set(config, '{url}',".to_owned(),
         ));
-        lines.push((Look::Plain, format!("      '\"{}\"') where name = 'accounting';", self.mended_url)));
+        lines.push((Look::Plain, format!("      '\"{}\"') where name = 'accounting';", self.new_url)));
         lines.push((Look::Plain, "    select outbox.redrive('accounting');".to_owned()));
         lines.push((Look::Plain, "    select * from outbox.subscription_status;".to_owned()));
-        if let Some(door) = self.door {
-            lines.push((Look::Plain, format!("  curl http://{door}/metrics")));
+        if let Some(http) = self.http {
+            lines.push((Look::Plain, format!("  curl http://{http}/metrics")));
         }
         lines
     }
@@ -216,7 +217,7 @@ impl Picture<'_> {
         let remark = match self.warehouse_back_in {
             Some(seconds) if plan == WAREHOUSE => format!(" 503 {seconds}s"),
             _ if status.state != "ok" => format!(" {}", status.state),
-            _ if status.breaker != "closed" => " resting".to_owned(),
+            _ if status.breaker != "closed" => " breaker".to_owned(),
             _ => String::new(),
         };
         bad |= !remark.is_empty();
@@ -248,8 +249,8 @@ mod tests {
             status: &status,
             warehouse_back_in: Some(8),
             url: "postgres://postgres@127.0.0.1:31999/shop?sslmode=disable",
-            mended_url: "http://127.0.0.1:60999/",
-            door: Some(([127, 0, 0, 1], 60_999).into()),
+            new_url: "http://127.0.0.1:60999/",
+            http: Some(([127, 0, 0, 1], 60_999).into()),
         };
         let lines = picture.lines();
         assert!(lines.len() <= HEIGHT, "{} lines", lines.len());
@@ -259,9 +260,9 @@ mod tests {
     }
 
     #[test]
-    fn what_a_stranger_sent_cannot_move_the_cursor() {
+    fn received_text_cannot_move_the_cursor() {
         assert_eq!(clip("a\x1b[2Jb\n"), "a[2Jb");
         assert_eq!(clip(&"x".repeat(200)).len(), WIDTH);
-        assert_eq!(dress(Look::Bad, "no", false), "no");
+        assert_eq!(styled(Look::Bad, "no", false), "no");
     }
 }

@@ -1,4 +1,4 @@
-//! `demo --once`: a fixed script of well under a minute, and a check that everything went as planned.
+//! `demo --once`: a fixed script of less than a minute, and a check of its result.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,20 +12,20 @@ use super::{
     stage::{Stage, Status},
 };
 
-/// Orders placed, the refused ones included.
+/// Number of orders, including refused ones.
 const ORDERS: usize = 60;
 const PAUSE: Duration = Duration::from_millis(100);
-/// Between these orders the warehouse is down: three seconds.
+/// The warehouse is down between these orders, for three seconds.
 const DOWN: std::ops::Range<usize> = 15..45;
-/// At this order an earlier one is refunded, which accounting refuses until it is mended.
+/// At this order an earlier one is refunded. Accounting refuses that event until its address is changed.
 const REFUND: usize = 20;
-/// Each wait of the script has it.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Deadline of each wait.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(super) async fn play(stage: &mut Stage) -> anyhow::Result<()> {
     sell(stage).await?;
     say(
-        "the shop has closed; waiting until mail and warehouse have everything, and accounting has its dead letter",
+        "the shop is closed; waiting for all deliveries of mail and warehouse, and a dead letter of accounting",
     );
     until(stage, "mail and warehouse have everything and accounting has one dead letter", |stage, status| {
         let ledger = stage.ledger();
@@ -35,29 +35,28 @@ pub(super) async fn play(stage: &mut Stage) -> anyhow::Result<()> {
             && dead_letters(status) == BTreeMap::from([(ACCOUNTING.name, 1)])
     })
     .await?;
-    ensure!(
-        stage.ledger().delivered(ACCOUNTING) == 0,
-        "accounting's old address refuses everything, yet something was accepted"
-    );
-    ensure!(stage.ledger().refused(WAREHOUSE) > 0, "the warehouse was down, yet it refused nothing");
+    ensure!(stage.ledger().delivered(ACCOUNTING) == 0, "accounting's old address accepted a request");
+    ensure!(stage.ledger().refused(WAREHOUSE) > 0, "the warehouse was down but refused nothing");
 
     say(&format!(
-        "accounting's address is wrong: pointing it to {} and redriving its dead letter",
-        stage.mended_url
+        "accounting's address is wrong; changing it to {} and redriving its dead letter",
+        stage.new_url
     ));
-    sqlx::query("update outbox.subscriptions set config = jsonb_set(config, '{url}', to_jsonb($2::text)) where name = $1")
+    sqlx::query(
+            "update outbox.subscriptions set config = jsonb_set(config, '{url}', to_jsonb($2::text)) where name = $1",
+        )
         .bind(ACCOUNTING.name)
-        .bind(&stage.mended_url)
+        .bind(&stage.new_url)
         .execute(&stage.pool)
         .await
-        .context("mending accounting")?;
+        .context("changing accounting's address")?;
     let redriven: i64 = sqlx::query_scalar("select outbox.redrive($1)")
         .bind(ACCOUNTING.name)
         .fetch_one(&stage.pool)
         .await
         .context("redriving")?;
     ensure!(redriven == 1, "outbox.redrive returned {redriven} instead of 1");
-    until(stage, "accounting has its event and nothing is owed", |stage, status| {
+    until(stage, "accounting has its event and nothing is pending", |stage, status| {
         stage.ledger().has_all(ACCOUNTING) && backlog(status) == 0 && dead_letters(status).is_empty()
     })
     .await?;
@@ -66,14 +65,14 @@ pub(super) async fn play(stage: &mut Stage) -> anyhow::Result<()> {
 
 async fn sell(stage: &mut Stage) -> anyhow::Result<()> {
     say(&format!(
-        "the shop opens: {ORDERS} orders; mail fails every fifth time, the warehouse will be down for three seconds"
+        "the shop opens: {ORDERS} orders; mail fails every fifth time, the warehouse will be down for 3 s"
     ));
     let mut pace = interval(PAUSE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for number in 1..=ORDERS {
         tokio::select! {
             _ = pace.tick() => (),
-            broken = stage.broken() => return Err(broken),
+            failed = stage.failed() => return Err(failed),
         }
         if number == DOWN.start || number == DOWN.end {
             let down = number == DOWN.start;
@@ -87,7 +86,7 @@ async fn sell(stage: &mut Stage) -> anyhow::Result<()> {
         if number == REFUND {
             done.extend(stage.shop.refund().await?);
         }
-        done.into_iter().for_each(|done| stage.enter(done));
+        done.into_iter().for_each(|done| stage.record(done));
     }
     Ok(())
 }
@@ -104,13 +103,13 @@ fn dead_letters(status: &[Status]) -> BTreeMap<&str, i64> {
         .collect()
 }
 
-/// Waits for a state of things; on timeout says what it is instead.
+/// Waits until a condition holds. On timeout the error contains the current state.
 async fn until(
     stage: &mut Stage,
     what: &str,
     holds: impl Fn(&Stage, &[Status]) -> bool,
 ) -> anyhow::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     let mut pace = interval(PAUSE);
     loop {
         let status = timeout_at(deadline, stage.status())
@@ -121,19 +120,19 @@ async fn until(
         }
         tokio::select! {
             _ = pace.tick() => (),
-            broken = stage.broken() => return Err(broken),
+            failed = stage.failed() => return Err(failed),
         }
         if Instant::now() > deadline {
             bail!(
                 "not within {} s: {what}; the subscriptions are {status:#?}\n{}",
-                PATIENCE.as_secs(),
+                DEADLINE.as_secs(),
                 stage.ledger().summary()
             );
         }
     }
 }
 
-/// The books against each other and against the database.
+/// Compares the ledger with the database.
 async fn check(stage: &Stage) -> anyhow::Result<()> {
     let ledger = stage.ledger();
     let mut findings = ledger.findings();
@@ -142,7 +141,7 @@ async fn check(stage: &Stage) -> anyhow::Result<()> {
     let written: BTreeMap<Uuid, &str> = events.iter().map(|(id, topic)| (*id, topic.as_str())).collect();
     if written != *ledger.committed() {
         findings.push(format!(
-            "outbox.events holds {} events; the shop committed {}",
+            "outbox.events has {} events; the shop committed {}",
             written.len(),
             ledger.committed().len()
         ));
@@ -166,8 +165,6 @@ async fn check(stage: &Stage) -> anyhow::Result<()> {
     if !findings.is_empty() {
         bail!("not as planned:\n  {}\n{}", findings.join("\n  "), ledger.summary());
     }
-    say(
-        "checked: every committed event reached every subscription that wants it, and none of the rolled-back ones did",
-    );
+    say("checked: every committed event reached each matching subscription, and no rolled-back event did");
     Ok(())
 }

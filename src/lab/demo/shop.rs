@@ -1,4 +1,4 @@
-//! A small shop: an ordinary application that writes its orders and the events about them in the same transactions.
+//! A small shop: an application that writes orders and their events in the same transactions.
 
 use anyhow::Context;
 use sqlx::PgPool;
@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::ledger::{PAID, PLACED, REFUNDED};
 
-/// The shop's own table; the outbox knows nothing of it.
+/// The shop's own table.
 const SCHEMA: &str = "
     create schema shop;
     create table shop.orders (
@@ -16,24 +16,24 @@ const SCHEMA: &str = "
         state    text    not null default 'placed'
     )";
 
-/// What an application writes: an event, in the transaction it is in. `publish` returns the event's id.
+/// Publishes an event in the current transaction and returns its id.
 const PUBLISH: &str = "select outbox.publish($1, $2, key => $3)";
 
 const CUSTOMERS: [&str; 5] = ["Ada", "Grace", "Edsger", "Barbara", "Tony"];
 
-/// What became of one transaction.
+/// Result of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Done {
-    /// The order and its event exist.
+    /// The order and its event were committed.
     Committed { event: Uuid, topic: &'static str, order: i64 },
-    /// Neither does.
+    /// The order and its event were rolled back.
     RolledBack { event: Uuid, order: i64 },
 }
 
 #[derive(Debug)]
 pub(super) struct Shop {
     pool: PgPool,
-    /// Orders placed and not refunded yet.
+    /// Orders that are placed but not changed yet.
     open: Vec<i64>,
     placed: usize,
 }
@@ -44,7 +44,7 @@ impl Shop {
         Ok(Self { pool, open: Vec::new(), placed: 0 })
     }
 
-    /// A customer orders. Every sixth card is refused: the transaction, event and all, is rolled back.
+    /// Places an order. Every sixth card is refused, and the transaction rolled back.
     pub(super) async fn place(&mut self) -> anyhow::Result<Done> {
         self.placed += 1;
         let customer = CUSTOMERS[self.placed % CUSTOMERS.len()];
@@ -73,12 +73,12 @@ impl Shop {
         Ok(Done::Committed { event, topic: PLACED, order })
     }
 
-    /// The oldest open order is paid.
+    /// Pays the oldest open order.
     pub(super) async fn pay(&mut self) -> anyhow::Result<Option<Done>> {
         self.change("paid", PAID).await
     }
 
-    /// The oldest open order is refunded.
+    /// Refunds the oldest open order.
     pub(super) async fn refund(&mut self) -> anyhow::Result<Option<Done>> {
         self.change("refunded", REFUNDED).await
     }

@@ -1,4 +1,4 @@
-//! The stage of the demo: a private PostgreSQL, receivers on loopback, a relay; set up and cleared away.
+//! Starts and stops the parts of the demo: a private PostgreSQL, receivers on loopback, a relay.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -34,28 +34,28 @@ use crate::{
 };
 
 const DATABASE: &str = "shop";
-/// Name of the secret's file; subscriptions refer to it as `file:demo`.
+/// File name of the secret; subscriptions refer to it as `file:demo`.
 const SECRET: &str = "demo";
-/// Requests that may wait to be entered into the ledger.
-const RECEIVED_AT_ONCE: usize = 64;
+/// Most requests that wait to be recorded.
+const QUEUE: usize = 64;
 
-/// Everything that runs. Dropping it stops PostgreSQL at once; [`Stage::clear`] does it in order.
+/// All running parts. Dropping it stops PostgreSQL at once; [`Stage::stop`] stops all parts in order.
 #[derive(Debug)]
 pub(super) struct Stage {
     pub(super) shop: Shop,
     pub(super) pool: PgPool,
-    /// The address for a second terminal.
+    /// Address of the database.
     pub(super) url: String,
-    /// Where the operator's door is, if it is open.
-    pub(super) door: Option<SocketAddr>,
-    /// Takes what the old address of accounting refuses.
-    pub(super) mended_url: String,
+    /// Address of the relay's HTTP server.
+    pub(super) http: Option<SocketAddr>,
+    /// Working address of accounting.
+    pub(super) new_url: String,
     warehouse: receiver::Switch,
     ledger: Arc<Mutex<Ledger>>,
     relay: JoinSet<Result<relay::Drained, relay::Error>>,
-    around: JoinSet<anyhow::Result<()>>,
+    servers: JoinSet<anyhow::Result<()>>,
     stop_relay: CancellationToken,
-    stop_around: CancellationToken,
+    stop_servers: CancellationToken,
     postgres: PrivatePostgres,
 }
 
@@ -72,7 +72,7 @@ pub(super) struct Status {
 
 impl Stage {
     /// Starts everything.
-    pub(super) async fn set() -> anyhow::Result<Self> {
+    pub(super) async fn start() -> anyhow::Result<Self> {
         let postgres =
             tokio::task::spawn_blocking(|| PrivatePostgres::start(private_postgres::Options::default()))
                 .await??;
@@ -92,10 +92,10 @@ impl Stage {
             .context("writing the demo's secret")?;
 
         let ledger = Arc::new(Mutex::new(Ledger::default()));
-        let (mut around, stop_around) = (JoinSet::new(), CancellationToken::new());
+        let (mut servers, stop_servers) = (JoinSet::new(), CancellationToken::new());
         let key = Key::parse(&SecretString::from(secret)).map_err(anyhow::Error::msg)?;
         let mut listen = async |plan: Plan, fail_rate: f64| -> anyhow::Result<_> {
-            let (sender, mut received) = mpsc::channel(RECEIVED_AT_ONCE);
+            let (sender, mut received) = mpsc::channel(QUEUE);
             let options = receiver::Options {
                 fail_rate,
                 secrets: vec![key.clone()],
@@ -106,11 +106,11 @@ impl Stage {
                 .await
                 .with_context(|| format!("opening a port for the receiver of {}", plan.name))?;
             let (switch, url) = (receiver.switch(), format!("http://{}/", receiver.address()));
-            let (ledger, stop) = (ledger.clone(), stop_around.clone());
-            around.spawn(async move {
+            let (ledger, stop) = (ledger.clone(), stop_servers.clone());
+            servers.spawn(async move {
                 receiver.run(stop).await.with_context(|| format!("receiving for {}", plan.name))
             });
-            around.spawn(async move {
+            servers.spawn(async move {
                 while let Some(got) = received.recv().await {
                     let (id, topic) = (got.id.unwrap_or_default(), got.topic.unwrap_or_default());
                     let (verified, answered) = (got.verified, got.answered);
@@ -123,27 +123,27 @@ impl Stage {
         let (_, mail_url) = listen(MAIL, 0.2).await?;
         let (warehouse, warehouse_url) = listen(WAREHOUSE, 0.0).await?;
         let (_, old_accounting_url) = listen(ACCOUNTING, 1.0).await?;
-        let (_, mended_url) = listen(ACCOUNTING, 0.0).await?;
+        let (_, new_url) = listen(ACCOUNTING, 0.0).await?;
 
         let pool = connect(options.clone()).await?;
         let shop = Shop::open(pool.clone()).await?;
-        let patient = r#"{"initial": "200ms", "multiplier": 1.5, "max": "2s", "max_attempts": 100}"#;
-        subscribe(&pool, MAIL, &mail_url, patient).await?;
-        subscribe(&pool, WAREHOUSE, &warehouse_url, patient).await?;
+        let many_attempts = r#"{"initial": "200ms", "multiplier": 1.5, "max": "2s", "max_attempts": 100}"#;
+        subscribe(&pool, MAIL, &mail_url, many_attempts).await?;
+        subscribe(&pool, WAREHOUSE, &warehouse_url, many_attempts).await?;
         subscribe(&pool, ACCOUNTING, &old_accounting_url, r#"{"schedule": ["500ms", "1s"]}"#).await?;
 
         let mut stage = Self {
             shop,
             pool,
             url,
-            door: None,
-            mended_url,
+            http: None,
+            new_url,
             warehouse,
             ledger,
             relay: JoinSet::new(),
-            around,
+            servers,
             stop_relay: CancellationToken::new(),
-            stop_around,
+            stop_servers,
             postgres,
         };
         stage.start_relay(options, folder).await?;
@@ -155,14 +155,14 @@ impl Stage {
         options: PgConnectOptions,
         secrets: std::path::PathBuf,
     ) -> anyhow::Result<()> {
-        // Loopback and plain http are refused unless the operator allows them; the demo's operator does.
+        // Loopback and plain http are refused by default.
         let egress = Egress {
             allow: vec!["127.0.0.0/8".parse().expect("a network")],
             allow_http: true,
             ..Egress::default()
         };
         screen::say(
-            "the relay may send to 127.0.0.0/8 over plain http, which is refused by default: egress.allow, egress.allow_http",
+            "the relay may send to 127.0.0.0/8 over plain http (egress.allow, egress.allow_http); the default is no",
         );
         let secrets = secret::Secrets::new(Some(secrets));
         let settings = Settings {
@@ -182,73 +182,77 @@ impl Stage {
             .await
             .context("starting the relay")?;
         let listener =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("opening the operator's door")?;
-        self.door = Some(listener.local_addr()?);
-        let door = Server {
-            settings: http::Settings { listen: self.door, token: None },
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("opening a port for HTTP")?;
+        self.http = Some(listener.local_addr()?);
+        let server = Server {
+            settings: http::Settings { listen: self.http, token: None },
             readiness: relay.health(),
             telemetry,
             draining: self.stop_relay.clone(),
         };
-        let closed = self.stop_around.clone();
-        self.around.spawn(async move { http::serve(listener, door, closed).await.context("serving http") });
+        let closed = self.stop_servers.clone();
+        self.servers
+            .spawn(async move { http::serve(listener, server, closed).await.context("serving http") });
         let stop = self.stop_relay.clone();
         self.relay.spawn(async move { relay.run(stop).await });
         Ok(())
     }
 
-    /// What is known so far.
+    /// A copy of the ledger.
     pub(super) fn ledger(&self) -> Ledger {
         lock(&self.ledger).clone()
     }
 
-    /// Enters what the shop did.
-    pub(super) fn enter(&self, done: Done) {
+    /// Records an action of the shop.
+    pub(super) fn record(&self, done: Done) {
         let mut ledger = lock(&self.ledger);
         match done {
             Done::Committed { event, topic, order } => {
                 ledger.commit(event, topic);
-                ledger.news = format!("order {order}: {topic}");
+                ledger.last_action = format!("order {order}: {topic}");
             }
             Done::RolledBack { event, order } => {
                 ledger.roll_back(event);
-                ledger.news = format!("order {order}: the card was refused, rolled back");
+                ledger.last_action = format!("order {order}: the card was refused, rolled back");
             }
         }
     }
 
-    /// Shuts the warehouse's receiver (it answers 503) or opens it again.
+    /// Sets whether the warehouse's receiver is down and answers 503.
     pub(super) fn set_warehouse_down(&self, down: bool) {
         self.warehouse.set_down(down);
     }
 
-    /// What an operator sees.
+    /// Reads the status of the subscriptions.
     pub(super) async fn status(&self) -> anyhow::Result<Vec<Status>> {
-        sqlx::query_as("select name, backlog, retrying, dead_letters, state, breaker from outbox.subscription_status order by name")
-            .fetch_all(&self.pool)
-            .await
-            .context("reading outbox.subscription_status")
+        sqlx::query_as(
+            "select name, backlog, retrying, dead_letters, state, breaker \
+                       from outbox.subscription_status order by name",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .context("reading outbox.subscription_status")
     }
 
-    /// Returns only when something that should run has ended.
-    pub(super) async fn broken(&mut self) -> anyhow::Error {
+    /// Returns when a part that should run has ended.
+    pub(super) async fn failed(&mut self) -> anyhow::Error {
         tokio::select! {
             Some(ended) = self.relay.join_next() => match ended {
                 Ok(Ok(drained)) => anyhow::anyhow!("the relay ended by itself: {drained:?}"),
                 Ok(Err(error)) => anyhow::Error::new(error).context("running the relay"),
                 Err(error) => anyhow::Error::new(error).context("running the relay"),
             },
-            Some(ended) = self.around.join_next() => match ended {
+            Some(ended) = self.servers.join_next() => match ended {
                 Ok(Ok(())) => anyhow::anyhow!("a receiver ended by itself"),
                 Ok(Err(error)) => error,
                 Err(error) => anyhow::Error::new(error).context("running a receiver"),
             },
-            else => anyhow::anyhow!("nothing runs any more"),
+            else => anyhow::anyhow!("all parts have ended"),
         }
     }
 
-    /// Drains the relay, then stops the receivers, then PostgreSQL, and removes everything.
-    pub(super) async fn clear(mut self) -> anyhow::Result<()> {
+    /// Drains the relay, stops the receivers and PostgreSQL, and removes the directory.
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         self.stop_relay.cancel();
         let mut result = Ok(());
         while let Some(ended) = self.relay.join_next().await {
@@ -258,14 +262,14 @@ impl Stage {
                 result = Err(error.context("stopping the relay"));
             }
         }
-        self.stop_around.cancel();
+        self.stop_servers.cancel();
         if tokio::time::timeout(Duration::from_secs(5), async {
-            while self.around.join_next().await.is_some() {}
+            while self.servers.join_next().await.is_some() {}
         })
         .await
         .is_err()
         {
-            self.around.shutdown().await;
+            self.servers.shutdown().await;
         }
         self.pool.close().await;
         tokio::task::spawn_blocking(move || drop(self.postgres)).await.context("stopping PostgreSQL")?;
@@ -274,7 +278,7 @@ impl Stage {
 }
 
 fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
-    ledger.lock().expect("nobody panics while writing into the ledger")
+    ledger.lock().expect("no panic while the ledger is locked")
 }
 
 async fn connect(options: PgConnectOptions) -> anyhow::Result<PgPool> {
@@ -282,11 +286,12 @@ async fn connect(options: PgConnectOptions) -> anyhow::Result<PgPool> {
     pool.connect_with(options).await.context("connecting to the private PostgreSQL")
 }
 
-/// As a migration of the shop would do it.
+/// Subscribes, as a migration of the shop would do.
 async fn subscribe(pool: &PgPool, plan: Plan, url: &str, retry: &str) -> anyhow::Result<()> {
     sqlx::query(
-        "select outbox.subscribe($1, array[$2], 'webhook', config => jsonb_build_object('url', $3::text, 'secret', $4::text, 'timeout', '5s'), \
-         retry => $5::text::jsonb)",
+        "select outbox.subscribe($1, array[$2], 'webhook', \
+                 config => jsonb_build_object('url', $3::text, 'secret', $4::text, 'timeout', '5s'), \
+                 retry => $5::text::jsonb)",
     )
     .bind(plan.name)
     .bind(plan.pattern)

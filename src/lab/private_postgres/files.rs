@@ -1,4 +1,4 @@
-//! The directory of a private server: made, configured, read, removed. Nothing here starts anything.
+//! The directory of a private server: creates, configures, reads and removes it. Starts no process.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -10,21 +10,22 @@ use std::{
 
 use super::{Error, Options, process::Account};
 
-/// Directories are called so, followed by the process of the owner and a random number.
+/// Prefix of directories, followed by the owner's process id and a random number.
 const PREFIX: &str = "pgoutbox-postgres-";
-/// A Unix socket's path has about 100 bytes; `/.s.PGSQL.12345` is part of it.
+/// Longest path of the directory, in bytes. The path of a Unix socket may have about 100 bytes, with
+/// `/.s.PGSQL.12345`.
 const LONGEST_DIRECTORY: usize = 80;
 
-/// Everything one server keeps. Dropping it removes the directory.
+/// The directory of a server. Dropping it removes the directory.
 #[derive(Debug)]
 pub(super) struct Home {
     path: PathBuf,
-    /// Locked as long as the owner lives, so that nobody else takes the directory for abandoned.
+    /// Locked while the owner runs, so that the directory does not count as abandoned.
     _owned: File,
 }
 
 impl Home {
-    /// Makes the directory; it belongs to the account that will run the server, and nobody else can enter it.
+    /// Creates the directory, accessible only for the account that runs the server.
     pub(super) fn create(account: Option<&Account>) -> Result<Self, Error> {
         let path = base().join(format!("{PREFIX}{}-{:08x}", std::process::id(), rand::random::<u32>()));
         let failed = |doing| {
@@ -48,7 +49,7 @@ impl Home {
         self.path.join("data")
     }
 
-    /// Where the server's standard error goes.
+    /// Opens the log file for the server's standard error.
     pub(super) fn log(&self) -> Result<File, Error> {
         let path = self.path.join("log");
         OpenOptions::new().create(true).append(true).open(&path).map_err(|source| Error::File {
@@ -58,7 +59,7 @@ impl Home {
         })
     }
 
-    /// The last lines of the log, on one line.
+    /// The last lines of the log, joined to one line.
     pub(super) fn end_of_log(&self) -> String {
         let log = fs::read(self.path.join("log")).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
@@ -87,7 +88,8 @@ impl Home {
         self.write(
             "pg_hba.conf",
             false,
-            "local all all trust\nhost all all 127.0.0.1/32 trust\nlocal replication all trust\nhost replication all 127.0.0.1/32 trust\n",
+            "local all all trust\nhost all all 127.0.0.1/32 trust\n\
+                         local replication all trust\nhost replication all 127.0.0.1/32 trust\n",
         )
     }
 
@@ -101,8 +103,8 @@ impl Home {
         })
     }
 
-    /// Whether that process has said that it takes connections: the first and eighth line of `postmaster.pid`,
-    /// which is where `pg_ctl --wait` looks too.
+    /// Whether the server with this process id accepts connections. Reads the first and eighth line of
+    /// `postmaster.pid`, as `pg_ctl --wait` does.
     pub(super) fn server_is_ready(&self, pid: u32) -> bool {
         let Ok(text) = fs::read_to_string(self.data().join("postmaster.pid")) else { return false };
         let mut lines = text.lines();
@@ -113,12 +115,12 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // Nothing to be done about an error here; the next start tries again.
+        // Ignore errors: the next start removes abandoned directories.
         let _ = remove(&self.path);
     }
 }
 
-/// Removes directories whose owners have died without doing it themselves.
+/// Removes directories of owners that no longer run.
 pub(super) fn remove_abandoned() {
     let Ok(entries) = fs::read_dir(base()) else { return };
     for entry in entries.flatten() {
@@ -131,7 +133,7 @@ pub(super) fn remove_abandoned() {
         if owner.parse::<u32>().is_err() || Path::new("/proc").join(owner).exists() {
             continue;
         }
-        // Process numbers of another container mean nothing here; a lock does.
+        // Process ids of other containers mean nothing here, so check the lock too.
         let in_use = File::open(entry.path().join("owner")).is_ok_and(|file| file.try_lock().is_err());
         if !in_use {
             let _ = remove(&entry.path());
@@ -139,19 +141,19 @@ pub(super) fn remove_abandoned() {
     }
 }
 
-/// A server that is still ending may add a file while its directory is being removed.
+/// Removes a directory. Tries twice: a server that is still ending may add a file meanwhile.
 fn remove(path: &Path) -> io::Result<()> {
     fs::remove_dir_all(path).or_else(|_| fs::remove_dir_all(path))
 }
 
 fn base() -> PathBuf {
-    let usual = std::env::temp_dir();
+    let default = std::env::temp_dir();
     let room = LONGEST_DIRECTORY.saturating_sub(PREFIX.len() + "4194304-01234567".len() + 1);
-    if usual.as_os_str().len() <= room { usual } else { PathBuf::from("/tmp") }
+    if default.as_os_str().len() <= room { default } else { PathBuf::from("/tmp") }
 }
 
-/// A port nobody listens on. Below the range from which the kernel takes ports for outgoing connections, so that none of
-/// those holds it while the server is stopped.
+/// A free port, below the range of ports for outgoing connections, so that none of those takes it while the
+/// server is stopped.
 pub(crate) fn free_port() -> u16 {
     let mut port = 0;
     for _ in 0..100 {

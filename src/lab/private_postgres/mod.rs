@@ -1,9 +1,9 @@
-//! A private PostgreSQL in a temporary directory, for the demo, the benchmark and tests. Never for data that matters:
-//! whoever can reach the loopback of this machine can reach it without a password.
+//! A private PostgreSQL in a temporary directory, for the demo, the benchmark and tests. Not for real data:
+//! every local user can connect without a password.
 //!
-//! It stops when it is dropped, and also when its owner is killed: the kernel signals it when the thread that started it
-//! ends (`setpriv --pdeathsig`), so a thread of its own starts it and lives as long as it does.
-//! Everything here blocks; nothing needs a runtime, and all of it may be called inside one.
+//! It stops when it is dropped, and also when its owner is killed: the kernel signals it when the thread that
+//! started it ends (`setpriv --pdeathsig`), so a separate thread starts it and waits for it. All functions
+//! block. They need no runtime, and may be called inside one.
 
 mod files;
 mod process;
@@ -21,90 +21,93 @@ use process::Account;
 
 use crate::lab::private_server::child::Child;
 
-/// The oldest major version that will do.
+/// Oldest supported major version.
 const OLDEST: u32 = 14;
-/// How long a start may take, recovery after a crash included.
+/// Deadline of a start, including recovery after a crash.
 const START_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a stop may take before the server is killed.
+/// Time after which a server that does not stop is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
-/// How often another port is tried when somebody was faster.
+/// Most ports that are tried if one is taken meanwhile.
 const PORTS_TRIED: u32 = 5;
 
-/// Why there is no server, and what to do.
+/// Why the server cannot be started, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is none on this machine.
+    /// PostgreSQL is not installed.
     #[error(
         "no PostgreSQL server of version {OLDEST} or newer was found; install one: sudo apt-get install postgresql"
     )]
     Missing,
-    /// Running as root, and no way to be somebody else.
+    /// The process runs as root and cannot switch to another user.
     #[error("PostgreSQL refuses to run as root, and {0}; run this as another user")]
     Root(&'static str),
-    /// A file or directory.
+    /// An operation on a file failed.
     #[error("{doing} {path}")]
     File {
-        /// What was done to it.
+        /// The operation, such as `creating`.
         doing: &'static str,
-        /// Which one.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// The cause.
+        /// Error of the system.
         source: io::Error,
     },
-    /// A program could not be run at all.
+    /// A program could not be run.
     #[error("running {program}")]
     Program {
-        /// Which one.
+        /// Path of the program.
         program: String,
-        /// The cause.
+        /// Error of the system.
         source: io::Error,
     },
     /// `initdb` failed.
-    #[error("initdb failed; it said: {0}")]
+    #[error("initdb failed: {0}")]
     Initdb(String),
     /// The server ended while it started.
     #[error("the private PostgreSQL ended while starting ({status}); the end of its log: {log}")]
     Ended {
-        /// How.
+        /// Exit status.
         status: ExitStatus,
-        /// The last lines it wrote.
+        /// Last lines of the log.
         log: String,
     },
     /// The server did not become ready.
-    #[error("the private PostgreSQL was not ready after {} s; the end of its log: {log}", START_DEADLINE.as_secs())]
+    #[error(
+            "the private PostgreSQL was not ready after {} s; the end of its log: {log}",
+            START_DEADLINE.as_secs()
+        )]
     NotReady {
-        /// The last lines it wrote.
+        /// Last lines of the log.
         log: String,
     },
     /// A statement failed.
     #[error("running {statement:?} on the private PostgreSQL")]
     Statement {
-        /// Which one.
+        /// The statement.
         statement: String,
-        /// The cause.
+        /// Error of the database.
         source: sqlx::Error,
     },
 }
 
-/// How the server is to be.
+/// Options of the server.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Further lines of `postgresql.conf`; they win over the defaults.
+    /// Settings for `postgresql.conf`; they override the defaults.
     pub settings: Vec<(String, String)>,
-    /// Keep `fsync` on: for measurements, and for tests that pull the plug of the machine. Killing the server loses nothing either way.
+    /// Whether `fsync` is on, for measurements. Killing the server loses nothing either way.
     pub durable: bool,
 }
 
-/// How to stop.
+/// How to stop the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// Roll back, write everything out, end.
+    /// Roll back transactions, write everything to disk, and end.
     Fast,
-    /// End at once; the next start recovers.
+    /// End at once. The next start recovers.
     Immediate,
 }
 
-/// A running (or stopped) private server. Dropping it stops it and removes its directory.
+/// A private server, running or stopped. Dropping it stops the server and removes its directory.
 #[derive(Debug)]
 pub struct PrivatePostgres {
     server: Option<Child>,
@@ -115,11 +118,12 @@ pub struct PrivatePostgres {
 }
 
 impl PrivatePostgres {
-    /// Creates a cluster in a new temporary directory and starts it on a free port of 127.0.0.1; returns when it answers.
-    /// As root, it becomes `postgres` (or `nobody`) for that. Removes what dead owners left behind.
+    /// Creates a cluster in a new temporary directory, starts it on a free port of 127.0.0.1, and returns
+    /// when it accepts connections. As root it runs the server as `postgres` or `nobody`. Removes
+    /// abandoned directories.
     ///
     /// # Errors
-    /// When there is no server on this machine, or it does not start; the text says what to do.
+    /// When PostgreSQL is not installed or does not start. The message says what to do.
     pub fn start(options: Options) -> Result<Self, Error> {
         let bin = process::find_binaries()?;
         let account = Account::unprivileged()?;
@@ -142,10 +146,11 @@ impl PrivatePostgres {
         }
     }
 
-    /// Starts a stopped or killed server on the same data and port; returns when it answers. Does nothing while it runs.
+    /// Starts a stopped or killed server with the same data and port, and returns when it accepts
+    /// connections. Does nothing while it runs.
     ///
     /// # Errors
-    /// When it does not start.
+    /// When the server does not start.
     pub fn start_again(&mut self) -> Result<(), Error> {
         if self.server.as_ref().is_some_and(Child::runs) {
             return Ok(());
@@ -166,7 +171,7 @@ impl PrivatePostgres {
         Ok(())
     }
 
-    /// Stops it and waits until it has ended.
+    /// Stops the server and waits for its end.
     pub fn stop(&mut self, how: Stop) {
         if let Some(server) = self.server.take() {
             server.signal(match how {
@@ -179,7 +184,7 @@ impl PrivatePostgres {
         }
     }
 
-    /// Kills it and all its processes with SIGKILL, as a crash would, and waits until they are gone.
+    /// Kills the server and its processes with SIGKILL, like a crash, and waits for their end.
     pub fn kill(&mut self) {
         if let Some(server) = self.server.take() {
             server.kill();
@@ -189,20 +194,20 @@ impl PrivatePostgres {
     /// Creates an empty database.
     ///
     /// # Errors
-    /// When there is one of that name, or the server does not run.
+    /// When a database of that name exists, or the server does not run.
     pub fn create_database(&self, name: &str) -> Result<(), Error> {
         let statement = format!("create database \"{}\"", name.replace('"', "\"\""));
         process::execute(&self.url("postgres"), &statement)
             .map_err(|source| Error::Statement { statement, source })
     }
 
-    /// The address of a database, over TCP. The name stands in it as it is.
+    /// Address of a database over TCP. The name is not escaped.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
-    /// The same over the Unix socket. With root's or the server's own rights only.
+    /// Address of a database over the Unix socket, which only root and the server's account can use.
     #[must_use]
     pub fn socket_url(&self, database: &str) -> String {
         format!(
@@ -212,25 +217,25 @@ impl PrivatePostgres {
         )
     }
 
-    /// Its port on 127.0.0.1; the same as long as this value lives.
+    /// Port on 127.0.0.1. Does not change.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its directory: the data, the socket, the log. Removed with it.
+    /// Directory of data, socket and log.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.home.path()
     }
 
-    /// Its programs: `pg_basebackup`, `pg_dump`, …
+    /// Folder of its programs, such as `pg_dump`.
     #[must_use]
     pub fn programs(&self) -> &Path {
         &self.bin
     }
 
-    /// The process of the server, while it was started and not stopped.
+    /// Process id of the server, unless it is stopped.
     #[must_use]
     pub fn process(&self) -> Option<u32> {
         self.server.as_ref().map(Child::pid)

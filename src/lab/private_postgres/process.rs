@@ -1,4 +1,4 @@
-//! The processes of a private server: found, started, signalled, waited for.
+//! Finds and starts the programs of a private server.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use super::{Error, OLDEST, files::Home};
 use crate::lab::private_server::child::{self, Child};
 
-/// Somebody other than root.
+/// An account other than root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Account {
     pub(super) uid: u32,
@@ -20,7 +20,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Who runs the server: `None` is whoever we are, unless we are root.
+    /// The account for the server; none means the current user, if that is not root.
     pub(super) fn unprivileged() -> Result<Option<Self>, Error> {
         if id(&["-u"]) != Some(0) {
             return Ok(None);
@@ -32,7 +32,7 @@ impl Account {
             .iter()
             .find_map(|name| Some(Self { uid: id(&["-u", name])?, gid: id(&["-g", name])? }))
             .map(Some)
-            .ok_or(Error::Root("there is neither a user postgres nor a user nobody"))
+            .ok_or(Error::Root("the users postgres and nobody do not exist"))
     }
 }
 
@@ -40,7 +40,7 @@ fn id(arguments: &[&str]) -> Option<u32> {
     String::from_utf8(output(Command::new("id").args(arguments))?).ok()?.trim().parse().ok()
 }
 
-/// What a program prints, if it runs and succeeds.
+/// Standard output of a program, if it succeeds.
 fn output(command: &mut Command) -> Option<Vec<u8>> {
     command
         .stderr(Stdio::null())
@@ -51,16 +51,16 @@ fn output(command: &mut Command) -> Option<Vec<u8>> {
         .map(|output| output.stdout)
 }
 
-/// The directory of `initdb` and `postgres`: of the one in PATH, of `pg_config`, or Debian's newest.
+/// The directory of `initdb` and `postgres`: the one in PATH, that of `pg_config`, or Debian's newest.
 pub(super) fn find_binaries() -> Result<PathBuf, Error> {
-    let said = |command: &mut Command| {
+    let path_from = |command: &mut Command| {
         let text = String::from_utf8(output(command)?).ok()?;
         Some(PathBuf::from(text.trim()))
     };
-    let in_path = said(Command::new("sh").args(["-c", "command -v postgres"]))
+    let in_path = path_from(Command::new("sh").args(["-c", "command -v postgres"]))
         .and_then(|postgres| fs::canonicalize(postgres).ok())
         .and_then(|postgres| postgres.parent().map(Path::to_owned));
-    let configured = said(Command::new("pg_config").arg("--bindir"));
+    let configured = path_from(Command::new("pg_config").arg("--bindir"));
     if let Some(bin) = [in_path, configured]
         .into_iter()
         .flatten()
@@ -81,7 +81,7 @@ pub(super) fn find_binaries() -> Result<PathBuf, Error> {
         .ok_or(Error::Missing)
 }
 
-/// The major version of the server in that directory, if it can be set up from there.
+/// The major version of the server in a directory that contains `initdb`.
 fn version(bin: &Path) -> Option<u32> {
     if !bin.join("initdb").is_file() {
         return None;
@@ -89,13 +89,14 @@ fn version(bin: &Path) -> Option<u32> {
     major_version(&String::from_utf8(output(Command::new(bin.join("postgres")).arg("--version"))?).ok()?)
 }
 
-/// Of `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` it is 15.
+/// The major version in `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`: 15.
 fn major_version(text: &str) -> Option<u32> {
     let number = text.split_whitespace().nth(2)?;
     number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// A command of the server's, run by the account. `owned`: the kernel interrupts it when the thread that starts it ends.
+/// A command that runs a program as the account. With `owned` the kernel interrupts it when the starting
+/// thread ends.
 fn command(bin: &Path, program: &str, account: Option<&Account>, home: &Home, owned: bool) -> Command {
     let setpriv = account.is_some() || (owned && child::can_own());
     let mut command = if setpriv { Command::new("setpriv") } else { Command::new(bin.join(program)) };
@@ -108,7 +109,7 @@ fn command(bin: &Path, program: &str, account: Option<&Account>, home: &Home, ow
         }
         command.arg(bin.join(program));
     }
-    // Its own process group: Ctrl-C in a terminal is for us, and we stop the server when we are done with it.
+    // Its own process group: Ctrl-C in a terminal must not stop the server before us.
     command.current_dir(home.path()).stdin(Stdio::null()).process_group(0);
     command
 }
@@ -131,13 +132,13 @@ pub(super) fn initdb(bin: &Path, account: Option<&Account>, home: &Home) -> Resu
     if output.status.success() {
         return Ok(());
     }
-    let said = [output.stdout, output.stderr]
+    let message = [output.stdout, output.stderr]
         .map(|text| String::from_utf8_lossy(&text).trim().replace('\n', " | "))
         .join(" | ");
-    Err(Error::Initdb(said))
+    Err(Error::Initdb(message))
 }
 
-/// Starts it; it is not ready yet.
+/// Starts the server. It is not ready yet.
 pub(super) fn start(bin: &Path, account: Option<&Account>, home: &Home, port: u16) -> Result<Child, Error> {
     let mut command = command(bin, "postgres", account, home, true);
     command
@@ -150,7 +151,7 @@ pub(super) fn start(bin: &Path, account: Option<&Account>, home: &Home, port: u1
         .map_err(|source| Error::Program { program: bin.join("postgres").display().to_string(), source })
 }
 
-/// One statement on one connection, in a thread of its own: callers may or may not be inside a runtime.
+/// Executes a statement on a new connection, in its own thread: the caller may be inside a runtime.
 pub(super) fn execute(url: &str, statement: &str) -> Result<(), sqlx::Error> {
     std::thread::scope(|scope| {
         let work = scope.spawn(|| {
@@ -173,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_major_version_is_read_from_what_postgres_says() {
+    fn the_major_version_is_parsed() {
         for (text, version) in [
             ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n", Some(15)),
             ("postgres (PostgreSQL) 18.4\n", Some(18)),

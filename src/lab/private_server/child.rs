@@ -1,4 +1,4 @@
-//! A child process that ends with its owner: started by a thread that lives as long as it does, signalled, waited for.
+//! A child process that ends with its owner. A separate thread starts it and waits for it.
 
 use std::{
     fs, io,
@@ -11,18 +11,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a killed process may take to end, and a stopped one to stop; neither has a say in it.
+/// Deadline for a process to end after SIGKILL or to stop after SIGSTOP.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Whether there is `setpriv`, with which the kernel signals a child when its owner ends.
+/// Whether `setpriv` is installed, which makes the kernel signal a child when its owner ends.
 pub(crate) fn can_own() -> bool {
-    let asked = Command::new("setpriv")
+    let checked = Command::new("setpriv")
         .arg("--version")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
-    asked.is_ok_and(|status| status.success())
+    checked.is_ok_and(|status| status.success())
 }
 
 /// A started child.
@@ -33,74 +33,75 @@ pub(crate) struct Child {
     thread: Option<JoinHandle<()>>,
 }
 
-/// How it ended, once that is known. From then on its process number may be somebody else's.
+/// Exit status, once it is known. After that another process may have the same id.
 #[derive(Debug)]
 struct Ending {
-    told: Receiver<ExitStatus>,
+    ended: Receiver<ExitStatus>,
     status: Option<ExitStatus>,
 }
 
 impl Child {
-    /// Starts it.
+    /// Starts the child.
     pub(crate) fn start(mut command: Command, name: &str) -> io::Result<Self> {
-        let (tell_started, started) = sync_channel(1);
-        let (tell_ended, told) = sync_channel(1);
-        // The signal comes when this *thread* ends, not when the process does: it waits here as long as the child runs.
+        let (report_started, started) = sync_channel(1);
+        let (report_ended, ended) = sync_channel(1);
+        // The kernel signals the child when this *thread* ends, so the thread waits for the child.
         let thread =
             std::thread::Builder::new().name(name.to_owned()).spawn(move || match command.spawn() {
                 Ok(mut child) => {
-                    let _ = tell_started.send(Ok(child.id()));
-                    // Without a status when the embedding program ignores SIGCHLD; it has ended all the same.
-                    let _ = tell_ended.send(child.wait().unwrap_or_default());
+                    let _ = report_started.send(Ok(child.id()));
+                    // There is no status if the embedding program ignores SIGCHLD, but
+                    // the child has ended.
+                    let _ = report_ended.send(child.wait().unwrap_or_default());
                 }
                 Err(error) => {
-                    let _ = tell_started.send(Err(error));
+                    let _ = report_started.send(Err(error));
                 }
             })?;
-        let pid = started.recv().expect("the thread tells whether it started the child")?;
-        Ok(Self { pid, ending: Mutex::new(Ending { told, status: None }), thread: Some(thread) })
+        let pid = started.recv().expect("the thread reports whether it started the child")?;
+        Ok(Self { pid, ending: Mutex::new(Ending { ended, status: None }), thread: Some(thread) })
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Whether its process is still there.
+    /// Whether the child still runs.
     pub(crate) fn runs(&self) -> bool {
         self.ended_within(Duration::ZERO).is_none()
     }
 
-    /// How it ended, if it does so in time.
-    pub(crate) fn ended_within(&self, patience: Duration) -> Option<ExitStatus> {
-        let mut ending = self.ending.lock().expect("nobody panics while waiting for the child");
+    /// Waits for the end of the child. Returns its exit status, or none if it still runs.
+    pub(crate) fn ended_within(&self, limit: Duration) -> Option<ExitStatus> {
+        let mut ending = self.ending.lock().expect("no panic while the status is locked");
         if ending.status.is_none() {
-            ending.status = ending.told.recv_timeout(patience).ok();
+            ending.status = ending.ended.recv_timeout(limit).ok();
         }
         ending.status
     }
 
-    /// Sends it a signal, and to nobody else.
+    /// Sends a signal to the child only.
     pub(crate) fn signal(&self, signal: &str) {
         if self.runs() {
             signal_all(signal, &[self.pid]);
         }
     }
 
-    /// Stops it until it gets `CONT`. The signal alone promises little: a thread may go on for as long as the one that takes the signal
-    /// waits for a processor.
+    /// Stops the child until it gets `CONT`, and waits until all its threads have stopped: after the
+    /// signal, threads may run on for a while.
     pub(crate) fn freeze(&self) {
         self.signal("STOP");
-        let asked = Instant::now();
-        while !every_thread_is_stopped(self.pid) && asked.elapsed() < KILL_DEADLINE {
+        let began = Instant::now();
+        while !every_thread_is_stopped(self.pid) && began.elapsed() < KILL_DEADLINE {
             if self.ended_within(Duration::from_millis(1)).is_some() {
                 return;
             }
         }
     }
 
-    /// Kills it and its children.
+    /// Kills the child and its children.
     pub(crate) fn kill(&self) {
-        // Stopped first, so that it starts nothing while its children are counted.
+        // Stop it first, so that it starts no process while its children are listed.
         self.freeze();
         let mut all = children(self.pid);
         all.push(self.pid);
@@ -120,7 +121,7 @@ impl Drop for Child {
     }
 }
 
-/// The shell's own `kill`, which is there also where no package brings the program.
+/// Sends a signal with the shell's builtin `kill`, because the program may not be installed.
 fn signal_all(signal: &str, processes: &[u32]) {
     let processes = processes.iter().map(u32::to_string);
     let _ = Command::new("sh")
@@ -139,7 +140,7 @@ fn children(parent: u32) -> Vec<u32> {
 
 fn every_thread_is_stopped(process: u32) -> bool {
     let tasks = format!("/proc/{process}/task");
-    // A thread that has ended meanwhile has no state.
+    // A thread that has ended has no state.
     numbers(&tasks).all(|thread| {
         stat(&format!("{tasks}/{thread}/stat"), 0).is_none_or(|state| matches!(&*state, "T" | "Z" | "X"))
     })
@@ -150,7 +151,8 @@ fn numbers(directory: &str) -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
 }
 
-/// A field of such a file, counted from behind the name, which stands in parentheses and may hold anything: state, parent.
+/// A field of a `stat` file, counted after the name, which is in parentheses and may contain anything: 0 is
+/// the state, 1 the parent.
 fn stat(path: &str, field: usize) -> Option<String> {
     let stat = fs::read_to_string(path).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(field).map(str::to_owned)
@@ -161,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    #[ignore = "the process with many busy threads that the test below freezes"]
+    #[ignore = "run by the test below, as the process that is frozen"]
     fn spins() {
         let spin = || {
             let started = Instant::now();
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_frozen_does_nothing_more_in_any_of_its_threads() {
+    fn freezing_stops_every_thread_of_a_process() {
         let mut command = Command::new(std::env::current_exe().unwrap());
         let spins = concat!(module_path!(), "::spins").trim_start_matches("pgoutbox::");
         command.args(["--exact", spins, "--ignored"]).stdout(Stdio::null());

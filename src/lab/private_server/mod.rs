@@ -1,5 +1,6 @@
-//! A server of one's own in a temporary directory, of any kind that is one program and one port: brokers for the benchmark
-//! and tests. It is killed when it is dropped, and also when its owner is. Everything here blocks.
+//! A private server in a temporary directory, of any kind with one program and one port: brokers for the
+//! benchmark and tests. It is killed when it is dropped, and also when its owner is killed. All functions
+//! block.
 
 pub(crate) mod child;
 pub mod rabbitmq;
@@ -18,54 +19,54 @@ use child::Child;
 
 use crate::lab::private_postgres::free_port;
 
-/// How long a start may take. RabbitMQ takes 5 s, and five times that on a busy machine.
+/// Deadline of a start. RabbitMQ takes 5 s, and five times that on a busy machine.
 const START_DEADLINE: Duration = Duration::from_secs(90);
-/// How long a stop may take before the server is killed.
+/// Time after which a server that does not stop is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
-/// How often another port is tried when somebody was faster.
+/// Most ports that are tried if one is taken meanwhile.
 const PORTS_TRIED: u32 = 5;
 
-/// Why there is no server, and what to do.
+/// Why the server cannot be started, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is not on this machine.
+    /// The program is not installed.
     #[error("{program} is missing; install it: sudo apt-get install {package}")]
     Missing {
-        /// The program.
+        /// Name of the program.
         program: &'static str,
-        /// Debian's package.
+        /// Debian package of the program.
         package: &'static str,
     },
-    /// A file, a directory or a process.
+    /// An operation on a file or process failed.
     #[error("starting {program}")]
     Start {
-        /// The program.
+        /// Name of the program.
         program: &'static str,
-        /// The cause.
+        /// Error of the system.
         source: io::Error,
     },
-    /// It ended, or did not answer in time.
-    #[error("{program} did not answer; the end of what it said: {said}")]
+    /// The server ended, or did not accept connections in time.
+    #[error("{program} did not answer; the end of its output: {output}")]
     NoAnswer {
-        /// The program.
+        /// Name of the program.
         program: &'static str,
-        /// Its last lines.
-        said: String,
+        /// Last lines of its output.
+        output: String,
     },
 }
 
-/// Which program, and how it is told its directory and its port.
+/// A kind of server: its program and arguments.
 #[derive(Debug, Clone, Copy)]
 pub struct Kind {
-    /// The program: its name, or its path.
+    /// Name or path of the program.
     pub program: &'static str,
-    /// Debian's package.
+    /// Debian package of the program.
     pub package: &'static str,
-    /// Its arguments, given its directory and its port.
+    /// Arguments for a directory and a port.
     pub arguments: fn(&Path, u16) -> Vec<OsString>,
 }
 
-/// A running (or stopped) server on 127.0.0.1. Dropping it kills it and removes its directory.
+/// A server on 127.0.0.1, running or stopped. Dropping it kills the server and removes its directory.
 #[derive(Debug)]
 pub struct PrivateServer {
     kind: Kind,
@@ -77,18 +78,19 @@ pub struct PrivateServer {
 }
 
 impl PrivateServer {
-    /// Starts it on a free port, with further arguments; returns when its port can be connected to.
+    /// Starts a server on a free port with further arguments, and returns when the port accepts
+    /// connections.
     ///
     /// # Errors
-    /// When it is not on this machine or does not start; the text says what to do.
+    /// When the program is not installed or does not start. The message says what to do.
     pub fn start(kind: Kind, more: &[&str]) -> Result<Self, Error> {
         Self::start_in(kind, |_| more.iter().map(Into::into).collect())
     }
 
-    /// The same with arguments that depend on its directory; what it needs there can be written first.
+    /// Starts a server with arguments that depend on its directory. `more` may write files there.
     ///
     /// # Errors
-    /// As above.
+    /// Those of [`PrivateServer::start`].
     pub fn start_in(kind: Kind, more: impl FnOnce(&Path) -> Vec<OsString>) -> Result<Self, Error> {
         let path =
             find(kind.program).ok_or(Error::Missing { program: kind.program, package: kind.package })?;
@@ -105,7 +107,7 @@ impl PrivateServer {
             server.port = free_port();
             match server.start_again() {
                 Err(Error::NoAnswer { .. })
-                    if tried < PORTS_TRIED && server.said().contains("ddress already in use") =>
+                    if tried < PORTS_TRIED && server.output().contains("ddress already in use") =>
                 {
                     tried += 1
                 }
@@ -114,10 +116,11 @@ impl PrivateServer {
         }
     }
 
-    /// Starts a stopped or killed server on the same directory and port; returns when it answers. Does nothing while it runs.
+    /// Starts a stopped or killed server with the same directory and port, and returns when it accepts
+    /// connections. Does nothing while it runs.
     ///
     /// # Errors
-    /// When it does not start.
+    /// When the server does not start.
     pub fn start_again(&mut self) -> Result<(), Error> {
         if self.server.as_ref().is_some_and(Child::runs) {
             return Ok(());
@@ -125,7 +128,7 @@ impl PrivateServer {
         self.server = None;
         let program = self.kind.program;
         let failed = |source| Error::Start { program, source };
-        let log = fs::File::create(self.directory.join("said")).map_err(failed)?;
+        let log = fs::File::create(self.directory.join("output")).map_err(failed)?;
         let mut command = if child::can_own() {
             let mut command = Command::new("setpriv");
             command.args(["--pdeathsig", "KILL"]).arg(&self.path);
@@ -145,18 +148,18 @@ impl PrivateServer {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
         while TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() {
             if server.ended_within(Duration::from_millis(10)).is_some() || Instant::now() > deadline {
-                return Err(Error::NoAnswer { program, said: self.said() });
+                return Err(Error::NoAnswer { program, output: self.output() });
             }
         }
-        // Somebody else's server may have answered in place of ours, which then finds its port taken.
+        // Another server may have answered; ours then ends because its port is taken.
         if server.ended_within(Duration::from_millis(20)).is_some() {
-            return Err(Error::NoAnswer { program, said: self.said() });
+            return Err(Error::NoAnswer { program, output: self.output() });
         }
         self.server = Some(server);
         Ok(())
     }
 
-    /// Asks it to stop, and waits until it has ended.
+    /// Stops the server and waits for its end.
     pub fn stop(&mut self) {
         if let Some(server) = self.server.take() {
             server.signal("TERM");
@@ -166,45 +169,45 @@ impl PrivateServer {
         }
     }
 
-    /// Kills it, as a crash would, and waits until it is gone.
+    /// Kills the server, like a crash, and waits for its end.
     pub fn kill(&mut self) {
         if let Some(server) = self.server.take() {
             server.kill();
         }
     }
 
-    /// Stops its clock and waits until it stands still: connections stay, and nothing answers any more.
+    /// Freezes the server: connections stay open but nothing answers.
     pub fn freeze(&self) {
         if let Some(server) = &self.server {
             server.freeze();
         }
     }
 
-    /// The opposite.
+    /// Continues a frozen server.
     pub fn thaw(&self) {
         if let Some(server) = &self.server {
             server.signal("CONT");
         }
     }
 
-    /// Its port; the same as long as this value lives.
+    /// Port on 127.0.0.1. Does not change.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its directory, removed with it.
+    /// Directory of the server.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The last lines of what it said since it was started.
+    /// Last lines of its output since it was started.
     #[must_use]
-    pub fn said(&self) -> String {
-        let said = fs::read(self.directory.join("said")).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said);
-        let lines: Vec<&str> = said.lines().collect();
+    pub fn output(&self) -> String {
+        let output = fs::read(self.directory.join("output")).unwrap_or_default();
+        let output = String::from_utf8_lossy(&output);
+        let lines: Vec<&str> = output.lines().collect();
         lines[lines.len().saturating_sub(8)..].join(" | ")
     }
 }
@@ -216,7 +219,7 @@ impl Drop for PrivateServer {
     }
 }
 
-/// Where a program is; daemons stand in folders that the PATH of a user may lack.
+/// The path of a program. Also searches folders of daemons, which a user's PATH may not contain.
 fn find(program: &str) -> Option<PathBuf> {
     let path = Command::new("sh")
         .args(["-c", "command -v \"$0\"", program])

@@ -1,17 +1,18 @@
-//! A private RabbitMQ, with its node, its name server and its cookie in a directory of its own. It takes seconds to start.
+//! A private RabbitMQ, with node, name server and cookie in its own directory. It takes seconds to start.
 
 use std::{ffi::OsString, fs, io, net::TcpListener, path::Path};
 
 use super::{Error, Kind, PrivateServer};
 
-/// The server behind Debian's wrapper, which would run it as another user and in the system's directories.
+/// The server without Debian's wrapper, which would run it as another user and in the system's directories.
 const PROGRAM: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 const MISSING: Error = Error::Missing { program: "rabbitmq-server", package: "rabbitmq-server" };
 
-/// Starts it; guest may log in, and messages may have 100,000 bytes. Returns when it listens, a moment before it knows its users.
+/// Starts RabbitMQ with the user guest and messages of at most 100,000 bytes. Returns when it listens,
+/// shortly before it knows its users.
 ///
 /// # Errors
-/// When it is not on this machine or does not start.
+/// When RabbitMQ is not installed or does not start.
 pub fn start() -> Result<PrivateServer, Error> {
     if !Path::new(PROGRAM).is_file() {
         return Err(MISSING);
@@ -20,9 +21,10 @@ pub fn start() -> Result<PrivateServer, Error> {
 }
 
 fn arguments(directory: &Path, port: u16) -> Vec<OsString> {
-    // What cannot be written is missed by the script, whose words are in the error.
+    // Ignore errors: the script fails without the files, and the error contains its output.
     let _ = settings(directory, port);
-    // Erlang's name server would stay behind as a daemon; here it is a child. The other one tidies up after an owner who had no time to.
+    // Erlang's name server would remain as a daemon, so run it as a child. The other child removes the
+    // directory if the owner is killed.
     let script = "cd \"$0\" && . ./environment || exit 1
                   (exec setpriv --pdeathsig KILL epmd -port $ERL_EPMD_PORT >epmd.log 2>&1) &
                   (tail --pid=$$ -f /dev/null; rm -rf \"$0\") >/dev/null 2>&1 &
@@ -46,11 +48,13 @@ fn settings(directory: &Path, port: u16) -> io::Result<()> {
     fs::write(
         directory.join("environment"),
         format!(
-            "export SERVER={PROGRAM} HOME='{0}' ERL_EPMD_PORT={1} ERL_EPMD_ADDRESS=127.0.0.1 RABBITMQ_DIST_PORT={2} \
-             RABBITMQ_NODENAME=private{port}@localhost RABBITMQ_CONFIG_FILE='{0}/rabbitmq.conf' RABBITMQ_MNESIA_BASE='{0}/mnesia' \
-             RABBITMQ_LOG_BASE='{0}/log' RABBITMQ_LOGS=- RABBITMQ_ENABLED_PLUGINS_FILE='{0}/enabled_plugins' \
-             RABBITMQ_PID_FILE='{0}/pid' RABBITMQ_CONF_ENV_FILE='{0}/none' RUNNING_UNDER_SYSTEMD=1 NOTIFY_SOCKET= LC_ALL=C.UTF-8 \
-             RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='-start_epmd false -kernel inet_dist_use_interface {{127,0,0,1}} +S 1:1'\n",
+            "export SERVER={PROGRAM} HOME='{0}' ERL_EPMD_PORT={1} ERL_EPMD_ADDRESS=127.0.0.1 \
+                         RABBITMQ_DIST_PORT={2} RABBITMQ_NODENAME=private{port}@localhost \
+                         RABBITMQ_CONFIG_FILE='{0}/rabbitmq.conf' RABBITMQ_MNESIA_BASE='{0}/mnesia' \
+                         RABBITMQ_LOG_BASE='{0}/log' RABBITMQ_LOGS=- RABBITMQ_ENABLED_PLUGINS_FILE='{0}/enabled_plugins' \
+                         RABBITMQ_PID_FILE='{0}/pid' RABBITMQ_CONF_ENV_FILE='{0}/none' RUNNING_UNDER_SYSTEMD=1 \
+                         NOTIFY_SOCKET= LC_ALL=C.UTF-8 RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='-start_epmd false \
+                         -kernel inet_dist_use_interface {{127,0,0,1}} +S 1:1'\n",
             directory.display(),
             free()?,
             free()?,

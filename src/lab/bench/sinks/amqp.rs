@@ -7,7 +7,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 
-use super::{Far, LIMIT, attributes, payload};
+use super::{Destination, LIMIT, attributes, payload};
 use crate::{
     lab::private_server::{PrivateServer, rabbitmq},
     sink,
@@ -21,7 +21,7 @@ impl Server {
     }
 }
 
-impl Far for Server {
+impl Destination for Server {
     const KIND: &'static str = "amqp";
     const FLOOR: &'static str = "the same client library: the same persistent messages, mandatory, in batches as large as the relay's, each batch after the \
                                  confirmations of the one before";

@@ -1,4 +1,4 @@
-//! A folder for JSON lines: the floor writes and syncs the same lines.
+//! A folder of JSON lines. The floor writes and syncs the same lines.
 
 use std::{
     fs,
@@ -7,13 +7,13 @@ use std::{
     sync::Mutex,
 };
 
-use super::{Far, sql};
+use super::{Destination, sql};
 use crate::sink::Connection;
 
-/// A folder of the benchmark's own, removed with it.
+/// A temporary folder.
 pub(super) struct Folder {
     path: PathBuf,
-    /// Bytes and lines counted so far.
+    /// Bytes and lines read so far.
     seen: Mutex<(u64, u64)>,
 }
 
@@ -23,7 +23,7 @@ impl Drop for Folder {
     }
 }
 
-impl Far for Folder {
+impl Destination for Folder {
     const KIND: &'static str = "file";
     const FLOOR: &'static str = "the same lines appended to a file, as many at a time as the relay's batches, each batch synced to the disk";
     const CONFIG: &'static str = r#"{"path": "events.jsonl"}"#;
@@ -60,12 +60,12 @@ impl Far for Folder {
     }
 
     async fn count(&self) -> anyhow::Result<u64> {
-        std::future::ready(self.look()).await
+        std::future::ready(self.lines()).await
     }
 }
 
 impl Folder {
-    fn look(&self) -> anyhow::Result<u64> {
+    fn lines(&self) -> anyhow::Result<u64> {
         let Ok(mut file) = fs::File::open(self.path.join("events.jsonl")) else { return Ok(0) };
         let mut seen = self.seen.lock().expect("nobody panics while counting");
         let mut more = Vec::new();

@@ -1,4 +1,4 @@
-//! Kafka's protocol, answered by the mock cluster that comes with the client library: in this process, in memory.
+//! Kafka, as the mock cluster of the client library: in this process, in memory.
 
 use std::sync::Arc;
 
@@ -10,13 +10,13 @@ use rdkafka::{
     producer::{DefaultProducerContext, FutureProducer, FutureRecord},
 };
 
-use super::{Far, LIMIT, attributes, payload};
+use super::{Destination, LIMIT, attributes, payload};
 use crate::sink::Connection;
 
-/// The cluster, and who counts what it has.
+/// The cluster, and a consumer that counts its records.
 pub(super) struct Server(MockCluster<'static, DefaultProducerContext>, Arc<BaseConsumer>);
 
-impl Far for Server {
+impl Destination for Server {
     const KIND: &'static str = "kafka";
     const FLOOR: &'static str = "the same client library: an idempotent producer with the same settings and the same records, in batches as large as the \
                                  relay's, each batch after the confirmations of the one before; to the library's mock cluster";

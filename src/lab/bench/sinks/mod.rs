@@ -1,5 +1,6 @@
-//! A backlog to each kind of broker, beside the same client library sending the same bytes in batches of the same size without
-//! a relay. The brokers are private servers on this machine; a kind whose program is missing is named and left out.
+//! Drains a backlog to each kind of sink, compared with the same client library sending the same bytes in
+//! batches of the same size without a relay. Brokers are private servers; a kind whose program is missing is
+//! reported and skipped.
 
 #[cfg(feature = "amqp")]
 mod amqp;
@@ -21,17 +22,17 @@ use crate::{lab::private_server, sink::Connection};
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// What one kind brings: its server, and how its client library is used without us.
-trait Far: Sized {
+/// A destination of one kind: its server, and how to send to it without a relay.
+trait Destination: Sized {
     const KIND: &'static str;
-    /// What the floor is.
+    /// Description of the floor.
     const FLOOR: &'static str;
     /// A subscription's config.
     const CONFIG: &'static str;
 
     /// Starts the server.
     async fn start() -> anyhow::Result<Self>;
-    /// What the database of the outbox needs.
+    /// Prepares the database of the outbox.
     async fn prepare(&self, database: &Database) -> anyhow::Result<()> {
         let _ = database;
         std::future::ready(Ok(())).await
@@ -40,7 +41,7 @@ trait Far: Sized {
     fn connection(&self) -> Option<Connection>;
     /// Sends events in batches and waits for the confirmation of each batch before the next.
     async fn send(&self, events: u32, batch: u32) -> anyhow::Result<()>;
-    /// How many it has.
+    /// Number of events that it has.
     async fn count(&self) -> anyhow::Result<u64>;
 }
 
@@ -60,50 +61,55 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
     Ok(())
 }
 
-async fn kind<F: Far>(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
+async fn kind<D: Destination>(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let events = stage.sizes.sink_events;
     let both = [Permits::standard(), Permits::wide(2_048)];
     let figure = |permits: Permits| {
-        Figure::new(Row::Sinks, format!("{}, {}", F::KIND, permits.words()), "events/s", ">= 0.60")
+        Figure::new(Row::Sinks, format!("{}, {}", D::KIND, permits.label()), "events/s", ">= 0.60")
     };
     let mut figures = both.map(figure);
     for _ in 0..stage.sizes.rounds {
         for (figure, permits) in figures.iter_mut().zip(both) {
-            // A fresh server for each arm: none finds what another left.
-            let far = match F::start().await {
-                Ok(far) => far,
+            // Each arm has a new server.
+            let destination = match D::start().await {
+                Ok(destination) => destination,
                 Err(error) => match error.downcast_ref::<private_server::Error>() {
                     Some(missing @ private_server::Error::Missing { .. }) => {
-                        return Ok(report.not_run(Row::Sinks, F::KIND, missing)?);
+                        return Ok(report.not_run(Row::Sinks, D::KIND, missing)?);
                     }
                     _ => return Err(error),
                 },
             };
             let began = Instant::now();
-            within(LIMIT, "sending without a relay", far.send(events, permits.for_one.min(500))).await?;
+            within(LIMIT, "sending without a relay", destination.send(events, permits.for_one.min(500)))
+                .await?;
             figure.floor.push(per_second(events.into(), began.elapsed()));
-            drop(far);
+            drop(destination);
             figure.value.push(per_second(
                 events.into(),
-                through_the_relay(stage, &F::start().await?, permits).await?,
+                through_the_relay(stage, &D::start().await?, permits).await?,
             ));
         }
     }
-    Ok(report.print(F::FLOOR, &figures)?)
+    Ok(report.print(D::FLOOR, &figures)?)
 }
 
-async fn through_the_relay<F: Far>(stage: &Stage, far: &F, permits: Permits) -> anyhow::Result<Duration> {
+async fn through_the_relay<D: Destination>(
+    stage: &Stage,
+    destination: &D,
+    permits: Permits,
+) -> anyhow::Result<Duration> {
     let database = stage.database().await?;
-    far.prepare(&database).await?;
-    database.subscribe("far", F::KIND, F::CONFIG.to_owned()).await?;
+    destination.prepare(&database).await?;
+    database.subscribe("bench", D::KIND, D::CONFIG.to_owned()).await?;
     database.fill(stage.sizes.sink_events).await?;
-    let connections: Vec<Connection> = far.connection().into_iter().collect();
+    let connections: Vec<Connection> = destination.connection().into_iter().collect();
     let relay = Running::start_with(&database, permits, |builder| builder.connections(&connections)).await?;
     within(LIMIT, "draining to a broker", async {
-        let mut looks = tokio::time::interval(Duration::from_millis(5));
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while far.count().await? < stage.sizes.sink_events.into() {
-            looks.tick().await;
+        let mut polls = tokio::time::interval(Duration::from_millis(5));
+        polls.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while destination.count().await? < stage.sizes.sink_events.into() {
+            polls.tick().await;
         }
         anyhow::Ok(())
     })
@@ -115,7 +121,7 @@ async fn through_the_relay<F: Far>(stage: &Stage, far: &F, permits: Permits) -> 
     Ok(took)
 }
 
-/// What both arms send besides the payload.
+/// Attributes that both arms send besides the payload.
 fn attributes(number: u32) -> [(&'static str, String); 3] {
     [
         ("id", format!("00000000-0000-7000-8000-{number:012}")),
@@ -128,7 +134,7 @@ fn attributes(number: u32) -> [(&'static str, String); 3] {
 mod redis {
     //! Redis, without a disk.
 
-    use super::{Far, attributes, payload};
+    use super::{Destination, attributes, payload};
     use crate::{
         lab::private_server::{Kind, PrivateServer},
         sink::Connection,
@@ -136,7 +142,7 @@ mod redis {
 
     pub(super) struct Server(PrivateServer, ::redis::aio::MultiplexedConnection);
 
-    impl Far for Server {
+    impl Destination for Server {
         const KIND: &'static str = "redis";
         const FLOOR: &'static str = "the same client library: pipelines of XADD with the same fields, as large as the relay's batches, one after the other";
         const CONFIG: &'static str = r#"{"stream": "events"}"#;
@@ -198,7 +204,7 @@ mod nats {
 
     use async_nats::jetstream;
 
-    use super::{Far, attributes, payload};
+    use super::{Destination, attributes, payload};
     use crate::{
         lab::private_server::{Kind, PrivateServer},
         sink::Connection,
@@ -206,7 +212,7 @@ mod nats {
 
     pub(super) struct Server(PrivateServer, jetstream::Context);
 
-    impl Far for Server {
+    impl Destination for Server {
         const KIND: &'static str = "nats";
         const FLOOR: &'static str = "the same client library: the same messages published to JetStream, in batches as large as the relay's, each batch after \
                                      the acknowledgements of the one before";

@@ -1,17 +1,18 @@
-//! Another PostgreSQL with an inbox, and a SQL function of the outbox's own: floors are the same statements without a relay.
+//! Another PostgreSQL with an inbox, and a SQL function in the outbox's database. Floors are the same
+//! statements without a relay.
 
 use std::sync::OnceLock;
 
 use sqlx::{Executor as _, PgPool};
 
-use super::{Database, Far, TOPIC, attributes, payload};
+use super::{Database, Destination, TOPIC, attributes, payload};
 use crate::{
     lab::private_postgres::{Options, PrivatePostgres},
     sink::Connection,
     sinks::postgres::INBOX,
 };
 
-/// What both functions do.
+/// The function that both arms call.
 const SHOP: &str = "create schema shop; create table shop.seen (id uuid);
                     grant usage on schema shop to public; grant insert on shop.seen to public;
                     create function shop.on_order(event jsonb) returns void language sql as
@@ -20,11 +21,11 @@ const SHOP: &str = "create schema shop; create table shop.seen (id uuid);
 async fn server() -> anyhow::Result<(PrivatePostgres, PgPool)> {
     let server = tokio::task::spawn_blocking(|| {
         let server = PrivatePostgres::start(Options { durable: true, ..Options::default() })?;
-        server.create_database("far")?;
+        server.create_database("inbox")?;
         anyhow::Ok(server)
     })
     .await??;
-    let pool = PgPool::connect(&server.url("far")).await?;
+    let pool = PgPool::connect(&server.url("inbox")).await?;
     Ok((server, pool))
 }
 
@@ -32,8 +33,9 @@ async fn server() -> anyhow::Result<(PrivatePostgres, PgPool)> {
 pub(super) fn event(number: u32) -> String {
     let [(_, id), _, (_, created_at)] = attributes(number);
     format!(
-        "{{\"id\":\"{id}\",\"topic\":\"{TOPIC}\",\"key\":null,\"organization\":null,\"source\":null,\"user_id\":null,\"schema_version\":null,\
-         \"created_at\":\"{created_at}\",\"position\":{number},\"headers\":{{}},\"payload\":{}}}",
+        "{{\"id\":\"{id}\",\"topic\":\"{TOPIC}\",\"key\":null,\"organization\":null,\"source\":null,\
+             \"user_id\":null,\"schema_version\":null,\"created_at\":\"{created_at}\",\"position\":{number},\
+             \"headers\":{{}},\"payload\":{}}}",
         payload(number)
     )
 }
@@ -41,7 +43,7 @@ pub(super) fn event(number: u32) -> String {
 /// A database with an inbox.
 pub(super) struct Inbox(PrivatePostgres, PgPool);
 
-impl Far for Inbox {
+impl Destination for Inbox {
     const KIND: &'static str = "postgres";
     const FLOOR: &'static str = "the same client library: the same insert into an inbox on the same second server, as large as the relay's batches, \
                                  each in a transaction of its own, one after the other";
@@ -54,7 +56,7 @@ impl Far for Inbox {
     }
 
     fn connection(&self) -> Option<Connection> {
-        let config = crate::sinks::postgres::Config::new(self.0.url("far").into());
+        let config = crate::sinks::postgres::Config::new(self.0.url("inbox").into());
         Some(Connection::new::<crate::sinks::postgres::Postgres>(config, "default"))
     }
 
@@ -77,14 +79,14 @@ impl Far for Inbox {
     }
 }
 
-/// A function: in the floor's arm on a server of its own, in the relay's in the database of the outbox.
+/// A function: on a separate server for the floor, in the outbox's database for the relay.
 pub(super) struct Called(
     PgPool,
     OnceLock<PgPool>,
-    #[expect(dead_code, reason = "it runs as long as this is kept")] PrivatePostgres,
+    #[expect(dead_code, reason = "dropping it stops the server")] PrivatePostgres,
 );
 
-impl Far for Called {
+impl Destination for Called {
     const KIND: &'static str = "function";
     const FLOOR: &'static str = "the same function called for the same events on a second server, in transactions as large as the relay's batches, one \
                                  after the other";
@@ -98,7 +100,7 @@ impl Far for Called {
 
     async fn prepare(&self, database: &Database) -> anyhow::Result<()> {
         database.pool.execute(SHOP).await?;
-        // Filled once: there is one relay's arm for each of these.
+        // Set once: each value is used for one arm.
         let _ = self.1.set(database.pool.clone());
         Ok(())
     }
