@@ -131,7 +131,7 @@ fn a_wrong_configuration_ends_with_78_and_names_every_key_and_its_origin() {
         assert_eq!(code(&output), 78, "{command}: {said}");
         assert!(!said.contains("hunter2"), "{said}");
         for expected in [
-            &format!("relay.permit ({path}): there is no such key"),
+            &format!("relay.permit ({path}): unknown key"),
             &format!("relay.lease = \"long\" ({path})"),
             "relay.permits = \"none\" (PGOUTBOX__RELAY__PERMITS)",
             "database.url = [redacted] (DATABASE_URL)",

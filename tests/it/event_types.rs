@@ -65,7 +65,7 @@ async fn a_payload_that_does_not_fit_becomes_a_dead_letter_that_names_the_place_
     assert_eq!(answers[1], "event type shop.orders.* version 2: /: required \"number\"");
     assert_eq!(
         answers[2],
-        "event type shop.orders.* version 1: the payload cannot be looked at: it has a number beyond 1.8e308"
+        "event type shop.orders.* version 1: the payload cannot be checked: it has a number beyond 1.8e308"
     );
     assert!(letters.iter().all(|(_, reason, _)| reason == "schema_mismatch"), "{letters:?}");
     // Mended, and owed again: it is what it is that is judged.
@@ -220,7 +220,7 @@ async fn old_payloads_reach_who_wants_a_version_as_that_version() {
     assert_eq!(short, ["31", "32", "33"], "the transform sees the version and the payload it was brought to");
     for (payload, reason, answer) in letters(&database).await {
         assert_eq!((payload.as_str(), reason.as_str()), (r#"{"number": 4}"#, "upcast_failed"));
-        assert!(answer.contains("the event has version 4; the subscription wants version 3"), "{answer}");
+        assert!(answer.contains("the event has version 4; the subscription asks for version 3"), "{answer}");
     }
     // Without a way there, and back again once there is one.
     database.execute("select outbox.discard(), outbox.event_type('shop.**', 2)").await;

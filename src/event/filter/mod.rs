@@ -268,7 +268,7 @@ fn run<T>(
         };
         // `||` may have swallowed these.
         if evaluation.meter.is_spent() {
-            return Err("it is more work than one event is worth".to_owned());
+            return Err("it exceeds the work limit of one evaluation".to_owned());
         }
         made.map_err(|why| {
             evaluation.unreadable().map_or(why, |reason| format!("the payload cannot be read: {reason}"))

@@ -182,7 +182,7 @@ impl Picture<'_> {
         lines.extend(arriving.chain(std::iter::repeat((Look::Plain, String::new()))).take(6));
         let refused = ledger.delivered(ACCOUNTING) == 0;
         let advice = if refused {
-            "accounting's address refuses everything: change it and redrive"
+            "accounting refuses all: change its address and redrive"
         } else {
             "accounting has its new address"
         };

@@ -130,7 +130,7 @@ impl Destination for Nats {
             (json!({ "subject": "events.>" }), "config.subject"),
             (json!({ "subject": "events..a" }), "config.subject"),
             (json!({ "subject": "events. a" }), "config.subject"),
-            (json!({ "subject": "$JS.API.STREAM.DELETE.EVENTS" }), "belong to the server"),
+            (json!({ "subject": "$JS.API.STREAM.DELETE.EVENTS" }), "are reserved"),
             (json!({ "subject": "events.a", "stream": "A B" }), "config.stream"),
         ]
     }
@@ -215,7 +215,7 @@ async fn a_subject_without_a_stream_is_a_retry_that_names_it() {
     let report = outlet.send(&deliveries).await.remove(1);
     assert_eq!(reason(&report), (Some(Reason::TargetMissing), false));
     assert!(report.answer.unwrap().contains("elsewhere.a"));
-    assert!(outlet.check().await.unwrap_err().as_str().contains("no stream takes the subject elsewhere.a"));
+    assert!(outlet.check().await.unwrap_err().as_str().contains("no stream listens on the subject elsewhere.a"));
 
     let report = send_one(&nats.registry(), json!({ "subject": "events.a", "stream": "OTHERS" })).await;
     assert_eq!(reason(&report), (Some(Reason::TargetMissing), false), "{report:?}");

@@ -69,7 +69,7 @@ impl Destination for Inbox {
 
     fn refused() -> Vec<(Value, &'static str)> {
         vec![
-            (json!({"table": "a.b", "function": "a.b"}), "a table or a function"),
+            (json!({"table": "a.b", "function": "a.b"}), "either table or function"),
             (json!({"table": "shop.inbox; drop table x"}), "config.table"),
             (json!({"function": "on_order"}), "config.function"),
             (json!({"batch": 0}), "config.batch"),
