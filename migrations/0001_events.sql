@@ -1,11 +1,11 @@
--- The log: what applications write, in the transaction that holds their data.
--- Every index, default and check here is paid by the publisher; each one is there for a reason given beside it.
+-- The log of events. Applications write it in the transaction that writes their data.
+-- Publishers pay for every index, default and check, so each has its reason beside it.
 
 create schema if not exists outbox;
 revoke all on schema outbox from public;
 
--- Group roles without login. Where the migrating role may not create roles, they are left out and
--- grants to them are skipped; see outbox.grant_roles().
+-- Group roles without login. If the migrating role may not create roles, they and their grants are skipped;
+-- see outbox.grant_roles().
 do $$
 declare
     wanted text;
@@ -15,22 +15,23 @@ begin
             begin
                 execute format('create role %I nologin', wanted);
             exception
-                when duplicate_object or unique_violation then null;  -- another migration was faster
+                when duplicate_object or unique_violation then null;  -- created by a concurrent migration
                 when insufficient_privilege then
-                    raise notice 'role % was not created: % may not create roles; create it and run outbox.grant_roles()', wanted, current_user;
+                    raise notice 'role % was not created: % may not create roles; create the role and run outbox.grant_roles()', wanted, current_user;
             end;
         end if;
     end loop;
 end;
 $$;
 
--- A time-ordered public id (UUID version 7). Native where PostgreSQL has it (18 and later).
+-- A time-ordered public id (UUID version 7). Uses the native function of PostgreSQL 18 and later.
 do $$
 begin
     if exists (select from pg_catalog.pg_proc where proname = 'uuidv7' and pronamespace = 'pg_catalog'::regnamespace and pronargs = 0) then
         execute 'create function outbox.new_id() returns uuid language sql volatile parallel safe as ''select pg_catalog.uuidv7()''';
     else
-        -- gen_random_uuid() is version 4 (0100); overlay the first 48 bits with milliseconds, set two bits for version 7 (0111).
+        -- gen_random_uuid() is version 4 (0100); overlay the first 48 bits with milliseconds, set two bits
+        -- for version 7 (0111).
         execute $f$
             create function outbox.new_id() returns uuid language sql volatile parallel safe as '
                 select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
@@ -41,18 +42,19 @@ begin
 end;
 $$;
 
--- What the fields of an event may hold. Domains and not checks of the table: PostgreSQL reads and plans the expression of a
--- table's check anew for each statement, and keeps that of a domain; eight checks cost a publisher half of its rate.
+-- Types of the fields of an event. Domains instead of table checks: PostgreSQL parses and plans a table's
+-- checks for each statement, but caches those of domains. Eight table checks halve a publisher's rate.
 create domain outbox.topic as text
     constraint topic_must_be_dotted_segments_without_stars_up_to_255_letters
     check (length(value) <= 255 and value ~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$');
 create domain outbox.key as text
     constraint key_must_be_at_most_512_characters check (length(value) <= 512);
 create domain outbox.payload as jsonb
-    -- Only what may be large is written out to be measured.
+        -- Only large values are converted to text to measure them.
     constraint payload_must_be_at_most_256_kib
     check (case when pg_column_size(value) <= 8192 then true else octet_length(value::text) <= 262144 end);
--- Header names are lower-case tokens and values are strings without control characters: they travel as HTTP headers.
+-- Whether headers can be sent as HTTP headers: names are lower-case tokens, values strings without control
+-- characters.
 create function outbox.headers_are_valid(headers jsonb) returns boolean
 language sql immutable parallel safe as $$
     select jsonb_typeof(headers) = 'object'
@@ -74,8 +76,9 @@ create domain outbox.instant as timestamptz
     check (value >= '2000-01-01 00:00:00+00' and value < '2200-01-01 00:00:00+00');
 
 create table outbox.events (
-    -- First, so that it is assigned before `position` is drawn: an event of a transaction that began after a
-    -- snapshot then has a position above the sequence's value read before that snapshot (see sql/advance_cursor.sql).
+        -- The first column, so that it is assigned before `position`: an event of a transaction that began
+        -- after a snapshot then has a position above the sequence's value read before that snapshot (see
+        -- sql/relay/advance_cursor.sql).
     xid            xid8        not null default pg_current_xact_id(),
     position       bigint      not null generated always as identity,
     created_at     timestamptz not null default clock_timestamp(),
@@ -93,25 +96,25 @@ create table outbox.events (
 ) partition by range (created_at);
 
 comment on table outbox.events is
-    'The log of events. Insert (topic, payload) in the transaction that writes the data; never updated. Partitioned by created_at.';
+    'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
 
--- An insert must never fail for lack of a partition.
+-- An insert must not fail because a partition is missing.
 create table outbox.events_default partition of outbox.events default;
 
 create index events_xid_position on outbox.events (xid, position);           -- new events, by the cursor's snapshot
 create index events_position on outbox.events (position);                    -- pages of a large window; events of claimed deliveries
-create index events_created_at on outbox.events using brin (created_at);     -- an event by its id, through the time the id carries
+create index events_created_at on outbox.events using brin (created_at);     -- an event by its id, which contains the time
 
--- Publishers that bring their own id: the same id twice is one event. Only they pay for this table.
+-- Ids given by publishers: the same id twice is one event. Only publishers that give an id write this table.
 create table outbox.event_ids (
     id         uuid primary key,
     created_at timestamptz not null default clock_timestamp()
 );
-comment on table outbox.event_ids is 'Ids given to outbox.publish(id => …), so that publishing twice is one event.';
+comment on table outbox.event_ids is 'Ids given to outbox.publish(id => …). Publishing the same id twice is one event.';
 
--- The doorbell: ring only while every relay sleeps. NOTIFY takes a lock on the whole database at commit, so a
--- publisher first tries a shared lock that only a sleeping relay holds exclusively. It never waits.
--- `set outbox.doorbell = 'off'` silences it for transactions that will be prepared (NOTIFY forbids PREPARE TRANSACTION).
+-- Notifies relays, but only while they sleep. NOTIFY locks the whole database at commit, so a publisher first
+-- tries a shared lock that only a sleeping relay holds exclusively. It never waits. `set outbox.doorbell =
+-- 'off'` disables it for transactions that will be prepared: NOTIFY forbids PREPARE TRANSACTION.
 create function outbox.ring_doorbell() returns trigger
 language plpgsql as $$
 begin
@@ -119,7 +122,7 @@ begin
         return null;
     end if;
     if not pg_catalog.pg_try_advisory_xact_lock_shared(7411001) then
-        -- A queue that somebody else filled must not fail a publisher's commit: the fallback poll finds the event.
+                -- A full notification queue must not fail the commit. The relay's poll finds the event.
         if pg_catalog.pg_notification_queue_usage() <= 0.5 then
             perform pg_catalog.pg_notify('outbox_doorbell', '');
         end if;
@@ -163,4 +166,4 @@ begin
 end;
 $$;
 comment on function outbox.publish is
-    'Write one event in the current transaction and return its id. The same id given twice is one event.';
+    'Publish one event in the current transaction. Returns its id. The same id twice is one event.';

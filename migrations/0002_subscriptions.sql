@@ -1,4 +1,4 @@
--- Who wants what, sent where. Rows are written by SQL migrations, the command line or by hand; every relay follows within a second.
+-- Subscriptions. Rows are written by migrations, the command line or by hand. Relays follow within a second.
 
 create table outbox.subscriptions (
     id            bigint      generated always as identity primary key,
@@ -21,28 +21,29 @@ create table outbox.subscriptions (
     paused_until  timestamptz,
     created_at    timestamptz not null default now(),
     updated_at    timestamptz not null default now(),
-    changed       xid8        not null default pg_current_xact_id(),  -- last transaction that touched the row; relays reload by it
+    changed       xid8        not null default pg_current_xact_id(),  -- last transaction that changed the row; relays reload by it
     constraint state_is_known check (state in ('ok', 'invalid', 'gone', 'disabled'))
 );
-comment on table outbox.subscriptions is 'Who wants which events, and where they are sent.';
-comment on column outbox.subscriptions.match is 'Only events whose payload contains this: payload @> match. Null: all.';
-comment on column outbox.subscriptions.filter is 'Only events for which this CEL expression is true. Null: all.';
-comment on column outbox.subscriptions.transform is 'A CEL expression whose value is sent in place of the payload. Null: the payload itself.';
+comment on table outbox.subscriptions is 'Which events are sent where.';
+comment on column outbox.subscriptions.match is 'Only events whose payload contains this value: payload @> match. Null: all events.';
+comment on column outbox.subscriptions.filter is 'Only events for which this CEL expression is true. Null: all events.';
+comment on column outbox.subscriptions.transform is 'A CEL expression whose value is sent instead of the payload. Null: the payload is sent unchanged.';
 comment on column outbox.subscriptions.schema_version is
-    'Payloads in this version: events of a lower one are upcast by the event types, those of a higher one become dead letters. Null: as they are.';
-comment on column outbox.subscriptions.organization is 'Null: events of every organization. Set: only events of this organization.';
+    'Version of payloads to send: lower versions are upcast by event types, higher ones become dead letters. Null: payloads are sent unchanged.';
+comment on column outbox.subscriptions.organization is 'Only events of this organization. Null: events of every organization.';
 comment on column outbox.subscriptions.state is
-    'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (failed for days).';
+    'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
 comment on column outbox.subscriptions.paused_until is 'Set by relays when the destination asked for a pause (Retry-After).';
 
--- A topic pattern: segments separated by dots; `*` one segment, `**` any number of segments, `ord*` a prefix of one segment.
+-- Whether a text is a topic pattern: segments separated by dots; `*` is one segment, `**` any number, `ord*`
+-- a prefix.
 create function outbox.topic_pattern_is_valid(pattern text) returns boolean
 language sql immutable strict parallel safe as $$
     select length(pattern) between 1 and 255
        and pattern ~ '^(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+)(\.(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+))*$'
 $$;
 
--- A number and a unit, at most ten years.
+-- Whether a text is a duration: a number and a unit, at most ten years.
 create function outbox.duration_is_valid(duration text) returns boolean
 language sql immutable strict parallel safe as $$
     select case when duration ~ '^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$'
@@ -52,7 +53,8 @@ language sql immutable strict parallel safe as $$
                 else false end
 $$;
 
--- Refuse what the database can judge, naming the field and the mend. What only a relay can judge becomes state = 'invalid'.
+-- Refuses mistakes that the database can detect, with the field and a hint. A relay reports others as state =
+-- 'invalid'.
 create function outbox.check_subscription() returns trigger
 language plpgsql as $$
 declare
@@ -64,11 +66,11 @@ begin
         if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform, new.schema_version, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
            is not distinct from
            (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform, old.schema_version, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
-            return new;  -- only its state: a relay must be able to mark a row as invalid that came past these checks
+            return new;  -- only the state changed: a relay must be able to mark a row as invalid
         end if;
         new.updated_at := now();
         if new.state in ('invalid', 'gone') and new.state = old.state then
-            new.state := 'ok';  -- mended, as far as we know; a relay judges again
+            new.state := 'ok';  -- a relay checks the changed row
             new.state_reason := null;
         end if;
         new.paused_until := null;
@@ -78,7 +80,7 @@ begin
         raise exception using errcode = '22023', message = format('name: %L is not a subscription name', new.name),
             hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
     end if;
-    -- One dimension that begins at 1: other arrays are none to most clients, a relay among them.
+        -- Most clients, including relays, support only arrays of one dimension that begin at 1.
     if new.topics is null or cardinality(new.topics) not between 1 and 100 or array_ndims(new.topics) <> 1 or array_lower(new.topics, 1) <> 1 then
         raise exception using errcode = '22023', message = format('topics: subscription %L needs a plain array of 1 to 100 topic patterns', new.name),
             hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
@@ -86,7 +88,7 @@ begin
     foreach item in array new.topics loop
         if item is null or not outbox.topic_pattern_is_valid(item) then
             raise exception using errcode = '22023', message = format('topics: %L is not a topic pattern', item),
-                hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star stands at the end of its segment.';
+                hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star must be the last character of its segment.';
         end if;
     end loop;
     if new.sink is null or new.sink !~ '^[a-z][a-z0-9_-]{0,49}$' then
@@ -96,7 +98,7 @@ begin
     if jsonb_typeof(new.config) is distinct from 'object' then
         raise exception using errcode = '22023', message = format('config: must be a JSON object, not %s', coalesce(jsonb_typeof(new.config), 'null'));
     end if;
-    -- A relay reads it into numbers of 64 bits and 127 levels.
+        -- The JSON parser of relays is limited to 127 levels and 64-bit numbers.
     if length(regexp_replace(new.config::text, '[^[{]', '', 'g')) > 120 then
         raise exception using errcode = '22023', message = 'config: has more than 120 objects and arrays';
     end if;
@@ -116,7 +118,7 @@ begin
         if new.config ? 'secret' and exists (
                select from jsonb_path_query(new.config -> 'secret', '$[*]') as secret (reference)
                 where jsonb_typeof(reference) <> 'string' or reference #>> '{}' !~ '^(env|file):.+$') then
-            raise exception using errcode = '22023', message = 'config.secret: must be a reference, never the secret itself',
+            raise exception using errcode = '22023', message = 'config.secret: must be a reference, not the secret itself',
                 hint = 'Write "env:PGOUTBOX_SECRET_NAME" or "file:NAME", or an array of them.';
         end if;
     end if;
@@ -130,13 +132,13 @@ begin
     if new.organization = '' then
         raise exception using errcode = '22023', message = 'organization: is empty', hint = 'Use null for all organizations.';
     end if;
-    -- In this order: array_position() takes no array of several dimensions.
+        -- Check the dimensions first: array_position() fails for several.
     if new.keys is not null
        and (case when cardinality(new.keys) not between 1 and 100 or array_ndims(new.keys) <> 1 or array_lower(new.keys, 1) <> 1 then true
                  else array_position(new.keys, null) is not null or '' = any (new.keys) end) then
         raise exception using errcode = '22023', message = 'keys: must be a plain array of 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
     end if;
-    -- Whether they are CEL only a relay can say; `pgoutbox subscriptions test` says it before they are saved.
+        -- Only a relay can check CEL; `pgoutbox subscriptions test` checks it before it is saved.
     if new.filter ~ '^[[:space:]]*$' or octet_length(new.filter) > 8192 then
         raise exception using errcode = '22023', message = 'filter: must have 1 to 8192 bytes',
             hint = 'Write a CEL expression such as payload.total > 100, or null for all events.';
@@ -191,7 +193,7 @@ begin
     end loop;
     if new.retry ? 'schedule' and new.retry ?| array['initial', 'multiplier', 'max', 'max_attempts'] then
         raise exception using errcode = '22023', message = 'retry.schedule: cannot be combined with initial, multiplier, max or max_attempts',
-            hint = 'The schedule says both how often and how long.';
+            hint = 'The schedule sets the number of attempts and the waits.';
     end if;
     return new;
 end;
@@ -200,15 +202,16 @@ $$;
 create trigger check_subscription before insert or update on outbox.subscriptions
     for each row execute function outbox.check_subscription();
 
--- One number that moves with every committed change of a subscription. Routing reads it in the snapshot in which it
--- reads events, so an event committed after a subscription is always matched against it.
+-- A number that grows with every committed change of a subscription. Routing reads it in the snapshot in
+-- which it reads events, so an event committed after a subscription is always matched against it.
 create table outbox.generation (
     only_row boolean primary key default true check (only_row),
     value    bigint not null
 );
 insert into outbox.generation (value) values (1);
 
--- Deferred to the commit, so that a long transaction holding a changed subscription makes nobody wait; once per transaction.
+-- Deferred to the commit, so that a long transaction with a changed subscription blocks no other; once per
+-- transaction.
 create function outbox.bump_generation() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -223,7 +226,7 @@ $$;
 create constraint trigger bump_generation after insert or update or delete on outbox.subscriptions
     deferrable initially deferred for each row execute function outbox.bump_generation();
 
--- Wakes sleeping relays, so that a change is followed at once instead of at the next poll.
+-- Notifies sleeping relays, so that they follow a change at once instead of at the next poll.
 create function outbox.ring_subscriptions() returns trigger
 language plpgsql as $$
 begin
@@ -237,17 +240,18 @@ $$;
 create trigger ring_subscriptions after insert or update or delete on outbox.subscriptions
     for each statement execute function outbox.ring_subscriptions();
 
--- A new subscription that wants events from before it was made. The first routing step that knows the subscription fixes what
--- lies before it: events visible in `settled`, and those of the open window up to `page_after`. The rest it gets by routing, so
--- nothing is missed and nothing comes twice. Then relays work through the log up to `until`, and the row is deleted.
+-- Backfills: new subscriptions that receive past events. The first routing step that knows the subscription
+-- records which events are past: those visible in `settled`, and those of the open window up to `page_after`.
+-- Routing delivers all others, so none is missed or repeated. Relays then read the log up to `until` and
+-- delete the row.
 create table outbox.starts (
     subscription_id bigint      primary key references outbox.subscriptions on delete cascade,
-    since           timestamptz,                  -- events from then on; null: all that the log has
-    settled         pg_snapshot,                  -- null: not fixed yet
+    since           timestamptz,                  -- first time of events; null: all events in the log
+    settled         pg_snapshot,                  -- null: not recorded yet
     window_end      pg_snapshot,
     page_after      bigint,
-    until           bigint,                       -- no event from before lies above this position
-    position        bigint      not null default 0  -- worked through up to here
+    until           bigint,                       -- highest position of a past event
+    position        bigint      not null default 0  -- last position that was read
 );
 
 create function outbox.subscribe(
@@ -280,7 +284,7 @@ begin
         end;
         if since is null or not isfinite(since) then
             raise exception using errcode = '22023', message = format('start: %L is neither now, beginning nor a time', subscribe.start),
-                hint = 'For example ''2026-01-31 12:00+00''. It counts only when the subscription is made.';
+                hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription is created.';
         end if;
     end if;
     insert into outbox.subscriptions as existing (name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys, max_in_flight, schema_version)
@@ -300,16 +304,16 @@ begin
     if is_new and subscribe.start <> 'now' then
         insert into outbox.starts (subscription_id, since) select made.id, made.since from (select subscription_id, since) as made (id, since);
     end if;
-    if subscription_id is null then  -- it was there already, and the same
+    if subscription_id is null then  -- it existed already and did not change
         select existing.id into subscription_id from outbox.subscriptions as existing where existing.name = subscribe.name;
     end if;
     return subscription_id;
 end;
 $$;
 comment on function outbox.subscribe is
-    'Create or change a subscription; the same call twice changes nothing. A pause is kept. Events from before it was made come only with start. Returns its id.';
+    'Create or change a subscription. Calling it twice changes nothing. A pause is kept. Past events are delivered only with start. Returns the id.';
 
--- The row of a subscription, or an error that names it.
+-- The id of a subscription, or an error with its name.
 create function outbox.subscription_id(name text) returns bigint
 language plpgsql stable as $$
 declare
@@ -317,8 +321,8 @@ declare
 begin
     select existing.id into found_id from outbox.subscriptions as existing where existing.name = subscription_id.name;
     if found_id is null then
-        raise exception using errcode = '22023', message = format('no subscription is named %L', subscription_id.name),
-            hint = 'List them: select name from outbox.subscriptions.';
+        raise exception using errcode = '22023', message = format('there is no subscription %L', subscription_id.name),
+            hint = 'List all: select name from outbox.subscriptions.';
     end if;
     return found_id;
 end;
@@ -332,7 +336,7 @@ begin
 end;
 $$;
 comment on function outbox.unsubscribe is
-    'Delete a subscription; deliveries it was still owed are cancelled, dead letters stay. Returns whether it was there.';
+    'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
 
 create function outbox.pause(name text) returns boolean
 language plpgsql as $$
@@ -342,7 +346,7 @@ begin
     return found;
 end;
 $$;
-comment on function outbox.pause is 'Stop sending; events go on being recorded as owed. Returns whether this changed anything.';
+comment on function outbox.pause is 'Stop sending. New deliveries are still recorded. Returns whether this changed anything.';
 
 create function outbox.resume(name text) returns boolean
 language plpgsql as $$
@@ -356,9 +360,9 @@ begin
     return found;
 end;
 $$;
-comment on function outbox.resume is 'Send again after pause, 410 (gone) or disabling. Returns whether this changed anything.';
+comment on function outbox.resume is 'Send again after a pause, 410 (gone) or disabling. Returns whether this changed anything.';
 
--- For programs with a relay inside: their login may not edit subscriptions, except those of its own handlers.
+-- For programs that embed a relay: their login may edit only the subscriptions of its handlers.
 create function outbox.declare_handler(name text, topics text[]) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -367,7 +371,7 @@ declare
 begin
     select existing.id, existing.sink into subscription_id, taken_by from outbox.subscriptions as existing where existing.name = declare_handler.name;
     if taken_by <> 'handler' then
-        raise exception using errcode = '22023', message = format('name: subscription %L has the sink %L; a handler needs a name of its own', declare_handler.name, taken_by);
+        raise exception using errcode = '22023', message = format('name: subscription %L has the sink %L; use another name for the handler', declare_handler.name, taken_by);
     end if;
     if subscription_id is null then
         return outbox.subscribe(name => declare_handler.name, topics => declare_handler.topics, sink => 'handler',
@@ -379,4 +383,4 @@ begin
 end;
 $$;
 comment on function outbox.declare_handler is
-    'Called by programs with handlers when their relay starts: makes the subscription, or follows its topics. Returns its id.';
+    'Called by programs with handlers when their relay starts. Creates the subscription or updates its topics. Returns the id.';

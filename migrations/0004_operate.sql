@@ -1,6 +1,7 @@
--- What operators and applications' roles call and read: redrive, discard, status views, and who may do what.
+-- Functions and views for operators: redrive, discard, status; and the grants of all roles.
 
--- Whether a topic matches a pattern: `*` one segment, `**` any number of segments (also none), `ord*` a prefix of one segment.
+-- Whether a topic matches a pattern: `*` is one segment, `**` any number (also none), `ord*` a prefix of one
+-- segment.
 create function outbox.topic_matches(pattern text, topic text) returns boolean
 language plpgsql immutable strict parallel safe as $$
 declare
@@ -8,7 +9,7 @@ declare
     expression text := '';
     segment   text;
 begin
-    -- Every segment is matched with the dot before it, so that `**` can stand for none.
+        -- Each segment is matched with the dot before it, so that `**` can match none.
     foreach segment in array segments loop
         if segment = '**' then
             expression := expression || '(\.[^.]+)*';
@@ -39,7 +40,7 @@ language sql stable as $$
        and (matching_dead_letters.since is null or letter.died_at >= matching_dead_letters.since)
 $$;
 comment on function outbox.matching_dead_letters is
-    'The dead letters that outbox.redrive and outbox.discard with the same arguments would take.';
+    'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
 
 create function outbox.redrive(
     subscription text        default null,
@@ -68,8 +69,8 @@ begin
              limit max_rows
                for update of letter skip locked) as taken;
 
-    -- An event that retention has dropped from the log is put back as it was. Its transaction id lies before every
-    -- snapshot, so routing does not see it as new.
+        -- An event that was removed from the log is inserted again. Its transaction id is before every
+        -- snapshot, so routing does not treat it as new.
     insert into outbox.events (xid, position, created_at, id, topic, key, payload, headers, organization, source, user_id, priority, schema_version)
     overriding system value
     select distinct on (letter.position) '1'::xid8, letter.position, letter.created_at, letter.event_id, letter.topic, letter.key, letter.payload,
@@ -93,7 +94,7 @@ begin
 end;
 $$;
 comment on function outbox.redrive is
-    'Owe matching dead letters again, with fresh attempts, oldest first. Returns how many; call again while it returns max_rows.';
+    'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
 
 create function outbox.discard(
     subscription text        default null,
@@ -119,7 +120,7 @@ begin
     return discarded;
 end;
 $$;
-comment on function outbox.discard is 'Delete matching dead letters for good. Returns how many; call again while it returns max_rows.';
+comment on function outbox.discard is 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
 
 create view outbox.subscription_status as
     select subscription.name, subscription.sink, subscription.organization, subscription.active, subscription.state, subscription.state_reason,
@@ -151,7 +152,7 @@ create view outbox.subscription_status as
                    join outbox.relays as relay on relay.name = report.relay and relay.seen_at > now() - interval '1 minute'
                   group by report.subscription_id) as reported on reported.subscription_id = subscription.id;
 comment on view outbox.subscription_status is
-    'One row per subscription: what it is owed, how old the oldest is, what running relays report (success rate, breaker, filters that failed).';
+    'One row per subscription: pending deliveries, age of the oldest, and reports of running relays (success rate, breaker, filter errors).';
 
 create view outbox.event_status as
     select event.id, event.position, event.topic, event.key, event.organization, event.created_at,
@@ -171,7 +172,8 @@ create view outbox.event_status as
              from outbox.cursor as cursor
             order by cursor.step desc limit 1) as routed
      cross join lateral (
-           -- A subscription that begins in the past has not come to it yet, or does not know yet where its past ends.
+                      -- A backfill has not reached the event yet, or has not recorded yet which events are
+                      -- past.
            select exists (select from outbox.starts as start
                            where event.position > start.position
                              and (start.until is null or event.position <= start.until)
@@ -186,9 +188,10 @@ create view outbox.event_status as
                    from outbox.dead_letters as letter
                   group by letter.position) as failed on failed.position = event.position;
 comment on view outbox.event_status is
-    'One row per event, without its payload: pending (also while a subscription that begins in the past has not come to it), processing, completed (nothing owed, also when nobody wanted it) or failed (a dead letter).';
+    'One row per event, without its payload: pending (also while a backfill has not reached it), processing, completed (no delivery pending, also if no subscription matched) or failed (a dead letter).';
 
--- Who may do what. Skips roles that do not exist (run it again after creating them) and what only a later migration makes.
+-- Grants for all roles. Skips roles that do not exist (run it again after creating them) and objects of later
+-- migrations.
 create function outbox.grant_roles() returns text[]
 language plpgsql as $$
 declare

@@ -1,11 +1,12 @@
--- Capture: triggers that turn each change of a table into an event, for tables that their owners name. See docs/capture.md.
+-- Capture: triggers that publish each change of a table as an event, for tables chosen by their owners. See
+-- docs/capture.md.
 --
--- All that a capture is stands in the argument of its triggers, as JSON: it is renamed, dropped, dumped and restored with its
--- table, and a statement reads no table of ours to learn it. Columns are kept by name and by number. The numbers follow a
--- rename; after a restore, when they may mean other columns, the names count.
+-- All settings of a capture are in the argument of its triggers, as JSON. So they are renamed, dropped,
+-- dumped and restored with the table, and statements read no other table. Columns are stored by name and by
+-- number: numbers survive a rename; names are used after a restore, which may change numbers.
 
--- The key of an event: the values of these columns. Several are joined by '/', with '%' and '/' inside a value written as
--- %25 and %2F. Null when a value is. What is longer than a key may be ends in its SHA-256.
+-- The key of an event: the values of these columns, joined by '/', with '%' and '/' in values escaped as %25
+-- and %2F. Null if a value is null. A key that is too long is cut and ends in its SHA-256.
 create function outbox.capture_key(captured jsonb, columns text[]) returns text
 language plpgsql stable as $$
 declare
@@ -27,7 +28,7 @@ begin
 end;
 $$;
 
--- A payload that is too large, without the values that make it so, the largest first; "omitted" names them.
+-- A payload within the limit: removes the largest values and lists their names in "omitted".
 create function outbox.capture_fit(payload jsonb) returns jsonb
 language plpgsql stable as $$
 declare
@@ -54,7 +55,8 @@ begin
 end;
 $$;
 
--- What is written about a row: before is null for a new one, after for one that was deleted. Null when nothing that is shown has changed.
+-- The payload for a change of a row. `before` is null for an insert, `after` for a delete. Null if no visible
+-- column changed.
 create function outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) returns jsonb
 language plpgsql stable as $$
 declare
@@ -83,7 +85,8 @@ begin
 end;
 $$;
 
--- What the type json holds and jsonb does not (a NUL character, half of a surrogate pair, 1e999999) becomes a string: it must not fail the write.
+-- Converts json to jsonb. A value that jsonb cannot hold (a NUL character, half a surrogate pair, 1e999999)
+-- becomes a string, so that it does not fail the write.
 create function outbox.capture_json(document json) returns jsonb
 language plpgsql stable as $$
 begin
@@ -94,10 +97,10 @@ exception
 end;
 $$;
 
--- Whether to_jsonb may be given values of this type by a function that runs as its owner, who is the current user.
--- to_jsonb calls a cast to json, and the owner of a type can make one of any function: so the owner of every type within
--- must have the rights of the current user already. Who reads this type's rows must not run code as somebody else.
--- And there is no json within, which may hold what jsonb does not.
+-- Whether to_jsonb can safely convert values of this type in a function with the rights of its owner, the
+-- current user. to_jsonb calls casts to json, and the owner of a type can define such a cast with any
+-- function. So the owners of all contained types must already have the rights of the current user. The type
+-- must not contain json, which may hold values that jsonb cannot.
 create function outbox.capture_is_plain(kind oid) returns boolean
 language plpgsql stable as $$
 declare
@@ -112,7 +115,7 @@ begin
     elsif known.typelem <> 0 and known.typlen = -1 then
         return outbox.capture_is_plain(known.typelem);
     elsif known.typtype = 'c' then
-        -- Its own owner could add an attribute at any time.
+                -- The owner of the type could add an attribute at any time.
         return pg_catalog.pg_has_role(known.typowner, current_user, 'member')
            and not exists (select from pg_catalog.pg_attribute as a
                             where a.attrelid = known.typrelid and a.attnum > 0 and not a.attisdropped and not outbox.capture_is_plain(a.atttypid));
@@ -121,8 +124,8 @@ begin
 end;
 $$;
 
--- An expression for a value of that type as jsonb, equal to to_jsonb, that runs no code but PostgreSQL's own: `format` calls a
--- type's output function, which only superusers can define, and never a cast.
+-- An expression that converts a value of this type like to_jsonb, but runs only code of PostgreSQL: `format`
+-- calls the type's output function, which only superusers can define, and never a cast.
 create function outbox.capture_expression(kind oid, value text) returns text
 language plpgsql stable as $$
 declare
@@ -159,7 +162,7 @@ begin
 end;
 $$;
 
--- The numbers of these columns, in this order; of those that are still there.
+-- The numbers of those of these columns that exist, in this order.
 create function outbox.capture_numbers(relation oid, names text[]) returns int2[]
 language sql stable as $$
     select coalesce(array_agg(a.attnum order by array_position(names, a.attname::text)), '{}')
@@ -167,8 +170,8 @@ language sql stable as $$
      where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and a.attname = any (names)
 $$;
 
--- What all triggers of all captured tables call. It runs as its owner, so that who writes to a captured table needs no right on
--- the outbox. Its settings make payloads and keys the same whatever the writing session prefers.
+-- The trigger function of all captured tables. It runs as its owner, so that writers of a captured table need
+-- no rights on the outbox. Its settings make payloads and keys independent of the session.
 create function outbox.capture_changes() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -178,10 +181,10 @@ declare
     settings     jsonb   := tg_argv[0];
     prefix       text    := settings ->> 'topic';
     diff         boolean := settings ->> 'diff';
-    described    oid     := settings ->> 'table';     -- whose columns the numbers mean
+    described    oid     := settings ->> 'table';     -- table to which the numbers refer
     key_at       int2[]  := settings ->> 'key_at';
     identity_at  int2[]  := settings ->> 'identity_at';
-    listed       text[]  := settings ->> 'listed';    -- the columns that are shown, or those that are hidden
+    listed       text[]  := settings ->> 'listed';    -- columns that are shown, or with exclude, hidden
     listed_at    int2[]  := settings ->> 'listed_at';
     exclude      boolean := settings ->> 'exclude';
     all_hidden   boolean := false;
@@ -195,7 +198,7 @@ declare
     headers      jsonb   := '{}';
     header       text;
     expression   text;
-    rows         bigint  := 1;                        -- of the statement: 0, 1, or 2 for more
+    rows         bigint  := 1;                        -- rows of the statement: 0, 1, or 2 for more
     row_before   jsonb;
     row_after    jsonb;
     payload      jsonb;
@@ -203,24 +206,25 @@ declare
     afters       jsonb[];
 begin
     if tg_level = 'STATEMENT' then
-        -- A trigger that somebody made without transition tables would read these instead, with the rights of the owner.
+                -- A trigger made by hand without transition tables would read these instead, with the rights
+                -- of the owner.
         if to_regclass('pg_temp.outbox_before') is not null or to_regclass('pg_temp.outbox_after') is not null then
             raise exception using errcode = '42501', message = 'a temporary relation must not be called outbox_before or outbox_after',
-                hint = 'These are the names that outbox.capture gives to the rows that it reads.';
+                hint = 'outbox.capture uses these names for the changed rows.';
         end if;
         if tg_op = 'DELETE' then
             rows := (select count(*) from (select from outbox_before limit 2) as n);
         else
             rows := (select count(*) from (select from outbox_after limit 2) as n);
         end if;
-        if rows = 0 then  -- must not ring the doorbell
+        if rows = 0 then  -- no event, so no notification
             return null;
         end if;
     end if;
 
     if tg_relid <> described
        and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation) where ancestor.relation = described) then
-        -- Restored from a dump, or a partition that has been detached: its triggers are silent.
+                -- The table was restored from a dump, or is a detached partition, whose triggers do nothing.
         if starts_with(tg_name, 'outbox_capture_partition_') and not exists (
                select from pg_partition_ancestors(tg_relid) as ancestor (relation)
                  join pg_trigger as own on own.tgrelid = tg_relid and own.tgname = tg_name
@@ -232,11 +236,11 @@ begin
         key_at      := outbox.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
         identity_at := outbox.capture_numbers(tg_relid, (settings ->> 'identity')::text[]);
         listed_at   := outbox.capture_numbers(tg_relid, listed);
-        -- A column was renamed before the dump. Better nothing is shown than what was to be hidden.
+                -- An excluded column was renamed before the dump: hide all columns, so that it is not shown.
         all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
     end if;
 
-    -- The usual case costs a third of what the general one below does: all columns are shown, and one of them is the key.
+        -- Fast path, at a third of the cost: all columns are shown and the key is one column.
     if cardinality(listed) = 0 and cardinality(key_at) = 1 and key_at = identity_at and not exists (
            select from pg_attribute as a
             where a.attrelid = described and a.attnum > 0 and not a.attisdropped
@@ -249,18 +253,18 @@ begin
         select coalesce(array_agg(a.name order by array_position(key_at, a.attnum)) filter (where a.attnum = any (key_at)), '{}'),
                coalesce(array_agg(a.name order by array_position(identity_at, a.attnum)) filter (where a.attnum = any (identity_at)), '{}'),
                coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
-               -- A long value that is not shown should not be read either.
+                              -- Do not read a long value that is not shown.
                bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199) else outbox.capture_is_plain(a.atttypid) end)
                         and not (a.is_hidden and a.attlen < 0))
           into key_columns, identity_columns, hidden, is_plain
           from (select attribute.attnum, attribute.atttypid, attribute.attlen, attribute.attname::text as name,
-                       all_hidden or attribute.attgenerated = 'v'  -- has no value here
+                       all_hidden or attribute.attgenerated = 'v'  -- not computed in a trigger
                        or case when exclude then attribute.attnum = any (listed_at) or attribute.attname = any (listed)
                                else not attribute.attnum = any (listed_at) end as is_hidden
                   from pg_attribute as attribute
                  where attribute.attrelid = described and attribute.attnum > 0 and not attribute.attisdropped) as a;
         if cardinality(key_columns) < cardinality(key_at) then
-            key_columns := '{}';  -- a part of it was dropped
+            key_columns := '{}';  -- a column of the key was dropped
         end if;
         if cardinality(identity_columns) < cardinality(identity_at) then
             identity_columns := '{}';
@@ -268,7 +272,7 @@ begin
     end if;
 
     header := current_setting('outbox.traceparent', true);
-    if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then  -- it may come from a stranger, and must not fail the write
+    if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then  -- may come from a client; must not fail the write
         headers := jsonb_build_object('traceparent', header);
     end if;
     header := current_setting('outbox.tracestate', true);
@@ -287,7 +291,7 @@ begin
            and (a.attname <> all (hidden) or a.attname = any (key_columns || identity_columns));
     end if;
 
-    -- From here on the same in three ways: one row, which is what most statements write, many rows, and many that need an expression.
+        -- Three variants: one row, which is the usual case; many rows; many rows that need an expression.
     if rows = 1 then
         if not is_plain then
             if tg_level = 'ROW' then
@@ -334,9 +338,11 @@ begin
           from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
 
     elsif is_plain then
-        -- PostgreSQL does not say which old row became which new one: the identity does, the primary key. A row that has another one
-        -- afterwards was deleted and created. A row may come twice in one statement (by cascades of foreign keys): in its order.
-        -- Without an identity, because a column of it was dropped, there is only the order. A full join is never a nested loop.
+                -- PostgreSQL does not tell which old row became which new one, so they are paired by
+                -- identity, the primary key. A row whose identity changed counts as deleted and created. A
+                -- row may occur twice in a statement (by foreign key cascades); its occurrences are paired in
+                -- order. If a column of the identity was dropped, all rows are paired in order. A full join
+                -- is never a nested loop.
         insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
         select prefix || case when pair.before is null then '.create' when pair.after is null then '.delete' else '.update' end,
                outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload, headers, organization, user_id, source
@@ -378,8 +384,8 @@ begin
 end;
 $$;
 
--- Does the work of outbox.capture, with the rights of who called that, and with a search path that no one else can have filled:
--- the caller's own is only for the condition.
+-- Implements outbox.capture, with the rights of the caller and a safe search path. The caller's search path
+-- is used only for the condition.
 create function outbox.attach_capture(
     relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text
 ) returns text
@@ -410,22 +416,22 @@ begin
         raise exception using errcode = '42809', message = format('table: %s is a %s, and only tables can be captured', relation,
             case known.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'f' then 'foreign table'
                                when 'S' then 'sequence' when 't' then 'TOAST table' else 'relation without rows' end),
-            hint = case when known.relkind in ('v', 'm') then 'Capture the tables beneath it.'
-                        when known.relkind = 'f' then 'Capture the table where it lives; changes made there would not be seen here.'
+            hint = case when known.relkind in ('v', 'm') then 'Capture the tables that it reads.'
+                        when known.relkind = 'f' then 'Capture the table in its own database; changes made there do not run triggers here.'
                         else 'Name a table.' end;
     elsif known.nspname in ('pg_catalog', 'information_schema') or known.oid < 16384 then
         raise exception using errcode = '42809', message = format('table: %s is a system table', relation);
     elsif known.nspname = 'outbox' then
-        raise exception using errcode = '42809', message = format('table: %s belongs to the outbox; each of its events would make another', relation);
+        raise exception using errcode = '42809', message = format('table: %s belongs to the outbox; each event would create another', relation);
     elsif known.relpersistence = 't' then
         raise exception using errcode = '42809', message = format('table: %s is temporary', relation),
-            hint = 'It is gone with its session, and nobody else sees its rows; publish with outbox.publish what others should know.';
+            hint = 'Only its session sees it. Publish events with outbox.publish instead.';
     elsif known.relispartition then
         raise exception using errcode = '42809', message = format('table: %s is a partition', relation),
             hint = format('Capture the whole table: outbox.capture(%L).', pg_partition_root(relation)::text);
     elsif known.inherits then
         raise exception using errcode = '42809', message = format('table: %s inherits or is inherited from', relation),
-            hint = 'A change made through the parent does not run the triggers of the child. Declarative partitions can be captured.';
+            hint = 'A change through the parent does not run the triggers of the child. Tables with declarative partitions can be captured.';
     elsif not pg_has_role(known.relowner, 'usage') then
         raise exception using errcode = '42501', message = format('table: must be owner of table %s', relation);
     end if;
@@ -435,8 +441,8 @@ begin
 
     prefix := coalesce(topic, known.nspname || '.' || known.relname);
     if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$' then
-        raise exception using errcode = '22023', message = format('topic: %L cannot be the beginning of a topic', prefix),
-            hint = 'Segments are separated by dots and hold no star; at most 248 characters, for ".create" follows. Another one: topic => ''shop.orders''.';
+        raise exception using errcode = '22023', message = format('topic: %L is not a valid prefix of topics', prefix),
+            hint = 'Use segments separated by dots, without stars, at most 248 characters (".create" is appended), such as topic => ''shop.orders''.';
     end if;
 
     if cardinality(wanted) = 0 then
@@ -444,13 +450,13 @@ begin
     end if;
     foreach item in array wanted loop
         if item is null or item not in ('insert', 'update', 'delete') then
-            raise exception using errcode = '22023', message = format('operations: %L is not an operation', item), hint = 'Known are insert, update and delete.';
+            raise exception using errcode = '22023', message = format('operations: %L is not an operation', item), hint = 'Use insert, update and delete.';
         end if;
     end loop;
     select array_agg(distinct o.operation) into wanted from unnest(wanted) as o (operation);
 
     if columns is not null and exclude is not null then
-        raise exception using errcode = '22023', message = 'exclude: cannot be combined with columns', hint = 'Give the columns to show, or those to hide.';
+        raise exception using errcode = '22023', message = 'exclude: cannot be combined with columns', hint = 'List either the columns to show or those to hide.';
     end if;
     foreach item in array listed loop
         if item is null or item <> all (names) then
@@ -474,7 +480,7 @@ begin
             item := case when item = any (names) then item else btrim(item) end;
             if item <> all (names) then
                 raise exception using errcode = '42703', message = format('key: table %s has no column %L', relation, item),
-                    hint = 'A column, or several separated by commas.';
+                    hint = 'Use one column, or several separated by commas.';
             end if;
             key_names := key_names || item;
         end loop;
@@ -486,10 +492,11 @@ begin
         'identity', identity::text, 'identity_at', outbox.capture_numbers(relation, identity)::text,
         'exclude', columns is null, 'listed', listed::text, 'listed_at', outbox.capture_numbers(relation, listed)::text);
 
-    -- What is there and what should be; nothing is locked when they are the same.
+        -- Compares existing with required triggers. If they are the same, nothing is locked.
     with operation as (
-        -- Row by row where a condition asks for it, where nothing says which old row became which new one, and where an update
-        -- may turn into an insert and a delete of partitions that nothing would put together again.
+                -- Row triggers are needed for a condition, for updates without an identity to pair rows by,
+                -- and for partitioned tables without one, where an update may become a delete and an insert
+                -- in two partitions.
         select o.operation,
                condition is not null or (identity = '{}' and (known.relkind = 'p' or o.operation = 'update')) as by_row
           from unnest(wanted) as o (operation)
@@ -497,7 +504,8 @@ begin
     should as (
         select relation as captured, 'outbox_capture_' || o.operation as name, o.operation, o.by_row, true as same from operation as o
         union all
-        -- A statement that names a partition runs the triggers of that partition only. PostgreSQL itself gives partitions those for rows.
+                -- A statement on a partition runs only the triggers of that partition. PostgreSQL copies row
+                -- triggers to partitions itself.
         select tree.relid, 'outbox_capture_partition_' || o.operation, o.operation, false, true
           from pg_partition_tree(relation) as tree join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p'), operation as o
          where tree.relid <> relation and not o.by_row
@@ -534,7 +542,8 @@ begin
     begin
         perform set_config('search_path', caller_path, true);
         if condition is not null then
-            -- A cursor takes one statement only: what ends this one and begins another is refused before it is run.
+                        -- A cursor accepts only one statement, so a condition with a second statement is
+                        -- refused before it runs.
             open probe for execute pg_catalog.format(E'select (%s\n) from %s as new, %s as old where false', condition, relation, relation);
             close probe;
         end if;
@@ -548,7 +557,7 @@ begin
                 raise;
             end if;
             raise exception using errcode = sqlstate, message = format('condition: %s', sqlerrm),
-                hint = 'An expression about NEW and OLD, as in the WHEN of a trigger. An insert has no OLD and a delete no NEW: name the operations it is for, such as operations => ''{update}''.';
+                hint = 'Write an expression about NEW and OLD, as in WHEN of a trigger. An insert has no OLD and a delete no NEW, so limit the operations, such as operations => ''{update}''.';
     end;
     return prefix;
 end;
@@ -570,11 +579,11 @@ begin
 end;
 $$;
 comment on function outbox.capture is
-    'Write each change of a table as an event: <topic>.create, .update or .delete, by default schema.table.create and so on. Returns the beginning of these topics. '
-    'The same call twice changes nothing, another one replaces it. For the owner of the table who is also a member of outbox_publisher or outbox_admin. '
-    'topic: instead of schema.table. operations: insert, update, delete. columns or exclude: what the payload shows; an update of nothing shown is no event. '
-    'condition: an expression about NEW and OLD, for each row. key: the columns of the event''s key instead of the primary key''s, separated by commas. '
-    'diff: whether an update says what changed.';
+    'Publish each change of a table as an event: <topic>.create, .update or .delete, by default schema.table.create and so on. Returns <topic>. '
+    'Calling it twice changes nothing; other arguments replace the capture. For the owner of the table who is also a member of outbox_publisher or outbox_admin. '
+    'topic: instead of schema.table. operations: insert, update, delete. columns or exclude: the columns in the payload; an update of other columns makes no event. '
+    'condition: an expression about NEW and OLD, for each row. key: the columns of the event''s key, separated by commas, instead of the primary key. '
+    'diff: whether an update contains the changed columns and their previous values.';
 
 create function outbox.release("table" regclass) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -594,9 +603,9 @@ begin
     return released;
 end;
 $$;
-comment on function outbox.release is 'Stop capturing a table; events that were written stay. Returns whether it was captured.';
+comment on function outbox.release is 'Stop capturing a table. Existing events stay. Returns whether it was captured.';
 
--- What outbox.capture() has written into a trigger; null of a trigger that somebody else made with the same function.
+-- The settings that outbox.capture() has stored in a trigger; null for a trigger that was made otherwise.
 create function outbox.capture_settings(arguments bytea) returns jsonb
 language plpgsql stable as $$
 declare
@@ -623,17 +632,17 @@ create view outbox.captures as
            (captured.settings ->> 'diff')::boolean as diff,
            nullif(concat_ws('; ',
                case when captured.disabled then 'a trigger is disabled' end,
-               case when captured.restored then 'restored from a dump, so that renamed columns are not followed' end,
-               case when captured.restored and captured.excludes and found.listed_gone then 'a column of exclude was renamed before, so that no column is shown' end,
+               case when captured.restored then 'restored from a dump: renamed columns are not followed' end,
+               case when captured.restored and captured.excludes and found.listed_gone then 'a column of exclude was renamed before the dump: no column is shown' end,
                case when not captured.excludes and found.listed_gone then 'a column of columns was dropped' end,
-               case when found.key_gone then 'a column of the key was dropped, so that events have no key' end,
+               case when found.key_gone then 'a column of the key was dropped: events have no key' end,
                case when found.identity_gone then 'a column of the primary key was dropped' end,
                case when captured.by_statement and exists (
                         select from pg_partition_tree(captured.relation) as tree
                           join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p')
                          where tree.relid <> captured.relation
                            and not exists (select from pg_trigger as t where t.tgrelid = tree.relid and t.tgfoid = captured.tgfoid and t.tgargs = captured.tgargs))
-                    then 'a partition came later: what is written to it by its own name is not captured' end
+                    then 'a partition was added later: statements on it directly are not captured' end
            ), '') as problem
       from (select t.tgrelid::regclass as relation, t.tgargs, t.tgfoid, decoded.settings,
                    (decoded.settings ->> 'exclude')::boolean as excludes,
@@ -660,7 +669,7 @@ create view outbox.captures as
              left join pg_attribute as a on a.attrelid = captured.relation and a.attnum > 0 and not a.attisdropped
                    and case when captured.restored then a.attname = listed.name else a.attnum = listed.number end) as found;
 comment on view outbox.captures is
-    'The tables that are captured, and how. problem: what capturing them again, or enabling a trigger, would mend; null when all is well.';
+    'The captured tables and their settings. problem: fix it by capturing the table again or enabling the trigger; null if there is none.';
 
 revoke execute on all functions in schema outbox from public;
 select outbox.grant_roles();

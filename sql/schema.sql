@@ -70,22 +70,22 @@ begin
         raise exception using errcode = '42809', message = format('table: %s is a %s, and only tables can be captured', relation,
             case known.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'f' then 'foreign table'
                                when 'S' then 'sequence' when 't' then 'TOAST table' else 'relation without rows' end),
-            hint = case when known.relkind in ('v', 'm') then 'Capture the tables beneath it.'
-                        when known.relkind = 'f' then 'Capture the table where it lives; changes made there would not be seen here.'
+            hint = case when known.relkind in ('v', 'm') then 'Capture the tables that it reads.'
+                        when known.relkind = 'f' then 'Capture the table in its own database; changes made there do not run triggers here.'
                         else 'Name a table.' end;
     elsif known.nspname in ('pg_catalog', 'information_schema') or known.oid < 16384 then
         raise exception using errcode = '42809', message = format('table: %s is a system table', relation);
     elsif known.nspname = 'outbox' then
-        raise exception using errcode = '42809', message = format('table: %s belongs to the outbox; each of its events would make another', relation);
+        raise exception using errcode = '42809', message = format('table: %s belongs to the outbox; each event would create another', relation);
     elsif known.relpersistence = 't' then
         raise exception using errcode = '42809', message = format('table: %s is temporary', relation),
-            hint = 'It is gone with its session, and nobody else sees its rows; publish with outbox.publish what others should know.';
+            hint = 'Only its session sees it. Publish events with outbox.publish instead.';
     elsif known.relispartition then
         raise exception using errcode = '42809', message = format('table: %s is a partition', relation),
             hint = format('Capture the whole table: outbox.capture(%L).', pg_partition_root(relation)::text);
     elsif known.inherits then
         raise exception using errcode = '42809', message = format('table: %s inherits or is inherited from', relation),
-            hint = 'A change made through the parent does not run the triggers of the child. Declarative partitions can be captured.';
+            hint = 'A change through the parent does not run the triggers of the child. Tables with declarative partitions can be captured.';
     elsif not pg_has_role(known.relowner, 'usage') then
         raise exception using errcode = '42501', message = format('table: must be owner of table %s', relation);
     end if;
@@ -95,8 +95,8 @@ begin
 
     prefix := coalesce(topic, known.nspname || '.' || known.relname);
     if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$' then
-        raise exception using errcode = '22023', message = format('topic: %L cannot be the beginning of a topic', prefix),
-            hint = 'Segments are separated by dots and hold no star; at most 248 characters, for ".create" follows. Another one: topic => ''shop.orders''.';
+        raise exception using errcode = '22023', message = format('topic: %L is not a valid prefix of topics', prefix),
+            hint = 'Use segments separated by dots, without stars, at most 248 characters (".create" is appended), such as topic => ''shop.orders''.';
     end if;
 
     if cardinality(wanted) = 0 then
@@ -104,13 +104,13 @@ begin
     end if;
     foreach item in array wanted loop
         if item is null or item not in ('insert', 'update', 'delete') then
-            raise exception using errcode = '22023', message = format('operations: %L is not an operation', item), hint = 'Known are insert, update and delete.';
+            raise exception using errcode = '22023', message = format('operations: %L is not an operation', item), hint = 'Use insert, update and delete.';
         end if;
     end loop;
     select array_agg(distinct o.operation) into wanted from unnest(wanted) as o (operation);
 
     if columns is not null and exclude is not null then
-        raise exception using errcode = '22023', message = 'exclude: cannot be combined with columns', hint = 'Give the columns to show, or those to hide.';
+        raise exception using errcode = '22023', message = 'exclude: cannot be combined with columns', hint = 'List either the columns to show or those to hide.';
     end if;
     foreach item in array listed loop
         if item is null or item <> all (names) then
@@ -134,7 +134,7 @@ begin
             item := case when item = any (names) then item else btrim(item) end;
             if item <> all (names) then
                 raise exception using errcode = '42703', message = format('key: table %s has no column %L', relation, item),
-                    hint = 'A column, or several separated by commas.';
+                    hint = 'Use one column, or several separated by commas.';
             end if;
             key_names := key_names || item;
         end loop;
@@ -146,10 +146,11 @@ begin
         'identity', identity::text, 'identity_at', outbox.capture_numbers(relation, identity)::text,
         'exclude', columns is null, 'listed', listed::text, 'listed_at', outbox.capture_numbers(relation, listed)::text);
 
-    -- What is there and what should be; nothing is locked when they are the same.
+        -- Compares existing with required triggers. If they are the same, nothing is locked.
     with operation as (
-        -- Row by row where a condition asks for it, where nothing says which old row became which new one, and where an update
-        -- may turn into an insert and a delete of partitions that nothing would put together again.
+                -- Row triggers are needed for a condition, for updates without an identity to pair rows by,
+                -- and for partitioned tables without one, where an update may become a delete and an insert
+                -- in two partitions.
         select o.operation,
                condition is not null or (identity = '{}' and (known.relkind = 'p' or o.operation = 'update')) as by_row
           from unnest(wanted) as o (operation)
@@ -157,7 +158,8 @@ begin
     should as (
         select relation as captured, 'outbox_capture_' || o.operation as name, o.operation, o.by_row, true as same from operation as o
         union all
-        -- A statement that names a partition runs the triggers of that partition only. PostgreSQL itself gives partitions those for rows.
+                -- A statement on a partition runs only the triggers of that partition. PostgreSQL copies row
+                -- triggers to partitions itself.
         select tree.relid, 'outbox_capture_partition_' || o.operation, o.operation, false, true
           from pg_partition_tree(relation) as tree join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p'), operation as o
          where tree.relid <> relation and not o.by_row
@@ -194,7 +196,8 @@ begin
     begin
         perform set_config('search_path', caller_path, true);
         if condition is not null then
-            -- A cursor takes one statement only: what ends this one and begins another is refused before it is run.
+                        -- A cursor accepts only one statement, so a condition with a second statement is
+                        -- refused before it runs.
             open probe for execute pg_catalog.format(E'select (%s\n) from %s as new, %s as old where false', condition, relation, relation);
             close probe;
         end if;
@@ -208,7 +211,7 @@ begin
                 raise;
             end if;
             raise exception using errcode = sqlstate, message = format('condition: %s', sqlerrm),
-                hint = 'An expression about NEW and OLD, as in the WHEN of a trigger. An insert has no OLD and a delete no NEW: name the operations it is for, such as operations => ''{update}''.';
+                hint = 'Write an expression about NEW and OLD, as in WHEN of a trigger. An insert has no OLD and a delete no NEW, so limit the operations, such as operations => ''{update}''.';
     end;
     return prefix;
 end;
@@ -270,7 +273,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) IS 'Write each change of a table as an event: <topic>.create, .update or .delete, by default schema.table.create and so on. Returns the beginning of these topics. The same call twice changes nothing, another one replaces it. For the owner of the table who is also a member of outbox_publisher or outbox_admin. topic: instead of schema.table. operations: insert, update, delete. columns or exclude: what the payload shows; an update of nothing shown is no event. condition: an expression about NEW and OLD, for each row. key: the columns of the event''s key instead of the primary key''s, separated by commas. diff: whether an update says what changed.';
+COMMENT ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) IS 'Publish each change of a table as an event: <topic>.create, .update or .delete, by default schema.table.create and so on. Returns <topic>. Calling it twice changes nothing; other arguments replace the capture. For the owner of the table who is also a member of outbox_publisher or outbox_admin. topic: instead of schema.table. operations: insert, update, delete. columns or exclude: the columns in the payload; an update of other columns makes no event. condition: an expression about NEW and OLD, for each row. key: the columns of the event''s key, separated by commas, instead of the primary key. diff: whether an update contains the changed columns and their previous values.';
 
 CREATE FUNCTION outbox.capture_changes() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -285,10 +288,10 @@ declare
     settings     jsonb   := tg_argv[0];
     prefix       text    := settings ->> 'topic';
     diff         boolean := settings ->> 'diff';
-    described    oid     := settings ->> 'table';     -- whose columns the numbers mean
+    described    oid     := settings ->> 'table';     -- table to which the numbers refer
     key_at       int2[]  := settings ->> 'key_at';
     identity_at  int2[]  := settings ->> 'identity_at';
-    listed       text[]  := settings ->> 'listed';    -- the columns that are shown, or those that are hidden
+    listed       text[]  := settings ->> 'listed';    -- columns that are shown, or with exclude, hidden
     listed_at    int2[]  := settings ->> 'listed_at';
     exclude      boolean := settings ->> 'exclude';
     all_hidden   boolean := false;
@@ -302,7 +305,7 @@ declare
     headers      jsonb   := '{}';
     header       text;
     expression   text;
-    rows         bigint  := 1;                        -- of the statement: 0, 1, or 2 for more
+    rows         bigint  := 1;                        -- rows of the statement: 0, 1, or 2 for more
     row_before   jsonb;
     row_after    jsonb;
     payload      jsonb;
@@ -310,24 +313,25 @@ declare
     afters       jsonb[];
 begin
     if tg_level = 'STATEMENT' then
-        -- A trigger that somebody made without transition tables would read these instead, with the rights of the owner.
+                -- A trigger made by hand without transition tables would read these instead, with the rights
+                -- of the owner.
         if to_regclass('pg_temp.outbox_before') is not null or to_regclass('pg_temp.outbox_after') is not null then
             raise exception using errcode = '42501', message = 'a temporary relation must not be called outbox_before or outbox_after',
-                hint = 'These are the names that outbox.capture gives to the rows that it reads.';
+                hint = 'outbox.capture uses these names for the changed rows.';
         end if;
         if tg_op = 'DELETE' then
             rows := (select count(*) from (select from outbox_before limit 2) as n);
         else
             rows := (select count(*) from (select from outbox_after limit 2) as n);
         end if;
-        if rows = 0 then  -- must not ring the doorbell
+        if rows = 0 then  -- no event, so no notification
             return null;
         end if;
     end if;
 
     if tg_relid <> described
        and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation) where ancestor.relation = described) then
-        -- Restored from a dump, or a partition that has been detached: its triggers are silent.
+                -- The table was restored from a dump, or is a detached partition, whose triggers do nothing.
         if starts_with(tg_name, 'outbox_capture_partition_') and not exists (
                select from pg_partition_ancestors(tg_relid) as ancestor (relation)
                  join pg_trigger as own on own.tgrelid = tg_relid and own.tgname = tg_name
@@ -339,11 +343,11 @@ begin
         key_at      := outbox.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
         identity_at := outbox.capture_numbers(tg_relid, (settings ->> 'identity')::text[]);
         listed_at   := outbox.capture_numbers(tg_relid, listed);
-        -- A column was renamed before the dump. Better nothing is shown than what was to be hidden.
+                -- An excluded column was renamed before the dump: hide all columns, so that it is not shown.
         all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
     end if;
 
-    -- The usual case costs a third of what the general one below does: all columns are shown, and one of them is the key.
+        -- Fast path, at a third of the cost: all columns are shown and the key is one column.
     if cardinality(listed) = 0 and cardinality(key_at) = 1 and key_at = identity_at and not exists (
            select from pg_attribute as a
             where a.attrelid = described and a.attnum > 0 and not a.attisdropped
@@ -356,18 +360,18 @@ begin
         select coalesce(array_agg(a.name order by array_position(key_at, a.attnum)) filter (where a.attnum = any (key_at)), '{}'),
                coalesce(array_agg(a.name order by array_position(identity_at, a.attnum)) filter (where a.attnum = any (identity_at)), '{}'),
                coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
-               -- A long value that is not shown should not be read either.
+                              -- Do not read a long value that is not shown.
                bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199) else outbox.capture_is_plain(a.atttypid) end)
                         and not (a.is_hidden and a.attlen < 0))
           into key_columns, identity_columns, hidden, is_plain
           from (select attribute.attnum, attribute.atttypid, attribute.attlen, attribute.attname::text as name,
-                       all_hidden or attribute.attgenerated = 'v'  -- has no value here
+                       all_hidden or attribute.attgenerated = 'v'  -- not computed in a trigger
                        or case when exclude then attribute.attnum = any (listed_at) or attribute.attname = any (listed)
                                else not attribute.attnum = any (listed_at) end as is_hidden
                   from pg_attribute as attribute
                  where attribute.attrelid = described and attribute.attnum > 0 and not attribute.attisdropped) as a;
         if cardinality(key_columns) < cardinality(key_at) then
-            key_columns := '{}';  -- a part of it was dropped
+            key_columns := '{}';  -- a column of the key was dropped
         end if;
         if cardinality(identity_columns) < cardinality(identity_at) then
             identity_columns := '{}';
@@ -375,7 +379,7 @@ begin
     end if;
 
     header := current_setting('outbox.traceparent', true);
-    if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then  -- it may come from a stranger, and must not fail the write
+    if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then  -- may come from a client; must not fail the write
         headers := jsonb_build_object('traceparent', header);
     end if;
     header := current_setting('outbox.tracestate', true);
@@ -394,7 +398,7 @@ begin
            and (a.attname <> all (hidden) or a.attname = any (key_columns || identity_columns));
     end if;
 
-    -- From here on the same in three ways: one row, which is what most statements write, many rows, and many that need an expression.
+        -- Three variants: one row, which is the usual case; many rows; many rows that need an expression.
     if rows = 1 then
         if not is_plain then
             if tg_level = 'ROW' then
@@ -441,9 +445,11 @@ begin
           from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
 
     elsif is_plain then
-        -- PostgreSQL does not say which old row became which new one: the identity does, the primary key. A row that has another one
-        -- afterwards was deleted and created. A row may come twice in one statement (by cascades of foreign keys): in its order.
-        -- Without an identity, because a column of it was dropped, there is only the order. A full join is never a nested loop.
+                -- PostgreSQL does not tell which old row became which new one, so they are paired by
+                -- identity, the primary key. A row whose identity changed counts as deleted and created. A
+                -- row may occur twice in a statement (by foreign key cascades); its occurrences are paired in
+                -- order. If a column of the identity was dropped, all rows are paired in order. A full join
+                -- is never a nested loop.
         insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
         select prefix || case when pair.before is null then '.create' when pair.after is null then '.delete' else '.update' end,
                outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload, headers, organization, user_id, source
@@ -564,7 +570,7 @@ begin
     elsif known.typelem <> 0 and known.typlen = -1 then
         return outbox.capture_is_plain(known.typelem);
     elsif known.typtype = 'c' then
-        -- Its own owner could add an attribute at any time.
+                -- The owner of the type could add an attribute at any time.
         return pg_catalog.pg_has_role(known.typowner, current_user, 'member')
            and not exists (select from pg_catalog.pg_attribute as a
                             where a.attrelid = known.typrelid and a.attnum > 0 and not a.attisdropped and not outbox.capture_is_plain(a.atttypid));
@@ -666,16 +672,16 @@ begin
     if tg_op = 'UPDATE' then
         if (new.topic, new.version, new.schema, new.mode, new.description, new.upcast)
            is not distinct from (old.topic, old.version, old.schema, old.mode, old.description, old.upcast) then
-            return new;  -- only what a relay says of it
+            return new;  -- only the state reported by a relay changed
         end if;
         new.updated_at := now();
-        new.state_reason := null;  -- mended, as far as we know; a relay judges again
+        new.state_reason := null;  -- a relay checks the changed type
     end if;
     new.changed := pg_current_xact_id();
 
     if new.topic is null or not outbox.topic_pattern_is_valid(new.topic) then
         raise exception using errcode = '22023', message = format('topic: %L is not a topic pattern', new.topic),
-            hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star stands at the end of its segment.';
+            hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star must be the last character of its segment.';
     end if;
     if new.version is null or new.version < 1 then
         raise exception using errcode = '22023', message = format('version: %s is less than 1', coalesce(new.version::text, 'null')),
@@ -683,17 +689,17 @@ begin
     end if;
     if new.schema is null or jsonb_typeof(new.schema) not in ('object', 'boolean') then
         raise exception using errcode = '22023', message = format('schema: must be a JSON object, true or false, not %s', coalesce(jsonb_typeof(new.schema), 'null')),
-            hint = 'Write a JSON Schema such as {"type": "object", "required": ["id"]}, or true for anything.';
+            hint = 'Write a JSON Schema such as {"type": "object", "required": ["id"]}, or true for every payload.';
     end if;
     if octet_length(new.schema::text) > 65536 then
         raise exception using errcode = '22023', message = 'schema: must have at most 65536 bytes',
-            hint = 'Leave out descriptions and examples, or describe parts of the payload as anything.';
+            hint = 'Remove descriptions and examples, or allow any value for parts of the payload.';
     end if;
     if new.mode is null or new.mode not in ('reject', 'warn') then
         raise exception using errcode = '22023', message = format('mode: %L is not a mode', new.mode),
             hint = 'Use ''reject'' (an event that does not fit becomes a dead letter) or ''warn'' (it is delivered and counted).';
     end if;
-    -- Whether it is CEL only a relay can say; `pgoutbox types add` says it before it is saved.
+        -- Only a relay can check CEL; `pgoutbox types add` checks it before it is saved.
     if new.upcast ~ '^[[:space:]]*$' or octet_length(new.upcast) > 8192 then
         raise exception using errcode = '22023', message = 'upcast: must have 1 to 8192 bytes',
             hint = 'Write a CEL expression such as {"id": payload.id, "currency": "EUR"}, or null.';
@@ -714,11 +720,11 @@ begin
         if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform, new.schema_version, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
            is not distinct from
            (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform, old.schema_version, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
-            return new;  -- only its state: a relay must be able to mark a row as invalid that came past these checks
+            return new;  -- only the state changed: a relay must be able to mark a row as invalid
         end if;
         new.updated_at := now();
         if new.state in ('invalid', 'gone') and new.state = old.state then
-            new.state := 'ok';  -- mended, as far as we know; a relay judges again
+            new.state := 'ok';  -- a relay checks the changed row
             new.state_reason := null;
         end if;
         new.paused_until := null;
@@ -728,7 +734,7 @@ begin
         raise exception using errcode = '22023', message = format('name: %L is not a subscription name', new.name),
             hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
     end if;
-    -- One dimension that begins at 1: other arrays are none to most clients, a relay among them.
+        -- Most clients, including relays, support only arrays of one dimension that begin at 1.
     if new.topics is null or cardinality(new.topics) not between 1 and 100 or array_ndims(new.topics) <> 1 or array_lower(new.topics, 1) <> 1 then
         raise exception using errcode = '22023', message = format('topics: subscription %L needs a plain array of 1 to 100 topic patterns', new.name),
             hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
@@ -736,7 +742,7 @@ begin
     foreach item in array new.topics loop
         if item is null or not outbox.topic_pattern_is_valid(item) then
             raise exception using errcode = '22023', message = format('topics: %L is not a topic pattern', item),
-                hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star stands at the end of its segment.';
+                hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star must be the last character of its segment.';
         end if;
     end loop;
     if new.sink is null or new.sink !~ '^[a-z][a-z0-9_-]{0,49}$' then
@@ -746,7 +752,7 @@ begin
     if jsonb_typeof(new.config) is distinct from 'object' then
         raise exception using errcode = '22023', message = format('config: must be a JSON object, not %s', coalesce(jsonb_typeof(new.config), 'null'));
     end if;
-    -- A relay reads it into numbers of 64 bits and 127 levels.
+        -- The JSON parser of relays is limited to 127 levels and 64-bit numbers.
     if length(regexp_replace(new.config::text, '[^[{]', '', 'g')) > 120 then
         raise exception using errcode = '22023', message = 'config: has more than 120 objects and arrays';
     end if;
@@ -766,7 +772,7 @@ begin
         if new.config ? 'secret' and exists (
                select from jsonb_path_query(new.config -> 'secret', '$[*]') as secret (reference)
                 where jsonb_typeof(reference) <> 'string' or reference #>> '{}' !~ '^(env|file):.+$') then
-            raise exception using errcode = '22023', message = 'config.secret: must be a reference, never the secret itself',
+            raise exception using errcode = '22023', message = 'config.secret: must be a reference, not the secret itself',
                 hint = 'Write "env:PGOUTBOX_SECRET_NAME" or "file:NAME", or an array of them.';
         end if;
     end if;
@@ -780,13 +786,13 @@ begin
     if new.organization = '' then
         raise exception using errcode = '22023', message = 'organization: is empty', hint = 'Use null for all organizations.';
     end if;
-    -- In this order: array_position() takes no array of several dimensions.
+        -- Check the dimensions first: array_position() fails for several.
     if new.keys is not null
        and (case when cardinality(new.keys) not between 1 and 100 or array_ndims(new.keys) <> 1 or array_lower(new.keys, 1) <> 1 then true
                  else array_position(new.keys, null) is not null or '' = any (new.keys) end) then
         raise exception using errcode = '22023', message = 'keys: must be a plain array of 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
     end if;
-    -- Whether they are CEL only a relay can say; `pgoutbox subscriptions test` says it before they are saved.
+        -- Only a relay can check CEL; `pgoutbox subscriptions test` checks it before it is saved.
     if new.filter ~ '^[[:space:]]*$' or octet_length(new.filter) > 8192 then
         raise exception using errcode = '22023', message = 'filter: must have 1 to 8192 bytes',
             hint = 'Write a CEL expression such as payload.total > 100, or null for all events.';
@@ -841,7 +847,7 @@ begin
     end loop;
     if new.retry ? 'schedule' and new.retry ?| array['initial', 'multiplier', 'max', 'max_attempts'] then
         raise exception using errcode = '22023', message = 'retry.schedule: cannot be combined with initial, multiplier, max or max_attempts',
-            hint = 'The schedule says both how often and how long.';
+            hint = 'The schedule sets the number of attempts and the waits.';
     end if;
     return new;
 end;
@@ -857,7 +863,7 @@ declare
 begin
     select existing.id, existing.sink into subscription_id, taken_by from outbox.subscriptions as existing where existing.name = declare_handler.name;
     if taken_by <> 'handler' then
-        raise exception using errcode = '22023', message = format('name: subscription %L has the sink %L; a handler needs a name of its own', declare_handler.name, taken_by);
+        raise exception using errcode = '22023', message = format('name: subscription %L has the sink %L; use another name for the handler', declare_handler.name, taken_by);
     end if;
     if subscription_id is null then
         return outbox.subscribe(name => declare_handler.name, topics => declare_handler.topics, sink => 'handler',
@@ -869,7 +875,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.declare_handler(name text, topics text[]) IS 'Called by programs with handlers when their relay starts: makes the subscription, or follows its topics. Returns its id.';
+COMMENT ON FUNCTION outbox.declare_handler(name text, topics text[]) IS 'Called by programs with handlers when their relay starts. Creates the subscription or updates its topics. Returns the id.';
 
 CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -892,7 +898,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) IS 'Delete matching dead letters for good. Returns how many; call again while it returns max_rows.';
+COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) IS 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
 
 CREATE FUNCTION outbox.drop_event_type(topic text, version integer DEFAULT 1) RETURNS boolean
     LANGUAGE plpgsql
@@ -903,7 +909,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.drop_event_type(topic text, version integer) IS 'Delete an event type: its events are no longer checked. Returns whether it was there.';
+COMMENT ON FUNCTION outbox.drop_event_type(topic text, version integer) IS 'Delete an event type. Its events are no longer checked. Returns whether it existed.';
 
 CREATE FUNCTION outbox.duration_is_valid(duration text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -929,7 +935,7 @@ begin
      where (existing.schema, existing.mode, existing.description, existing.upcast)
            is distinct from (excluded.schema, excluded.mode, excluded.description, excluded.upcast)
     returning existing.id into type_id;
-    if type_id is null then  -- it was there already, and the same
+    if type_id is null then  -- it existed already and did not change
         select existing.id into type_id from outbox.event_types as existing
          where existing.topic = event_type.topic and existing.version = coalesce(event_type.version, 1);
     end if;
@@ -937,7 +943,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) IS 'Create or change the type of a topic pattern and version; the same call twice changes nothing. Returns its id.';
+COMMENT ON FUNCTION outbox.event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) IS 'Create or change the type of a topic pattern and version. Calling it twice changes nothing. Returns the id.';
 
 CREATE FUNCTION outbox.function_call(function text) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -1081,7 +1087,7 @@ CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::tex
        and (matching_dead_letters.since is null or letter.died_at >= matching_dead_letters.since)
 $$;
 
-COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) IS 'The dead letters that outbox.redrive and outbox.discard with the same arguments would take.';
+COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
 
 CREATE FUNCTION outbox.new_id() RETURNS uuid
     LANGUAGE sql PARALLEL SAFE
@@ -1100,7 +1106,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.pause(name text) IS 'Stop sending; events go on being recorded as owed. Returns whether this changed anything.';
+COMMENT ON FUNCTION outbox.pause(name text) IS 'Stop sending. New deliveries are still recorded. Returns whether this changed anything.';
 
 CREATE FUNCTION outbox.publish(topic text, payload jsonb, key text DEFAULT NULL::text, headers jsonb DEFAULT '{}'::jsonb, organization text DEFAULT NULL::text, id uuid DEFAULT NULL::uuid, priority integer DEFAULT 0, deliver_after timestamp with time zone DEFAULT NULL::timestamp with time zone, source text DEFAULT NULL::text, user_id text DEFAULT NULL::text, schema_version integer DEFAULT NULL::integer) RETURNS uuid
     LANGUAGE plpgsql
@@ -1123,7 +1129,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) IS 'Write one event in the current transaction and return its id. The same id given twice is one event.';
+COMMENT ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) IS 'Publish one event in the current transaction. Returns its id. The same id twice is one event.';
 
 CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1148,8 +1154,8 @@ begin
              limit max_rows
                for update of letter skip locked) as taken;
 
-    -- An event that retention has dropped from the log is put back as it was. Its transaction id lies before every
-    -- snapshot, so routing does not see it as new.
+        -- An event that was removed from the log is inserted again. Its transaction id is before every
+        -- snapshot, so routing does not treat it as new.
     insert into outbox.events (xid, position, created_at, id, topic, key, payload, headers, organization, source, user_id, priority, schema_version)
     overriding system value
     select distinct on (letter.position) '1'::xid8, letter.position, letter.created_at, letter.event_id, letter.topic, letter.key, letter.payload,
@@ -1173,7 +1179,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) IS 'Owe matching dead letters again, with fresh attempts, oldest first. Returns how many; call again while it returns max_rows.';
+COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) IS 'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
 
 CREATE FUNCTION outbox.release("table" regclass) RETURNS boolean
     LANGUAGE plpgsql
@@ -1196,7 +1202,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.release("table" regclass) IS 'Stop capturing a table; events that were written stay. Returns whether it was captured.';
+COMMENT ON FUNCTION outbox.release("table" regclass) IS 'Stop capturing a table. Existing events stay. Returns whether it was captured.';
 
 CREATE FUNCTION outbox.resume(name text) RETURNS boolean
     LANGUAGE plpgsql
@@ -1212,7 +1218,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.resume(name text) IS 'Send again after pause, 410 (gone) or disabling. Returns whether this changed anything.';
+COMMENT ON FUNCTION outbox.resume(name text) IS 'Send again after a pause, 410 (gone) or disabling. Returns whether this changed anything.';
 
 CREATE FUNCTION outbox.ring_doorbell() RETURNS trigger
     LANGUAGE plpgsql
@@ -1222,7 +1228,7 @@ begin
         return null;
     end if;
     if not pg_catalog.pg_try_advisory_xact_lock_shared(7411001) then
-        -- A queue that somebody else filled must not fail a publisher's commit: the fallback poll finds the event.
+                -- A full notification queue must not fail the commit. The relay's poll finds the event.
         if pg_catalog.pg_notification_queue_usage() <= 0.5 then
             perform pg_catalog.pg_notify('outbox_doorbell', '');
         end if;
@@ -1258,7 +1264,7 @@ begin
         end;
         if since is null or not isfinite(since) then
             raise exception using errcode = '22023', message = format('start: %L is neither now, beginning nor a time', subscribe.start),
-                hint = 'For example ''2026-01-31 12:00+00''. It counts only when the subscription is made.';
+                hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription is created.';
         end if;
     end if;
     insert into outbox.subscriptions as existing (name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys, max_in_flight, schema_version)
@@ -1278,14 +1284,14 @@ begin
     if is_new and subscribe.start <> 'now' then
         insert into outbox.starts (subscription_id, since) select made.id, made.since from (select subscription_id, since) as made (id, since);
     end if;
-    if subscription_id is null then  -- it was there already, and the same
+    if subscription_id is null then  -- it existed already and did not change
         select existing.id into subscription_id from outbox.subscriptions as existing where existing.name = subscribe.name;
     end if;
     return subscription_id;
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) IS 'Create or change a subscription; the same call twice changes nothing. A pause is kept. Events from before it was made come only with start. Returns its id.';
+COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) IS 'Create or change a subscription. Calling it twice changes nothing. A pause is kept. Past events are delivered only with start. Returns the id.';
 
 CREATE FUNCTION outbox.subscription_id(name text) RETURNS bigint
     LANGUAGE plpgsql STABLE
@@ -1295,8 +1301,8 @@ declare
 begin
     select existing.id into found_id from outbox.subscriptions as existing where existing.name = subscription_id.name;
     if found_id is null then
-        raise exception using errcode = '22023', message = format('no subscription is named %L', subscription_id.name),
-            hint = 'List them: select name from outbox.subscriptions.';
+        raise exception using errcode = '22023', message = format('there is no subscription %L', subscription_id.name),
+            hint = 'List all: select name from outbox.subscriptions.';
     end if;
     return found_id;
 end;
@@ -1310,7 +1316,7 @@ declare
     expression text := '';
     segment   text;
 begin
-    -- Every segment is matched with the dot before it, so that `**` can stand for none.
+        -- Each segment is matched with the dot before it, so that `**` can match none.
     foreach segment in array segments loop
         if segment = '**' then
             expression := expression || '(\.[^.]+)*';
@@ -1339,7 +1345,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription; deliveries it was still owed are cancelled, dead letters stay. Returns whether it was there.';
+COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
 
 CREATE TABLE outbox.attempts (
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
@@ -1397,11 +1403,11 @@ CREATE VIEW outbox.captures AS
             ELSE NULL::text
         END,
         CASE
-            WHEN captured.restored THEN 'restored from a dump, so that renamed columns are not followed'::text
+            WHEN captured.restored THEN 'restored from a dump: renamed columns are not followed'::text
             ELSE NULL::text
         END,
         CASE
-            WHEN (captured.restored AND captured.excludes AND found.listed_gone) THEN 'a column of exclude was renamed before, so that no column is shown'::text
+            WHEN (captured.restored AND captured.excludes AND found.listed_gone) THEN 'a column of exclude was renamed before the dump: no column is shown'::text
             ELSE NULL::text
         END,
         CASE
@@ -1409,7 +1415,7 @@ CREATE VIEW outbox.captures AS
             ELSE NULL::text
         END,
         CASE
-            WHEN found.key_gone THEN 'a column of the key was dropped, so that events have no key'::text
+            WHEN found.key_gone THEN 'a column of the key was dropped: events have no key'::text
             ELSE NULL::text
         END,
         CASE
@@ -1422,7 +1428,7 @@ CREATE VIEW outbox.captures AS
                  JOIN pg_class c ON (((c.oid = (tree.relid)::oid) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"])))))
               WHERE (((tree.relid)::oid <> (captured.relation)::oid) AND (NOT (EXISTS ( SELECT
                        FROM pg_trigger t
-                      WHERE ((t.tgrelid = (tree.relid)::oid) AND (t.tgfoid = captured.tgfoid) AND (t.tgargs = captured.tgargs))))))))) THEN 'a partition came later: what is written to it by its own name is not captured'::text
+                      WHERE ((t.tgrelid = (tree.relid)::oid) AND (t.tgfoid = captured.tgfoid) AND (t.tgargs = captured.tgargs))))))))) THEN 'a partition was added later: statements on it directly are not captured'::text
             ELSE NULL::text
         END), ''::text) AS problem
    FROM (((( SELECT (t.tgrelid)::regclass AS relation,
@@ -1454,7 +1460,7 @@ CREATE VIEW outbox.captures AS
                     ELSE (a.attnum = listed.number)
                 END)))) found);
 
-COMMENT ON VIEW outbox.captures IS 'The tables that are captured, and how. problem: what capturing them again, or enabling a trigger, would mend; null when all is well.';
+COMMENT ON VIEW outbox.captures IS 'The captured tables and their settings. problem: fix it by capturing the table again or enabling the trigger; null if there is none.';
 
 CREATE TABLE outbox.cursor (
     step bigint NOT NULL,
@@ -1512,7 +1518,7 @@ CREATE TABLE outbox.event_ids (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
-COMMENT ON TABLE outbox.event_ids IS 'Ids given to outbox.publish(id => …), so that publishing twice is one event.';
+COMMENT ON TABLE outbox.event_ids IS 'Ids given to outbox.publish(id => …). Publishing the same id twice is one event.';
 
 CREATE TABLE outbox.events (
     xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
@@ -1532,7 +1538,7 @@ CREATE TABLE outbox.events (
 )
 PARTITION BY RANGE (created_at);
 
-COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data; never updated. Partitioned by created_at.';
+COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
 
 CREATE TABLE outbox.starts (
     subscription_id bigint NOT NULL,
@@ -1580,7 +1586,7 @@ CREATE VIEW outbox.event_status AS
            FROM outbox.dead_letters letter
           GROUP BY letter."position") failed ON ((failed."position" = event."position")));
 
-COMMENT ON VIEW outbox.event_status IS 'One row per event, without its payload: pending (also while a subscription that begins in the past has not come to it), processing, completed (nothing owed, also when nobody wanted it) or failed (a dead letter).';
+COMMENT ON VIEW outbox.event_status IS 'One row per event, without its payload: pending (also while a backfill has not reached it), processing, completed (no delivery pending, also if no subscription matched) or failed (a dead letter).';
 
 CREATE TABLE outbox.event_types (
     id bigint NOT NULL,
@@ -1596,19 +1602,19 @@ CREATE TABLE outbox.event_types (
     changed xid8 DEFAULT pg_current_xact_id() NOT NULL
 );
 
-COMMENT ON TABLE outbox.event_types IS 'What the payloads of a topic pattern look like, by version; checked when an event is delivered.';
+COMMENT ON TABLE outbox.event_types IS 'Schemas of payloads by topic pattern and version. Checked when an event is delivered.';
 
-COMMENT ON COLUMN outbox.event_types.topic IS 'A topic pattern: the type is that of every event whose topic matches and whose schema_version is this version.';
+COMMENT ON COLUMN outbox.event_types.topic IS 'A topic pattern. The type applies to events whose topic matches and whose schema_version equals version.';
 
-COMMENT ON COLUMN outbox.event_types.version IS 'Compared with the schema_version of an event, whose null is 1.';
+COMMENT ON COLUMN outbox.event_types.version IS 'Compared with the schema_version of an event, of which null counts as 1.';
 
-COMMENT ON COLUMN outbox.event_types.schema IS 'A JSON Schema. true: anything, and payloads are not even read.';
+COMMENT ON COLUMN outbox.event_types.schema IS 'A JSON Schema. true accepts every payload without reading it.';
 
 COMMENT ON COLUMN outbox.event_types.mode IS 'reject: an event that does not fit becomes a dead letter; warn: it is delivered and counted.';
 
-COMMENT ON COLUMN outbox.event_types.upcast IS 'A CEL expression whose value is the payload of the next version. Null: there is no way to it.';
+COMMENT ON COLUMN outbox.event_types.upcast IS 'A CEL expression that makes the payload of the next version. Null: no upcast.';
 
-COMMENT ON COLUMN outbox.event_types.state_reason IS 'Why a relay cannot use the schema or the upcast; such a schema rejects nothing. Null: it can, or none has looked yet.';
+COMMENT ON COLUMN outbox.event_types.state_reason IS 'Why a relay cannot use the schema or the upcast. An invalid schema rejects nothing. Null: valid, or not checked yet.';
 
 ALTER TABLE outbox.event_types ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.event_types_id_seq
@@ -1708,19 +1714,19 @@ CREATE TABLE outbox.subscriptions (
     CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['ok'::text, 'invalid'::text, 'gone'::text, 'disabled'::text])))
 );
 
-COMMENT ON TABLE outbox.subscriptions IS 'Who wants which events, and where they are sent.';
+COMMENT ON TABLE outbox.subscriptions IS 'Which events are sent where.';
 
-COMMENT ON COLUMN outbox.subscriptions.match IS 'Only events whose payload contains this: payload @> match. Null: all.';
+COMMENT ON COLUMN outbox.subscriptions.match IS 'Only events whose payload contains this value: payload @> match. Null: all events.';
 
-COMMENT ON COLUMN outbox.subscriptions.filter IS 'Only events for which this CEL expression is true. Null: all.';
+COMMENT ON COLUMN outbox.subscriptions.filter IS 'Only events for which this CEL expression is true. Null: all events.';
 
-COMMENT ON COLUMN outbox.subscriptions.transform IS 'A CEL expression whose value is sent in place of the payload. Null: the payload itself.';
+COMMENT ON COLUMN outbox.subscriptions.transform IS 'A CEL expression whose value is sent instead of the payload. Null: the payload is sent unchanged.';
 
-COMMENT ON COLUMN outbox.subscriptions.schema_version IS 'Payloads in this version: events of a lower one are upcast by the event types, those of a higher one become dead letters. Null: as they are.';
+COMMENT ON COLUMN outbox.subscriptions.schema_version IS 'Version of payloads to send: lower versions are upcast by event types, higher ones become dead letters. Null: payloads are sent unchanged.';
 
-COMMENT ON COLUMN outbox.subscriptions.organization IS 'Null: events of every organization. Set: only events of this organization.';
+COMMENT ON COLUMN outbox.subscriptions.organization IS 'Only events of this organization. Null: events of every organization.';
 
-COMMENT ON COLUMN outbox.subscriptions.state IS 'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (failed for days).';
+COMMENT ON COLUMN outbox.subscriptions.state IS 'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
 
 COMMENT ON COLUMN outbox.subscriptions.paused_until IS 'Set by relays when the destination asked for a pause (Retry-After).';
 
@@ -1770,7 +1776,7 @@ CREATE VIEW outbox.subscription_status AS
              JOIN outbox.relays relay ON (((relay.name = report.relay) AND (relay.seen_at > (now() - '00:01:00'::interval)))))
           GROUP BY report.subscription_id) reported ON ((reported.subscription_id = subscription.id)));
 
-COMMENT ON VIEW outbox.subscription_status IS 'One row per subscription: what it is owed, how old the oldest is, what running relays report (success rate, breaker, filters that failed).';
+COMMENT ON VIEW outbox.subscription_status IS 'One row per subscription: pending deliveries, age of the oldest, and reports of running relays (success rate, breaker, filter errors).';
 
 ALTER TABLE outbox.subscriptions ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.subscriptions_id_seq

@@ -1,5 +1,5 @@
--- Dead letters, the newest first, without their payloads.
---   $1 subscription   $2 topic pattern   $3 LIKE pattern for reason, answer or status   $4 since   (null: any)   $5 at most so many
+-- Matching dead letters without payloads, newest first. $1 subscription $2 topic pattern $3 LIKE pattern for
+-- reason, answer or status $4 since (null: any) $5 most rows
 select letter.id,
        letter.died_at,
        letter.subscription,

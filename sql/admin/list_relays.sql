@@ -1,4 +1,4 @@
--- The relays that reported within the last minute.
+-- Relays that reported within the last minute.
 select relay.name,
        relay.version,
        relay.started_at,

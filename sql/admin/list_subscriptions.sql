@@ -1,5 +1,5 @@
--- Every subscription as it was written, or one of them.
---   $1 its name; null for all
+-- All subscriptions, or one.
+--   $1 name; null for all
 select subscription.id,
        subscription.name,
        subscription.topics,

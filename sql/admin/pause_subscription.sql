@@ -1,3 +1,3 @@
--- Stop sending to a subscription; what it is owed goes on being recorded. True when this changed anything.
---   $1 its name
+-- Pause a subscription. New deliveries are still recorded. True if this changed anything.
+--   $1 name
 select outbox.pause($1::text);

@@ -1,3 +1,3 @@
--- Delete a subscription. What it was still owed is cancelled, its dead letters stay. True when it was there.
---   $1 its name
+-- Delete a subscription and its pending deliveries. Dead letters stay. True if it existed.
+--   $1 name
 select outbox.unsubscribe($1::text);

@@ -1,3 +1,3 @@
--- Send again to a subscription that was paused, gone or disabled. True when this changed anything.
---   $1 its name
+-- Resume a subscription that is paused, gone or disabled. True if this changed anything.
+--   $1 name
 select outbox.resume($1::text);

@@ -1,6 +1,7 @@
--- How each subscription stands, those in trouble first: what `pgoutbox status` shows.
+-- Status of all subscriptions, those with problems first, for `pgoutbox status`.
 --
--- Ages become seconds and the rate a double, so that no client has to know intervals and numerics.
+-- Ages are converted to seconds and the rate to a double, so that clients need not decode interval and
+-- numeric.
 select status.name,
        status.sink,
        status.organization,

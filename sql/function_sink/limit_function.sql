@@ -1,5 +1,5 @@
--- Bound what a function of the application may take, and make its effect as durable as the verdict it stands for.
---   $1 limit of one statement
+-- Limit the time of a function call, and commit its effect synchronously, like a verdict.
+--   $1 statement timeout
 select set_config('statement_timeout', $1::text, true),
        set_config('idle_in_transaction_session_timeout', '15s', true),
        set_config('synchronous_commit', 'on', true);

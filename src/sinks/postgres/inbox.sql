@@ -1,11 +1,13 @@
--- For a database that receives events: where they arrive, each exactly once by (source, id). Printed by `pgoutbox inbox --sql`; run it
--- there, as the owner of that database, as often as you like. It needs nothing else of pgoutbox.
+-- Tables and functions for a database that receives events, each exactly once by (source, id). Printed by
+-- `pgoutbox inbox --sql`. Run it there as the owner of the database; it can be repeated. It needs nothing
+-- else of pgoutbox.
 --
--- Let the login the relay uses in: grant usage on schema outbox to …; grant insert, select on outbox.inbox, outbox.accepted to …;
--- grant execute on function outbox.inbox_accept, outbox.inbox_deliver to …
+-- Grant access to the relay's login: grant usage on schema outbox to …; grant insert, select on outbox.inbox,
+-- outbox.accepted to …; grant execute on function outbox.inbox_accept, outbox.inbox_deliver to …
 create schema if not exists outbox;
 
--- Events as they came, for the sink postgres without a function. Your code reads them in the order of `position` and deletes them.
+-- Events received by the sink postgres without a function. Read them in the order of `position` and delete
+-- them.
 create table if not exists outbox.inbox (
     source         text        not null,
     id             uuid        not null,
@@ -22,7 +24,8 @@ create table if not exists outbox.inbox (
     primary key (source, id)
 );
 
--- What was handed to a function or accepted by your code. Keep rows for as long as an event may come again: retries and redrives.
+-- Events that a function or your code has processed. Keep rows as long as an event may be repeated by retries
+-- or redrives.
 create table if not exists outbox.accepted (
     source      text        not null,
     id          uuid        not null,
@@ -30,7 +33,7 @@ create table if not exists outbox.accepted (
     primary key (source, id)
 );
 
--- Whether an event is new. Call it first in the transaction that does the work: webhooks, brokers, whatever may come twice.
+-- Whether an event is new. Call it first in the transaction that processes an event from a webhook or broker.
 create or replace function outbox.inbox_accept(source text, id uuid) returns boolean
 language plpgsql as $$
 begin
@@ -39,7 +42,7 @@ begin
 end;
 $$;
 
--- Call a function f(event jsonb) for each event that is new, each with a savepoint of its own.
+-- Call a function f(event jsonb) for each new event, each in its own savepoint.
 create or replace function outbox.inbox_deliver(function text, sources text[], events text[])
 returns table (n integer, code text, message text)
 language plpgsql as $$
@@ -48,7 +51,7 @@ declare
     event   jsonb;
 begin
     if target is null then
-        raise exception using errcode = '42883', message = format('there is no function %s, or several', function);
+        raise exception using errcode = '42883', message = format('function %s does not exist or is not unique', function);
     end if;
     for place in 1 .. cardinality(events) loop
         n := place;

@@ -1,8 +1,8 @@
--- Write events into the inbox of another database; one that is there already is left alone.
+-- Insert events into the inbox of another database. Existing ones are kept.
 --   $1 sources   $2 events as JSON, in the same order
 --
--- The name of the table is replaced where a subscription names another one.
-with sent as materialized (  -- a fence: each text is parsed once
+-- The name of the table is replaced if the subscription names another one.
+with sent as materialized (  -- materialized, so that each text is parsed once
     select sent.source, sent.event::jsonb as event, sent.n
       from unnest($1::text[], $2::text[]) with ordinality as sent (source, event, n)
 )

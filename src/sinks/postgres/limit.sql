@@ -1,3 +1,3 @@
--- Bound what a batch may take in another database, and make it durable there.
---   $1 limit of one statement
+-- Limit the time of a batch in another database, and commit it synchronously.
+--   $1 statement timeout
 select set_config('statement_timeout', $1::text, true), set_config('synchronous_commit', 'on', true);
