@@ -1,4 +1,4 @@
-//! What an operator asks the database, asked of a real one.
+//! Operator functions on a real database.
 
 use pgoutbox::{
     Event,
@@ -57,14 +57,11 @@ async fn a_database_without_the_schema_says_to_migrate() {
 }
 
 #[tokio::test]
-async fn refused_input_says_what_postgresql_says_with_its_hint() {
+async fn refused_input_shows_the_message_and_hint_of_postgresql() {
     let database = Database::new().await;
     let mut operator = operator(&database).await;
     let error = operator.pause_subscription("nobody").await.unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "no subscription is named 'nobody' (List them: select name from outbox.subscriptions.)"
-    );
+    assert_eq!(error, "there is no subscription 'nobody' (List all: select name from outbox.subscriptions.)");
     let error = operator.publish(&Event::new("a..b", 1).unwrap()).await.unwrap_err().to_string();
     assert_eq!(error, "topic must be dotted segments without stars up to 255 letters");
     let output = database.pgoutbox(&["publish", "a.*"]);

@@ -1,4 +1,4 @@
-//! Subscriptions as SQL and from a file.
+//! Subscriptions exported as SQL and applied from a file.
 
 use std::{io::Write as _, process::Command};
 

@@ -1,4 +1,4 @@
-//! Sleeping costs nobody anything: no event waits although nothing polls, and no publisher pays for the doorbell.
+//! Sleeping relays: no event waits although nothing polls, and publishers do not pay for notifications.
 
 use std::time::{Duration, Instant};
 
@@ -19,14 +19,15 @@ use crate::support::{
     seed,
 };
 
-/// Without a poll a missed ring would cost ten seconds: due deliveries are looked for that often all the same.
+/// Without a poll a missed notification costs ten seconds, the interval at which due deliveries are looked
+/// for anyway.
 const TOO_LONG: Duration = Duration::from_secs(2);
 
 fn without_poll(name: &str) -> Settings {
     Settings { poll: None, ..settings(name) }
 }
 
-/// One transaction of one event, committed after a moment.
+/// Publishes one event and commits after a delay.
 async fn publish_slowly(books: &Books, database: &Database, seed: u64, moments: [u64; 2]) {
     let [before, inside] = moments.map(Duration::from_micros);
     pause(before).await;
@@ -57,8 +58,8 @@ async fn publish_slowly(books: &Books, database: &Database, seed: u64, moments: 
     });
 }
 
-/// Bursts with lulls between them: each burst must have arrived before the next begins, so that no later event hides that
-/// an earlier one was not heard.
+/// Bursts with pauses between them. Each must have arrived before the next begins, so that a later event
+/// cannot hide a missed notification.
 async fn bursts(relays: usize, rounds: usize) {
     let seed = seed();
     let mut rng = StdRng::seed_from_u64(seed);
@@ -84,7 +85,7 @@ async fn bursts(relays: usize, rounds: usize) {
         for _ in 0..rng.random_range(1..=6) {
             let mut moments = Vec::new();
             for _ in 0..rng.random_range(1..=4) {
-                // Half of the commits follow the insert at once; the others let the relay fall asleep meanwhile.
+                // Half of the transactions commit at once; during the others the relay falls asleep.
                 let inside = if rng.random_bool(0.5) { 0 } else { rng.random_range(0..20_000) };
                 moments.push([rng.random_range(0..30_000), inside]);
             }
@@ -133,7 +134,7 @@ async fn no_event_waits_although_nothing_polls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_event_waits_although_nothing_polls_and_two_relays_share_the_bell() {
+async fn no_event_waits_although_nothing_polls_and_two_relays_share_the_doorbell() {
     bursts(2, 150).await;
 }
 
@@ -156,7 +157,7 @@ async fn an_event_published_with_the_doorbell_off_is_found_by_the_poll() {
         quiet.execute("select outbox.publish('quiet', '{\"n\": 1}')").await.unwrap();
         books.wait_for(round, TOO_LONG).await;
     }
-    // The first ring heard is ours: none came before it.
+    // The first notification received is ours.
     database.execute("notify outbox_doorbell, 'marker'").await;
     assert_eq!(timeout(TOO_LONG, bell.recv()).await.unwrap().unwrap().payload(), "marker");
     drop(bell);
@@ -181,10 +182,10 @@ async fn a_transaction_can_be_prepared_unless_it_had_to_ring() {
     let database = Database::new().await;
     let books = Books::default();
     books.subscribe(&database, "all", &["**"], None).await;
-    prepare(&database, "on").await.expect("no relay, nobody to wake");
+    prepare(&database, "on").await.expect("there is no relay to wake");
     prepare(&database, "off").await.unwrap();
 
-    // A publisher that did not ring is under way: the relay stays awake.
+    // A publisher that did not notify is open, so the relay stays awake.
     let mut under_way = database.connection().await;
     under_way.execute("begin; select outbox.publish('under.way', '{\"n\": 1}')").await.unwrap();
     let polling = Settings { poll: Some(Duration::from_millis(300)), ..settings("relay") };
@@ -199,13 +200,13 @@ async fn a_transaction_can_be_prepared_unless_it_had_to_ring() {
     under_way.execute("commit").await.unwrap();
     books.wait_for(5, Duration::from_secs(10)).await;
     relay.wait_asleep().await;
-    let refused = prepare(&database, "on").await.expect_err("all relays sleep: it had to ring");
+    let refused = prepare(&database, "on").await.expect_err("all relays sleep, so it had to notify");
     assert_eq!(refused.as_database_error().unwrap().code().as_deref(), Some("0A000"), "{refused}");
     assert!(refused.to_string().contains("LISTEN, UNLISTEN, or NOTIFY"), "{refused}");
     prepare(&database, "off").await.unwrap();
     books.wait_for(6, TOO_LONG).await;
     assert!(relay.stop().await.complete);
-    assert_eq!(books.requests(), 6, "what could not be prepared was rolled back");
+    assert_eq!(books.requests(), 6, "transactions that could not be prepared were rolled back");
     database.drop().await;
 }
 
@@ -243,7 +244,7 @@ async fn a_listener_that_is_cut_off_is_rebuilt_and_nothing_is_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_publishers_ring_hardly_ever_while_a_relay_is_awake() {
+async fn publishers_hardly_ever_notify_while_a_relay_is_awake() {
     let database = Database::new().await;
     let books = Books::default();
     books.subscribe(&database, "all", &["**"], None).await;
@@ -253,7 +254,7 @@ async fn many_publishers_ring_hardly_ever_while_a_relay_is_awake() {
     .await;
     let mut bell = PgListener::connect_with(&database.pool).await.unwrap();
     bell.listen("outbox_doorbell").await.unwrap();
-    // A relay that gets no processor dozes off between its looks: on a machine that is busy otherwise, the best of three counts.
+    // On a busy machine a relay may fall asleep between its polls, so the best of three counts.
     let mut rings = Vec::new();
     while rings.len() < 3 && rings.iter().all(|rings| rings * 20 > 3_200) {
         let mut writers = JoinSet::new();
@@ -281,7 +282,8 @@ async fn many_publishers_ring_hardly_ever_while_a_relay_is_awake() {
     }
     drop(bell);
     eprintln!("{rings:?} rings for 3200 commits each");
-    // Every ring is a commit that waits for a lock on the whole database. A few come when the relay had just dozed off.
+    // Each notification is a commit that waits for a lock on the whole database. A few come when the
+    // relay just fell asleep.
     assert!(rings.iter().any(|rings| rings * 20 <= 3_200), "{rings:?} rings for 3200 commits each");
     assert!(relay.stop().await.complete);
     assert_eq!(books.requests(), 3_200 * rings.len());
@@ -289,7 +291,7 @@ async fn many_publishers_ring_hardly_ever_while_a_relay_is_awake() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_the_relay_that_attends_the_bell_stops_another_attends_it() {
+async fn when_the_relay_that_holds_the_doorbell_stops_another_takes_it() {
     let database = Database::new().await;
     let books = Books::default();
     books.subscribe(&database, "all", &["**"], None).await;

@@ -1,4 +1,4 @@
-//! Subscriptions that begin before they were made: nothing missed, nothing twice, whatever goes on meanwhile.
+//! Subscriptions that receive past events: none is missed or repeated, whatever happens meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -38,12 +38,12 @@ async fn wait_done(database: &Database, name: &str) {
         if (starts, owed) == (0, 0) {
             return;
         }
-        assert!(Instant::now() < until, "{starts} starts are under way, {owed} deliveries are owed");
+        assert!(Instant::now() < until, "{starts} backfills are running, {owed} deliveries are pending");
         pause(Duration::from_millis(20)).await;
     }
 }
 
-/// What one subscription got, in numbers, sorted.
+/// The numbers that a subscription received, sorted.
 fn got(recorder: &Recorder, name: &str) -> Vec<i32> {
     let mut got: Vec<i32> = recorder
         .seen()
@@ -67,7 +67,7 @@ async fn from_the_beginning_means_each_event_once_while_writers_commit_late_and_
             .await,
     ];
     publish(&database, 1, 2_000).await;
-    // One that is open all the time, and commits after the subscription.
+    // One transaction is open all the time and commits after the subscription.
     let mut late = database.pool.begin().await.unwrap();
     late.execute("select outbox.publish('a.late', to_jsonb(0))").await.unwrap();
     let writers = async {
@@ -120,7 +120,7 @@ async fn a_backlog_that_is_being_routed_when_the_subscription_comes_is_neither_m
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_counts_only_when_the_subscription_is_made_and_may_be_a_time() {
+async fn a_start_is_used_only_when_the_subscription_is_created_and_may_be_a_time() {
     let database = Database::new().await;
     let recorder = Recorder::new();
     subscribe(&database, "first", "now").await;
@@ -132,7 +132,7 @@ async fn a_start_counts_only_when_the_subscription_is_made_and_may_be_a_time() {
     recorder.wait_for(20).await;
     subscribe(&database, "since", &time).await;
     subscribe(&database, "now", "now").await;
-    // With its first event in the transaction that makes it.
+    // The first event is in the transaction that creates the subscription.
     let mut together = database.pool.begin().await.unwrap();
     together
         .execute("select outbox.subscribe('together', array['a.**'], 'recorder', start => 'beginning')")
@@ -160,7 +160,7 @@ async fn a_start_counts_only_when_the_subscription_is_made_and_may_be_a_time() {
     subscribe(&database, "now", "beginning").await;
     let starts: i64 =
         sqlx::query_scalar("select count(*) from outbox.starts").fetch_one(&database.pool).await.unwrap();
-    assert_eq!(starts, 0, "one that is there is never rewound");
+    assert_eq!(starts, 0, "an existing subscription is never rewound");
     for bad in ["yesterdayish", "infinity", ""] {
         let statement = format!("select outbox.subscribe('bad', array['**'], 'recorder', start => '{bad}')");
         let refusal = database.pool.execute(AssertSqlSafe(statement)).await.unwrap_err().to_string();
@@ -173,7 +173,7 @@ async fn a_start_counts_only_when_the_subscription_is_made_and_may_be_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_filter_that_must_be_mended_first_loses_nothing_of_the_past() {
+async fn a_filter_that_must_be_fixed_first_loses_no_past_event() {
     let database = Database::new().await;
     let recorder = Recorder::new();
     subscribe(&database, "first", "now").await;
@@ -182,21 +182,21 @@ async fn a_filter_that_must_be_mended_first_loses_nothing_of_the_past() {
     recorder.wait_for(20).await;
     let subscription = |filter: &str| {
         format!(
-            "select outbox.subscribe('mended', array['a.**'], 'recorder', filter => '{filter}', start => 'beginning')"
+            "select outbox.subscribe('fixed', array['a.**'], 'recorder', filter => '{filter}', start => 'beginning')"
         )
     };
     database.execute(subscription("payload >")).await;
     database.eventually("select settled is not null from outbox.starts").await;
     relay.wait_asleep().await;
     database.execute(subscription("payload > 5")).await;
-    wait_done(&database, "mended").await;
-    assert_eq!(got(&recorder, "mended"), (6..=20).collect::<Vec<_>>());
+    wait_done(&database, "fixed").await;
+    assert_eq!(got(&recorder, "fixed"), (6..=20).collect::<Vec<_>>());
     relay.stop().await;
     database.drop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_payloads_of_the_past_are_judged_and_what_nobody_has_looked_at_is_pending() {
+async fn large_past_payloads_are_filtered_and_events_not_yet_reached_are_pending() {
     let database = Database::new().await;
     let recorder = Recorder::new();
     subscribe(&database, "first", "now").await;

@@ -1,4 +1,4 @@
-//! Every figure stands beside its floor. With tiny numbers: no test here says how fast anything is.
+//! The benchmark prints every figure with its floor. Sizes are tiny: no test here measures speed.
 
 use std::{
     io::{BufRead, BufReader},
@@ -18,7 +18,7 @@ const ROWS: [(&str, usize); 8] = [
     ("sinks", SINKS),
 ];
 
-/// Two figures for each kind that has a client library and is compiled in.
+/// Two figures for each kind that is compiled in.
 const SINKS: usize = 2
     * (3 + cfg!(feature = "nats") as usize
         + cfg!(feature = "redis") as usize
@@ -32,7 +32,7 @@ fn bench(arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn every_row_is_printed_beside_its_floor() {
+fn every_row_is_printed_with_its_floor() {
     let output = bench(&["--json"]).output().unwrap();
     let (printed, said) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
@@ -58,7 +58,7 @@ fn every_row_is_printed_beside_its_floor() {
 }
 
 #[test]
-fn people_get_a_table_that_says_what_each_floor_is() {
+fn the_table_describes_each_floor() {
     let output = bench(&["--only", "noop_drain"]).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));

@@ -1,4 +1,5 @@
-//! Captured tables: each kind of change, written by a role without any right on the outbox, beside the events it must make.
+//! Captured tables: each kind of change, made by a role without rights on the outbox, and the events it must
+//! make.
 
 mod cost;
 mod options;
@@ -12,24 +13,24 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, Row};
 
 use crate::support::{Database, clients};
 
-/// A login that may write the tables of schema public and do nothing else.
+/// A login that may only write tables of the schema public.
 const APPLICATION: &str = "capture_application";
 
-/// Topic, key and payload.
+/// An event as topic, key and payload.
 type Event = (String, Option<String>, Value);
 
 fn event(topic: &str, key: impl Into<Option<&'static str>>, payload: Value) -> Event {
     (topic.to_owned(), key.into().map(str::to_owned), payload)
 }
 
-/// A database, and the application that writes to it.
+/// A database and a connection of an application that writes to it.
 struct Shop {
     database: Database,
     application: PgConnection,
 }
 
 impl Shop {
-    /// With these tables and captures, made by the superuser.
+    /// A database in which the superuser has run this SQL.
     async fn new(sql: &str) -> Self {
         let database = Database::new().await;
         database
@@ -45,7 +46,7 @@ impl Shop {
         shop
     }
 
-    /// As the superuser, who owns the tables.
+    /// Runs statements as the superuser, who owns the tables.
     async fn owner(&mut self, sql: &str) {
         self.database
             .pool
@@ -54,13 +55,13 @@ impl Shop {
             .unwrap_or_else(|error| panic!("{error}\n{sql}"));
     }
 
-    /// What PostgreSQL says to the owner's statement.
+    /// The error of a statement of the owner.
     async fn refusal(&mut self, sql: &str) -> String {
         let error = self.database.pool.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.expect_err(sql);
         error.as_database_error().unwrap().message().to_owned()
     }
 
-    /// Runs statements as the application; the events they have made.
+    /// Runs statements as the application. Returns the events they made.
     async fn write(&mut self, sql: &str) -> Vec<Event> {
         self.application
             .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
@@ -69,7 +70,7 @@ impl Shop {
         self.events().await
     }
 
-    /// The events since it was last asked.
+    /// The events since the last call.
     async fn events(&self) -> Vec<Event> {
         let rows = sqlx::query(
             "with taken as (delete from outbox.events returning position, topic, key, payload)
@@ -81,7 +82,7 @@ impl Shop {
         rows.iter().map(|row| (row.get("topic"), row.get("key"), row.get("payload"))).collect()
     }
 
-    /// The row of `outbox.captures` of this table.
+    /// The row of `outbox.captures` for a table.
     async fn captured(&self, table: &str) -> Value {
         let row = "select to_jsonb(c) from outbox.captures as c where c.\"table\" = $1";
         sqlx::query_scalar(row).bind(table).fetch_one(&self.database.pool).await.unwrap()
@@ -97,7 +98,7 @@ const ORDERS: &str = "create table orders (id int primary key, status text, tota
                       select outbox.capture('orders');";
 
 #[tokio::test]
-async fn each_change_of_a_captured_table_is_an_event_and_a_change_of_nothing_is_none() {
+async fn each_change_of_a_captured_table_is_an_event_and_an_update_without_change_is_none() {
     let mut shop = Shop::new(ORDERS).await;
     assert_eq!(
         shop.write("insert into orders values (1, 'new', 12.50), (2, 'new', null)").await,
@@ -189,7 +190,7 @@ async fn upsert_merge_and_copy_make_the_events_of_what_they_did() {
     shop.end().await;
 }
 
-/// What passes by triggers passes by capture; docs/capture.md says so.
+/// Changes that run no triggers are not captured, as docs/capture.md says.
 #[tokio::test]
 async fn truncate_and_a_session_that_replicates_are_not_captured_unless_triggers_are_always_on() {
     let mut shop = Shop::new(ORDERS).await;
@@ -209,7 +210,7 @@ async fn truncate_and_a_session_that_replicates_are_not_captured_unless_triggers
 }
 
 #[tokio::test]
-async fn who_what_and_whence_come_from_the_settings_of_the_session_and_an_empty_one_is_none() {
+async fn organization_user_and_source_come_from_session_settings_and_empty_ones_are_null() {
     let mut shop = Shop::new(ORDERS).await;
     let facts = "select jsonb_build_array(organization, user_id, source, headers) from outbox.events order by position desc limit 1";
     for (settings, expected) in [
@@ -223,7 +224,7 @@ async fn who_what_and_whence_come_from_the_settings_of_the_session_and_an_empty_
              set outbox.traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'; set outbox.tracestate = 'a=b'",
             json!(["acme", "u-1", "checkout", {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "a=b"}]),
         ),
-        // From a stranger's request: left out, and the write goes on.
+                // Invalid values from a client's request are ignored, and the write succeeds.
         ("set outbox.traceparent = E'a\nb'; set outbox.tracestate = 'ü'", json!(["acme", "u-1", "checkout", {}])),
     ] {
         for write in ["insert into orders values (1, 'new', 1)", "insert into orders values (2, 'new', 1), (3, 'new', 1)"] {

@@ -1,11 +1,11 @@
-//! The command line as a script sees it: exit codes, and what goes to which stream.
+//! The command line for scripts: exit codes and output streams.
 
 use std::{
     io::Write,
     process::{Command, Output, Stdio},
 };
 
-/// A port on which nobody listens.
+/// An address where nothing listens.
 const NOBODY: &str = "postgres://postgres@127.0.0.1:1/nothing";
 
 /// Runs the binary with this environment only, in an empty folder.
@@ -76,7 +76,7 @@ fn help_lists_every_command_and_every_exit_code() {
 }
 
 #[test]
-fn wrong_usage_ends_with_2_and_says_so_on_standard_error() {
+fn wrong_usage_ends_with_2_and_a_message_on_standard_error() {
     for arguments in [
         &[][..],
         &["deliver"],
@@ -179,7 +179,7 @@ fn completions_are_printed() {
 }
 
 #[test]
-fn a_relay_that_is_not_there_is_not_healthy() {
+fn a_relay_that_does_not_run_is_not_healthy() {
     for (listen, expected) in [("127.0.0.1:1", "asking 127.0.0.1:1"), ("off", "http.listen is off")] {
         let output =
             pgoutbox(&["healthcheck"], &[("DATABASE_URL", NOBODY), ("PGOUTBOX__HTTP__LISTEN", listen)]);

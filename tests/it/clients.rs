@@ -1,4 +1,4 @@
-//! The programs of `examples/publish` with their libraries, as a reader of the README runs them.
+//! The programs of `examples/publish`, run with their libraries.
 
 use sqlx::Row;
 

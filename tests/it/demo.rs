@@ -1,4 +1,4 @@
-//! The demo is what most people see first, and it needs every part of the program.
+//! The demo, which uses every part of the program.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Starts `pgoutbox demo` with its output piped to us: not a terminal.
+/// Starts `pgoutbox demo` with piped output.
 fn demo(arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pgoutbox"));
     command
@@ -19,7 +19,7 @@ fn demo(arguments: &[&str]) -> Child {
         .unwrap()
 }
 
-/// Directories of private servers that this process owns.
+/// Directories of private servers of a process.
 fn directories_of(process: u32) -> Vec<PathBuf> {
     let prefix = format!("pgoutbox-postgres-{process}-");
     let entries = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
@@ -47,8 +47,8 @@ fn the_scripted_demo_delivers_everything_as_planned_and_leaves_nothing_behind() 
     let (said, complained) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "it ended with {}:\n{said}\n{complained}", output.status);
-    assert!(said.contains("checked: every committed event reached each matching subscription"), "{said}");
-    assert!(!said.contains('\x1b'), "no escape sequences where there is no terminal:\n{said}");
+    assert!(said.contains("checked: every committed event reached every subscription"), "{said}");
+    assert!(!said.contains('\x1b'), "no escape sequences without a terminal:\n{said}");
     assert_eq!(directories_of(process), Vec::<PathBuf>::new());
 }
 

@@ -1,4 +1,5 @@
-//! Event types: what does not fit is kept from receivers or told, old payloads become new ones, and a bad schema harms nobody.
+//! Event types: payloads that do not fit are rejected or counted, old payloads are upcast, an invalid schema
+//! stops nothing.
 
 use std::{io::Write as _, time::Duration};
 
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::support::{Database, Recorder, RelayBox, recorder::Seen};
 
-/// Dead letters as the database has them: payload, reason, answer.
+/// Dead letters: payload, reason, answer.
 async fn letters(database: &Database) -> Vec<(String, String, String)> {
     sqlx::query_as(
         "select payload::text, reason, coalesce(answer, '') from outbox.dead_letters order by position, id",
@@ -27,7 +28,7 @@ fn is_reloaded(signal: &Signal) -> bool {
 }
 
 #[tokio::test]
-async fn a_payload_that_does_not_fit_becomes_a_dead_letter_that_names_the_place_and_not_the_value() {
+async fn a_payload_that_does_not_fit_becomes_a_dead_letter_that_names_the_path_and_not_the_value() {
     let database = Database::new().await;
     database.execute("select outbox.subscribe('shop', array['**'], 'recorder')").await;
     database
@@ -56,9 +57,9 @@ async fn a_payload_that_does_not_fit_becomes_a_dead_letter_that_names_the_place_
     let seen = recorder.wait_for(5).await;
     let mut good = payloads(&seen);
     good.sort_unstable();
-    good.retain(|payload| payload.len() < 100); // PostgreSQL writes all digits of 1e400
+    good.retain(|payload| payload.len() < 100); // 1e400 is written with all its digits
     assert_eq!(good, [r#"{"canary": 5}"#, r#"{"id": 1}"#, r#"{"id": 2}"#, r#"{"number": 4}"#]);
-    assert!(seen.iter().any(|one| one.topic == "untyped"), "who has no type is not looked at");
+    assert!(seen.iter().any(|one| one.topic == "untyped"), "events without a type are not checked");
     let letters = letters(&database).await;
     let answers: Vec<&str> = letters.iter().map(|(_, _, answer)| answer.as_str()).collect();
     assert_eq!(answers[0], "event type shop.orders.* version 1: /: required \"id\", /total: minimum");
@@ -68,7 +69,7 @@ async fn a_payload_that_does_not_fit_becomes_a_dead_letter_that_names_the_place_
         "event type shop.orders.* version 1: the payload cannot be checked: it has a number beyond 1.8e308"
     );
     assert!(letters.iter().all(|(_, reason, _)| reason == "schema_mismatch"), "{letters:?}");
-    // Mended, and owed again: it is what it is that is judged.
+    // After the schema is fixed and the dead letter redriven, the event is checked again.
     database
         .execute("select outbox.event_type('shop.orders.*', 1, '{\"properties\": {\"total\": true}}')")
         .await;
@@ -154,7 +155,7 @@ async fn a_schema_that_cannot_be_used_is_shown_and_rejects_nothing() {
     let seen = recorder.wait_for(4).await;
     database.eventually("select count(*) = 1 from outbox.dead_letters where topic = 'e.x'").await;
     assert!(seen.iter().all(|one| one.topic != "e.x"), "{seen:?}");
-    // A relay's word about a type moves nothing: nobody reloads for it.
+    // A relay's own change of a type's state does not trigger a reload.
     relay.wait_asleep().await;
     let generation = "select value from outbox.generation";
     let before = database.count(generation).await;
@@ -167,14 +168,14 @@ async fn a_schema_that_cannot_be_used_is_shown_and_rejects_nothing() {
     assert_eq!(
         database.count("select count(*) from outbox.event_types where state_reason is null").await,
         2,
-        "it was mended"
+        "it was fixed"
     );
     relay.stop().await;
     database.drop().await;
 }
 
 #[tokio::test]
-async fn old_payloads_reach_who_wants_a_version_as_that_version() {
+async fn old_payloads_are_upcast_for_subscriptions_that_ask_for_a_version() {
     let database = Database::new().await;
     database
         .execute(
@@ -217,12 +218,12 @@ async fn old_payloads_reach_who_wants_a_version_as_that_version() {
         ]
     );
     let short: Vec<String> = of("short").iter().map(|one| format!("{}{}", one["v"], one["n"])).collect();
-    assert_eq!(short, ["31", "32", "33"], "the transform sees the version and the payload it was brought to");
+    assert_eq!(short, ["31", "32", "33"], "the transform sees the upcast version and payload");
     for (payload, reason, answer) in letters(&database).await {
         assert_eq!((payload.as_str(), reason.as_str()), (r#"{"number": 4}"#, "upcast_failed"));
         assert!(answer.contains("the event has version 4; the subscription asks for version 3"), "{answer}");
     }
-    // Without a way there, and back again once there is one.
+    // Without an upcast, and redriven once there is one.
     database.execute("select outbox.discard(), outbox.event_type('shop.**', 2)").await;
     database.execute("select outbox.publish('shop.a', '{\"id\": 5}')").await;
     database
@@ -243,7 +244,7 @@ async fn old_payloads_reach_who_wants_a_version_as_that_version() {
     database.drop().await;
 }
 
-/// Deliveries that need an upcast and deliveries that do not, to a sink that takes several at once.
+/// Deliveries with and without an upcast, to a sink with batches.
 #[tokio::test]
 async fn a_batch_of_mixed_versions_arrives_whole() {
     let database = Database::new().await;

@@ -1,4 +1,5 @@
-//! Faults inside the relay's process, and between it and its database: what a killed, cut off or panicking relay may cost.
+//! Faults in the relay's process and between it and the database: the cost of a killed, disconnected or
+//! panicking relay.
 
 use std::{
     sync::{
@@ -75,9 +76,9 @@ async fn relays_whose_backends_are_terminated_lose_nothing_and_repeat_nothing() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_crashes_costs_nothing_and_nothing_is_sent_that_it_forgot() {
+async fn a_server_crash_loses_nothing_and_no_event_is_sent_that_it_lost() {
     let seed = seed();
-    // The log's writer hardly ever comes by: what nobody flushed is forgotten.
+    // The WAL writer hardly ever runs, so commits that were not flushed are lost.
     let options =
         Options { durable: true, settings: vec![("wal_writer_delay".to_owned(), "10s".to_owned())] };
     let mut server = tokio::task::spawn_blocking(|| PrivatePostgres::start(options).unwrap()).await.unwrap();
@@ -128,7 +129,7 @@ async fn a_server_that_crashes_costs_nothing_and_nothing_is_sent_that_it_forgot(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_committed_without_the_disk_is_not_sent_and_then_forgotten() {
+async fn an_event_committed_asynchronously_is_not_sent_and_then_lost() {
     let options =
         Options { durable: true, settings: vec![("wal_writer_delay".to_owned(), "10s".to_owned())] };
     let mut server = tokio::task::spawn_blocking(|| PrivatePostgres::start(options).unwrap()).await.unwrap();
@@ -139,7 +140,7 @@ async fn an_event_committed_without_the_disk_is_not_sent_and_then_forgotten() {
         builder.settings(polling("relay")).sink(LedgerSink::new(&books))
     })
     .await;
-    // All writing is asynchronous, so only the relay's own commits put anything on the disk.
+    // All commits are asynchronous, so only the relay's own commits are flushed.
     database.execute("alter database shop set synchronous_commit = off").await;
     let hurried = sqlx::PgPool::connect_lazy_with(database.options.clone());
     for round in 1..=5 {
@@ -163,7 +164,7 @@ async fn an_event_committed_without_the_disk_is_not_sent_and_then_forgotten() {
                 .await
                 .unwrap_or_default();
         }
-        assert_eq!(again, [1], "round {round}: sent, and then forgotten by the server");
+        assert_eq!(again, [1], "round {round}: sent, and then lost by the server");
     }
     books.healed(&database).await;
     assert!(relay.stop().await.complete);
@@ -173,12 +174,12 @@ async fn an_event_committed_without_the_disk_is_not_sent_and_then_forgotten() {
     tokio::task::spawn_blocking(|| drop(server)).await.unwrap();
 }
 
-/// Panics at what is marked, as long as it is told to.
+/// Panics for marked events until it is fixed.
 #[derive(Debug, Clone)]
 struct Panicking {
     books: Books,
     panics: Arc<AtomicUsize>,
-    mended: Arc<AtomicBool>,
+    fixed: Arc<AtomicBool>,
 }
 
 impl Sink for Panicking {
@@ -194,9 +195,9 @@ impl Sink for Panicking {
     }
 
     async fn send(&self, (): &(), delivery: &Outgoing) -> Report {
-        if delivery.event.topic == "panic" && !self.mended.load(Ordering::SeqCst) {
+        if delivery.event.topic == "panic" && !self.fixed.load(Ordering::SeqCst) {
             self.panics.fetch_add(1, Ordering::SeqCst);
-            panic!("as the test wants it");
+            panic!("panic of the test");
         }
         self.books.request(Request {
             event: delivery.event.id,
@@ -217,10 +218,10 @@ impl Sink for Panicking {
 async fn a_sink_that_panics_fails_an_attempt_and_nothing_else() {
     let database = Database::new().await;
     let books = Books::default();
-    let sink = Panicking { books: books.clone(), panics: Arc::default(), mended: Arc::default() };
+    let sink = Panicking { books: books.clone(), panics: Arc::default(), fixed: Arc::default() };
     books.subscribe_to(&database, "fragile", &["**"], None, "panicking", serde_json::json!({})).await;
     books.subscribe(&database, "sturdy", &["**"], None).await;
-    // More panics than permits: each comes back.
+    // More panics than permits: each permit is released.
     let few = Settings { permits: 2, permits_per_subscription: 1, ..polling("relay") };
     let relay = RelayBox::start_with(&database, |builder| {
         builder.settings(few).sink(sink.clone()).sink(LedgerSink::new(&books))
@@ -231,14 +232,14 @@ async fn a_sink_that_panics_fails_an_attempt_and_nothing_else() {
         books.publish(&database.pool, "calm").await;
     }
     books.wait_for(4 * 2 + 4, Duration::from_secs(10)).await;
-    sink.mended.store(true, Ordering::SeqCst);
+    sink.fixed.store(true, Ordering::SeqCst);
     books.wait_for(4 * 2 * 2, Duration::from_secs(10)).await;
     assert!(relay.stop().await.complete);
     let panics = sink.panics.load(Ordering::SeqCst);
     assert!(panics >= 4, "{panics}");
-    let told = "select count(*) from outbox.attempts where reason = 'sink_panicked' and outcome = 'retry' and not stale";
+    let recorded = "select count(*) from outbox.attempts where reason = 'sink_panicked' and outcome = 'retry' and not stale";
     assert_eq!(
-        usize::try_from(database.count(told).await).unwrap(),
+        usize::try_from(database.count(recorded).await).unwrap(),
         panics,
         "each panic is a failed attempt"
     );
@@ -247,7 +248,7 @@ async fn a_sink_that_panics_fails_an_attempt_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_that_kills_the_relay_is_given_up_after_three_deaths_and_the_others_are_delivered() {
+async fn an_event_that_kills_the_relay_is_given_up_after_three_crashes_and_the_others_are_delivered() {
     let database = Database::new().await;
     let books = Books::default();
     books.subscribe(&database, "all", &["**"], None).await;
@@ -262,7 +263,7 @@ async fn an_event_that_kills_the_relay_is_given_up_after_three_deaths_and_the_ot
         books.wait_for(sent, Duration::from_secs(10)).await;
         relay.abort().await;
         books.fault("death", 1);
-        // Its lease is over.
+        // End its lease.
         let returned =
             database.count("with over as (update outbox.deliveries set due_at = now() returning 1) select count(*) from over").await;
         assert_eq!(returned, 1);
@@ -278,7 +279,7 @@ async fn an_event_that_kills_the_relay_is_given_up_after_three_deaths_and_the_ot
     books.wait_for(sent + 1, Duration::from_secs(10)).await;
     assert!(relay.stop().await.complete);
     let requests = books.journal().requests;
-    assert_eq!((requests.len(), requests[3].event), (4, harmless), "the fourth relay did not touch it");
+    assert_eq!((requests.len(), requests[3].event), (4, harmless), "the fourth relay did not attempt it");
     assert_eq!(
         database.count("select count(*) from outbox.dead_letters where reason = 'relay_killed'").await,
         1
@@ -298,9 +299,9 @@ async fn a_relay_that_is_dropped_without_a_drain_does_nothing_more() {
     .await;
     relay.abort().await;
     books.publish(&database.pool, "unheard").await;
-    // Longer than its poll.
+    // Longer than the poll interval.
     pause(Duration::from_millis(2_500)).await;
-    assert_eq!(books.requests(), 0, "it was gone");
+    assert_eq!(books.requests(), 0, "the relay had ended");
     let relay = RelayBox::start_with(&database, |builder| {
         builder.settings(polling("relay")).sink(LedgerSink::new(&books))
     })
@@ -310,9 +311,10 @@ async fn a_relay_that_is_dropped_without_a_drain_does_nothing_more() {
     database.drop().await;
 }
 
-/// While the log is locked, what was claimed cannot be read: it is given back as if it had not been claimed.
+/// While the log is locked, events of claimed deliveries cannot be read. The claims are released as if they
+/// had not been made.
 #[tokio::test]
-async fn a_claim_whose_events_cannot_be_read_is_given_back_and_costs_no_attempt() {
+async fn a_claim_whose_events_cannot_be_read_is_released_and_costs_no_attempt() {
     let database = Database::new().await;
     database.execute("select outbox.subscribe('late', array['later'], 'recorder')").await;
     database.execute("select outbox.publish('unwanted', '1')").await;
@@ -350,7 +352,7 @@ async fn a_claim_whose_events_cannot_be_read_is_given_back_and_costs_no_attempt(
 }
 
 #[tokio::test]
-async fn a_few_bytes_that_are_very_many_when_written_out_become_a_dead_letter_and_hold_up_nobody() {
+async fn numbers_that_are_huge_when_written_out_become_a_dead_letter_and_stop_no_other() {
     let database = Database::new().await;
     database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
     // 40 numbers of 131,072 digits each, in a payload of about 400 bytes.
@@ -366,7 +368,7 @@ async fn a_few_bytes_that_are_very_many_when_written_out_become_a_dead_letter_an
     database.drop().await;
 }
 
-/// Answers its attempts in turn, and has a breaker.
+/// A sink with a breaker that returns its outcomes in turn.
 #[derive(Debug, Default)]
 struct InTurn {
     attempts: AtomicUsize,
@@ -399,7 +401,7 @@ impl Sink for InTurn {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn probes_that_say_nothing_of_their_destination_do_not_keep_its_breaker_waiting() {
+async fn inconclusive_probes_do_not_delay_the_breaker() {
     let database = Database::new().await;
     database
         .execute("select outbox.subscribe('there', array['**'], 'in_turn', retry => '{\"schedule\": [\"0s\", \"0s\", \"0s\", \"0s\"]}')")

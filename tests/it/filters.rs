@@ -1,5 +1,5 @@
-//! Filters and `match`: what they keep away, what they cost nobody else, and that what cannot be evaluated is no match, counted
-//! and shown.
+//! Filters and `match`: which events they exclude, that others are not affected, and that events they cannot
+//! evaluate are counted and shown.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ async fn publish(database: &Database, payload: &str) {
         .unwrap();
 }
 
-/// What each subscription got, in the order of names and payloads.
+/// Payloads that each subscription received, sorted.
 fn by_subscription(recorder: &Recorder) -> BTreeMap<String, Vec<String>> {
     let mut got: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for seen in recorder.seen() {
@@ -85,7 +85,7 @@ async fn a_subscription_gets_the_events_for_which_its_match_and_its_filter_hold_
 }
 
 #[tokio::test]
-async fn an_event_that_a_filter_cannot_read_is_no_match_counted_and_shown_and_goes_to_the_others() {
+async fn an_event_that_a_filter_cannot_evaluate_is_no_match_counted_shown_and_sent_to_others() {
     let database = Database::new().await;
     subscribe(&database, "all", "'{}'").await;
     subscribe(&database, "total", "filter => 'payload.total > 100'").await;
@@ -94,7 +94,7 @@ async fn an_event_that_a_filter_cannot_read_is_no_match_counted_and_shown_and_go
     let recorder = Recorder::new();
     let mut relay = RelayBox::start(&database, &recorder).await;
     let deep = format!("{{\"total\": 1, \"deep\": {}{}}}", "[".repeat(3_000), "]".repeat(3_000));
-    // Wrong type, missing, not even readable; 1e400 and thirty digits where nobody looks are read past.
+    // Wrong type, missing, not parseable. 1e400 and thirty digits in other fields do not matter.
     for payload in [
         "{\"total\": \"much\"}",
         "{}",
@@ -109,7 +109,7 @@ async fn an_event_that_a_filter_cannot_read_is_no_match_counted_and_shown_and_go
         let Signal::FilterFailed { subscription, .. } =
             relay.wait(|signal| matches!(signal, Signal::FilterFailed { .. })).await
         else {
-            unreachable!("it was waited for")
+            unreachable!("waited for above")
         };
         *failed.entry(subscription).or_default() += 1;
     }
@@ -122,7 +122,7 @@ async fn an_event_that_a_filter_cannot_read_is_no_match_counted_and_shown_and_go
     assert!(to_total[0].payload.contains("123456789012345678901234567890"), "{}", to_total[0].payload);
     assert!(
         seen.iter().any(|one| one.payload.contains(&"[".repeat(3_000))),
-        "what no filter looked at passes"
+        "subscriptions without a filter get it"
     );
     database
         .eventually("select filter_errors = 3 and last_filter_error like 'filter: payload.total > 100: %nested%' from outbox.subscription_status where name = 'total'")
@@ -162,7 +162,8 @@ async fn a_filter_that_does_not_compile_makes_its_subscription_invalid_with_the_
             && said.contains("subscription unknown: transform: line 1"),
         "{said}"
     );
-    // What a broken filter would have kept away is not owed; what a broken transform would have changed waits for its mend.
+    // With an invalid filter no delivery is made; with an invalid transform deliveries wait until it is
+    // fixed.
     subscribe(&database, "broken", "filter => 'payload.total > 0'").await;
     subscribe(&database, "unknown", "transform => '{\"id\": payload.total}'").await;
     let seen = recorder.wait_for(2).await;
@@ -180,7 +181,7 @@ async fn large_payloads_are_read_when_a_filter_asks_for_them() {
     subscribe(&database, "odd", "filter => 'payload.n % 2 == 1 && size(payload.text) > 20000'").await;
     subscribe(&database, "all", "max_in_flight => 2").await;
     let recorder = Recorder::new();
-    // Incompressible, or PostgreSQL would not take them for large.
+    // Not compressible, so that PostgreSQL stores it as a large value.
     database
         .execute(
             "insert into outbox.events (topic, payload)
@@ -188,7 +189,7 @@ async fn large_payloads_are_read_when_a_filter_asks_for_them() {
                from generate_series(1, 60) as n",
         )
         .await;
-    // Subscribed before, read after: a window of large events.
+    // A backlog of large events.
     database
         .execute("insert into outbox.events (topic, payload) select 'shop.small', '{\"n\": 1, \"text\": \"\"}' from generate_series(1, 60)")
         .await;
@@ -202,7 +203,7 @@ async fn large_payloads_are_read_when_a_filter_asks_for_them() {
     database.drop().await;
 }
 
-/// With two permits nearly every step leaves events in the log and looks at them again.
+/// With two permits nearly every routing step leaves events in the log and reads them again.
 #[tokio::test]
 async fn a_filter_is_counted_once_for_each_event_however_often_routing_must_wait() {
     const EVENTS: usize = 400;
@@ -225,7 +226,7 @@ async fn a_filter_is_counted_once_for_each_event_however_often_routing_must_wait
         let Signal::FilterFailed { event, .. } =
             relay.wait(|signal| matches!(signal, Signal::FilterFailed { .. })).await
         else {
-            unreachable!("it was waited for")
+            unreachable!("waited for above")
         };
         assert!(events.insert(event), "the same event twice");
     }
@@ -236,7 +237,7 @@ async fn a_filter_is_counted_once_for_each_event_however_often_routing_must_wait
 }
 
 #[tokio::test]
-async fn what_postgresql_can_say_of_filters_it_says_at_once() {
+async fn mistakes_in_filters_that_postgresql_can_detect_are_refused_at_once() {
     let database = Database::new().await;
     let long = "x".repeat(8_193);
     for (arguments, field) in [
@@ -254,7 +255,7 @@ async fn what_postgresql_can_say_of_filters_it_says_at_once() {
         .unwrap_err();
         assert!(refused.to_string().contains(field), "{refused}");
     }
-    // The same call changes nothing, another match does.
+    // The same call changes nothing; another match changes the subscription.
     let version = "select value from outbox.generation";
     subscribe(&database, "a", "match => '{\"a\": [1, 2.0]}', filter => 'true', transform => 'payload'").await;
     let before = database.count(version).await;
@@ -318,7 +319,7 @@ async fn match_means_what_containment_means_in_sql() {
     let mut runner = TestRunner::deterministic();
     let mut draw = || tree().new_tree(&mut runner).unwrap().current();
     let mut pairs: Vec<(String, String)> = (0..PAIRS).map(|_| (draw(), draw())).collect();
-    // Half of them are related, or nearly all would be a no.
+    // Half of the pairs are related; otherwise nearly all answers would be no.
     for (value, wanted) in pairs.iter_mut().step_by(2) {
         *value = if wanted.len().is_multiple_of(2) {
             format!("[{value},{wanted},{wanted}]")

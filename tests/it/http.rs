@@ -1,4 +1,4 @@
-//! The operator's door, over real sockets: who may ask, and what probes say.
+//! The HTTP server over real sockets: access, probes and metrics.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Every wait in this file ends then.
+/// Deadline of every wait in this file.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 #[derive(Clone)]
@@ -33,24 +33,24 @@ struct Running {
     address: SocketAddr,
     draining: CancellationToken,
     shutdown: CancellationToken,
-    server: TaskTracker,
+    tasks: TaskTracker,
 }
 
-async fn door(listen: &str, token: Option<&str>, ready: Result<(), &'static str>) -> Running {
+async fn started(listen: &str, token: Option<&str>, ready: Result<(), &'static str>) -> Running {
     let listener = TcpListener::bind(listen).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
     let settings = Settings { listen: Some(address), token: token.map(Into::into) };
-    let door =
+    let server =
         Server { settings, readiness: Stub(ready), telemetry: Telemetry::new(), draining: draining.clone() };
-    let server = TaskTracker::new();
-    server.spawn(serve(listener, door, shutdown.clone()));
-    server.close();
-    Running { address: SocketAddr::from(([127, 0, 0, 1], address.port())), draining, shutdown, server }
+    let tasks = TaskTracker::new();
+    tasks.spawn(serve(listener, server, shutdown.clone()));
+    tasks.close();
+    Running { address: SocketAddr::from(([127, 0, 0, 1], address.port())), draining, shutdown, tasks }
 }
 
 impl Running {
-    /// Sends a request as it stands and reads until the connection closes.
+    /// Sends a request unchanged and reads until the connection closes.
     async fn raw(&self, request: &str) -> String {
         timeout(DEADLINE, async {
             let mut stream = TcpStream::connect(self.address).await.unwrap();
@@ -63,7 +63,7 @@ impl Running {
         .expect("an answer")
     }
 
-    /// GET with further header lines; without `Host:` among them, the address.
+    /// Sends GET with further header lines. Adds `Host:` if it is missing.
     async fn get(&self, path: &str, headers: &[&str]) -> String {
         let host = if headers.iter().any(|line| line.starts_with("Host:")) {
             String::new()
@@ -86,24 +86,24 @@ impl Running {
 
 #[tokio::test]
 async fn probes_and_metrics_answer() {
-    let door = door("127.0.0.1:0", None, Ok(())).await;
-    assert_eq!(door.status("/livez", &[]).await, 200);
-    assert_eq!(door.status("/readyz", &[]).await, 200);
-    let metrics = door.get("/metrics", &[]).await;
+    let server = started("127.0.0.1:0", None, Ok(())).await;
+    assert_eq!(server.status("/livez", &[]).await, 200);
+    assert_eq!(server.status("/readyz", &[]).await, 200);
+    let metrics = server.get("/metrics", &[]).await;
     assert!(
         metrics.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"),
         "{metrics}"
     );
     assert!(metrics.trim_end().ends_with("# EOF"), "{metrics}");
-    let verbose = door.get("/readyz?verbose", &[]).await;
+    let verbose = server.get("/readyz?verbose", &[]).await;
     assert!(verbose.contains("\"permits\":7") && verbose.contains("application/json"), "{verbose}");
 }
 
 #[tokio::test]
 async fn a_relay_that_cannot_work_is_alive_but_not_ready() {
-    let door = door("127.0.0.1:0", None, Err("the schema is newer")).await;
-    assert_eq!(door.status("/livez", &[]).await, 200);
-    let answer = door.get("/readyz", &[]).await;
+    let server = started("127.0.0.1:0", None, Err("the schema is newer")).await;
+    assert_eq!(server.status("/livez", &[]).await, 200);
+    let answer = server.get("/readyz", &[]).await;
     assert!(
         answer.starts_with("HTTP/1.1 503 ") && answer.contains("not ready: the schema is newer"),
         "{answer}"
@@ -112,77 +112,77 @@ async fn a_relay_that_cannot_work_is_alive_but_not_ready() {
 
 #[tokio::test]
 async fn a_draining_relay_is_not_ready_but_still_answers() {
-    let door = door("127.0.0.1:0", None, Ok(())).await;
-    door.draining.cancel();
-    assert_eq!(door.status("/readyz", &[]).await, 503);
-    assert_eq!(door.status("/livez", &[]).await, 200);
-    assert_eq!(door.status("/metrics", &[]).await, 200);
-    let verbose = door.get("/readyz?verbose", &[]).await;
+    let server = started("127.0.0.1:0", None, Ok(())).await;
+    server.draining.cancel();
+    assert_eq!(server.status("/readyz", &[]).await, 503);
+    assert_eq!(server.status("/livez", &[]).await, 200);
+    assert_eq!(server.status("/metrics", &[]).await, 200);
+    let verbose = server.get("/readyz?verbose", &[]).await;
     assert!(verbose.starts_with("HTTP/1.1 503 ") && verbose.contains("\"reason\":\"draining\""), "{verbose}");
 }
 
 #[tokio::test]
 async fn errors_are_problem_documents() {
-    let door = door("127.0.0.1:0", None, Ok(())).await;
-    let missing = door.get("/nowhere", &[]).await;
+    let server = started("127.0.0.1:0", None, Ok(())).await;
+    let missing = server.get("/nowhere", &[]).await;
     assert!(
         missing.starts_with("HTTP/1.1 404 ")
             && missing.contains("content-type: application/problem+json\r\n"),
         "{missing}"
     );
-    let posted = door
+    let posted = server
         .raw(&format!(
             "POST /livez HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-            door.address
+            server.address
         ))
         .await;
     assert!(posted.starts_with("HTTP/1.1 405 ") && posted.contains("application/problem+json"), "{posted}");
 }
 
 #[tokio::test]
-async fn on_loopback_only_this_machine_s_names_are_answered_to() {
-    let door = door("127.0.0.1:0", None, Ok(())).await;
+async fn on_loopback_only_names_of_this_machine_are_accepted_as_host() {
+    let server = started("127.0.0.1:0", None, Ok(())).await;
     for host in ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:9999", "[::1]:7411"] {
-        assert_eq!(door.status("/metrics", &[&format!("Host: {host}")]).await, 200, "{host}");
+        assert_eq!(server.status("/metrics", &[&format!("Host: {host}")]).await, 200, "{host}");
     }
     for host in
         ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.2", "user@localhost"]
     {
         for path in ["/metrics", "/livez", "/nowhere"] {
             assert_eq!(
-                door.status(path, &[&format!("Host: {host}")]).await,
+                server.status(path, &[&format!("Host: {host}")]).await,
                 403 - 3 * u16::from(host.contains('@')),
                 "{host} {path}"
             );
         }
     }
-    assert_eq!(door.status("/livez", &["Host: localhost", "Host: evil.example"]).await, 400);
-    assert!(door.raw("GET /livez HTTP/1.0\r\n\r\n").await.contains(" 400 "));
-    // What stands in the request line would count more than the header.
-    assert_eq!(door.status("http://evil.example/livez", &["Host: localhost"]).await, 400);
+    assert_eq!(server.status("/livez", &["Host: localhost", "Host: evil.example"]).await, 400);
+    assert!(server.raw("GET /livez HTTP/1.0\r\n\r\n").await.contains(" 400 "));
+    // An address in the request line would override the header.
+    assert_eq!(server.status("http://evil.example/livez", &["Host: localhost"]).await, 400);
 }
 
 #[tokio::test]
 async fn pages_of_another_origin_are_refused_before_anything_else() {
-    let door = door("127.0.0.1:0", None, Ok(())).await;
-    let own = format!("Origin: http://{}", door.address);
-    assert_eq!(door.status("/metrics", &[&own]).await, 200);
+    let server = started("127.0.0.1:0", None, Ok(())).await;
+    let own = format!("Origin: http://{}", server.address);
+    assert_eq!(server.status("/metrics", &[&own]).await, 200);
     for origin in ["https://evil.example", "null", "http://localhost:3000", "http://127.0.0.1", "file://", ""]
     {
         for path in ["/metrics", "/livez", "/nowhere"] {
-            assert_eq!(door.status(path, &[&format!("Origin: {origin}")]).await, 403, "{origin} {path}");
+            assert_eq!(server.status(path, &[&format!("Origin: {origin}")]).await, 403, "{origin} {path}");
         }
     }
-    assert_eq!(door.status("/metrics", &[&own, "Origin: https://evil.example"]).await, 403);
+    assert_eq!(server.status("/metrics", &[&own, "Origin: https://evil.example"]).await, 403);
 }
 
 #[tokio::test]
 async fn a_token_is_required_for_everything_but_probes() {
     for listen in ["127.0.0.1:0", "0.0.0.0:0"] {
-        let door = door(listen, Some("0123-token"), Ok(())).await;
-        assert_eq!((door.status("/livez", &[]).await, door.status("/readyz", &[]).await), (200, 200));
-        assert_eq!(door.status("/metrics", &["Authorization: Bearer 0123-token"]).await, 200);
-        assert_eq!(door.status("/metrics", &["authorization: bearer 0123-token"]).await, 200);
+        let server = started(listen, Some("0123-token"), Ok(())).await;
+        assert_eq!((server.status("/livez", &[]).await, server.status("/readyz", &[]).await), (200, 200));
+        assert_eq!(server.status("/metrics", &["Authorization: Bearer 0123-token"]).await, 200);
+        assert_eq!(server.status("/metrics", &["authorization: bearer 0123-token"]).await, 200);
         for wrong in [
             "Bearer 0123-toke",
             "Bearer 0123-token1",
@@ -191,66 +191,72 @@ async fn a_token_is_required_for_everything_but_probes() {
             "0123-token",
             "Bearer 0123-TOKEN",
         ] {
-            assert_eq!(door.status("/metrics", &[&format!("Authorization: {wrong}")]).await, 401, "{wrong}");
+            assert_eq!(
+                server.status("/metrics", &[&format!("Authorization: {wrong}")]).await,
+                401,
+                "{wrong}"
+            );
         }
-        let bare = door.get("/nowhere", &[]).await;
+        let bare = server.get("/nowhere", &[]).await;
         assert!(bare.starts_with("HTTP/1.1 401 ") && bare.contains("www-authenticate: Bearer"), "{bare}");
-        assert_eq!(door.status("/livez/../metrics", &[]).await, 401);
+        assert_eq!(server.status("/livez/../metrics", &[]).await, 401);
     }
 }
 
 #[tokio::test]
-async fn a_name_of_its_own_is_answered_to_where_a_token_is_required() {
-    let door = door("0.0.0.0:0", Some("t"), Ok(())).await;
-    assert_eq!(door.status("/livez", &["Host: relay.internal"]).await, 200);
+async fn any_host_is_accepted_where_a_token_is_required() {
+    let server = started("0.0.0.0:0", Some("t"), Ok(())).await;
+    assert_eq!(server.status("/livez", &["Host: relay.internal"]).await, 200);
     assert_eq!(
-        door.status(
-            "/metrics",
-            &["Host: relay.internal", "Authorization: Bearer t", "Origin: https://relay.internal"]
-        )
-        .await,
+        server
+            .status(
+                "/metrics",
+                &["Host: relay.internal", "Authorization: Bearer t", "Origin: https://relay.internal"]
+            )
+            .await,
         200
     );
     assert_eq!(
-        door.status(
-            "/metrics",
-            &["Host: relay.internal", "Authorization: Bearer t", "Origin: https://evil.example"]
-        )
-        .await,
+        server
+            .status(
+                "/metrics",
+                &["Host: relay.internal", "Authorization: Bearer t", "Origin: https://evil.example"]
+            )
+            .await,
         403
     );
 }
 
 #[tokio::test]
 async fn large_heads_and_bodies_are_refused() {
-    let door = door("127.0.0.1:0", None, Ok(())).await;
-    assert_eq!(door.status("/livez", &[&format!("X: {}", "x".repeat(20_000))]).await, 431);
+    let server = started("127.0.0.1:0", None, Ok(())).await;
+    assert_eq!(server.status("/livez", &[&format!("X: {}", "x".repeat(20_000))]).await, 431);
     let request = format!(
         "GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         1 << 20
     );
-    assert!(door.raw(&request).await.starts_with("HTTP/1.1 413 "));
+    assert!(server.raw(&request).await.starts_with("HTTP/1.1 413 "));
 }
 
 #[tokio::test]
-async fn a_client_that_says_nothing_is_let_go_and_disturbs_nobody() {
-    let door = door("127.0.0.1:0", None, Ok(())).await;
-    let mut silent = TcpStream::connect(door.address).await.unwrap();
+async fn a_silent_client_is_disconnected_and_disturbs_no_other() {
+    let server = started("127.0.0.1:0", None, Ok(())).await;
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
     silent.write_all(b"GET /livez HTT").await.unwrap();
-    assert_eq!(door.status("/livez", &[]).await, 200);
+    assert_eq!(server.status("/livez", &[]).await, 200);
     let mut rest = Vec::new();
     let closed = timeout(DEADLINE, silent.read_to_end(&mut rest)).await;
     assert!(closed.is_ok(), "the silent client is still connected");
 }
 
 #[tokio::test]
-async fn the_door_closes_although_a_client_stays() {
-    let door = door("127.0.0.1:0", None, Ok(())).await;
-    let mut idle = TcpStream::connect(door.address).await.unwrap();
+async fn the_server_stops_although_a_client_stays_connected() {
+    let server = started("127.0.0.1:0", None, Ok(())).await;
+    let mut idle = TcpStream::connect(server.address).await.unwrap();
     idle.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut answer = [0; 12];
     idle.read_exact(&mut answer).await.unwrap();
-    door.shutdown.cancel();
-    timeout(DEADLINE, door.server.wait()).await.expect("the door is closed");
-    assert!(TcpStream::connect(door.address).await.is_err());
+    server.shutdown.cancel();
+    timeout(DEADLINE, server.tasks.wait()).await.expect("the server is stopped");
+    assert!(TcpStream::connect(server.address).await.is_err());
 }

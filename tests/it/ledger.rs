@@ -1,4 +1,4 @@
-//! The checker is tested first: a history with exactly one defect yields exactly that term.
+//! Tests of the ledger checker: a history with exactly one defect gives exactly that finding.
 
 use std::{collections::BTreeSet, time::Instant};
 
@@ -27,7 +27,7 @@ fn request(event: &Written, subscription: &str) -> Request {
     }
 }
 
-/// Two committed events, one aborted, one of another tenant; each sent to whom it concerns.
+/// Two committed events, one aborted, one of another tenant; each sent to the matching subscriptions.
 fn healthy() -> (Journal, Afterwards) {
     let began = Instant::now();
     let wish = |name: &str, topic: &str, organization: Option<&str>| Wish {
@@ -68,7 +68,7 @@ fn healthy() -> (Journal, Afterwards) {
     (journal, Afterwards { log, ..Afterwards::default() })
 }
 
-/// Exactly this term and no other.
+/// Asserts exactly this finding.
 fn only(term: &str, spoil: impl FnOnce(&mut Journal, &mut Afterwards)) -> Findings {
     let (mut journal, mut after) = healthy();
     spoil(&mut journal, &mut after);
@@ -86,26 +86,26 @@ fn a_healthy_history_has_no_findings() {
 }
 
 #[test]
-fn a_pair_that_was_never_sent_is_lost() {
+fn a_delivery_that_was_never_sent_is_lost() {
     let findings = only("lost", |journal, _| _ = journal.requests.pop());
     assert_eq!(findings.lost, BTreeSet::from([(Uuid::from_u128(2), "acme".to_owned())]));
     only("lost", |journal, _| journal.requests[1].took_effect = false);
 }
 
 #[test]
-fn a_pair_that_was_given_up_or_never_became_durable_is_not_lost() {
+fn a_delivery_that_was_given_up_or_never_became_durable_is_not_lost() {
     let (mut journal, mut after) = healthy();
     journal.requests.pop();
     after.dead_letters.insert((Uuid::from_u128(2), "acme".to_owned()));
     assert!(journal.check(&after).violated().is_empty());
     let (mut journal, mut after) = healthy();
     journal.requests.truncate(2);
-    after.log.remove(&Uuid::from_u128(2)); // no answer came to its COMMIT, and it was not committed
+    after.log.remove(&Uuid::from_u128(2)); // its COMMIT had no answer and failed
     assert!(journal.check(&after).violated().is_empty());
 }
 
 #[test]
-fn a_pair_owed_only_by_an_event_older_than_its_subscription_is_optional() {
+fn a_delivery_of_an_event_older_than_its_subscription_is_optional() {
     let (mut journal, after) = healthy();
     journal.requests.retain(|request| request.subscription != "orders");
     journal.wishes[1].since = Instant::now();
@@ -116,7 +116,7 @@ fn a_pair_owed_only_by_an_event_older_than_its_subscription_is_optional() {
 }
 
 #[test]
-fn a_request_for_what_is_not_in_the_log_is_a_phantom() {
+fn a_request_for_an_event_not_in_the_log_is_a_phantom() {
     only("phantom", |journal, _| {
         journal.requests.push(request(&event(3, "shop.orders.create", None), "all"))
     });
@@ -155,7 +155,7 @@ fn a_second_effect_is_a_duplicate_unless_a_fault_explains_it() {
     journal.faults.push(Fault { kind: "kill", permits: 1 });
     again(&mut journal);
     assert!(journal.check(&after).violated().is_empty());
-    // An attempt without effect is not a copy.
+    // An attempt without effect is not a duplicate.
     let (mut journal, after) = healthy();
     again(&mut journal);
     journal.requests[0].took_effect = false;
@@ -163,7 +163,7 @@ fn a_second_effect_is_a_duplicate_unless_a_fault_explains_it() {
 }
 
 #[test]
-fn a_pair_that_is_still_outstanding_is_stuck() {
+fn a_delivery_that_is_still_pending_is_stuck() {
     only("stuck", |journal, after| {
         journal.requests.pop();
         after.outstanding.insert((Uuid::from_u128(2), "acme".to_owned()));
@@ -171,7 +171,7 @@ fn a_pair_that_is_still_outstanding_is_stuck() {
 }
 
 #[test]
-fn what_the_database_forgot_or_invented_is_its_own_term() {
+fn events_that_the_database_lost_or_invented_are_a_separate_finding() {
     only("database", |journal, after| {
         after.log.remove(&Uuid::from_u128(1));
         journal.requests.retain(|request| request.event != Uuid::from_u128(1));
@@ -180,7 +180,7 @@ fn what_the_database_forgot_or_invented_is_its_own_term() {
         let aborted = event(3, "shop.orders.create", None);
         after.log.insert(aborted.id, aborted);
     });
-    // Without waiting for the disk a crash may forget it.
+    // A crash may lose an asynchronous commit.
     let (mut journal, mut after) = healthy();
     journal.transactions[0].synchronous = false;
     after.log.remove(&Uuid::from_u128(1));

@@ -1,4 +1,4 @@
-//! The schema: its history, what it adds up to, and the checks it shares with the relay.
+//! The schema: its history, its result, and the checks it shares with the relay.
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command, thread};
 
@@ -14,7 +14,7 @@ use sqlx::{Connection, Row};
 
 use crate::support::{Database, database::server};
 
-/// The schema as one text: what `pg_dump` says, without what depends on its version.
+/// The schema as one text: the output of `pg_dump` without parts that depend on its version.
 fn dump(database: &Database) -> String {
     let output = Command::new(server().programs().join("pg_dump"))
         .args(["--schema-only", "--schema=outbox", "--no-owner", "--dbname", &database.plain_url()])
@@ -27,7 +27,7 @@ fn dump(database: &Database) -> String {
         let ours = !line.starts_with("SET ")
             && !line.starts_with("SELECT pg_catalog.set_config")
             && !line.starts_with('\\');
-        // "-- Name: …; Type: …" says what the statement below says as well.
+        // "-- Name: …; Type: …" only repeats the next statement.
         let talk = line == "--"
             || line.starts_with("-- Name: ")
             || line.starts_with("-- Dumped ")
@@ -44,7 +44,7 @@ const HEADER: &str = "-- The schema outbox after all migrations, as pg_dump show
 ";
 
 #[tokio::test]
-async fn schema_sql_shows_what_the_migrations_add_up_to() {
+async fn schema_sql_is_the_result_of_the_migrations() {
     let database = Database::new().await;
     let text = format!("{HEADER}\n{}", dump(&database));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/schema.sql");
@@ -55,7 +55,7 @@ async fn schema_sql_shows_what_the_migrations_add_up_to() {
     let difference = kept.lines().zip(text.lines()).find(|(kept, now)| kept != now);
     assert!(
         kept == text,
-        "sql/schema.sql is not what the migrations make; after a change of migrations/ run UPDATE_SCHEMA=1 cargo test --test it schema_sql\n\
+        "sql/schema.sql is not the result of the migrations; after a change of migrations/ run UPDATE_SCHEMA=1 cargo test --test it schema_sql\n\
          first difference (kept, now): {difference:#?}"
     );
     database.drop().await;
@@ -164,7 +164,7 @@ fn sample<T>(strategy: impl Strategy<Value = T>, count: usize) -> Vec<T> {
     (0..count).map(|_| strategy.new_tree(&mut runner).unwrap().current()).collect()
 }
 
-/// Few words, so that patterns and topics often meet; and everything a regular expression could take for its own.
+/// Few words, so that patterns and topics often match, and all special characters of regular expressions.
 fn segment() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => prop_oneof![Just("a"), Just("ab"), Just("abc"), Just("orders"), Just("or"), Just("x_1"), Just("A")].prop_map(str::to_owned),
@@ -185,7 +185,7 @@ fn pattern() -> impl Strategy<Value = String> {
 }
 
 #[tokio::test]
-async fn the_database_and_the_relay_agree_what_a_topic_pattern_is() {
+async fn the_database_and_the_relay_accept_the_same_topic_patterns() {
     let database = Database::new().await;
     let mut patterns = sample(pattern(), 3_000);
     patterns.extend([
@@ -257,7 +257,7 @@ async fn the_database_and_the_relay_agree_which_topics_a_pattern_matches() {
 }
 
 #[tokio::test]
-async fn a_retry_policy_that_the_database_takes_the_relay_takes_too_and_each_refusal_names_its_field() {
+async fn a_retry_policy_that_the_database_accepts_the_relay_accepts_too_and_refusals_name_the_field() {
     let good = [
         json!({}),
         json!({"max_attempts": 1}),
@@ -324,8 +324,8 @@ async fn a_retry_policy_that_the_database_takes_the_relay_takes_too_and_each_ref
         answer
     };
     for retry in &good {
-        subscribe(retry).await.unwrap_or_else(|error| panic!("the database should take {retry}: {error}"));
-        RetryPolicy::parse(retry).unwrap_or_else(|error| panic!("the relay should take {retry}: {error}"));
+        subscribe(retry).await.unwrap_or_else(|error| panic!("the database should accept {retry}: {error}"));
+        RetryPolicy::parse(retry).unwrap_or_else(|error| panic!("the relay should accept {retry}: {error}"));
     }
     let mut wrong = Vec::new();
     for (field, retry) in &bad {
@@ -339,7 +339,7 @@ async fn a_retry_policy_that_the_database_takes_the_relay_takes_too_and_each_ref
             }
         }
         match RetryPolicy::parse(retry) {
-            // A null is as good as a missing key to the relay; the database is stricter.
+            // The relay treats null like a missing key; the database refuses it.
             Ok(_) if retry.as_object().is_some_and(|keys| keys.values().any(Value::is_null)) => {}
             Ok(_) => wrong.push(format!("the relay took {retry}")),
             Err(error) if !error.starts_with("retry") => {

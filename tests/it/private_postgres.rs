@@ -1,4 +1,4 @@
-//! The private PostgreSQL that demo, benchmark and tests run on.
+//! The private PostgreSQL of demo, benchmark and tests.
 
 use std::{
     io::{BufRead, BufReader},
@@ -12,7 +12,7 @@ use std::{
 use pgoutbox::lab::private_postgres::{Options, PrivatePostgres, Stop};
 use sqlx::{Connection, PgConnection};
 
-/// Names the process that is to own a server until it is killed.
+/// Variable that marks the process that owns a server until it is killed.
 const OWNER: &str = "PGOUTBOX_TEST_OWNER";
 
 fn start() -> PrivatePostgres {
@@ -26,7 +26,7 @@ async fn ask(url: &str, sql: &'static str) -> Result<String, sqlx::Error> {
     Ok(answer)
 }
 
-/// Waits on a channel nobody writes to, so that there is a pause and a deadline.
+/// Polls until a condition holds, with a deadline.
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let (_kept, pause) = sync_channel::<()>(1);
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -41,7 +41,7 @@ fn answers(port: u16) -> bool {
 }
 
 #[tokio::test]
-async fn it_starts_as_whoever_we_are_and_answers_on_both_doors() {
+async fn it_starts_as_any_user_and_answers_over_tcp_and_socket() {
     let postgres = start();
     postgres.create_database("shop \"1\"").unwrap();
     postgres.create_database("shop").unwrap();
@@ -90,7 +90,7 @@ async fn what_was_committed_survives_a_crash_and_a_stop() {
     let port = postgres.port();
 
     postgres.kill();
-    assert!(!answers(port), "a killed server takes no connections");
+    assert!(!answers(port), "a killed server accepts no connections");
     assert!(sqlx::query("select 1").execute(&mut connection).await.is_err(), "its backends are dead too");
     postgres.start_again().unwrap();
     assert_eq!(postgres.port(), port);
@@ -101,7 +101,7 @@ async fn what_was_committed_survives_a_crash_and_a_stop() {
         assert!(!answers(port));
         assert!(ask(&url, "select word from kept").await.is_err());
         postgres.start_again().unwrap();
-        postgres.start_again().unwrap(); // a running one is left alone
+        postgres.start_again().unwrap(); // does nothing while it runs
         assert_eq!(ask(&url, "select word from kept").await.unwrap(), "kept");
     }
 }
@@ -120,7 +120,7 @@ fn a_dropped_server_leaves_nothing_behind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_outlives_the_task_that_started_it() {
-    // The thread of this runtime ends with it; the server must not.
+    // The thread of this runtime ends; the server must not.
     let postgres = std::thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         runtime.block_on(async { tokio::task::spawn_blocking(start).await.unwrap() })
@@ -167,7 +167,7 @@ fn a_server_stops_when_its_owner_is_killed_and_the_next_start_removes_its_direct
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not a promise: the process that the test above starts and kills"]
+#[ignore = "run by the test above, as the process that is killed"]
 async fn the_owner_of_a_server_that_is_killed() {
     if std::env::var_os(OWNER).is_none() {
         return;

@@ -1,4 +1,4 @@
-//! Faults of whole processes: the real binary, killed, stopped, frozen.
+//! Faults of whole processes: the binary killed, stopped and frozen.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::support::{Books, ChildRelay, Crowd, Database, Habits, Server, pause, seed};
 
-/// Milliseconds from now until nothing is left of what was leased at this moment: sent, or taken over.
+/// Time until all deliveries that are leased now are sent or taken over.
 async fn takeover(database: &Database) -> Duration {
     let leased: Vec<(i64, uuid::Uuid)> =
         sqlx::query_as("select id, lease_token from outbox.deliveries where lease_token is not null")
@@ -47,7 +47,7 @@ async fn killed_relays_lose_nothing_and_repeat_at_most_what_they_had_in_flight()
     let door = Server::open(&books, Duration::from_millis(40)).await;
     door.subscribe(&database, "all", &["**"]).await;
     door.subscribe(&database, "orders", &["shop.orders.*"]).await;
-    // The lease is the default.
+    // The default lease.
     let settings = [("PGOUTBOX__RELAY__PERMITS", "16")];
     let mut relays = Vec::new();
     for name in ["one", "two"] {
@@ -121,7 +121,7 @@ async fn a_terminated_relay_finishes_what_is_in_flight_and_repeats_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_that_runs_out_of_time_gives_its_leases_back_at_once_and_says_so() {
+async fn a_drain_that_runs_out_of_time_releases_its_leases_at_once_and_reports_it() {
     let database = Database::new().await;
     let books = Books::default();
     let door = Server::open(&books, Duration::from_secs(12)).await;
@@ -162,12 +162,12 @@ async fn a_second_signal_stops_at_once() {
     books.publish(&database.pool, "order").await;
     door.wait_knocked(1).await;
     relay.signal("TERM");
-    relay.wait_said("a second signal stops at once").await;
+    relay.wait_for_log("a second signal stops at once").await;
     let began = Instant::now();
     relay.signal("TERM");
     assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(75), "{:#?}", relay.log());
     assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
-    // Its lease was not given back: it runs out.
+    // Its lease was not released and expires.
     assert_eq!(
         database.count("select count(*) from outbox.deliveries where lease_token is not null").await,
         1
@@ -195,9 +195,9 @@ async fn a_relay_frozen_past_its_lease_repeats_at_most_what_it_had_in_flight_and
     let began = Instant::now();
     door.wait_knocked(2 * PERMITS as u64).await;
     println!("the frozen relay's deliveries were sent by another after {:?}", began.elapsed());
-    // The frozen one has its answers, and wakes while the other waits for its own.
+    // The frozen relay has its answers and continues while the other waits for its own.
     frozen.signal("CONT");
-    frozen.wait_said("the lease was lost before the verdict").await;
+    frozen.wait_for_log("the lease was lost before the verdict").await;
     for _ in 0..PERMITS {
         books.publish(&database.pool, "afterwards").await;
     }

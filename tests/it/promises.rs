@@ -1,4 +1,4 @@
-//! Nothing lost, nothing sent before its commit, nothing twice, no tenant crossed.
+//! Nothing is lost, sent before its commit, sent twice, or sent to another tenant.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use pgoutbox::relay::Settings;
 
 use crate::support::{Books, Crowd, Database, Habits, LedgerSink, RelayBox, pause, relay::settings, seed};
 
-/// Pages much smaller than what is committed at once.
+/// Permits much fewer than the events committed at once.
 fn few_permits(name: &str) -> Settings {
     Settings {
         permits: 24,
@@ -16,7 +16,7 @@ fn few_permits(name: &str) -> Settings {
     }
 }
 
-/// A crowd publishes for a while under so many relays; then the books must balance.
+/// Publishers run for a while with this many relays; then the ledger must have no findings.
 async fn history(relays: usize, length: Duration) {
     let seed = seed();
     let database = Database::new().await;
@@ -56,7 +56,7 @@ async fn three_relays_together_send_what_was_committed_once_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_of_a_transaction_that_stays_open_is_sent_when_it_commits_and_holds_up_nobody() {
+async fn an_event_of_a_transaction_that_stays_open_is_sent_when_it_commits_and_delays_no_other() {
     let database = Database::new().await;
     let books = Books::default();
     books.subscribe(&database, "all", &["**"], None).await;
@@ -71,7 +71,7 @@ async fn an_event_of_a_transaction_that_stays_open_is_sent_when_it_commits_and_h
         .unwrap();
     let mut gone = database.pool.begin().await.unwrap();
     sqlx::query("select outbox.publish('gone', '{\"n\": 0}')").execute(&mut *gone).await.unwrap();
-    // Several windows come and go while it is open, and positions are burnt.
+    // Several windows are processed while it is open, and positions are skipped.
     for round in 1..=10 {
         for _ in 0..30 {
             books.publish(&database.pool, "early").await;
@@ -93,8 +93,8 @@ async fn an_event_of_a_transaction_that_stays_open_is_sent_when_it_commits_and_h
     database.drop().await;
 }
 
-/// The newest transaction is not among those in progress of a snapshot in which none newer has ended: it lies above it. Its
-/// positions do not.
+/// The newest transaction is above a snapshot in which no newer one has ended, not among its running
+/// transactions. Its positions may be below the snapshot's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_events_of_the_newest_transaction_are_in_the_window_that_it_opens() {
     let database = Database::new().await;
@@ -176,7 +176,7 @@ async fn an_event_of_one_organization_never_reaches_the_subscription_of_another(
                 .await;
         }
     }
-    // The marker comes last, to each of them.
+    // The marker event is the last for each subscription.
     for name in ["acme", "globex"] {
         database
             .execute(format!("select outbox.publish('last', '{{\"n\": 1}}', organization => '{name}')"))
@@ -188,7 +188,7 @@ async fn an_event_of_one_organization_never_reaches_the_subscription_of_another(
     for name in ["acme", "globex"] {
         assert_eq!(requests.iter().filter(|request| request.subscription == name).count(), 4, "{name}");
     }
-    books.balance(&database, 0).await; // a crossed tenant is a phantom
+    books.balance(&database, 0).await; // an event of another tenant would be a phantom
     database.drop().await;
 }
 
@@ -196,7 +196,7 @@ async fn an_event_of_one_organization_never_reaches_the_subscription_of_another(
 async fn an_event_published_with_its_subscription_or_after_it_reaches_it() {
     let database = Database::new().await;
     let books = Books::default();
-    // Something else keeps the relay reading while subscriptions appear.
+    // Other events keep the relay reading while subscriptions are created.
     books.subscribe(&database, "all", &["noise"], None).await;
     let relay = RelayBox::start_with(&database, |builder| {
         builder.settings(few_permits("relay")).sink(LedgerSink::new(&books))
@@ -209,7 +209,7 @@ async fn an_event_published_with_its_subscription_or_after_it_reaches_it() {
         let publish = format!("select outbox.publish('{topic}', '{{\"n\": {round}}}')");
         books.publish(&database.pool, "noise").await;
         if round % 2 == 0 {
-            // The event even comes first: what counts is the commit.
+            // The event is written first; only the commit matters.
             let mut transaction = database.pool.begin().await.unwrap();
             for sql in [&publish, &subscribe] {
                 sqlx::query(sqlx::AssertSqlSafe(sql.clone())).execute(&mut *transaction).await.unwrap();

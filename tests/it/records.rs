@@ -1,4 +1,4 @@
-//! What is kept of deliveries: dead letters, the attempt log, the status views.
+//! Records of deliveries: dead letters, the attempt log, the status views.
 
 use pgoutbox::relay::{AttemptLog, Settings};
 use serde_json::json;
@@ -47,7 +47,7 @@ async fn a_dead_letter_is_redriven_even_when_its_event_has_left_the_log() {
 }
 
 #[tokio::test]
-async fn a_discarded_dead_letter_is_gone_for_good_and_only_the_chosen_ones_are() {
+async fn discarding_deletes_only_the_selected_dead_letters() {
     let database = Database::new().await;
     let (broken, refusing) = (Hostile::start(status(500)).await, Hostile::start(status(404)).await);
     subscribe(&database, "broken", "**", json!({"url": broken.url("/")}), once()).await;
@@ -67,7 +67,7 @@ async fn a_discarded_dead_letter_is_gone_for_good_and_only_the_chosen_ones_are()
 }
 
 #[tokio::test]
-async fn the_attempt_log_holds_what_was_asked_for() {
+async fn the_attempt_log_records_what_is_configured() {
     for (log, delivered, failed) in
         [(AttemptLog::All, 2, 2), (AttemptLog::Failures, 0, 2), (AttemptLog::Off, 0, 0)]
     {
@@ -95,7 +95,7 @@ async fn the_attempt_log_holds_what_was_asked_for() {
 }
 
 #[tokio::test]
-async fn the_status_views_tell_pending_processing_completed_and_failed_apart() {
+async fn the_status_views_distinguish_pending_processing_completed_and_failed() {
     let database = Database::new().await;
     let (hanging, broken, mut good) =
         (Hostile::start(Mode::Hang).await, Hostile::start(status(500)).await, Good::start().await);

@@ -1,4 +1,4 @@
-//! Changes of subscriptions are followed at once by every relay; one bad row disturbs nobody.
+//! Every relay follows changes of subscriptions at once; an invalid row affects no other.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -16,7 +16,7 @@ fn is_reloaded(signal: &Signal) -> bool {
     matches!(signal, Signal::Reloaded { .. })
 }
 
-/// A relay with webhooks and a recorder that looks for due deliveries twice a second.
+/// A relay with webhooks and a recorder that polls twice a second.
 async fn relay_with_webhooks(database: &Database, recorder: &Recorder) -> RelayBox {
     let egress =
         Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
@@ -71,7 +71,7 @@ async fn a_committed_change_is_followed_by_every_relay_within_a_second() {
     database.drop().await;
 }
 
-/// Two transactions, one after the other, again and again, while two relays route other events.
+/// Repeats two consecutive transactions while two relays route other events.
 #[tokio::test]
 async fn an_event_committed_after_a_subscription_is_always_matched_against_it() {
     const RACES: usize = 150;
@@ -117,7 +117,7 @@ async fn an_event_committed_after_a_subscription_is_always_matched_against_it() 
     database.drop().await;
 }
 
-/// What passes the database's checks and cannot be used all the same. Field, sink, config.
+/// Subscriptions that pass the database's checks but are invalid: field, sink, config.
 fn unusable() -> Vec<(&'static str, &'static str, Value)> {
     let webhook = |more: Value| {
         let mut config = json!({"url": "https://example.com/hook"});
@@ -168,7 +168,8 @@ fn unusable() -> Vec<(&'static str, &'static str, Value)> {
     rows
 }
 
-/// Also rows that no check of the database has seen. Their names, and the field each should name.
+/// Inserts invalid rows, also some that bypass the database's checks. Returns their names with the field each
+/// should name.
 async fn insert_unusable(database: &Database) -> HashMap<String, &'static str> {
     let mut expected = HashMap::new();
     for (number, (field, sink, config)) in unusable().into_iter().enumerate() {
@@ -182,7 +183,7 @@ async fn insert_unusable(database: &Database) -> HashMap<String, &'static str> {
             .unwrap();
         expected.insert(name, field);
     }
-    // Each in a transaction of its own.
+    // Each in its own transaction.
     database.execute("alter table outbox.subscriptions disable trigger check_subscription").await;
     database
         .execute(
@@ -219,7 +220,7 @@ async fn assert_invalid(database: &Database, expected: &HashMap<String, &'static
 }
 
 #[tokio::test]
-async fn thirty_bad_rows_become_invalid_each_with_its_field_while_the_good_one_flows() {
+async fn thirty_invalid_rows_are_marked_with_their_field_while_the_valid_one_is_served() {
     let database = Database::new().await;
     database.execute("select outbox.subscribe('good', array['**'], 'recorder')").await;
     let recorder = Recorder::new();
@@ -237,7 +238,7 @@ async fn thirty_bad_rows_become_invalid_each_with_its_field_while_the_good_one_f
 }
 
 #[tokio::test]
-async fn a_relay_with_only_bad_rows_starts_and_a_mended_row_works_again() {
+async fn a_relay_with_only_invalid_rows_starts_and_a_fixed_row_works_again() {
     let database = Database::new().await;
     let expected = insert_unusable(&database).await;
     let recorder = Recorder::new();
@@ -252,14 +253,14 @@ async fn a_relay_with_only_bad_rows_starts_and_a_mended_row_works_again() {
     let mut names: Vec<_> = seen.iter().map(|one| one.subscription.as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, ["bad-0", "past-1"]);
-    let mended = "select count(*) from outbox.subscriptions where state = 'ok' and state_reason is null";
-    assert_eq!(database.count(mended).await, 2);
+    let fixed = "select count(*) from outbox.subscriptions where state = 'ok' and state_reason is null";
+    assert_eq!(database.count(fixed).await, 2);
     relay.stop().await;
     database.drop().await;
 }
 
 #[tokio::test]
-async fn what_was_committed_while_a_subscription_was_invalid_is_delivered_once_it_is_mended() {
+async fn events_committed_while_a_subscription_was_invalid_are_delivered_once_it_is_fixed() {
     let database = Database::new().await;
     database.execute("select outbox.subscribe('broken', array['**'], 'recorder', '{\"bad\": true}')").await;
     let recorder = Recorder::new();
@@ -270,7 +271,7 @@ async fn what_was_committed_while_a_subscription_was_invalid_is_delivered_once_i
     database.execute("select outbox.subscribe('broken', array['**'], 'recorder')").await;
     let seen = timeout(Duration::from_secs(10), recorder.wait_for(1))
         .await
-        .expect("mending should not wait for the poll");
+        .expect("fixing should not wait for the poll");
     assert_eq!(seen[0].payload, "1");
     relay.stop().await;
     assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
@@ -284,7 +285,7 @@ async fn a_relay_that_lacks_a_sink_leaves_the_subscription_to_one_that_has_it() 
     let without = RelayBox::start_with(&database, |builder| builder.settings(settings("without"))).await;
     database.eventually("select state = 'invalid' from outbox.subscriptions").await;
     let recorder = Recorder::new();
-    // What another relay has routed and cannot send is found by the poll.
+    // The poll finds deliveries that another relay routed but cannot send.
     let polling = Settings { poll: Some(Duration::from_millis(100)), ..settings("with") };
     let with =
         RelayBox::start_with(&database, |builder| builder.settings(polling).sink(recorder.clone())).await;
@@ -305,7 +306,7 @@ async fn a_relay_that_lacks_a_sink_leaves_the_subscription_to_one_that_has_it() 
 }
 
 #[tokio::test]
-async fn a_paused_subscription_is_owed_what_was_committed_and_gets_it_when_resumed() {
+async fn a_paused_subscription_gets_its_events_when_it_is_resumed() {
     let database = Database::new().await;
     database
         .execute("select outbox.subscribe('paused', array['**'], 'recorder'); select outbox.subscribe('other', array['**'], 'recorder')")
@@ -317,7 +318,7 @@ async fn a_paused_subscription_is_owed_what_was_committed_and_gets_it_when_resum
     for n in 0..30 {
         database.execute(format!("select outbox.publish('a.b', '{n}')")).await;
     }
-    // The other one has them all: had the paused one been sent to, it would have been seen by now.
+    // The other subscription has all events; deliveries to the paused one would have been seen by now.
     let seen =
         recorder.wait_until(|seen| seen.iter().filter(|one| one.subscription == "other").count() == 30).await;
     assert!(seen.iter().all(|one| one.subscription == "other"), "{seen:?}");
@@ -333,7 +334,7 @@ async fn a_paused_subscription_is_owed_what_was_committed_and_gets_it_when_resum
 }
 
 #[tokio::test]
-async fn what_a_deleted_subscription_was_owed_is_cancelled_and_what_is_in_flight_ends() {
+async fn deleting_a_subscription_cancels_its_deliveries_and_lets_those_in_flight_end() {
     let database = Database::new().await;
     database
         .execute("select outbox.subscribe('leaving', array['**'], 'recorder'); select outbox.subscribe('staying', array['**'], 'recorder')")
@@ -343,7 +344,7 @@ async fn what_a_deleted_subscription_was_owed_is_cancelled_and_what_is_in_flight
     let relay = relay_with_webhooks(&database, &recorder).await;
     database.execute("select outbox.publish('a.b', n::text::jsonb) from generate_series(1, 100) as n").await;
     recorder.wait_until(|seen| seen.iter().any(|one| one.subscription == "leaving")).await;
-    // More than is cancelled in one statement.
+    // More rows than one statement cancels.
     database
         .execute(
             "insert into outbox.deliveries (subscription_id, due_at, position, created_at)
@@ -360,9 +361,9 @@ async fn what_a_deleted_subscription_was_owed_is_cancelled_and_what_is_in_flight
     database.drop().await;
 }
 
-/// Every event is matched against the subscriptions before a change or after it, never against some of each.
+/// Every event is matched against the subscriptions before or after a change, never against a mixture.
 #[tokio::test]
-async fn a_change_of_two_thousand_rows_is_seen_whole() {
+async fn a_change_of_two_thousand_rows_is_atomic() {
     const MANY: usize = 2_000;
     let database = Database::new().await;
     database
@@ -380,7 +381,7 @@ async fn a_change_of_two_thousand_rows_is_seen_whole() {
     database.execute("select outbox.publish('other', '\"one\"')").await;
     let seen = recorder.wait_for(MANY + 1).await;
     assert_eq!(seen.last().unwrap().subscription, "s1000", "one row among many was changed");
-    // Published while the change of all rows is under way and just after it.
+    // Published during and just after the change of all rows.
     let change = database.execute("update outbox.subscriptions set topics = array['new']");
     let publish = async {
         for _ in 0..4 {
@@ -401,7 +402,7 @@ async fn a_change_of_two_thousand_rows_is_seen_whole() {
     for ((position, what), count) in counts {
         assert!(
             what != "old \"after\"" && what != "new \"before\"",
-            "event {position} ({what}) was wanted by nobody"
+            "event {position} ({what}) matched no subscription"
         );
         let whole = if what == "other \"one\"" {
             count == 1
@@ -414,7 +415,7 @@ async fn a_change_of_two_thousand_rows_is_seen_whole() {
 }
 
 #[tokio::test]
-async fn an_array_that_clients_cannot_read_is_refused_and_a_row_that_came_past_the_check_stops_nobody() {
+async fn an_array_that_clients_cannot_read_is_refused_and_a_row_that_bypassed_the_check_stops_no_other() {
     let database = Database::new().await;
     let refusal = async |arguments: &str| {
         let sql = format!("select outbox.subscribe('odd', {arguments})");

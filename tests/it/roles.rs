@@ -1,4 +1,4 @@
-//! As each role, what it may do and what it may not.
+//! What each role may and may not do.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::support::{Database, Recorder, RelayBox};
 
-/// What PostgreSQL answers to who lacks a right.
+/// SQLSTATE of a missing right.
 const DENIED: &str = "42501";
 
 /// A database with an event, a delivery and a dead letter in it, and a login in each group.
@@ -38,7 +38,7 @@ impl Stage {
         Self { database, logins }
     }
 
-    /// Tries a statement and takes it back. The SQLSTATE and the message of a refusal.
+    /// Executes a statement and rolls it back. Returns SQLSTATE and message of a refusal.
     async fn attempt(&mut self, role: &str, sql: &str) -> Result<(), (String, String)> {
         let connection = self.logins.get_mut(role).unwrap();
         let mut transaction = connection.begin().await.unwrap();
@@ -125,7 +125,7 @@ async fn a_publisher_publishes_and_does_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_relay_moves_deliveries_and_changes_neither_events_nor_what_subscriptions_say() {
+async fn a_relay_changes_deliveries_but_neither_events_nor_definitions_of_subscriptions() {
     let mut stage = Stage::new().await;
     stage
         .assert(
@@ -182,7 +182,7 @@ async fn a_relay_moves_deliveries_and_changes_neither_events_nor_what_subscripti
 }
 
 #[tokio::test]
-async fn a_monitor_sees_how_things_stand_and_no_payload() {
+async fn a_monitor_sees_status_and_no_payload() {
     let mut stage = Stage::new().await;
     stage
         .assert(
@@ -261,7 +261,7 @@ async fn an_admin_subscribes_redrives_and_discards_and_does_not_write_the_log() 
 }
 
 #[tokio::test]
-async fn what_a_member_of_the_publishers_commits_is_delivered() {
+async fn events_of_a_publisher_role_are_delivered() {
     let mut stage = Stage::new().await;
     stage.database.execute("delete from outbox.deliveries").await;
     let recorder = Recorder::new();
@@ -295,7 +295,7 @@ async fn a_relay_whose_login_is_a_superuser_does_not_start() {
 }
 
 #[tokio::test]
-async fn functions_that_run_as_their_owner_pin_their_search_path_and_nobody_gets_one_by_default() {
+async fn functions_that_run_as_their_owner_pin_their_search_path_and_are_not_public() {
     let database = Database::new().await;
     let functions = sqlx::query(
         "select p.proname, p.prosecdef, coalesce(array_to_string(p.proconfig, ','), '') as settings,
@@ -326,7 +326,7 @@ async fn functions_that_run_as_their_owner_pin_their_search_path_and_nobody_gets
     database.drop().await;
 }
 
-/// Objects of its own session that are called like those a definer function uses.
+/// Temporary objects with the names of those that a security definer function uses.
 #[tokio::test]
 async fn a_hostile_temporary_object_does_not_fool_a_function_that_runs_as_its_owner() {
     let mut stage = Stage::new().await;

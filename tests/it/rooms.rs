@@ -1,10 +1,10 @@
-//! The rooms of `src`: which uses which, computed from the paths in the code. Use runs in one direction.
+//! The rooms of `src` use each other in one direction, computed from the paths in the code.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::tidy::{code, files};
 
-/// The rooms in their order, from the one place where it stands.
+/// The rooms in the order of `src/lib.rs`.
 fn order() -> Vec<String> {
     let lib = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/lib.rs")).unwrap();
     lib.lines().filter_map(|line| Some(line.strip_prefix("mod ")?.strip_suffix(';')?.to_owned())).collect()
@@ -66,7 +66,7 @@ fn use_runs_in_one_direction() {
         let own = order.iter().position(|one| one == room).unwrap();
         for (used, file) in uses {
             let Some(at) = order.iter().position(|one| one == used) else {
-                panic!("{file} uses crate::{used}, which is no room: name the room it is in");
+                panic!("{file} uses crate::{used}, which is not a room: write the room it is in");
             };
             assert!(at < own, "{file}: {room} uses {used}, which stands below it in src/lib.rs");
         }
@@ -84,7 +84,7 @@ fn a_module_has_one_form_a_file_or_a_folder_with_mod_rs() {
     for name in files("src", ".rs").into_keys() {
         let folder = name.trim_end_matches(".rs");
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-        assert!(!path.is_dir(), "{name} stands beside the folder {folder}/; move it to {folder}/mod.rs");
+        assert!(!path.is_dir(), "{name} exists beside the folder {folder}/; move it to {folder}/mod.rs");
     }
 }
 
@@ -97,7 +97,7 @@ fn the_top_of_src_is_short() {
     assert!(top.len() <= 13, "the top of src has {}: {top:?}", top.len());
 }
 
-/// A change of this list is a change of the library's interface, and stands in CHANGELOG.md.
+/// A change of this list changes the library's interface and belongs into CHANGELOG.md.
 #[test]
 fn the_public_names_are_those_of_the_committed_list() {
     let lib = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/lib.rs")).unwrap();

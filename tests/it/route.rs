@@ -1,9 +1,9 @@
-//! New events become deliveries: each once, to those that want it, and to nobody else.
+//! Each new event becomes one delivery for each matching subscription.
 
 use crate::support::{Database, Recorder, RelayBox};
 
 #[tokio::test]
-async fn a_committed_event_reaches_those_that_want_it_and_a_rolled_back_one_nobody() {
+async fn a_committed_event_reaches_matching_subscriptions_and_a_rolled_back_one_none() {
     let database = Database::new().await;
     database.execute("select outbox.subscribe('orders', array['shop.orders.*'], 'recorder')").await;
     database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;

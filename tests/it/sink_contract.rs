@@ -1,4 +1,5 @@
-//! One suite for every sink: what a destination must get, and what a sink must report. The lines at the end are the list.
+//! One suite for every sink: what a destination must get and a sink must report. The list of sinks is at the
+//! end.
 
 use std::time::Duration;
 
@@ -10,28 +11,28 @@ use serde_json::Value;
 
 use crate::support::deliveries::{deliveries, deliveries_of, payload_that_must_not_be_parsed};
 
-/// A real destination and the sink that reaches it.
+/// A real destination and its sink.
 pub(crate) trait Destination: Sized {
-    /// The sink's kind.
+    /// Kind of the sink.
     const KIND: &'static str;
-    /// Whether payloads arrive byte for byte; not where the destination stores jsonb of its own.
+    /// Whether payloads arrive byte for byte; false if the destination stores jsonb.
     const BYTE_FOR_BYTE: bool = true;
 
-    /// Starts it, or takes the one that all tests share, with a place of the test's own.
+    /// Starts the destination, or uses the shared one, with a separate place for the test.
     async fn start() -> Self;
-    /// The sink, connected to it.
+    /// The sink, connected to the destination.
     fn registry(&self) -> Registry;
-    /// The same sink where nothing listens; `None` where there is no such thing.
+    /// The sink with an address where nothing listens, if the kind has addresses.
     fn nowhere() -> Option<Registry>;
-    /// A subscription's config that leads to the test's own place.
+    /// A subscription's config with the test's place.
     fn config(&self) -> Value;
-    /// What has arrived, in the order of arrival, read by other means than the sink: id and payload.
+    /// Id and payload of all arrived events, in the order of arrival, read independently of the sink.
     async fn received(&self) -> Vec<(String, String)>;
-    /// Configs that are refused, and what the sentence must say.
+    /// Configs that are refused, and a part of the message.
     fn refused() -> Vec<(Value, &'static str)>;
 }
 
-/// One attempt, which must end by itself.
+/// Makes one attempt, which must end by itself.
 async fn send(outlet: &Outlet, deliveries: &[Outgoing]) -> Vec<Report> {
     let limit = outlet.deadline() + Duration::from_millis(500);
     tokio::time::timeout(limit, outlet.send(deliveries))
@@ -70,7 +71,7 @@ pub(crate) async fn a_batch_arrives_in_order_with_a_report_for_each<D: Destinati
     assert_eq!(received, sent);
 }
 
-pub(crate) async fn the_same_delivery_twice_is_borne<D: Destination>() {
+pub(crate) async fn the_same_delivery_twice_is_accepted<D: Destination>() {
     let destination = D::start().await;
     let deliveries = deliveries(&destination.registry(), D::KIND, destination.config(), 2);
     assert_delivered(&send(&deliveries.outlet, &deliveries[..1]).await);
@@ -91,7 +92,7 @@ pub(crate) async fn a_payload_passes_byte_for_byte<D: Destination>() {
     assert_eq!(destination.received().await[0].1, payload);
 }
 
-pub(crate) async fn a_destination_that_is_away_is_a_retry_in_time<D: Destination>() {
+pub(crate) async fn an_unreachable_destination_is_a_retry_in_time<D: Destination>() {
     let Some(registry) = D::nowhere() else { return };
     let config = D::start().await.config();
     let deliveries = deliveries(&registry, D::KIND, config, 3);
@@ -131,7 +132,7 @@ pub(crate) async fn a_bad_config_is_refused_and_names_the_field<D: Destination>(
 }
 
 #[test]
-fn a_kind_that_was_not_built_in_is_refused_with_the_mend() {
+fn a_kind_that_was_not_built_in_is_refused_with_a_fix() {
     let built = [("nats", cfg!(feature = "nats")), ("redis", cfg!(feature = "redis"))];
     for (kind, built) in built {
         let problem = pgoutbox::sinks::registry().bind(kind, &Value::Null).unwrap_err();
@@ -146,9 +147,9 @@ macro_rules! contract {
         contract!(@ $destination:
             it_delivers_with_id_and_payload
             a_batch_arrives_in_order_with_a_report_for_each
-            the_same_delivery_twice_is_borne
+            the_same_delivery_twice_is_accepted
             a_payload_passes_byte_for_byte
-            a_destination_that_is_away_is_a_retry_in_time
+            an_unreachable_destination_is_a_retry_in_time
             check_passes_and_leaves_nothing
             a_bad_config_is_refused_and_names_the_field
         );

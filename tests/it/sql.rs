@@ -1,5 +1,5 @@
-//! Every statement of the relay is prepared as the relay prepares it, and stays cheap: with statistics from when the tables
-//! were empty, and with a million rows in them.
+//! Every statement of the relay is prepared as by the relay and stays cheap, with statistics of empty tables
+//! and with a million rows.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use crate::support::{
     plans::{self, LEASED, LEASED_FROM, Measured, NEW, ROWS, Statement, TOKEN, buffers, complaints},
 };
 
-/// Statements that count or list everything, each because a person asked for it.
+/// Statements for operators that count or list everything.
 const FOR_PEOPLE: [&str; 5] =
     ["subscription_status", "list_dead_letters", "count_dead_letters", "recent_events", "published"];
 
-/// With statistics that lie, and with true ones.
+/// Measurements with stale and with fresh statistics.
 static MEASURED: OnceCell<[(&str, Measured); 2]> = OnceCell::const_new();
 
 async fn measured() -> &'static [(&'static str, Measured); 2] {
@@ -66,7 +66,7 @@ async fn measure(database: &Database, arguments: &BTreeMap<&str, Vec<String>>) -
     measured
 }
 
-/// What the busy statements are run with.
+/// Arguments of the frequent statements.
 fn arguments(settled: &(String, Vec<String>), end: &str) -> BTreeMap<&'static str, Vec<String>> {
     let leased = format!(
         "'{{{}}}'",
@@ -172,7 +172,7 @@ fn run<'a>(measured: &'a Measured, name: &str) -> &'a Value {
 }
 
 #[test]
-fn every_statement_opens_with_what_it_is_for() {
+fn every_statement_opens_with_its_purpose() {
     for Statement { folder, name, text } in plans::statements() {
         assert!(
             text.starts_with("-- "),
@@ -205,14 +205,14 @@ async fn no_statement_of_a_relay_reads_all_of_a_growing_table_or_sorts_it() {
     }
 }
 
-/// Buffers, not time: what a slow machine and a fast one agree about.
+/// Compares buffers instead of time, which do not depend on the machine.
 #[tokio::test]
-async fn among_a_million_rows_the_busy_statements_touch_few_pages() {
+async fn among_a_million_rows_the_frequent_statements_touch_few_pages() {
     const CURSOR: i64 = 20;
-    // Pages that hold the rows, and the way to them.
+    // Pages of the rows and of the index.
     let limits = [
         ("load_cursor", CURSOR),
-        ("open_window", 2 * CURSOR), // a probe for each transaction that was open
+        ("open_window", 2 * CURSOR), // one probe for each open transaction
         ("read_events", 60),
         ("read_page", 100),
         ("find_due", 150),
@@ -224,7 +224,7 @@ async fn among_a_million_rows_the_busy_statements_touch_few_pages() {
         ("renew_leases", LEASED * 20),
         ("load_events", LEASED * 20),
         ("advance_cursor", NEW * 20),
-        ("measure_backlog", 50_000), // counting stops at 100,000 for each
+        ("measure_backlog", 50_000), // counts at most 100,000 rows of each subscription
     ];
     for (when, measured) in measured().await {
         for (name, limit) in limits {
@@ -237,7 +237,7 @@ async fn among_a_million_rows_the_busy_statements_touch_few_pages() {
 }
 
 #[tokio::test]
-async fn a_million_waiting_for_one_are_not_read_to_claim_for_the_others() {
+async fn claims_for_others_do_not_read_a_million_deliveries_of_one_subscription() {
     for (when, measured) in measured().await {
         let plan = run(measured, "claim_deliveries");
         let mut most = 0;
@@ -255,7 +255,8 @@ fn rows_read(node: &Value, most: &mut i64) {
     node["Plans"].as_array().into_iter().flatten().for_each(|child| rows_read(child, most));
 }
 
-/// 20,000 steps, each with a delivery made and settled, while an old transaction keeps every dead version.
+/// 20,000 steps, each with a delivery created and settled, while an old transaction keeps every dead row
+/// version.
 #[tokio::test]
 async fn an_old_transaction_that_holds_back_vacuum_does_not_slow_the_next_step() {
     let database = Database::new().await;
@@ -310,7 +311,7 @@ async fn an_old_transaction_that_holds_back_vacuum_does_not_slow_the_next_step()
             buffers(&plan)
         );
     }
-    // The step itself: the newest version is found by its number, whatever lies beside it.
+    // The step finds the newest version by its number, without reading dead ones.
     let statement =
         plans::statements().into_iter().find(|statement| statement.name == "advance_cursor").unwrap();
     let mut step: Vec<String> = ["20001", "'3:3:'"].map(str::to_owned).to_vec();

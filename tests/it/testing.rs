@@ -1,4 +1,4 @@
-//! What the feature `testing` gives the tests of an application.
+//! The feature `testing` for tests of an application.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use pgoutbox::{
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_test_sees_what_its_transaction_has_published_and_what_a_relay_sends_of_it() {
+async fn a_test_sees_the_events_of_its_transaction_and_what_a_relay_sends() {
     let database = TestDatabase::start().await.unwrap();
     let mut before = database.pool().begin().await.unwrap();
     Event::new("shop.orders.create", json!({ "id": 0 })).unwrap().publish(&mut before).await.unwrap();

@@ -1,4 +1,4 @@
-//! The rooms, as far as a text search can tell, and the list of promises. Never starts anything.
+//! Rules of rooms, files and lines that a text search can check, and the list of promises.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Every file below a folder whose name ends so, with its text.
+/// All files in a folder whose names end with `end`, with their text.
 pub(crate) fn files(folder: &str, end: &str) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![root().join(folder)];
@@ -28,7 +28,7 @@ pub(crate) fn files(folder: &str, end: &str) -> BTreeMap<String, String> {
     found
 }
 
-/// Without comments and without the tests at its foot.
+/// The code of a file, without comments and unit tests.
 pub(crate) fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]").next().unwrap_or_default();
     text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
@@ -55,14 +55,14 @@ fn assert_never(room: &[&str], words: &[&str], why: &str) {
 }
 
 #[test]
-fn every_file_opens_with_what_lives_in_it() {
+fn every_file_opens_with_its_purpose() {
     for folder in ["src", "tests/it"] {
         for (name, text) in files(folder, ".rs") {
             assert!(text.starts_with("//! "), "{name} should open with //! and a sentence");
         }
     }
     for (name, text) in files("migrations", ".sql") {
-        assert!(text.starts_with("-- "), "{name} should open with what it adds");
+        assert!(text.starts_with("-- "), "{name} should open with a comment");
     }
 }
 
@@ -81,13 +81,13 @@ fn the_stages_contain_no_sql() {
         "fetch_one",
         "fetch_all",
     ];
-    // The listener has a connection of its own, for LISTEN and its two locks.
+    // The listener has its own connection, for LISTEN and two locks.
     let stages: Vec<String> =
         files("src/relay", ".rs").into_keys().filter(|name| !name.ends_with("/await_work.rs")).collect();
     assert_never(
         &stages.iter().map(String::as_str).collect::<Vec<_>>(),
         &words,
-        "what the relay asks the database stands in sql/, reached through store",
+        "statements belong into sql/ and are run by store",
     );
 }
 
@@ -115,7 +115,7 @@ fn the_pure_rooms_are_pure() {
     assert_never(
         &["src/event/topic.rs", "src/event/filter/", "src/event/types/schema.rs", "src/delivery/"],
         &words,
-        "they touch their arguments and nothing else",
+        "they use only their arguments",
     );
 }
 
@@ -131,7 +131,7 @@ fn sinks_neither_wait_nor_log_nor_count_nor_know_the_outbox() {
         "crate::relay",
         "outbox.",
     ];
-    // Two have a reason: one settles what it delivers, the other's destination is a PostgreSQL.
+    // Two exceptions: one settles its deliveries itself, the destination of the other is PostgreSQL.
     let (own, foreign) = ("src/sinks/function/", "src/sinks/postgres/mod.rs");
     let plain: Vec<String> = files("src/sinks", ".rs")
         .into_keys()
@@ -158,7 +158,7 @@ fn sinks_neither_wait_nor_log_nor_count_nor_know_the_outbox() {
 fn only_config_and_secret_read_settings_from_the_environment() {
     for (name, text) in files("src", ".rs") {
         let reads = code(&text).contains("env::var");
-        // The last two look for PATH and for the terminal's own words, never for settings.
+        // The last two read PATH and terminal variables, not settings.
         let may =
             ["src/cli/config", "src/sink/secret.rs", "src/lab/private_postgres", "src/lab/demo/screen.rs"]
                 .iter()
@@ -169,7 +169,7 @@ fn only_config_and_secret_read_settings_from_the_environment() {
 
 #[test]
 fn every_statement_is_used_exactly_once() {
-    // The benchmark runs the relay's statements without the relay: that is its floor.
+    // The benchmark runs statements of the relay too, to measure a floor.
     let source: String = files("src", ".rs")
         .iter()
         .filter(|(name, _)| !name.starts_with("src/lab/bench/"))
@@ -198,7 +198,7 @@ fn no_file_is_longer_than_four_hundred_lines_without_a_reason() {
 
 #[test]
 fn every_promise_names_a_test_that_exists() {
-    // Until it is written it promises nothing.
+    // Without the file there are no promises.
     let Ok(text) = fs::read_to_string(root().join("ARCHITECTURE.md")) else { return };
     for name in text.split('`').skip(1).step_by(2).filter_map(|word| word.rsplit_once("::")) {
         let (file, test) = name;

@@ -1,4 +1,5 @@
-//! Transforms: what is sent in place of the payload, what becomes of those that fail, and trying them before they are saved.
+//! Transforms: what is sent instead of the payload, transforms that fail, and trying them before they are
+//! saved.
 
 use std::{
     io::Write as _,
@@ -22,7 +23,7 @@ async fn subscribe(database: &Database, name: &str, arguments: &str) {
 }
 
 #[tokio::test]
-async fn what_a_transform_makes_of_a_payload_is_sent_and_what_has_none_passes_byte_for_byte() {
+async fn the_value_of_a_transform_is_sent_and_without_one_the_payload_byte_for_byte() {
     let database = Database::new().await;
     let payload = "{\"b\": 1.10, \"a\": [1e400, 123456789012345678901234567890], \"id\": 7}";
     subscribe(&database, "as-it-is", "'{}'").await;
@@ -59,7 +60,7 @@ async fn what_a_transform_makes_of_a_payload_is_sent_and_what_has_none_passes_by
     database.drop().await;
 }
 
-/// Keeps whole deliveries.
+/// A sink that keeps deliveries.
 #[derive(Debug, Clone, Default)]
 struct Keeper(Arc<Mutex<Vec<Outgoing>>>);
 
@@ -86,8 +87,7 @@ impl Sink for Keeper {
 }
 
 #[tokio::test]
-async fn event_changes_payload_key_headers_and_what_the_sink_is_told_and_each_attempt_begins_with_the_event_itself()
- {
+async fn event_changes_payload_key_headers_and_sink_fields_and_each_attempt_starts_with_the_original_event() {
     let database = Database::new().await;
     let transform = "event({\"payload\": {\"n\": payload.n + 1}, \"key\": \"eu-\" + key, \"headers\": {\"x-kind\": headers.kind}, \"sink\": {\"topic\": \"orders.eu\"}})";
     database
@@ -129,7 +129,7 @@ async fn event_changes_payload_key_headers_and_what_the_sink_is_told_and_each_at
 }
 
 #[tokio::test]
-async fn a_transform_that_fails_makes_a_dead_letter_that_says_where_with_the_event_as_it_was() {
+async fn a_transform_that_fails_makes_a_dead_letter_with_the_path_and_the_original_event() {
     let database = Database::new().await;
     subscribe(&database, "missing", "transform => '{\"id\": payload.order.id}'").await;
     subscribe(&database, "bytes", "transform => '{\"raw\": [bytes(payload.name)]}'").await;
@@ -152,7 +152,7 @@ async fn a_transform_that_fails_makes_a_dead_letter_that_says_where_with_the_eve
         assert_eq!(payload, "{\"name\": \"secret-name\"}");
     }
     assert_eq!(rows.len(), 2);
-    // Mended, and sent again.
+    // Fixed and redriven.
     subscribe(&database, "missing", "transform => '{\"name\": payload.name}'").await;
     database.execute("select outbox.redrive(subscription => 'missing')").await;
     let seen = recorder.wait_for(1).await;
@@ -166,8 +166,7 @@ fn lines(output: &std::process::Output) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_subscription_can_be_tried_on_past_events_and_shows_what_keeps_each_away_and_the_body_that_would_be_sent()
- {
+async fn a_subscription_can_be_tried_on_past_events_and_shows_the_failed_condition_or_the_body() {
     let database = Database::new().await;
     database
         .execute(
@@ -208,7 +207,7 @@ async fn a_subscription_can_be_tried_on_past_events_and_shows_what_keeps_each_aw
         ]
     );
     assert!(shown[6]["error"].as_str().unwrap().contains("there is no key \"lines\""), "{}", shown[6]);
-    // Exactly what a relay sends.
+    // The same bytes as a relay sends.
     let body = shown[0]["body"].as_str().unwrap().to_owned();
     assert!(body.ends_with("\"data\":{\"total\":150}}"), "{body}");
     let mut receiver = Good::start().await;
@@ -283,7 +282,7 @@ fn a_draft_can_be_tried_on_an_event_from_a_file_without_a_database() {
 }
 
 #[tokio::test]
-async fn what_a_transform_makes_large_is_sent_in_smaller_batches() {
+async fn payloads_that_a_transform_makes_large_are_sent_in_smaller_batches() {
     let database = Database::new().await;
     let files = tempfile::tempdir().unwrap();
     database

@@ -1,4 +1,4 @@
-//! The webhook sink against real sockets: what is sent, what is never connected to, and how an attempt ends when the
+//! The webhook sink with real sockets: requests, forbidden addresses, and the end of an attempt when the
 //! receiver misbehaves.
 
 use std::{net::IpAddr, process::Stdio, sync::Arc, time::Duration};
@@ -33,7 +33,7 @@ const OLD: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 const NEW: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const ID: Uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
 
-/// The tests' receivers are allowed, their neighbour 127.0.0.2 is not.
+/// Allows 127.0.0.1 but not 127.0.0.2.
 fn egress() -> Egress {
     Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() }
 }
@@ -72,7 +72,7 @@ fn delivery(registry: &Registry, config: Value, payload: &str) -> Deliveries {
     Deliveries { outlet, outgoing: vec![Outgoing::new(Arc::new(event), "contract".into(), now)] }
 }
 
-/// One attempt, ended by the caller at the outlet's own deadline plus half a second: later is a failure of the test.
+/// Makes one attempt, which must end within the outlet's deadline plus half a second.
 async fn attempt(deliveries: &Deliveries) -> Report {
     let outlet = &deliveries.outlet;
     let sending = outlet.send(deliveries);
@@ -199,7 +199,7 @@ async fn a_name_with_a_forbidden_answer_is_never_connected_to() {
             );
             assert!(
                 !report.answer.unwrap().contains("127.0.0"),
-                "an answer must not map the operator's network"
+                "an answer must not reveal the operator's network"
             );
         }
     }
@@ -207,10 +207,10 @@ async fn a_name_with_a_forbidden_answer_is_never_connected_to() {
 }
 
 #[tokio::test]
-async fn a_name_that_changes_its_address_gains_nothing() {
+async fn a_name_that_changes_its_address_cannot_reach_a_forbidden_one() {
     let receiver = Hostile::start(Mode::CloseMidAnswer(500)).await;
     let trap = Hostile::start_on(&format!("127.0.0.2:{}", receiver.address.port()), Mode::Hang).await;
-    // First the allowed address, then, with every further lookup, the forbidden one.
+    // The allowed address at the first lookup, the forbidden one at every later lookup.
     let registry = registry(resolving(|lookup| {
         vec![if lookup == 0 { [127, 0, 0, 1].into() } else { [127, 0, 0, 2].into() }]
     }));
@@ -221,7 +221,7 @@ async fn a_name_that_changes_its_address_gains_nothing() {
     assert_eq!((receiver.connections(), trap.connections()), (1, 0));
 }
 
-/// A guard whose resolver answers by the number of the lookup.
+/// A guard with a resolver that answers by the number of the lookup.
 fn resolving(answer: impl Fn(usize) -> Vec<IpAddr> + Send + Sync + 'static) -> Guard {
     let lookups = std::sync::atomic::AtomicUsize::new(0);
     let lookup = move |_: &str| -> Looking {
@@ -232,7 +232,7 @@ fn resolving(answer: impl Fn(usize) -> Vec<IpAddr> + Send + Sync + 'static) -> G
 }
 
 #[tokio::test]
-async fn a_failed_lookup_a_closed_port_and_a_server_without_tls_have_reasons_of_their_own() {
+async fn a_failed_lookup_a_closed_port_and_a_server_without_tls_have_different_reasons() {
     let failing = |_: &str| -> Looking { Box::pin(async { Err(std::io::Error::other("servfail")) }) };
     let unresolved = registry(Guard::with_lookup(&egress(), Arc::new(failing)));
     let report = attempt(&delivery(&unresolved, json!({"url": "http://shop.test/"}), "{}")).await;
@@ -328,7 +328,7 @@ async fn retry_after_is_honoured_on_any_failure_that_is_retried() {
 }
 
 #[tokio::test]
-async fn an_answer_is_kept_without_the_secrets_it_repeats() {
+async fn secrets_in_an_answer_are_redacted() {
     let problem = br#"{"title":"Forbidden","detail":"token canary-canary is revoked","more":"x"}"#.to_vec();
     let headers = vec![("content-type", "application/problem+json; charset=utf-8".to_owned())];
     let receiver = Hostile::start(Mode::Status(403, headers, problem)).await;
@@ -352,7 +352,8 @@ async fn one_connection_serves_many_attempts() {
 
 #[tokio::test]
 async fn proxies_of_the_environment_are_ignored() {
-    // Variables are read when a client is made, and setting them in this process is unsafe: another one runs a test that delivers.
+    // Variables are read when a client is made, and setting them in this process is unsafe, so a child
+    // process runs a test.
     let trap = Hostile::trap().await;
     let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
     child
@@ -373,7 +374,7 @@ async fn proxies_of_the_environment_are_ignored() {
 }
 
 #[tokio::test]
-async fn the_local_receiver_verifies_fails_and_comes_back() {
+async fn the_local_receiver_verifies_signatures_fails_and_can_be_down() {
     let (received, mut requests) = mpsc::channel(8);
     let options = Options {
         secrets: vec![Key::parse(&OLD.into()).unwrap()],

@@ -1,4 +1,4 @@
-//! Several events in one request: gathered, acknowledged in part, repeated alone.
+//! Several events in one request: collected, acknowledged in part, retried alone.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,7 +22,7 @@ use crate::support::{
     relay::settings,
 };
 
-/// What one request held, and under which name and type it came.
+/// A request: its events, id and content type.
 #[derive(Debug, Clone)]
 struct Request {
     id: String,
@@ -30,10 +30,10 @@ struct Request {
     events: Vec<Value>,
 }
 
-/// Every request, and how often each event was acknowledged.
+/// All requests, and how often each event was acknowledged.
 type Seen = (Vec<Request>, HashMap<String, u32>);
 
-/// A receiver of batches that fails what its test tells it to, the first time it sees it.
+/// A receiver of batches that fails chosen events the first time.
 #[derive(Debug, Clone)]
 struct Batches {
     fails: fn(&Value) -> bool,
@@ -52,7 +52,7 @@ impl Batches {
         (batches, url, running)
     }
 
-    /// Waits until so many events have been acknowledged, each once.
+    /// Waits until this many events were acknowledged, each once.
     async fn wait_for(&self, count: usize) -> Vec<Request> {
         let waiting = async {
             loop {
@@ -121,7 +121,7 @@ async fn publish(database: &Database, count: i32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_not_acknowledged_comes_again_alone_and_nothing_else_does() {
+async fn events_that_were_not_acknowledged_are_retried_alone_and_no_others() {
     let database = Database::new().await;
     let (batches, url, _running) = Batches::start(|event| event["data"].as_i64().unwrap() % 10 == 0).await;
     let relay = start(&database, json!({"url": url, "batch": {"max": 20}}), json!({"initial": "50ms"})).await;
@@ -138,7 +138,7 @@ async fn what_was_not_acknowledged_comes_again_alone_and_nothing_else_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_gather_for_as_long_as_the_subscription_says() {
+async fn events_are_collected_for_the_time_of_the_subscription() {
     let database = Database::new().await;
     let (batches, url, _running) = Batches::start(|_| false).await;
     let config = json!({"url": url, "body": "cloudevents", "batch": {"max": 30, "wait": "2s"}});
@@ -158,7 +158,7 @@ async fn events_gather_for_as_long_as_the_subscription_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_first_attempt_is_the_last_no_event_shares_it() {
+async fn with_a_single_attempt_each_event_is_sent_alone() {
     let database = Database::new().await;
     let (batches, url, _running) = Batches::start(|event| event["data"] == 3).await;
     let relay = start(&database, json!({"url": url, "batch": {"max": 20}}), json!({"max_attempts": 1})).await;
@@ -178,7 +178,7 @@ async fn where_the_first_attempt_is_the_last_no_event_shares_it() {
     relay.stop().await;
 }
 
-/// What is reported of three events when the receiver answers in this way; it is given the id of the second.
+/// The reports for three events when the receiver answers in this way. It gets the id of the second.
 async fn answered(answer: impl Fn(&str) -> Mode) -> Vec<(&'static str, Option<Reason>, bool)> {
     let mut registry = pgoutbox::sinks::registry();
     registry.add(webhook());
@@ -208,7 +208,7 @@ const DELIVERED: (&str, Option<Reason>, bool) = ("delivered", None, false);
 const NOT_ACKNOWLEDGED: (&str, Option<Reason>, bool) = ("retry", Some(Reason::NotAcknowledged), false);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_list_of_failed_events_counts_however_slow_or_long_the_answer_is() {
+async fn a_list_of_failed_events_is_used_however_slow_or_long_the_answer_is() {
     let one_failed = [DELIVERED, NOT_ACKNOWLEDGED, DELIVERED];
     let list = |id: &str| format!("{{\"ok\": 2, \"failed\": [\"{id}\"]}}");
     assert_eq!(answered(|id| ok(list(id))).await, one_failed);
@@ -221,7 +221,7 @@ async fn a_list_of_failed_events_counts_however_slow_or_long_the_answer_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_cut_off_or_names_what_was_not_sent_acknowledges_nothing() {
+async fn an_answer_that_is_cut_off_or_lists_unknown_events_acknowledges_nothing() {
     let unclear = [("retry", Some(Reason::BrokenAnswer), true); 3];
     assert_eq!(answered(|_| Mode::CloseMidAnswer(200)).await, unclear);
     assert_eq!(answered(|_| Mode::EndlessBody(200)).await, unclear);

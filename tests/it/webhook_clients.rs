@@ -1,4 +1,5 @@
-//! What independent libraries make of our requests: signatures after Standard Webhooks, CloudEvents in every form.
+//! Independent libraries verify and read our requests: Standard Webhooks signatures, CloudEvents in every
+//! form.
 
 use pgoutbox::{
     sink::{Registry, egress::Egress, secret::Secrets},

@@ -1,4 +1,4 @@
-//! Webhooks from the commit to the receiver and back, against receivers that misbehave.
+//! Webhooks end to end, with receivers that misbehave.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ pub(crate) fn webhook() -> Webhook {
     Webhook::with_guard(&egress, guard, Secrets::with_environment(None, |_| None)).unwrap()
 }
 
-/// Few permits and a log of all attempts; nothing in flight is waited for at the end.
+/// Settings with few permits, a log of all attempts, and no drain.
 pub(crate) fn relay_settings(name: &str) -> Settings {
     Settings {
         permits: 32,
@@ -74,7 +74,7 @@ pub(crate) fn status(code: u16) -> Mode {
 }
 
 #[tokio::test]
-async fn a_receiver_that_hangs_takes_its_permits_and_nothing_from_the_others() {
+async fn a_receiver_that_hangs_uses_only_its_own_permits() {
     let database = Database::new().await;
     let (hanging, mut good) = (Hostile::start(Mode::Hang).await, Good::start().await);
     subscribe(&database, "hangs", "**", json!({"url": hanging.url("/"), "timeout": "60s"}), json!({})).await;
@@ -91,7 +91,7 @@ async fn a_receiver_that_hangs_takes_its_permits_and_nothing_from_the_others() {
 }
 
 #[tokio::test]
-async fn retry_after_pauses_the_subscription_for_every_relay_and_costs_only_who_met_it_an_attempt() {
+async fn retry_after_pauses_the_subscription_in_every_relay_and_costs_one_attempt() {
     let database = Database::new().await;
     let busy = Hostile::start(Mode::Status(429, vec![("retry-after", "1800".to_owned())], vec![])).await;
     let mut good = Good::start().await;
@@ -110,7 +110,7 @@ async fn retry_after_pauses_the_subscription_for_every_relay_and_costs_only_who_
     database.eventually("select paused_until > now() + interval '29 minutes' from outbox.subscriptions where name = 'busy'").await;
     publish(&database, "a.b", 5).await;
     good.take(6).await;
-    // A relay that had not read the pause would claim what it finds due.
+    // A relay that has not read the pause would claim due deliveries.
     database
         .execute("update outbox.deliveries set due_at = now() - interval '1 second' where attempt = 0")
         .await;
@@ -131,7 +131,7 @@ async fn retry_after_pauses_the_subscription_for_every_relay_and_costs_only_who_
 }
 
 #[tokio::test]
-async fn after_410_what_is_pending_is_held_and_never_retried_until_somebody_resumes() {
+async fn after_410_pending_deliveries_are_held_until_the_subscription_is_resumed() {
     let database = Database::new().await;
     let (left, mut good) = (Hostile::start(status(410)).await, Good::start().await);
     subscribe(&database, "left", "**", json!({"url": left.url("/")}), json!({"schedule": ["0s", "0s"]}))
@@ -141,14 +141,14 @@ async fn after_410_what_is_pending_is_held_and_never_retried_until_somebody_resu
     publish(&database, "a.b", 3).await;
     relay.wait(|signal| matches!(signal, Signal::SubscriptionChanged { subscription, state: SubscriptionState::Gone } if subscription == "left")).await;
     database.eventually("select count(*) = 3 and bool_and(lease_token is null) from outbox.deliveries where subscription_id = 1").await;
-    // The state is committed: events published from here on are matched against it, whenever the relay reloads.
+    // The state is committed, so later events are matched against it, whenever the relay reloads.
     let asked = left.requests().len();
     publish(&database, "a.b", 20).await;
     good.take(23).await;
     relay.wait_asleep().await;
-    assert_eq!(left.requests().len(), asked, "a gone destination is not asked again");
+    assert_eq!(left.requests().len(), asked, "a gone destination gets no more requests");
     let state = "select count(*) from outbox.subscription_status where name = 'left' and state = 'gone' and backlog = 3 and state_reason like '%410%resume%'";
-    assert_eq!(database.count(state).await, 1, "held, and owed nothing new");
+    assert_eq!(database.count(state).await, 1, "held, and no new deliveries");
     assert_eq!(database.count("select count(*) from outbox.dead_letters").await, 0);
     database.execute("select outbox.resume('left')").await;
     relay
@@ -160,7 +160,7 @@ async fn after_410_what_is_pending_is_held_and_never_retried_until_somebody_resu
 }
 
 #[tokio::test]
-async fn neither_a_redirect_nor_a_name_leads_inside() {
+async fn neither_a_redirect_nor_a_name_reaches_the_internal_network() {
     let database = Database::new().await;
     let trap = Hostile::trap().await;
     let metadata =
@@ -192,7 +192,7 @@ async fn neither_a_redirect_nor_a_name_leads_inside() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_retried_to_the_last_attempt_unless_the_subscription_calls_it_final() {
+async fn a_client_error_is_retried_to_the_last_attempt_unless_the_subscription_calls_it_final() {
     let database = Database::new().await;
     let (retried, last) = (Hostile::start(status(404)).await, Hostile::start(status(422)).await);
     subscribe(
@@ -222,10 +222,10 @@ async fn a_refusal_is_retried_to_the_last_attempt_unless_the_subscription_calls_
     database.drop().await;
 }
 
-/// A retry is due as soon as its verdict is committed. Here the relay is then held up, and finds the delivery due meanwhile:
-/// it must not take it for an attempt that is still under way and leave it to the end of its lease.
+/// A retry is due as soon as its verdict is committed. Here the relay is then delayed and finds the delivery
+/// due: it must not treat it as an attempt in flight and leave it until the end of its lease.
 #[tokio::test]
-async fn a_retry_that_is_due_at_once_is_not_left_to_its_lease() {
+async fn a_retry_that_is_due_at_once_does_not_wait_for_its_lease() {
     let database = Database::new().await;
     let refusing = Hostile::start(status(404)).await;
     subscribe(
@@ -273,7 +273,7 @@ async fn an_open_breaker_claims_nothing_and_lets_one_probe_through() {
     let (requests, attempts) =
         (good.switch.requests(), database.count("select sum(attempt) from outbox.deliveries").await);
     assert!((20..=28).contains(&requests), "20 failures open it, 8 permits may be in flight: {requests}");
-    // More comes in while it is open.
+    // More events come while it is open.
     publish(&database, "a.b", 10).await;
     relay.wait(is_breaker(true)).await;
     assert_eq!(good.switch.requests(), requests + 1, "one probe");
@@ -281,7 +281,7 @@ async fn an_open_breaker_claims_nothing_and_lets_one_probe_through() {
     assert_eq!(
         database.count("select sum(attempt) from outbox.deliveries").await,
         attempts + 1,
-        "an outage burns no attempts"
+        "an outage costs no attempts"
     );
     good.switch.set_down(false);
     relay.wait(is_breaker(false)).await;
@@ -292,7 +292,7 @@ async fn an_open_breaker_claims_nothing_and_lets_one_probe_through() {
 }
 
 #[tokio::test]
-async fn what_a_hostile_receiver_answers_is_kept_short_and_harmless() {
+async fn answers_of_a_hostile_receiver_are_shortened_and_escaped() {
     let database = Database::new().await;
     let answer = [b"\x1b[2J\0\r\n\xff <b>\xe2\x80\xae".as_slice(), &[b'a'; 20_000]].concat();
     let hostile = Hostile::start(Mode::Status(500, vec![], answer)).await;

@@ -1,4 +1,5 @@
-//! What capturing costs: one pass for a statement of many rows, and no doorbell for a statement that wrote none.
+//! Cost of capturing: one pass for a statement with many rows, and no notification for a statement without
+//! rows.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What a capture can be told, and what happens when it is told again.
+//! Options of a capture, and what happens when it is called again.
 
 use serde_json::{Value, json};
 
@@ -63,7 +63,7 @@ async fn hidden_columns_are_nowhere_and_an_update_of_nothing_else_is_no_event() 
     for (options, shown) in [
         ("exclude => '{password,seen_at}'", json!({"id": 1, "name": "Ada"})),
         ("columns => '{id,name}'", json!({"id": 1, "name": "Ada"})),
-        ("exclude => '{seen_at,password,id}'", json!({"name": "Ada"})), // the key may be hidden, and is still the key
+        ("exclude => '{seen_at,password,id}'", json!({"name": "Ada"})), // the key may be hidden
     ] {
         shop.owner(&format!("select outbox.capture('users', {options})")).await;
         let rename = |name: &str| format!("update users set name = '{name}', password = 'other'");
@@ -84,7 +84,7 @@ async fn hidden_columns_are_nowhere_and_an_update_of_nothing_else_is_no_event() 
         assert!(!format!("{written:?}").contains("other"), "{written:?}");
         assert_eq!(shop.write("delete from users").await.len(), 1);
     }
-    shop.owner("select outbox.capture('users', exclude => '{seen_at}')").await; // of fixed width: another way inside
+    shop.owner("select outbox.capture('users', exclude => '{seen_at}')").await; // a column of fixed width takes another code path
     shop.write("insert into users values (1, 'Ada', 'a', now()), (2, 'Bob', 'b', now())").await;
     assert_eq!(shop.write("update users set seen_at = null").await, []);
     let changed: Vec<Value> = shop
@@ -98,7 +98,7 @@ async fn hidden_columns_are_nowhere_and_an_update_of_nothing_else_is_no_event() 
 }
 
 #[tokio::test]
-async fn operations_topic_diff_and_key_are_what_they_were_told_to_be() {
+async fn operations_topic_diff_and_key_are_used_as_given() {
     let mut shop = Shop::new("create table orders (id int primary key, customer text, region text)").await;
     shop.owner(
         "select outbox.capture('orders', 'shop.sales', '{update,delete}', diff => false, key => 'customer')",
@@ -149,7 +149,7 @@ async fn a_condition_decides_row_by_row_with_new_and_old() {
             json!({"row": {"id": 1, "status": "paid", "total": 2}, "changed": ["status", "total"], "previous": {"status": "new", "total": 1}})
         )]
     );
-    // A row that gets another key was deleted and created, as without a condition.
+    // A row whose key changes counts as deleted and created, as without a condition.
     let moved = shop.write("update orders set id = 10, status = 'moved' where id = 1").await;
     assert_eq!(
         moved.iter().map(|(topic, key, _)| (topic.as_str(), key.as_deref().unwrap())).collect::<Vec<_>>(),
@@ -163,7 +163,7 @@ async fn a_condition_decides_row_by_row_with_new_and_old() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_captured_so_is_refused_and_the_message_names_the_field() {
+async fn invalid_options_are_refused_and_the_message_names_the_field() {
     let mut shop = Shop::new(ORDERS).await;
     let before = shop.captured("public.orders").await;
     for (options, expected) in [
@@ -219,7 +219,7 @@ async fn what_cannot_be_captured_so_is_refused_and_the_message_names_the_field()
 }
 
 #[tokio::test]
-async fn a_trigger_that_somebody_made_by_hand_hides_no_capture() {
+async fn a_trigger_made_by_hand_hides_no_capture() {
     let mut shop =
         Shop::new("create schema shop; create table shop.orders (id bigint primary key); create table shop.other (id bigint primary key)")
             .await;

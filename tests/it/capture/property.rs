@@ -1,4 +1,5 @@
-//! Random statements, each event of theirs beside a reference written in SQL: two copies of the table, before and after.
+//! Random statements, whose events are compared with a reference in SQL: two copies of the table, before and
+//! after.
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::Value;
@@ -6,7 +7,8 @@ use serde_json::Value;
 use super::{Event, Shop};
 use crate::support::seed;
 
-/// What should be written: rows joined by their key, values compared as PostgreSQL compares them. Null and JSON's null look alike in JSON.
+/// The expected events: rows joined by key, values compared by PostgreSQL. SQL null and JSON null look the
+/// same in JSON.
 const REFERENCE: &str = "
     select case when o.id is null then 'create' when n.id is null then 'delete' else 'update' end as topic, coalesce(n.id, o.id)::text as key,
            case when o.id is null or n.id is null then jsonb_build_object('row', coalesce(to_jsonb(n), to_jsonb(o)))
@@ -69,7 +71,7 @@ async fn changed_and_previous_equal_a_reference_written_in_sql_over_random_state
         for _ in 0..120 {
             let mut sql = statement(&mut rng);
             while sql.contains("39 - id") && !options.is_empty() {
-                sql = statement(&mut rng); // keys that rows exchange cannot be seen row by row
+                sql = statement(&mut rng); // row triggers cannot detect rows that exchange keys
             }
             let arbitrated = sql.contains("on conflict");
             if arbitrated {

@@ -1,11 +1,11 @@
-//! Who may capture what, and that capturing gives nobody the rights of its functions' owner.
+//! Rights to capture, and that capturing never runs code with the rights of the functions' owner.
 
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
 use uuid::Uuid;
 
 use super::{ORDERS, Shop};
 
-/// A new login in these groups, with a schema of its own to make tables and types in.
+/// A new login in these groups, with its own schema for tables and types.
 async fn login(shop: &mut Shop, groups: &str) -> (String, PgConnection) {
     let name = format!("capturer_{}", Uuid::new_v4().simple());
     shop.owner(&format!("create role {name} login {groups}; create schema authorization {name}; grant usage on schema {name} to public"))
@@ -48,7 +48,8 @@ async fn only_the_owner_of_a_table_who_may_publish_captures_and_releases_it() {
         .await
         .unwrap();
         assert_eq!(shop.events().await[0].0, format!("{name}.own.create"));
-        // Rights to read, to write and to make triggers are not enough: whoever reads events would see every row.
+        // Rights to read, write and create triggers are not enough: readers of events would see every
+        // row.
         shop.owner(&format!("grant all on orders, captured to {name}")).await;
         assert_eq!(
             run(&mut connection, "select outbox.capture('public.orders')").await.unwrap_err(),
@@ -75,7 +76,7 @@ async fn only_the_owner_of_a_table_who_may_publish_captures_and_releases_it() {
 }
 
 #[tokio::test]
-async fn who_writes_to_a_captured_table_needs_no_right_on_the_outbox_and_gets_none() {
+async fn writing_to_a_captured_table_needs_no_right_on_the_outbox_and_gives_none() {
     let mut shop = Shop::new(ORDERS).await;
     assert_eq!(shop.write("insert into orders values (1, 'new', 1)").await.len(), 1);
     for sql in [
@@ -88,7 +89,7 @@ async fn who_writes_to_a_captured_table_needs_no_right_on_the_outbox_and_gets_no
         let refused = run(&mut shop.application, sql).await.unwrap_err();
         assert!(refused.starts_with("42501"), "{sql}: {refused}");
     }
-    // What it has put into its own temporary schema is not what the trigger reads.
+    // The trigger does not read objects in the session's temporary schema.
     let hostile = "create temp table events (like pg_class); create function pg_temp.to_jsonb(anyelement) returns jsonb language sql as 'select null::jsonb';
                    create temp table pg_attribute (attrelid oid); set search_path = pg_temp, public, pg_catalog";
     run(&mut shop.application, hostile).await.unwrap();
@@ -96,7 +97,8 @@ async fn who_writes_to_a_captured_table_needs_no_right_on_the_outbox_and_gets_no
     shop.end().await;
 }
 
-/// to_jsonb calls a type's cast to json: made by the type's owner, it would run with the rights of the trigger's owner.
+/// to_jsonb calls a type's cast to json. A cast made by the type's owner would run with the rights of the
+/// trigger's owner.
 #[tokio::test]
 async fn a_cast_to_json_that_the_owner_of_a_type_made_does_not_run_as_the_owner_of_the_outbox() {
     let mut shop =
@@ -113,7 +115,7 @@ async fn a_cast_to_json_that_the_owner_of_a_type_made_does_not_run_as_the_owner_
          select outbox.capture('t'), outbox.capture('keyed')"
     );
     run(&mut evil, &made).await.unwrap();
-    // The cast is there and would be called.
+    // The cast exists and would be called.
     run(&mut evil, "select to_jsonb('sad'::mood)").await.unwrap();
     assert_eq!(shop.database.count("delete from taken returning 1::bigint").await, 1);
     let values = "'sad', '{sad}', row(1, 'sad'), array[row(2, 'sad')::pair], 'sad', '{sad}'";
@@ -135,7 +137,7 @@ async fn a_cast_to_json_that_the_owner_of_a_type_made_does_not_run_as_the_owner_
     shop.end().await;
 }
 
-/// A trigger without transition tables would find temporary ones by their names.
+/// A trigger without transition tables would find temporary tables with these names.
 #[tokio::test]
 async fn a_trigger_made_by_hand_does_not_read_a_hostile_temporary_view() {
     let mut shop = Shop::new("create table taken (who text); grant insert on taken to public").await;
@@ -168,7 +170,7 @@ async fn a_trigger_made_by_hand_does_not_read_a_hostile_temporary_view() {
         run(&mut evil, "rollback").await.unwrap();
     }
     assert_eq!(shop.database.count("select count(*) from taken").await, 0);
-    // Settings that name another table are about none.
+    // Settings of another table have no effect.
     shop.owner("create table secrets (id int primary key, secret text)").await;
     run(&mut evil, "drop trigger by_hand on t").await.unwrap();
     let foreign = settings.replacen("\"table\": ", "\"table\": 1", 1);

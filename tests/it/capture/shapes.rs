@@ -1,4 +1,5 @@
-//! What a table may be and become: keys of every kind, partitions, renamed and dropped columns, restored dumps; and what is refused.
+//! Tables with all kinds of keys, partitions, renamed and dropped columns, restored dumps; and tables that
+//! are refused.
 
 use std::process::{Command, Stdio};
 
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Event, ORDERS, Shop, event};
 use crate::support::{Database, database::server};
 
-/// Topics without their beginning, and keys.
+/// Topics without their prefix, and keys.
 fn short(events: &[Event]) -> Vec<String> {
     events
         .iter()
@@ -18,7 +19,7 @@ fn short(events: &[Event]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_row_that_gets_another_primary_key_was_deleted_and_created() {
+async fn a_row_whose_primary_key_changes_is_deleted_and_created() {
     let mut shop = Shop::new(ORDERS).await;
     shop.write("insert into orders values (1, 'a', 1), (2, 'b', 2), (3, 'c', 3)").await;
     assert_eq!(
@@ -28,7 +29,8 @@ async fn a_row_that_gets_another_primary_key_was_deleted_and_created() {
             event("public.orders.create", "9", json!({"row": {"id": 9, "status": "a", "total": 1}})),
         ]
     );
-    // Many at once, also with only updates captured; a key that another row takes over was updated.
+    // Many rows at once, also with only updates captured. A key that another row takes over counts as
+    // updated.
     shop.owner("select outbox.capture('orders', operations => '{update}'); alter table orders drop constraint orders_pkey, add primary key (id) deferrable").await;
     let moved =
         shop.write("begin; set constraints all deferred; update orders set id = id + 1; commit").await;
@@ -62,7 +64,7 @@ async fn a_composite_key_is_its_parts_in_the_order_of_the_primary_key() {
         short(&shop.write("update lines set line = 7, n = 1 where line = 3").await),
         ["delete ü /3", "create ü /7"]
     );
-    // A key that is too long ends in its SHA-256, and tells rows apart still.
+    // A key that is too long ends in its SHA-256, so keys stay different.
     let long =
         shop.write("insert into lines select n, repeat('x', 600), 0, '' from generate_series(1, 2) n").await;
     let keys: Vec<&str> = long.iter().map(|(_, key, _)| key.as_deref().unwrap()).collect();
@@ -98,7 +100,7 @@ async fn a_table_without_a_primary_key_is_captured_without_keys() {
 
 /// A cascade updates the same row once for each foreign key, within one statement.
 #[tokio::test]
-async fn a_row_that_changes_twice_in_one_statement_is_told_in_its_order() {
+async fn a_row_that_changes_twice_in_one_statement_makes_events_in_order() {
     let mut shop = Shop::new(
         "create table people (id int primary key);
          create table letters (id int primary key, sender int references people on delete set null, reader int references people on delete set null);
@@ -122,7 +124,7 @@ async fn a_row_that_changes_twice_in_one_statement_is_told_in_its_order() {
 }
 
 #[tokio::test]
-async fn renamed_tables_and_columns_and_new_and_dropped_ones_fail_no_write_and_hide_what_was_hidden() {
+async fn renamed_new_and_dropped_tables_and_columns_fail_no_write_and_hidden_columns_stay_hidden() {
     let mut shop = Shop::new(
         "create table users (id int primary key, name text, password text, junk int, twice int generated always as (id * 2) stored);
          select outbox.capture('users', exclude => '{password,junk}', key => 'name')",
@@ -133,7 +135,7 @@ async fn renamed_tables_and_columns_and_new_and_dropped_ones_fail_no_write_and_h
         shop.write("insert into users (id, name, password) values (1, 'Ada', 'p')").await,
         [event("public.users.create", "Ada", json!({"row": {"id": 1, "name": "Ada", "twice": 2}}))]
     );
-    // Within the session whose plans were made before.
+    // In a session whose plans were made before.
     shop.owner(
         "alter table users rename to people; alter table people rename password to secret; alter table people rename name to called",
     )
@@ -148,18 +150,19 @@ async fn renamed_tables_and_columns_and_new_and_dropped_ones_fail_no_write_and_h
         [event("public.users.create", "Bob", json!({"row": {"id": 2, "called": "Bob", "twice": 4}}))]
     );
     assert_eq!(shop.captured("public.people").await["exclude"], json!(["junk", "secret"]));
-    // A new column that is called like a hidden one stays hidden, another one is shown.
+    // A new column with the name of a hidden one stays hidden; another one is shown.
     shop.owner("alter table people drop column twice, drop column junk, add column password text default 'new', add column city text default 'Rome'").await;
     assert_eq!(
         row(&shop.write("update people set called = 'Eve' where id = 1").await),
         json!({"id": 1, "called": "Eve", "city": "Rome"})
     );
-    // Without the column of its key it has none; without its primary key, rows are paired in their order.
+    // Without the column of the key, events have no key. Without the primary key, rows are paired in
+    // order.
     shop.owner("alter table people drop column called").await;
     assert_eq!(short(&shop.write("update people set city = 'Oslo'").await), ["update -", "update -"]);
     assert_eq!(
         shop.captured("public.people").await["problem"],
-        "a column of the key was dropped, so that events have no key"
+        "a column of the key was dropped: events have no key"
     );
     shop.owner("alter table people drop column id").await;
     let orphans = shop
@@ -232,11 +235,11 @@ async fn the_events_of_a_partitioned_table_carry_its_topic_whichever_partition_w
         "moved to another partition"
     );
 
-    // Attached later: captured through its parent at once, by its own name once the capture is said again.
+    // Attached later: captured through the parent at once, directly after the table is captured again.
     shop.owner("create table sales_jp partition of sales for values in ('jp')").await;
     assert_eq!(
         shop.captured("public.sales").await["problem"],
-        "a partition came later: what is written to it by its own name is not captured"
+        "a partition was added later: statements on it directly are not captured"
     );
     assert_eq!(
         short(
@@ -250,7 +253,7 @@ async fn the_events_of_a_partitioned_table_carry_its_topic_whichever_partition_w
     assert_eq!(shop.captured("public.sales").await["problem"], json!(null));
     assert_eq!(short(&shop.write("insert into sales_jp values ('jp', 3, 1)").await), ["create jp/3"]);
 
-    // Detached: no longer part of what is captured, until it is attached again.
+    // Detached: not captured until it is attached again.
     shop.owner("alter table sales detach partition sales_us").await;
     assert_eq!(
         shop.write(
@@ -311,7 +314,7 @@ async fn a_partitioned_table_with_a_condition_or_without_a_key_is_captured_row_b
 }
 
 #[tokio::test]
-async fn what_is_not_a_table_of_ones_own_is_refused_with_the_reason() {
+async fn only_ordinary_tables_can_be_captured_and_a_refusal_has_a_reason() {
     let mut shop = Shop::new(
         "create table plain (id int primary key);
          create view seen as select * from plain; create materialized view kept as select * from plain; create sequence counted;
@@ -334,13 +337,10 @@ async fn what_is_not_a_table_of_ones_own_is_refused_with_the_reason() {
         ("part_1", "table: public.part_1 is a partition"),
         ("pg_class", "table: pg_class is a system table"),
         ("information_schema.sql_features", "table: information_schema.sql_features is a system table"),
-        (
-            "outbox.events",
-            "table: outbox.events belongs to the outbox; each of its events would make another",
-        ),
+        ("outbox.events", "table: outbox.events belongs to the outbox; each event would create another"),
         (
             "outbox.subscriptions",
-            "table: outbox.subscriptions belongs to the outbox; each of its events would make another",
+            "table: outbox.subscriptions belongs to the outbox; each event would create another",
         ),
     ] {
         assert_eq!(shop.refusal(&format!("select outbox.capture('{table}')")).await, expected);
@@ -354,9 +354,9 @@ async fn what_is_not_a_table_of_ones_own_is_refused_with_the_reason() {
     shop.end().await;
 }
 
-/// Object ids and column numbers are others in a restored database.
+/// Object ids and column numbers differ in a restored database.
 #[tokio::test]
-async fn a_restored_dump_captures_as_before_and_shows_nothing_rather_than_what_was_hidden() {
+async fn a_restored_dump_captures_as_before_and_never_shows_hidden_columns() {
     let mut shop = Shop::new(
         "create table users (gone int, id int primary key, name text, password text); alter table users drop column gone;
          create table people (id int primary key, name text, password text);
@@ -391,7 +391,7 @@ async fn a_restored_dump_captures_as_before_and_shows_nothing_rather_than_what_w
     let problem = shop.captured("public.people").await["problem"].clone();
     assert_eq!(
         problem,
-        "restored from a dump, so that renamed columns are not followed; a column of exclude was renamed before, so that no column is shown"
+        "restored from a dump: renamed columns are not followed; a column of exclude was renamed before the dump: no column is shown"
     );
     shop.owner("select outbox.capture('users', exclude => '{password}')").await;
     assert_eq!(shop.captured("public.users").await["problem"], json!(null));

@@ -1,10 +1,10 @@
-//! Values of every kind, as they stand in a payload; and those that are too large or that jsonb cannot hold.
+//! Values of all types in a payload, including those that are too large or that jsonb cannot hold.
 
 use serde_json::{Value, json};
 
 use super::Shop;
 
-/// A table whose only other column is of this type. The value in the row, as inserted alone and among others.
+/// The value in the payload of a table with a column of this type, inserted alone and with other rows.
 async fn shown(shop: &mut Shop, kind: &str, value: &str) -> Value {
     shop.owner(&format!("drop table if exists held; create table held (id int primary key, v {kind}); select outbox.capture('held')"))
         .await;
@@ -19,7 +19,7 @@ async fn shown(shop: &mut Shop, kind: &str, value: &str) -> Value {
     assert_eq!(update[0].2["previous"]["v"], one[0].2["row"]["v"], "{kind}");
     let alone = shop.write(&format!("update held set v = {value} where id = 1")).await;
     assert_eq!(alone[0].2["row"]["v"], one[0].2["row"]["v"], "{kind}");
-    shop.owner("select outbox.capture('held', condition => 'new.id = 9', operations => '{insert}')").await; // a trigger for each row
+    shop.owner("select outbox.capture('held', condition => 'new.id = 9', operations => '{insert}')").await; // uses row triggers
     assert_eq!(
         shop.write(&format!("insert into held values (9, {value})")).await[0].2["row"]["v"],
         one[0].2["row"]["v"],
@@ -29,12 +29,12 @@ async fn shown(shop: &mut Shop, kind: &str, value: &str) -> Value {
 }
 
 #[tokio::test]
-async fn values_of_every_type_are_what_the_documentation_says_whatever_the_session_prefers() {
+async fn values_of_every_type_are_as_documented_whatever_the_session_settings() {
     let types = "create type mood as enum ('sad', 'happy'); create domain email as text; create domain moody as mood;
                  create type inner_one as (m mood, \"a b\" json); create type pair as (a int, \"part\" inner_one, item text);
                  create type spans as range (subtype = time)";
     let mut shop = Shop::new(types).await;
-    // Once with types of the superuser's, whose functions run as one; once with types that somebody else owns.
+    // Once with types owned by the superuser, once with types of another owner.
     for owner in ["postgres", super::APPLICATION] {
         for kind in ["type mood", "domain email", "domain moody", "type inner_one", "type pair", "type spans"]
         {
@@ -155,7 +155,7 @@ async fn columns_may_be_called_anything() {
 }
 
 #[tokio::test]
-async fn values_stored_out_of_line_are_in_the_payload_also_when_the_update_did_not_touch_them() {
+async fn values_stored_out_of_line_are_in_the_payload_even_if_not_updated() {
     let mut shop = Shop::new("create table pages (id int primary key, title text, body text); alter table pages alter body set storage external; select outbox.capture('pages')").await;
     let body = "x".repeat(100_000);
     shop.write("insert into pages values (1, 'a', repeat('x', 100000)), (2, 'b', repeat('x', 100000))").await;
@@ -173,7 +173,7 @@ async fn values_stored_out_of_line_are_in_the_payload_also_when_the_update_did_n
     shop.end().await;
 }
 
-/// The application's write does not fail: the event says what it left out.
+/// The application's write does not fail; the event lists the omitted columns.
 #[tokio::test]
 async fn a_payload_that_is_too_large_leaves_out_its_largest_values_and_names_them() {
     let mut shop = Shop::new(
@@ -196,7 +196,7 @@ async fn a_payload_that_is_too_large_leaves_out_its_largest_values_and_names_the
     );
     let deleted = shop.write("update pages set summary = repeat('z', 240000); delete from pages").await;
     assert_eq!(deleted.last().unwrap().2["omitted"], json!(["body"]));
-    // Many that are not large: as many as it takes.
+    // Many values that are not large: as many are omitted as necessary.
     let names: Vec<String> = (0..1_500)
         .map(|n| format!("column_with_a_name_that_is_as_long_as_a_name_can_be_in_sql_{n:04}"))
         .collect();

@@ -70,7 +70,8 @@ impl Help {
     }
 }
 
-/// The words of each command in a shell's text; comments and here-documents left out. A quoted word begins with `'`.
+/// The words of each command in a shell's text; comments and here-documents left out. A quoted word begins
+/// with `'`.
 fn commands(text: &str) -> Vec<Vec<String>> {
     let (mut commands, mut words, mut word) = (Vec::new(), Vec::new(), String::new());
     let mut document: Option<String> = None;

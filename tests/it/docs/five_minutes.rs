@@ -1,4 +1,5 @@
-//! The walk through README and the page of dead letters, as a reader pastes it: a server with a superuser, three terminals.
+//! The walk through README and the page of dead letters, as a reader pastes it: a server with a superuser,
+//! three terminals.
 
 use std::{
     net::TcpListener,

@@ -1,4 +1,5 @@
-//! README, the book in docs/ and the other documents: links, commands, names, tables and examples against the program.
+//! README, the book in docs/ and the other documents: links, commands, names, tables and examples against the
+//! program.
 
 mod commands;
 mod examples;

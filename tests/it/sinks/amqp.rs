@@ -1,4 +1,4 @@
-//! Queues of a RabbitMQ that all tests share. It takes seconds to start, and ends with the process.
+//! The AMQP sink with a RabbitMQ that all tests share. It takes seconds to start and ends with the process.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// A server of the test's own.
+/// Starts a separate server.
 pub(crate) fn start() -> PrivateServer {
     rabbitmq::start().unwrap()
 }
@@ -42,9 +42,9 @@ pub(crate) fn url(server: &PrivateServer) -> String {
     format!("amqp://guest:guest@127.0.0.1:{}", server.port())
 }
 
-/// A client beside the sink.
+/// A client besides the sink.
 pub(crate) async fn client(server: &PrivateServer) -> (Connection, Channel) {
-    // It listens before it knows its users.
+    // The server listens before it knows its users.
     let connected = std::cell::RefCell::new(None);
     eventually("RabbitMQ lets us in", async || {
         let connection = Connection::connect(&url(server), ConnectionProperties::default()).await.ok();
@@ -56,7 +56,7 @@ pub(crate) async fn client(server: &PrivateServer) -> (Connection, Channel) {
     (connection, channel)
 }
 
-/// A queue of the test's own.
+/// A queue for one test.
 pub(crate) struct Queue {
     pub(crate) name: String,
     pub(crate) channel: Channel,
@@ -150,7 +150,7 @@ impl Destination for Queue {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_is_persistent_and_says_what_is_known_of_the_event() {
+async fn a_message_is_persistent_and_has_the_attributes_of_the_event() {
     let queue = Queue::new().await;
     let deliveries = deliveries(&queue.sink(), "amqp", queue.config(), 1);
     deliveries.outlet.send(&deliveries).await;
@@ -179,7 +179,7 @@ async fn a_message_is_persistent_and_says_what_is_known_of_the_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_publisher_cannot_say_what_the_sink_or_the_server_says_of_an_event() {
+async fn a_publisher_cannot_forge_headers_of_the_sink_or_the_server() {
     let queue = Queue::new().await;
     for (body, id) in [("raw", "pgoutbox-id"), ("cloudevents-binary", "cloudEvents_id")] {
         let config = json!({ "routing_key": queue.name, "body": body });
@@ -202,7 +202,7 @@ async fn a_publisher_cannot_say_what_the_sink_or_the_server_says_of_an_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_with_more_beside_it_than_a_frame_holds_is_a_dead_letter_and_its_neighbours_arrive() {
+async fn a_message_with_headers_larger_than_a_frame_is_a_dead_letter_and_its_neighbours_arrive() {
     let queue = Queue::new().await;
     let mut deliveries = deliveries(&queue.sink(), "amqp", queue.config(), 3);
     let outlet = deliveries.outlet.clone();
@@ -228,7 +228,7 @@ async fn a_message_with_more_beside_it_than_a_frame_holds_is_a_dead_letter_and_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_goes_to_the_exchange_it_names_and_a_missing_one_fails_nobody_else() {
+async fn an_event_goes_to_its_exchange_and_a_missing_exchange_fails_no_other() {
     let queue = Queue::new().await;
     let exchange = format!("{}.acme", queue.name);
     queue.bind(&exchange, "public.orders.*").await;
@@ -257,7 +257,7 @@ async fn an_event_goes_to_the_exchange_it_names_and_a_missing_one_fails_nobody_e
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_no_queue_gets_is_a_failure_of_its_own() {
+async fn an_unroutable_event_fails_alone() {
     let queue = Queue::new().await;
     queue.bind(&queue.name, "wanted").await;
     let config = json!({ "exchange": queue.name, "routing_key": "{user_id:wanted}" });
@@ -283,7 +283,7 @@ async fn an_event_that_no_queue_gets_is_a_failure_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_queue_is_a_retry_for_those_it_did_not_take() {
+async fn a_full_queue_is_a_retry_for_the_messages_it_refused() {
     let queue = Queue::new().await;
     let name = format!("{}-small", queue.name);
     let mut arguments = FieldTable::default();
@@ -318,7 +318,7 @@ async fn a_message_that_is_too_large_is_a_dead_letter_and_its_neighbours_are_not
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_credentials_a_missing_virtual_host_and_missing_rights_are_told_apart() {
+async fn wrong_credentials_a_missing_virtual_host_and_missing_rights_have_different_reasons() {
     let queue = Queue::new().await;
     let port = shared().port();
     for (url, reason) in [
@@ -333,7 +333,7 @@ async fn wrong_credentials_a_missing_virtual_host_and_missing_rights_are_told_ap
         let said = format!("{reports:?} {:?}", outlet.check().await.unwrap_err());
         assert!(!said.contains("secret-of-the-connection"), "{said}");
     }
-    // An exchange nobody may publish to.
+    // An exchange without permission to publish.
     let internal = ExchangeDeclareOptions { internal: true, ..ExchangeDeclareOptions::default() };
     queue
         .channel

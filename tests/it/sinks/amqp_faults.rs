@@ -1,4 +1,4 @@
-//! What the AMQP sink reports when its server is frozen, killed, out of room or not there yet. Each test has a server of its own.
+//! The AMQP sink with a server that is frozen, killed, full or not started. Each test has its own server.
 
 use std::{
     process::Command,
@@ -54,7 +54,7 @@ fn rabbitmqctl(server: &PrivateServer, arguments: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_freezes_dies_or_has_no_room_costs_time_and_no_event() {
+async fn a_server_that_is_frozen_killed_or_full_loses_no_event() {
     let mut server = start();
     declare(&server).await;
     let sink = registry(&format!("[sinks.amqp]\nurl = '{}'\ntimeout = '1s'", url(&server)));
@@ -69,7 +69,7 @@ async fn a_server_that_freezes_dies_or_has_no_room_costs_time_and_no_event() {
     server.thaw();
     confirmed(outlet, &deliveries[1..3]).await;
 
-    // Whoever publishes while there is an alarm is blocked, and later ones are told at once.
+    // During an alarm the first publisher is blocked; later ones fail at once.
     set_disk_free_limit(&server, "1000000GB");
     let reports = outlet.send(&deliveries[3..4]).await;
     assert_eq!(reasons(&reports), [("retry", Some(Reason::DestinationFull))], "{reports:#?}");
@@ -96,11 +96,11 @@ async fn a_server_that_freezes_dies_or_has_no_room_costs_time_and_no_event() {
     }
     let sent: std::collections::BTreeSet<_> =
         deliveries.iter().map(|delivery| delivery.event.id.to_string()).collect();
-    assert_eq!(arrived, sent, "what was confirmed outlived the server");
+    assert_eq!(arrived, sent, "confirmed messages survived the server");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_starts_without_the_server_serves_others_and_delivers_when_it_is_there() {
+async fn a_relay_starts_without_the_server_serves_others_and_delivers_when_it_starts() {
     let mut server = start();
     declare(&server).await;
     server.kill();
@@ -124,7 +124,8 @@ async fn a_relay_starts_without_the_server_serves_others_and_delivers_when_it_is
     recorder.wait_for(50).await;
     database.eventually("select count(*) > 0 from outbox.attempts where reason = 'connect_failed'").await;
     server.start_again().unwrap();
-    // The breaker's pauses double: the next probe comes at most as long after the outage as the outage took.
+    // The breaker's pauses double, so the next probe comes at most as long after the outage as the outage
+    // took.
     let outage = killed.elapsed();
     database
         .eventually_within(outage + Duration::from_secs(30), "select count(*) = 0 from outbox.deliveries")
@@ -138,7 +139,7 @@ async fn a_relay_starts_without_the_server_serves_others_and_delivers_when_it_is
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_that_may_not_be_published_is_a_dead_letter_of_its_own() {
+async fn an_event_without_permission_is_a_dead_letter_alone() {
     let server = start();
     let (_connection, channel) = client(&server).await;
     let none = FieldTable::default();

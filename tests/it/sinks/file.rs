@@ -1,4 +1,4 @@
-//! Files in a folder of the test's own.
+//! The file sink with a temporary folder.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     support::deliveries::{deliveries, registry},
 };
 
-/// A folder.
+/// A temporary folder.
 pub(crate) struct Files {
     folder: tempfile::TempDir,
 }
@@ -64,7 +64,7 @@ impl Destination for Files {
 }
 
 #[tokio::test]
-async fn a_file_that_was_moved_away_gets_a_successor() {
+async fn a_file_that_was_moved_away_is_created_again() {
     let files = Files::start().await;
     let deliveries = deliveries(&files.registry(), "file", files.config(), 2);
     let path = files.folder.path().join("events.jsonl");
@@ -77,7 +77,7 @@ async fn a_file_that_was_moved_away_gets_a_successor() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_a_retry_that_says_so_and_the_next_attempt_writes_whole_lines() {
+async fn a_full_disk_is_a_retry_with_its_reason_and_the_next_attempt_writes_whole_lines() {
     let files = Files::start().await;
     let deliveries = deliveries(&files.registry(), "file", files.config(), 3);
     let outlet = &deliveries.outlet;
@@ -96,7 +96,7 @@ async fn a_full_disk_is_a_retry_that_says_so_and_the_next_attempt_writes_whole_l
 }
 
 #[tokio::test]
-async fn half_a_line_of_a_relay_that_was_killed_spoils_no_other() {
+async fn half_a_line_of_a_killed_relay_is_not_joined_with_the_next() {
     let files = Files::start().await;
     let deliveries = deliveries(&files.registry(), "file", files.config(), 1);
     let path = files.folder.path().join("events.jsonl");
@@ -109,7 +109,7 @@ async fn half_a_line_of_a_relay_that_was_killed_spoils_no_other() {
 }
 
 #[tokio::test]
-async fn a_write_that_nobody_waits_for_any_more_ends_whole_before_the_next() {
+async fn a_write_of_a_dropped_attempt_completes_before_the_next() {
     let files = Files::start().await;
     let deliveries = deliveries(&files.registry(), "file", files.config(), 2);
     let outlet = &deliveries.outlet;
@@ -126,7 +126,7 @@ async fn a_write_that_nobody_waits_for_any_more_ends_whole_before_the_next() {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_written_holds_up_no_other() {
+async fn a_file_that_cannot_be_written_stops_no_other() {
     let files = Files::start().await;
     let destination = |path: &str| {
         files.registry().bind("file", &json!({ "path": path })).unwrap().destination().unwrap().to_string()

@@ -1,4 +1,4 @@
-//! SQL functions of the application's own database. The contract does not fit them: a delivery without its row is undone.
+//! The function sink. It is not in the contract suite: a delivery without its row is rolled back.
 
 use std::{
     process::{Command, Stdio},
@@ -11,7 +11,7 @@ use sqlx::Executor as _;
 
 use crate::support::{Database, Recorder, RelayBox, relay::settings};
 
-/// What the functions of these tests do: they write down what they were given, and may fail, hang or die.
+/// Functions that record their arguments, and may fail, hang or end their connection.
 const SHOP: &str = "
     create schema shop;
     grant usage on schema shop to outbox_relay;
@@ -37,7 +37,7 @@ const SHOP: &str = "
         perform shop.on_order(event), pg_sleep((event -> 'payload')::integer);
     end $$;
 
-    -- Every third call ends its own connection, after its effect: half of them at once, half when what was put off to the commit runs.
+    -- Every third call ends its own connection after its effect: half at once, half in a deferred trigger at the commit.
     create function shop.dies(event jsonb) returns void language plpgsql as $$
     declare
         call bigint := nextval('shop.calls');
@@ -85,7 +85,7 @@ async fn start(database: &Database, settings: Settings) -> RelayBox {
     RelayBox::start_with(database, |builder| builder.settings(settings).sink(Recorder::new())).await
 }
 
-/// Waits until so many effects are there and nothing is owed.
+/// Waits until there are this many effects and no delivery is pending.
 async fn wait_for_effects(database: &Database, wanted: i64) {
     let until = Instant::now() + Duration::from_secs(90);
     loop {
@@ -97,7 +97,7 @@ async fn wait_for_effects(database: &Database, wanted: i64) {
         if owed == 0 && count >= wanted {
             return;
         }
-        assert!(Instant::now() < until, "{owed} deliveries are still owed, {count} effects are there");
+        assert!(Instant::now() < until, "{owed} deliveries are pending, there are {count} effects");
         crate::support::pause(Duration::from_millis(20)).await;
     }
 }
@@ -110,7 +110,7 @@ async fn effects(database: &Database) -> (i64, i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_effect_happens_exactly_once_though_a_thousand_calls_die_between_it_and_its_commit() {
+async fn an_effect_happens_exactly_once_although_a_thousand_calls_die_before_their_commit() {
     let database = shop().await;
     subscribe(
         &database,
@@ -133,7 +133,7 @@ async fn an_effect_happens_exactly_once_though_a_thousand_calls_die_between_it_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_that_is_gone_in_the_middle_repeats_no_effect() {
+async fn a_relay_that_ends_in_the_middle_repeats_no_effect() {
     let database = shop().await;
     subscribe(&database, "gone", json!({"function": "shop.on_order", "batch": 5}), json!({})).await.unwrap();
     for round in 0..5 {
@@ -157,7 +157,7 @@ async fn a_relay_that_is_gone_in_the_middle_repeats_no_effect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_function_that_raises_is_undone_alone_and_its_code_and_words_are_kept() {
+async fn a_function_that_raises_is_rolled_back_alone_and_its_code_and_message_are_kept() {
     let database = shop().await;
     subscribe(
         &database,
@@ -197,7 +197,7 @@ async fn a_function_takes_the_fields_it_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_may_outlast_its_lease_and_one_beyond_its_limit_is_a_timeout_that_costs_others_nothing() {
+async fn a_call_may_outlast_its_lease_and_one_beyond_its_limit_is_a_timeout_that_delays_no_other() {
     let database = shop().await;
     subscribe(
         &database,
@@ -276,7 +276,7 @@ async fn a_function_that_cannot_take_events_is_refused_when_the_subscription_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_that_must_be_quoted_are_called_and_check_says_who_may_not_call() {
+async fn names_that_must_be_quoted_are_called_and_check_reports_a_missing_right() {
     let database = shop().await;
     database
         .execute(
@@ -312,7 +312,7 @@ async fn names_that_must_be_quoted_are_called_and_check_says_who_may_not_call() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_function_puts_off_to_the_commit_has_its_limit_and_locks_no_delivery() {
+async fn deferred_work_of_a_function_has_its_limit_and_locks_no_delivery() {
     let database = shop().await;
     database
         .execute(
@@ -345,7 +345,7 @@ async fn what_a_function_puts_off_to_the_commit_has_its_limit_and_locks_no_deliv
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_function_leaves_in_its_session_does_not_meet_the_next_one() {
+async fn session_state_of_a_function_does_not_affect_the_next_one() {
     let database = shop().await;
     database
         .execute(
@@ -377,7 +377,7 @@ async fn what_a_function_leaves_in_its_session_does_not_meet_the_next_one() {
         .eventually("select count(*) = 0 from pg_locks where locktype = 'advisory' and objid = 4711")
         .await;
     publish(&database, "looks.a", 2, 2).await;
-    // Only the one that left another role behind is undone.
+    // Only the call that left another role is rolled back.
     publish(&database, "becomes.a", 8, 10).await;
     database.eventually("select count(*) = 4 and count(*) filter (where n = 9) = 0 from shop.effects").await;
     database
@@ -390,7 +390,7 @@ async fn what_a_function_leaves_in_its_session_does_not_meet_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_does_not_wait_for_the_call_of_another_where_several_may_run_at_once() {
+async fn an_event_does_not_wait_for_the_call_of_another_with_concurrency() {
     let database = shop().await;
     subscribe(
         &database,

@@ -1,4 +1,4 @@
-//! Functions of the program around the relay.
+//! The handler sink: functions of the program that embeds the relay.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ async fn publish(database: &Database, topic: &str, payload: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn handlers_get_the_events_of_their_topics_raw_or_typed_and_stand_among_the_subscriptions() {
+async fn handlers_get_the_events_of_their_topics_raw_or_typed_and_are_listed_as_subscriptions() {
     let database = Database::new().await;
     let (seen, mut came) = mpsc::channel(10);
     let typed = seen.clone();
@@ -70,7 +70,7 @@ async fn handlers_get_the_events_of_their_topics_raw_or_typed_and_stand_among_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_error_or_a_panic_is_tried_again_and_a_rejection_is_not() {
+async fn an_error_or_a_panic_is_retried_and_a_rejection_is_not() {
     let database = Database::new().await;
     let relay = RelayBox::start_with(&database, |builder| {
         builder.settings(settings("relay")).handler("moody", ["**"], |event: Arc<Event>| async move {
@@ -114,7 +114,7 @@ async fn an_error_or_a_panic_is_tried_again_and_a_rejection_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_program_without_the_handler_leaves_its_events_to_the_one_that_has_it() {
+async fn a_program_without_the_handler_leaves_its_events_to_the_one_with_it() {
     let database = Database::new().await;
     let first = RelayBox::start_with(&database, |builder| {
         builder

@@ -1,5 +1,5 @@
-//! Topics on a broker of Kafka's protocol that keeps everything in memory (tansu, which `make clients` installs), or on the one
-//! whose address stands in KAFKA_BROKERS.
+//! The Kafka sink with an in-memory broker (tansu, which `make clients` installs), or the one in
+//! KAFKA_BROKERS.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// What a consumer sees.
+/// A record as a consumer gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) partition: i32,
@@ -40,13 +40,13 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The payload's `n`.
+    /// The field `n` of the payload.
     pub(crate) fn n(&self) -> u64 {
         serde_json::from_str::<Value>(&self.payload).unwrap()["n"].as_u64().unwrap()
     }
 }
 
-/// A cluster with a topic of the test's own.
+/// A cluster with a topic for one test.
 pub(crate) struct Topic {
     mock: Option<MockCluster<'static, DefaultProducerContext>>,
     _server: Option<PrivateServer>,
@@ -75,7 +75,7 @@ fn tansu() -> PrivateServer {
 }
 
 impl Topic {
-    /// On a broker.
+    /// A topic on a broker.
     pub(crate) async fn new(partitions: i32) -> Self {
         let (brokers, server) = match std::env::var_os("KAFKA_BROKERS") {
             Some(brokers) => (brokers.into_string().unwrap(), None),
@@ -94,7 +94,7 @@ impl Topic {
         topic
     }
 
-    /// On a mock cluster, whose faults can be chosen.
+    /// A topic on a mock cluster, which can simulate faults.
     pub(crate) fn mocked(partitions: i32) -> Self {
         let mock = MockCluster::new(1).unwrap();
         mock.create_topic("orders", partitions, 1).unwrap();
@@ -116,7 +116,7 @@ impl Topic {
         assert!(made[0].is_ok(), "{made:?}");
     }
 
-    /// The sink, with further lines in its section.
+    /// The sink, with further lines of configuration.
     pub(crate) fn sink(&self, more: &str) -> Registry {
         registry(&self.section(more))
     }
@@ -125,7 +125,7 @@ impl Topic {
         format!("[sinks.kafka]\nbrokers = {:?}\n{more}\n", self.brokers)
     }
 
-    /// Everything in a topic, partition by partition, as a consumer reads it.
+    /// All records of a topic, by partition.
     pub(crate) async fn records_of(&self, topic: &str) -> Vec<Record> {
         let (brokers, topic) = (self.brokers.clone(), topic.to_owned());
         tokio::task::spawn_blocking(move || read(&brokers, &topic)).await.unwrap()
@@ -229,7 +229,7 @@ impl Destination for Topic {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_has_the_key_and_what_is_known_of_the_event_as_headers() {
+async fn a_record_has_the_key_and_the_attributes_of_the_event_as_headers() {
     let topic = Topic::new(1).await;
     let deliveries = deliveries(&topic.sink(""), "kafka", topic.config(), 1);
     deliveries.outlet.send(&deliveries).await;
@@ -246,7 +246,7 @@ async fn a_record_has_the_key_and_what_is_known_of_the_event_as_headers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_publisher_cannot_say_what_the_sink_says_of_an_event() {
+async fn a_publisher_cannot_forge_headers_of_the_sink() {
     let topic = Topic::new(1).await;
     for (body, id) in [("raw", "pgoutbox-id"), ("cloudevents-binary", "ce_id")] {
         let name = format!("{}.{body}", topic.name);
@@ -300,11 +300,11 @@ async fn a_cloud_event_in_binary_mode_follows_its_kafka_binding() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn topic_and_key_may_depend_on_the_event_and_fit() {
+async fn topic_and_key_may_depend_on_the_event_and_are_valid() {
     let topic = Topic::new(1).await;
     let name = format!("{}.acme.public.orders.create", topic.name);
     topic.create(&name, 1).await;
-    let config = json!({ "topic": format!("{}.{{organization}}.{{topic}}", topic.name), "key": "{organization}/{user_id:nobody}" });
+    let config = json!({ "topic": format!("{}.{{organization}}.{{topic}}", topic.name), "key": "{organization}/{user_id:none}" });
     let mut deliveries = deliveries(&topic.sink(""), "kafka", config, 3);
     std::sync::Arc::make_mut(&mut deliveries[1].event).organization = Some("acme/eu".to_owned());
     std::sync::Arc::make_mut(&mut deliveries[2].event).organization = None;
@@ -369,7 +369,7 @@ async fn an_unknown_topic_is_a_dead_letter_and_the_others_of_its_batch_arrive() 
         reasons(&outlet.send(&deliveries[1..2]).await) == [("rejected", Some(Reason::TargetMissing))]
     })
     .await;
-    // Once somebody makes the topic, the dead letter can be sent again.
+    // After the topic is created, the event can be sent.
     topic.create(&format!("{}-mistyped", topic.name), 1).await;
     eventually("the topic is known", async || {
         outlet.send(&deliveries[1..2]).await[0].outcome == Outcome::Delivered
@@ -378,7 +378,7 @@ async fn an_unknown_topic_is_a_dead_letter_and_the_others_of_its_batch_arrive() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_names_a_topic_that_is_missing_and_makes_none() {
+async fn check_names_a_topic_that_is_missing_and_creates_none() {
     let topic = Topic::new(1).await;
     let name = format!("{}-mistyped", topic.name);
     let outlet = topic.sink("create_topics = true").bind("kafka", &json!({ "topic": name })).unwrap();
@@ -419,7 +419,7 @@ async fn a_thousand_events_arrive_through_a_relay_each_key_in_the_order_of_the_l
     database.drop().await;
 }
 
-/// One partition for a key, and in it the order of the log.
+/// Asserts that each key is in one partition, in the order of the log.
 async fn assert_each_key_in_order(database: &Database, records: &[Record]) {
     let positions: Vec<(String, i64)> = sqlx::query_as("select id::text, position from outbox.events")
         .fetch_all(&database.pool)

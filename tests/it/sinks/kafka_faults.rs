@@ -1,4 +1,4 @@
-//! What the Kafka sink reports when a cluster misbehaves: the mock cluster answers with errors, late or not at all.
+//! The Kafka sink with a mock cluster that answers with errors, late or not at all.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// Sends until the cluster has it.
+/// Sends until the cluster has stored the record.
 async fn stored(outlet: &Outlet, deliveries: &[Outgoing]) {
     eventually("the record is stored", async || {
         reasons(&outlet.send(deliveries).await) == [("delivered", None)]
@@ -33,10 +33,10 @@ async fn stored(outlet: &Outlet, deliveries: &[Outgoing]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_key_stays_in_order_while_brokers_fail_and_librdkafka_tries_again() {
+async fn each_key_stays_in_order_while_brokers_fail_and_librdkafka_retries() {
     let topic = Topic::mocked(4);
-    // One set of records for each partition and batch: the mock cluster does not look at their numbers, as a broker does to keep
-    // a set that follows a failed one out.
+    // One set of records for each partition and batch: unlike a broker, the mock cluster does not check
+    // sequence numbers, by which it would refuse a set after a failed one.
     let deliveries = deliveries(&topic.sink("options = ['linger.ms=50']"), "kafka", topic.config(), 1_000);
     let outlet = &deliveries.outlet;
     for part in deliveries.chunks(250) {
@@ -57,7 +57,8 @@ async fn each_key_stays_in_order_while_brokers_fail_and_librdkafka_tries_again()
     let mut seen = BTreeSet::new();
     let mut last: BTreeMap<String, (i32, u64)> = BTreeMap::new();
     for record in &records {
-        // A broker knows what a producer sends again after an answer was lost; the mock cluster stores it twice.
+        // A broker detects records that are sent again after a lost answer; the mock cluster stores them
+        // twice.
         if !seen.insert(record.n()) {
             continue;
         }
@@ -73,12 +74,12 @@ async fn each_key_stays_in_order_while_brokers_fail_and_librdkafka_tries_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_broker_calls_too_large_is_told_apart_from_its_neighbours() {
+async fn a_record_that_a_broker_refuses_as_too_large_does_not_fail_its_neighbours() {
     let topic = Topic::mocked(1);
     let deliveries = deliveries(&topic.sink(""), "kafka", topic.config(), 3);
     let outlet = &deliveries.outlet;
     stored(outlet, &deliveries[..1]).await;
-    // The three together, then the first alone.
+    // The three together, then the first one alone.
     topic.mock().request_errors(Api::Produce, &[Error::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE; 2]);
     let reports = outlet.send(&deliveries).await;
     assert_eq!(
@@ -89,14 +90,14 @@ async fn what_a_broker_calls_too_large_is_told_apart_from_its_neighbours() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_broker_calls_unusable_is_told_apart_from_its_neighbours() {
+async fn a_record_that_a_broker_refuses_as_invalid_does_not_fail_its_neighbours() {
     let topic = Topic::mocked(1);
     // On a busy machine a millisecond of lingering may end between two of them.
     let sink = topic.sink("options = ['linger.ms=50']");
     let deliveries = deliveries(&sink, "kafka", topic.config(), 3);
     let outlet = &deliveries.outlet;
     stored(outlet, &deliveries[..1]).await;
-    // The three together, then the first alone.
+    // The three together, then the first one alone.
     topic.mock().request_errors(Api::Produce, &[Error::RD_KAFKA_RESP_ERR_INVALID_RECORD; 2]);
     let reports = outlet.send(&deliveries).await;
     assert_eq!(
@@ -136,7 +137,7 @@ async fn a_broker_that_does_not_answer_is_a_timeout_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_may_not_be_written_is_access_denied_and_heals() {
+async fn a_topic_without_permission_is_access_denied_and_recovers() {
     let topic = Topic::mocked(1);
     let deliveries = deliveries(&topic.sink("timeout = '2s'"), "kafka", topic.config(), 1);
     let outlet = &deliveries.outlet;
@@ -144,7 +145,7 @@ async fn a_topic_that_may_not_be_written_is_access_denied_and_heals() {
     let reports = outlet.send(&deliveries).await;
     assert_eq!(reasons(&reports), [("retry", Some(Reason::AccessDenied))], "{reports:#?}");
     assert!(!reports[0].ambiguous);
-    // librdkafka asks again within a second or two.
+    // librdkafka refreshes metadata within a second or two.
     stored(outlet, &deliveries).await;
     topic.mock().topic_error(&topic.name, Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED).unwrap();
     let problem = outlet.check().await.unwrap_err();
@@ -152,7 +153,7 @@ async fn a_topic_that_may_not_be_written_is_access_denied_and_heals() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_producer_that_may_not_go_on_is_replaced_by_the_next_attempt() {
+async fn a_producer_with_a_fatal_error_is_replaced_by_the_next_attempt() {
     let topic = Topic::mocked(1);
     let deliveries = deliveries(&topic.sink("timeout = '2s'"), "kafka", topic.config(), 1);
     let outlet = &deliveries.outlet;
@@ -165,7 +166,7 @@ async fn a_producer_that_may_not_go_on_is_replaced_by_the_next_attempt() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_is_missing_after_other_failures_is_not_believed_gone_at_once() {
+async fn a_topic_that_is_unknown_after_other_failures_does_not_count_as_gone_at_once() {
     let topic = Topic::mocked(1);
     let sink = topic.sink("timeout = '2s'\noptions = ['topic.metadata.refresh.interval.ms=100', 'topic.metadata.propagation.max.ms=0']");
     let mut deliveries = deliveries(&sink, "kafka", topic.config(), 1);
@@ -179,7 +180,7 @@ async fn a_topic_that_is_missing_after_other_failures_is_not_believed_gone_at_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dropping_the_sink_gives_up_what_is_queued_and_ends_its_threads() {
+async fn dropping_the_sink_discards_queued_records_and_ends_its_threads() {
     let topic = Topic::mocked(1);
     let sink = topic.sink("timeout = '30s'");
     let deliveries = deliveries(&sink, "kafka", topic.config(), 1);
@@ -191,11 +192,11 @@ async fn dropping_the_sink_gives_up_what_is_queued_and_ends_its_threads() {
     drop(deliveries);
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     topic.mock().broker_up(-1).unwrap();
-    assert_eq!(topic.records().await, [], "it was given up, and its threads with it");
+    assert_eq!(topic.records().await, [], "records were discarded and threads have ended");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_compression_there_is_can_be_read() {
+async fn every_compression_can_be_read() {
     let topic = Topic::mocked(1);
     for compression in ["none", "gzip", "snappy", "lz4"] {
         let deliveries =
@@ -210,7 +211,7 @@ async fn every_compression_there_is_can_be_read() {
 }
 
 #[test]
-fn options_that_could_break_promises_are_refused_and_values_are_looked_at() {
+fn options_that_could_break_promises_are_refused_and_values_are_checked() {
     let mistakes = |lines: &str| {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(
@@ -271,7 +272,7 @@ fn options_that_could_break_promises_are_refused_and_values_are_looked_at() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relay_starts_without_the_cluster_serves_others_and_delivers_when_it_is_there() {
+async fn a_relay_starts_without_the_cluster_serves_others_and_delivers_when_it_starts() {
     let topic = Topic::mocked(1);
     topic.mock().broker_down(-1).unwrap();
     let database = Database::new().await;

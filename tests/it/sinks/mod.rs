@@ -1,4 +1,4 @@
-//! The real destinations behind the sinks, and what each sink promises beyond the contract.
+//! Tests of each sink beyond the contract, against real destinations.
 
 #[cfg(feature = "amqp")]
 pub(crate) mod amqp;
@@ -26,10 +26,11 @@ use pgoutbox::{
     sinks::{handler::Handlers, webhook::Webhook},
 };
 
-/// The keys without which there is no connection.
+/// Required keys of connections.
 const WHERE: &[&str] = &["url = ", "servers = ", "brokers = ", "folder = "];
 
-/// A registry with every kind of sink there is, reached where the manual of the configuration shows; its files are not there.
+/// A registry with every kind of sink, with the addresses of the configuration's manual, whose files do not
+/// exist.
 pub(crate) fn every_sink() -> Registry {
     let shown: String = config::MANUAL
         .lines()

@@ -1,4 +1,4 @@
-//! JetStream on a server of the test's own.
+//! The nats sink with a server for each test.
 
 use std::{collections::HashMap, path::Path};
 
@@ -29,16 +29,16 @@ const NATS: Kind = Kind {
     },
 };
 
-/// A server with the stream EVENTS, which takes `events.>`, and the section that leads to it.
+/// A server with the stream EVENTS for `events.>`, and the section with its address.
 pub(crate) struct Nats {
     pub(crate) server: PrivateServer,
     pub(crate) more: String,
-    /// As whom the test looks at it.
+    /// Login with which the test reads.
     login: Option<(&'static str, &'static str)>,
 }
 
 impl Nats {
-    /// With a configuration file.
+    /// A server with a configuration file.
     fn with(file: &str, login: Option<(&'static str, &'static str)>) -> Self {
         let server = PrivateServer::start_in(NATS, |folder| {
             let path = folder.join("nats.conf");
@@ -87,7 +87,7 @@ pub(crate) fn reason(report: &Report) -> (Option<Reason>, bool) {
     (report.outcome.reason(), report.ambiguous)
 }
 
-/// One delivery and what became of it.
+/// Sends one delivery and returns its report.
 async fn send_one(registry: &Registry, config: Value) -> Report {
     let deliveries = deliveries(registry, "nats", config, 1);
     deliveries.outlet.send(&deliveries).await.remove(0)
@@ -137,7 +137,7 @@ impl Destination for Nats {
 }
 
 #[tokio::test]
-async fn a_message_carries_its_id_what_is_known_of_the_event_and_the_headers_of_the_publisher() {
+async fn a_message_has_its_id_the_attributes_of_the_event_and_the_headers_of_the_publisher() {
     let nats = Nats::start().await;
     let config = json!({ "subject": "events.{topic}.{organization}.{key}", "stream": "EVENTS" });
     let deliveries = deliveries(&nats.registry(), "nats", config, 1);
@@ -184,7 +184,7 @@ async fn a_cloud_event_is_binary_or_structured() {
 }
 
 #[tokio::test]
-async fn what_a_stream_has_already_is_delivered_and_kept_once() {
+async fn a_duplicate_counts_as_delivered_and_is_stored_once() {
     let nats = Nats::start().await;
     let deliveries = deliveries(&nats.registry(), "nats", nats.config(), 3);
     let outlet = &deliveries.outlet;
@@ -195,7 +195,7 @@ async fn what_a_stream_has_already_is_delivered_and_kept_once() {
 }
 
 #[tokio::test]
-async fn two_subscriptions_into_one_stream_need_message_ids_of_their_own() {
+async fn two_subscriptions_into_one_stream_need_different_message_ids() {
     let nats = Nats::start().await;
     let event = deliveries(&nats.registry(), "nats", json!({ "subject": "events.a" }), 1);
     let mut other =
@@ -208,14 +208,16 @@ async fn two_subscriptions_into_one_stream_need_message_ids_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_subject_without_a_stream_is_a_retry_that_names_it() {
+async fn a_subject_without_a_stream_is_a_retry_that_names_the_subject() {
     let nats = Nats::start().await;
     let deliveries = deliveries(&nats.registry(), "nats", json!({ "subject": "elsewhere.a" }), 2);
     let outlet = &deliveries.outlet;
     let report = outlet.send(&deliveries).await.remove(1);
     assert_eq!(reason(&report), (Some(Reason::TargetMissing), false));
     assert!(report.answer.unwrap().contains("elsewhere.a"));
-    assert!(outlet.check().await.unwrap_err().as_str().contains("no stream listens on the subject elsewhere.a"));
+    assert!(
+        outlet.check().await.unwrap_err().as_str().contains("no stream listens on the subject elsewhere.a")
+    );
 
     let report = send_one(&nats.registry(), json!({ "subject": "events.a", "stream": "OTHERS" })).await;
     assert_eq!(reason(&report), (Some(Reason::TargetMissing), false), "{report:?}");
@@ -234,7 +236,7 @@ async fn a_full_stream_is_a_retry_and_the_part_that_fits_is_delivered() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_is_rejected_and_does_not_hold_up_its_batch() {
+async fn a_message_that_is_too_large_is_rejected_and_does_not_fail_its_batch() {
     let nats = Nats::with("max_payload = 4096", None);
     nats.stream(stream::Config { max_message_size: 2048, ..events() }).await;
     let payloads = [10, 5_000, 3_000, 20].map(|length| format!("\"{}\"", "x".repeat(length)));
@@ -257,7 +259,7 @@ const USERS: &str = r#"
     ] }"#;
 
 #[tokio::test]
-async fn wrong_credentials_and_missing_rights_are_retries_that_say_so() {
+async fn wrong_credentials_and_missing_rights_are_retries_with_their_reason() {
     let mut nats = Nats::with(USERS, Some(("admin", "admin")));
     nats.stream(events()).await;
     let login = |password: &str, more: &str| format!("user = 'writer'\npassword = '{password}'\n{more}");
@@ -282,7 +284,7 @@ async fn wrong_credentials_and_missing_rights_are_retries_that_say_so() {
 }
 
 #[tokio::test]
-async fn a_token_and_an_nkey_are_taken() {
+async fn a_token_and_an_nkey_are_accepted() {
     let (seed, public) = (
         "SUAHAZ3POV2GE33YEB2GK43UOMQHAZ3POV2GE33YEB2GK43UOMQDCMQJXU",
         "UB637ZKHBU3WJHMGR5BUAYORXR4TGPWH6MSGSI3C7HJBCRMOKPHFOB2U",
@@ -294,7 +296,7 @@ async fn a_token_and_an_nkey_are_taken() {
         let mut nats = Nats::with(&file, None);
         nats.more = more;
         let report = send_one(&nats.registry(), json!({ "subject": "events.a" })).await;
-        // Nobody made a stream there; but for that, one must have been let in.
+        // There is no stream, but the login has succeeded.
         assert_eq!(report.outcome.reason(), Some(Reason::TargetMissing), "{report:?}");
         nats.more = String::new();
         let report = send_one(&nats.registry(), json!({ "subject": "events.a" })).await;
@@ -303,7 +305,7 @@ async fn a_token_and_an_nkey_are_taken() {
 }
 
 #[tokio::test]
-async fn tls_needs_the_authority_that_the_operator_names() {
+async fn tls_needs_the_authority_of_the_configuration() {
     let server = PrivateServer::start_in(NATS, |folder| {
         certificates(folder);
         let path = |name: &str| folder.join(name).into_os_string();

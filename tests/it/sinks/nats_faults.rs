@@ -1,4 +1,4 @@
-//! JetStream on a server that goes away, freezes, dies or is not there.
+//! The nats sink with a server that is stopped, frozen, killed or not started.
 
 use pgoutbox::delivery::{Outcome, Reason};
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_server_that_was_away_gets_the_next_attempt_without_a_restart_of_ours() {
+async fn the_next_attempt_reaches_a_server_that_was_down_without_a_restart_of_the_relay() {
     let mut nats = Nats::start().await;
     let deliveries = deliveries(&nats.registry(), "nats", nats.config(), 3);
     let outlet = &deliveries.outlet;
@@ -29,13 +29,13 @@ async fn a_server_that_was_away_gets_the_next_attempt_without_a_restart_of_ours(
         assert_eq!(
             ids,
             [&deliveries[0], &deliveries[2]].map(|delivery| delivery.event.id.to_string()),
-            "what failed was not sent later"
+            "failed messages were not sent later"
         );
     }
 }
 
 #[tokio::test]
-async fn a_frozen_server_is_a_timeout_of_our_own_and_what_it_gets_later_was_ambiguous() {
+async fn a_frozen_server_is_a_timeout_and_messages_it_gets_later_were_ambiguous() {
     let mut nats = Nats::start().await;
     nats.more = "timeout = '300ms'".to_owned();
     let deliveries = deliveries(&nats.registry(), "nats", nats.config(), 3);
@@ -63,11 +63,11 @@ async fn a_server_killed_while_we_wait_is_noticed_at_once() {
     };
     let (reports, ()) = tokio::join!(outlet.send(&deliveries[1..]), killing);
     assert_eq!(reason(&reports[0]), (Some(Reason::BrokenAnswer), true), "{reports:?}");
-    assert!(began.elapsed() < std::time::Duration::from_secs(5), "long before its time is up");
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "long before the timeout");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_nats_that_is_down_at_the_start_costs_others_nothing_and_gets_everything_when_it_comes() {
+async fn a_server_that_is_down_at_the_start_delays_no_other_and_gets_everything_when_it_starts() {
     let (database, recorder, mut nats) = (Database::new().await, Recorder::new(), Nats::start().await);
     nats.server.stop();
     database
@@ -87,7 +87,7 @@ async fn a_nats_that_is_down_at_the_start_costs_others_nothing_and_gets_everythi
     .await;
     database.execute("select outbox.publish('shop.orders.create', jsonb_build_object('n', n)) from generate_series(1, 300) as n").await;
     recorder.wait_for(300).await;
-    eventually("only what is owed to nats is left", async || {
+    eventually("only deliveries to nats are left", async || {
         database.count("select count(*) from outbox.deliveries").await == 300
     })
     .await;

@@ -1,4 +1,4 @@
-//! Another database with an inbox, reached over TCP with a login of its own.
+//! The postgres sink with another database, over TCP with its own login.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// A database that receives.
+/// A receiving database.
 pub(crate) struct Inbox {
     database: Database,
 }
@@ -36,12 +36,12 @@ impl Inbox {
 
 impl Destination for Inbox {
     const KIND: &'static str = "postgres";
-    /// jsonb writes payloads in its own way.
+    /// jsonb normalizes payloads.
     const BYTE_FOR_BYTE: bool = false;
 
     async fn start() -> Self {
         let database = Database::empty().await;
-        // Twice, for it may be run as often as one likes.
+        // Twice, because it can be repeated.
         database.pool.execute(INBOX).await.unwrap();
         database.pool.execute(INBOX).await.unwrap();
         Self { database }
@@ -60,7 +60,7 @@ impl Destination for Inbox {
     }
 
     async fn received(&self) -> Vec<(String, String)> {
-        // As the contract writes payloads: without spaces.
+        // Remove spaces, as in the payloads of the contract.
         sqlx::query_as("select id::text, replace(replace(payload::text, ': ', ':'), ', ', ',') from outbox.inbox order by position")
             .fetch_all(&self.database.pool)
             .await
@@ -80,7 +80,7 @@ impl Destination for Inbox {
 }
 
 #[tokio::test]
-async fn an_event_that_comes_again_is_there_once() {
+async fn a_repeated_event_is_stored_once() {
     let inbox = Inbox::start().await;
     let deliveries = deliveries(&inbox.registry(), "postgres", json!({}), 20);
     let outlet = &deliveries.outlet;
@@ -108,7 +108,7 @@ async fn psycopg_reads_the_inbox_and_an_accepted_event_is_new_only_once() {
 }
 
 #[tokio::test]
-async fn a_function_there_runs_once_for_each_event_and_one_that_raises_is_undone_alone() {
+async fn a_function_runs_once_for_each_event_and_one_that_raises_is_rolled_back_alone() {
     let inbox = Inbox::start().await;
     let pool = &inbox.database.pool;
     pool.execute(
@@ -136,7 +136,7 @@ async fn a_function_there_runs_once_for_each_event_and_one_that_raises_is_undone
 }
 
 #[tokio::test]
-async fn what_is_missing_there_and_what_is_forbidden_is_told_apart() {
+async fn missing_and_forbidden_objects_have_different_reasons() {
     let inbox = Inbox::start().await;
     inbox.database.pool.execute("drop table outbox.inbox").await.unwrap();
     let missing = deliveries(&inbox.registry(), "postgres", json!({}), 1);
@@ -163,7 +163,7 @@ async fn what_is_missing_there_and_what_is_forbidden_is_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_go_from_database_to_database_once_though_connections_are_cut() {
+async fn events_go_from_database_to_database_once_although_connections_are_cut() {
     let inbox = Inbox::start().await;
     let database = Database::new().await;
     sqlx::query("select outbox.subscribe('copy', array['**'], 'postgres', '{\"batch\": 20}', retry => '{\"initial\": \"20ms\", \"max_attempts\": 50, \"multiplier\": 1}')")
@@ -186,7 +186,7 @@ async fn events_go_from_database_to_database_once_though_connections_are_cut() {
             break;
         }
         assert!(Instant::now() < until, "{count} of 2000 have come");
-        // The relay's connections there end in the middle of what they do.
+        // Terminate the relay's connections while they work.
         sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'pgoutbox/%'")
             .execute(&inbox.database.pool)
             .await
@@ -207,7 +207,7 @@ fn inbox_connections(inbox: &Inbox) -> Vec<pgoutbox::sink::Connection> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_or_function_that_fails_holds_up_no_other() {
+async fn a_table_or_function_that_fails_stops_no_other() {
     let inbox = Inbox::start().await;
     let bind = |config: Value| {
         inbox.registry().bind("postgres", &config).unwrap().destination().unwrap().to_string()
@@ -218,12 +218,12 @@ async fn a_table_or_function_that_fails_holds_up_no_other() {
     assert_eq!(
         none,
         bind(json!({"table": "outbox.inbox", "batch": 5})),
-        "the same table behind the same breaker"
+        "the same table has the same breaker"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_function_of_the_inbox_says_which_event_each_row_is_about() {
+async fn the_function_of_the_inbox_returns_the_number_of_each_event() {
     let inbox = Inbox::start().await;
     let asked = "select n, code from outbox.inbox_deliver('pg_catalog.jsonb_typeof', '{s,s,s}', \
                  array[jsonb_build_object('id', gen_random_uuid())::text, '{\"id\": 1}', jsonb_build_object('id', gen_random_uuid())::text])";

@@ -1,4 +1,4 @@
-//! Redis Streams on a server of the test's own, read with redis-cli: not with the library that writes.
+//! The redis sink with a server for each test, read with redis-cli instead of the client library.
 
 use std::{
     collections::HashMap,
@@ -35,7 +35,7 @@ const REDIS: Kind = Kind {
     },
 };
 
-/// A server, and the section that leads to it.
+/// A server, and the section with its address.
 pub(crate) struct Redis {
     pub(crate) server: PrivateServer,
     url: String,
@@ -62,7 +62,7 @@ impl Redis {
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
-    /// The fields of each entry.
+    /// Fields of each entry.
     fn entries(&self, stream: &str) -> Vec<HashMap<String, String>> {
         let answer: Value = serde_json::from_str(&self.cli(&["--json", "-3", "XRANGE", stream, "-", "+"]))
             .unwrap_or_default();
@@ -176,7 +176,7 @@ async fn a_cloud_event_is_one_field() {
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_a_retry_that_says_so() {
+async fn wrong_credentials_are_a_retry_with_their_reason() {
     let mut redis = Redis::with(&["--requirepass", "secret-of-the-connection"]);
     for (more, said) in [
         ("", "NOAUTH"),
@@ -233,7 +233,7 @@ async fn a_key_of_another_type_fails_only_its_own_entries() {
 }
 
 #[tokio::test]
-async fn memory_that_is_full_is_a_retry_until_there_is_room() {
+async fn full_memory_is_a_retry_until_there_is_space() {
     let redis = Redis::start().await;
     let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 1);
     let outlet = &deliveries.outlet;
@@ -250,7 +250,7 @@ async fn a_replica_is_left_for_a_new_connection() {
     let redis = Redis::start().await;
     let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 1);
     let outlet = &deliveries.outlet;
-    // Ours is the connection that sent an XADD last.
+    // The sink's connection is the one that sent XADD last.
     let ours = || {
         let list = redis.cli(&["CLIENT", "LIST"]);
         list.lines()
@@ -269,7 +269,7 @@ async fn a_replica_is_left_for_a_new_connection() {
 }
 
 #[tokio::test]
-async fn a_server_that_was_away_gets_the_next_attempt_without_a_restart_of_ours() {
+async fn the_next_attempt_reaches_a_server_that_was_down_without_a_restart_of_the_relay() {
     let mut redis = Redis::start().await;
     let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 2);
     let outlet = &deliveries.outlet;
@@ -282,7 +282,7 @@ async fn a_server_that_was_away_gets_the_next_attempt_without_a_restart_of_ours(
 }
 
 #[tokio::test]
-async fn a_restart_costs_no_attempt_to_who_was_quiet_meanwhile() {
+async fn a_restart_during_an_idle_time_costs_no_attempt() {
     let mut redis = Redis::start().await;
     let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 2);
     let outlet = &deliveries.outlet;
@@ -296,7 +296,7 @@ async fn a_restart_costs_no_attempt_to_who_was_quiet_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_frozen_server_is_a_timeout_of_our_own_and_may_have_it() {
+async fn a_frozen_server_is_an_ambiguous_timeout() {
     let mut redis = Redis::start().await;
     redis.more = "timeout = '300ms'".to_owned();
     let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 3);
@@ -311,7 +311,7 @@ async fn a_frozen_server_is_a_timeout_of_our_own_and_may_have_it() {
 }
 
 #[tokio::test]
-async fn tls_needs_the_authority_that_the_operator_names() {
+async fn tls_needs_the_authority_of_the_configuration() {
     let server = PrivateServer::start_in(
         Kind {
             arguments: |_, port| {
@@ -353,7 +353,7 @@ async fn tls_needs_the_authority_that_the_operator_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_is_down_at_the_start_costs_others_nothing_and_gets_everything_when_it_comes() {
+async fn a_server_that_is_down_at_the_start_delays_no_other_and_gets_everything_when_it_starts() {
     let (database, recorder, mut redis) = (Database::new().await, Recorder::new(), Redis::start().await);
     redis.server.kill();
     database.execute("select outbox.subscribe('far', array['**'], 'redis', config => '{\"stream\": \"events\"}', retry => '{\"initial\": \"100ms\", \"max\": \"500ms\", \"max_attempts\": 100}')").await;
@@ -368,7 +368,7 @@ async fn a_redis_that_is_down_at_the_start_costs_others_nothing_and_gets_everyth
     .await;
     database.execute("select outbox.publish('shop.orders.create', jsonb_build_object('n', n)) from generate_series(1, 300) as n").await;
     recorder.wait_for(300).await;
-    eventually("only what is owed to redis is left", async || {
+    eventually("only deliveries to redis are left", async || {
         database.count("select count(*) from outbox.deliveries").await == 300
     })
     .await;

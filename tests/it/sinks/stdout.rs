@@ -1,4 +1,4 @@
-//! The relay's standard output, read as a program behind a pipe would.
+//! The stdout sink, read through a pipe.
 
 use std::{process::Stdio, time::Duration};
 
@@ -51,13 +51,13 @@ async fn each_event_is_a_line_of_json_on_standard_output_and_nothing_else_is() {
 }
 
 #[tokio::test]
-async fn a_reader_that_reads_nothing_costs_one_thread_however_often_it_is_tried_again() {
+async fn a_reader_that_reads_nothing_blocks_one_thread_however_many_retries() {
     let database = Database::new().await;
     let retry = "{\"schedule\": [\"0s\", \"0s\", \"0s\"]}";
     database
         .execute(format!("select outbox.subscribe('look', array['**'], 'stdout', retry => '{retry}')"))
         .await;
-    // More than a pipe holds.
+    // More than the buffer of a pipe.
     database.execute("select outbox.publish('a.b', to_jsonb(repeat('x', 200000)))").await;
     let child = relay(&database);
     let threads = || std::fs::read_dir(format!("/proc/{}/task", child.id().unwrap())).unwrap().count();

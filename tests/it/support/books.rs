@@ -1,4 +1,4 @@
-//! The journal of one test, shared by its publishers and sinks, and a sink that writes into it.
+//! The journal of one test, shared by its publishers and sinks, and a sink that writes it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,10 +19,10 @@ use super::{
     ledger::{Afterwards, Ended, Fault, Findings, Journal, Request, Transaction, Wish, Written},
 };
 
-/// How long everything owed may take once nothing is in its way.
+/// Deadline of all pending deliveries after the last fault.
 const HEALED_WITHIN: Duration = Duration::from_secs(30);
 
-/// Takes its time, where taking time is what is tested.
+/// Waits, in tests that need a delay.
 pub(crate) async fn pause(length: Duration) {
     let _ = timeout(length, std::future::pending::<()>()).await;
 }
@@ -35,7 +35,7 @@ pub(crate) struct Books {
 }
 
 impl Books {
-    /// Subscribes and records the wish.
+    /// Subscribes and records the subscription.
     pub(crate) async fn subscribe(
         &self,
         database: &Database,
@@ -47,7 +47,7 @@ impl Books {
             .await;
     }
 
-    /// The same with another sink.
+    /// Subscribes with another sink and records it.
     pub(crate) async fn subscribe_to(
         &self,
         database: &Database,
@@ -76,7 +76,7 @@ impl Books {
         });
     }
 
-    /// Subscriptions of every kind: everything, patterns, tenants, nothing.
+    /// Subscribes with all kinds of topics: all, patterns, tenants, none.
     pub(crate) async fn subscribe_variously(&self, database: &Database) {
         for (name, topics, organization) in [
             ("everything", &["**"][..], None),
@@ -111,7 +111,7 @@ impl Books {
         self.journal.lock().unwrap().requests.len()
     }
 
-    /// Writes one committed event with a transaction of its own.
+    /// Publishes one event in its own transaction.
     pub(crate) async fn publish(&self, pool: &PgPool, topic: &str) -> Uuid {
         let event = Written {
             id: Uuid::new_v4(),
@@ -138,7 +138,7 @@ impl Books {
         id
     }
 
-    /// Waits until so many requests came, for at most `within`.
+    /// Waits until this many requests came, at most `within`.
     pub(crate) async fn wait_for(&self, count: usize, within: Duration) {
         let waiting = async {
             loop {
@@ -158,13 +158,13 @@ impl Books {
         );
     }
 
-    /// The journal against the database as it is now.
+    /// Compares the journal with the database.
     pub(crate) async fn check(&self, database: &Database) -> Findings {
         let after = afterwards(&database.pool).await;
         self.journal().check(&after)
     }
 
-    /// Waits until all that is owed has been sent and settled: relays still run.
+    /// Waits until everything is sent and settled, while relays run.
     pub(crate) async fn healed(&self, database: &Database) {
         let began = Instant::now();
         let mut looks = tokio::time::interval(Duration::from_millis(200));
@@ -182,7 +182,7 @@ impl Books {
         }
     }
 
-    /// All relays have stopped: everything must agree.
+    /// Asserts that journal and database agree, after all relays have stopped.
     pub(crate) async fn balance(&self, database: &Database, seed: u64) -> Findings {
         let findings = self.check(database).await;
         let faults: Vec<_> =
@@ -198,7 +198,7 @@ impl Books {
     }
 }
 
-/// What the database holds, in plain queries.
+/// Reads the state of the database with plain queries.
 async fn afterwards(pool: &PgPool) -> Afterwards {
     let log: Vec<(Uuid, String, Option<String>, String)> =
         sqlx::query_as("select id, topic, organization, payload::text from outbox.events")
@@ -227,7 +227,7 @@ async fn afterwards(pool: &PgPool) -> Afterwards {
     }
 }
 
-/// Writes every attempt into the books and says yes, after a while when asked to.
+/// A sink that records every attempt and reports success, optionally after a delay.
 #[derive(Debug, Clone)]
 pub(crate) struct LedgerSink {
     pub(crate) books: Books,

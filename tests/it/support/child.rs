@@ -1,4 +1,4 @@
-//! The real binary as a child process, and a receiver in this process whose requests go into the books.
+//! The binary as a child process, and a receiver in this process that records its requests in the journal.
 
 use std::{
     process::{Command, Stdio},
@@ -18,16 +18,16 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Books, Database, ledger::Request};
 
-/// A relay of its own process. Killed when dropped.
+/// A relay in its own process. Killed when dropped.
 #[derive(Debug)]
 pub(crate) struct ChildRelay {
     child: Child,
-    said: Arc<(Mutex<Vec<String>>, Notify)>,
+    lines: Arc<(Mutex<Vec<String>>, Notify)>,
     _reading: JoinSet<()>,
 }
 
 impl ChildRelay {
-    /// Starts it and waits until it runs. `settings`: names and values of variables.
+    /// Starts a relay and waits until it runs. `settings` are environment variables.
     pub(crate) async fn start(database: &Database, name: &str, settings: &[(&str, &str)]) -> Self {
         let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgoutbox"))
             .arg("run")
@@ -47,28 +47,28 @@ impl ChildRelay {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let said: Arc<(Mutex<Vec<String>>, Notify)> = Arc::default();
-        let (heard, mut lines) = (said.clone(), BufReader::new(child.stderr.take().unwrap()).lines());
+        let lines: Arc<(Mutex<Vec<String>>, Notify)> = Arc::default();
+        let (log, mut stderr) = (lines.clone(), BufReader::new(child.stderr.take().unwrap()).lines());
         let mut reading = JoinSet::new();
         reading.spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
-                heard.0.lock().unwrap().push(line);
-                heard.1.notify_waiters();
+            while let Ok(Some(line)) = stderr.next_line().await {
+                log.0.lock().unwrap().push(line);
+                log.1.notify_waiters();
             }
         });
-        let started = Self { child, said, _reading: reading };
-        started.wait_said("relay started").await;
+        let started = Self { child, lines, _reading: reading };
+        started.wait_for_log("relay started").await;
         started
     }
 
-    /// Waits for a line of its log, at most 20 s.
-    pub(crate) async fn wait_said(&self, words: &str) {
+    /// Waits until its log holds `text`, at most 20 s.
+    pub(crate) async fn wait_for_log(&self, text: &str) {
         let waiting = async {
             loop {
-                let more = self.said.1.notified();
+                let more = self.lines.1.notified();
                 tokio::pin!(more);
                 more.as_mut().enable();
-                if self.said.0.lock().unwrap().iter().any(|line| line.contains(words)) {
+                if self.lines.0.lock().unwrap().iter().any(|line| line.contains(text)) {
                     return;
                 }
                 more.await;
@@ -76,16 +76,16 @@ impl ChildRelay {
         };
         assert!(
             timeout(Duration::from_secs(20), waiting).await.is_ok(),
-            "{words:?} was not said: {:#?}",
+            "{text:?} was not logged: {:#?}",
             self.log()
         );
     }
 
     pub(crate) fn log(&self) -> Vec<String> {
-        self.said.0.lock().unwrap().clone()
+        self.lines.0.lock().unwrap().clone()
     }
 
-    /// Sends a signal to it and to nobody else.
+    /// Sends a signal to this process only.
     pub(crate) fn signal(&self, signal: &str) {
         let process = self.child.id().expect("it still runs").to_string();
         assert!(
@@ -97,7 +97,7 @@ impl ChildRelay {
         );
     }
 
-    /// Waits until it has ended; its exit code, `None` after a signal.
+    /// Waits for its end. Returns the exit code, or none after a signal.
     pub(crate) async fn ended(&mut self, within: Duration) -> Option<i32> {
         match timeout(within, self.child.wait()).await {
             Ok(status) => status.unwrap().code(),
@@ -111,7 +111,7 @@ impl ChildRelay {
     }
 }
 
-/// Where the webhooks go.
+/// A receiver of webhooks.
 #[derive(Debug)]
 pub(crate) struct Server {
     books: Books,
@@ -144,7 +144,7 @@ impl Server {
         self.books.subscribe_to(database, name, topics, None, "webhook", config).await;
     }
 
-    /// Waits until so many requests have come in, answered or not.
+    /// Waits until this many requests have arrived, answered or not.
     pub(crate) async fn wait_knocked(&self, count: u64) {
         let began = Instant::now();
         let mut looks = tokio::time::interval(Duration::from_millis(5));
@@ -160,7 +160,7 @@ impl Server {
 }
 
 fn as_request(received: &Received) -> Request {
-    // The payload stands last and as it is: `…,"data":<payload>}`.
+    // The payload is the last field, unchanged: `…,"data":<payload>}`.
     let payload =
         received.body.split_once("\"data\":").map_or("", |(_, rest)| rest.trim_end().trim_end_matches('}'));
     Request {

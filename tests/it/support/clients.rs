@@ -1,4 +1,4 @@
-//! Programs in other languages: scripts of `tests/clients`, run with the libraries that `make clients` installs.
+//! Scripts of `tests/clients` in other languages, run with the libraries that `make clients` installs.
 
 use std::{
     fs,
@@ -9,11 +9,11 @@ use std::{
 
 use tokio::{process::Command, time::timeout};
 
-/// How long a script may take.
+/// Deadline of a script.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Runs a Python script, named from `tests/clients`, with these variables as its settings; what it wrote to stdout.
-/// It must end well within a minute. Async, so that a receiver or relay of the same test goes on meanwhile.
+/// Runs a Python script of `tests/clients` with these environment variables. Returns its output. It must
+/// succeed within a minute. Async, so that a receiver or relay of the same test continues.
 pub(crate) async fn python(script: &str, settings: &[(&str, &str)]) -> String {
     let environment = installed("requirements.txt", "requirements.installed");
     let mut command = Command::new(environment.join("venv/bin/python"));
@@ -21,7 +21,7 @@ pub(crate) async fn python(script: &str, settings: &[(&str, &str)]) -> String {
     ended_well(script, command, settings).await
 }
 
-/// A file that a Python package brings, such as a program.
+/// A file of a Python package, such as a program.
 pub(crate) fn python_file(path: &str) -> PathBuf {
     let packages =
         fs::read_dir(installed("requirements.txt", "requirements.installed").join("venv/lib")).unwrap();
@@ -31,18 +31,19 @@ pub(crate) fn python_file(path: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{path} is not among the Python packages; run: make clients"))
 }
 
-/// The same with Node.
+/// Runs a script with Node.
 pub(crate) async fn node(script: &str, settings: &[(&str, &str)]) -> String {
     let environment = installed("package-lock.json", "package-lock.installed");
     let mut command = Command::new("node");
-    // The path goes through a link beside node_modules, and must stay as it is for the packages to be found from there.
+    // The path contains a link beside node_modules and must not be resolved, so that Node finds the
+    // packages.
     command
         .args(["--preserve-symlinks", "--preserve-symlinks-main"])
         .arg(environment.join("tests/clients").join(script));
     ended_well(script, command, settings).await
 }
 
-/// The folder with the installed libraries, if they are those on the list.
+/// The folder of the installed libraries, if they are those of the list.
 fn installed(list: &str, copy: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let environment = root.join("target/clients");

@@ -1,4 +1,4 @@
-//! Publishers that do everything an application may do in a transaction, at random, and keep books of it.
+//! Publishers that do random things an application may do in transactions, and record them.
 
 use std::time::{Duration, Instant};
 
@@ -23,19 +23,19 @@ const TOPICS: [&str; 6] = [
     "alone",
 ];
 
-/// How publishers behave.
+/// Behaviour of publishers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Habits {
     pub(crate) publishers: u64,
-    /// Every second one does not wait for the disk.
+    /// Whether every second transaction commits asynchronously.
     pub(crate) hurried: bool,
-    /// Transactions left open for this long now and then; none where zero.
+    /// Time for which some transactions stay open; zero for none.
     pub(crate) long: Duration,
-    /// Some transactions are prepared first.
+    /// Whether some transactions use two-phase commit.
     pub(crate) prepares: bool,
-    /// Pauses between transactions: up to so long.
+    /// Longest pause between transactions.
     pub(crate) rests: Duration,
-    /// The database may be away.
+    /// Whether the database may be unreachable.
     pub(crate) patient: bool,
 }
 
@@ -52,7 +52,7 @@ impl Default for Habits {
     }
 }
 
-/// A seed of the clock's, printed, or the one in `PGOUTBOX_TEST_SEED`.
+/// A random seed, printed, or the one in `PGOUTBOX_TEST_SEED`.
 pub(crate) fn seed() -> u64 {
     let given = std::env::var_os("PGOUTBOX_TEST_SEED").and_then(|text| text.to_str()?.parse().ok());
     let seed = given.unwrap_or_else(rand::random::<u64>);
@@ -87,7 +87,7 @@ impl Crowd {
         Self { publishers, stop }
     }
 
-    /// Lets them finish what they are at.
+    /// Stops the publishers after their current transactions.
     pub(crate) async fn stop(mut self) {
         self.stop.cancel();
         let all = async {
@@ -106,11 +106,11 @@ struct Publisher {
     seed: u64,
     habits: Habits,
     synchronous: bool,
-    /// Published with an id of its own before.
+    /// Events published with given ids before.
     own: Vec<Written>,
 }
 
-/// What a transaction is going to leave behind.
+/// The events that a transaction will commit.
 #[derive(Default)]
 struct Plan {
     kept: Vec<Written>,
@@ -152,7 +152,7 @@ impl Publisher {
         let fate = self.rng.random_range(0..100);
         let committing = Instant::now();
         let result = match written {
-            // Nothing was asked to be committed.
+            // No commit was sent.
             Err(error) => (Ended::Aborted, Err(error)),
             Ok(()) if prepares => self.end_prepared(connection, fate >= 30).await,
             Ok(()) if fate < 12 => (Ended::Aborted, connection.execute("rollback").await.map(|_| ())),
@@ -193,7 +193,7 @@ impl Publisher {
                 let inner = self.statement(connection).await?;
                 if self.rng.random_bool(0.5) {
                     connection.execute("rollback to savepoint here").await?;
-                    // An id that was there before stays there.
+                    // An id that existed before stays.
                     plan.undone.extend(inner.into_iter().filter(|event| !self.own.contains(event)));
                 } else {
                     connection.execute("release savepoint here").await?;
@@ -226,7 +226,7 @@ impl Publisher {
         }
     }
 
-    /// One statement that writes events, of any kind.
+    /// Runs a random statement that writes events.
     async fn statement(&mut self, connection: &mut PgConnection) -> Result<Vec<Written>, sqlx::Error> {
         match self.rng.random_range(0..10) {
             0..4 => self.insert(connection, 1).await,
@@ -276,7 +276,7 @@ impl Publisher {
         Ok(events)
     }
 
-    /// With its own id, twice: a new one, or one of an earlier transaction.
+    /// Publishes an event twice with the same id: a new one, or one of an earlier transaction.
     async fn publish_twice(&mut self, connection: &mut PgConnection) -> Result<Vec<Written>, sqlx::Error> {
         let again = self
             .own
@@ -306,7 +306,7 @@ impl Publisher {
                 let organization =
                     [None, Some("acme"), Some("globex"), Some("initech")][self.rng.random_range(0..4)];
                 let payload = if self.rng.random_bool(0.02) {
-                    // Large ones are read apart, when they are sent.
+                    // Large payloads are read separately.
                     let text: String =
                         (0..1_500).map(|_| format!("{:016x}", self.rng.random::<u64>())).collect();
                     format!("{{\"n\": \"{text}\"}}")

@@ -1,4 +1,4 @@
-//! One private PostgreSQL for the whole test run, and a freshly migrated database in it for each test.
+//! One private PostgreSQL for the whole test run, with a new migrated database for each test.
 
 use std::{
     process::{Command, Output, Stdio},
@@ -12,9 +12,9 @@ use sqlx::{
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-/// The login that relays use: a member of `outbox_relay` and nothing more.
+/// Login of relays, a member of `outbox_relay` only.
 pub(crate) const RELAY_LOGIN: &str = "relay_login";
-/// The migrated database that others are copies of.
+/// Migrated database that is copied.
 const TEMPLATE: &str = "it_template";
 
 static SERVER: OnceLock<PrivatePostgres> = OnceLock::new();
@@ -25,31 +25,31 @@ pub(crate) fn server() -> &'static PrivatePostgres {
     SERVER.get_or_init(|| PrivatePostgres::start(Options { durable: false, ..Options::default() }).unwrap())
 }
 
-/// A database of its own, dropped at the end.
+/// A database of one test, dropped at the end.
 #[derive(Debug)]
 pub(crate) struct Database {
     name: String,
-    /// As the superuser: what applications and migrations do.
+    /// Connections of the superuser, for applications and migrations.
     pub(crate) options: PgConnectOptions,
-    /// As a relay.
+    /// Options of a relay's login.
     pub(crate) relay_options: PgConnectOptions,
-    /// As the superuser.
+    /// Options of the superuser.
     pub(crate) pool: PgPool,
 }
 
 impl Database {
-    /// With the schema outbox.
+    /// A database with the schema outbox.
     pub(crate) async fn new() -> Self {
         TEMPLATE_MADE.get_or_init(make_template).await;
         Self::create(&format!("template {TEMPLATE}")).await
     }
 
-    /// Without it.
+    /// An empty database.
     pub(crate) async fn empty() -> Self {
         Self::create("").await
     }
 
-    /// With the schema outbox, on a server of the test's own.
+    /// A database with the schema outbox on another server.
     pub(crate) async fn new_on(server: &PrivatePostgres) -> Self {
         server.create_database("shop").unwrap();
         let options: PgConnectOptions = server.url("shop").parse().unwrap();
@@ -78,17 +78,17 @@ impl Database {
         self.options.connect().await.unwrap()
     }
 
-    /// The superuser's address of this database.
+    /// Address for the superuser.
     pub(crate) fn url(&self) -> String {
         self.options.to_url_lossy().to_string()
     }
 
-    /// The same for programs of PostgreSQL, which know fewer parameters.
+    /// Address for programs of PostgreSQL, which know fewer parameters.
     pub(crate) fn plain_url(&self) -> String {
         server().url(&self.name)
     }
 
-    /// The relay's address of this database.
+    /// Address for a relay.
     pub(crate) fn relay_url(&self) -> String {
         self.relay_options.to_url_lossy().to_string()
     }
@@ -98,17 +98,17 @@ impl Database {
         self.pool.execute(AssertSqlSafe(sql.into())).await.unwrap();
     }
 
-    /// One number.
+    /// The number that a query returns.
     pub(crate) async fn count(&self, sql: impl Into<String>) -> i64 {
         sqlx::query_scalar(AssertSqlSafe(sql.into())).fetch_one(&self.pool).await.unwrap()
     }
 
-    /// Waits until a question is answered with yes, for at most 30 s. For what is only to be seen in the database.
+    /// Waits until a query returns true, at most 30 s. For states that are visible only in the database.
     pub(crate) async fn eventually(&self, question: &str) {
         self.eventually_within(std::time::Duration::from_secs(30), question).await;
     }
 
-    /// The same with a limit of the test's own.
+    /// Waits until a query returns true, with another limit.
     pub(crate) async fn eventually_within(&self, limit: std::time::Duration, question: &str) {
         let mut again = tokio::time::interval(std::time::Duration::from_millis(20));
         let asking = async {
@@ -137,7 +137,7 @@ impl Database {
             .unwrap()
     }
 
-    /// What outcomes hang on, for a test that failed.
+    /// The rows that explain a failed test.
     pub(crate) async fn rows_at_hand(&self) -> String {
         let rows: Vec<String> = sqlx::query_scalar(
             "(select 'cursor ' || to_jsonb(cursor)::text from outbox.cursor)

@@ -1,4 +1,4 @@
-//! Deliveries as a sink gets them, without a relay around them.
+//! Deliveries as a sink gets them, without a relay.
 
 use std::{
     io::Write as _,
@@ -18,7 +18,7 @@ use pgoutbox::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-/// What a subscription's outlet is to send.
+/// Deliveries of a subscription, and its outlet.
 #[derive(Debug)]
 pub(crate) struct Deliveries {
     pub(crate) outlet: Outlet,
@@ -48,7 +48,7 @@ impl DerefMut for Deliveries {
     }
 }
 
-/// The connections that a configuration file leads to.
+/// The connections of a configuration file.
 pub(crate) fn connections(file: &str) -> Vec<Connection> {
     let mut kept = tempfile::NamedTempFile::new().unwrap();
     write!(kept, "[database]\nurl = 'postgres://nobody@localhost/nothing'\n{file}").unwrap();
@@ -56,21 +56,21 @@ pub(crate) fn connections(file: &str) -> Vec<Connection> {
     Config::load(&sources, sinks::CONFIGURED).unwrap_or_else(|error| panic!("{error}")).sinks
 }
 
-/// The sinks that a configuration file leads to.
+/// The sinks of a configuration file.
 pub(crate) fn registry(file: &str) -> Registry {
     let mut registry = sinks::registry();
     registry.open(&connections(file)).unwrap();
     registry
 }
 
-/// So many deliveries of one subscription.
+/// This many deliveries of one subscription.
 pub(crate) fn deliveries(registry: &Registry, sink: &str, config: Value, count: usize) -> Deliveries {
     let payloads: Vec<_> =
         (0..count).map(|n| json!({ "n": n, "note": "secret-in-the-payload" }).to_string()).collect();
     deliveries_of(registry, sink, config, &payloads)
 }
 
-/// A payload that jsonb could hold and a JSON value type could not.
+/// A payload that jsonb can hold but common JSON types cannot.
 pub(crate) fn payload_that_must_not_be_parsed() -> String {
     let depth = 3_000;
     format!(
@@ -80,7 +80,7 @@ pub(crate) fn payload_that_must_not_be_parsed() -> String {
     )
 }
 
-/// A delivery for each payload, of one subscription, with keys and an organization.
+/// Deliveries of one subscription, one for each payload, with keys and an organization.
 pub(crate) fn deliveries_of(
     registry: &Registry,
     sink: &str,
@@ -111,7 +111,7 @@ pub(crate) fn deliveries_of(
     Deliveries { outlet: subscription.outlet, outgoing: outgoing.collect() }
 }
 
-/// Of each report its outcome and its reason.
+/// Outcome and reason of each report.
 pub(crate) fn reasons(reports: &[Report]) -> Vec<(&'static str, Option<Reason>)> {
     reports.iter().map(|report| (report.outcome.code(), report.outcome.reason())).collect()
 }

@@ -1,4 +1,4 @@
-//! A receiver that works: every request is answered 204 and handed to the test.
+//! A receiver that answers every request with 204 and passes it to the test.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use pgoutbox::lab::receiver::{Options, Received, Receiver, Switch};
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// A receiver that answers 204 unless it is taken down.
+/// A receiver that answers 204 unless it is set down.
 #[derive(Debug)]
 pub(crate) struct Good {
     pub(crate) url: String,
@@ -32,7 +32,7 @@ impl Good {
         Self { url, switch, received, _stop: stop.drop_guard(), _running: running }
     }
 
-    /// The next so many requests, within 30 s.
+    /// Waits for this many requests, at most 30 s.
     pub(crate) async fn take(&mut self, count: usize) -> Vec<Received> {
         let mut taken = Vec::new();
         let taking = async {

@@ -1,4 +1,4 @@
-//! An HTTP receiver that misbehaves in one way, on raw TCP: no library stands between the sink and the bytes.
+//! An HTTP receiver on raw TCP that misbehaves in one way.
 
 use std::{
     net::SocketAddr,
@@ -20,48 +20,48 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-/// What it does with each request.
+/// Behaviour for each request.
 #[derive(Debug, Clone)]
 pub(crate) enum Mode {
     /// Accepts the connection and never answers.
     Hang,
-    /// A good head, then a body of 1 byte per 0.2 s, without end.
+    /// Sends a valid head, then an endless body of 1 byte per 0.2 s.
     DripBody(u16),
-    /// A good head, then this body, an eighth of it per 0.2 s.
+    /// Sends a valid head, then this body, an eighth of it per 0.2 s.
     SlowBody(Vec<u8>),
-    /// A head of 1 byte per 0.2 s, without end.
+    /// Sends an endless head of 1 byte per 0.2 s.
     DripHead,
-    /// `103 Early Hints`, again and again.
+    /// Sends `103 Early Hints` repeatedly.
     Endless103,
-    /// A chunked body without end, as fast as it is read.
+    /// Sends an endless chunked body, as fast as it is read.
     EndlessBody(u16),
-    /// A head of 10 MiB.
+    /// Sends a head of 10 MiB.
     HugeHead,
-    /// Bytes that are not HTTP.
+    /// Sends bytes that are not HTTP.
     Garbage,
-    /// A body that claims to be gzip and decompresses to far more.
+    /// Sends a gzip body that decompresses to far more.
     Gzip(u16),
-    /// Announces more than it sends, then closes.
+    /// Announces more bytes than it sends, then closes.
     CloseMidAnswer(u16),
     /// Reads the request and closes.
     CloseUnanswered,
-    /// A redirect to a place.
+    /// Answers with a redirect to an address.
     Redirect(u16, String),
-    /// A status with headers and a body; keeps the connection.
+    /// Answers with a status, headers and a body, and keeps the connection.
     Status(u16, Vec<(&'static str, String)>, Vec<u8>),
 }
 
-/// One request as it came over the wire.
+/// A request as received.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     /// Request line and headers.
     pub(crate) head: String,
-    /// Exactly as many bytes as announced.
+    /// Body, with the announced length.
     pub(crate) body: Vec<u8>,
 }
 
 impl Request {
-    /// The value of a header.
+    /// Value of a header.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head
             .lines()
@@ -79,10 +79,10 @@ impl Request {
     }
 }
 
-/// A running hostile receiver. Stops when dropped.
+/// A running receiver. Dropping it stops it.
 #[derive(Debug)]
 pub(crate) struct Hostile {
-    /// Where it listens.
+    /// Address that it listens on.
     pub(crate) address: SocketAddr,
     connections: Arc<AtomicUsize>,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -91,17 +91,18 @@ pub(crate) struct Hostile {
 }
 
 impl Hostile {
-    /// On 127.0.0.1.
+    /// Starts a receiver on 127.0.0.1.
     pub(crate) async fn start(mode: Mode) -> Self {
         Self::start_on("127.0.0.1:0", mode).await
     }
 
-    /// A listener that nobody should ever reach: 127.0.0.2, outside the allow list of the tests.
+    /// Starts a receiver on 127.0.0.2, which is outside the allow list of the tests and must not be
+    /// reached.
     pub(crate) async fn trap() -> Self {
         Self::start_on("127.0.0.2:0", Mode::Status(200, vec![], vec![])).await
     }
 
-    /// On an address of the caller's.
+    /// Starts a receiver on another address.
     pub(crate) async fn start_on(address: &str, mode: Mode) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -116,7 +117,7 @@ impl Hostile {
                 accepted.fetch_add(1, Ordering::SeqCst);
                 let (mode, kept, closing) = (mode.clone(), Arc::clone(&kept), closing.clone());
                 tasks.spawn(async move {
-                    // A peer that leaves is the end of a connection, not of the test.
+                    // A peer that disconnects ends its connection, not the test.
                     let _ = serve(stream, &mode, &kept).await;
                     closing.send_modify(|closed| *closed += 1);
                 });
@@ -134,7 +135,7 @@ impl Hostile {
         format!("http://{}{path}", self.address)
     }
 
-    /// Connections accepted so far.
+    /// Number of connections so far.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
@@ -144,7 +145,7 @@ impl Hostile {
         self.requests.lock().unwrap().clone()
     }
 
-    /// Waits until so many connections have ended, for at most 10 s.
+    /// Waits until this many connections have ended, at most 10 s.
     pub(crate) async fn closed(&mut self, count: usize) {
         let waited = timeout(Duration::from_secs(10), self.closed.wait_for(|closed| *closed >= count))
             .await
@@ -164,7 +165,7 @@ async fn serve(mut stream: TcpStream, mode: &Mode, requests: &Mutex<Vec<Request>
     Ok(())
 }
 
-/// Whether the connection goes on.
+/// Answers a request. Returns whether the connection stays open.
 async fn answer(stream: &mut TcpStream, mode: &Mode) -> std::io::Result<bool> {
     match mode {
         Mode::Hang => until_closed(stream).await?,
@@ -259,7 +260,7 @@ async fn until_closed(stream: &mut TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-/// `None` when the peer has left between two requests.
+/// Reads a request; none if the peer has disconnected between two requests.
 async fn read_request(stream: &mut TcpStream) -> std::io::Result<Option<Request>> {
     let mut read = Vec::new();
     let end = loop {

@@ -1,6 +1,6 @@
-//! The ledger checker: what publishers did and what sinks were sent, kept outside the database, and whether the two agree.
-//! It knows nothing of the code under test and has its own matcher. Tested by hand-written histories in `ledger.rs` beside
-//! the promises.
+//! The ledger checker: records actions of publishers and requests at sinks outside the database, and compares
+//! them. It uses no code under test and has its own matcher. `tests/it/ledger.rs` tests it with hand-written
+//! histories.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,57 +10,59 @@ use std::{
 
 use uuid::Uuid;
 
-/// How a publisher's transaction ended, as far as the publisher knows.
+/// End of a transaction, as far as the publisher knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ended {
     Committed,
     Aborted,
-    /// No answer to COMMIT: the log decides.
+    /// There was no answer to COMMIT: the log decides.
     Unknown,
 }
 
-/// One event as its publisher wrote it.
+/// An event as its publisher wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Written {
     pub(crate) id: Uuid,
     pub(crate) topic: String,
     pub(crate) organization: Option<String>,
-    /// As PostgreSQL writes it.
+    /// Payload as PostgreSQL writes it.
     pub(crate) payload: String,
 }
 
-/// One transaction of a publisher. Events rolled back to a savepoint are listed under one of their own that aborted.
+/// A transaction of a publisher. Events rolled back to a savepoint are recorded as a separate, aborted
+/// transaction.
 #[derive(Debug, Clone)]
 pub(crate) struct Transaction {
     #[expect(dead_code, reason = "shown when a finding is printed")]
     pub(crate) seed: u64,
     pub(crate) events: Vec<Written>,
-    /// `synchronous_commit` was on.
+    /// Whether `synchronous_commit` was on.
     pub(crate) synchronous: bool,
-    /// When COMMIT was sent.
+    /// Time when COMMIT was sent.
     pub(crate) committing: Instant,
     pub(crate) ended: Ended,
 }
 
-/// One request at a sink.
+/// A request at a sink.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) event: Uuid,
     pub(crate) subscription: String,
     pub(crate) payload: String,
     pub(crate) arrived: Instant,
-    /// The sink took it: its answer said so.
+    /// Whether the sink reported success.
     pub(crate) took_effect: bool,
 }
 
-/// Something done to a relay that may cost copies: as many as it has permits. An ambiguous attempt is one of a single permit.
+/// A fault of a relay that may cause as many duplicates as permits. An ambiguous attempt is a fault of one
+/// permit.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fault {
     pub(crate) kind: &'static str,
     pub(crate) permits: usize,
 }
 
-/// A subscription, and since when it is known to be there.
+/// A subscription, and the time when it was known to exist.
 #[derive(Debug, Clone)]
 pub(crate) struct Wish {
     pub(crate) name: String,
@@ -69,10 +71,10 @@ pub(crate) struct Wish {
     pub(crate) since: Instant,
 }
 
-/// Event and subscription.
+/// An event and a subscription.
 pub(crate) type Pair = (Uuid, String);
 
-/// What the database holds when all is over.
+/// The state of the database at the end.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Afterwards {
     pub(crate) log: BTreeMap<Uuid, Written>,
@@ -80,7 +82,7 @@ pub(crate) struct Afterwards {
     pub(crate) outstanding: BTreeSet<Pair>,
 }
 
-/// Everything recorded, in the order in which it was.
+/// Everything recorded, in order.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Journal {
     pub(crate) wishes: Vec<Wish>,
@@ -89,25 +91,25 @@ pub(crate) struct Journal {
     pub(crate) faults: Vec<Fault>,
 }
 
-/// What does not agree. Empty but for `duplicated` where all is well.
+/// The differences. Without defects only `duplicated` may have entries.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Findings {
-    /// Committed durably and not in the log, or aborted and there: the database's fault, not the relay's.
+    /// Events committed durably but not in the log, or aborted but in the log: defects of the database.
     pub(crate) database: BTreeSet<Uuid>,
-    /// Owed, and neither sent, nor given up, nor outstanding.
+    /// Deliveries that are neither sent, given up nor pending.
     pub(crate) lost: BTreeSet<Pair>,
-    /// Sent although not in the log, not wanted, or with another body.
+    /// Requests for events that are not in the log or do not match, or with another body.
     pub(crate) phantom: BTreeSet<Pair>,
-    /// Owed and still outstanding.
+    /// Deliveries that are still pending.
     pub(crate) stuck: BTreeSet<Pair>,
-    /// Copies beyond the first, with their number.
+    /// Deliveries with duplicates, and their number.
     pub(crate) duplicated: BTreeMap<Pair, usize>,
-    /// How many copies the faults explain.
+    /// Number of duplicates that the faults explain.
     pub(crate) duplicates_allowed: usize,
-    /// What was checked.
+    /// Numbers of checked items.
     pub(crate) owed: usize,
     pub(crate) durable: usize,
-    /// Committed without waiting for the disk, and gone in a crash.
+    /// Events that were committed asynchronously and lost in a crash.
     pub(crate) forgotten: usize,
 }
 
@@ -116,7 +118,7 @@ impl Findings {
         self.duplicated.values().sum()
     }
 
-    /// The terms that are not as they should be.
+    /// Names of the kinds of differences found.
     pub(crate) fn violated(&self) -> Vec<&'static str> {
         let terms = [
             ("database", !self.database.is_empty()),
@@ -130,14 +132,14 @@ impl Findings {
 }
 
 impl fmt::Debug for Findings {
-    /// The beginning of each list: a broken relay loses thousands.
+    /// Prints the beginning of each list: a broken relay may lose thousands.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fn head<T: Clone>(items: impl Iterator<Item = T>) -> Vec<T> {
             items.take(5).collect()
         }
         writeln!(
             f,
-            "{} events in the log, {} pairs owed, {} forgotten by the database",
+            "{} events in the log, {} deliveries expected, {} events lost by the database",
             self.durable, self.owed, self.forgotten
         )?;
         writeln!(f, "database {}: {:?}", self.database.len(), head(self.database.iter()))?;
@@ -154,7 +156,7 @@ impl fmt::Debug for Findings {
     }
 }
 
-/// The manual's definition, as directly as it can be written.
+/// The manual's definition of a match, written as directly as possible.
 fn matches(pattern: &[&str], topic: &[&str]) -> bool {
     match (pattern, topic) {
         ([], []) => true,
@@ -185,7 +187,8 @@ impl Journal {
 
         let mut written: BTreeMap<Uuid, &Written> = BTreeMap::new();
         let mut owed: BTreeSet<Pair> = BTreeSet::new();
-        // An own id may be published again: one of its transactions decides that it is there.
+        // A given id may be published several times; it is in the log if one of the transactions
+        // committed.
         let mut kept: BTreeSet<Uuid> = BTreeSet::new();
         for transaction in &self.transactions {
             for event in &transaction.events {

@@ -1,5 +1,5 @@
-//! What the tests share: a real PostgreSQL, a database for each test, a relay in a box, a sink that records, receivers that
-//! misbehave, publishers that do everything, and the books in which all of it must balance.
+//! Shared by the tests: a PostgreSQL, a database for each test, a relay, a sink that records, receivers that
+//! misbehave, random publishers, and the ledger that checks them.
 
 pub(crate) mod books;
 pub(crate) mod child;

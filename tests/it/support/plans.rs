@@ -1,4 +1,4 @@
-//! Plans as the relay gets them: a filled database, every statement of `sql/` explained in it, and what is wrong with a plan.
+//! Plans as the relay gets them: a filled database, plans of all statements of `sql/`, and checks of a plan.
 
 use std::collections::BTreeMap;
 
@@ -8,30 +8,30 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Ro
 
 use super::Database;
 
-/// So many rows are in `outbox.events` and in `outbox.deliveries`.
+/// Rows in `outbox.events` and in `outbox.deliveries`.
 pub(crate) const ROWS: i64 = 1_000_000;
-/// Of these so many wait for the first of nine subscriptions.
+/// Deliveries of the first of nine subscriptions.
 pub(crate) const WAITING: i64 = 600_000;
-/// Deliveries under the lease [`TOKEN`]: so many ids from here on.
+/// First id of the deliveries leased with [`TOKEN`].
 pub(crate) const LEASED_FROM: i64 = 900_001;
 pub(crate) const LEASED: i64 = 500;
 pub(crate) const TOKEN: &str = "00000000-0000-4000-8000-000000000001";
-/// New events that the cursor's snapshot does not see.
+/// Events that the cursor's snapshot does not see.
 pub(crate) const NEW: i64 = 500;
 
-/// Tables that grow with use; partitions begin with their names.
+/// Tables that grow with use. Names of partitions begin with theirs.
 const GROWING: [&str; 5] = ["events", "event_ids", "deliveries", "attempts", "dead_letters"];
 
-/// A file of `sql/`.
+/// A statement: a file of `sql/`.
 #[derive(Debug, Clone)]
 pub(crate) struct Statement {
-    /// Who runs it: the name of the folder.
+    /// Folder, which names the caller.
     pub(crate) folder: String,
     pub(crate) name: String,
     pub(crate) text: String,
 }
 
-/// Every file below `sql/`; the description of the schema is not a statement.
+/// All statements: files in `sql/` except schema.sql.
 pub(crate) fn statements() -> Vec<Statement> {
     let all: Vec<Statement> = crate::tidy::files("sql", ".sql")
         .into_iter()
@@ -49,7 +49,7 @@ pub(crate) fn statements() -> Vec<Statement> {
 }
 
 impl Statement {
-    /// Asked by people or by tests, not by a running relay.
+    /// Whether operators or tests run it, not a relay.
     pub(crate) fn is_an_operators(&self) -> bool {
         matches!(self.folder.as_str(), "admin" | "testing")
     }
@@ -59,7 +59,7 @@ impl Statement {
     }
 }
 
-/// A connection of a relay: its role, its settings.
+/// A connection with a relay's role and settings.
 pub(crate) async fn relay_connection(database: &Database) -> PgConnection {
     database.relay_options.clone().options(store::settings().iter().copied()).connect().await.unwrap()
 }
@@ -70,7 +70,7 @@ pub(crate) async fn plan(connection: &mut PgConnection, statement: &Statement) -
     explain(connection, statement, "", &nulls).await
 }
 
-/// Runs a statement, takes its effect back and returns its plan with what was touched.
+/// Runs a statement, rolls it back, and returns its plan with buffers.
 pub(crate) async fn run(connection: &mut PgConnection, statement: &Statement, arguments: &[String]) -> Value {
     let mut transaction = connection.begin().await.unwrap();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -98,12 +98,12 @@ async fn explain(
     Ok(row.try_get::<Value, _>(0)?[0]["Plan"].clone())
 }
 
-/// Buffers that a plan touched.
+/// Number of buffers in a plan.
 pub(crate) fn buffers(plan: &Value) -> i64 {
     ["Shared Hit Blocks", "Shared Read Blocks"].iter().map(|key| plan[key].as_i64().unwrap()).sum()
 }
 
-/// What is wrong with a plan: growing tables that are read from one end to the other, or sorted.
+/// Defects of a plan: full scans and sorts of growing tables.
 pub(crate) fn complaints(plan: &Value) -> Vec<String> {
     let mut found = Vec::new();
     look(plan, false, false, &mut found);
@@ -130,24 +130,25 @@ fn look(node: &Value, limited: bool, sorted: bool, found: &mut Vec<String>) {
         }
     }
     for child in node["Plans"].as_array().into_iter().flatten() {
-        // A subplan begins anew: the limits and sorts above it are not about its rows.
+        // Limits and sorts above a subplan do not apply to its rows.
         let own = matches!(child["Parent Relationship"].as_str(), Some("InitPlan" | "SubPlan"));
         look(child, limited && !own, sorted && !own, found);
     }
 }
 
-/// What was measured in the filled database, by name of the statement.
+/// Measurements in the filled database, by name of the statement.
 #[derive(Debug, Default)]
 pub(crate) struct Measured {
     pub(crate) plans: BTreeMap<String, Value>,
     pub(crate) runs: BTreeMap<String, Value>,
 }
 
-/// Analyzed while empty, as queue tables are, and filled afterwards. The statistics lie until somebody analyzes again.
+/// Fills tables that were analyzed while empty, as happens to queue tables, so that their statistics are
+/// stale.
 pub(crate) async fn fill(database: &Database) {
     let mut connection = database.connection().await;
     let mut run = async |sql: String| connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
-    // Log partitions beside the one for everything else.
+    // Partitions besides the default one.
     run("create table outbox.events_1 partition of outbox.events for values from ('2026-01-01') to ('2026-01-05');
          create table outbox.events_2 partition of outbox.events for values from ('2026-01-05') to ('2026-01-09');
          create table outbox.attempts_1 partition of outbox.attempts for values from ('2026-01-01') to ('2026-01-09');
@@ -182,7 +183,7 @@ pub(crate) async fn fill(database: &Database) {
     connection.close().await.unwrap();
 }
 
-/// Events in the order of their positions, one a second.
+/// SQL that inserts events in the order of positions, one a second.
 pub(crate) fn events(first: &str, last: &str, xid: &str) -> String {
     format!(
         "insert into outbox.events (xid, id, created_at, topic, key, payload)
@@ -192,7 +193,8 @@ pub(crate) fn events(first: &str, last: &str, xid: &str) -> String {
     )
 }
 
-/// Most of them wait for the first of nine subscriptions; of the others some are leased, some are due and most are due tomorrow.
+/// SQL that inserts deliveries: most for the first of nine subscriptions; of the others some are leased, some
+/// due, most due tomorrow.
 fn deliveries() -> String {
     let leased_until = LEASED_FROM + LEASED;
     format!(

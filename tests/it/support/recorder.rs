@@ -1,4 +1,4 @@
-//! A sink that records what it is sent and answers as the test says.
+//! A sink that records attempts and answers as the test decides.
 
 use std::{
     sync::{Arc, Mutex},
@@ -12,7 +12,7 @@ use pgoutbox::{
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-/// One attempt as the sink saw it.
+/// An attempt as the sink saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) event: Uuid,
@@ -25,13 +25,14 @@ pub(crate) struct Seen {
 
 type Answer = Arc<dyn Fn(&Seen) -> Outcome + Send + Sync>;
 
-/// Records every attempt in order. Subscribe with sink `recorder`; config `{"hang": true}` never answers.
+/// Records all attempts in order. Subscribe with the sink `recorder`; with the config `{"hang": true}` it
+/// never answers.
 #[derive(Clone)]
 pub(crate) struct Recorder {
     seen: Arc<Mutex<Vec<Seen>>>,
     changed: Arc<Notify>,
     answer: Answer,
-    /// While held exclusively, attempts wait before they answer.
+    /// While it is locked exclusively, attempts wait before they answer.
     pub(crate) gate: Arc<tokio::sync::RwLock<()>>,
 }
 
@@ -42,7 +43,7 @@ impl std::fmt::Debug for Recorder {
 }
 
 impl Recorder {
-    /// Answers that everything was delivered.
+    /// A recorder that reports success.
     pub(crate) fn new() -> Self {
         Self::answering(|_| Outcome::Delivered)
     }
@@ -51,17 +52,17 @@ impl Recorder {
         Self { seen: Arc::default(), changed: Arc::default(), answer: Arc::new(answer), gate: Arc::default() }
     }
 
-    /// Every attempt so far.
+    /// All attempts so far.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
-    /// Waits until so many attempts were seen; at most 30 s.
+    /// Waits until this many attempts were seen, at most 30 s.
     pub(crate) async fn wait_for(&self, count: usize) -> Vec<Seen> {
         self.wait_until(|seen| seen.len() >= count).await
     }
 
-    /// Waits until what was seen satisfies the test; at most 30 s.
+    /// Waits until the attempts satisfy a condition, at most 30 s.
     pub(crate) async fn wait_until(&self, enough: impl Fn(&[Seen]) -> bool) -> Vec<Seen> {
         let waiting = async {
             loop {

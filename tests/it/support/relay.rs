@@ -1,4 +1,4 @@
-//! A relay in a box: in this process, on the test's own database, with its signals recorded from before it starts.
+//! A relay in this process, on the test's database, whose signals are recorded from its start.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Database, Recorder};
 
-/// One running relay.
+/// A running relay.
 #[derive(Debug)]
 pub(crate) struct RelayBox {
     signals: broadcast::Receiver<Signal>,
@@ -22,7 +22,7 @@ pub(crate) struct RelayBox {
     pub(crate) stop: CancellationToken,
 }
 
-/// What tests use where they do not say otherwise: the poll is slow, so that a missed doorbell shows.
+/// Default settings of tests: the poll is slow, so that a missed notification is noticed.
 pub(crate) fn settings(name: &str) -> Settings {
     Settings {
         name: name.to_owned(),
@@ -38,7 +38,7 @@ impl RelayBox {
         Self::start_with(database, |builder| builder.settings(settings("relay")).sink(recorder.clone())).await
     }
 
-    /// Starts a relay as the test likes it, and waits until it runs.
+    /// Starts a relay with a builder of the test, and waits until it runs.
     pub(crate) async fn start_with(database: &Database, build: impl FnOnce(Builder) -> Builder) -> Self {
         let pool = sqlx::PgPool::connect_lazy_with(database.relay_options.clone());
         let telemetry = Telemetry::new();
@@ -52,7 +52,7 @@ impl RelayBox {
         started
     }
 
-    /// Waits for a signal, at most 30 s. Signals before it are passed over.
+    /// Waits for a signal, at most 30 s. Skips other signals.
     pub(crate) async fn wait(&mut self, wanted: impl Fn(&Signal) -> bool) -> Signal {
         let mut passed = Vec::new();
         let waiting = async {
@@ -74,12 +74,12 @@ impl RelayBox {
         }
     }
 
-    /// Waits until the relay sleeps: nothing is left to do.
+    /// Waits until the relay sleeps because it has no work.
     pub(crate) async fn wait_asleep(&mut self) {
         self.wait(|signal| *signal == Signal::Slept).await;
     }
 
-    /// Drains it.
+    /// Drains the relay.
     pub(crate) async fn stop(mut self) -> Drained {
         self.stop.cancel();
         tokio::time::timeout(Duration::from_secs(60), self.running.join_next())
@@ -90,7 +90,7 @@ impl RelayBox {
             .unwrap()
     }
 
-    /// Ends it without draining, as a crash of its process would.
+    /// Ends the relay without draining, like a crash.
     pub(crate) async fn abort(mut self) {
         self.running.shutdown().await;
     }

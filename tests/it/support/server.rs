@@ -1,11 +1,12 @@
-//! Brokers of a test's own: real servers from Debian's packages, each with a directory and a port of its own, killed with
-//! the test. A missing program fails the test with the name of its package.
+//! Brokers for tests: servers from Debian packages, each with its own directory and port, killed with the
+//! test. A missing program fails the test with the name of its package.
 
 use std::{path::Path, process::Command};
 
 pub(crate) use pgoutbox::lab::private_server::{Kind, PrivateServer};
 
-/// Waits until something is so, at most 60 s: breakers of destinations that were down stay open for a while.
+/// Waits until a condition holds, at most 60 s: breakers of destinations that were down stay open for a
+/// while.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut so: impl FnMut() -> F) {
     let mut looks = tokio::time::interval(std::time::Duration::from_millis(20));
     let looking = async {
@@ -19,7 +20,7 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut so: imp
     );
 }
 
-/// An authority, and certificates of it for a server called localhost and for a client.
+/// Creates an authority and its certificates for the server localhost and for a client.
 pub(crate) fn certificates(folder: &Path) {
     let script = "
         set -e
