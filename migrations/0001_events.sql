@@ -50,7 +50,7 @@ create domain outbox.topic as text
 create domain outbox.key as text
     constraint key_must_be_at_most_512_characters check (length(value) <= 512);
 create domain outbox.payload as jsonb
-        -- Only large values are converted to text to measure them.
+    -- Only large values are converted to text to measure them.
     constraint payload_must_be_at_most_256_kib
     check (case when pg_column_size(value) <= 8192 then true else octet_length(value::text) <= 262144 end);
 -- Whether headers can be sent as HTTP headers: names are lower-case tokens, values strings without control
@@ -76,9 +76,9 @@ create domain outbox.instant as timestamptz
     check (value >= '2000-01-01 00:00:00+00' and value < '2200-01-01 00:00:00+00');
 
 create table outbox.events (
-        -- The first column, so that it is assigned before `position`: an event of a transaction that began
-        -- after a snapshot then has a position above the sequence's value read before that snapshot (see
-        -- sql/relay/advance_cursor.sql).
+    -- The first column, so that it is assigned before `position`: an event of a transaction that began
+    -- after a snapshot then has a position above the sequence's value read before that snapshot (see
+    -- sql/relay/advance_cursor.sql).
     xid            xid8        not null default pg_current_xact_id(),
     position       bigint      not null generated always as identity,
     created_at     timestamptz not null default clock_timestamp(),
@@ -122,7 +122,7 @@ begin
         return null;
     end if;
     if not pg_catalog.pg_try_advisory_xact_lock_shared(7411001) then
-                -- A full notification queue must not fail the commit. The relay's poll finds the event.
+        -- A full notification queue must not fail the commit. The relay's poll finds the event.
         if pg_catalog.pg_notification_queue_usage() <= 0.5 then
             perform pg_catalog.pg_notify('outbox_doorbell', '');
         end if;

@@ -80,7 +80,7 @@ begin
         raise exception using errcode = '22023', message = format('name: %L is not a subscription name', new.name),
             hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
     end if;
-        -- Most clients, including relays, support only arrays of one dimension that begin at 1.
+    -- Most clients, including relays, support only arrays of one dimension that begin at 1.
     if new.topics is null or cardinality(new.topics) not between 1 and 100 or array_ndims(new.topics) <> 1 or array_lower(new.topics, 1) <> 1 then
         raise exception using errcode = '22023', message = format('topics: subscription %L needs a plain array of 1 to 100 topic patterns', new.name),
             hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
@@ -98,7 +98,7 @@ begin
     if jsonb_typeof(new.config) is distinct from 'object' then
         raise exception using errcode = '22023', message = format('config: must be a JSON object, not %s', coalesce(jsonb_typeof(new.config), 'null'));
     end if;
-        -- The JSON parser of relays is limited to 127 levels and 64-bit numbers.
+    -- The JSON parser of relays is limited to 127 levels and 64-bit numbers.
     if length(regexp_replace(new.config::text, '[^[{]', '', 'g')) > 120 then
         raise exception using errcode = '22023', message = 'config: has more than 120 objects and arrays';
     end if;
@@ -132,13 +132,13 @@ begin
     if new.organization = '' then
         raise exception using errcode = '22023', message = 'organization: is empty', hint = 'Use null for all organizations.';
     end if;
-        -- Check the dimensions first: array_position() fails for several.
+    -- Check the dimensions first: array_position() fails for several.
     if new.keys is not null
        and (case when cardinality(new.keys) not between 1 and 100 or array_ndims(new.keys) <> 1 or array_lower(new.keys, 1) <> 1 then true
                  else array_position(new.keys, null) is not null or '' = any (new.keys) end) then
         raise exception using errcode = '22023', message = 'keys: must be a plain array of 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
     end if;
-        -- Only a relay can check CEL; `pgoutbox subscriptions test` checks it before it is saved.
+    -- Only a relay can check CEL; `pgoutbox subscriptions test` checks it before it is saved.
     if new.filter ~ '^[[:space:]]*$' or octet_length(new.filter) > 8192 then
         raise exception using errcode = '22023', message = 'filter: must have 1 to 8192 bytes',
             hint = 'Write a CEL expression such as payload.total > 100, or null for all events.';

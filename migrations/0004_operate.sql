@@ -9,7 +9,7 @@ declare
     expression text := '';
     segment   text;
 begin
-        -- Each segment is matched with the dot before it, so that `**` can match none.
+    -- Each segment is matched with the dot before it, so that `**` can match none.
     foreach segment in array segments loop
         if segment = '**' then
             expression := expression || '(\.[^.]+)*';
@@ -69,8 +69,8 @@ begin
              limit max_rows
                for update of letter skip locked) as taken;
 
-        -- An event that was removed from the log is inserted again. Its transaction id is before every
-        -- snapshot, so routing does not treat it as new.
+    -- An event that was removed from the log is inserted again. Its transaction id is before every
+    -- snapshot, so routing does not treat it as new.
     insert into outbox.events (xid, position, created_at, id, topic, key, payload, headers, organization, source, user_id, priority, schema_version)
     overriding system value
     select distinct on (letter.position) '1'::xid8, letter.position, letter.created_at, letter.event_id, letter.topic, letter.key, letter.payload,
@@ -172,8 +172,8 @@ create view outbox.event_status as
              from outbox.cursor as cursor
             order by cursor.step desc limit 1) as routed
      cross join lateral (
-                      -- A backfill has not reached the event yet, or has not recorded yet which events are
-                      -- past.
+           -- A backfill has not reached the event yet, or has not recorded yet which events are
+           -- past.
            select exists (select from outbox.starts as start
                            where event.position > start.position
                              and (start.until is null or event.position <= start.until)

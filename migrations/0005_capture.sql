@@ -115,7 +115,7 @@ begin
     elsif known.typelem <> 0 and known.typlen = -1 then
         return outbox.capture_is_plain(known.typelem);
     elsif known.typtype = 'c' then
-                -- The owner of the type could add an attribute at any time.
+        -- The owner of the type could add an attribute at any time.
         return pg_catalog.pg_has_role(known.typowner, current_user, 'member')
            and not exists (select from pg_catalog.pg_attribute as a
                             where a.attrelid = known.typrelid and a.attnum > 0 and not a.attisdropped and not outbox.capture_is_plain(a.atttypid));
@@ -206,8 +206,8 @@ declare
     afters       jsonb[];
 begin
     if tg_level = 'STATEMENT' then
-                -- A trigger made by hand without transition tables would read these instead, with the rights
-                -- of the owner.
+        -- A trigger made by hand without transition tables would read these instead, with the rights
+        -- of the owner.
         if to_regclass('pg_temp.outbox_before') is not null or to_regclass('pg_temp.outbox_after') is not null then
             raise exception using errcode = '42501', message = 'a temporary relation must not be called outbox_before or outbox_after',
                 hint = 'outbox.capture uses these names for the changed rows.';
@@ -224,7 +224,7 @@ begin
 
     if tg_relid <> described
        and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation) where ancestor.relation = described) then
-                -- The table was restored from a dump, or is a detached partition, whose triggers do nothing.
+        -- The table was restored from a dump, or is a detached partition, whose triggers do nothing.
         if starts_with(tg_name, 'outbox_capture_partition_') and not exists (
                select from pg_partition_ancestors(tg_relid) as ancestor (relation)
                  join pg_trigger as own on own.tgrelid = tg_relid and own.tgname = tg_name
@@ -236,11 +236,11 @@ begin
         key_at      := outbox.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
         identity_at := outbox.capture_numbers(tg_relid, (settings ->> 'identity')::text[]);
         listed_at   := outbox.capture_numbers(tg_relid, listed);
-                -- An excluded column was renamed before the dump: hide all columns, so that it is not shown.
+        -- An excluded column was renamed before the dump: hide all columns, so that it is not shown.
         all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
     end if;
 
-        -- Fast path, at a third of the cost: all columns are shown and the key is one column.
+    -- Fast path, at a third of the cost: all columns are shown and the key is one column.
     if cardinality(listed) = 0 and cardinality(key_at) = 1 and key_at = identity_at and not exists (
            select from pg_attribute as a
             where a.attrelid = described and a.attnum > 0 and not a.attisdropped
@@ -253,7 +253,7 @@ begin
         select coalesce(array_agg(a.name order by array_position(key_at, a.attnum)) filter (where a.attnum = any (key_at)), '{}'),
                coalesce(array_agg(a.name order by array_position(identity_at, a.attnum)) filter (where a.attnum = any (identity_at)), '{}'),
                coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
-                              -- Do not read a long value that is not shown.
+               -- Do not read a long value that is not shown.
                bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199) else outbox.capture_is_plain(a.atttypid) end)
                         and not (a.is_hidden and a.attlen < 0))
           into key_columns, identity_columns, hidden, is_plain
@@ -291,7 +291,7 @@ begin
            and (a.attname <> all (hidden) or a.attname = any (key_columns || identity_columns));
     end if;
 
-        -- Three variants: one row, which is the usual case; many rows; many rows that need an expression.
+    -- Three variants: one row, which is the usual case; many rows; many rows that need an expression.
     if rows = 1 then
         if not is_plain then
             if tg_level = 'ROW' then
@@ -338,11 +338,11 @@ begin
           from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
 
     elsif is_plain then
-                -- PostgreSQL does not tell which old row became which new one, so they are paired by
-                -- identity, the primary key. A row whose identity changed counts as deleted and created. A
-                -- row may occur twice in a statement (by foreign key cascades); its occurrences are paired in
-                -- order. If a column of the identity was dropped, all rows are paired in order. A full join
-                -- is never a nested loop.
+        -- PostgreSQL does not tell which old row became which new one, so they are paired by
+        -- identity, the primary key. A row whose identity changed counts as deleted and created. A
+        -- row may occur twice in a statement (by foreign key cascades); its occurrences are paired in
+        -- order. If a column of the identity was dropped, all rows are paired in order. A full join
+        -- is never a nested loop.
         insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
         select prefix || case when pair.before is null then '.create' when pair.after is null then '.delete' else '.update' end,
                outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload, headers, organization, user_id, source
@@ -492,11 +492,11 @@ begin
         'identity', identity::text, 'identity_at', outbox.capture_numbers(relation, identity)::text,
         'exclude', columns is null, 'listed', listed::text, 'listed_at', outbox.capture_numbers(relation, listed)::text);
 
-        -- Compares existing with required triggers. If they are the same, nothing is locked.
+    -- Compares existing with required triggers. If they are the same, nothing is locked.
     with operation as (
-                -- Row triggers are needed for a condition, for updates without an identity to pair rows by,
-                -- and for partitioned tables without one, where an update may become a delete and an insert
-                -- in two partitions.
+        -- Row triggers are needed for a condition, for updates without an identity to pair rows by,
+        -- and for partitioned tables without one, where an update may become a delete and an insert
+        -- in two partitions.
         select o.operation,
                condition is not null or (identity = '{}' and (known.relkind = 'p' or o.operation = 'update')) as by_row
           from unnest(wanted) as o (operation)
@@ -504,8 +504,8 @@ begin
     should as (
         select relation as captured, 'outbox_capture_' || o.operation as name, o.operation, o.by_row, true as same from operation as o
         union all
-                -- A statement on a partition runs only the triggers of that partition. PostgreSQL copies row
-                -- triggers to partitions itself.
+        -- A statement on a partition runs only the triggers of that partition. PostgreSQL copies row
+        -- triggers to partitions itself.
         select tree.relid, 'outbox_capture_partition_' || o.operation, o.operation, false, true
           from pg_partition_tree(relation) as tree join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p'), operation as o
          where tree.relid <> relation and not o.by_row
@@ -542,8 +542,8 @@ begin
     begin
         perform set_config('search_path', caller_path, true);
         if condition is not null then
-                        -- A cursor accepts only one statement, so a condition with a second statement is
-                        -- refused before it runs.
+            -- A cursor accepts only one statement, so a condition with a second statement is
+            -- refused before it runs.
             open probe for execute pg_catalog.format(E'select (%s\n) from %s as new, %s as old where false', condition, relation, relation);
             close probe;
         end if;

@@ -58,7 +58,7 @@ begin
         raise exception using errcode = '22023', message = format('mode: %L is not a mode', new.mode),
             hint = 'Use ''reject'' (an event that does not fit becomes a dead letter) or ''warn'' (it is delivered and counted).';
     end if;
-        -- Only a relay can check CEL; `pgoutbox types add` checks it before it is saved.
+    -- Only a relay can check CEL; `pgoutbox types add` checks it before it is saved.
     if new.upcast ~ '^[[:space:]]*$' or octet_length(new.upcast) > 8192 then
         raise exception using errcode = '22023', message = 'upcast: must have 1 to 8192 bytes',
             hint = 'Write a CEL expression such as {"id": payload.id, "currency": "EUR"}, or null.';
