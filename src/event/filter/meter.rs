@@ -55,7 +55,7 @@ type Outcome<'b, 'v> = Result<CowVal<'b, 'v>, ExecutionError>;
 fn take(meter: &CowVal<'_, '_>, cost: impl FnOnce() -> i64) -> Result<(), ExecutionError> {
     match meter.downcast_ref::<Meter>() {
         Some(meter) if !meter.is_spent() && meter.take(cost()) => Ok(()),
-        _ => Err(ExecutionError::function_error(METER, "it exceeds the work limit of one evaluation")),
+        _ => Err(ExecutionError::function_error(METER, "it exceeds the work limit of one event")),
     }
 }
 

@@ -1,61 +1,46 @@
-//! CEL filters and transforms, and `match`: the only mention of the CEL crate. Pure.
+//! CEL filters and transforms, and `match`. Only this module uses the CEL crate. Pure.
 //!
-//! An expression is compiled once, when its subscription is loaded. What it may do is bounded (see
-//! `compile`), and a payload is read at most once for each event, only when an expression asks for it (see
-//! [`Facts`]): all others pass as they are.
+//! An expression is compiled once, when its subscription is loaded. Its work is limited (see `compile`). A
+//! payload is parsed at most once for each event, and only if an expression uses it (see [`Facts`]).
 
 mod clauses;
 mod compile;
+mod evaluate;
 mod json;
 mod meter;
 mod names;
+mod transform;
+mod tree;
 mod value;
 
-use std::{
-    fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::fmt;
 
-use cel::{
-    Context, ExecutionError, IdedExpr, Value,
-    common::{
-        ast::operators,
-        types::{CelBool, CelMap, CelMapKey, CelNull, CelString},
-        value::{CowVal, Val},
-    },
-};
-use regex::Regex;
+use cel::common::types::CelBool;
 
-pub use self::value::Facts;
 pub(crate) use self::value::Field;
 use self::{
     clauses::conjunction,
     compile::{Compiled, Use},
+    evaluate::run,
     json::Node,
-    meter::ENV,
-    names::FIELDS,
-    value::{Evaluation, write},
+};
+pub use self::{
+    transform::{Changes, Transform},
+    value::Facts,
 };
 
-/// The longest expression, in bytes; `outbox.subscribe` has the same limit.
+/// Longest expression, in bytes; `outbox.subscribe` has the same limit.
 pub const LONGEST: usize = 8 * 1024;
-/// The longest key, in characters: that of the log.
-const LONGEST_KEY: usize = 512;
-/// What a transform makes may have so many bytes.
-const LARGEST_RESULT: usize = 1024 * 1024;
-/// The largest headers, in bytes: those of the log.
-const LARGEST_HEADERS: usize = 16 * 1024;
 
-/// Why an expression cannot be used, and where.
+/// A mistake in an expression, and its place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}, column {column}: {why}")]
 pub struct Invalid {
-    /// From 1.
+    /// Line, from 1.
     pub line: usize,
-    /// From 1, in characters.
+    /// Column in characters, from 1.
     pub column: usize,
-    /// A sentence without a full stop.
+    /// Description: a sentence without a full stop.
     pub why: String,
 }
 
@@ -65,21 +50,21 @@ impl Invalid {
     }
 }
 
-/// What a filter says of an event.
+/// Result of a filter for an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FilterResult {
-    /// Wanted.
+    /// The filter is true.
     Match,
-    /// Not wanted, because of this part of the conjunction (from 0).
+    /// The filter is false.
     NoMatch {
-        /// Which one.
+        /// Number of the false part of the conjunction, from 0.
         part: usize,
     },
-    /// It could not be evaluated, which is no match.
+    /// The filter cannot be evaluated, which counts as no match.
     Failed {
-        /// The part of the conjunction that could not.
+        /// Number of the failed part of the conjunction, from 0.
         part: usize,
-        /// Why: names and types, nothing of the event.
+        /// Error message with names and types, but no data of the event.
         why: String,
     },
 }
@@ -93,14 +78,14 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Reads one.
+    /// Parses and checks a filter.
     ///
     /// # Errors
     /// The first mistake, with its place.
     pub fn compile(text: &str) -> Result<Self, Invalid> {
         let compiled = compile::compile(text, Use::Filter)?;
         let labels = conjunction(text);
-        // Where the eye and the parser disagree, the whole filter is named.
+        // If the text and the parser give different parts, messages show the whole filter.
         let labels = if labels.len() == compiled.parts.len() {
             labels
         } else {
@@ -109,32 +94,31 @@ impl Filter {
         Ok(Self { text: text.to_owned(), compiled, labels })
     }
 
-    /// As it was written.
+    /// Source text of the filter.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// A part of its conjunction, as it was written.
+    /// Source text of a part of the conjunction.
     #[must_use]
     pub fn part(&self, part: usize) -> &str {
         self.labels.get(part).map_or("", String::as_str)
     }
 
-    /// Whether it looks at the payload.
+    /// Whether the filter uses the payload.
     #[must_use]
     pub fn needs_payload(&self) -> bool {
         self.compiled.needs_payload
     }
 
-    /// A field of the payload and a scalar that it must have for the filter to hold, as [`Facts::field`]
-    /// writes it. With another one there it is no match, and when it is not there the filter fails, unless
-    /// another part says no.
+    /// A field of the payload and the scalar it must have for a match, in the form of [`Facts::field`].
+    /// Another value means no match. If the field is missing, the filter fails, unless another part is false.
     pub(crate) fn lookup(&self) -> Option<(String, String)> {
-        self.compiled.parts.iter().find_map(compile::equality)
+        self.compiled.parts.iter().find_map(tree::equality)
     }
 
-    /// Evaluates it. As in CEL, a part that is false outweighs one that cannot be evaluated.
+    /// Evaluates the filter. As in CEL, a false part has priority over a part that cannot be evaluated.
     #[must_use]
     pub fn evaluate(&self, facts: &Facts<'_>) -> FilterResult {
         let mut failed = None;
@@ -155,63 +139,6 @@ impl Filter {
     }
 }
 
-/// What a transform makes of an event; none: as it was.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// JSON.
-    pub payload: Option<String>,
-    /// A JSON object of strings.
-    pub headers: Option<String>,
-    /// Its inside is none for an event that shall have no key.
-    pub key: Option<Option<String>>,
-    /// For the sink.
-    pub sink: Option<serde_json::Map<String, serde_json::Value>>,
-}
-
-/// Makes another payload of an event's, and more with `event({…})`.
-#[derive(Debug)]
-pub struct Transform {
-    text: String,
-    compiled: Compiled,
-}
-
-impl Transform {
-    /// Reads one.
-    ///
-    /// # Errors
-    /// The first mistake, with its place.
-    pub fn compile(text: &str) -> Result<Self, Invalid> {
-        Ok(Self { text: text.to_owned(), compiled: compile::compile(text, Use::Transform)? })
-    }
-
-    /// As it was written.
-    #[must_use]
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// Whether it is `event({…})`, which changes more than the payload.
-    #[must_use]
-    pub fn gives_fields(&self) -> bool {
-        self.compiled.gives_fields
-    }
-
-    /// Evaluates it.
-    ///
-    /// # Errors
-    /// What could not be done and where in the value: names and types, nothing of the event.
-    pub fn apply(&self, facts: &Facts<'_>) -> Result<Changes, String> {
-        let [expression] = self.compiled.parts.as_slice() else { return Err("it is empty".to_owned()) };
-        run(&self.text, expression, &self.compiled.patterns, facts, |value| {
-            if self.compiled.gives_fields {
-                changes(value, &self.text)
-            } else {
-                Ok(Changes { payload: Some(json("its value", value)?), ..Changes::default() })
-            }
-        })
-    }
-}
-
 /// A condition by containment: `payload @> match` in SQL.
 #[derive(Debug)]
 pub struct Containment {
@@ -219,28 +146,27 @@ pub struct Containment {
 }
 
 impl Containment {
-    /// Reads the JSON that shall be contained.
+    /// Parses the JSON that payloads must contain.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Invalid JSON.
     pub fn parse(text: &str) -> Result<Self, String> {
         Node::parse(text).map(|node| Self { wanted: node.into_owned() }).map_err(ToOwned::to_owned)
     }
 
-    /// A field that the payload must have and the scalar in it, as [`Facts::field`] writes it, for it to
-    /// hold.
+    /// A field of the payload and the scalar it must have for a match, in the form of [`Facts::field`].
     pub(crate) fn lookup(&self) -> Option<(String, String)> {
         let Node::Object(fields) = &self.wanted else { return None };
-        // Of equal names the last one counts.
+        // If a name occurs twice, the last one counts.
         fields
             .iter()
             .find_map(|(name, _)| Some((name.clone().into_owned(), self.wanted.get(name)?.as_scalar()?)))
     }
 
-    /// Whether the payload contains it.
+    /// Whether the payload contains the JSON.
     ///
     /// # Errors
-    /// Why the payload cannot be read.
+    /// The payload cannot be parsed.
     pub fn holds(&self, facts: &Facts<'_>) -> Result<bool, String> {
         facts
             .payload()
@@ -249,171 +175,8 @@ impl Containment {
     }
 }
 
-/// Evaluates an expression and makes something of its value before that goes.
-fn run<T>(
-    text: &str,
-    expression: &IdedExpr,
-    patterns: &Arc<[Regex]>,
-    facts: &Facts<'_>,
-    make: impl FnOnce(&dyn Val) -> Result<T, String>,
-) -> Result<T, String> {
-    // A panic would be a bug of the crate, and must cost this subscription only.
-    catch_unwind(AssertUnwindSafe(|| {
-        let evaluation = Evaluation::new(facts, patterns);
-        let made = {
-            let mut context = Context::with_env(ENV.clone());
-            context.set_variable_resolver(&evaluation);
-            let value: Result<CowVal<'_, '_>, _> = Value::resolve_val(expression, &context);
-            value.map_err(|error| explain(&error, text)).and_then(|value| make(value.as_ref()))
-        };
-        // `||` may have swallowed these.
-        if evaluation.meter.is_spent() {
-            return Err("it exceeds the work limit of one evaluation".to_owned());
-        }
-        made.map_err(|why| {
-            evaluation.unreadable().map_or(why, |reason| format!("the payload cannot be read: {reason}"))
-        })
-    }))
-    .unwrap_or_else(|_| Err("it makes the evaluation panic".to_owned()))
-}
-
-fn json(name: &str, value: &dyn Val) -> Result<String, String> {
-    let mut out = String::new();
-    write(value, &mut out).map_err(|unfit| unfit.of(name))?;
-    if out.len() > LARGEST_RESULT {
-        Err(format!("{name} has {} bytes; at most {LARGEST_RESULT}", out.len()))
-    } else {
-        Ok(out)
-    }
-}
-
-/// The fields of `event({…})`.
-fn changes(value: &dyn Val, expression: &str) -> Result<Changes, String> {
-    let Some(fields) = value.downcast_ref::<CelMap>() else {
-        return Err(format!("event() takes a map, not {}", value.get_type().name()));
-    };
-    let mut changes = Changes::default();
-    for (name, value) in fields.inner() {
-        let CelMapKey::String(name) = name else {
-            return Err("event() has a field whose name is not a string".to_owned());
-        };
-        match name.inner() {
-            "payload" => changes.payload = Some(json("payload", value.as_ref())?),
-            "headers" => changes.headers = Some(headers(value.as_ref(), expression)?),
-            "key" => changes.key = Some(key(value.as_ref())?),
-            "sink" => {
-                let text = json("sink", value.as_ref())?;
-                let fields = serde_json::from_str(&text)
-                    .map_err(|_| "sink must be a map whose numbers a double holds".to_owned())?;
-                changes.sink = Some(fields);
-            }
-            // Its name may come from the payload.
-            _ => return Err(format!("event() has a field that is none of {}", FIELDS.join(", "))),
-        }
-    }
-    Ok(changes)
-}
-
-fn key(value: &dyn Val) -> Result<Option<String>, String> {
-    if value.downcast_ref::<CelNull>().is_some() {
-        return Ok(None);
-    }
-    match value.downcast_ref::<CelString>() {
-        Some(key) if key.inner().chars().count() > LONGEST_KEY => {
-            Err(format!("key is longer than {LONGEST_KEY} characters"))
-        }
-        Some(key) => Ok(Some(key.inner().to_owned())),
-        None => Err(format!("key must be a string or null, not {}", value.get_type().name())),
-    }
-}
-
-/// The same rule as `outbox.headers_are_valid`: they travel as headers of a request.
-fn headers(value: &dyn Val, expression: &str) -> Result<String, String> {
-    let Some(map) = value.downcast_ref::<CelMap>() else {
-        return Err(format!("headers must be a map of strings, not {}", value.get_type().name()));
-    };
-    for (name, value) in map.inner() {
-        let CelMapKey::String(name) = name else {
-            return Err("headers has a name that is not a string".to_owned());
-        };
-        let name = name.inner();
-        let letters =
-            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
-        if !(1..=64).contains(&name.len()) || !name.bytes().all(letters) || name.starts_with(['_', '-']) {
-            // It may come from the payload.
-            let name = if expression.contains(name) {
-                format!("the name {:?}", short(name))
-            } else {
-                "a name of another kind".to_owned()
-            };
-            return Err(format!(
-                "headers has {name}; names are 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit"
-            ));
-        }
-        match value.downcast_ref::<CelString>() {
-            Some(text) if text.inner().chars().any(char::is_control) => {
-                return Err(format!("headers.{name} has a control character"));
-            }
-            Some(_) => {}
-            None => return Err(format!("headers.{name} must be a string, not {}", value.get_type().name())),
-        }
-    }
-    let text = json("headers", value)?;
-    if text.len() > LARGEST_HEADERS {
-        Err(format!("headers has {} bytes; at most {LARGEST_HEADERS}", text.len()))
-    } else {
-        Ok(text)
-    }
-}
-
 fn short(text: &str) -> String {
     text.chars().take(64).collect()
-}
-
-/// An error without the values in it, but for what stands in the expression: payloads stay out of logs and
-/// tables of operators.
-fn explain(error: &ExecutionError, text: &str) -> String {
-    let function = |name: &str| name.trim_start_matches('@').trim_matches('_').to_owned();
-    match error {
-        ExecutionError::NoSuchKey(key) if text.contains(key.as_str()) => {
-            format!("there is no key {:?} (has(…) asks first)", short(key))
-        }
-        // The payload chose it.
-        ExecutionError::NoSuchKey(_) => "there is no such key (`in` asks first)".to_owned(),
-        ExecutionError::UndeclaredReference(name) => format!("there is no {:?} here", short(name)),
-        ExecutionError::NoSuchOverload(overload) if overload.function() == operators::INDEX => {
-            format!(
-                "{} cannot be looked into with {}",
-                overload.argument_types().first().map_or("it", String::as_str),
-                overload.argument_types().get(1).map_or("it", String::as_str)
-            )
-        }
-        ExecutionError::NoSuchOverload(overload) => {
-            format!(
-                "{} does not take {}",
-                function(overload.function()),
-                overload.argument_types().join(" and ")
-            )
-        }
-        ExecutionError::UnexpectedType { want, .. } => format!("a value is not of type {}", short(want)),
-        ExecutionError::UnsupportedBinaryOperator(name, left, right) => {
-            format!("{name} does not take {} and {}", left.type_of(), right.type_of())
-        }
-        ExecutionError::ValuesNotComparable(left, right) => {
-            format!("{} and {} cannot be compared", left.type_of(), right.type_of())
-        }
-        ExecutionError::DivisionByZero(_) | ExecutionError::RemainderByZero(_) => {
-            "division by zero".to_owned()
-        }
-        ExecutionError::Overflow(..) => "a number is out of range".to_owned(),
-        ExecutionError::IndexOutOfBounds(_) => "a list is shorter than the index asks".to_owned(),
-        ExecutionError::DuplicateKey(_) => "a map has a key twice".to_owned(),
-        ExecutionError::UnsupportedKeyType(value) => format!("{} cannot be a key", value.type_of()),
-        ExecutionError::FunctionError { function: name, .. } => {
-            format!("{}() cannot take that value", function(name))
-        }
-        _ => "it cannot be evaluated".to_owned(),
-    }
 }
 
 impl fmt::Display for Filter {

@@ -182,9 +182,9 @@ impl Picture<'_> {
         lines.extend(arriving.chain(std::iter::repeat((Look::Plain, String::new()))).take(6));
         let refused = ledger.delivered(ACCOUNTING) == 0;
         let advice = if refused {
-            "accounting refuses all: change its address and redrive"
+            "accounting's receiver is down: change its URL and redrive"
         } else {
-            "accounting has its new address"
+            "accounting has its new URL"
         };
         lines.push((Look::Title, format!("{advice}; in a second terminal:")));
         lines.push((Look::Plain, format!("  psql \"{}\"", self.url)));
