@@ -146,11 +146,11 @@ begin
         'identity', identity::text, 'identity_at', outbox.capture_numbers(relation, identity)::text,
         'exclude', columns is null, 'listed', listed::text, 'listed_at', outbox.capture_numbers(relation, listed)::text);
 
-        -- Compares existing with required triggers. If they are the same, nothing is locked.
+    -- Compares existing with required triggers. If they are the same, nothing is locked.
     with operation as (
-                -- Row triggers are needed for a condition, for updates without an identity to pair rows by,
-                -- and for partitioned tables without one, where an update may become a delete and an insert
-                -- in two partitions.
+        -- Row triggers are needed for a condition, for updates without an identity to pair rows by,
+        -- and for partitioned tables without one, where an update may become a delete and an insert
+        -- in two partitions.
         select o.operation,
                condition is not null or (identity = '{}' and (known.relkind = 'p' or o.operation = 'update')) as by_row
           from unnest(wanted) as o (operation)
@@ -158,8 +158,8 @@ begin
     should as (
         select relation as captured, 'outbox_capture_' || o.operation as name, o.operation, o.by_row, true as same from operation as o
         union all
-                -- A statement on a partition runs only the triggers of that partition. PostgreSQL copies row
-                -- triggers to partitions itself.
+        -- A statement on a partition runs only the triggers of that partition. PostgreSQL copies row
+        -- triggers to partitions itself.
         select tree.relid, 'outbox_capture_partition_' || o.operation, o.operation, false, true
           from pg_partition_tree(relation) as tree join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p'), operation as o
          where tree.relid <> relation and not o.by_row
@@ -196,8 +196,8 @@ begin
     begin
         perform set_config('search_path', caller_path, true);
         if condition is not null then
-                        -- A cursor accepts only one statement, so a condition with a second statement is
-                        -- refused before it runs.
+            -- A cursor accepts only one statement, so a condition with a second statement is
+            -- refused before it runs.
             open probe for execute pg_catalog.format(E'select (%s\n) from %s as new, %s as old where false', condition, relation, relation);
             close probe;
         end if;
@@ -313,8 +313,8 @@ declare
     afters       jsonb[];
 begin
     if tg_level = 'STATEMENT' then
-                -- A trigger made by hand without transition tables would read these instead, with the rights
-                -- of the owner.
+        -- A trigger made by hand without transition tables would read these instead, with the rights
+        -- of the owner.
         if to_regclass('pg_temp.outbox_before') is not null or to_regclass('pg_temp.outbox_after') is not null then
             raise exception using errcode = '42501', message = 'a temporary relation must not be called outbox_before or outbox_after',
                 hint = 'outbox.capture uses these names for the changed rows.';
@@ -331,7 +331,7 @@ begin
 
     if tg_relid <> described
        and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation) where ancestor.relation = described) then
-                -- The table was restored from a dump, or is a detached partition, whose triggers do nothing.
+        -- The table was restored from a dump, or is a detached partition, whose triggers do nothing.
         if starts_with(tg_name, 'outbox_capture_partition_') and not exists (
                select from pg_partition_ancestors(tg_relid) as ancestor (relation)
                  join pg_trigger as own on own.tgrelid = tg_relid and own.tgname = tg_name
@@ -343,11 +343,11 @@ begin
         key_at      := outbox.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
         identity_at := outbox.capture_numbers(tg_relid, (settings ->> 'identity')::text[]);
         listed_at   := outbox.capture_numbers(tg_relid, listed);
-                -- An excluded column was renamed before the dump: hide all columns, so that it is not shown.
+        -- An excluded column was renamed before the dump: hide all columns, so that it is not shown.
         all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
     end if;
 
-        -- Fast path, at a third of the cost: all columns are shown and the key is one column.
+    -- Fast path, at a third of the cost: all columns are shown and the key is one column.
     if cardinality(listed) = 0 and cardinality(key_at) = 1 and key_at = identity_at and not exists (
            select from pg_attribute as a
             where a.attrelid = described and a.attnum > 0 and not a.attisdropped
@@ -360,7 +360,7 @@ begin
         select coalesce(array_agg(a.name order by array_position(key_at, a.attnum)) filter (where a.attnum = any (key_at)), '{}'),
                coalesce(array_agg(a.name order by array_position(identity_at, a.attnum)) filter (where a.attnum = any (identity_at)), '{}'),
                coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
-                              -- Do not read a long value that is not shown.
+               -- Do not read a long value that is not shown.
                bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199) else outbox.capture_is_plain(a.atttypid) end)
                         and not (a.is_hidden and a.attlen < 0))
           into key_columns, identity_columns, hidden, is_plain
@@ -398,7 +398,7 @@ begin
            and (a.attname <> all (hidden) or a.attname = any (key_columns || identity_columns));
     end if;
 
-        -- Three variants: one row, which is the usual case; many rows; many rows that need an expression.
+    -- Three variants: one row, which is the usual case; many rows; many rows that need an expression.
     if rows = 1 then
         if not is_plain then
             if tg_level = 'ROW' then
@@ -445,11 +445,11 @@ begin
           from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
 
     elsif is_plain then
-                -- PostgreSQL does not tell which old row became which new one, so they are paired by
-                -- identity, the primary key. A row whose identity changed counts as deleted and created. A
-                -- row may occur twice in a statement (by foreign key cascades); its occurrences are paired in
-                -- order. If a column of the identity was dropped, all rows are paired in order. A full join
-                -- is never a nested loop.
+        -- PostgreSQL does not tell which old row became which new one, so they are paired by
+        -- identity, the primary key. A row whose identity changed counts as deleted and created. A
+        -- row may occur twice in a statement (by foreign key cascades); its occurrences are paired in
+        -- order. If a column of the identity was dropped, all rows are paired in order. A full join
+        -- is never a nested loop.
         insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
         select prefix || case when pair.before is null then '.create' when pair.after is null then '.delete' else '.update' end,
                outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload, headers, organization, user_id, source
@@ -570,7 +570,7 @@ begin
     elsif known.typelem <> 0 and known.typlen = -1 then
         return outbox.capture_is_plain(known.typelem);
     elsif known.typtype = 'c' then
-                -- The owner of the type could add an attribute at any time.
+        -- The owner of the type could add an attribute at any time.
         return pg_catalog.pg_has_role(known.typowner, current_user, 'member')
            and not exists (select from pg_catalog.pg_attribute as a
                             where a.attrelid = known.typrelid and a.attnum > 0 and not a.attisdropped and not outbox.capture_is_plain(a.atttypid));
@@ -699,7 +699,7 @@ begin
         raise exception using errcode = '22023', message = format('mode: %L is not a mode', new.mode),
             hint = 'Use ''reject'' (an event that does not fit becomes a dead letter) or ''warn'' (it is delivered and counted).';
     end if;
-        -- Only a relay can check CEL; `pgoutbox types add` checks it before it is saved.
+    -- Only a relay can check CEL; `pgoutbox types add` checks it before it is saved.
     if new.upcast ~ '^[[:space:]]*$' or octet_length(new.upcast) > 8192 then
         raise exception using errcode = '22023', message = 'upcast: must have 1 to 8192 bytes',
             hint = 'Write a CEL expression such as {"id": payload.id, "currency": "EUR"}, or null.';
@@ -734,7 +734,7 @@ begin
         raise exception using errcode = '22023', message = format('name: %L is not a subscription name', new.name),
             hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
     end if;
-        -- Most clients, including relays, support only arrays of one dimension that begin at 1.
+    -- Most clients, including relays, support only arrays of one dimension that begin at 1.
     if new.topics is null or cardinality(new.topics) not between 1 and 100 or array_ndims(new.topics) <> 1 or array_lower(new.topics, 1) <> 1 then
         raise exception using errcode = '22023', message = format('topics: subscription %L needs a plain array of 1 to 100 topic patterns', new.name),
             hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
@@ -752,7 +752,7 @@ begin
     if jsonb_typeof(new.config) is distinct from 'object' then
         raise exception using errcode = '22023', message = format('config: must be a JSON object, not %s', coalesce(jsonb_typeof(new.config), 'null'));
     end if;
-        -- The JSON parser of relays is limited to 127 levels and 64-bit numbers.
+    -- The JSON parser of relays is limited to 127 levels and 64-bit numbers.
     if length(regexp_replace(new.config::text, '[^[{]', '', 'g')) > 120 then
         raise exception using errcode = '22023', message = 'config: has more than 120 objects and arrays';
     end if;
@@ -786,13 +786,13 @@ begin
     if new.organization = '' then
         raise exception using errcode = '22023', message = 'organization: is empty', hint = 'Use null for all organizations.';
     end if;
-        -- Check the dimensions first: array_position() fails for several.
+    -- Check the dimensions first: array_position() fails for several.
     if new.keys is not null
        and (case when cardinality(new.keys) not between 1 and 100 or array_ndims(new.keys) <> 1 or array_lower(new.keys, 1) <> 1 then true
                  else array_position(new.keys, null) is not null or '' = any (new.keys) end) then
         raise exception using errcode = '22023', message = 'keys: must be a plain array of 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
     end if;
-        -- Only a relay can check CEL; `pgoutbox subscriptions test` checks it before it is saved.
+    -- Only a relay can check CEL; `pgoutbox subscriptions test` checks it before it is saved.
     if new.filter ~ '^[[:space:]]*$' or octet_length(new.filter) > 8192 then
         raise exception using errcode = '22023', message = 'filter: must have 1 to 8192 bytes',
             hint = 'Write a CEL expression such as payload.total > 100, or null for all events.';
@@ -1154,8 +1154,8 @@ begin
              limit max_rows
                for update of letter skip locked) as taken;
 
-        -- An event that was removed from the log is inserted again. Its transaction id is before every
-        -- snapshot, so routing does not treat it as new.
+    -- An event that was removed from the log is inserted again. Its transaction id is before every
+    -- snapshot, so routing does not treat it as new.
     insert into outbox.events (xid, position, created_at, id, topic, key, payload, headers, organization, source, user_id, priority, schema_version)
     overriding system value
     select distinct on (letter.position) '1'::xid8, letter.position, letter.created_at, letter.event_id, letter.topic, letter.key, letter.payload,
@@ -1228,7 +1228,7 @@ begin
         return null;
     end if;
     if not pg_catalog.pg_try_advisory_xact_lock_shared(7411001) then
-                -- A full notification queue must not fail the commit. The relay's poll finds the event.
+        -- A full notification queue must not fail the commit. The relay's poll finds the event.
         if pg_catalog.pg_notification_queue_usage() <= 0.5 then
             perform pg_catalog.pg_notify('outbox_doorbell', '');
         end if;
@@ -1316,7 +1316,7 @@ declare
     expression text := '';
     segment   text;
 begin
-        -- Each segment is matched with the dot before it, so that `**` can match none.
+    -- Each segment is matched with the dot before it, so that `**` can match none.
     foreach segment in array segments loop
         if segment = '**' then
             expression := expression || '(\.[^.]+)*';

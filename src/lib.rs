@@ -12,7 +12,8 @@
 //!
 //! let mut tx = pool.begin().await?;
 //! sqlx::query("insert into orders (id, total) values (1001, 4200)").execute(&mut *tx).await?;
-//! Event::new("shop.orders.create", serde_json::json!({ "id": 1001, "total": 4200 }))?.key("1001").publish(&mut tx).await?;
+//! let order = serde_json::json!({ "id": 1001, "total": 4200 });
+//! Event::new("shop.orders.create", order)?.key("1001").publish(&mut tx).await?;
 //! tx.commit().await?; // nothing is sent before the commit
 //! # Ok(())
 //! # }

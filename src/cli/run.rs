@@ -72,7 +72,9 @@ pub(super) async fn run(config: &Config, migrate_first: bool) -> anyhow::Result<
     tokio::select! {
         ended = &mut work => ended,
         () = signals.next() => {
-            tracing::warn!("stopped by a second signal; deliveries in flight are retried when their lease ends");
+            tracing::warn!(
+                "stopped by a second signal; deliveries in flight are retried when their lease ends"
+            );
             Ok(Exit::Unfinished)
         }
     }

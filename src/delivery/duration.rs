@@ -7,7 +7,8 @@ use serde::{Deserialize, Deserializer, Serializer};
 /// A text that is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is not a duration; write a number and a unit, such as \"500ms\", \"5s\", \"10m\", \"12h\" or \"5d\""
+    "{text:?} is not a duration; write a number and a unit, \
+     such as \"500ms\", \"5s\", \"10m\", \"12h\" or \"5d\""
 )]
 pub struct InvalidDuration {
     text: String,

@@ -187,11 +187,11 @@ mod tests {
 
     proptest! {
         #[test]
-                fn a_wait_stays_within_its_jitter_and_below_the_maximum(
-                    attempt in 1u32..2_000,
-                    seed: u64,
-                    jitter in 0.0f64..=1.0,
-                ) {
+        fn a_wait_stays_within_its_jitter_and_below_the_maximum(
+            attempt in 1u32..2_000,
+            seed: u64,
+            jitter in 0.0f64..=1.0,
+        ) {
             let policy = RetryPolicy { jitter, ..RetryPolicy::default() };
             let plain = RetryPolicy { jitter: 0.0, ..policy.clone() }.wait(attempt, seed).as_secs_f64();
             let wait = policy.wait(attempt, seed).as_secs_f64();

@@ -15,13 +15,13 @@ macro_rules! reasons {
             /// Every reason, in the order of the documentation.
             pub const ALL: &'static [Reason] = &[$(Reason::$name,)*];
 
-                        /// Stable snake_case code.
+            /// Stable snake_case code.
             #[must_use]
             pub const fn code(self) -> &'static str {
                 match self { $(Reason::$name => $code,)* }
             }
 
-                        /// Meaning, as one sentence.
+            /// Meaning, as one sentence.
             #[must_use]
             pub const fn meaning(self) -> &'static str {
                 match self { $(Reason::$name => concat!($($doc),*),)* }
@@ -220,15 +220,15 @@ mod tests {
 
     proptest! {
         #[test]
-                fn a_pause_only_lengthens_the_wait_and_never_beyond_an_hour(
-                    attempt in 1u32..12,
-                    seed: u64,
-                    asked in 0u64..u64::MAX / 2,
-                ) {
+        fn a_pause_only_lengthens_the_wait_and_never_beyond_an_hour(
+            attempt in 1u32..12,
+            seed: u64,
+            asked in 0u64..u64::MAX / 2,
+        ) {
             let policy = RetryPolicy::default();
             let wait = policy.wait(attempt, seed);
-                        let after = Some(Duration::from_secs(asked));
-                        let outcome = Outcome::Retry { reason: Reason::RateLimited, after };
+            let after = Some(Duration::from_secs(asked));
+            let outcome = Outcome::Retry { reason: Reason::RateLimited, after };
             let Verdict::RetryIn(paused) = verdict(&outcome, attempt, Duration::ZERO, &policy, seed) else {
                 return Err(TestCaseError::fail("expected a retry"));
             };

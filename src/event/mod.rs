@@ -145,8 +145,9 @@ impl Draft {
     /// Those of the database: a malformed topic or header, a payload above 256 KiB, a lost connection.
     pub async fn publish(&self, transaction: &mut PgConnection) -> Result<Uuid, sqlx::Error> {
         sqlx::query_scalar(
-            "select outbox.publish($1, $2::text::jsonb, key => $3, headers => $4::text::jsonb, organization => $5, id => $6, \
-             priority => $7, deliver_after => $8, source => $9, user_id => $10, schema_version => $11)",
+            "select outbox.publish($1, $2::text::jsonb, key => $3, headers => $4::text::jsonb, \
+             organization => $5, id => $6, priority => $7, deliver_after => $8, source => $9, \
+             user_id => $10, schema_version => $11)",
         )
         .bind(&self.topic)
         .bind(&self.payload)

@@ -249,9 +249,11 @@ mod tests {
         let body = String::from_utf8(Body::CloudEvents.of(&event())).unwrap();
         assert_eq!(
             body,
-            "{\"specversion\":\"1.0\",\"id\":\"00000000-0000-0000-0000-000000000000\",\"source\":\"my%20shop\",\
-             \"type\":\"shop.\\\"orders\\\".create\",\"time\":\"1970-01-01T00:00:00.000000Z\",\"partitionkey\":\"o-1\",\
-             \"schemaversion\":\"2\",\"traceparent\":\"00-a\",\"datacontenttype\":\"application/json\",\"data\":{\"n\": 1e400}}"
+            "{\"specversion\":\"1.0\",\"id\":\"00000000-0000-0000-0000-000000000000\",\
+             \"source\":\"my%20shop\",\"type\":\"shop.\\\"orders\\\".create\",\
+             \"time\":\"1970-01-01T00:00:00.000000Z\",\
+             \"partitionkey\":\"o-1\",\"schemaversion\":\"2\",\"traceparent\":\"00-a\",\
+             \"datacontenttype\":\"application/json\",\"data\":{\"n\": 1e400}}"
         );
     }
 }

@@ -164,9 +164,10 @@ impl Registry {
             }
             if self.optional.contains(&kind) {
                 return Err(format!(
-                                    "sink: this relay was built without {kind}; its operator must build it with the feature {kind}"
-                                )
-                                .into());
+                    "sink: this relay was built without {kind}; \
+                     its operator must build it with the feature {kind}"
+                )
+                .into());
             }
             let known: Vec<_> = self.kinds().collect();
             return Err(format!("sink: this relay has no sink {kind:?}; it has {}", known.join(", ")).into());

@@ -326,22 +326,23 @@ mod tests {
     }
 
     proptest! {
-                /// Looking up by value gives the same result as evaluating each subscription.
+        /// Looking up by value gives the same result as evaluating each subscription.
         #[test]
         fn the_index_finds_the_same_matches_as_evaluating_each_subscription(
-                        conditions in proptest::collection::vec(
-                            (proptest::option::of(scalar()), proptest::option::of(condition()), any::<bool>()),
-                            1..12,
-                        ),
+            conditions in proptest::collection::vec(
+                (proptest::option::of(scalar()), proptest::option::of(condition()), any::<bool>()),
+                1..12,
+            ),
             payload in payload(),
             topic in prop_oneof![Just("a.x"), Just("b.x"), Just("c.x")],
             has_organization: bool,
         ) {
-                        let acme = || "acme".to_owned();
-                        let subscriptions: Vec<_> = conditions.into_iter().zip(1..).map(|((matching, filter, for_one), id)| {
-                            let matching = matching.map(|value| format!("{{\"a\": {value}}}"));
-                            subscription(id, matching, filter, for_one.then(acme))
-                        }).collect();
+            let acme = || "acme".to_owned();
+            let numbered = conditions.into_iter().zip(1..);
+            let subscriptions: Vec<_> = numbered.map(|((matching, filter, for_one), id)| {
+                let matching = matching.map(|value| format!("{{\"a\": {value}}}"));
+                subscription(id, matching, filter, for_one.then(acme))
+            }).collect();
             let index = Index::new(1, subscriptions.iter().cloned());
             let event = event(topic, payload, has_organization.then(|| "acme".to_owned()));
             let mut expected = Matches::default();

@@ -60,7 +60,10 @@ async fn apply_shows_what_it_changes_and_a_second_time_changes_nothing() {
     let database = Database::new().await;
     database
         .pool
-        .execute("select outbox.subscribe('kept', array['a.*'], 'stdout'); select outbox.subscribe('old', array['a.*'], 'stdout')")
+        .execute(
+            "select outbox.subscribe('kept', array['a.*'], 'stdout'); \
+             select outbox.subscribe('old', array['a.*'], 'stdout')",
+        )
         .await
         .unwrap();
     let path = file(

@@ -201,7 +201,8 @@ async fn large_past_payloads_are_filtered_and_events_not_yet_reached_are_pending
     let recorder = Recorder::new();
     subscribe(&database, "first", "now").await;
     let relay = RelayBox::start(&database, &recorder).await;
-    let large = "select outbox.publish('a.b', jsonb_build_object('n', n, 'text', (select string_agg(md5(n::text || i), '') from generate_series(1, 1500) as i)))
+    let large = "select outbox.publish('a.b', jsonb_build_object('n', n, 'text', \
+                 (select string_agg(md5(n::text || i), '') from generate_series(1, 1500) as i)))
                    from generate_series(1, 40) as n";
     database.execute(large).await;
     recorder.wait_for(40).await;
@@ -209,7 +210,10 @@ async fn large_past_payloads_are_filtered_and_events_not_yet_reached_are_pending
     relay.stop().await;
 
     database
-        .execute("select outbox.subscribe('odd', array['a.**'], 'recorder', filter => 'payload.n % 2 == 1', start => 'beginning')")
+        .execute(
+            "select outbox.subscribe('odd', array['a.**'], 'recorder', \
+             filter => 'payload.n % 2 == 1', start => 'beginning')",
+        )
         .await;
     assert_eq!(database.count("select count(*) from outbox.event_status where status = 'pending'").await, 40);
     let relay = RelayBox::start(&database, &recorder).await;

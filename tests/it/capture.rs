@@ -113,12 +113,18 @@ async fn each_change_of_a_captured_table_is_an_event_and_an_update_without_chang
             event(
                 "public.orders.update",
                 "1",
-                json!({"row": {"id": 1, "status": "paid", "total": 12.50}, "changed": ["status"], "previous": {"status": "new"}})
+                json!({
+                    "row": {"id": 1, "status": "paid", "total": 12.50},
+                    "changed": ["status"], "previous": {"status": "new"},
+                })
             ),
             event(
                 "public.orders.update",
                 "2",
-                json!({"row": {"id": 2, "status": "paid", "total": 1}, "changed": ["status", "total"], "previous": {"status": "new", "total": null}})
+                json!({
+                    "row": {"id": 2, "status": "paid", "total": 1},
+                    "changed": ["status", "total"], "previous": {"status": "new", "total": null},
+                })
             ),
         ]
     );
@@ -148,10 +154,14 @@ async fn upsert_merge_and_copy_make_the_events_of_what_they_did() {
         [event("public.orders.create", "1", paid(1))]
     );
     assert_eq!(shop.write("insert into orders values (1, 'paid', 6) on conflict (id) do nothing").await, []);
-    let upsert = "insert into orders values (1, 'paid', 6), (2, 'paid', 5) on conflict (id) do update set total = excluded.total";
+    let upsert = "insert into orders values (1, 'paid', 6), (2, 'paid', 5) \
+                  on conflict (id) do update set total = excluded.total";
     let mut upserted = shop.write(upsert).await;
     upserted.sort_by_key(|(topic, _, _)| topic.clone());
-    let updated = json!({"row": {"id": 1, "status": "paid", "total": 6}, "changed": ["total"], "previous": {"total": 5}});
+    let updated = json!({
+        "row": {"id": 1, "status": "paid", "total": 6},
+        "changed": ["total"], "previous": {"total": 5},
+    });
     assert_eq!(
         upserted,
         [event("public.orders.create", "2", paid(2)), event("public.orders.update", "1", updated)]
@@ -179,7 +189,10 @@ async fn upsert_merge_and_copy_make_the_events_of_what_they_did() {
                      when not matched then insert values (given.id, 'paid', 5)";
         let mut merged = shop.write(merge).await;
         merged.sort_by_key(|(topic, _, _)| topic.clone());
-        let sent = json!({"row": {"id": 2, "status": "sent", "total": 5}, "changed": ["status"], "previous": {"status": "paid"}});
+        let sent = json!({
+            "row": {"id": 2, "status": "sent", "total": 5},
+            "changed": ["status"], "previous": {"status": "paid"},
+        });
         let deleted =
             event("public.orders.delete", "1", json!({"row": {"id": 1, "status": "paid", "total": 6}}));
         assert_eq!(
@@ -196,7 +209,11 @@ async fn truncate_and_a_session_that_replicates_are_not_captured_unless_triggers
     let mut shop = Shop::new(ORDERS).await;
     shop.write("insert into orders values (1, 'new', 1)").await;
     assert_eq!(shop.write("truncate orders").await, []);
-    shop.owner("begin; set local session_replication_role = replica; insert into orders values (2, 'new', 1); commit").await;
+    shop.owner(
+        "begin; set local session_replication_role = replica; \
+         insert into orders values (2, 'new', 1); commit",
+    )
+    .await;
     assert_eq!(shop.events().await, []);
     shop.owner(
         "alter table orders enable always trigger outbox_capture_insert;
@@ -212,23 +229,36 @@ async fn truncate_and_a_session_that_replicates_are_not_captured_unless_triggers
 #[tokio::test]
 async fn organization_user_and_source_come_from_session_settings_and_empty_ones_are_null() {
     let mut shop = Shop::new(ORDERS).await;
-    let facts = "select jsonb_build_array(organization, user_id, source, headers) from outbox.events order by position desc limit 1";
+    let facts = "select jsonb_build_array(organization, user_id, source, headers) \
+                 from outbox.events order by position desc limit 1";
     for (settings, expected) in [
         ("", json!([null, null, null, {}])),
         (
-            "set outbox.organization = ''; set outbox.user_id = ''; set outbox.source = ''; set outbox.traceparent = ''",
+            "set outbox.organization = ''; set outbox.user_id = '';
+             set outbox.source = ''; set outbox.traceparent = ''",
             json!([null, null, null, {}]),
         ),
         (
             "set outbox.organization = 'acme'; set outbox.user_id = 'u-1'; set outbox.source = 'checkout';
-             set outbox.traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'; set outbox.tracestate = 'a=b'",
-            json!(["acme", "u-1", "checkout", {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "a=b"}]),
+             set outbox.traceparent = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01';
+             set outbox.tracestate = 'a=b'",
+            json!(["acme", "u-1", "checkout", {
+                "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+                "tracestate": "a=b",
+            }]),
         ),
-                // Invalid values from a client's request are ignored, and the write succeeds.
-        ("set outbox.traceparent = E'a\nb'; set outbox.tracestate = 'ü'", json!(["acme", "u-1", "checkout", {}])),
+        // Invalid values from a client's request are ignored, and the write succeeds.
+        (
+            "set outbox.traceparent = E'a\nb'; set outbox.tracestate = 'ü'",
+            json!(["acme", "u-1", "checkout", {}]),
+        ),
     ] {
-        for write in ["insert into orders values (1, 'new', 1)", "insert into orders values (2, 'new', 1), (3, 'new', 1)"] {
-            shop.application.execute(sqlx::raw_sql(AssertSqlSafe(format!("{settings};{write}; delete from orders")))).await.unwrap();
+        for write in [
+            "insert into orders values (1, 'new', 1)",
+            "insert into orders values (2, 'new', 1), (3, 'new', 1)",
+        ] {
+            let sql = AssertSqlSafe(format!("{settings};{write}; delete from orders"));
+            shop.application.execute(sqlx::raw_sql(sql)).await.unwrap();
             let seen: Value = sqlx::query_scalar(facts).fetch_one(&shop.database.pool).await.unwrap();
             assert_eq!(seen, expected, "{settings}");
         }

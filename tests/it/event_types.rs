@@ -231,7 +231,12 @@ async fn old_payloads_are_upcast_for_subscriptions_that_ask_for_a_version() {
             "select count(*) = 2 from outbox.dead_letters where answer like '%upcast from version 2 to 3%'",
         )
         .await;
-    database.execute(r#"select outbox.event_type('shop.**', 2, upcast => '{"number": 5, "currency": payload.number}')"#).await;
+    database
+        .execute(
+            "select outbox.event_type('shop.**', 2, \
+             upcast => '{\"number\": 5, \"currency\": payload.number}')",
+        )
+        .await;
     database.execute("select outbox.redrive()").await;
     recorder
         .wait_until(|seen| {
@@ -266,7 +271,12 @@ async fn a_batch_of_mixed_versions_arrives_whole() {
                from generate_series(1, 200) as n",
         )
         .await;
-    database.eventually("select count(*) = 200 and count(distinct payload -> 'number') = 200 and min(version) = 2 from shop.seen").await;
+    database
+        .eventually(
+            "select count(*) = 200 and count(distinct payload -> 'number') = 200 \
+             and min(version) = 2 from shop.seen",
+        )
+        .await;
     relay.stop().await;
     assert_eq!(database.count("select count(*) from outbox.attempts").await, 0, "nothing was repeated");
     database.drop().await;
@@ -394,7 +404,12 @@ async fn the_command_line_writes_lists_and_checks_types() {
     database
         .execute("select outbox.event_type('shop.**', 2, '{\"required\": [\"currency\"]}', mode => 'warn')")
         .await;
-    database.execute("select outbox.publish('shop.b', '{\"canary\": 1}'), outbox.event_type('x', schema => '{\"type\": 1}')").await;
+    database
+        .execute(
+            "select outbox.publish('shop.b', '{\"canary\": 1}'), \
+             outbox.event_type('x', schema => '{\"type\": 1}')",
+        )
+        .await;
     let checked = database.pgoutbox(&["types", "check", "--last", "10"]);
     assert_eq!(checked.status.code(), Some(1), "{checked:?}");
     let lines = text(&checked.stdout);

@@ -59,7 +59,8 @@ async fn relays_whose_backends_are_terminated_lose_nothing_and_repeat_nothing() 
         struck += database
             .count(
                 "select count(pg_terminate_backend(pid)) from (select pid from pg_stat_activity \
-                 where datname = current_database() and application_name like 'pgoutbox/%' order by random() limit 1) as one",
+                 where datname = current_database() and application_name like 'pgoutbox/%' \
+                     order by random() limit 1) as one",
             )
             .await;
     }
@@ -237,7 +238,8 @@ async fn a_sink_that_panics_fails_an_attempt_and_nothing_else() {
     assert!(relay.stop().await.complete);
     let panics = sink.panics.load(Ordering::SeqCst);
     assert!(panics >= 4, "{panics}");
-    let recorded = "select count(*) from outbox.attempts where reason = 'sink_panicked' and outcome = 'retry' and not stale";
+    let recorded = "select count(*) from outbox.attempts \
+                    where reason = 'sink_panicked' and outcome = 'retry' and not stale";
     assert_eq!(
         usize::try_from(database.count(recorded).await).unwrap(),
         panics,
@@ -264,8 +266,12 @@ async fn an_event_that_kills_the_relay_is_given_up_after_three_crashes_and_the_o
         relay.abort().await;
         books.fault("death", 1);
         // End its lease.
-        let returned =
-            database.count("with over as (update outbox.deliveries set due_at = now() returning 1) select count(*) from over").await;
+        let returned = database
+            .count(
+                "with over as (update outbox.deliveries set due_at = now() \
+                 returning 1) select count(*) from over",
+            )
+            .await;
         assert_eq!(returned, 1);
     }
     let mut relay = RelayBox::start_with(&database, |builder| {
@@ -273,7 +279,10 @@ async fn an_event_that_kills_the_relay_is_given_up_after_three_crashes_and_the_o
     })
     .await;
     relay
-        .wait(|signal| matches!(signal, pgoutbox::relay::telemetry::Signal::Settled { event, verdict: "dead_letter", .. } if *event == deadly))
+        .wait(|signal| {
+            use pgoutbox::relay::telemetry::Signal;
+            matches!(signal, Signal::Settled { event, verdict: "dead_letter", .. } if *event == deadly)
+        })
         .await;
     let harmless = books.publish(&database.pool, "harmless").await;
     books.wait_for(sent + 1, Duration::from_secs(10)).await;
@@ -356,7 +365,12 @@ async fn numbers_that_are_huge_when_written_out_become_a_dead_letter_and_stop_no
     let database = Database::new().await;
     database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
     // 40 numbers of 131,072 digits each, in a payload of about 400 bytes.
-    database.execute("select outbox.publish('a.b', ('[' || repeat('1e131071,', 40) || '1]')::jsonb) from generate_series(1, 3)").await;
+    database
+        .execute(
+            "select outbox.publish('a.b', ('[' || repeat('1e131071,', \
+             40) || '1]')::jsonb) from generate_series(1, 3)",
+        )
+        .await;
     database.execute("select outbox.publish('a.b', '1e131071')").await;
     let recorder = Recorder::new();
     let relay = RelayBox::start(&database, &recorder).await;
@@ -404,7 +418,10 @@ impl Sink for InTurn {
 async fn inconclusive_probes_do_not_delay_the_breaker() {
     let database = Database::new().await;
     database
-        .execute("select outbox.subscribe('there', array['**'], 'in_turn', retry => '{\"schedule\": [\"0s\", \"0s\", \"0s\", \"0s\"]}')")
+        .execute(
+            "select outbox.subscribe('there', array['**'], 'in_turn', \
+             retry => '{\"schedule\": [\"0s\", \"0s\", \"0s\", \"0s\"]}')",
+        )
         .await;
     let settings = Settings { permits: 10, permits_per_subscription: 10, ..settings("relay") };
     let mut relay =

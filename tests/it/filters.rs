@@ -125,7 +125,11 @@ async fn an_event_that_a_filter_cannot_evaluate_is_no_match_counted_shown_and_se
         "subscriptions without a filter get it"
     );
     database
-        .eventually("select filter_errors = 3 and last_filter_error like 'filter: payload.total > 100: %nested%' from outbox.subscription_status where name = 'total'")
+        .eventually(
+            "select filter_errors = 3 \
+             and last_filter_error like 'filter: payload.total > 100: %nested%' \
+             from outbox.subscription_status where name = 'total'",
+        )
         .await;
     assert!(relay.stop().await.complete);
     assert_eq!(recorder.seen().len(), 5);
@@ -191,7 +195,10 @@ async fn large_payloads_are_read_when_a_filter_asks_for_them() {
         .await;
     // A backlog of large events.
     database
-        .execute("insert into outbox.events (topic, payload) select 'shop.small', '{\"n\": 1, \"text\": \"\"}' from generate_series(1, 60)")
+        .execute(
+            "insert into outbox.events (topic, payload) \
+             select 'shop.small', '{\"n\": 1, \"text\": \"\"}' from generate_series(1, 60)",
+        )
         .await;
     let relay = RelayBox::start(&database, &recorder).await;
     let seen = recorder.wait_for(120 + 30).await;

@@ -2,7 +2,8 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "a test that cannot be set up fails; clippy.toml allows it in the tests themselves, not in their helpers"
+    reason = "a test that cannot be set up fails; \
+              clippy.toml allows it in the tests themselves, not in their helpers"
 )]
 
 mod admin; // operator functions
@@ -41,3 +42,4 @@ mod webhook; // the webhook sink against receivers that misbehave
 mod webhook_batch; // several events in one request: collected, acknowledged in part, retried alone
 mod webhook_clients; // independent libraries read our requests
 mod webhook_relay; // webhooks end to end, against receivers that misbehave
+mod width; // no line is wider than the code

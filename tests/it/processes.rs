@@ -176,8 +176,7 @@ async fn a_second_signal_stops_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_frozen_past_its_lease_repeats_at_most_what_it_had_in_flight_and_its_late_verdicts_change_nothing()
- {
+async fn a_relay_frozen_past_its_lease_repeats_at_most_its_permits_and_its_late_verdicts_change_nothing() {
     const PERMITS: usize = 8;
     let database = Database::new().await;
     let books = Books::default();

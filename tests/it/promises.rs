@@ -110,7 +110,8 @@ async fn the_first_events_of_the_newest_transaction_are_in_the_window_that_it_op
         let mut small = database.pool.begin().await.unwrap();
         sqlx::query("select outbox.publish('small', '{\"n\": 1}')").execute(&mut *small).await.unwrap();
         let mut large = database.pool.begin().await.unwrap();
-        let bulk = "insert into outbox.events (topic, payload) select 'large', jsonb_build_object('n', n) from generate_series(1, $1) as n";
+        let bulk = "insert into outbox.events (topic, payload) \
+                    select 'large', jsonb_build_object('n', n) from generate_series(1, $1) as n";
         sqlx::query(bulk).bind(20 * round).execute(&mut *large).await.unwrap();
         small.commit().await.unwrap();
         books.wait_for(sent + 1, Duration::from_secs(10)).await;

@@ -19,7 +19,11 @@ async fn a_dead_letter_is_redriven_even_when_its_event_has_left_the_log() {
     let relay = start(&database, relay_settings("relay")).await;
     publish(&database, "shop.kept", 1).await;
     database
-        .execute("select outbox.publish('shop.dropped', '{\"total\": 12345678901234567890.10}', key => 'k', headers => '{\"a\": \"b\"}', organization => 'acme')")
+        .execute(
+            "select outbox.publish('shop.dropped', \
+                  '{\"total\": 12345678901234567890.10}', \
+                      key => 'k', headers => '{\"a\": \"b\"}', organization => 'acme')",
+        )
         .await;
     database.eventually("select count(*) = 2 from outbox.dead_letters").await;
     let same = "select count(*) from outbox.dead_letters as l join outbox.events as e on e.id = l.event_id
@@ -40,7 +44,12 @@ async fn a_dead_letter_is_redriven_even_when_its_event_has_left_the_log() {
     assert_eq!(got.iter().map(|one| one.id.clone().unwrap()).collect::<Vec<_>>(), ids);
     let dropped = got.iter().find(|one| one.topic.as_deref() == Some("shop.dropped")).unwrap();
     assert!(dropped.body.contains("12345678901234567890.10"), "{}", dropped.body);
-    database.eventually("select not exists (select from outbox.deliveries) and not exists (select from outbox.dead_letters)").await;
+    database
+        .eventually(
+            "select not exists (select \
+             from outbox.deliveries) and not exists (select from outbox.dead_letters)",
+        )
+        .await;
     assert_eq!(database.count("select outbox.redrive()").await, 0, "redriving twice sends once");
     relay.stop().await;
     database.drop().await;
@@ -141,11 +150,13 @@ async fn the_status_views_distinguish_pending_processing_completed_and_failed() 
     let expected: Vec<_> =
         topics.iter().zip(expected).map(|(topic, status)| ((*topic).to_owned(), status.to_owned())).collect();
     assert_eq!(statuses().await, expected);
-    let rows: Vec<(String, i64, i64, i64, i64)> =
-        sqlx::query_as("select name, backlog, in_flight, retrying, dead_letters from outbox.subscription_status order by name")
-            .fetch_all(&database.pool)
-            .await
-            .unwrap();
+    let rows: Vec<(String, i64, i64, i64, i64)> = sqlx::query_as(
+        "select name, backlog, in_flight, retrying, dead_letters \
+         from outbox.subscription_status order by name",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
     let row = |name: &str, backlog, in_flight, retrying, dead| {
         (name.to_owned(), backlog, in_flight, retrying, dead)
     };

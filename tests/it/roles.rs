@@ -319,9 +319,11 @@ async fn functions_that_run_as_their_owner_pin_their_search_path_and_are_not_pub
         }
     }
     assert!(definers >= 3, "{definers} functions run as their owner");
-    let tables = "select count(*) from pg_class as c, aclexplode(c.relacl) as granted where c.relnamespace = 'outbox'::regnamespace and granted.grantee = 0";
+    let tables = "select count(*) from pg_class as c, aclexplode(c.relacl) as granted \
+                  where c.relnamespace = 'outbox'::regnamespace and granted.grantee = 0";
     assert_eq!(database.count(tables).await, 0, "nothing is granted to PUBLIC");
-    let schema = "select count(*) from pg_namespace as n, aclexplode(n.nspacl) as granted where n.nspname = 'outbox' and granted.grantee = 0";
+    let schema = "select count(*) from pg_namespace as n, aclexplode(n.nspacl) as granted \
+                  where n.nspname = 'outbox' and granted.grantee = 0";
     assert_eq!(database.count(schema).await, 0, "the schema is closed to PUBLIC");
     database.drop().await;
 }

@@ -75,7 +75,8 @@ fn use_runs_in_one_direction() {
 
 #[test]
 fn the_reader_of_paths_sees_groups_and_single_paths() {
-    let text = "use crate::{\n    event::{Event, topic::{Pattern, Trie}},\n    store,\n};\nfn f(a: crate::sink::Sink) {}";
+    let text = "use crate::{\n    event::{Event, topic::{Pattern, \
+                Trie}},\n    store,\n};\nfn f(a: crate::sink::Sink) {}";
     assert_eq!(used(text), ["event", "sink", "store"].map(str::to_owned).into());
 }
 

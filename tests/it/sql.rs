@@ -32,9 +32,13 @@ async fn measured() -> &'static [(&'static str, Measured); 2] {
             .fetch_one(&mut superuser)
             .await
             .unwrap();
-            let new = plans::events(&(ROWS + 1).to_string(), &(ROWS + NEW).to_string(), "pg_current_xact_id()");
+            let (first, last) = ((ROWS + 1).to_string(), (ROWS + NEW).to_string());
+            let new = plans::events(&first, &last, "pg_current_xact_id()");
             superuser.execute(AssertSqlSafe(new)).await.unwrap();
-            let end: String = sqlx::query_scalar("select pg_current_snapshot()::text").fetch_one(&mut superuser).await.unwrap();
+            let end: String = sqlx::query_scalar("select pg_current_snapshot()::text")
+                .fetch_one(&mut superuser)
+                .await
+                .unwrap();
             let arguments = arguments(&settled, &end);
             let lying = measure(&database, &arguments).await;
             superuser.execute("analyze").await.unwrap();

@@ -89,7 +89,8 @@ impl Sink for Keeper {
 #[tokio::test]
 async fn event_changes_payload_key_headers_and_sink_fields_and_each_attempt_starts_with_the_original_event() {
     let database = Database::new().await;
-    let transform = "event({\"payload\": {\"n\": payload.n + 1}, \"key\": \"eu-\" + key, \"headers\": {\"x-kind\": headers.kind}, \"sink\": {\"topic\": \"orders.eu\"}})";
+    let transform = "event({\"payload\": {\"n\": payload.n + 1}, \"key\": \"eu-\" + key, \
+                     \"headers\": {\"x-kind\": headers.kind}, \"sink\": {\"topic\": \"orders.eu\"}})";
     database
         .execute(format!(
             "select outbox.subscribe('kept', array['**'], 'keeper', transform => '{transform}')"
@@ -138,11 +139,13 @@ async fn a_transform_that_fails_makes_a_dead_letter_with_the_path_and_the_origin
     database.execute("select outbox.publish('shop.orders.create', '{\"name\": \"secret-name\"}')").await;
     database.eventually("select count(*) = 2 from outbox.dead_letters").await;
     relay.wait_asleep().await;
-    let rows: Vec<(String, String, String, i32, String)> =
-        sqlx::query_as("select subscription, reason, answer, attempts, payload::text from outbox.dead_letters order by subscription")
-            .fetch_all(&database.pool)
-            .await
-            .unwrap();
+    let rows: Vec<(String, String, String, i32, String)> = sqlx::query_as(
+        "select subscription, reason, answer, attempts, payload::text \
+         from outbox.dead_letters order by subscription",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
     for ((_, reason, answer, attempts, payload), why) in
         rows.iter().zip(["its value.raw[0] is of type bytes", "there is no key \"order\""])
     {
@@ -181,8 +184,12 @@ async fn a_subscription_can_be_tried_on_past_events_and_shows_the_failed_conditi
         format!("('users.create', {good}, key => 'eu-1', organization => 'acme')"),
         format!("('shop.orders.create', {good}, key => 'us-1', organization => 'acme')"),
         "('shop.orders.create', '{\"paid\": false}', key => 'eu-1', organization => 'acme')".to_owned(),
-        "('shop.orders.create', '{\"paid\": true, \"total\": 150, \"lines\": []}', key => 'eu-1', organization => 'acme')".to_owned(),
-        "('shop.orders.create', '{\"paid\": true, \"total\": 150}', key => 'eu-1', organization => 'acme')".to_owned(),
+        "('shop.orders.create', '{\"paid\": true, \"total\": 150, \"lines\": []}', \
+         key => 'eu-1', organization => 'acme')"
+            .to_owned(),
+        "('shop.orders.create', '{\"paid\": true, \"total\": 150}', \
+         key => 'eu-1', organization => 'acme')"
+            .to_owned(),
     ] {
         database.execute(format!("select outbox.publish{publish}")).await;
     }
@@ -245,7 +252,8 @@ async fn a_subscription_can_be_tried_on_past_events_and_shows_the_failed_conditi
 fn a_draft_can_be_tried_on_an_event_from_a_file_without_a_database() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(
-        b"{\"topic\": \"shop.orders.create\", \"key\": \"1\", \"payload\": {\"total\": 150, \"long\": 123456789012345678901234567890}}",
+        b"{\"topic\": \"shop.orders.create\", \"key\": \"1\", \
+          \"payload\": {\"total\": 150, \"long\": 123456789012345678901234567890}}",
     )
     .unwrap();
     let run = |more: &[&str]| {

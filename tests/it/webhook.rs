@@ -94,7 +94,8 @@ fn retry(reason: Reason) -> Outcome {
 #[tokio::test]
 async fn an_independent_library_verifies_the_signature_of_each_active_secret() {
     let receiver = Hostile::start(Mode::Status(200, vec![], b"ok".to_vec())).await;
-    let config = json!({"url": receiver.url("/hook"), "secret": ["env:PGOUTBOX_SECRET_NEW", "env:PGOUTBOX_SECRET_OLD"]});
+    let secrets = ["env:PGOUTBOX_SECRET_NEW", "env:PGOUTBOX_SECRET_OLD"];
+    let config = json!({"url": receiver.url("/hook"), "secret": secrets});
     let report = send(config, r#"{"test": 2432232314}"#).await;
     assert_eq!((report.outcome, report.status), (Outcome::Delivered, Some(200)));
     let [request] = &receiver.requests()[..] else { panic!("one request") };
@@ -114,7 +115,8 @@ async fn an_independent_library_verifies_the_signature_of_each_active_secret() {
 #[tokio::test]
 async fn without_a_secret_the_request_is_unsigned_and_still_has_id_and_timestamp() {
     let receiver = Hostile::start(Mode::Status(204, vec![], vec![])).await;
-    let config = json!({"url": receiver.url("/"), "method": "PUT", "headers": {"authorization": "env:PGOUTBOX_SECRET_TOKEN"}});
+    let headers = json!({"authorization": "env:PGOUTBOX_SECRET_TOKEN"});
+    let config = json!({"url": receiver.url("/"), "method": "PUT", "headers": headers});
     assert_eq!(send(config, "{}").await.outcome, Outcome::Delivered);
     let request = &receiver.requests()[0];
     assert_eq!(

@@ -35,9 +35,11 @@ async fn libraries_in_python_and_node_verify_and_read_every_form_of_body() {
         let is_batch = config.get("batch").is_some();
         let deliveries = deliveries(&registry(), "webhook", config, if is_batch { 3 } else { 1 });
         deliveries.outlet.send(&deliveries).await;
-        expected.extend(deliveries.iter().map(
-            |one| json!({"id": one.event.id, "type": one.event.topic, "data": serde_json::from_str::<Value>(&one.event.payload).unwrap()}),
-        ));
+        expected.extend(deliveries.iter().map(|delivery| {
+            let event = &delivery.event;
+            let data: Value = serde_json::from_str(&event.payload).unwrap();
+            json!({"id": event.id, "type": event.topic, "data": data})
+        }));
     }
     let requests: Vec<Value> = receiver
         .take(4)

@@ -85,7 +85,12 @@ async fn a_receiver_that_hangs_uses_only_its_own_permits() {
     }
     assert_eq!(good.take(300).await.len(), 300);
     assert!(hanging.connections() <= 8, "{} attempts hang at once", hanging.connections());
-    database.eventually("select backlog = 300 and in_flight between 1 and 8 from outbox.subscription_status where name = 'hangs'").await;
+    database
+        .eventually(
+            "select backlog = 300 and in_flight between 1 and 8 \
+             from outbox.subscription_status where name = 'hangs'",
+        )
+        .await;
     relay.stop().await;
     database.drop().await;
 }
@@ -107,7 +112,12 @@ async fn retry_after_pauses_the_subscription_in_every_relay_and_costs_one_attemp
     let one = start(&database, relay_settings("one")).await;
     let two = start(&database, relay_settings("two")).await;
     publish(&database, "a.b", 1).await;
-    database.eventually("select paused_until > now() + interval '29 minutes' from outbox.subscriptions where name = 'busy'").await;
+    database
+        .eventually(
+            "select paused_until > now() + interval '29 minutes' \
+             from outbox.subscriptions where name = 'busy'",
+        )
+        .await;
     publish(&database, "a.b", 5).await;
     good.take(6).await;
     // A relay that has not read the pause would claim due deliveries.
@@ -117,7 +127,10 @@ async fn retry_after_pauses_the_subscription_in_every_relay_and_costs_one_attemp
     publish(&database, "a.b", 1).await;
     good.take(1).await;
     database
-        .eventually("select count(*) = 7 and count(*) filter (where attempt = 1) = 1 and max(attempt) = 1 from outbox.deliveries")
+        .eventually(
+            "select count(*) = 7 and count(*) filter (where attempt = 1) = 1 \
+             and max(attempt) = 1 from outbox.deliveries",
+        )
         .await;
     assert_eq!(busy.requests().len(), 1);
     let due =
@@ -139,15 +152,26 @@ async fn after_410_pending_deliveries_are_held_until_the_subscription_is_resumed
     subscribe(&database, "marker", "**", json!({"url": good.url}), json!({})).await;
     let mut relay = start(&database, relay_settings("relay")).await;
     publish(&database, "a.b", 3).await;
-    relay.wait(|signal| matches!(signal, Signal::SubscriptionChanged { subscription, state: SubscriptionState::Gone } if subscription == "left")).await;
-    database.eventually("select count(*) = 3 and bool_and(lease_token is null) from outbox.deliveries where subscription_id = 1").await;
+    relay
+        .wait(|signal| {
+            matches!(signal, Signal::SubscriptionChanged { subscription, state: SubscriptionState::Gone }
+                if subscription == "left")
+        })
+        .await;
+    database
+        .eventually(
+            "select count(*) = 3 and bool_and(lease_token is null) \
+             from outbox.deliveries where subscription_id = 1",
+        )
+        .await;
     // The state is committed, so later events are matched against it, whenever the relay reloads.
     let asked = left.requests().len();
     publish(&database, "a.b", 20).await;
     good.take(23).await;
     relay.wait_asleep().await;
     assert_eq!(left.requests().len(), asked, "a gone destination gets no more requests");
-    let state = "select count(*) from outbox.subscription_status where name = 'left' and state = 'gone' and backlog = 3 and state_reason like '%410%resume%'";
+    let state = "select count(*) from outbox.subscription_status \
+                 where name = 'left' and state = 'gone' and backlog = 3 and state_reason like '%410%resume%'";
     assert_eq!(database.count(state).await, 1, "held, and no new deliveries");
     assert_eq!(database.count("select count(*) from outbox.dead_letters").await, 0);
     database.execute("select outbox.resume('left')").await;
@@ -250,6 +274,10 @@ async fn a_retry_that_is_due_at_once_does_not_wait_for_its_lease() {
     database.drop().await;
 }
 
+fn is_breaker(wanted: bool) -> impl Fn(&Signal) -> bool {
+    move |signal| matches!(signal, Signal::Breaker { open, .. } if *open == wanted)
+}
+
 #[tokio::test]
 async fn an_open_breaker_claims_nothing_and_lets_one_probe_through() {
     let database = Database::new().await;
@@ -264,7 +292,6 @@ async fn an_open_breaker_claims_nothing_and_lets_one_probe_through() {
     .await;
     good.switch.set_down(true);
     let mut relay = start(&database, relay_settings("relay")).await;
-    let is_breaker = |wanted: bool| move |signal: &Signal| matches!(signal, Signal::Breaker { open, .. } if *open == wanted);
     publish(&database, "a.b", 40).await;
     relay.wait(is_breaker(true)).await;
     database
@@ -277,7 +304,12 @@ async fn an_open_breaker_claims_nothing_and_lets_one_probe_through() {
     publish(&database, "a.b", 10).await;
     relay.wait(is_breaker(true)).await;
     assert_eq!(good.switch.requests(), requests + 1, "one probe");
-    database.eventually("select count(*) = 50 and count(*) filter (where lease_token is not null) = 0 from outbox.deliveries").await;
+    database
+        .eventually(
+            "select count(*) = 50 \
+             and count(*) filter (where lease_token is not null) = 0 from outbox.deliveries",
+        )
+        .await;
     assert_eq!(
         database.count("select sum(attempt) from outbox.deliveries").await,
         attempts + 1,

@@ -187,7 +187,8 @@ impl Config {
         let found = [
             (
                 self.database.pooler && self.database.listen_url.is_none(),
-                "database.pooler without database.listen_url: a pooler does not support LISTEN, so the relay only polls",
+                "database.pooler without database.listen_url: a pooler does not support LISTEN, \
+                 so the relay only polls",
             ),
             (
                 self.relay.poll.is_some_and(|poll| poll > self.relay.lease),

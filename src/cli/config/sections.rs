@@ -100,7 +100,8 @@ pub(super) fn http(settings: &mut http::Settings, reader: &mut Reader, sources: 
     {
         reader.refuse(
             "http.listen",
-                        "is reachable from other machines and needs http.token; set PGOUTBOX__HTTP__TOKEN or use 127.0.0.1",
+            "is reachable from other machines and needs http.token; \
+             set PGOUTBOX__HTTP__TOKEN or use 127.0.0.1",
         );
     }
 }

@@ -261,7 +261,8 @@ fn a_section_of_sinks_without_effect_is_refused_with_a_fix() {
     for (file, expected) in [
         (
             "[sinks.postgres.connections.default]\nurl = 'postgres://u:hunter2@h/d'",
-            "sinks.postgres.connections.default (FILE): the connection default is [sinks.postgres] itself; move",
+            "sinks.postgres.connections.default (FILE): the connection default is \
+             [sinks.postgres] itself; move",
         ),
         (
             "[sinks.function]\nworkers = 5",

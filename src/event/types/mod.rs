@@ -261,7 +261,8 @@ impl Types {
         let first = version(&event);
         if first > wanted {
             return Err(refusal(format!(
-                "the event has version {first}; the subscription asks for version {wanted}, and there are no downcasts"
+                "the event has version {first}; the subscription asks for version {wanted}, \
+                 and there are no downcasts"
             )));
         }
         // Find all steps first, so that a chain with a gap runs nothing.

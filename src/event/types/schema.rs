@@ -250,7 +250,8 @@ mod tests {
 
     #[test]
     fn places_and_keywords_are_named_and_no_value_is_repeated() {
-        let schema = r#"{"required": ["id"], "properties": {"id": true, "total": {"minimum": 0}, "lines": {"items": {"type": "string", "pattern": "^a"}},
+        let schema = r#"{"required": ["id"], "properties": {"id": true, "total": {"minimum": 0},
+            "lines": {"items": {"type": "string", "pattern": "^a"}},
             "kind": {"enum": ["a"]}, "mail": {"const": 1}}, "additionalProperties": false}"#;
         let found = unfit(
             schema,
@@ -267,7 +268,8 @@ mod tests {
         assert_eq!(unfit(schema, "{}"), "/: required \"id\"");
         assert_eq!(unfit(schema, r#"{"id": 1, "canary": 1}"#), "/: additionalProperties");
         assert_eq!(unfit(schema, r#"{"id": 1, "total": 2, "lines": ["abc"]}"#), "");
-        let named_by_a_pattern = r#"{"required": ["id"], "properties": {"a": true}, "patternProperties": {"^i": true}, "additionalProperties": false}"#;
+        let named_by_a_pattern = r#"{"required": ["id"], "properties": {"a": true},
+            "patternProperties": {"^i": true}, "additionalProperties": false}"#;
         assert_eq!(unfit(named_by_a_pattern, r#"{"id": 1}"#), "");
         assert_eq!(unfit("false", "1"), "/: falseSchema");
     }

@@ -96,11 +96,12 @@ async fn open_transaction(database: &Database) -> anyhow::Result<PgConnection> {
 async fn dead_tuples(database: &Database) -> anyhow::Result<f64> {
     // Backends report their counts at the latest when they end, as those of the relay have.
     within(Duration::from_secs(10), "counting dead tuples", async {
-                let dead: i64 = sqlx::query_scalar(
-                    "select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables where schemaname = 'outbox'",
-                )
-                .fetch_one(&database.pool)
-                .await?;
+        let dead: i64 = sqlx::query_scalar(
+            "select coalesce(sum(n_dead_tup), 0)::bigint from pg_stat_user_tables \
+             where schemaname = 'outbox'",
+        )
+        .fetch_one(&database.pool)
+        .await?;
         Ok::<_, anyhow::Error>(f64::from(u32::try_from(dead).context("a count")?))
     })
     .await

@@ -19,12 +19,13 @@ use super::{
     writers::{Load, PUBLISH, open_loop},
 };
 
-const FLOOR: &str = "insert into a table without triggers and NOTIFY with the id in one commit; a listener that \
-                     posts the bytes of one of the relay's requests for each notification, with the same \
-                     client to the same receiver";
+const FLOOR: &str = "insert into a table without triggers and NOTIFY with the id in one commit; a listener \
+                     that posts the bytes of one of the relay's requests for each notification, with the \
+                     same client to the same receiver";
 const CHANNEL: &str = "bench_floor";
 const TABLE: &str = "create schema bench; \
-                     create table bench.plain (id uuid primary key, topic text not null, payload jsonb not null)";
+                     create table bench.plain (id uuid primary key, topic text not null, \
+                     payload jsonb not null)";
 const COMMIT_AND_NOTIFY: &str = "with written as (insert into bench.plain (id, topic, payload) \
                                  values ($1, 'bench.orders.created', $2::text::jsonb)) \
                                  select pg_notify('bench_floor', $1::uuid::text)";

@@ -80,9 +80,9 @@ impl By {
             key: Some("1001".to_owned()),
             payload: format!(
                 "{{\"id\": 1001, \"shop\": {number}, \"total\": 4200, \"status\": \"paid\", \
-                                 \"customer\": {{\"name\": \"Ada\", \"city\": \"Bern\"}}, \
-                                 \"lines\": [{{\"sku\": \"A-1\", \"count\": 2}}, {{\"sku\": \"B-2\", \"count\": 1}}], \
-                                 \"note\": \"left with the neighbour\"}}"
+                 \"customer\": {{\"name\": \"Ada\", \"city\": \"Bern\"}}, \
+                 \"lines\": [{{\"sku\": \"A-1\", \"count\": 2}}, {{\"sku\": \"B-2\", \"count\": 1}}], \
+                 \"note\": \"left with the neighbour\"}}"
             ),
             headers: "{}".to_owned(),
             organization: Some(format!("shop-{number}")),

@@ -16,9 +16,9 @@ use super::{
 };
 use crate::store::{ConnectionSettings, Store};
 
-const FLOOR: &str = "PostgreSQL alone: the relay's own statements on one connection with the relay's settings, \
-                     pages of 1,000: load_cursor, read_page, advance_cursor, settle_delivered; one \
-                     subscription, nothing sent";
+const FLOOR: &str = "PostgreSQL alone: the relay's own statements on one connection with the relay's \
+                     settings, pages of 1,000: load_cursor, read_page, advance_cursor, settle_delivered; \
+                     one subscription, nothing sent";
 const LIMIT: Duration = Duration::from_secs(180);
 /// Events in one step of the floor.
 const PAGE: i64 = 1_000;

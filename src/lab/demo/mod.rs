@@ -47,7 +47,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let ledger = stage.ledger();
     let drained = tokio::select! {
         drained = stage.stop() => drained,
-                () = signals.next() => Err(anyhow::anyhow!("interrupted again; stopped without draining")),
+        () = signals.next() => Err(anyhow::anyhow!("interrupted again; stopped without draining")),
     };
     played?;
     drained?;

@@ -24,9 +24,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(super) async fn play(stage: &mut Stage) -> anyhow::Result<()> {
     sell(stage).await?;
-    say(
-        "the shop is closed; waiting for all deliveries of mail and warehouse, and a dead letter of accounting",
-    );
+    say("the shop is closed; waiting for all deliveries of mail and warehouse, \
+         and a dead letter of accounting");
     until(stage, "mail and warehouse have everything and accounting has one dead letter", |stage, status| {
         let ledger = stage.ledger();
         ledger.has_all(MAIL)
@@ -43,13 +42,14 @@ pub(super) async fn play(stage: &mut Stage) -> anyhow::Result<()> {
         stage.new_url
     ));
     sqlx::query(
-            "update outbox.subscriptions set config = jsonb_set(config, '{url}', to_jsonb($2::text)) where name = $1",
-        )
-        .bind(ACCOUNTING.name)
-        .bind(&stage.new_url)
-        .execute(&stage.pool)
-        .await
-        .context("changing accounting's address")?;
+        "update outbox.subscriptions set config = jsonb_set(config, '{url}', to_jsonb($2::text)) \
+         where name = $1",
+    )
+    .bind(ACCOUNTING.name)
+    .bind(&stage.new_url)
+    .execute(&stage.pool)
+    .await
+    .context("changing accounting's address")?;
     let redriven: i64 = sqlx::query_scalar("select outbox.redrive($1)")
         .bind(ACCOUNTING.name)
         .fetch_one(&stage.pool)

@@ -162,7 +162,8 @@ impl Stage {
             ..Egress::default()
         };
         screen::say(
-            "the relay may send to 127.0.0.0/8 over plain http (egress.allow, egress.allow_http); the default is no",
+            "the relay may send to 127.0.0.0/8 over plain http (egress.allow, egress.allow_http); \
+             the default is no",
         );
         let secrets = secret::Secrets::new(Some(secrets));
         let settings = Settings {

@@ -35,7 +35,8 @@ const PORTS_TRIED: u32 = 5;
 pub enum Error {
     /// PostgreSQL is not installed.
     #[error(
-        "no PostgreSQL server of version {OLDEST} or newer was found; install one: sudo apt-get install postgresql"
+        "no PostgreSQL server of version {OLDEST} or newer was found; \
+         install one: sudo apt-get install postgresql"
     )]
     Missing,
     /// The process runs as root and cannot switch to another user.

@@ -49,12 +49,14 @@ fn settings(directory: &Path, port: u16) -> io::Result<()> {
         directory.join("environment"),
         format!(
             "export SERVER={PROGRAM} HOME='{0}' ERL_EPMD_PORT={1} ERL_EPMD_ADDRESS=127.0.0.1 \
-                         RABBITMQ_DIST_PORT={2} RABBITMQ_NODENAME=private{port}@localhost \
-                         RABBITMQ_CONFIG_FILE='{0}/rabbitmq.conf' RABBITMQ_MNESIA_BASE='{0}/mnesia' \
-                         RABBITMQ_LOG_BASE='{0}/log' RABBITMQ_LOGS=- RABBITMQ_ENABLED_PLUGINS_FILE='{0}/enabled_plugins' \
-                         RABBITMQ_PID_FILE='{0}/pid' RABBITMQ_CONF_ENV_FILE='{0}/none' RUNNING_UNDER_SYSTEMD=1 \
-                         NOTIFY_SOCKET= LC_ALL=C.UTF-8 RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='-start_epmd false \
-                         -kernel inet_dist_use_interface {{127,0,0,1}} +S 1:1'\n",
+             RABBITMQ_DIST_PORT={2} RABBITMQ_NODENAME=private{port}@localhost \
+             RABBITMQ_CONFIG_FILE='{0}/rabbitmq.conf' RABBITMQ_MNESIA_BASE='{0}/mnesia' \
+             RABBITMQ_LOG_BASE='{0}/log' RABBITMQ_LOGS=- \
+             RABBITMQ_ENABLED_PLUGINS_FILE='{0}/enabled_plugins' \
+             RABBITMQ_PID_FILE='{0}/pid' RABBITMQ_CONF_ENV_FILE='{0}/none' RUNNING_UNDER_SYSTEMD=1 \
+             NOTIFY_SOCKET= LC_ALL=C.UTF-8 \
+             RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='-start_epmd false \
+             -kernel inet_dist_use_interface {{127,0,0,1}} +S 1:1'\n",
             directory.display(),
             free()?,
             free()?,

@@ -234,7 +234,8 @@ fn split(option: &str) -> Result<(&str, &str), String> {
     if name == "partitioner" && !PARTITIONERS.contains(&value) {
         let known = PARTITIONERS.join(", ");
         Err(format!(
-            "the partitioner {value:?} is unknown or spreads records of one key over partitions; use one of {known}"
+            "the partitioner {value:?} is unknown or spreads records of one key over partitions; \
+             use one of {known}"
         ))
     } else if OPTIONS.contains(&name) {
         Ok((name, value))

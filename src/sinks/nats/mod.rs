@@ -117,7 +117,7 @@ impl Sink for Nats {
         let inbox = link.client.new_inbox();
         let ended = tokio::select! {
             ended = tokio::time::timeout(self.config.timeout, attempt.make(&link, &inbox)) => ended,
-                        () = link.lost.cancelled() => Ok(Err(connection_lost())),
+            () = link.lost.cancelled() => Ok(Err(connection_lost())),
         };
         let rest = match ended {
             Ok(Ok(())) => retry(Reason::SinkBroken),
@@ -229,12 +229,13 @@ impl Attempt {
             tokio::select! {
                 answer = answers.next() => {
                     let answer = answer.ok_or_else(connection_lost)?;
-                                        let number = answer.subject.rsplit('.').next().and_then(|number| number.parse::<usize>().ok());
-                                        if let Some(number) = number
-                                            && let Some(Ok(message)) = self.messages.get(number)
-                                        {
-                                            self.reports[number] = Some(answer::report(&answer, &message.subject));
-                                        }
+                    let number = answer.subject.rsplit('.').next();
+                    let number = number.and_then(|number| number.parse::<usize>().ok());
+                    if let Some(number) = number
+                        && let Some(Ok(message)) = self.messages.get(number)
+                    {
+                        self.reports[number] = Some(answer::report(&answer, &message.subject));
+                    }
                 }
                 Ok(error) = errors.recv() => self.handle_error(&error, inbox)?,
             }

@@ -34,11 +34,15 @@ async fn a_statement_of_ten_thousand_rows_writes_its_events_in_one_pass() {
             times[1],
             times[1].as_secs_f64() / times[0].as_secs_f64()
         );
-        let counted = sqlx::query("select count(*) as events, count(distinct key) as keys, bool_and(topic = $1) as fits, (select array_agg(many) from inserts) as passes from outbox.events")
-            .bind(topic)
-            .fetch_one(&shop.database.pool)
-            .await
-            .unwrap();
+        let counted = sqlx::query(
+            "select count(*) as events, count(distinct key) as keys, \
+             bool_and(topic = $1) as fits, (select array_agg(many) \
+                 from inserts) as passes from outbox.events",
+        )
+        .bind(topic)
+        .fetch_one(&shop.database.pool)
+        .await
+        .unwrap();
         assert_eq!(
             (counted.get::<i64, _>("events"), counted.get::<i64, _>("keys"), counted.get("fits")),
             (10_000, 10_000, true)

@@ -99,7 +99,11 @@ async fn changed_and_previous_equal_a_reference_written_in_sql_over_random_state
             }
             assert_eq!(sorted(seen), sorted(expected), "{sql}");
             if arbitrated {
-                shop.owner("alter table things drop constraint things_pkey; alter table things add primary key (id) deferrable").await;
+                shop.owner(
+                    "alter table things drop constraint things_pkey; \
+                     alter table things add primary key (id) deferrable",
+                )
+                .await;
             }
         }
         shop.end().await;

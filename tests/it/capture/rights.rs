@@ -8,8 +8,11 @@ use super::{ORDERS, Shop};
 /// A new login in these groups, with its own schema for tables and types.
 async fn login(shop: &mut Shop, groups: &str) -> (String, PgConnection) {
     let name = format!("capturer_{}", Uuid::new_v4().simple());
-    shop.owner(&format!("create role {name} login {groups}; create schema authorization {name}; grant usage on schema {name} to public"))
-        .await;
+    shop.owner(&format!(
+        "create role {name} login {groups}; \
+         create schema authorization {name}; grant usage on schema {name} to public"
+    ))
+    .await;
     let connection = shop.database.options.clone().username(&name).connect().await.unwrap();
     (name, connection)
 }
@@ -90,8 +93,11 @@ async fn writing_to_a_captured_table_needs_no_right_on_the_outbox_and_gives_none
         assert!(refused.starts_with("42501"), "{sql}: {refused}");
     }
     // The trigger does not read objects in the session's temporary schema.
-    let hostile = "create temp table events (like pg_class); create function pg_temp.to_jsonb(anyelement) returns jsonb language sql as 'select null::jsonb';
-                   create temp table pg_attribute (attrelid oid); set search_path = pg_temp, public, pg_catalog";
+    let hostile = "create temp table events (like pg_class); \
+                   create function pg_temp.to_jsonb(anyelement) \
+                   returns jsonb language sql as 'select null::jsonb';
+                   create temp table pg_attribute (attrelid oid); \
+                   set search_path = pg_temp, public, pg_catalog";
     run(&mut shop.application, hostile).await.unwrap();
     assert_eq!(shop.write("insert into orders values (2, 'new', 1), (3, 'new', 1)").await.len(), 2);
     shop.end().await;
@@ -101,8 +107,11 @@ async fn writing_to_a_captured_table_needs_no_right_on_the_outbox_and_gives_none
 /// trigger's owner.
 #[tokio::test]
 async fn a_cast_to_json_that_the_owner_of_a_type_made_does_not_run_as_the_owner_of_the_outbox() {
-    let mut shop =
-        Shop::new("create table taken (who text); grant insert on taken to public; grant create on schema public to public").await;
+    let mut shop = Shop::new(
+        "create table taken (who text); grant insert on taken to public; \
+         grant create on schema public to public",
+    )
+    .await;
     let (name, mut evil) = login(&mut shop, "in role outbox_publisher").await;
     let made = format!(
         "create type mood as enum ('sad', 'happy'); create type pair as (a int, m mood); create domain moody as mood;
@@ -122,7 +131,9 @@ async fn a_cast_to_json_that_the_owner_of_a_type_made_does_not_run_as_the_owner_
     for sql in [
         format!("set search_path = {name}; insert into t values (1, {values})"),
         format!("insert into t values (2, {values}), (3, {values})"),
-        "update t set m = 'happy'; delete from t; insert into keyed values ('sad'), ('happy'); delete from keyed".to_owned(),
+        "update t set m = 'happy'; delete from t; \
+         insert into keyed values ('sad'), ('happy'); delete from keyed"
+            .to_owned(),
     ] {
         run(&mut shop.application, &sql).await.unwrap();
     }
@@ -130,9 +141,12 @@ async fn a_cast_to_json_that_the_owner_of_a_type_made_does_not_run_as_the_owner_
     assert_eq!(events.len(), 13);
     assert_eq!(
         events[0].2["row"],
-        serde_json::json!({"id": 1, "m": "sad", "mm": ["sad"], "p": {"a": 1, "m": "sad"}, "pp": [{"a": 2, "m": "sad"}], "d": "sad", "dd": ["sad"]})
+        serde_json::json!({
+            "id": 1, "m": "sad", "mm": ["sad"], "p": {"a": 1, "m": "sad"}, "pp": [{"a": 2, "m": "sad"}],
+            "d": "sad", "dd": ["sad"],
+        })
     );
-    assert_eq!(shop.database.count("select count(*) from taken").await, 0, "the cast ran as somebody else");
+    assert_eq!(shop.database.count("select count(*) from taken").await, 0, "the cast ran as another role");
     evil.close().await.unwrap();
     shop.end().await;
 }
@@ -145,13 +159,22 @@ async fn a_trigger_made_by_hand_does_not_read_a_hostile_temporary_view() {
     let made = "create table t (id int primary key); select outbox.capture('t'); insert into t values (1);
                 create function steal() returns int language plpgsql as $$ begin insert into public.taken values (current_user); return 1; end $$;";
     run(&mut evil, made).await.unwrap();
-    let settings: String = sqlx::query_scalar("select substring(pg_get_triggerdef(oid) from 'capture_changes(.*)$') from pg_trigger where tgname = 'outbox_capture_insert' and tgrelid = 't'::regclass")
-        .fetch_one(&mut evil)
-        .await
-        .unwrap();
+    let settings: String = sqlx::query_scalar(
+        "select substring(pg_get_triggerdef(oid) \
+         from 'capture_changes(.*)$') \
+         from pg_trigger \
+         where tgname = 'outbox_capture_insert' \
+         and tgrelid = 't'::regclass",
+    )
+    .fetch_one(&mut evil)
+    .await
+    .unwrap();
     run(
         &mut evil,
-        &format!("create trigger by_hand after insert on t for each statement execute function outbox.capture_changes{settings}"),
+        &format!(
+            "create trigger by_hand after insert on t for each statement \
+             execute function outbox.capture_changes{settings}"
+        ),
     )
     .await
     .unwrap();
@@ -176,7 +199,11 @@ async fn a_trigger_made_by_hand_does_not_read_a_hostile_temporary_view() {
     let foreign = settings.replacen("\"table\": ", "\"table\": 1", 1);
     run(
         &mut evil,
-        &format!("create trigger by_hand after insert on t referencing new table as outbox_after for each statement execute function outbox.capture_changes{foreign}; delete from t; insert into t values (5)"),
+        &format!(
+            "create trigger by_hand after insert on t referencing new table as \
+             outbox_after for each statement execute function \
+             outbox.capture_changes{foreign}; delete from t; insert into t values (5)"
+        ),
     )
     .await
     .unwrap();

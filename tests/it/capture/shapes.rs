@@ -31,13 +31,20 @@ async fn a_row_whose_primary_key_changes_is_deleted_and_created() {
     );
     // Many rows at once, also with only updates captured. A key that another row takes over counts as
     // updated.
-    shop.owner("select outbox.capture('orders', operations => '{update}'); alter table orders drop constraint orders_pkey, add primary key (id) deferrable").await;
+    shop.owner(
+        "select outbox.capture('orders', operations => '{update}'); \
+         alter table orders drop constraint orders_pkey, add primary key (id) deferrable",
+    )
+    .await;
     let moved =
         shop.write("begin; set constraints all deferred; update orders set id = id + 1; commit").await;
     assert_eq!(short(&moved), ["delete 2", "update 3", "create 4", "delete 9", "create 10"]);
     assert_eq!(
         moved[1].2,
-        json!({"row": {"id": 3, "status": "b", "total": 2}, "changed": ["status", "total"], "previous": {"status": "c", "total": 3}})
+        json!({
+            "row": {"id": 3, "status": "b", "total": 2},
+            "changed": ["status", "total"], "previous": {"status": "c", "total": 3},
+        })
     );
     shop.end().await;
 }
@@ -151,7 +158,11 @@ async fn renamed_new_and_dropped_tables_and_columns_fail_no_write_and_hidden_col
     );
     assert_eq!(shop.captured("public.people").await["exclude"], json!(["junk", "secret"]));
     // A new column with the name of a hidden one stays hidden; another one is shown.
-    shop.owner("alter table people drop column twice, drop column junk, add column password text default 'new', add column city text default 'Rome'").await;
+    shop.owner(
+        "alter table people drop column twice, drop column junk, \
+         add column password text default 'new', add column city text default 'Rome'",
+    )
+    .await;
     assert_eq!(
         row(&shop.write("update people set called = 'Eve' where id = 1").await),
         json!({"id": 1, "called": "Eve", "city": "Rome"})
@@ -166,7 +177,10 @@ async fn renamed_new_and_dropped_tables_and_columns_fail_no_write_and_hidden_col
     );
     shop.owner("alter table people drop column id").await;
     let orphans = shop
-        .write("insert into people (city) values ('Bern'); update people set city = city || '!' where city <> 'x'; delete from people")
+        .write(
+            "insert into people (city) values ('Bern'); \
+             update people set city = city || '!' where city <> 'x'; delete from people",
+        )
         .await;
     assert_eq!(
         short(&orphans),
@@ -187,8 +201,11 @@ async fn renamed_new_and_dropped_tables_and_columns_fail_no_write_and_hidden_col
 
 #[tokio::test]
 async fn only_chosen_columns_are_shown_also_when_one_is_dropped_or_another_takes_its_name() {
-    let mut shop =
-        Shop::new("create table users (id int primary key, a text, b text); select outbox.capture('users', columns => '{id,a}')").await;
+    let mut shop = Shop::new(
+        "create table users (id int primary key, a text, b text); \
+         select outbox.capture('users', columns => '{id,a}')",
+    )
+    .await;
     shop.owner("alter table users rename a to c; alter table users rename b to a").await;
     assert_eq!(
         shop.write("insert into users values (1, 'shown', 'hidden')").await[0].2,
@@ -215,7 +232,13 @@ async fn the_events_of_a_partitioned_table_carry_its_topic_whichever_partition_w
     let written = shop.write("insert into sales values ('eu', 1, 1), ('us', 1, 1), ('xx', 1, 1)").await;
     assert_eq!(short(&written), ["create eu/1", "create us/1", "create xx/1"]);
     assert!(written.iter().all(|(topic, _, _)| topic == "public.sales.create"));
-    let direct = shop.write("insert into sales_us (region, id, n) values ('us', 2, 2); update sales_rest set n = 7; delete from sales_rest_1; update sales_us set n = n + 1 where id = 2").await;
+    let direct = shop
+        .write(
+            "insert into sales_us (region, id, n) values ('us', 2, 2); \
+             update sales_rest set n = 7; delete from sales_rest_1; \
+                 update sales_us set n = n + 1 where id = 2",
+        )
+        .await;
     assert_eq!(short(&direct), ["create us/2", "update xx/1", "delete xx/1", "update us/2"]);
     assert_eq!(
         direct[3],
@@ -307,7 +330,14 @@ async fn a_partitioned_table_with_a_condition_or_without_a_key_is_captured_row_b
     assert_eq!(shop.write("delete from sales_jp").await, []);
     shop.owner("select outbox.capture('sales', operations => '{insert}', condition => 'new.n > 10')").await;
     assert_eq!(
-        short(&shop.write("insert into sales values ('eu', 1, 1), ('us', 1, 11); insert into sales_us values ('us', 1, 12)").await),
+        short(
+            &shop
+                .write(
+                    "insert into sales values ('eu', 1, 1), ('us', 1, 11); \
+                     insert into sales_us values ('us', 1, 12)"
+                )
+                .await
+        ),
         ["create -", "create -"]
     );
     shop.end().await;
@@ -379,7 +409,12 @@ async fn a_restored_dump_captures_as_before_and_never_shows_hidden_columns() {
     assert!(psql.status.success() && dump.wait().unwrap().success(), "{psql:?}");
     std::mem::replace(&mut shop.database, restored).drop().await;
 
-    shop.owner("insert into users values (1, 'Ada', 'p'); insert into people values (1, 'Ada', 'p'); insert into part_1 values (1, 1); insert into parts values (1, 1) on conflict do nothing").await;
+    shop.owner(
+        "insert into users values (1, 'Ada', 'p'); \
+         insert into people values (1, 'Ada', 'p'); \
+         insert into part_1 values (1, 1); insert into parts values (1, 1) on conflict do nothing",
+    )
+    .await;
     assert_eq!(
         shop.events().await,
         [

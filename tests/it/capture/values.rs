@@ -6,8 +6,11 @@ use super::Shop;
 
 /// The value in the payload of a table with a column of this type, inserted alone and with other rows.
 async fn shown(shop: &mut Shop, kind: &str, value: &str) -> Value {
-    shop.owner(&format!("drop table if exists held; create table held (id int primary key, v {kind}); select outbox.capture('held')"))
-        .await;
+    shop.owner(&format!(
+        "drop table if exists held; \
+         create table held (id int primary key, v {kind}); select outbox.capture('held')"
+    ))
+    .await;
     let one = shop.write(&format!("insert into held values (1, {value})")).await;
     let many = shop.write(&format!("insert into held values (2, {value}), (3, null)")).await;
     assert_eq!((one.len(), many.len()), (1, 2), "{kind}");
@@ -19,7 +22,8 @@ async fn shown(shop: &mut Shop, kind: &str, value: &str) -> Value {
     assert_eq!(update[0].2["previous"]["v"], one[0].2["row"]["v"], "{kind}");
     let alone = shop.write(&format!("update held set v = {value} where id = 1")).await;
     assert_eq!(alone[0].2["row"]["v"], one[0].2["row"]["v"], "{kind}");
-    shop.owner("select outbox.capture('held', condition => 'new.id = 9', operations => '{insert}')").await; // uses row triggers
+    // Uses row triggers.
+    shop.owner("select outbox.capture('held', condition => 'new.id = 9', operations => '{insert}')").await;
     assert_eq!(
         shop.write(&format!("insert into held values (9, {value})")).await[0].2["row"]["v"],
         one[0].2["row"]["v"],
@@ -30,8 +34,10 @@ async fn shown(shop: &mut Shop, kind: &str, value: &str) -> Value {
 
 #[tokio::test]
 async fn values_of_every_type_are_as_documented_whatever_the_session_settings() {
-    let types = "create type mood as enum ('sad', 'happy'); create domain email as text; create domain moody as mood;
-                 create type inner_one as (m mood, \"a b\" json); create type pair as (a int, \"part\" inner_one, item text);
+    let types = "create type mood as enum ('sad', 'happy'); \
+                 create domain email as text; create domain moody as mood;
+                 create type inner_one as (m mood, \"a b\" json); \
+                     create type pair as (a int, \"part\" inner_one, item text);
                  create type spans as range (subtype = time)";
     let mut shop = Shop::new(types).await;
     // Once with types owned by the superuser, once with types of another owner.
@@ -40,7 +46,12 @@ async fn values_of_every_type_are_as_documented_whatever_the_session_settings() 
         {
             shop.owner(&format!("alter {kind} owner to {owner}")).await;
         }
-        shop.write("set timezone = 'Asia/Tokyo'; set datestyle = 'German'; set intervalstyle = 'postgres_verbose'; set bytea_output = 'escape'; set extra_float_digits = -10").await;
+        shop.write(
+            "set timezone = 'Asia/Tokyo'; set datestyle = 'German'; \
+             set intervalstyle = 'postgres_verbose'; \
+             set bytea_output = 'escape'; set extra_float_digits = -10",
+        )
+        .await;
         for (kind, value, expected) in [
             ("int", "-7", json!(-7)),
             ("bigint", "9007199254740993", json!(9_007_199_254_740_993_i64)),
@@ -156,7 +167,11 @@ async fn columns_may_be_called_anything() {
 
 #[tokio::test]
 async fn values_stored_out_of_line_are_in_the_payload_even_if_not_updated() {
-    let mut shop = Shop::new("create table pages (id int primary key, title text, body text); alter table pages alter body set storage external; select outbox.capture('pages')").await;
+    let mut shop = Shop::new(
+        "create table pages (id int primary key, title text, body text); \
+         alter table pages alter body set storage external; select outbox.capture('pages')",
+    )
+    .await;
     let body = "x".repeat(100_000);
     shop.write("insert into pages values (1, 'a', repeat('x', 100000)), (2, 'b', repeat('x', 100000))").await;
     for update in
@@ -182,7 +197,10 @@ async fn a_payload_that_is_too_large_leaves_out_its_largest_values_and_names_the
     )
     .await;
     let created = shop
-        .write("insert into pages values (1, 'a', repeat(e'\\u0001', 200000), repeat('é', 70000)), (2, 'b', repeat('x', 262000), '')")
+        .write(
+            "insert into pages values (1, 'a', repeat(e'\\u0001', 200000), \
+             repeat('é', 70000)), (2, 'b', repeat('x', 262000), '')",
+        )
         .await;
     assert_eq!(
         created[0].2,
@@ -192,7 +210,10 @@ async fn a_payload_that_is_too_large_leaves_out_its_largest_values_and_names_the
     let updated = shop.write("update pages set body = repeat('y', 240000), title = 'c' where id = 2").await;
     assert_eq!(
         updated[0].2,
-        json!({"row": {"id": 2, "title": "c", "summary": ""}, "changed": ["body", "title"], "previous": {"title": "b"}, "omitted": ["body"]})
+        json!({
+            "row": {"id": 2, "title": "c", "summary": ""},
+            "changed": ["body", "title"], "previous": {"title": "b"}, "omitted": ["body"],
+        })
     );
     let deleted = shop.write("update pages set summary = repeat('z', 240000); delete from pages").await;
     assert_eq!(deleted.last().unwrap().2["omitted"], json!(["body"]));

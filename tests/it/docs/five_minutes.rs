@@ -99,8 +99,12 @@ impl Reader {
             let (mut out_open, mut err_open) = (true, true);
             while out_open || err_open {
                 tokio::select! {
-                    line = out.next_line(), if out_open => line.unwrap().map_or_else(|| out_open = false, show),
-                    line = err.next_line(), if err_open => line.unwrap().map_or_else(|| err_open = false, show),
+                    line = out.next_line(), if out_open => {
+                        line.unwrap().map_or_else(|| out_open = false, show);
+                    }
+                    line = err.next_line(), if err_open => {
+                        line.unwrap().map_or_else(|| err_open = false, show);
+                    }
                 }
             }
         });

@@ -120,7 +120,12 @@ async fn a_relay_starts_without_the_server_serves_others_and_delivers_when_it_st
         builder.settings(settings("relay")).sink(recorder.clone()).connections(&sinks).unwrap()
     })
     .await;
-    database.execute("insert into outbox.events (topic, payload) select 'shop.orders.create', '1' from generate_series(1, 50)").await;
+    database
+        .execute(
+            "insert into outbox.events (topic, payload) \
+             select 'shop.orders.create', '1' from generate_series(1, 50)",
+        )
+        .await;
     recorder.wait_for(50).await;
     database.eventually("select count(*) > 0 from outbox.attempts where reason = 'connect_failed'").await;
     server.start_again().unwrap();
@@ -164,7 +169,8 @@ async fn an_event_without_permission_is_a_dead_letter_alone() {
     database
         .execute(
             "insert into outbox.events (topic, payload) \
-             select case n when 25 then 'secrets' else 'orders' end || '.made', to_jsonb(n) from generate_series(1, 50) as n",
+             select case n when 25 then 'secrets' else 'orders' end || '.made', to_jsonb(n) \
+                 from generate_series(1, 50) as n",
         )
         .await;
     let sinks = connections(&format!("[sinks.amqp]\nurl = '{}'", url(&server)));

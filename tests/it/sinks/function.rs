@@ -402,7 +402,12 @@ async fn an_event_does_not_wait_for_the_call_of_another_with_concurrency() {
     .unwrap();
     let relay = start(&database, settings("relay")).await;
     publish(&database, "sleeps.long", 12, 12).await;
-    database.eventually("select exists (select from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep')").await;
+    database
+        .eventually(
+            "select exists (select from pg_stat_activity \
+             where datname = current_database() and wait_event = 'PgSleep')",
+        )
+        .await;
     publish(&database, "sleeps.not", 0, 0).await;
     wait_for_n(&database, 0).await;
     assert_eq!(effects(&database).await, (1, 1), "the first call is still under way");

@@ -168,7 +168,10 @@ async fn a_producer_with_a_fatal_error_is_replaced_by_the_next_attempt() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_is_unknown_after_other_failures_does_not_count_as_gone_at_once() {
     let topic = Topic::mocked(1);
-    let sink = topic.sink("timeout = '2s'\noptions = ['topic.metadata.refresh.interval.ms=100', 'topic.metadata.propagation.max.ms=0']");
+    let sink = topic.sink(
+        "timeout = '2s'\noptions = \
+         ['topic.metadata.refresh.interval.ms=100', 'topic.metadata.propagation.max.ms=0']",
+    );
     let mut deliveries = deliveries(&sink, "kafka", topic.config(), 1);
     deliveries[0].attempt = 7;
     let outlet = &deliveries.outlet;
@@ -276,7 +279,7 @@ async fn a_relay_starts_without_the_cluster_serves_others_and_delivers_when_it_s
     let topic = Topic::mocked(1);
     topic.mock().broker_down(-1).unwrap();
     let database = Database::new().await;
-    let retry = json!({ "schedule": ["200ms", "200ms", "200ms", "200ms", "200ms", "200ms", "200ms", "200ms", "200ms", "200ms"] });
+    let retry = json!({ "schedule": vec!["200ms"; 10] });
     database
         .execute(format!(
             "select outbox.subscribe('kafka', array['**'], 'kafka', '{}', retry => '{retry}')",

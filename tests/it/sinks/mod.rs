@@ -18,6 +18,8 @@ pub(crate) mod kafka;
 mod kafka_faults;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
+#[cfg(feature = "redis")]
+mod redis_faults;
 mod stdout;
 
 use pgoutbox::{

@@ -338,14 +338,29 @@ async fn tls_needs_the_authority_of_the_configuration() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_events_arrive_in_the_order_of_the_log() {
     let (database, nats) = (Database::new().await, Nats::start().await);
-    database.execute("select outbox.subscribe('all', array['**'], 'nats', config => '{\"subject\": \"events.{topic}\"}')").await;
-    database.execute("select outbox.publish('shop.orders.create', jsonb_build_object('n', n)) from generate_series(1, 1000) as n").await;
+    database
+        .execute(
+            "select outbox.subscribe('all', array['**'], 'nats', \
+             config => '{\"subject\": \"events.{topic}\"}')",
+        )
+        .await;
+    database
+        .execute(
+            "select outbox.publish('shop.orders.create', jsonb_build_object('n', n)) \
+             from generate_series(1, 1000) as n",
+        )
+        .await;
     let relay = RelayBox::start_with(&database, |builder| {
         builder.settings(settings("relay")).connections(&connections(&nats.section())).unwrap()
     })
     .await;
     let settled = async || {
-        let left = database.count("select (select count(*) from outbox.deliveries) + (select 1000 - count(*) from outbox.events)").await;
+        let left = database
+            .count(
+                "select (select count(*) \
+                 from outbox.deliveries) + (select 1000 - count(*) from outbox.events)",
+            )
+            .await;
         left == 0 && nats.received().await.len() == 1000
     };
     eventually("everything is settled", settled).await;

@@ -85,7 +85,12 @@ async fn a_server_that_is_down_at_the_start_delays_no_other_and_gets_everything_
             .unwrap()
     })
     .await;
-    database.execute("select outbox.publish('shop.orders.create', jsonb_build_object('n', n)) from generate_series(1, 300) as n").await;
+    database
+        .execute(
+            "select outbox.publish('shop.orders.create', jsonb_build_object('n', n)) \
+             from generate_series(1, 300) as n",
+        )
+        .await;
     recorder.wait_for(300).await;
     eventually("only deliveries to nats are left", async || {
         database.count("select count(*) from outbox.deliveries").await == 300

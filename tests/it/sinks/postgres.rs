@@ -61,10 +61,13 @@ impl Destination for Inbox {
 
     async fn received(&self) -> Vec<(String, String)> {
         // Remove spaces, as in the payloads of the contract.
-        sqlx::query_as("select id::text, replace(replace(payload::text, ': ', ':'), ', ', ',') from outbox.inbox order by position")
-            .fetch_all(&self.database.pool)
-            .await
-            .unwrap()
+        sqlx::query_as(
+            "select id::text, replace(replace(payload::text, ': ', \
+             ':'), ', ', ',') from outbox.inbox order by position",
+        )
+        .fetch_all(&self.database.pool)
+        .await
+        .unwrap()
     }
 
     fn refused() -> Vec<(Value, &'static str)> {
@@ -166,10 +169,13 @@ async fn missing_and_forbidden_objects_have_different_reasons() {
 async fn events_go_from_database_to_database_once_although_connections_are_cut() {
     let inbox = Inbox::start().await;
     let database = Database::new().await;
-    sqlx::query("select outbox.subscribe('copy', array['**'], 'postgres', '{\"batch\": 20}', retry => '{\"initial\": \"20ms\", \"max_attempts\": 50, \"multiplier\": 1}')")
-        .execute(&database.pool)
-        .await
-        .unwrap();
+    sqlx::query(
+        "select outbox.subscribe('copy', array['**'], 'postgres', '{\"batch\": 20}', \
+         retry => '{\"initial\": \"20ms\", \"max_attempts\": 50, \"multiplier\": 1}')",
+    )
+    .execute(&database.pool)
+    .await
+    .unwrap();
     let connections = inbox_connections(&inbox);
     let relay = RelayBox::start_with(&database, |builder| {
         builder.settings(settings("relay")).connections(&connections).unwrap()
@@ -187,10 +193,13 @@ async fn events_go_from_database_to_database_once_although_connections_are_cut()
         }
         assert!(Instant::now() < until, "{count} of 2000 have come");
         // Terminate the relay's connections while they work.
-        sqlx::query("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and application_name like 'pgoutbox/%'")
-            .execute(&inbox.database.pool)
-            .await
-            .unwrap();
+        sqlx::query(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+             where datname = current_database() and application_name like 'pgoutbox/%'",
+        )
+        .execute(&inbox.database.pool)
+        .await
+        .unwrap();
         crate::support::pause(Duration::from_millis(100)).await;
     }
     relay.stop().await;
@@ -226,7 +235,8 @@ async fn a_table_or_function_that_fails_stops_no_other() {
 async fn the_function_of_the_inbox_returns_the_number_of_each_event() {
     let inbox = Inbox::start().await;
     let asked = "select n, code from outbox.inbox_deliver('pg_catalog.jsonb_typeof', '{s,s,s}', \
-                 array[jsonb_build_object('id', gen_random_uuid())::text, '{\"id\": 1}', jsonb_build_object('id', gen_random_uuid())::text])";
+                 array[jsonb_build_object('id', gen_random_uuid())::text, \
+                     '{\"id\": 1}', jsonb_build_object('id', gen_random_uuid())::text])";
     let rows: Vec<(Option<i32>, Option<String>)> =
         sqlx::query_as(asked).fetch_all(&inbox.database.pool).await.unwrap();
     assert_eq!(rows, [(Some(1), None), (Some(2), Some("22P02".to_owned())), (Some(3), None)]);
@@ -255,7 +265,8 @@ async fn tables_that_are_locked_take_no_connection_from_the_others() {
         .collect();
     let waiting = futures_util::future::join_all(hung.iter().map(|one| one.outlet.send(one)));
     let others = async {
-        let wait = "select count(*) = 6 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        let wait = "select count(*) = 6 from pg_stat_activity \
+                    where datname = current_database() and wait_event_type = 'Lock'";
         inbox.database.eventually(wait).await;
         let free = deliveries(&registry, "postgres", json!({}), 3);
         assert!(free.outlet.send(&free).await.iter().all(|report| report.outcome == Outcome::Delivered));

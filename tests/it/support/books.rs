@@ -58,15 +58,18 @@ impl Books {
         config: serde_json::Value,
     ) {
         let topics: Vec<String> = topics.iter().map(|topic| (*topic).to_owned()).collect();
-        sqlx::query("select outbox.subscribe($1, $2, $3, $4, organization => $5, retry => '{\"schedule\": [\"500ms\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\"]}')")
-            .bind(name)
-            .bind(&topics)
-            .bind(sink)
-            .bind(config)
-            .bind(organization)
-            .execute(&database.pool)
-            .await
-            .unwrap();
+        sqlx::query(
+            "select outbox.subscribe($1, $2, $3, $4, organization => $5, \
+             retry => '{\"schedule\": [\"500ms\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\"]}')",
+        )
+        .bind(name)
+        .bind(&topics)
+        .bind(sink)
+        .bind(config)
+        .bind(organization)
+        .execute(&database.pool)
+        .await
+        .unwrap();
         let organization = organization.map(str::to_owned);
         self.journal.lock().unwrap().wishes.push(Wish {
             name: name.to_owned(),
@@ -210,7 +213,8 @@ async fn afterwards(pool: &PgPool) -> Afterwards {
         .await
         .unwrap();
     let outstanding: Vec<(Uuid, String)> = sqlx::query_as(
-        "select event.id, subscription.name from outbox.deliveries as delivery join outbox.events as event using (position) \
+        "select event.id, subscription.name \
+            from outbox.deliveries as delivery join outbox.events as event using (position) \
          join outbox.subscriptions as subscription on subscription.id = delivery.subscription_id",
     )
     .fetch_all(pool)

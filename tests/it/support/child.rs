@@ -140,7 +140,8 @@ impl Server {
     }
 
     pub(crate) async fn subscribe(&self, database: &Database, name: &str, topics: &[&str]) {
-        let config = serde_json::json!({ "url": format!("http://{}/", self.address), "headers": { "x-subscription": name } });
+        let url = format!("http://{}/", self.address);
+        let config = serde_json::json!({ "url": url, "headers": { "x-subscription": name } });
         self.books.subscribe_to(database, name, topics, None, "webhook", config).await;
     }
 

@@ -247,7 +247,8 @@ impl Publisher {
         let events = self.events(count);
         sqlx::query(
             "insert into outbox.events (id, topic, organization, payload) \
-             select id, topic, organization, payload::jsonb from unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) \
+             select id, topic, organization, payload::jsonb \
+                 from unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) \
              as new (id, topic, organization, payload)",
         )
         .bind(events.iter().map(|event| event.id).collect::<Vec<_>>())

@@ -149,9 +149,12 @@ pub(crate) async fn fill(database: &Database) {
     let mut connection = database.connection().await;
     let mut run = async |sql: String| connection.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.unwrap();
     // Partitions besides the default one.
-    run("create table outbox.events_1 partition of outbox.events for values from ('2026-01-01') to ('2026-01-05');
-         create table outbox.events_2 partition of outbox.events for values from ('2026-01-05') to ('2026-01-09');
-         create table outbox.attempts_1 partition of outbox.attempts for values from ('2026-01-01') to ('2026-01-09');
+    run("create table outbox.events_1 partition of outbox.events for \
+         values from ('2026-01-01') to ('2026-01-05');
+         create table outbox.events_2 partition of outbox.events for \
+             values from ('2026-01-05') to ('2026-01-09');
+         create table outbox.attempts_1 partition of outbox.attempts for \
+             values from ('2026-01-01') to ('2026-01-09');
          select outbox.grant_roles();"
         .to_owned())
     .await;
@@ -173,10 +176,14 @@ pub(crate) async fn fill(database: &Database) {
     run("analyze".to_owned()).await;
     run(format!("set outbox.doorbell = 'off'; {}; {}", events("1", &ROWS.to_string(), "'3'"), deliveries()))
         .await;
-    run("insert into outbox.attempts (at, delivery_id, subscription_id, position, event_id, attempt, duration, outcome, relay)
-         select '2026-01-01'::timestamptz + n * interval '10 seconds', n, 1, n, gen_random_uuid(), 1, '1s', 'retry', 'r' from generate_series(1, 100000) as n;
-         insert into outbox.dead_letters (died_at, subscription_id, subscription, reason, attempts, event_id, position, created_at, topic, payload, headers, priority)
-         select '2026-01-01'::timestamptz + n * interval '10 seconds', 1 + n % 9, 's' || (1 + n % 9), 'server_error', 12, gen_random_uuid(), n, now(), 'a.b', '{}', '{}', 0
+    run("insert into outbox.attempts (at, delivery_id, subscription_id, \
+         position, event_id, attempt, duration, outcome, relay)
+         select '2026-01-01'::timestamptz + n * interval '10 seconds', n, 1, n, \
+             gen_random_uuid(), 1, '1s', 'retry', 'r' from generate_series(1, 100000) as n;
+         insert into outbox.dead_letters (died_at, subscription_id, subscription, \
+             reason, attempts, event_id, position, created_at, topic, payload, headers, priority)
+         select '2026-01-01'::timestamptz + n * interval '10 seconds', 1 + n % 9, \
+             's' || (1 + n % 9), 'server_error', 12, gen_random_uuid(), n, now(), 'a.b', '{}', '{}', 0
            from generate_series(1, 100000) as n"
         .to_owned())
     .await;

@@ -23,8 +23,9 @@ impl Server {
 
 impl Destination for Server {
     const KIND: &'static str = "amqp";
-    const FLOOR: &'static str = "the same client library: the same persistent messages, mandatory, in batches as large as the relay's, each batch after the \
-                                 confirmations of the one before";
+    const FLOOR: &'static str = "the same client library: the same persistent messages, mandatory, in \
+                                 batches as large as the relay's, each batch after the confirmations of \
+                                 the one before";
     const CONFIG: &'static str = r#"{"routing_key": "events"}"#;
 
     async fn start() -> anyhow::Result<Self> {

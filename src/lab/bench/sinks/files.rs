@@ -25,7 +25,8 @@ impl Drop for Folder {
 
 impl Destination for Folder {
     const KIND: &'static str = "file";
-    const FLOOR: &'static str = "the same lines appended to a file, as many at a time as the relay's batches, each batch synced to the disk";
+    const FLOOR: &'static str = "the same lines appended to a file, as many at a time as the relay's \
+                                 batches, each batch synced to the disk";
     const CONFIG: &'static str = r#"{"path": "events.jsonl"}"#;
 
     async fn start() -> anyhow::Result<Self> {

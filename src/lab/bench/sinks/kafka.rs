@@ -18,8 +18,9 @@ pub(super) struct Server(MockCluster<'static, DefaultProducerContext>, Arc<BaseC
 
 impl Destination for Server {
     const KIND: &'static str = "kafka";
-    const FLOOR: &'static str = "the same client library: an idempotent producer with the same settings and the same records, in batches as large as the \
-                                 relay's, each batch after the confirmations of the one before; to the library's mock cluster";
+    const FLOOR: &'static str = "the same client library: an idempotent producer with the same settings \
+                                 and the same records, in batches as large as the relay's, each batch \
+                                 after the confirmations of the one before; to the library's mock cluster";
     const CONFIG: &'static str = r#"{"topic": "events"}"#;
 
     async fn start() -> anyhow::Result<Self> {

@@ -144,7 +144,8 @@ mod redis {
 
     impl Destination for Server {
         const KIND: &'static str = "redis";
-        const FLOOR: &'static str = "the same client library: pipelines of XADD with the same fields, as large as the relay's batches, one after the other";
+        const FLOOR: &'static str = "the same client library: pipelines of XADD with the same fields, as \
+                                     large as the relay's batches, one after the other";
         const CONFIG: &'static str = r#"{"stream": "events"}"#;
 
         async fn start() -> anyhow::Result<Self> {
@@ -214,8 +215,9 @@ mod nats {
 
     impl Destination for Server {
         const KIND: &'static str = "nats";
-        const FLOOR: &'static str = "the same client library: the same messages published to JetStream, in batches as large as the relay's, each batch after \
-                                     the acknowledgements of the one before";
+        const FLOOR: &'static str = "the same client library: the same messages published to JetStream, in \
+                                     batches as large as the relay's, each batch after the \
+                                     acknowledgements of the one before";
         const CONFIG: &'static str = r#"{"subject": "events"}"#;
 
         async fn start() -> anyhow::Result<Self> {

@@ -34,8 +34,8 @@ pub(super) fn event(number: u32) -> String {
     let [(_, id), _, (_, created_at)] = attributes(number);
     format!(
         "{{\"id\":\"{id}\",\"topic\":\"{TOPIC}\",\"key\":null,\"organization\":null,\"source\":null,\
-             \"user_id\":null,\"schema_version\":null,\"created_at\":\"{created_at}\",\"position\":{number},\
-             \"headers\":{{}},\"payload\":{}}}",
+         \"user_id\":null,\"schema_version\":null,\"created_at\":\"{created_at}\",\"position\":{number},\
+         \"headers\":{{}},\"payload\":{}}}",
         payload(number)
     )
 }
@@ -45,8 +45,9 @@ pub(super) struct Inbox(PrivatePostgres, PgPool);
 
 impl Destination for Inbox {
     const KIND: &'static str = "postgres";
-    const FLOOR: &'static str = "the same client library: the same insert into an inbox on the same second server, as large as the relay's batches, \
-                                 each in a transaction of its own, one after the other";
+    const FLOOR: &'static str = "the same client library: the same insert into an inbox on the same second \
+                                 server, as large as the relay's batches, each in a transaction of its \
+                                 own, one after the other";
     const CONFIG: &'static str = r#"{"batch": 500}"#;
 
     async fn start() -> anyhow::Result<Self> {
@@ -88,8 +89,8 @@ pub(super) struct Called(
 
 impl Destination for Called {
     const KIND: &'static str = "function";
-    const FLOOR: &'static str = "the same function called for the same events on a second server, in transactions as large as the relay's batches, one \
-                                 after the other";
+    const FLOOR: &'static str = "the same function called for the same events on a second server, in \
+                                 transactions as large as the relay's batches, one after the other";
     const CONFIG: &'static str = r#"{"function": "shop.on_order"}"#;
 
     async fn start() -> anyhow::Result<Self> {

@@ -241,18 +241,18 @@ proptest! {
     #[test]
     fn no_config_makes_the_parser_panic(text in "\\PC*", number: i64) {
         for value in [json!(text), json!(number), json!([text]), json!({text.as_str(): text})] {
-                        let known = ["url", "method", "headers", "secret", "body", "batch", "timeout", "dead_letter_on"];
-                        for field in known.into_iter().chain([text.as_str()]) {
-                            let _ = target(json!({field: value}));
-                        }
+            let known = ["url", "method", "headers", "secret", "body", "batch", "timeout", "dead_letter_on"];
+            for field in known.into_iter().chain([text.as_str()]) {
+                let _ = target(json!({field: value}));
+            }
         }
     }
 
     #[test]
     fn no_event_header_makes_the_request_panic(headers in "\\PC*", state in "\\PC*") {
         let target = target(json!({})).unwrap();
-                let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-                for headers in [headers, json!({"traceparent": parent, "tracestate": state}).to_string()] {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        for headers in [headers, json!({"traceparent": parent, "tracestate": state}).to_string()] {
             headers_of(&target, Event { headers, ..event("{}") }, i64::MAX);
         }
     }
