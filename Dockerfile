@@ -1,8 +1,8 @@
 # syntax=docker/dockerfile:1
-# One binary on a base without shell or package manager. Runs as a user without rights and writes nothing:
+# One binary on an image without shell or package manager. Runs as an unprivileged user and writes nothing:
 # docker run --read-only --cap-drop=ALL -e DATABASE_URL=… pgoutbox run
 
-# The image brings the C compiler that `ring` needs; librdkafka is built with make and a compiler for C++, too.
+# The image has the C compiler that `ring` needs; librdkafka also needs make and a C++ compiler.
 FROM rust:1.95-slim-bookworm AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends g++ make \
@@ -18,7 +18,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /pgoutbox /usr/local/bin/pgoutbox
 USER 65532:65532
-# The operator's door stays on the container's loopback unless PGOUTBOX__HTTP__LISTEN and PGOUTBOX__HTTP__TOKEN open it.
+# HTTP listens only on the container's loopback, unless PGOUTBOX__HTTP__LISTEN and PGOUTBOX__HTTP__TOKEN are set.
 EXPOSE 7411
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/pgoutbox"]

@@ -1,19 +1,19 @@
-# make demo    a shop, receivers that fail now and then, and a relay, on a private PostgreSQL; make demo ARGS=--once checks itself and ends
-# make test    install what is missing, then everything continuous integration checks
-# make check   the same without installing
-# make bench   measure, each figure beside its floor
-# make fuzz    the property tests with many more cases than in make test; CASES=100000
+# make demo    a shop, receivers that fail now and then, and a relay, on a private PostgreSQL; with ARGS=--once it checks the result and ends
+# make test    install what is missing, then run all checks of continuous integration
+# make check   the same checks without installing
+# make bench   measure; each figure is shown with its floor
+# make fuzz    the property tests with more cases than in make test; CASES=100000
 # make bench-peers   measure pgoutbox beside tuned job queues, which it installs from their registries into target/peers (bench/peers)
-# make clients the client libraries of other languages that tests run (tests/clients), into target/clients
+# make clients install the client libraries of other languages that tests use (tests/clients) into target/clients
 
 CARGO ?= cargo
 ARGS ?=
-# Everything but kafka-tls, whose OpenSSL takes minutes to build: that one is only looked at.
+# Everything except kafka-tls, whose OpenSSL takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp
 
 .PHONY: demo test check check-kafka-tls bench bench-peers fuzz clients install install-brokers install-clients install-peers install-deny
 
-# Without the brokers, which the demo does not use, and with less optimisation: the first build is what one waits for.
+# Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
 	@if [ ! -x target/demo/pgoutbox ]; then echo "building pgoutbox; the first time takes two to three minutes on two cores"; fi
 	$(CARGO) run --profile demo --locked --no-default-features --features cli -- demo $(ARGS)
@@ -36,11 +36,11 @@ check:
 		echo "advisories: NOT CHECKED, their database could not be fetched"; \
 	fi
 
-# TLS and SASL for Kafka: builds OpenSSL, which takes minutes, and so stands apart.
+# TLS and SASL for Kafka. A separate target, because building OpenSSL takes minutes.
 check-kafka-tls:
 	$(CARGO) check --locked --lib --features kafka-tls
 
-# Property tests stand in the library alone; the one of captured values in the integration tests has its own limit.
+# Property tests are in the library; the one of captured values in the integration tests has its own limit.
 CASES ?= 100000
 fuzz: install
 	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --release --lib $(FEATURES)
@@ -53,7 +53,7 @@ bench-peers: install install-peers
 	$(CARGO) build --release --locked
 	$(CARGO) run --release --locked --manifest-path bench/peers/Cargo.toml --target-dir target/peers/build -- $(ARGS)
 
-# Installs the Debian packages named in $missing, or says which they are.
+# Installs the Debian packages in $missing, or prints their names.
 define install_missing
 if [ -z "$$missing" ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then \
@@ -69,8 +69,9 @@ if [ -z "$$missing" ]; then exit 0; fi; \
 	$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing
 endef
 
-# A PostgreSQL server (initdb and postgres, of which demo and tests start their own, private copies), compilers
-# for C and C++ (ring, librdkafka), setpriv to start PostgreSQL as somebody else than root. Does nothing, and needs no network, when they are there.
+# A PostgreSQL server (demo and tests start private ones with initdb and postgres), compilers
+# for C and C++ (ring, librdkafka), and setpriv to start PostgreSQL as another user than root. If all are installed,
+# it does nothing and needs no network.
 install:
 	@missing=""; \
 	have_postgres() { \
@@ -85,8 +86,8 @@ install:
 	command -v setpriv >/dev/null || missing="$$missing util-linux"; \
 	$(install_missing)
 
-# The servers that tests and the benchmark start privately, what asks them or signs for them, and Perl, which builds OpenSSL.
-# Debian also starts a server of its own with some of these packages; pgoutbox does not use or touch those.
+# Servers that tests and the benchmark start, their clients, openssl for certificates, and Perl, which builds OpenSSL.
+# Debian also starts a server for some of these packages; pgoutbox does not use those.
 install-brokers:
 	@missing=""; \
 	have() { PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v "$$1" >/dev/null; }; \
@@ -106,8 +107,8 @@ install-clients:
 	command -v npm >/dev/null || missing="$$missing npm"; \
 	$(install_missing)
 
-# Does nothing, and needs no network, while the copies of the lists beside what was installed equal those in tests/clients.
-# Node looks for packages in the folders above a script's path, so scripts are run through links that lie beside node_modules.
+# If the installed lists equal those in tests/clients, it does nothing and needs no network.
+# Node looks for packages in the folders above a script, so scripts are run through links next to node_modules.
 clients: install-clients
 	@mkdir -p target/clients && ln -sfn ../../tests target/clients/tests && ln -sfn ../../examples target/clients/examples
 	@if ! cmp -s tests/clients/requirements.txt target/clients/requirements.installed; then \
@@ -124,8 +125,8 @@ clients: install-clients
 		cp tests/clients/package-lock.json target/clients/package-lock.installed; \
 	fi
 
-# The job queues of npm and the Node they run on. Does nothing, and needs no network, while the copy of the list beside what was
-# installed equals that in bench/peers/node.
+# The job queues of npm and Node. If the installed list equals that in bench/peers/node, it does nothing and needs no
+# network.
 install-peers:
 	@missing=""; \
 	command -v node >/dev/null || missing="$$missing nodejs"; \

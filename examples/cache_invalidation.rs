@@ -1,4 +1,4 @@
-//! A cache that forgets what has changed: a handler without a payload type, which needs only the event's key.
+//! A handler that removes changed rows from a cache. It needs only the event's key, so it has no payload type.
 //!
 //! `DATABASE_URL=postgres://… cargo run --example cache_invalidation`, as a member of `outbox_relay`; then
 //! `select outbox.publish('public.products.update', '{}', key => '42')`.

@@ -1,6 +1,6 @@
-//! A relay inside your own program, with a sink of your own.
+//! Run a relay in your program, with a custom sink.
 //!
-//! Subscribe it once, as a login that may (see `outbox_admin`):
+//! Subscribe once, as a member of `outbox_admin`:
 //!
 //! ```sql
 //! select outbox.subscribe('search', array['shop.**'], 'search', '{"index": "orders"}');
@@ -18,7 +18,7 @@ use std::time::Duration;
 use pgoutbox::{Outcome, Outgoing, Problem, Reason, Relay, Report, Sink};
 use serde_json::Value;
 
-/// Puts events into a search index; here it only prints them.
+/// Puts events into a search index. This example only prints them.
 struct Search;
 
 impl Sink for Search {
@@ -34,12 +34,12 @@ impl Sink for Search {
             .ok_or_else(|| "config.index: name an index".into())
     }
 
-    /// What shares one breaker. `None`: no breaker.
+    /// Targets with the same destination share a breaker. `None`: no breaker.
     fn destination(&self, _index: &String) -> Option<String> {
         Some("search".to_owned())
     }
 
-    /// One attempt. The same event may come again, so it is stored under its id.
+    /// Makes one attempt. An event may be delivered again, so it is stored under its id.
     async fn send(&self, index: &String, delivery: &Outgoing) -> Report {
         let event = &delivery.event;
         match event.payload::<Value>() {
@@ -47,7 +47,7 @@ impl Sink for Search {
                 println!("{index}/{} = {document}", event.id);
                 Outcome::Delivered.into()
             }
-            // It will never be readable: a dead letter at once.
+            // Retrying does not help: the event becomes a dead letter at once.
             Err(_) => Outcome::Rejected { reason: Reason::HandlerFailed }.into(),
         }
     }

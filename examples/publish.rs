@@ -1,4 +1,4 @@
-//! Publish from Rust: the event is written in the transaction that writes the data.
+//! Publish from Rust, in the transaction that writes the data.
 //!
 //! `DATABASE_URL=postgres://… cargo run --example publish`
 #![expect(
@@ -15,7 +15,7 @@ async fn main() -> anyhow::Result<()> {
     let pool = sqlx::PgPool::connect(&std::env::var("DATABASE_URL")?).await?;
 
     let mut tx = pool.begin().await?;
-    // … the statements that write your data stand here, on the same transaction …
+    // … your statements, in the same transaction …
     let id = Event::new("shop.orders.create", json!({ "id": 1005, "total": 1250 }))?
         .key("1005")
         .header("content-language", "en")

@@ -1,9 +1,9 @@
-//! A search index that follows a table: a handler that takes the event as a hint and reads the row as it is now.
+//! A handler that updates a search index. It uses the event only as a hint and reads the current row.
 //!
-//! Events may come twice and late; fetching the fresh row makes both harmless.
+//! Events may arrive twice and late. Reading the current row makes both harmless.
 //!
-//! `DATABASE_URL=postgres://… cargo run --example search_index`, as a member of `outbox_relay` that may read `public.users`; then
-//! `select outbox.publish('public.users.update', '{"id": 7}')`.
+//! `DATABASE_URL=postgres://… cargo run --example search_index`, as a member of `outbox_relay` that may read
+//! `public.users`; then `select outbox.publish('public.users.update', '{"id": 7}')`.
 #![expect(
     clippy::print_stdout,
     clippy::disallowed_methods,
@@ -16,7 +16,7 @@ use pgoutbox::{CancellationToken, Event, Relay, sinks::handler::HandlerError};
 use serde::Deserialize;
 use sqlx::PgPool;
 
-/// What the event must say: which row.
+/// Payload of the event: the id of the changed row.
 #[derive(Debug, Deserialize)]
 struct Changed {
     id: i64,
@@ -35,7 +35,7 @@ async fn main() -> anyhow::Result<()> {
                 .await?;
             match name {
                 Some(name) => println!("index users/{} = {name:?}", changed.id),
-                None => println!("delete users/{}", changed.id), // it is gone meanwhile
+                None => println!("delete users/{}", changed.id), // it was deleted in the meantime
             }
             Ok::<(), HandlerError>(())
         }

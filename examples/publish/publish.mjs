@@ -1,4 +1,4 @@
-// Publish from Node: the event is written in the transaction that writes the data.
+// Publish from Node, in the transaction that writes the data.
 //
 // npm install pg
 // DATABASE_URL=postgres://… node examples/publish/publish.mjs
@@ -9,7 +9,7 @@ const client = new pg.Client({ connectionString: process.env.DATABASE_URL });
 await client.connect();
 try {
   await client.query("begin");
-  // … the statements that write your data stand here …
+    // … your statements, in the same transaction …
   const { rows } = await client.query("select outbox.publish($1, $2, key => $3) as id", [
     "shop.orders.create",
     JSON.stringify(order),

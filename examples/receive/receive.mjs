@@ -1,4 +1,4 @@
-// Receive webhooks and verify their signatures, with the library of Standard Webhooks.
+// Receive webhooks and verify their signatures with the library of Standard Webhooks.
 //
 // npm install standardwebhooks
 // PGOUTBOX_SECRET_SHOP=whsec_… node examples/receive/receive.mjs     # listens on 127.0.0.1:7412
@@ -10,7 +10,7 @@ const webhook = new Webhook(process.env.PGOUTBOX_SECRET_SHOP);
 createServer(async (request, response) => {
   const chunks = [];
   for await (const chunk of request) chunks.push(chunk);
-  const body = Buffer.concat(chunks).toString(); // the text as it came: it is what is signed
+  const body = Buffer.concat(chunks).toString(); // the unchanged body, which is signed
   let event;
   try {
     event = webhook.verify(body, request.headers);
@@ -18,7 +18,7 @@ createServer(async (request, response) => {
     response.writeHead(401).end();
     return;
   }
-  // The same webhook-id may come again: do the work once, in one transaction with remembering the id.
+  // A webhook-id may arrive again: do the work and store the id in one transaction, and skip known ids.
   console.log(request.headers["webhook-id"], event.type, event.data);
   response.writeHead(204).end();
 }).listen(7412, "127.0.0.1");

@@ -1,4 +1,4 @@
-"""Receive webhooks and verify their signatures, with the library of Standard Webhooks.
+"""Receive webhooks and verify their signatures with the library of Standard Webhooks.
 
 pip install standardwebhooks
 PGOUTBOX_SECRET_SHOP=whsec_… python examples/receive/receive.py     # listens on 127.0.0.1:7412
@@ -19,7 +19,7 @@ class Receiver(BaseHTTPRequestHandler):
             event = webhook.verify(body, dict(self.headers))
         except WebhookVerificationError:
             return self.answer(401)
-        # The same webhook-id may come again: do the work once, in one transaction with remembering the id.
+        # A webhook-id may arrive again: do the work and store the id in one transaction, and skip known ids.
         print(self.headers["webhook-id"], event["type"], event["data"], flush=True)
         self.answer(204)
 

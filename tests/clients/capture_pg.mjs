@@ -1,4 +1,4 @@
-// Writes to captured tables as an application does that uses node-postgres: insert, update, nothing, delete.
+// Writes to captured tables with node-postgres, like an application: insert, update, nothing, delete.
 import assert from "node:assert";
 import pg from "pg";
 

@@ -1,4 +1,4 @@
-"""Writes to captured tables as an application does that uses SQLAlchemy: insert, update, nothing, delete."""
+"""Writes to captured tables with SQLAlchemy, like an application: insert, update, nothing, delete."""
 
 import os
 from decimal import Decimal

@@ -159,12 +159,12 @@ async fn check_names_each_subscription_that_cannot_be_served() {
         "subscription bad"
     );
     let output = database.pgoutbox(&["check"]);
-    let said = String::from_utf8_lossy(&output.stdout);
+    let printed = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(
-        said.starts_with("subscription bad: sink: this relay has no sink \"telegraph\"")
-            && !said.contains("good"),
-        "{said}"
+        printed.starts_with("subscription bad: sink: this relay has no sink \"telegraph\"")
+            && !printed.contains("good"),
+        "{printed}"
     );
     sqlx::query("select outbox.unsubscribe('bad')").execute(&mut connection).await.unwrap();
     assert_eq!(database.pgoutbox(&["check"]).status.code(), Some(0));

@@ -148,8 +148,8 @@ async fn an_event_published_with_the_doorbell_off_is_found_by_the_poll() {
         RelayBox::start_with(&database, |builder| builder.settings(polling).sink(LedgerSink::new(&books)))
             .await;
     relay.wait_asleep().await;
-    let mut bell = PgListener::connect_with(&database.pool).await.unwrap();
-    bell.listen("outbox_doorbell").await.unwrap();
+    let mut doorbell = PgListener::connect_with(&database.pool).await.unwrap();
+    doorbell.listen("outbox_doorbell").await.unwrap();
     let mut quiet = database.connection().await;
     quiet.execute("set outbox.doorbell = 'off'").await.unwrap();
     for round in 1..=5 {
@@ -159,8 +159,8 @@ async fn an_event_published_with_the_doorbell_off_is_found_by_the_poll() {
     }
     // The first notification received is ours.
     database.execute("notify outbox_doorbell, 'marker'").await;
-    assert_eq!(timeout(TOO_LONG, bell.recv()).await.unwrap().unwrap().payload(), "marker");
-    drop(bell);
+    assert_eq!(timeout(TOO_LONG, doorbell.recv()).await.unwrap().unwrap().payload(), "marker");
+    drop(doorbell);
     assert!(relay.stop().await.complete);
     database.drop().await;
 }
@@ -252,8 +252,8 @@ async fn publishers_hardly_ever_notify_while_a_relay_is_awake() {
         builder.settings(without_poll("relay")).sink(LedgerSink::new(&books))
     })
     .await;
-    let mut bell = PgListener::connect_with(&database.pool).await.unwrap();
-    bell.listen("outbox_doorbell").await.unwrap();
+    let mut doorbell = PgListener::connect_with(&database.pool).await.unwrap();
+    doorbell.listen("outbox_doorbell").await.unwrap();
     // On a busy machine a relay may fall asleep between its polls, so the best of three counts.
     let mut rings = Vec::new();
     while rings.len() < 3 && rings.iter().all(|rings| rings * 20 > 3_200) {
@@ -275,12 +275,12 @@ async fn publishers_hardly_ever_notify_while_a_relay_is_awake() {
         books.wait_for(3_200 * (rings.len() + 1), Duration::from_secs(30)).await;
         database.execute("notify outbox_doorbell, 'marker'").await;
         let mut heard = 0;
-        while timeout(TOO_LONG, bell.recv()).await.unwrap().unwrap().payload() != "marker" {
+        while timeout(TOO_LONG, doorbell.recv()).await.unwrap().unwrap().payload() != "marker" {
             heard += 1;
         }
         rings.push(heard);
     }
-    drop(bell);
+    drop(doorbell);
     eprintln!("{rings:?} rings for 3200 commits each");
     // Each notification is a commit that waits for a lock on the whole database. A few come when the
     // relay just fell asleep.

@@ -34,9 +34,9 @@ fn bench(arguments: &[&str]) -> Command {
 #[test]
 fn every_row_is_printed_with_its_floor() {
     let output = bench(&["--json"]).output().unwrap();
-    let (printed, said) =
+    let (printed, logged) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{printed}\n{said}");
+    assert!(output.status.success(), "{printed}\n{logged}");
     let mut lines = printed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
 
     let machine = lines.next().unwrap()["machine"].take();
@@ -78,8 +78,8 @@ fn an_interrupted_benchmark_leaves_nothing_behind() {
         let entries = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
         entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)).count()
     };
-    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    assert!(said.any(|line| line == "measuring held_transaction"));
+    let mut logged = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(logged.any(|line| line == "measuring held_transaction"));
     assert_eq!(directories(), 1);
 
     assert!(
@@ -89,7 +89,7 @@ fn an_interrupted_benchmark_leaves_nothing_behind() {
             .unwrap()
             .success()
     );
-    let rest: Vec<String> = said.collect();
+    let rest: Vec<String> = logged.collect();
     assert_eq!(child.wait().unwrap().code(), Some(1), "{rest:?}");
     assert_eq!(directories(), 0);
 }

@@ -127,16 +127,16 @@ fn a_wrong_configuration_ends_with_78_and_names_every_key_and_its_origin() {
             &[command, "--config", path],
             &[("DATABASE_URL", "postgres://u:hunter2@h/d?tls=on"), ("PGOUTBOX__RELAY__PERMITS", "none")],
         );
-        let said = text(&output.stderr);
-        assert_eq!(code(&output), 78, "{command}: {said}");
-        assert!(!said.contains("hunter2"), "{said}");
+        let message = text(&output.stderr);
+        assert_eq!(code(&output), 78, "{command}: {message}");
+        assert!(!message.contains("hunter2"), "{message}");
         for expected in [
             &format!("relay.permit ({path}): unknown key"),
             &format!("relay.lease = \"long\" ({path})"),
             "relay.permits = \"none\" (PGOUTBOX__RELAY__PERMITS)",
             "database.url = [redacted] (DATABASE_URL)",
         ] {
-            assert!(said.contains(expected), "{expected} is not in\n{said}");
+            assert!(message.contains(expected), "{expected} is not in\n{message}");
         }
     }
     let missing = pgoutbox(&["check", "--config", "/nowhere.toml"], &[("DATABASE_URL", NOBODY)]);
@@ -154,11 +154,11 @@ fn the_address_can_be_given_as_a_flag_before_and_after_the_command() {
 #[test]
 fn check_needs_no_database() {
     let output = pgoutbox(&["check"], &[("DATABASE_URL", NOBODY), ("PGOUTBOX__RELAY__POLL", "off")]);
-    let said = text(&output.stderr);
-    assert_eq!(code(&output), 0, "{said}");
+    let message = text(&output.stderr);
+    assert_eq!(code(&output), 0, "{message}");
     assert!(
-        said.contains("subscriptions were not checked") && said.contains("note: relay.poll is off"),
-        "{said}"
+        message.contains("subscriptions were not checked") && message.contains("note: relay.poll is off"),
+        "{message}"
     );
 }
 

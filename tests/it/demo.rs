@@ -44,11 +44,11 @@ fn the_scripted_demo_delivers_everything_as_planned_and_leaves_nothing_behind() 
     let child = demo(&["--once"]);
     let process = child.id();
     let output = child.wait_with_output().unwrap();
-    let (said, complained) =
+    let (printed, errors) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "it ended with {}:\n{said}\n{complained}", output.status);
-    assert!(said.contains("checked: every committed event reached every subscription"), "{said}");
-    assert!(!said.contains('\x1b'), "no escape sequences without a terminal:\n{said}");
+    assert!(output.status.success(), "it ended with {}:\n{printed}\n{errors}", output.status);
+    assert!(printed.contains("checked: every committed event reached every subscription"), "{printed}");
+    assert!(!printed.contains('\x1b'), "no escape sequences without a terminal:\n{printed}");
     assert_eq!(directories_of(process), Vec::<PathBuf>::new());
 }
 
@@ -64,8 +64,8 @@ fn an_interrupted_demo_drains_ends_well_and_leaves_nothing_behind() {
     interrupt(process);
     let rest: Vec<String> = lines.map(Result::unwrap).collect();
     let status = child.wait().unwrap();
-    let mut complained = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut complained).unwrap();
-    assert!(status.success(), "it ended with {status}:\n{}\n{complained}", rest.join("\n"));
+    let mut errors = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    assert!(status.success(), "it ended with {status}:\n{}\n{errors}", rest.join("\n"));
     assert_eq!(directories_of(process), Vec::<PathBuf>::new());
 }

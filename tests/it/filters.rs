@@ -159,12 +159,12 @@ async fn a_filter_that_does_not_compile_makes_its_subscription_invalid_with_the_
     recorder.wait_for(1).await;
     relay.wait(|signal| matches!(signal, Signal::FilterFailed { .. })).await;
     let output = database.pgoutbox(&["check"]);
-    let said = String::from_utf8(output.stdout).unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        said.contains("subscription broken: filter: line 1")
-            && said.contains("subscription unknown: transform: line 1"),
-        "{said}"
+        printed.contains("subscription broken: filter: line 1")
+            && printed.contains("subscription unknown: transform: line 1"),
+        "{printed}"
     );
     // With an invalid filter no delivery is made; with an invalid transform deliveries wait until it is
     // fixed.

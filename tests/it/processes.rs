@@ -44,9 +44,9 @@ async fn killed_relays_lose_nothing_and_repeat_at_most_what_they_had_in_flight()
     let mut rng = StdRng::seed_from_u64(seed);
     let database = Database::new().await;
     let books = Books::default();
-    let door = Server::open(&books, Duration::from_millis(40)).await;
-    door.subscribe(&database, "all", &["**"]).await;
-    door.subscribe(&database, "orders", &["shop.orders.*"]).await;
+    let server = Server::open(&books, Duration::from_millis(40)).await;
+    server.subscribe(&database, "all", &["**"]).await;
+    server.subscribe(&database, "orders", &["shop.orders.*"]).await;
     // The default lease.
     let settings = [("PGOUTBOX__RELAY__PERMITS", "16")];
     let mut relays = Vec::new();
@@ -96,17 +96,17 @@ async fn crowd_is_over(slowest: &mut Duration, database: &Database) {
 async fn a_terminated_relay_finishes_what_is_in_flight_and_repeats_nothing() {
     let database = Database::new().await;
     let books = Books::default();
-    let door = Server::open(&books, Duration::from_millis(1_500)).await;
-    door.subscribe(&database, "all", &["**"]).await;
+    let server = Server::open(&books, Duration::from_millis(1_500)).await;
+    server.subscribe(&database, "all", &["**"]).await;
     let settings = [("PGOUTBOX__RELAY__PERMITS", "8")];
     let mut relay = ChildRelay::start(&database, "terminated", &settings).await;
     for _ in 0..20 {
         books.publish(&database.pool, "order").await;
     }
-    door.wait_knocked(8).await;
+    server.wait_knocked(8).await;
     relay.signal("TERM");
     assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(0), "{:#?}", relay.log());
-    assert_eq!(door.switch.requests(), 8, "nothing new was claimed");
+    assert_eq!(server.switch.requests(), 8, "nothing new was claimed");
     assert_eq!(
         database.count("select count(*) from outbox.deliveries where lease_token is not null").await,
         0,
@@ -124,14 +124,14 @@ async fn a_terminated_relay_finishes_what_is_in_flight_and_repeats_nothing() {
 async fn a_drain_that_runs_out_of_time_releases_its_leases_at_once_and_reports_it() {
     let database = Database::new().await;
     let books = Books::default();
-    let door = Server::open(&books, Duration::from_secs(12)).await;
-    door.subscribe(&database, "all", &["**"]).await;
+    let server = Server::open(&books, Duration::from_secs(12)).await;
+    server.subscribe(&database, "all", &["**"]).await;
     let settings = [("PGOUTBOX__RELAY__PERMITS", "8"), ("PGOUTBOX__RELAY__DRAIN", "1s")];
     let mut relay = ChildRelay::start(&database, "hurried", &settings).await;
     for _ in 0..4 {
         books.publish(&database.pool, "order").await;
     }
-    door.wait_knocked(4).await;
+    server.wait_knocked(4).await;
     relay.signal("TERM");
     let began = Instant::now();
     assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(75), "{:#?}", relay.log());
@@ -156,11 +156,11 @@ async fn a_drain_that_runs_out_of_time_releases_its_leases_at_once_and_reports_i
 async fn a_second_signal_stops_at_once() {
     let database = Database::new().await;
     let books = Books::default();
-    let door = Server::open(&books, Duration::from_secs(12)).await;
-    door.subscribe(&database, "all", &["**"]).await;
+    let server = Server::open(&books, Duration::from_secs(12)).await;
+    server.subscribe(&database, "all", &["**"]).await;
     let mut relay = ChildRelay::start(&database, "impatient", &[]).await;
     books.publish(&database.pool, "order").await;
-    door.wait_knocked(1).await;
+    server.wait_knocked(1).await;
     relay.signal("TERM");
     relay.wait_for_log("a second signal stops at once").await;
     let began = Instant::now();
@@ -180,19 +180,19 @@ async fn a_relay_frozen_past_its_lease_repeats_at_most_its_permits_and_its_late_
     const PERMITS: usize = 8;
     let database = Database::new().await;
     let books = Books::default();
-    let door = Server::open(&books, Duration::from_millis(1_500)).await;
-    door.subscribe(&database, "all", &["**"]).await;
+    let server = Server::open(&books, Duration::from_millis(1_500)).await;
+    server.subscribe(&database, "all", &["**"]).await;
     let settings = [("PGOUTBOX__RELAY__PERMITS", "8"), ("PGOUTBOX__RELAY__LEASE", "3s")];
     let mut frozen = ChildRelay::start(&database, "frozen", &settings).await;
     for _ in 0..PERMITS {
         books.publish(&database.pool, "before").await;
     }
-    door.wait_knocked(PERMITS as u64).await;
+    server.wait_knocked(PERMITS as u64).await;
     frozen.signal("STOP");
     books.fault("freeze", PERMITS);
     let mut other = ChildRelay::start(&database, "other", &settings).await;
     let began = Instant::now();
-    door.wait_knocked(2 * PERMITS as u64).await;
+    server.wait_knocked(2 * PERMITS as u64).await;
     println!("the frozen relay's deliveries were sent by another after {:?}", began.elapsed());
     // The frozen relay has its answers and continues while the other waits for its own.
     frozen.signal("CONT");

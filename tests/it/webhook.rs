@@ -370,8 +370,8 @@ async fn proxies_of_the_environment_are_ignored() {
             .await
             .unwrap()
             .unwrap();
-    let said = String::from_utf8_lossy(&ended.stdout);
-    assert!(ended.status.success() && said.contains("1 passed"), "{said}");
+    let printed = String::from_utf8_lossy(&ended.stdout);
+    assert!(ended.status.success() && printed.contains("1 passed"), "{printed}");
     assert_eq!(trap.connections(), 0);
 }
 

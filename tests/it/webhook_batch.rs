@@ -150,7 +150,7 @@ async fn events_are_collected_for_the_time_of_the_subscription() {
     assert_eq!(
         requests.iter().map(|request| request.events.len()).collect::<Vec<_>>(),
         [30],
-        "a full batch waits for nobody"
+        "a full batch is sent without waiting"
     );
     assert_eq!(requests[0].content_type, "application/cloudevents-batch+json; charset=utf-8");
     assert_eq!(requests[0].events[0]["specversion"], "1.0");
@@ -229,8 +229,8 @@ async fn an_answer_that_is_cut_off_or_lists_unknown_events_acknowledges_nothing(
     for body in ["{\"fai", "{\"failed\": \"all\"}", "{\"failed\": [7]}", "{\"failed\": [\"order-7\"]}"] {
         assert_eq!(answered(|_| ok(body)).await, unclear, "{body}");
     }
-    let stranger = uuid::Uuid::now_v7();
-    assert_eq!(answered(|id| ok(format!("{{\"failed\": [\"{id}\", \"{stranger}\"]}}"))).await, unclear);
+    let unknown = uuid::Uuid::now_v7();
+    assert_eq!(answered(|id| ok(format!("{{\"failed\": [\"{id}\", \"{unknown}\"]}}"))).await, unclear);
     for body in ["", "ok", "[]", "null", "{}", "{\"accepted\": 3}", "{\"failed\": []}", "{\"failed\": null}"]
     {
         assert_eq!(answered(|_| ok(body)).await, [DELIVERED; 3], "{body}");

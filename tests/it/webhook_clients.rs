@@ -56,8 +56,8 @@ async fn libraries_in_python_and_node_verify_and_read_every_form_of_body() {
         .collect();
     let requests = Value::from(requests).to_string();
     let settings = [("SECRET", SECRET), ("REQUESTS", requests.as_str())];
-    let read = |said: String| -> Vec<Value> {
-        said.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let read = |text: String| -> Vec<Value> {
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     };
     assert_eq!(read(clients::python("webhook_reads.py", &settings).await), expected);
     assert_eq!(read(clients::node("webhook_reads.mjs", &settings).await), expected);

@@ -182,9 +182,9 @@ impl Picture<'_> {
         lines.extend(arriving.chain(std::iter::repeat((Look::Plain, String::new()))).take(6));
         let refused = ledger.delivered(ACCOUNTING) == 0;
         let advice = if refused {
-            "accounting's receiver is down: change its URL and redrive"
+            "accounting's address is wrong: change it and redrive"
         } else {
-            "accounting has its new URL"
+            "accounting has its new address"
         };
         lines.push((Look::Title, format!("{advice}; in a second terminal:")));
         lines.push((Look::Plain, format!("  psql \"{}\"", self.url)));

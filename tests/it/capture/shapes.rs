@@ -116,13 +116,13 @@ async fn a_row_that_changes_twice_in_one_statement_makes_events_in_order() {
     )
     .await;
     shop.events().await;
-    let told = shop.write("delete from people where id = 1").await;
-    let of_one: Vec<&Value> = told
+    let events = shop.write("delete from people where id = 1").await;
+    let of_one: Vec<&Value> = events
         .iter()
         .filter(|(_, key, _)| key.as_deref() == Some("1"))
         .map(|(_, _, payload)| payload)
         .collect();
-    assert_eq!((told.len(), of_one.len()), (3, 2), "{told:?}");
+    assert_eq!((events.len(), of_one.len()), (3, 2), "{events:?}");
     assert_eq!(of_one.last().unwrap()["row"], json!({"id": 1, "sender": null, "reader": null}));
     let mut changed: Vec<String> = of_one.iter().map(|payload| payload["changed"].to_string()).collect();
     changed.sort();

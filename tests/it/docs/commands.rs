@@ -9,20 +9,20 @@ use std::{
 
 use super::{documents, pgoutbox, root};
 
-/// What a command says of itself with `--help`.
+/// The help text of a command.
 #[derive(Debug, Default)]
 pub(super) struct Help {
-    /// The first paragraph.
+    /// First paragraph of the help.
     pub(super) about: String,
-    /// Arguments and required options, as the usage line has them.
+    /// Arguments and required options, from the usage line.
     pub(super) usage: String,
-    /// Names of its subcommands, in order.
+    /// Names of subcommands, in order.
     pub(super) commands: Vec<String>,
-    /// Its options, long and short.
+    /// Long and short options.
     pub(super) options: Vec<String>,
 }
 
-/// Answers of the binary, each asked for once.
+/// Help texts of the binary, each requested once.
 #[derive(Debug, Default)]
 pub(super) struct Binary(RefCell<BTreeMap<Vec<String>, Rc<Help>>>);
 
@@ -70,7 +70,7 @@ impl Help {
     }
 }
 
-/// The words of each command in a shell's text; comments and here-documents left out. A quoted word begins
+/// The arguments of each command in shell code, without comments and here-documents. A quoted argument begins
 /// with `'`.
 fn commands(text: &str) -> Vec<Vec<String>> {
     let (mut commands, mut words, mut word) = (Vec::new(), Vec::new(), String::new());
@@ -118,7 +118,7 @@ fn commands(text: &str) -> Vec<Vec<String>> {
     commands
 }
 
-/// What is wrong with the words behind `pgoutbox`.
+/// The mistake in the arguments of `pgoutbox`, if there is one.
 fn problem(binary: &Binary, words: &[String], whole: bool) -> Option<String> {
     let mut path = Vec::new();
     let mut help = binary.help(&path);
@@ -143,13 +143,13 @@ fn problem(binary: &Binary, words: &[String], whole: bool) -> Option<String> {
     unknown.next().map(|name| format!("pgoutbox {} has no option {name}", path.join(" ")))
 }
 
-/// The words behind the program's name, wherever it stands in a command.
+/// The arguments after the program's name, which may be anywhere in a command.
 fn behind<'a>(words: &'a [String], program: &str) -> Option<&'a [String]> {
     let place = words.iter().position(|word| word == program || word.ends_with(&format!("/{program}")))?;
     words.get(place + 1..)
 }
 
-/// A command as a synopsis has it: `[--json]`, `reject|warn`.
+/// A command from a synopsis such as `[--json]` or `reject|warn`, without brackets and alternatives.
 fn without_brackets(text: &str) -> String {
     text.replace(['[', ']'], " ").replace('|', "/")
 }
@@ -174,7 +174,7 @@ fn every_command_names_subcommands_and_options_that_the_binary_has() {
             .chain(page.spans().into_iter().map(|(line, span)| (line, without_brackets(&span), false)));
         for (line, text, whole) in texts {
             for words in commands(&text).iter().filter_map(|words| behind(words, "pgoutbox")) {
-                // In a sentence a group of commands may be named alone.
+                // Text may name a group of commands without a subcommand.
                 if let Some(problem) = problem(&binary, words, whole) {
                     panic!("{}, line {line}: {problem}", page.name);
                 }

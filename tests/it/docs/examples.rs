@@ -1,4 +1,4 @@
-//! The SQL and TOML of the book, run as the role that each block names, and the fields of each sink.
+//! Runs the SQL and TOML of the book as the role that each block names, and compares the fields of each sink.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{Page, book, first_table};
 use crate::support::Database;
 
-/// What the first line of a block of SQL may say, and what a login of that kind is made with.
+/// First lines that a block of SQL may have, and the SQL that creates such a login.
 const ROLES: &[(&str, &str)] = &[
     ("-- as a member of outbox_publisher", "create role {login} login in role outbox_publisher"),
     ("-- as a member of outbox_admin", "create role {login} login in role outbox_admin"),
@@ -29,11 +29,11 @@ const ROLES: &[(&str, &str)] = &[
     ("-- as the owner of the database", "create role {login} login superuser"),
 ];
 
-/// Logins of one page, made when they are needed.
+/// Logins of one page, created when they are needed.
 struct Logins<'a> {
     database: &'a Database,
     made: BTreeMap<&'static str, PgConnection>,
-    /// Roles that the examples make themselves belong to the whole server.
+    /// Roles that the examples create, which belong to the whole server.
     suffix: String,
 }
 
@@ -45,9 +45,7 @@ impl<'a> Logins<'a> {
     async fn run(&mut self, place: &str, sql: &str) {
         let first = sql.lines().next().unwrap_or_default();
         let Some((kind, made_with)) = ROLES.iter().find(|(kind, _)| *kind == first) else {
-            panic!(
-                "{place}: a block of SQL begins with a line that says as whom it runs, one of ROLES; not {first:?}"
-            )
+            panic!("{place}: a block of SQL begins with the role that runs it, one of ROLES; not {first:?}")
         };
         if !self.made.contains_key(kind) {
             let login = format!("docs_{}_{}", self.made.len(), self.suffix);
@@ -60,7 +58,7 @@ impl<'a> Logins<'a> {
     }
 }
 
-/// The pages of the sinks by their kinds.
+/// Pages of the sinks, by kind.
 fn sinks() -> BTreeMap<String, Page> {
     let pages = book().into_iter().filter_map(|(name, page)| {
         let kind = name.strip_prefix("sinks/")?.strip_suffix(".md")?.to_owned();
@@ -69,11 +67,11 @@ fn sinks() -> BTreeMap<String, Page> {
     pages.collect()
 }
 
-/// The fields a sink knows: it lists them when it refuses one.
+/// The fields of a sink, from the list in its error message for an unknown field.
 fn known(refusal: &str) -> BTreeSet<String> {
     match refusal.split_once(" has ") {
         Some((_, list)) => list.split(", ").map(ToOwned::to_owned).collect(),
-        // serde's words: expected one of `a`, `b`, or `a` or `b`.
+        // Message of serde: expected one of `a`, `b`, or `a` or `b`.
         None => refusal
             .split_once("expected")
             .map_or("", |(_, list)| list)
@@ -99,7 +97,7 @@ async fn the_table_of_each_sink_has_its_fields_and_no_other() {
         assert_eq!(
             documented,
             known(refusal.as_str()),
-            "the table of {}; the sink said: {refusal}",
+            "the table of {}; the message of the sink: {refusal}",
             page.name
         );
     }
@@ -159,7 +157,7 @@ async fn every_piece_of_configuration_is_taken_and_every_file_of_subscriptions_c
         for block in page.blocks().into_iter().filter(|block| block.language == "toml") {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("example.toml");
-            // What a reference names is not here.
+            // The target of a reference does not exist here.
             let text = reference.replace_all(&block.text, "\"postgres://user:password@localhost/billing\"");
             std::fs::write(&path, text.as_bytes()).unwrap();
             let path = path.to_str().unwrap();
@@ -188,7 +186,7 @@ async fn every_piece_of_configuration_is_taken_and_every_file_of_subscriptions_c
     database.drop().await;
 }
 
-/// What docs/test.md promises to tests of applications.
+/// The test helpers of docs/test.md work as documented.
 #[tokio::test]
 async fn the_events_of_the_current_transaction_are_those_with_its_id_also_across_savepoints() {
     let database = Database::new().await;

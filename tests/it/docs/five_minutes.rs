@@ -1,5 +1,5 @@
-//! The walk through README and the page of dead letters, as a reader pastes it: a server with a superuser,
-//! three terminals.
+//! Runs the commands of README and of the page of dead letters as a reader pastes them, with a server, a
+//! superuser and three terminals.
 
 use std::{
     net::TcpListener,
@@ -20,10 +20,10 @@ use tokio::{
 
 use super::{Block, Page};
 
-/// How long a block, or what is waited for, may take.
+/// Deadline of each block and each wait.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A reader's machine. Only addresses differ from the page, and what belongs to a terminal.
+/// A reader's machine. Commands differ from the page only in addresses and in what needs a terminal.
 struct Reader {
     server: PrivatePostgres,
     folder: tempfile::TempDir,
@@ -34,7 +34,7 @@ impl Reader {
     fn new() -> Self {
         let server = PrivatePostgres::start(Options { durable: false, ..Options::default() }).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        // psql goes on after an error in what it reads, unless told to stop.
+        // By default psql continues after an error in its input.
         std::fs::write(folder.path().join("psqlrc"), "\\set ON_ERROR_STOP on\n").unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         Self { server, folder, port }
@@ -68,7 +68,7 @@ impl Reader {
         shell
     }
 
-    /// Runs a block to its end.
+    /// Runs a block until it ends.
     async fn paste(&self, block: &Block) -> Output {
         timeout(LIMIT, self.shell(block).output())
             .await
@@ -76,14 +76,14 @@ impl Reader {
             .unwrap()
     }
 
-    /// The same; it must succeed. What it wrote to standard output.
+    /// Runs a block that must succeed, and returns its standard output.
     async fn works(&self, block: &Block) -> String {
         let output = self.paste(block).await;
         assert!(output.status.success(), "{block:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Runs a block that goes on until it is stopped, in a terminal of its own.
+    /// Runs a block in a separate terminal until it is stopped.
     async fn terminal(&self, block: &Block, ready: &str) -> Terminal {
         let mut child = self.shell(block).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let seen: Arc<(Mutex<Vec<String>>, Notify)> = Arc::default();
@@ -114,7 +114,7 @@ impl Reader {
     }
 }
 
-/// A program that runs beside the others.
+/// A program that runs in a separate terminal.
 struct Terminal {
     child: Child,
     seen: Arc<(Mutex<Vec<String>>, Notify)>,
@@ -122,7 +122,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Waits for a line with all of these words.
+    /// Waits for a line that contains all these texts.
     async fn shows(&self, words: &[&str]) {
         let waiting = async {
             loop {
@@ -153,7 +153,7 @@ fn steps<const N: usize>(page: &str, heading: &str) -> [Block; N] {
     let blocks: Vec<_> = section.blocks().into_iter().filter(|block| block.language == "sh").collect();
     blocks
         .try_into()
-        .unwrap_or_else(|blocks| panic!("{}: the test knows {N} blocks: {blocks:#?}", section.name))
+        .unwrap_or_else(|blocks| panic!("{}: the test expects {N} blocks: {blocks:#?}", section.name))
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Every link of the documents leads somewhere, and the book's two lists of pages agree.
+//! The target of every link in the documents exists, and the book's two lists of pages are equal.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,7 +12,7 @@ use super::{Page, book, documents, root};
 /// Text and target of each link, in order.
 fn links(page: &Page) -> Vec<(String, String)> {
     let link = Regex::new(r"\[([^\]]+)\]\(([^)\s]+)\)").unwrap();
-    // Backticks stay in a link's text; elsewhere a span could look like a link.
+    // Backticks in a link's text are kept; other code spans could look like links and are removed.
     let span = Regex::new("`[^`]*`").unwrap();
     let prose = page.prose();
     let prose =
@@ -20,7 +20,7 @@ fn links(page: &Page) -> Vec<(String, String)> {
     link.captures_iter(&prose).map(|found| (found[1].to_owned(), found[2].to_owned())).collect()
 }
 
-/// The anchors that GitHub gives the headings of a page.
+/// Anchors of the headings of a page, as GitHub generates them.
 fn anchors(page: &Page) -> BTreeSet<String> {
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut anchors = BTreeSet::new();
@@ -35,7 +35,7 @@ fn anchors(page: &Page) -> BTreeSet<String> {
     anchors
 }
 
-/// A path without `..`; nothing when it leaves the repository.
+/// A path without `..`, or none if it is outside the repository.
 fn resolved(folder: &Path, target: &str) -> Option<PathBuf> {
     let mut path = PathBuf::new();
     for part in folder.join(target).components() {
@@ -60,7 +60,7 @@ fn every_link_leads_to_a_file_and_a_heading_that_exist() {
             let target =
                 if file.is_empty() { Some(PathBuf::from(&page.name)) } else { resolved(folder, file) };
             let Some(target) = target.filter(|target| root().join(target).exists()) else {
-                panic!("{}: the link {link:?} leads nowhere", page.name)
+                panic!("{}: the target of the link {link:?} does not exist", page.name)
             };
             if !anchor.is_empty() {
                 let other = pages.iter().find(|other| Path::new(&other.name) == target);

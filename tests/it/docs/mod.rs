@@ -1,5 +1,5 @@
-//! README, the book in docs/ and the other documents: links, commands, names, tables and examples against the
-//! program.
+//! Compares links, commands, names, tables and examples in README, the book in docs/ and the other documents
+//! with the program.
 
 mod commands;
 mod examples;
@@ -15,20 +15,20 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// One Markdown file.
+/// A Markdown file.
 #[derive(Debug)]
 struct Page {
-    /// Path from the top of the repository.
+    /// Path in the repository.
     name: String,
     text: String,
 }
 
-/// A fenced block.
+/// A fenced code block.
 #[derive(Debug)]
 struct Block {
     language: String,
     text: String,
-    /// Number of its first line.
+    /// Number of its first line, from 1.
     line: usize,
 }
 
@@ -75,7 +75,7 @@ impl Page {
         (blocks, prose)
     }
 
-    /// What stands between backticks outside of fenced blocks, with the number of its line.
+    /// Code spans outside of fenced blocks, with their line numbers.
     fn spans(&self) -> Vec<(usize, String)> {
         let prose = self.prose();
         let parts: Vec<&str> = prose.split('`').collect();
@@ -91,7 +91,7 @@ impl Page {
         spans
     }
 
-    /// The text below a heading, down to the next one of the same level.
+    /// The text below a heading, up to the next heading of the same level.
     fn section(&self, heading: &str) -> Self {
         let level = heading.split(' ').next().unwrap_or_default();
         let begin = self
@@ -104,7 +104,7 @@ impl Page {
     }
 }
 
-/// Every page of the book by its path below docs/, the index and the summary included.
+/// All pages of the book, including the index and the summary, by their paths below docs/.
 fn book() -> BTreeMap<String, Page> {
     let mut pages = BTreeMap::new();
     let mut folders = vec![root().join("docs")];
@@ -122,7 +122,7 @@ fn book() -> BTreeMap<String, Page> {
     pages
 }
 
-/// The book and the documents at the top.
+/// The book and the documents in the top folder.
 fn documents() -> Vec<Page> {
     let top = ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md"];
     top.into_iter().map(Page::read).chain(book().into_values()).collect()
@@ -132,7 +132,7 @@ fn relative(path: &Path) -> String {
     path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned()
 }
 
-/// What the binary prints; it must succeed and need nothing.
+/// Output of the binary for a command that needs no database and must succeed.
 fn pgoutbox(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_pgoutbox"))
         .args(arguments)
@@ -145,7 +145,7 @@ fn pgoutbox(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What stands in the first backticks of the rows of the first table whose first column has backticks.
+/// First code span of each row of the first table whose first column has code spans.
 fn first_table(text: &str) -> Vec<String> {
     let rows =
         text.lines().skip_while(|line| !line.starts_with("| `")).take_while(|line| line.starts_with("| `"));

@@ -1,4 +1,4 @@
-//! Names in the documents: of the schema, of metrics, of settings.
+//! Names of the schema, metrics and settings in the documents exist.
 
 use std::{collections::BTreeSet, fs};
 
@@ -7,7 +7,7 @@ use regex::Regex;
 
 use super::{documents, pgoutbox, root};
 
-/// The schema, and what another database gets.
+/// The schema, and the SQL for the inbox of another database.
 fn schema() -> String {
     format!("{}{}", fs::read_to_string(root().join("sql/schema.sql")).unwrap(), pgoutbox(&["inbox", "--sql"]))
 }

@@ -1,4 +1,4 @@
-//! Tables that are made from the code: `UPDATE_DOCS=1 cargo test --test it docs::tables` writes them.
+//! Tables generated from the code. `UPDATE_DOCS=1 cargo test --test it docs::tables` writes them.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use super::{
     first_table, pgoutbox, root,
 };
 
-/// Compares what stands between two markers, or writes it.
+/// Compares the text between two markers with the expected table, or writes it.
 fn assert_table(name: &str, marker: &str, head: &str, rows: &[String]) {
     let Page { text, .. } = Page::read(name);
     let (begin, end) = (format!("<!-- {marker}:begin -->\n"), format!("<!-- {marker}:end -->"));
@@ -23,12 +23,12 @@ fn assert_table(name: &str, marker: &str, head: &str, rows: &[String]) {
     } else {
         assert_eq!(
             kept, made,
-            "the table {marker} of {name}: UPDATE_DOCS=1 cargo test --test it docs::tables writes it"
+            "the table {marker} of {name} is old: UPDATE_DOCS=1 cargo test --test it docs::tables writes it"
         );
     }
 }
 
-/// A table that the program prints: two columns under their names.
+/// A table that the program prints, with two columns below their names.
 fn printed(text: &str) -> Vec<(&str, &str)> {
     text.lines()
         .skip(1)
@@ -37,7 +37,7 @@ fn printed(text: &str) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// One test for all: several of them are in one file.
+/// One test for all tables, because several of them are in one file.
 #[test]
 fn the_tables_of_the_book_equal_the_code() {
     let row = |(code, meaning): &(&str, &str)| format!("| `{code}` | {meaning} |");
@@ -60,7 +60,7 @@ fn the_tables_of_the_book_equal_the_code() {
     assert_table(page, "commands", "| command | does | options |", &rows);
 }
 
-/// A row for each command that does something.
+/// A row for each command without subcommands.
 fn add_commands(binary: &Binary, path: &[String], rows: &mut Vec<String>) {
     let help = binary.help(path);
     for command in &help.commands {
@@ -84,7 +84,7 @@ fn add_commands(binary: &Binary, path: &[String], rows: &mut Vec<String>) {
     }
 }
 
-/// The parameters of a function, in order.
+/// Parameters of a function, in order.
 fn parameters(function: &str) -> Vec<String> {
     let schema = fs::read_to_string(root().join("sql/schema.sql")).unwrap();
     let (_, rest) = schema.split_once(&format!("CREATE FUNCTION outbox.{function}(")).unwrap();

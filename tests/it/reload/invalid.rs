@@ -205,15 +205,15 @@ async fn an_array_that_clients_cannot_read_is_refused_and_a_row_that_bypassed_th
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&database.pool).await.unwrap_err().to_string()
     };
     for topics in ["'{{a.*},{b.*}}'", "'[0:0]={a.*}'"] {
-        let said = refusal(&format!("{topics}, 'recorder'")).await;
+        let message = refusal(&format!("{topics}, 'recorder'")).await;
         assert!(
-            said.contains("topics: subscription 'odd' needs a plain array of 1 to 100 topic patterns"),
-            "{said}"
+            message.contains("topics: subscription 'odd' needs a plain array of 1 to 100 topic patterns"),
+            "{message}"
         );
     }
     for keys in ["'{{a},{b}}'", "'[0:0]={a}'"] {
-        let said = refusal(&format!("array['**'], 'recorder', keys => {keys}")).await;
-        assert!(said.contains("keys: must be a plain array of 1 to 100 key prefixes"), "{said}");
+        let message = refusal(&format!("array['**'], 'recorder', keys => {keys}")).await;
+        assert!(message.contains("keys: must be a plain array of 1 to 100 key prefixes"), "{message}");
     }
     database
         .execute(

@@ -330,8 +330,8 @@ async fn wrong_credentials_a_missing_virtual_host_and_missing_rights_have_differ
         let outlet = &deliveries.outlet;
         let reports = outlet.send(&deliveries).await;
         assert_eq!(reasons(&reports), [("retry", Some(reason)); 2], "{reports:#?}");
-        let said = format!("{reports:?} {:?}", outlet.check().await.unwrap_err());
-        assert!(!said.contains("secret-of-the-connection"), "{said}");
+        let shown = format!("{reports:?} {:?}", outlet.check().await.unwrap_err());
+        assert!(!shown.contains("secret-of-the-connection"), "{shown}");
     }
     // An exchange without permission to publish.
     let internal = ExchangeDeclareOptions { internal: true, ..ExchangeDeclareOptions::default() };
@@ -361,9 +361,9 @@ async fn an_independent_client_reads_what_was_published() {
     let queue = Queue::new().await;
     let deliveries = deliveries(&queue.sink(), "amqp", queue.config(), 20);
     deliveries.outlet.send(&deliveries).await;
-    let said = clients::python("amqp_reads.py", &[("URL", &url(shared())), ("QUEUE", &queue.name)]).await;
-    let read: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(read.len(), 20, "{said}");
+    let printed = clients::python("amqp_reads.py", &[("URL", &url(shared())), ("QUEUE", &queue.name)]).await;
+    let read: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(read.len(), 20, "{printed}");
     for (message, delivery) in read.iter().zip(&deliveries) {
         assert_eq!(message["body"], delivery.event.payload);
         assert_eq!(message["message_id"], delivery.event.id.to_string());

@@ -301,13 +301,13 @@ async fn names_that_must_be_quoted_are_called_and_check_reports_a_missing_right(
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&checked.stdout);
+    let printed = String::from_utf8_lossy(&checked.stdout);
     assert!(
-        said.contains("may not call \"My Shop\".locked"),
-        "{said}{}",
+        printed.contains("may not call \"My Shop\".locked"),
+        "{printed}{}",
         String::from_utf8_lossy(&checked.stderr)
     );
-    assert!(!said.contains("may not call \"My Shop\".\"On Order\""), "{said}");
+    assert!(!printed.contains("may not call \"My Shop\".\"On Order\""), "{printed}");
     database.drop().await;
 }
 

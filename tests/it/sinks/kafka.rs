@@ -274,10 +274,10 @@ async fn an_independent_consumer_reads_what_was_written() {
     let topic = Topic::new(1).await;
     let deliveries = deliveries(&topic.sink("compression = 'gzip'"), "kafka", topic.config(), 20);
     deliveries.outlet.send(&deliveries).await;
-    let said =
+    let printed =
         clients::python("kafka_reads.py", &[("BROKERS", &topic.brokers), ("TOPIC", &topic.name)]).await;
-    let read: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(read.len(), 20, "{said}");
+    let read: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(read.len(), 20, "{printed}");
     for (record, delivery) in read.iter().zip(&deliveries) {
         assert_eq!(record["value"], delivery.event.payload);
         assert_eq!(record["key"], *delivery.event.key.as_ref().unwrap());

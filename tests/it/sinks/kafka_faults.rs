@@ -241,8 +241,8 @@ fn options_that_could_break_promises_are_refused_and_values_are_checked() {
         "retries=0",
         "plugin.library.paths=/tmp/a.so",
     ] {
-        let said = mistakes(&format!("options = [{option:?}]"));
-        assert!(said.contains("sinks.kafka.options") && said.contains("may not be set"), "{said}");
+        let message = mistakes(&format!("options = [{option:?}]"));
+        assert!(message.contains("sinks.kafka.options") && message.contains("may not be set"), "{message}");
     }
     for partitioner in ["murmur2", "murmur2_random", "consistent_random", "fnv1a", "fnv1a_random"] {
         assert_eq!(mistakes(&format!("options = ['partitioner={partitioner}']")), "");
@@ -260,15 +260,17 @@ fn options_that_could_break_promises_are_refused_and_values_are_checked() {
         ("timeout = '10m'", "sinks.kafka.timeout"),
         ("brokers = ['kafka']", "sinks.kafka"),
     ] {
-        let said = mistakes(lines);
-        assert!(said.contains(expected) && !said.contains("hunter2"), "{lines}: {said}");
+        let message = mistakes(lines);
+        assert!(message.contains(expected) && !message.contains("hunter2"), "{lines}: {message}");
     }
     if !cfg!(feature = "kafka-tls") {
         for lines in ["tls = true", "ca_file = '/etc/ca.pem'", "username = 'a'\npassword = 'hunter2'"] {
-            let said = mistakes(lines);
+            let message = mistakes(lines);
             assert!(
-                said.starts_with("sinks.kafka: ") && said.contains("kafka-tls") && !said.contains("hunter2"),
-                "{said}"
+                message.starts_with("sinks.kafka: ")
+                    && message.contains("kafka-tls")
+                    && !message.contains("hunter2"),
+                "{message}"
             );
         }
     }

@@ -264,7 +264,7 @@ async fn wrong_credentials_and_missing_rights_are_retries_with_their_reason() {
     nats.stream(events()).await;
     let login = |password: &str, more: &str| format!("user = 'writer'\npassword = '{password}'\n{more}");
     let prefix = "inbox_prefix = '_INBOX_W'";
-    for (more, subject, said) in [
+    for (more, subject, expected) in [
         (String::new(), "events.a.b", "authorization violation"),
         (login("another-secret", ""), "events.a.b", "authorization violation"),
         (login("secret-of-the-connection", ""), "events.a.b", "Subscription to \"_INBOX."),
@@ -273,12 +273,12 @@ async fn wrong_credentials_and_missing_rights_are_retries_with_their_reason() {
     ] {
         nats.more = more;
         let report = send_one(&nats.registry(), json!({ "subject": subject })).await;
-        if said.is_empty() {
+        if expected.is_empty() {
             assert_eq!(report.outcome, Outcome::Delivered);
         } else {
-            assert_eq!(report.outcome.reason(), Some(Reason::AccessDenied), "{said}: {report:?}");
+            assert_eq!(report.outcome.reason(), Some(Reason::AccessDenied), "{expected}: {report:?}");
             let answer = report.answer.unwrap();
-            assert!(answer.contains(said) && !answer.contains("secret"), "{said}: {answer}");
+            assert!(answer.contains(expected) && !answer.contains("secret"), "{expected}: {answer}");
         }
     }
 }
@@ -387,9 +387,9 @@ async fn a_python_client_reads_every_message_in_order_with_its_headers() {
     let reports = deliveries.outlet.send(&deliveries).await;
     assert!(reports.iter().all(|report| report.outcome == Outcome::Delivered), "{reports:?}");
     let url = format!("nats://127.0.0.1:{}", nats.server.port());
-    let said =
+    let printed =
         clients::python("nats_reads.py", &[("NATS_URL", &url), ("STREAM", "EVENTS"), ("COUNT", "120")]).await;
-    for (line, delivery) in said.lines().zip(&deliveries) {
+    for (line, delivery) in printed.lines().zip(&deliveries) {
         let message: Value = serde_json::from_str(line).unwrap();
         let id = delivery.event.id.to_string();
         assert_eq!(message["payload"], delivery.event.payload);
@@ -398,7 +398,7 @@ async fn a_python_client_reads_every_message_in_order_with_its_headers() {
             (&json!(id), &json!(format!("{id}/test")))
         );
     }
-    let message: Value = serde_json::from_str(said.lines().nth(7).unwrap()).unwrap();
+    let message: Value = serde_json::from_str(printed.lines().nth(7).unwrap()).unwrap();
     assert_eq!(message["subject"], "events.public.orders.create.a._.b______Nats-Rollup:_all_ë%");
     assert_eq!(message["headers"]["pgoutbox-key"], "a..b *>$%0D%0ANats-Rollup: all %C3%AB%25");
     assert_eq!(

@@ -97,9 +97,9 @@ async fn psycopg_reads_the_inbox_and_an_accepted_event_is_new_only_once() {
     let inbox = Inbox::start().await;
     let deliveries = deliveries(&inbox.registry(), "postgres", json!({}), 3);
     deliveries.outlet.send(&deliveries).await;
-    let said =
+    let printed =
         clients::python("inbox_reads.py", &[("DATABASE_URL", inbox.database.plain_url().as_str())]).await;
-    let read: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let read: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let expected: Vec<Value> = deliveries
         .iter()
         .map(|one| {

@@ -175,7 +175,7 @@ async fn a_cloud_event_is_one_field() {
 #[tokio::test]
 async fn wrong_credentials_are_a_retry_with_their_reason() {
     let mut redis = Redis::with(&["--requirepass", "secret-of-the-connection"]);
-    for (more, said) in [
+    for (more, expected) in [
         ("", "NOAUTH"),
         ("password = 'another-secret'", "WRONGPASS"),
         ("password = 'secret-of-the-connection'", ""),
@@ -183,12 +183,12 @@ async fn wrong_credentials_are_a_retry_with_their_reason() {
         redis.more = more.to_owned();
         let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 2);
         let reports = deliveries.outlet.send(&deliveries).await;
-        if said.is_empty() {
+        if expected.is_empty() {
             assert_eq!(reports[1].outcome, Outcome::Delivered);
         } else {
             assert_eq!(reason(&reports[1]), (Some(Reason::AccessDenied), false), "{reports:?}");
             let answer = reports[1].answer.as_ref().unwrap();
-            assert!(answer.contains(said) || answer.contains("authentication"), "{answer}");
+            assert!(answer.contains(expected) || answer.contains("authentication"), "{answer}");
             assert!(!answer.contains("secret"), "{answer}");
         }
     }
@@ -312,13 +312,13 @@ async fn a_group_of_python_consumers_reads_every_entry_in_order() {
     };
     deliveries[7].event = hostile.into();
     deliveries.outlet.send(&deliveries).await;
-    let said = clients::python(
+    let printed = clients::python(
         "redis_reads.py",
         &[("REDIS_URL", &redis.url), ("STREAM", "events"), ("COUNT", "120")],
     )
     .await;
     let entries: Vec<HashMap<String, String>> =
-        said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for (entry, delivery) in entries.iter().zip(&deliveries) {
         assert_eq!(
             (&entry["id"], &entry["payload"]),

@@ -66,8 +66,7 @@ async fn ended_well(script: &str, mut command: Command, settings: &[(&str, &str)
     };
     let Output { status, stdout, stderr } =
         output.unwrap_or_else(|error| panic!("{script} could not be started: {error}; run: make clients"));
-    let (said, complained) =
-        (String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr));
-    assert!(status.success(), "{script} failed ({status}); it said:\n{said}\n{complained}");
-    said
+    let (printed, errors) = (String::from_utf8_lossy(&stdout).into_owned(), String::from_utf8_lossy(&stderr));
+    assert!(status.success(), "{script} failed ({status}); its output:\n{printed}\n{errors}");
+    printed
 }

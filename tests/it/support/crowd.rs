@@ -149,13 +149,13 @@ impl Publisher {
         let mut plan = Plan::default();
         let prepares = self.habits.prepares && self.rng.random_bool(0.06);
         let written = self.write(connection, &mut plan, prepares).await;
-        let fate = self.rng.random_range(0..100);
+        let chance = self.rng.random_range(0..100);
         let committing = Instant::now();
         let result = match written {
             // No commit was sent.
             Err(error) => (Ended::Aborted, Err(error)),
-            Ok(()) if prepares => self.end_prepared(connection, fate >= 30).await,
-            Ok(()) if fate < 12 => (Ended::Aborted, connection.execute("rollback").await.map(|_| ())),
+            Ok(()) if prepares => self.end_prepared(connection, chance >= 30).await,
+            Ok(()) if chance < 12 => (Ended::Aborted, connection.execute("rollback").await.map(|_| ())),
             Ok(()) => match connection.execute("commit").await {
                 Ok(_) => (Ended::Committed, Ok(())),
                 Err(error) => (Ended::Unknown, Err(error)),

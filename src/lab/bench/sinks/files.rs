@@ -68,7 +68,7 @@ impl Destination for Folder {
 impl Folder {
     fn lines(&self) -> anyhow::Result<u64> {
         let Ok(mut file) = fs::File::open(self.path.join("events.jsonl")) else { return Ok(0) };
-        let mut seen = self.seen.lock().expect("nobody panics while counting");
+        let mut seen = self.seen.lock().expect("counting does not panic");
         let mut more = Vec::new();
         file.seek(SeekFrom::Start(seen.0))?;
         seen.0 += u64::try_from(file.read_to_end(&mut more)?)?;
