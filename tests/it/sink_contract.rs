@@ -136,8 +136,11 @@ fn a_kind_that_was_not_built_in_is_refused_with_a_fix() {
     let built = [("nats", cfg!(feature = "nats")), ("redis", cfg!(feature = "redis"))];
     for (kind, built) in built {
         let problem = pgoutbox::sinks::registry().bind(kind, &Value::Null).unwrap_err();
-        let expected =
-            if built { format!("configure [sinks.{kind}]") } else { format!("was built without {kind}") };
+        let expected = if built {
+            format!("must configure [sinks.{kind}]")
+        } else {
+            format!("was built without {kind}")
+        };
         assert!(problem.as_str().starts_with("sink: ") && problem.as_str().contains(&expected), "{problem}");
     }
 }

@@ -156,5 +156,5 @@ async fn a_handler_cannot_take_the_name_of_another_subscription() {
         .build()
         .await;
     let shown = format!("{:#}", anyhow::Error::from(refused.unwrap_err()));
-    assert!(shown.contains("a handler needs a name of its own"), "{shown}");
+    assert!(shown.contains("use another name for the handler"), "{shown}");
 }
