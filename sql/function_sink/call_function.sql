@@ -1,6 +1,5 @@
--- Call a SQL function for each delivery and settle those that worked, in one transaction.
---   $1 function   $2 deliveries   $3 their lease tokens   $4 their events as JSON, in the same order
---
--- A function that raised an error is undone alone and reported with its SQLSTATE; a delivery that is no longer ours undoes all.
-select called.delivery_id, called.code, called.message
-  from outbox.call_function($1::text, $2::bigint[], $3::uuid[], $4::text[]) as called;
+-- Call a SQL function for each of these events, and settle the deliveries of those that worked, in the transaction that holds
+-- what the function wrote. What is left has a code: its call was undone, and it stays as it is.
+--   $1 function   $2 pages (null: a row of outbox.deliveries)   $3 numbers of their pairs, or ids of rows   $4 lease tokens   $5 events as JSON
+select called.number, called.code, called.message
+  from outbox.call_function($1::text, $2::bigint[], $3::bigint[], $4::uuid[], $5::text[]) as called

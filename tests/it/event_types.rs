@@ -239,7 +239,7 @@ async fn old_payloads_reach_who_wants_a_version_as_that_version() {
         })
         .await;
     relay.stop().await;
-    assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
+    assert_eq!(database.count("select count(*) from outbox.owed").await, 0);
     database.drop().await;
 }
 

@@ -263,8 +263,11 @@ async fn an_event_that_kills_the_relay_is_given_up_after_three_deaths_and_the_ot
         relay.abort().await;
         books.fault("death", 1);
         // Its lease is over.
-        let returned =
-            database.count("with over as (update outbox.deliveries set due_at = now() returning 1) select count(*) from over").await;
+        let returned = database
+            .count(
+                "with over as (update outbox.pages set due_at = now() returning 1) select count(*) from over",
+            )
+            .await;
         assert_eq!(returned, 1);
     }
     let mut relay = RelayBox::start_with(&database, |builder| {

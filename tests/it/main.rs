@@ -21,6 +21,7 @@ mod filters; // match and filters: what they keep away, and what cannot be evalu
 mod http; // who may ask what of a relay over HTTP
 mod ledger; // the checker of histories finds each kind of defect, and nothing where there is none
 mod migrations; // the schema as one text, its history, and the checks it shares with the relay
+mod pages; // the protocol of pages against a model, with deaths between any two statements
 mod private_postgres; // a server of our own: starts as root, survives crashes, leaves nothing behind
 mod processes; // the real binary killed, stopped, frozen
 mod promises; // nothing lost, nothing sent before its commit, nothing twice, no tenant crossed

@@ -167,7 +167,7 @@ async fn where_the_first_attempt_is_the_last_no_event_shares_it() {
     assert!(requests.iter().all(|request| request.events.len() == 1), "{requests:#?}");
     database
         .eventually(
-            "select exists (select from outbox.dead_letters) and not exists (select from outbox.deliveries)",
+            "select exists (select from outbox.dead_letters) and not exists (select from outbox.owed)",
         )
         .await;
     let dead: Vec<Value> = sqlx::query_scalar("select payload from outbox.dead_letters")

@@ -172,7 +172,7 @@ impl Sizes {
                 write_for: Duration::from_millis(100),
                 fanout_events: 30,
                 match_for: Duration::from_millis(5),
-                held_for: Duration::from_millis(300),
+                held_for: Duration::from_secs(1),
                 held_backlog: 200,
                 sink_events: 200,
             },

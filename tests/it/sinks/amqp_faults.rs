@@ -127,7 +127,7 @@ async fn a_relay_starts_without_the_server_serves_others_and_delivers_when_it_is
     // The breaker's pauses double: the next probe comes at most as long after the outage as the outage took.
     let outage = killed.elapsed();
     database
-        .eventually_within(outage + Duration::from_secs(30), "select count(*) = 0 from outbox.deliveries")
+        .eventually_within(outage + Duration::from_secs(30), "select count(*) = 0 from outbox.owed")
         .await;
     let (_connection, channel) = client(&server).await;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
@@ -173,7 +173,7 @@ async fn an_event_that_may_not_be_published_is_a_dead_letter_of_its_own() {
     .await;
     database
         .eventually(
-            "select exists (select from outbox.dead_letters) and not exists (select from outbox.deliveries)",
+            "select exists (select from outbox.dead_letters) and not exists (select from outbox.owed)",
         )
         .await;
     let dead: Vec<(serde_json::Value, String)> =

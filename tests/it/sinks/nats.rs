@@ -215,7 +215,9 @@ async fn a_subject_without_a_stream_is_a_retry_that_names_it() {
     let report = outlet.send(&deliveries).await.remove(1);
     assert_eq!(reason(&report), (Some(Reason::TargetMissing), false));
     assert!(report.answer.unwrap().contains("elsewhere.a"));
-    assert!(outlet.check().await.unwrap_err().as_str().contains("no stream listens on the subject elsewhere.a"));
+    assert!(
+        outlet.check().await.unwrap_err().as_str().contains("no stream listens on the subject elsewhere.a")
+    );
 
     let report = send_one(&nats.registry(), json!({ "subject": "events.a", "stream": "OTHERS" })).await;
     assert_eq!(reason(&report), (Some(Reason::TargetMissing), false), "{report:?}");
@@ -343,7 +345,9 @@ async fn a_thousand_events_arrive_in_the_order_of_the_log() {
     })
     .await;
     let settled = async || {
-        let left = database.count("select (select count(*) from outbox.deliveries) + (select 1000 - count(*) from outbox.events)").await;
+        let left = database
+            .count("select (select count(*) from outbox.owed) + (select 1000 - count(*) from outbox.events)")
+            .await;
         left == 0 && nats.received().await.len() == 1000
     };
     eventually("everything is settled", settled).await;

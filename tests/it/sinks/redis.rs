@@ -369,7 +369,7 @@ async fn a_redis_that_is_down_at_the_start_costs_others_nothing_and_gets_everyth
     database.execute("select outbox.publish('shop.orders.create', jsonb_build_object('n', n)) from generate_series(1, 300) as n").await;
     recorder.wait_for(300).await;
     eventually("only what is owed to redis is left", async || {
-        database.count("select count(*) from outbox.deliveries").await == 300
+        database.count("select count(*) from outbox.owed").await == 300
     })
     .await;
     redis.server.start_again().unwrap();
@@ -378,7 +378,7 @@ async fn a_redis_that_is_down_at_the_start_costs_others_nothing_and_gets_everyth
     })
     .await;
     eventually("everything is settled", async || {
-        database.count("select count(*) from outbox.deliveries").await == 0
+        database.count("select count(*) from outbox.owed").await == 0
     })
     .await;
     let mut ids: Vec<_> = redis.received().await.into_iter().map(|(id, _)| id).collect();
@@ -400,7 +400,7 @@ async fn a_thousand_events_arrive_in_the_order_of_the_log() {
     })
     .await;
     eventually("everything is settled", async || {
-        database.count("select count(*) from outbox.deliveries").await == 0
+        database.count("select count(*) from outbox.owed").await == 0
             && redis.cli(&["XLEN", "events"]) == "1000"
     })
     .await;
