@@ -32,7 +32,7 @@ pub struct Egress {
     pub proxy: Option<Url>,
     /// PEM file of additional certificate authorities.
     pub ca_file: Option<PathBuf>,
-    /// Ports that are never connected to; none means [`DENIED_PORTS`].
+    /// Ports that are never connected to; none means those of mail, name and database servers.
     pub deny_ports: Option<Vec<u16>>,
 }
 
