@@ -23,7 +23,8 @@ create table outbox.cursor (
 ) with (fillfactor = 50);
 insert into outbox.cursor (step, settled) values (1, pg_current_snapshot());
 
--- One event owed to one subscription. Deleted on success: only what is outstanding is here.
+-- One event owed to one subscription that has a due time of its own: a retry, something for later or urgent, a redrive. Deleted on
+-- success: only what is outstanding is here.
 -- `due_at` is both when to try and when a lease ends; there is no "running" state to be stuck in.
 create table outbox.deliveries (
     id              bigint      generated always as identity primary key,
@@ -34,14 +35,77 @@ create table outbox.deliveries (
     owed_since      timestamptz not null default clock_timestamp(),  -- its age, for retry.max_age
     lease_token     uuid,
     attempt         integer     not null default 0,   -- counted when claimed
-    unfinished      integer     not null default 0    -- claims whose lease ended without a verdict
+    unfinished      integer     not null default 0,   -- claims whose lease ended without a verdict
+    asked           boolean     not null default false  -- an operator wants it tried now, also where a breaker is open
 ) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 create index deliveries_due on outbox.deliveries (subscription_id, due_at, id);
+create index deliveries_asked on outbox.deliveries (subscription_id, id) where asked;
+
+-- What a relay holds to deliver at once: a row for each routing step or claim, not for each delivery. A success changes `done` and
+-- nothing else; a page with nothing left is deleted. What does not succeed at once leaves it for outbox.deliveries or outbox.backlog.
+--
+-- A page owes pairs of a subscription and a position: exactly those that were matched. They are numbered from 0 by entry, then by
+-- position; `done` holds the numbers of those that are settled. `owed` is not rewritten when `done` changes, where it is large.
+create table outbox.pages (
+    id            bigint           generated always as identity primary key,  -- grows: dead versions lie to the left
+    lease_token   uuid             not null,
+    due_at        timestamptz      not null,             -- end of the lease
+    relay         text             not null,
+    deaths        smallint         not null default 0,   -- relays that died while they held these pairs
+    alone         smallint         not null default 0,   -- of these, while they held one of them and nothing beside it
+    created_from  timestamptz      not null,             -- the events' created_at lie between: finds their partitions
+    created_until timestamptz      not null,
+    subscriptions bigint[]         not null,             -- an entry each, ascending
+    owed          int8multirange[] not null,             -- its positions
+    owed_since    timestamptz[]    not null,             -- its age, for retry.max_age; one for all, or one each
+    done          int4multirange   not null default '{}'
+) with (fillfactor = 40, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+
+-- What a subscription as a whole cannot take now: it is paused, tripped, full or behind, or its relay died. Ranges of positions, not
+-- a row for each: a pause of a week costs a row a routing step. Claimed in parts, the oldest first, into a page.
+create table outbox.backlog (
+    id              bigint         generated always as identity primary key,
+    subscription_id bigint         not null,
+    is_suspect      boolean        not null generated always as (deaths > 0) stored,
+    deaths          smallint       not null default 0,   -- as in outbox.pages
+    alone           smallint       not null default 0,
+    positions       int8multirange not null,
+    owed_since      timestamptz    not null default clock_timestamp(),
+    created_from    timestamptz    not null,
+    created_until   timestamptz    not null
+) with (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+create index backlog_subscription on outbox.backlog (subscription_id, is_suspect, id);
+
+-- How many positions there are.
+create function outbox.count_positions(positions int8multirange) returns bigint
+language sql immutable strict parallel safe as $$
+    select coalesce(sum(upper(span) - lower(span)), 0)::bigint from unnest(positions) as span
+$$;
+
+-- The first so many of them.
+create function outbox.first_positions(positions int8multirange, wanted bigint) returns int8multirange
+language sql immutable strict parallel safe as $$
+    select coalesce(range_agg(int8range(lower(part.span), least(upper(part.span), lower(part.span) + wanted - part.before))), '{}')
+      from (select span, coalesce(sum(upper(span) - lower(span)) over (order by span rows between unbounded preceding and 1 preceding), 0)::bigint as before
+              from unnest(positions) as span) as part
+     where part.before < wanted
+$$;
+
+-- The pairs of a page that are not settled.
+create function outbox.left_of(page outbox.pages) returns table (subscription_id bigint, "position" bigint, number integer)
+language sql stable as $$
+    select pair.subscription_id, pair.at, pair.number
+      from (select entry.subscription_id, at, (row_number() over (order by entry.n, at) - 1)::integer as number
+              from unnest(page.subscriptions, page.owed) with ordinality as entry (subscription_id, owed, n)
+             cross join lateral unnest(entry.owed) as span
+             cross join lateral generate_series(lower(span), upper(span) - 1) as at) as pair
+     where not page.done @> pair.number
+$$;
 
 -- The delivery log. `relay.attempt_log` says what is kept: all, failures, or off.
 create table outbox.attempts (
     at              timestamptz not null default clock_timestamp(),
-    delivery_id     bigint      not null,
+    delivery_id     bigint,                          -- null: it never had a row
     subscription_id bigint      not null,
     position        bigint      not null,
     event_id        uuid        not null,
@@ -160,25 +224,32 @@ end;
 $$;
 
 -- Call a SQL function for each delivery and settle those that worked, all in the caller's transaction. Each call has a savepoint
--- of its own. Rows are deleted only after the last call: until then a relay must be able to renew their leases.
-create function outbox.call_function(function text, delivery_ids bigint[], lease_tokens uuid[], events text[])
-returns table (delivery_id bigint, code text, message text)
+-- of its own. What is settled is locked only after the last call: until then a relay must be able to renew its leases.
+-- A delivery is a pair of a page (`pages` and `numbers`) or a row of outbox.deliveries (`pages` null, `numbers` its id).
+create function outbox.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[])
+returns table (number integer, code text, message text)
 language plpgsql as $$
 declare
     call    text := outbox.function_call(function);
-    worked  bigint[] := '{}';
+    rows    bigint[] := '{}';
+    worked  integer[] := '{}';
     caller  text := current_user;
-    deleted bigint;
+    settled bigint;
     n       integer;
+    held    record;
 begin
-    for n in 1 .. cardinality(delivery_ids) loop
-        delivery_id := delivery_ids[n];
+    for n in 1 .. cardinality(numbers) loop
+        number := n;
         begin
             execute call using events[n]::jsonb;
             if current_user <> caller then
                 raise exception using errcode = '42501', message = format('the function left the role as %s', current_user);
             end if;
-            worked := worked || delivery_id;
+            if pages[n] is null then
+                rows := rows || numbers[n];
+            else
+                worked := worked || n;
+            end if;
             code := null;
             message := null;
         exception when others then
@@ -188,9 +259,19 @@ begin
     end loop;
     -- What the application put off to the commit runs now, while the limit for statements holds and no delivery is locked.
     set constraints all immediate;
-    delete from outbox.deliveries as delivery where delivery.id = any (worked) and delivery.lease_token = any (lease_tokens);
-    get diagnostics deleted = row_count;
-    if deleted <> cardinality(worked) then
+    for held in
+        select pages[at] as page, range_agg(int4range(numbers[at]::integer, numbers[at]::integer + 1)) as done
+          from unnest(worked) as at group by pages[at] order by pages[at]
+    loop
+        update outbox.pages as page set done = page.done + held.done
+         where page.id = held.page and page.lease_token = any (lease_tokens) and not page.done && held.done;
+        if not found then
+            raise exception using errcode = '40001', message = 'the lease of a delivery was lost while its function ran: all is undone';
+        end if;
+    end loop;
+    delete from outbox.deliveries as delivery where delivery.id = any (rows) and delivery.lease_token = any (lease_tokens);
+    get diagnostics settled = row_count;
+    if settled <> cardinality(rows) then
         raise exception using errcode = '40001', message = 'the lease of a delivery was lost while its function ran: all is undone';
     end if;
 end;

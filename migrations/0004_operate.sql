@@ -83,8 +83,8 @@ begin
         delete from outbox.dead_letters as letter where letter.id = any (chosen)
         returning letter.subscription_id, letter.position, letter.created_at
     )
-    insert into outbox.deliveries (subscription_id, due_at, position, created_at)
-    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at from gone order by gone.position;
+    insert into outbox.deliveries (subscription_id, due_at, position, created_at, asked)
+    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true from gone order by gone.position;
     get diagnostics redriven = row_count;
 
     if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
@@ -122,6 +122,21 @@ end;
 $$;
 comment on function outbox.discard is 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
 
+create view outbox.owed as
+    select delivery.subscription_id, delivery.position, delivery.owed_since, delivery.due_at, delivery.lease_token, delivery.attempt, 'delivery' as place
+      from outbox.deliveries as delivery
+    union all
+    select pair.subscription_id, pair.position, page.owed_since[1], page.due_at, page.lease_token, 1, 'page'
+      from outbox.pages as page
+     cross join lateral outbox.left_of(page) as pair
+    union all
+    select backlog.subscription_id, at.position, backlog.owed_since, backlog.owed_since, null, 0, 'backlog'
+      from outbox.backlog as backlog
+     cross join lateral unnest(backlog.positions) as span
+     cross join lateral generate_series(lower(span), upper(span) - 1) as at (position);
+comment on view outbox.owed is
+    'One row for each event owed to a subscription: in the hands of a relay (lease_token, due_at: when the lease ends), or waiting. Not for large backlogs.';
+
 create view outbox.subscription_status as
     select subscription.name, subscription.sink, subscription.organization, subscription.active, subscription.state, subscription.state_reason,
            case when subscription.paused_until > now() then subscription.paused_until end as paused_until,
@@ -135,13 +150,24 @@ create view outbox.subscription_status as
            coalesce(reported.breaker, 'closed') as breaker,
            reported.filter_errors, reported.last_filter_error
       from outbox.subscriptions as subscription
-      left join (select delivery.subscription_id,
-                        count(*) as backlog,
-                        count(*) filter (where delivery.lease_token is not null and delivery.due_at > now()) as in_flight,
-                        count(*) filter (where delivery.attempt > 0 and delivery.lease_token is null) as retrying,
-                        min(delivery.created_at) as oldest
-                   from outbox.deliveries as delivery
-                  group by delivery.subscription_id) as owed on owed.subscription_id = subscription.id
+      left join (select one.subscription_id, sum(one.owed)::bigint as backlog, sum(one.leased)::bigint as in_flight,
+                        sum(one.retrying)::bigint as retrying, min(one.oldest) as oldest
+                   from (select delivery.subscription_id, count(*) as owed,
+                                count(*) filter (where delivery.lease_token is not null and delivery.due_at > now()) as leased,
+                                count(*) filter (where delivery.attempt > 0 and delivery.lease_token is null) as retrying,
+                                min(delivery.created_at) as oldest
+                           from outbox.deliveries as delivery
+                          group by delivery.subscription_id
+                          union all
+                         select backlog.subscription_id, sum(outbox.count_positions(backlog.positions)), 0, 0, min(backlog.created_from)
+                           from outbox.backlog as backlog
+                          group by backlog.subscription_id
+                          union all
+                         select pair.subscription_id, count(*), count(*) filter (where page.due_at > now()), 0, min(page.created_from)
+                           from outbox.pages as page
+                          cross join lateral outbox.left_of(page) as pair
+                          group by pair.subscription_id) as one
+                  group by one.subscription_id) as owed on owed.subscription_id = subscription.id
       left join (select report.subscription_id, sum(report.delivered)::bigint as delivered, sum(report.failed)::bigint as failed,
                         sum(report.filter_errors)::bigint as filter_errors,
                         (array_agg(report.last_filter_error order by report.reported_at desc)
@@ -157,10 +183,10 @@ comment on view outbox.subscription_status is
 create view outbox.event_status as
     select event.id, event.position, event.topic, event.key, event.organization, event.created_at,
            case when owed.in_flight > 0 then 'processing'
-                when owed.waiting > 0 or not routed.yes or wanted.still then 'pending'
+                when owed.waiting > 0 or held_back.rows > 0 or not routed.yes or wanted.still then 'pending'
                 when failed.letters > 0 then 'failed'
                 else 'completed' end as status,
-           coalesce(owed.waiting, 0) as waiting,
+           coalesce(owed.waiting, 0) + held_back.rows as waiting,
            coalesce(owed.in_flight, 0) as in_flight,
            coalesce(owed.attempts, 0) as attempts,
            coalesce(failed.letters, 0) as dead_letters
@@ -178,12 +204,21 @@ create view outbox.event_status as
                            where event.position > start.position
                              and (start.until is null or event.position <= start.until)
                              and (start.since is null or event.created_at >= start.since)) as still) as wanted
-      left join (select delivery.position,
-                        count(*) filter (where delivery.lease_token is null or delivery.due_at <= now()) as waiting,
-                        count(*) filter (where delivery.lease_token is not null and delivery.due_at > now()) as in_flight,
-                        max(delivery.attempt) as attempts
-                   from outbox.deliveries as delivery
-                  group by delivery.position) as owed on owed.position = event.position
+      left join (select one.position, sum(one.waiting)::bigint as waiting, sum(one.in_flight)::bigint as in_flight, max(one.attempts) as attempts
+                   from (select delivery.position,
+                                count(*) filter (where delivery.lease_token is null or delivery.due_at <= now()) as waiting,
+                                count(*) filter (where delivery.lease_token is not null and delivery.due_at > now()) as in_flight,
+                                max(delivery.attempt) as attempts
+                           from outbox.deliveries as delivery
+                          group by delivery.position
+                          union all
+                         select pair.position, count(*) filter (where page.due_at <= now()), count(*) filter (where page.due_at > now()), 0
+                           from outbox.pages as page
+                          cross join lateral outbox.left_of(page) as pair
+                          group by pair.position) as one
+                  group by one.position) as owed on owed.position = event.position
+     cross join lateral (
+           select count(*) as rows from outbox.backlog as backlog where backlog.positions @> event.position) as held_back
       left join (select letter.position, count(*) as letters
                    from outbox.dead_letters as letter
                   group by letter.position) as failed on failed.position = event.position;
@@ -210,13 +245,14 @@ begin
             ('outbox_relay', 'usage on schema outbox'),
             ('outbox_relay', 'select on all tables in schema outbox'),
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
-            ('outbox_relay', 'insert, update, delete on outbox.deliveries, outbox.relays, outbox.relay_subscriptions'),
+            ('outbox_relay', 'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, outbox.relays, outbox.relay_subscriptions'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update, delete on outbox.starts'),
             ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.function_call, outbox.call_function, outbox.declare_handler'),
+            ('outbox_relay', 'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of'),
             ('outbox_relay', 'execute on function outbox.capture_settings'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
@@ -226,6 +262,7 @@ begin
             ('outbox_monitor', 'usage on schema outbox'),
             ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.captures'),
+            ('outbox_monitor', 'execute on function outbox.count_positions, outbox.left_of'),
             ('outbox_monitor', 'execute on function outbox.capture_settings')
         ) as wanted (role, privilege)
     loop

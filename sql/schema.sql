@@ -230,24 +230,30 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox.call_function(function text, delivery_ids bigint[], lease_tokens uuid[], events text[]) RETURNS TABLE(delivery_id bigint, code text, message text)
+CREATE FUNCTION outbox.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) RETURNS TABLE(number integer, code text, message text)
     LANGUAGE plpgsql
     AS $$
 declare
     call    text := outbox.function_call(function);
-    worked  bigint[] := '{}';
+    rows    bigint[] := '{}';
+    worked  integer[] := '{}';
     caller  text := current_user;
-    deleted bigint;
+    settled bigint;
     n       integer;
+    held    record;
 begin
-    for n in 1 .. cardinality(delivery_ids) loop
-        delivery_id := delivery_ids[n];
+    for n in 1 .. cardinality(numbers) loop
+        number := n;
         begin
             execute call using events[n]::jsonb;
             if current_user <> caller then
                 raise exception using errcode = '42501', message = format('the function left the role as %s', current_user);
             end if;
-            worked := worked || delivery_id;
+            if pages[n] is null then
+                rows := rows || numbers[n];
+            else
+                worked := worked || n;
+            end if;
             code := null;
             message := null;
         exception when others then
@@ -257,9 +263,19 @@ begin
     end loop;
     -- What the application put off to the commit runs now, while the limit for statements holds and no delivery is locked.
     set constraints all immediate;
-    delete from outbox.deliveries as delivery where delivery.id = any (worked) and delivery.lease_token = any (lease_tokens);
-    get diagnostics deleted = row_count;
-    if deleted <> cardinality(worked) then
+    for held in
+        select pages[at] as page, range_agg(int4range(numbers[at]::integer, numbers[at]::integer + 1)) as done
+          from unnest(worked) as at group by pages[at] order by pages[at]
+    loop
+        update outbox.pages as page set done = page.done + held.done
+         where page.id = held.page and page.lease_token = any (lease_tokens) and not page.done && held.done;
+        if not found then
+            raise exception using errcode = '40001', message = 'the lease of a delivery was lost while its function ran: all is undone';
+        end if;
+    end loop;
+    delete from outbox.deliveries as delivery where delivery.id = any (rows) and delivery.lease_token = any (lease_tokens);
+    get diagnostics settled = row_count;
+    if settled <> cardinality(rows) then
         raise exception using errcode = '40001', message = 'the lease of a delivery was lost while its function ran: all is undone';
     end if;
 end;
@@ -853,6 +869,12 @@ begin
 end;
 $_$;
 
+CREATE FUNCTION outbox.count_positions(positions int8multirange) RETURNS bigint
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+    select coalesce(sum(upper(span) - lower(span)), 0)::bigint from unnest(positions) as span
+$$;
+
 CREATE FUNCTION outbox.declare_handler(name text, topics text[]) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -945,6 +967,15 @@ $$;
 
 COMMENT ON FUNCTION outbox.event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) IS 'Create or change the type of a topic pattern and version. Calling it twice changes nothing. Returns the id.';
 
+CREATE FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) RETURNS int8multirange
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+    select coalesce(range_agg(int8range(lower(part.span), least(upper(part.span), lower(part.span) + wanted - part.before))), '{}')
+      from (select span, coalesce(sum(upper(span) - lower(span)) over (order by span rows between unbounded preceding and 1 preceding), 0)::bigint as before
+              from unnest(positions) as span) as part
+     where part.before < wanted
+$$;
+
 CREATE FUNCTION outbox.function_call(function text) RETURNS text
     LANGUAGE plpgsql STABLE
     AS $_$
@@ -1017,13 +1048,14 @@ begin
             ('outbox_relay', 'usage on schema outbox'),
             ('outbox_relay', 'select on all tables in schema outbox'),
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
-            ('outbox_relay', 'insert, update, delete on outbox.deliveries, outbox.relays, outbox.relay_subscriptions'),
+            ('outbox_relay', 'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, outbox.relays, outbox.relay_subscriptions'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update, delete on outbox.starts'),
             ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.function_call, outbox.call_function, outbox.declare_handler'),
+            ('outbox_relay', 'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of'),
             ('outbox_relay', 'execute on function outbox.capture_settings'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
@@ -1033,6 +1065,7 @@ begin
             ('outbox_monitor', 'usage on schema outbox'),
             ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.captures'),
+            ('outbox_monitor', 'execute on function outbox.count_positions, outbox.left_of'),
             ('outbox_monitor', 'execute on function outbox.capture_settings')
         ) as wanted (role, privilege)
     loop
@@ -1048,6 +1081,33 @@ begin
     end loop;
     return granted;
 end;
+$$;
+
+CREATE TABLE outbox.pages (
+    id bigint NOT NULL,
+    lease_token uuid NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    relay text NOT NULL,
+    deaths smallint DEFAULT 0 NOT NULL,
+    alone smallint DEFAULT 0 NOT NULL,
+    created_from timestamp with time zone NOT NULL,
+    created_until timestamp with time zone NOT NULL,
+    subscriptions bigint[] NOT NULL,
+    owed int8multirange[] NOT NULL,
+    owed_since timestamp with time zone[] NOT NULL,
+    done int4multirange DEFAULT '{}'::int4multirange NOT NULL
+)
+WITH (fillfactor='40', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+
+CREATE FUNCTION outbox.left_of(page outbox.pages) RETURNS TABLE(subscription_id bigint, "position" bigint, number integer)
+    LANGUAGE sql STABLE
+    AS $$
+    select pair.subscription_id, pair.at, pair.number
+      from (select entry.subscription_id, at, (row_number() over (order by entry.n, at) - 1)::integer as number
+              from unnest(page.subscriptions, page.owed) with ordinality as entry (subscription_id, owed, n)
+             cross join lateral unnest(entry.owed) as span
+             cross join lateral generate_series(lower(span), upper(span) - 1) as at) as pair
+     where not page.done @> pair.number
 $$;
 
 CREATE TABLE outbox.dead_letters (
@@ -1168,8 +1228,8 @@ begin
         delete from outbox.dead_letters as letter where letter.id = any (chosen)
         returning letter.subscription_id, letter.position, letter.created_at
     )
-    insert into outbox.deliveries (subscription_id, due_at, position, created_at)
-    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at from gone order by gone.position;
+    insert into outbox.deliveries (subscription_id, due_at, position, created_at, asked)
+    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true from gone order by gone.position;
     get diagnostics redriven = row_count;
 
     if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
@@ -1349,7 +1409,7 @@ COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription and 
 
 CREATE TABLE outbox.attempts (
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    delivery_id bigint NOT NULL,
+    delivery_id bigint,
     subscription_id bigint NOT NULL,
     "position" bigint NOT NULL,
     event_id uuid NOT NULL,
@@ -1367,7 +1427,7 @@ PARTITION BY RANGE (at);
 
 CREATE TABLE outbox.attempts_default (
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    delivery_id bigint NOT NULL,
+    delivery_id bigint,
     subscription_id bigint NOT NULL,
     "position" bigint NOT NULL,
     event_id uuid NOT NULL,
@@ -1380,6 +1440,28 @@ CREATE TABLE outbox.attempts_default (
     ambiguous boolean DEFAULT false NOT NULL,
     stale boolean DEFAULT false NOT NULL,
     relay text NOT NULL
+);
+
+CREATE TABLE outbox.backlog (
+    id bigint NOT NULL,
+    subscription_id bigint NOT NULL,
+    is_suspect boolean GENERATED ALWAYS AS ((deaths > 0)) STORED NOT NULL,
+    deaths smallint DEFAULT 0 NOT NULL,
+    alone smallint DEFAULT 0 NOT NULL,
+    positions int8multirange NOT NULL,
+    owed_since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    created_from timestamp with time zone NOT NULL,
+    created_until timestamp with time zone NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+
+ALTER TABLE outbox.backlog ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.backlog_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
 );
 
 CREATE VIEW outbox.captures AS
@@ -1500,7 +1582,8 @@ CREATE TABLE outbox.deliveries (
     owed_since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     lease_token uuid,
     attempt integer DEFAULT 0 NOT NULL,
-    unfinished integer DEFAULT 0 NOT NULL
+    unfinished integer DEFAULT 0 NOT NULL,
+    asked boolean DEFAULT false NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
 
@@ -1559,15 +1642,15 @@ CREATE VIEW outbox.event_status AS
     event.created_at,
         CASE
             WHEN (owed.in_flight > 0) THEN 'processing'::text
-            WHEN ((owed.waiting > 0) OR (NOT routed.yes) OR wanted.still) THEN 'pending'::text
+            WHEN ((owed.waiting > 0) OR (held_back.rows > 0) OR (NOT routed.yes) OR wanted.still) THEN 'pending'::text
             WHEN (failed.letters > 0) THEN 'failed'::text
             ELSE 'completed'::text
         END AS status,
-    COALESCE(owed.waiting, (0)::bigint) AS waiting,
+    (COALESCE(owed.waiting, (0)::bigint) + held_back.rows) AS waiting,
     COALESCE(owed.in_flight, (0)::bigint) AS in_flight,
     COALESCE(owed.attempts, 0) AS attempts,
     COALESCE(failed.letters, (0)::bigint) AS dead_letters
-   FROM ((((outbox.events event
+   FROM (((((outbox.events event
      CROSS JOIN LATERAL ( SELECT (pg_visible_in_snapshot(event.xid, cursor.settled) OR ((cursor.window_end IS NOT NULL) AND pg_visible_in_snapshot(event.xid, cursor.window_end) AND (event."position" <= cursor.page_after))) AS yes
            FROM outbox.cursor cursor
           ORDER BY cursor.step DESC
@@ -1575,12 +1658,28 @@ CREATE VIEW outbox.event_status AS
      CROSS JOIN LATERAL ( SELECT (EXISTS ( SELECT
                    FROM outbox.starts start
                   WHERE ((event."position" > start."position") AND ((start.until IS NULL) OR (event."position" <= start.until)) AND ((start.since IS NULL) OR (event.created_at >= start.since))))) AS still) wanted)
-     LEFT JOIN ( SELECT delivery."position",
-            count(*) FILTER (WHERE ((delivery.lease_token IS NULL) OR (delivery.due_at <= now()))) AS waiting,
-            count(*) FILTER (WHERE ((delivery.lease_token IS NOT NULL) AND (delivery.due_at > now()))) AS in_flight,
-            max(delivery.attempt) AS attempts
-           FROM outbox.deliveries delivery
-          GROUP BY delivery."position") owed ON ((owed."position" = event."position")))
+     LEFT JOIN ( SELECT one."position",
+            (sum(one.waiting))::bigint AS waiting,
+            (sum(one.in_flight))::bigint AS in_flight,
+            max(one.attempts) AS attempts
+           FROM ( SELECT delivery."position",
+                    count(*) FILTER (WHERE ((delivery.lease_token IS NULL) OR (delivery.due_at <= now()))) AS waiting,
+                    count(*) FILTER (WHERE ((delivery.lease_token IS NOT NULL) AND (delivery.due_at > now()))) AS in_flight,
+                    max(delivery.attempt) AS attempts
+                   FROM outbox.deliveries delivery
+                  GROUP BY delivery."position"
+                UNION ALL
+                 SELECT pair."position",
+                    count(*) FILTER (WHERE (page.due_at <= now())) AS count,
+                    count(*) FILTER (WHERE (page.due_at > now())) AS count,
+                    0
+                   FROM (outbox.pages page
+                     CROSS JOIN LATERAL outbox.left_of(page.*) pair(subscription_id, "position", number))
+                  GROUP BY pair."position") one
+          GROUP BY one."position") owed ON ((owed."position" = event."position")))
+     CROSS JOIN LATERAL ( SELECT count(*) AS rows
+           FROM outbox.backlog backlog
+          WHERE (backlog.positions @> event."position")) held_back)
      LEFT JOIN ( SELECT letter."position",
             count(*) AS letters
            FROM outbox.dead_letters letter
@@ -1664,6 +1763,48 @@ CREATE TABLE outbox.migrations (
     success boolean NOT NULL,
     checksum bytea NOT NULL,
     execution_time bigint NOT NULL
+);
+
+CREATE VIEW outbox.owed AS
+ SELECT delivery.subscription_id,
+    delivery."position",
+    delivery.owed_since,
+    delivery.due_at,
+    delivery.lease_token,
+    delivery.attempt,
+    'delivery'::text AS place
+   FROM outbox.deliveries delivery
+UNION ALL
+ SELECT pair.subscription_id,
+    pair."position",
+    page.owed_since[1] AS owed_since,
+    page.due_at,
+    page.lease_token,
+    1 AS attempt,
+    'page'::text AS place
+   FROM (outbox.pages page
+     CROSS JOIN LATERAL outbox.left_of(page.*) pair(subscription_id, "position", number))
+UNION ALL
+ SELECT backlog.subscription_id,
+    at."position",
+    backlog.owed_since,
+    backlog.owed_since AS due_at,
+    NULL::uuid AS lease_token,
+    0 AS attempt,
+    'backlog'::text AS place
+   FROM ((outbox.backlog backlog
+     CROSS JOIN LATERAL unnest(backlog.positions) span(span))
+     CROSS JOIN LATERAL generate_series(lower(span.span), (upper(span.span) - 1)) at("position"));
+
+COMMENT ON VIEW outbox.owed IS 'One row for each event owed to a subscription: in the hands of a relay (lease_token, due_at: when the lease ends), or waiting. Not for large backlogs.';
+
+ALTER TABLE outbox.pages ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.pages_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
 );
 
 CREATE TABLE outbox.relay_subscriptions (
@@ -1755,13 +1896,36 @@ CREATE VIEW outbox.subscription_status AS
     reported.filter_errors,
     reported.last_filter_error
    FROM ((outbox.subscriptions subscription
-     LEFT JOIN ( SELECT delivery.subscription_id,
-            count(*) AS backlog,
-            count(*) FILTER (WHERE ((delivery.lease_token IS NOT NULL) AND (delivery.due_at > now()))) AS in_flight,
-            count(*) FILTER (WHERE ((delivery.attempt > 0) AND (delivery.lease_token IS NULL))) AS retrying,
-            min(delivery.created_at) AS oldest
-           FROM outbox.deliveries delivery
-          GROUP BY delivery.subscription_id) owed ON ((owed.subscription_id = subscription.id)))
+     LEFT JOIN ( SELECT one.subscription_id,
+            (sum(one.owed))::bigint AS backlog,
+            (sum(one.leased))::bigint AS in_flight,
+            (sum(one.retrying))::bigint AS retrying,
+            min(one.oldest) AS oldest
+           FROM ( SELECT delivery.subscription_id,
+                    count(*) AS owed,
+                    count(*) FILTER (WHERE ((delivery.lease_token IS NOT NULL) AND (delivery.due_at > now()))) AS leased,
+                    count(*) FILTER (WHERE ((delivery.attempt > 0) AND (delivery.lease_token IS NULL))) AS retrying,
+                    min(delivery.created_at) AS oldest
+                   FROM outbox.deliveries delivery
+                  GROUP BY delivery.subscription_id
+                UNION ALL
+                 SELECT backlog.subscription_id,
+                    sum(outbox.count_positions(backlog.positions)) AS sum,
+                    0,
+                    0,
+                    min(backlog.created_from) AS min
+                   FROM outbox.backlog backlog
+                  GROUP BY backlog.subscription_id
+                UNION ALL
+                 SELECT pair.subscription_id,
+                    count(*) AS count,
+                    count(*) FILTER (WHERE (page.due_at > now())) AS count,
+                    0,
+                    min(page.created_from) AS min
+                   FROM (outbox.pages page
+                     CROSS JOIN LATERAL outbox.left_of(page.*) pair(subscription_id, "position", number))
+                  GROUP BY pair.subscription_id) one
+          GROUP BY one.subscription_id) owed ON ((owed.subscription_id = subscription.id)))
      LEFT JOIN ( SELECT report.subscription_id,
             (sum(report.delivered))::bigint AS delivered,
             (sum(report.failed))::bigint AS failed,
@@ -1791,6 +1955,9 @@ ALTER TABLE ONLY outbox.attempts ATTACH PARTITION outbox.attempts_default DEFAUL
 
 ALTER TABLE ONLY outbox.events ATTACH PARTITION outbox.events_default DEFAULT;
 
+ALTER TABLE ONLY outbox.backlog
+    ADD CONSTRAINT backlog_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY outbox.cursor
     ADD CONSTRAINT cursor_pkey PRIMARY KEY (step);
 
@@ -1815,6 +1982,9 @@ ALTER TABLE ONLY outbox.generation
 ALTER TABLE ONLY outbox.migrations
     ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
 
+ALTER TABLE ONLY outbox.pages
+    ADD CONSTRAINT pages_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY outbox.relay_subscriptions
     ADD CONSTRAINT relay_subscriptions_pkey PRIMARY KEY (relay, subscription_id);
 
@@ -1838,7 +2008,11 @@ CREATE INDEX attempts_position ON ONLY outbox.attempts USING btree ("position");
 
 CREATE INDEX attempts_default_position_idx ON outbox.attempts_default USING btree ("position");
 
+CREATE INDEX backlog_subscription ON outbox.backlog USING btree (subscription_id, is_suspect, id);
+
 CREATE INDEX dead_letters_subscription ON outbox.dead_letters USING btree (subscription_id, died_at);
+
+CREATE INDEX deliveries_asked ON outbox.deliveries USING btree (subscription_id, id) WHERE asked;
 
 CREATE INDEX deliveries_due ON outbox.deliveries USING btree (subscription_id, due_at, id);
 
@@ -1897,9 +2071,9 @@ GRANT ALL ON FUNCTION outbox.attach_capture(relation regclass, topic text, opera
 REVOKE ALL ON FUNCTION outbox.bump_generation() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.bump_generation() TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.call_function(function text, delivery_ids bigint[], lease_tokens uuid[], events text[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.call_function(function text, delivery_ids bigint[], lease_tokens uuid[], events text[]) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.call_function(function text, delivery_ids bigint[], lease_tokens uuid[], events text[]) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) TO outbox_publisher;
@@ -1943,6 +2117,11 @@ GRANT ALL ON FUNCTION outbox.check_event_type() TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.check_subscription() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.check_subscription() TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.count_positions(positions int8multirange) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.count_positions(positions int8multirange) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.count_positions(positions int8multirange) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox.count_positions(positions int8multirange) TO outbox_monitor;
+
 REVOKE ALL ON FUNCTION outbox.declare_handler(name text, topics text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.declare_handler(name text, topics text[]) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox.declare_handler(name text, topics text[]) TO outbox_admin;
@@ -1960,12 +2139,24 @@ GRANT ALL ON FUNCTION outbox.duration_is_valid(duration text) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.function_call(function text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.function_call(function text) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox.function_call(function text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
+GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.left_of(page outbox.pages) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.left_of(page outbox.pages) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.left_of(page outbox.pages) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox.left_of(page outbox.pages) TO outbox_monitor;
 
 GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
 GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
@@ -2021,6 +2212,9 @@ GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_relay;
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.backlog TO outbox_relay;
+GRANT SELECT ON TABLE outbox.backlog TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.captures TO outbox_publisher;
 GRANT SELECT ON TABLE outbox.captures TO outbox_relay;
@@ -2085,6 +2279,9 @@ GRANT SELECT ON TABLE outbox.generation TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.migrations TO outbox_relay;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.owed TO outbox_relay;
+GRANT SELECT ON TABLE outbox.owed TO outbox_admin;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relay_subscriptions TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_admin;

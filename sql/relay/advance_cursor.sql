@@ -1,16 +1,20 @@
--- One routing step: move the cursor from the step it was read at, and insert what was matched. If another relay has moved
+-- One routing step: move the cursor from the step it was read at, and record what was matched. If another relay has moved
 -- it meanwhile, nothing happens and no row comes back: the first to commit wins, and the loser's reading is void.
---   $1 step it was read at   $2 settled   $3 low, or null: as it was read now, $16   $4 window_end
---   $5 window_low, or null: as it was read now, $16   $6 page_after   $7 page_until
---   $8 positions   $9 the events' created_at   $10 subscriptions   $11 leased or not   $12 not before (null: at once)
---   $13 priorities   $14 lease token   $15 length of the lease in seconds
---   $16 highest position drawn when the events were read   $17 low_xid   $18 window_low_xid
---   $19 subscriptions that this step is the first to know, and that want events from before
+--   $1 step it was read at   $2 settled   $3 low, or null: as it was read now, $18   $4 window_end
+--   $5 window_low, or null: as it was read now, $18   $6 page_after   $7 page_until
+--   what this relay delivers at once, an entry each: $8 page   $9 subscriptions, ascending in a page   $10 positions
+--   $11 lease token   $12 length of the lease in seconds   $13 this relay
+--   what waits as a whole: $14 subscriptions   $15 positions
+--   $16 $17 the span of all events' created_at
+--   $18 highest position drawn when the events were read   $19 low_xid   $20 window_low_xid
+--   $21 subscriptions that this step is the first to know, and that want events from before
+--   what has a due time of its own: $22 positions   $23 the events' created_at   $24 subscriptions   $25 not before (null: at once)
+--   $26 priorities
 --
--- Rows with a lease are sent by this relay at once; the others wait for any relay to claim them.
+-- A row comes back for each page, in their order, or one without a page.
 -- A point of priority is worth a minute of waiting: it moves the due time into the past, where claiming begins, yet never
 -- before `not before`; of a null and a time the greatest is the time.
--- `low` goes with this transaction's id: a transaction with a higher id began after $16 was read, and draws its positions
+-- `low` goes with this transaction's id: a transaction with a higher id began after $18 was read, and draws its positions
 -- after it got its id, so its events lie above. A snapshot's xmax would not do: it is one more than the newest transaction
 -- that has *ended*, and newer ones may have drawn positions already.
 -- A statement of its own and not part of a transaction that reads, matches and writes: nothing is locked while the relay
@@ -19,11 +23,11 @@ with moved as (
     update outbox.cursor
        set step       = step + 1,
            settled    = $2::text::pg_snapshot,
-           low        = coalesce($3::bigint, $16::bigint),
-           low_xid    = case when $3::bigint is null then pg_current_xact_id() else $17::text::xid8 end,
+           low        = coalesce($3::bigint, $18::bigint),
+           low_xid    = case when $3::bigint is null then pg_current_xact_id() else $19::text::xid8 end,
            window_end = $4::text::pg_snapshot,
-           window_low = case when $4::text is not null then coalesce($5::bigint, $16::bigint) end,
-           window_low_xid = case when $4::text is null then null when $5::bigint is null then pg_current_xact_id() else $18::text::xid8 end,
+           window_low = case when $4::text is not null then coalesce($5::bigint, $18::bigint) end,
+           window_low_xid = case when $4::text is null then null when $5::bigint is null then pg_current_xact_id() else $20::text::xid8 end,
            page_after = $6::bigint,
            page_until = $7::bigint
      where step = $1::bigint
@@ -32,27 +36,39 @@ with moved as (
 -- The old row: what was routed before this step.
 fixed as (
     update outbox.starts as start
-       set settled = before.settled, window_end = before.window_end, page_after = before.page_after, until = $16::bigint + 1
+       set settled = before.settled, window_end = before.window_end, page_after = before.page_after, until = $18::bigint + 1
       from moved
      cross join (select cursor.settled, cursor.window_end, cursor.page_after from outbox.cursor as cursor where cursor.step = $1::bigint) as before
-     where start.subscription_id = any ($19::bigint[])
+     where start.subscription_id = any ($21::bigint[])
        and start.settled is null
 ),
+paged as (
+    insert into outbox.pages (lease_token, due_at, relay, created_from, created_until, subscriptions, owed, owed_since)
+    select $11::uuid, now() + make_interval(secs => $12::double precision), $13::text, $16::timestamptz, $17::timestamptz,
+           array_agg(entry.subscription_id order by entry.n), array_agg(entry.positions::int8multirange order by entry.n), array[now()]
+      from moved
+     cross join unnest($8::integer[], $9::bigint[], $10::text[]) with ordinality as entry (page, subscription_id, positions, n)
+     group by entry.page
+     order by entry.page
+    returning id
+),
+waiting as (
+    insert into outbox.backlog (subscription_id, positions, owed_since, created_from, created_until)
+    select entry.subscription_id, entry.positions::int8multirange, now(), $16::timestamptz, $17::timestamptz
+      from moved
+     cross join unnest($14::bigint[], $15::text[]) as entry (subscription_id, positions)
+),
 inserted as (
-    insert into outbox.deliveries (position, created_at, subscription_id, attempt, lease_token, owed_since, due_at)
+    insert into outbox.deliveries (position, created_at, subscription_id, owed_since, due_at)
     select matched.position,
            matched.created_at,
            matched.subscription_id,
-           case when matched.leased then 1 else 0 end,
-           case when matched.leased then $14::uuid end,
            greatest(coalesce(matched.deliver_after, now()), now()),
-           case when matched.leased then now() + make_interval(secs => $15::double precision)
-                else greatest(matched.deliver_after, now() - make_interval(mins => matched.priority)) end
+           greatest(matched.deliver_after, now() - make_interval(mins => matched.priority))
       from moved
-     cross join unnest($8::bigint[], $9::timestamptz[], $10::bigint[], $11::boolean[], $12::timestamptz[], $13::integer[])
-           as matched (position, created_at, subscription_id, leased, deliver_after, priority)
-    returning id, position, subscription_id
+     cross join unnest($22::bigint[], $23::timestamptz[], $24::bigint[], $25::timestamptz[], $26::integer[])
+           as matched (position, created_at, subscription_id, deliver_after, priority)
 )
-select inserted.id, inserted.position, inserted.subscription_id, moved.low, moved.low_xid, moved.window_low, moved.window_low_xid
+select paged.id, moved.low, moved.low_xid, moved.window_low, moved.window_low_xid
   from moved
-  left join inserted on true
+  left join paged on true

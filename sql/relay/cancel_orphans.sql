@@ -1,10 +1,25 @@
--- Deliveries of subscriptions that were deleted are owed to nobody.
+-- What subscriptions that were deleted were owed is owed to nobody. Returns how many rows that were.
 --   $1 how many at most   $2 the subscription
-delete from outbox.deliveries as delivery
- where delivery.ctid = any (array(
-           select orphan.ctid
-             from outbox.deliveries as orphan
-            where orphan.subscription_id = $2::bigint
-              and not exists (select from outbox.subscriptions as subscription where subscription.id = orphan.subscription_id)
-            limit $1::bigint
-              for update skip locked))
+with backlog as (
+    delete from outbox.backlog as waiting
+     where waiting.ctid = any (array(
+               select orphan.ctid
+                 from outbox.backlog as orphan
+                where orphan.subscription_id = $2::bigint
+                  and not exists (select from outbox.subscriptions as subscription where subscription.id = orphan.subscription_id)
+                limit $1::bigint
+                  for update skip locked))
+    returning 1
+),
+deliveries as (
+    delete from outbox.deliveries as delivery
+     where delivery.ctid = any (array(
+               select orphan.ctid
+                 from outbox.deliveries as orphan
+                where orphan.subscription_id = $2::bigint
+                  and not exists (select from outbox.subscriptions as subscription where subscription.id = orphan.subscription_id)
+                limit $1::bigint
+                  for update skip locked))
+    returning 1
+)
+select (select count(*) from backlog) + (select count(*) from deliveries) as cancelled

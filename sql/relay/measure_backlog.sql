@@ -1,8 +1,25 @@
--- What is outstanding, for gauges: rows and the age of the oldest, per subscription. Bounded: counts stop at 100,000.
+-- What is outstanding, for gauges: how much, and the age of the oldest, per subscription. Bounded: of rows and ranges so many are
+-- looked at for each subscription, and pages are few.
+with held as materialized (
+    select entry.subscription_id, sum(outbox.count_positions(entry.owed))::bigint as pairs, min(page.created_from) as oldest
+      from outbox.pages as page
+     cross join lateral unnest(page.subscriptions, page.owed) as entry (subscription_id, owed)
+     group by entry.subscription_id
+)
 select subscription.id as subscription_id, subscription.name,
-       (select count(*) from (select from outbox.deliveries as delivery where delivery.subscription_id = subscription.id limit 100000) as counted)::bigint as outstanding,
-       extract(epoch from now() - (select min(head.created_at)
-                                     from (select delivery.created_at from outbox.deliveries as delivery
-                                            where delivery.subscription_id = subscription.id
-                                            order by delivery.due_at limit 1000) as head))::double precision as oldest_age
+       (select count(*) from (select from outbox.deliveries as delivery where delivery.subscription_id = subscription.id limit 100000) as counted)
+       + coalesce((select sum(counted.size)
+                     from (select outbox.count_positions(backlog.positions) as size from outbox.backlog as backlog
+                            where backlog.subscription_id = subscription.id limit 10000) as counted), 0)::bigint
+       + coalesce((select held.pairs from held where held.subscription_id = subscription.id), 0) as outstanding,
+       extract(epoch from now() - least(
+           (select min(head.created_at)
+              from (select delivery.created_at from outbox.deliveries as delivery
+                     where delivery.subscription_id = subscription.id
+                     order by delivery.due_at limit 1000) as head),
+           (select min(head.created_from)
+              from (select backlog.created_from from outbox.backlog as backlog
+                     where backlog.subscription_id = subscription.id
+                     order by backlog.is_suspect, backlog.id limit 100) as head),
+           (select held.oldest from held where held.subscription_id = subscription.id)))::double precision as oldest_age
   from outbox.subscriptions as subscription

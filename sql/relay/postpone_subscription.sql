@@ -1,11 +1,14 @@
--- The destination asked for a pause: no relay sends until then. A pause only grows.
---   $1 subscription   $2 length in seconds
+-- Destinations asked for a pause: no relay sends until then. A pause only grows, and by a second at least.
+--   $1 subscriptions   $2 lengths in seconds, in the order of $1
 update outbox.subscriptions as subscription
-   set paused_until = now() + make_interval(secs => $2::double precision)
+   set paused_until = now() + make_interval(secs => ($2::double precision[])[array_position($1::bigint[], subscription.id)])
  where subscription.id = any (array(
            select asked.id
              from outbox.subscriptions as asked
-            where asked.id = $1::bigint
-              and (asked.paused_until is null or asked.paused_until < now() + make_interval(secs => $2::double precision) - interval '1 second')
+            where asked.id = any ($1::bigint[])
+              and (asked.paused_until is null
+                   or asked.paused_until < now() + make_interval(secs => ($2::double precision[])[array_position($1::bigint[], asked.id)])
+                                           - interval '1 second')
+            order by asked.id
               for update skip locked))
-returning subscription.name
+returning subscription.id

@@ -1,7 +1,20 @@
--- Keep deliveries in flight reserved. Returns those that are still ours.
+-- Keep deliveries in flight reserved. Returns those that are still ours, and whether they were renewed: a row that somebody has
+-- locked is left for later and holds up none of the others.
 --   $1 deliveries   $2 lease tokens of this relay   $3 length of the lease in seconds
-update outbox.deliveries as delivery
-   set due_at = now() + make_interval(secs => $3::double precision)
+with free as materialized (
+    select delivery.ctid as address
+      from outbox.deliveries as delivery
+     where delivery.id = any ($1::bigint[])
+       and delivery.lease_token = any ($2::uuid[])
+       for no key update skip locked
+),
+renewed as (
+    update outbox.deliveries as delivery
+       set due_at = now() + make_interval(secs => $3::double precision)
+     where delivery.ctid = any (array(select free.address from free))
+    returning delivery.id
+)
+select delivery.id, exists (select from renewed where renewed.id = delivery.id) as renewed
+  from outbox.deliveries as delivery
  where delivery.id = any ($1::bigint[])
    and delivery.lease_token = any ($2::uuid[])
-returning delivery.id

@@ -1,6 +1,7 @@
 //! Deliveries: the outcome of an attempt, the verdict that is recorded, and the retry schedule. Pure.
 
 pub mod duration;
+pub mod ranges;
 mod retry;
 mod verdict;
 

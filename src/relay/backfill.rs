@@ -131,6 +131,7 @@ async fn part(shared: &Shared, subscription: &Subscription, start: &Start) -> Re
         shared.telemetry.filter_failed(&subscription.row.name, &new.event, &why, is_news);
     }
     if !wanted.is_empty() {
+        shared.schedule.hold_back(start.subscription_id, false);
         shared.schedule.fall_behind(start.subscription_id);
         if wanted.iter().any(|new| new.priority > 0) {
             shared.schedule.look_back(start.subscription_id); // priority moves the due time into the past

@@ -11,7 +11,8 @@ use sqlx::postgres::PgConnectOptions;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Drained, Error, Relay, Shared, breaker, clock, leases, matching, permits, prepare, schedule, settle,
+    Drained, Error, Relay, Shared, breaker, claim, clock, dispatch, held, matching, pauses, prepare,
+    schedule, settle,
 };
 use super::{Settings, telemetry::Telemetry};
 use crate::{
@@ -184,7 +185,7 @@ impl Builder {
             .or_else(|| (!self.pooler).then_some(self.options))
             .map(|options| store.listener_options(&options));
         let shared = Arc::new(Shared {
-            permits: permits::Permits::new(self.settings.permits, self.settings.permits_per_subscription),
+            dispatch: dispatch::Dispatch::new(self.settings.permits, self.settings.permits_per_subscription),
             clock: clock::Clock::new(ahead),
             store,
             settings: self.settings,
@@ -192,7 +193,11 @@ impl Builder {
             telemetry: self.telemetry,
             schedule: schedule::Schedule::new(),
             breakers: breaker::Breakers::default(),
-            leases: leases::Leases::default(),
+            leases: held::Leases::default(),
+            finished: settle::Finished::default(),
+            pauses: pauses::Pauses::default(),
+            bounds: claim::Bounds::default(),
+            freed: tokio::sync::Notify::new(),
             tallies: settle::Tallies::default(),
             filter_errors: matching::FilterErrors::default(),
             last_warned: prepare::LastWarned::default(),

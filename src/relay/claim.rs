@@ -1,39 +1,66 @@
-//! Due deliveries to leases, as many as there is room for: retries, backlog, and what dead relays left.
+//! What waits in the database to what this relay holds: due rows, parts of the backlog, and what dead relays left.
 //! A crash here costs the wait of one lease.
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use uuid::Uuid;
 
-use super::delivery::Delivery;
+use super::delivery::{Delivery, Place};
 use super::{
     Shared,
     breaker::Gate,
-    deliver::{Deliver, Leased, missing_event},
-    permits::Permit,
+    deliver::Deliver,
+    dispatch::Job,
+    held::{Held, Lease},
+    payloads::{missing_event, read_events},
+    takeover,
 };
 use crate::{
-    store::{Claim, Claimed, Error},
+    delivery::{Reason, ranges::Ranges},
+    store::{BacklogClaim, Claim, Claimed, Error, PageBatch},
     subscription::Subscription,
 };
 
 /// Claimed for one subscription in one statement at most.
-const AT_ONCE: u32 = 500;
-/// Subscriptions asked for in one statement at most.
+const AT_ONCE: usize = 500;
+/// Subscriptions asked for in one statement at most,
 const SUBSCRIPTIONS_AT_ONCE: usize = 500;
+/// and positions.
+const POSITIONS_AT_ONCE: usize = 2_000;
+/// Rows of the backlog that a claim looks at for each subscription: when it got so many there may be more.
+const ROWS_AT_ONCE: usize = 64;
 /// Deliveries of a deleted subscription that are cancelled in one statement.
 const ORPHANS_AT_ONCE: i64 = 5_000;
 /// When to ask again for a subscription that had no room.
 const NO_ROOM: Duration = Duration::from_millis(20);
 /// Rows may become visible so much later than their due time says: the longest a statement of a relay can take.
 const LATE: Duration = Duration::from_secs(15);
+/// Ids may become visible in another order than they were drawn, within so many.
+const LATE_IDS: i64 = 10_000;
+/// Payloads up to so many bytes are read with a claim; larger ones when their attempts begin.
+const SMALL: i32 = 16_384;
 
-/// Asks the database which subscriptions have due deliveries, whoever made them.
+/// Where the next looks begin.
+#[derive(Debug, Default)]
+pub(super) struct Bounds {
+    /// Newest id seen in the backlog.
+    backlog: AtomicI64,
+    /// Lowest page that may be there.
+    pub(super) pages: AtomicI64,
+    /// The subscription claimed for last: the next claim begins behind it.
+    turn: AtomicI64,
+}
+
+/// Asks the database which subscriptions have something due, whoever made it, and takes over what dead relays held.
 pub(super) async fn look_for_due(shared: &Shared, everything: bool, now: Instant) -> Result<(), Error> {
+    takeover::take_over(shared, everything).await?;
     let since = (!everything).then(|| shared.clock.now() - shared.settings.poll.unwrap_or(LATE) * 2 - LATE);
     for due in shared.store.find_due(since).await? {
         if shared.index.load().get(due.subscription_id).is_none() {
@@ -42,6 +69,15 @@ pub(super) async fn look_for_due(shared: &Shared, everything: bool, now: Instant
             shared.schedule.fall_behind(due.subscription_id);
         } else if due.due_in < 3_600.0 {
             shared.schedule.note(due.subscription_id, now + Duration::from_secs_f64(due.due_in));
+        }
+    }
+    let newest = shared.bounds.backlog.load(Ordering::Acquire);
+    for held in shared.store.find_backlog((!everything).then_some(newest - LATE_IDS)).await? {
+        shared.bounds.backlog.fetch_max(held.newest, Ordering::AcqRel);
+        if shared.index.load().get(held.subscription).is_none() {
+            shared.schedule.orphan(held.subscription);
+        } else {
+            shared.schedule.hold_back(held.subscription, held.is_suspect);
         }
     }
     for subscription in shared.schedule.orphans() {
@@ -66,79 +102,117 @@ async fn cancel_orphans(shared: &Shared, subscription: i64) -> Result<(), Error>
     Ok(())
 }
 
-/// Claims for every subscription that has something due and room for it. Returns how many deliveries took off.
+/// Claims for every subscription that has something due and room for it. Returns how many deliveries that were.
 pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usize, Error> {
     let due = shared.schedule.take_due(Instant::now());
     if due.is_empty() {
         return Ok(0);
     }
-    let mut wanted: Vec<(Claim, Arc<Subscription>, Vec<Permit>)> = Vec::new();
-    for id in due {
-        let index = shared.index.load();
+    let index = shared.index.load_full();
+    let now = Instant::now();
+    let mut rows: Vec<(Claim, Arc<Subscription>)> = Vec::new();
+    let mut backlog: Vec<BacklogClaim> = Vec::new();
+    let mut suspects: Vec<BacklogClaim> = Vec::new();
+    let mut positions = 0;
+    let mut budget = shared.dispatch.budget();
+    let turn = shared.bounds.turn.load(Ordering::Acquire);
+    let in_turn = due.range(turn + 1..).chain(due.range(..=turn)).copied();
+    for id in in_turn {
+        if budget.is_spent() {
+            // Its turn comes with the next claim.
+            shared.schedule.fall_behind(id);
+            continue;
+        }
+        shared.bounds.turn.store(id, Ordering::Release);
         let Some(subscription) = index.get(id) else {
             shared.schedule.catch_up(id);
+            shared.schedule.let_go(id, false);
+            shared.schedule.let_go(id, true);
             continue;
         };
-        if let Some(room) = room(shared, subscription) {
-            let permits = shared.permits.take(id, subscription.own_limit(), room);
-            if permits.is_empty() {
-                if !shared.schedule.is_behind(id) {
-                    shared.schedule.note(id, Instant::now() + NO_ROOM);
-                }
-            } else {
-                let room = u32::try_from(permits.len()).unwrap_or(u32::MAX);
-                wanted.push((
-                    Claim { subscription: id, room, since: shared.schedule.since(id) },
-                    subscription.clone(),
-                    permits,
-                ));
+        let Some(most) = room(shared, subscription) else { continue };
+        let to_begin = shared.dispatch.room_to_begin(subscription, now, &budget).min(most);
+        if to_begin > 0 {
+            budget.spend(to_begin);
+            let room = u32::try_from(to_begin).unwrap_or(u32::MAX);
+            rows.push((
+                Claim { subscription: id, room, since: shared.schedule.since(id) },
+                subscription.clone(),
+            ));
+        } else if !shared.schedule.is_behind(id) {
+            shared.schedule.note(id, now + NO_ROOM);
+        }
+        let (waits, has_suspects) = shared.schedule.waits(id);
+        let own_page = subscription.outlet.settles();
+        if has_suspects && to_begin > 0 {
+            suspects.push(BacklogClaim { subscription: id, wanted: to_begin.max(1), since: 0, own_page });
+        }
+        if waits && positions < POSITIONS_AT_ONCE {
+            let wanted = shared.dispatch.room_behind(subscription, now, &budget).min(most).min(POSITIONS_AT_ONCE);
+            if wanted > 0 {
+                positions += wanted;
+                budget.spend(wanted);
+                backlog.push(BacklogClaim { subscription: id, wanted, since: 0, own_page });
             }
         }
     }
     let mut taken = 0;
-    while !wanted.is_empty() {
-        let part = wanted.split_off(wanted.len().saturating_sub(SUBSCRIPTIONS_AT_ONCE));
-        taken += claim_part(shared, deliver, part).await?;
+    for part in rows.chunks(SUBSCRIPTIONS_AT_ONCE) {
+        taken += claim_rows(shared, deliver, part).await?;
+    }
+    for part in suspects.chunks(SUBSCRIPTIONS_AT_ONCE) {
+        taken += claim_backlog(shared, deliver, part, true).await?;
+    }
+    for part in backlog.chunks(SUBSCRIPTIONS_AT_ONCE) {
+        taken += claim_backlog(shared, deliver, part, false).await?;
     }
     Ok(taken)
 }
 
-/// How many to ask for; `None`: nothing may be sent now, and the schedule knows when to ask again.
-fn room(shared: &Shared, subscription: &Subscription) -> Option<u32> {
+/// How many to ask for at most; `None`: nothing may be sent now, and the agenda knows when to ask again.
+fn room(shared: &Shared, subscription: &Subscription) -> Option<usize> {
     let id = subscription.row.id;
     let now = Instant::now();
-    if !subscription.may_send() {
-        shared.schedule.catch_up(id); // resuming it reloads it, and that puts it back on the schedule
-        return None;
-    }
-    if let Some(pause) =
-        subscription.row.paused_until.and_then(|until| (until - shared.clock.now()).to_std().ok())
-    {
+    let later = |until: Option<Instant>| {
         shared.schedule.catch_up(id);
-        shared.schedule.note(id, now + pause);
+        // What waits in the backlog is found again with the rows.
+        if let Some(until) = until {
+            shared.schedule.note(id, until);
+        }
+    };
+    if !subscription.may_send() {
+        later(None); // resuming it reloads it, and that puts it back on the agenda
+        shared.schedule.let_go(id, false);
+        shared.schedule.let_go(id, true);
         return None;
     }
-    let gate = subscription
-        .outlet
-        .destination()
-        .map_or(Gate::Closed, |destination| shared.breakers.gate(destination, now));
+    let asked = subscription
+        .row
+        .paused_until
+        .and_then(|until| (until - shared.clock.now()).to_std().ok())
+        .map(|pause| now + pause);
+    if let Some(until) = asked.max(shared.pauses.until(id, now)) {
+        later(Some(until));
+        return None;
+    }
+    let gate =
+        subscription.outlet.destination().map_or(Gate::Closed, |host| shared.breakers.gate(id, host, now));
     match gate {
-        Gate::Closed => Some(AT_ONCE),
+        Gate::Closed => Some(AT_ONCE.max(POSITIONS_AT_ONCE)),
         Gate::Probe => Some(1),
         Gate::Open(until) => {
-            shared.schedule.catch_up(id);
-            shared.schedule.note(id, until);
+            later(Some(until));
             None
         }
     }
 }
 
-async fn claim_part(
+async fn claim_rows(
     shared: &Arc<Shared>,
     deliver: &Deliver,
-    wanted: Vec<(Claim, Arc<Subscription>, Vec<Permit>)>,
+    wanted: &[(Claim, Arc<Subscription>)],
 ) -> Result<usize, Error> {
-    let claims: Vec<Claim> = wanted.iter().map(|(claim, ..)| *claim).collect();
+    let claims: Vec<Claim> = wanted.iter().map(|(claim, _)| *claim).collect();
     let token = Uuid::new_v4();
     let began = Instant::now();
     let started = shared.clock.now();
@@ -153,55 +227,162 @@ async fn claim_part(
     for row in claimed {
         by_subscription.entry(row.subscription_id).or_default().push(row);
     }
-    let mut claimed = Vec::new();
+    let mut jobs = Vec::new();
     let mut expired = 0;
-    for (claim, subscription, mut permits) in wanted {
+    for (claim, subscription) in wanted {
         let rows = by_subscription.remove(&claim.subscription).unwrap_or_default();
-        if rows.len() < permits.len() {
+        if rows.len() < claim.room as usize {
             shared.schedule.catch_up(claim.subscription);
             // Everything due before now has been seen; what committed late is within the margin.
             shared.schedule.look_from(claim.subscription, started - LATE);
         } else {
             shared.schedule.fall_behind(claim.subscription);
         }
-        if rows.is_empty() {
-            continue;
-        }
-        if let Some(destination) = subscription.outlet.destination()
-            && shared.breakers.gate(destination, began) == Gate::Probe
-        {
-            shared.breakers.begin_probe(destination, began);
-        }
         for row in rows {
             expired += usize::from(row.unfinished > 0);
-            if let Some(permit) = permits.pop() {
-                claimed.push(leased(&row, subscription.clone(), permit, token));
+            // Already in flight under an older lease of ours: that attempt goes on, and this lease runs out.
+            if let Some(held) = shared.leases.row(row.id, Lease::new(token, began)) {
+                jobs.push(of_row(&row, subscription.clone(), Held::Row(held), token));
             }
         }
     }
-    if claimed.is_empty() {
+    hold(shared, deliver, jobs, expired).await
+}
+
+async fn claim_backlog(
+    shared: &Arc<Shared>,
+    deliver: &Deliver,
+    claims: &[BacklogClaim],
+    suspects: bool,
+) -> Result<usize, Error> {
+    let token = Uuid::new_v4();
+    let began = Instant::now();
+    let pages = match shared.store.claim_backlog(claims, suspects, token, shared.settings.lease).await {
+        Ok(pages) => pages,
+        Err(error) => {
+            claims.iter().for_each(|claim| shared.schedule.hold_back(claim.subscription, suspects));
+            return Err(error);
+        }
+    };
+    let index = shared.index.load_full();
+    let mut got: HashMap<i64, (usize, usize)> = HashMap::new();
+    let mut jobs = Vec::new();
+    let mut cancelled = PageBatch { tokens: vec![token], ..PageBatch::default() };
+    for page in pages {
+        let pairs = page.entries.iter().map(|entry| entry.positions.len()).sum();
+        let held = shared.leases.page(
+            page.id,
+            Lease::new(token, began),
+            (page.deaths, page.alone),
+            page.span,
+            pairs,
+        );
+        let (mut number, mut unwanted) = (0i32, Ranges::default());
+        for entry in page.entries {
+            let count = got.entry(entry.subscription).or_default();
+            count.0 += 1;
+            count.1 += entry.positions.len();
+            let subscription = index.get(entry.subscription);
+            for position in entry.positions.iter() {
+                match subscription {
+                    Some(subscription) => {
+                        jobs.push(of_page(&held, number, position, entry.owed_since, subscription.clone()));
+                    }
+                    // Deleted meanwhile: nothing is owed.
+                    None => unwanted.insert(number.into()),
+                }
+                number += 1;
+            }
+        }
+        if !unwanted.is_empty() {
+            if held.settled(u32::try_from(unwanted.len()).unwrap_or(u32::MAX)) {
+                shared.leases.release_page(page.id);
+                cancelled.finished.push(page.id);
+            } else {
+                cancelled.progress.push((page.id, unwanted));
+            }
+        }
+    }
+    if !cancelled.is_empty() {
+        shared.store.settle_pages(&cancelled, 0).await?;
+    }
+    for claim in claims {
+        let (rows, positions) = got.get(&claim.subscription).copied().unwrap_or_default();
+        if positions < claim.wanted && rows < ROWS_AT_ONCE.min(claim.wanted) {
+            shared.schedule.let_go(claim.subscription, suspects);
+        } else {
+            shared.schedule.hold_back(claim.subscription, suspects);
+        }
+    }
+    let expired = if suspects { jobs.len() } else { 0 };
+    hold(shared, deliver, jobs, expired).await
+}
+
+/// Reads the events of what was claimed, and holds it. What cannot be read is given back as if it had not been claimed.
+async fn hold(
+    shared: &Arc<Shared>,
+    deliver: &Deliver,
+    mut jobs: Vec<Job>,
+    expired: usize,
+) -> Result<usize, Error> {
+    if jobs.is_empty() {
         return Ok(0);
     }
-    let count = claimed.len();
+    let count = jobs.len();
     shared.telemetry.claimed(count, expired);
-    deliver.begin(claimed, began).await?;
+    if let Err(error) = read_events(shared, &mut jobs, SMALL).await {
+        deliver.give_back(jobs, Reason::LeaseLost).await;
+        return Err(error);
+    }
+    for job in &mut jobs {
+        job.bytes = job.delivery.event.payload.len() + job.delivery.event.headers.len();
+    }
+    deliver.take(jobs);
     Ok(count)
 }
 
 /// A claimed row before its event is read.
-fn leased(row: &Claimed, subscription: Arc<Subscription>, permit: Permit, token: Uuid) -> Leased {
-    Leased {
-        payload_read: false,
+fn of_row(row: &Claimed, subscription: Arc<Subscription>, held: Held, token: Uuid) -> Job {
+    Job {
         delivery: Delivery {
-            id: row.id,
+            place: Place { page: None, number: row.id, token },
             event: Arc::new(missing_event(row.position, row.created_at)),
             subscription,
             owed_since: row.owed_since,
             attempted_at: row.owed_since,
             attempt: u32::try_from(row.attempt).unwrap_or(u32::MAX),
-            lease_token: token,
             unfinished: u32::try_from(row.unfinished).unwrap_or(u32::MAX),
         },
-        permit,
+        held,
+        payload_read: false,
+        bytes: 0,
+        queued: Instant::now(),
+        is_urgent: true,
+    }
+}
+
+/// A claimed pair before its event is read.
+fn of_page(
+    page: &Arc<super::held::Page>,
+    number: i32,
+    position: i64,
+    owed_since: chrono::DateTime<chrono::Utc>,
+    subscription: Arc<Subscription>,
+) -> Job {
+    Job {
+        delivery: Delivery {
+            place: Place { page: Some(page.id), number: number.into(), token: page.lease.token },
+            event: Arc::new(missing_event(position, page.span.0)),
+            subscription,
+            owed_since,
+            attempted_at: owed_since,
+            attempt: 1,
+            unfinished: 0,
+        },
+        held: Held::Page(page.clone(), number),
+        payload_read: false,
+        bytes: 0,
+        queued: Instant::now(),
+        is_urgent: false,
     }
 }

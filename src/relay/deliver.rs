@@ -1,66 +1,55 @@
-//! Leases to outcomes. No transaction is open; every attempt has a deadline. A crash here costs a repeated delivery for each
+//! What is held to outcomes. No transaction is open; every attempt has a deadline. A crash here costs a repeated delivery for each
 //! permit taken.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, Utc};
 use futures_util::FutureExt as _;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::delivery::Delivery;
+use super::payloads;
 use super::{
-    Shared,
-    batcher::{Batcher, InFlight},
-    breaker,
-    permits::Permit,
-    prepare,
+    Shared, breaker,
+    breaker::Gate,
+    concurrency::Answer,
+    dispatch::{Attempt, Job, Way},
+    prepare, settle,
 };
 use crate::{
     delivery::{Outcome, Reason},
-    event::Event,
-    sink::{Outgoing, Outlet, Report},
+    event::{Event, filter::Facts},
+    sink::{Outgoing, Report},
     store::Error,
+    subscription::{Subscription, Wanted},
 };
 
 /// No attempt may take longer, whatever its sink says.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(60);
-/// Bytes kept of an answer, whatever its sink reports.
+/// So much of an answer is kept (bytes), whatever its sink reports.
 const LONGEST_ANSWER: usize = 1_024;
-/// Claims without a verdict after which a delivery is given up unsent.
-const UNFINISHED_AT_MOST: u32 = 3;
-/// Deliveries whose last claim ended without a verdict that may be attempted at once.
-const SUSPECTS: u32 = 8;
-
-/// Time spent on upcasts and transforms after which other tasks get a turn.
+/// The largest payload there is (bytes).
+const LARGEST: i32 = 262_144;
+/// After so long with upcasts and transforms other tasks get a turn.
 const TURN: Duration = Duration::from_millis(2);
 
-/// A delivery that was leased and is not begun yet.
-#[derive(Debug)]
-pub(super) struct Leased {
-    pub(super) delivery: Delivery,
-    /// False: the event, or its large payload, is read only now.
-    pub(super) payload_read: bool,
-    pub(super) permit: Permit,
-}
-
-/// A delivery whose attempt has ended.
+/// A delivery whose attempt has ended, or that goes back unattempted.
 #[derive(Debug)]
 pub(super) struct Attempted {
-    pub(super) delivery: Delivery,
+    pub(super) job: Job,
     pub(super) report: Report,
     pub(super) took: Duration,
     /// Whether this attempt counts: nothing was tried if not.
     pub(super) counts: bool,
-    /// Whether its outcome stands for its batch before the breaker: a batch that fails has failed once.
+    /// Whether it is the one of its batch by which the destination is judged: a batch that fails has failed once.
     pub(super) decides: bool,
-    /// Given back when the verdict is committed, by dropping this.
-    _permit: Permit,
+    /// It is no longer wanted: nothing is owed.
+    pub(super) unwanted: bool,
+    /// It has a permit, which comes back when its verdict is committed.
+    pub(super) has_permit: bool,
 }
 
 /// The deliver stage.
@@ -71,32 +60,13 @@ pub(super) struct Deliver {
     outcomes: mpsc::Sender<Attempted>,
     stop: CancellationToken,
     dropped: CancellationToken,
-    suspects: Arc<Semaphore>,
-    batcher: Arc<Batcher>,
 }
 
-/// Deliveries that are sent together, and what is sent of each.
+/// Jobs that are sent together.
 #[derive(Default)]
 struct Prepared {
-    in_flight: Vec<InFlight>,
+    jobs: Vec<Job>,
     outgoing: Vec<Outgoing>,
-}
-
-/// What stands in for an event that has not been read, or is no longer in the log.
-pub(super) fn missing_event(position: i64, created_at: DateTime<Utc>) -> Event {
-    Event {
-        id: uuid::Uuid::nil(),
-        position,
-        created_at,
-        topic: String::new(),
-        key: None,
-        payload: String::new(),
-        headers: String::new(),
-        organization: None,
-        source: None,
-        user_id: None,
-        schema_version: None,
-    }
 }
 
 impl Deliver {
@@ -107,137 +77,154 @@ impl Deliver {
         stop: CancellationToken,
         dropped: CancellationToken,
     ) -> Self {
-        let suspects = Arc::new(Semaphore::new(SUSPECTS as usize));
-        Self { shared, attempts, outcomes, stop, dropped, suspects, batcher: Arc::default() }
+        Self { shared, attempts, outcomes, stop, dropped }
     }
 
-    /// Starts an attempt for each. `given`: when their leases were given, by our monotonic clock.
-    pub(super) async fn begin(&self, mut leased: Vec<Leased>, given: Instant) -> Result<(), Error> {
-        if let Err(error) = self.read_payloads(&mut leased).await {
-            self.give_back(leased).await;
-            return Err(error);
-        }
-        let mut queues = BTreeSet::new();
-        for Leased { delivery, permit, .. } in leased {
-            // Already in flight under an older lease of ours: that attempt goes on, and this lease runs out.
-            if !self.shared.leases.hold(delivery.id, delivery.lease_token, given) {
-                continue;
-            }
-            // What may have killed a relay does not share its attempt.
-            if delivery.unfinished == 0 && delivery.subscription.outlet.batch().is_some() {
-                queues.insert(self.batcher.join(InFlight { delivery, permit }));
-            } else {
-                let this = self.clone();
-                self.spawn(async move { this.attempt(vec![InFlight { delivery, permit }]).await });
+    /// Holds these, and begins what may begin.
+    pub(super) fn take(&self, jobs: Vec<Job>) {
+        // What is urgent goes before what waits, not before what can begin now.
+        let (urgent, others): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.is_urgent);
+        for jobs in [others, urgent] {
+            if !jobs.is_empty() {
+                self.shared.dispatch.add(jobs);
+                self.begin();
             }
         }
-        for queue in queues {
-            // As many senders as the queue may have batches under way; each sends until nothing waits.
-            while self.batcher.needs_sender(queue) {
-                let this = self.clone();
-                self.spawn(async move {
-                    while let Some(batch) = this.batcher.next_batch(queue, &this.stop).await {
-                        this.attempt(batch).await;
-                        this.batcher.sent(queue);
-                    }
-                });
-            }
+    }
+
+    /// Begins what may begin now.
+    pub(super) fn begin(&self) {
+        for attempt in self.next() {
+            self.launch(attempt);
         }
-        Ok(())
+    }
+
+    fn launch(&self, attempt: Attempt) {
+        self.spawn(self.clone().run(attempt));
+    }
+
+    fn next(&self) -> Vec<Attempt> {
+        let now = Instant::now();
+        let begin = self.shared.dispatch.begin(now, &|subscription| self.shared.way(subscription, now));
+        if let Some(until) = begin.later {
+            let this = self.clone();
+            self.spawn(async move {
+                tokio::time::sleep_until(until.into()).await;
+                this.shared.dispatch.look_again(None);
+                this.begin();
+            });
+        }
+        begin.begun
     }
 
     fn spawn(&self, attempt: impl Future<Output = ()> + Send + 'static) {
         self.attempts.spawn(self.dropped.clone().run_until_cancelled_owned(attempt));
     }
 
-    /// Nothing was tried: without this, their leases would run out and count as deaths of this relay.
-    async fn give_back(&self, leased: Vec<Leased>) {
-        for Leased { delivery, permit, .. } in leased {
-            self.end(
-                InFlight { delivery, permit },
-                not_tried(Reason::LeaseLost),
-                Duration::ZERO,
-                false,
-                true,
-            )
-            .await;
-        }
-    }
-
-    async fn read_payloads(&self, leased: &mut [Leased]) -> Result<(), Error> {
-        let missing: HashSet<i64> =
-            leased.iter().filter(|one| !one.payload_read).map(|one| one.delivery.event.position).collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let times = || leased.iter().filter(|one| !one.payload_read).map(|one| one.delivery.event.created_at);
-        let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
-        let positions: Vec<i64> = missing.into_iter().collect();
-        let events: HashMap<i64, Arc<Event>> = self
-            .shared
-            .store
-            .load_events(&positions, span)
-            .await?
-            .into_iter()
-            .map(|(at, event)| (at, Arc::new(event)))
-            .collect();
-        for one in leased.iter_mut().filter(|one| !one.payload_read) {
-            let stand_in = &one.delivery.event;
-            one.delivery.event = match events.get(&stand_in.position) {
-                Some(event) => event.clone(),
-                None => Arc::new(missing_event(stand_in.position, stand_in.created_at)),
-            };
-        }
-        Ok(())
-    }
-
-    /// One attempt at deliveries of one subscription.
-    async fn attempt(&self, in_flight: Vec<InFlight>) {
-        // What may have killed a relay is attempted with few of its kind, the second time alone.
-        let _few = match in_flight.first().map_or(0, |one| one.delivery.unfinished) {
-            0 => None,
-            1 => self.suspects.acquire().await.ok(),
-            _ => self.suspects.acquire_many(SUSPECTS).await.ok(),
-        };
-        let ids: Vec<i64> = in_flight.iter().map(|one| one.delivery.id).collect();
-        let (lost, given) = self.shared.leases.begin(&ids);
-        let mut waiting = in_flight.into_iter().zip(given);
-        // All at once, unless upcasts or transforms make much more of them.
-        while waiting.len() > 0 {
-            let prepared = self.prepare(&mut waiting).await;
-            if !prepared.outgoing.is_empty() {
-                self.send(prepared, &lost).await;
+    /// One attempt after the other: when one has ended, this goes on with what may begin then.
+    async fn run(self, attempt: Attempt) {
+        let mut next = Some(attempt);
+        while let Some(attempt) = next {
+            self.attempt(attempt).await;
+            let mut begun = self.next().into_iter();
+            next = begun.next();
+            for attempt in begun {
+                self.launch(attempt);
             }
         }
     }
 
-    /// Makes the next deliveries ready to be sent, as many as fit. Those that are not attempted end here.
+    /// Gives back what has not begun.
+    pub(super) async fn give_back(&self, jobs: Vec<Job>, reason: Reason) {
+        for job in jobs {
+            let attempted = Attempted {
+                job,
+                report: not_tried(reason),
+                took: Duration::ZERO,
+                counts: false,
+                decides: false,
+                unwanted: false,
+                has_permit: false,
+            };
+            let _ = self.outcomes.send(attempted).await;
+        }
+    }
+
+    /// One attempt at deliveries of one subscription.
+    async fn attempt(&self, attempt: Attempt) {
+        let ended = attempt.to_end();
+        let Attempt { subscription, mut jobs, .. } = attempt;
+        if let Some(host) = subscription.outlet.destination() {
+            let now = Instant::now();
+            if self.shared.breakers.gate(subscription.row.id, host, now) == Gate::Probe {
+                self.shared.breakers.begin_probe(subscription.row.id, host, now);
+            }
+        }
+        let mut reported = Vec::with_capacity(jobs.len());
+        if let Err(error) = self.read_payloads(&mut jobs).await {
+            self.shared.telemetry.database_failed("deliver", &error);
+            reported.extend(jobs.drain(..).map(|job| before(job, not_tried(Reason::LeaseLost), false)));
+        }
+        let mut answer = None;
+        let mut waiting = jobs.into_iter();
+        // All at once, unless upcasts or transforms make much more of them.
+        while waiting.len() > 0 {
+            let prepared = self.prepare(&subscription, &mut waiting, &mut reported).await;
+            if !prepared.jobs.is_empty() {
+                let said = self.send(&subscription, prepared, &mut reported).await;
+                answer = answer.or(said);
+            }
+        }
+        // Before more begins: a breaker that opens now stops it.
+        for attempted in reported.iter().filter(|attempted| attempted.decides) {
+            settle::record(&self.shared, attempted);
+        }
+        self.shared.dispatch.ended(&ended, answer, Instant::now());
+        for attempted in reported {
+            self.report(attempted).await;
+        }
+    }
+
+    /// Makes the next deliveries ready to be sent, as many as fit. Those that are not attempted are reported.
     async fn prepare(
         &self,
-        waiting: &mut (impl Iterator<Item = (InFlight, Option<Instant>)> + Send),
+        subscription: &Arc<Subscription>,
+        waiting: &mut std::vec::IntoIter<Job>,
+        reported: &mut Vec<Attempted>,
     ) -> Prepared {
         let mut prepared = Prepared::default();
         let mut bytes = 0;
         let mut turn = Instant::now();
-        for (mut one, given) in waiting {
-            one.delivery.attempted_at = self.shared.clock.now();
-            if let Some((report, counts)) = self.before(&one.delivery, given) {
-                self.end(one, report, Duration::ZERO, counts, true).await;
-                continue;
-            }
-            let outgoing = match prepare::outgoing(&self.shared, &one.delivery) {
-                Ok(outgoing) => outgoing,
-                Err(report) => {
-                    self.end(one, report, Duration::ZERO, true, true).await;
+        let limit = subscription.outlet.batch().map_or(0, |batch| batch.bytes);
+        let attempted_at = self.shared.clock.now();
+        for mut job in waiting {
+            job.delivery.attempted_at = attempted_at;
+            if !Arc::ptr_eq(&job.delivery.subscription, subscription) {
+                // Edited since: what it no longer wants is not owed.
+                job.delivery.subscription = subscription.clone();
+                if !still_wants(subscription, &job.delivery.event) {
+                    reported
+                        .push(Attempted { unwanted: true, ..before(job, Outcome::Delivered.into(), false) });
                     continue;
                 }
-            };
-            if !Arc::ptr_eq(&outgoing.event, &one.delivery.event) {
-                bytes += outgoing.event.payload.len();
             }
-            let limit = one.delivery.subscription.outlet.batch().map_or(0, |batch| batch.bytes);
-            prepared.outgoing.push(outgoing);
-            prepared.in_flight.push(one);
+            if let Some((report, counts)) = self.refusal(&job) {
+                reported.push(before(job, report, counts));
+                continue;
+            }
+            match prepare::outgoing(&self.shared, &job.delivery) {
+                Ok(outgoing) => {
+                    if !Arc::ptr_eq(&outgoing.event, &job.delivery.event) {
+                        bytes += outgoing.event.payload.len();
+                    }
+                    prepared.outgoing.push(outgoing);
+                }
+                Err(report) => {
+                    reported.push(before(job, report, true));
+                    continue;
+                }
+            }
+            prepared.jobs.push(job);
             if bytes > limit {
                 break;
             }
@@ -249,64 +236,121 @@ impl Deliver {
         prepared
     }
 
-    /// The attempt itself.
-    async fn send(&self, prepared: Prepared, lost: &Notify) {
-        let Prepared { in_flight, outgoing } = prepared;
-        let Some(first) = in_flight.first() else { return };
+    /// The attempt itself. Returns what it says of the room at the destination.
+    async fn send(
+        &self,
+        subscription: &Subscription,
+        prepared: Prepared,
+        reported: &mut Vec<Attempted>,
+    ) -> Option<Answer> {
+        let Prepared { jobs, outgoing } = prepared;
         let began = Instant::now();
-        let reports = tokio::select! {
-            reports = send(&first.delivery.subscription.outlet, &outgoing) => reports,
-            () = lost.notified() => all(&outgoing, &cut_off(Reason::LeaseLost)),
-            () = self.stop.cancelled() => all(&outgoing, &cut_off(Reason::RelayStopped)),
+        let reports = {
+            let sending = send(subscription, &outgoing);
+            let lost = any_lost(&jobs);
+            tokio::select! {
+                reports = sending => reports,
+                () = lost => all(jobs.len(), &cut_off(Reason::LeaseLost)),
+                () = self.stop.cancelled() => all(jobs.len(), &cut_off(Reason::RelayStopped)),
+            }
         };
         let took = began.elapsed();
         let deciding = breaker::clearest(reports.iter().map(|report| &report.outcome));
-        for (at, (one, report)) in in_flight.into_iter().zip(reports).enumerate() {
-            self.end(one, report, took, true, deciding == Some(at)).await;
+        let answer = deciding.and_then(|at| reports.get(at)).and_then(|report| answer(&report.outcome));
+        for (at, (job, report)) in jobs.into_iter().zip(reports).enumerate() {
+            reported.push(Attempted {
+                job,
+                report,
+                took,
+                counts: true,
+                decides: deciding == Some(at),
+                unwanted: false,
+                has_permit: true,
+            });
         }
+        answer
+    }
+
+    async fn read_payloads(&self, jobs: &mut [Job]) -> Result<(), Error> {
+        if jobs.iter().all(|job| job.payload_read) {
+            return Ok(());
+        }
+        payloads::read_events(&self.shared, jobs, LARGEST).await
     }
 
     /// Why a delivery is not attempted at all, and whether that counts as an attempt.
-    fn before(&self, delivery: &Delivery, given: Option<Instant>) -> Option<(Report, bool)> {
-        if delivery.event.id.is_nil() && delivery.event.topic.is_empty() {
+    fn refusal(&self, job: &Job) -> Option<(Report, bool)> {
+        let event = &job.delivery.event;
+        if event.id.is_nil() && event.topic.is_empty() {
             return Some((Outcome::Rejected { reason: Reason::EventUnreadable }.into(), true));
         }
-        if delivery.unfinished >= UNFINISHED_AT_MOST {
+        if job.is_deadly() {
             return Some((Outcome::Rejected { reason: Reason::RelayKilled }.into(), false));
         }
         if self.stop.is_cancelled() {
             return Some((not_tried(Reason::RelayStopped), false));
         }
         // Others may take it over soon: too late to begin.
-        if delivery.unfinished == 0
-            && given.is_none_or(|given| given.elapsed() >= self.shared.settings.lease * 2 / 3)
-        {
+        let lease = job.held.lease();
+        if lease.lost().is_cancelled() || lease.given().elapsed() >= self.shared.settings.lease * 2 / 3 {
             return Some((not_tried(Reason::LeaseLost), false));
         }
         None
     }
 
-    async fn end(&self, in_flight: InFlight, report: Report, took: Duration, counts: bool, decides: bool) {
-        let InFlight { delivery, permit } = in_flight;
-        let report = Report { answer: report.answer.map(storable), ..report };
-        if counts {
-            self.shared.telemetry.attempted(&delivery, &report, took);
+    async fn report(&self, attempted: Attempted) {
+        let report = attempted.report;
+        let attempted =
+            Attempted { report: Report { answer: report.answer.map(storable), ..report }, ..attempted };
+        let Attempted { job: Job { delivery, .. }, report, took, counts, decides, .. } = &attempted;
+        if *counts {
+            self.shared.telemetry.attempted(delivery, report, *took);
         }
         let subscription = &delivery.subscription;
-        if decides
-            && let Some(destination) = subscription.outlet.destination()
-            && self.shared.breakers.probe_again(destination, &report.outcome, Instant::now())
+        if *decides
+            && let Some(host) = subscription.outlet.destination()
+            && self.shared.breakers.probe_again(subscription.row.id, host, &report.outcome, Instant::now())
         {
             self.shared.schedule.fall_behind(subscription.row.id);
         }
-        // Settling outlives the attempts; there is room, for the queue is as long as there are permits.
-        let _ =
-            self.outcomes.send(Attempted { delivery, report, took, counts, decides, _permit: permit }).await;
+        // Settling outlives the attempts.
+        let _ = self.outcomes.send(attempted).await;
+    }
+}
+
+fn still_wants(subscription: &Subscription, event: &Event) -> bool {
+    let is_there = !(event.id.is_nil() && event.topic.is_empty());
+    !is_there
+        || subscription.wants_plainly(event)
+            && (!subscription.is_choosy()
+                || !matches!(subscription.evaluate(&Facts::new(event)), Wanted::No(_)))
+}
+
+/// The report of what was not attempted.
+fn before(job: Job, report: Report, counts: bool) -> Attempted {
+    Attempted { job, report, took: Duration::ZERO, counts, decides: true, unwanted: false, has_permit: true }
+}
+
+/// Ends when one of their leases is lost.
+async fn any_lost(jobs: &[Job]) {
+    let mut tokens: Vec<&CancellationToken> = Vec::new();
+    for token in jobs.iter().map(|job| job.held.lease().lost()) {
+        if tokens.last().is_none_or(|last| !std::ptr::eq(*last, token)) {
+            tokens.push(token);
+        }
+    }
+    match tokens.as_slice() {
+        [] => std::future::pending().await,
+        [one] => one.cancelled().await,
+        several => {
+            futures_util::future::select_all(several.iter().map(|token| Box::pin(token.cancelled()))).await;
+        }
     }
 }
 
 /// The sink's attempt, with its deadline, its panics, and a report for each whatever it says.
-async fn send(outlet: &Outlet, deliveries: &[Outgoing]) -> Vec<Report> {
+async fn send(subscription: &Subscription, deliveries: &[Outgoing]) -> Vec<Report> {
+    let outlet = &subscription.outlet;
     let deadline = outlet.deadline().min(LONGEST_ATTEMPT);
     let retry = |reason| Report::from(Outcome::Retry { reason, after: None });
     match tokio::time::timeout(deadline, AssertUnwindSafe(outlet.send(deliveries)).catch_unwind()).await {
@@ -318,15 +362,35 @@ async fn send(outlet: &Outlet, deliveries: &[Outgoing]) -> Vec<Report> {
                 reports = reports.len(),
                 "a sink did not report on each delivery"
             );
-            all(deliveries, &retry(Reason::SinkBroken).ambiguous())
+            all(deliveries.len(), &retry(Reason::SinkBroken).ambiguous())
         }
-        Ok(Err(_)) => all(deliveries, &retry(Reason::SinkPanicked)),
-        Err(_) => all(deliveries, &cut_off(Reason::Timeout)),
+        Ok(Err(_)) => all(deliveries.len(), &retry(Reason::SinkPanicked)),
+        Err(_) => all(deliveries.len(), &cut_off(Reason::Timeout)),
     }
 }
 
-fn all(deliveries: &[Outgoing], report: &Report) -> Vec<Report> {
-    vec![report.clone(); deliveries.len()]
+/// What an outcome says of the room at the destination.
+fn answer(outcome: &Outcome) -> Option<Answer> {
+    match outcome {
+        Outcome::Delivered | Outcome::Gone => Some(Answer::Success),
+        Outcome::Rejected { .. } => Some(Answer::Other),
+        Outcome::Retry { reason, .. } => match reason {
+            Reason::RateLimited | Reason::DestinationFull => Some(Answer::Refused),
+            Reason::DnsFailed
+            | Reason::ConnectFailed
+            | Reason::TlsFailed
+            | Reason::ForbiddenAddress
+            | Reason::Timeout
+            | Reason::BrokenAnswer
+            | Reason::ServerError => Some(Answer::Failed),
+            Reason::LeaseLost | Reason::RelayStopped => None,
+            _ => Some(Answer::Other),
+        },
+    }
+}
+
+fn all(count: usize, report: &Report) -> Vec<Report> {
+    vec![report.clone(); count]
 }
 
 /// At most 1 KiB, and without the one character PostgreSQL cannot store: an answer it refuses would hold up every verdict.
@@ -337,13 +401,33 @@ fn storable(answer: String) -> String {
 }
 
 /// An attempt that was not made.
-fn not_tried(reason: Reason) -> Report {
+pub(super) fn not_tried(reason: Reason) -> Report {
     Outcome::Retry { reason, after: None }.into()
 }
 
 /// An attempt that was ended from outside: the destination may have it.
 fn cut_off(reason: Reason) -> Report {
     Report { ambiguous: true, ..Outcome::Retry { reason, after: None }.into() }
+}
+
+impl Shared {
+    /// What stands in the way of a subscription as a whole.
+    pub(super) fn way(&self, subscription: &Subscription, now: Instant) -> Way {
+        if !subscription.may_send() || self.pauses.is_paused(subscription.row.id, now) {
+            return Way::Blocked;
+        }
+        if subscription.row.paused_until.is_some_and(|until| until > self.clock.now()) {
+            return Way::Blocked;
+        }
+        match subscription.outlet.destination() {
+            None => Way::Free,
+            Some(host) => match self.breakers.gate(subscription.row.id, host, now) {
+                Gate::Closed => Way::Free,
+                Gate::Probe => Way::Probe,
+                Gate::Open(_) => Way::Blocked,
+            },
+        }
+    }
 }
 
 #[cfg(test)]

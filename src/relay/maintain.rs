@@ -8,7 +8,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
+use super::{Shared, breaker::About};
 use crate::store::{RelayReport, SubscriptionReport};
 
 /// How often the relay reports what it did.
@@ -27,7 +27,9 @@ pub(super) async fn maintain(shared: Arc<Shared>, shutdown: CancellationToken) {
             _ = rounds.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        shared.telemetry.permits_measured(shared.permits.free(), shared.breakers.open().len());
+        let numbers = shared.dispatch.numbers();
+        shared.telemetry.permits_measured(shared.dispatch.free_permits(), shared.breakers.open().len());
+        shared.telemetry.held_measured(numbers.ahead, numbers.in_flight, numbers.unsettled);
         if let Err(error) = report(&shared, &mut reported).await {
             shared.telemetry.database_failed("maintain", &error);
         }
@@ -58,9 +60,9 @@ async fn report(
         .into_iter()
         .filter_map(|id| {
             let (delivered, failed) = tallies.get(&id).copied().unwrap_or_default();
-            let destination = index.get(id)?.outlet.destination();
-            let breaker =
-                destination.and_then(|destination| open.get(destination)).copied().unwrap_or_default();
+            let host = index.get(id)?.outlet.destination().cloned();
+            let of_host = host.and_then(|host| open.get(&About::Host(host))).copied();
+            let breaker = open.get(&About::Subscription(id)).copied().or(of_host).unwrap_or_default();
             let (filter_errors, last_filter_error) = filter_errors.get(&id).cloned().unzip();
             let figures = SubscriptionReport {
                 id,
@@ -73,11 +75,12 @@ async fn report(
             (reported.get(&id) != Some(&figures)).then_some(figures)
         })
         .collect();
+    let numbers = shared.dispatch.numbers();
     let report = RelayReport {
         relay: shared.settings.name.clone(),
         uptime: shared.started.elapsed(),
         permits: i32::try_from(shared.settings.permits).unwrap_or(i32::MAX),
-        in_flight: i32::try_from(shared.leases.count()).unwrap_or(i32::MAX),
+        in_flight: i32::try_from(numbers.in_flight + numbers.unsettled).unwrap_or(i32::MAX),
         subscriptions: figures,
     };
     shared.store.report_relay(&report).await?;

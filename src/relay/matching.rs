@@ -115,9 +115,9 @@ pub(super) async fn look_at(
         let positions: Vec<i64> = some.iter().map(|new| new.event.position).collect();
         let times = || some.iter().map(|new| new.event.created_at);
         let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
-        let loaded = shared.store.load_events(&positions, span).await?;
+        let loaded = shared.store.load_events(&positions, span, i32::MAX).await?;
         for new in some {
-            look(loaded.get(&new.event.position).unwrap_or(&new.event));
+            look(loaded.get(&new.event.position).map_or(&new.event, |(event, _)| event));
             tokio::task::yield_now().await;
         }
     }

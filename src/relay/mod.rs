@@ -20,17 +20,22 @@ mod breaker;
 mod builder;
 mod claim;
 mod clock;
+mod concurrency;
 mod prepare;
 mod deliver;
 pub(crate) mod delivery;
+mod dispatch;
+mod fair;
+mod follow_up;
+mod held;
 mod matching;
-mod batcher;
-mod leases;
 mod maintain;
-mod permits;
+mod pauses;
+mod payloads;
 mod reload;
 mod route;
 mod settings;
+mod takeover;
 mod settle;
 mod backfill;
 pub mod telemetry;
@@ -114,11 +119,16 @@ struct Shared {
     settings: Settings,
     sinks: Registry,
     telemetry: Arc<Telemetry>,
-    permits: Arc<permits::Permits>,
+    dispatch: dispatch::Dispatch,
     clock: clock::Clock,
     schedule: schedule::Schedule,
     breakers: breaker::Breakers,
-    leases: leases::Leases,
+    leases: held::Leases,
+    finished: settle::Finished,
+    pauses: pauses::Pauses,
+    bounds: claim::Bounds,
+    /// Rings when permits have come back.
+    freed: tokio::sync::Notify,
     tallies: settle::Tallies,
     filter_errors: matching::FilterErrors,
     last_warned: prepare::LastWarned,
@@ -168,8 +178,7 @@ impl Relay {
         let drained = CancellationToken::new();
         let stages = TaskTracker::new();
         let attempts = TaskTracker::new();
-        let (outcomes, outcomes_inbox) =
-            mpsc::channel(usize::try_from(shared.settings.permits).unwrap_or(usize::MAX).clamp(1, 65_536));
+        let (outcomes, outcomes_inbox) = mpsc::channel(65_536);
         let (bell, bell_task) = await_work::bell(shared.clone(), listen);
         let stop_attempts = CancellationToken::new();
         // Whoever drops this future instead of cancelling `shutdown` wants no drain: the stages then end where they are.
@@ -177,42 +186,58 @@ impl Relay {
         let _dropped = dropped.clone().drop_guard();
 
         stages.spawn(dropped.clone().run_until_cancelled_owned(bell_task.listen(drained.clone())));
-        stages
-            .spawn(dropped.clone().run_until_cancelled_owned(leases::renew(shared.clone(), drained.clone())));
+        stages.spawn(dropped.clone().run_until_cancelled_owned(held::renew(shared.clone(), drained.clone())));
         stages.spawn(
             dropped.clone().run_until_cancelled_owned(maintain::maintain(shared.clone(), shutdown.clone())),
         );
         stages.spawn(
             dropped.clone().run_until_cancelled_owned(backfill::backfill(shared.clone(), shutdown.clone())),
         );
-        let settling = stages
-            .spawn(dropped.clone().run_until_cancelled_owned(settle::settle(shared.clone(), outcomes_inbox)));
-        let deliver = deliver::Deliver::new(
+        let deliver = Arc::new(deliver::Deliver::new(
             shared.clone(),
             attempts.clone(),
             outcomes,
             stop_attempts.clone(),
             dropped.clone(),
-        );
+        ));
+        let inbox: settle::Inbox = Arc::new(tokio::sync::Mutex::new(outcomes_inbox));
+        let settling = [0, 1].map(|queue| {
+            let settler = settle::settle(shared.clone(), inbox.clone(), queue, Arc::downgrade(&deliver));
+            stages.spawn(dropped.clone().run_until_cancelled_owned(settler))
+        });
+        stages.spawn(dropped.clone().run_until_cancelled_owned(work::tidy(
+            shared.clone(),
+            deliver.clone(),
+            shutdown.clone(),
+        )));
         let working = stages.spawn(dropped.clone().run_until_cancelled_owned(work::work(
             shared.clone(),
             bell,
-            deliver,
+            deliver.clone(),
             shutdown.clone(),
         )));
         stages.close();
 
         let worked = working.await;
         shared.draining.store(true, Ordering::Release);
-        shared.telemetry.stopping(&shared.settings.name, shared.leases.count());
+        let numbers = shared.dispatch.numbers();
+        shared.telemetry.stopping(&shared.settings.name, (numbers.in_flight + numbers.unsettled) as usize);
+        // What has not begun is given back at once.
+        let back = shared.dispatch.stop();
+        deliver.give_back(back, crate::delivery::Reason::RelayStopped).await;
         attempts.close();
         let complete = tokio::time::timeout(shared.settings.drain, attempts.wait()).await.is_ok();
         let left = if complete { 0 } else { attempts.len() };
         // Attempts that are cut off report so, and their deliveries are given back at once.
         stop_attempts.cancel();
         attempts.wait().await;
+        drop(deliver);
         // All senders are gone now: settling ends when its queue is empty, unless the database stays away.
-        let settled = tokio::time::timeout(shared.settings.lease.max(Duration::from_secs(5)), settling).await;
+        let settled = tokio::time::timeout(
+            shared.settings.lease.max(Duration::from_secs(5)),
+            futures_util::future::join_all(settling),
+        )
+        .await;
         drained.cancel();
         if tokio::time::timeout(Duration::from_secs(15), stages.wait()).await.is_err() {
             tracing::warn!("a stage did not end in time and is left behind");
@@ -221,10 +246,12 @@ impl Relay {
         let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.leave_relay(&shared.settings.name))
             .await;
         let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.close()).await;
-        let unsettled = shared.leases.count();
+        let (pages, rows) = shared.leases.count();
+        let unsettled = (shared.dispatch.numbers().unsettled as usize).max(pages + rows);
         shared.telemetry.stopped(&shared.settings.name, left.max(unsettled));
         match (worked, settled) {
-            (Err(_), _) | (_, Ok(Err(_))) => Err(Error::StagePanicked),
+            (Err(_), _) => Err(Error::StagePanicked),
+            (_, Ok(ended)) if ended.iter().any(Result::is_err) => Err(Error::StagePanicked),
             _ => Ok(Drained { complete: complete && unsettled == 0, left: left.max(unsettled) }),
         }
     }
@@ -250,17 +277,25 @@ impl Health {
     #[must_use]
     pub fn state(&self) -> serde_json::Value {
         let shared = &self.shared;
+        let numbers = shared.dispatch.numbers();
+        let index = shared.index.load();
         serde_json::json!({
             "relay": shared.settings.name,
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": shared.started.elapsed().as_secs(),
             "draining": shared.draining.load(Ordering::Acquire),
             "permits": shared.settings.permits,
-            "free_permits": shared.permits.free(),
-            "in_flight": shared.leases.count(),
+            "free_permits": shared.dispatch.free_permits(),
+            "leased_ahead": numbers.ahead,
+            "leased_ahead_bytes": numbers.ahead_bytes,
+            "in_flight": numbers.in_flight,
+            "unsettled": numbers.unsettled,
             "subscriptions": shared.index.load().iter().count(),
             "generation": shared.index.load().generation,
-            "open_breakers": shared.breakers.open().into_keys().map(|destination| destination.to_string()).collect::<Vec<_>>(),
+            "open_breakers": shared.breakers.open().into_keys().map(|about| match about {
+                breaker::About::Host(host) => host.to_string(),
+                breaker::About::Subscription(id) => index.get(id).map_or_else(String::new, |one| one.row.name.clone()),
+            }).collect::<Vec<_>>(),
         })
     }
 }

@@ -63,7 +63,11 @@ pub(super) fn outgoing(shared: &Shared, delivery: &Delivery) -> Result<Outgoing,
     })?;
     let outgoing = Outgoing {
         attempt: delivery.attempt,
-        lease: Some(Lease { delivery: delivery.id, token: delivery.lease_token }),
+        lease: Some(Lease {
+            page: delivery.place.page,
+            number: delivery.place.number,
+            token: delivery.place.token,
+        }),
         ..Outgoing::new(event, subscription.name.clone(), delivery.attempted_at)
     };
     subscription.shape(outgoing).map_err(|why| rejected(Reason::TransformFailed, why))

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use super::Shared;
+use super::{Shared, breaker::About, deliver::Deliver};
 use crate::{
     event::types::{EventType, Types},
     store::{Error, SubscriptionState},
@@ -17,6 +17,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Reload {
     shared: Arc<Shared>,
+    deliver: Arc<Deliver>,
     snapshot: Option<String>,
     subscriptions: BTreeMap<i64, Arc<Subscription>>,
     /// Those this relay cannot use, and why.
@@ -25,9 +26,10 @@ pub(super) struct Reload {
 }
 
 impl Reload {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, deliver: Arc<Deliver>) -> Self {
         Self {
             shared,
+            deliver,
             snapshot: None,
             subscriptions: BTreeMap::new(),
             invalid: HashMap::new(),
@@ -88,16 +90,28 @@ impl Reload {
             self.subscriptions.insert(id, Arc::new(subscription));
         }
         let index = Index::new(loaded.generation, self.subscriptions.values().cloned()).with_types(types);
-        shared.permits.share_among(index.sendable());
+        shared.dispatch.share_among(index.sendable());
         shared.telemetry.reloaded(loaded.generation, self.subscriptions.len(), self.invalid.len());
         let destinations: HashSet<Arc<str>> =
             index.iter().filter_map(|subscription| subscription.outlet.destination().cloned()).collect();
-        shared.breakers.keep_only(|destination| destinations.contains(destination));
-        shared.index.store(Arc::new(index));
+        let ids: HashSet<i64> = index.iter().map(|subscription| subscription.row.id).collect();
+        shared.breakers.keep_only(|about| match about {
+            About::Host(host) => destinations.contains(host),
+            About::Subscription(id) => ids.contains(id),
+        });
+        let index = Arc::new(index);
+        shared.index.store(index.clone());
         shared.starts.notify_one();
         for id in changed {
-            shared.schedule.note(id, Instant::now()); // it may just have been resumed
+            // It may just have been resumed.
+            shared.pauses.end(id);
+            shared.schedule.note(id, Instant::now());
+            shared.schedule.hold_back(id, false);
+            shared.schedule.hold_back(id, true);
         }
+        // Nothing begins under an old version.
+        let back = shared.dispatch.follow(|id| index.get(id));
+        self.deliver.give_back(back, crate::delivery::Reason::LeaseLost).await;
         // Whoever holds such a row locked must not keep the index from being swapped.
         for read in checked_types {
             let problem = read.problem();

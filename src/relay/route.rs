@@ -1,36 +1,41 @@
-//! New events to deliveries, in one statement. A crash here costs the wait of one lease: what was leased and not sent returns.
+//! New events to what is owed, in one statement. A crash here costs the wait of one lease: what was leased and not sent returns.
 //!
-//! While every subscription keeps up, no more is routed than can be sent at once: a backlog stays in the log and each of its
-//! deliveries is written once, already leased. A subscription that is full, paused or tripped gets its rows without a lease
-//! and never holds up the routing of the others.
+//! A step leases to this relay what it can begin soon: a page, one row for all of it. While every subscription keeps up, no more is
+//! routed than that, and a backlog stays in the log. A subscription that is full, paused or tripped gets ranges in the backlog and
+//! never holds up the routing of the others; what nobody can be sent is routed as fast as it is read.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Instant,
 };
 
 use uuid::Uuid;
 
-use super::delivery::Delivery;
+use super::delivery::{Delivery, Place};
 use super::{
     Shared,
-    breaker::Gate,
-    deliver::{Deliver, Leased},
+    deliver::Deliver,
+    dispatch::{Job, Way},
+    held::{Held, Lease},
     matching::MatchCache,
-    permits::{NoPermit, Permit},
     reload::Reload,
 };
 use crate::{
+    delivery::ranges::Ranges,
     event::Event,
-    store::{Advance, Cursor, Error, NewDelivery, NewEvent},
+    store::{Advance, Cursor, Error, NewDelivery, NewEvent, NewPage, Read, Routed},
     subscription::{Index, Subscription},
 };
 
 /// Events read in one step at most.
 const PAGE: usize = 1_000;
-/// And at least, lest a few free permits make pages tiny.
-const SMALLEST_PAGE: usize = 16;
+/// And at least, lest little room makes pages tiny.
+const SMALLEST_PAGE: usize = 64;
+/// Pairs of an event and a subscription in one step, but for those of one event.
+const PAIRS: usize = 16_384;
+/// Pairs in one page.
+const PAIRS_IN_PAGE: usize = 4_096;
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,46 +58,76 @@ pub(super) struct Route {
     cursor: Option<Cursor>,
     /// Subscriptions that want events from before they were made, for which a step of ours has fixed what that is.
     fixed: HashSet<i64>,
-    /// Deliveries an event was routed to lately: how many events fill the permits.
+    /// The page behind the last step, read while that was committed.
+    ahead: Option<Read>,
+    /// Pairs an event was leased for lately: how many events fill the room.
     fanout: f64,
     matches: MatchCache,
 }
 
 /// What one step is going to write.
+#[derive(Default)]
 struct Plan {
-    rows: Vec<NewDelivery>,
-    leased: Vec<(Arc<Event>, bool, Arc<Subscription>, Permit)>,
-    advance: Advance,
-    routed: usize,
+    routed: Routed,
+    /// What is leased, in the order of `routed.pages`: for each pair its number, and which of the events.
+    leased: Vec<Vec<(Arc<Subscription>, usize)>>,
+    held_back: Vec<i64>,
+    /// Events that have been planned.
+    events: usize,
+    pairs: usize,
+    advance: Option<i64>,
     waiting: bool,
+}
+
+/// How a subscription stands while a step is planned.
+struct Standing {
+    subscription: Arc<Subscription>,
+    /// How many more may be leased for it.
+    room: usize,
+    may_send: bool,
+    leased: Vec<usize>,
+    waiting: Ranges,
 }
 
 impl Route {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, cursor: None, fixed: HashSet::new(), fanout: 1.0, matches: MatchCache::default() }
+        Self {
+            shared,
+            cursor: None,
+            fixed: HashSet::new(),
+            ahead: None,
+            fanout: 1.0,
+            matches: MatchCache::default(),
+        }
     }
 
-    pub(super) async fn route(&mut self, reload: &mut Reload, deliver: &mut Deliver) -> Result<Step, Error> {
+    fn overtaken(&mut self) -> Step {
+        self.matches.forget();
+        self.ahead = None;
+        Step::OthersRoute // and the cursor is loaded again
+    }
+
+    pub(super) async fn route(&mut self, reload: &mut Reload, deliver: &Deliver) -> Result<Step, Error> {
         let index = self.shared.index.load_full();
         if self.must_hold(&index) {
             return Ok(Step::NoRoom);
         }
+        let ahead = self.ahead.take();
         let cursor = match self.cursor.take() {
             Some(cursor) => cursor,
             None => self.shared.store.load_cursor(0).await?,
         };
-        let free = self.shared.permits.free();
-        let Some(read) = self
-            .shared
-            .store
-            .read_events(&cursor, self.page(free), free > 0 || index.needs_payload())
-            .await?
-        else {
-            self.matches.forget();
-            return Ok(Step::OthersRoute); // and the cursor is loaded anew
+        let read = match ahead {
+            Some(read) => read,
+            None => {
+                let Some(read) = self.shared.store.read_events(&cursor, self.page(), true).await? else {
+                    return Ok(self.overtaken());
+                };
+                read
+            }
         };
         // An event committed after a subscription is always matched against it.
-        if read.generation != index.generation {
+        if read.generation > index.generation {
             reload.load().await?;
         }
         let starting: Vec<i64> =
@@ -102,194 +137,263 @@ impl Route {
             return Ok(Step::Nothing);
         }
         let index = self.shared.index.load_full();
-        let (more_to_read, events) = (read.has_more(), &read.events);
-        self.matches.evaluate(&self.shared, &index, events).await?;
-        let plan = self.plan(&index, events);
-        if plan.routed == 0 && !events.is_empty() {
+        self.matches.evaluate(&self.shared, &index, &read.events).await?;
+        let plan = self.plan(&index, &read.events);
+        if plan.events == 0 && !read.events.is_empty() {
             self.cursor = Some(cursor);
             return Ok(Step::NoRoom);
         }
+        let advance = plan.advance.map_or(Advance::All, Advance::UpTo);
+        let more = read.has_more() || advance != Advance::All;
         let token = Uuid::new_v4();
         let began = Instant::now();
-        let lease = self.shared.settings.lease;
-        let Some((next, ids)) = self
-            .shared
-            .store
-            .advance_cursor(&cursor, &read, plan.advance, &plan.rows, token, lease, &starting)
-            .await?
-        else {
-            self.matches.forget();
-            return Ok(Step::OthersRoute);
+        let store = &self.shared.store;
+        let next_page = async {
+            if more && advance == Advance::All {
+                store.read_ahead(&cursor, &read, advance, self.page(), true).await
+            } else {
+                Ok(None)
+            }
         };
+        let lease = self.shared.settings.lease;
+        let (advanced, ahead) = tokio::join!(
+            store.advance_cursor(&cursor, &read, advance, &plan.routed, token, lease, &starting),
+            next_page
+        );
+        let Some((next, ids)) = advanced? else { return Ok(self.overtaken()) };
         self.cursor = Some(next);
+        // One that could not be read is read again.
+        self.ahead = ahead.unwrap_or_default();
         if !starting.is_empty() {
             self.fixed.extend(starting);
             self.shared.starts.notify_one();
         }
-        self.matches.settle(&self.shared, &index, events.iter().take(plan.routed));
-        let more = more_to_read || plan.advance != Advance::All;
-        let step = Step::Routed { more, waiting: plan.waiting };
-        self.shared.telemetry.routed(plan.routed, plan.rows.len());
-        if plan.routed > 0 {
+        self.matches.settle(&self.shared, &index, read.events.iter().take(plan.events));
+        for id in &plan.held_back {
+            self.shared.schedule.hold_back(*id, false);
+        }
+        for new in &plan.routed.timed {
+            let wait = new
+                .deliver_after
+                .and_then(|then| (then - self.shared.clock.now()).to_std().ok())
+                .unwrap_or_default();
+            self.shared.schedule.note(new.subscription, Instant::now() + wait);
+            if new.priority > 0 {
+                self.shared.schedule.look_back(new.subscription); // priority moves the due time into the past
+            }
+        }
+        self.shared.telemetry.routed(plan.events, plan.pairs);
+        if plan.events > 0 {
+            let leased: usize = plan.leased.iter().map(Vec::len).sum();
             #[expect(clippy::cast_precision_loss, reason = "a page is small")]
-            let fanout = plan.rows.len() as f64 / plan.routed as f64;
+            let fanout = leased as f64 / plan.events as f64;
             self.fanout = 0.8 * self.fanout + 0.2 * fanout;
         }
-        let owed_since = self.shared.clock.now();
-        let leased = plan
-            .leased
-            .into_iter()
-            .zip(ids)
-            .map(|((event, payload_read, subscription, permit), id)| Leased {
-                delivery: Delivery {
-                    id,
-                    event,
-                    subscription,
-                    owed_since,
-                    attempted_at: owed_since,
-                    attempt: 1,
-                    lease_token: token,
-                    unfinished: 0,
-                },
-                payload_read,
-                permit,
-            })
-            .collect();
-        deliver.begin(leased, began).await?;
+        let step = Step::Routed { more, waiting: plan.waiting };
+        deliver.take(self.jobs(plan, read, &ids, token, began));
         Ok(step)
     }
 
-    /// How many events to read: as many as fill the free permits.
-    fn page(&self, free: u32) -> usize {
-        if free == 0 {
-            return PAGE;
+    /// What this relay holds now of a step that is committed.
+    fn jobs(&self, plan: Plan, read: Read, ids: &[i64], token: Uuid, began: Instant) -> Vec<Job> {
+        let owed_since = self.shared.clock.now();
+        let times = || read.events.iter().map(|new| new.event.created_at);
+        let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
+        let mut uses = vec![0usize; read.events.len()];
+        for (_, at) in plan.leased.iter().flatten() {
+            uses.get_mut(*at).into_iter().for_each(|uses| *uses += 1);
         }
+        let events: Vec<(Arc<Event>, bool, usize, bool)> = read
+            .events
+            .into_iter()
+            .zip(uses)
+            .map(|(new, uses)| {
+                let bytes = (new.event.payload.len() + new.event.headers.len() + 200) / uses.max(1);
+                (Arc::new(new.event), new.payload_read, bytes, new.priority > 0)
+            })
+            .collect();
+        let mut jobs = Vec::with_capacity(plan.leased.iter().map(Vec::len).sum());
+        for (id, pairs) in ids.iter().zip(plan.leased) {
+            let page = self.shared.leases.page(*id, Lease::new(token, began), (0, 0), span, pairs.len());
+            for (number, (subscription, at)) in (0i32..).zip(pairs) {
+                let Some((event, payload_read, bytes, is_urgent)) = events.get(at) else { continue };
+                jobs.push(Job {
+                    delivery: Delivery {
+                        place: Place { page: Some(*id), number: number.into(), token },
+                        event: event.clone(),
+                        subscription,
+                        owed_since,
+                        attempted_at: owed_since,
+                        attempt: 1,
+                        unfinished: 0,
+                    },
+                    held: Held::Page(page.clone(), number),
+                    payload_read: *payload_read,
+                    bytes: *bytes,
+                    queued: began,
+                    is_urgent: *is_urgent,
+                });
+            }
+        }
+        jobs
+    }
+
+    /// How many events to read: as many as fill the room.
+    fn page(&self) -> usize {
+        let free = self.shared.dispatch.free_ahead();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
             reason = "a float saturates, and the result is clamped"
         )]
-        let fitting = (f64::from(free) / self.fanout.max(1.0)) as usize;
+        let fitting = (free as f64 / self.fanout.max(0.1)) as usize;
         fitting.clamp(SMALLEST_PAGE, PAGE)
     }
 
     /// Whether routing must wait for room: there are subscriptions to send to, and not one of them has any.
     fn must_hold(&self, index: &Index) -> bool {
-        if self.shared.permits.free() == 0 { index.sendable() > 0 } else { self.all_are_full(index, None) }
+        index.sendable() > 0 && self.shared.dispatch.is_full() || self.all_are_full(index, &HashMap::new())
     }
 
-    /// Whether every subscription that may be sent to has all its permits in flight; `full` is known to have. Only then may
-    /// events be left in the log: were there one that has room, the others' backlog must not stand before its events.
-    fn all_are_full(&self, index: &Index, full: Option<i64>) -> bool {
+    /// Whether every subscription that may be sent to has as much leased as it may. Only then may events be left in the log: were
+    /// there one that has room, the others' backlog must not stand before its events.
+    fn all_are_full(&self, index: &Index, standings: &HashMap<i64, Standing>) -> bool {
         // With many subscriptions it is hardly ever so, and not worth the look.
         if index.sendable() == 0 || index.sendable() > 64 {
             return false;
         }
-        let now = self.shared.clock.now();
-        let mut sendable = index.iter().filter(|subscription| self.may_send(subscription, now)).peekable();
-        sendable.peek().is_some()
-            && sendable.all(|subscription| Some(subscription.row.id) == full || self.room(subscription) == 0)
-    }
-
-    fn room(&self, subscription: &Subscription) -> u32 {
-        self.shared.permits.room(subscription.row.id, subscription.own_limit())
+        let now = Instant::now();
+        let mut some = false;
+        for subscription in index.iter() {
+            let (may_send, room) = match standings.get(&subscription.row.id) {
+                Some(standing) => (standing.may_send, standing.room),
+                None if self.shared.way(subscription, now) != Way::Free => (false, 0),
+                None => (true, self.shared.dispatch.room(subscription, now)),
+            };
+            if may_send && room > 0 {
+                return false;
+            }
+            some |= may_send;
+        }
+        some
     }
 
     fn plan(&self, index: &Index, events: &[NewEvent]) -> Plan {
         let shared = &self.shared;
-        let mut plan = Plan {
-            rows: Vec::with_capacity(events.len()),
-            leased: Vec::with_capacity(events.len()),
-            advance: Advance::All,
-            routed: 0,
-            waiting: false,
-        };
-        let now = shared.clock.now();
-        let mut sendable: HashMap<i64, bool> = HashMap::new();
+        let mut plan = Plan::default();
+        let (clock, now) = (shared.clock.now(), Instant::now());
+        let mut standings: HashMap<i64, Standing> = HashMap::new();
         let mut previous = None;
-        for new in events {
+        for (at, new) in events.iter().enumerate() {
+            let position = new.event.position;
             let matching: Vec<&Arc<Subscription>> = if index.is_choosy() {
-                self.matches.wanted_by(new.event.position).iter().filter_map(|id| index.get(*id)).collect()
+                self.matches.wanted_by(position).iter().filter_map(|id| index.get(*id)).collect()
             } else {
                 index.matching(&new.event)
             };
-            let later = new.deliver_after.is_some_and(|then| then > now);
-            let mut event: Option<Arc<Event>> = None;
-            let rows_before = plan.rows.len();
-            let leased_before = plan.leased.len();
-            let mut hold = false;
-            for subscription in matching {
+            let later = new.deliver_after.is_some_and(|then| then > clock);
+            for subscription in &matching {
                 let id = subscription.row.id;
-                let may_send = *sendable.entry(id).or_insert_with(|| self.may_send(subscription, now));
-                let permit = if may_send && !later && !shared.schedule.is_behind(id) {
-                    match shared.permits.take_one(id, subscription.own_limit()) {
-                        Ok(permit) => Some(permit),
-                        // One event for more subscriptions than there are permits goes all the same: to some at once.
-                        Err(NoPermit::AllTaken) if plan.routed == 0 && plan.leased.len() > leased_before => {
-                            shared.schedule.fall_behind(id);
-                            None
-                        }
-                        Err(NoPermit::AllTaken) => {
-                            hold = true;
-                            break;
-                        }
-                        // Where this event was leased to another one, that one had room.
-                        Err(NoPermit::NoneForThis)
-                            if plan.leased.len() == leased_before && self.all_are_full(index, Some(id)) =>
-                        {
-                            hold = true;
-                            break;
-                        }
-                        Err(NoPermit::NoneForThis) => {
-                            shared.schedule.fall_behind(id);
-                            None
-                        }
+                standings.entry(id).or_insert_with(|| {
+                    let may_send = shared.way(subscription, now) == Way::Free;
+                    let room = if may_send && !shared.schedule.is_held_back(id) {
+                        shared.dispatch.room(subscription, now)
+                    } else {
+                        0
+                    };
+                    Standing {
+                        subscription: (*subscription).clone(),
+                        room,
+                        may_send,
+                        leased: Vec::new(),
+                        waiting: Ranges::default(),
                     }
-                } else {
-                    None
-                };
-                let leased = permit.is_some();
-                if let Some(permit) = permit {
-                    let event = event.get_or_insert_with(|| Arc::new(new.event.clone()));
-                    plan.leased.push((event.clone(), new.payload_read, subscription.clone(), permit));
-                } else if later {
-                    let wait =
-                        new.deliver_after.and_then(|then| (then - now).to_std().ok()).unwrap_or_default();
-                    shared.schedule.note(id, Instant::now() + wait);
-                } else {
-                    plan.waiting |= may_send;
-                    shared.schedule.fall_behind(id);
-                    if new.priority > 0 {
-                        shared.schedule.look_back(id); // priority moves the due time into the past
-                    }
-                }
-                plan.rows.push(NewDelivery {
-                    position: new.event.position,
-                    created_at: new.event.created_at,
-                    subscription: id,
-                    leased,
-                    deliver_after: new.deliver_after,
-                    priority: new.priority,
                 });
             }
-            if hold {
+            let room = |id: i64| standings.get(&id).is_some_and(|standing| standing.room > 0);
+            let is_full = !later
+                && !matching.is_empty()
+                && matching.iter().all(|one| !room(one.row.id))
+                && matching
+                    .iter()
+                    .any(|one| standings.get(&one.row.id).is_some_and(|standing| standing.may_send));
+            if at > 0 && plan.pairs + matching.len() > PAIRS
+                || is_full && self.all_are_full(index, &standings)
+            {
                 // This event and those behind it stay in the log.
-                plan.rows.truncate(rows_before);
-                plan.leased.truncate(leased_before);
-                plan.advance = Advance::UpTo(previous.unwrap_or(new.event.position - 1));
+                plan.advance = Some(previous.unwrap_or(position - 1));
                 break;
             }
-            plan.routed += 1;
-            previous = Some(new.event.position);
+            for subscription in matching {
+                let id = subscription.row.id;
+                let Some(standing) = standings.get_mut(&id) else { continue };
+                plan.pairs += 1;
+                if later || new.priority > 0 && standing.room == 0 {
+                    plan.routed.timed.push(NewDelivery {
+                        position,
+                        created_at: new.event.created_at,
+                        subscription: id,
+                        deliver_after: new.deliver_after,
+                        priority: new.priority,
+                    });
+                } else if standing.room > 0 {
+                    standing.room -= 1;
+                    standing.leased.push(at);
+                } else {
+                    plan.waiting |= standing.may_send;
+                    standing.waiting.insert(position);
+                }
+            }
+            plan.events += 1;
+            previous = Some(position);
         }
+        self.lay_out(events, standings, &mut plan);
         plan
     }
 
-    fn may_send(&self, subscription: &Subscription, now: chrono::DateTime<chrono::Utc>) -> bool {
-        subscription.may_send()
-            && subscription.row.paused_until.is_none_or(|until| until <= now)
-            && subscription.outlet.destination().is_none_or(|destination| {
-                self.shared.breakers.gate(destination, Instant::now()) == Gate::Closed
-            })
+    /// Pages of what is leased: one for all, one for each subscription that settles itself, none too large.
+    fn lay_out(&self, events: &[NewEvent], standings: HashMap<i64, Standing>, plan: &mut Plan) {
+        let standings: BTreeMap<i64, Standing> = standings.into_iter().collect();
+        let (mut page, mut pairs) = (NewPage::default(), Vec::new());
+        let mut flush = |page: &mut NewPage, pairs: &mut Vec<(Arc<Subscription>, usize)>| {
+            if !pairs.is_empty() {
+                plan.routed.pages.push(std::mem::take(page));
+                plan.leased.push(std::mem::take(pairs));
+            }
+        };
+        let mut own = Vec::new();
+        for (id, standing) in standings {
+            if !standing.waiting.is_empty() {
+                plan.routed.waiting.push((id, standing.waiting));
+                plan.held_back.push(id);
+            }
+            if standing.leased.is_empty() {
+                continue;
+            }
+            if standing.subscription.outlet.settles() {
+                own.push((id, standing.subscription, standing.leased));
+                continue;
+            }
+            for part in standing.leased.chunks(PAIRS_IN_PAGE) {
+                if pairs.len() + part.len() > PAIRS_IN_PAGE {
+                    flush(&mut page, &mut pairs);
+                }
+                page.entries.push((
+                    id,
+                    part.iter().filter_map(|at| events.get(*at)).map(|new| new.event.position).collect(),
+                ));
+                pairs.extend(part.iter().map(|at| (standing.subscription.clone(), *at)));
+            }
+        }
+        flush(&mut page, &mut pairs);
+        for (id, subscription, leased) in own {
+            page.entries.push((
+                id,
+                leased.iter().filter_map(|at| events.get(*at)).map(|new| new.event.position).collect(),
+            ));
+            pairs.extend(leased.into_iter().map(|at| (subscription.clone(), at)));
+            flush(&mut page, &mut pairs);
+        }
     }
 }

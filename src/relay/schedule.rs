@@ -26,6 +26,10 @@ struct State {
     due: BTreeSet<(u64, i64)>,
     /// Subscriptions with more due rows than they had room for, and during which turn that was said.
     behind: BTreeMap<i64, u64>,
+    /// The same for what waits in the backlog,
+    held_back: BTreeMap<i64, u64>,
+    /// and for suspects there.
+    suspects: BTreeMap<i64, u64>,
     /// Counts the times that the schedule was read.
     turn: u64,
     /// Subscriptions that were deleted and may still have rows.
@@ -74,8 +78,37 @@ impl Schedule {
         self.state().behind.contains_key(&subscription)
     }
 
+    /// Something of it waits in the backlog: claim whenever there is room.
+    pub(crate) fn hold_back(&self, subscription: i64, is_suspect: bool) {
+        let mut state = self.state();
+        let turn = state.turn;
+        if is_suspect { &mut state.suspects } else { &mut state.held_back }.insert(subscription, turn);
+    }
+
+    /// All of its backlog was claimed, or nothing may be sent for now; what was said since the schedule was read stays.
+    pub(crate) fn let_go(&self, subscription: i64, is_suspect: bool) {
+        let mut state = self.state();
+        let turn = state.turn;
+        let held = if is_suspect { &mut state.suspects } else { &mut state.held_back };
+        if held.get(&subscription).is_some_and(|said| *said < turn) {
+            held.remove(&subscription);
+        }
+    }
+
+    /// Whether something of it waits in the backlog, suspects aside.
+    pub(crate) fn is_held_back(&self, subscription: i64) -> bool {
+        self.state().held_back.contains_key(&subscription)
+    }
+
+    /// Which of rows, backlog and suspects there may be to claim for it.
+    pub(crate) fn waits(&self, subscription: i64) -> (bool, bool) {
+        let state = self.state();
+        (state.held_back.contains_key(&subscription), state.suspects.contains_key(&subscription))
+    }
+
     pub(crate) fn count_behind(&self) -> usize {
-        self.state().behind.len()
+        let state = self.state();
+        state.behind.len() + state.held_back.len() + state.suspects.len()
     }
 
     /// The subscription was deleted: what it is owed is to be cancelled.
@@ -120,7 +153,8 @@ impl Schedule {
         let later = state.due.split_off(&(step + 1, i64::MIN));
         let due = std::mem::replace(&mut state.due, later);
         state.turn += 1;
-        due.into_iter().map(|(_, subscription)| subscription).chain(state.behind.keys().copied()).collect()
+        let waiting = state.behind.keys().chain(state.held_back.keys()).chain(state.suspects.keys()).copied();
+        due.into_iter().map(|(_, subscription)| subscription).chain(waiting).collect()
     }
 
     /// When something falls due next, those behind aside.

@@ -40,8 +40,8 @@ impl Default for Settings {
         Self {
             name: format!("pgoutbox-{}", std::process::id()),
             environment: "default".to_owned(),
-            permits: 256,
-            permits_per_subscription: 64,
+            permits: 1_024,
+            permits_per_subscription: 512,
             lease: Duration::from_secs(10),
             drain: Duration::from_secs(20),
             poll: Some(Duration::from_secs(1)),

@@ -1,24 +1,30 @@
-//! Outcomes to verdicts, written in batches under the lease tokens. A crash here costs a repeated delivery for each permit
-//! taken. Outcomes outlive a lost connection: they wait here, with their permits, and are written before anything new is
-//! claimed for those permits.
+//! Outcomes to verdicts, written in batches under the lease tokens, two batches at a time. A crash here costs a repeated delivery for
+//! each permit taken. Outcomes outlive a lost connection: they wait here, with their permits.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
 
-use super::{Shared, await_work::backon_waits, breaker::Change, deliver::Attempted};
-use super::{delivery::Delivery, settings::AttemptLog};
+use super::delivery::Delivery;
+use super::follow_up;
+use super::{
+    AttemptLog, Shared,
+    await_work::backon_waits,
+    breaker::{About, Change},
+    deliver::{Attempted, Deliver},
+    held::{Held, Page},
+};
 use crate::{
-    delivery::{LONGEST_PAUSE, Outcome, Verdict, verdict},
-    store::{AttemptRow, Batch, DeadRow, Kind, SubscriptionState},
+    delivery::{Outcome, Verdict, ranges::Ranges, verdict},
+    store::{AttemptRow, Batch, DeadRow, Entry, Kind, PageBatch, Pair, PairDead, PairRetry, PairsBack},
 };
 
 /// Verdicts written in one commit at most.
-const AT_ONCE: usize = 500;
+const AT_ONCE: usize = 1_000;
 
 /// Attempts per subscription since the relay started: delivered, failed.
 #[derive(Debug, Default)]
@@ -42,40 +48,98 @@ impl Tallies {
     }
 }
 
-/// Writes verdicts until every sender of outcomes is gone.
-pub(super) async fn settle(shared: Arc<Shared>, mut outcomes: mpsc::Receiver<Attempted>) {
-    let mut attempted = Vec::with_capacity(AT_ONCE);
-    while outcomes.recv_many(&mut attempted, AT_ONCE).await > 0 {
-        settle_batch(&shared, &attempted).await;
-        // Their permits come back only now.
-        attempted.clear();
+/// Pages with nothing left that no batch could delete: their last pairs were in batches under way at once, or their sink settled them.
+#[derive(Debug, Default)]
+pub(super) struct Finished {
+    pages: Mutex<Vec<Arc<Page>>>,
+}
+
+impl Finished {
+    fn push(&self, page: Arc<Page>) {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner).push(page);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    fn take(&self) -> Vec<Arc<Page>> {
+        std::mem::take(&mut self.pages.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-async fn settle_batch(shared: &Shared, attempted: &[Attempted]) {
+/// What the settlers take from, in turn.
+pub(super) type Inbox = Arc<tokio::sync::Mutex<mpsc::Receiver<Attempted>>>;
+
+/// Writes verdicts until every sender of outcomes is gone. `queue`: which of the two it is.
+pub(super) async fn settle(
+    shared: Arc<Shared>,
+    inbox: Inbox,
+    queue: usize,
+    deliver: std::sync::Weak<Deliver>,
+) {
+    let mut attempted = Vec::with_capacity(AT_ONCE);
+    loop {
+        let received = {
+            let mut inbox = inbox.lock().await;
+            inbox.recv_many(&mut attempted, AT_ONCE).await
+        };
+        if received == 0 {
+            return;
+        }
+        settle_batch(&shared, &attempted, queue).await;
+        let permits = attempted.iter().filter(|one| one.has_permit).count();
+        attempted.clear();
+        // Their permits come back only now.
+        shared.dispatch.settled(u32::try_from(permits).unwrap_or(u32::MAX));
+        if let Some(deliver) = deliver.upgrade() {
+            deliver.begin();
+        }
+        shared.freed.notify_one();
+        if !shared.finished.is_empty() {
+            delete_finished(&shared, queue).await;
+        }
+    }
+}
+
+async fn settle_batch(shared: &Shared, attempted: &[Attempted], queue: usize) {
     let verdicts: Vec<Verdict> = attempted.iter().map(|one| decide(shared, one)).collect();
-    let batch = batch(attempted, &verdicts);
-    // First what concerns the whole subscription: once the verdicts are committed, its deliveries may be claimed again.
-    let recorded = follow_up(shared, attempted).await;
-    let mut settled: HashSet<i64> =
-        attempted.iter().filter(|one| one.report.settled).map(|one| one.delivery.id).collect();
-    if settled.len() < attempted.len() {
-        settled.extend(persist(shared, attempted, &batch).await);
-    }
+    follow_up::pause(shared, attempted);
+    // First what ends a subscription: once the verdicts are committed, its deliveries may be claimed again.
+    let recorded = follow_up::record_gone(shared, attempted).await;
+    let rows = rows_of(attempted, &verdicts);
+    let pages = pages_of(shared, attempted, &verdicts);
+    let (kept_rows, kept_pages) =
+        tokio::join!(persist_rows(shared, &rows), persist_pages(shared, &pages, queue));
     // At once: what is due again may be claimed from here on, and must not be taken for an attempt still under way.
-    shared.leases.release(attempted.iter().map(|one| one.delivery.id));
-    record_attempts(shared, attempted, &settled).await;
-    for (one, verdict) in attempted.iter().zip(&verdicts) {
-        let counted = settled.contains(&one.delivery.id);
-        announce(shared, one, verdict, counted);
+    shared.leases.release_rows(attempted.iter().filter_map(|one| match &one.job.held {
+        Held::Row(row) => Some(row.id),
+        Held::Page(..) => None,
+    }));
+    let counted: Vec<bool> = attempted
+        .iter()
+        .map(|one| {
+            one.report.settled
+                || match &one.job.held {
+                    Held::Row(row) => kept_rows.as_ref().is_none_or(|kept| kept.contains(&row.id)),
+                    Held::Page(page, _) => kept_pages.as_ref().is_none_or(|kept| kept.contains(&page.id)),
+                }
+        })
+        .collect();
+    count_down(shared, attempted, &pages);
+    record_attempts(shared, attempted, &counted).await;
+    for ((one, verdict), counted) in attempted.iter().zip(&verdicts).zip(&counted) {
+        announce(shared, one, verdict, *counted);
     }
+    follow_up::record_pauses(shared, attempted).await;
     if !recorded {
-        follow_up(shared, attempted).await;
+        follow_up::record_gone(shared, attempted).await;
     }
 }
 
 fn decide(shared: &Shared, one: &Attempted) -> Verdict {
-    let Attempted { delivery, report, counts, .. } = one;
+    let Attempted { job, report, counts, .. } = one;
+    let delivery = &job.delivery;
     if !counts && matches!(report.outcome, Outcome::Retry { .. }) {
         return Verdict::RetryIn(Duration::ZERO);
     }
@@ -94,12 +158,14 @@ fn seed(delivery: &Delivery) -> u64 {
     high ^ low ^ u64::try_from(delivery.subscription.row.id).unwrap_or(0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
-fn batch(attempted: &[Attempted], verdicts: &[Verdict]) -> Batch {
+/// What is written of rows.
+fn rows_of(attempted: &[Attempted], verdicts: &[Verdict]) -> Batch {
     let mut batch = Batch::default();
     let mut tokens = HashSet::new();
     for (one, verdict) in attempted.iter().zip(verdicts) {
-        let id = one.delivery.id;
-        tokens.insert(one.delivery.lease_token);
+        let Held::Row(row) = &one.job.held else { continue };
+        let id = row.id;
+        tokens.insert(row.lease.token);
         match verdict {
             // Its sink has deleted the row itself: there is nothing left to write.
             Verdict::Settled if one.report.settled => {}
@@ -120,16 +186,138 @@ fn batch(attempted: &[Attempted], verdicts: &[Verdict]) -> Batch {
     batch
 }
 
-/// Writes the batch, again and again while the database is away. Returns the deliveries whose verdict counted.
-async fn persist(shared: &Shared, attempted: &[Attempted], batch: &Batch) -> Vec<i64> {
+/// What is written of pages. A page whose last pairs are among these is deleted.
+fn pages_of(shared: &Shared, attempted: &[Attempted], verdicts: &[Verdict]) -> PageBatch {
+    let mut batch = PageBatch::default();
+    let mut progress: BTreeMap<i64, (&Arc<Page>, Ranges, u32)> = BTreeMap::new();
+    let mut back: HashMap<(i64, i64, chrono::DateTime<chrono::Utc>), PairsBack> = HashMap::new();
+    for (one, verdict) in attempted.iter().zip(verdicts) {
+        let Held::Page(page, number) = &one.job.held else { continue };
+        let entry = progress.entry(page.id).or_insert_with(|| (page, Ranges::default(), 0));
+        entry.2 += 1;
+        if one.report.settled {
+            continue; // its sink has recorded it itself
+        }
+        entry.1.insert(i64::from(*number));
+        let delivery = &one.job.delivery;
+        let pair = Pair {
+            page: page.id,
+            number: *number,
+            subscription: delivery.subscription.row.id,
+            position: delivery.event.position,
+            created_at: delivery.event.created_at,
+            attempts: i32::try_from(delivery.attempt).unwrap_or(i32::MAX),
+        };
+        match verdict {
+            Verdict::Settled => {}
+            Verdict::RetryIn(wait) if one.counts => {
+                batch.retries.push(PairRetry {
+                    pair,
+                    owed_since: delivery.owed_since,
+                    wait: wait.as_secs_f64(),
+                    unfinished: 0,
+                });
+            }
+            Verdict::RetryIn(_) | Verdict::SubscriptionGone => {
+                let key = (page.id, pair.subscription, delivery.owed_since);
+                let back = back.entry(key).or_insert_with(|| PairsBack {
+                    page: page.id,
+                    numbers: Ranges::default(),
+                    entry: Entry {
+                        subscription: pair.subscription,
+                        positions: Ranges::default(),
+                        owed_since: delivery.owed_since,
+                    },
+                    span: page.span,
+                    deaths: page.deaths,
+                    alone: page.alone,
+                });
+                back.numbers.insert(i64::from(*number));
+                back.entry.positions.insert(pair.position);
+            }
+            Verdict::DeadLetter { reason } => batch.dead.push(PairDead {
+                pair,
+                reason: reason.code(),
+                status: one.report.status.map(i32::from),
+                answer: one.report.answer.clone(),
+            }),
+        }
+    }
+    batch.back = back.into_values().collect();
+    for (id, (page, numbers, count)) in progress {
+        if page.left() == count {
+            batch.finished.push(id);
+        } else if !numbers.is_empty() {
+            batch.progress.push((id, numbers));
+        }
+        batch.tokens.push(page.lease.token);
+    }
+    for page in shared.finished.take() {
+        if !batch.finished.contains(&page.id) {
+            batch.finished.push(page.id);
+            batch.tokens.push(page.lease.token);
+        }
+    }
+    batch.tokens.sort_unstable();
+    batch.tokens.dedup();
+    batch
+}
+
+/// These pairs are settled: a page with nothing left is let go, and deleted with the next batch if it was not with this one.
+fn count_down(shared: &Shared, attempted: &[Attempted], written: &PageBatch) {
+    let mut counts: HashMap<i64, (&Arc<Page>, u32)> = HashMap::new();
+    for one in attempted {
+        if let Held::Page(page, _) = &one.job.held {
+            counts.entry(page.id).or_insert((page, 0)).1 += 1;
+        }
+    }
+    for (id, (page, count)) in counts {
+        if page.settled(count) {
+            shared.leases.release_page(id);
+            if !written.finished.contains(&id) {
+                shared.finished.push(page.clone());
+            }
+        }
+    }
+}
+
+/// Writes the verdicts on rows. `None`: all of them count.
+async fn persist_rows(shared: &Shared, batch: &Batch) -> Option<HashSet<i64>> {
+    if batch.is_empty() {
+        return Some(HashSet::new());
+    }
+    let settled = persist(shared, Write::Rows(batch)).await;
+    settled.map(|ids| ids.into_iter().collect())
+}
+
+async fn persist_pages(shared: &Shared, batch: &PageBatch, queue: usize) -> Option<HashSet<i64>> {
+    if batch.is_empty() {
+        return Some(HashSet::new());
+    }
+    let settled = persist(shared, Write::Pages(batch, queue)).await;
+    settled.map(|ids| ids.into_iter().collect())
+}
+
+/// What is written.
+#[derive(Debug, Clone, Copy)]
+enum Write<'b> {
+    Rows(&'b Batch),
+    Pages(&'b PageBatch, usize),
+}
+
+/// Writes again and again while the database is away. `None`: after a lost answer what is missing may be gone because the first try
+/// had worked; nobody else writes under our tokens, so it is taken for settled.
+async fn persist(shared: &Shared, write: Write<'_>) -> Option<Vec<i64>> {
     let mut waits = backon_waits();
     let mut unknown = false;
     loop {
-        match shared.store.settle_deliveries(batch).await {
-            // After a lost answer the rows may be gone because the first try had worked: nobody else writes under our
-            // tokens, so what is missing then is taken for settled.
-            Ok(_) if unknown => return attempted.iter().map(|one| one.delivery.id).collect(),
-            Ok(settled) => return settled,
+        let written = match write {
+            Write::Rows(batch) => shared.store.settle_deliveries(batch).await,
+            Write::Pages(batch, queue) => shared.store.settle_pages(batch, queue).await,
+        };
+        match written {
+            Ok(_) if unknown => return None,
+            Ok(settled) => return Some(settled),
             Err(error) => {
                 shared.telemetry.database_failed("settle", &error);
                 unknown |= error.kind() == Kind::Connection;
@@ -140,29 +328,33 @@ async fn persist(shared: &Shared, attempted: &[Attempted], batch: &Batch) -> Vec
     }
 }
 
-/// Written once: the delivery log is worth less than the next verdict.
-async fn record_attempts(shared: &Shared, attempted: &[Attempted], settled: &HashSet<i64>) {
-    let wanted = |one: &&Attempted| match shared.settings.attempt_log {
+/// The delivery log is recorded once; it is worth less than the next verdict.
+async fn record_attempts(shared: &Shared, attempted: &[Attempted], counted: &[bool]) {
+    let wanted = |one: &Attempted| match shared.settings.attempt_log {
         AttemptLog::All => one.counts,
         AttemptLog::Failures => one.counts && one.report.outcome != Outcome::Delivered,
         AttemptLog::Off => false,
     };
     let rows: Vec<AttemptRow> = attempted
         .iter()
-        .filter(wanted)
-        .map(|one| AttemptRow {
-            delivery: one.delivery.id,
-            subscription: one.delivery.subscription.row.id,
-            position: one.delivery.event.position,
-            event: one.delivery.event.id,
-            attempt: i32::try_from(one.delivery.attempt).unwrap_or(i32::MAX),
+        .zip(counted)
+        .filter(|(one, _)| wanted(one))
+        .map(|(one, counted)| AttemptRow {
+            delivery: match &one.job.held {
+                Held::Row(row) => Some(row.id),
+                Held::Page(..) => None,
+            },
+            subscription: one.job.delivery.subscription.row.id,
+            position: one.job.delivery.event.position,
+            event: one.job.delivery.event.id,
+            attempt: i32::try_from(one.job.delivery.attempt).unwrap_or(i32::MAX),
             took: one.took,
             outcome: one.report.outcome.code(),
             reason: one.report.outcome.reason().map(crate::delivery::Reason::code),
             status: one.report.status.map(i32::from),
             answer: one.report.answer.clone(),
             ambiguous: one.report.ambiguous,
-            stale: !settled.contains(&one.delivery.id),
+            stale: !counted,
         })
         .collect();
     if rows.is_empty() {
@@ -173,23 +365,34 @@ async fn record_attempts(shared: &Shared, attempted: &[Attempted], settled: &Has
     }
 }
 
-fn announce(shared: &Shared, one: &Attempted, verdict: &Verdict, counted: bool) {
-    let delivery = &one.delivery;
-    if one.counts {
-        shared.tallies.add(delivery.subscription.row.id, one.report.outcome == Outcome::Delivered);
-    }
+/// What an attempt says of its destination.
+pub(super) fn record(shared: &Shared, one: &Attempted) {
+    let delivery = &one.job.delivery;
+    let id = delivery.subscription.row.id;
     if one.decides
-        && let Some(destination) = delivery.subscription.outlet.destination()
+        && let Some(host) = delivery.subscription.outlet.destination()
     {
-        match shared.breakers.record(destination, &one.report.outcome, Instant::now()) {
-            Change::None => {}
-            Change::Opened(wait) => shared.telemetry.breaker_changed(destination, true, wait),
-            Change::Closed => {
-                shared.telemetry.breaker_changed(destination, false, Duration::ZERO);
-                // What waited behind the breaker may go now.
-                shared.schedule.fall_behind(delivery.subscription.row.id);
+        for (about, change) in shared.breakers.record(id, host, &one.report.outcome, Instant::now()) {
+            match change {
+                Change::None => {}
+                Change::Opened(wait) => shared.telemetry.breaker_changed(host, true, wait),
+                Change::Closed => {
+                    shared.telemetry.breaker_changed(host, false, Duration::ZERO);
+                    serve_again(shared, &about);
+                }
             }
         }
+    }
+}
+
+fn announce(shared: &Shared, one: &Attempted, verdict: &Verdict, counted: bool) {
+    let delivery = &one.job.delivery;
+    let id = delivery.subscription.row.id;
+    if one.counts {
+        shared.tallies.add(id, one.report.outcome == Outcome::Delivered);
+    }
+    if one.unwanted {
+        return;
     }
     if !counted {
         shared.telemetry.stale_verdict(delivery);
@@ -198,59 +401,40 @@ fn announce(shared: &Shared, one: &Attempted, verdict: &Verdict, counted: bool) 
     match verdict {
         Verdict::Settled => shared.telemetry.settled(delivery, shared.clock.age(delivery.event.created_at)),
         Verdict::RetryIn(wait) => {
-            shared.schedule.note(delivery.subscription.row.id, Instant::now() + *wait);
-            shared.telemetry.retry_scheduled(delivery, *wait);
+            match &one.job.held {
+                Held::Page(page, _) if !one.counts => shared.schedule.hold_back(id, page.deaths > 0),
+                Held::Page(..) | Held::Row(_) => shared.schedule.note(id, Instant::now() + *wait),
+            }
+            if one.has_permit {
+                shared.telemetry.retry_scheduled(delivery, *wait);
+            }
         }
         Verdict::DeadLetter { reason } => shared.telemetry.dead_lettered(delivery, *reason),
         Verdict::SubscriptionGone => shared.telemetry.held(delivery),
     }
 }
 
-/// What an outcome means for the whole subscription. Returns whether all of it was written.
-async fn follow_up(shared: &Shared, attempted: &[Attempted]) -> bool {
-    let mut recorded = true;
-    let mut gone = HashSet::new();
-    let mut pauses: HashMap<i64, Duration> = HashMap::new();
-    for one in attempted {
-        let id = one.delivery.subscription.row.id;
-        match one.report.outcome {
-            Outcome::Gone => {
-                gone.insert(id);
-            }
-            Outcome::Retry { after: Some(after), .. } => {
-                let pause = pauses.entry(id).or_default();
-                *pause = (*pause).max(after.min(LONGEST_PAUSE));
-            }
-            Outcome::Retry { after: None, .. } | Outcome::Delivered | Outcome::Rejected { .. } => {}
+/// What waited behind a breaker may go now, whoever's it is.
+fn serve_again(shared: &Shared, about: &About) {
+    match about {
+        About::Subscription(id) => {
+            shared.schedule.fall_behind(*id);
+            shared.schedule.hold_back(*id, false);
         }
-    }
-    let name = |id: i64| {
-        shared.index.load().get(id).map(|subscription| subscription.row.name.clone()).unwrap_or_default()
-    };
-    for id in gone {
-        let reason = "the destination answered 410 Gone; outbox.resume() sends again";
-        match shared
-            .store
-            .set_subscription_state(id, SubscriptionState::Ok, SubscriptionState::Gone, Some(reason))
-            .await
-        {
-            Ok(true) => shared.telemetry.subscription_changed(&name(id), SubscriptionState::Gone, reason),
-            Ok(false) => {}
-            Err(error) => {
-                recorded = false;
-                shared.telemetry.database_failed("settle", &error);
+        About::Host(host) => {
+            for subscription in
+                shared.index.load().iter().filter(|one| one.outlet.destination() == Some(host))
+            {
+                shared.schedule.fall_behind(subscription.row.id);
+                shared.schedule.hold_back(subscription.row.id, false);
             }
         }
     }
-    for (id, pause) in pauses.into_iter().filter(|(_, pause)| *pause >= Duration::from_secs(1)) {
-        match shared.store.postpone_subscription(id, pause).await {
-            Ok(true) => shared.telemetry.subscription_paused(&name(id), pause),
-            Ok(false) => {}
-            Err(error) => {
-                recorded = false;
-                shared.telemetry.database_failed("settle", &error);
-            }
-        }
-    }
-    recorded
+    shared.dispatch.look_again(None);
+}
+
+/// Pages that nothing else writes of are deleted now.
+async fn delete_finished(shared: &Shared, queue: usize) {
+    let batch = pages_of(shared, &[], &[]);
+    persist_pages(shared, &batch, queue).await;
 }

@@ -40,7 +40,7 @@ const DRAINING: Duration = Duration::from_millis(20);
 struct Work {
     shared: Arc<Shared>,
     bell: Bell,
-    deliver: Deliver,
+    deliver: Arc<Deliver>,
     route: Route,
     reload: Reload,
     /// The bell is ours and one more look has been taken: sleep.
@@ -56,11 +56,16 @@ struct Work {
 }
 
 /// Works until the relay is stopped.
-pub(super) async fn work(shared: Arc<Shared>, bell: Bell, deliver: Deliver, shutdown: CancellationToken) {
+pub(super) async fn work(
+    shared: Arc<Shared>,
+    bell: Bell,
+    deliver: Arc<Deliver>,
+    shutdown: CancellationToken,
+) {
     let now = Instant::now();
     let mut work = Work {
         route: Route::new(shared.clone()),
-        reload: Reload::new(shared.clone()),
+        reload: Reload::new(shared.clone(), deliver.clone()),
         shared,
         bell,
         deliver,
@@ -109,9 +114,12 @@ impl Work {
         if Instant::now() >= self.next_poll {
             self.look_for_due().await?;
         }
-        // What waits has the first call on free permits; what is new can wait in the log.
-        let claimed = claim::claim(&self.shared, &self.deliver).await?;
-        let step = self.route.route(&mut self.reload, &mut self.deliver).await?;
+        // Beside each other: neither waits for the other's statements.
+        let (claimed, step) = tokio::join!(
+            claim::claim(&self.shared, &self.deliver),
+            self.route.route(&mut self.reload, &self.deliver)
+        );
+        let (claimed, step) = (claimed?, step?);
         let progress = claimed > 0 || matches!(step, Step::Routed { .. });
         if claimed > 0 {
             self.last_claim = Some(Instant::now());
@@ -120,9 +128,6 @@ impl Work {
             self.stay_awake().await;
             if let Step::Routed { waiting: true, .. } = step {
                 self.ring_others().await;
-            }
-            if let Step::Routed { more: true, .. } = step {
-                self.await_room(shutdown).await;
             }
             return Ok(());
         }
@@ -171,7 +176,8 @@ impl Work {
     async fn await_room(&self, shutdown: &CancellationToken) {
         let latest = tokio::time::Instant::now() + FOLLOW_EVERY;
         tokio::select! {
-            () = self.shared.permits.freed.notified() => tokio::task::yield_now().await,
+            () = self.shared.dispatch.room.notified() => {}
+            () = self.shared.freed.notified(), if self.shared.schedule.count_behind() > 0 => {}
             () = self.until_due() => {}
             () = tokio::time::sleep_until(latest) => {}
             () = shutdown.cancelled() => {}
@@ -184,7 +190,7 @@ impl Work {
         loop {
             tokio::select! {
                 () = self.until_due() => return true,
-                () = self.shared.permits.freed.notified() => {
+                () = self.shared.freed.notified() => {
                     if self.shared.schedule.count_behind() > 0 {
                         return false;
                     }
@@ -271,5 +277,27 @@ impl Work {
                 self.shared.telemetry.database_failed("await_work", &error);
             }
         }
+    }
+}
+
+/// How often what waits here is looked at.
+const TIDY_EVERY: Duration = Duration::from_millis(250);
+
+/// Gives back what has waited here for too long, or waits for who may not be sent to, until the relay is stopped.
+pub(super) async fn tidy(shared: Arc<Shared>, deliver: Arc<Deliver>, shutdown: CancellationToken) {
+    let mut looks = tokio::time::interval(TIDY_EVERY);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = looks.tick() => {}
+            () = shutdown.cancelled() => return,
+        }
+        let now = Instant::now();
+        let back = shared
+            .dispatch
+            .take_back(now, &|subscription| shared.way(subscription, now) == super::dispatch::Way::Blocked);
+        deliver.give_back(back, crate::delivery::Reason::LeaseLost).await;
+        shared.dispatch.look_again(None);
+        deliver.begin();
     }
 }

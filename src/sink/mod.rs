@@ -95,6 +95,8 @@ impl Batch {
 pub trait Sink: Send + Sync + 'static {
     /// Name of the kind, as in `[sinks.<kind>]` and `subscriptions.sink`.
     const KIND: &'static str;
+    /// Whether it records itself that a delivery is settled, in the transaction of its effect.
+    const SETTLES: bool = false;
     /// Place at the destination: parsed from `subscriptions.config` when the subscription is loaded.
     type Target: fmt::Debug + Send + Sync + 'static;
 

@@ -21,14 +21,17 @@ pub struct Outgoing {
     pub attempt: u32,
     /// Start of this attempt, by the database's clock.
     pub attempted_at: DateTime<Utc>,
-    /// Row of the delivery, for a sink that deletes its deliveries itself.
+    /// Where it is recorded that it is owed, for a sink that settles its deliveries itself.
     pub(crate) lease: Option<Lease>,
 }
 
-/// A row of `outbox.deliveries` and the token under which it is leased.
+/// Where it is recorded that a delivery is owed, and the token under which it is leased.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lease {
-    pub(crate) delivery: i64,
+    /// A row of `outbox.pages`; none: a row of `outbox.deliveries`.
+    pub(crate) page: Option<i64>,
+    /// Number of the pair in its page, or the row.
+    pub(crate) number: i64,
     pub(crate) token: Uuid,
 }
 

@@ -19,6 +19,7 @@ pub struct Outlet {
     destination: Option<Arc<str>>,
     deadline: Duration,
     batch: Option<Batch>,
+    settles: bool,
 }
 
 impl fmt::Debug for Outlet {
@@ -40,6 +41,7 @@ impl Outlet {
             destination: None,
             deadline: Duration::ZERO,
             batch: None,
+            settles: false,
         }
     }
 
@@ -83,6 +85,12 @@ impl Outlet {
     #[must_use]
     pub fn deadline(&self) -> Duration {
         self.deadline
+    }
+
+    /// Whether its sink records itself that a delivery is settled.
+    #[must_use]
+    pub fn settles(&self) -> bool {
+        self.settles
     }
 
     /// Batching of deliveries, if the sink takes several at once.
@@ -310,7 +318,7 @@ impl<S: Sink> ErasedSink for S {
         let destination = self.destination(&target).map(Arc::from);
         let deadline = self.deadline(&target);
         let batch = self.batch(&target);
-        Ok(Outlet { sink: self, target: Arc::new(target), destination, deadline, batch })
+        Ok(Outlet { sink: self, target: Arc::new(target), destination, deadline, batch, settles: S::SETTLES })
     }
 
     fn send<'a>(

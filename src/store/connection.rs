@@ -74,23 +74,28 @@ pub struct Store {
     pool: ArcSwap<PgPool>,
     /// Counts how often the pool was replaced.
     replaced: AtomicU64,
-    kept: [tokio::sync::Mutex<Option<Kept>>; 3],
+    kept: [tokio::sync::Mutex<Option<Kept>>; KEPT as usize],
 }
 
 /// Which connection a statement uses. The busy stages keep theirs: giving one back to the pool costs a round trip, and
 /// settling and renewing must never stand in line behind the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Slot {
-    /// Routing and claiming.
+    /// Routing: what moves the cursor.
     Work = 0,
     Settle = 1,
     Renew = 2,
+    /// Routing: what reads events.
+    Read = 3,
+    Claim = 4,
+    /// The second of two that settle.
+    SettleToo = 5,
     /// Everything else: from the pool and back.
-    Rest = 3,
+    Rest = 6,
 }
 
-/// How many connections of the pool the kept keep.
-const KEPT: u32 = 3;
+/// How many connections of the pool the lanes keep.
+const KEPT: u32 = 6;
 
 /// A connection that a slot keeps.
 #[derive(Debug)]
@@ -271,6 +276,11 @@ impl Store {
             slot.lock().await.take();
         }
         self.pool.load_full().close().await;
+    }
+
+    /// The relay's name.
+    pub(super) fn relay(&self) -> &str {
+        &self.settings.relay
     }
 
     pub(super) fn is_persistent(&self) -> bool {

@@ -45,7 +45,7 @@ impl Store {
     /// Those of the database.
     pub async fn load_cursor(&self, known_step: i64) -> Result<Cursor, Error> {
         self.limited("loading the cursor", async {
-            let mut session = self.session(Slot::Work).await?;
+            let mut session = self.session(Slot::Read).await?;
             let row = sqlx::query(sql!("relay/load_cursor"))
                 .bind(known_step)
                 .persistent(self.is_persistent())

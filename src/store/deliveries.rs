@@ -69,8 +69,8 @@ pub struct DeadRow {
 /// A row for `outbox.attempts`.
 #[derive(Debug, Clone)]
 pub struct AttemptRow {
-    /// Row of `outbox.deliveries`.
-    pub delivery: i64,
+    /// Row of `outbox.deliveries`; none: it never had one.
+    pub delivery: Option<i64>,
     /// To whom.
     pub subscription: i64,
     /// The event.
@@ -123,6 +123,14 @@ pub struct Batch {
     pub tokens: Vec<Uuid>,
 }
 
+impl Batch {
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.delivered.is_empty() && self.retries.is_empty() && self.dead.is_empty() && self.gone.is_empty()
+    }
+}
+
 impl Store {
     /// Which subscriptions have deliveries, and when their first is due.
     ///
@@ -130,7 +138,7 @@ impl Store {
     /// Those of the database.
     pub async fn find_due(&self, since: Option<DateTime<Utc>>) -> Result<Vec<DueSubscription>, Error> {
         self.limited("looking for due deliveries", async {
-            let mut session = self.session(Slot::Work).await?;
+            let mut session = self.session(Slot::Claim).await?;
             let rows = sqlx::query(sql!("relay/find_due"))
                 .bind(since)
                 .persistent(self.is_persistent())
@@ -153,7 +161,7 @@ impl Store {
         lease: Duration,
     ) -> Result<Vec<Claimed>, Error> {
         self.limited("claiming deliveries", async {
-            let mut session = self.session(Slot::Work).await?;
+            let mut session = self.session(Slot::Claim).await?;
             let rows = sqlx::query(sql!("relay/claim_deliveries"))
                 .bind(claims.iter().map(|claim| claim.subscription).collect::<Vec<_>>())
                 .bind(
@@ -174,7 +182,8 @@ impl Store {
         .await
     }
 
-    /// Events by position. `span`: the first and last of their times.
+    /// Events by position, and whether their payloads are with them: those of at most so many bytes. `span`: the first and last of
+    /// their times.
     ///
     /// # Errors
     /// Those of the database.
@@ -182,18 +191,22 @@ impl Store {
         &self,
         positions: &[i64],
         span: (DateTime<Utc>, DateTime<Utc>),
-    ) -> Result<HashMap<i64, Event>, Error> {
+        largest: i32,
+    ) -> Result<HashMap<i64, (Event, bool)>, Error> {
         self.limited("loading events", async {
-            let mut session = self.session(Slot::Work).await?;
+            let mut session = self.session(Slot::Rest).await?;
             let rows = sqlx::query(sql!("relay/load_events"))
                 .bind(positions)
                 .bind(span.0)
                 .bind(span.1)
+                .bind(largest)
                 .persistent(self.is_persistent())
                 .fetch_all(session.connection())
                 .await?;
             session.finish().await?;
-            rows.iter().map(|row| read_event(row).map(|event| (event.position, event))).collect()
+            rows.iter()
+                .map(|row| read_event(row).map(|(event, read)| (event.position, (event, read))))
+                .collect()
         })
         .await
     }
@@ -280,7 +293,7 @@ impl Store {
     /// Those of the database.
     pub async fn record_attempts(&self, attempts: &[AttemptRow], relay: &str) -> Result<(), Error> {
         self.limited("recording attempts", async {
-            let mut session = self.session(Slot::Settle).await?;
+            let mut session = self.session(Slot::Rest).await?;
             sqlx::query(sql!("relay/record_attempts"))
                 .bind(attempts.iter().map(|made| made.delivery).collect::<Vec<_>>())
                 .bind(attempts.iter().map(|made| made.subscription).collect::<Vec<_>>())
@@ -303,7 +316,7 @@ impl Store {
         .await
     }
 
-    /// Prolongs leases and returns the deliveries that are still ours.
+    /// Prolongs leases. Returns the deliveries that are still ours, and whether their leases were prolonged.
     ///
     /// # Errors
     /// Those of the database.
@@ -312,7 +325,7 @@ impl Store {
         deliveries: &[i64],
         tokens: &[Uuid],
         lease: Duration,
-    ) -> Result<Vec<i64>, Error> {
+    ) -> Result<Vec<(i64, bool)>, Error> {
         self.limited("renewing leases", async {
             let mut session = self.session(Slot::Renew).await?;
             let rows = sqlx::query(sql!("relay/renew_leases"))
@@ -323,9 +336,7 @@ impl Store {
                 .fetch_all(session.connection())
                 .await?;
             session.finish().await?;
-            let mut renewed = Vec::with_capacity(rows.len());
-            collect_ids(&rows, &mut renewed)?;
-            Ok(renewed)
+            rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
         })
         .await
     }
@@ -337,14 +348,14 @@ impl Store {
     pub async fn cancel_orphans(&self, subscription: i64, limit: i64) -> Result<u64, Error> {
         self.limited("cancelling deliveries of a deleted subscription", async {
             let mut session = self.session(Slot::Rest).await?;
-            let done = sqlx::query(sql!("relay/cancel_orphans"))
+            let done: i64 = sqlx::query_scalar(sql!("relay/cancel_orphans"))
                 .bind(limit)
                 .bind(subscription)
                 .persistent(self.is_persistent())
-                .execute(session.connection())
+                .fetch_one(session.connection())
                 .await?;
             session.finish().await?;
-            Ok(done.rows_affected())
+            Ok(done.unsigned_abs())
         })
         .await
     }
@@ -392,8 +403,10 @@ fn collect_ids(rows: &[PgRow], into: &mut Vec<i64>) -> Result<(), sqlx::Error> {
 }
 
 /// The order is that of `load_events.sql`.
-fn read_event(row: &PgRow) -> Result<Event, sqlx::Error> {
-    Ok(Event {
+fn read_event(row: &PgRow) -> Result<(Event, bool), sqlx::Error> {
+    let payload: Option<String> = row.try_get(10)?;
+    let read = payload.is_some();
+    let event = Event {
         position: row.try_get(0)?,
         created_at: row.try_get(1)?,
         id: row.try_get(2)?,
@@ -404,6 +417,7 @@ fn read_event(row: &PgRow) -> Result<Event, sqlx::Error> {
         user_id: row.try_get(7)?,
         schema_version: row.try_get(8)?,
         headers: row.try_get(9)?,
-        payload: row.try_get(10)?,
-    })
+        payload: payload.unwrap_or_default(),
+    };
+    Ok((event, read))
 }

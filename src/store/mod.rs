@@ -5,6 +5,7 @@ mod cursor;
 mod deliveries;
 mod error;
 mod event_types;
+mod pages;
 mod relays;
 mod routing;
 pub mod schema;
@@ -16,7 +17,10 @@ pub use cursor::Cursor;
 pub use deliveries::{AttemptRow, Backlog, Batch, Claim, Claimed, DeadRow, DueSubscription};
 pub use error::{Error, Kind};
 pub use event_types::LoadedTypes;
+pub use pages::{
+    BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
+};
 pub use relays::{BreakerState, RelayReport, SubscriptionReport};
-pub use routing::{Advance, NewDelivery, NewEvent, Read};
+pub use routing::{Advance, NewDelivery, NewEvent, NewPage, Read, Routed};
 pub use starts::{Past, Start};
 pub use subscriptions::{Loaded, SubscriptionRow, SubscriptionState};

@@ -12,7 +12,7 @@ use super::{
     cursor::{Cursor, Low, Window},
     error::Error,
 };
-use crate::event::Event;
+use crate::{delivery::ranges::Ranges, event::Event};
 
 /// An event as routing sees it.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub(super) enum Reached {
     Page { window: Window, last: bool },
 }
 
-/// A row for `outbox.deliveries`.
+/// A row for `outbox.deliveries`: what has a due time of its own.
 #[derive(Debug, Clone)]
 pub struct NewDelivery {
     /// The event's position.
@@ -58,12 +58,28 @@ pub struct NewDelivery {
     pub created_at: DateTime<Utc>,
     /// To whom.
     pub subscription: i64,
-    /// Sent by this relay at once.
-    pub leased: bool,
     /// Not before.
     pub deliver_after: Option<DateTime<Utc>>,
     /// The event's priority.
     pub priority: i32,
+}
+
+/// A page that this relay delivers at once.
+#[derive(Debug, Clone, Default)]
+pub struct NewPage {
+    /// Subscriptions, ascending, and what each is owed.
+    pub entries: Vec<(i64, Ranges)>,
+}
+
+/// What one step writes.
+#[derive(Debug, Default)]
+pub struct Routed {
+    /// Delivered by this relay at once.
+    pub pages: Vec<NewPage>,
+    /// What waits as a whole: for whom, and what.
+    pub waiting: Vec<(i64, Ranges)>,
+    /// What has a due time of its own.
+    pub timed: Vec<NewDelivery>,
 }
 
 /// How far a step has come.
@@ -115,7 +131,7 @@ impl Store {
         with_payloads: bool,
     ) -> Result<Option<Read>, Error> {
         self.limited("reading new events", async {
-            let mut session = self.session(Slot::Work).await?;
+            let mut session = self.session(Slot::Read).await?;
             let rows = sqlx::query(sql!("relay/read_events"))
                 .bind(&cursor.settled_xmax)
                 .bind(&cursor.settled_xip)
@@ -128,14 +144,14 @@ impl Store {
             session.finish().await?;
             let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
             let reached = Reached::Everything { snapshot: first.try_get(0)? };
-            read_rows(&rows, cursor, reached)
+            read_rows(&rows, Some(cursor.step), reached)
         })
         .await
     }
 
     async fn open_window(&self, cursor: &Cursor) -> Result<Window, Error> {
         self.limited("opening a window", async {
-            let mut session = self.session(Slot::Work).await?;
+            let mut session = self.session(Slot::Read).await?;
             let row = sqlx::query(sql!("relay/open_window"))
                 .bind(cursor.low.as_ref().map(|low| low.position))
                 .bind(&cursor.settled_xip)
@@ -162,8 +178,20 @@ impl Store {
         limit: i64,
         with_payloads: bool,
     ) -> Result<Option<Read>, Error> {
+        self.page_of(cursor, window, limit, with_payloads, true).await
+    }
+
+    /// `checks`: only if the cursor is still where it was.
+    async fn page_of(
+        &self,
+        cursor: &Cursor,
+        window: Window,
+        limit: i64,
+        with_payloads: bool,
+        checks: bool,
+    ) -> Result<Option<Read>, Error> {
         self.limited("reading a page of events", async {
-            let mut session = self.session(Slot::Work).await?;
+            let mut session = self.session(Slot::Read).await?;
             let rows = sqlx::query(sql!("relay/read_page"))
                 .bind(&cursor.settled)
                 .bind(&window.end)
@@ -171,12 +199,13 @@ impl Store {
                 .bind(window.page_until)
                 .bind(limit)
                 .bind(with_payloads)
-                .bind(cursor.step)
+                .bind(if checks { cursor.step } else { 0 })
                 .persistent(self.is_persistent())
                 .fetch_all(session.connection())
                 .await?;
             session.finish().await?;
-            let mut read = read_rows(&rows, cursor, Reached::Page { window, last: false })?;
+            let mut read =
+                read_rows(&rows, checks.then_some(cursor.step), Reached::Page { window, last: false })?;
             if let Some(Read { events, reached: Reached::Page { last, .. }, .. }) = &mut read {
                 *last = i64::try_from(events.len()).unwrap_or(i64::MAX) < limit;
             }
@@ -185,8 +214,27 @@ impl Store {
         .await
     }
 
-    /// Moves the cursor and inserts what was matched. Returns where routing stands now and the ids of the leased deliveries,
-    /// in their order; `None` when another relay had moved the cursor: then nothing was done.
+    /// The page of a window that follows a step, read while that step is being committed: it lies between fixed positions and
+    /// snapshots, so it does not depend on whether the step succeeds. `None`: there is no window behind it.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn read_ahead(
+        &self,
+        cursor: &Cursor,
+        read: &Read,
+        advance: Advance,
+        limit: usize,
+        with_payloads: bool,
+    ) -> Result<Option<Read>, Error> {
+        let next = cursor.next(read, advance);
+        let Some(window) = next.window.clone() else { return Ok(None) };
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX).max(1);
+        self.page_of(&next, window, limit, with_payloads, false).await
+    }
+
+    /// Moves the cursor and records what was matched. Returns where routing stands now and the ids of the pages, in their order;
+    /// `None` when another relay had moved the cursor: then nothing was done.
     ///
     /// # Errors
     /// Those of the database. Whether it was done may then be unknown: its leases, if any, run out by themselves.
@@ -199,7 +247,7 @@ impl Store {
         cursor: &Cursor,
         read: &Read,
         advance: Advance,
-        deliveries: &[NewDelivery],
+        routed: &Routed,
         token: Uuid,
         lease: Duration,
         starting: &[i64],
@@ -208,6 +256,12 @@ impl Store {
         let low = next.low.clone();
         let window = next.window.clone();
         let window_low = window.as_ref().and_then(|window| window.low.clone());
+        let entries = || {
+            (0i32..)
+                .zip(&routed.pages)
+                .flat_map(|(number, page)| page.entries.iter().map(move |entry| (number, entry)))
+        };
+        let times = || read.events.iter().map(|new| new.event.created_at);
         self.limited("committing a routing step", async {
             let mut session = self.session(Slot::Work).await?;
             let rows = sqlx::query(sql!("relay/advance_cursor"))
@@ -218,28 +272,44 @@ impl Store {
                 .bind(window_low.as_ref().map(|low| low.position))
                 .bind(window.as_ref().map(|window| window.page_after))
                 .bind(window.as_ref().map(|window| window.page_until))
-                .bind(deliveries.iter().map(|new| new.position).collect::<Vec<_>>())
-                .bind(deliveries.iter().map(|new| new.created_at).collect::<Vec<_>>())
-                .bind(deliveries.iter().map(|new| new.subscription).collect::<Vec<_>>())
-                .bind(deliveries.iter().map(|new| new.leased).collect::<Vec<_>>())
-                .bind(deliveries.iter().map(|new| new.deliver_after).collect::<Vec<_>>())
-                .bind(deliveries.iter().map(|new| new.priority).collect::<Vec<_>>())
+                .bind(entries().map(|(number, _)| number).collect::<Vec<_>>())
+                .bind(entries().map(|(_, entry)| entry.0).collect::<Vec<_>>())
+                .bind(entries().map(|(_, entry)| entry.1.to_string()).collect::<Vec<_>>())
                 .bind(token)
                 .bind(lease.as_secs_f64())
+                .bind(self.relay())
+                .bind(routed.waiting.iter().map(|entry| entry.0).collect::<Vec<_>>())
+                .bind(routed.waiting.iter().map(|entry| entry.1.to_string()).collect::<Vec<_>>())
+                .bind(times().min())
+                .bind(times().max())
                 .bind(read.drawn)
                 .bind(low.map(|low| low.xid))
                 .bind(window_low.map(|low| low.xid))
                 .bind(starting)
+                .bind(routed.timed.iter().map(|new| new.position).collect::<Vec<_>>())
+                .bind(routed.timed.iter().map(|new| new.created_at).collect::<Vec<_>>())
+                .bind(routed.timed.iter().map(|new| new.subscription).collect::<Vec<_>>())
+                .bind(routed.timed.iter().map(|new| new.deliver_after).collect::<Vec<_>>())
+                .bind(routed.timed.iter().map(|new| new.priority).collect::<Vec<_>>())
                 .persistent(self.is_persistent())
                 .fetch_all(session.connection())
                 .await?;
             session.finish().await?;
             let Some(first) = rows.first() else { return Ok(None) };
-            next.low = Some(Low { position: first.try_get(3)?, xid: first.try_get(4)? });
+            next.low = Some(Low { position: first.try_get(1)?, xid: first.try_get(2)? });
             if let Some(window) = &mut next.window {
-                window.low = Some(Low { position: first.try_get(5)?, xid: first.try_get(6)? });
+                window.low = Some(Low { position: first.try_get(3)?, xid: first.try_get(4)? });
             }
-            Ok(Some((next, leased_ids(&rows, deliveries)?)))
+            let mut pages = Vec::with_capacity(rows.len());
+            for row in &rows {
+                pages.extend(row.try_get::<Option<i64>, _>(0)?);
+            }
+            // Ids are drawn in the order of the pages.
+            pages.sort_unstable();
+            if pages.len() != routed.pages.len() {
+                return Err(sqlx::Error::Protocol("a page of a routing step is missing".to_owned()));
+            }
+            Ok(Some((next, pages)))
         })
         .await
     }
@@ -259,26 +329,11 @@ impl Read {
     }
 }
 
-fn leased_ids(rows: &[PgRow], deliveries: &[NewDelivery]) -> Result<Vec<i64>, sqlx::Error> {
-    let mut leased = Vec::with_capacity(deliveries.len());
-    // With no deliveries there is one row, of nulls: the cursor has moved.
-    for (row, new) in rows.iter().zip(deliveries) {
-        let place: (i64, i64) = (row.try_get(1)?, row.try_get(2)?);
-        if place != (new.position, new.subscription) {
-            return Err(sqlx::Error::Protocol("inserted deliveries came back in another order".to_owned()));
-        }
-        if new.leased {
-            leased.push(row.try_get(0)?);
-        }
-    }
-    Ok(leased)
-}
-
 /// What a statement read, or `None` when the cursor had moved by then. By place, not by name: this is the busiest loop of the
 /// relay. The order is that of `read_events.sql` and `read_page.sql`.
-fn read_rows(rows: &[PgRow], cursor: &Cursor, reached: Reached) -> Result<Option<Read>, sqlx::Error> {
+fn read_rows(rows: &[PgRow], step: Option<i64>, reached: Reached) -> Result<Option<Read>, sqlx::Error> {
     let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-    if first.try_get::<Option<i64>, _>(15)? != Some(cursor.step) {
+    if step.is_some() && first.try_get::<Option<i64>, _>(15)? != step {
         return Ok(None);
     }
     let mut events = Vec::with_capacity(rows.len());

@@ -8,7 +8,7 @@ use super::{
     error::Error,
     routing::NewEvent,
 };
-use crate::event::Event;
+use crate::{delivery::ranges::Ranges, event::Event};
 
 /// How far a subscription is with events from before it was made.
 #[derive(Debug, Clone, FromRow)]
@@ -96,22 +96,30 @@ impl Store {
         .await
     }
 
-    /// Makes deliveries of events of a part, and moves on behind it. Returns whether this was done: another relay may have been
+    /// Owes the wanted events of a part, and moves on behind it. Returns whether this was done: another relay may have been
     /// faster.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn insert_past(&self, start: &Start, past: &Past, wanted: &[&NewEvent]) -> Result<bool, Error> {
+        let (timed, plain): (Vec<&NewEvent>, Vec<&NewEvent>) =
+            wanted.iter().partition(|new| new.deliver_after.is_some() || new.priority > 0);
         self.limited("recording what is owed of past events", async {
             let mut session = self.session(Slot::Rest).await?;
             let moved = sqlx::query(sql!("relay/insert_past"))
                 .bind(start.subscription_id)
                 .bind(start.position)
                 .bind(past.reached)
-                .bind(wanted.iter().map(|new| new.event.position).collect::<Vec<_>>())
-                .bind(wanted.iter().map(|new| new.event.created_at).collect::<Vec<_>>())
-                .bind(wanted.iter().map(|new| new.deliver_after).collect::<Vec<_>>())
-                .bind(wanted.iter().map(|new| new.priority).collect::<Vec<_>>())
+                .bind(
+                    (!plain.is_empty())
+                        .then(|| plain.iter().map(|new| new.event.position).collect::<Ranges>().to_string()),
+                )
+                .bind(plain.iter().map(|new| new.event.created_at).min())
+                .bind(plain.iter().map(|new| new.event.created_at).max())
+                .bind(timed.iter().map(|new| new.event.position).collect::<Vec<_>>())
+                .bind(timed.iter().map(|new| new.event.created_at).collect::<Vec<_>>())
+                .bind(timed.iter().map(|new| new.deliver_after).collect::<Vec<_>>())
+                .bind(timed.iter().map(|new| new.priority).collect::<Vec<_>>())
                 .persistent(self.is_persistent())
                 .fetch_optional(session.connection())
                 .await?;

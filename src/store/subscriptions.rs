@@ -170,7 +170,7 @@ impl Store {
     /// Those of the database.
     pub async fn read_generation(&self) -> Result<i64, Error> {
         self.limited("reading the generation of subscriptions", async {
-            let mut session = self.session(Slot::Work).await?;
+            let mut session = self.session(Slot::Rest).await?;
             let generation = sqlx::query_scalar(sql!("relay/read_generation"))
                 .persistent(self.is_persistent())
                 .fetch_one(session.connection())
@@ -227,21 +227,21 @@ impl Store {
         .await
     }
 
-    /// Makes all relays wait before they send to a subscription again.
+    /// Makes all relays wait before they send to these subscriptions again. Returns those for which this changed something.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn postpone_subscription(&self, id: i64, pause: Duration) -> Result<bool, Error> {
-        self.limited("pausing a subscription", async {
+    pub async fn postpone_subscriptions(&self, pauses: &[(i64, Duration)]) -> Result<Vec<i64>, Error> {
+        self.limited("pausing subscriptions", async {
             let mut session = self.session(Slot::Rest).await?;
-            let row = sqlx::query(sql!("relay/postpone_subscription"))
-                .bind(id)
-                .bind(pause.as_secs_f64())
+            let ids = sqlx::query_scalar(sql!("relay/postpone_subscription"))
+                .bind(pauses.iter().map(|pause| pause.0).collect::<Vec<_>>())
+                .bind(pauses.iter().map(|pause| pause.1.as_secs_f64()).collect::<Vec<_>>())
                 .persistent(self.is_persistent())
-                .fetch_optional(session.connection())
+                .fetch_all(session.connection())
                 .await?;
             session.finish().await?;
-            Ok(row.is_some())
+            Ok(ids)
         })
         .await
     }

@@ -29,7 +29,7 @@ async fn wait_done(database: &Database, name: &str) {
     loop {
         let (starts, owed): (i64, i64) = sqlx::query_as(
             "select (select count(*) from outbox.starts),
-                    (select count(*) from outbox.deliveries as delivery join outbox.subscriptions as subscription on subscription.id = subscription_id where name = $1)",
+                    (select count(*) from outbox.owed as delivery join outbox.subscriptions as subscription on subscription.id = subscription_id where name = $1)",
         )
         .bind(name)
         .fetch_one(&database.pool)

@@ -245,7 +245,7 @@ async fn old_payloads_are_upcast_for_subscriptions_that_ask_for_a_version() {
         })
         .await;
     relay.stop().await;
-    assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
+    assert_eq!(database.count("select count(*) from outbox.owed").await, 0);
     database.drop().await;
 }
 

@@ -268,7 +268,7 @@ async fn an_event_that_kills_the_relay_is_given_up_after_three_crashes_and_the_o
         // End its lease.
         let returned = database
             .count(
-                "with over as (update outbox.deliveries set due_at = now() \
+                "with over as (update outbox.pages set due_at = now() \
                  returning 1) select count(*) from over",
             )
             .await;
@@ -432,7 +432,7 @@ async fn inconclusive_probes_do_not_delay_the_breaker() {
     for open in [true, false] {
         relay.wait(|signal| matches!(signal, Signal::Breaker { open: now, .. } if *now == open)).await;
     }
-    database.eventually("select not exists (select from outbox.deliveries)").await;
+    database.eventually("select not exists (select from outbox.owed)").await;
     assert_eq!(database.count("select count(*) from outbox.dead_letters").await, 5);
     relay.stop().await;
     database.drop().await;

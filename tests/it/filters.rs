@@ -80,7 +80,7 @@ async fn a_subscription_gets_the_events_for_which_its_match_and_its_filter_hold_
         ("paid", vec![50, 250]),
     ];
     assert_eq!(got, expected.into_iter().map(|(name, totals)| (name.to_owned(), totals)).collect());
-    assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
+    assert_eq!(database.count("select count(*) from outbox.owed").await, 0);
     database.drop().await;
 }
 

@@ -22,6 +22,7 @@ mod filters; // match and filters, and events they cannot evaluate
 mod http; // access, probes and metrics over HTTP
 mod ledger; // the ledger checker finds each kind of defect
 mod migrations; // the schema as one text, its history, checks shared with the relay
+mod pages; // the protocol of pages against a model, with a death between any two statements
 mod private_postgres; // a private server starts as root, survives crashes, leaves nothing
 mod processes; // the binary killed, stopped and frozen
 mod promises; // nothing lost, nothing before its commit, nothing twice, no tenant crossed

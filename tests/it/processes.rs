@@ -9,7 +9,7 @@ use crate::support::{Books, ChildRelay, Crowd, Database, Habits, Server, pause, 
 /// Time until all deliveries that are leased now are sent or taken over.
 async fn takeover(database: &Database) -> Duration {
     let leased: Vec<(i64, uuid::Uuid)> =
-        sqlx::query_as("select id, lease_token from outbox.deliveries where lease_token is not null")
+        sqlx::query_as("select position, lease_token from outbox.owed where lease_token is not null")
             .fetch_all(&database.pool)
             .await
             .unwrap();
@@ -19,7 +19,7 @@ async fn takeover(database: &Database) -> Duration {
     loop {
         looks.tick().await;
         let left: i64 = sqlx::query_scalar(
-            "select count(*) from outbox.deliveries where (id, lease_token) in (select * from unnest($1::bigint[], $2::uuid[]))",
+            "select count(*) from outbox.owed where (position, lease_token) in (select * from unnest($1::bigint[], $2::uuid[]))",
         )
         .bind(&ids)
         .bind(&tokens)
@@ -108,7 +108,7 @@ async fn a_terminated_relay_finishes_what_is_in_flight_and_repeats_nothing() {
     assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(0), "{:#?}", relay.log());
     assert_eq!(server.switch.requests(), 8, "nothing new was claimed");
     assert_eq!(
-        database.count("select count(*) from outbox.deliveries where lease_token is not null").await,
+        database.count("select count(*) from outbox.owed where lease_token is not null").await,
         0,
         "no lease is left behind"
     );
@@ -141,7 +141,7 @@ async fn a_drain_that_runs_out_of_time_releases_its_leases_at_once_and_reports_i
         began.elapsed()
     );
     let given_back =
-        "select count(*) from outbox.deliveries where lease_token is null and due_at <= clock_timestamp()";
+        "select count(*) from outbox.owed where lease_token is null and due_at <= clock_timestamp()";
     assert_eq!(database.count(given_back).await, 4, "{}", database.rows_at_hand().await);
     assert_eq!(
         database
@@ -169,7 +169,7 @@ async fn a_second_signal_stops_at_once() {
     assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
     // Its lease was not released and expires.
     assert_eq!(
-        database.count("select count(*) from outbox.deliveries where lease_token is not null").await,
+        database.count("select count(*) from outbox.owed where lease_token is not null").await,
         1
     );
     database.drop().await;

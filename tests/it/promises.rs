@@ -152,7 +152,7 @@ async fn a_window_of_one_transaction_far_larger_than_the_permits_is_sent_once_by
     }
     let findings = books.balance(&database, 0).await;
     assert_eq!((books.requests(), findings.duplicates()), (3_000 + some, 0));
-    assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
+    assert_eq!(database.count("select count(*) from outbox.owed").await, 0);
     database.drop().await;
 }
 

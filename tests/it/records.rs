@@ -47,7 +47,7 @@ async fn a_dead_letter_is_redriven_even_when_its_event_has_left_the_log() {
     database
         .eventually(
             "select not exists (select \
-             from outbox.deliveries) and not exists (select from outbox.dead_letters)",
+             from outbox.owed) and not exists (select from outbox.dead_letters)",
         )
         .await;
     assert_eq!(database.count("select outbox.redrive()").await, 0, "redriving twice sends once");
@@ -143,9 +143,9 @@ async fn the_status_views_distinguish_pending_processing_completed_and_failed() 
     good.take(1).await;
     database.eventually("select count(*) = 1 from outbox.dead_letters").await;
     database
-        .eventually("select count(*) = 1 from outbox.deliveries where attempt = 1 and lease_token is null")
+        .eventually("select count(*) = 1 from outbox.owed where attempt = 1 and lease_token is null")
         .await;
-    database.eventually("select count(*) = 3 from outbox.deliveries").await;
+    database.eventually("select count(*) = 3 from outbox.owed").await;
     let expected = ["completed", "failed", "pending", "processing", "pending", "completed"];
     let expected: Vec<_> =
         topics.iter().zip(expected).map(|(topic, status)| ((*topic).to_owned(), status.to_owned())).collect();

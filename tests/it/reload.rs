@@ -150,7 +150,7 @@ async fn a_paused_subscription_gets_its_events_when_it_is_resumed() {
         .expect("resuming should not wait for the poll");
     assert_eq!(seen.iter().filter(|one| one.subscription == "paused").count(), 30);
     relay.stop().await;
-    assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
+    assert_eq!(database.count("select count(*) from outbox.owed").await, 0);
     database.drop().await;
 }
 
@@ -185,7 +185,7 @@ async fn deleting_a_subscription_cancels_its_deliveries_and_lets_those_in_flight
     drop(closed);
     recorder.wait_until(|seen| seen.iter().filter(|one| one.subscription == "staying").count() == 100).await;
     assert!(relay.stop().await.complete);
-    assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
+    assert_eq!(database.count("select count(*) from outbox.owed").await, 0);
     assert_eq!(database.count("select count(*) from outbox.dead_letters").await, 0);
     database.drop().await;
 }
@@ -235,8 +235,11 @@ async fn a_change_of_two_thousand_rows_is_atomic() {
         );
         let whole = if what == "other \"one\"" {
             count == 1
+        } else if what == "old \"during\"" {
+            // Committed before the change, which then narrows what has not begun; one row was changed before.
+            count < MANY
         } else {
-            count == MANY || (what == "old \"during\"" && count == MANY - 1)
+            count == MANY
         };
         assert!(whole, "event {position} ({what}) went to {count} of {MANY}");
     }

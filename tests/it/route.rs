@@ -29,6 +29,6 @@ async fn a_committed_event_reaches_matching_subscriptions_and_a_rolled_back_one_
     );
     assert!(relay.stop().await.complete);
     assert_eq!(recorder.seen().len(), 3);
-    assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
+    assert_eq!(database.count("select count(*) from outbox.owed").await, 0);
     database.drop().await;
 }

@@ -244,7 +244,7 @@ async fn a_subscription_can_be_tried_on_past_events_and_shows_the_failed_conditi
     ]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("filter: line 1, column 1"), "{output:?}");
-    assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
+    assert_eq!(database.count("select count(*) from outbox.owed").await, 0);
     database.drop().await;
 }
 
@@ -305,9 +305,7 @@ async fn payloads_that_a_transform_makes_large_are_sent_in_smaller_batches() {
     })
     .await;
     database
-        .eventually(
-            "select count(*) = 0 from outbox.deliveries where (select count(*) = 40 from outbox.events)",
-        )
+        .eventually("select count(*) = 0 from outbox.owed where (select count(*) = 40 from outbox.events)")
         .await;
     database.eventually("select count(*) = 40 from outbox.event_status where status = 'completed'").await;
     relay.stop().await;

@@ -19,7 +19,7 @@ async fn an_urgent_event_for_a_full_subscription_is_sent_as_soon_as_a_permit_is_
             let priority = if topic == "a.urgent" { 10 } else { 0 };
             database.execute(format!("select outbox.publish('{topic}', '1', priority => {priority})")).await;
         }
-        database.eventually("select count(*) = 8 from outbox.deliveries").await;
+        database.eventually("select count(*) = 8 from outbox.owed").await;
         drop(closed);
         let seen = recorder.wait_for(14 * round - 6).await;
         let narrow: Vec<_> = seen
@@ -34,7 +34,7 @@ async fn an_urgent_event_for_a_full_subscription_is_sent_as_soon_as_a_permit_is_
         for quiet in 1..=3 {
             database.execute("select outbox.publish('quiet', '1')").await;
             recorder.wait_for(14 * round - 6 + 2 * quiet).await;
-            database.eventually("select not exists (select from outbox.deliveries)").await;
+            database.eventually("select not exists (select from outbox.owed)").await;
         }
     }
     relay.stop().await;

@@ -167,7 +167,7 @@ async fn with_a_single_attempt_each_event_is_sent_alone() {
     assert!(requests.iter().all(|request| request.events.len() == 1), "{requests:#?}");
     database
         .eventually(
-            "select exists (select from outbox.dead_letters) and not exists (select from outbox.deliveries)",
+            "select exists (select from outbox.dead_letters) and not exists (select from outbox.owed)",
         )
         .await;
     let dead: Vec<Value> = sqlx::query_scalar("select payload from outbox.dead_letters")

@@ -129,15 +129,14 @@ async fn retry_after_pauses_the_subscription_in_every_relay_and_costs_one_attemp
     database
         .eventually(
             "select count(*) = 7 and count(*) filter (where attempt = 1) = 1 \
-             and max(attempt) = 1 from outbox.deliveries",
+             and max(attempt) = 1 from outbox.owed",
         )
         .await;
     assert_eq!(busy.requests().len(), 1);
-    let due =
-        "select count(*) from outbox.deliveries where attempt = 1 and due_at > now() + interval '29 minutes'";
+    let due = "select count(*) from outbox.owed where attempt = 1 and due_at > now() + interval '29 minutes'";
     assert_eq!(database.count(due).await, 1, "the next attempt waits for the pause too");
     database.execute("select outbox.resume('busy')").await;
-    database.eventually("select count(*) filter (where attempt > 0) >= 2 from outbox.deliveries").await;
+    database.eventually("select count(*) filter (where attempt > 0) >= 2 from outbox.owed").await;
     one.stop().await;
     two.stop().await;
     database.drop().await;
@@ -161,7 +160,7 @@ async fn after_410_pending_deliveries_are_held_until_the_subscription_is_resumed
     database
         .eventually(
             "select count(*) = 3 and bool_and(lease_token is null) \
-             from outbox.deliveries where subscription_id = 1",
+             from outbox.owed where subscription_id = 1",
         )
         .await;
     // The state is committed, so later events are matched against it, whenever the relay reloads.
@@ -266,7 +265,7 @@ async fn a_retry_that_is_due_at_once_does_not_wait_for_its_lease() {
     let mut holding = operator.begin().await.unwrap();
     sqlx::query("lock table outbox.attempts in access exclusive mode").execute(&mut *holding).await.unwrap();
     publish(&database, "a.b", 1).await;
-    database.eventually("select attempt = 2 from outbox.deliveries").await;
+    database.eventually("select exists (select from outbox.owed where attempt = 2) or exists (select from outbox.dead_letters where attempts = 2)").await;
     holding.rollback().await.unwrap();
     database.eventually("select count(*) = 1 from outbox.dead_letters where attempts = 2").await;
     assert_eq!(refusing.requests().len(), 2);
@@ -294,11 +293,9 @@ async fn an_open_breaker_claims_nothing_and_lets_one_probe_through() {
     let mut relay = start(&database, relay_settings("relay")).await;
     publish(&database, "a.b", 40).await;
     relay.wait(is_breaker(true)).await;
-    database
-        .eventually("select count(*) filter (where lease_token is not null) = 0 from outbox.deliveries")
-        .await;
+    database.eventually("select count(*) filter (where lease_token is not null) = 0 from outbox.owed").await;
     let (requests, attempts) =
-        (good.switch.requests(), database.count("select sum(attempt) from outbox.deliveries").await);
+        (good.switch.requests(), database.count("select sum(attempt) from outbox.owed").await);
     assert!((20..=28).contains(&requests), "20 failures open it, 8 permits may be in flight: {requests}");
     // More events come while it is open.
     publish(&database, "a.b", 10).await;
@@ -307,17 +304,17 @@ async fn an_open_breaker_claims_nothing_and_lets_one_probe_through() {
     database
         .eventually(
             "select count(*) = 50 \
-             and count(*) filter (where lease_token is not null) = 0 from outbox.deliveries",
+             and count(*) filter (where lease_token is not null) = 0 from outbox.owed",
         )
         .await;
     assert_eq!(
-        database.count("select sum(attempt) from outbox.deliveries").await,
+        database.count("select sum(attempt) from outbox.owed").await,
         attempts + 1,
         "an outage costs no attempts"
     );
     good.switch.set_down(false);
     relay.wait(is_breaker(false)).await;
-    database.eventually("select not exists (select from outbox.deliveries)").await;
+    database.eventually("select not exists (select from outbox.owed)").await;
     assert_eq!(good.switch.requests(), requests + 1 + 50);
     relay.stop().await;
     database.drop().await;

@@ -14,10 +14,13 @@ use super::{
     stage::{Database, SOON, Stage},
     within,
 };
-use crate::store::{ConnectionSettings, Store};
+use crate::{
+    delivery::ranges::Ranges,
+    store::{ConnectionSettings, Store},
+};
 
 const FLOOR: &str = "PostgreSQL alone: the relay's own statements on one connection with the relay's \
-                     settings, pages of 1,000: load_cursor, read_page, advance_cursor, settle_delivered; \
+                     settings, pages of 1,000: load_cursor, read_page, advance_cursor, settle_pages; \
                      one subscription, nothing sent";
 const LIMIT: Duration = Duration::from_secs(180);
 /// Events in one step of the floor.
@@ -169,21 +172,33 @@ async fn step(
         .bind(low)
         .bind(window.page_after)
         .bind(window.page_until)
-        .bind(positions)
-        .bind(times)
-        .bind(vec![subscription; events])
-        .bind(vec![true; events])
-        .bind(vec![None::<DateTime<Utc>>; events])
-        .bind(vec![0_i32; events])
+        .bind(vec![0_i32])
+        .bind(vec![subscription])
+        .bind(vec![positions.into_iter().collect::<Ranges>().to_string()])
         .bind(token)
         .bind(10.0_f64)
+        .bind("bench")
+        .bind(Vec::<i64>::new())
+        .bind(Vec::<String>::new())
+        .bind(times.iter().min())
+        .bind(times.iter().max())
         .bind(low)
         .bind(low_xid)
         .bind(low_xid)
         .bind(Vec::<i64>::new())
+        .bind(Vec::<i64>::new())
+        .bind(Vec::<DateTime<Utc>>::new())
+        .bind(Vec::<i64>::new())
+        .bind(Vec::<DateTime<Utc>>::new())
+        .bind(Vec::<i32>::new())
         .fetch_all(&mut *connection)
         .await?;
     let ids = inserted.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
-    let settle = sqlx::query(sql!("relay/settle_delivered")).bind(ids).bind(vec![token]);
-    Ok(u64::try_from(settle.fetch_all(connection).await?.len())?)
+    let settle = sqlx::query(sql!("relay/settle_pages"))
+        .bind(Vec::<i64>::new())
+        .bind(Vec::<String>::new())
+        .bind(ids)
+        .bind(vec![token]);
+    settle.fetch_all(connection).await?;
+    Ok(u64::try_from(events)?)
 }

@@ -169,7 +169,7 @@ impl Database {
             polls.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 polls.tick().await;
-                let pending: bool = sqlx::query_scalar("select exists (select from outbox.deliveries)")
+                let pending: bool = sqlx::query_scalar("select exists (select from outbox.owed)")
                     .fetch_one(&self.pool)
                     .await?;
                 if !pending {

@@ -92,6 +92,12 @@ metrics! {
     oldest: Family<SubscriptionLabels, Gauge<f64, std::sync::atomic::AtomicU64>> = "pgoutbox_oldest_delivery_age_seconds", Family::default();
     /// Permits that are free: 0 for long means that the relay is saturated.
     free_permits: Gauge = "pgoutbox_free_permits", Gauge::default();
+    /// Deliveries leased to this relay that have not begun: a kill costs their wait and no copy.
+    leased_ahead: Gauge = "pgoutbox_leased_ahead_deliveries", Gauge::default();
+    /// Deliveries in flight.
+    in_flight: Gauge = "pgoutbox_in_flight_deliveries", Gauge::default();
+    /// Deliveries answered and not recorded yet.
+    unsettled: Gauge = "pgoutbox_unsettled_deliveries", Gauge::default();
     /// Breakers that are open or probing.
     breakers_open: Gauge = "pgoutbox_open_breakers", Gauge::default();
     /// Subscriptions this relay cannot use.

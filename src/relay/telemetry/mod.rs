@@ -207,6 +207,17 @@ impl Telemetry {
         self.signal(|| Signal::Claimed { deliveries });
     }
 
+    pub(crate) fn taken_over(&self, pages: usize, deliveries: usize) {
+        self.metrics.leases_expired.inc_by(deliveries as u64);
+        tracing::info!(pages, deliveries, "took over what another relay held when it died");
+    }
+
+    pub(crate) fn held_measured(&self, ahead: usize, in_flight: u32, unsettled: u32) {
+        self.metrics.leased_ahead.set(i64::try_from(ahead).unwrap_or(i64::MAX));
+        self.metrics.in_flight.set(i64::from(in_flight));
+        self.metrics.unsettled.set(i64::from(unsettled));
+    }
+
     pub(crate) fn attempted(&self, delivery: &Delivery, report: &Report, took: Duration) {
         let sink = delivery.subscription.outlet.kind();
         self.metrics.attempts.get_or_create(&AttemptLabels { sink, outcome: report.outcome.code() }).inc();

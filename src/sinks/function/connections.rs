@@ -8,7 +8,8 @@ use sqlx::{
     ConnectOptions as _, Executor as _, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use uuid::Uuid;
+
+use crate::sink::Lease;
 
 /// Timeout of getting a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -26,9 +27,9 @@ pub struct Functions {
 
 /// Result of one call.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
-pub struct Called {
-    /// Id of the row in `outbox.deliveries`.
-    pub delivery_id: i64,
+pub(super) struct Called {
+    /// Number of the delivery in the batch, from 1.
+    pub number: i32,
     /// SQLSTATE of the error that it raised; none if it succeeded and the delivery is settled.
     pub code: Option<String>,
     /// Message of the error.
@@ -90,17 +91,16 @@ impl Functions {
         Self { pool, pooler }
     }
 
-    /// Calls a function for each event and deletes the deliveries of successful calls, in one synchronous
+    /// Calls a function for each event and settles the deliveries of successful calls, in one synchronous
     /// commit.
     ///
     /// # Errors
     /// [`CallError`] says whether the transaction was rolled back or its result is unknown.
-    pub async fn call(
+    pub(super) async fn call(
         &self,
         function: &str,
         limit: Duration,
-        deliveries: &[i64],
-        tokens: &[Uuid],
+        leases: &[Lease],
         events: &[String],
     ) -> Result<Vec<Called>, CallError> {
         let calling = async {
@@ -113,8 +113,9 @@ impl Functions {
                 .map_err(CallError::Undone)?;
             let called = sqlx::query_as(sql!("function_sink/call_function"))
                 .bind(function)
-                .bind(deliveries)
-                .bind(tokens)
+                .bind(leases.iter().map(|lease| lease.page).collect::<Vec<_>>())
+                .bind(leases.iter().map(|lease| lease.number).collect::<Vec<_>>())
+                .bind(leases.iter().map(|lease| lease.token).collect::<Vec<_>>())
                 .bind(events)
                 .persistent(!self.pooler)
                 .fetch_all(&mut *transaction)

@@ -9,7 +9,6 @@ use std::{sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use serde_json::Value;
-use uuid::Uuid;
 
 use self::connections::CallError;
 pub use self::connections::Functions;
@@ -74,6 +73,7 @@ impl Function {
 
 impl Sink for Function {
     const KIND: &'static str = "function";
+    const SETTLES: bool = true;
     type Target = Target;
 
     fn target(&self, config: &Value) -> Result<Target, Problem> {
@@ -132,10 +132,8 @@ impl Sink for Function {
                 deliveries.len()
             ];
         };
-        let ids: Vec<i64> = leases.iter().map(|lease| lease.delivery).collect();
-        let tokens: Vec<Uuid> = leases.iter().map(|lease| lease.token).collect();
         let events: Vec<String> = deliveries.iter().map(|delivery| body::whole(&delivery.event)).collect();
-        match self.functions.call(&target.function, target.timeout, &ids, &tokens, &events).await {
+        match self.functions.call(&target.function, target.timeout, &leases, &events).await {
             Ok(called) => called
                 .into_iter()
                 .map(|one| match one.code {

@@ -166,7 +166,7 @@ async fn events_committed_while_a_subscription_was_invalid_are_delivered_once_it
         .expect("fixing should not wait for the poll");
     assert_eq!(seen[0].payload, "1");
     relay.stop().await;
-    assert_eq!(database.count("select count(*) from outbox.deliveries").await, 0);
+    assert_eq!(database.count("select count(*) from outbox.owed").await, 0);
     database.drop().await;
 }
 

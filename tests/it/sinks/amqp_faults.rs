@@ -133,7 +133,7 @@ async fn a_relay_starts_without_the_server_serves_others_and_delivers_when_it_st
     // took.
     let outage = killed.elapsed();
     database
-        .eventually_within(outage + Duration::from_secs(30), "select count(*) = 0 from outbox.deliveries")
+        .eventually_within(outage + Duration::from_secs(30), "select count(*) = 0 from outbox.owed")
         .await;
     let (_connection, channel) = client(&server).await;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
@@ -180,7 +180,7 @@ async fn an_event_without_permission_is_a_dead_letter_alone() {
     .await;
     database
         .eventually(
-            "select exists (select from outbox.dead_letters) and not exists (select from outbox.deliveries)",
+            "select exists (select from outbox.dead_letters) and not exists (select from outbox.owed)",
         )
         .await;
     let dead: Vec<(serde_json::Value, String)> =

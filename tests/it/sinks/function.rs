@@ -89,10 +89,8 @@ async fn start(database: &Database, settings: Settings) -> RelayBox {
 async fn wait_for_effects(database: &Database, wanted: i64) {
     let until = Instant::now() + Duration::from_secs(90);
     loop {
-        let owed: i64 = sqlx::query_scalar("select count(*) from outbox.deliveries")
-            .fetch_one(&database.pool)
-            .await
-            .unwrap();
+        let owed: i64 =
+            sqlx::query_scalar("select count(*) from outbox.owed").fetch_one(&database.pool).await.unwrap();
         let (count, _) = effects(database).await;
         if owed == 0 && count >= wanted {
             return;

@@ -304,7 +304,7 @@ async fn a_relay_starts_without_the_cluster_serves_others_and_delivers_when_it_s
     recorder.wait_for(50).await;
     database.eventually("select count(*) > 0 from outbox.attempts where reason = 'connect_failed'").await;
     topic.mock().broker_up(-1).unwrap();
-    database.eventually("select count(*) = 0 from outbox.deliveries").await;
+    database.eventually("select count(*) = 0 from outbox.owed").await;
     let numbers: Vec<_> = topic.records().await.iter().map(Record::n).collect();
     for n in 1..=50 {
         assert!(numbers.contains(&n), "{n} is missing: {numbers:?}");

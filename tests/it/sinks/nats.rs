@@ -358,7 +358,7 @@ async fn a_thousand_events_arrive_in_the_order_of_the_log() {
         let left = database
             .count(
                 "select (select count(*) \
-                 from outbox.deliveries) + (select 1000 - count(*) from outbox.events)",
+                 from outbox.owed) + (select 1000 - count(*) from outbox.events)",
             )
             .await;
         left == 0 && nats.received().await.len() == 1000

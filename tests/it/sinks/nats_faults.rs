@@ -93,12 +93,12 @@ async fn a_server_that_is_down_at_the_start_delays_no_other_and_gets_everything_
         .await;
     recorder.wait_for(300).await;
     eventually("only deliveries to nats are left", async || {
-        database.count("select count(*) from outbox.deliveries").await == 300
+        database.count("select count(*) from outbox.owed").await == 300
     })
     .await;
     nats.server.start_again().unwrap();
     eventually("everything is settled", async || {
-        database.count("select count(*) from outbox.deliveries").await == 0
+        database.count("select count(*) from outbox.owed").await == 0
     })
     .await;
     assert_eq!(nats.received().await.len(), 300);

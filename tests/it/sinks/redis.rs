@@ -288,7 +288,7 @@ async fn a_thousand_events_arrive_in_the_order_of_the_log() {
     })
     .await;
     eventually("everything is settled", async || {
-        database.count("select count(*) from outbox.deliveries").await == 0
+        database.count("select count(*) from outbox.owed").await == 0
             && redis.cli(&["XLEN", "events"]) == "1000"
     })
     .await;

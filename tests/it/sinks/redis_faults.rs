@@ -121,7 +121,7 @@ async fn a_server_that_is_down_at_the_start_delays_no_other_and_gets_everything_
         .await;
     recorder.wait_for(300).await;
     eventually("only deliveries to redis are left", async || {
-        database.count("select count(*) from outbox.deliveries").await == 300
+        database.count("select count(*) from outbox.owed").await == 300
     })
     .await;
     redis.server.start_again().unwrap();
@@ -130,7 +130,7 @@ async fn a_server_that_is_down_at_the_start_delays_no_other_and_gets_everything_
     })
     .await;
     eventually("everything is settled", async || {
-        database.count("select count(*) from outbox.deliveries").await == 0
+        database.count("select count(*) from outbox.owed").await == 0
     })
     .await;
     let mut ids: Vec<_> = redis.received().await.into_iter().map(|(id, _)| id).collect();

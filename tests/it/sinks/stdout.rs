@@ -63,11 +63,11 @@ async fn a_reader_that_reads_nothing_blocks_one_thread_however_many_retries() {
     let threads = || std::fs::read_dir(format!("/proc/{}/task", child.id().unwrap())).unwrap().count();
     let limit = Duration::from_secs(60);
     database
-        .eventually_within(limit, "select exists (select from outbox.deliveries where attempt = 2)")
+        .eventually_within(limit, "select exists (select from outbox.owed where attempt = 2)")
         .await;
     let before = threads();
     database
-        .eventually_within(limit, "select exists (select from outbox.deliveries where attempt = 3)")
+        .eventually_within(limit, "select exists (select from outbox.owed where attempt = 3)")
         .await;
     assert!(threads() <= before, "{before} threads, and then {}", threads());
 }

@@ -214,7 +214,7 @@ async fn afterwards(pool: &PgPool) -> Afterwards {
         .unwrap();
     let outstanding: Vec<(Uuid, String)> = sqlx::query_as(
         "select event.id, subscription.name \
-            from outbox.deliveries as delivery join outbox.events as event using (position) \
+            from outbox.owed as delivery join outbox.events as event using (position) \
          join outbox.subscriptions as subscription on subscription.id = delivery.subscription_id",
     )
     .fetch_all(pool)

@@ -55,7 +55,7 @@ impl Statement {
     }
 
     fn parameters(&self) -> usize {
-        (1..30).rev().find(|number| self.text.contains(&format!("${number}"))).unwrap_or(0)
+        (1..40).rev().find(|number| self.text.contains(&format!("${number}"))).unwrap_or(0)
     }
 }
 

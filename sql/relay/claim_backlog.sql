@@ -1,0 +1,68 @@
+-- Move the oldest of what waits as a whole into pages: for each subscription, as many positions as it has room for.
+--   $1 subscriptions   $2 positions wanted of each   $3 look from this id on, of each   $4 whether a page of its own is made for each
+--   $5 suspects, or the others   $6 lease token   $7 length of the lease in seconds   $8 this relay
+--
+-- One scan per subscription, of 64 rows at most. A row of which not all is wanted is cut. Suspects, which a relay died with, get a
+-- page for each row: what shares a page shares its blame.
+-- The destination's pause and the state are read here too, so that all relays keep to them at once.
+with room (subscription_id, wanted, since, own) as (
+    select * from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::boolean[])
+),
+due as materialized (
+    select waiting.*, room.wanted, room.own
+      from room
+      join outbox.subscriptions as subscription
+        on subscription.id = room.subscription_id
+       and subscription.active
+       and subscription.state in ('ok', 'invalid')  -- invalid is what some relay said that cannot serve it
+       and (subscription.paused_until is null or subscription.paused_until <= now())
+     cross join lateral (
+           select backlog.ctid as address, backlog.id, backlog.subscription_id, backlog.positions, backlog.owed_since, backlog.created_from,
+                  backlog.created_until, backlog.deaths, backlog.alone, outbox.count_positions(backlog.positions) as size
+             from outbox.backlog as backlog
+            where backlog.subscription_id = room.subscription_id
+              and backlog.is_suspect = $5::boolean
+              and backlog.id >= room.since
+            order by backlog.id
+            limit least(coalesce(room.wanted, 0), 64)
+              for update skip locked
+           ) as waiting
+),
+taken as materialized (
+    select sized.*, case when sized.before + sized.size <= sized.wanted then sized.positions
+                         else outbox.first_positions(sized.positions, sized.wanted - sized.before) end as part
+      from (select due.*, (sum(due.size) over (partition by due.subscription_id order by due.id) - due.size)::bigint as before from due) as sized
+     where sized.before < sized.wanted
+),
+emptied as (
+    delete from outbox.backlog as backlog
+     where backlog.ctid = any (array(select taken.address from taken where taken.before + taken.size <= taken.wanted))
+    returning backlog.id
+),
+cut as (
+    update outbox.backlog as backlog
+       set positions = backlog.positions - (
+               select taken.part from taken where taken.id = backlog.id)
+     where backlog.ctid = any (array(select taken.address from taken where taken.before + taken.size > taken.wanted))
+    returning backlog.id
+),
+-- Only what was really taken: a row that another relay changed since this statement began is locked, and not found by its address.
+moved as materialized (
+    select emptied.id from emptied
+    union all
+    select cut.id from cut
+),
+paged as (
+    insert into outbox.pages (lease_token, due_at, relay, deaths, alone, created_from, created_until, subscriptions, owed, owed_since)
+    select $6::uuid, now() + make_interval(secs => $7::double precision), $8::text, max(taken.deaths), max(taken.alone),
+           min(taken.created_from), max(taken.created_until),
+           array_agg(taken.subscription_id order by taken.subscription_id, taken.id), array_agg(taken.part order by taken.subscription_id, taken.id),
+           array_agg(taken.owed_since order by taken.subscription_id, taken.id)
+      from taken
+     where taken.id = any (array(select moved.id from moved))
+     group by case when $5::boolean then taken.id when taken.own then -taken.subscription_id else 0 end
+    returning id, deaths, alone, created_from, created_until, subscriptions, owed::text[] as owed, owed_since
+)
+select paged.id, paged.deaths, paged.alone, paged.created_from, paged.created_until, paged.subscriptions, paged.owed, paged.owed_since,
+       '{}' as done
+  from paged

@@ -1,0 +1,19 @@
+-- Keep pages reserved. Returns those that are still ours, and whether they were renewed: one that is locked is left for later.
+--   $1 pages   $2 lease tokens of this relay   $3 length of the lease in seconds
+with free as materialized (
+    select page.ctid as address
+      from outbox.pages as page
+     where page.id = any ($1::bigint[])
+       and page.lease_token = any ($2::uuid[])
+       for no key update skip locked
+),
+renewed as (
+    update outbox.pages as page
+       set due_at = now() + make_interval(secs => $3::double precision)
+     where page.ctid = any (array(select free.address from free))
+    returning page.id
+)
+select page.id, exists (select from renewed where renewed.id = page.id) as renewed
+  from outbox.pages as page
+ where page.id = any ($1::bigint[])
+   and page.lease_token = any ($2::uuid[])

@@ -1,0 +1,64 @@
+-- Progress of pages of which something goes on elsewhere: failed pairs become deliveries or dead letters, and what cannot be taken now
+-- goes to the backlog. Pages whose lease was lost are left alone, and so is what a page said before to be settled: after a lost answer
+-- the same may be written again.
+--   $1 pages   $2 numbers of the pairs that are settled now, in the order of $1   $3 pages with nothing left   $4 lease tokens
+--   retries: $5 page   $6 number   $7 subscription   $8 position   $9 created_at   $10 owed since   $11 attempts so far
+--   $12 due in so many seconds   $13 attempts that ended without a verdict
+--   dead letters: $14 page   $15 number   $16 subscription   $17 position   $18 created_at   $19 attempts   $20 reason   $21 status code
+--   $22 answer
+--   backlog: $23 page   $24 numbers   $25 subscription   $26 positions   $27 owed since   $28 $29 the span of created_at   $30 deaths
+--   $31 of these, alone
+with held as materialized (
+    select page.id, page.done
+      from outbox.pages as page
+     where page.id = any ($1::bigint[] || $3::bigint[])
+       and page.lease_token = any ($4::uuid[])
+     order by page.id
+       for no key update
+),
+finished as (
+    delete from outbox.pages as page
+     where page.id = any (array(select held.id from held))
+       and page.id = any ($3::bigint[])
+),
+moved as (
+    update outbox.pages as page
+       set done = page.done + (($2::text[])[array_position($1::bigint[], page.id)])::int4multirange
+     where page.id = any (array(select held.id from held))
+       and page.id = any ($1::bigint[])
+),
+retried as (
+    insert into outbox.deliveries (subscription_id, due_at, position, created_at, owed_since, attempt, unfinished)
+    select failed.subscription_id, clock_timestamp() + make_interval(secs => failed.wait), failed.position, failed.created_at,
+           failed.owed_since, failed.attempt, failed.unfinished
+      from unnest($5::bigint[], $6::integer[], $7::bigint[], $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::integer[],
+                  $12::double precision[], $13::integer[])
+           as failed (page, number, subscription_id, position, created_at, owed_since, attempt, wait, unfinished)
+      join held on held.id = failed.page and not held.done @> failed.number
+),
+buried as (
+    insert into outbox.dead_letters (subscription_id, subscription, reason, status, answer, attempts, event_id, position, created_at,
+                                     topic, key, payload, headers, organization, source, user_id, priority, schema_version)
+    select dead.subscription_id,
+           coalesce((select subscription.name from outbox.subscriptions as subscription where subscription.id = dead.subscription_id), 'deleted'),
+           dead.reason, dead.status, dead.answer, dead.attempts,
+           coalesce(event.id, '00000000-0000-0000-0000-000000000000'), dead.position, dead.created_at,
+           coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'), coalesce(event.headers, '{}'),
+           event.organization, event.source, event.user_id, coalesce(event.priority, 0), event.schema_version
+      from unnest($14::bigint[], $15::integer[], $16::bigint[], $17::bigint[], $18::timestamptz[], $19::integer[], $20::text[],
+                  $21::integer[], $22::text[])
+           as dead (page, number, subscription_id, position, created_at, attempts, reason, status, answer)
+      join held on held.id = dead.page and not held.done @> dead.number
+      left join outbox.events as event  -- an event that somebody deleted leaves a dead letter too
+        on event.position = dead.position
+       and event.created_at = dead.created_at
+),
+returned as (
+    insert into outbox.backlog (subscription_id, positions, owed_since, created_from, created_until, deaths, alone)
+    select back.subscription_id, back.positions::int8multirange, back.owed_since, back.created_from, back.created_until, back.deaths, back.alone
+      from unnest($23::bigint[], $24::text[], $25::bigint[], $26::text[], $27::timestamptz[], $28::timestamptz[], $29::timestamptz[],
+                  $30::smallint[], $31::smallint[])
+           as back (page, numbers, subscription_id, positions, owed_since, created_from, created_until, deaths, alone)
+      join held on held.id = back.page and not held.done && back.numbers::int4multirange
+)
+select held.id from held

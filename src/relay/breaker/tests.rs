@@ -1,0 +1,140 @@
+//! Breakers of hosts and of subscriptions.
+
+use super::*;
+
+const FAILED: Outcome = Outcome::Retry { reason: Reason::ServerError, after: None };
+
+fn recorded(breakers: &Breakers, there: &Arc<str>, outcome: &Outcome, now: Instant) -> Change {
+    breakers.record(1, there, outcome, now).first().map_or(Change::None, |(_, change)| *change)
+}
+
+fn tripped(breakers: &Breakers, there: &Arc<str>, now: Instant) {
+    for _ in 0..IN_A_ROW {
+        breakers.record(1, there, &FAILED, now);
+    }
+}
+
+#[test]
+fn it_opens_after_twenty_failures_in_a_row_and_not_before() {
+    let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+    for _ in 1..IN_A_ROW {
+        assert_eq!(recorded(&breakers, &there, &FAILED, now), Change::None);
+    }
+    assert_eq!(breakers.gate(1, &there, now), Gate::Closed);
+    assert_eq!(recorded(&breakers, &there, &FAILED, now), Change::Opened(OPEN_FOR));
+    assert_eq!(breakers.gate(1, &there, now), Gate::Open(now + OPEN_FOR));
+    assert_eq!(breakers.gate(2, &Arc::from("https://b"), now), Gate::Closed);
+}
+
+#[test]
+fn it_opens_when_most_of_a_minute_failed() {
+    let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+    let mut opened = false;
+    for round in 0..40 {
+        let outcome = if round % 5 == 4 { Outcome::Delivered } else { FAILED };
+        opened |= matches!(recorded(&breakers, &there, &outcome, now), Change::Opened(_));
+    }
+    assert!(opened);
+}
+
+#[test]
+fn one_probe_goes_through_and_decides() {
+    let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+    tripped(&breakers, &there, now);
+    let later = now + OPEN_FOR;
+    assert_eq!(breakers.gate(1, &there, later), Gate::Probe);
+    breakers.begin_probe(1, &there, later);
+    assert!(matches!(breakers.gate(1, &there, later), Gate::Open(_)), "only one");
+    assert_eq!(recorded(&breakers, &there, &FAILED, later), Change::Opened(OPEN_FOR * 2));
+    let later = later + OPEN_FOR * 2;
+    breakers.begin_probe(1, &there, later);
+    assert_eq!(recorded(&breakers, &there, &Outcome::Delivered, later), Change::Closed);
+    assert_eq!(breakers.gate(1, &there, later), Gate::Closed);
+}
+
+#[test]
+fn a_probe_that_is_answered_closes_it_whatever_the_answer_is() {
+    let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+    let answer = Outcome::Retry { reason: Reason::FunctionFailed, after: None };
+    tripped(&breakers, &there, now);
+    assert_eq!(recorded(&breakers, &there, &answer, now), Change::None, "a straggler");
+    breakers.begin_probe(1, &there, now + OPEN_FOR);
+    assert_eq!(recorded(&breakers, &there, &answer, now + OPEN_FOR), Change::Closed);
+}
+
+#[test]
+fn a_probe_that_says_nothing_makes_way_for_the_next_at_once() {
+    let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+    let nothing = Outcome::Rejected { reason: Reason::TransformFailed };
+    tripped(&breakers, &there, now);
+    assert!(!breakers.probe_again(1, &there, &nothing, now), "a straggler");
+    let later = now + OPEN_FOR;
+    breakers.begin_probe(1, &there, later);
+    assert!(!breakers.probe_again(1, &there, &FAILED, later), "it is recorded");
+    assert!(breakers.probe_again(1, &there, &nothing, later));
+    assert_eq!(breakers.gate(1, &there, later), Gate::Probe);
+    breakers.begin_probe(1, &there, later);
+    assert_eq!(
+        recorded(&breakers, &there, &FAILED, later),
+        Change::Opened(OPEN_FOR * 2),
+        "it has forgotten nothing"
+    );
+}
+
+#[test]
+fn of_a_batch_the_outcome_counts_that_says_most() {
+    let of = |reason| Outcome::Retry { reason, after: None };
+    let (nothing, answers) = (of(Reason::TemplateFailed), of(Reason::Refused));
+    assert_eq!(clearest([&nothing, &answers, &FAILED, &Outcome::Delivered].into_iter()), Some(2));
+    assert_eq!(clearest([&nothing, &answers, &answers].into_iter()), Some(1));
+    assert_eq!(clearest([&nothing, &nothing].into_iter()), Some(0));
+}
+
+#[test]
+fn it_never_stays_open_longer_than_five_minutes() {
+    let (breakers, there, mut now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+    tripped(&breakers, &there, now);
+    for _ in 0..10 {
+        let Gate::Open(until) = breakers.gate(1, &there, now) else { panic!("open") };
+        assert!(until - now <= OPEN_AT_MOST);
+        now = until;
+        breakers.begin_probe(1, &there, now);
+        recorded(&breakers, &there, &FAILED, now);
+    }
+}
+
+#[test]
+fn an_answer_about_one_event_does_not_open_it() {
+    let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+    for _ in 0..100 {
+        recorded(&breakers, &there, &Outcome::Retry { reason: Reason::ClientError, after: None }, now);
+    }
+    assert_eq!(breakers.gate(1, &there, now), Gate::Closed);
+}
+
+#[test]
+fn what_one_subscription_is_answered_does_not_stop_another_at_the_same_host() {
+    let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+    tripped(&breakers, &there, now);
+    assert!(matches!(breakers.gate(1, &there, now), Gate::Open(_)));
+    assert_eq!(breakers.gate(2, &there, now), Gate::Closed);
+}
+
+#[test]
+fn a_host_that_cannot_be_reached_stops_everybody_and_one_probe_serves_all() {
+    let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+    let unreachable = Outcome::Retry { reason: Reason::ConnectFailed, after: None };
+    for subscription in 0..i64::from(IN_A_ROW) {
+        breakers.record(subscription, &there, &unreachable, now);
+    }
+    assert!(matches!(breakers.gate(99, &there, now), Gate::Open(_)));
+    let later = now + OPEN_FOR;
+    assert_eq!(breakers.gate(99, &there, later), Gate::Probe);
+    breakers.begin_probe(99, &there, later);
+    assert!(matches!(breakers.gate(1, &there, later), Gate::Open(_)), "only one");
+    assert_eq!(
+        breakers.record(99, &there, &Outcome::Delivered, later),
+        [(About::Host(there.clone()), Change::Closed)]
+    );
+    assert_eq!(breakers.gate(1, &there, later), Gate::Closed);
+}

@@ -1,0 +1,216 @@
+//! How many deliveries of one subscription may be in flight: earned by answers, lost by refusals. Pure.
+//!
+//! A window begins small and doubles with each round of successes, a round being as many answers as the window is wide. It grows
+//! while it is what holds the subscription back and latency stays low; it shrinks on refusals, errors and time-outs, and when
+//! answers take much longer than they did without growing in number. Where a window was refused it stays below for a while.
+
+use std::time::{Duration, Instant};
+
+/// A window begins so wide, and is so wide again after a long rest.
+const FIRST: f64 = 8.0;
+/// Without an answer for so long it begins anew.
+const RESTED: Duration = Duration::from_secs(10);
+/// Who has not answered for so long while something is in flight counts as silent.
+const SILENT: Duration = Duration::from_secs(1);
+/// Latency within this much of the best is not a sign of congestion.
+const SLACK: Duration = Duration::from_millis(25);
+/// Nor is latency within this factor of the best.
+const FACTOR: f64 = 1.6;
+/// After a refusal the window stays below the refused width for so long at first; twice as long each time,
+const REMEMBER: Duration = Duration::from_secs(10);
+/// up to this.
+const REMEMBER_AT_MOST: Duration = Duration::from_secs(300);
+/// The best latency is forgotten after so long: the way may have changed.
+const BEST_FOR: Duration = Duration::from_secs(30);
+
+/// What an attempt says about the room its destination has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It took it.
+    Success,
+    /// It asks for less: 429, 503.
+    Refused,
+    /// It fails: 5xx, time-out, broken connection.
+    Failed,
+    /// It answered about this event alone.
+    Other,
+}
+
+/// The window of one subscription.
+#[derive(Debug, Clone)]
+pub(crate) struct Window {
+    width: f64,
+    ceiling: f64,
+    slow_start: bool,
+    answered: Option<Instant>,
+    shrunk: Option<Instant>,
+    refused: Option<(f64, Instant, Duration)>,
+    best: Option<(Duration, Instant)>,
+    round: Round,
+    /// Answers per second in the round before.
+    rate: f64,
+    /// The average latency of late.
+    latency: f64,
+}
+
+#[derive(Debug, Clone)]
+struct Round {
+    began: Instant,
+    answers: u32,
+    latency: Duration,
+    /// Whether the window was full at some time.
+    full: bool,
+}
+
+impl Window {
+    pub(crate) fn new(ceiling: u32, now: Instant) -> Self {
+        let ceiling = f64::from(ceiling.max(1));
+        Self {
+            width: FIRST.min(ceiling),
+            ceiling,
+            slow_start: true,
+            answered: None,
+            shrunk: None,
+            refused: None,
+            best: None,
+            round: Round::new(now),
+            rate: 0.0,
+            latency: 0.0,
+        }
+    }
+
+    /// The subscription was edited.
+    pub(crate) fn set_ceiling(&mut self, ceiling: u32) {
+        self.ceiling = f64::from(ceiling.max(1));
+        self.width = self.width.min(self.ceiling);
+    }
+
+    /// How many may be in flight.
+    pub(crate) fn width(&self) -> u32 {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "between 1 and the ceiling"
+        )]
+        let width = self.width.max(1.0) as u32;
+        width
+    }
+
+    /// Whether it has answered lately.
+    pub(crate) fn is_proven(&self, now: Instant) -> bool {
+        self.answered.is_some_and(|then| now.duration_since(then) < RESTED)
+    }
+
+    /// Whether it keeps what it was given without an answer; `oldest`: when the oldest of it began.
+    pub(crate) fn is_silent(&self, oldest: Option<Instant>, now: Instant) -> bool {
+        let waits = |since: Instant| now.duration_since(since) >= SILENT;
+        oldest.is_some_and(waits) && self.answered.is_none_or(waits)
+    }
+
+    /// Successes per second, as measured last; 0 before.
+    pub(crate) fn rate(&self) -> f64 {
+        self.rate
+    }
+
+    /// One more begins while so many are in flight, itself included.
+    pub(crate) fn begin(&mut self, in_flight: u32, now: Instant) {
+        if in_flight <= 1 && self.answered.is_some_and(|then| now.duration_since(then) >= RESTED) {
+            self.width = self.width.min(FIRST);
+            self.slow_start = true;
+            self.round = Round::new(now);
+        }
+        if f64::from(in_flight) + 0.5 >= self.width.floor() {
+            self.round.full = true;
+        }
+    }
+
+    /// One has ended. `began`: when it did.
+    pub(crate) fn end(&mut self, answer: Answer, began: Instant, now: Instant) {
+        let took = now.saturating_duration_since(began);
+        match answer {
+            Answer::Success => self.succeeded(took, now),
+            Answer::Other => self.answered = Some(now),
+            Answer::Refused => {
+                self.answered = Some(now);
+                if self.may_shrink(began) {
+                    let remember =
+                        self.refused.map_or(REMEMBER, |(_, _, before)| (before * 2).min(REMEMBER_AT_MOST));
+                    self.refused = Some((self.width, now, remember));
+                    self.shrink(0.7, now);
+                }
+            }
+            Answer::Failed => {
+                if self.may_shrink(began) {
+                    self.shrink(0.5, now);
+                }
+            }
+        }
+    }
+
+    /// Once for all that was in flight together: what began before the last shrinking says nothing of the new width.
+    fn may_shrink(&self, began: Instant) -> bool {
+        self.shrunk.is_none_or(|then| began >= then)
+    }
+
+    fn shrink(&mut self, by: f64, now: Instant) {
+        self.width = (self.width * by).max(1.0);
+        self.slow_start = false;
+        self.shrunk = Some(now);
+        self.round = Round::new(now);
+        self.rate = 0.0;
+    }
+
+    fn succeeded(&mut self, took: Duration, now: Instant) {
+        self.answered = Some(now);
+        match self.best {
+            Some((best, since)) if took >= best && now.duration_since(since) < BEST_FOR => {}
+            _ => self.best = Some((took, now)),
+        }
+        let round = &mut self.round;
+        round.answers += 1;
+        round.latency += took;
+        if f64::from(round.answers) >= self.width.max(8.0) {
+            self.end_round(now);
+        }
+    }
+
+    fn end_round(&mut self, now: Instant) {
+        let round = std::mem::replace(&mut self.round, Round::new(now));
+        let length = now.duration_since(round.began).as_secs_f64().max(1e-6);
+        let rate = f64::from(round.answers) / length;
+        let before = std::mem::replace(&mut self.rate, rate);
+        self.latency = round.latency.as_secs_f64() / f64::from(round.answers.max(1));
+        let best = self.best.map_or(0.0, |(best, _)| best.as_secs_f64());
+        let congested = self.latency > (best * FACTOR).max(best + SLACK.as_secs_f64());
+        let grew = rate > before * 1.1;
+        if congested && !grew {
+            // The queue is at the destination: let most of it drain.
+            self.width =
+                (self.width * (best + SLACK.as_secs_f64()) / self.latency).max(self.width * 0.7).max(1.0);
+            self.slow_start = false;
+        } else if round.full {
+            let step = if self.slow_start { self.width } else { (self.width * 0.1).max(1.0) };
+            self.width += if congested { step.min(1.0) } else { step };
+        }
+        self.width = self.width.min(self.limit(now));
+    }
+
+    fn limit(&mut self, now: Instant) -> f64 {
+        match self.refused {
+            Some((width, then, remember)) if now.duration_since(then) < remember => {
+                (width * 0.9).floor().clamp(1.0, self.ceiling)
+            }
+            // What was learned is kept for the next refusal, but no longer held to.
+            _ => self.ceiling,
+        }
+    }
+}
+
+impl Round {
+    fn new(now: Instant) -> Self {
+        Self { began: now, answers: 0, latency: Duration::ZERO, full: false }
+    }
+}
+
+#[cfg(test)]
+mod tests;

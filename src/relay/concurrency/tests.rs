@@ -1,0 +1,169 @@
+//! Concurrency that is earned, against receivers on virtual time.
+
+use std::{cmp::Reverse, collections::BinaryHeap};
+
+use super::*;
+
+/// A receiver on virtual time, with a backlog that never ends.
+struct Trial<R> {
+    window: Window,
+    origin: Instant,
+    now: Duration,
+    /// When each attempt ends, when it began, and with what.
+    in_flight: BinaryHeap<Reverse<(Duration, Duration, u8)>>,
+    receive: R,
+    delivered: u32,
+    refused: u32,
+}
+
+/// From the number in flight and the time to an answer and how long it takes.
+type Told = (Answer, Duration);
+
+impl<R: FnMut(usize, Duration) -> Told> Trial<R> {
+    fn new(ceiling: u32, receive: R) -> Self {
+        let origin = Instant::now();
+        let window = Window::new(ceiling, origin);
+        Self {
+            window,
+            origin,
+            now: Duration::ZERO,
+            in_flight: BinaryHeap::new(),
+            receive,
+            delivered: 0,
+            refused: 0,
+        }
+    }
+
+    fn run(&mut self, until: Duration) -> &mut Self {
+        (self.delivered, self.refused) = (0, 0);
+        while self.now < until {
+            while self.in_flight.len() < self.window.width() as usize {
+                let (answer, takes) = (self.receive)(self.in_flight.len(), self.now);
+                self.in_flight.push(Reverse((self.now + takes, self.now, answer as u8)));
+                self.window.begin(u32::try_from(self.in_flight.len()).unwrap(), self.origin + self.now);
+            }
+            let Some(Reverse((ends, began, answer))) = self.in_flight.pop() else { return self };
+            self.now = ends;
+            let answer =
+                [Answer::Success, Answer::Refused, Answer::Failed, Answer::Other][usize::from(answer)];
+            self.delivered += u32::from(answer == Answer::Success);
+            self.refused += u32::from(answer == Answer::Refused);
+            self.window.end(answer, self.origin + began, self.origin + ends);
+        }
+        self
+    }
+}
+
+const MS: Duration = Duration::from_millis(1);
+const S: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_receiver_50_ms_away_has_250_in_flight_within_a_second_and_gets_5000_a_second() {
+    let mut trial = Trial::new(512, |_, _| (Answer::Success, 50 * MS));
+    trial.run(S);
+    assert!(trial.window.width() >= 250, "{}", trial.window.width());
+    trial.run(3 * S);
+    assert!(trial.delivered >= 10_000, "{} in two seconds", trial.delivered);
+}
+
+#[test]
+fn a_fast_receiver_gets_all_there_is() {
+    let mut trial = Trial::new(512, |_, _| (Answer::Success, MS / 2));
+    trial.run(100 * MS);
+    assert!(trial.window.width() >= 256, "{}", trial.window.width());
+}
+
+#[test]
+fn a_receiver_that_takes_200_a_second_is_kept_busy_and_has_no_long_queue() {
+    // One after the other, 5 ms each.
+    let mut free = Duration::ZERO;
+    let mut trial = Trial::new(512, move |_, now| {
+        free = free.max(now) + 5 * MS;
+        (Answer::Success, free - now)
+    });
+    trial.run(5 * S);
+    let width = trial.window.width();
+    assert!((2..=32).contains(&width), "{width} in flight: {} ms of queue", width * 5);
+    trial.run(10 * S);
+    assert!(trial.delivered >= 980, "{} in five seconds", trial.delivered);
+}
+
+#[test]
+fn a_receiver_of_20_at_once_is_seldom_refused() {
+    let mut trial =
+        Trial::new(
+            512,
+            |in_flight, _| {
+                if in_flight >= 20 { (Answer::Refused, 5 * MS) } else { (Answer::Success, 20 * MS) }
+            },
+        );
+    trial.run(5 * S);
+    assert!(trial.refused <= 60, "{} refused at first", trial.refused);
+    assert!((10..=22).contains(&trial.window.width()), "{}", trial.window.width());
+    trial.run(60 * S);
+    assert!(trial.refused <= 60, "{} refused in 55 seconds", trial.refused);
+    assert!(trial.delivered >= 55 * 500, "{} in 55 seconds", trial.delivered);
+}
+
+#[test]
+fn who_hangs_keeps_a_handful_and_who_recovers_is_served_again() {
+    let mut trial =
+        Trial::new(
+            512,
+            |_, now| if now < 60 * S { (Answer::Failed, 15 * S) } else { (Answer::Success, 10 * MS) },
+        );
+    trial.run(59 * S);
+    assert!(trial.window.width() <= 4, "{}", trial.window.width());
+    trial.run(90 * S);
+    let before = trial.window.width();
+    assert!(before >= 100, "{before} after it recovered");
+}
+
+#[test]
+fn errors_shrink_it_once_for_all_that_was_in_flight_together() {
+    let now = Instant::now();
+    let mut window = Window::new(512, now);
+    window.width = 100.0;
+    for _ in 0..100 {
+        window.end(Answer::Failed, now, now + S);
+    }
+    assert_eq!(window.width(), 50);
+    window.end(Answer::Failed, now + S, now + 2 * S);
+    assert_eq!(window.width(), 25);
+}
+
+#[test]
+fn what_is_not_needed_is_not_earned() {
+    let mut now = Instant::now();
+    let mut window = Window::new(512, now);
+    for _ in 0..1_000 {
+        window.begin(1, now);
+        window.end(Answer::Success, now, now + MS);
+        now += 10 * MS;
+    }
+    assert_eq!(window.width(), 8, "one at a time needs no more");
+}
+
+#[test]
+fn after_a_long_rest_it_begins_anew() {
+    let mut trial = Trial::new(512, |_, _| (Answer::Success, MS));
+    trial.run(S);
+    let Trial { mut window, origin, now, .. } = trial;
+    assert!(window.width() > 100);
+    window.begin(1, origin + now + RESTED);
+    assert_eq!(window.width(), 8);
+}
+
+#[test]
+fn who_is_silent_is_known_after_a_second() {
+    let now = Instant::now();
+    let mut window = Window::new(512, now);
+    assert!(
+        !window.is_silent(None, now + S)
+            && !window.is_silent(Some(now), now + S / 2)
+            && window.is_silent(Some(now), now + S)
+    );
+    window.end(Answer::Success, now, now + S);
+    assert!(!window.is_silent(Some(now), now + S) && window.is_silent(Some(now), now + 2 * S));
+    assert!(window.is_proven(now + 5 * S) && !window.is_proven(now + 12 * S));
+}

@@ -1,0 +1,153 @@
+//! Whose turn it is: deficit round robin over organizations, and within each over its subscriptions. Pure.
+//!
+//! Who is waiting is listed; who cannot begin is set aside until something changes. A turn is worth a few deliveries, and who
+//! takes more at once, a batch, waits for as many turns of the others.
+
+use std::collections::{HashMap, VecDeque};
+
+/// Deliveries in a turn.
+const TURN: i64 = 8;
+
+/// All who wait.
+#[derive(Debug, Default)]
+pub(crate) struct Fair {
+    organizations: Ring<u32>,
+    subscriptions: HashMap<u32, Ring<i64>>,
+}
+
+/// Keys in turn, each with what it may still take.
+#[derive(Debug)]
+struct Ring<K> {
+    order: VecDeque<(K, i64)>,
+}
+
+impl<K> Default for Ring<K> {
+    fn default() -> Self {
+        Self { order: VecDeque::new() }
+    }
+}
+
+impl<K: Copy> Ring<K> {
+    fn add(&mut self, key: K) {
+        self.order.push_back((key, TURN));
+    }
+
+    /// Who is at turn: who has used up a turn goes to the end with a new one.
+    fn current(&mut self) -> Option<K> {
+        loop {
+            let (key, left) = *self.order.front()?;
+            if left > 0 {
+                return Some(key);
+            }
+            self.order.pop_front();
+            self.order.push_back((key, left + TURN));
+        }
+    }
+
+    fn spend(&mut self, cost: i64) {
+        if let Some((_, left)) = self.order.front_mut() {
+            *left -= cost;
+        }
+    }
+
+    fn remove_current(&mut self) {
+        self.order.pop_front();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+}
+
+impl Fair {
+    /// Lists a subscription, which must not be listed already.
+    pub(crate) fn add(&mut self, organization: u32, subscription: i64) {
+        let ring = self.subscriptions.entry(organization).or_default();
+        if ring.is_empty() {
+            self.organizations.add(organization);
+        }
+        ring.add(subscription);
+    }
+
+    /// Who is at turn.
+    pub(crate) fn current(&mut self) -> Option<i64> {
+        let organization = self.organizations.current()?;
+        self.subscriptions.get_mut(&organization)?.current()
+    }
+
+    /// Who is at turn begins so many.
+    pub(crate) fn spend(&mut self, count: usize) {
+        let cost = i64::try_from(count).unwrap_or(i64::MAX / 2);
+        let Some(organization) = self.organizations.current() else { return };
+        if let Some(ring) = self.subscriptions.get_mut(&organization) {
+            ring.spend(cost);
+        }
+        self.organizations.spend(cost);
+    }
+
+    /// Who is at turn can begin nothing now, or has nothing left.
+    pub(crate) fn set_aside(&mut self) {
+        let Some(organization) = self.organizations.current() else { return };
+        if let Some(ring) = self.subscriptions.get_mut(&organization) {
+            ring.remove_current();
+            if ring.is_empty() {
+                self.subscriptions.remove(&organization);
+                self.organizations.remove_current();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often each of the listed is at turn when each begins so many at once.
+    fn turns(fair: &mut Fair, rounds: usize, at_once: impl Fn(i64) -> usize) -> HashMap<i64, usize> {
+        let mut taken: HashMap<i64, usize> = HashMap::new();
+        for _ in 0..rounds {
+            let id = fair.current().unwrap();
+            *taken.entry(id).or_default() += at_once(id);
+            fair.spend(at_once(id));
+        }
+        taken
+    }
+
+    #[test]
+    fn an_organization_with_a_hundred_subscriptions_gets_no_more_than_one_with_one() {
+        let mut fair = Fair::default();
+        (0..100).for_each(|id| fair.add(1, id));
+        fair.add(2, 1_000);
+        let taken = turns(&mut fair, 8_000, |_| 1);
+        assert_eq!(taken[&1_000], 4_000);
+        assert!((0..100).all(|id| (32..=48).contains(&taken[&id])), "{taken:?}");
+    }
+
+    #[test]
+    fn who_takes_a_batch_waits_for_as_many_turns() {
+        let mut fair = Fair::default();
+        fair.add(1, 1);
+        fair.add(2, 2);
+        let taken = turns(&mut fair, 10_000, |id| if id == 1 { 500 } else { 1 });
+        let (one, other) = (taken[&1], taken[&2]);
+        assert!(one <= other + 1_000 && other <= one + 1_000, "{one} and {other}");
+    }
+
+    #[test]
+    fn who_is_set_aside_takes_nobody_along_and_comes_back() {
+        let mut fair = Fair::default();
+        fair.add(1, 1);
+        fair.add(1, 2);
+        fair.add(2, 3);
+        while fair.current() != Some(2) {
+            fair.spend(1);
+        }
+        fair.set_aside();
+        let taken = turns(&mut fair, 100, |_| 1);
+        assert_eq!((taken.get(&2), taken.len()), (None, 2));
+        fair.add(1, 2);
+        assert_eq!(turns(&mut fair, 100, |_| 1).len(), 3);
+        (0..3).for_each(|_| fair.set_aside());
+        assert_eq!(fair.current(), None);
+    }
+}

@@ -1,0 +1,81 @@
+//! What an outcome means for its whole subscription: pauses that a destination asked for, and 410. A crash here costs what one in
+//! settle costs.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use super::{Shared, deliver::Attempted};
+use crate::{
+    delivery::{LONGEST_PAUSE, Outcome},
+    store::SubscriptionState,
+};
+
+/// The pauses that destinations asked for, by subscription.
+fn pauses(attempted: &[Attempted]) -> BTreeMap<i64, Duration> {
+    let mut pauses: BTreeMap<i64, Duration> = BTreeMap::new();
+    for one in attempted {
+        if let Outcome::Retry { after: Some(after), .. } = one.report.outcome {
+            let pause = pauses.entry(one.job.delivery.subscription.row.id).or_default();
+            *pause = (*pause).max(after.min(LONGEST_PAUSE));
+        }
+    }
+    pauses.retain(|_, pause| *pause >= Duration::from_secs(1));
+    pauses
+}
+
+/// This relay keeps the pauses from now on.
+pub(super) fn pause(shared: &Shared, attempted: &[Attempted]) {
+    for (id, pause) in pauses(attempted) {
+        shared.pauses.pause(id, pause, Instant::now());
+    }
+}
+
+/// Writes all pauses in one statement, for the other relays.
+pub(super) async fn record_pauses(shared: &Shared, attempted: &[Attempted]) {
+    let pauses: Vec<(i64, Duration)> = pauses(attempted).into_iter().collect();
+    if pauses.is_empty() {
+        return;
+    }
+    match shared.store.postpone_subscriptions(&pauses).await {
+        Ok(recorded) => {
+            for (id, pause) in pauses.into_iter().filter(|(id, _)| recorded.contains(id)) {
+                shared.telemetry.subscription_paused(&name(shared, id), pause);
+            }
+        }
+        Err(error) => shared.telemetry.database_failed("settle", &error),
+    }
+}
+
+fn name(shared: &Shared, id: i64) -> String {
+    shared.index.load().get(id).map(|subscription| subscription.row.name.clone()).unwrap_or_default()
+}
+
+/// Subscriptions whose destinations are gone. Returns whether all of it was written.
+pub(super) async fn record_gone(shared: &Shared, attempted: &[Attempted]) -> bool {
+    let gone: HashSet<i64> = attempted
+        .iter()
+        .filter(|one| one.report.outcome == Outcome::Gone)
+        .map(|one| one.job.delivery.subscription.row.id)
+        .collect();
+    let mut recorded = true;
+    for id in gone {
+        let reason = "the destination answered 410 Gone; outbox.resume() sends again";
+        match shared
+            .store
+            .set_subscription_state(id, SubscriptionState::Ok, SubscriptionState::Gone, Some(reason))
+            .await
+        {
+            Ok(true) => {
+                shared.telemetry.subscription_changed(&name(shared, id), SubscriptionState::Gone, reason)
+            }
+            Ok(false) => {}
+            Err(error) => {
+                recorded = false;
+                shared.telemetry.database_failed("settle", &error);
+            }
+        }
+    }
+    recorded
+}

@@ -1,0 +1,252 @@
+//! What this relay holds under a lease: pages, and rows of their own. Leases are renewed while something of them is left, and given up
+//! when they cannot be.
+//!
+//! A crash here costs the wait of one lease: nothing is recorded that is not in the database.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::Shared;
+
+/// Leases this old are renewed; with short leases after three tenths of them.
+const RENEW_AFTER: Duration = Duration::from_secs(3);
+/// How often leases are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Renewed in one statement at most.
+const RENEW_AT_ONCE: usize = 1_000;
+
+/// A lease, as this relay knows it.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) token: Uuid,
+    /// When it was last given, by our monotonic clock read before the statement was sent.
+    given: Mutex<Instant>,
+    lost: CancellationToken,
+}
+
+impl Lease {
+    pub(super) fn new(token: Uuid, given: Instant) -> Self {
+        Self { token, given: Mutex::new(given), lost: CancellationToken::new() }
+    }
+
+    pub(super) fn given(&self) -> Instant {
+        *self.given.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn renewed(&self, given: Instant) {
+        *self.given.lock().unwrap_or_else(PoisonError::into_inner) = given;
+    }
+
+    /// Ends when it is lost.
+    pub(super) fn lost(&self) -> &CancellationToken {
+        &self.lost
+    }
+}
+
+/// A page of pairs.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) id: i64,
+    pub(super) lease: Lease,
+    /// Relays that died while they held its pairs, and of these, with one pair alone.
+    pub(super) deaths: i16,
+    pub(super) alone: i16,
+    /// The span of the events' `created_at`.
+    pub(super) span: (DateTime<Utc>, DateTime<Utc>),
+    /// Pairs whose settling is not committed.
+    left: AtomicU32,
+}
+
+/// A row of `outbox.deliveries`.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) id: i64,
+    pub(super) lease: Lease,
+}
+
+/// Under what a delivery is held.
+#[derive(Debug, Clone)]
+pub(super) enum Held {
+    /// A pair of a page, by its number there.
+    Page(Arc<Page>, i32),
+    Row(Arc<Row>),
+}
+
+impl Held {
+    pub(super) fn lease(&self) -> &Lease {
+        match self {
+            Self::Page(page, _) => &page.lease,
+            Self::Row(row) => &row.lease,
+        }
+    }
+}
+
+impl Page {
+    pub(super) fn left(&self) -> u32 {
+        self.left.load(Ordering::Acquire)
+    }
+
+    /// So many more are settled; whether all are.
+    pub(super) fn settled(&self, count: u32) -> bool {
+        self.left.fetch_sub(count, Ordering::AcqRel) == count
+    }
+}
+
+/// All that is held.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    pages: Mutex<HashMap<i64, Arc<Page>>>,
+    rows: Mutex<HashMap<i64, Arc<Row>>>,
+}
+
+impl Leases {
+    fn pages(&self) -> std::sync::MutexGuard<'_, HashMap<i64, Arc<Page>>> {
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rows(&self) -> std::sync::MutexGuard<'_, HashMap<i64, Arc<Row>>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A page is leased; `pairs`: how many are not settled.
+    pub(super) fn page(
+        &self,
+        id: i64,
+        lease: Lease,
+        blame: (i16, i16),
+        span: (DateTime<Utc>, DateTime<Utc>),
+        pairs: usize,
+    ) -> Arc<Page> {
+        let left = AtomicU32::new(u32::try_from(pairs).unwrap_or(u32::MAX));
+        let page = Arc::new(Page { id, lease, deaths: blame.0, alone: blame.1, span, left });
+        self.pages().insert(id, page.clone());
+        page
+    }
+
+    /// A row is leased. `None`: it is held already under an older lease of ours, which goes on; this one runs out.
+    pub(super) fn row(&self, id: i64, lease: Lease) -> Option<Arc<Row>> {
+        match self.rows().entry(id) {
+            std::collections::hash_map::Entry::Occupied(_) => None,
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                Some(entry.insert(Arc::new(Row { id, lease })).clone())
+            }
+        }
+    }
+
+    /// Nothing of this page is left, or it is lost and everything that was in flight has ended.
+    pub(super) fn release_page(&self, id: i64) {
+        self.pages().remove(&id);
+    }
+
+    /// Their verdicts are committed.
+    pub(super) fn release_rows(&self, ids: impl IntoIterator<Item = i64>) {
+        let mut rows = self.rows();
+        for id in ids {
+            rows.remove(&id);
+        }
+    }
+
+    /// How many pages and rows are held.
+    pub(super) fn count(&self) -> (usize, usize) {
+        (self.pages().len(), self.rows().len())
+    }
+
+    fn old_pages(&self, age: Duration, now: Instant) -> Vec<Arc<Page>> {
+        self.pages().values().filter(|page| now.duration_since(page.lease.given()) >= age).cloned().collect()
+    }
+
+    fn old_rows(&self, age: Duration, now: Instant) -> Vec<Arc<Row>> {
+        self.rows().values().filter(|row| now.duration_since(row.lease.given()) >= age).cloned().collect()
+    }
+
+    /// Gives up what has not been renewed for two thirds of a lease: before others may take it over.
+    fn give_up_overdue(&self, now: Instant, length: Duration) {
+        let overdue = |lease: &Lease| now.duration_since(lease.given()) >= length * 2 / 3;
+        self.pages()
+            .values()
+            .map(|page| &page.lease)
+            .filter(|lease| overdue(lease))
+            .for_each(|lease| lease.lost.cancel());
+        self.rows()
+            .values()
+            .map(|row| &row.lease)
+            .filter(|lease| overdue(lease))
+            .for_each(|lease| lease.lost.cancel());
+    }
+}
+
+/// What a renewal of several leases said of each that is still ours: whether it was renewed, or is locked and left for later.
+fn renewed<'l>(asked: impl Iterator<Item = (i64, &'l Lease)>, ours: &[(i64, bool)], given: Instant) {
+    let ours: HashMap<i64, bool> = ours.iter().copied().collect();
+    for (id, lease) in asked {
+        match ours.get(&id) {
+            Some(true) => lease.renewed(given),
+            Some(false) => {}
+            None => lease.lost.cancel(),
+        }
+    }
+}
+
+fn tokens<'l>(leases: impl Iterator<Item = &'l Lease>) -> Vec<Uuid> {
+    let mut tokens: Vec<Uuid> = leases.map(|lease| lease.token).collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens
+}
+
+/// Renews leases until the relay has drained.
+pub(super) async fn renew(shared: Arc<Shared>, drained: CancellationToken) {
+    let length = shared.settings.lease;
+    let mut look = tokio::time::interval(LOOK_EVERY.min(length / 6));
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // A renewal that takes longer than this is worth nothing; the attempts must be stopped in time.
+    let limit = length / 5;
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            () = drained.cancelled() => return,
+        }
+        let age = RENEW_AFTER.min(length * 3 / 10);
+        for part in shared.leases.old_pages(age, Instant::now()).chunks(RENEW_AT_ONCE) {
+            let ids: Vec<i64> = part.iter().map(|page| page.id).collect();
+            let asked = Instant::now();
+            match tokio::time::timeout(
+                limit,
+                shared.store.renew_pages(&ids, &tokens(part.iter().map(|page| &page.lease)), length),
+            )
+            .await
+            {
+                Ok(Ok(ours)) => renewed(part.iter().map(|page| (page.id, &page.lease)), &ours, asked),
+                Ok(Err(error)) => shared.telemetry.database_failed("renew", &error),
+                Err(late) => shared.telemetry.database_failed("renew", &late),
+            }
+            shared.leases.give_up_overdue(Instant::now(), length);
+        }
+        for part in shared.leases.old_rows(age, Instant::now()).chunks(RENEW_AT_ONCE) {
+            let ids: Vec<i64> = part.iter().map(|row| row.id).collect();
+            let asked = Instant::now();
+            match tokio::time::timeout(
+                limit,
+                shared.store.renew_leases(&ids, &tokens(part.iter().map(|row| &row.lease)), length),
+            )
+            .await
+            {
+                Ok(Ok(ours)) => renewed(part.iter().map(|row| (row.id, &row.lease)), &ours, asked),
+                Ok(Err(error)) => shared.telemetry.database_failed("renew", &error),
+                Err(late) => shared.telemetry.database_failed("renew", &late),
+            }
+            shared.leases.give_up_overdue(Instant::now(), length);
+        }
+        shared.leases.give_up_overdue(Instant::now(), length);
+    }
+}

@@ -1,0 +1,53 @@
+//! Pauses that destinations asked for, kept from the moment they are answered: the database tells the other relays a little later.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// Until when each subscription is paused.
+#[derive(Debug, Default)]
+pub(super) struct Pauses {
+    until: Mutex<HashMap<i64, Instant>>,
+    count: AtomicUsize,
+}
+
+impl Pauses {
+    /// A pause only grows.
+    pub(super) fn pause(&self, subscription: i64, length: Duration, now: Instant) {
+        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.retain(|_, until| *until > now);
+        let end = until.entry(subscription).or_insert(now);
+        *end = (*end).max(now + length);
+        self.count.store(until.len(), Ordering::Release);
+    }
+
+    /// An operator resumed it.
+    pub(super) fn end(&self, subscription: i64) {
+        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.remove(&subscription);
+        self.count.store(until.len(), Ordering::Release);
+    }
+
+    /// Whether it is paused.
+    pub(super) fn is_paused(&self, subscription: i64, now: Instant) -> bool {
+        self.until(subscription, now).is_some()
+    }
+
+    /// Until when it is paused.
+    pub(super) fn until(&self, subscription: i64, now: Instant) -> Option<Instant> {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&subscription)
+            .copied()
+            .filter(|until| *until > now)
+    }
+}

@@ -1,0 +1,118 @@
+//! Pages of relays that died: what is left of them goes to the backlog. A crash here costs the wait of one lease.
+
+use std::sync::atomic::Ordering;
+
+use uuid::Uuid;
+
+use super::Shared;
+use crate::{
+    delivery::ranges::Ranges,
+    store::{Entry, Error, LeasedPage, PageBatch, PairsBack},
+};
+
+/// Pages taken over in one statement.
+const TAKEN_OVER_AT_ONCE: i64 = 8;
+/// Deliveries that travel together after the first death of a relay that held them; after the second each travels alone.
+const SUSPECTS_TOGETHER: usize = 16;
+
+/// What is left of pages whose relay died goes to the backlog. What was in flight is not known, so all of it is suspect and
+/// travels in parts that get smaller with each death: an event that kills its relay is alone after two deaths, and given up
+/// after it killed again.
+pub(super) async fn take_over(shared: &Shared, everything: bool) -> Result<(), Error> {
+    if everything {
+        shared.bounds.pages.store(0, Ordering::Release);
+    }
+    loop {
+        let token = Uuid::new_v4();
+        let since = shared.bounds.pages.load(Ordering::Acquire);
+        let taken =
+            shared.store.take_over_pages(since, TAKEN_OVER_AT_ONCE, token, shared.settings.lease).await?;
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let mut batch = PageBatch { tokens: vec![token], ..PageBatch::default() };
+        let mut pairs = 0;
+        for page in &taken {
+            let back = left_of(page);
+            pairs += back.iter().map(|part| part.entry.positions.len()).sum::<usize>();
+            for part in &back {
+                shared.schedule.hold_back(part.entry.subscription, true);
+            }
+            batch.back.extend(back);
+            batch.finished.push(page.id);
+        }
+        shared.store.settle_pages(&batch, 0).await?;
+        shared.telemetry.taken_over(taken.len(), pairs);
+        if taken.len() < usize::try_from(TAKEN_OVER_AT_ONCE).unwrap_or(usize::MAX) {
+            return Ok(());
+        }
+    }
+}
+
+/// The parts in which a page goes to the backlog when its relay has died.
+fn left_of(page: &LeasedPage) -> Vec<PairsBack> {
+    let pairs: usize = page.entries.iter().map(|entry| entry.positions.len()).sum();
+    let deaths = page.deaths.saturating_add(1);
+    let alone = page.alone.saturating_add(i16::from(pairs == 1));
+    let together = if deaths <= 1 { SUSPECTS_TOGETHER } else { 1 };
+    let mut parts = Vec::new();
+    let mut number = 0;
+    for entry in &page.entries {
+        let (mut positions, mut numbers) = (Ranges::default(), Ranges::default());
+        let mut flush = |positions: &mut Ranges, numbers: &mut Ranges| {
+            let (positions, numbers) = (std::mem::take(positions), std::mem::take(numbers));
+            if !positions.is_empty() {
+                let entry = Entry { positions, ..entry.clone() };
+                parts.push(PairsBack { page: page.id, numbers, entry, span: page.span, deaths, alone });
+            }
+        };
+        for position in entry.positions.iter() {
+            if !page.done.contains(number) {
+                positions.insert(position);
+                numbers.insert(number);
+                if positions.len() >= together {
+                    flush(&mut positions, &mut numbers);
+                }
+            }
+            number += 1;
+        }
+        flush(&mut positions, &mut numbers);
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(deaths: i16, alone: i16, positions: &str, done: &str) -> LeasedPage {
+        let entry = Entry {
+            subscription: 1,
+            positions: positions.parse().unwrap(),
+            owed_since: chrono::DateTime::UNIX_EPOCH,
+        };
+        let span = (chrono::DateTime::UNIX_EPOCH, chrono::DateTime::UNIX_EPOCH);
+        LeasedPage { id: 7, deaths, alone, span, entries: vec![entry], done: done.parse().unwrap() }
+    }
+
+    #[test]
+    fn what_a_relay_died_with_travels_in_smaller_parts_with_each_death() {
+        let parts = left_of(&page(0, 0, "{[100,140)}", "{[0,4)}"));
+        assert_eq!(parts.iter().map(|part| part.entry.positions.len()).collect::<Vec<_>>(), [16, 16, 4]);
+        assert_eq!(parts[0].numbers.to_string(), "{[4,20)}");
+        assert_eq!(parts[0].entry.positions.to_string(), "{[104,120)}");
+        assert!(parts.iter().all(|part| (part.deaths, part.alone) == (1, 0)));
+        let parts = left_of(&page(1, 0, "{[104,120)}", "{}"));
+        assert_eq!(parts.len(), 16);
+        assert!(parts.iter().all(|part| (part.deaths, part.alone, part.entry.positions.len()) == (2, 0, 1)));
+        let parts = left_of(&page(2, 0, "{[105,106)}", "{}"));
+        assert_eq!((parts.len(), parts[0].deaths, parts[0].alone), (1, 3, 1));
+    }
+
+    #[test]
+    fn what_is_settled_is_not_owed_again() {
+        assert!(left_of(&page(0, 0, "{[1,3),[5,6)}", "{[0,3)}")).is_empty());
+        let parts = left_of(&page(0, 0, "{[1,3),[5,6)}", "{[1,2)}"));
+        assert_eq!(parts[0].entry.positions.to_string(), "{[1,2),[5,6)}");
+    }
+}
