@@ -28,12 +28,8 @@ use crate::{
     subscription::Subscription,
 };
 
-/// Claimed for one subscription in one statement at most.
-const AT_ONCE: usize = 500;
-/// Subscriptions asked for in one statement at most,
+/// Subscriptions asked for in one statement at most.
 const SUBSCRIPTIONS_AT_ONCE: usize = 500;
-/// and positions.
-const POSITIONS_AT_ONCE: usize = 2_000;
 /// Rows of the backlog that a claim looks at for each subscription: when it got so many there may be more.
 const ROWS_AT_ONCE: usize = 64;
 /// Deliveries of a deleted subscription that are cancelled in one statement.
@@ -113,9 +109,10 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
     let mut rows: Vec<(Claim, Arc<Subscription>)> = Vec::new();
     let mut backlog: Vec<BacklogClaim> = Vec::new();
     let mut suspects: Vec<BacklogClaim> = Vec::new();
-    let mut positions = 0;
     let mut budget = shared.dispatch.budget();
     let turn = shared.bounds.turn.load(Ordering::Acquire);
+    // A share for each, so that what is asked for speculatively does not spend all of it.
+    let share = (budget.left() / due.len()).max(1);
     let in_turn = due.range(turn + 1..).chain(due.range(..=turn)).copied();
     for id in in_turn {
         if budget.is_spent() {
@@ -131,7 +128,7 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
             continue;
         };
         let Some(most) = room(shared, subscription) else { continue };
-        let to_begin = shared.dispatch.room_to_begin(subscription, now, &budget).min(most);
+        let to_begin = shared.dispatch.room_to_begin(subscription, now, &budget).min(most).min(share);
         if to_begin > 0 {
             budget.spend(to_begin);
             let room = u32::try_from(to_begin).unwrap_or(u32::MAX);
@@ -147,10 +144,9 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
         if has_suspects && to_begin > 0 {
             suspects.push(BacklogClaim { subscription: id, wanted: to_begin.max(1), since: 0, own_page });
         }
-        if waits && positions < POSITIONS_AT_ONCE {
-            let wanted = shared.dispatch.room_behind(subscription, now, &budget).min(most).min(POSITIONS_AT_ONCE);
+        if waits {
+            let wanted = shared.dispatch.room_behind(subscription, now, &budget).min(most).min(share);
             if wanted > 0 {
-                positions += wanted;
                 budget.spend(wanted);
                 backlog.push(BacklogClaim { subscription: id, wanted, since: 0, own_page });
             }
@@ -198,7 +194,7 @@ fn room(shared: &Shared, subscription: &Subscription) -> Option<usize> {
     let gate =
         subscription.outlet.destination().map_or(Gate::Closed, |host| shared.breakers.gate(id, host, now));
     match gate {
-        Gate::Closed => Some(AT_ONCE.max(POSITIONS_AT_ONCE)),
+        Gate::Closed => Some(usize::MAX),
         Gate::Probe => Some(1),
         Gate::Open(until) => {
             later(Some(until));

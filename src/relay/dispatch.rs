@@ -26,6 +26,8 @@ const AHEAD: u32 = 4;
 const AHEAD_AT_LEAST: usize = 1_024;
 /// and so many bytes of events.
 const AHEAD_BYTES: usize = 48 * 1024 * 1024;
+/// Leased by one claim at most.
+const CLAIMED_AT_ONCE: usize = 2_000;
 /// Any subscription may begin, and have leased ahead, so many, whatever the others have.
 const HANDFUL: usize = 8;
 /// Leased ahead for a subscription that is not known to take more.
@@ -110,6 +112,10 @@ pub(super) struct Budget {
 impl Budget {
     pub(super) fn spend(&mut self, count: usize) {
         self.left = self.left.saturating_sub(count);
+    }
+
+    pub(super) fn left(&self) -> usize {
+        self.left
     }
 
     pub(super) fn is_spent(&self) -> bool {
@@ -243,7 +249,7 @@ impl Dispatch {
 
     /// What one claim may lease for all subscriptions together.
     pub(super) fn budget(&self) -> Budget {
-        Budget { left: self.free_ahead().max(HANDFUL) }
+        Budget { left: self.free_ahead().clamp(HANDFUL, CLAIMED_AT_ONCE) }
     }
 
     /// How much more of a backlog may be leased for a subscription: who is not known to answer gets what can begin at once.

@@ -56,10 +56,10 @@ impl Reload {
             shared.telemetry.subscription_unreadable(*id, why);
         }
         let mut states = Vec::new();
-        let mut changed = Vec::with_capacity(loaded.rows.len());
+        let mut resumed = Vec::new();
         for row in loaded.rows {
             let (id, name, state) = (row.id, row.name.clone(), row.state);
-            changed.push(id);
+            let pause = row.paused_until;
             let (subscription, problem) = Subscription::bind(row, &shared.sinks);
             match problem {
                 // What one relay cannot serve another may: its word is the last.
@@ -87,7 +87,13 @@ impl Reload {
             if subscription.is_choosy() {
                 tokio::task::yield_now().await; // thousands of expressions take seconds to compile
             }
-            self.subscriptions.insert(id, Arc::new(subscription));
+            let may_send = subscription.may_send();
+            let before = self.subscriptions.insert(id, Arc::new(subscription));
+            let could_send =
+                before.is_some_and(|before| before.may_send() && before.row.paused_until == pause);
+            if may_send && !could_send {
+                resumed.push(id);
+            }
         }
         let index = Index::new(loaded.generation, self.subscriptions.values().cloned()).with_types(types);
         shared.dispatch.share_among(index.sendable());
@@ -102,8 +108,7 @@ impl Reload {
         let index = Arc::new(index);
         shared.index.store(index.clone());
         shared.starts.notify_one();
-        for id in changed {
-            // It may just have been resumed.
+        for id in resumed {
             shared.pauses.end(id);
             shared.schedule.note(id, Instant::now());
             shared.schedule.hold_back(id, false);

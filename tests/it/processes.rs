@@ -168,10 +168,7 @@ async fn a_second_signal_stops_at_once() {
     assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(75), "{:#?}", relay.log());
     assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
     // Its lease was not released and expires.
-    assert_eq!(
-        database.count("select count(*) from outbox.owed where lease_token is not null").await,
-        1
-    );
+    assert_eq!(database.count("select count(*) from outbox.owed where lease_token is not null").await, 1);
     database.drop().await;
 }
 

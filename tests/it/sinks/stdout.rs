@@ -62,12 +62,8 @@ async fn a_reader_that_reads_nothing_blocks_one_thread_however_many_retries() {
     let child = relay(&database);
     let threads = || std::fs::read_dir(format!("/proc/{}/task", child.id().unwrap())).unwrap().count();
     let limit = Duration::from_secs(60);
-    database
-        .eventually_within(limit, "select exists (select from outbox.owed where attempt = 2)")
-        .await;
+    database.eventually_within(limit, "select exists (select from outbox.owed where attempt = 2)").await;
     let before = threads();
-    database
-        .eventually_within(limit, "select exists (select from outbox.owed where attempt = 3)")
-        .await;
+    database.eventually_within(limit, "select exists (select from outbox.owed where attempt = 3)").await;
     assert!(threads() <= before, "{before} threads, and then {}", threads());
 }
