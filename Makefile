@@ -9,7 +9,7 @@
 CARGO ?= cargo
 ARGS ?=
 # Everything except kafka-tls, whose OpenSSL takes minutes to build; that feature is only linted.
-FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp
+FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
 .PHONY: demo test check check-kafka-tls bench bench-peers fuzz clients install install-brokers install-clients install-peers install-deny
 

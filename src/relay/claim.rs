@@ -354,6 +354,7 @@ fn of_row(row: &Claimed, subscription: Arc<Subscription>, held: Held, token: Uui
         bytes: 0,
         queued: Instant::now(),
         is_urgent: true,
+        is_checked: false,
     }
 }
 
@@ -380,5 +381,6 @@ fn of_page(
         bytes: 0,
         queued: Instant::now(),
         is_urgent: false,
+        is_checked: false,
     }
 }

@@ -8,12 +8,14 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::payloads;
 use super::{
-    Shared, breaker,
+    Shared,
+    attempted::{Attempted, all, answer, before, cut_off, not_tried, storable},
+    breaker,
     breaker::Gate,
     concurrency::Answer,
     dispatch::{Attempt, Job, Way},
@@ -29,28 +31,12 @@ use crate::{
 
 /// No attempt may take longer, whatever its sink says.
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(60);
-/// So much of an answer is kept (bytes), whatever its sink reports.
-const LONGEST_ANSWER: usize = 1_024;
 /// The largest payload there is (bytes).
 const LARGEST: i32 = 262_144;
+/// A larger payload (bytes) is evaluated on a thread of its own.
+const SMALL: usize = 16_384;
 /// After so long with upcasts and transforms other tasks get a turn.
 const TURN: Duration = Duration::from_millis(2);
-
-/// A delivery whose attempt has ended, or that goes back unattempted.
-#[derive(Debug)]
-pub(super) struct Attempted {
-    pub(super) job: Job,
-    pub(super) report: Report,
-    pub(super) took: Duration,
-    /// Whether this attempt counts: nothing was tried if not.
-    pub(super) counts: bool,
-    /// Whether it is the one of its batch by which the destination is judged: a batch that fails has failed once.
-    pub(super) decides: bool,
-    /// It is no longer wanted: nothing is owed.
-    pub(super) unwanted: bool,
-    /// It has a permit, which comes back when its verdict is committed.
-    pub(super) has_permit: bool,
-}
 
 /// The deliver stage.
 #[derive(Debug, Clone)]
@@ -60,6 +46,8 @@ pub(super) struct Deliver {
     outcomes: mpsc::Sender<Attempted>,
     stop: CancellationToken,
     dropped: CancellationToken,
+    /// Evaluations of large payloads.
+    evaluations: Arc<Semaphore>,
 }
 
 /// Jobs that are sent together.
@@ -77,7 +65,7 @@ impl Deliver {
         stop: CancellationToken,
         dropped: CancellationToken,
     ) -> Self {
-        Self { shared, attempts, outcomes, stop, dropped }
+        Self { shared, attempts, outcomes, stop, dropped, evaluations: Arc::new(Semaphore::new(1)) }
     }
 
     /// Holds these, and begins what may begin.
@@ -110,7 +98,7 @@ impl Deliver {
             let this = self.clone();
             self.spawn(async move {
                 tokio::time::sleep_until(until.into()).await;
-                this.shared.dispatch.look_again(None);
+                this.shared.dispatch.look_again();
                 this.begin();
             });
         }
@@ -179,6 +167,9 @@ impl Deliver {
         for attempted in reported.iter().filter(|attempted| attempted.decides) {
             settle::record(&self.shared, attempted);
         }
+        if !reported.iter().any(|attempted| attempted.decides) {
+            self.let_another_probe(&subscription, &not_tried(Reason::LeaseLost).outcome);
+        }
         self.shared.dispatch.ended(&ended, answer, Instant::now());
         for attempted in reported {
             self.report(attempted).await;
@@ -199,12 +190,12 @@ impl Deliver {
         let attempted_at = self.shared.clock.now();
         for mut job in waiting {
             job.delivery.attempted_at = attempted_at;
-            if !Arc::ptr_eq(&job.delivery.subscription, subscription) {
-                // Edited since: what it no longer wants is not owed.
+            if !job.is_checked || !Arc::ptr_eq(&job.delivery.subscription, subscription) {
                 job.delivery.subscription = subscription.clone();
-                if !still_wants(subscription, &job.delivery.event) {
-                    reported
-                        .push(Attempted { unwanted: true, ..before(job, Outcome::Delivered.into(), false) });
+                job.is_checked = true;
+                if !self.wants(subscription, &job.delivery.event).await {
+                    let unwanted = before(job, Outcome::Delivered.into(), false);
+                    reported.push(Attempted { unwanted: true, decides: false, ..unwanted });
                     continue;
                 }
             }
@@ -271,6 +262,50 @@ impl Deliver {
         answer
     }
 
+    /// If an attempt was the probe of a breaker and tells nothing of the destination, the next one probes.
+    fn let_another_probe(&self, subscription: &Subscription, outcome: &Outcome) {
+        let id = subscription.row.id;
+        if let Some(host) = subscription.outlet.destination()
+            && self.shared.breakers.probe_again(id, host, outcome, Instant::now())
+        {
+            self.shared.schedule.fall_behind(id);
+            self.shared.schedule.hold_back(id, false);
+        }
+    }
+
+    /// Whether a subscription wants an event as it is now: what it no longer wants is not owed, and large
+    /// payloads are evaluated here. Counts conditions that cannot be evaluated.
+    async fn wants(&self, subscription: &Arc<Subscription>, event: &Arc<Event>) -> bool {
+        if event.id.is_nil() && event.topic.is_empty() {
+            return true; // unreadable, which is reported
+        }
+        if !subscription.wants_plainly(event) {
+            return false;
+        }
+        if !subscription.is_choosy() {
+            return true;
+        }
+        let wanted = if event.payload.len() <= SMALL {
+            subscription.evaluate(&Facts::new(event))
+        } else {
+            // On a thread of its own, one at a time: other deliveries go on meanwhile.
+            let Ok(_turn) = self.evaluations.acquire().await else { return true };
+            let (subscription, event) = (subscription.clone(), event.clone());
+            let evaluated =
+                tokio::task::spawn_blocking(move || subscription.evaluate(&Facts::new(&event))).await;
+            evaluated.unwrap_or_else(|_| Wanted::Failed("the evaluation panicked".to_owned()))
+        };
+        match wanted {
+            Wanted::Yes => true,
+            Wanted::No(_) => false,
+            Wanted::Failed(why) => {
+                let is_news = self.shared.filter_errors.note(subscription.row.id, &why);
+                self.shared.telemetry.filter_failed(&subscription.row.name, event, &why, is_news);
+                false
+            }
+        }
+    }
+
     async fn read_payloads(&self, jobs: &mut [Job]) -> Result<(), Error> {
         if jobs.iter().all(|job| job.payload_read) {
             return Ok(());
@@ -306,29 +341,12 @@ impl Deliver {
         if *counts {
             self.shared.telemetry.attempted(delivery, report, *took);
         }
-        let subscription = &delivery.subscription;
-        if *decides
-            && let Some(host) = subscription.outlet.destination()
-            && self.shared.breakers.probe_again(subscription.row.id, host, &report.outcome, Instant::now())
-        {
-            self.shared.schedule.fall_behind(subscription.row.id);
+        if *decides {
+            self.let_another_probe(&delivery.subscription, &report.outcome);
         }
         // Settling outlives the attempts.
         let _ = self.outcomes.send(attempted).await;
     }
-}
-
-fn still_wants(subscription: &Subscription, event: &Event) -> bool {
-    let is_there = !(event.id.is_nil() && event.topic.is_empty());
-    !is_there
-        || subscription.wants_plainly(event)
-            && (!subscription.is_choosy()
-                || !matches!(subscription.evaluate(&Facts::new(event)), Wanted::No(_)))
-}
-
-/// The report of what was not attempted.
-fn before(job: Job, report: Report, counts: bool) -> Attempted {
-    Attempted { job, report, took: Duration::ZERO, counts, decides: true, unwanted: false, has_permit: true }
 }
 
 /// Ends when one of their leases is lost.
@@ -369,47 +387,6 @@ async fn send(subscription: &Subscription, deliveries: &[Outgoing]) -> Vec<Repor
     }
 }
 
-/// What an outcome says of the room at the destination.
-fn answer(outcome: &Outcome) -> Option<Answer> {
-    match outcome {
-        Outcome::Delivered | Outcome::Gone => Some(Answer::Success),
-        Outcome::Rejected { .. } => Some(Answer::Other),
-        Outcome::Retry { reason, .. } => match reason {
-            Reason::RateLimited | Reason::DestinationFull => Some(Answer::Refused),
-            Reason::DnsFailed
-            | Reason::ConnectFailed
-            | Reason::TlsFailed
-            | Reason::ForbiddenAddress
-            | Reason::Timeout
-            | Reason::BrokenAnswer
-            | Reason::ServerError => Some(Answer::Failed),
-            Reason::LeaseLost | Reason::RelayStopped => None,
-            _ => Some(Answer::Other),
-        },
-    }
-}
-
-fn all(count: usize, report: &Report) -> Vec<Report> {
-    vec![report.clone(); count]
-}
-
-/// At most 1 KiB, and without the one character PostgreSQL cannot store: an answer it refuses would hold up every verdict.
-fn storable(answer: String) -> String {
-    let mut answer = if answer.contains('\0') { answer.replace('\0', "\\0") } else { answer };
-    answer.truncate(answer.floor_char_boundary(LONGEST_ANSWER));
-    answer
-}
-
-/// An attempt that was not made.
-pub(super) fn not_tried(reason: Reason) -> Report {
-    Outcome::Retry { reason, after: None }.into()
-}
-
-/// An attempt that was ended from outside: the destination may have it.
-fn cut_off(reason: Reason) -> Report {
-    Report { ambiguous: true, ..Outcome::Retry { reason, after: None }.into() }
-}
-
 impl Shared {
     /// What stands in the way of a subscription as a whole.
     pub(super) fn way(&self, subscription: &Subscription, now: Instant) -> Way {
@@ -427,17 +404,5 @@ impl Shared {
                 Gate::Open(_) => Way::Blocked,
             },
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_that_postgresql_would_refuse_is_made_storable() {
-        assert_eq!(storable("a\0b".to_owned()), "a\\0b");
-        assert_eq!(storable("ä".repeat(2_000)).len(), LONGEST_ANSWER);
-        assert_eq!(storable("short".to_owned()), "short");
     }
 }

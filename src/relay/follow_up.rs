@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Shared, deliver::Attempted};
+use super::{Shared, attempted::Attempted};
 use crate::{
     delivery::{LONGEST_PAUSE, Outcome},
     store::SubscriptionState,

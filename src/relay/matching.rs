@@ -19,6 +19,9 @@ use crate::{
 
 /// Large payloads are read so many at a time, and dropped once they are evaluated.
 const LARGE_AT_ONCE: usize = 16;
+/// If the conditions of more subscriptions need the same large payload, it is read and evaluated here once.
+/// Otherwise the attempts do it, and routing does not wait.
+const UNDECIDED: usize = 64;
 /// After so long other tasks get a turn.
 const TURN: Duration = Duration::from_millis(2);
 
@@ -47,8 +50,22 @@ impl MatchCache {
         if !index.is_choosy() {
             return Ok(());
         }
-        let unknown: Vec<&NewEvent> =
-            events.iter().filter(|new| !self.known.contains_key(&new.event.position)).collect();
+        let mut unknown = Vec::new();
+        for new in events {
+            if self.known.contains_key(&new.event.position) {
+                continue;
+            }
+            if new.payload_read || !index.asks_for_payload(&new.event) {
+                unknown.push(new);
+                continue;
+            }
+            let matches = index.find_matches_without_payload(&new.event);
+            if matches.undecided.len() > UNDECIDED {
+                unknown.push(new);
+            } else {
+                self.known.insert(new.event.position, matches);
+            }
+        }
         look_at(
             shared,
             &unknown,
@@ -61,9 +78,14 @@ impl MatchCache {
         Ok(())
     }
 
-    /// Those that want an event that was evaluated.
+    /// The subscriptions that want an event that was evaluated.
     pub(super) fn wanted_by(&self, position: i64) -> &[i64] {
         self.known.get(&position).map_or(&[], |matches| &matches.wanted_by)
+    }
+
+    /// The subscriptions whose conditions are evaluated before the attempt.
+    pub(super) fn undecided(&self, position: i64) -> &[i64] {
+        self.known.get(&position).map_or(&[], |matches| &matches.undecided)
     }
 
     /// These events are routed: what failed is counted, and nothing about them is kept.

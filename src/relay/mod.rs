@@ -15,6 +15,7 @@
 //! a repeated delivery for each permit taken.
 
 mod schedule;
+mod attempted;
 pub(crate) mod await_work;
 mod breaker;
 mod builder;

@@ -89,6 +89,24 @@ struct Standing {
     waiting: Ranges,
 }
 
+impl Standing {
+    fn new(shared: &Shared, subscription: &Arc<Subscription>, now: Instant) -> Self {
+        let may_send = shared.way(subscription, now) == Way::Free;
+        let room = if may_send && !shared.schedule.is_held_back(subscription.row.id) {
+            shared.dispatch.room(subscription, now)
+        } else {
+            0
+        };
+        Self {
+            subscription: subscription.clone(),
+            room,
+            may_send,
+            leased: Vec::new(),
+            waiting: Ranges::default(),
+        }
+    }
+}
+
 impl Route {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         Self {
@@ -232,6 +250,7 @@ impl Route {
                     bytes: *bytes,
                     queued: began,
                     is_urgent: *is_urgent,
+                    is_checked: true,
                 });
             }
         }
@@ -293,23 +312,10 @@ impl Route {
                 index.matching(&new.event)
             };
             let later = new.deliver_after.is_some_and(|then| then > clock);
-            for subscription in &matching {
+            let undecided = || self.matches.undecided(position).iter().filter_map(|id| index.get(*id));
+            for subscription in matching.iter().copied().chain(undecided()) {
                 let id = subscription.row.id;
-                standings.entry(id).or_insert_with(|| {
-                    let may_send = shared.way(subscription, now) == Way::Free;
-                    let room = if may_send && !shared.schedule.is_held_back(id) {
-                        shared.dispatch.room(subscription, now)
-                    } else {
-                        0
-                    };
-                    Standing {
-                        subscription: (*subscription).clone(),
-                        room,
-                        may_send,
-                        leased: Vec::new(),
-                        waiting: Ranges::default(),
-                    }
-                });
+                standings.entry(id).or_insert_with(|| Standing::new(shared, subscription, now));
             }
             let room = |id: i64| standings.get(&id).is_some_and(|standing| standing.room > 0);
             let is_full = !later
@@ -318,7 +324,7 @@ impl Route {
                 && matching
                     .iter()
                     .any(|one| standings.get(&one.row.id).is_some_and(|standing| standing.may_send));
-            if at > 0 && plan.pairs + matching.len() > PAIRS
+            if at > 0 && plan.pairs + matching.len() + self.matches.undecided(position).len() > PAIRS
                 || is_full && self.all_are_full(index, &standings)
             {
                 // This event and those behind it stay in the log.
@@ -342,6 +348,13 @@ impl Route {
                     standing.leased.push(at);
                 } else {
                     plan.waiting |= standing.may_send;
+                    standing.waiting.insert(position);
+                }
+            }
+            // Their conditions are evaluated when they are claimed, beside routing.
+            for subscription in undecided() {
+                if let Some(standing) = standings.get_mut(&subscription.row.id) {
+                    plan.pairs += 1;
                     standing.waiting.insert(position);
                 }
             }

@@ -13,9 +13,10 @@ use super::delivery::Delivery;
 use super::follow_up;
 use super::{
     AttemptLog, Shared,
+    attempted::Attempted,
     await_work::backon_waits,
     breaker::{About, Change},
-    deliver::{Attempted, Deliver},
+    deliver::Deliver,
     held::{Held, Page},
 };
 use crate::{
@@ -430,7 +431,7 @@ fn serve_again(shared: &Shared, about: &About) {
             }
         }
     }
-    shared.dispatch.look_again(None);
+    shared.dispatch.look_again();
 }
 
 /// Pages that nothing else writes of are deleted now.

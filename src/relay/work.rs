@@ -297,7 +297,7 @@ pub(super) async fn tidy(shared: Arc<Shared>, deliver: Arc<Deliver>, shutdown: C
             .dispatch
             .take_back(now, &|subscription| shared.way(subscription, now) == super::dispatch::Way::Blocked);
         deliver.give_back(back, crate::delivery::Reason::LeaseLost).await;
-        shared.dispatch.look_again(None);
+        shared.dispatch.look_again();
         deliver.begin();
     }
 }

@@ -1,7 +1,7 @@
 //! An index of all subscriptions that finds those an event matches.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -21,6 +21,8 @@ pub struct Matches {
     /// Ids of the subscriptions whose conditions could not be evaluated, with the reason. They do not get the
     /// event.
     pub failed: Vec<(i64, String)>,
+    /// Ids of the subscriptions whose conditions need the payload, which was not read. Ascending.
+    pub undecided: Vec<i64>,
 }
 
 /// All subscriptions at one generation.
@@ -34,12 +36,12 @@ pub struct Index {
     choosy: bool,
     needs_payload: bool,
     /// Subscriptions that are not in `by_value`.
-    plain: ByTopic,
+    plain: Selections,
     /// Subscriptions that require one scalar in one field of the payload, by field. An event looks up its own
     /// values, so thousands of subscriptions with other values cost it nothing.
     by_value: BTreeMap<String, Values>,
-    /// The subscriptions of `by_value`, by topic.
-    in_by_value: ByTopic,
+    /// The subscriptions of `by_value`, by what they select.
+    in_by_value: Selections,
     /// Whether several subscriptions have the same filter, which is then evaluated once.
     shares_filters: bool,
     types: Arc<Types>,
@@ -48,9 +50,39 @@ pub struct Index {
 /// Subscriptions that require a scalar in one field.
 #[derive(Debug, Default)]
 struct Values {
-    wanting: HashMap<String, ByTopic>,
+    wanting: HashMap<String, Selections>,
     /// Subscriptions whose filter fails when the field is missing, which must be counted.
-    failing: ByTopic,
+    failing: Selections,
+}
+
+/// Subscriptions by key prefix, organization and topic. An event looks up the prefixes of its own key, so
+/// thousands of subscriptions with other prefixes cost it nothing.
+#[derive(Debug, Default)]
+struct Selections {
+    any_key: ByTopic,
+    by_prefix: HashMap<String, ByTopic>,
+    /// Lengths of the prefixes (bytes).
+    lengths: BTreeSet<usize>,
+}
+
+impl Selections {
+    fn insert(&mut self, subscription: &Subscription) {
+        let Some(prefixes) = &subscription.row.keys else {
+            self.any_key.insert(subscription);
+            return;
+        };
+        for prefix in prefixes {
+            self.lengths.insert(prefix.len());
+            self.by_prefix.entry(prefix.clone()).or_default().insert(subscription);
+        }
+    }
+
+    /// Ids of the subscriptions for the event's key, organization and topic. An id may come more than once.
+    fn find(&self, event: &Event) -> impl Iterator<Item = i64> {
+        let key = event.key.as_deref();
+        let prefixes = self.lengths.iter().filter_map(move |length| self.by_prefix.get(key?.get(..*length)?));
+        self.any_key.find(event).chain(prefixes.flat_map(|by_topic| by_topic.find(event)))
+    }
 }
 
 /// Subscriptions by organization and topic.
@@ -159,6 +191,25 @@ impl Index {
         matches
     }
 
+    /// Evaluates the conditions that need no payload.
+    #[must_use]
+    pub fn find_matches_without_payload(&self, event: &Event) -> Matches {
+        let facts = Facts::new(event);
+        let mut matches = Matches::default();
+        for subscription in self.matching(event) {
+            if subscription.needs_payload() {
+                matches.undecided.push(subscription.row.id);
+                continue;
+            }
+            match subscription.evaluate(&facts) {
+                Wanted::Yes => matches.wanted_by.push(subscription.row.id),
+                Wanted::No(_) => {}
+                Wanted::Failed(why) => matches.failed.push((subscription.row.id, why)),
+            }
+        }
+        matches
+    }
+
     /// The subscriptions of [`Index::matching`] without those that require another value than the event has.
     fn candidates(&self, event: &Event, facts: &Facts<'_>) -> Vec<&Arc<Subscription>> {
         let mut ids: Vec<i64> = self.plain.find(event).collect();
@@ -166,13 +217,13 @@ impl Index {
             for (field, values) in &self.by_value {
                 match facts.field(field) {
                     Field::Scalar(value) => ids.extend(
-                        values.wanting.get(&value).into_iter().flat_map(|by_topic| by_topic.find(event)),
+                        values.wanting.get(&value).into_iter().flat_map(|selections| selections.find(event)),
                     ),
                     Field::Compound => {}
                     Field::Missing => ids.extend(values.failing.find(event)),
                     // Each of them fails, and must be counted.
                     Field::Unreadable => {
-                        ids.extend(values.wanting.values().flat_map(|by_topic| by_topic.find(event)))
+                        ids.extend(values.wanting.values().flat_map(|selections| selections.find(event)))
                     }
                 }
             }
@@ -250,6 +301,7 @@ mod tests {
         matching: Option<String>,
         filter: Option<String>,
         organization: Option<String>,
+        keys: Option<Vec<String>>,
     ) -> Arc<Subscription> {
         let topic = if id % 3 == 0 { "b.*" } else { "a.**" };
         let row = SubscriptionRow {
@@ -257,18 +309,19 @@ mod tests {
             matching,
             filter,
             organization,
+            keys,
             ..SubscriptionRow::new(&format!("s{id}"), &[topic], "none", json!({}))
         };
         Arc::new(Subscription::bind(row, &Registry::default()).0)
     }
 
-    fn event(topic: &str, payload: String, organization: Option<String>) -> Event {
+    fn event(topic: &str, payload: String, organization: Option<String>, key: Option<String>) -> Event {
         Event {
             id: uuid::Uuid::nil(),
             position: 1,
             created_at: chrono::DateTime::UNIX_EPOCH,
             topic: topic.to_owned(),
-            key: None,
+            key,
             payload,
             headers: "{}".to_owned(),
             organization,
@@ -325,26 +378,38 @@ mod tests {
         ]
     }
 
+    fn keys() -> impl Strategy<Value = Option<Vec<String>>> {
+        let prefix =
+            prop_oneof![Just(""), Just("a"), Just("ab"), Just("ä"), Just("b/")].prop_map(str::to_owned);
+        proptest::option::of(proptest::collection::vec(prefix, 0..3))
+    }
+
+    fn key() -> impl Strategy<Value = Option<String>> {
+        let key = prop_oneof![Just(""), Just("a"), Just("abc"), Just("ä1"), Just("b/2"), Just("b")];
+        proptest::option::of(key.prop_map(str::to_owned))
+    }
+
     proptest! {
-        /// Looking up by value gives the same result as evaluating each subscription.
+        /// Looking up by value, key and topic gives the same result as evaluating each subscription.
         #[test]
         fn the_index_finds_the_same_matches_as_evaluating_each_subscription(
             conditions in proptest::collection::vec(
-                (proptest::option::of(scalar()), proptest::option::of(condition()), any::<bool>()),
+                (proptest::option::of(scalar()), proptest::option::of(condition()), any::<bool>(), keys()),
                 1..12,
             ),
             payload in payload(),
             topic in prop_oneof![Just("a.x"), Just("b.x"), Just("c.x")],
             has_organization: bool,
+            key in key(),
         ) {
             let acme = || "acme".to_owned();
             let numbered = conditions.into_iter().zip(1..);
-            let subscriptions: Vec<_> = numbered.map(|((matching, filter, for_one), id)| {
+            let subscriptions: Vec<_> = numbered.map(|((matching, filter, for_one, keys), id)| {
                 let matching = matching.map(|value| format!("{{\"a\": {value}}}"));
-                subscription(id, matching, filter, for_one.then(acme))
+                subscription(id, matching, filter, for_one.then(acme), keys)
             }).collect();
             let index = Index::new(1, subscriptions.iter().cloned());
-            let event = event(topic, payload, has_organization.then(|| "acme".to_owned()));
+            let event = event(topic, payload, has_organization.then(|| "acme".to_owned()), key);
             let mut expected = Matches::default();
             for one in &subscriptions {
                 match one.explain(&event) {

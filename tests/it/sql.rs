@@ -233,7 +233,7 @@ async fn among_a_million_rows_the_frequent_statements_touch_few_pages() {
         ("settle_delivered", LEASED * 12),
         ("settle_retries", LEASED * 20),
         ("settle_dead", LEASED * 40),
-        ("renew_leases", LEASED * 20),
+        ("renew_leases", LEASED * 25),
         ("load_events", LEASED * 20),
         ("advance_cursor", NEW * 20),
         ("measure_backlog", 50_000), // counts at most 100,000 rows of each subscription

@@ -27,6 +27,7 @@ const COUNTS: [usize; 2] = [100, 10_000];
 enum By {
     Topic,
     Organization,
+    Keys,
     Match,
     Filter,
     AnyFilter,
@@ -34,13 +35,21 @@ enum By {
 }
 
 impl By {
-    const ALL: [Self; 6] =
-        [Self::Topic, Self::Organization, Self::Match, Self::Filter, Self::TopicAndFilter, Self::AnyFilter];
+    const ALL: [Self; 7] = [
+        Self::Topic,
+        Self::Organization,
+        Self::Keys,
+        Self::Match,
+        Self::Filter,
+        Self::TopicAndFilter,
+        Self::AnyFilter,
+    ];
 
     fn label(self) -> &'static str {
         match self {
             Self::Topic => "topics",
             Self::Organization => "organization",
+            Self::Keys => "keys",
             Self::Match => "match",
             Self::Filter => "a field == …",
             Self::AnyFilter => "a field in […]",
@@ -59,9 +68,10 @@ impl By {
                 Self::Filter => Some(format!("payload.shop == {number} && payload.total > 100")),
                 Self::AnyFilter => Some(format!("payload.shop in [{number}]")),
                 Self::TopicAndFilter => Some("payload.total > 100 && payload.status == \"paid\"".to_owned()),
-                Self::Topic | Self::Organization | Self::Match => None,
+                Self::Topic | Self::Organization | Self::Keys | Self::Match => None,
             },
             organization: matches!(self, Self::Organization).then(|| format!("shop-{number}")),
+            keys: matches!(self, Self::Keys).then(|| vec![format!("shop-{number}/")]),
             ..SubscriptionRow::new(&format!("shop-{number}"), &[&topic], "none", json!({}))
         }
     }
@@ -77,7 +87,7 @@ impl By {
             } else {
                 "shop.orders.create".to_owned()
             },
-            key: Some("1001".to_owned()),
+            key: Some(format!("shop-{number}/1001")),
             payload: format!(
                 "{{\"id\": 1001, \"shop\": {number}, \"total\": 4200, \"status\": \"paid\", \
                  \"customer\": {{\"name\": \"Ada\", \"city\": \"Bern\"}}, \

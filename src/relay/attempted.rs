@@ -1,0 +1,86 @@
+//! What became of deliveries: the report of each attempt, also of those that were not made.
+
+use std::time::Duration;
+
+use super::{concurrency::Answer, dispatch::Job};
+use crate::{
+    delivery::{Outcome, Reason},
+    sink::Report,
+};
+
+/// So much of an answer is kept (bytes), whatever its sink reports.
+const LONGEST_ANSWER: usize = 1_024;
+
+/// A delivery whose attempt has ended, or that goes back unattempted.
+#[derive(Debug)]
+pub(super) struct Attempted {
+    pub(super) job: Job,
+    pub(super) report: Report,
+    pub(super) took: Duration,
+    /// Whether this attempt counts: nothing was tried if not.
+    pub(super) counts: bool,
+    /// Whether it is the one of its batch by which the destination is judged: a batch that fails has failed once.
+    pub(super) decides: bool,
+    /// It is no longer wanted: nothing is owed.
+    pub(super) unwanted: bool,
+    /// It has a permit, which comes back when its verdict is committed.
+    pub(super) has_permit: bool,
+}
+
+/// The report of what was not attempted.
+pub(super) fn before(job: Job, report: Report, counts: bool) -> Attempted {
+    Attempted { job, report, took: Duration::ZERO, counts, decides: true, unwanted: false, has_permit: true }
+}
+
+/// What an outcome says of the room at the destination.
+pub(super) fn answer(outcome: &Outcome) -> Option<Answer> {
+    match outcome {
+        Outcome::Delivered | Outcome::Gone => Some(Answer::Success),
+        Outcome::Rejected { .. } => Some(Answer::Other),
+        Outcome::Retry { reason, .. } => match reason {
+            Reason::RateLimited | Reason::DestinationFull => Some(Answer::Refused),
+            Reason::DnsFailed
+            | Reason::ConnectFailed
+            | Reason::TlsFailed
+            | Reason::ForbiddenAddress
+            | Reason::Timeout
+            | Reason::BrokenAnswer
+            | Reason::ServerError => Some(Answer::Failed),
+            Reason::LeaseLost | Reason::RelayStopped => None,
+            _ => Some(Answer::Other),
+        },
+    }
+}
+
+pub(super) fn all(count: usize, report: &Report) -> Vec<Report> {
+    vec![report.clone(); count]
+}
+
+/// At most 1 KiB, and without the one character PostgreSQL cannot store: an answer it refuses would hold up every verdict.
+pub(super) fn storable(answer: String) -> String {
+    let mut answer = if answer.contains('\0') { answer.replace('\0', "\\0") } else { answer };
+    answer.truncate(answer.floor_char_boundary(LONGEST_ANSWER));
+    answer
+}
+
+/// An attempt that was not made.
+pub(super) fn not_tried(reason: Reason) -> Report {
+    Outcome::Retry { reason, after: None }.into()
+}
+
+/// An attempt that was ended from outside: the destination may have it.
+pub(super) fn cut_off(reason: Reason) -> Report {
+    Report { ambiguous: true, ..Outcome::Retry { reason, after: None }.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_postgresql_would_refuse_is_made_storable() {
+        assert_eq!(storable("a\0b".to_owned()), "a\\0b");
+        assert_eq!(storable("ä".repeat(2_000)).len(), LONGEST_ANSWER);
+        assert_eq!(storable("short".to_owned()), "short");
+    }
+}

@@ -1,0 +1,67 @@
+//! A delivery that this relay holds, and deliveries that begin together.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{super::delivery::Delivery, super::held::Held, suspects::Suspect};
+use crate::subscription::Subscription;
+
+/// A delivery that this relay holds and has not settled.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) delivery: Delivery,
+    pub(crate) held: Held,
+    /// False if the event, or its large payload, is still to be read before the attempt.
+    pub(crate) payload_read: bool,
+    /// Size of the event in memory (bytes).
+    pub(crate) bytes: usize,
+    /// When this relay leased it.
+    pub(crate) queued: Instant,
+    /// True for retries, redrives and priorities: it begins before deliveries that are not urgent.
+    pub(crate) is_urgent: bool,
+    /// Whether its subscription is known to want the event. What was claimed is checked before the attempt.
+    pub(crate) is_checked: bool,
+}
+
+impl Job {
+    /// How many relays may have died because of it.
+    pub(crate) fn blame(&self) -> u32 {
+        match &self.held {
+            Held::Page(page, _) if page.deaths >= 2 => u32::from(page.deaths >= 3) + 1,
+            Held::Page(..) => 0,
+            Held::Row(_) => self.delivery.unfinished,
+        }
+    }
+
+    /// Whether it becomes a dead letter without another attempt.
+    pub(crate) fn is_deadly(&self) -> bool {
+        match &self.held {
+            Held::Page(page, _) => page.deaths >= 3 && page.alone >= 2,
+            Held::Row(_) => self.delivery.unfinished >= 3,
+        }
+    }
+}
+
+/// Deliveries of one subscription that begin together.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) subscription: Arc<Subscription>,
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) began: Instant,
+    pub(super) suspect: Option<Suspect>,
+}
+
+/// What is kept of an attempt until its deliveries are reported.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended {
+    pub(super) subscription: i64,
+    pub(super) count: u32,
+    pub(super) began: Instant,
+    pub(super) suspect: Option<Suspect>,
+}
+
+impl Attempt {
+    pub(crate) fn to_end(&self) -> Ended {
+        let count = u32::try_from(self.jobs.len()).unwrap_or(u32::MAX);
+        Ended { subscription: self.subscription.row.id, count, began: self.began, suspect: self.suspect }
+    }
+}

@@ -1,0 +1,127 @@
+//! How much more may be leased, asked by routing and claiming.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    Dispatch, State,
+    queue::first_ahead,
+    shares::{HANDFUL, Taken, Wants},
+};
+use crate::subscription::Subscription;
+
+/// Deliveries leased by one claim at most.
+const CLAIMED_AT_ONCE: usize = 2_000;
+
+/// How many deliveries one claim may still lease.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    left: usize,
+}
+
+impl Budget {
+    pub(crate) fn spend(&mut self, count: usize) {
+        self.left = self.left.saturating_sub(count);
+    }
+
+    pub(crate) fn left(&self) -> usize {
+        self.left
+    }
+
+    pub(crate) fn is_spent(&self) -> bool {
+        self.left == 0
+    }
+}
+
+impl Dispatch {
+    /// How many more deliveries may be leased ahead for a subscription.
+    pub(crate) fn room(&self, subscription: &Arc<Subscription>, now: Instant) -> usize {
+        let mut state = self.state();
+        let wants = match state.queues.get(&subscription.row.id) {
+            Some(queue) => queue.wants(now),
+            None => Wants { mine: 0, most: first_ahead(subscription), is_known: false },
+        };
+        let room = self.limits.ahead(wants, state.taken());
+        if room == 0 {
+            state.deny(subscription.row.id);
+        }
+        room
+    }
+
+    /// What one claim may lease for all subscriptions together.
+    pub(crate) fn budget(&self) -> Budget {
+        Budget { left: self.free_ahead().clamp(HANDFUL, CLAIMED_AT_ONCE) }
+    }
+
+    /// How many deliveries of a subscription's backlog may be leased. For a subscription that has not
+    /// answered lately: as many as can begin at once.
+    pub(crate) fn room_behind(
+        &self,
+        subscription: &Arc<Subscription>,
+        now: Instant,
+        budget: &Budget,
+    ) -> usize {
+        let room = self.room(subscription, now).min(budget.left);
+        let known = self.state().queues.get(&subscription.row.id).is_some_and(|queue| queue.is_known(now));
+        if known || room == 0 { room } else { room.min(self.room_to_begin(subscription, now, budget)) }
+    }
+
+    /// How many deliveries of a subscription could begin at once.
+    pub(crate) fn room_to_begin(
+        &self,
+        subscription: &Arc<Subscription>,
+        now: Instant,
+        budget: &Budget,
+    ) -> usize {
+        let mut state = self.state();
+        let free = state.free(&self.limits) as usize;
+        let first = HANDFUL.max(subscription.outlet.batch().map_or(0, |batch| batch.max));
+        let Some(queue) = state.queues.get(&subscription.row.id) else {
+            return free.max(1).min(first).min(budget.left);
+        };
+        let (in_flight, waiting) = (queue.in_flight as usize, queue.rows.len());
+        let own = match queue.batch() {
+            Some(batch) => batch.max * (batch.in_flight + 1),
+            None => self.width(queue) as usize,
+        };
+        let limit = if queue.is_known(now) { own } else { own.min(first) };
+        let room = limit
+            .saturating_sub(in_flight + waiting)
+            .min(free.max(usize::from(in_flight + waiting == 0)))
+            .min(budget.left);
+        if room == 0 {
+            state.deny(subscription.row.id);
+        }
+        room
+    }
+
+    /// How many more deliveries may be leased ahead for all subscriptions together.
+    pub(crate) fn free_ahead(&self) -> usize {
+        self.limits.most_ahead.saturating_sub(self.state().numbers.ahead)
+    }
+
+    /// Whether no more may be leased ahead for any subscription.
+    pub(crate) fn is_full(&self) -> bool {
+        let mut state = self.state();
+        let full = self.limits.is_full(state.numbers.ahead, state.numbers.ahead_bytes);
+        state.denied |= full;
+        full
+    }
+}
+
+impl State {
+    fn taken(&self) -> Taken {
+        Taken {
+            ahead: self.numbers.ahead,
+            ahead_bytes: self.numbers.ahead_bytes,
+            sharers: self.sharers.max(1),
+        }
+    }
+
+    /// Remembers that more could not be leased for a subscription, so that `room` rings when it can.
+    fn deny(&mut self, subscription: i64) {
+        self.denied = true;
+        if let Some(queue) = self.queues.get_mut(&subscription) {
+            queue.denied = true;
+        }
+    }
+}
