@@ -18,8 +18,8 @@ use super::{
     breaker,
     breaker::Gate,
     concurrency::Answer,
-    dispatch::{Attempt, Job, Way},
-    prepare, settle,
+    dispatch::{Attempt, Job},
+    follow_up, prepare,
 };
 use crate::{
     delivery::{Outcome, Reason},
@@ -165,7 +165,7 @@ impl Deliver {
         }
         // Before more begins: a breaker that opens now stops it.
         for attempted in reported.iter().filter(|attempted| attempted.decides) {
-            settle::record(&self.shared, attempted);
+            follow_up::record(&self.shared, attempted);
         }
         if !reported.iter().any(|attempted| attempted.decides) {
             self.let_another_probe(&subscription, &not_tried(Reason::LeaseLost).outcome);
@@ -384,25 +384,5 @@ async fn send(subscription: &Subscription, deliveries: &[Outgoing]) -> Vec<Repor
         }
         Ok(Err(_)) => all(deliveries.len(), &retry(Reason::SinkPanicked)),
         Err(_) => all(deliveries.len(), &cut_off(Reason::Timeout)),
-    }
-}
-
-impl Shared {
-    /// What stands in the way of a subscription as a whole.
-    pub(super) fn way(&self, subscription: &Subscription, now: Instant) -> Way {
-        if !subscription.may_send() || self.pauses.is_paused(subscription.row.id, now) {
-            return Way::Blocked;
-        }
-        if subscription.row.paused_until.is_some_and(|until| until > self.clock.now()) {
-            return Way::Blocked;
-        }
-        match subscription.outlet.destination() {
-            None => Way::Free,
-            Some(host) => match self.breakers.gate(subscription.row.id, host, now) {
-                Gate::Closed => Way::Free,
-                Gate::Probe => Way::Probe,
-                Gate::Open(_) => Way::Blocked,
-            },
-        }
     }
 }

@@ -6,7 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Shared, attempted::Attempted};
+use super::{
+    Shared,
+    attempted::Attempted,
+    breaker::{About, Change},
+};
 use crate::{
     delivery::{LONGEST_PAUSE, Outcome},
     store::SubscriptionState,
@@ -78,4 +82,43 @@ pub(super) async fn record_gone(shared: &Shared, attempted: &[Attempted]) -> boo
         }
     }
     recorded
+}
+
+/// What an attempt says of its destination.
+pub(super) fn record(shared: &Shared, one: &Attempted) {
+    let delivery = &one.job.delivery;
+    let id = delivery.subscription.row.id;
+    if one.decides
+        && let Some(host) = delivery.subscription.outlet.destination()
+    {
+        for (about, change) in shared.breakers.record(id, host, &one.report.outcome, Instant::now()) {
+            match change {
+                Change::None => {}
+                Change::Opened(wait) => shared.telemetry.breaker_changed(host, true, wait),
+                Change::Closed => {
+                    shared.telemetry.breaker_changed(host, false, Duration::ZERO);
+                    serve_again(shared, &about);
+                }
+            }
+        }
+    }
+}
+
+/// What waited behind a breaker may go now, whoever's it is.
+fn serve_again(shared: &Shared, about: &About) {
+    match about {
+        About::Subscription(id) => {
+            shared.schedule.fall_behind(*id);
+            shared.schedule.hold_back(*id, false);
+        }
+        About::Host(host) => {
+            for subscription in
+                shared.index.load().iter().filter(|one| one.outlet.destination() == Some(host))
+            {
+                shared.schedule.fall_behind(subscription.row.id);
+                shared.schedule.hold_back(subscription.row.id, false);
+            }
+        }
+    }
+    shared.dispatch.look_again();
 }

@@ -33,6 +33,7 @@ mod matching;
 mod maintain;
 mod pauses;
 mod payloads;
+mod plan;
 mod reload;
 mod route;
 mod settings;
@@ -40,6 +41,7 @@ mod takeover;
 mod settle;
 mod backfill;
 pub mod telemetry;
+mod way;
 mod work;
 
 use std::{

@@ -5,7 +5,7 @@
 //! never holds up the routing of the others; what nobody can be sent is routed as fast as it is read.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::Instant,
 };
@@ -16,31 +16,29 @@ use super::delivery::{Delivery, Place};
 use super::{
     Shared,
     deliver::Deliver,
-    dispatch::{Job, Way},
+    dispatch::Job,
     held::{Held, Lease},
     matching::MatchCache,
+    plan::{Plan, Standing, Wanting, plan},
     reload::Reload,
+    way::Way,
 };
 use crate::{
-    delivery::ranges::Ranges,
     event::Event,
-    store::{Advance, Cursor, Error, NewDelivery, NewEvent, NewPage, Read, Routed},
-    subscription::{Index, Subscription},
+    store::{Advance, Cursor, Error, NewEvent, Read},
+    subscription::Index,
 };
 
-/// Events read in one step at most.
+/// Events read in one step: at most.
 const PAGE: usize = 1_000;
-/// And at least, lest little room makes pages tiny.
+/// Events read in one step when there is little room.
 const SMALLEST_PAGE: usize = 64;
-/// Pairs of an event and a subscription in one step, but for those of one event.
-const PAIRS: usize = 16_384;
-/// Pairs in one page.
-const PAIRS_IN_PAGE: usize = 4_096;
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Events were routed. `more`: further ones are known to wait in the log; `waiting`: some deliveries were left to others.
+    /// Events were routed. `more`: there are further events in the log. `waiting`: deliveries went to the
+    /// backlog that other relays could take.
     Routed { more: bool, waiting: bool },
     /// There is nothing new.
     Nothing,
@@ -54,57 +52,15 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Route {
     shared: Arc<Shared>,
-    /// Where routing stood last; none when another relay has moved it since.
+    /// The cursor after the last step; none if another relay has moved it since.
     cursor: Option<Cursor>,
-    /// Subscriptions that want events from before they were made, for which a step of ours has fixed what that is.
+    /// Subscriptions with a backfill whose end a step of this relay has fixed.
     fixed: HashSet<i64>,
-    /// The page behind the last step, read while that was committed.
+    /// The next page, read while the last step was committed.
     ahead: Option<Read>,
-    /// Pairs an event was leased for lately: how many events fill the room.
+    /// Moving average of the deliveries leased for an event.
     fanout: f64,
     matches: MatchCache,
-}
-
-/// What one step is going to write.
-#[derive(Default)]
-struct Plan {
-    routed: Routed,
-    /// What is leased, in the order of `routed.pages`: for each pair its number, and which of the events.
-    leased: Vec<Vec<(Arc<Subscription>, usize)>>,
-    held_back: Vec<i64>,
-    /// Events that have been planned.
-    events: usize,
-    pairs: usize,
-    advance: Option<i64>,
-    waiting: bool,
-}
-
-/// How a subscription stands while a step is planned.
-struct Standing {
-    subscription: Arc<Subscription>,
-    /// How many more may be leased for it.
-    room: usize,
-    may_send: bool,
-    leased: Vec<usize>,
-    waiting: Ranges,
-}
-
-impl Standing {
-    fn new(shared: &Shared, subscription: &Arc<Subscription>, now: Instant) -> Self {
-        let may_send = shared.way(subscription, now) == Way::Free;
-        let room = if may_send && !shared.schedule.is_held_back(subscription.row.id) {
-            shared.dispatch.room(subscription, now)
-        } else {
-            0
-        };
-        Self {
-            subscription: subscription.clone(),
-            room,
-            may_send,
-            leased: Vec::new(),
-            waiting: Ranges::default(),
-        }
-    }
 }
 
 impl Route {
@@ -299,114 +255,30 @@ impl Route {
     }
 
     fn plan(&self, index: &Index, events: &[NewEvent]) -> Plan {
-        let shared = &self.shared;
-        let mut plan = Plan::default();
-        let (clock, now) = (shared.clock.now(), Instant::now());
-        let mut standings: HashMap<i64, Standing> = HashMap::new();
-        let mut previous = None;
-        for (at, new) in events.iter().enumerate() {
-            let position = new.event.position;
-            let matching: Vec<&Arc<Subscription>> = if index.is_choosy() {
-                self.matches.wanted_by(position).iter().filter_map(|id| index.get(*id)).collect()
-            } else {
-                index.matching(&new.event)
-            };
-            let later = new.deliver_after.is_some_and(|then| then > clock);
-            let undecided = || self.matches.undecided(position).iter().filter_map(|id| index.get(*id));
-            for subscription in matching.iter().copied().chain(undecided()) {
-                let id = subscription.row.id;
-                standings.entry(id).or_insert_with(|| Standing::new(shared, subscription, now));
-            }
-            let room = |id: i64| standings.get(&id).is_some_and(|standing| standing.room > 0);
-            let is_full = !later
-                && !matching.is_empty()
-                && matching.iter().all(|one| !room(one.row.id))
-                && matching
-                    .iter()
-                    .any(|one| standings.get(&one.row.id).is_some_and(|standing| standing.may_send));
-            if at > 0 && plan.pairs + matching.len() + self.matches.undecided(position).len() > PAIRS
-                || is_full && self.all_are_full(index, &standings)
-            {
-                // This event and those behind it stay in the log.
-                plan.advance = Some(previous.unwrap_or(position - 1));
-                break;
-            }
-            for subscription in matching {
-                let id = subscription.row.id;
-                let Some(standing) = standings.get_mut(&id) else { continue };
-                plan.pairs += 1;
-                if later || new.priority > 0 && standing.room == 0 {
-                    plan.routed.timed.push(NewDelivery {
-                        position,
-                        created_at: new.event.created_at,
-                        subscription: id,
-                        deliver_after: new.deliver_after,
-                        priority: new.priority,
-                    });
-                } else if standing.room > 0 {
-                    standing.room -= 1;
-                    standing.leased.push(at);
+        let now = Instant::now();
+        plan(
+            events,
+            self.shared.clock.now(),
+            |event| {
+                let position = event.position;
+                let all = |ids: &[i64]| ids.iter().filter_map(|id| index.get(*id)).collect();
+                if index.is_choosy() {
+                    Wanting {
+                        wanted_by: all(self.matches.wanted_by(position)),
+                        undecided: all(self.matches.undecided(position)),
+                    }
                 } else {
-                    plan.waiting |= standing.may_send;
-                    standing.waiting.insert(position);
+                    Wanting { wanted_by: index.matching(event), undecided: Vec::new() }
                 }
-            }
-            // Their conditions are evaluated when they are claimed, beside routing.
-            for subscription in undecided() {
-                if let Some(standing) = standings.get_mut(&subscription.row.id) {
-                    plan.pairs += 1;
-                    standing.waiting.insert(position);
-                }
-            }
-            plan.events += 1;
-            previous = Some(position);
-        }
-        self.lay_out(events, standings, &mut plan);
-        plan
-    }
-
-    /// Pages of what is leased: one for all, one for each subscription that settles itself, none too large.
-    fn lay_out(&self, events: &[NewEvent], standings: HashMap<i64, Standing>, plan: &mut Plan) {
-        let standings: BTreeMap<i64, Standing> = standings.into_iter().collect();
-        let (mut page, mut pairs) = (NewPage::default(), Vec::new());
-        let mut flush = |page: &mut NewPage, pairs: &mut Vec<(Arc<Subscription>, usize)>| {
-            if !pairs.is_empty() {
-                plan.routed.pages.push(std::mem::take(page));
-                plan.leased.push(std::mem::take(pairs));
-            }
-        };
-        let mut own = Vec::new();
-        for (id, standing) in standings {
-            if !standing.waiting.is_empty() {
-                plan.routed.waiting.push((id, standing.waiting));
-                plan.held_back.push(id);
-            }
-            if standing.leased.is_empty() {
-                continue;
-            }
-            if standing.subscription.outlet.settles() {
-                own.push((id, standing.subscription, standing.leased));
-                continue;
-            }
-            for part in standing.leased.chunks(PAIRS_IN_PAGE) {
-                if pairs.len() + part.len() > PAIRS_IN_PAGE {
-                    flush(&mut page, &mut pairs);
-                }
-                page.entries.push((
-                    id,
-                    part.iter().filter_map(|at| events.get(*at)).map(|new| new.event.position).collect(),
-                ));
-                pairs.extend(part.iter().map(|at| (standing.subscription.clone(), *at)));
-            }
-        }
-        flush(&mut page, &mut pairs);
-        for (id, subscription, leased) in own {
-            page.entries.push((
-                id,
-                leased.iter().filter_map(|at| events.get(*at)).map(|new| new.event.position).collect(),
-            ));
-            pairs.extend(leased.into_iter().map(|at| (subscription.clone(), at)));
-            flush(&mut page, &mut pairs);
-        }
+            },
+            |subscription| {
+                let may_send = self.shared.way(subscription, now) == Way::Free;
+                let is_held_back = self.shared.schedule.is_held_back(subscription.row.id);
+                let has_room = may_send && !is_held_back;
+                let room = if has_room { self.shared.dispatch.room(subscription, now) } else { 0 };
+                Standing::new(subscription, may_send, room)
+            },
+            |standings| self.all_are_full(index, standings),
+        )
     }
 }

@@ -15,7 +15,6 @@ use super::{
     AttemptLog, Shared,
     attempted::Attempted,
     await_work::backon_waits,
-    breaker::{About, Change},
     deliver::Deliver,
     held::{Held, Page},
 };
@@ -366,26 +365,6 @@ async fn record_attempts(shared: &Shared, attempted: &[Attempted], counted: &[bo
     }
 }
 
-/// What an attempt says of its destination.
-pub(super) fn record(shared: &Shared, one: &Attempted) {
-    let delivery = &one.job.delivery;
-    let id = delivery.subscription.row.id;
-    if one.decides
-        && let Some(host) = delivery.subscription.outlet.destination()
-    {
-        for (about, change) in shared.breakers.record(id, host, &one.report.outcome, Instant::now()) {
-            match change {
-                Change::None => {}
-                Change::Opened(wait) => shared.telemetry.breaker_changed(host, true, wait),
-                Change::Closed => {
-                    shared.telemetry.breaker_changed(host, false, Duration::ZERO);
-                    serve_again(shared, &about);
-                }
-            }
-        }
-    }
-}
-
 fn announce(shared: &Shared, one: &Attempted, verdict: &Verdict, counted: bool) {
     let delivery = &one.job.delivery;
     let id = delivery.subscription.row.id;
@@ -413,25 +392,6 @@ fn announce(shared: &Shared, one: &Attempted, verdict: &Verdict, counted: bool) 
         Verdict::DeadLetter { reason } => shared.telemetry.dead_lettered(delivery, *reason),
         Verdict::SubscriptionGone => shared.telemetry.held(delivery),
     }
-}
-
-/// What waited behind a breaker may go now, whoever's it is.
-fn serve_again(shared: &Shared, about: &About) {
-    match about {
-        About::Subscription(id) => {
-            shared.schedule.fall_behind(*id);
-            shared.schedule.hold_back(*id, false);
-        }
-        About::Host(host) => {
-            for subscription in
-                shared.index.load().iter().filter(|one| one.outlet.destination() == Some(host))
-            {
-                shared.schedule.fall_behind(subscription.row.id);
-                shared.schedule.hold_back(subscription.row.id, false);
-            }
-        }
-    }
-    shared.dispatch.look_again();
 }
 
 /// Pages that nothing else writes of are deleted now.

@@ -295,7 +295,7 @@ pub(super) async fn tidy(shared: Arc<Shared>, deliver: Arc<Deliver>, shutdown: C
         let now = Instant::now();
         let back = shared
             .dispatch
-            .take_back(now, &|subscription| shared.way(subscription, now) == super::dispatch::Way::Blocked);
+            .take_back(now, &|subscription| shared.way(subscription, now) == super::way::Way::Blocked);
         deliver.give_back(back, crate::delivery::Reason::LeaseLost).await;
         shared.dispatch.look_again();
         deliver.begin();

@@ -1,0 +1,164 @@
+//! Which deliveries begin now: suspects first, then each subscription in its turn.
+
+use std::time::Instant;
+
+use super::{
+    super::way::Way,
+    Dispatch, State,
+    job::{Attempt, Job},
+};
+use crate::subscription::Subscription;
+
+/// What may begin now.
+#[derive(Debug, Default)]
+pub(crate) struct Begin {
+    pub(crate) begun: Vec<Attempt>,
+    /// When to look again because a batch is full or has waited long enough.
+    pub(crate) later: Option<Instant>,
+}
+
+/// What became of a turn.
+enum Next {
+    Begins(Attempt),
+    /// It has nothing to begin, or may not.
+    Waits,
+    /// No permit is left for it.
+    Parks,
+    /// Its batch may still grow until then.
+    Gathers(Instant),
+}
+
+impl Dispatch {
+    /// Takes out what may begin now. `way` tells whether a subscription can be sent to.
+    pub(crate) fn begin(&self, now: Instant, way: &dyn Fn(&Subscription) -> Way) -> Begin {
+        let mut begin = Begin::default();
+        let mut guard = self.state();
+        let state = &mut *guard;
+        if state.stopped {
+            return begin;
+        }
+        self.begin_suspects(state, now, way, &mut begin);
+        while let Some(id) = state.fair.current() {
+            if state.free(&self.limits) == 0 {
+                break;
+            }
+            match self.begin_next(state, id, now, way) {
+                Next::Begins(attempt) => {
+                    state.fair.spend(attempt.jobs.len());
+                    begin.begun.push(attempt);
+                }
+                Next::Waits => state.fair.set_aside(),
+                Next::Parks => {
+                    state.parked.push(id);
+                    state.fair.set_aside();
+                }
+                Next::Gathers(until) => {
+                    begin.later = Some(begin.later.map_or(until, |then| then.min(until)));
+                    state.fair.set_aside();
+                }
+            }
+        }
+        begin
+    }
+
+    /// What the subscription whose turn it is begins.
+    fn begin_next(
+        &self,
+        state: &mut State,
+        id: i64,
+        now: Instant,
+        way: &dyn Fn(&Subscription) -> Way,
+    ) -> Next {
+        let free = state.free(&self.limits);
+        let is_alone = state.sharers <= 1;
+        let Some(queue) = state.queues.get_mut(&id) else { return Next::Waits };
+        let known = queue.is_known(now);
+        if !known && queue.unproven < queue.in_flight {
+            // It has answered before and does not now.
+            state.unproven += queue.in_flight - queue.unproven;
+            queue.unproven = queue.in_flight;
+        }
+        let batch = queue.batch();
+        let own_room = match batch {
+            Some(batch) if queue.batches >= batch.in_flight.max(1) => 0,
+            Some(batch) => batch.max,
+            None => self.width(queue).saturating_sub(queue.in_flight) as usize,
+        };
+        // Any way out but `Begins` takes it out of the turns.
+        queue.listed = false;
+        if queue.waiting() == 0 || own_room == 0 {
+            return Next::Waits;
+        }
+        let shared_room = if known {
+            self.limits.for_known(free, queue.in_flight, is_alone)
+        } else {
+            let batch = batch.map(|batch| u32::try_from(batch.max).unwrap_or(u32::MAX));
+            self.limits.for_unknown(free, queue.in_flight, batch, state.unproven, is_alone)
+        };
+        if shared_room == 0 {
+            return Next::Parks;
+        }
+        let most = match way(&queue.subscription) {
+            Way::Free => own_room.min(shared_room as usize),
+            Way::Probe if queue.in_flight == 0 => 1,
+            // What it has leased ahead goes back when it gets old.
+            Way::Probe | Way::Blocked => return Next::Waits,
+        };
+        let jobs = match batch {
+            None => queue.take_one().into_iter().collect(),
+            Some(batch) => match queue.take_batch(&batch, most, now) {
+                Ok(jobs) => jobs,
+                Err(until) => return Next::Gathers(until),
+            },
+        };
+        let count = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
+        if count == 0 {
+            return Next::Waits;
+        }
+        queue.listed = true;
+        queue.in_flight += count;
+        queue.batches += 1;
+        queue.waits_since.get_or_insert(now);
+        queue.window.begin(queue.in_flight, now);
+        if !known {
+            queue.unproven += count;
+            state.unproven += count;
+        }
+        state.numbers.in_flight += count;
+        state.numbers.ahead -= jobs.len();
+        state.numbers.ahead_bytes -= jobs.iter().map(|job| job.bytes).sum::<usize>();
+        if state.denied {
+            let has_drained = queue.denied && queue.waiting() <= queue.most_ahead(now) / 2;
+            if has_drained || state.numbers.ahead <= self.limits.most_ahead * 3 / 4 {
+                queue.denied = false;
+                state.denied = false;
+                self.room.notify_one();
+            }
+        }
+        Next::Begins(Attempt { subscription: queue.subscription.clone(), jobs, began: now, suspect: None })
+    }
+
+    fn begin_suspects(
+        &self,
+        state: &mut State,
+        now: Instant,
+        way: &dyn Fn(&Subscription) -> Way,
+        begin: &mut Begin,
+    ) {
+        for _ in 0..state.suspects.count() {
+            if state.free(&self.limits) == 0 {
+                return;
+            }
+            let may_send = |job: &Job| way(&job.delivery.subscription) != Way::Blocked;
+            let Some((job, suspect)) = state.suspects.next(may_send) else { continue };
+            state.numbers.in_flight += 1;
+            state.numbers.ahead -= 1;
+            state.numbers.ahead_bytes -= job.bytes;
+            let subscription = match state.queues.get(&job.delivery.subscription.row.id) {
+                Some(queue) => queue.subscription.clone(),
+                None => job.delivery.subscription.clone(),
+            };
+            begin.begun.push(Attempt { subscription, jobs: vec![job], began: now, suspect: Some(suspect) });
+        }
+    }
+}

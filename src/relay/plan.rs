@@ -1,0 +1,269 @@
+//! What one routing step writes. A function of its arguments, without a database.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use chrono::{DateTime, Utc};
+
+use crate::{
+    delivery::ranges::Ranges,
+    event::Event,
+    store::{NewDelivery, NewEvent, NewPage, Routed},
+    subscription::Subscription,
+};
+
+/// Pairs of an event and a subscription in one step. One event may have more.
+const PAIRS: usize = 16_384;
+/// Pairs in one page.
+const PAIRS_IN_PAGE: usize = 4_096;
+
+/// What one step is going to write.
+#[derive(Default)]
+pub(super) struct Plan {
+    pub(super) routed: Routed,
+    /// The leased pairs of each page of `routed.pages`, in the order of their numbers: the subscription, and
+    /// the index of the event.
+    pub(super) leased: Vec<Vec<(Arc<Subscription>, usize)>>,
+    /// Subscriptions for which something goes to the backlog.
+    pub(super) held_back: Vec<i64>,
+    /// Number of events that are routed, from the first.
+    pub(super) events: usize,
+    /// Number of deliveries made of them.
+    pub(super) pairs: usize,
+    /// Position of the last event that is routed, if others stay in the log.
+    pub(super) advance: Option<i64>,
+    /// Whether deliveries go to the backlog that could be sent.
+    pub(super) waiting: bool,
+}
+
+/// The subscriptions that an event may be owed to.
+pub(super) struct Wanting<'i> {
+    pub(super) wanted_by: Vec<&'i Arc<Subscription>>,
+    /// Their conditions are evaluated when the event is claimed for them.
+    pub(super) undecided: Vec<&'i Arc<Subscription>>,
+}
+
+/// What is planned for one subscription.
+pub(super) struct Standing {
+    subscription: Arc<Subscription>,
+    /// How many more deliveries may be leased for it.
+    pub(super) room: usize,
+    /// Whether it can be sent to now.
+    pub(super) may_send: bool,
+    leased: Vec<usize>,
+    waiting: Ranges,
+}
+
+impl Standing {
+    pub(super) fn new(subscription: &Arc<Subscription>, may_send: bool, room: usize) -> Self {
+        let subscription = subscription.clone();
+        Self { subscription, room, may_send, leased: Vec::new(), waiting: Ranges::default() }
+    }
+}
+
+/// Plans a step over `events`, which are in the order of their positions. `standing` is asked once for each
+/// subscription. If `all_are_full` says that no subscription has room, the rest of the events stay in the log.
+pub(super) fn plan<'i>(
+    events: &[NewEvent],
+    clock: DateTime<Utc>,
+    wanting: impl Fn(&Event) -> Wanting<'i>,
+    standing: impl Fn(&Arc<Subscription>) -> Standing,
+    all_are_full: impl Fn(&HashMap<i64, Standing>) -> bool,
+) -> Plan {
+    let mut plan = Plan::default();
+    let mut standings: HashMap<i64, Standing> = HashMap::new();
+    let mut previous = None;
+    for (at, new) in events.iter().enumerate() {
+        let position = new.event.position;
+        let Wanting { wanted_by, undecided } = wanting(&new.event);
+        for subscription in wanted_by.iter().chain(&undecided) {
+            standings.entry(subscription.row.id).or_insert_with(|| standing(subscription));
+        }
+        let is_later = new.deliver_after.is_some_and(|then| then > clock);
+        let of = |one: &&Arc<Subscription>| standings.get(&one.row.id);
+        let no_room = wanted_by.iter().all(|one| of(one).is_none_or(|standing| standing.room == 0));
+        let could_send = wanted_by.iter().any(|one| of(one).is_some_and(|standing| standing.may_send));
+        let is_full = !is_later && no_room && could_send;
+        if at > 0 && plan.pairs + wanted_by.len() + undecided.len() > PAIRS
+            || is_full && all_are_full(&standings)
+        {
+            plan.advance = Some(previous.unwrap_or(position - 1));
+            break;
+        }
+        for subscription in wanted_by {
+            let Some(standing) = standings.get_mut(&subscription.row.id) else { continue };
+            plan.pairs += 1;
+            if is_later || new.priority > 0 && standing.room == 0 {
+                plan.routed.timed.push(NewDelivery {
+                    position,
+                    created_at: new.event.created_at,
+                    subscription: subscription.row.id,
+                    deliver_after: new.deliver_after,
+                    priority: new.priority,
+                });
+            } else if standing.room > 0 {
+                standing.room -= 1;
+                standing.leased.push(at);
+            } else {
+                plan.waiting |= standing.may_send;
+                standing.waiting.insert(position);
+            }
+        }
+        for subscription in undecided {
+            let Some(standing) = standings.get_mut(&subscription.row.id) else { continue };
+            plan.pairs += 1;
+            standing.waiting.insert(position);
+        }
+        plan.events += 1;
+        previous = Some(position);
+    }
+    lay_out(events, standings, &mut plan);
+    plan
+}
+
+/// Makes pages of what is leased: each subscription whose sink settles by itself has pages of its own, the
+/// others share them.
+fn lay_out(events: &[NewEvent], standings: HashMap<i64, Standing>, plan: &mut Plan) {
+    let standings: BTreeMap<i64, Standing> = standings.into_iter().collect();
+    let mut page = PageInMaking::default();
+    let mut own = Vec::new();
+    for (id, standing) in standings {
+        if !standing.waiting.is_empty() {
+            plan.routed.waiting.push((id, standing.waiting));
+            plan.held_back.push(id);
+        }
+        if standing.leased.is_empty() {
+            continue;
+        }
+        if standing.subscription.outlet.settles() {
+            own.push((standing.subscription, standing.leased));
+            continue;
+        }
+        for part in standing.leased.chunks(PAIRS_IN_PAGE) {
+            if page.pairs.len() + part.len() > PAIRS_IN_PAGE {
+                page.finish(plan);
+            }
+            page.add(&standing.subscription, part, events);
+        }
+    }
+    page.finish(plan);
+    for (subscription, leased) in own {
+        for part in leased.chunks(PAIRS_IN_PAGE) {
+            page.add(&subscription, part, events);
+            page.finish(plan);
+        }
+    }
+}
+
+#[derive(Default)]
+struct PageInMaking {
+    page: NewPage,
+    pairs: Vec<(Arc<Subscription>, usize)>,
+}
+
+impl PageInMaking {
+    fn add(&mut self, subscription: &Arc<Subscription>, part: &[usize], events: &[NewEvent]) {
+        let positions = part.iter().filter_map(|at| events.get(*at)).map(|new| new.event.position).collect();
+        self.page.entries.push((subscription.row.id, positions));
+        self.pairs.extend(part.iter().map(|at| (subscription.clone(), *at)));
+    }
+
+    fn finish(&mut self, plan: &mut Plan) {
+        if !self.pairs.is_empty() {
+            plan.routed.pages.push(std::mem::take(&mut self.page));
+            plan.leased.push(std::mem::take(&mut self.pairs));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{relay::payloads::missing_event, sink::Registry, store::SubscriptionRow};
+
+    fn subscription(id: i64) -> Arc<Subscription> {
+        let row =
+            SubscriptionRow { id, ..SubscriptionRow::new(&format!("s{id}"), &["**"], "none", json!({})) };
+        Arc::new(Subscription::bind(row, &Registry::default()).0)
+    }
+
+    fn events(positions: std::ops::Range<i64>) -> Vec<NewEvent> {
+        positions
+            .map(|position| NewEvent {
+                event: missing_event(position, DateTime::UNIX_EPOCH),
+                payload_read: true,
+                priority: 0,
+                deliver_after: None,
+            })
+            .collect()
+    }
+
+    fn planned(events: &[NewEvent], subscriptions: &[(Arc<Subscription>, bool, usize)], full: bool) -> Plan {
+        plan(
+            events,
+            DateTime::UNIX_EPOCH,
+            |_| Wanting {
+                wanted_by: subscriptions.iter().map(|(one, ..)| one).collect(),
+                undecided: Vec::new(),
+            },
+            |asked| {
+                let found = subscriptions.iter().find(|(one, ..)| one.row.id == asked.row.id);
+                let (_, may_send, room) = found.unwrap();
+                Standing::new(asked, *may_send, *room)
+            },
+            |_| full,
+        )
+    }
+
+    fn waiting(plan: &Plan) -> Vec<(i64, String)> {
+        plan.routed.waiting.iter().map(|(id, ranges)| (*id, ranges.to_string())).collect()
+    }
+
+    #[test]
+    fn a_subscription_without_room_goes_to_the_backlog_and_holds_up_no_other() {
+        let plan =
+            planned(&events(10..14), &[(subscription(1), true, 100), (subscription(2), true, 1)], false);
+        assert_eq!((plan.events, plan.pairs, plan.advance), (4, 8, None));
+        assert_eq!(plan.leased.iter().map(Vec::len).collect::<Vec<_>>(), [5]);
+        assert_eq!(waiting(&plan), [(2, "{[11,14)}".to_owned())]);
+        assert_eq!((plan.held_back, plan.waiting), (vec![2], true));
+    }
+
+    #[test]
+    fn a_subscription_that_cannot_be_sent_to_gets_ranges_however_many_events_there_are() {
+        let plan = planned(&events(0..1_000), &[(subscription(1), false, 0)], true);
+        assert_eq!((plan.events, plan.advance, plan.waiting), (1_000, None, false));
+        assert_eq!(waiting(&plan), [(1, "{[0,1000)}".to_owned())]);
+    }
+
+    #[test]
+    fn events_stay_in_the_log_only_when_no_subscription_has_room() {
+        let subscriptions = [(subscription(1), true, 2), (subscription(2), true, 2)];
+        let plan = planned(&events(5..10), &subscriptions, true);
+        assert_eq!((plan.events, plan.advance), (2, Some(6)));
+        assert!(plan.routed.waiting.is_empty());
+        assert_eq!(planned(&events(5..10), &subscriptions, false).events, 5);
+    }
+
+    #[test]
+    fn a_step_has_a_limit_of_pairs_but_an_event_of_any_size_is_routed() {
+        let many: Vec<_> = (0..20_000).map(|id| (subscription(id), true, 10)).collect();
+        let plan = planned(&events(0..3), &many, false);
+        assert_eq!((plan.events, plan.pairs, plan.advance), (1, 20_000, Some(0)));
+        assert!(plan.leased.iter().all(|page| page.len() <= PAIRS_IN_PAGE));
+    }
+
+    #[test]
+    fn what_is_due_later_or_urgent_without_room_gets_a_row() {
+        let mut events = events(0..3);
+        events[0].deliver_after = Some(DateTime::UNIX_EPOCH + chrono::TimeDelta::hours(1));
+        events[1].priority = 5;
+        let plan = planned(&events, &[(subscription(1), true, 0)], false);
+        assert_eq!(plan.routed.timed.iter().map(|row| row.position).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(waiting(&plan), [(1, "{[2,3)}".to_owned())]);
+    }
+}
