@@ -36,7 +36,8 @@ update outbox.deliveries as delivery
    set unfinished  = case when delivery.lease_token is null then delivery.unfinished else delivery.unfinished + 1 end,
        lease_token = $4::uuid,
        due_at      = now() + make_interval(secs => $5::double precision),
-       attempt     = delivery.attempt + 1
+       attempt     = delivery.attempt + 1,
+       asked       = false
  where delivery.ctid = any (array(select due.address from due))
 returning delivery.id, delivery.subscription_id, delivery.position, delivery.created_at, delivery.owed_since, delivery.attempt,
           delivery.unfinished

@@ -19,6 +19,10 @@ with recursive outstanding as (
       from outstanding
      where outstanding.subscription_id is not null
 ),
+-- What an operator redrove and no relay has tried yet: hardly ever anything.
+asked as materialized (
+    select exists (select from outbox.deliveries as delivery where delivery.asked) as any_at_all
+),
 candidate as (
     select outstanding.subscription_id
       from outstanding
@@ -30,7 +34,14 @@ candidate as (
 )
 select candidate.subscription_id,
        extract(epoch from first.due_at - now())::double precision as due_in,
-       now() as now
+       now() as now,
+       case when (select asked.any_at_all from asked)
+            then (select delivery.due_at
+                    from outbox.deliveries as delivery
+                   where delivery.subscription_id = candidate.subscription_id
+                     and delivery.asked
+                   order by delivery.id desc
+                   limit 1) end as asked_due_at
   from candidate
  cross join lateral (
        select delivery.due_at

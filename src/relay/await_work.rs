@@ -22,6 +22,8 @@ use super::Shared;
 
 /// The channel publishers ring.
 pub(crate) const DOORBELL: &str = "outbox_doorbell";
+/// Payload of a notification about deliveries that are due now.
+const DUE: &str = "due";
 /// Held exclusively by a relay that sleeps, shared by publishers that did not ring.
 pub(crate) const BELL_LOCK: i64 = 7_411_001;
 /// Held by the one relay that attends the bell.
@@ -52,7 +54,7 @@ pub(crate) enum MaySleep {
 pub(crate) struct Bell {
     /// Rings for each notification; several rings in a row are one.
     pub(crate) rung: Arc<Notify>,
-    /// The connection was rebuilt: rings may have been missed, also those for due deliveries.
+    /// Look for due deliveries now: one was redriven, or rings may have been missed.
     pub(crate) missed: Arc<AtomicBool>,
     commands: mpsc::Sender<Command>,
 }
@@ -195,7 +197,13 @@ impl BellTask {
                     Some(Command::MaySleep(answer)) => listening.may_sleep().await.map(|may| { let _ = answer.send(may); }),
                 },
                 notification = listening.listener.try_recv() => match notification {
-                    Ok(Some(notification)) if notification.channel() == DOORBELL => { self.rung.notify_one(); Ok(()) }
+                    Ok(Some(notification)) if notification.channel() == DOORBELL => {
+                        if notification.payload() == DUE {
+                            self.missed.store(true, Ordering::Release);
+                        }
+                        self.rung.notify_one();
+                        Ok(())
+                    }
                     Ok(Some(_)) => { listening.heard = Instant::now(); Ok(()) }
                     Ok(None) => Err("the connection was closed".to_owned()),
                     Err(error) => Err(super::telemetry::chain(&error)),

@@ -59,9 +59,18 @@ pub(super) async fn look_for_due(shared: &Shared, everything: bool, now: Instant
     takeover::take_over(shared, everything).await?;
     let since = (!everything).then(|| shared.clock.now() - shared.settings.poll.unwrap_or(LATE) * 2 - LATE);
     for due in shared.store.find_due(since).await? {
-        if shared.index.load().get(due.subscription_id).is_none() {
+        let index = shared.index.load();
+        let Some(subscription) = index.get(due.subscription_id) else {
             shared.schedule.orphan(due.subscription_id);
-        } else if due.due_in <= 0.0 {
+            continue;
+        };
+        if let Some(due_at) = due.asked_due_at
+            && shared.schedule.ask(due.subscription_id, due_at)
+            && let Some(host) = subscription.outlet.destination()
+        {
+            shared.breakers.probe_now(due.subscription_id, host, now);
+        }
+        if due.due_in <= 0.0 {
             shared.schedule.fall_behind(due.subscription_id);
         } else if due.due_in < 3_600.0 {
             shared.schedule.note(due.subscription_id, now + Duration::from_secs_f64(due.due_in));
@@ -129,11 +138,13 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
         };
         let Some(most) = room(shared, subscription) else { continue };
         let to_begin = shared.dispatch.room_to_begin(subscription, now, &budget).min(most).min(share);
+        // A breaker's probe is what was redriven, if something was.
+        let asked = if most == 1 { shared.schedule.take_asked(id) } else { None };
         if to_begin > 0 {
             budget.spend(to_begin);
             let room = u32::try_from(to_begin).unwrap_or(u32::MAX);
             rows.push((
-                Claim { subscription: id, room, since: shared.schedule.since(id) },
+                Claim { subscription: id, room, since: asked.or(shared.schedule.since(id)) },
                 subscription.clone(),
             ));
         } else if !shared.schedule.is_behind(id) {
@@ -227,7 +238,7 @@ async fn claim_rows(
     let mut expired = 0;
     for (claim, subscription) in wanted {
         let rows = by_subscription.remove(&claim.subscription).unwrap_or_default();
-        if rows.len() < claim.room as usize {
+        if rows.len() < claim.room as usize && claim.since == shared.schedule.since(claim.subscription) {
             shared.schedule.catch_up(claim.subscription);
             // Everything due before now has been seen; what committed late is within the margin.
             shared.schedule.look_from(claim.subscription, started - LATE);

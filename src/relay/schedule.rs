@@ -36,6 +36,8 @@ struct State {
     orphaned: BTreeSet<i64>,
     /// Due times are looked at from here on; rows below have been claimed.
     since: HashMap<i64, DateTime<Utc>>,
+    /// When the delivery fell due that was redriven last, and whether it is still to be tried.
+    asked: HashMap<i64, (DateTime<Utc>, bool)>,
 }
 
 impl Schedule {
@@ -135,6 +137,23 @@ impl Schedule {
         self.state().since.get(&subscription).copied()
     }
 
+    /// A delivery of this subscription was redriven, and fell due then. Returns whether that is news.
+    pub(crate) fn ask(&self, subscription: i64, due_at: DateTime<Utc>) -> bool {
+        let mut state = self.state();
+        let is_news = state.asked.get(&subscription).is_none_or(|(before, _)| *before < due_at);
+        if is_news {
+            state.asked.insert(subscription, (due_at, true));
+        }
+        is_news
+    }
+
+    /// The due time of a redriven delivery that was not tried, once.
+    pub(crate) fn take_asked(&self, subscription: i64) -> Option<DateTime<Utc>> {
+        let mut state = self.state();
+        let (due_at, waits) = state.asked.get_mut(&subscription)?;
+        std::mem::take(waits).then_some(*due_at)
+    }
+
     /// A row of this subscription may fall due in the past: the next claim looks at everything.
     pub(crate) fn look_back(&self, subscription: i64) {
         self.state().since.remove(&subscription);
@@ -180,6 +199,18 @@ mod tests {
         assert!(next >= now + Duration::from_millis(20) && next <= now + Duration::from_millis(40));
         assert_eq!(schedule.take_due(next), BTreeSet::from([1]));
         assert!(schedule.next().unwrap() > now + Duration::from_secs(50));
+    }
+
+    #[test]
+    fn a_redriven_delivery_is_tried_once() {
+        let schedule = Schedule::new();
+        let (first, second) = (DateTime::UNIX_EPOCH, DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(1));
+        assert!(schedule.ask(7, first));
+        assert_eq!(schedule.take_asked(7), Some(first));
+        assert!(!schedule.ask(7, first), "the poll sees it again");
+        assert_eq!(schedule.take_asked(7), None);
+        assert!(schedule.ask(7, second));
+        assert_eq!(schedule.take_asked(7), Some(second));
     }
 
     #[test]

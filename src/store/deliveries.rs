@@ -51,6 +51,8 @@ pub struct DueSubscription {
     pub due_in: f64,
     /// The database's clock.
     pub now: DateTime<Utc>,
+    /// When the delivery fell due that was redriven last, if no relay has tried it yet.
+    pub asked_due_at: Option<DateTime<Utc>>,
 }
 
 /// A delivery that is given up.

@@ -210,6 +210,34 @@ async fn large_payloads_are_read_when_a_filter_asks_for_them() {
     database.drop().await;
 }
 
+/// Their evaluation takes seconds, and is done beside routing.
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_on_large_payloads_do_not_hold_up_the_events_of_others() {
+    const LARGE: usize = 150;
+    let database = Database::new().await;
+    subscribe(&database, "slow", "filter => 'payload.lines.all(line, line.n >= 0)'").await;
+    database.execute("select outbox.subscribe('quick', array['quick'], 'recorder')").await;
+    let recorder = Recorder::new();
+    let relay = RelayBox::start(&database, &recorder).await;
+    database
+        .execute(format!(
+            "insert into outbox.events (topic, payload)
+             select 'large', jsonb_build_object('lines', (select jsonb_agg(jsonb_build_object('n', line, 'text', md5(n::text || line)))
+               from generate_series(1, 2000) as line)) from generate_series(1, {LARGE}) as n"
+        ))
+        .await;
+    database.execute("select outbox.publish('quick', '1')").await;
+    let seen = recorder.wait_until(|seen| seen.iter().any(|one| one.subscription == "quick")).await;
+    let before = seen.iter().filter(|one| one.topic == "large").count();
+    assert!(before < LARGE / 2, "{before} of {LARGE} large events were delivered before it");
+    // `slow` also wants the small event, if its filter could be evaluated for it.
+    recorder.wait_until(|seen| seen.iter().filter(|one| one.topic == "large").count() == LARGE).await;
+    database.eventually("select not exists (select from outbox.owed)").await;
+    database.eventually("select filter_errors = 1 from outbox.subscription_status where name = 'slow'").await;
+    assert!(relay.stop().await.complete);
+    database.drop().await;
+}
+
 /// With two permits nearly every routing step leaves events in the log and reads them again.
 #[tokio::test]
 async fn a_filter_is_counted_once_for_each_event_however_often_routing_must_wait() {

@@ -320,6 +320,36 @@ async fn an_open_breaker_claims_nothing_and_lets_one_probe_through() {
     database.drop().await;
 }
 
+/// The breaker is open for 8 seconds by then.
+#[tokio::test]
+async fn a_dead_letter_is_redriven_through_an_open_breaker_as_its_probe() {
+    let database = Database::new().await;
+    let mut good = Good::start().await;
+    subscribe(&database, "shop", "**", json!({"url": good.url}), json!({"max_attempts": 1})).await;
+    good.switch.set_down(true);
+    let mut relay = start(&database, relay_settings("relay")).await;
+    publish(&database, "a.b", 40).await;
+    for _ in 0..3 {
+        relay.wait(is_breaker(true)).await;
+    }
+    database.eventually("select not exists (select from outbox.owed where lease_token is not null)").await;
+    let oldest: uuid::Uuid =
+        sqlx::query_scalar("select event_id from outbox.dead_letters order by position limit 1")
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
+    good.switch.set_down(false);
+    let asked = std::time::Instant::now();
+    assert_eq!(database.count("select outbox.redrive('shop', max_rows => 1)").await, 1);
+    let first = good.take(1).await;
+    assert!(asked.elapsed() < Duration::from_secs(4), "it took {:?}", asked.elapsed());
+    assert_eq!(first[0].id, Some(oldest.to_string()), "the redriven event is the probe");
+    relay.wait(is_breaker(false)).await;
+    database.eventually("select not exists (select from outbox.owed)").await;
+    relay.stop().await;
+    database.drop().await;
+}
+
 #[tokio::test]
 async fn answers_of_a_hostile_receiver_are_shortened_and_escaped() {
     let database = Database::new().await;

@@ -140,7 +140,7 @@ async fn run(
 }
 
 /// A percentile in milliseconds, by nearest rank.
-fn percentile(sorted: &[Duration], part: f64) -> f64 {
+pub(super) fn percentile(sorted: &[Duration], part: f64) -> f64 {
     #[expect(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,

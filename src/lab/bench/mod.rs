@@ -19,6 +19,9 @@ mod report;
 
 mod webhook_drain;
 mod noop_drain;
+mod cost;
+mod distant;
+mod isolation;
 mod latency;
 mod publishers_tax;
 mod fanout;
@@ -71,8 +74,14 @@ pub enum Row {
     WebhookDrain,
     /// Drain a backlog to a sink that does nothing.
     NoopDrain,
+    /// CPU, WAL and dead tuples of a delivered event.
+    Cost,
+    /// Drain a backlog to a webhook receiver that is 50 ms away.
+    Distant,
     /// Time from commit to receipt.
     Latency,
+    /// Time from commit to receipt beside subscriptions that hang and organizations with a backlog.
+    Isolation,
     /// Cost for publishers.
     PublishersTax,
     /// Ten subscriptions for each event.
@@ -86,10 +95,13 @@ pub enum Row {
 }
 
 impl Row {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::WebhookDrain,
         Self::NoopDrain,
+        Self::Cost,
+        Self::Distant,
         Self::Latency,
+        Self::Isolation,
         Self::PublishersTax,
         Self::Fanout,
         Self::Matching,
@@ -102,7 +114,10 @@ impl Row {
         match self {
             Self::WebhookDrain => "webhook_drain",
             Self::NoopDrain => "noop_drain",
+            Self::Cost => "cost",
+            Self::Distant => "distant",
             Self::Latency => "latency",
+            Self::Isolation => "isolation",
             Self::PublishersTax => "publishers_tax",
             Self::Fanout => "fanout",
             Self::Matching => "matching",
@@ -121,6 +136,7 @@ struct Sizes {
     webhook_events: u32,
     noop_events: u32,
     idle_events: u32,
+    hanging: u32,
     busy_for: Duration,
     writers: u32,
     write_for: Duration,
@@ -139,6 +155,7 @@ impl Sizes {
                 webhook_events: 200_000,
                 noop_events: 200_000,
                 idle_events: 200,
+                hanging: 300,
                 busy_for: Duration::from_secs(10),
                 writers: 32,
                 write_for: Duration::from_secs(5),
@@ -153,6 +170,7 @@ impl Sizes {
                 webhook_events: 20_000,
                 noop_events: 40_000,
                 idle_events: 60,
+                hanging: 300,
                 busy_for: Duration::from_secs(2),
                 writers: 32,
                 write_for: Duration::from_secs(1),
@@ -167,6 +185,7 @@ impl Sizes {
                 webhook_events: 200,
                 noop_events: 300,
                 idle_events: 5,
+                hanging: 10,
                 busy_for: Duration::from_millis(100),
                 writers: 4,
                 write_for: Duration::from_millis(100),
@@ -211,7 +230,10 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
         match row {
             Row::WebhookDrain => webhook_drain::measure(&stage, &mut report).await,
             Row::NoopDrain => noop_drain::measure(&stage, &mut report).await,
+            Row::Cost => cost::measure(&stage, &mut report).await,
+            Row::Distant => distant::measure(&stage, &mut report).await,
             Row::Latency => latency::measure(&stage, &mut report).await,
+            Row::Isolation => isolation::measure(&stage, &mut report).await,
             Row::PublishersTax => publishers_tax::measure(&stage, &mut report).await,
             Row::Fanout => fanout::measure(&stage, &mut report).await,
             Row::Matching => matching::measure(&stage, &mut report),

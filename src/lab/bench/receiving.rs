@@ -6,7 +6,7 @@ use std::{
     net::Ipv4Addr,
     sync::{Arc, Mutex, PoisonError, mpsc::sync_channel},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -42,22 +42,27 @@ struct Arrivals {
 impl Receiving {
     /// A receiver that answers 204 and only counts.
     pub(super) fn counting() -> anyhow::Result<Self> {
-        Self::start(false)
+        Self::start(false, Duration::ZERO)
     }
 
     /// A receiver that answers 204 and records the arrival of each event.
     pub(super) fn recording() -> anyhow::Result<Self> {
-        Self::start(true)
+        Self::start(true, Duration::ZERO)
     }
 
-    fn start(record: bool) -> anyhow::Result<Self> {
+    /// A receiver that answers 204 after this delay and only counts.
+    pub(super) fn delayed(delay: Duration) -> anyhow::Result<Self> {
+        Self::start(false, delay)
+    }
+
+    fn start(record: bool, delay: Duration) -> anyhow::Result<Self> {
         let (stop, arrivals) = (CancellationToken::new(), Arc::new(Mutex::new(Arrivals::default())));
         let (report, started) = sync_channel(1);
         let (stopped, recorded) = (stop.clone(), arrivals.clone());
         let receive = async move {
             let (sender, received) = mpsc::channel(QUEUE);
             let options =
-                Options { quiet: !record, received: record.then_some(sender), ..Options::default() };
+                Options { delay, quiet: !record, received: record.then_some(sender), ..Options::default() };
             match Receiver::bind((Ipv4Addr::LOCALHOST, 0).into(), options).await {
                 Ok(receiver) => {
                     let _ = report.send(Ok((receiver.address(), receiver.switch())));

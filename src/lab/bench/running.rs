@@ -124,6 +124,11 @@ impl Running {
         Ok(Self { since, stop, tasks })
     }
 
+    /// Stops the relay without draining it.
+    pub(super) async fn abort(mut self) {
+        self.tasks.shutdown().await;
+    }
+
     /// Drains the relay.
     pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         self.stop.cancel();

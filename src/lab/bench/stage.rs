@@ -85,6 +85,11 @@ impl Stage {
         &self.server
     }
 
+    /// Process id of the server.
+    pub(super) fn postmaster(&self) -> u32 {
+        self.postgres.process().unwrap_or_default()
+    }
+
     /// A new database with the schema outbox.
     pub(super) async fn database(&self) -> anyhow::Result<Database> {
         let name = format!("bench_{}", self.made.fetch_add(1, Ordering::Relaxed));
@@ -126,6 +131,24 @@ impl Database {
     pub(super) async fn subscribe_webhook(&self, url: &str) -> anyhow::Result<()> {
         let config = serde_json::json!({ "url": url, "secret": format!("file:{SECRET}"), "timeout": "15s" });
         self.subscribe("webhook", "webhook", config.to_string()).await
+    }
+
+    /// Subscribes to all topics of an organization, with a signed webhook and the default body.
+    pub(super) async fn subscribe_webhook_of(
+        &self,
+        name: &str,
+        url: &str,
+        organization: &str,
+    ) -> anyhow::Result<()> {
+        let config = serde_json::json!({ "url": url, "secret": format!("file:{SECRET}"), "timeout": "15s" });
+        let subscribing = sqlx::query(
+            "select outbox.subscribe($1, array['**'], 'webhook', config => $2::text::jsonb, organization => $3)",
+        )
+        .bind(name)
+        .bind(config.to_string())
+        .bind(organization)
+        .execute(&self.pool);
+        within(SOON, "subscribing", subscribing).await.map(drop)
     }
 
     /// Subscribes to all topics.

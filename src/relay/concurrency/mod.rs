@@ -1,8 +1,9 @@
 //! How many deliveries of one subscription may be in flight: earned by answers, lost by refusals. Pure.
 //!
-//! A window begins small and doubles with each round of successes, a round being as many answers as the window is wide. It grows
-//! while it is what holds the subscription back and latency stays low; it shrinks on refusals, errors and time-outs, and when
-//! answers take much longer than they did without growing in number. Where a window was refused it stays below for a while.
+//! A window begins small and doubles with each round of successes while that brings more throughput; a round
+//! is as many answers as the window is wide. Then wider and narrower windows are tried in turn, and the
+//! narrowest that loses no throughput is kept. It shrinks on refusals, errors and time-outs, and when answers
+//! take much longer without growing in number. After a refusal it stays below the refused width for a while.
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,13 @@ const FACTOR: f64 = 1.6;
 const REMEMBER: Duration = Duration::from_secs(10);
 /// up to this.
 const REMEMBER_AT_MOST: Duration = Duration::from_secs(300);
+/// A round lasts at least this long, and longer while widths are compared.
+const SHORTEST_ROUND: Duration = Duration::from_millis(10);
+const SHORTEST_TRIAL: Duration = Duration::from_millis(50);
+/// Rounds at one width before another is tried.
+const REST_ROUNDS: u32 = 3;
+/// Slow start goes on while a window twice as wide has this many times the throughput.
+const WORTH_DOUBLING: f64 = 1.25;
 /// The best latency is forgotten after so long: the way may have changed.
 const BEST_FOR: Duration = Duration::from_secs(30);
 
@@ -49,8 +57,36 @@ pub(crate) struct Window {
     round: Round,
     /// Answers per second in the round before.
     rate: f64,
-    /// The average latency of late.
+    /// Average latency in the last round (seconds).
     latency: f64,
+    trial: Trial,
+}
+
+/// The search for the width that loses no throughput.
+#[derive(Debug, Clone, Copy)]
+enum Trial {
+    /// Measures the present width.
+    Rest { rounds: u32, mean: f64, next: Direction },
+    /// Measures another width. `base` and `rate` are what it is compared with.
+    Running { direction: Direction, base: f64, rate: f64 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Wider,
+    Narrower,
+}
+
+impl Trial {
+    fn rest(next: Direction) -> Self {
+        Self::Rest { rounds: 0, mean: 0.0, next }
+    }
+}
+
+impl Default for Trial {
+    fn default() -> Self {
+        Self::rest(Direction::Wider)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -76,6 +112,7 @@ impl Window {
             round: Round::new(now),
             rate: 0.0,
             latency: 0.0,
+            trial: Trial::default(),
         }
     }
 
@@ -158,6 +195,7 @@ impl Window {
         self.shrunk = Some(now);
         self.round = Round::new(now);
         self.rate = 0.0;
+        self.trial = Trial::default();
     }
 
     fn succeeded(&mut self, took: Duration, now: Instant) {
@@ -169,7 +207,8 @@ impl Window {
         let round = &mut self.round;
         round.answers += 1;
         round.latency += took;
-        if f64::from(round.answers) >= self.width.max(8.0) {
+        let least = if self.slow_start { SHORTEST_ROUND } else { SHORTEST_TRIAL };
+        if f64::from(round.answers) >= self.width.max(8.0) && now.duration_since(round.began) >= least {
             self.end_round(now);
         }
     }
@@ -182,17 +221,72 @@ impl Window {
         self.latency = round.latency.as_secs_f64() / f64::from(round.answers.max(1));
         let best = self.best.map_or(0.0, |(best, _)| best.as_secs_f64());
         let congested = self.latency > (best * FACTOR).max(best + SLACK.as_secs_f64());
-        let grew = rate > before * 1.1;
-        if congested && !grew {
+        if congested && rate <= before * 1.1 {
             // The queue is at the destination: let most of it drain.
             self.width =
                 (self.width * (best + SLACK.as_secs_f64()) / self.latency).max(self.width * 0.7).max(1.0);
             self.slow_start = false;
-        } else if round.full {
-            let step = if self.slow_start { self.width } else { (self.width * 0.1).max(1.0) };
-            self.width += if congested { step.min(1.0) } else { step };
+            self.trial = Trial::default();
+        } else if !round.full {
+            self.trial = Trial::default();
+        } else if self.slow_start {
+            if before == 0.0 || rate >= before * WORTH_DOUBLING {
+                self.width += if congested { 1.0 } else { self.width };
+            } else {
+                self.slow_start = false;
+                self.width = (self.width / 2.0).max(FIRST.min(self.ceiling));
+                self.trial = Trial::default();
+            }
+        } else {
+            self.try_width(rate, congested);
         }
         self.width = self.width.min(self.limit(now));
+    }
+
+    /// Tries a wider and a narrower window in turn, and keeps the narrowest that loses no throughput.
+    fn try_width(&mut self, rate: f64, congested: bool) {
+        match self.trial {
+            Trial::Rest { rounds, mean, next } => {
+                let rounds = rounds + 1;
+                let mean = mean + (rate - mean) / f64::from(rounds);
+                if rounds < REST_ROUNDS {
+                    self.trial = Trial::Rest { rounds, mean, next };
+                } else {
+                    self.begin_trial(next, mean, congested);
+                }
+            }
+            Trial::Running { direction: Direction::Wider, base, rate: base_rate } => {
+                let worth = 1.0 + 0.4 * (self.width / base - 1.0);
+                if rate >= base_rate * worth {
+                    self.begin_trial(Direction::Wider, rate, congested);
+                } else {
+                    self.width = base;
+                    self.trial = Trial::rest(Direction::Narrower);
+                }
+            }
+            Trial::Running { direction: Direction::Narrower, base, rate: base_rate } => {
+                if rate >= base_rate * 0.97 {
+                    self.trial = Trial::rest(Direction::Narrower);
+                } else {
+                    self.width = base;
+                    self.trial = Trial::rest(Direction::Wider);
+                }
+            }
+        }
+    }
+
+    fn begin_trial(&mut self, direction: Direction, rate: f64, congested: bool) {
+        let base = self.width;
+        self.width = match direction {
+            Direction::Wider if congested || self.refused.is_some() => base + 1.0,
+            Direction::Wider => base + (base * 0.25).max(1.0),
+            Direction::Narrower => (base * 0.8).max(FIRST.min(base)),
+        };
+        self.trial = if direction == Direction::Narrower && self.width >= base {
+            Trial::rest(Direction::Wider)
+        } else {
+            Trial::Running { direction, base, rate }
+        };
     }
 
     fn limit(&mut self, now: Instant) -> f64 {

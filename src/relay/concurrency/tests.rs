@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 use super::*;
 
 /// A receiver on virtual time, with a backlog that never ends.
-struct Trial<R> {
+struct Simulation<R> {
     window: Window,
     origin: Instant,
     now: Duration,
@@ -19,7 +19,7 @@ struct Trial<R> {
 /// From the number in flight and the time to an answer and how long it takes.
 type Told = (Answer, Duration);
 
-impl<R: FnMut(usize, Duration) -> Told> Trial<R> {
+impl<R: FnMut(usize, Duration) -> Told> Simulation<R> {
     fn new(ceiling: u32, receive: R) -> Self {
         let origin = Instant::now();
         let window = Window::new(ceiling, origin);
@@ -59,7 +59,7 @@ const S: Duration = Duration::from_secs(1);
 
 #[test]
 fn a_receiver_50_ms_away_has_250_in_flight_within_a_second_and_gets_5000_a_second() {
-    let mut trial = Trial::new(512, |_, _| (Answer::Success, 50 * MS));
+    let mut trial = Simulation::new(512, |_, _| (Answer::Success, 50 * MS));
     trial.run(S);
     assert!(trial.window.width() >= 250, "{}", trial.window.width());
     trial.run(3 * S);
@@ -68,16 +68,31 @@ fn a_receiver_50_ms_away_has_250_in_flight_within_a_second_and_gets_5000_a_secon
 
 #[test]
 fn a_fast_receiver_gets_all_there_is() {
-    let mut trial = Trial::new(512, |_, _| (Answer::Success, MS / 2));
+    let mut trial = Simulation::new(512, |_, _| (Answer::Success, MS / 2));
     trial.run(100 * MS);
     assert!(trial.window.width() >= 256, "{}", trial.window.width());
+}
+
+#[test]
+fn a_window_is_no_wider_than_what_brings_throughput() {
+    // Four at once, 0.1 ms each, as a receiver on the same machine: more than a few in flight only wait.
+    let mut free = [Duration::ZERO; 4];
+    let mut trial = Simulation::new(512, move |_, now| {
+        let next = free.iter_mut().min().unwrap();
+        *next = now.max(*next) + MS / 10;
+        (Answer::Success, *next - now)
+    });
+    trial.run(5 * S);
+    assert!((8..=48).contains(&trial.window.width()), "{}", trial.window.width());
+    trial.run(10 * S);
+    assert!(trial.delivered >= 190_000, "{} in five seconds", trial.delivered);
 }
 
 #[test]
 fn a_receiver_that_takes_200_a_second_is_kept_busy_and_has_no_long_queue() {
     // One after the other, 5 ms each.
     let mut free = Duration::ZERO;
-    let mut trial = Trial::new(512, move |_, now| {
+    let mut trial = Simulation::new(512, move |_, now| {
         free = free.max(now) + 5 * MS;
         (Answer::Success, free - now)
     });
@@ -90,13 +105,9 @@ fn a_receiver_that_takes_200_a_second_is_kept_busy_and_has_no_long_queue() {
 
 #[test]
 fn a_receiver_of_20_at_once_is_seldom_refused() {
-    let mut trial =
-        Trial::new(
-            512,
-            |in_flight, _| {
-                if in_flight >= 20 { (Answer::Refused, 5 * MS) } else { (Answer::Success, 20 * MS) }
-            },
-        );
+    let mut trial = Simulation::new(512, |in_flight, _| {
+        if in_flight >= 20 { (Answer::Refused, 5 * MS) } else { (Answer::Success, 20 * MS) }
+    });
     trial.run(5 * S);
     assert!(trial.refused <= 60, "{} refused at first", trial.refused);
     assert!((10..=22).contains(&trial.window.width()), "{}", trial.window.width());
@@ -107,11 +118,9 @@ fn a_receiver_of_20_at_once_is_seldom_refused() {
 
 #[test]
 fn who_hangs_keeps_a_handful_and_who_recovers_is_served_again() {
-    let mut trial =
-        Trial::new(
-            512,
-            |_, now| if now < 60 * S { (Answer::Failed, 15 * S) } else { (Answer::Success, 10 * MS) },
-        );
+    let mut trial = Simulation::new(512, |_, now| {
+        if now < 60 * S { (Answer::Failed, 15 * S) } else { (Answer::Success, 10 * MS) }
+    });
     trial.run(59 * S);
     assert!(trial.window.width() <= 4, "{}", trial.window.width());
     trial.run(90 * S);
@@ -146,9 +155,9 @@ fn what_is_not_needed_is_not_earned() {
 
 #[test]
 fn after_a_long_rest_it_begins_anew() {
-    let mut trial = Trial::new(512, |_, _| (Answer::Success, MS));
+    let mut trial = Simulation::new(512, |_, _| (Answer::Success, MS));
     trial.run(S);
-    let Trial { mut window, origin, now, .. } = trial;
+    let Simulation { mut window, origin, now, .. } = trial;
     assert!(window.width() > 100);
     window.begin(1, origin + now + RESTED);
     assert_eq!(window.width(), 8);

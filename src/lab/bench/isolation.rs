@@ -1,0 +1,110 @@
+//! Time from commit to receipt of one subscription beside others that hang, and beside the backlog of another
+//! organization. The same load is measured without them.
+
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::{
+    Row,
+    latency::percentile,
+    reach,
+    receiving::Receiving,
+    report::{Figure, Report},
+    running::{Permits, Running},
+    stage::{Database, SOON, Stage},
+    within,
+    writers::{Load, open_loop},
+};
+
+const FLOOR: &str =
+    "the same load and the same subscriptions, all of which answer; for the backlog: without it";
+/// Publishes an event of an organization for the measured subscription and those that hang.
+const PUBLISH: &str = "insert into outbox.events (id, topic, payload, organization) \
+                       values ($1, 'bench.orders.created', $2::text::jsonb, 'ours')";
+const WARM_UP: Load = Load { rate: 100, writers: 1, events: 100 };
+
+/// What the measured subscription runs beside.
+#[derive(Debug, Clone, Copy)]
+enum Beside {
+    /// So many subscriptions of all events, created before it.
+    Hanging(u32),
+    /// So many events of another organization, whose subscription answers.
+    Backlog(u32),
+}
+
+pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
+    let backlog = stage.sizes.webhook_events.min(20_000);
+    let load = Load { rate: 50, writers: 1, events: stage.sizes.idle_events * 2 };
+    let mut figures = Vec::new();
+    for (beside, goal) in [
+        (Beside::Hanging(4), "<= 1.5"),
+        (Beside::Hanging(stage.sizes.hanging), "<= 1.5"),
+        (Beside::Backlog(backlog), "<= 2"),
+    ] {
+        let metric = match beside {
+            Beside::Hanging(count) => format!("{count} of {} hang, p99", count.max(9) + 1),
+            Beside::Backlog(events) => format!("another's backlog of {events}, p99"),
+        };
+        let mut figure = Figure::new(Row::Isolation, metric, "ms", goal);
+        for _ in 0..stage.sizes.rounds {
+            figure.floor.push(p99(stage, beside, false, load).await?);
+            figure.value.push(p99(stage, beside, true, load).await?);
+        }
+        figures.push(figure);
+    }
+    Ok(report.print(FLOOR, &figures)?)
+}
+
+async fn p99(stage: &Stage, beside: Beside, is_bad: bool, load: Load) -> anyhow::Result<f64> {
+    let database = stage.database().await?;
+    let (good, answering) = (Receiving::recording()?, Receiving::counting()?);
+    let hanging = Receiving::delayed(Duration::from_secs(60))?;
+    if let Beside::Hanging(count) = beside {
+        for number in 0..count.max(9) {
+            let url = if is_bad && number < count { &hanging.url } else { &answering.url };
+            database.subscribe_webhook_of(&format!("other-{number}"), url, "ours").await?;
+        }
+    }
+    database.subscribe_webhook_of("good", &good.url, "ours").await?;
+    if let Beside::Backlog(events) = beside {
+        database.subscribe_webhook_of("theirs", &answering.url, "theirs").await?;
+        if is_bad {
+            fill(&database, events).await?;
+        }
+    }
+    let relay = Running::start(&database, Permits::standard(), stage.webhook()?).await?;
+    let mut waits = Vec::new();
+    let mut sent_before = 0;
+    let loads = if matches!(beside, Beside::Backlog(_)) { vec![load] } else { vec![WARM_UP, load] };
+    for load in loads {
+        let sent =
+            within(SOON * 5, "publishing at a given rate", open_loop(&database.options, PUBLISH, load))
+                .await?;
+        sent_before += u64::from(load.events);
+        reach(|| good.events(), sent_before, SOON, "waiting for the published events").await?;
+        waits = sent
+            .into_iter()
+            .map(|(event, since)| {
+                let arrival = good.arrival(event).context("an event did not arrive")?;
+                Ok(arrival.saturating_duration_since(since))
+            })
+            .collect::<anyhow::Result<Vec<Duration>>>()?;
+    }
+    waits.sort_unstable();
+    relay.abort().await;
+    stage.discard(database).await?;
+    Ok(percentile(&waits, 0.99))
+}
+
+/// Commits events of another organization.
+async fn fill(database: &Database, events: u32) -> anyhow::Result<()> {
+    let insert = sqlx::query(
+        "insert into outbox.events (topic, payload, organization) \
+         select 'bench.orders.created', jsonb_build_object('n', n, 'padding', repeat('x', 225)), 'theirs' \
+           from generate_series(1, $1) as n",
+    )
+    .bind(i32::try_from(events)?)
+    .execute(&database.pool);
+    within(SOON, "writing a backlog", insert).await.map(drop)
+}
