@@ -31,6 +31,8 @@ use crate::{
 
 /// Events read in one step: at most.
 const PAGE: usize = 1_000;
+/// Events read in one step while hardly any is leased.
+const LARGE_PAGE: usize = 4_000;
 /// Events read in one step when there is little room.
 const SMALLEST_PAGE: usize = 64;
 
@@ -94,7 +96,9 @@ impl Route {
         let read = match ahead {
             Some(read) => read,
             None => {
-                let Some(read) = self.shared.store.read_events(&cursor, self.page(), true).await? else {
+                let with_payloads = self.reads_payloads(&index);
+                let Some(read) = self.shared.store.read_events(&cursor, self.page(), with_payloads).await?
+                else {
                     return Ok(self.overtaken());
                 };
                 read
@@ -124,7 +128,7 @@ impl Route {
         let store = &self.shared.store;
         let next_page = async {
             if more && advance == Advance::All {
-                store.read_ahead(&cursor, &read, advance, self.page(), true).await
+                store.read_ahead(&cursor, &read, advance, self.page(), self.reads_payloads(&index)).await
             } else {
                 Ok(None)
             }
@@ -161,7 +165,8 @@ impl Route {
             let leased: usize = plan.leased.iter().map(Vec::len).sum();
             #[expect(clippy::cast_precision_loss, reason = "a page is small")]
             let fanout = leased as f64 / plan.events as f64;
-            self.fanout = 0.8 * self.fanout + 0.2 * fanout;
+            // What is leased again is noticed at once, a backlog within a few steps.
+            self.fanout = if fanout > self.fanout { fanout } else { 0.5 * self.fanout + 0.5 * fanout };
         }
         let step = Step::Routed { more, waiting: plan.waiting };
         deliver.take(self.jobs(plan, read, &ids, token, began));
@@ -213,8 +218,21 @@ impl Route {
         jobs
     }
 
+    /// Whether payloads are read with a page. While hardly any event is leased, because nobody wants them or
+    /// they go to the backlog, they are not, and pages are larger.
+    fn reads_payloads(&self, index: &Index) -> bool {
+        index.needs_payload() || !self.leases_hardly_anything()
+    }
+
+    fn leases_hardly_anything(&self) -> bool {
+        self.fanout < 0.05
+    }
+
     /// How many events to read: as many as fill the room.
     fn page(&self) -> usize {
+        if self.leases_hardly_anything() {
+            return LARGE_PAGE;
+        }
         let free = self.shared.dispatch.free_ahead();
         #[expect(
             clippy::cast_possible_truncation,

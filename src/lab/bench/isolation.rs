@@ -22,7 +22,7 @@ const FLOOR: &str =
 /// Publishes an event of an organization for the measured subscription and those that hang.
 const PUBLISH: &str = "insert into outbox.events (id, topic, payload, organization) \
                        values ($1, 'bench.orders.created', $2::text::jsonb, 'ours')";
-const WARM_UP: Load = Load { rate: 100, writers: 1, events: 100 };
+const WARM_UP: Load = Load { rate: 10, writers: 1, events: 20 };
 
 /// What the measured subscription runs beside.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +35,7 @@ enum Beside {
 
 pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let backlog = stage.sizes.webhook_events.min(20_000);
-    let load = Load { rate: 50, writers: 1, events: stage.sizes.idle_events * 2 };
+    let load = Load { rate: 10, writers: 1, events: stage.sizes.idle_events };
     let mut figures = Vec::new();
     for (beside, goal) in [
         (Beside::Hanging(4), "<= 1.5"),

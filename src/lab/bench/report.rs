@@ -74,6 +74,9 @@ impl Figure {
 
     fn text(&self) -> String {
         let cell = |series: &Series| {
+            if series.0.is_empty() {
+                return "-".to_owned();
+            }
             format!("{} ({} to {})", human(series.median()), human(series.min()), human(series.max()))
         };
         let ratio = self.ratio().map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));

@@ -60,6 +60,8 @@ pub(crate) struct Window {
     /// Average latency in the last round (seconds).
     latency: f64,
     trial: Trial,
+    /// A window twice as wide seemed not to bring more throughput.
+    is_doubtful: bool,
 }
 
 /// The search for the width that loses no throughput.
@@ -113,6 +115,7 @@ impl Window {
             rate: 0.0,
             latency: 0.0,
             trial: Trial::default(),
+            is_doubtful: false,
         }
     }
 
@@ -207,8 +210,15 @@ impl Window {
         let round = &mut self.round;
         round.answers += 1;
         round.latency += took;
-        let least = if self.slow_start { SHORTEST_ROUND } else { SHORTEST_TRIAL };
-        if f64::from(round.answers) >= self.width.max(8.0) && now.duration_since(round.began) >= least {
+        // Answers from far away come in bursts, once in each round trip: several are measured.
+        let least = if self.slow_start {
+            SHORTEST_ROUND.as_secs_f64().max(self.latency)
+        } else {
+            SHORTEST_TRIAL.as_secs_f64().max(self.latency * 3.0)
+        };
+        if f64::from(round.answers) >= self.width.max(8.0)
+            && now.duration_since(round.began).as_secs_f64() >= least
+        {
             self.end_round(now);
         }
     }
@@ -232,7 +242,13 @@ impl Window {
         } else if self.slow_start {
             if before == 0.0 || rate >= before * WORTH_DOUBLING {
                 self.width += if congested { 1.0 } else { self.width };
+                self.is_doubtful = false;
+            } else if !self.is_doubtful {
+                // Measured once more.
+                self.is_doubtful = true;
+                self.rate = before;
             } else {
+                self.is_doubtful = false;
                 self.slow_start = false;
                 self.width = (self.width / 2.0).max(FIRST.min(self.ceiling));
                 self.trial = Trial::default();
