@@ -316,7 +316,10 @@ async fn claim_backlog(
     for claim in claims {
         let (rows, positions) = got.get(&claim.subscription).copied().unwrap_or_default();
         if positions < claim.wanted && rows < ROWS_AT_ONCE.min(claim.wanted) {
-            shared.schedule.let_go(claim.subscription, suspects);
+            if shared.schedule.let_go(claim.subscription, suspects) {
+                // The routing step beside this claim may have found no room because of it.
+                shared.dispatch.room.notify_one();
+            }
         } else {
             shared.schedule.hold_back(claim.subscription, suspects);
         }

@@ -56,6 +56,15 @@ pub(super) struct Standing {
     waiting: Ranges,
 }
 
+/// How many deliveries one step may lease.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// For all subscriptions together.
+    pub(super) together: usize,
+    /// For each subscription, even when the others have taken the rest.
+    pub(super) each: usize,
+}
+
 impl Standing {
     pub(super) fn new(subscription: &Arc<Subscription>, may_send: bool, room: usize) -> Self {
         let subscription = subscription.clone();
@@ -68,6 +77,7 @@ impl Standing {
 pub(super) fn plan<'i>(
     events: &[NewEvent],
     clock: DateTime<Utc>,
+    room: Room,
     wanting: impl Fn(&Event) -> Wanting<'i>,
     standing: impl Fn(&Arc<Subscription>) -> Standing,
     all_are_full: impl Fn(&HashMap<i64, Standing>) -> bool,
@@ -75,6 +85,8 @@ pub(super) fn plan<'i>(
     let mut plan = Plan::default();
     let mut standings: HashMap<i64, Standing> = HashMap::new();
     let mut previous = None;
+    // Each subscription alone was asked how much it has room for: together they may have less.
+    let mut leased = 0;
     for (at, new) in events.iter().enumerate() {
         let position = new.event.position;
         let Wanting { wanted_by, undecided } = wanting(&new.event);
@@ -95,7 +107,8 @@ pub(super) fn plan<'i>(
         for subscription in wanted_by {
             let Some(standing) = standings.get_mut(&subscription.row.id) else { continue };
             plan.pairs += 1;
-            if is_later || new.priority > 0 && standing.room == 0 {
+            let has_room = standing.room > 0 && (leased < room.together || standing.leased.len() < room.each);
+            if is_later || new.priority > 0 && !has_room {
                 plan.routed.timed.push(NewDelivery {
                     position,
                     created_at: new.event.created_at,
@@ -103,7 +116,8 @@ pub(super) fn plan<'i>(
                     deliver_after: new.deliver_after,
                     priority: new.priority,
                 });
-            } else if standing.room > 0 {
+            } else if has_room {
+                leased += 1;
                 standing.room -= 1;
                 standing.leased.push(at);
             } else {
@@ -206,6 +220,7 @@ mod tests {
         plan(
             events,
             DateTime::UNIX_EPOCH,
+            Room { together: 4_096, each: 8 },
             |_| Wanting {
                 wanted_by: subscriptions.iter().map(|(one, ..)| one).collect(),
                 undecided: Vec::new(),
@@ -247,6 +262,18 @@ mod tests {
         assert_eq!((plan.events, plan.advance), (2, Some(6)));
         assert!(plan.routed.waiting.is_empty());
         assert_eq!(planned(&events(5..10), &subscriptions, false).events, 5);
+    }
+
+    #[test]
+    fn many_subscriptions_with_room_lease_no_more_together_than_there_is() {
+        let many: Vec<_> = (0..300).map(|id| (subscription(id), true, 256)).collect();
+        let plan = planned(&events(0..50), &many, false);
+        assert_eq!((plan.events, plan.pairs), (50, 15_000));
+        assert_eq!(plan.leased.iter().map(Vec::len).sum::<usize>(), 4_096);
+        assert_eq!(waiting(&plan).len(), 300);
+        let many: Vec<_> = (0..1_000).map(|id| (subscription(id), true, 256)).collect();
+        let plan = planned(&events(0..16), &many, false);
+        assert!(plan.leased.iter().flatten().filter(|(one, _)| one.row.id == 999).count() >= 4, "its share");
     }
 
     #[test]

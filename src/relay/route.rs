@@ -19,7 +19,7 @@ use super::{
     dispatch::Job,
     held::{Held, Lease},
     matching::MatchCache,
-    plan::{Plan, Standing, Wanting, plan},
+    plan::{Plan, Room, Standing, Wanting, plan},
     reload::Reload,
     way::Way,
 };
@@ -35,6 +35,9 @@ const PAGE: usize = 1_000;
 const LARGE_PAGE: usize = 4_000;
 /// Events read in one step when there is little room.
 const SMALLEST_PAGE: usize = 64;
+
+/// Deliveries that one step may lease for a subscription whatever it leases for the others.
+const HANDFUL: usize = 8;
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -274,9 +277,13 @@ impl Route {
 
     fn plan(&self, index: &Index, events: &[NewEvent]) -> Plan {
         let now = Instant::now();
+        let together = self.shared.dispatch.free_ahead();
+        let all = together + self.shared.dispatch.numbers().ahead;
+        let room = Room { together, each: (all / index.sendable().max(1)).clamp(1, HANDFUL) };
         plan(
             events,
             self.shared.clock.now(),
+            room,
             |event| {
                 let position = event.position;
                 let all = |ids: &[i64]| ids.iter().filter_map(|id| index.get(*id)).collect();

@@ -88,13 +88,16 @@ impl Schedule {
     }
 
     /// All of its backlog was claimed, or nothing may be sent for now; what was said since the schedule was read stays.
-    pub(crate) fn let_go(&self, subscription: i64, is_suspect: bool) {
+    /// Returns whether it was held back until now.
+    pub(crate) fn let_go(&self, subscription: i64, is_suspect: bool) -> bool {
         let mut state = self.state();
         let turn = state.turn;
         let held = if is_suspect { &mut state.suspects } else { &mut state.held_back };
-        if held.get(&subscription).is_some_and(|said| *said < turn) {
+        let ends = held.get(&subscription).is_some_and(|said| *said < turn);
+        if ends {
             held.remove(&subscription);
         }
+        ends
     }
 
     /// Whether something of it waits in the backlog, suspects aside.

@@ -20,6 +20,7 @@ mod event_types; // payloads that do not fit, versions, invalid schemas
 mod faults; // killed, disconnected and panicking relays, crashing servers
 mod filters; // match and filters, and events they cannot evaluate
 mod http; // access, probes and metrics over HTTP
+mod isolation; // one bad subscriber, publisher or tenant costs the others nothing
 mod ledger; // the ledger checker finds each kind of defect
 mod migrations; // the schema as one text, its history, checks shared with the relay
 mod pages; // the protocol of pages against a model, with a death between any two statements

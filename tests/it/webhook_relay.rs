@@ -21,8 +21,12 @@ use crate::support::{
 };
 
 pub(crate) fn webhook() -> Webhook {
-    let egress =
-        Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
+    webhook_to("127.0.0.1/32")
+}
+
+/// A sink that may send to these addresses.
+pub(crate) fn webhook_to(allowed: &str) -> Webhook {
+    let egress = Egress { allow: vec![allowed.parse().unwrap()], allow_http: true, ..Egress::default() };
     let inside = |_: &str| -> Looking { Box::pin(async { Ok(vec![IpAddr::from([10, 0, 0, 1])]) }) };
     let guard = Guard::with_lookup(&egress, Arc::new(inside));
     Webhook::with_guard(&egress, guard, Secrets::with_environment(None, |_| None)).unwrap()

@@ -18,18 +18,28 @@ pub(crate) struct Good {
 
 impl Good {
     pub(crate) async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    /// A receiver that only counts requests and answers each after this time.
+    pub(crate) async fn counting(takes: Duration) -> Self {
+        Self::start_with(Options { quiet: true, delay: takes, ..Options::default() }).await
+    }
+
+    async fn start_with(options: Options) -> Self {
         let (sender, received) = mpsc::channel(10_000);
-        let receiver = Receiver::bind(
-            "127.0.0.1:0".parse().unwrap(),
-            Options { received: Some(sender), ..Options::default() },
-        )
-        .await
-        .unwrap();
+        let options = Options { received: Some(sender), ..options };
+        let receiver = Receiver::bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
         let (url, switch, stop) =
             (format!("http://{}/", receiver.address()), receiver.switch(), CancellationToken::new());
         let mut running = JoinSet::new();
         running.spawn(receiver.run(stop.clone()));
         Self { url, switch, received, _stop: stop.drop_guard(), _running: running }
+    }
+
+    /// The next request, at most `within` from now.
+    pub(crate) async fn next(&mut self, within: Duration) -> Option<Received> {
+        timeout(within, self.received.recv()).await.ok().flatten()
     }
 
     /// Waits for this many requests, at most 30 s.

@@ -49,6 +49,40 @@ pub(crate) enum Mode {
     Redirect(u16, String),
     /// Answers with a status, headers and a body, and keeps the connection.
     Status(u16, Vec<(&'static str, String)>, Vec<u8>),
+    /// Answers 204 after a while to so many requests at once, and 429 to further ones at once.
+    Small(Arc<Small>),
+}
+
+/// A receiver with little room.
+#[derive(Debug)]
+pub(crate) struct Small {
+    at_once: usize,
+    takes: Duration,
+    busy: AtomicUsize,
+    refused: AtomicUsize,
+}
+
+impl Small {
+    pub(crate) fn new(at_once: usize, takes: Duration) -> Arc<Self> {
+        Arc::new(Self { at_once, takes, busy: AtomicUsize::new(0), refused: AtomicUsize::new(0) })
+    }
+
+    /// Number of requests answered with 429.
+    pub(crate) fn refused(&self) -> usize {
+        self.refused.load(Ordering::SeqCst)
+    }
+
+    /// The answer to one request.
+    async fn answer(&self) -> &'static [u8] {
+        let is_full = self.busy.fetch_add(1, Ordering::SeqCst) >= self.at_once;
+        if is_full {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+        } else {
+            let _ = timeout(self.takes, std::future::pending::<()>()).await;
+        }
+        self.busy.fetch_sub(1, Ordering::SeqCst);
+        if is_full { b"HTTP/1.1 429 X\r\ncontent-length: 0\r\n\r\n" } else { b"HTTP/1.1 204 X\r\n\r\n" }
+    }
 }
 
 /// A request as received.
@@ -143,6 +177,18 @@ impl Hostile {
     /// Complete requests so far.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
+    }
+
+    /// Waits until the number of complete requests satisfies a condition.
+    pub(crate) async fn wait_until(&self, within: Duration, enough: impl Fn(usize) -> bool) {
+        let mut looks = tokio::time::interval(Duration::from_millis(5));
+        let count = || self.requests.lock().unwrap().len();
+        let looking = async {
+            while !enough(count()) {
+                looks.tick().await;
+            }
+        };
+        assert!(timeout(within, looking).await.is_ok(), "not within {within:?}; {} requests came", count());
     }
 
     /// Waits until this many connections have ended, at most 10 s.
@@ -241,6 +287,10 @@ async fn answer(stream: &mut TcpStream, mode: &Mode) -> std::io::Result<bool> {
                     .into_bytes();
             answer.extend_from_slice(body);
             stream.write_all(&answer).await?;
+            return Ok(true);
+        }
+        Mode::Small(small) => {
+            stream.write_all(small.answer().await).await?;
             return Ok(true);
         }
     }
