@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Range, str::FromStr};
 
-/// A set of whole numbers, kept as ascending ranges with gaps between them: what PostgreSQL calls a multirange.
+/// A set of whole numbers, kept as ascending ranges with gaps between them. PostgreSQL calls it a multirange.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ranges {
     spans: Vec<Range<i64>>,
@@ -138,7 +138,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_hold_what_a_set_holds_and_survive_postgresql_s_text(numbers in proptest::collection::vec(-50i64..50, 0..80), most in 1usize..20) {
+        fn they_hold_what_a_set_holds_and_survive_postgresql_s_text(
+            numbers in proptest::collection::vec(-50i64..50, 0..80),
+            most in 1usize..20,
+        ) {
             let set: BTreeSet<i64> = numbers.iter().copied().collect();
             let ranges: Ranges = numbers.iter().copied().collect();
             prop_assert_eq!(ranges.iter().collect::<Vec<_>>(), set.iter().copied().collect::<Vec<_>>());
@@ -149,7 +152,8 @@ mod tests {
             prop_assert_eq!(&ranges.to_string().parse::<Ranges>().unwrap(), &ranges);
             let parts = ranges.split(most);
             prop_assert!(parts.iter().all(|part| (1..=most).contains(&part.len())));
-            prop_assert_eq!(parts.iter().flat_map(Ranges::iter).collect::<Vec<_>>(), ranges.iter().collect::<Vec<_>>());
+            let joined: Vec<i64> = parts.iter().flat_map(Ranges::iter).collect();
+            prop_assert_eq!(joined, ranges.iter().collect::<Vec<_>>());
             prop_assert!(parts.iter().rev().skip(1).all(|part| part.len() == most));
         }
 

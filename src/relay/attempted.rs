@@ -17,13 +17,13 @@ pub(super) struct Attempted {
     pub(super) job: Job,
     pub(super) report: Report,
     pub(super) took: Duration,
-    /// Whether this attempt counts: nothing was tried if not.
+    /// Whether something was tried.
     pub(super) counts: bool,
-    /// Whether it is the one of its batch by which the destination is judged: a batch that fails has failed once.
+    /// Whether it counts for the breaker: of a batch one does, because a batch fails once.
     pub(super) decides: bool,
-    /// It is no longer wanted: nothing is owed.
+    /// Whether the subscription does not want it any more, so that nothing is owed.
     pub(super) unwanted: bool,
-    /// It has a permit, which comes back when its verdict is committed.
+    /// Whether it has a permit, which comes back when its verdict is committed.
     pub(super) has_permit: bool,
 }
 
@@ -56,7 +56,8 @@ pub(super) fn all(count: usize, report: &Report) -> Vec<Report> {
     vec![report.clone(); count]
 }
 
-/// At most 1 KiB, and without the one character PostgreSQL cannot store: an answer it refuses would hold up every verdict.
+/// An answer as PostgreSQL can store it: at most 1 KiB, without NUL. One that it refuses would hold up every
+/// verdict of its batch.
 pub(super) fn storable(answer: String) -> String {
     let mut answer = if answer.contains('\0') { answer.replace('\0', "\\0") } else { answer };
     answer.truncate(answer.floor_char_boundary(LONGEST_ANSWER));

@@ -1,9 +1,10 @@
 //! Sleep until there is work: the doorbell, the fallback poll, or a due time. A crash here costs nothing.
 //!
-//! Publishers ring (NOTIFY) only while every relay sleeps. A relay that wants to sleep takes the bell's lock exclusively; a
-//! publisher that finds it free takes it shared until its commit and does not ring. So: taking it fails while somebody who
-//! did not ring is still under way (keep looking), and once it is taken, one more look finds whatever was committed before.
-//! One relay attends the bell for all; the others sleep on the same channel.
+//! Publishers ring (NOTIFY) only while every relay sleeps. A relay that wants to sleep takes the bell's lock
+//! exclusively. A publisher that finds the lock free takes it shared until its commit and does not ring. So
+//! taking it fails while such a publisher is under way, and the relay keeps looking. Once it has the lock,
+//! one more look finds everything that was committed before. One relay holds the bell for all; the others
+//! sleep on the same channel.
 
 use std::{
     sync::{
@@ -145,7 +146,7 @@ impl BellTask {
                     Some(Command::Woke) => {}
                     None => return,
                 },
-                () = async { match until { Some(until) => tokio::time::sleep_until(until).await, None => std::future::pending().await } } => return,
+                () = sleep_until(until) => return,
                 () = drained.cancelled() => return,
             }
         }
@@ -194,7 +195,9 @@ impl BellTask {
                         return None;
                     }
                     Some(Command::Woke) => listening.woke().await,
-                    Some(Command::MaySleep(answer)) => listening.may_sleep().await.map(|may| { let _ = answer.send(may); }),
+                    Some(Command::MaySleep(answer)) => listening.may_sleep().await.map(|may| {
+                        let _ = answer.send(may);
+                    }),
                 },
                 notification = listening.listener.try_recv() => match notification {
                     Ok(Some(notification)) if notification.channel() == DOORBELL => {
@@ -212,7 +215,7 @@ impl BellTask {
                     if listening.heard.elapsed() > CANARY_LOST {
                         Err(format!("it has not heard itself for {} s", CANARY_LOST.as_secs()))
                     } else {
-                        // Through the pool and not through this connection: the whole way is to be proved. While the
+                        // Through the pool and not through this connection, to check the whole way. While the
                         // database is away nothing is heard either, and the listener is rebuilt.
                         if let Err(error) = self.shared.store.ring(&listening.canary).await {
                             self.shared.telemetry.database_failed("await_work", &error);
@@ -263,7 +266,7 @@ impl Listening {
         Ok(())
     }
 
-    /// Hands the bell over. The others sleep because this relay attends it: they are woken, and one of them finds it free.
+    /// Hands the bell over: wakes the other relays, one of which takes it.
     async fn leave(&mut self) {
         if self.attends {
             let hand_over = sqlx::query("select pg_advisory_unlock_all(), pg_notify($1, '')")
@@ -298,4 +301,12 @@ pub(super) fn backon_waits() -> impl Iterator<Item = Duration> + Send {
         .with_jitter()
         .without_max_times()
         .build()
+}
+
+/// Sleeps until then; without a time for ever.
+async fn sleep_until(until: Option<tokio::time::Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
 }

@@ -1,8 +1,8 @@
-//! Past events of subscriptions that begin before they were made: the log worked through part by part, beside the flow and
-//! without holding it up. Every relay may do it; whoever commits a part second has done nothing. A subscription whose conditions
-//! cannot be used waits until they are mended: what it wants of the past is known only then.
+//! Past events of subscriptions that begin before they were created: the log is worked through part by part,
+//! beside routing. Every relay may do it; of two that work on the same part the second to commit changes
+//! nothing. A subscription whose conditions cannot be used waits until they are fixed.
 //!
-//! A crash here costs nothing: each part is owed in the commit that moves on behind it.
+//! A crash here costs nothing: the deliveries of a part are committed together with its progress.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,15 +19,15 @@ use crate::{
     subscription::{Subscription, Wanted},
 };
 
-/// Events looked at in one part.
+/// Events in one part.
 const PART: i64 = 500;
-/// A subscription that is owed so much gets the next part when it is owed less.
+/// A subscription that is owed more deliveries than this waits before its next part.
 const ENOUGH: i64 = 5_000;
-/// How soon to look again at one that is owed enough, or that no step has known yet; twice as long each time nothing came of it,
+/// First pause before a subscription that waits is looked at again. It doubles.
 const AGAIN: Duration = Duration::from_millis(250);
-/// up to this.
+/// Longest such pause.
 const SELDOM: Duration = Duration::from_secs(4);
-/// And when nothing is known to be left: whoever rings says otherwise.
+/// Pause while no backfill is known; a reload ends it.
 const IDLE: Duration = Duration::from_secs(3_600);
 
 /// Works until the relay is stopped.

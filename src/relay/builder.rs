@@ -72,7 +72,8 @@ impl Builder {
         self
     }
 
-    /// The pool goes through a transaction pooler such as PgBouncer. Without [`Builder::listen`] the relay then only polls.
+    /// Set when the pool goes through a transaction pooler such as PgBouncer. Without [`Builder::listen`] the
+    /// relay then only polls.
     #[must_use]
     pub fn pooler(mut self, pooler: bool) -> Self {
         self.pooler = pooler;
@@ -86,7 +87,8 @@ impl Builder {
         self
     }
 
-    /// Connections for reports and reloads; routing, settling, renewing and the listener keep one each beside them.
+    /// Connections for reports and reloads. Routing, claiming, settling, renewing and the listener keep their
+    /// own connections beside them.
     #[must_use]
     pub fn pool_size(mut self, size: u32) -> Self {
         self.pool_size = size.max(1);
@@ -100,10 +102,11 @@ impl Builder {
         self
     }
 
-    /// Adds a function of this program, under a subscription of the same name that the relay makes when it starts. It gets every
-    /// event of these topics at least once; an error is tried again on the subscription's schedule,
-    /// [`Rejected`](crate::sinks::handler::Rejected) is not. Where other relays use the same database, those without the
-    /// handler leave its events to this program, also while it does not run: `outbox.unsubscribe` ends it.
+    /// Adds a function of this program, under a subscription of the same name that the relay creates when it
+    /// starts. It gets every event of these topics at least once. An error is retried as the subscription's
+    /// retry policy says; [`Rejected`](crate::sinks::handler::Rejected) is not retried. Other relays of the
+    /// same database leave its events to this program, also while it does not run; `outbox.unsubscribe` ends
+    /// that.
     #[must_use]
     pub fn handler<F, A, E>(
         mut self,
@@ -121,7 +124,8 @@ impl Builder {
         self
     }
 
-    /// The same with the payload in a type of the handler's own. An event whose payload is none becomes a dead letter.
+    /// Like [`Builder::handler`], with the payload deserialized. An event whose payload does not fit the type
+    /// becomes a dead letter.
     #[must_use]
     pub fn typed_handler<T, F, A, E>(
         mut self,
@@ -178,8 +182,8 @@ impl Builder {
         for (name, topics) in &self.declared {
             store.declare_handler(name, topics).await.map_err(Error::Start)?;
         }
-        // Through a transaction pooler LISTEN reports success and never delivers, and a session lock would stay with
-        // a connection that is not ours.
+        // Through a transaction pooler LISTEN reports success and never delivers, and a session lock would
+        // stay with a connection that is not ours.
         let listen = self
             .listen
             .or_else(|| (!self.pooler).then_some(self.options))

@@ -1,4 +1,4 @@
-//! What waits in the database to what this relay holds: due rows, parts of the backlog, and what dead relays left.
+//! Leases what waits in the database: due rows, parts of the backlog, and what dead relays left.
 //! A crash here costs the wait of one lease.
 
 use std::{
@@ -30,15 +30,15 @@ use crate::{
 
 /// Subscriptions asked for in one statement at most.
 const SUBSCRIPTIONS_AT_ONCE: usize = 500;
-/// Rows of the backlog that a claim looks at for each subscription: when it got so many there may be more.
+/// Rows of the backlog that a claim takes for each subscription. After so many there may be more.
 const ROWS_AT_ONCE: usize = 64;
 /// Deliveries of a deleted subscription that are cancelled in one statement.
 const ORPHANS_AT_ONCE: i64 = 5_000;
 /// When to ask again for a subscription that had no room.
 const NO_ROOM: Duration = Duration::from_millis(20);
-/// Rows may become visible so much later than their due time says: the longest a statement of a relay can take.
+/// How much later than its due time a row may become visible: the longest a statement of a relay can take.
 const LATE: Duration = Duration::from_secs(15);
-/// Ids may become visible in another order than they were drawn, within so many.
+/// Ids may become visible in another order than they were drawn, within this distance.
 const LATE_IDS: i64 = 10_000;
 /// Payloads up to so many bytes are read with a claim; larger ones when their attempts begin.
 const SMALL: i32 = 16_384;
@@ -54,7 +54,7 @@ pub(super) struct Bounds {
     turn: AtomicI64,
 }
 
-/// Asks the database which subscriptions have something due, whoever made it, and takes over what dead relays held.
+/// Finds the subscriptions that have something due, and takes over what dead relays held.
 pub(super) async fn look_for_due(shared: &Shared, everything: bool, now: Instant) -> Result<(), Error> {
     takeover::take_over(shared, everything).await?;
     let since = (!everything).then(|| shared.clock.now() - shared.settings.poll.unwrap_or(LATE) * 2 - LATE);
@@ -107,7 +107,7 @@ async fn cancel_orphans(shared: &Shared, subscription: i64) -> Result<(), Error>
     Ok(())
 }
 
-/// Claims for every subscription that has something due and room for it. Returns how many deliveries that were.
+/// Claims for every subscription that has something due and room for it. Returns the number of deliveries.
 pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usize, Error> {
     let due = shared.schedule.take_due(Instant::now());
     if due.is_empty() {
@@ -176,7 +176,7 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
     Ok(taken)
 }
 
-/// How many to ask for at most; `None`: nothing may be sent now, and the agenda knows when to ask again.
+/// How many to ask for at most; `None`: nothing may be sent now, and the schedule knows when to ask again.
 fn room(shared: &Shared, subscription: &Subscription) -> Option<usize> {
     let id = subscription.row.id;
     let now = Instant::now();
@@ -188,7 +188,7 @@ fn room(shared: &Shared, subscription: &Subscription) -> Option<usize> {
         }
     };
     if !subscription.may_send() {
-        later(None); // resuming it reloads it, and that puts it back on the agenda
+        later(None); // resuming it reloads it, and that puts it back on the schedule
         shared.schedule.let_go(id, false);
         shared.schedule.let_go(id, true);
         return None;
@@ -328,7 +328,7 @@ async fn claim_backlog(
     hold(shared, deliver, jobs, expired).await
 }
 
-/// Reads the events of what was claimed, and holds it. What cannot be read is given back as if it had not been claimed.
+/// Reads the events of what was claimed, and holds it. If they cannot be read, all of it is given back.
 async fn hold(
     shared: &Arc<Shared>,
     deliver: &Deliver,

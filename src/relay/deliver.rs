@@ -1,5 +1,5 @@
-//! What is held to outcomes. No transaction is open; every attempt has a deadline. A crash here costs a repeated delivery for each
-//! permit taken.
+//! Makes the attempts. No transaction is open meanwhile, and every attempt has a deadline. A crash here costs
+//! a repeated delivery for each permit taken.
 
 use std::{
     panic::AssertUnwindSafe,

@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use crate::{event::Event, subscription::Subscription};
 
-/// Where it is recorded that a delivery is owed, and the token of its lease: a verdict under another token changes nothing.
+/// Where it is recorded that a delivery is owed, and the token of its lease. A verdict under another token
+/// changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     /// A row of `outbox.pages`; none: a row of `outbox.deliveries`.

@@ -1,21 +1,21 @@
 //! Whose turn it is: deficit round robin over organizations, and within each over its subscriptions. Pure.
 //!
-//! Who is waiting is listed; who cannot begin is set aside until something changes. A turn is worth a few deliveries, and who
-//! takes more at once, a batch, waits for as many turns of the others.
+//! Subscriptions for which something waits take turns. One that cannot begin is set aside until something
+//! changes. A turn is worth a few deliveries; after a larger batch a subscription misses as many turns.
 
 use std::collections::{HashMap, VecDeque};
 
 /// Deliveries in a turn.
 const TURN: i64 = 8;
 
-/// All who wait.
+/// The subscriptions that take turns.
 #[derive(Debug, Default)]
 pub(crate) struct Fair {
     organizations: Ring<u32>,
     subscriptions: HashMap<u32, Ring<i64>>,
 }
 
-/// Keys in turn, each with what it may still take.
+/// Keys in the order of their turns, each with the deliveries left in its turn.
 #[derive(Debug)]
 struct Ring<K> {
     order: VecDeque<(K, i64)>,
@@ -32,7 +32,7 @@ impl<K: Copy> Ring<K> {
         self.order.push_back((key, TURN));
     }
 
-    /// Who is at turn: who has used up a turn goes to the end with a new one.
+    /// The key whose turn it is. One that has used up its turn goes to the end with a new one.
     fn current(&mut self) -> Option<K> {
         loop {
             let (key, left) = *self.order.front()?;
@@ -60,7 +60,7 @@ impl<K: Copy> Ring<K> {
 }
 
 impl Fair {
-    /// Lists a subscription, which must not be listed already.
+    /// Adds a subscription, which must not be there already.
     pub(crate) fn add(&mut self, organization: u32, subscription: i64) {
         let ring = self.subscriptions.entry(organization).or_default();
         if ring.is_empty() {
@@ -69,13 +69,13 @@ impl Fair {
         ring.add(subscription);
     }
 
-    /// Who is at turn.
+    /// The subscription whose turn it is.
     pub(crate) fn current(&mut self) -> Option<i64> {
         let organization = self.organizations.current()?;
         self.subscriptions.get_mut(&organization)?.current()
     }
 
-    /// Who is at turn begins so many.
+    /// The subscription whose turn it is begins this many deliveries.
     pub(crate) fn spend(&mut self, count: usize) {
         let cost = i64::try_from(count).unwrap_or(i64::MAX / 2);
         let Some(organization) = self.organizations.current() else { return };
@@ -85,7 +85,7 @@ impl Fair {
         self.organizations.spend(cost);
     }
 
-    /// Who is at turn can begin nothing now, or has nothing left.
+    /// Takes out the subscription whose turn it is.
     pub(crate) fn set_aside(&mut self) {
         let Some(organization) = self.organizations.current() else { return };
         if let Some(ring) = self.subscriptions.get_mut(&organization) {
@@ -102,7 +102,7 @@ impl Fair {
 mod tests {
     use super::*;
 
-    /// How often each of the listed is at turn when each begins so many at once.
+    /// Deliveries of each subscription after so many turns, if each begins so many at once.
     fn turns(fair: &mut Fair, rounds: usize, at_once: impl Fn(i64) -> usize) -> HashMap<i64, usize> {
         let mut taken: HashMap<i64, usize> = HashMap::new();
         for _ in 0..rounds {

@@ -1,5 +1,5 @@
-//! What an outcome means for its whole subscription: pauses that a destination asked for, and 410. A crash here costs what one in
-//! settle costs.
+//! What outcomes mean for a whole subscription or host: pauses that a destination asked for, answers of 410,
+//! breakers. A crash here costs what one in settle costs.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -29,7 +29,7 @@ fn pauses(attempted: &[Attempted]) -> BTreeMap<i64, Duration> {
     pauses
 }
 
-/// This relay keeps the pauses from now on.
+/// Starts the pauses in this relay.
 pub(super) fn pause(shared: &Shared, attempted: &[Attempted]) {
     for (id, pause) in pauses(attempted) {
         shared.pauses.pause(id, pause, Instant::now());
@@ -56,7 +56,7 @@ fn name(shared: &Shared, id: i64) -> String {
     shared.index.load().get(id).map(|subscription| subscription.row.name.clone()).unwrap_or_default()
 }
 
-/// Subscriptions whose destinations are gone. Returns whether all of it was written.
+/// Records the subscriptions whose destinations are gone. Returns whether all were recorded.
 pub(super) async fn record_gone(shared: &Shared, attempted: &[Attempted]) -> bool {
     let gone: HashSet<i64> = attempted
         .iter()
@@ -84,7 +84,7 @@ pub(super) async fn record_gone(shared: &Shared, attempted: &[Attempted]) -> boo
     recorded
 }
 
-/// What an attempt says of its destination.
+/// Records for the breakers what an attempt tells of its destination.
 pub(super) fn record(shared: &Shared, one: &Attempted) {
     let delivery = &one.job.delivery;
     let id = delivery.subscription.row.id;
@@ -104,7 +104,7 @@ pub(super) fn record(shared: &Shared, one: &Attempted) {
     }
 }
 
-/// What waited behind a breaker may go now, whoever's it is.
+/// Claims again for every subscription behind a breaker that has closed.
 fn serve_again(shared: &Shared, about: &About) {
     match about {
         About::Subscription(id) => {

@@ -1,7 +1,7 @@
-//! What this relay holds under a lease: pages, and rows of their own. Leases are renewed while something of them is left, and given up
-//! when they cannot be.
+//! Leases of this relay: of pages, and of rows. They are renewed while something of them is left, and given
+//! up when that fails.
 //!
-//! A crash here costs the wait of one lease: nothing is recorded that is not in the database.
+//! A crash here costs the wait of one lease: everything is recorded in the database.
 
 use std::{
     collections::HashMap,
@@ -18,18 +18,18 @@ use uuid::Uuid;
 
 use super::Shared;
 
-/// Leases this old are renewed; with short leases after three tenths of them.
+/// Age at which leases are renewed, or three tenths of a lease that is shorter than ten seconds.
 const RENEW_AFTER: Duration = Duration::from_secs(3);
-/// How often leases are looked at.
+/// How often the ages of leases are checked.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Renewed in one statement at most.
+/// Leases renewed in one statement.
 const RENEW_AT_ONCE: usize = 1_000;
 
-/// A lease, as this relay knows it.
+/// A lease, as far as this relay knows.
 #[derive(Debug)]
 pub(super) struct Lease {
     pub(super) token: Uuid,
-    /// When it was last given, by our monotonic clock read before the statement was sent.
+    /// When it was last given or renewed: our monotonic clock before the statement was sent.
     given: Mutex<Instant>,
     lost: CancellationToken,
 }
@@ -47,37 +47,37 @@ impl Lease {
         *self.given.lock().unwrap_or_else(PoisonError::into_inner) = given;
     }
 
-    /// Ends when it is lost.
+    /// Cancelled when the lease is lost.
     pub(super) fn lost(&self) -> &CancellationToken {
         &self.lost
     }
 }
 
-/// A page of pairs.
+/// A leased row of `outbox.pages`.
 #[derive(Debug)]
 pub(super) struct Page {
     pub(super) id: i64,
     pub(super) lease: Lease,
-    /// Relays that died while they held its pairs, and of these, with one pair alone.
+    /// `deaths`: relays that died while they held its pairs. `alone`: those that held one pair only.
     pub(super) deaths: i16,
     pub(super) alone: i16,
     /// The span of the events' `created_at`.
     pub(super) span: (DateTime<Utc>, DateTime<Utc>),
-    /// Pairs whose settling is not committed.
+    /// Pairs that are not settled.
     left: AtomicU32,
 }
 
-/// A row of `outbox.deliveries`.
+/// A leased row of `outbox.deliveries`.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) id: i64,
     pub(super) lease: Lease,
 }
 
-/// Under what a delivery is held.
+/// The page or row by which a delivery is leased.
 #[derive(Debug, Clone)]
 pub(super) enum Held {
-    /// A pair of a page, by its number there.
+    /// A page, and the number of the delivery's pair in it.
     Page(Arc<Page>, i32),
     Row(Arc<Row>),
 }
@@ -96,13 +96,13 @@ impl Page {
         self.left.load(Ordering::Acquire)
     }
 
-    /// So many more are settled; whether all are.
+    /// Counts settled pairs. Returns whether all are settled.
     pub(super) fn settled(&self, count: u32) -> bool {
         self.left.fetch_sub(count, Ordering::AcqRel) == count
     }
 }
 
-/// All that is held.
+/// All leases.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     pages: Mutex<HashMap<i64, Arc<Page>>>,
@@ -118,7 +118,7 @@ impl Leases {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A page is leased; `pairs`: how many are not settled.
+    /// Adds a leased page with this number of unsettled pairs.
     pub(super) fn page(
         &self,
         id: i64,
@@ -133,7 +133,7 @@ impl Leases {
         page
     }
 
-    /// A row is leased. `None`: it is held already under an older lease of ours, which goes on; this one runs out.
+    /// Adds a leased row. `None` if it is held under an older lease, which goes on while this one runs out.
     pub(super) fn row(&self, id: i64, lease: Lease) -> Option<Arc<Row>> {
         match self.rows().entry(id) {
             std::collections::hash_map::Entry::Occupied(_) => None,
@@ -143,12 +143,12 @@ impl Leases {
         }
     }
 
-    /// Nothing of this page is left, or it is lost and everything that was in flight has ended.
+    /// Removes a page of which nothing is left.
     pub(super) fn release_page(&self, id: i64) {
         self.pages().remove(&id);
     }
 
-    /// Their verdicts are committed.
+    /// Removes rows whose verdicts are committed.
     pub(super) fn release_rows(&self, ids: impl IntoIterator<Item = i64>) {
         let mut rows = self.rows();
         for id in ids {
@@ -156,7 +156,7 @@ impl Leases {
         }
     }
 
-    /// How many pages and rows are held.
+    /// Number of pages and rows.
     pub(super) fn count(&self) -> (usize, usize) {
         (self.pages().len(), self.rows().len())
     }
@@ -169,7 +169,8 @@ impl Leases {
         self.rows().values().filter(|row| now.duration_since(row.lease.given()) >= age).cloned().collect()
     }
 
-    /// Gives up what has not been renewed for two thirds of a lease: before others may take it over.
+    /// Gives up leases that were not renewed for two thirds of their length, before others may take them
+    /// over.
     fn give_up_overdue(&self, now: Instant, length: Duration) {
         let overdue = |lease: &Lease| now.duration_since(lease.given()) >= length * 2 / 3;
         self.pages()
@@ -185,7 +186,8 @@ impl Leases {
     }
 }
 
-/// What a renewal of several leases said of each that is still ours: whether it was renewed, or is locked and left for later.
+/// Applies the answer to a renewal. It has the leases that are still ours, and whether each was renewed; one
+/// whose row is locked is renewed later.
 fn renewed<'l>(asked: impl Iterator<Item = (i64, &'l Lease)>, ours: &[(i64, bool)], given: Instant) {
     let ours: HashMap<i64, bool> = ours.iter().copied().collect();
     for (id, lease) in asked {
@@ -209,7 +211,7 @@ pub(super) async fn renew(shared: Arc<Shared>, drained: CancellationToken) {
     let length = shared.settings.lease;
     let mut look = tokio::time::interval(LOOK_EVERY.min(length / 6));
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // A renewal that takes longer than this is worth nothing; the attempts must be stopped in time.
+    // Attempts must be stopped in time when a renewal takes long.
     let limit = length / 5;
     loop {
         tokio::select! {

@@ -1,8 +1,8 @@
-//! Which subscriptions want which event, `match` and filters evaluated: once for each event, however often a step is taken
-//! again. A crash here costs nothing.
+//! Which subscriptions want which event. `match` and filters are evaluated once for each event, however often
+//! a step is repeated. A crash here costs nothing.
 //!
-//! A step may fail, and leaves events in the log that nobody has room for: what was found is kept until its events are
-//! routed, and only then are filters counted that could not be evaluated.
+//! A step may fail, and may leave events in the log. What was found is kept until its events are routed, and
+//! only then are conditions counted that could not be evaluated.
 
 use std::{
     collections::HashMap,
@@ -17,15 +17,15 @@ use crate::{
     subscription::{Index, Matches},
 };
 
-/// Large payloads are read so many at a time, and dropped once they are evaluated.
+/// Large payloads in memory at once.
 const LARGE_AT_ONCE: usize = 16;
 /// If the conditions of more subscriptions need the same large payload, it is read and evaluated here once.
 /// Otherwise the attempts do it, and routing does not wait.
 const UNDECIDED: usize = 64;
-/// After so long other tasks get a turn.
+/// Time after which other tasks get a turn.
 const TURN: Duration = Duration::from_millis(2);
 
-/// What is known of events that are not routed yet, by position.
+/// Matches of events that are not routed yet, by position.
 #[derive(Debug, Default)]
 pub(super) struct MatchCache {
     generation: i64,
@@ -33,7 +33,7 @@ pub(super) struct MatchCache {
 }
 
 impl MatchCache {
-    /// Evaluates conditions for events that were not evaluated at the index's generation. Does nothing when no subscription has such conditions.
+    /// Evaluates the conditions for events that were not evaluated at this generation.
     ///
     /// # Errors
     /// Those of reading large payloads.
@@ -88,7 +88,7 @@ impl MatchCache {
         self.known.get(&position).map_or(&[], |matches| &matches.undecided)
     }
 
-    /// These events are routed: what failed is counted, and nothing about them is kept.
+    /// Counts the conditions that failed for events that are now routed, and forgets these events.
     pub(super) fn settle<'e>(
         &mut self,
         shared: &Shared,
@@ -106,14 +106,14 @@ impl MatchCache {
         }
     }
 
-    /// Another relay has routed them.
+    /// Forgets everything, because another relay has routed the events.
     pub(super) fn forget(&mut self) {
         self.known.clear();
     }
 }
 
-/// Looks at events one after the other, with their payloads where they are asked for. One that is gone from the log meanwhile is
-/// looked at without a payload, which then cannot be read.
+/// Calls `look` for each event, with its payload if that is asked for. An event that has been removed from
+/// the log comes without a payload.
 ///
 /// # Errors
 /// Those of reading large payloads.
@@ -146,7 +146,8 @@ pub(super) async fn look_at(
     Ok(())
 }
 
-/// Filters that could not be evaluated since the relay started, by subscription: how many times, and why the last time.
+/// Conditions that could not be evaluated since the relay started, by subscription: a count and the last
+/// reason.
 #[derive(Debug, Default)]
 pub(super) struct FilterErrors {
     counts: Mutex<HashMap<i64, Count>>,
@@ -160,7 +161,7 @@ struct Count {
 }
 
 impl FilterErrors {
-    /// Returns whether it is the first since the last report.
+    /// Counts one. Returns whether it is the first since the last report.
     pub(super) fn note(&self, subscription: i64, why: &str) -> bool {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count =
@@ -171,7 +172,7 @@ impl FilterErrors {
         std::mem::replace(&mut count.reported, false)
     }
 
-    /// All of them, for a report.
+    /// All counts, for a report.
     pub(super) fn report(&self) -> HashMap<i64, (i64, String)> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts

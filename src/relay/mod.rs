@@ -1,18 +1,19 @@
 //! One running relay: owns the parts, starts the stages, drains them.
 //!
 //! ```text
-//!  await_work ─► route ─► claim ─► deliver ─► settle        maintain, leases, await_work::listen beside them
-//!      ▲           │        │                    │
-//!      └───────────┴────────┴──── permits ◄──────┘          a permit comes back when its verdict is committed
+//!  await_work -> route -> claim -> deliver -> settle     beside them: maintain, renew, tidy, backfill
+//!      ^           |        |                  |
+//!      +-----------+--------+---- permits <----+         a permit comes back when its verdict is committed
 //!
-//!  a delivery:   (routed) ──► leased ──► in flight ──► settled                  row deleted
-//!                    │          ▲  ▲                ├─► waiting until due_at ──► leased
-//!                    └► waiting ┘  └─ lease ran out ├─► dead letter             row moved
-//!                                                   └─► held (410)             row without lease
+//!  a delivery:  leased (in a page) -> in flight -> settled     only the progress of the page is written
+//!                    ^                        |--> retry       a row of outbox.deliveries, claimed when due
+//!                    |                        |--> dead letter
+//!                    |                        +--> held (410)
+//!               waits in the backlog (ranges): its subscription is full, paused or behind a breaker
 //! ```
 //!
-//! What a crash costs: in await_work and maintain nothing, in route and claim the wait of one lease, in deliver and settle
-//! a repeated delivery for each permit taken.
+//! A crash costs nothing in await_work and maintain, the wait of one lease in route and claim, and a repeated
+//! delivery for each permit taken in deliver and settle.
 
 mod schedule;
 mod attempted;
@@ -79,7 +80,8 @@ pub enum Error {
     Schema(#[source] schema::Error),
     /// Migrations are missing.
     #[error(
-        "the schema outbox is missing or older than this binary (not applied: {missing}); run `pgoutbox migrate`"
+        "the schema outbox is missing or older than this binary (not applied: {missing}); \
+         run `pgoutbox migrate`"
     )]
     Outdated {
         /// Their names.
@@ -150,7 +152,7 @@ impl Shared {
 }
 
 impl Relay {
-    /// Begins a relay on the database of this pool. The relay makes connections of its own with the pool's options.
+    /// Begins a relay on the database of this pool. It opens its own connections with the pool's options.
     #[must_use]
     #[expect(
         clippy::needless_pass_by_value,
@@ -172,7 +174,8 @@ impl Relay {
         &self.shared.telemetry
     }
 
-    /// Works until `shutdown` is cancelled, then finishes what is in flight within `relay.drain` and gives back the rest.
+    /// Works until `shutdown` is cancelled. Then finishes what is in flight within `relay.drain`, and gives
+    /// back the rest.
     ///
     /// # Errors
     /// When a stage panicked. A database that is away is waited for.
@@ -184,7 +187,7 @@ impl Relay {
         let (outcomes, outcomes_inbox) = mpsc::channel(65_536);
         let (bell, bell_task) = await_work::bell(shared.clone(), listen);
         let stop_attempts = CancellationToken::new();
-        // Whoever drops this future instead of cancelling `shutdown` wants no drain: the stages then end where they are.
+        // Dropping this future instead of cancelling `shutdown` ends the stages without a drain.
         let dropped = CancellationToken::new();
         let _dropped = dropped.clone().drop_guard();
 
@@ -245,7 +248,6 @@ impl Relay {
         if tokio::time::timeout(Duration::from_secs(15), stages.wait()).await.is_err() {
             tracing::warn!("a stage did not end in time and is left behind");
         }
-        // Not to be found on the list is a courtesy.
         let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.leave_relay(&shared.settings.name))
             .await;
         let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.close()).await;
@@ -297,7 +299,9 @@ impl Health {
             "generation": shared.index.load().generation,
             "open_breakers": shared.breakers.open().into_keys().map(|about| match about {
                 breaker::About::Host(host) => host.to_string(),
-                breaker::About::Subscription(id) => index.get(id).map_or_else(String::new, |one| one.row.name.clone()),
+                breaker::About::Subscription(id) => {
+                    index.get(id).map_or_else(String::new, |one| one.row.name.clone())
+                }
             }).collect::<Vec<_>>(),
         })
     }

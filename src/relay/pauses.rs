@@ -1,4 +1,5 @@
-//! Pauses that destinations asked for, kept from the moment they are answered: the database tells the other relays a little later.
+//! Pauses that destinations asked for. This relay keeps them from the answer on; the other relays learn of
+//! them from the database.
 
 use std::{
     collections::HashMap,
@@ -17,7 +18,7 @@ pub(super) struct Pauses {
 }
 
 impl Pauses {
-    /// A pause only grows.
+    /// Pauses a subscription. A longer pause stays.
     pub(super) fn pause(&self, subscription: i64, length: Duration, now: Instant) {
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         until.retain(|_, until| *until > now);
@@ -26,19 +27,19 @@ impl Pauses {
         self.count.store(until.len(), Ordering::Release);
     }
 
-    /// An operator resumed it.
+    /// Ends a pause.
     pub(super) fn end(&self, subscription: i64) {
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         until.remove(&subscription);
         self.count.store(until.len(), Ordering::Release);
     }
 
-    /// Whether it is paused.
+    /// Whether a subscription is paused.
     pub(super) fn is_paused(&self, subscription: i64, now: Instant) -> bool {
         self.until(subscription, now).is_some()
     }
 
-    /// Until when it is paused.
+    /// End of a subscription's pause.
     pub(super) fn until(&self, subscription: i64, now: Instant) -> Option<Instant> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;

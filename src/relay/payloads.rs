@@ -1,5 +1,5 @@
-//! The events of deliveries that were leased without them: read before their attempts begin. A crash here costs nothing more than
-//! one in deliver.
+//! Reads the events of deliveries that were leased without them, before their attempts. A crash here costs
+//! what one in deliver costs.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use super::{Shared, dispatch::Job};
 use crate::{event::Event, store::Error};
 
-/// What stands in for an event that has not been read, or is no longer in the log.
+/// Stands in for an event that has not been read, or is no longer in the log.
 pub(super) fn missing_event(position: i64, created_at: DateTime<Utc>) -> Event {
     Event {
         id: uuid::Uuid::nil(),
@@ -28,7 +28,7 @@ pub(super) fn missing_event(position: i64, created_at: DateTime<Utc>) -> Event {
     }
 }
 
-/// Reads the events of those whose payloads are not there, but for payloads larger than so many bytes.
+/// Reads the events of jobs that have none, without payloads larger than `largest` bytes.
 pub(super) async fn read_events(shared: &Shared, jobs: &mut [Job], largest: i32) -> Result<(), Error> {
     let missing = || jobs.iter().filter(|job| !job.payload_read);
     let positions: HashSet<i64> = missing().map(|job| job.delivery.event.position).collect();

@@ -73,7 +73,7 @@ impl Standing {
 }
 
 /// Plans a step over `events`, which are in the order of their positions. `standing` is asked once for each
-/// subscription. If `all_are_full` says that no subscription has room, the rest of the events stay in the log.
+/// subscription. If `all_are_full` says that no subscription has room, the other events stay in the log.
 pub(super) fn plan<'i>(
     events: &[NewEvent],
     clock: DateTime<Utc>,

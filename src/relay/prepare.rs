@@ -1,5 +1,5 @@
-//! What is sent of an event: its payload checked by event types, brought to the version the subscription wants, transformed.
-//! A crash here costs what one in deliver costs.
+//! Makes what is sent of an event: checks its payload against event types, upcasts it to the version that the
+//! subscription wants, and transforms it. A crash here costs what one in deliver costs.
 
 use std::{
     collections::HashMap,
@@ -33,7 +33,7 @@ impl LastWarned {
         due
     }
 
-    /// Of other types nothing needs to be known.
+    /// Forgets the types that are not wanted.
     pub(super) fn keep_only(&self, wanted: impl Fn(i64) -> bool) {
         self.at.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| wanted(*id));
     }

@@ -20,7 +20,7 @@ pub(super) struct Reload {
     deliver: Arc<Deliver>,
     snapshot: Option<String>,
     subscriptions: BTreeMap<i64, Arc<Subscription>>,
-    /// Those this relay cannot use, and why.
+    /// Subscriptions that this relay cannot use, with the reason.
     invalid: HashMap<i64, String>,
     types: BTreeMap<i64, Arc<EventType>>,
 }
@@ -62,14 +62,14 @@ impl Reload {
             let pause = row.paused_until;
             let (subscription, problem) = Subscription::bind(row, &shared.sinks);
             match problem {
-                // What one relay cannot serve another may: its word is the last.
+                // A relay that can serve it overrules one that cannot.
                 None => {
                     self.invalid.remove(&id);
                     if state == SubscriptionState::Invalid {
                         states.push((id, name, SubscriptionState::Invalid, SubscriptionState::Ok, None));
                     }
                 }
-                // Said once for each reason, or two relays that disagree would go on contradicting each other.
+                // Once for each reason: two relays that disagree would otherwise change it for ever.
                 Some(reason) => {
                     let said_before =
                         self.invalid.insert(id, reason.clone()).is_some_and(|before| before == reason);
@@ -133,7 +133,7 @@ impl Reload {
         Ok(())
     }
 
-    /// Reads the types that changed. Also returns those whose row says something else about them than is true.
+    /// Reads the types that changed. The second value has those whose recorded problem is not the real one.
     async fn load_types(&mut self) -> Result<(Arc<Types>, Vec<Arc<EventType>>), Error> {
         let shared = self.shared.clone();
         let loaded = shared.store.load_event_types(self.snapshot.as_deref()).await?;

@@ -1,8 +1,9 @@
-//! New events to what is owed, in one statement. A crash here costs the wait of one lease: what was leased and not sent returns.
+//! Routes new events: one statement records what is owed. A crash here costs the wait of one lease.
 //!
-//! A step leases to this relay what it can begin soon: a page, one row for all of it. While every subscription keeps up, no more is
-//! routed than that, and a backlog stays in the log. A subscription that is full, paused or tripped gets ranges in the backlog and
-//! never holds up the routing of the others; what nobody can be sent is routed as fast as it is read.
+//! A step leases to this relay what it can begin soon, in pages. While every subscription keeps up, no more
+//! is routed than that, and a backlog stays in the log. A subscription that is full, paused or behind a
+//! breaker gets ranges in the backlog and never holds up the others. What can be sent to no subscription is
+//! routed as fast as it is read.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -247,13 +248,13 @@ impl Route {
         fitting.clamp(SMALLEST_PAGE, PAGE)
     }
 
-    /// Whether routing must wait for room: there are subscriptions to send to, and not one of them has any.
+    /// Whether routing must wait because no subscription that may be sent to has room.
     fn must_hold(&self, index: &Index) -> bool {
         index.sendable() > 0 && self.shared.dispatch.is_full() || self.all_are_full(index, &HashMap::new())
     }
 
-    /// Whether every subscription that may be sent to has as much leased as it may. Only then may events be left in the log: were
-    /// there one that has room, the others' backlog must not stand before its events.
+    /// Whether no subscription that may be sent to has room. Only then may events stay in the log: otherwise
+    /// the backlog of some would stand before the events of others.
     fn all_are_full(&self, index: &Index, standings: &HashMap<i64, Standing>) -> bool {
         // With many subscriptions it is hardly ever so, and not worth the look.
         if index.sendable() == 0 || index.sendable() > 64 {

@@ -1,4 +1,5 @@
-//! When to claim for which subscription. Only a hint: what is due stands in the database, and the poll finds it again.
+//! When to claim for which subscription. It is only a hint: what is due stands in the database, and the poll
+//! finds it too.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -24,13 +25,13 @@ pub(crate) struct Schedule {
 struct State {
     /// Steps since the origin, and for whom.
     due: BTreeSet<(u64, i64)>,
-    /// Subscriptions with more due rows than they had room for, and during which turn that was said.
+    /// Subscriptions with more due rows than they had room for, and the turn in which that was reported.
     behind: BTreeMap<i64, u64>,
-    /// The same for what waits in the backlog,
+    /// The same for the backlog.
     held_back: BTreeMap<i64, u64>,
-    /// and for suspects there.
+    /// The same for suspects in the backlog.
     suspects: BTreeMap<i64, u64>,
-    /// Counts the times that the schedule was read.
+    /// Number of times that the schedule was read.
     turn: u64,
     /// Subscriptions that were deleted and may still have rows.
     orphaned: BTreeSet<i64>,
@@ -67,8 +68,8 @@ impl Schedule {
         state.behind.insert(subscription, turn);
     }
 
-    /// Everything due was claimed, or nothing may be sent for now. What was said since the schedule was read for this claim stays:
-    /// its statement may not have seen those rows.
+    /// Everything due was claimed, or nothing may be sent now. Rows reported since the schedule was read for
+    /// this claim stay noted: its statement may not have seen them.
     pub(crate) fn catch_up(&self, subscription: i64) {
         let mut state = self.state();
         if state.behind.get(&subscription).is_some_and(|said| *said < state.turn) {
@@ -87,8 +88,8 @@ impl Schedule {
         if is_suspect { &mut state.suspects } else { &mut state.held_back }.insert(subscription, turn);
     }
 
-    /// All of its backlog was claimed, or nothing may be sent for now; what was said since the schedule was read stays.
-    /// Returns whether it was held back until now.
+    /// All of its backlog was claimed, or nothing may be sent now. What was reported since the schedule was
+    /// read stays noted. Returns whether it was held back until now.
     pub(crate) fn let_go(&self, subscription: i64, is_suspect: bool) -> bool {
         let mut state = self.state();
         let turn = state.turn;

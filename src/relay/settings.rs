@@ -5,7 +5,8 @@ use std::time::Duration;
 /// The settings of one relay.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Name in logs, `application_name` and attempt rows; default: `pgoutbox-` and the process id. No two relays share one.
+    /// Name in logs, `application_name` and attempt rows, unique among relays; default: `pgoutbox-` and the
+    /// process id.
     pub name: String,
     /// Production, staging, …; shown, not yet compared with the database.
     pub environment: String,

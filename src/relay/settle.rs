@@ -1,5 +1,5 @@
-//! Outcomes to verdicts, written in batches under the lease tokens, two batches at a time. A crash here costs a repeated delivery for
-//! each permit taken. Outcomes outlive a lost connection: they wait here, with their permits.
+//! Records verdicts in batches under the lease tokens, two batches at a time. A crash here costs a repeated
+//! delivery for each permit taken. While the database is away, outcomes wait here with their permits.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -23,10 +23,10 @@ use crate::{
     store::{AttemptRow, Batch, DeadRow, Entry, Kind, PageBatch, Pair, PairDead, PairRetry, PairsBack},
 };
 
-/// Verdicts written in one commit at most.
+/// Verdicts in one commit.
 const AT_ONCE: usize = 1_000;
 
-/// Attempts per subscription since the relay started: delivered, failed.
+/// Attempts of each subscription since the relay started: delivered, failed.
 #[derive(Debug, Default)]
 pub(super) struct Tallies {
     counts: Mutex<HashMap<i64, (i64, i64)>>,
@@ -48,7 +48,8 @@ impl Tallies {
     }
 }
 
-/// Pages with nothing left that no batch could delete: their last pairs were in batches under way at once, or their sink settled them.
+/// Pages with nothing left that no batch has deleted, because their last pairs were in two batches at once or
+/// were settled by the sink.
 #[derive(Debug, Default)]
 pub(super) struct Finished {
     pages: Mutex<Vec<Arc<Page>>>,
@@ -68,7 +69,7 @@ impl Finished {
     }
 }
 
-/// What the settlers take from, in turn.
+/// The outcomes, shared by the two settlers.
 pub(super) type Inbox = Arc<tokio::sync::Mutex<mpsc::Receiver<Attempted>>>;
 
 /// Writes verdicts until every sender of outcomes is gone. `queue`: which of the two it is.
@@ -105,13 +106,13 @@ pub(super) async fn settle(
 async fn settle_batch(shared: &Shared, attempted: &[Attempted], queue: usize) {
     let verdicts: Vec<Verdict> = attempted.iter().map(|one| decide(shared, one)).collect();
     follow_up::pause(shared, attempted);
-    // First what ends a subscription: once the verdicts are committed, its deliveries may be claimed again.
+    // First the answers of 410: once the verdicts are committed, these deliveries may be claimed again.
     let recorded = follow_up::record_gone(shared, attempted).await;
     let rows = rows_of(attempted, &verdicts);
     let pages = pages_of(shared, attempted, &verdicts);
     let (kept_rows, kept_pages) =
         tokio::join!(persist_rows(shared, &rows), persist_pages(shared, &pages, queue));
-    // At once: what is due again may be claimed from here on, and must not be taken for an attempt still under way.
+    // At once: a retry that is claimed now must not be mistaken for the attempt that has ended.
     shared.leases.release_rows(attempted.iter().filter_map(|one| match &one.job.held {
         Held::Row(row) => Some(row.id),
         Held::Page(..) => None,
@@ -263,7 +264,7 @@ fn pages_of(shared: &Shared, attempted: &[Attempted], verdicts: &[Verdict]) -> P
     batch
 }
 
-/// These pairs are settled: a page with nothing left is let go, and deleted with the next batch if it was not with this one.
+/// Counts settled pairs. A page with nothing left is deleted with the next batch, if this one did not.
 fn count_down(shared: &Shared, attempted: &[Attempted], written: &PageBatch) {
     let mut counts: HashMap<i64, (&Arc<Page>, u32)> = HashMap::new();
     for one in attempted {
@@ -305,8 +306,8 @@ enum Write<'b> {
     Pages(&'b PageBatch, usize),
 }
 
-/// Writes again and again while the database is away. `None`: after a lost answer what is missing may be gone because the first try
-/// had worked; nobody else writes under our tokens, so it is taken for settled.
+/// Writes until it succeeds. `None` after a lost answer: rows that are missing then were settled by the first
+/// try, because no other relay writes under our tokens.
 async fn persist(shared: &Shared, write: Write<'_>) -> Option<Vec<i64>> {
     let mut waits = backon_waits();
     let mut unknown = false;
@@ -394,7 +395,7 @@ fn announce(shared: &Shared, one: &Attempted, verdict: &Verdict, counted: bool) 
     }
 }
 
-/// Pages that nothing else writes of are deleted now.
+/// Deletes the finished pages that no batch deletes.
 async fn delete_finished(shared: &Shared, queue: usize) {
     let batch = pages_of(shared, &[], &[]);
     persist_pages(shared, &batch, queue).await;

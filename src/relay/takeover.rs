@@ -1,4 +1,5 @@
-//! Pages of relays that died: what is left of them goes to the backlog. A crash here costs the wait of one lease.
+//! Takes over pages of relays that died: what is left of them goes to the backlog. A crash here costs the
+//! wait of one lease.
 
 use std::sync::atomic::Ordering;
 
@@ -10,14 +11,14 @@ use crate::{
     store::{Entry, Error, LeasedPage, PageBatch, PairsBack},
 };
 
-/// Pages taken over in one statement.
+/// Pages in one statement.
 const TAKEN_OVER_AT_ONCE: i64 = 8;
-/// Deliveries that travel together after the first death of a relay that held them; after the second each travels alone.
+/// Deliveries in one part after the first death. After the second each is alone.
 const SUSPECTS_TOGETHER: usize = 16;
 
-/// What is left of pages whose relay died goes to the backlog. What was in flight is not known, so all of it is suspect and
-/// travels in parts that get smaller with each death: an event that kills its relay is alone after two deaths, and given up
-/// after it killed again.
+/// Moves what is left of pages whose relay died to the backlog. It is not known what was in flight, so all of
+/// it is suspect and goes in parts that get smaller with each death. An event that kills its relay is alone
+/// after two deaths, and becomes a dead letter after the next.
 pub(super) async fn take_over(shared: &Shared, everything: bool) -> Result<(), Error> {
     if everything {
         shared.bounds.pages.store(0, Ordering::Release);

@@ -17,17 +17,17 @@ use super::{
 };
 use crate::store::Error;
 
-/// A nap shorter than this says that events come so fast that sleeping is not worth the bell.
+/// After a sleep shorter than this, events come so fast that the next sleep is not worth the bell.
 const SHORT_NAP: Duration = Duration::from_millis(10);
-/// Then the relay looks again this soon,
+/// Pause before the relay then looks again.
 const LINGER: Duration = Duration::from_millis(1);
-/// so many times in vain before it goes to sleep.
+/// How often it then looks without finding anything before it sleeps.
 const LOOKS: u32 = 12;
 /// The longest pause between looks while a publisher that did not ring is under way.
 const GENTLE: Duration = Duration::from_millis(20);
-/// With the poll off, due deliveries are looked for this often all the same: leases of relays that died end unheard.
+/// How often due deliveries are looked for without a poll: nobody rings when the lease of a dead relay ends.
 const DUE_WITHOUT_POLL: Duration = Duration::from_secs(10);
-/// How often the bounds of the scans for due deliveries are forgotten, so that rows below them are found.
+/// How often scans for due deliveries look at everything, without their bounds.
 const LOOK_AT_EVERYTHING: Duration = Duration::from_secs(60);
 /// Other relays are woken at most this often when there is more than this one can take.
 const RING_OTHERS: Duration = Duration::from_millis(100);
@@ -172,7 +172,7 @@ impl Work {
         Ok(())
     }
 
-    /// Waits until permits come back. Settling gives back those of a batch together, so the first is not alone.
+    /// Waits until permits come back.
     async fn await_room(&self, shutdown: &CancellationToken) {
         let latest = tokio::time::Instant::now() + FOLLOW_EVERY;
         tokio::select! {
@@ -184,8 +184,8 @@ impl Work {
         }
     }
 
-    /// Waits until something is due, or permits come back and somebody waits for them; returns whether it was the former. An
-    /// attempt that ends meanwhile may bring either, and gives its permit back after that.
+    /// Waits until something is due, or permits come back for which something waits. Returns whether
+    /// something is due.
     async fn until_due_or_room(&self) -> bool {
         loop {
             tokio::select! {
@@ -283,7 +283,7 @@ impl Work {
 /// How often what waits here is looked at.
 const TIDY_EVERY: Duration = Duration::from_millis(250);
 
-/// Gives back what has waited here for too long, or waits for who may not be sent to, until the relay is stopped.
+/// Gives back what has waited here too long or cannot be sent, until the relay is stopped.
 pub(super) async fn tidy(shared: Arc<Shared>, deliver: Arc<Deliver>, shutdown: CancellationToken) {
     let mut looks = tokio::time::interval(TIDY_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -1,5 +1,6 @@
-//! The protocol of pages, its statements run in random order on PostgreSQL: relays that die between any two of them, freeze and wake,
-//! commits whose answer is lost, transactions that commit late. A model knows what is owed and what may come twice.
+//! The protocol of pages: its statements run in random order on PostgreSQL, with relays that die between any
+//! two of them, freeze and wake, commits whose answer is lost, and transactions that commit late. A model
+//! knows what is owed and what may come twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -70,7 +71,8 @@ struct World {
 impl World {
     async fn publish(&mut self) {
         let many = self.random.random_range(1..30);
-        let insert = "insert into outbox.events (topic, payload) select 'a.b', to_jsonb(n) from generate_series(1, $1::int) as n returning position";
+        let insert = "insert into outbox.events (topic, payload) \
+                      select 'a.b', to_jsonb(n) from generate_series(1, $1::int) as n returning position";
         if self.open.len() < 3 && self.random.random_bool(0.3) {
             let mut late = self.database.connection().await;
             late.execute("begin").await.unwrap();
@@ -103,7 +105,8 @@ impl World {
         }
     }
 
-    /// Runs a statement; now and then its transaction is lost, or its answer is and the statement is run again.
+    /// Runs a statement. Sometimes its transaction is lost, or its answer is lost and the statement runs
+    /// again.
     async fn lossy(&mut self, run: impl AsyncFn(&mut PgConnection) -> Vec<PgRow>) -> Option<Vec<PgRow>> {
         match self.random.random_range(0..10) {
             0 => {
@@ -511,7 +514,8 @@ impl World {
                 self.settle_rows(0).await;
             }
             let left: i64 = sqlx::query_scalar(
-                "select (select count(*) from outbox.pages) + (select count(*) from outbox.backlog) + (select count(*) from outbox.deliveries)",
+                "select (select count(*) from outbox.pages) + (select count(*) from outbox.backlog) \
+                 + (select count(*) from outbox.deliveries)",
             )
             .fetch_one(&mut self.connection)
             .await
@@ -608,7 +612,12 @@ async fn whatever_dies_between_two_statements_nothing_is_lost_nothing_is_invente
     let mut faults: BTreeMap<&str, u32> = BTreeMap::new();
     for round in 0..6 {
         let database = Database::new().await;
-        database.execute("select outbox.subscribe('s' || n, array['**'], 'recorder') from generate_series(1, 4) as n; set outbox.doorbell = 'off'").await;
+        database
+            .execute(
+                "select outbox.subscribe('s' || n, array['**'], 'recorder') from generate_series(1, 4) as n; \
+                 set outbox.doorbell = 'off'",
+            )
+            .await;
         let connection = plans::relay_connection(&database).await;
         drop(connection);
         let connection = database.connection().await;

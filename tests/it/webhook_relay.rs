@@ -269,7 +269,12 @@ async fn a_retry_that_is_due_at_once_does_not_wait_for_its_lease() {
     let mut holding = operator.begin().await.unwrap();
     sqlx::query("lock table outbox.attempts in access exclusive mode").execute(&mut *holding).await.unwrap();
     publish(&database, "a.b", 1).await;
-    database.eventually("select exists (select from outbox.owed where attempt = 2) or exists (select from outbox.dead_letters where attempts = 2)").await;
+    database
+        .eventually(
+            "select exists (select from outbox.owed where attempt = 2) \
+             or exists (select from outbox.dead_letters where attempts = 2)",
+        )
+        .await;
     holding.rollback().await.unwrap();
     database.eventually("select count(*) = 1 from outbox.dead_letters where attempts = 2").await;
     assert_eq!(refusing.requests().len(), 2);

@@ -1,6 +1,6 @@
-//! Breakers of two kinds: of a host, for what is known of it whoever asks (its name, connections, TLS), and of a subscription, for
-//! what it alone is answered, time-outs too. Each opens after failures, lets one probe through, closes on success. While one is open
-//! nothing is claimed for it, so an outage burns no attempt.
+//! Breakers of two kinds. The breaker of a host is about its name, connections and TLS; the breaker of a
+//! subscription is about its answers and time-outs. A breaker opens after failures, lets one probe through,
+//! and closes on success. While it is open nothing is claimed, so an outage uses up no attempts.
 
 use std::{
     collections::HashMap,
@@ -16,17 +16,17 @@ use crate::{
     store::BreakerState,
 };
 
-/// Opens after so many failures in a row,
+/// Failures in a row that open it.
 const IN_A_ROW: u32 = 20;
-/// or when of at least so many attempts
+/// Attempts within [`WITHIN`] from which on the share of failures counts.
 const AT_LEAST: u32 = 20;
-/// within this time
+/// Time in which attempts are counted.
 const WITHIN: Duration = Duration::from_secs(60);
-/// this share failed.
+/// Share of failures that opens it.
 const SHARE: f64 = 0.7;
-/// How long it stays open at first: a deploy takes seconds, and a probe is one request; doubles with each failed probe
+/// How long it stays open at first. It doubles with each failed probe.
 const OPEN_FOR: Duration = Duration::from_secs(2);
-/// up to this.
+/// Longest time that it stays open.
 const OPEN_AT_MOST: Duration = Duration::from_secs(300);
 /// A probe that was let through and never reported back counts as lost after this time.
 const PROBE_LOST: Duration = Duration::from_secs(90);
@@ -174,7 +174,7 @@ impl Breakers {
         changes
     }
 
-    /// Lets the next probe through at once where an attempt says nothing of its destination and may have been the probe.
+    /// Lets the next probe through at once, if an attempt was the probe and tells nothing of its destination.
     /// Returns whether it did.
     pub(crate) fn probe_again(
         &self,
@@ -296,7 +296,8 @@ impl Evidence {
     }
 }
 
-/// Which of these outcomes says most about their destination: the first that says whether it works, or else that it answers.
+/// The outcome that tells most of the destination: the first that tells whether it works, else whether it
+/// answers.
 pub(super) fn clearest<'o>(outcomes: impl Iterator<Item = &'o Outcome>) -> Option<usize> {
     let unclear = |outcome: &Outcome| match Evidence::of(outcome) {
         Evidence::FailedHost | Evidence::Failed | Evidence::Works => 0,

@@ -7,19 +7,19 @@
 
 use std::time::{Duration, Instant};
 
-/// A window begins so wide, and is so wide again after a long rest.
+/// Width at the beginning and after a long rest.
 const FIRST: f64 = 8.0;
-/// Without an answer for so long it begins anew.
+/// A rest without answers after which a window begins again.
 const RESTED: Duration = Duration::from_secs(10);
-/// Who has not answered for so long while something is in flight counts as silent.
+/// Time without an answer, while something is in flight, after which a subscription is silent.
 const SILENT: Duration = Duration::from_secs(1);
-/// Latency within this much of the best is not a sign of congestion.
+/// Latency above the best that is no sign of congestion.
 const SLACK: Duration = Duration::from_millis(25);
-/// Nor is latency within this factor of the best.
+/// Multiple of the best latency that is no sign of congestion.
 const FACTOR: f64 = 1.6;
-/// After a refusal the window stays below the refused width for so long at first; twice as long each time,
+/// How long a window stays below a refused width at first. It doubles with each refusal.
 const REMEMBER: Duration = Duration::from_secs(10);
-/// up to this.
+/// Longest time that a refused width is remembered.
 const REMEMBER_AT_MOST: Duration = Duration::from_secs(300);
 /// A round lasts at least this long, and longer while widths are compared.
 const SHORTEST_ROUND: Duration = Duration::from_millis(10);
@@ -28,13 +28,13 @@ const SHORTEST_TRIAL: Duration = Duration::from_millis(50);
 const REST_ROUNDS: u32 = 3;
 /// Slow start goes on while a window twice as wide has this many times the throughput.
 const WORTH_DOUBLING: f64 = 1.25;
-/// The best latency is forgotten after so long: the way may have changed.
+/// Time after which the best latency is forgotten.
 const BEST_FOR: Duration = Duration::from_secs(30);
 
 /// What an attempt says about the room its destination has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// It took it.
+    /// It took the event.
     Success,
     /// It asks for less: 429, 503.
     Refused,
@@ -187,7 +187,7 @@ impl Window {
         }
     }
 
-    /// Once for all that was in flight together: what began before the last shrinking says nothing of the new width.
+    /// An attempt that began before the window shrank tells nothing of the new width.
     fn may_shrink(&self, began: Instant) -> bool {
         self.shrunk.is_none_or(|then| began >= then)
     }

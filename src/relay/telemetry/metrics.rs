@@ -49,7 +49,11 @@ macro_rules! metrics {
         impl Metrics {
             pub(super) fn register(registry: &mut Registry) -> Self {
                 let metrics = Self { $($field: $make,)* };
-                $(registry.register($name, concat!($($doc),*).trim().trim_end_matches('.'), metrics.$field.clone());)*
+                $(registry.register(
+                    $name,
+                    concat!($($doc),*).trim().trim_end_matches('.'),
+                    metrics.$field.clone(),
+                );)*
                 metrics
             }
         }
@@ -68,7 +72,7 @@ metrics! {
     deliveries_routed: Counter = "pgoutbox_deliveries_routed", Counter::default();
     /// Events that a subscription was not sent because its match or filter could not be evaluated.
     filter_errors: Family<SubscriptionLabels, Counter> = "pgoutbox_filter_errors", Family::default();
-    /// Deliveries whose payload an event type only warns of: it does not fit, is unreadable, or the type is invalid.
+    /// Deliveries whose payload does not fit an event type that only warns, or cannot be checked.
     schema_warnings: Family<CauseLabels, Counter> = "pgoutbox_schema_warnings", Family::default();
     /// Deliveries claimed after waiting: retries, backlog, expired leases.
     deliveries_claimed: Counter = "pgoutbox_deliveries_claimed", Counter::default();
@@ -79,7 +83,8 @@ metrics! {
     /// Failed attempts by reason.
     attempt_failures: Family<ReasonLabels, Counter> = "pgoutbox_attempt_failures", Family::default();
     /// Duration of attempts.
-    attempt_seconds: AttemptSeconds = "pgoutbox_attempt_duration_seconds", Family::new_with_constructor(seconds_histogram as fn() -> Histogram);
+    attempt_seconds: AttemptSeconds = "pgoutbox_attempt_duration_seconds",
+        Family::new_with_constructor(seconds_histogram as fn() -> Histogram);
     /// From the event's insert to the settled delivery.
     delivery_seconds: Histogram = "pgoutbox_delivery_latency_seconds", seconds_histogram();
     /// Deliveries given up, by reason.
@@ -89,7 +94,8 @@ metrics! {
     /// Outstanding deliveries by subscription; counting stops at 100,000.
     outstanding: Family<SubscriptionLabels, Gauge> = "pgoutbox_outstanding_deliveries", Family::default();
     /// Age of the oldest outstanding delivery by subscription. The one alert everybody needs.
-    oldest: Family<SubscriptionLabels, Gauge<f64, std::sync::atomic::AtomicU64>> = "pgoutbox_oldest_delivery_age_seconds", Family::default();
+    oldest: Family<SubscriptionLabels, Gauge<f64, std::sync::atomic::AtomicU64>> =
+        "pgoutbox_oldest_delivery_age_seconds", Family::default();
     /// Permits that are free: 0 for long means that the relay is saturated.
     free_permits: Gauge = "pgoutbox_free_permits", Gauge::default();
     /// Deliveries leased to this relay that have not begun: a kill costs their wait and no copy.

@@ -1,5 +1,5 @@
-//! Every log line about the flow, every metric, and the signals tests wait for, as functions named in the past tense.
-//! Never sees a payload or a secret, and never decides.
+//! Every log line about the flow, every metric, and the signals that tests wait for, as functions named in
+//! the past tense. Never sees a payload or a secret, and never decides.
 
 mod metrics;
 
@@ -22,7 +22,7 @@ use crate::{
     store::{Backlog, SubscriptionState},
 };
 
-/// What happened, for whoever waits for it. In every build; costs nothing when nobody listens.
+/// What happened. Signals are in every build and cost nothing while nobody listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Signal {
     /// The relay's stages run.
@@ -168,25 +168,30 @@ impl Telemetry {
         self.signal(|| Signal::Routed { events, deliveries });
     }
 
-    /// Every one is counted; told is the first of a while.
+    /// Counts every one, and warns of the first after a report.
     pub(crate) fn filter_failed(&self, subscription: &str, event: &Event, why: &str, is_news: bool) {
         self.metrics
             .filter_errors
             .get_or_create(&SubscriptionLabels { subscription: subscription.to_owned() })
             .inc();
         if is_news {
-            tracing::warn!(event.id = %event.id, subscription, why, "a filter could not be evaluated: no match");
+            tracing::warn!(event.id = %event.id, subscription, why, "filter failed, event not sent");
         } else {
-            tracing::debug!(event.id = %event.id, subscription, why, "a filter could not be evaluated: no match");
+            tracing::debug!(event.id = %event.id, subscription, why, "filter failed, event not sent");
         }
         self.signal(|| Signal::FilterFailed { event: event.id, subscription: subscription.to_owned() });
     }
 
-    /// Every one is counted; told is the first of a while.
+    /// Counts every one, and warns of the first after a report.
     pub(crate) fn schema_warned(&self, event: &Event, cause: Cause, why: &str, is_news: bool) {
         self.metrics.schema_warnings.get_or_create(&CauseLabels { cause: cause.code() }).inc();
         if is_news {
-            tracing::warn!(event.id = %event.id, cause = cause.code(), why, "a payload does not fit its event type; delivering it");
+            tracing::warn!(
+                event.id = %event.id,
+                cause = cause.code(),
+                why,
+                "payload does not fit its event type, delivering it"
+            );
         }
         self.signal(|| Signal::SchemaWarned { event: event.id });
     }
@@ -194,7 +199,7 @@ impl Telemetry {
     pub(crate) fn event_type_checked(&self, topic: &str, version: i32, problem: Option<&str>) {
         match problem {
             Some(problem) => {
-                tracing::error!(topic, version, problem, "an event type cannot be used until it is mended")
+                tracing::error!(topic, version, problem, "event type cannot be used until it is fixed")
             }
             None => tracing::info!(topic, version, "event type is usable again"),
         }
@@ -225,7 +230,9 @@ impl Telemetry {
         if let Some(reason) = report.outcome.reason() {
             self.metrics.attempt_failures.get_or_create(&ReasonLabels { reason: reason.code() }).inc();
             tracing::debug!(
-                event.id = %delivery.event.id, subscription = delivery.subscription.row.name, attempt = delivery.attempt,
+                event.id = %delivery.event.id,
+                subscription = delivery.subscription.row.name,
+                attempt = delivery.attempt,
                 reason = reason.code(), status = report.status, "attempt failed"
             );
         }
@@ -238,7 +245,9 @@ impl Telemetry {
 
     pub(crate) fn retry_scheduled(&self, delivery: &Delivery, wait: Duration) {
         tracing::debug!(
-            event.id = %delivery.event.id, subscription = delivery.subscription.row.name, attempt = delivery.attempt,
+            event.id = %delivery.event.id,
+            subscription = delivery.subscription.row.name,
+            attempt = delivery.attempt,
             wait_seconds = wait.as_secs_f64(), "retry scheduled"
         );
         self.signal_settled(delivery, "retry");
@@ -247,7 +256,9 @@ impl Telemetry {
     pub(crate) fn dead_lettered(&self, delivery: &Delivery, reason: Reason) {
         self.metrics.dead_letters.get_or_create(&ReasonLabels { reason: reason.code() }).inc();
         tracing::warn!(
-            event.id = %delivery.event.id, subscription = delivery.subscription.row.name, attempt = delivery.attempt,
+            event.id = %delivery.event.id,
+            subscription = delivery.subscription.row.name,
+            attempt = delivery.attempt,
             reason = reason.code(), "dead letter"
         );
         self.signal_settled(delivery, "dead_letter");
@@ -260,7 +271,9 @@ impl Telemetry {
     pub(crate) fn stale_verdict(&self, delivery: &Delivery) {
         self.metrics.stale_verdicts.inc();
         tracing::warn!(
-            event.id = %delivery.event.id, subscription = delivery.subscription.row.name, attempt = delivery.attempt,
+            event.id = %delivery.event.id,
+            subscription = delivery.subscription.row.name,
+            attempt = delivery.attempt,
             "the lease was lost before the verdict; the destination may get this event again"
         );
         self.signal_settled(delivery, "stale");
@@ -351,7 +364,7 @@ impl Telemetry {
 
     pub(crate) fn database_failed(&self, stage: &'static str, error: &(dyn std::error::Error + 'static)) {
         self.metrics.database_failures.get_or_create(&StageLabels { stage }).inc();
-        tracing::warn!(stage, error = chain(error), "the database did not do it; trying again");
+        tracing::warn!(stage, error = chain(error), "query failed, retrying");
         self.signal(|| Signal::DatabaseFailed);
     }
 
