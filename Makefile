@@ -27,6 +27,7 @@ check:
 	$(CARGO) check --locked --lib --no-default-features
 	$(CARGO) check --locked --lib --no-default-features --features testing
 	$(CARGO) test --locked $(FEATURES)
+	$(CARGO) test --locked $(FEATURES) --test it -- --ignored --test-threads 1 isolation::
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps $(FEATURES)
 	$(CARGO) deny --locked check bans licenses sources
 	@if $(CARGO) deny --locked fetch db >/dev/null 2>&1; then \

@@ -1233,7 +1233,7 @@ begin
     get diagnostics redriven = row_count;
 
     if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
-        perform pg_notify('outbox_doorbell', '');
+        perform pg_notify('outbox_doorbell', 'due');
     end if;
     return redriven;
 end;

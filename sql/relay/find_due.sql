@@ -21,7 +21,8 @@ with recursive outstanding as (
 ),
 -- What an operator redrove and no relay has tried yet: hardly ever anything.
 asked as materialized (
-    select exists (select from outbox.deliveries as delivery where delivery.asked) as any_at_all
+    select exists (select from outbox.deliveries as delivery
+                    where delivery.asked and delivery.subscription_id > 0) as any_at_all  -- the bound names the index
 ),
 candidate as (
     select outstanding.subscription_id

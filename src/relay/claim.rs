@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -52,6 +52,8 @@ pub(super) struct Bounds {
     pub(super) pages: AtomicI64,
     /// The subscription claimed for last: the next claim begins behind it.
     turn: AtomicI64,
+    /// Whether suspects of two deaths were found: they are claimed one at a time.
+    suspects_alone: AtomicBool,
 }
 
 /// Finds the subscriptions that have something due, and takes over what dead relays held.
@@ -110,7 +112,7 @@ async fn cancel_orphans(shared: &Shared, subscription: i64) -> Result<(), Error>
 /// Claims for every subscription that has something due and room for it. Returns the number of deliveries.
 pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usize, Error> {
     let due = shared.schedule.take_due(Instant::now());
-    if due.is_empty() {
+    if due.all.is_empty() {
         return Ok(0);
     }
     let index = shared.index.load_full();
@@ -121,12 +123,15 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
     let mut budget = shared.dispatch.budget();
     let turn = shared.bounds.turn.load(Ordering::Acquire);
     // A share for each, so that what is asked for speculatively does not spend all of it.
-    let share = (budget.left() / due.len()).max(1);
-    let in_turn = due.range(turn + 1..).chain(due.range(..=turn)).copied();
+    let share = (budget.left() / due.all.len()).max(1);
+    let is_alone = shared.bounds.suspects_alone.load(Ordering::Acquire);
+    let in_turn = due.all.range(turn + 1..).chain(due.all.range(..=turn)).copied();
     for id in in_turn {
         if budget.is_spent() {
             // Its turn comes with the next claim.
-            shared.schedule.fall_behind(id);
+            if due.rows.contains(&id) {
+                shared.schedule.fall_behind(id);
+            }
             continue;
         }
         shared.bounds.turn.store(id, Ordering::Release);
@@ -140,7 +145,9 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
         let to_begin = shared.dispatch.room_to_begin(subscription, now, &budget).min(most).min(share);
         // A breaker's probe is what was redriven, if something was.
         let asked = if most == 1 { shared.schedule.take_asked(id) } else { None };
-        if to_begin > 0 {
+        if !due.rows.contains(&id) {
+            // It has only a backlog.
+        } else if to_begin > 0 {
             budget.spend(to_begin);
             let room = u32::try_from(to_begin).unwrap_or(u32::MAX);
             rows.push((
@@ -152,8 +159,15 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
         }
         let (waits, has_suspects) = shared.schedule.waits(id);
         let own_page = subscription.outlet.settles();
-        if has_suspects && to_begin > 0 {
-            suspects.push(BacklogClaim { subscription: id, wanted: to_begin.max(1), since: 0, own_page });
+        if has_suspects {
+            let wanted = match is_alone {
+                true if shared.dispatch.has_suspects() || !suspects.is_empty() => 0,
+                true => 1,
+                false => to_begin.max(shared.dispatch.room_for_suspects(id)).min(most),
+            };
+            if wanted > 0 {
+                suspects.push(BacklogClaim { subscription: id, wanted, since: 0, own_page });
+            }
         }
         if waits {
             let wanted = shared.dispatch.room_behind(subscription, now, &budget).min(most).min(share);
@@ -164,11 +178,11 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
         }
     }
     let mut taken = 0;
-    for part in rows.chunks(SUBSCRIPTIONS_AT_ONCE) {
-        taken += claim_rows(shared, deliver, part).await?;
-    }
     for part in suspects.chunks(SUBSCRIPTIONS_AT_ONCE) {
         taken += claim_backlog(shared, deliver, part, true).await?;
+    }
+    for part in rows.chunks(SUBSCRIPTIONS_AT_ONCE) {
+        taken += claim_rows(shared, deliver, part).await?;
     }
     for part in backlog.chunks(SUBSCRIPTIONS_AT_ONCE) {
         taken += claim_backlog(shared, deliver, part, false).await?;
@@ -324,6 +338,15 @@ async fn claim_backlog(
             shared.schedule.hold_back(claim.subscription, suspects);
         }
     }
+    if suspects {
+        // After two deaths a relay holds one suspect that has not begun: the next death is blamed on few.
+        let is_alone = jobs.iter().any(|job| job.blame() > 0);
+        shared.bounds.suspects_alone.store(is_alone, Ordering::Release);
+        if is_alone {
+            let back = jobs.split_off(1);
+            deliver.give_back(back, Reason::LeaseLost).await;
+        }
+    }
     let expired = if suspects { jobs.len() } else { 0 };
     hold(shared, deliver, jobs, expired).await
 }
@@ -394,7 +417,7 @@ fn of_page(
         payload_read: false,
         bytes: 0,
         queued: Instant::now(),
-        is_urgent: false,
+        is_urgent: page.deaths > 0,
         is_checked: false,
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use super::{Shared, breaker::About, deliver::Deliver};
 use crate::{
     event::types::{EventType, Types},
-    store::{Error, SubscriptionState},
+    store::{Error, SubscriptionRow, SubscriptionState},
     subscription::{Index, Subscription},
 };
 
@@ -23,6 +23,12 @@ pub(super) struct Reload {
     /// Subscriptions that this relay cannot use, with the reason.
     invalid: HashMap<i64, String>,
     types: BTreeMap<i64, Arc<EventType>>,
+}
+
+/// Whether rows differ only in a pause that the destination asked for, which got longer.
+fn grows_only_its_pause(before: &SubscriptionRow, row: &SubscriptionRow) -> bool {
+    row.paused_until > before.paused_until
+        && SubscriptionRow { paused_until: row.paused_until, ..before.clone() } == *row
 }
 
 impl Reload {
@@ -60,6 +66,15 @@ impl Reload {
         for row in loaded.rows {
             let (id, name, state) = (row.id, row.name.clone(), row.state);
             let pause = row.paused_until;
+            if let Some(before) = self.subscriptions.get(&id)
+                && grows_only_its_pause(&before.row, &row)
+                && let Some(until) = pause
+            {
+                // Destinations that answer 429 move it often: the sink is not bound again for that.
+                let length = (until - shared.clock.now()).to_std().unwrap_or_default();
+                shared.pauses.pause(id, length, Instant::now());
+                continue;
+            }
             let (subscription, problem) = Subscription::bind(row, &shared.sinks);
             match problem {
                 // A relay that can serve it overrules one that cannot.
@@ -91,7 +106,7 @@ impl Reload {
             let before = self.subscriptions.insert(id, Arc::new(subscription));
             let could_send =
                 before.is_some_and(|before| before.may_send() && before.row.paused_until == pause);
-            if may_send && !could_send {
+            if may_send && (!could_send || shared.pauses.is_paused(id, Instant::now())) {
                 resumed.push(id);
             }
         }

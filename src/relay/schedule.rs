@@ -41,6 +41,15 @@ struct State {
     asked: HashMap<i64, (DateTime<Utc>, bool)>,
 }
 
+/// The subscriptions to claim for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Due {
+    /// Those that may have due rows.
+    pub(crate) rows: BTreeSet<i64>,
+    /// These, and those with something in the backlog.
+    pub(crate) all: BTreeSet<i64>,
+}
+
 impl Schedule {
     pub(crate) fn new() -> Self {
         Self { origin: Instant::now(), state: Mutex::default() }
@@ -169,15 +178,18 @@ impl Schedule {
     }
 
     /// The subscriptions to claim for now, each once.
-    pub(crate) fn take_due(&self, now: Instant) -> BTreeSet<i64> {
+    pub(crate) fn take_due(&self, now: Instant) -> Due {
         let step = u64::try_from(now.saturating_duration_since(self.origin).as_millis() / STEP.as_millis())
             .unwrap_or(u64::MAX);
         let mut state = self.state();
         let later = state.due.split_off(&(step + 1, i64::MIN));
         let due = std::mem::replace(&mut state.due, later);
         state.turn += 1;
-        let waiting = state.behind.keys().chain(state.held_back.keys()).chain(state.suspects.keys()).copied();
-        due.into_iter().map(|(_, subscription)| subscription).chain(waiting).collect()
+        let behind = state.behind.keys().copied();
+        let rows: BTreeSet<i64> =
+            due.into_iter().map(|(_, subscription)| subscription).chain(behind).collect();
+        let waiting = state.held_back.keys().chain(state.suspects.keys()).copied();
+        Due { all: rows.iter().copied().chain(waiting).collect(), rows }
     }
 
     /// When something falls due next, those behind aside.
@@ -198,10 +210,10 @@ mod tests {
         let now = Instant::now();
         schedule.note(1, now + Duration::from_millis(20));
         schedule.note(2, now + Duration::from_secs(60));
-        assert!(schedule.take_due(now).is_empty());
+        assert!(schedule.take_due(now).all.is_empty());
         let next = schedule.next().unwrap();
         assert!(next >= now + Duration::from_millis(20) && next <= now + Duration::from_millis(40));
-        assert_eq!(schedule.take_due(next), BTreeSet::from([1]));
+        assert_eq!(schedule.take_due(next).rows, BTreeSet::from([1]));
         assert!(schedule.next().unwrap() > now + Duration::from_secs(50));
     }
 
@@ -221,21 +233,30 @@ mod tests {
     fn those_behind_are_always_due() {
         let schedule = Schedule::new();
         schedule.fall_behind(7);
-        assert_eq!(schedule.take_due(Instant::now()), BTreeSet::from([7]));
-        assert_eq!(schedule.take_due(Instant::now()), BTreeSet::from([7]));
+        assert_eq!(schedule.take_due(Instant::now()).rows, BTreeSet::from([7]));
+        assert_eq!(schedule.take_due(Instant::now()).rows, BTreeSet::from([7]));
         schedule.catch_up(7);
-        assert!(schedule.take_due(Instant::now()).is_empty());
+        assert!(schedule.take_due(Instant::now()).all.is_empty());
+    }
+
+    #[test]
+    fn rows_are_not_claimed_for_a_subscription_that_has_only_a_backlog() {
+        let schedule = Schedule::new();
+        schedule.hold_back(7, false);
+        schedule.fall_behind(8);
+        let due = schedule.take_due(Instant::now());
+        assert_eq!((due.rows, due.all), (BTreeSet::from([8]), BTreeSet::from([7, 8])));
     }
 
     #[test]
     fn who_falls_behind_while_a_claim_is_under_way_is_claimed_for_again() {
         let schedule = Schedule::new();
         schedule.note(7, Instant::now());
-        while schedule.take_due(Instant::now()).is_empty() {}
+        while schedule.take_due(Instant::now()).all.is_empty() {}
         schedule.fall_behind(7); // past events became due, or a breaker closed
         schedule.catch_up(7); // the claim found nothing
-        assert_eq!(schedule.take_due(Instant::now()), BTreeSet::from([7]));
+        assert_eq!(schedule.take_due(Instant::now()).rows, BTreeSet::from([7]));
         schedule.catch_up(7);
-        assert!(schedule.take_due(Instant::now()).is_empty());
+        assert!(schedule.take_due(Instant::now()).all.is_empty());
     }
 }

@@ -224,7 +224,7 @@ async fn among_a_million_rows_the_frequent_statements_touch_few_pages() {
     // Pages of the rows and of the index.
     let limits = [
         ("load_cursor", CURSOR),
-        ("open_window", 2 * CURSOR), // one probe for each open transaction
+        ("open_window", 3 * CURSOR), // one probe for each open transaction
         ("read_events", 60),
         ("read_page", 100),
         ("find_due", 150),

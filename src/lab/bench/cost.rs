@@ -1,20 +1,19 @@
 //! What a delivered event costs: CPU of the relay and of PostgreSQL, write-ahead log and dead tuples. The
 //! sink does nothing, so that everything that is measured is the relay's.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use anyhow::Context;
 use sqlx::Row as _;
 
 use super::{
-    Row, reach,
+    Row,
+    noop_drain::{FLOOR, alone, drain},
     report::{Figure, Report},
-    running::{Noop, Permits, Running},
+    running::Permits,
     stage::{Database, Stage},
 };
 
-const FLOOR: &str = "none: the figures are per delivered event";
-const LIMIT: Duration = Duration::from_secs(180);
 /// Clock ticks in a second, as Linux shows them to programs.
 const TICKS: f64 = 100.0;
 
@@ -32,36 +31,44 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
     let figure =
         |metric: &str, unit, goal| Figure::new(Row::Cost, format!("{events} events, {metric}"), unit, goal);
     let mut figures = [
-        figure("CPU of the relay", "us", ""),
+        figure("CPU of the process of the relay", "us", ""),
         figure("CPU of PostgreSQL", "us", "<= 3"),
         figure("write-ahead log", "bytes", "<= 40"),
         figure("dead tuples", "tuples", "<= 0.01"),
     ];
     for _ in 0..stage.sizes.rounds {
-        let database = stage.database().await?;
-        database.subscribe_noop("noop").await?;
-        database.fill(events).await?;
-        let before = counters(stage, &database).await?;
-        let noop = Noop::default();
-        let relay = Running::start(&database, Permits::standard(), noop.clone()).await?;
-        reach(|| noop.count(), events.into(), LIMIT, "draining to a sink that does nothing").await?;
-        database.settled().await?;
-        // Backends report what they did when they end.
-        relay.stop().await?;
-        let after = counters(stage, &database).await?;
-        stage.discard(database).await?;
-        let each = |before: f64, after: f64| (after - before) / f64::from(events);
-        let values = [
-            each(before.relay, after.relay) * 1e6,
-            each(before.postgres, after.postgres) * 1e6,
-            each(before.wal, after.wal),
-            each(before.dead, after.dead),
-        ];
-        for (figure, value) in figures.iter_mut().zip(values) {
-            figure.value.push(value);
+        for (is_relay, values) in [(false, of(stage, false).await?), (true, of(stage, true).await?)] {
+            for (figure, value) in figures.iter_mut().zip(values) {
+                let series = if is_relay { &mut figure.value } else { &mut figure.floor };
+                series.push(value);
+            }
         }
     }
     Ok(report.print(FLOOR, &figures)?)
+}
+
+/// What an event costs a relay, or PostgreSQL alone.
+async fn of(stage: &Stage, is_relay: bool) -> anyhow::Result<[f64; 4]> {
+    let events = stage.sizes.noop_events;
+    let database = stage.database().await?;
+    database.subscribe_noop("noop").await?;
+    database.fill(events).await?;
+    let before = counters(stage, &database).await?;
+    // Backends report what they did when they end, so the relay is stopped first.
+    if is_relay {
+        drain(&database, Permits::standard(), events.into()).await?;
+    } else {
+        alone(&database, events).await?;
+    }
+    let after = counters(stage, &database).await?;
+    stage.discard(database).await?;
+    let each = |before: f64, after: f64| (after - before) / f64::from(events);
+    Ok([
+        each(before.relay, after.relay) * 1e6,
+        each(before.postgres, after.postgres) * 1e6,
+        each(before.wal, after.wal),
+        each(before.dead, after.dead),
+    ])
 }
 
 async fn counters(stage: &Stage, database: &Database) -> anyhow::Result<Counters> {

@@ -19,9 +19,8 @@ use crate::{
     store::{ConnectionSettings, Store},
 };
 
-const FLOOR: &str = "PostgreSQL alone: the relay's own statements on one connection with the relay's \
-                     settings, pages of 1,000: load_cursor, read_page, advance_cursor, settle_pages; \
-                     one subscription, nothing sent";
+pub(super) const FLOOR: &str = "PostgreSQL alone: the relay's own statements on one connection with the relay's settings, pages of \
+     1,000: load_cursor, read_page, advance_cursor, settle_pages; one subscription, nothing sent";
 const LIMIT: Duration = Duration::from_secs(180);
 /// Events in one step of the floor.
 const PAGE: i64 = 1_000;
@@ -64,12 +63,20 @@ pub(super) async fn drain(
 }
 
 async fn floor(stage: &Stage) -> anyhow::Result<f64> {
+    let events = stage.sizes.noop_events;
     let database = stage.database().await?;
     database.subscribe_noop("noop").await?;
-    database.fill(stage.sizes.noop_events).await?;
+    database.fill(events).await?;
+    let took = alone(&database, events).await?;
+    stage.discard(database).await?;
+    Ok(per_second(events.into(), took))
+}
+
+/// Routes and settles a backlog with the relay's statements on one connection.
+pub(super) async fn alone(database: &Database, events: u32) -> anyhow::Result<Duration> {
     let subscription: i64 =
         sqlx::query_scalar("select id from outbox.subscriptions").fetch_one(&database.pool).await?;
-    let mut connection = connect(&database).await?;
+    let mut connection = connect(database).await?;
     let began = Instant::now();
     let settled = within(LIMIT, "PostgreSQL alone", async {
         let mut settled = 0;
@@ -83,13 +90,9 @@ async fn floor(stage: &Stage) -> anyhow::Result<f64> {
     })
     .await?;
     let took = began.elapsed();
-    anyhow::ensure!(
-        settled == u64::from(stage.sizes.noop_events),
-        "PostgreSQL alone settled {settled} events"
-    );
+    anyhow::ensure!(settled == u64::from(events), "PostgreSQL alone settled {settled} events");
     connection.close().await?;
-    stage.discard(database).await?;
-    Ok(per_second(settled, took))
+    Ok(took)
 }
 
 /// Connects with the relay's login and settings, so that plans are the same.

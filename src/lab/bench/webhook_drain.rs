@@ -41,7 +41,8 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
     Ok(report.print(FLOOR, &figures)?)
 }
 
-/// Starts a relay on a backlog and waits until the receiver has it and all is settled. Returns events per second.
+/// Starts a relay on a backlog and waits until the receiver has it and all is settled. Returns events per
+/// second.
 pub(super) async fn relay(stage: &Stage, permits: Permits, receiving: &Receiving) -> anyhow::Result<f64> {
     let database = stage.database().await?;
     let events = u64::from(stage.sizes.webhook_events);

@@ -6,6 +6,7 @@ use super::{
     super::way::Way,
     Dispatch, State,
     job::{Attempt, Job},
+    shares::HANDFUL,
 };
 use crate::subscription::Subscription;
 
@@ -79,10 +80,13 @@ impl Dispatch {
             queue.unproven = queue.in_flight;
         }
         let batch = queue.batch();
+        // What a dead relay had sent does not wait until what hangs here has timed out.
+        let is_suspect = queue.rows.front().is_some_and(Job::is_suspect);
+        let in_flight = queue.in_flight.saturating_sub(if is_suspect { HANDFUL as u32 } else { 0 });
         let own_room = match batch {
             Some(batch) if queue.batches >= batch.in_flight.max(1) => 0,
             Some(batch) => batch.max,
-            None => self.width(queue).saturating_sub(queue.in_flight) as usize,
+            None => self.width(queue).saturating_sub(in_flight) as usize,
         };
         // Any way out but `Begins` takes it out of the turns.
         queue.listed = false;
@@ -90,10 +94,10 @@ impl Dispatch {
             return Next::Waits;
         }
         let shared_room = if known {
-            self.limits.for_known(free, queue.in_flight, is_alone)
+            self.limits.for_known(free, in_flight, is_alone)
         } else {
             let batch = batch.map(|batch| u32::try_from(batch.max).unwrap_or(u32::MAX));
-            self.limits.for_unknown(free, queue.in_flight, batch, state.unproven, is_alone)
+            self.limits.for_unknown(free, in_flight, batch, state.unproven, is_alone)
         };
         if shared_room == 0 {
             return Next::Parks;

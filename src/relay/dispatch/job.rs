@@ -32,6 +32,11 @@ impl Job {
         }
     }
 
+    /// Whether a relay died while it held its page.
+    pub(crate) fn is_suspect(&self) -> bool {
+        matches!(&self.held, Held::Page(page, _) if page.deaths > 0)
+    }
+
     /// Whether it becomes a dead letter without another attempt.
     pub(crate) fn is_deadly(&self) -> bool {
         match &self.held {

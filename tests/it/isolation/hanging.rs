@@ -9,6 +9,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures time: make test runs it alone"]
 async fn four_of_ten_subscriptions_that_hang_flood_or_answer_garbage_do_not_delay_the_others() {
     let database = Database::new().await;
     let mut live = Live::start(&database, "live.order").await;
@@ -37,6 +38,7 @@ async fn four_of_ten_subscriptions_that_hang_flood_or_answer_garbage_do_not_dela
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures time: make test runs it alone"]
 async fn three_hundred_subscriptions_that_hang_do_not_delay_one_made_after_them() {
     let database = Database::new().await;
     let running = relay(&database).await;

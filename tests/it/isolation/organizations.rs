@@ -11,6 +11,7 @@ use crate::support::{Database, Good};
 const BACKLOG: usize = 20_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures time: make test runs it alone"]
 async fn the_backlog_of_one_organization_does_not_delay_another() {
     let database = Database::new().await;
     let busy = Good::counting(Duration::from_millis(50)).await;
