@@ -19,8 +19,9 @@ use crate::{
     store::{ConnectionSettings, Store},
 };
 
-pub(super) const FLOOR: &str = "PostgreSQL alone: the relay's own statements on one connection with the relay's settings, pages of \
-     1,000: load_cursor, read_page, advance_cursor, settle_pages; one subscription, nothing sent";
+pub(super) const FLOOR: &str = "PostgreSQL alone: the relay's own statements on one connection with the \
+                                relay's settings, pages of 1,000: load_cursor, read_page, \
+                                advance_cursor, settle_pages; one subscription, nothing sent";
 const LIMIT: Duration = Duration::from_secs(180);
 /// Events in one step of the floor.
 const PAGE: i64 = 1_000;

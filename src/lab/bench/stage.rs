@@ -142,7 +142,8 @@ impl Database {
     ) -> anyhow::Result<()> {
         let config = serde_json::json!({ "url": url, "secret": format!("file:{SECRET}"), "timeout": "15s" });
         let subscribing = sqlx::query(
-            "select outbox.subscribe($1, array['**'], 'webhook', config => $2::text::jsonb, organization => $3)",
+            "select outbox.subscribe($1, array['**'], 'webhook', config => $2::text::jsonb, \
+             organization => $3)",
         )
         .bind(name)
         .bind(config.to_string())
