@@ -21,10 +21,11 @@ with recursive outstanding as (
       from outstanding
      where outstanding.subscription_id is not null
 ),
--- What an operator redrove and no relay has tried yet: hardly ever anything.
+-- Whether any delivery was redriven by an operator and not claimed since; there is hardly ever one.
 asked as materialized (
     select exists (select from outbox.deliveries as delivery
-                    where delivery.asked and delivery.subscription_id > 0) as any_at_all  -- the bound names the index
+                    -- With a bound on its column the index is used.
+                    where delivery.asked and delivery.subscription_id > 0) as any_at_all
 ),
 candidate as (
     select outstanding.subscription_id
