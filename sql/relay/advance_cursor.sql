@@ -1,24 +1,40 @@
--- One routing step: move the cursor from the step it was read at, and record what was matched. If another relay has moved
--- it meanwhile, nothing happens and no row comes back: the first to commit wins, and the loser's reading is void.
---   $1 step it was read at   $2 settled   $3 low, or null: as it was read now, $18   $4 window_end
---   $5 window_low, or null: as it was read now, $18   $6 page_after   $7 page_until
---   what this relay delivers at once, an entry each: $8 page   $9 subscriptions, ascending in a page   $10 positions
---   $11 lease token   $12 length of the lease in seconds   $13 this relay
---   what waits as a whole: $14 subscriptions   $15 positions
---   $16 $17 the span of all events' created_at
---   $18 highest position drawn when the events were read   $19 low_xid   $20 window_low_xid
---   $21 subscriptions that this step is the first to know, and that want events from before
---   what has a due time of its own: $22 positions   $23 the events' created_at   $24 subscriptions   $25 not before (null: at once)
+-- One routing step in one commit: moves the cursor and writes what the relay has matched. If another relay
+-- moved the cursor after this one read it, nothing is written and no row is returned.
+--   $1 step of the cursor that was read
+--   $2 settled
+--   $3 low; null: $18
+--   $4 window_end
+--   $5 window_low; null: $18
+--   $6 page_after
+--   $7 page_until
+--   Pages that this relay delivers now, one entry for each page and subscription:
+--   $8 number of the page   $9 subscription, ascending within a page   $10 positions
+--   $11 lease token
+--   $12 length of the lease in seconds
+--   $13 this relay
+--   New rows of the backlog:
+--   $14 subscriptions   $15 positions
+--   For pages and backlog:
+--   $16 $17 first and last created_at of the events
+--   For the cursor and for starts:
+--   $18 highest position that was drawn when the events were read
+--   $19 low_xid
+--   $20 window_low_xid
+--   $21 subscriptions that want past events and that no step knew before this one
+--   New rows of deliveries, for events with a due time of their own:
+--   $22 positions   $23 created_at of the events   $24 subscriptions
+--   $25 earliest time of the first attempt; null: now
 --   $26 priorities
 --
--- A row comes back for each page, in their order, or one without a page.
--- A point of priority is worth a minute of waiting: it moves the due time into the past, where claiming begins, yet never
--- before `not before`; of a null and a time the greatest is the time.
--- `low` goes with this transaction's id: a transaction with a higher id began after $18 was read, and draws its positions
--- after it got its id, so its events lie above. A snapshot's xmax would not do: it is one more than the newest transaction
--- that has *ended*, and newer ones may have drawn positions already.
--- A statement of its own and not part of a transaction that reads, matches and writes: nothing is locked while the relay
--- thinks, and a step costs two round trips instead of six.
+-- Returns one row for each page, or one row without a page.
+-- One point of priority counts as one minute of waiting: it moves the due time into the past, where claims
+-- begin, but never before $25. The greatest of a null and a time is the time.
+-- `low` belongs to the id of this transaction: a transaction with a higher id began after $18 was read and
+-- draws its positions after it got its id, so its events have higher positions. The xmax of a snapshot would
+-- be too low: it follows the newest transaction that has ended, and newer ones may have drawn positions
+-- already.
+-- This is a statement by itself, not the end of a transaction that also reads: nothing is locked while the
+-- relay matches, and a step costs two round trips instead of six.
 with moved as (
     update outbox.cursor
        set step       = step + 1,
@@ -33,7 +49,7 @@ with moved as (
      where step = $1::bigint
     returning step, low, low_xid::text as low_xid, window_low, window_low_xid::text as window_low_xid
 ),
--- The old row: what was routed before this step.
+-- Past events are those that were routed before this step: the cursor's old row.
 fixed as (
     update outbox.starts as start
        set settled = before.settled, window_end = before.window_end, page_after = before.page_after, until = $18::bigint + 1

@@ -1,5 +1,5 @@
--- What subscriptions that were deleted were owed is owed to nobody. Returns how many rows that were.
---   $1 how many at most   $2 the subscription
+-- Delete deliveries and backlog of a subscription that was deleted, and return the number of rows.
+--   $1 how many rows of each table at most   $2 the subscription
 with backlog as (
     delete from outbox.backlog as waiting
      where waiting.ctid = any (array(

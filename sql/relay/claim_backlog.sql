@@ -1,10 +1,17 @@
--- Move the oldest of what waits as a whole into pages: for each subscription, as many positions as it has room for.
---   $1 subscriptions   $2 positions wanted of each   $3 look from this id on, of each   $4 whether a page of its own is made for each
---   $5 suspects, or the others   $6 lease token   $7 length of the lease in seconds   $8 this relay
+-- Move the oldest positions of the backlog into pages of this relay: for each subscription, as many as are
+-- wanted.
+--   $1 subscriptions
+--   $2 positions wanted for each
+--   $3 smallest backlog id to look at for each
+--   $4 whether each gets a page of its own
+--   $5 true: claim suspects, which a relay held when it died; false: claim the others
+--   $6 lease token
+--   $7 length of the lease in seconds
+--   $8 this relay
 --
--- One scan per subscription, of 64 rows at most. A row of which not all is wanted is cut. Suspects, which a relay died with, get a
--- page for each row: what shares a page shares its blame.
--- The destination's pause and the state are read here too, so that all relays keep to them at once.
+-- At most 64 rows are scanned for each subscription. A row of which not all is wanted is cut.
+-- Each row of suspects gets a page of its own: when a relay dies, every pair of its page becomes suspect.
+-- Pause and state of the subscription are read here too, so that all relays follow them at once.
 with room (subscription_id, wanted, since, own) as (
     select * from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::boolean[])
 ),
@@ -14,7 +21,7 @@ due as materialized (
       join outbox.subscriptions as subscription
         on subscription.id = room.subscription_id
        and subscription.active
-       and subscription.state in ('ok', 'invalid')  -- invalid is what some relay said that cannot serve it
+       and subscription.state in ('ok', 'invalid')  -- invalid for one relay may be ok for another
        and (subscription.paused_until is null or subscription.paused_until <= now())
      cross join lateral (
            select backlog.ctid as address, backlog.id, backlog.subscription_id, backlog.positions, backlog.owed_since, backlog.created_from,
@@ -46,7 +53,8 @@ cut as (
      where backlog.ctid = any (array(select taken.address from taken where taken.before + taken.size > taken.wanted))
     returning backlog.id
 ),
--- Only what was really taken: a row that another relay changed since this statement began is locked, and not found by its address.
+-- Only rows that were really taken: a row that another relay changed after this statement began is no longer
+-- at its address.
 moved as materialized (
     select emptied.id from emptied
     union all

@@ -1,15 +1,18 @@
 -- Lease due deliveries: for each subscription, as many as it has room for.
---   $1 subscriptions   $2 room of each   $3 look at due times from here on, of each (null: all)   $4 lease token
+--   $1 subscriptions
+--   $2 deliveries wanted for each
+--   $3 earliest due time to look at for each; null: all
+--   $4 lease token
 --   $5 length of the lease in seconds
 --
 -- One scan per subscription: a million rows waiting for one cost the others nothing.
--- `due` is a fence: written as a plain subquery, the limited scan may run more than once and lease too much.
--- Rows are updated by address, which holds as long as their locks do. Joined by key instead, the planner
+-- `due` is materialized: as a plain subquery the limited scan may run more than once and lease too much.
+-- Rows are updated by address, which is valid while their locks are held. With a join by key, the planner
 -- expects many rows and reads the whole table.
--- A lease is a due time that has not come yet: when a relay dies, its deliveries return by themselves; a token that is
--- still there then says that the claim before this one ended without a verdict.
+-- A lease is a due time in the future: when a relay dies, its deliveries become due again by themselves. A
+-- lease token that is still there then shows that the claim before this one ended without a verdict.
 -- now() and not clock_timestamp(): only a stable function can bound the index scan.
--- The destination's pause and the state are read here too, so that all relays keep to them at once.
+-- Pause and state of the subscription are read here too, so that all relays follow them at once.
 with room (subscription_id, permits, since) as (
     select * from unnest($1::bigint[], $2::integer[], $3::timestamptz[])
 ),
@@ -19,7 +22,7 @@ due as materialized (
       join outbox.subscriptions as subscription
         on subscription.id = room.subscription_id
        and subscription.active
-       and subscription.state in ('ok', 'invalid')  -- invalid is what some relay said that cannot serve it
+       and subscription.state in ('ok', 'invalid')  -- invalid for one relay may be ok for another
        and (subscription.paused_until is null or subscription.paused_until <= now())
      cross join lateral (
            select delivery.ctid as address

@@ -1,5 +1,5 @@
--- How much a subscription is owed, what relays hold aside, counted no further than needed.
---   $1 subscription   $2 enough
+-- Count what is outstanding for a subscription, without the pages that relays hold.
+--   $1 subscription   $2 how many rows of each table to look at
 select (select count(*) from (select from outbox.deliveries as delivery where delivery.subscription_id = $1::bigint limit $2::bigint) as counted)
        + coalesce((select sum(counted.size)
                      from (select outbox.count_positions(backlog.positions) as size from outbox.backlog as backlog

@@ -1,3 +1,4 @@
--- All events from before are owed: nothing more to do, unless another relay was faster.
---   $1 subscription   $2 worked through up to, as it was read
+-- A subscription has all its past events: delete its row, unless another relay has moved on since it was
+-- read.
+--   $1 subscription   $2 position of that row as it was read
 delete from outbox.starts where subscription_id = $1::bigint and position = $2::bigint;

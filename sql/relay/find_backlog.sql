@@ -1,8 +1,9 @@
--- Which subscriptions have something in the backlog, and whether suspects.
---   $1 look from this id on; null: at all of it
+-- Find the subscriptions with rows in the backlog, separately for suspects and others.
+--   $1 smallest id to look at; null: all
 --
--- Without the bound, a loose scan also finds what deleted subscriptions were owed. With it, each subscription is probed, and only if
--- there is something new at all: the newest id is at the right end of its index whatever dead versions an old transaction keeps.
+-- Without $1, a scan that jumps from subscription to subscription also finds rows of deleted subscriptions.
+-- With $1, each subscription is looked up, but only if the backlog has such an id at all. The newest id is
+-- found at the right end of its index, however many dead rows an old transaction keeps there.
 with recursive outstanding as (
     (select backlog.subscription_id
        from outbox.backlog as backlog

@@ -1,9 +1,11 @@
--- Which subscriptions have deliveries that are due, and when the next one falls due otherwise.
---   $1 look at due times from here on; null: all
+-- Find the subscriptions with deliveries, and when the first delivery of each is due.
+--   $1 earliest due time to look at; null: all
 --
--- The bound keeps the scans off index entries of deliveries long settled, which an old transaction may keep alive. With it,
--- each subscription is probed: to walk from one that has deliveries to the next would pass all those entries.
--- Without it, a loose scan also finds what deleted subscriptions were owed: one probe of the index for each that has deliveries.
+-- While an old transaction is open, the index keeps entries of deliveries that were settled long ago; $1
+-- skips them. With $1 each subscription is looked up, because a scan from subscription to subscription would
+-- pass all these entries.
+-- Without $1, a scan that jumps from subscription to subscription, one index probe for each, also finds
+-- deliveries of deleted subscriptions.
 with recursive outstanding as (
     (select delivery.subscription_id
        from outbox.deliveries as delivery
@@ -19,10 +21,11 @@ with recursive outstanding as (
       from outstanding
      where outstanding.subscription_id is not null
 ),
--- What an operator redrove and no relay has tried yet: hardly ever anything.
+-- Whether any delivery was redriven by an operator and not claimed since; there is hardly ever one.
 asked as materialized (
     select exists (select from outbox.deliveries as delivery
-                    where delivery.asked and delivery.subscription_id > 0) as any_at_all  -- the bound names the index
+                    -- With a bound on its column the index is used.
+                    where delivery.asked and delivery.subscription_id > 0) as any_at_all
 ),
 candidate as (
     select outstanding.subscription_id

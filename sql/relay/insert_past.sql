@@ -1,7 +1,14 @@
--- Owe past events, and move on from where they were read. Whoever comes second does nothing, and no row comes back.
---   $1 subscription   $2 worked through up to, as it was read   $3 and now   $4 positions that wait as a whole, or null
---   $5 $6 the span of their created_at
---   what has a due time of its own: $7 positions   $8 the events' created_at   $9 not before (null: at once)   $10 priorities
+-- Write past events that a subscription wants, and move on from where they were read. If another relay was
+-- faster, nothing is written and no row is returned.
+--   $1 subscription
+--   $2 position up to which the log was read before
+--   $3 position up to which it is read now
+--   $4 positions for the backlog; null: none
+--   $5 $6 first and last created_at of these events
+--   New rows of deliveries, for events with a due time of their own:
+--   $7 positions   $8 created_at of the events
+--   $9 earliest time of the first attempt; null: now
+--   $10 priorities
 with moved as (
     update outbox.starts set position = $3::bigint
      where subscription_id = $1::bigint and position = $2::bigint

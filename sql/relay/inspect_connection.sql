@@ -1,4 +1,4 @@
--- What a relay must know of a connection before it trusts it.
+-- Read what a relay must know about a connection before it uses the database.
 select pg_is_in_recovery() as in_recovery,
        current_setting('transaction_read_only')::boolean as read_only,
        (select role.rolsuper from pg_roles as role where role.rolname = current_user) as superuser,

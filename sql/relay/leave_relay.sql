@@ -1,4 +1,4 @@
--- This relay stopped on purpose; relays unseen for a day are forgotten too.
+-- Remove a relay that stops, and relays that have not reported for a day.
 --   $1 relay
 with gone as (
     delete from outbox.relays as relay

@@ -1,4 +1,4 @@
--- The event types that changed since a snapshot, and the ids of all of them, in one snapshot.
+-- Read the event types that changed since a snapshot, and the ids of all event types, in one snapshot.
 --   $1 snapshot of the last load; null: all rows
 select now_seen.ids,
        type.id, type.topic, type.version, type.schema::text as schema, type.mode, type.description, type.upcast, type.state_reason

@@ -1,5 +1,5 @@
--- Subscriptions that want events from before they were made, and how far each one is.
---   $1 which
+-- Read how far subscriptions have got with their past events.
+--   $1 subscriptions
 select start.subscription_id, start.since, start.settled::text as settled, start.window_end::text as window_end, start.page_after,
        start.until, start.position
   from outbox.starts as start

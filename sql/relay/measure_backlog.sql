@@ -1,5 +1,7 @@
--- What is outstanding, for gauges: how much, and the age of the oldest, per subscription. Bounded: of rows and ranges so many are
--- looked at for each subscription, and pages are few.
+-- Measure what is outstanding for each subscription, for metrics: the number of deliveries, and the age of
+-- the oldest.
+--
+-- The number of rows that are looked at for each subscription is limited; pages are few.
 with held as materialized (
     select entry.subscription_id, sum(outbox.count_positions(entry.owed))::bigint as pairs, min(page.created_from) as oldest
       from outbox.pages as page

@@ -1,9 +1,14 @@
--- More is new than fits a page: fix where the window of new events ends, and between which positions it lies.
---   $1 the cursor's `low`   $2 transactions in progress in the cursor's snapshot   $3 its xmax   $4 the cursor's `low_xid`
+-- There are more new events than fit one page: fix the snapshot at which their window ends, and the positions
+-- between which its events lie.
+--   $1 low of the cursor
+--   $2 transactions in progress in the cursor's snapshot
+--   $3 xmax of the cursor's snapshot
+--   $4 low_xid of the cursor
 --
--- Events of transactions with a higher id than `low_xid` lie above `low`. Of those that were in progress, named in the
--- snapshot or between its xmax and `low_xid`, the first position comes from the (xid, position) index. `page_until` is read
--- after the snapshot was taken, so no event of the window lies above it.
+-- Events of transactions with a higher id than `low_xid` have higher positions than `low`. Of the
+-- transactions in $2, and of those from $3 to $4, the first position is found with the index on (xid,
+-- position). `page_until` is read after the snapshot was taken, so no event of the window has a higher
+-- position.
 with was_open (xid) as (
     select named.xid::xid8 from unnest($2::text[]) as named (xid)
     union all
@@ -16,8 +21,10 @@ select pg_current_snapshot()::text as window_end,
             cross join lateral (
                   select event.position
                     from outbox.events as event
-                   where event.xid >= was_open.xid  -- not `=`: the order by position alone could then be taken from
-                     and event.xid <= was_open.xid  -- the other index, by reading all of it
+                   -- With `=` the planner could take the order by position from the other index,
+                   -- and read all of it.
+                   where event.xid >= was_open.xid
+                     and event.xid <= was_open.xid
                    order by event.xid, event.position
                    limit 1) as first)) as page_after,
        (select sequence.last_value from outbox.events_position_seq as sequence) as page_until

@@ -1,4 +1,5 @@
--- Destinations asked for a pause: no relay sends until then. A pause only grows, and by a second at least.
+-- Destinations asked for pauses: no relay sends to these subscriptions until a pause ends. A pause is never
+-- shortened, and a change of less than a second is not written.
 --   $1 subscriptions   $2 lengths in seconds, in the order of $1
 update outbox.subscriptions as subscription
    set paused_until = now() + make_interval(secs => ($2::double precision[])[array_position($1::bigint[], subscription.id)])

@@ -1,13 +1,18 @@
--- Events that are visible now and not visible in the cursor's snapshot: at most $3 of them, unordered.
---   $1 xmax of the cursor's snapshot   $2 its transactions in progress   $3 how many at most   $4 whether payloads are wanted
---   $5 the cursor's step
+-- Read events that are visible now and were not visible in the cursor's snapshot, in no order.
+--   $1 xmax of the cursor's snapshot
+--   $2 transactions in progress in it
+--   $3 how many events at most
+--   $4 whether payloads are wanted
+--   $5 step of the cursor
 --
--- The snapshot's parts are parameters, not a join: joined, the planner cannot use the index.
--- Two arms, for a range `or` an `any` cannot use one index scan. Of the transactions that were in progress, only those
--- that have ended are looked at: a bulk load that is still open is not scanned again and again.
--- There is always at least one row: it carries the snapshot, the generation of subscriptions seen by it, the cursor's
--- step as it is now (another one than $5: what was read is void) and the highest position drawn so far.
--- Large payloads are left out; they are read when they are sent.
+-- The snapshot is passed in parts: joined from a table, it could not bound the index scan.
+-- There are two branches because no single index scan answers a range `or` an `any`. Of the transactions in
+-- $2 only those that have ended are scanned, so that a bulk load in progress is not scanned each time.
+-- There is always at least one row. Every row has the snapshot, the generation of subscriptions in it, the
+-- current step of the cursor and the highest position drawn so far. When the step is not $5, the relay drops
+-- what it read.
+-- Payloads above 16 KiB are left out and read before they are sent.
+-- Event columns come first and in this order, because the relay reads them by place.
 with fresh as materialized (
     select began.*
       from (select event.position, event.created_at, event.id, event.topic, event.key, event.organization, event.priority,
@@ -26,18 +31,20 @@ with fresh as materialized (
              cross join lateral (
                    select late.*
                      from outbox.events as late
-                    where late.xid >= was_open.xid::xid8  -- not `=`: the order by position alone could then be taken from
-                      and late.xid <= was_open.xid::xid8  -- the other index, by reading all of it
+                    -- With `=` the planner could take the order by position from the other index,
+                    -- and read all of it.
+                    where late.xid >= was_open.xid::xid8
+                      and late.xid <= was_open.xid::xid8
                     order by late.xid, late.position
                     limit $3::bigint) as event
              where pg_visible_in_snapshot(was_open.xid::xid8, pg_current_snapshot())
              limit $3::bigint) as ended
 )
-select now_seen.snapshot, now_seen.generation,
-       fresh.position, fresh.created_at, fresh.id, fresh.topic, fresh.key, fresh.organization, fresh.priority, fresh.deliver_after,
-       fresh.source, fresh.user_id, fresh.schema_version, fresh.headers::text as headers,
+select fresh.position, fresh.created_at, fresh.id, fresh.topic, fresh.key, fresh.organization, fresh.source,
+       fresh.user_id, fresh.schema_version, fresh.headers::text as headers,
        case when octet_length(fresh.payload) <= 16384 then fresh.payload end as payload,
-       now_seen.step, now_seen.drawn
+       fresh.priority, fresh.deliver_after,
+       now_seen.snapshot, now_seen.generation, now_seen.step, now_seen.drawn
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,
                (select cursor.step from outbox.cursor as cursor where cursor.step >= $5::bigint order by cursor.step desc limit 1) as step,

@@ -1,3 +1,4 @@
--- The number that moves with every committed change of a subscription, for a relay that has no room to route.
+-- Read the number that grows with every committed change of a subscription, for a relay without room to
+-- route.
 select generation.value
   from outbox.generation

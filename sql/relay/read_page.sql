@@ -1,9 +1,15 @@
--- One page of an open window, in the order of positions.
---   $1 the cursor's snapshot   $2 the window's end   $3 routed up to   $4 nothing above   $5 how many at most   $6 whether payloads are wanted
---   $7 the cursor's step
+-- Read one page of an open window, in the order of positions.
+--   $1 the cursor's snapshot
+--   $2 snapshot at which the window ends
+--   $3 position up to which the window is routed
+--   $4 highest position to look at
+--   $5 how many events at most
+--   $6 whether payloads are wanted
+--   $7 step of the cursor
 --
--- Ordered by position and not by transaction id: with row locks on the entity, position order is causal order per key.
--- There is always at least one row: it carries what read_events.sql carries too.
+-- Ordered by position, not by transaction id: when publishers lock the row of their entity, the events of a
+-- key have the order of their positions.
+-- There is always at least one row. Its columns are those of read_events.sql.
 with page as materialized (
     select event.position, event.created_at, event.id, event.topic, event.key, event.organization, event.priority,
            event.deliver_after, event.source, event.user_id, event.schema_version, event.headers,
@@ -16,11 +22,11 @@ with page as materialized (
      order by event.position
      limit $5::bigint
 )
-select now_seen.snapshot, now_seen.generation,
-       page.position, page.created_at, page.id, page.topic, page.key, page.organization, page.priority, page.deliver_after,
-       page.source, page.user_id, page.schema_version, page.headers::text as headers,
+select page.position, page.created_at, page.id, page.topic, page.key, page.organization, page.source,
+       page.user_id, page.schema_version, page.headers::text as headers,
        case when octet_length(page.payload) <= 16384 then page.payload end as payload,
-       now_seen.step, now_seen.drawn
+       page.priority, page.deliver_after,
+       now_seen.snapshot, now_seen.generation, now_seen.step, now_seen.drawn
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,
                (select cursor.step from outbox.cursor as cursor where cursor.step >= $7::bigint order by cursor.step desc limit 1) as step,

@@ -1,6 +1,17 @@
--- The delivery log: what happened, whether or not its verdict still counted.
---   $1 deliveries   $2 subscriptions   $3 positions   $4 event ids   $5 attempts   $6 seconds each took   $7 outcomes
---   $8 reasons   $9 status codes   $10 answers   $11 ambiguous   $12 stale   $13 this relay
+-- Add attempts to the delivery log, also those whose verdict no longer counted.
+--   $1 deliveries
+--   $2 subscriptions
+--   $3 positions
+--   $4 event ids
+--   $5 numbers of the attempts
+--   $6 durations in seconds
+--   $7 outcomes
+--   $8 reasons
+--   $9 status codes
+--   $10 answers
+--   $11 ambiguous
+--   $12 stale
+--   $13 this relay
 insert into outbox.attempts (delivery_id, subscription_id, position, event_id, attempt, duration, outcome, reason, status, answer, ambiguous, stale, relay)
 select made.delivery_id, made.subscription_id, made.position, made.event_id, made.attempt, make_interval(secs => made.seconds),
        made.outcome, made.reason, made.status, made.answer, made.ambiguous, made.stale, $13::text

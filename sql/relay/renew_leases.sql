@@ -1,5 +1,5 @@
--- Keep deliveries in flight reserved. Returns those that are still ours, and whether they were renewed: a row that somebody has
--- locked is left for later and holds up none of the others.
+-- Extend leases of deliveries. Returns the deliveries that this relay still holds, and whether each lease was
+-- extended: a row that is locked is skipped and does not delay the others.
 --   $1 deliveries   $2 lease tokens of this relay   $3 length of the lease in seconds
 with free as materialized (
     select delivery.ctid as address

@@ -1,4 +1,5 @@
--- Keep pages reserved. Returns those that are still ours, and whether they were renewed: one that is locked is left for later.
+-- Extend leases of pages. Returns the pages that this relay still holds, and whether each lease was extended:
+-- a row that is locked is skipped and does not delay the others.
 --   $1 pages   $2 lease tokens of this relay   $3 length of the lease in seconds
 with free as materialized (
     select page.ctid as address

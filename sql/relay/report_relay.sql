@@ -1,7 +1,15 @@
--- This relay lives, and what its subscriptions did since it started.
---   $1 relay   $2 version   $3 seconds it has run   $4 permits   $5 in flight
---   $6 subscriptions   $7 delivered   $8 failed   $9 breakers
---   $10 events whose match or filter could not be evaluated   $11 why the last could not; $7 to $11 in the order of $6
+-- Record that this relay runs, and what it did for its subscriptions since it started.
+--   $1 relay
+--   $2 version
+--   $3 seconds since it started
+--   $4 permits
+--   $5 deliveries in flight
+--   $6 subscriptions; $7 to $11 are in their order
+--   $7 attempts that succeeded
+--   $8 attempts that failed
+--   $9 states of the breakers
+--   $10 events whose match or filter could not be evaluated
+--   $11 the last of these errors
 with seen as (
     insert into outbox.relays as relay (name, version, started_at, seen_at, permits, in_flight)
     values ($1::text, $2::text, now() - make_interval(secs => $3::double precision), now(), $4::integer, $5::integer)

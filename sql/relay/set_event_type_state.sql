@@ -1,5 +1,8 @@
--- Record what a relay makes of an event type, unless it is recorded already or the type was changed meanwhile.
---   $1 id   $2 why it cannot be used; null: it can   $3 topic   $4 version   $5 schema   $6 upcast, each as the relay read it
+-- Record whether relays can use an event type, unless this is recorded already or the type was changed since
+-- it was read.
+--   $1 id
+--   $2 why it cannot be used; null: it can
+--   $3 topic   $4 version   $5 schema   $6 upcast, all as the relay read them
 update outbox.event_types as type
    set state_reason = $2::text
  where type.id = $1::bigint

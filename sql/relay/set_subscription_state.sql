@@ -1,6 +1,6 @@
--- A relay's judgement of a subscription. Skipped while somebody is editing the row, or when it is no longer in a state
--- that the judgement was about: it will be judged again.
---   $1 subscription   $2 state   $3 reason   $4 only if it is in this state now
+-- Record the state of a subscription. Nothing is written while the row is locked, or when its state is not
+-- $4: the relay checks the subscription again later.
+--   $1 subscription   $2 new state   $3 reason   $4 state that it must have now
 update outbox.subscriptions as subscription
    set state = $2::text,
        state_reason = $3::text

@@ -1,5 +1,10 @@
--- Given up: the event is copied to the dead letters, the delivery deleted. Rows whose lease was lost are left alone.
---   $1 deliveries   $2 lease tokens of this relay   $3 reasons   $4 status codes   $5 answers, all in the order of $1
+-- Turn deliveries into dead letters, each with a copy of its event. Deliveries whose lease was lost are not
+-- changed.
+--   $1 deliveries
+--   $2 lease tokens of this relay
+--   $3 reasons, in the order of $1
+--   $4 status codes, in the order of $1
+--   $5 answers, in the order of $1
 with dying as materialized (
     delete from outbox.deliveries as delivery
      where delivery.id = any ($1::bigint[])
@@ -18,7 +23,7 @@ buried as (
            coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'), coalesce(event.headers, '{}'),
            event.organization, event.source, event.user_id, coalesce(event.priority, 0), event.schema_version
       from dying
-      left join outbox.events as event  -- an event that somebody deleted leaves a dead letter too
+      left join outbox.events as event  -- a deleted event leaves a dead letter too
         on event.position = dying.position
        and event.created_at = dying.created_at
 )

@@ -1,4 +1,4 @@
--- Delivered: nothing is owed any more. Rows whose lease was lost are left alone.
+-- Delete deliveries that succeeded. Deliveries whose lease was lost are not changed.
 --   $1 deliveries   $2 lease tokens of this relay
 delete from outbox.deliveries as delivery
  where delivery.id = any ($1::bigint[])

@@ -1,5 +1,9 @@
--- Progress of pages all of whose settled pairs were delivered. Pages whose lease was lost are left alone.
---   $1 pages   $2 numbers of the pairs that are settled now, in the order of $1   $3 pages with nothing left   $4 lease tokens
+-- Record which pairs of pages were delivered, when none of them failed. Pages whose lease was lost are not
+-- changed.
+--   $1 pages with outstanding pairs
+--   $2 numbers of the pairs that are settled now, in the order of $1
+--   $3 pages without outstanding pairs, which are deleted
+--   $4 lease tokens of this relay
 with finished as (
     delete from outbox.pages as page
      where page.id = any ($3::bigint[])

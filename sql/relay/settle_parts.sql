@@ -1,13 +1,22 @@
--- Progress of pages of which something goes on elsewhere: failed pairs become deliveries or dead letters, and what cannot be taken now
--- goes to the backlog. Pages whose lease was lost are left alone, and so is what a page said before to be settled: after a lost answer
--- the same may be written again.
---   $1 pages   $2 numbers of the pairs that are settled now, in the order of $1   $3 pages with nothing left   $4 lease tokens
---   retries: $5 page   $6 number   $7 subscription   $8 position   $9 created_at   $10 owed since   $11 attempts so far
---   $12 due in so many seconds   $13 attempts that ended without a verdict
---   dead letters: $14 page   $15 number   $16 subscription   $17 position   $18 created_at   $19 attempts   $20 reason   $21 status code
---   $22 answer
---   backlog: $23 page   $24 numbers   $25 subscription   $26 positions   $27 owed since   $28 $29 the span of created_at   $30 deaths
---   $31 of these, alone
+-- Record which pairs of pages are settled, when some were not delivered: failed pairs become deliveries or
+-- dead letters, and pairs that cannot be delivered now go back to the backlog. Pages whose lease was lost are
+-- not changed. Pairs that were settled before are not written again: the relay repeats this statement when it
+-- lost the answer.
+--   $1 pages with outstanding pairs
+--   $2 numbers of the pairs that are settled now, in the order of $1
+--   $3 pages without outstanding pairs, which are deleted
+--   $4 lease tokens of this relay
+--   Retries:
+--   $5 page   $6 number of the pair   $7 subscription   $8 position   $9 created_at of the event
+--   $10 owed_since   $11 attempts so far   $12 seconds until it is due
+--   $13 claims that ended without a verdict
+--   Dead letters:
+--   $14 page   $15 number of the pair   $16 subscription   $17 position   $18 created_at of the event
+--   $19 attempts   $20 reason   $21 status code   $22 answer
+--   Backlog:
+--   $23 page   $24 numbers of the pairs   $25 subscription   $26 positions   $27 owed_since
+--   $28 $29 first and last created_at of the events
+--   $30 relays that died with them   $31 relays among them that held a single pair
 with held as materialized (
     select page.id, page.done
       from outbox.pages as page
@@ -49,7 +58,7 @@ buried as (
                   $21::integer[], $22::text[])
            as dead (page, number, subscription_id, position, created_at, attempts, reason, status, answer)
       join held on held.id = dead.page and not held.done @> dead.number
-      left join outbox.events as event  -- an event that somebody deleted leaves a dead letter too
+      left join outbox.events as event  -- a deleted event leaves a dead letter too
         on event.position = dead.position
        and event.created_at = dead.created_at
 ),

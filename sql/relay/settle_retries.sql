@@ -1,7 +1,10 @@
--- Due again after a wait. Rows whose lease was lost are left alone.
---   $1 deliveries   $2 lease tokens of this relay   $3 waits in seconds, in the order of $1   $4 whether the attempt counts, likewise
+-- Make deliveries due again after a wait. Deliveries whose lease was lost are not changed.
+--   $1 deliveries
+--   $2 lease tokens of this relay
+--   $3 waits in seconds, in the order of $1
+--   $4 whether the attempt counts, in the order of $1
 --
--- The waits are looked up by place, not joined: a join could be planned to read the whole table.
+-- The waits are looked up by place, not joined: for a join the planner may read the whole table.
 update outbox.deliveries as delivery
    set lease_token = null,
        unfinished  = 0,

@@ -1,5 +1,9 @@
--- Lease pages whose lease has ended, because their relay died or lost the database: what is left of them goes to the backlog.
---   $1 look from this page on   $2 how many at most   $3 lease token   $4 length of the lease in seconds   $5 this relay
+-- Lease pages whose lease has ended because their relay died or lost the database.
+--   $1 smallest page to look at
+--   $2 how many at most
+--   $3 lease token
+--   $4 length of the lease in seconds
+--   $5 this relay
 update outbox.pages as page
    set lease_token = $3::uuid,
        due_at      = now() + make_interval(secs => $4::double precision),

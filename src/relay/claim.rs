@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     delivery::{Reason, ranges::Ranges},
-    store::{BacklogClaim, Claim, Claimed, Error, PageBatch},
+    store::{BacklogClaim, Claim, Claimed, Error, PageBatch, Settler},
     subscription::Subscription,
 };
 
@@ -325,7 +325,7 @@ async fn claim_backlog(
         }
     }
     if !cancelled.is_empty() {
-        shared.store.settle_pages(&cancelled, 0).await?;
+        shared.store.settle_pages(&cancelled, Settler::First).await?;
     }
     for claim in claims {
         let (rows, positions) = got.get(&claim.subscription).copied().unwrap_or_default();

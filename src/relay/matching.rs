@@ -139,7 +139,7 @@ pub(super) async fn look_at(
         let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
         let loaded = shared.store.load_events(&positions, span, i32::MAX).await?;
         for new in some {
-            look(loaded.get(&new.event.position).map_or(&new.event, |(event, _)| event));
+            look(loaded.get(&new.event.position).map_or(&new.event, |loaded| &loaded.event));
             tokio::task::yield_now().await;
         }
     }

@@ -207,8 +207,8 @@ impl Relay {
             dropped.clone(),
         ));
         let inbox: settle::Inbox = Arc::new(tokio::sync::Mutex::new(outcomes_inbox));
-        let settling = [0, 1].map(|queue| {
-            let settler = settle::settle(shared.clone(), inbox.clone(), queue, Arc::downgrade(&deliver));
+        let settling = store::Settler::ALL.map(|settler| {
+            let settler = settle::settle(shared.clone(), inbox.clone(), settler, Arc::downgrade(&deliver));
             stages.spawn(dropped.clone().run_until_cancelled_owned(settler))
         });
         stages.spawn(dropped.clone().run_until_cancelled_owned(work::tidy(

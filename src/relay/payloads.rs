@@ -45,7 +45,7 @@ pub(super) async fn read_events(shared: &Shared, jobs: &mut [Job], largest: i32)
     let positions: Vec<i64> = positions.into_iter().collect();
     let loaded = shared.store.load_events(&positions, span, largest).await?;
     let events: HashMap<i64, (Arc<Event>, bool)> =
-        loaded.into_iter().map(|(at, (event, read))| (at, (Arc::new(event), read))).collect();
+        loaded.into_iter().map(|(at, loaded)| (at, (Arc::new(loaded.event), loaded.payload_read))).collect();
     for job in jobs.iter_mut().filter(|job| !job.payload_read) {
         let stand_in = &job.delivery.event;
         let (event, read) = match events.get(&stand_in.position) {

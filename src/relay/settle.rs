@@ -20,7 +20,10 @@ use super::{
 };
 use crate::{
     delivery::{Outcome, Verdict, ranges::Ranges, verdict},
-    store::{AttemptRow, Batch, DeadRow, Entry, Kind, PageBatch, Pair, PairDead, PairRetry, PairsBack},
+    store::{
+        AttemptRow, Batch, DeadRow, Entry, Kind, PageBatch, Pair, PairDead, PairRetry, PairsBack, RetryRow,
+        Settler,
+    },
 };
 
 /// Verdicts in one commit.
@@ -72,11 +75,11 @@ impl Finished {
 /// The outcomes, shared by the two settlers.
 pub(super) type Inbox = Arc<tokio::sync::Mutex<mpsc::Receiver<Attempted>>>;
 
-/// Writes verdicts until every sender of outcomes is gone. `queue`: which of the two it is.
+/// Writes verdicts until every sender of outcomes is gone.
 pub(super) async fn settle(
     shared: Arc<Shared>,
     inbox: Inbox,
-    queue: usize,
+    settler: Settler,
     deliver: std::sync::Weak<Deliver>,
 ) {
     let mut attempted = Vec::with_capacity(AT_ONCE);
@@ -88,7 +91,7 @@ pub(super) async fn settle(
         if received == 0 {
             return;
         }
-        settle_batch(&shared, &attempted, queue).await;
+        settle_batch(&shared, &attempted, settler).await;
         let permits = attempted.iter().filter(|one| one.has_permit).count();
         attempted.clear();
         // Their permits come back only now.
@@ -98,12 +101,12 @@ pub(super) async fn settle(
         }
         shared.freed.notify_one();
         if !shared.finished.is_empty() {
-            delete_finished(&shared, queue).await;
+            delete_finished(&shared, settler).await;
         }
     }
 }
 
-async fn settle_batch(shared: &Shared, attempted: &[Attempted], queue: usize) {
+async fn settle_batch(shared: &Shared, attempted: &[Attempted], settler: Settler) {
     let verdicts: Vec<Verdict> = attempted.iter().map(|one| decide(shared, one)).collect();
     follow_up::pause(shared, attempted);
     // First the answers of 410: once the verdicts are committed, these deliveries may be claimed again.
@@ -111,7 +114,7 @@ async fn settle_batch(shared: &Shared, attempted: &[Attempted], queue: usize) {
     let rows = rows_of(attempted, &verdicts);
     let pages = pages_of(shared, attempted, &verdicts);
     let (kept_rows, kept_pages) =
-        tokio::join!(persist_rows(shared, &rows), persist_pages(shared, &pages, queue));
+        tokio::join!(persist_rows(shared, &rows), persist_pages(shared, &pages, settler));
     // At once: a retry that is claimed now must not be mistaken for the attempt that has ended.
     shared.leases.release_rows(attempted.iter().filter_map(|one| match &one.job.held {
         Held::Row(row) => Some(row.id),
@@ -171,7 +174,9 @@ fn rows_of(attempted: &[Attempted], verdicts: &[Verdict]) -> Batch {
             // Its sink has deleted the row itself: there is nothing left to write.
             Verdict::Settled if one.report.settled => {}
             Verdict::Settled => batch.delivered.push(id),
-            Verdict::RetryIn(wait) => batch.retries.push((id, wait.as_secs_f64(), one.counts)),
+            Verdict::RetryIn(wait) => {
+                batch.retries.push(RetryRow { id, wait: *wait, counts: one.counts });
+            }
             Verdict::DeadLetter { reason } => {
                 batch.dead.push(DeadRow {
                     id,
@@ -215,7 +220,7 @@ fn pages_of(shared: &Shared, attempted: &[Attempted], verdicts: &[Verdict]) -> P
                 batch.retries.push(PairRetry {
                     pair,
                     owed_since: delivery.owed_since,
-                    wait: wait.as_secs_f64(),
+                    wait: *wait,
                     unfinished: 0,
                 });
             }
@@ -291,11 +296,11 @@ async fn persist_rows(shared: &Shared, batch: &Batch) -> Option<HashSet<i64>> {
     settled.map(|ids| ids.into_iter().collect())
 }
 
-async fn persist_pages(shared: &Shared, batch: &PageBatch, queue: usize) -> Option<HashSet<i64>> {
+async fn persist_pages(shared: &Shared, batch: &PageBatch, settler: Settler) -> Option<HashSet<i64>> {
     if batch.is_empty() {
         return Some(HashSet::new());
     }
-    let settled = persist(shared, Write::Pages(batch, queue)).await;
+    let settled = persist(shared, Write::Pages(batch, settler)).await;
     settled.map(|ids| ids.into_iter().collect())
 }
 
@@ -303,7 +308,7 @@ async fn persist_pages(shared: &Shared, batch: &PageBatch, queue: usize) -> Opti
 #[derive(Debug, Clone, Copy)]
 enum Write<'b> {
     Rows(&'b Batch),
-    Pages(&'b PageBatch, usize),
+    Pages(&'b PageBatch, Settler),
 }
 
 /// Writes until it succeeds. `None` after a lost answer: rows that are missing then were settled by the first
@@ -314,7 +319,7 @@ async fn persist(shared: &Shared, write: Write<'_>) -> Option<Vec<i64>> {
     loop {
         let written = match write {
             Write::Rows(batch) => shared.store.settle_deliveries(batch).await,
-            Write::Pages(batch, queue) => shared.store.settle_pages(batch, queue).await,
+            Write::Pages(batch, settler) => shared.store.settle_pages(batch, settler).await,
         };
         match written {
             Ok(_) if unknown => return None,
@@ -396,7 +401,7 @@ fn announce(shared: &Shared, one: &Attempted, verdict: &Verdict, counted: bool) 
 }
 
 /// Deletes the finished pages that no batch deletes.
-async fn delete_finished(shared: &Shared, queue: usize) {
+async fn delete_finished(shared: &Shared, settler: Settler) {
     let batch = pages_of(shared, &[], &[]);
-    persist_pages(shared, &batch, queue).await;
+    persist_pages(shared, &batch, settler).await;
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::Shared;
 use crate::{
     delivery::ranges::Ranges,
-    store::{Entry, Error, LeasedPage, PageBatch, PairsBack},
+    store::{Entry, Error, LeasedPage, PageBatch, PairsBack, Settler},
 };
 
 /// Pages in one statement.
@@ -42,7 +42,7 @@ pub(super) async fn take_over(shared: &Shared, everything: bool) -> Result<(), E
             batch.back.extend(back);
             batch.finished.push(page.id);
         }
-        shared.store.settle_pages(&batch, 0).await?;
+        shared.store.settle_pages(&batch, Settler::First).await?;
         shared.telemetry.taken_over(taken.len(), pairs);
         if taken.len() < usize::try_from(TAKEN_OVER_AT_ONCE).unwrap_or(usize::MAX) {
             return Ok(());

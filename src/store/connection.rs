@@ -1,4 +1,4 @@
-//! Connections with the relay's settings, replaced as a whole when one of them cannot be trusted.
+//! Connections with the relay's settings. When one of them fails, all are replaced.
 
 use std::{
     future::Future,
@@ -11,20 +11,24 @@ use std::{
 
 use arc_swap::ArcSwap;
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Row as _, Transaction,
+    ConnectOptions as _, Connection as _, FromRow, PgConnection, PgPool, Postgres, Transaction,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use super::error::{Error, Kind};
+use super::{
+    error::{Error, Kind},
+    statement::by_name,
+};
 
-/// No statement of the relay may take longer, network included.
+/// Longest time for a statement or a transaction of the relay, network included.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(12);
-/// A connection must be made within this time.
+/// Longest time to make a connection or to wait for one of the pool.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// What every connection of a relay sets. The `enable_*` switches leave the planner only the plans that stay good when the
-/// statistics of these queue tables lie; JIT would fire on the costs they inflate.
+/// Settings of every connection of a relay. The statistics of queue tables are often wrong: the `enable_*`
+/// switches leave the planner only plans that stay good nevertheless. They raise the estimated costs, which
+/// would start JIT compilation, so JIT is off.
 const SETTINGS: &[(&str, &str)] = &[
     ("statement_timeout", "10s"),
     ("lock_timeout", "2s"),
@@ -46,68 +50,96 @@ const SETTINGS: &[(&str, &str)] = &[
     ("enable_mergejoin", "off"),
 ];
 
-/// What every connection of a relay sets, for whoever wants to see what a relay sees: tests, and people with a slow plan.
+/// Settings of every connection of a relay, with which tests get the same plans as a relay.
 #[must_use]
 pub fn settings() -> &'static [(&'static str, &'static str)] {
     SETTINGS
 }
 
-/// How a relay connects.
+/// How a relay connects to its database.
 #[derive(Debug, Clone)]
 pub struct ConnectionSettings {
-    /// Where to.
+    /// Server, database, login and TLS.
     pub options: PgConnectOptions,
-    /// The relay's name, shown in `pg_stat_activity`.
+    /// Name of the relay, shown in `pg_stat_activity`.
     pub relay: String,
-    /// Connections beside those that routing, settling and renewing keep.
+    /// Number of connections in addition to the reserved ones.
     pub pool_size: u32,
-    /// Through a transaction pooler: no prepared statements, settings per transaction.
+    /// Whether a transaction pooler is between: statements are then not prepared, and each transaction sets
+    /// the settings.
     pub pooler: bool,
-    /// Accept a superuser.
+    /// Whether the login may be a superuser.
     pub allow_superuser: bool,
 }
 
-/// The relay's database.
+/// The relay's access to its database.
 #[derive(Debug)]
 pub struct Store {
     settings: ConnectionSettings,
     pool: ArcSwap<PgPool>,
-    /// Counts how often the pool was replaced.
+    /// How many times the pool was replaced.
     replaced: AtomicU64,
-    kept: [tokio::sync::Mutex<Option<Kept>>; KEPT as usize],
+    /// The connections of [`Reserved`], each made when it is first used.
+    reserved: [tokio::sync::Mutex<Option<ReservedConnection>>; Reserved::COUNT],
 }
 
-/// Which connection a statement uses. The busy stages keep theirs: giving one back to the pool costs a round trip, and
-/// settling and renewing must never stand in line behind the others.
+/// A connection that one stage of the relay keeps. Giving it back to the pool would cost a round trip, and
+/// settling and renewing must never wait until other stages give one back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Slot {
-    /// Routing: what moves the cursor.
-    Work = 0,
-    Settle = 1,
-    Renew = 2,
-    /// Routing: what reads events.
-    Read = 3,
-    Claim = 4,
-    /// The second of two that settle.
-    SettleToo = 5,
-    /// Everything else: from the pool and back.
-    Rest = 6,
+pub(super) enum Reserved {
+    /// For routing, to read the cursor and events.
+    ReadEvents,
+    /// For routing, to move the cursor; a page of events can be read at the same time.
+    AdvanceCursor,
+    /// For claims.
+    Claim,
+    /// For one of the settlers.
+    Settle(Settler),
+    /// For the renewal of leases.
+    Renew,
 }
 
-/// How many connections of the pool the lanes keep.
-const KEPT: u32 = 6;
+/// One of the two tasks of a relay that write verdicts, each on a connection of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settler {
+    /// The first; what claims and takeovers write goes over its connection too.
+    First,
+    /// The second.
+    Second,
+}
 
-/// A connection that a slot keeps.
+impl Settler {
+    /// Both settlers.
+    pub const ALL: [Self; 2] = [Self::First, Self::Second];
+}
+
+impl Reserved {
+    /// Number of reserved connections.
+    const COUNT: usize = 6;
+
+    const fn index(self) -> usize {
+        match self {
+            Self::ReadEvents => 0,
+            Self::AdvanceCursor => 1,
+            Self::Claim => 2,
+            Self::Settle(Settler::First) => 3,
+            Self::Settle(Settler::Second) => 4,
+            Self::Renew => 5,
+        }
+    }
+}
+
+/// An open reserved connection.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct ReservedConnection {
     connection: PoolConnection<Postgres>,
-    /// `Store::replaced` when it was made.
+    /// The value of `Store::replaced` when it was made.
     made: u64,
 }
 
-/// One connection for one or a few statements; in pooler mode a transaction that carries the settings.
+/// A connection for one or a few statements; with a pooler it is a transaction that has set the settings.
 pub(super) enum Session<'a> {
-    Kept(tokio::sync::MutexGuard<'a, Option<Kept>>),
+    Reserved(tokio::sync::MutexGuard<'a, Option<ReservedConnection>>),
     Pooled(PoolConnection<Postgres>),
     Transaction(Transaction<'static, Postgres>),
 }
@@ -115,17 +147,18 @@ pub(super) enum Session<'a> {
 impl Session<'_> {
     pub(super) fn connection(&mut self) -> &mut PgConnection {
         match self {
-            Self::Kept(kept) => {
-                &mut kept.as_mut().expect("a session fills its slot before it uses it").connection
+            Self::Reserved(open) => {
+                &mut open.as_mut().expect("a session opens its connection before it uses it").connection
             }
             Self::Pooled(connection) => connection,
             Self::Transaction(transaction) => transaction,
         }
     }
 
+    /// Commits with a pooler, and gives the connection back.
     pub(super) async fn finish(self) -> Result<(), sqlx::Error> {
         match self {
-            Self::Kept(_) | Self::Pooled(_) => Ok(()),
+            Self::Reserved(_) | Self::Pooled(_) => Ok(()),
             Self::Transaction(transaction) => transaction.commit().await,
         }
     }
@@ -135,15 +168,16 @@ impl Store {
     /// Connects and checks the database.
     ///
     /// # Errors
-    /// When it cannot be reached, is not migrated, is read-only, or the login is a superuser and that was not allowed.
+    /// When it cannot be reached, is not migrated, is read-only, or the login is a superuser and that was not
+    /// allowed.
     pub async fn connect(settings: ConnectionSettings) -> Result<Self, Error> {
         let store = Self {
             pool: ArcSwap::from_pointee(pool(&settings)),
             replaced: AtomicU64::new(0),
-            kept: Default::default(),
+            reserved: Default::default(),
             settings,
         };
-        // Without the pool around it an error says what is wrong and not that waiting was in vain.
+        // Without a pool: its error would only say that the wait for a connection timed out.
         store
             .limited("connecting to the database", async {
                 PgConnection::connect_with(&store.options()).await?.close().await
@@ -153,7 +187,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Options for a connection of the listener's own.
+    /// Options for the connection of the listener, which is not one of the pool.
     #[must_use]
     pub fn listener_options(&self, options: &PgConnectOptions) -> PgConnectOptions {
         with_settings(options.clone(), &format!("{}/listener", self.settings.relay), false)
@@ -163,92 +197,54 @@ impl Store {
         with_settings(self.settings.options.clone(), &self.settings.relay, self.settings.pooler)
     }
 
-    /// Asks the database whether it can be worked with, and returns how far its clock is ahead of ours, in seconds.
+    /// Checks whether the relay can work with the database, and returns by how many seconds its clock is
+    /// ahead of the clock of this machine.
     ///
     /// # Errors
-    /// Says what is wrong with it and what to do.
+    /// Says what is wrong with the database and what to do.
     pub async fn inspect(&self) -> Result<f64, Error> {
         const DOING: &str = "checking the database";
-        let row = self
-            .limited(DOING, async {
-                let mut session = self.session(Slot::Rest).await?;
-                let row = sqlx::query(sql!("relay/inspect_connection"))
-                    .persistent(!self.settings.pooler)
-                    .fetch_one(session.connection())
-                    .await?;
-                session.finish().await?;
-                Ok(row)
-            })
-            .await?;
-        let read = |error| Error::database(DOING, error);
-        if !row.try_get::<bool, _>("migrated").map_err(read)? {
-            return Err(Error::unsuitable(
-                DOING,
-                "schema outbox is missing or incomplete; run `pgoutbox migrate`",
-            ));
-        }
-        if row.try_get::<Option<bool>, _>("permitted").map_err(read)? == Some(false) {
-            return Err(Error::unsuitable(
-                DOING,
-                "the login may not route and deliver; make it a member of outbox_relay: `grant outbox_relay to …`",
-            ));
-        }
-        if row.try_get::<bool, _>("in_recovery").map_err(read)?
-            || row.try_get::<bool, _>("read_only").map_err(read)?
-        {
-            return Err(Error::unsuitable(
-                DOING,
-                "the server is read-only (a standby?); point database.url at the primary",
-            ));
-        }
-        if row.try_get::<i32, _>("server_version").map_err(read)? < 140_000 {
-            return Err(Error::unsuitable(DOING, "PostgreSQL 14 or newer is needed"));
-        }
-        if row.try_get::<bool, _>("superuser").map_err(read)? && !self.settings.allow_superuser {
-            return Err(Error::unsuitable(
-                DOING,
-                "the login is a superuser; use a login that is a member of outbox_relay (`grant outbox_relay to …`), or set database.allow_superuser = true",
-            ));
+        let found: Inspection = self.statement(DOING, sql!("relay/inspect_connection")).row(by_name).await?;
+        if let Some(problem) = found.problem(self.settings.allow_superuser) {
+            return Err(Error::unsuitable(DOING, problem));
         }
         let ours = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs_f64();
-        Ok(row.try_get::<f64, _>("clock").map_err(read)? - ours)
+        Ok(found.clock - ours)
     }
 
-    /// Takes a connection with the relay's settings in force.
-    pub(super) async fn session(&self, slot: Slot) -> Result<Session<'_>, sqlx::Error> {
+    /// Takes a connection that has the relay's settings: a reserved one, or any of the pool.
+    pub(super) async fn session(&self, reserved: Option<Reserved>) -> Result<Session<'_>, sqlx::Error> {
         if self.settings.pooler {
             return Ok(Session::Transaction(self.begin_pooled().await?));
         }
-        let Some(slot) = self.kept.get(slot as usize) else {
+        let Some(reserved) = reserved else {
             return Ok(Session::Pooled(self.pool.load_full().acquire().await?));
         };
-        let mut kept = slot.lock().await;
+        let mut open = self.reserved[reserved.index()].lock().await;
         let made = self.replaced.load(Ordering::Acquire);
-        if kept.as_ref().is_none_or(|kept| kept.made != made) {
-            *kept = None;
-            *kept = Some(Kept { connection: self.pool.load_full().acquire().await?, made });
+        if open.as_ref().is_none_or(|open| open.made != made) {
+            *open = None;
+            *open = Some(ReservedConnection { connection: self.pool.load_full().acquire().await?, made });
         }
-        Ok(Session::Kept(kept))
+        Ok(Session::Reserved(open))
     }
 
     async fn begin_pooled(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         let mut transaction = self.pool.load_full().begin().await?;
         let (names, values): (Vec<_>, Vec<_>) =
             SETTINGS.iter().filter(|(name, _)| !name.starts_with("default_")).copied().unzip();
-        sqlx::query("select set_config(name, value, true) from unnest($1::text[], $2::text[]) as setting (name, value)")
-            .bind(names)
-            .bind(values)
-            .persistent(false)
-            .execute(&mut *transaction)
-            .await?;
+        let set = "select set_config(name, value, true) \
+                     from unnest($1::text[], $2::text[]) as setting (name, value)";
+        sqlx::query(set).bind(names).bind(values).persistent(false).execute(&mut *transaction).await?;
         Ok(transaction)
     }
 
-    /// Runs one exchange with the database under the relay's own limit. After an error that makes connections suspect, all
-    /// of them are replaced: an idle one may hang in a network that is gone, or lead to a server that is now a standby.
+    /// Runs one exchange with the database within the relay's own time limit. After an error of kind
+    /// [`Kind::Connection`] all connections are replaced: an idle one may hang in a broken network, or lead
+    /// to a server that is now a standby.
     pub(super) async fn limited<T>(
         &self,
         doing: &'static str,
@@ -265,46 +261,91 @@ impl Store {
     }
 
     fn replace_pool(&self) {
-        // The old pool closes when its last connection comes back; kept let go of theirs at their next statement.
+        // The old pool closes when its last connection comes back; a reserved one comes back when it is used
+        // next.
         drop(self.pool.swap(Arc::new(pool(&self.settings))));
         self.replaced.fetch_add(1, Ordering::Release);
     }
 
-    /// Gives back every connection.
+    /// Closes every connection.
     pub async fn close(&self) {
-        for slot in &self.kept {
-            slot.lock().await.take();
+        for reserved in &self.reserved {
+            reserved.lock().await.take();
         }
         self.pool.load_full().close().await;
     }
 
-    /// The relay's name.
+    /// Name of the relay.
     pub(super) fn relay(&self) -> &str {
         &self.settings.relay
     }
 
+    /// Whether statements stay prepared on their connection.
     pub(super) fn is_persistent(&self) -> bool {
         !self.settings.pooler
     }
 }
 
+/// What a relay must know about a connection before it uses the database.
+#[derive(Debug, FromRow)]
+struct Inspection {
+    in_recovery: bool,
+    read_only: bool,
+    superuser: bool,
+    /// As in `server_version_num`: 140000 is PostgreSQL 14.
+    server_version: i32,
+    migrated: bool,
+    /// Whether the login has the rights of `outbox_relay`; none when the schema is missing.
+    permitted: Option<bool>,
+    /// Seconds since 1970 by the database's clock.
+    clock: f64,
+}
+
+impl Inspection {
+    /// What makes the database unsuitable, and what to do about it.
+    fn problem(&self, allow_superuser: bool) -> Option<&'static str> {
+        if !self.migrated {
+            return Some("schema outbox is missing or incomplete; run `pgoutbox migrate`");
+        }
+        if self.permitted == Some(false) {
+            return Some(
+                "the login may not route and deliver; make it a member of outbox_relay: `grant outbox_relay to …`",
+            );
+        }
+        if self.in_recovery || self.read_only {
+            return Some("the server is read-only (a standby?); point database.url at the primary");
+        }
+        if self.server_version < 140_000 {
+            return Some("PostgreSQL 14 or newer is needed");
+        }
+        if self.superuser && !allow_superuser {
+            return Some(
+                "the login is a superuser; use a login that is a member of outbox_relay (`grant outbox_relay to …`), or set database.allow_superuser = true",
+            );
+        }
+        None
+    }
+}
+
 fn pool(settings: &ConnectionSettings) -> PgPool {
+    let reserved = u32::try_from(Reserved::COUNT).unwrap_or(u32::MAX);
     PgPoolOptions::new()
-        .max_connections(settings.pool_size + KEPT)
+        .max_connections(settings.pool_size.saturating_add(reserved))
         .acquire_timeout(CONNECT_LIMIT)
         .idle_timeout(Duration::from_secs(600))
         .max_lifetime(Duration::from_secs(3_600))
-        // One more round trip for each statement would double the cost of the small ones; a dead connection is noticed
-        // by the statement itself and replaced with all the others.
+        // A test would cost a round trip for each statement. A statement fails on a dead connection, and then
+        // all connections are replaced.
         .test_before_acquire(false)
         .connect_lazy_with(with_settings(settings.options.clone(), &settings.relay, settings.pooler))
 }
 
 fn with_settings(options: PgConnectOptions, relay: &str, pooler: bool) -> PgConnectOptions {
-    // The stages say what they did; a line for each statement would be a line for each query of an idle poll.
+    // The stages log what they did; a line for each statement would also be one for each poll of an idle
+    // relay.
     let options = options
         .disable_statement_logging()
         .application_name(&format!("pgoutbox/{}/{relay}", env!("CARGO_PKG_VERSION")));
-    // A transaction pooler may refuse start-up options; there they are set in each transaction.
+    // A transaction pooler may refuse start-up options; with it each transaction sets them.
     if pooler { options } else { options.options(SETTINGS.iter().copied()) }
 }

@@ -1,71 +1,72 @@
-//! Where routing stands: the snapshot up to which all is routed, and a window of what is new, worked through page by page.
+//! The routing cursor: the snapshot up to which every event is routed, and the window of newer events that is
+//! routed page by page.
 
 use sqlx::{Row as _, postgres::PgRow};
 
 use super::{
-    connection::{Slot, Store},
+    connection::{Reserved, Store},
     error::Error,
     routing::{Advance, Reached, Read},
 };
 
-/// Where routing stands, as a relay saw it last.
+/// The row of `outbox.cursor` as this relay read or wrote it last.
 #[derive(Debug, Clone)]
 pub struct Cursor {
-    /// Grows with each step.
+    /// Number of routing steps so far.
     pub(super) step: i64,
+    /// Snapshot; every event visible in it is routed.
     pub(super) settled: String,
+    /// End of that snapshot: the first transaction id that it does not know.
     pub(super) settled_xmax: String,
+    /// Ids of the transactions that were in progress in that snapshot.
     pub(super) settled_xip: Vec<String>,
-    /// None until the step that sets it is committed.
+    /// Lower bound of the positions of newer transactions; none until the step that sets it is committed.
     pub(super) low: Option<Low>,
+    /// The window that is being routed.
     pub(super) window: Option<Window>,
 }
 
-/// Events of transactions with a higher id than `xid` lie above `position`.
+/// A lower bound: events of transactions with a higher id than `xid` have higher positions than `position`.
 #[derive(Debug, Clone)]
 pub(super) struct Low {
     pub(super) position: i64,
     pub(super) xid: String,
 }
 
-/// New events that are more than a page: routed page by page up to a snapshot.
+/// New events that do not fit one page: those visible in the snapshot `end`.
 #[derive(Debug, Clone)]
 pub(super) struct Window {
     pub(super) end: String,
-    /// The cursor's `low` once it is done. None until the step that opens it is committed.
+    /// The cursor's `low` after the window; none until the step that opens the window is committed.
     pub(super) low: Option<Low>,
+    /// Position up to which the window is routed.
     pub(super) page_after: i64,
+    /// No event of the window has a higher position.
     pub(super) page_until: i64,
 }
 
 impl Store {
-    /// Where routing stands.
+    /// Reads the cursor. `known_step` is a step that was seen before, or 0.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn load_cursor(&self, known_step: i64) -> Result<Cursor, Error> {
-        self.limited("loading the cursor", async {
-            let mut session = self.session(Slot::Read).await?;
-            let row = sqlx::query(sql!("relay/load_cursor"))
-                .bind(known_step)
-                .persistent(self.is_persistent())
-                .fetch_one(session.connection())
-                .await?;
-            session.finish().await?;
-            read_cursor(&row)
-        })
-        .await
+        self.statement("loading the cursor", sql!("relay/load_cursor"))
+            .on(Reserved::ReadEvents)
+            .bind(known_step)
+            .row(read_cursor)
+            .await
     }
 }
 
 impl Cursor {
-    /// Where routing stands after a step. What goes with the step's own transaction is filled in when it is committed.
+    /// The cursor after a step. Its new lower bounds are filled in when the step is committed.
     pub(super) fn next(&self, read: &Read, advance: Advance) -> Self {
         let here = self.low.clone();
         let (settled, low, window) = match (&read.reached, advance) {
             (Reached::Everything { snapshot }, Advance::All) => (Some(snapshot), None, None),
             (Reached::Everything { snapshot }, Advance::UpTo(position)) => {
-                // All new events were read, but not all routed: those left are a window, known to its last event.
+                // All new events were read, but not all were routed. The others become a window.
                 let page_until = read.events.last().map_or(position, |last| last.event.position);
                 (
                     None,
@@ -99,7 +100,7 @@ impl Cursor {
     }
 }
 
-/// The end and the transactions in progress of a snapshot written `xmin:xmax:xip,xip`.
+/// The end of a snapshot `xmin:xmax:xip,xip` and the transactions in progress in it.
 fn parts(snapshot: &str) -> (String, Vec<String>) {
     let mut parts = snapshot.splitn(3, ':').skip(1);
     let xmax = parts.next().unwrap_or_default().to_owned();

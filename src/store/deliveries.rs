@@ -1,127 +1,140 @@
-//! Claiming, loading, settling, renewing, and what maintenance reads and writes about deliveries.
+//! Rows of `outbox.deliveries`: found, claimed, renewed, settled and cancelled. Also the log of attempts and
+//! the measured backlog.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::{Connection as _, FromRow, PgConnection, Row as _, postgres::PgRow};
+use sqlx::{FromRow, Row as _};
 use uuid::Uuid;
 
 use super::{
-    connection::{Slot, Store},
+    connection::{Reserved, Settler, Store},
     error::Error,
+    statement::{by_name, rows_of_all},
 };
-use crate::event::Event;
 
-/// What to claim for one subscription.
+/// How many deliveries of one subscription are wanted by a claim.
 #[derive(Debug, Clone, Copy)]
 pub struct Claim {
-    /// For whom.
+    /// Subscription id.
     pub subscription: i64,
-    /// At most so many.
+    /// Largest number of deliveries to claim.
     pub room: u32,
-    /// Look at due times from here on.
+    /// Earliest due time to look at; none: all.
     pub since: Option<DateTime<Utc>>,
 }
 
-/// A claimed row.
+/// A delivery that was claimed.
 #[derive(Debug, Clone, FromRow)]
 pub struct Claimed {
     /// Row of `outbox.deliveries`.
     pub id: i64,
-    /// To whom.
+    /// Subscription that receives it.
     pub subscription_id: i64,
-    /// The event.
+    /// Position of the event.
     pub position: i64,
-    /// The event's time.
+    /// Time of the event.
     pub created_at: DateTime<Utc>,
-    /// Since when it has been owed; not before it may be delivered.
+    /// Time from which the event could be delivered.
     pub owed_since: DateTime<Utc>,
-    /// This attempt included.
+    /// Number of the attempt that this claim is for, from 1.
     pub attempt: i32,
-    /// Claims before this one that ended without a verdict.
+    /// Number of earlier claims that ended without a verdict.
     pub unfinished: i32,
 }
 
 /// A subscription with outstanding deliveries.
 #[derive(Debug, Clone, FromRow)]
 pub struct DueSubscription {
-    /// Which.
+    /// Subscription id.
     pub subscription_id: i64,
-    /// Seconds until its first delivery is due; negative: it is due.
+    /// Seconds until its first delivery is due; negative when it is overdue.
     pub due_in: f64,
-    /// The database's clock.
+    /// Time of the database when it looked.
     pub now: DateTime<Utc>,
-    /// When the delivery fell due that was redriven last, if no relay has tried it yet.
+    /// Due time of its newest delivery that an operator redrove and no relay has claimed yet.
     pub asked_due_at: Option<DateTime<Utc>>,
 }
 
-/// A delivery that is given up.
+/// A delivery that is attempted again.
+#[derive(Debug, Clone, Copy)]
+pub struct RetryRow {
+    /// Row of `outbox.deliveries`.
+    pub id: i64,
+    /// Time until it is due.
+    pub wait: Duration,
+    /// Whether the last attempt counts towards the limit.
+    pub counts: bool,
+}
+
+/// A delivery that becomes a dead letter.
 #[derive(Debug, Clone)]
 pub struct DeadRow {
     /// Row of `outbox.deliveries`.
     pub id: i64,
-    /// Why.
+    /// Code of the reason.
     pub reason: &'static str,
-    /// The last answer's status code.
+    /// Status code of the last answer.
     pub status: Option<i32>,
-    /// The last answer.
+    /// Text of the last answer.
     pub answer: Option<String>,
 }
 
 /// A row for `outbox.attempts`.
 #[derive(Debug, Clone)]
 pub struct AttemptRow {
-    /// Row of `outbox.deliveries`; none: it never had one.
+    /// Row of `outbox.deliveries`; none for a delivery that is part of a page.
     pub delivery: Option<i64>,
-    /// To whom.
+    /// Subscription id.
     pub subscription: i64,
-    /// The event.
+    /// Position of the event.
     pub position: i64,
-    /// The event's id.
+    /// Id of the event.
     pub event: Uuid,
-    /// Which attempt.
+    /// Number of the attempt, from 1.
     pub attempt: i32,
-    /// How long it took.
+    /// Duration of the attempt.
     pub took: Duration,
     /// Code of the outcome.
     pub outcome: &'static str,
-    /// Code of the reason.
+    /// Code of the reason; none when it was delivered.
     pub reason: Option<&'static str>,
-    /// The answer's status code.
+    /// Status code of the answer.
     pub status: Option<i32>,
-    /// The answer.
+    /// Text of the answer.
     pub answer: Option<String>,
-    /// The destination may have acted.
+    /// Whether the destination may have received the event although the attempt failed.
     pub ambiguous: bool,
-    /// The verdict changed nothing.
+    /// Whether the verdict changed nothing because the lease was lost.
     pub stale: bool,
 }
 
-/// What is outstanding for a subscription.
+/// What is outstanding for one subscription.
 #[derive(Debug, Clone, FromRow)]
 pub struct Backlog {
-    /// Which.
+    /// Subscription id.
     pub subscription_id: i64,
-    /// Its name.
+    /// Name of the subscription.
     pub name: String,
-    /// Rows; counting stops at 100,000.
+    /// Number of outstanding deliveries. At most 100,000 rows of `outbox.deliveries` and 10,000 rows of
+    /// `outbox.backlog` are counted.
     pub outstanding: i64,
-    /// Age of the oldest event, in seconds.
+    /// Age in seconds of the oldest event among them; none when nothing is outstanding.
     pub oldest_age: Option<f64>,
 }
 
-/// Verdicts of one batch, ready to be written.
+/// Verdicts that are written in one commit.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Delivered.
+    /// Deliveries that succeeded: rows of `outbox.deliveries`.
     pub delivered: Vec<i64>,
-    /// Again after so many seconds; whether the attempt counts.
-    pub retries: Vec<(i64, f64, bool)>,
-    /// Given up.
+    /// Deliveries that are attempted again.
+    pub retries: Vec<RetryRow>,
+    /// Deliveries that become dead letters.
     pub dead: Vec<DeadRow>,
-    /// Held, for the destination is gone.
+    /// Deliveries that are held because the destination is gone: rows of `outbox.deliveries`.
     pub gone: Vec<i64>,
-    /// The tokens under which all of them are leased.
+    /// Lease tokens of all these deliveries.
     pub tokens: Vec<Uuid>,
 }
 
@@ -134,191 +147,101 @@ impl Batch {
 }
 
 impl Store {
-    /// Which subscriptions have deliveries, and when their first is due.
+    /// Finds the subscriptions with outstanding deliveries, and when the first delivery of each is due. With
+    /// `since`, deliveries due before it are not looked at.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn find_due(&self, since: Option<DateTime<Utc>>) -> Result<Vec<DueSubscription>, Error> {
-        self.limited("looking for due deliveries", async {
-            let mut session = self.session(Slot::Claim).await?;
-            let rows = sqlx::query(sql!("relay/find_due"))
-                .bind(since)
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            rows.iter().map(DueSubscription::from_row).collect()
-        })
-        .await
+        self.statement("looking for due deliveries", sql!("relay/find_due"))
+            .on(Reserved::Claim)
+            .bind(since)
+            .rows(by_name)
+            .await
     }
 
     /// Leases due deliveries.
     ///
     /// # Errors
-    /// Those of the database. Whether the claim took place may then be unknown: its leases, if any, run out by themselves.
+    /// Those of the database. The claim may have taken place nevertheless: its leases then end by themselves.
     pub async fn claim_deliveries(
         &self,
         claims: &[Claim],
         token: Uuid,
         lease: Duration,
     ) -> Result<Vec<Claimed>, Error> {
-        self.limited("claiming deliveries", async {
-            let mut session = self.session(Slot::Claim).await?;
-            let rows = sqlx::query(sql!("relay/claim_deliveries"))
-                .bind(claims.iter().map(|claim| claim.subscription).collect::<Vec<_>>())
-                .bind(
-                    claims
-                        .iter()
-                        .map(|claim| i32::try_from(claim.room).unwrap_or(i32::MAX))
-                        .collect::<Vec<_>>(),
-                )
-                .bind(claims.iter().map(|claim| claim.since).collect::<Vec<_>>())
-                .bind(token)
-                .bind(lease.as_secs_f64())
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            rows.iter().map(Claimed::from_row).collect()
-        })
-        .await
+        self.statement("claiming deliveries", sql!("relay/claim_deliveries"))
+            .on(Reserved::Claim)
+            .bind_each(claims, |claim| claim.subscription)
+            .bind_each(claims, |claim| i32::try_from(claim.room).unwrap_or(i32::MAX))
+            .bind_each(claims, |claim| claim.since)
+            .bind(token)
+            .bind(lease.as_secs_f64())
+            .rows(by_name)
+            .await
     }
 
-    /// Events by position, and whether their payloads are with them: those of at most so many bytes. `span`: the first and last of
-    /// their times.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn load_events(
-        &self,
-        positions: &[i64],
-        span: (DateTime<Utc>, DateTime<Utc>),
-        largest: i32,
-    ) -> Result<HashMap<i64, (Event, bool)>, Error> {
-        self.limited("loading events", async {
-            let mut session = self.session(Slot::Rest).await?;
-            let rows = sqlx::query(sql!("relay/load_events"))
-                .bind(positions)
-                .bind(span.0)
-                .bind(span.1)
-                .bind(largest)
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            rows.iter()
-                .map(|row| read_event(row).map(|(event, read)| (event.position, (event, read))))
-                .collect()
-        })
-        .await
-    }
-
-    /// Writes a batch of verdicts in one commit and returns the deliveries whose verdict counted.
+    /// Writes a batch of verdicts in one commit, and returns the deliveries whose verdict counted.
     ///
     /// # Errors
     /// Those of the database. Writing the same batch again is safe.
     pub async fn settle_deliveries(&self, batch: &Batch) -> Result<Vec<i64>, Error> {
-        self.limited("settling deliveries", async {
-            let kinds = [
-                !batch.delivered.is_empty(),
-                !batch.retries.is_empty(),
-                !batch.dead.is_empty(),
-                !batch.gone.is_empty(),
-            ];
-            if kinds.iter().filter(|&&some| some).count() <= 1 {
-                let mut session = self.session(Slot::Settle).await?;
-                let settled = self.settle_on(session.connection(), batch).await?;
-                session.finish().await?;
-                Ok(settled)
-            } else {
-                let mut session = self.session(Slot::Settle).await?;
-                let mut transaction = session.connection().begin().await?;
-                let settled = self.settle_on(&mut transaction, batch).await?;
-                transaction.commit().await?;
-                session.finish().await?;
-                Ok(settled)
-            }
-        })
-        .await
+        let statement = |sql| self.statement("settling deliveries", sql).on(Reserved::Settle(Settler::First));
+        let Batch { delivered, retries, dead, gone, tokens } = batch;
+        let mut statements = Vec::new();
+        if !delivered.is_empty() {
+            statements.push(statement(sql!("relay/settle_delivered")).bind(delivered).bind(tokens));
+        }
+        if !retries.is_empty() {
+            statements.push(
+                statement(sql!("relay/settle_retries"))
+                    .bind_each(retries, |retry| retry.id)
+                    .bind(tokens)
+                    .bind_each(retries, |retry| retry.wait.as_secs_f64())
+                    .bind_each(retries, |retry| retry.counts),
+            );
+        }
+        if !dead.is_empty() {
+            statements.push(
+                statement(sql!("relay/settle_dead"))
+                    .bind_each(dead, |dead| dead.id)
+                    .bind(tokens)
+                    .bind_each(dead, |dead| dead.reason)
+                    .bind_each(dead, |dead| dead.status)
+                    .bind_each(dead, |dead| dead.answer.as_deref()),
+            );
+        }
+        if !gone.is_empty() {
+            statements.push(statement(sql!("relay/settle_gone")).bind(gone).bind(tokens));
+        }
+        rows_of_all(statements, |row| row.try_get(0)).await
     }
 
-    async fn settle_on(&self, connection: &mut PgConnection, batch: &Batch) -> Result<Vec<i64>, sqlx::Error> {
-        let mut settled = Vec::with_capacity(batch.delivered.len());
-        let persistent = self.is_persistent();
-        if !batch.delivered.is_empty() {
-            let rows = sqlx::query(sql!("relay/settle_delivered"))
-                .bind(&batch.delivered)
-                .bind(&batch.tokens)
-                .persistent(persistent)
-                .fetch_all(&mut *connection)
-                .await?;
-            collect_ids(&rows, &mut settled)?;
-        }
-        if !batch.retries.is_empty() {
-            let rows = sqlx::query(sql!("relay/settle_retries"))
-                .bind(batch.retries.iter().map(|retry| retry.0).collect::<Vec<_>>())
-                .bind(&batch.tokens)
-                .bind(batch.retries.iter().map(|retry| retry.1).collect::<Vec<_>>())
-                .bind(batch.retries.iter().map(|retry| retry.2).collect::<Vec<_>>())
-                .persistent(persistent)
-                .fetch_all(&mut *connection)
-                .await?;
-            collect_ids(&rows, &mut settled)?;
-        }
-        if !batch.dead.is_empty() {
-            let rows = sqlx::query(sql!("relay/settle_dead"))
-                .bind(batch.dead.iter().map(|dead| dead.id).collect::<Vec<_>>())
-                .bind(&batch.tokens)
-                .bind(batch.dead.iter().map(|dead| dead.reason).collect::<Vec<_>>())
-                .bind(batch.dead.iter().map(|dead| dead.status).collect::<Vec<_>>())
-                .bind(batch.dead.iter().map(|dead| dead.answer.as_deref()).collect::<Vec<_>>())
-                .persistent(persistent)
-                .fetch_all(&mut *connection)
-                .await?;
-            collect_ids(&rows, &mut settled)?;
-        }
-        if !batch.gone.is_empty() {
-            let rows = sqlx::query(sql!("relay/settle_gone"))
-                .bind(&batch.gone)
-                .bind(&batch.tokens)
-                .persistent(persistent)
-                .fetch_all(&mut *connection)
-                .await?;
-            collect_ids(&rows, &mut settled)?;
-        }
-        Ok(settled)
-    }
-
-    /// Adds to the delivery log.
+    /// Adds attempts to `outbox.attempts`.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn record_attempts(&self, attempts: &[AttemptRow], relay: &str) -> Result<(), Error> {
-        self.limited("recording attempts", async {
-            let mut session = self.session(Slot::Rest).await?;
-            sqlx::query(sql!("relay/record_attempts"))
-                .bind(attempts.iter().map(|made| made.delivery).collect::<Vec<_>>())
-                .bind(attempts.iter().map(|made| made.subscription).collect::<Vec<_>>())
-                .bind(attempts.iter().map(|made| made.position).collect::<Vec<_>>())
-                .bind(attempts.iter().map(|made| made.event).collect::<Vec<_>>())
-                .bind(attempts.iter().map(|made| made.attempt).collect::<Vec<_>>())
-                .bind(attempts.iter().map(|made| made.took.as_secs_f64()).collect::<Vec<_>>())
-                .bind(attempts.iter().map(|made| made.outcome).collect::<Vec<_>>())
-                .bind(attempts.iter().map(|made| made.reason).collect::<Vec<_>>())
-                .bind(attempts.iter().map(|made| made.status).collect::<Vec<_>>())
-                .bind(attempts.iter().map(|made| made.answer.as_deref()).collect::<Vec<_>>())
-                .bind(attempts.iter().map(|made| made.ambiguous).collect::<Vec<_>>())
-                .bind(attempts.iter().map(|made| made.stale).collect::<Vec<_>>())
-                .bind(relay)
-                .persistent(self.is_persistent())
-                .execute(session.connection())
-                .await?;
-            session.finish().await
-        })
-        .await
+        self.statement("recording attempts", sql!("relay/record_attempts"))
+            .bind_each(attempts, |made| made.delivery)
+            .bind_each(attempts, |made| made.subscription)
+            .bind_each(attempts, |made| made.position)
+            .bind_each(attempts, |made| made.event)
+            .bind_each(attempts, |made| made.attempt)
+            .bind_each(attempts, |made| made.took.as_secs_f64())
+            .bind_each(attempts, |made| made.outcome)
+            .bind_each(attempts, |made| made.reason)
+            .bind_each(attempts, |made| made.status)
+            .bind_each(attempts, |made| made.answer.as_deref())
+            .bind_each(attempts, |made| made.ambiguous)
+            .bind_each(attempts, |made| made.stale)
+            .bind(relay)
+            .execute()
+            .await
     }
 
-    /// Prolongs leases. Returns the deliveries that are still ours, and whether their leases were prolonged.
+    /// Extends leases. Returns the deliveries that this relay still holds, and whether each lease was
+    /// extended.
     ///
     /// # Errors
     /// Those of the database.
@@ -328,98 +251,41 @@ impl Store {
         tokens: &[Uuid],
         lease: Duration,
     ) -> Result<Vec<(i64, bool)>, Error> {
-        self.limited("renewing leases", async {
-            let mut session = self.session(Slot::Renew).await?;
-            let rows = sqlx::query(sql!("relay/renew_leases"))
-                .bind(deliveries)
-                .bind(tokens)
-                .bind(lease.as_secs_f64())
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
-        })
-        .await
+        self.statement("renewing leases", sql!("relay/renew_leases"))
+            .on(Reserved::Renew)
+            .bind(deliveries)
+            .bind(tokens)
+            .bind(lease.as_secs_f64())
+            .rows(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .await
     }
 
-    /// Cancels up to `limit` deliveries of a subscription that no longer exists and returns how many.
+    /// Deletes deliveries and parts of the backlog of a subscription that no longer exists, up to `limit`
+    /// rows of each, and returns the number of rows.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn cancel_orphans(&self, subscription: i64, limit: i64) -> Result<u64, Error> {
-        self.limited("cancelling deliveries of a deleted subscription", async {
-            let mut session = self.session(Slot::Rest).await?;
-            let done: i64 = sqlx::query_scalar(sql!("relay/cancel_orphans"))
-                .bind(limit)
-                .bind(subscription)
-                .persistent(self.is_persistent())
-                .fetch_one(session.connection())
-                .await?;
-            session.finish().await?;
-            Ok(done.unsigned_abs())
-        })
-        .await
+        self.statement("cancelling deliveries of a deleted subscription", sql!("relay/cancel_orphans"))
+            .bind(limit)
+            .bind(subscription)
+            .row(|row| row.try_get(0).map(i64::unsigned_abs))
+            .await
     }
 
-    /// What is outstanding, per subscription.
+    /// Measures what is outstanding for each subscription.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn measure_backlog(&self) -> Result<Vec<Backlog>, Error> {
-        self.limited("measuring the backlog", async {
-            let mut session = self.session(Slot::Rest).await?;
-            let rows = sqlx::query(sql!("relay/measure_backlog"))
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            rows.iter().map(Backlog::from_row).collect()
-        })
-        .await
+        self.statement("measuring the backlog", sql!("relay/measure_backlog")).rows(by_name).await
     }
 
-    /// Rings a channel, to wake other relays or to hear oneself.
+    /// Notifies a channel: wakes relays, or shows that this relay still hears its listener.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn ring(&self, channel: &str) -> Result<(), Error> {
-        self.limited("ringing the doorbell", async {
-            let mut session = self.session(Slot::Rest).await?;
-            sqlx::query("select pg_notify($1, '')")
-                .bind(channel)
-                .persistent(self.is_persistent())
-                .execute(session.connection())
-                .await?;
-            session.finish().await
-        })
-        .await
+        self.statement("ringing the doorbell", "select pg_notify($1, '')").bind(channel).execute().await
     }
-}
-
-fn collect_ids(rows: &[PgRow], into: &mut Vec<i64>) -> Result<(), sqlx::Error> {
-    for row in rows {
-        into.push(row.try_get(0)?);
-    }
-    Ok(())
-}
-
-/// The order is that of `load_events.sql`.
-fn read_event(row: &PgRow) -> Result<(Event, bool), sqlx::Error> {
-    let payload: Option<String> = row.try_get(10)?;
-    let read = payload.is_some();
-    let event = Event {
-        position: row.try_get(0)?,
-        created_at: row.try_get(1)?,
-        id: row.try_get(2)?,
-        topic: row.try_get(3)?,
-        key: row.try_get(4)?,
-        organization: row.try_get(5)?,
-        source: row.try_get(6)?,
-        user_id: row.try_get(7)?,
-        schema_version: row.try_get(8)?,
-        headers: row.try_get(9)?,
-        payload: payload.unwrap_or_default(),
-    };
-    Ok((event, read))
 }

@@ -1,8 +1,8 @@
-//! What can go wrong between the relay and its database.
+//! Errors between the relay and its database.
 
 use crate::sink::sqlstate::{Class, class};
 
-/// A statement that did not work. Says what was being done; the cause is its source.
+/// An error of the relay's database. Its text says what the relay was doing; the cause is its source.
 #[derive(Debug)]
 pub struct Error {
     doing: &'static str,
@@ -40,14 +40,14 @@ impl std::error::Error for Error {
     }
 }
 
-/// What to do about an error: one pure function of its cause.
+/// What the relay does about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The connection, or the server behind it, is not to be trusted: all connections are made anew.
+    /// The connection or its server failed: the relay replaces all connections and tries again.
     Connection,
-    /// The statement may work when tried again: deadlock, lock timeout, disk full, too many connections.
+    /// The relay tries again: deadlock, lock timeout, disk full, too many connections.
     Transient,
-    /// The database is not what this relay expects: not migrated, a role without rights, a superuser.
+    /// A person must act: the schema is missing, the login lacks rights or is a superuser.
     Unsuitable,
 }
 
@@ -64,7 +64,7 @@ impl Error {
         Self { doing, cause: Cause::Database(error) }
     }
 
-    /// What to do about it.
+    /// What the relay does about it, decided from the cause alone.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match &self.cause {
@@ -78,7 +78,7 @@ impl Error {
     }
 }
 
-/// Which database errors to wait out, and after which no open connection is trusted any more.
+/// What the relay does about an error with this SQLSTATE.
 fn kind_of_sqlstate(code: &str) -> Kind {
     match class(code) {
         Class::Unavailable | Class::ReadOnly => Kind::Connection,

@@ -1,26 +1,30 @@
-//! The only room that talks to the relay's own database: a method for each file in `sql/`. Decides nothing.
+//! The only room that uses the relay's own database: a method for each file in `sql/relay/`. It decides
+//! nothing.
 
 mod connection;
 mod cursor;
 mod deliveries;
 mod error;
 mod event_types;
+mod events;
 mod pages;
 mod relays;
 mod routing;
 pub mod schema;
 mod starts;
+mod statement;
 mod subscriptions;
 
-pub use connection::{ConnectionSettings, Store, settings};
+pub use connection::{ConnectionSettings, Settler, Store, settings};
 pub use cursor::Cursor;
-pub use deliveries::{AttemptRow, Backlog, Batch, Claim, Claimed, DeadRow, DueSubscription};
+pub use deliveries::{AttemptRow, Backlog, Batch, Claim, Claimed, DeadRow, DueSubscription, RetryRow};
 pub use error::{Error, Kind};
 pub use event_types::LoadedTypes;
+pub use events::{LoadedEvent, NewEvent};
 pub use pages::{
     BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
 };
 pub use relays::{BreakerState, RelayReport, SubscriptionReport};
-pub use routing::{Advance, NewDelivery, NewEvent, NewPage, Read, Routed};
+pub use routing::{Advance, NewDelivery, NewPage, Read, Routed};
 pub use starts::{Past, Start};
 pub use subscriptions::{Loaded, SubscriptionRow, SubscriptionState};

@@ -1,4 +1,7 @@
-//! Pages and the backlog: what is owed as ranges of positions.
+//! Rows of `outbox.pages` and `outbox.backlog`: deliveries as ranges of positions.
+//!
+//! A *pair* is an event and a subscription that receives it: one delivery of a page. The pairs of a page are
+//! numbered from 0, entry by entry, each in the order of positions.
 
 use std::time::Duration;
 
@@ -7,137 +10,137 @@ use sqlx::{Row as _, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
-    connection::{Slot, Store},
+    connection::{Reserved, Settler, Store},
     error::Error,
 };
 use crate::delivery::ranges::Ranges;
 
-/// What to claim of the backlog of one subscription.
+/// How much of the backlog of one subscription is wanted by a claim.
 #[derive(Debug, Clone, Copy)]
 pub struct BacklogClaim {
-    /// For whom.
+    /// Subscription id.
     pub subscription: i64,
-    /// At most so many positions.
+    /// Largest number of positions to claim.
     pub wanted: usize,
-    /// Look from this id on.
+    /// Smallest row id of `outbox.backlog` to look at.
     pub since: i64,
-    /// In a page of its own.
+    /// Whether the positions go into a page of their own, without those of other subscriptions.
     pub own_page: bool,
 }
 
-/// Positions owed to one subscription.
+/// Events that are outstanding for one subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// To whom.
+    /// Subscription id.
     pub subscription: i64,
-    /// What.
+    /// Positions of the events.
     pub positions: Ranges,
-    /// Since when.
+    /// Time from which they could be delivered.
     pub owed_since: DateTime<Utc>,
 }
 
 /// A page that was claimed or taken over.
 #[derive(Debug, Clone)]
 pub struct LeasedPage {
-    /// Its row.
+    /// Row of `outbox.pages`.
     pub id: i64,
-    /// Relays that died while they held its pairs,
+    /// Number of relays that died while they held its pairs.
     pub deaths: i16,
-    /// of these, one pair alone.
+    /// Number of relays among them that held a single pair.
     pub alone: i16,
-    /// The span of the events' times.
+    /// The first and the last time of its events.
     pub span: (DateTime<Utc>, DateTime<Utc>),
-    /// What it owes.
+    /// Its pairs, by subscription.
     pub entries: Vec<Entry>,
-    /// The numbers of the pairs that are settled.
+    /// Numbers of the pairs that are settled.
     pub done: Ranges,
 }
 
-/// A subscription with something in the backlog.
+/// A subscription with rows in `outbox.backlog`.
 #[derive(Debug, Clone, Copy)]
 pub struct InBacklog {
-    /// Which.
+    /// Subscription id.
     pub subscription: i64,
-    /// Whether relays died with it.
+    /// Whether a relay died while it held these rows. A subscription may have rows of both sorts.
     pub is_suspect: bool,
-    /// The newest id in the backlog at all.
+    /// Largest row id of the whole backlog.
     pub newest: i64,
 }
 
 /// A pair of a page.
 #[derive(Debug, Clone, Copy)]
 pub struct Pair {
-    /// The page.
+    /// Row of `outbox.pages`.
     pub page: i64,
-    /// Its number there.
+    /// Number of the pair in its page.
     pub number: i32,
-    /// To whom.
+    /// Subscription id.
     pub subscription: i64,
-    /// The event.
+    /// Position of the event.
     pub position: i64,
-    /// The event's time.
+    /// Time of the event.
     pub created_at: DateTime<Utc>,
-    /// Attempts made.
+    /// Number of attempts made.
     pub attempts: i32,
 }
 
-/// A pair that is tried again.
+/// A pair that is attempted again: it becomes a row of `outbox.deliveries`.
 #[derive(Debug, Clone)]
 pub struct PairRetry {
-    /// Which.
+    /// The pair.
     pub pair: Pair,
-    /// Since when it has been owed.
+    /// Time from which the event could be delivered.
     pub owed_since: DateTime<Utc>,
-    /// After so many seconds.
-    pub wait: f64,
-    /// Attempts that ended without a verdict.
+    /// Time until it is due.
+    pub wait: Duration,
+    /// Number of claims that ended without a verdict.
     pub unfinished: i32,
 }
 
-/// A pair that is given up.
+/// A pair that becomes a dead letter.
 #[derive(Debug, Clone)]
 pub struct PairDead {
-    /// Which.
+    /// The pair.
     pub pair: Pair,
-    /// Why.
+    /// Code of the reason.
     pub reason: &'static str,
-    /// The last answer's status code.
+    /// Status code of the last answer.
     pub status: Option<i32>,
-    /// The last answer.
+    /// Text of the last answer.
     pub answer: Option<String>,
 }
 
-/// Pairs of a page that go to the backlog.
+/// Pairs of a page that go back to the backlog.
 #[derive(Debug, Clone)]
 pub struct PairsBack {
-    /// The page.
+    /// Row of `outbox.pages`.
     pub page: i64,
-    /// Their numbers there.
+    /// Numbers of the pairs in their page.
     pub numbers: Ranges,
-    /// What is owed.
+    /// Subscription and positions of the pairs.
     pub entry: Entry,
-    /// The span of the events' times.
+    /// The first and the last time of their events.
     pub span: (DateTime<Utc>, DateTime<Utc>),
-    /// Relays that died while they held them,
+    /// Number of relays that died while they held these pairs.
     pub deaths: i16,
-    /// of these, one alone.
+    /// Number of relays among them that held a single pair.
     pub alone: i16,
 }
 
-/// What is to be written of several pages.
+/// What is written about several pages in one commit.
 #[derive(Debug, Default)]
 pub struct PageBatch {
-    /// The numbers of pairs that are settled now.
+    /// Pages that keep outstanding pairs, and the numbers of the pairs that are settled now.
     pub progress: Vec<(i64, Ranges)>,
-    /// Pages with nothing left.
+    /// Pages without outstanding pairs, which are deleted.
     pub finished: Vec<i64>,
-    /// The tokens under which all of them are leased.
+    /// Lease tokens of all these pages.
     pub tokens: Vec<Uuid>,
-    /// To be tried again.
+    /// Pairs that are attempted again.
     pub retries: Vec<PairRetry>,
-    /// Given up.
+    /// Pairs that become dead letters.
     pub dead: Vec<PairDead>,
-    /// For later, as a whole.
+    /// Pairs that go back to the backlog.
     pub back: Vec<PairsBack>,
 }
 
@@ -150,10 +153,10 @@ impl PageBatch {
 }
 
 impl Store {
-    /// Moves the oldest of what waits as a whole into pages of ours.
+    /// Moves the oldest positions of the backlog into pages that this relay leases.
     ///
     /// # Errors
-    /// Those of the database. Whether the claim took place may then be unknown: its leases, if any, run out by themselves.
+    /// Those of the database. The claim may have taken place nevertheless: its leases then end by themselves.
     pub async fn claim_backlog(
         &self,
         claims: &[BacklogClaim],
@@ -161,32 +164,21 @@ impl Store {
         token: Uuid,
         lease: Duration,
     ) -> Result<Vec<LeasedPage>, Error> {
-        self.limited("claiming from the backlog", async {
-            let mut session = self.session(Slot::Claim).await?;
-            let rows = sqlx::query(sql!("relay/claim_backlog"))
-                .bind(claims.iter().map(|claim| claim.subscription).collect::<Vec<_>>())
-                .bind(
-                    claims
-                        .iter()
-                        .map(|claim| i64::try_from(claim.wanted).unwrap_or(i64::MAX))
-                        .collect::<Vec<_>>(),
-                )
-                .bind(claims.iter().map(|claim| claim.since).collect::<Vec<_>>())
-                .bind(claims.iter().map(|claim| claim.own_page).collect::<Vec<_>>())
-                .bind(suspects)
-                .bind(token)
-                .bind(lease.as_secs_f64())
-                .bind(self.relay())
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            rows.iter().map(read_page).collect()
-        })
-        .await
+        self.statement("claiming from the backlog", sql!("relay/claim_backlog"))
+            .on(Reserved::Claim)
+            .bind_each(claims, |claim| claim.subscription)
+            .bind_each(claims, |claim| i64::try_from(claim.wanted).unwrap_or(i64::MAX))
+            .bind_each(claims, |claim| claim.since)
+            .bind_each(claims, |claim| claim.own_page)
+            .bind(suspects)
+            .bind(token)
+            .bind(lease.as_secs_f64())
+            .bind(self.relay())
+            .rows(read_page)
+            .await
     }
 
-    /// Leases pages whose lease has ended.
+    /// Leases up to `limit` pages whose lease has ended, from the page `since` on.
     ///
     /// # Errors
     /// Those of the database.
@@ -197,24 +189,19 @@ impl Store {
         token: Uuid,
         lease: Duration,
     ) -> Result<Vec<LeasedPage>, Error> {
-        self.limited("taking over pages", async {
-            let mut session = self.session(Slot::Claim).await?;
-            let rows = sqlx::query(sql!("relay/take_over_pages"))
-                .bind(since)
-                .bind(limit)
-                .bind(token)
-                .bind(lease.as_secs_f64())
-                .bind(self.relay())
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            rows.iter().map(read_page).collect()
-        })
-        .await
+        self.statement("taking over pages", sql!("relay/take_over_pages"))
+            .on(Reserved::Claim)
+            .bind(since)
+            .bind(limit)
+            .bind(token)
+            .bind(lease.as_secs_f64())
+            .bind(self.relay())
+            .rows(read_page)
+            .await
     }
 
-    /// Prolongs leases of pages. Returns those that are still ours, and whether they were prolonged.
+    /// Extends leases of pages. Returns the pages that this relay still holds, and whether each lease was
+    /// extended.
     ///
     /// # Errors
     /// Those of the database.
@@ -224,109 +211,80 @@ impl Store {
         tokens: &[Uuid],
         lease: Duration,
     ) -> Result<Vec<(i64, bool)>, Error> {
-        self.limited("renewing leases of pages", async {
-            let mut session = self.session(Slot::Renew).await?;
-            let rows = sqlx::query(sql!("relay/renew_pages"))
-                .bind(pages)
-                .bind(tokens)
-                .bind(lease.as_secs_f64())
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
-        })
-        .await
+        self.statement("renewing leases of pages", sql!("relay/renew_pages"))
+            .on(Reserved::Renew)
+            .bind(pages)
+            .bind(tokens)
+            .bind(lease.as_secs_f64())
+            .rows(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .await
     }
 
-    /// Which subscriptions have something in the backlog, from an id on or at all.
+    /// Finds the subscriptions with rows in the backlog, from the row id `since` on; without it, in all of
+    /// it.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn find_backlog(&self, since: Option<i64>) -> Result<Vec<InBacklog>, Error> {
-        self.limited("looking for a backlog", async {
-            let mut session = self.session(Slot::Claim).await?;
-            let rows = sqlx::query(sql!("relay/find_backlog"))
-                .bind(since)
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            rows.iter()
-                .map(|row| {
-                    Ok(InBacklog {
-                        subscription: row.try_get(0)?,
-                        is_suspect: row.try_get(1)?,
-                        newest: row.try_get(3)?,
-                    })
+        self.statement("looking for a backlog", sql!("relay/find_backlog"))
+            .on(Reserved::Claim)
+            .bind(since)
+            .rows(|row| {
+                Ok(InBacklog {
+                    subscription: row.try_get("subscription_id")?,
+                    is_suspect: row.try_get("is_suspect")?,
+                    newest: row.try_get("newest_id")?,
                 })
-                .collect()
-        })
-        .await
+            })
+            .await
     }
 
-    /// Writes what became of pairs of pages, in one commit. Returns the pages that were still ours.
+    /// Writes verdicts on pairs of pages in one commit, and returns the pages that this relay still held.
     ///
     /// # Errors
     /// Those of the database. Writing the same batch again is safe.
-    pub async fn settle_pages(&self, batch: &PageBatch, lane: usize) -> Result<Vec<i64>, Error> {
-        let lane = if lane == 0 { Slot::Settle } else { Slot::SettleToo };
-        let pages: Vec<i64> = batch.progress.iter().map(|(page, _)| *page).collect();
-        let numbers: Vec<String> = batch.progress.iter().map(|(_, numbers)| numbers.to_string()).collect();
-        self.limited("settling pages", async {
-            let mut session = self.session(lane).await?;
-            let plain = batch.retries.is_empty() && batch.dead.is_empty() && batch.back.is_empty();
-            let rows = if plain {
-                sqlx::query(sql!("relay/settle_pages"))
-                    .bind(&pages)
-                    .bind(&numbers)
-                    .bind(&batch.finished)
-                    .bind(&batch.tokens)
-                    .persistent(self.is_persistent())
-                    .fetch_all(session.connection())
-                    .await?
-            } else {
-                let (retries, dead, back) = (&batch.retries, &batch.dead, &batch.back);
-                sqlx::query(sql!("relay/settle_parts"))
-                    .bind(&pages)
-                    .bind(&numbers)
-                    .bind(&batch.finished)
-                    .bind(&batch.tokens)
-                    .bind(retries.iter().map(|one| one.pair.page).collect::<Vec<_>>())
-                    .bind(retries.iter().map(|one| one.pair.number).collect::<Vec<_>>())
-                    .bind(retries.iter().map(|one| one.pair.subscription).collect::<Vec<_>>())
-                    .bind(retries.iter().map(|one| one.pair.position).collect::<Vec<_>>())
-                    .bind(retries.iter().map(|one| one.pair.created_at).collect::<Vec<_>>())
-                    .bind(retries.iter().map(|one| one.owed_since).collect::<Vec<_>>())
-                    .bind(retries.iter().map(|one| one.pair.attempts).collect::<Vec<_>>())
-                    .bind(retries.iter().map(|one| one.wait).collect::<Vec<_>>())
-                    .bind(retries.iter().map(|one| one.unfinished).collect::<Vec<_>>())
-                    .bind(dead.iter().map(|one| one.pair.page).collect::<Vec<_>>())
-                    .bind(dead.iter().map(|one| one.pair.number).collect::<Vec<_>>())
-                    .bind(dead.iter().map(|one| one.pair.subscription).collect::<Vec<_>>())
-                    .bind(dead.iter().map(|one| one.pair.position).collect::<Vec<_>>())
-                    .bind(dead.iter().map(|one| one.pair.created_at).collect::<Vec<_>>())
-                    .bind(dead.iter().map(|one| one.pair.attempts).collect::<Vec<_>>())
-                    .bind(dead.iter().map(|one| one.reason).collect::<Vec<_>>())
-                    .bind(dead.iter().map(|one| one.status).collect::<Vec<_>>())
-                    .bind(dead.iter().map(|one| one.answer.as_deref()).collect::<Vec<_>>())
-                    .bind(back.iter().map(|one| one.page).collect::<Vec<_>>())
-                    .bind(back.iter().map(|one| one.numbers.to_string()).collect::<Vec<_>>())
-                    .bind(back.iter().map(|one| one.entry.subscription).collect::<Vec<_>>())
-                    .bind(back.iter().map(|one| one.entry.positions.to_string()).collect::<Vec<_>>())
-                    .bind(back.iter().map(|one| one.entry.owed_since).collect::<Vec<_>>())
-                    .bind(back.iter().map(|one| one.span.0).collect::<Vec<_>>())
-                    .bind(back.iter().map(|one| one.span.1).collect::<Vec<_>>())
-                    .bind(back.iter().map(|one| one.deaths).collect::<Vec<_>>())
-                    .bind(back.iter().map(|one| one.alone).collect::<Vec<_>>())
-                    .persistent(self.is_persistent())
-                    .fetch_all(session.connection())
-                    .await?
-            };
-            session.finish().await?;
-            rows.iter().map(|row| row.try_get(0)).collect()
-        })
-        .await
+    pub async fn settle_pages(&self, batch: &PageBatch, settler: Settler) -> Result<Vec<i64>, Error> {
+        let PageBatch { progress, finished, tokens, retries, dead, back } = batch;
+        let is_plain = retries.is_empty() && dead.is_empty() && back.is_empty();
+        let sql = if is_plain { sql!("relay/settle_pages") } else { sql!("relay/settle_parts") };
+        let mut statement = self
+            .statement("settling pages", sql)
+            .on(Reserved::Settle(settler))
+            .bind_each(progress, |(page, _)| *page)
+            .bind_each(progress, |(_, numbers)| numbers.to_string())
+            .bind(finished)
+            .bind(tokens);
+        if !is_plain {
+            statement = statement
+                .bind_each(retries, |retry| retry.pair.page)
+                .bind_each(retries, |retry| retry.pair.number)
+                .bind_each(retries, |retry| retry.pair.subscription)
+                .bind_each(retries, |retry| retry.pair.position)
+                .bind_each(retries, |retry| retry.pair.created_at)
+                .bind_each(retries, |retry| retry.owed_since)
+                .bind_each(retries, |retry| retry.pair.attempts)
+                .bind_each(retries, |retry| retry.wait.as_secs_f64())
+                .bind_each(retries, |retry| retry.unfinished)
+                .bind_each(dead, |dead| dead.pair.page)
+                .bind_each(dead, |dead| dead.pair.number)
+                .bind_each(dead, |dead| dead.pair.subscription)
+                .bind_each(dead, |dead| dead.pair.position)
+                .bind_each(dead, |dead| dead.pair.created_at)
+                .bind_each(dead, |dead| dead.pair.attempts)
+                .bind_each(dead, |dead| dead.reason)
+                .bind_each(dead, |dead| dead.status)
+                .bind_each(dead, |dead| dead.answer.as_deref())
+                .bind_each(back, |part| part.page)
+                .bind_each(back, |part| part.numbers.to_string())
+                .bind_each(back, |part| part.entry.subscription)
+                .bind_each(back, |part| part.entry.positions.to_string())
+                .bind_each(back, |part| part.entry.owed_since)
+                .bind_each(back, |part| part.span.0)
+                .bind_each(back, |part| part.span.1)
+                .bind_each(back, |part| part.deaths)
+                .bind_each(back, |part| part.alone);
+        }
+        statement.rows(|row| row.try_get(0)).await
     }
 }
 

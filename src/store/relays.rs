@@ -1,41 +1,38 @@
-//! What a relay says of itself.
+//! Rows of `outbox.relays` and `outbox.relay_subscriptions`: what a relay reports about itself.
 
 use std::time::Duration;
 
-use super::{
-    connection::{Slot, Store},
-    error::Error,
-};
+use super::{connection::Store, error::Error};
 
-/// What a relay says of itself.
+/// The report of a relay.
 #[derive(Debug, Clone, Default)]
 pub struct RelayReport {
-    /// Its name.
+    /// Name of the relay.
     pub relay: String,
-    /// How long it has run.
+    /// Time since it started.
     pub uptime: Duration,
-    /// All its permits.
+    /// Number of its permits, free or not.
     pub permits: i32,
-    /// Deliveries in flight.
+    /// Number of deliveries in flight.
     pub in_flight: i32,
-    /// Those whose figures changed.
+    /// Subscriptions whose numbers changed since the last report.
     pub subscriptions: Vec<SubscriptionReport>,
 }
 
 /// Whether a breaker lets attempts through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BreakerState {
-    /// It does.
+    /// All attempts are let through.
     #[default]
     Closed,
-    /// One probe is under way.
+    /// A single attempt is let through as a probe.
     HalfOpen,
-    /// It does not.
+    /// No attempt is let through.
     Open,
 }
 
 impl BreakerState {
-    /// As it is stored and shown.
+    /// The word that is stored and shown.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -46,71 +43,54 @@ impl BreakerState {
     }
 }
 
-/// What a relay did for a subscription since it started.
+/// What a relay did for one subscription since it started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionReport {
-    /// Which one.
+    /// Subscription id.
     pub id: i64,
-    /// Attempts that succeeded.
+    /// Number of attempts that succeeded.
     pub delivered: i64,
-    /// Attempts that failed.
+    /// Number of attempts that failed.
     pub failed: i64,
-    /// Its breaker.
+    /// State of its breaker.
     pub breaker: BreakerState,
-    /// Events it was not sent because its match or filter could not be evaluated.
+    /// Number of events that were not sent because its match or filter could not be evaluated.
     pub filter_errors: i64,
-    /// Why the last of them could not.
+    /// Text of the last of these errors.
     pub last_filter_error: Option<String>,
 }
 
 impl Store {
-    /// Says that this relay lives and what it did.
+    /// Records that this relay runs, and what it did.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn report_relay(&self, report: &RelayReport) -> Result<(), Error> {
-        self.limited("reporting this relay", async {
-            let mut session = self.session(Slot::Rest).await?;
-            sqlx::query(sql!("relay/report_relay"))
-                .bind(&report.relay)
-                .bind(env!("CARGO_PKG_VERSION"))
-                .bind(report.uptime.as_secs_f64())
-                .bind(report.permits)
-                .bind(report.in_flight)
-                .bind(report.subscriptions.iter().map(|did| did.id).collect::<Vec<_>>())
-                .bind(report.subscriptions.iter().map(|did| did.delivered).collect::<Vec<_>>())
-                .bind(report.subscriptions.iter().map(|did| did.failed).collect::<Vec<_>>())
-                .bind(report.subscriptions.iter().map(|did| did.breaker.code()).collect::<Vec<_>>())
-                .bind(report.subscriptions.iter().map(|did| did.filter_errors).collect::<Vec<_>>())
-                .bind(
-                    report
-                        .subscriptions
-                        .iter()
-                        .map(|did| did.last_filter_error.as_deref())
-                        .collect::<Vec<_>>(),
-                )
-                .persistent(self.is_persistent())
-                .execute(session.connection())
-                .await?;
-            session.finish().await
-        })
-        .await
+        let subscriptions = &report.subscriptions;
+        self.statement("reporting this relay", sql!("relay/report_relay"))
+            .bind(&report.relay)
+            .bind(env!("CARGO_PKG_VERSION"))
+            .bind(report.uptime.as_secs_f64())
+            .bind(report.permits)
+            .bind(report.in_flight)
+            .bind_each(subscriptions, |one| one.id)
+            .bind_each(subscriptions, |one| one.delivered)
+            .bind_each(subscriptions, |one| one.failed)
+            .bind_each(subscriptions, |one| one.breaker.code())
+            .bind_each(subscriptions, |one| one.filter_errors)
+            .bind_each(subscriptions, |one| one.last_filter_error.as_deref())
+            .execute()
+            .await
     }
 
-    /// Takes this relay off the list of those that run.
+    /// Removes this relay from `outbox.relays`.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn leave_relay(&self, relay: &str) -> Result<(), Error> {
-        self.limited("taking this relay off the list", async {
-            let mut session = self.session(Slot::Rest).await?;
-            sqlx::query(sql!("relay/leave_relay"))
-                .bind(relay)
-                .persistent(self.is_persistent())
-                .execute(session.connection())
-                .await?;
-            session.finish().await
-        })
-        .await
+        self.statement("taking this relay off the list", sql!("relay/leave_relay"))
+            .bind(relay)
+            .execute()
+            .await
     }
 }

@@ -1,20 +1,21 @@
-//! The schema's history, embedded in the binary: applies what is missing, and tells whether a database fits this binary.
+//! Migrations, embedded in the binary: applies the missing ones, and finds out whether a database fits this
+//! binary.
 
 use sqlx::{Connection, PgConnection, migrate::Migrator, postgres::PgConnectOptions};
 
-/// Where it is recorded what was applied.
+/// Table of the migrations that were applied.
 const HISTORY: &str = "outbox.migrations";
 
 /// Why a database could not be migrated.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No connection.
+    /// The connection failed.
     #[error("connecting to the database")]
     Connect(#[source] sqlx::Error),
-    /// A migration failed; those before it are kept, it is not.
+    /// A migration failed and was rolled back; those before it stay applied.
     #[error("applying migrations")]
     Apply(#[source] sqlx::migrate::MigrateError),
-    /// The database has migrations this binary does not know: it was migrated by a newer one.
+    /// The database was migrated by a newer version of this program.
     #[error(
         "the database was migrated by a newer version (migration {version}); install that version, this one changes nothing"
     )]
@@ -22,7 +23,7 @@ pub enum Error {
         /// The newest migration that was applied.
         version: i64,
     },
-    /// What was applied could not be read.
+    /// The table of applied migrations could not be read.
     #[error("reading which migrations were applied")]
     Read(#[source] sqlx::Error),
 }
@@ -34,21 +35,21 @@ fn migrator() -> Migrator {
     migrator
 }
 
-/// Applies what is missing, each migration in a transaction of its own, and returns the names of those applied. Safe to run
-/// from several processes at once: they take turns.
+/// Applies the missing migrations, each in a transaction of its own, and returns their names. Several
+/// processes may run it at once: they take turns.
 ///
 /// # Errors
-/// When the database cannot be reached, a migration fails, or a newer version has been here.
+/// When the database cannot be reached, a migration fails, or the database was migrated by a newer version.
 pub async fn run(options: &PgConnectOptions) -> Result<Vec<String>, Error> {
     let mut connection = PgConnection::connect_with(options).await.map_err(Error::Connect)?;
     let missing = pending(&mut connection).await?;
     migrator().run(&mut connection).await.map_err(Error::Apply)?;
-    // A close that fails leaves nothing undone.
+    // Everything is committed, whether or not the connection closes well.
     let _ = connection.close().await;
     Ok(missing)
 }
 
-/// The migrations that are missing, in order, as `0001_events`.
+/// Names of the missing migrations, such as `0001_events`, in order.
 ///
 /// # Errors
 /// When the database cannot be read or was migrated by a newer version.
@@ -78,7 +79,8 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Vec<String>, Error
         .collect())
 }
 
-/// Every migration as SQL, for people who apply them with a tool of their own; records them as [`run`] would.
+/// All migrations as one SQL script, for those who apply them with another tool. It records them as [`run`]
+/// does.
 #[must_use]
 pub fn script() -> String {
     let mut script = format!(

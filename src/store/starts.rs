@@ -1,40 +1,47 @@
-//! Events from before a subscription was made: read part by part, and owed to it in the commit that moves on.
+//! Rows of `outbox.starts`: subscriptions that also want events from before they were made. The log is read
+//! part by part; each part is written in the commit that moves on behind it.
 
 use chrono::{DateTime, Utc};
-use sqlx::{FromRow, Row as _, postgres::PgRow};
+use sqlx::{FromRow, Row as _};
 
 use super::{
-    connection::{Slot, Store},
+    connection::Store,
     error::Error,
-    routing::NewEvent,
+    events::{NewEvent, read_new_events},
+    statement::{by_name, first},
 };
-use crate::{delivery::ranges::Ranges, event::Event};
+use crate::delivery::ranges::Ranges;
 
-/// How far a subscription is with events from before it was made.
+/// How far a subscription has got with events from before it was made.
 #[derive(Debug, Clone, FromRow)]
 pub struct Start {
-    /// Which.
+    /// Subscription id.
     pub subscription_id: i64,
+    /// Earliest time of the events it wants; none: all.
     since: Option<DateTime<Utc>>,
-    /// None until a routing step has fixed what lies before it.
+    /// The cursor's snapshot when a routing step first knew the subscription; none until then.
     settled: Option<String>,
+    /// The end of the cursor's window at that step.
     window_end: Option<String>,
+    /// Position up to which that window was routed.
     page_after: Option<i64>,
+    /// Position above all events from before that step.
     until: Option<i64>,
+    /// Position up to which the log was read for it.
     position: i64,
 }
 
 /// A part of the log.
 #[derive(Debug)]
 pub struct Past {
-    /// What of it lies before the subscription, in the order of positions.
+    /// Events of this part from before the subscription, in the order of positions.
     pub events: Vec<NewEvent>,
-    /// How far it reaches; none when nothing is left.
+    /// Position of the last event that was looked at; none when there was none.
     reached: Option<i64>,
 }
 
 impl Past {
-    /// Whether the log has been worked through.
+    /// Whether the log was already read to its end.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.reached.is_none()
@@ -42,7 +49,7 @@ impl Past {
 }
 
 impl Start {
-    /// Whether it is known what lies before.
+    /// Whether a routing step has fixed which events are from before the subscription.
     #[must_use]
     pub fn is_fixed(&self) -> bool {
         self.settled.is_some()
@@ -50,143 +57,82 @@ impl Start {
 }
 
 impl Store {
-    /// How far these subscriptions are; one that is done is not among them.
+    /// Reads how far these subscriptions have got. Subscriptions that have all past events are left out.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn load_starts(&self, subscriptions: &[i64]) -> Result<Vec<Start>, Error> {
-        self.limited("loading starts", async {
-            let mut session = self.session(Slot::Rest).await?;
-            let starts = sqlx::query_as(sql!("relay/load_starts"))
-                .bind(subscriptions)
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            Ok(starts)
-        })
-        .await
+        self.statement("loading starts", sql!("relay/load_starts")).bind(subscriptions).rows(by_name).await
     }
 
-    /// Looks at the next so many events of the log.
+    /// Reads the next part of the log: at most `limit` events are looked at.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn read_past(&self, start: &Start, limit: i64, with_payloads: bool) -> Result<Past, Error> {
-        self.limited("reading past events", async {
-            let mut session = self.session(Slot::Rest).await?;
-            let rows = sqlx::query(sql!("relay/read_past"))
-                .bind(start.position)
-                .bind(start.until)
-                .bind(&start.settled)
-                .bind(&start.window_end)
-                .bind(start.page_after)
-                .bind(start.since)
-                .bind(limit)
-                .bind(with_payloads)
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-            let events =
-                rows.iter().filter_map(|row| read_event(row).transpose()).collect::<Result<_, _>>()?;
-            Ok(Past { events, reached: first.try_get("reached")? })
-        })
-        .await
+        self.statement("reading past events", sql!("relay/read_past"))
+            .bind(start.position)
+            .bind(start.until)
+            .bind(&start.settled)
+            .bind(&start.window_end)
+            .bind(start.page_after)
+            .bind(start.since)
+            .bind(limit)
+            .bind(with_payloads)
+            .all(|rows| {
+                let reached = first(rows)?.try_get("reached")?;
+                Ok(Past { events: read_new_events(rows)?, reached })
+            })
+            .await
     }
 
-    /// Owes the wanted events of a part, and moves on behind it. Returns whether this was done: another relay may have been
-    /// faster.
+    /// Writes the wanted events of a part and moves on behind it. Returns false when another relay was
+    /// faster: then nothing was written.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn insert_past(&self, start: &Start, past: &Past, wanted: &[&NewEvent]) -> Result<bool, Error> {
         let (timed, plain): (Vec<&NewEvent>, Vec<&NewEvent>) =
             wanted.iter().partition(|new| new.deliver_after.is_some() || new.priority > 0);
-        self.limited("recording what is owed of past events", async {
-            let mut session = self.session(Slot::Rest).await?;
-            let moved = sqlx::query(sql!("relay/insert_past"))
-                .bind(start.subscription_id)
-                .bind(start.position)
-                .bind(past.reached)
-                .bind(
-                    (!plain.is_empty())
-                        .then(|| plain.iter().map(|new| new.event.position).collect::<Ranges>().to_string()),
-                )
-                .bind(plain.iter().map(|new| new.event.created_at).min())
-                .bind(plain.iter().map(|new| new.event.created_at).max())
-                .bind(timed.iter().map(|new| new.event.position).collect::<Vec<_>>())
-                .bind(timed.iter().map(|new| new.event.created_at).collect::<Vec<_>>())
-                .bind(timed.iter().map(|new| new.deliver_after).collect::<Vec<_>>())
-                .bind(timed.iter().map(|new| new.priority).collect::<Vec<_>>())
-                .persistent(self.is_persistent())
-                .fetch_optional(session.connection())
-                .await?;
-            session.finish().await?;
-            Ok(moved.is_some())
-        })
-        .await
+        let positions: Ranges = plain.iter().map(|new| new.event.position).collect();
+        let times = || plain.iter().map(|new| new.event.created_at);
+        self.statement("recording what is owed of past events", sql!("relay/insert_past"))
+            .bind(start.subscription_id)
+            .bind(start.position)
+            .bind(past.reached)
+            .bind((!plain.is_empty()).then(|| positions.to_string()))
+            .bind(times().min())
+            .bind(times().max())
+            .bind_each(&timed, |new| new.event.position)
+            .bind_each(&timed, |new| new.event.created_at)
+            .bind_each(&timed, |new| new.deliver_after)
+            .bind_each(&timed, |new| new.priority)
+            .any()
+            .await
     }
 
-    /// The log has been worked through.
+    /// Deletes the row of a subscription that has all past events, unless another relay was faster.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn end_start(&self, start: &Start) -> Result<(), Error> {
-        self.limited("ending a start", async {
-            let mut session = self.session(Slot::Rest).await?;
-            sqlx::query(sql!("relay/end_start"))
-                .bind(start.subscription_id)
-                .bind(start.position)
-                .persistent(self.is_persistent())
-                .execute(session.connection())
-                .await?;
-            session.finish().await
-        })
-        .await
+        self.statement("ending a start", sql!("relay/end_start"))
+            .bind(start.subscription_id)
+            .bind(start.position)
+            .execute()
+            .await
     }
 
-    /// How much a subscription is owed, counted up to `enough`.
+    /// Counts what is outstanding for a subscription, without the pages that relays hold. Counting stops at
+    /// about `enough`.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn count_owed(&self, subscription: i64, enough: i64) -> Result<i64, Error> {
-        self.limited("counting what is owed", async {
-            let mut session = self.session(Slot::Rest).await?;
-            let owed = sqlx::query_scalar(sql!("relay/count_owed"))
-                .bind(subscription)
-                .bind(enough)
-                .persistent(self.is_persistent())
-                .fetch_one(session.connection())
-                .await?;
-            session.finish().await?;
-            Ok(owed)
-        })
-        .await
+        self.statement("counting what is owed", sql!("relay/count_owed"))
+            .bind(subscription)
+            .bind(enough)
+            .row(|row| row.try_get(0))
+            .await
     }
-}
-
-fn read_event(row: &PgRow) -> Result<Option<NewEvent>, sqlx::Error> {
-    // A row without an event carries only how far the statement looked.
-    let Some(position) = row.try_get("position")? else { return Ok(None) };
-    let payload: Option<String> = row.try_get("payload")?;
-    Ok(Some(NewEvent {
-        payload_read: payload.is_some(),
-        event: Event {
-            position,
-            created_at: row.try_get("created_at")?,
-            id: row.try_get("id")?,
-            topic: row.try_get("topic")?,
-            key: row.try_get("key")?,
-            organization: row.try_get("organization")?,
-            source: row.try_get("source")?,
-            user_id: row.try_get("user_id")?,
-            schema_version: row.try_get("schema_version")?,
-            headers: row.try_get("headers")?,
-            payload: payload.unwrap_or_default(),
-        },
-        priority: row.try_get("priority")?,
-        deliver_after: row.try_get("deliver_after")?,
-    }))
 }

@@ -1,4 +1,4 @@
-//! Reading the routing table, and the few columns of it that relays write.
+//! Rows of `outbox.subscriptions`, and the few columns of them that relays write.
 
 use std::time::Duration;
 
@@ -6,28 +6,26 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{FromRow, Row as _};
 
-use super::{
-    connection::{Slot, Store},
-    error::Error,
-};
-/// Whether relays can and may serve a subscription.
+use super::{connection::Store, error::Error, statement::first};
+
+/// Whether relays deliver to a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SubscriptionState {
-    /// They can.
+    /// They deliver.
     Ok,
-    /// No relay can use it as it is written; new events wait.
+    /// A relay found that it cannot be used as it is written; its events wait.
     Invalid,
-    /// Its destination answered 410.
+    /// Its destination answered 410 Gone; its deliveries are held.
     Gone,
-    /// It was switched off after failing for long.
+    /// It was disabled because it failed for too long.
     Disabled,
 }
 
 impl SubscriptionState {
-    /// As it is stored.
+    /// The word that is stored.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -45,50 +43,50 @@ impl std::fmt::Display for SubscriptionState {
     }
 }
 
-/// A row of `outbox.subscriptions` as the database holds it.
+/// A row of `outbox.subscriptions`, not yet checked.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
 pub struct SubscriptionRow {
-    /// Its number.
+    /// Subscription id.
     pub id: i64,
-    /// Its name: what people call it.
+    /// Unique name.
     pub name: String,
     /// Topic patterns.
     pub topics: Vec<String>,
     /// Kind of sink.
     pub sink: String,
-    /// For the sink.
+    /// Target within that sink, such as a URL.
     pub config: serde_json::Value,
-    /// What the payload must contain, as JSON; null: anything.
+    /// JSON that the payload must contain; none: any payload.
     #[sqlx(rename = "match")]
     pub matching: Option<String>,
-    /// CEL; null: no further condition.
+    /// CEL expression that must be true; none: no further condition.
     pub filter: Option<String>,
-    /// CEL; null: the payload is sent as it is.
+    /// CEL expression of the payload that is sent; none: the payload of the event.
     pub transform: Option<String>,
-    /// The version payloads are brought to; null: as they are.
+    /// Version of the event type that payloads are converted to; none: not converted.
     pub schema_version: Option<i32>,
-    /// Null: every organization.
+    /// Organization whose events it receives; none: events of all organizations.
     pub organization: Option<String>,
-    /// Prefixes of keys; null: every key.
+    /// Prefixes of the keys it receives; none: every key.
     pub keys: Option<Vec<String>>,
-    /// Retry policy.
+    /// Retry policy as JSON.
     pub retry: serde_json::Value,
-    /// At most so many deliveries in flight per relay.
+    /// Largest number of deliveries in flight in one relay; none: the relay's own limit.
     pub max_in_flight: Option<i32>,
-    /// False: paused by an operator.
+    /// False while an operator has paused it.
     pub active: bool,
-    /// Whether relays can and may serve it.
+    /// Whether relays deliver to it.
     pub state: SubscriptionState,
-    /// Why, when it is not `ok`.
+    /// Why its state is not `ok`.
     pub state_reason: Option<String>,
-    /// It wants events from before it was made, and has not all of them yet.
+    /// Whether it still waits for events from before it was made.
     pub starting: bool,
-    /// The destination asked for a pause until then.
+    /// End of the pause that its destination asked for.
     pub paused_until: Option<DateTime<Utc>>,
 }
 
 impl SubscriptionRow {
-    /// As `outbox.subscribe` makes it of the four arguments that are always given, before it has a number.
+    /// The row that `outbox.subscribe` makes of its four required arguments, with id 0.
     #[must_use]
     pub fn new(name: &str, topics: &[&str], sink: &str, config: serde_json::Value) -> Self {
         Self {
@@ -114,71 +112,59 @@ impl SubscriptionRow {
     }
 }
 
-/// What changed since the last load.
+/// The subscriptions that changed since the last load.
 #[derive(Debug)]
 pub struct Loaded {
-    /// Changed rows.
+    /// Rows that changed.
     pub rows: Vec<SubscriptionRow>,
-    /// Changed rows that cannot be read, which no trigger would let in: their ids, and why.
+    /// Ids of changed rows that cannot be read, and why. The triggers of the table refuse such rows.
     pub unreadable: Vec<(i64, String)>,
-    /// The ids of all rows.
+    /// Ids of all rows, changed or not.
     pub ids: Vec<i64>,
-    /// The generation they belong to.
+    /// Value of `outbox.generation` in the snapshot of this load.
     pub generation: i64,
-    /// To be given to the next load.
+    /// Snapshot of this load, from which the next load starts.
     pub snapshot: String,
 }
 
 impl Store {
-    /// Reads the subscriptions that changed since a snapshot.
+    /// Reads the subscriptions that changed since a snapshot; without a snapshot, all.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn load_subscriptions(&self, since: Option<&str>) -> Result<Loaded, Error> {
-        self.limited("loading subscriptions", async {
-            let mut session = self.session(Slot::Rest).await?;
-            let rows = sqlx::query(sql!("relay/load_subscriptions"))
-                .bind(since)
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
-            let mut loaded = Loaded {
-                rows: Vec::new(),
-                unreadable: Vec::new(),
-                ids: first.try_get("ids")?,
-                generation: first.try_get("generation")?,
-                snapshot: first.try_get("snapshot")?,
-            };
-            for row in &rows {
-                let Some(id) = row.try_get("id")? else { continue };
-                match SubscriptionRow::from_row(row) {
-                    Ok(row) => loaded.rows.push(row),
-                    // It must not keep all the others from being loaded.
-                    Err(error) => loaded.unreadable.push((id, error.to_string())),
+        self.statement("loading subscriptions", sql!("relay/load_subscriptions"))
+            .bind(since)
+            .all(|rows| {
+                let first = first(rows)?;
+                let mut loaded = Loaded {
+                    rows: Vec::new(),
+                    unreadable: Vec::new(),
+                    ids: first.try_get("ids")?,
+                    generation: first.try_get("generation")?,
+                    snapshot: first.try_get("snapshot")?,
+                };
+                for row in rows {
+                    let Some(id) = row.try_get("id")? else { continue };
+                    match SubscriptionRow::from_row(row) {
+                        Ok(row) => loaded.rows.push(row),
+                        // The other subscriptions are loaded nevertheless.
+                        Err(error) => loaded.unreadable.push((id, error.to_string())),
+                    }
                 }
-            }
-            Ok(loaded)
-        })
-        .await
+                Ok(loaded)
+            })
+            .await
     }
 
-    /// The number that moves with every committed change of a subscription.
+    /// Reads `outbox.generation`, which grows with every committed change of a subscription.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn read_generation(&self) -> Result<i64, Error> {
-        self.limited("reading the generation of subscriptions", async {
-            let mut session = self.session(Slot::Rest).await?;
-            let generation = sqlx::query_scalar(sql!("relay/read_generation"))
-                .persistent(self.is_persistent())
-                .fetch_one(session.connection())
-                .await?;
-            session.finish().await?;
-            Ok(generation)
-        })
-        .await
+        self.statement("reading the generation of subscriptions", sql!("relay/read_generation"))
+            .row(|row| row.try_get(0))
+            .await
     }
 
     /// Records the state of a subscription if it is still in state `from`. Returns whether it was recorded.
@@ -192,57 +178,37 @@ impl Store {
         state: SubscriptionState,
         reason: Option<&str>,
     ) -> Result<bool, Error> {
-        self.limited("recording the state of a subscription", async {
-            let mut session = self.session(Slot::Rest).await?;
-            let row = sqlx::query(sql!("relay/set_subscription_state"))
-                .bind(id)
-                .bind(state.code())
-                .bind(reason)
-                .bind(from.code())
-                .persistent(self.is_persistent())
-                .fetch_optional(session.connection())
-                .await?;
-            session.finish().await?;
-            Ok(row.is_some())
-        })
-        .await
+        self.statement("recording the state of a subscription", sql!("relay/set_subscription_state"))
+            .bind(id)
+            .bind(state.code())
+            .bind(reason)
+            .bind(from.code())
+            .any()
+            .await
     }
 
-    /// Makes the subscription of a handler of this program, or follows its topics. Returns its id.
+    /// Makes the subscription of a handler of this program, or updates its topics. Returns its id.
     ///
     /// # Errors
-    /// Those of the database: the topics are refused, or the name is that of another kind of subscription.
+    /// Those of the database: the topics are refused, or another kind of subscription has this name.
     pub async fn declare_handler(&self, name: &str, topics: &[String]) -> Result<i64, Error> {
-        self.limited("declaring a handler", async {
-            let mut session = self.session(Slot::Rest).await?;
-            let id = sqlx::query_scalar(sql!("relay/declare_handler"))
-                .bind(name)
-                .bind(topics)
-                .persistent(self.is_persistent())
-                .fetch_one(session.connection())
-                .await?;
-            session.finish().await?;
-            Ok(id)
-        })
-        .await
+        self.statement("declaring a handler", sql!("relay/declare_handler"))
+            .bind(name)
+            .bind(topics)
+            .row(|row| row.try_get(0))
+            .await
     }
 
-    /// Makes all relays wait before they send to these subscriptions again. Returns those for which this changed something.
+    /// Makes all relays wait before they send to these subscriptions again. Returns the subscriptions whose
+    /// pause became longer.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn postpone_subscriptions(&self, pauses: &[(i64, Duration)]) -> Result<Vec<i64>, Error> {
-        self.limited("pausing subscriptions", async {
-            let mut session = self.session(Slot::Rest).await?;
-            let ids = sqlx::query_scalar(sql!("relay/postpone_subscription"))
-                .bind(pauses.iter().map(|pause| pause.0).collect::<Vec<_>>())
-                .bind(pauses.iter().map(|pause| pause.1.as_secs_f64()).collect::<Vec<_>>())
-                .persistent(self.is_persistent())
-                .fetch_all(session.connection())
-                .await?;
-            session.finish().await?;
-            Ok(ids)
-        })
-        .await
+        self.statement("pausing subscriptions", sql!("relay/postpone_subscription"))
+            .bind_each(pauses, |(subscription, _)| *subscription)
+            .bind_each(pauses, |(_, pause)| pause.as_secs_f64())
+            .rows(|row| row.try_get(0))
+            .await
     }
 }

@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection};
+use sqlx::{
+    AssertSqlSafe, Column as _, ConnectOptions, Connection, Executor, PgConnection, SqlSafeStr as _,
+    Statement as _,
+};
 use tokio::sync::OnceCell;
 
 use crate::support::{
@@ -204,6 +207,27 @@ fn every_statement_opens_with_its_purpose() {
             explained, numbers,
             "sql/{folder}/{name}.sql should explain each of its parameters in its header"
         );
+    }
+}
+
+#[tokio::test]
+async fn statements_that_return_events_list_their_columns_first_and_in_one_order() {
+    // By place, as `src/store/events.rs` reads them; those that deliveries are read with have the first 11.
+    let all = "position created_at id topic key organization source user_id schema_version headers payload \
+               priority deliver_after";
+    let all: Vec<&str> = all.split(' ').collect();
+    let database = Database::new().await;
+    let mut connection = plans::relay_connection(&database).await;
+    for (name, expected) in [
+        ("load_events", &all[..11]),
+        ("read_events", &all[..]),
+        ("read_page", &all[..]),
+        ("read_past", &all[..]),
+    ] {
+        let statement = plans::statements().into_iter().find(|one| one.name == name).unwrap();
+        let described = connection.prepare(AssertSqlSafe(statement.text).into_sql_str()).await.unwrap();
+        let columns: Vec<&str> = described.columns().iter().map(|column| column.name()).collect();
+        assert_eq!(columns.get(..expected.len()), Some(expected), "{name}");
     }
 }
 

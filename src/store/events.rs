@@ -1,0 +1,94 @@
+//! Events as statements return them.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::{Row as _, postgres::PgRow};
+
+use super::{connection::Store, error::Error};
+use crate::event::Event;
+
+/// An event as routing reads it.
+#[derive(Debug)]
+pub struct NewEvent {
+    /// The event; its payload is empty when `payload_read` is false.
+    pub event: Event,
+    /// Whether the payload was read with it.
+    pub payload_read: bool,
+    /// From 0 to 1000; one point counts as one minute of waiting.
+    pub priority: i32,
+    /// Earliest time of its first attempt.
+    pub deliver_after: Option<DateTime<Utc>>,
+}
+
+/// An event as it is read for its deliveries.
+#[derive(Debug)]
+pub struct LoadedEvent {
+    /// The event; its payload is empty when `payload_read` is false.
+    pub event: Event,
+    /// Whether the payload was read with it.
+    pub payload_read: bool,
+}
+
+impl Store {
+    /// Reads events by their positions, with payloads of at most `largest` bytes. `span` is the first and the
+    /// last of their times.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn load_events(
+        &self,
+        positions: &[i64],
+        span: (DateTime<Utc>, DateTime<Utc>),
+        largest: i32,
+    ) -> Result<HashMap<i64, LoadedEvent>, Error> {
+        self.statement("loading events", sql!("relay/load_events"))
+            .bind(positions)
+            .bind(span.0)
+            .bind(span.1)
+            .bind(largest)
+            .all(|rows| {
+                rows.iter()
+                    .filter_map(|row| read_event(row).transpose())
+                    .map(|loaded| loaded.map(|loaded| (loaded.event.position, loaded)))
+                    .collect()
+            })
+            .await
+    }
+}
+
+/// Reads rows of events with a priority and an earliest time, and skips rows without an event.
+pub(super) fn read_new_events(rows: &[PgRow]) -> Result<Vec<NewEvent>, sqlx::Error> {
+    let mut events = Vec::with_capacity(rows.len());
+    for row in rows {
+        let Some(LoadedEvent { event, payload_read }) = read_event(row)? else { continue };
+        let (priority, deliver_after) = (row.try_get(11)?, row.try_get(12)?);
+        events.push(NewEvent { event, payload_read, priority, deliver_after });
+    }
+    Ok(events)
+}
+
+/// Reads the event of a row; none: the row has only what every row of its statement has.
+///
+/// Columns are read by place, not by name, because routing reads every event this way. Statements that return
+/// events list these columns first and in this order; a test compares them.
+fn read_event(row: &PgRow) -> Result<Option<LoadedEvent>, sqlx::Error> {
+    let Some(position) = row.try_get(0)? else { return Ok(None) };
+    let payload: Option<String> = row.try_get(10)?;
+    Ok(Some(LoadedEvent {
+        payload_read: payload.is_some(),
+        event: Event {
+            position,
+            created_at: row.try_get(1)?,
+            id: row.try_get(2)?,
+            topic: row.try_get(3)?,
+            key: row.try_get(4)?,
+            organization: row.try_get(5)?,
+            source: row.try_get(6)?,
+            user_id: row.try_get(7)?,
+            schema_version: row.try_get(8)?,
+            headers: row.try_get(9)?,
+            payload: payload.unwrap_or_default(),
+        },
+    }))
+}

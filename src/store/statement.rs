@@ -1,0 +1,133 @@
+//! How the relay runs a statement: within a time limit, on its connection, prepared unless a pooler is
+//! between.
+
+use sqlx::{
+    Connection as _, Encode, FromRow, PgConnection, Postgres, Type,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
+
+use super::{
+    connection::{Reserved, Store},
+    error::Error,
+};
+
+/// A statement with its arguments. It runs when its rows are asked for, or with [`Statement::execute`].
+#[must_use = "a statement does nothing before it is run"]
+pub(super) struct Statement<'s> {
+    store: &'s Store,
+    /// What the relay is doing, for the text of an error: `claiming deliveries`.
+    doing: &'static str,
+    /// The connection it runs on; none: any from the pool.
+    on: Option<Reserved>,
+    query: Query<'static, Postgres, PgArguments>,
+}
+
+impl Store {
+    /// A statement without arguments that runs on any connection of the pool.
+    pub(super) fn statement(&self, doing: &'static str, sql: &'static str) -> Statement<'_> {
+        Statement { store: self, doing, on: None, query: sqlx::query(sql) }
+    }
+}
+
+impl Statement<'_> {
+    /// Runs it on a reserved connection.
+    pub(super) fn on(self, reserved: Reserved) -> Self {
+        Self { on: Some(reserved), ..self }
+    }
+
+    /// Adds the next argument.
+    pub(super) fn bind<'t, T: Encode<'t, Postgres> + Type<Postgres>>(self, value: T) -> Self {
+        Self { query: self.query.bind(value), ..self }
+    }
+
+    /// Adds an array as the next argument: one value of each item, in their order.
+    pub(super) fn bind_each<'i, I, T>(self, items: &'i [I], value: impl Fn(&'i I) -> T) -> Self
+    where
+        Vec<T>: Encode<'i, Postgres> + Type<Postgres>,
+    {
+        self.bind(items.iter().map(value).collect::<Vec<T>>())
+    }
+
+    /// Runs it and ignores its rows.
+    pub(super) async fn execute(self) -> Result<(), Error> {
+        self.all(|_| Ok(())).await
+    }
+
+    /// Runs it and reads its rows one by one.
+    pub(super) async fn rows<T>(
+        self,
+        read: impl Fn(&PgRow) -> Result<T, sqlx::Error>,
+    ) -> Result<Vec<T>, Error> {
+        self.all(|rows| rows.iter().map(read).collect()).await
+    }
+
+    /// Runs it and reads its first row; it is an error when there is none.
+    pub(super) async fn row<T>(
+        self,
+        read: impl FnOnce(&PgRow) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Error> {
+        self.all(|rows| read(first(rows)?)).await
+    }
+
+    /// Runs it and returns whether there was a row.
+    pub(super) async fn any(self) -> Result<bool, Error> {
+        self.all(|rows| Ok(!rows.is_empty())).await
+    }
+
+    /// Runs it and reads its rows as a whole.
+    pub(super) async fn all<T>(
+        self,
+        read: impl FnOnce(&[PgRow]) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Error> {
+        let Self { store, doing, on, .. } = self;
+        store
+            .limited(doing, async {
+                let mut session = store.session(on).await?;
+                let rows = self.fetch(session.connection()).await?;
+                session.finish().await?;
+                read(&rows)
+            })
+            .await
+    }
+
+    async fn fetch(self, connection: &mut PgConnection) -> Result<Vec<PgRow>, sqlx::Error> {
+        self.query.persistent(self.store.is_persistent()).fetch_all(connection).await
+    }
+}
+
+/// Runs statements in one commit, within one time limit, on the connection of the first, and reads all their
+/// rows one by one.
+pub(super) async fn rows_of_all<T>(
+    mut statements: Vec<Statement<'_>>,
+    read: impl Fn(&PgRow) -> Result<T, sqlx::Error>,
+) -> Result<Vec<T>, Error> {
+    let Some(&Statement { store, doing, on, .. }) = statements.first() else { return Ok(Vec::new()) };
+    if statements.len() == 1 {
+        // A single statement is a commit of its own and saves two round trips.
+        return statements.remove(0).rows(read).await;
+    }
+    store
+        .limited(doing, async {
+            let mut session = store.session(on).await?;
+            let mut transaction = session.connection().begin().await?;
+            let mut rows = Vec::new();
+            for statement in statements {
+                rows.extend(statement.fetch(&mut transaction).await?);
+            }
+            transaction.commit().await?;
+            session.finish().await?;
+            rows.iter().map(read).collect()
+        })
+        .await
+}
+
+/// The first row of a statement that always returns one.
+pub(super) fn first(rows: &[PgRow]) -> Result<&PgRow, sqlx::Error> {
+    rows.first().ok_or(sqlx::Error::RowNotFound)
+}
+
+/// Reads a row by the names of its columns.
+pub(super) fn by_name<T: for<'r> FromRow<'r, PgRow>>(row: &PgRow) -> Result<T, sqlx::Error> {
+    T::from_row(row)
+}
