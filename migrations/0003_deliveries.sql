@@ -155,7 +155,9 @@ create table outbox.relays (
     started_at timestamptz not null,
     seen_at    timestamptz not null,
     permits    integer     not null,
-    in_flight  integer     not null
+    leased_ahead integer   not null,  -- deliveries that it has leased and not begun
+    in_flight  integer     not null,
+    unsettled  integer     not null   -- deliveries that were answered and are not recorded
 ) with (fillfactor = 50);
 create table outbox.relay_subscriptions (
     relay           text        not null,

@@ -1826,7 +1826,9 @@ CREATE TABLE outbox.relays (
     started_at timestamp with time zone NOT NULL,
     seen_at timestamp with time zone NOT NULL,
     permits integer NOT NULL,
-    in_flight integer NOT NULL
+    leased_ahead integer NOT NULL,
+    in_flight integer NOT NULL,
+    unsettled integer NOT NULL
 )
 WITH (fillfactor='50');
 

@@ -4,7 +4,9 @@ select relay.name,
        relay.started_at,
        relay.seen_at,
        relay.permits,
-       relay.in_flight
+       relay.leased_ahead,
+       relay.in_flight,
+       relay.unsettled
   from outbox.relays as relay
  where relay.seen_at > now() - interval '1 minute'
  order by relay.name;

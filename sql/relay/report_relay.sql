@@ -10,12 +10,16 @@
 --   $9 states of the breakers
 --   $10 events whose match or filter could not be evaluated
 --   $11 the last of these errors
+--   $12 deliveries leased and not begun
+--   $13 deliveries answered and not recorded
 with seen as (
-    insert into outbox.relays as relay (name, version, started_at, seen_at, permits, in_flight)
-    values ($1::text, $2::text, now() - make_interval(secs => $3::double precision), now(), $4::integer, $5::integer)
+    insert into outbox.relays as relay (name, version, started_at, seen_at, permits, in_flight, leased_ahead, unsettled)
+    values ($1::text, $2::text, now() - make_interval(secs => $3::double precision), now(), $4::integer, $5::integer,
+            $12::integer, $13::integer)
     on conflict (name) do update
        set version = excluded.version, started_at = excluded.started_at, seen_at = excluded.seen_at,
-           permits = excluded.permits, in_flight = excluded.in_flight
+           permits = excluded.permits, in_flight = excluded.in_flight, leased_ahead = excluded.leased_ahead,
+           unsettled = excluded.unsettled
 )
 insert into outbox.relay_subscriptions as report (relay, subscription_id, delivered, failed, breaker, filter_errors, last_filter_error, reported_at)
 select $1::text, did.subscription_id, did.delivered, did.failed, did.breaker, did.filter_errors, did.last_filter_error, now()

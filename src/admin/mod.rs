@@ -129,8 +129,12 @@ pub struct RunningRelay {
     pub seen_at: DateTime<Utc>,
     /// Most deliveries it may have in flight.
     pub permits: i32,
-    /// Deliveries it has in flight.
+    /// Deliveries that it has leased and not begun. A kill delays them.
+    pub leased_ahead: i32,
+    /// Deliveries in flight.
     pub in_flight: i32,
+    /// Deliveries that were answered and are not recorded. A kill repeats these and those in flight.
+    pub unsettled: i32,
 }
 
 impl Operator {

@@ -20,8 +20,8 @@ pub(super) async fn status(operator: &mut Operator, json: bool) -> anyhow::Resul
     }
     for relay in relays {
         eprintln!(
-            "relay {}: version {}, {} of {} permits in use",
-            relay.name, relay.version, relay.in_flight, relay.permits
+            "relay {}: version {}, {} permits: {} in flight, {} unsettled; {} leased ahead",
+            relay.name, relay.version, relay.permits, relay.in_flight, relay.unsettled, relay.leased_ahead
         );
     }
     if rows.is_empty() {

@@ -80,7 +80,9 @@ async fn report(
         relay: shared.settings.name.clone(),
         uptime: shared.started.elapsed(),
         permits: i32::try_from(shared.settings.permits).unwrap_or(i32::MAX),
-        in_flight: i32::try_from(numbers.in_flight + numbers.unsettled).unwrap_or(i32::MAX),
+        in_flight: i32::try_from(numbers.in_flight).unwrap_or(i32::MAX),
+        leased_ahead: i32::try_from(numbers.ahead).unwrap_or(i32::MAX),
+        unsettled: i32::try_from(numbers.unsettled).unwrap_or(i32::MAX),
         subscriptions: figures,
     };
     shared.store.report_relay(&report).await?;

@@ -15,6 +15,10 @@ pub struct RelayReport {
     pub permits: i32,
     /// Number of deliveries in flight.
     pub in_flight: i32,
+    /// Deliveries leased and not begun.
+    pub leased_ahead: i32,
+    /// Deliveries answered and not recorded.
+    pub unsettled: i32,
     /// Subscriptions whose numbers changed since the last report.
     pub subscriptions: Vec<SubscriptionReport>,
 }
@@ -79,6 +83,8 @@ impl Store {
             .bind_each(subscriptions, |one| one.breaker.code())
             .bind_each(subscriptions, |one| one.filter_errors)
             .bind_each(subscriptions, |one| one.last_filter_error.as_deref())
+            .bind(report.leased_ahead)
+            .bind(report.unsettled)
             .execute()
             .await
     }
