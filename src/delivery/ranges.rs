@@ -1,4 +1,4 @@
-//! Sets of whole numbers as ranges: positions that are owed, and numbers of pairs that are settled. Pure.
+//! Sets of integers as ranges: positions that are owed, and numbers of settled pairs. Pure.
 
 use std::{fmt, ops::Range, str::FromStr};
 
@@ -8,13 +8,13 @@ pub struct Ranges {
     spans: Vec<Range<i64>>,
 }
 
-/// A text that is no multirange of whole numbers with both ends.
+/// The text is not a multirange of integers, or a range has no lower or upper bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a multirange of whole numbers")]
+#[error("not a multirange of integers")]
 pub struct NotRanges;
 
 impl Ranges {
-    /// Adds a number. Cheap where numbers come in ascending order.
+    /// Adds a number. Fast if numbers are added in ascending order.
     pub fn insert(&mut self, number: i64) {
         match self.spans.last_mut() {
             Some(last) if number == last.end => last.end += 1,
@@ -42,31 +42,31 @@ impl Ranges {
         }
     }
 
-    /// How many numbers there are.
+    /// Number of integers in the set.
     #[must_use]
     pub fn len(&self) -> usize {
         self.spans.iter().map(|span| usize::try_from(span.end - span.start).unwrap_or(usize::MAX)).sum()
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
 
-    /// Whether a number is among them.
+    /// Whether a number is in the set.
     #[must_use]
     pub fn contains(&self, number: i64) -> bool {
         let at = self.spans.partition_point(|span| span.end <= number);
         self.spans.get(at).is_some_and(|span| span.contains(&number))
     }
 
-    /// All of them, ascending.
+    /// All numbers, ascending.
     pub fn iter(&self) -> impl Iterator<Item = i64> + '_ {
         self.spans.iter().flat_map(Clone::clone)
     }
 
-    /// In parts of at most so many numbers, in their order.
+    /// Splits the set into parts of at most `most` numbers, in ascending order.
     #[must_use]
     pub fn split(&self, most: usize) -> Vec<Self> {
         let most = most.max(1);
@@ -101,7 +101,7 @@ impl FromIterator<i64> for Ranges {
     }
 }
 
-/// As PostgreSQL writes it: `{[1,4),[7,8)}`.
+/// In PostgreSQL's format: `{[1,4),[7,8)}`.
 impl fmt::Display for Ranges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("{")?;
@@ -158,14 +158,14 @@ mod tests {
         }
 
         #[test]
-        fn their_ranges_never_touch(numbers in proptest::collection::vec(0i64..30, 0..60)) {
+        fn ranges_have_gaps_between_them(numbers in proptest::collection::vec(0i64..30, 0..60)) {
             let ranges: Ranges = numbers.into_iter().collect();
             prop_assert!(ranges.spans.windows(2).all(|two| two[0].end < two[1].start));
         }
     }
 
     #[test]
-    fn what_is_no_multirange_is_refused() {
+    fn text_that_is_not_a_multirange_is_refused() {
         for text in ["", "{", "{[1,2]}", "{[,3)}", "[1,2)", "{[a,b)}"] {
             assert_eq!(text.parse::<Ranges>(), Err(NotRanges), "{text}");
         }

@@ -12,7 +12,7 @@ pub struct RetryPolicy {
     pub max_attempts: u32,
     /// Each wait varies by up to this share, up or down; 0 to 1.
     pub jitter: f64,
-    /// A delivery whose event is older than this is given up at its next failure.
+    /// A delivery that has been owed for longer is given up at its next failure.
     pub max_age: Duration,
 }
 
@@ -36,8 +36,8 @@ struct Json {
 }
 
 impl Default for RetryPolicy {
-    /// 12 attempts over about 2.3 days: waits of 5 s, 20 s, 80 s, … up to 12 h, each ± 20 %; events of at
-    /// most 5 days.
+    /// 12 attempts over about 2.3 days: waits of 5 s, 20 s, 80 s, … up to 12 h, each ± 20 %; a maximum age of
+    /// 5 days.
     fn default() -> Self {
         Self {
             waits: Waits::Exponential {

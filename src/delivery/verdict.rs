@@ -51,51 +51,51 @@ reasons! {
     RateLimited = "rate_limited",
     /// the destination answered 5xx
     ServerError = "server_error",
-        /// the destination answered 410 Gone
+    /// the destination answered 410 Gone
     Gone = "gone",
-        /// the complete body is larger than the destination accepts; for a webhook, 1 MiB
+    /// the complete body is larger than the destination accepts; for a webhook, 1 MiB
     BodyTooLarge = "body_too_large",
     /// the destination refused the relay's credentials or rights
     AccessDenied = "access_denied",
     /// the topic, stream, exchange, table or function does not exist at the destination
     TargetMissing = "target_missing",
-        /// the broker accepted the event but had no queue to route it to
+    /// the broker accepted the event but had no queue to route it to
     Unroutable = "unroutable",
-        /// the disk, stream, memory or queue of the destination is full
+    /// the disk, stream, memory or queue of the destination is full
     DestinationFull = "destination_full",
-        /// the destination answered with another error
+    /// the destination answered with another error
     Refused = "refused",
     /// the receiver of a batch listed this event as failed
     NotAcknowledged = "not_acknowledged",
-        /// the subscription's transform cannot be evaluated for this event, or its value is not valid JSON
+    /// the subscription's transform cannot be evaluated for this event, or its value is not valid JSON
     TransformFailed = "transform_failed",
     /// the payload does not fit the schema of its event type, whose mode is reject
     SchemaMismatch = "schema_mismatch",
-        /// the payload cannot be upcast to the subscription's version: no upcast, one that fails, or a higher
-        /// version
+    /// the payload cannot be upcast to the subscription's version: no upcast, one that fails, or a higher
+    /// version
     UpcastFailed = "upcast_failed",
     /// a SQL function raised an error
     FunctionFailed = "function_failed",
     /// a handler returned an error
     HandlerFailed = "handler_failed",
-        /// the handler or the destination cannot use the payload
+    /// the handler or the destination cannot use the payload
     PayloadUnusable = "payload_unusable",
-        /// a template in the subscription's config names a field that this event does not have
+    /// a template in the subscription's config names a field that this event does not have
     TemplateFailed = "template_failed",
     /// the sink panicked
     SinkPanicked = "sink_panicked",
-        /// the sink did not report on every delivery, which is a bug of the sink
+    /// the sink did not report on every delivery, which is a bug of the sink
     SinkBroken = "sink_broken",
     /// the relay could not renew its lease in time and stopped the attempt
     LeaseLost = "lease_lost",
-        /// the relay was stopped during the attempt
+    /// the relay was stopped during the attempt
     RelayStopped = "relay_stopped",
-        /// three claims ended without a verdict; the event seems to crash the relay
+    /// three claims ended without a verdict; the event seems to crash the relay
     RelayKilled = "relay_killed",
-        /// the event is older than the subscription's max_age
+    /// the delivery has been owed for longer than the subscription's max_age
     Expired = "expired",
-        /// the event is no longer in the log, or its payload is larger than 256 KiB with its numbers written
-        /// out
+    /// the event is no longer in the log, or its payload is larger than 256 KiB with its numbers written
+    /// out
     EventUnreadable = "event_unreadable",
 }
 
@@ -163,8 +163,8 @@ pub enum Verdict {
 /// The longest pause of a Retry-After that is honoured.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(3_600);
 
-/// Turns an outcome into a verdict. `attempt` counts from 1; `age` is that of the event; `seed` decides the
-/// jitter.
+/// Turns an outcome into a verdict. `attempt` counts from 1; `age` is the time for which the delivery has
+/// been owed; `seed` decides the jitter.
 #[must_use]
 pub fn verdict(outcome: &Outcome, attempt: u32, age: Duration, policy: &RetryPolicy, seed: u64) -> Verdict {
     match *outcome {
