@@ -1,4 +1,6 @@
-//! Every metric: its name, its meaning, its labels. A new one is one line here.
+//! All metrics: names, meanings and labels. A new one is one entry here.
+
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -58,7 +60,7 @@ macro_rules! metrics {
             }
         }
 
-        /// Every metric: its name as Prometheus shows it without `_total`, and what it means.
+        /// All metrics: their names without `_total`, and their meanings.
         pub const METRICS: &[(&str, &str)] = &[$(($name, concat!($($doc),*)),)*];
     };
 }
@@ -68,7 +70,7 @@ pub(super) type AttemptSeconds = Family<SinkLabels, Histogram, fn() -> Histogram
 metrics! {
     /// Events read from the log and matched.
     events_routed: Counter = "pgoutbox_events_routed", Counter::default();
-    /// Deliveries that routing made.
+    /// Deliveries recorded by routing.
     deliveries_routed: Counter = "pgoutbox_deliveries_routed", Counter::default();
     /// Events that a subscription was not sent because its match or filter could not be evaluated.
     filter_errors: Family<SubscriptionLabels, Counter> = "pgoutbox_filter_errors", Family::default();
@@ -76,7 +78,7 @@ metrics! {
     schema_warnings: Family<CauseLabels, Counter> = "pgoutbox_schema_warnings", Family::default();
     /// Deliveries claimed after waiting: retries, backlog, expired leases.
     deliveries_claimed: Counter = "pgoutbox_deliveries_claimed", Counter::default();
-    /// Claimed deliveries whose earlier claim had ended without a verdict: a relay died or was cut off.
+    /// Claimed deliveries whose earlier claim ended without a verdict: a relay died or was cut off.
     leases_expired: Counter = "pgoutbox_leases_expired", Counter::default();
     /// Attempts by sink and outcome.
     attempts: Family<AttemptLabels, Counter> = "pgoutbox_attempts", Family::default();
@@ -85,36 +87,36 @@ metrics! {
     /// Duration of attempts.
     attempt_seconds: AttemptSeconds = "pgoutbox_attempt_duration_seconds",
         Family::new_with_constructor(seconds_histogram as fn() -> Histogram);
-    /// From the event's insert to the settled delivery.
+    /// Time from the insert of an event until its delivery is settled.
     delivery_seconds: Histogram = "pgoutbox_delivery_latency_seconds", seconds_histogram();
-    /// Deliveries given up, by reason.
+    /// Dead letters by reason.
     dead_letters: Family<ReasonLabels, Counter> = "pgoutbox_dead_letters", Family::default();
     /// Verdicts that changed nothing because the lease was lost: possible duplicates.
     stale_verdicts: Counter = "pgoutbox_stale_verdicts", Counter::default();
     /// Outstanding deliveries by subscription; counting stops at 100,000.
     outstanding: Family<SubscriptionLabels, Gauge> = "pgoutbox_outstanding_deliveries", Family::default();
     /// Age of the oldest outstanding delivery by subscription. The one alert everybody needs.
-    oldest: Family<SubscriptionLabels, Gauge<f64, std::sync::atomic::AtomicU64>> =
+    oldest: Family<SubscriptionLabels, Gauge<f64, AtomicU64>> =
         "pgoutbox_oldest_delivery_age_seconds", Family::default();
-    /// Permits that are free: 0 for long means that the relay is saturated.
+    /// Free permits. 0 for long means that the relay is saturated.
     free_permits: Gauge = "pgoutbox_free_permits", Gauge::default();
-    /// Deliveries leased to this relay that have not begun: a kill costs their wait and no copy.
+    /// Deliveries leased to this relay that have not begun. If it is killed, they wait and are not repeated.
     leased_ahead: Gauge = "pgoutbox_leased_ahead_deliveries", Gauge::default();
     /// Deliveries in flight.
     in_flight: Gauge = "pgoutbox_in_flight_deliveries", Gauge::default();
-    /// Deliveries answered and not recorded yet.
+    /// Deliveries that were answered and are not recorded yet.
     unsettled: Gauge = "pgoutbox_unsettled_deliveries", Gauge::default();
-    /// Breakers that are open or probing.
+    /// Breakers that are open or half open.
     breakers_open: Gauge = "pgoutbox_open_breakers", Gauge::default();
-    /// Subscriptions this relay cannot use.
+    /// Subscriptions that this relay cannot use.
     invalid_subscriptions: Gauge = "pgoutbox_invalid_subscriptions", Gauge::default();
-    /// Whether the doorbell can be heard: 1, or 0 while the relay only polls.
+    /// Whether the listener is connected: 1, or 0 while the relay only polls.
     listener_connected: Gauge = "pgoutbox_listener_connected", Gauge::default();
-    /// Times the listener connection was lost or fell silent.
+    /// Times that the listener's connection was lost or silent.
     listener_losses: Counter = "pgoutbox_listener_losses", Counter::default();
-    /// Queries that failed, by stage; each is tried again.
+    /// Failed queries by stage. Each is retried.
     database_failures: Family<StageLabels, Counter> = "pgoutbox_database_failures", Family::default();
-    /// The version that runs.
+    /// Version of this relay, as a label.
     build: Family<BuildLabels, Gauge> = "pgoutbox_build_info", Family::default();
 }
 

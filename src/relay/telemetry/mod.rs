@@ -25,76 +25,76 @@ use crate::{
 /// What happened. Signals are in every build and cost nothing while nobody listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Signal {
-    /// The relay's stages run.
+    /// The relay has loaded subscriptions and works.
     Started,
     /// A routing step was committed.
     Routed {
-        /// Events read.
+        /// Number of events.
         events: usize,
-        /// Deliveries made of them.
+        /// Number of their deliveries.
         deliveries: usize,
     },
-    /// A subscription's match or filter could not be evaluated for an event, which was routed without it.
+    /// A subscription's match or filter could not be evaluated for an event, which counts as no match.
     FilterFailed {
-        /// The event.
+        /// Id of the event.
         event: Uuid,
         /// Name of the subscription.
         subscription: String,
     },
-    /// A payload does not fit its event type, and is delivered all the same.
+    /// A payload does not fit its event type and is delivered nevertheless.
     SchemaWarned {
-        /// The event.
+        /// Id of the event.
         event: Uuid,
     },
     /// Due deliveries were leased.
     Claimed {
-        /// How many.
+        /// Number of deliveries.
         deliveries: usize,
     },
     /// An attempt ended and its verdict was recorded.
     Settled {
-        /// The event.
+        /// Id of the event.
         event: Uuid,
         /// Name of the subscription.
         subscription: String,
         /// `settled`, `retry`, `dead_letter`, `gone` or `stale`.
         verdict: &'static str,
     },
-    /// The relay found no work and sleeps until the doorbell rings.
+    /// The relay found no work and sleeps.
     Slept,
-    /// The doorbell rang, the poll came, or a known due time.
+    /// The relay woke: by a notification, the poll or a due time.
     Woke,
-    /// The index of subscriptions was swapped.
+    /// The relay uses changed subscriptions.
     Reloaded {
-        /// The generation it was read at.
+        /// Generation at which they were read.
         generation: i64,
     },
-    /// The listener connection was (re)built.
+    /// The listener was connected.
     ListenerConnected,
-    /// The listener connection was lost or its canary went missing.
+    /// The listener was lost: no connection, or no notification from itself.
     ListenerLost,
-    /// A subscription became invalid, gone or ok.
+    /// A relay changed the state of a subscription.
     SubscriptionChanged {
-        /// Its name.
+        /// Name of the subscription.
         subscription: String,
-        /// The state.
+        /// New state.
         state: SubscriptionState,
     },
     /// A breaker opened or closed.
     Breaker {
-        /// The destination.
+        /// Name of the breaker's destination.
         destination: String,
         /// Whether it is open now.
         open: bool,
     },
-    /// A query failed and will be tried again.
+    /// A query failed and is retried.
     DatabaseFailed,
 }
 
-/// How many signals a slow waiter may fall behind before it misses some.
+/// Signals kept for a slow receiver. It misses older ones.
 const SIGNALS_KEPT: usize = 65_536;
 
-/// Metrics and signals of one relay. Cheap to share; there is no global one.
+/// Metrics and signals of a relay. There is no global instance.
 pub struct Telemetry {
     registry: Registry,
     metrics: Metrics,
@@ -108,7 +108,7 @@ impl std::fmt::Debug for Telemetry {
 }
 
 impl Telemetry {
-    /// Fresh metrics, all zero.
+    /// New metrics, all zero.
     #[must_use]
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::default();
@@ -122,12 +122,12 @@ impl Telemetry {
     #[must_use]
     pub fn render(&self) -> String {
         let mut page = String::new();
-        // Writing into a String does not fail.
+        // Writing to a String does not fail.
         let _ = text::encode(&mut page, &self.registry);
         page
     }
 
-    /// What happens from now on. Ask first, act, then wait.
+    /// Signals from now on. Subscribe before the act whose signal you wait for.
     #[must_use]
     pub fn signals(&self) -> broadcast::Receiver<Signal> {
         self.signals.subscribe()
@@ -135,7 +135,7 @@ impl Telemetry {
 
     fn signal(&self, signal: impl FnOnce() -> Signal) {
         if self.signals.receiver_count() > 0 {
-            // An error means that nobody listens any more.
+            // An error means that all receivers are dropped.
             let _ = self.signals.send(signal());
         }
     }
@@ -146,7 +146,7 @@ impl Telemetry {
     }
 
     pub(crate) fn stopping(&self, relay: &str, in_flight: usize) {
-        tracing::info!(relay, in_flight, "relay is stopping: finishing what is in flight");
+        tracing::info!(relay, in_flight, "relay is stopping, waiting for deliveries in flight");
     }
 
     pub(crate) fn stopped(&self, relay: &str, left: usize) {
@@ -156,7 +156,7 @@ impl Telemetry {
             tracing::warn!(
                 relay,
                 left,
-                "relay stopped before everything in flight had ended; another relay will repeat it"
+                "relay stopped before everything in flight was recorded; the rest will be attempted again"
             );
         }
     }
@@ -214,7 +214,7 @@ impl Telemetry {
 
     pub(crate) fn taken_over(&self, pages: usize, deliveries: usize) {
         self.metrics.leases_expired.inc_by(deliveries as u64);
-        tracing::info!(pages, deliveries, "took over what another relay held when it died");
+        tracing::info!(pages, deliveries, "took over deliveries of a relay that died");
     }
 
     pub(crate) fn held_measured(&self, ahead: usize, in_flight: u32, unsettled: u32) {
@@ -320,7 +320,7 @@ impl Telemetry {
         tracing::error!(
             subscription_id = id,
             why,
-            "a row of outbox.subscriptions cannot be read; it is served as it was before"
+            "a row of outbox.subscriptions cannot be read; its previous version stays in use"
         );
     }
 
@@ -333,7 +333,7 @@ impl Telemetry {
     }
 
     pub(crate) fn start_ended(&self, subscription: &str) {
-        tracing::info!(subscription, "every event from before the subscription is owed to it now");
+        tracing::info!(subscription, "backfill ended: every past event is recorded for the subscription");
     }
 
     pub(crate) fn breaker_changed(&self, destination: &str, open: bool, wait: Duration) {
@@ -351,14 +351,14 @@ impl Telemetry {
 
     pub(crate) fn listener_connected(&self) {
         self.metrics.listener_connected.set(1);
-        tracing::info!("listening for the doorbell");
+        tracing::info!("listening for notifications");
         self.signal(|| Signal::ListenerConnected);
     }
 
     pub(crate) fn listener_lost(&self, why: &str) {
         self.metrics.listener_connected.set(0);
         self.metrics.listener_losses.inc();
-        tracing::warn!(why, "the doorbell cannot be heard; polling meanwhile");
+        tracing::warn!(why, "listener lost, polling until it is connected again");
         self.signal(|| Signal::ListenerLost);
     }
 
@@ -391,7 +391,7 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let text = cause.to_string();
-        // Transparent wrappers say the same twice.
+        // Transparent wrappers repeat the text of their cause.
         if !line.ends_with(&text) {
             line.push_str(": ");
             line.push_str(&text);
