@@ -21,46 +21,46 @@ use uuid::Uuid;
 
 use super::Shared;
 
-/// The channel publishers ring.
+/// Channel on which publishers notify.
 pub(crate) const DOORBELL: &str = "outbox_doorbell";
 /// Payload of a notification about deliveries that are due now.
 const DUE: &str = "due";
-/// Held exclusively by a relay that sleeps, shared by publishers that did not ring.
+/// Advisory lock, held exclusively by a sleeping relay and shared by publishers that did not notify.
 pub(crate) const BELL_LOCK: i64 = 7_411_001;
-/// Held by the one relay that attends the bell.
+/// Advisory lock of the one relay that may hold the bell's lock.
 pub(crate) const ATTENDANT_LOCK: i64 = 7_411_002;
 
-/// The relay rings for itself this often,
+/// Interval at which the relay notifies itself, to test the listener.
 const CANARY_EVERY: Duration = Duration::from_secs(5);
-/// and takes the listener for dead when it has not heard itself for this long.
+/// Time without a notification from itself after which the relay rebuilds the listener.
 const CANARY_LOST: Duration = Duration::from_secs(15);
-/// No exchange on the listener's connection may take longer.
+/// Deadline of each statement on the listener's connection.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// Whether the relay may sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MaySleep {
-    /// The bell is ours: after one more look, sleep; publishers will ring.
+    /// This relay holds the bell's lock: publishers notify. It looks once more and sleeps.
     Yes,
-    /// Another relay attends the bell; sleep, and hear it too.
+    /// Another relay attends the bell: this one sleeps and hears the same notifications.
     OthersWatch,
-    /// A publisher that did not ring is under way: look again soon.
+    /// A publisher that did not notify is active: look again soon.
     NotYet,
-    /// There is no doorbell: only the poll.
+    /// There is no doorbell, only the poll.
     NoBell,
 }
 
-/// What the work loop holds.
+/// The work loop's end of the doorbell.
 #[derive(Debug)]
 pub(crate) struct Bell {
-    /// Rings for each notification; several rings in a row are one.
+    /// Notified for each notification of the database; several in a row count as one.
     pub(crate) rung: Arc<Notify>,
     /// Look for due deliveries now: one was redriven, or rings may have been missed.
     pub(crate) missed: Arc<AtomicBool>,
     commands: mpsc::Sender<Command>,
 }
 
-/// What the listening task holds.
+/// The listening task's end of the doorbell.
 #[derive(Debug)]
 pub(crate) struct BellTask {
     shared: Arc<Shared>,
@@ -76,7 +76,7 @@ enum Command {
     Woke,
 }
 
-/// Both ends of the doorbell. Without options there is no bell.
+/// Both ends of the doorbell. Without options the task answers that there is none.
 pub(super) fn bell(shared: Arc<Shared>, options: Option<PgConnectOptions>) -> (Bell, BellTask) {
     let (commands, inbox) = mpsc::channel(8);
     let rung = Arc::new(Notify::new());
@@ -97,7 +97,7 @@ impl Bell {
         question.await.unwrap_or(MaySleep::NoBell)
     }
 
-    /// The relay is awake: publishers need not ring.
+    /// Tells the listening task that the relay is awake, so that publishers need not notify.
     pub(crate) async fn woke(&self) {
         // The task ends only when the relay does.
         let _ = self.commands.send(Command::Woke).await;
@@ -108,9 +108,7 @@ impl BellTask {
     /// Listens until the relay has drained; rebuilds the connection after any error.
     pub(super) async fn listen(mut self, drained: CancellationToken) {
         let Some(options) = self.options.take() else {
-            tracing::warn!(
-                "no direct database connection for LISTEN: wake-ups are unavailable, events wait for the poll"
-            );
+            tracing::warn!("no direct database connection for LISTEN: events wait for the poll");
             self.without_bell(&drained, None).await;
             return;
         };
@@ -136,7 +134,7 @@ impl BellTask {
         }
     }
 
-    /// Answers that there is no bell, for a while or until the end.
+    /// Answers that there is no bell: for this time, or until the relay has drained.
     async fn without_bell(&mut self, drained: &CancellationToken, wait: Option<Duration>) {
         let until = wait.map(|wait| tokio::time::Instant::now() + wait);
         loop {
@@ -179,7 +177,7 @@ impl BellTask {
         }
     }
 
-    /// Serves one connection. Returns why it is of no use any more, or `None` at the end of the relay.
+    /// Listens on one connection. Returns why it must be rebuilt, or `None` when the relay has drained.
     async fn serve(&mut self, mut listening: Listening, drained: &CancellationToken) -> Option<String> {
         let mut tick = tokio::time::interval(CANARY_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -213,7 +211,7 @@ impl BellTask {
                 },
                 _ = tick.tick() => {
                     if listening.heard.elapsed() > CANARY_LOST {
-                        Err(format!("it has not heard itself for {} s", CANARY_LOST.as_secs()))
+                        Err(format!("no notification from itself for {} s", CANARY_LOST.as_secs()))
                     } else {
                         // Through the pool and not through this connection, to check the whole way. While the
                         // database is away nothing is heard either, and the listener is rebuilt.
@@ -231,14 +229,14 @@ impl BellTask {
     }
 }
 
-/// One connection that listens.
+/// A listening connection.
 struct Listening {
     listener: PgListener,
     canary: String,
     heard: Instant,
-    /// This relay attends the bell.
+    /// Whether this relay holds [`ATTENDANT_LOCK`].
     attends: bool,
-    /// The bell's lock is held: publishers ring.
+    /// Whether this relay holds [`BELL_LOCK`], so that publishers notify.
     holds: bool,
 }
 
@@ -272,7 +270,8 @@ impl Listening {
             let hand_over = sqlx::query("select pg_advisory_unlock_all(), pg_notify($1, '')")
                 .bind(DOORBELL)
                 .execute(&mut self.listener);
-            // If it fails the connection is gone, and its locks with it; the others look at their next poll.
+            // If this fails, the connection is closed and its locks are released; others notice at their
+            // poll.
             let _ = answer(hand_over).await;
         }
     }
@@ -291,7 +290,7 @@ async fn answer<T>(query: impl Future<Output = Result<T, sqlx::Error>>) -> Resul
     }
 }
 
-/// Waits between attempts to reach the database: from 100 ms to 1 s, with jitter, without end.
+/// Endless waits between attempts to reach the database: 100 ms to 1 s, with jitter.
 pub(super) fn backon_waits() -> impl Iterator<Item = Duration> + Send {
     use backon::BackoffBuilder as _;
     backon::ExponentialBuilder::default()

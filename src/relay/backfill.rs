@@ -30,7 +30,7 @@ const SELDOM: Duration = Duration::from_secs(4);
 /// Pause while no backfill is known; a reload ends it.
 const IDLE: Duration = Duration::from_secs(3_600);
 
-/// Works until the relay is stopped.
+/// Backfills until the relay is stopped.
 pub(super) async fn backfill(shared: Arc<Shared>, shutdown: CancellationToken) {
     let mut done: HashSet<i64> = HashSet::new();
     let mut wait = IDLE;
@@ -53,7 +53,7 @@ pub(super) async fn backfill(shared: Arc<Shared>, shutdown: CancellationToken) {
     }
 }
 
-/// One part for each subscription that is not done. Returns how many are left.
+/// Reads one part for each subscription that is not done. Returns how many subscriptions are left.
 async fn round(
     shared: &Shared,
     done: &mut HashSet<i64>,
@@ -77,21 +77,21 @@ async fn round(
             index.get(start.subscription_id).filter(|subscription| subscription.can_evaluate())
         {
             worked |= part(shared, subscription, start).await.unwrap_or_else(|error| {
-                // The others go on.
+                // Continue with the other subscriptions.
                 shared.telemetry.database_failed("start", &error);
                 false
             });
         }
     }
     if worked {
-        // This relay too: it may be asleep.
+        // Wakes the relays, including this one.
         shared.store.ring(DOORBELL).await?;
         shared.starts.notify_one();
     }
     Ok(left.len())
 }
 
-/// The next part for one subscription. Returns whether there was one.
+/// Reads the next part for one subscription. Returns whether there was one.
 async fn part(shared: &Shared, subscription: &Subscription, start: &Start) -> Result<bool, Error> {
     if shared.store.count_owed(start.subscription_id, ENOUGH).await? >= ENOUGH {
         return Ok(false);
@@ -125,7 +125,7 @@ async fn part(shared: &Shared, subscription: &Subscription, start: &Start) -> Re
     if !shared.store.insert_past(start, &past, &wanted).await? {
         return Ok(true);
     }
-    // Counted once: whoever comes second has moved nothing.
+    // Counted only by the relay that committed the part.
     for (new, why) in failed {
         let is_news = shared.filter_errors.note(subscription.row.id, &why);
         shared.telemetry.filter_failed(&subscription.row.name, &new.event, &why, is_news);

@@ -1,4 +1,4 @@
-//! What a relay is made of, collected and checked before it starts.
+//! Collects what a relay needs, and checks the database before it starts.
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
@@ -58,14 +58,14 @@ impl Builder {
         }
     }
 
-    /// Permits, leases, poll: `[relay]`.
+    /// Settings of the relay, as in `[relay]`.
     #[must_use]
     pub fn settings(mut self, settings: Settings) -> Self {
         self.settings = settings;
         self
     }
 
-    /// A direct connection for LISTEN, where the pool goes through a pooler.
+    /// A direct connection for LISTEN, if the pool goes through a pooler.
     #[must_use]
     pub fn listen(mut self, options: PgConnectOptions) -> Self {
         self.listen = Some(options);
@@ -80,7 +80,7 @@ impl Builder {
         self
     }
 
-    /// Start although the login is a superuser.
+    /// Whether to start even if the login is a superuser.
     #[must_use]
     pub fn allow_superuser(mut self, allow: bool) -> Self {
         self.allow_superuser = allow;
@@ -95,7 +95,7 @@ impl Builder {
         self
     }
 
-    /// Adds a kind of destination.
+    /// Adds a sink.
     #[must_use]
     pub fn sink(mut self, sink: impl Sink) -> Self {
         self.sinks.add(sink);
@@ -144,16 +144,16 @@ impl Builder {
         self
     }
 
-    /// Adds what an operator configured below `[sinks.<kind>]`. Nothing is connected to yet.
+    /// Adds connections as configured in `[sinks.<kind>]`. Does not connect yet.
     ///
     /// # Errors
-    /// A sentence that names the section and what cannot be used.
+    /// The section, and what is wrong with it, as a sentence.
     pub fn connections(mut self, connections: &[Connection]) -> Result<Self, Problem> {
         self.sinks.open(connections)?;
         Ok(self)
     }
 
-    /// Metrics and signals to share.
+    /// Metrics and signals to use instead of new ones.
     #[must_use]
     pub fn telemetry(mut self, telemetry: Arc<Telemetry>) -> Self {
         self.telemetry = telemetry;
@@ -213,14 +213,14 @@ impl Builder {
         Ok(Relay { shared, listen })
     }
 
-    /// A relay works only with the schema it was built for: nothing is written to one that is older or newer.
+    /// Refuses a schema that is older or newer than this binary, before anything is written.
     async fn check_schema(&self) -> Result<(), Error> {
         use sqlx::Connection as _;
         let checking = async {
             let mut connection =
                 sqlx::PgConnection::connect_with(&self.options).await.map_err(schema::Error::Connect)?;
             let pending = schema::pending(&mut connection).await?;
-            // A close that fails leaves nothing undone.
+            // Best effort: everything was read.
             let _ = connection.close().await;
             Ok::<_, schema::Error>(pending)
         };
@@ -232,7 +232,7 @@ impl Builder {
         }
     }
 
-    /// [`Builder::build`] and [`Relay::run`] in one.
+    /// Calls [`Builder::build`] and [`Relay::run`].
     ///
     /// # Errors
     /// Those of both.
@@ -240,7 +240,7 @@ impl Builder {
         self.build().await?.run(shutdown).await
     }
 
-    /// The same until a future ends, such as `tokio::signal::ctrl_c()`: then it drains.
+    /// Like [`Builder::run`], until a future ends, such as `tokio::signal::ctrl_c()`. Then the relay drains.
     ///
     /// # Errors
     /// Those of [`Builder::run`].

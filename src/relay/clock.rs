@@ -1,4 +1,5 @@
-//! The database's time, carried on by our monotonic clock: a jump of this machine's clock moves nothing.
+//! The database's time, continued by this machine's monotonic clock, so that jumps of the wall clock do not
+//! matter.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -7,19 +8,19 @@ use std::{
 
 use chrono::{DateTime, Utc};
 
-/// Estimates the database's clock.
+/// An estimate of the database's clock.
 #[derive(Debug)]
 pub(crate) struct Clock {
     anchor: Mutex<(DateTime<Utc>, Instant)>,
 }
 
 impl Clock {
-    /// `ahead`: by how many seconds the database's clock is ahead of this machine's.
+    /// `ahead`: seconds by which the database's clock is ahead of this machine's.
     pub(crate) fn new(ahead: f64) -> Self {
         Self { anchor: Mutex::new(anchor(ahead)) }
     }
 
-    /// Measured again.
+    /// Replaces the estimate. `ahead` as in [`Clock::new`].
     pub(crate) fn set(&self, ahead: f64) {
         *self.anchor.lock().unwrap_or_else(PoisonError::into_inner) = anchor(ahead);
     }
@@ -29,7 +30,7 @@ impl Clock {
         then + at.elapsed()
     }
 
-    /// How long ago something was, by the database's clock.
+    /// Time since an instant of the database's clock; zero if it is in the future.
     pub(crate) fn age(&self, since: DateTime<Utc>) -> Duration {
         (self.now() - since).to_std().unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! A delivery: one event owed to one subscription, reserved for this relay by a lease.
+//! A delivery: one event owed to one subscription, leased to this relay.
 
 use std::sync::Arc;
 
@@ -11,29 +11,26 @@ use crate::{event::Event, subscription::Subscription};
 /// changes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// A row of `outbox.pages`; none: a row of `outbox.deliveries`.
+    /// Id of its row in `outbox.pages`; `None` for a row of `outbox.deliveries`.
     pub(crate) page: Option<i64>,
-    /// Number of the pair in its page, or the row.
+    /// Number of the pair in its page, or id of the row in `outbox.deliveries`.
     pub(crate) number: i64,
-    /// The token of its lease.
+    /// Token of the lease.
     pub(crate) token: Uuid,
 }
 
 /// One event owed to one subscription, leased to this relay.
 #[derive(Debug, Clone)]
 pub(crate) struct Delivery {
-    /// Where it is recorded that it is owed.
     pub(crate) place: Place,
-    /// The event.
     pub(crate) event: Arc<Event>,
-    /// The subscription that it is owed to.
     pub(crate) subscription: Arc<Subscription>,
-    /// Since when it has been owed, by the database's clock: what `retry.max_age` counts from.
+    /// Time from which `retry.max_age` counts, by the database's clock.
     pub(crate) owed_since: DateTime<Utc>,
-    /// When this attempt began, by the database's clock.
+    /// Start of this attempt, by the database's clock.
     pub(crate) attempted_at: DateTime<Utc>,
-    /// Number of this attempt; 1 is the first.
+    /// Number of this attempt, from 1.
     pub(crate) attempt: u32,
-    /// Earlier claims that ended without a verdict: relays that died with it in flight.
+    /// Number of earlier claims that ended without a verdict.
     pub(crate) unfinished: u32,
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-/// Deliveries in a turn.
+/// Number of deliveries in a turn.
 const TURN: i64 = 8;
 
 /// The subscriptions that take turns.
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_a_batch_waits_for_as_many_turns() {
+    fn a_subscription_that_begins_a_batch_waits_for_as_many_turns() {
         let mut fair = Fair::default();
         fair.add(1, 1);
         fair.add(2, 2);
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_set_aside_takes_nobody_along_and_comes_back() {
+    fn a_subscription_that_is_set_aside_stops_no_other_and_comes_back() {
         let mut fair = Fair::default();
         fair.add(1, 1);
         fair.add(1, 2);

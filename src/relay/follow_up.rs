@@ -16,7 +16,7 @@ use crate::{
     store::SubscriptionState,
 };
 
-/// The pauses that destinations asked for, by subscription.
+/// The longest pause that a destination asked for, by subscription. Those below a second are ignored.
 fn pauses(attempted: &[Attempted]) -> BTreeMap<i64, Duration> {
     let mut pauses: BTreeMap<i64, Duration> = BTreeMap::new();
     for one in attempted {
@@ -36,7 +36,7 @@ pub(super) fn pause(shared: &Shared, attempted: &[Attempted]) {
     }
 }
 
-/// Writes all pauses in one statement, for the other relays.
+/// Writes all pauses in one statement, so that other relays apply them.
 pub(super) async fn record_pauses(shared: &Shared, attempted: &[Attempted]) {
     let pauses: Vec<(i64, Duration)> = pauses(attempted).into_iter().collect();
     if pauses.is_empty() {

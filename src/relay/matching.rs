@@ -167,7 +167,7 @@ impl FilterErrors {
         let count =
             counts.entry(subscription).or_insert_with(|| Count { reported: true, ..Count::default() });
         count.errors += 1;
-        // PostgreSQL stores no text with this character in it.
+        // PostgreSQL cannot store NUL characters.
         why.replace('\0', "\\0").clone_into(&mut count.last);
         std::mem::replace(&mut count.reported, false)
     }

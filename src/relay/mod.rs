@@ -84,13 +84,13 @@ pub enum Error {
          run `pgoutbox migrate`"
     )]
     Outdated {
-        /// Their names.
+        /// Names of the missing migrations, separated by commas.
         missing: String,
     },
-    /// No answer.
+    /// The database did not answer in time.
     #[error("the database did not answer within 10 s")]
     Silent,
-    /// A part of the relay ended although nobody stopped it: a bug.
+    /// A stage of the relay panicked, which is a bug.
     #[error("a stage of the relay panicked")]
     StagePanicked,
 }
@@ -98,26 +98,26 @@ pub enum Error {
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// Everything in flight had ended in time.
+    /// Whether everything in flight had ended and was recorded in time.
     pub complete: bool,
-    /// Attempts that were cut off; their deliveries were given back.
+    /// Deliveries that were cut off or not recorded. They are attempted again.
     pub left: usize,
 }
 
-/// One relay: takes committed events to the subscriptions that want them.
+/// A relay: delivers committed events to the subscriptions that want them.
 #[derive(Debug)]
 pub struct Relay {
     shared: Arc<Shared>,
     listen: Option<PgConnectOptions>,
 }
 
-/// Answers whether a relay is fit to work; outlives it.
+/// Reports whether a relay can work. Usable after the relay has ended.
 #[derive(Debug, Clone)]
 pub struct Health {
     shared: Arc<Shared>,
 }
 
-/// What the stages share. Nothing in it is the only record of an event.
+/// State that the stages share. The only record of an event is never here, but in the database.
 #[derive(Debug)]
 struct Shared {
     store: Store,
@@ -132,20 +132,20 @@ struct Shared {
     finished: settle::Finished,
     pauses: pauses::Pauses,
     bounds: claim::Bounds,
-    /// Rings when permits have come back.
+    /// Notified when permits were returned.
     freed: tokio::sync::Notify,
     tallies: settle::Tallies,
     filter_errors: matching::FilterErrors,
     last_warned: prepare::LastWarned,
     index: ArcSwap<Index>,
-    /// Rings when there may be past events to work through.
+    /// Notified when there may be past events to backfill.
     starts: tokio::sync::Notify,
     draining: AtomicBool,
     started: Instant,
 }
 
 impl Shared {
-    /// The database's clock was compared with ours.
+    /// Sets by how many seconds the database's clock is ahead of this machine's.
     fn set_clock(&self, ahead: f64) {
         self.clock.set(ahead);
     }
@@ -162,13 +162,13 @@ impl Relay {
         Builder::new((*pool.connect_options()).clone())
     }
 
-    /// Answers whether this relay is fit to work.
+    /// A handle that reports whether this relay can work.
     #[must_use]
     pub fn health(&self) -> Health {
         Health { shared: self.shared.clone() }
     }
 
-    /// Its metrics and signals.
+    /// Metrics and signals of this relay.
     #[must_use]
     pub fn telemetry(&self) -> &Arc<Telemetry> {
         &self.shared.telemetry
@@ -228,17 +228,17 @@ impl Relay {
         shared.draining.store(true, Ordering::Release);
         let numbers = shared.dispatch.numbers();
         shared.telemetry.stopping(&shared.settings.name, (numbers.in_flight + numbers.unsettled) as usize);
-        // What has not begun is given back at once.
+        // Deliveries that have not begun are given back at once.
         let back = shared.dispatch.stop();
         deliver.give_back(back, crate::delivery::Reason::RelayStopped).await;
         attempts.close();
         let complete = tokio::time::timeout(shared.settings.drain, attempts.wait()).await.is_ok();
         let left = if complete { 0 } else { attempts.len() };
-        // Attempts that are cut off report so, and their deliveries are given back at once.
+        // Attempts that are cut off report it, and their deliveries are given back at once.
         stop_attempts.cancel();
         attempts.wait().await;
         drop(deliver);
-        // All senders are gone now: settling ends when its queue is empty, unless the database stays away.
+        // All senders are dropped: settling ends when its queue is empty, unless the database stays away.
         let settled = tokio::time::timeout(
             shared.settings.lease.max(Duration::from_secs(5)),
             futures_util::future::join_all(settling),
@@ -246,7 +246,7 @@ impl Relay {
         .await;
         drained.cancel();
         if tokio::time::timeout(Duration::from_secs(15), stages.wait()).await.is_err() {
-            tracing::warn!("a stage did not end in time and is left behind");
+            tracing::warn!("a stage did not end in time and is abandoned");
         }
         let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.leave_relay(&shared.settings.name))
             .await;
@@ -263,10 +263,10 @@ impl Relay {
 }
 
 impl Health {
-    /// Whether the database answers and fits, and the relay is not draining.
+    /// Whether the database answers with a schema that fits, and the relay is not draining.
     ///
     /// # Errors
-    /// A sentence that says what is wrong.
+    /// What is wrong, as a sentence.
     pub async fn ready(&self) -> Result<(), String> {
         if self.shared.draining.load(Ordering::Acquire) {
             return Err("draining".to_owned());
@@ -278,7 +278,7 @@ impl Health {
         }
     }
 
-    /// What the relay is doing, for `/readyz?verbose`.
+    /// The state of the relay as JSON, for `/readyz?verbose`.
     #[must_use]
     pub fn state(&self) -> serde_json::Value {
         let shared = &self.shared;
@@ -295,8 +295,8 @@ impl Health {
             "leased_ahead_bytes": numbers.ahead_bytes,
             "in_flight": numbers.in_flight,
             "unsettled": numbers.unsettled,
-            "subscriptions": shared.index.load().iter().count(),
-            "generation": shared.index.load().generation,
+            "subscriptions": index.iter().count(),
+            "generation": index.generation,
             "open_breakers": shared.breakers.open().into_keys().map(|about| match about {
                 breaker::About::Host(host) => host.to_string(),
                 breaker::About::Subscription(id) => {

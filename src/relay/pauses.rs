@@ -10,10 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Until when each subscription is paused.
+/// The ends of pauses, by subscription.
 #[derive(Debug, Default)]
 pub(super) struct Pauses {
     until: Mutex<HashMap<i64, Instant>>,
+    /// Number of entries: usually zero, which needs no lock.
     count: AtomicUsize,
 }
 

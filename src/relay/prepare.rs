@@ -17,7 +17,7 @@ use crate::{
 /// Shortest time between two warnings about one event type.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// When each event type was warned about last.
+/// Time of the last warning about each event type.
 #[derive(Debug, Default)]
 pub(super) struct LastWarned {
     at: Mutex<HashMap<i64, Instant>>,
@@ -39,10 +39,10 @@ impl LastWarned {
     }
 }
 
-/// What is sent of a delivery.
+/// What a sink gets of a delivery.
 ///
 /// # Errors
-/// The report of an attempt that ends before anything is sent.
+/// The report of an attempt that fails before anything is sent.
 pub(super) fn outgoing(shared: &Shared, delivery: &Delivery) -> Result<Outgoing, Report> {
     let rejected = |reason: Reason, why: String| Report::from(Outcome::Rejected { reason }).with_answer(why);
     let mut warnings = Vec::new();
@@ -85,6 +85,6 @@ mod tests {
         assert!(!last.is_due(1, now + WARN_EVERY / 2));
         assert!(last.is_due(1, now + WARN_EVERY));
         last.keep_only(|id| id != 2);
-        assert!(last.is_due(2, now), "a type that came back");
+        assert!(last.is_due(2, now), "a type that was forgotten");
     }
 }

@@ -1,4 +1,5 @@
-//! Follows committed changes of subscriptions: reads what changed, binds it to sinks, swaps the index whole.
+//! Follows committed changes of subscriptions and event types: reads the changed rows, binds them to sinks,
+//! and replaces the index.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -13,7 +14,7 @@ use crate::{
     subscription::{Index, Subscription},
 };
 
-/// The rows as last seen.
+/// Subscriptions and event types as last read.
 #[derive(Debug)]
 pub(super) struct Reload {
     shared: Arc<Shared>,
@@ -43,14 +44,14 @@ impl Reload {
         }
     }
 
-    /// Brings the index up to date.
+    /// Updates the index.
     ///
     /// # Errors
-    /// Those of the database; the old index then stays.
+    /// Those of the database. The old index then stays.
     pub(super) async fn load(&mut self) -> Result<(), Error> {
         let shared = self.shared.clone();
         let loaded = shared.store.load_subscriptions(self.snapshot.as_deref()).await?;
-        // After the generation was read: a type that changes in between moves it again.
+        // Read after the generation: a type that changes in between changes it again.
         let (types, checked_types) = self.load_types().await?;
         let ids: HashSet<i64> = loaded.ids.into_iter().collect();
         for deleted in self.subscriptions.keys().filter(|id| !ids.contains(id)) {
@@ -86,9 +87,9 @@ impl Reload {
                 }
                 // Once for each reason: two relays that disagree would otherwise change it for ever.
                 Some(reason) => {
-                    let said_before =
+                    let is_known =
                         self.invalid.insert(id, reason.clone()).is_some_and(|before| before == reason);
-                    if state == SubscriptionState::Ok && !said_before {
+                    if state == SubscriptionState::Ok && !is_known {
                         states.push((
                             id,
                             name,
@@ -132,7 +133,7 @@ impl Reload {
         // Nothing begins under an old version.
         let back = shared.dispatch.follow(|id| index.get(id));
         self.deliver.give_back(back, crate::delivery::Reason::LeaseLost).await;
-        // Whoever holds such a row locked must not keep the index from being swapped.
+        // After the index was replaced: a transaction that has locked such a row must not delay that.
         for read in checked_types {
             let problem = read.problem();
             if shared.store.set_event_type_state(&read.row, problem.as_deref()).await? {
@@ -157,7 +158,7 @@ impl Reload {
         shared.last_warned.keep_only(|id| ids.contains(&id));
         let mut changed_problems = Vec::new();
         for row in loaded.rows {
-            // Compiling takes a while: other tasks go on meanwhile. It does not panic, and is not cancelled.
+            // Compiling takes a while, so it does not run on a thread of the runtime.
             let Ok(read) = tokio::task::spawn_blocking(move || Arc::new(EventType::read(row))).await else {
                 continue;
             };

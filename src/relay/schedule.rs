@@ -9,9 +9,9 @@ use std::{
 
 use chrono::{DateTime, Utc};
 
-/// Due times remembered at most; beyond it the poll finds them.
+/// Most due times that are remembered. The poll finds the others.
 const REMEMBERED: usize = 100_000;
-/// Due times are kept in steps of this length.
+/// Resolution of due times.
 const STEP: Duration = Duration::from_millis(5);
 
 /// When to claim for which subscription.
@@ -23,19 +23,20 @@ pub(crate) struct Schedule {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Steps since the origin, and for whom.
+    /// Due times, in steps since the origin, and their subscriptions.
     due: BTreeSet<(u64, i64)>,
     /// Subscriptions with more due rows than they had room for, and the turn in which that was reported.
     behind: BTreeMap<i64, u64>,
-    /// The same for the backlog.
+    /// Subscriptions with something in the backlog, apart from suspects, and the turn in which that was
+    /// reported.
     held_back: BTreeMap<i64, u64>,
-    /// The same for suspects in the backlog.
+    /// Subscriptions with suspects in the backlog, and the turn in which that was reported.
     suspects: BTreeMap<i64, u64>,
     /// Number of times that the schedule was read.
     turn: u64,
     /// Subscriptions that were deleted and may still have rows.
     orphaned: BTreeSet<i64>,
-    /// Due times are looked at from here on; rows below have been claimed.
+    /// Due times before which all rows were claimed, by subscription.
     since: HashMap<i64, DateTime<Utc>>,
     /// When the delivery fell due that was redriven last, and whether it is still to be tried.
     asked: HashMap<i64, (DateTime<Utc>, bool)>,
@@ -59,7 +60,7 @@ impl Schedule {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something of this subscription falls due then.
+    /// Adds a due time of a subscription.
     pub(crate) fn note(&self, subscription: i64, when: Instant) {
         let step =
             u64::try_from(when.saturating_duration_since(self.origin).as_nanos().div_ceil(STEP.as_nanos()))
@@ -70,7 +71,7 @@ impl Schedule {
         }
     }
 
-    /// There is more due than it had room for: claim whenever there is room.
+    /// Adds a subscription with more due rows than room: claim whenever there is room.
     pub(crate) fn fall_behind(&self, subscription: i64) {
         let mut state = self.state();
         let turn = state.turn;
@@ -81,7 +82,7 @@ impl Schedule {
     /// this claim stay noted: its statement may not have seen them.
     pub(crate) fn catch_up(&self, subscription: i64) {
         let mut state = self.state();
-        if state.behind.get(&subscription).is_some_and(|said| *said < state.turn) {
+        if state.behind.get(&subscription).is_some_and(|added| *added < state.turn) {
             state.behind.remove(&subscription);
         }
     }
@@ -90,7 +91,7 @@ impl Schedule {
         self.state().behind.contains_key(&subscription)
     }
 
-    /// Something of it waits in the backlog: claim whenever there is room.
+    /// Adds a subscription with something in the backlog: claim whenever there is room.
     pub(crate) fn hold_back(&self, subscription: i64, is_suspect: bool) {
         let mut state = self.state();
         let turn = state.turn;
@@ -103,49 +104,51 @@ impl Schedule {
         let mut state = self.state();
         let turn = state.turn;
         let held = if is_suspect { &mut state.suspects } else { &mut state.held_back };
-        let ends = held.get(&subscription).is_some_and(|said| *said < turn);
+        let ends = held.get(&subscription).is_some_and(|added| *added < turn);
         if ends {
             held.remove(&subscription);
         }
         ends
     }
 
-    /// Whether something of it waits in the backlog, suspects aside.
+    /// Whether a subscription has something in the backlog, apart from suspects.
     pub(crate) fn is_held_back(&self, subscription: i64) -> bool {
         self.state().held_back.contains_key(&subscription)
     }
 
-    /// Which of rows, backlog and suspects there may be to claim for it.
+    /// Whether a subscription has something in the backlog, and whether it has suspects there.
     pub(crate) fn waits(&self, subscription: i64) -> (bool, bool) {
         let state = self.state();
         (state.held_back.contains_key(&subscription), state.suspects.contains_key(&subscription))
     }
 
+    /// Number of subscriptions that are behind: the sum of those with due rows, a backlog and suspects.
     pub(crate) fn count_behind(&self) -> usize {
         let state = self.state();
         state.behind.len() + state.held_back.len() + state.suspects.len()
     }
 
-    /// The subscription was deleted: what it is owed is to be cancelled.
+    /// Adds a deleted subscription, whose deliveries are to be cancelled.
     pub(crate) fn orphan(&self, subscription: i64) {
         self.state().orphaned.insert(subscription);
     }
 
-    /// Nothing of it is left.
+    /// Removes a deleted subscription of which nothing is left.
     pub(crate) fn cancelled(&self, subscription: i64) {
         self.state().orphaned.remove(&subscription);
     }
 
-    /// The deleted subscriptions whose rows are to be cancelled.
+    /// Deleted subscriptions whose deliveries are to be cancelled.
     pub(crate) fn orphans(&self) -> BTreeSet<i64> {
         self.state().orphaned.clone()
     }
 
-    /// Rows due before this have been claimed.
+    /// Notes that all rows due before `since` were claimed.
     pub(crate) fn look_from(&self, subscription: i64, since: DateTime<Utc>) {
         self.state().since.insert(subscription, since);
     }
 
+    /// The due time from which on to claim; `None` for all rows.
     pub(crate) fn since(&self, subscription: i64) -> Option<DateTime<Utc>> {
         self.state().since.get(&subscription).copied()
     }
@@ -167,17 +170,17 @@ impl Schedule {
         std::mem::take(waits).then_some(*due_at)
     }
 
-    /// A row of this subscription may fall due in the past: the next claim looks at everything.
+    /// A row may have become due in the past: the next claim looks at all rows of this subscription.
     pub(crate) fn look_back(&self, subscription: i64) {
         self.state().since.remove(&subscription);
     }
 
-    /// Forgets from where to look: the next claims look at everything.
+    /// The next claims look at all rows of all subscriptions.
     pub(crate) fn look_at_everything(&self) {
         self.state().since.clear();
     }
 
-    /// The subscriptions to claim for now, each once.
+    /// Removes past due times. Returns the subscriptions for which to claim now.
     pub(crate) fn take_due(&self, now: Instant) -> Due {
         let step = u64::try_from(now.saturating_duration_since(self.origin).as_millis() / STEP.as_millis())
             .unwrap_or(u64::MAX);
@@ -192,7 +195,7 @@ impl Schedule {
         Due { all: rows.iter().copied().chain(waiting).collect(), rows }
     }
 
-    /// When something falls due next, those behind aside.
+    /// The next due time, apart from subscriptions that are behind.
     pub(crate) fn next(&self) -> Option<Instant> {
         let step = self.state().due.first()?.0;
         let millis = u64::try_from(STEP.as_millis()).unwrap_or(1).checked_mul(step)?;
@@ -249,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn who_falls_behind_while_a_claim_is_under_way_is_claimed_for_again() {
+    fn a_subscription_that_falls_behind_during_a_claim_is_claimed_for_again() {
         let schedule = Schedule::new();
         schedule.note(7, Instant::now());
         while schedule.take_due(Instant::now()).all.is_empty() {}

@@ -1,4 +1,4 @@
-//! What an operator may say about a relay: `[relay]`.
+//! Settings of a relay, as in `[relay]`.
 
 use std::time::Duration;
 
@@ -8,17 +8,17 @@ pub struct Settings {
     /// Name in logs, `application_name` and attempt rows, unique among relays; default: `pgoutbox-` and the
     /// process id.
     pub name: String,
-    /// Production, staging, …; shown, not yet compared with the database.
+    /// Name of the environment, such as production. Shown, not yet compared with the database.
     pub environment: String,
-    /// Deliveries in flight at most; also the most copies a killed relay can cause.
+    /// Most deliveries in flight or answered and not recorded: a killed relay repeats no more than these.
     pub permits: u32,
-    /// Of these for one subscription at most, where it does not say itself.
+    /// Most deliveries in flight for a subscription without `max_in_flight`.
     pub permits_per_subscription: u32,
-    /// How long a delivery is reserved; renewed while in flight.
+    /// How long deliveries are reserved for this relay. Renewed while the relay holds them.
     pub lease: Duration,
     /// How long a stop waits for deliveries in flight.
     pub drain: Duration,
-    /// How often to look for work when no doorbell rings; `None`: never.
+    /// Interval between looks for work without a notification. `None` for none.
     pub poll: Option<Duration>,
     /// Which attempts are recorded in `outbox.attempts`.
     pub attempt_log: AttemptLog,
@@ -30,9 +30,9 @@ pub struct Settings {
 pub enum AttemptLog {
     /// Every attempt.
     All,
-    /// Those that did not succeed.
+    /// Failed attempts.
     Failures,
-    /// None.
+    /// No attempt.
     Off,
 }
 

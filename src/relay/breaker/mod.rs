@@ -28,33 +28,34 @@ const SHARE: f64 = 0.7;
 const OPEN_FOR: Duration = Duration::from_secs(2);
 /// Longest time that it stays open.
 const OPEN_AT_MOST: Duration = Duration::from_secs(300);
-/// A probe that was let through and never reported back counts as lost after this time.
+/// Time after which a probe without a report counts as lost.
 const PROBE_LOST: Duration = Duration::from_secs(90);
 
-/// What a breaker lets through.
+/// What the breakers of a delivery let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Gate {
     Closed,
-    /// Nothing before this instant.
+    /// Nothing until this instant.
     Open(Instant),
-    /// One delivery may be tried.
+    /// One delivery, as a probe.
     Probe,
 }
 
-/// What recording an attempt changed.
+/// How recording an attempt changed a breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
     None,
+    /// Opened for this time.
     Opened(Duration),
     Closed,
 }
 
-/// What a breaker is about.
+/// The destination of a breaker.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum About {
-    /// A host, or what stands for one.
+    /// A host, or its equivalent at a sink without hosts.
     Host(Arc<str>),
-    /// A subscription.
+    /// Id of a subscription.
     Subscription(i64),
 }
 
@@ -62,7 +63,7 @@ pub(crate) enum About {
 #[derive(Debug, Default)]
 pub(crate) struct Breakers {
     breakers: Mutex<HashMap<About, Breaker>>,
-    /// How many there are: mostly none, and then nothing needs to be looked up.
+    /// Number of breakers: usually zero, which needs no lock.
     count: AtomicUsize,
 }
 
@@ -87,7 +88,7 @@ impl Breakers {
         self.breakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What may be sent to a subscription now. Does not take the probe.
+    /// What may be sent to a subscription now. Does not begin a probe.
     pub(crate) fn gate(&self, subscription: i64, host: &Arc<str>, now: Instant) -> Gate {
         if self.count.load(Ordering::Acquire) == 0 {
             return Gate::Closed;
@@ -103,7 +104,7 @@ impl Breakers {
         }
     }
 
-    /// The probe is under way: nothing else is sent until it reports.
+    /// Begins a probe where one is due. Nothing else is let through until it reports.
     pub(crate) fn begin_probe(&self, subscription: i64, host: &Arc<str>, now: Instant) {
         if self.count.load(Ordering::Acquire) == 0 {
             return;
@@ -118,7 +119,7 @@ impl Breakers {
         }
     }
 
-    /// Records what became of an attempt.
+    /// Records the outcome of an attempt. Returns the breakers that opened or closed.
     pub(crate) fn record(
         &self,
         subscription: i64,
@@ -126,10 +127,10 @@ impl Breakers {
         outcome: &Outcome,
         now: Instant,
     ) -> Vec<(About, Change)> {
-        let word = Evidence::of(outcome);
-        if word == Evidence::Nothing
-            || word != Evidence::FailedHost
-                && word != Evidence::Failed
+        let evidence = Evidence::of(outcome);
+        if evidence == Evidence::Nothing
+            || evidence != Evidence::FailedHost
+                && evidence != Evidence::Failed
                 && self.count.load(Ordering::Acquire) == 0
         {
             return Vec::new();
@@ -139,16 +140,16 @@ impl Breakers {
         for about in both(subscription, host) {
             let probes =
                 breakers.get(&about).is_some_and(|breaker| matches!(breaker.state, State::Probing { .. }));
-            let failed = match (word, &about) {
+            let failed = match (evidence, &about) {
                 (Evidence::FailedHost, About::Host(_)) | (Evidence::Failed, About::Subscription(_)) => true,
-                // The host's probe came to nothing; whether it was its fault the next one tells.
-                (Evidence::Failed, About::Host(_)) if probes && is_silence(outcome) => true,
-                (Evidence::Failed, About::Host(_)) if is_silence(outcome) => continue,
+                // A probe of the host timed out: the next one may show whether the host was the cause.
+                (Evidence::Failed, About::Host(_)) if probes && is_timeout(outcome) => true,
+                (Evidence::Failed, About::Host(_)) if is_timeout(outcome) => continue,
                 (Evidence::Works, _) | (Evidence::Failed, About::Host(_)) => false,
-                // About one event only; but a probe asks no more than whether somebody answers.
+                // An answer about one event only. For a probe any answer is a success.
                 (Evidence::Answers, _) if probes => false,
                 (Evidence::FailedHost, About::Subscription(_)) => {
-                    // Says nothing of the subscription: the next one probes.
+                    // No evidence about the subscription: let the next probe through.
                     if let Some(breaker) = breakers.get_mut(&about)
                         && let State::Probing { length, .. } = breaker.state
                     {
@@ -226,7 +227,7 @@ impl Breakers {
             .collect()
     }
 
-    /// Forgets what no subscription has any more.
+    /// Forgets breakers that are not wanted.
     pub(crate) fn keep_only(&self, wanted: impl Fn(&About) -> bool) {
         let mut breakers = self.breakers();
         breakers.retain(|about, _| wanted(about));
@@ -238,20 +239,23 @@ fn both(subscription: i64, host: &Arc<str>) -> [About; 2] {
     [About::Host(host.clone()), About::Subscription(subscription)]
 }
 
-/// It may be the host that says nothing, or the program behind it.
-fn is_silence(outcome: &Outcome) -> bool {
+/// Whether the attempt timed out, which may be due to the host or to the program behind it.
+fn is_timeout(outcome: &Outcome) -> bool {
     matches!(outcome.reason(), Some(Reason::Timeout))
 }
 
-/// What an outcome says about its destination.
+/// What an outcome shows about its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Evidence {
-    /// Nobody can reach it.
+    /// The host cannot be reached.
     FailedHost,
+    /// The destination fails for this subscription.
     Failed,
+    /// The destination works.
     Works,
-    /// Somebody answers there; whether well, is about this event.
+    /// The destination answers; the failure is about this event.
     Answers,
+    /// The attempt did not reach the destination, or its failure has another cause.
     Nothing,
 }
 
@@ -277,7 +281,7 @@ impl Evidence {
                 | Reason::Refused
                 | Reason::FunctionFailed
                 | Reason::HandlerFailed => Self::Answers,
-                // The sink may find out by itself that a body is too large or a payload unusable.
+                // A sink may refuse a body or payload itself, without asking the destination.
                 Reason::BodyTooLarge
                 | Reason::PayloadUnusable
                 | Reason::TransformFailed
@@ -312,7 +316,7 @@ impl Breaker {
         Self { state: State::Closed, failures_in_a_row: 0, window_began: now, attempts: 0, failures: 0 }
     }
 
-    /// Closed, and nothing failed of late: as if there were none.
+    /// Whether it is closed and without recent failures, so that it can be removed.
     fn is_idle(&self) -> bool {
         matches!(self.state, State::Closed) && self.failures == 0
     }
@@ -353,7 +357,7 @@ impl Breaker {
                 Change::Closed
             }
             State::Probing { length, .. } => self.open((length * 2).min(OPEN_AT_MOST), now),
-            // Stragglers that were in flight when it opened decide nothing.
+            // The attempt was in flight when the breaker opened.
             State::Open { .. } => Change::None,
         }
     }

@@ -63,7 +63,7 @@ fn a_probe_that_is_answered_closes_it_whatever_the_answer_is() {
 }
 
 #[test]
-fn a_probe_that_says_nothing_makes_way_for_the_next_at_once() {
+fn after_a_probe_without_evidence_the_next_is_let_through_at_once() {
     let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
     let nothing = Outcome::Rejected { reason: Reason::TransformFailed };
     tripped(&breakers, &there, now);
@@ -77,12 +77,12 @@ fn a_probe_that_says_nothing_makes_way_for_the_next_at_once() {
     assert_eq!(
         recorded(&breakers, &there, &FAILED, later),
         Change::Opened(OPEN_FOR * 2),
-        "it has forgotten nothing"
+        "it remembers how long it was open"
     );
 }
 
 #[test]
-fn of_a_batch_the_outcome_counts_that_says_most() {
+fn the_clearest_outcome_of_a_batch_counts() {
     let of = |reason| Outcome::Retry { reason, after: None };
     let (nothing, answers) = (of(Reason::TemplateFailed), of(Reason::Refused));
     assert_eq!(clearest([&nothing, &answers, &FAILED, &Outcome::Delivered].into_iter()), Some(2));
@@ -113,7 +113,7 @@ fn an_answer_about_one_event_does_not_open_it() {
 }
 
 #[test]
-fn what_one_subscription_is_answered_does_not_stop_another_at_the_same_host() {
+fn failed_answers_to_one_subscription_do_not_stop_another_at_the_same_host() {
     let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
     tripped(&breakers, &there, now);
     assert!(matches!(breakers.gate(1, &there, now), Gate::Open(_)));
@@ -121,7 +121,7 @@ fn what_one_subscription_is_answered_does_not_stop_another_at_the_same_host() {
 }
 
 #[test]
-fn a_host_that_cannot_be_reached_stops_everybody_and_one_probe_serves_all() {
+fn a_host_that_cannot_be_reached_stops_all_its_subscriptions_and_one_probe_frees_them() {
     let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
     let unreachable = Outcome::Retry { reason: Reason::ConnectFailed, after: None };
     for subscription in 0..i64::from(IN_A_ROW) {

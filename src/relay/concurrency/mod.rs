@@ -31,16 +31,16 @@ const WORTH_DOUBLING: f64 = 1.25;
 /// Time after which the best latency is forgotten.
 const BEST_FOR: Duration = Duration::from_secs(30);
 
-/// What an attempt says about the room its destination has.
+/// What an attempt shows about the capacity of its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// It took the event.
     Success,
-    /// It asks for less: 429, 503.
+    /// The destination asks for less: 429, 503.
     Refused,
-    /// It fails: 5xx, time-out, broken connection.
+    /// The destination fails: 5xx, time-out, broken connection.
     Failed,
-    /// It answered about this event alone.
+    /// The answer is about this event alone.
     Other,
 }
 
@@ -94,9 +94,11 @@ impl Default for Trial {
 #[derive(Debug, Clone)]
 struct Round {
     began: Instant,
+    /// Number of successes.
     answers: u32,
+    /// Sum of their latencies.
     latency: Duration,
-    /// Whether the window was full at some time.
+    /// Whether the window was ever full.
     full: bool,
 }
 
@@ -119,13 +121,13 @@ impl Window {
         }
     }
 
-    /// The subscription was edited.
+    /// Changes the ceiling.
     pub(crate) fn set_ceiling(&mut self, ceiling: u32) {
         self.ceiling = f64::from(ceiling.max(1));
         self.width = self.width.min(self.ceiling);
     }
 
-    /// How many may be in flight.
+    /// Number of deliveries that may be in flight; at least 1.
     pub(crate) fn width(&self) -> u32 {
         #[expect(
             clippy::cast_possible_truncation,
@@ -136,23 +138,24 @@ impl Window {
         width
     }
 
-    /// Whether it has answered lately.
+    /// Whether the destination has answered within [`RESTED`].
     pub(crate) fn is_proven(&self, now: Instant) -> bool {
         self.answered.is_some_and(|then| now.duration_since(then) < RESTED)
     }
 
-    /// Whether it keeps what it was given without an answer; `oldest`: when the oldest of it began.
+    /// Whether deliveries are in flight and none was answered for [`SILENT`]. `oldest`: start of the oldest
+    /// one.
     pub(crate) fn is_silent(&self, oldest: Option<Instant>, now: Instant) -> bool {
         let waits = |since: Instant| now.duration_since(since) >= SILENT;
         oldest.is_some_and(waits) && self.answered.is_none_or(waits)
     }
 
-    /// Successes per second, as measured last; 0 before.
+    /// Successes per second in the last round; 0 before the first and after the window has shrunk.
     pub(crate) fn rate(&self) -> f64 {
         self.rate
     }
 
-    /// One more begins while so many are in flight, itself included.
+    /// A delivery begins. `in_flight` includes it.
     pub(crate) fn begin(&mut self, in_flight: u32, now: Instant) {
         if in_flight <= 1 && self.answered.is_some_and(|then| now.duration_since(then) >= RESTED) {
             self.width = self.width.min(FIRST);
@@ -164,7 +167,7 @@ impl Window {
         }
     }
 
-    /// One has ended. `began`: when it did.
+    /// A delivery that began at `began` has ended.
     pub(crate) fn end(&mut self, answer: Answer, began: Instant, now: Instant) {
         let took = now.saturating_duration_since(began);
         match answer {
@@ -232,7 +235,7 @@ impl Window {
         let best = self.best.map_or(0.0, |(best, _)| best.as_secs_f64());
         let congested = self.latency > (best * FACTOR).max(best + SLACK.as_secs_f64());
         if congested && rate <= before * 1.1 {
-            // The queue is at the destination: let most of it drain.
+            // Deliveries queue up at the destination: let most of that queue drain.
             self.width =
                 (self.width * (best + SLACK.as_secs_f64()) / self.latency).max(self.width * 0.7).max(1.0);
             self.slow_start = false;
@@ -310,7 +313,7 @@ impl Window {
             Some((width, then, remember)) if now.duration_since(then) < remember => {
                 (width * 0.9).floor().clamp(1.0, self.ceiling)
             }
-            // What was learned is kept for the next refusal, but no longer held to.
+            // `refused` is kept, so that the next refusal counts for longer.
             _ => self.ceiling,
         }
     }

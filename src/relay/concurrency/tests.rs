@@ -1,25 +1,23 @@
-//! Concurrency that is earned, against receivers on virtual time.
+//! Windows against simulated receivers.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
 use super::*;
 
-/// A receiver on virtual time, with a backlog that never ends.
+/// A simulated receiver with an endless backlog.
 struct Simulation<R> {
     window: Window,
     origin: Instant,
     now: Duration,
-    /// When each attempt ends, when it began, and with what.
+    /// End, start and answer of each attempt.
     in_flight: BinaryHeap<Reverse<(Duration, Duration, u8)>>,
+    /// Returns the answer and how long it takes, from the number in flight and the time.
     receive: R,
     delivered: u32,
     refused: u32,
 }
 
-/// From the number in flight and the time to an answer and how long it takes.
-type Told = (Answer, Duration);
-
-impl<R: FnMut(usize, Duration) -> Told> Simulation<R> {
+impl<R: FnMut(usize, Duration) -> (Answer, Duration)> Simulation<R> {
     fn new(ceiling: u32, receive: R) -> Self {
         let origin = Instant::now();
         let window = Window::new(ceiling, origin);
@@ -67,7 +65,7 @@ fn a_receiver_50_ms_away_has_250_in_flight_within_a_second_and_gets_5000_a_secon
 }
 
 #[test]
-fn a_fast_receiver_gets_all_there_is() {
+fn a_fast_receiver_soon_has_half_of_the_ceiling_in_flight() {
     let mut trial = Simulation::new(512, |_, _| (Answer::Success, MS / 2));
     trial.run(100 * MS);
     assert!(trial.window.width() >= 256, "{}", trial.window.width());
@@ -90,7 +88,7 @@ fn a_window_is_no_wider_than_what_brings_throughput() {
 
 #[test]
 fn a_receiver_that_takes_200_a_second_is_kept_busy_and_has_no_long_queue() {
-    // One after the other, 5 ms each.
+    // It answers one after the other, each after 5 ms.
     let mut free = Duration::ZERO;
     let mut trial = Simulation::new(512, move |_, now| {
         free = free.max(now) + 5 * MS;
@@ -117,7 +115,7 @@ fn a_receiver_of_20_at_once_is_seldom_refused() {
 }
 
 #[test]
-fn who_hangs_keeps_a_handful_and_who_recovers_is_served_again() {
+fn a_receiver_that_hangs_keeps_a_few_and_is_served_again_when_it_recovers() {
     let mut trial = Simulation::new(512, |_, now| {
         if now < 60 * S { (Answer::Failed, 15 * S) } else { (Answer::Success, 10 * MS) }
     });
@@ -129,7 +127,7 @@ fn who_hangs_keeps_a_handful_and_who_recovers_is_served_again() {
 }
 
 #[test]
-fn errors_shrink_it_once_for_all_that_was_in_flight_together() {
+fn errors_of_attempts_in_flight_together_shrink_it_once() {
     let now = Instant::now();
     let mut window = Window::new(512, now);
     window.width = 100.0;
@@ -142,7 +140,7 @@ fn errors_shrink_it_once_for_all_that_was_in_flight_together() {
 }
 
 #[test]
-fn what_is_not_needed_is_not_earned() {
+fn it_does_not_grow_while_it_is_not_full() {
     let mut now = Instant::now();
     let mut window = Window::new(512, now);
     for _ in 0..1_000 {
@@ -154,7 +152,7 @@ fn what_is_not_needed_is_not_earned() {
 }
 
 #[test]
-fn after_a_long_rest_it_begins_anew() {
+fn after_a_rest_it_starts_again() {
     let mut trial = Simulation::new(512, |_, _| (Answer::Success, MS));
     trial.run(S);
     let Simulation { mut window, origin, now, .. } = trial;
@@ -164,7 +162,7 @@ fn after_a_long_rest_it_begins_anew() {
 }
 
 #[test]
-fn who_is_silent_is_known_after_a_second() {
+fn a_silent_receiver_is_noticed_after_a_second() {
     let now = Instant::now();
     let mut window = Window::new(512, now);
     assert!(
