@@ -1,4 +1,5 @@
-// Posts bodies to the receiver over keep-alive connections: undici's dispatch, the fastest client of Node found.
+// Posts bodies to the receiver over keep-alive connections: undici's dispatch, the fastest client of Node
+// found.
 
 import { Pool } from "undici";
 

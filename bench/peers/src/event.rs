@@ -1,4 +1,4 @@
-//! The event that everybody posts: the same shape and some 320 bytes for all.
+//! The event that all systems post: the same shape and about 320 bytes for all.
 
 use std::env;
 
@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 pub(crate) const TOPIC: &str = "bench.orders.created";
 /// `timestamp` of every body that does not come from pgoutbox, which writes its own.
 pub(crate) const TIMESTAMP: &str = "2026-01-01T00:00:00.000000Z";
-/// Length of the padding, which makes a body 320 bytes long, a few more or less.
+/// Length of the padding, for a body of about 320 bytes.
 pub(crate) const PADDING: usize = 210;
 
-/// A body, and what a job carries.
+/// A body, which is also the payload of a job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Event {
     r#type: String,
@@ -27,7 +27,7 @@ struct Data {
 }
 
 impl Event {
-    /// Number `n` of the backlog, which begins at 1.
+    /// Event number `n` of the backlog, from 1.
     pub(crate) fn new(n: usize) -> Self {
         Self {
             r#type: TOPIC.to_owned(),
@@ -37,7 +37,7 @@ impl Event {
     }
 }
 
-/// Settings of a process, as its environment: where the database and the receiver are, and what the backlog is.
+/// The environment of a process: addresses of database and receiver, and the backlog.
 pub(crate) fn environment(database: &str, receiver: &str, jobs: usize) -> Vec<(&'static str, String)> {
     vec![
         ("DATABASE_URL", database.to_owned()),
@@ -49,7 +49,7 @@ pub(crate) fn environment(database: &str, receiver: &str, jobs: usize) -> Vec<(&
     ]
 }
 
-/// One of these settings.
+/// The value of one of these settings.
 #[expect(
     clippy::disallowed_methods,
     reason = "a part of the measurement gets its settings from the process that starts it"

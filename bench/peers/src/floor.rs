@@ -1,4 +1,5 @@
-//! The floor: the HTTP client of pgoutbox, set up as its webhook sink sets it up, posting the same bytes without a database.
+//! The floor: the HTTP client of pgoutbox, set up as its webhook sink sets it up, posting the same bytes
+//! without a database.
 
 use std::{
     sync::{
@@ -52,7 +53,7 @@ impl Poster {
     }
 }
 
-/// Posts the backlog, so many at once, and waits for SIGTERM.
+/// Posts the backlog with `at_once` requests in flight, and waits for SIGTERM.
 pub(crate) async fn run(at_once: usize) -> anyhow::Result<()> {
     let poster = Poster::new(signed())?;
     let (jobs, next) = (setting("JOBS")?.parse::<usize>()?, Arc::new(AtomicUsize::new(1)));
@@ -72,7 +73,7 @@ pub(crate) async fn run(at_once: usize) -> anyhow::Result<()> {
     while let Some(posted) = tasks.join_next().await {
         posted??;
     }
-    // Stays like the others, so that its processor time can be read.
+    // Runs until SIGTERM like the workers, so that its processor time can be read.
     let mut terminate = signal(SignalKind::terminate())?;
     terminate.recv().await.context("listening for SIGTERM")
 }

@@ -1,4 +1,4 @@
-//! What was measured on: a figure means nothing without it.
+//! Describes the machine, versions and settings of a measurement.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::{
     postgres::{Postgres, output},
 };
 
-/// Settings of PostgreSQL that decide about figures; all are defaults.
+/// Settings of PostgreSQL that affect the figures. All have their defaults.
 const SETTINGS: [&str; 7] = [
     "fsync",
     "synchronous_commit",
@@ -45,7 +45,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
-/// The first `name : value` of a file of the kernel's.
+/// The value of the first line `name : value` in a file of the kernel.
 fn line_of(path: &str, name: &str) -> String {
     let text = read(path);
     let mut lines = text.lines().filter_map(|line| line.split_once(':'));

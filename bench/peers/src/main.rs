@@ -1,7 +1,8 @@
-//! pgoutbox beside tuned job queues: one backlog, one PostgreSQL, one receiver, one run. `make bench-peers`; see README.md.
+//! pgoutbox beside tuned job queues: one backlog, one PostgreSQL, one receiver, one run. `make bench-peers`;
+//! see README.md.
 //!
-//! Without a subcommand it measures. With one it is a part of what is measured, in a process of its own: the bare client,
-//! and the worker of the Rust port of graphile-worker.
+//! Without a subcommand it measures. With one it is a measured process: the bare client, or the worker of the
+//! Rust port of graphile-worker.
 
 mod event;
 mod receiver;
@@ -29,7 +30,7 @@ struct Arguments {
     options: measure::Options,
 }
 
-/// What this program starts itself for.
+/// Subcommands with which this program starts itself.
 #[derive(Debug, Subcommand)]
 enum Part {
     /// Posts bodies without a database.
@@ -38,12 +39,12 @@ enum Part {
     /// Adds a backlog of jobs for the Rust port of graphile-worker.
     #[command(hide = true)]
     RustFill,
-    /// Works it off until SIGTERM.
+    /// Works on the backlog until SIGTERM.
     #[command(hide = true)]
     RustRun,
 }
 
-/// Where this folder and the build folder of the project are.
+/// The folder of the project.
 fn project() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
@@ -78,7 +79,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn measure(options: measure::Options) -> anyhow::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
-        // Dropped with all it holds when a signal comes first: workers, receiver, PostgreSQL and its directory.
+        // A signal drops this future with all it owns: workers, receiver, PostgreSQL and its directory.
         measured = measure::run(&options) => measured,
         _ = interrupt.recv() => anyhow::bail!("interrupted; everything is stopped and removed"),
         _ = terminate.recv() => anyhow::bail!("terminated; everything is stopped and removed"),

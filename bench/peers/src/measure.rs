@@ -1,4 +1,5 @@
-//! Rounds in which the systems take turns, and for each one kill. Every measurement has a database and a receiver of its own.
+//! Rounds in which the systems take turns, then kills of each system. Every measurement has its own database
+//! and receiver.
 
 use std::{
     path::{PathBuf, absolute},
@@ -17,49 +18,49 @@ use crate::{
     systems::{self, Files, LOGIN, Plan, Role, Shows, Site, Step, System},
 };
 
-/// How long a schema and a backlog may take.
+/// Deadline of making a schema and a backlog.
 const PREPARE: Duration = Duration::from_secs(300);
-/// How long a stop may take before it becomes a kill.
+/// Time after which a worker that does not stop is killed.
 const STOP: Duration = Duration::from_secs(30);
-/// No request for so long: what can be sent without waiting for a lock has been sent.
+/// Time without a request after which everything was sent that no lock holds back.
 const QUIET: Duration = Duration::from_secs(6);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Events of the backlog.
+    /// Number of events in the backlog.
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub(crate) jobs: u32,
-    /// Rounds.
+    /// Number of rounds.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) rounds: u32,
-    /// Only these systems, beside the floor: a part of the name; repeatable.
+    /// Measure only systems whose names contain this, and the floor; repeatable.
     #[arg(long)]
     only: Vec<String>,
-    /// Kills of each system, each in the middle of a drain of its own.
+    /// Number of kills of each system, each in its own drain.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=100))]
     kills: u32,
-    /// One JSON object a line.
+    /// Print one JSON object a line.
     #[arg(long)]
     json: bool,
-    /// How long one drain may take (seconds).
+    /// Deadline of one drain, in seconds.
     #[arg(long, default_value_t = 300)]
     limit: u64,
-    /// The binary of pgoutbox; otherwise the release build of this checkout.
+    /// Binary of pgoutbox; by default the release build of this checkout.
     #[arg(long)]
     pgoutbox: Option<PathBuf>,
-    /// Where npm has installed; otherwise target/peers/node of this checkout.
+    /// Folder in which npm has installed; by default target/peers/node of this checkout.
     #[arg(long)]
     node: Option<PathBuf>,
 }
 
-/// What one drain measured.
+/// Figures of a drain.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Drain {
     /// Events per second at the receiver, from the first request to the last event.
     pub(crate) rate: f64,
-    /// From the start of the process to the first request.
+    /// Time from the start of the process to the first request.
     pub(crate) start: Duration,
-    /// From the last event to nothing left in the database.
+    /// Time from the last event until nothing is left in the database.
     pub(crate) settled: Duration,
     pub(crate) repeated: usize,
     /// Mean length of a body (bytes).
@@ -69,18 +70,18 @@ pub(crate) struct Drain {
     pub(crate) postgres_cpu: Duration,
 }
 
-/// What one kill cost.
+/// Figures of a kill.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Kill {
-    /// Events that had come.
+    /// Events received before the kill.
     pub(crate) at: usize,
-    /// What the database said was held.
+    /// Jobs that the dead process held, as the database shows.
     pub(crate) held: i64,
-    /// Events that came again in the end.
+    /// Events that were received twice.
     pub(crate) repeated: usize,
-    /// Events that came only after the locks had ended.
+    /// Events received only after the locks had ended.
     pub(crate) late: usize,
-    /// From the kill until everything had come; nothing where locks were ended by hand.
+    /// Time from the kill until every event was received; `None` if locks were ended by hand.
     pub(crate) whole: Option<Duration>,
 }
 
@@ -108,7 +109,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     let stage = Stage { postgres, files, options };
     let machine = machine::describe(&stage.postgres, options).await?;
     for round in 0..options.rounds as usize {
-        // Who comes first changes with each round.
+        // Each round begins with another system.
         for turn in 0..systems.len() {
             let at = (round + turn) % systems.len();
             say(&format!("round {} of {}: {}", round + 1, options.rounds, systems[at].name));
@@ -172,7 +173,7 @@ impl Stage<'_> {
         Ok(drain)
     }
 
-    /// Kills it once so many events have come.
+    /// Kills it once this many events were received.
     async fn kill(&self, system: &System, moment: usize) -> anyhow::Result<Kill> {
         let backlog = self.prepare(system).await?;
         let (tally, jobs) = (backlog.receiver.tally(), self.options.jobs as usize);
@@ -222,7 +223,7 @@ impl Stage<'_> {
         if backlog.plan.shows.is_none() {
             return Ok(backlog);
         }
-        // Left behind when a measurement failed.
+        // A failed measurement may have left one.
         self.postgres.execute("postgres", &format!("drop database if exists {name} with (force)")).await?;
         self.postgres.execute("postgres", &format!("create database {name}")).await?;
         backlog.database = Some(name.to_owned());
@@ -251,14 +252,14 @@ impl Stage<'_> {
         workers.iter().map(|worker| worker.start(self.postgres.folder())).collect()
     }
 
-    /// Waits until every event has come.
+    /// Waits until every event was received.
     async fn arrived(&self, backlog: &Backlog, workers: &mut [Process]) -> anyhow::Result<()> {
         let (tally, jobs) = (backlog.receiver.tally(), self.options.jobs as usize);
         self.until(workers, "the whole backlog", || tally.distinct() >= jobs).await
     }
 
-    /// Waits until no request comes any more. Also when everything has come: a worker that runs may still hold what it has sent,
-    /// and ending its locks would make repetitions that no kill has caused.
+    /// Waits until no more requests are received, even if every event was: a running worker may still hold
+    /// what it has sent, and ending its locks would cause repetitions that are not due to the kill.
     async fn quiet(&self, backlog: &Backlog, workers: &mut [Process]) -> anyhow::Result<()> {
         let tally = backlog.receiver.tally();
         let (mut requests, mut since) = (0, Instant::now());
@@ -272,7 +273,7 @@ impl Stage<'_> {
         .await
     }
 
-    /// Looks every millisecond; ends early when a worker has ended although it was not done.
+    /// Polls a condition every millisecond. Fails if a worker ends before.
     async fn until(
         &self,
         workers: &mut [Process],
@@ -333,7 +334,7 @@ async fn stop(workers: Vec<Process>) -> anyhow::Result<()> {
     for mut worker in workers {
         if worker.runs() {
             worker.signal(Signal::TERM)?;
-            // One that does not stop is killed, and has been measured.
+            // One that does not stop is killed; it was measured already.
             if let Err(error) = worker.ended(STOP).await {
                 say(&format!("{error:#}"));
             }
@@ -342,14 +343,15 @@ async fn stop(workers: Vec<Process>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many events come before a kill: between 30 and 70 % of the backlog, and no multiple of a batch, at whose end nothing is held.
+/// Number of events before a kill: 30 to 70 % of the backlog, and no multiple of a batch, at whose end
+/// nothing is held.
 fn moment(jobs: u32, kill: u32) -> usize {
     const GOLDEN_RATIO: f64 = 1.618_033_988_749_895;
     let part = 0.3 + 0.4 * (f64::from(kill) * GOLDEN_RATIO).fract();
     (f64::from(jobs) * part) as usize
 }
 
-/// One line of talk.
+/// Prints a message to standard error.
 fn say(text: &str) {
     eprintln!("{text}");
 }

@@ -1,4 +1,5 @@
-//! A private PostgreSQL in a temporary directory, as `pgoutbox bench` has it: durable, all that matters at its default.
+//! A private PostgreSQL in a temporary directory, with the settings of `pgoutbox bench`: durable, other
+//! relevant settings at their defaults.
 
 use std::{
     fs, io,
@@ -16,11 +17,11 @@ use tempfile::TempDir;
 
 use crate::process::{Process, Program};
 
-/// How long a start or a stop may take.
+/// Deadline of a start or stop.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How long one statement may take.
+/// Deadline of a statement.
 const STATEMENT: Duration = Duration::from_secs(120);
-/// Directories are called so, followed by the process of the owner.
+/// Prefix of directories; the process id of the owner follows.
 const PREFIX: &str = "pgoutbox-peers-";
 
 /// A running server. Dropping it stops it and removes its directory.
@@ -95,12 +96,12 @@ impl Postgres {
         format!("postgres://{login}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
     }
 
-    /// Where logs may go: removed with the server.
+    /// Folder for logs. Removed with the server.
     pub(crate) fn folder(&self) -> &Path {
         self.home.path()
     }
 
-    /// What the server and its backends have used of the processors so far.
+    /// Processor time used so far by the server and its backends.
     pub(crate) fn cpu(&self) -> Duration {
         self.server.cpu_of_all()
     }
@@ -114,7 +115,7 @@ impl Postgres {
         .await
     }
 
-    /// The one number that a query answers.
+    /// The number that a query returns.
     pub(crate) async fn number(&self, database: &str, query: &str) -> anyhow::Result<i64> {
         within(query, async {
             let mut connection = PgConnection::connect(&self.url(database)).await?;
@@ -191,14 +192,14 @@ fn unprivileged() -> anyhow::Result<Option<(u32, u32)>> {
         .context("PostgreSQL refuses to run as root, and there is neither a user postgres nor a user nobody")
 }
 
-/// What a program prints, if it runs and succeeds.
+/// The output of a program, if it succeeds.
 pub(crate) fn output(program: &str, arguments: &[&str]) -> Option<String> {
     let output =
         Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Directories whose owners were killed.
+/// Removes directories whose owners were killed.
 fn remove_abandoned() {
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name();

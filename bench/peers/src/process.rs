@@ -20,7 +20,7 @@ pub(crate) struct Program {
     pub(crate) arguments: Vec<OsString>,
     pub(crate) environment: Vec<(&'static str, String)>,
     pub(crate) folder: PathBuf,
-    /// User and group to become.
+    /// User and group to run as; `None` for those of this process.
     pub(crate) account: Option<(u32, u32)>,
 }
 
@@ -44,7 +44,7 @@ impl Program {
         }
     }
 
-    /// Starts it; what it says is appended to its log in that folder.
+    /// Starts it. Its output is appended to its log in the folder `logs`.
     pub(crate) fn start(&self, logs: &Path) -> anyhow::Result<Process> {
         let log = logs.join(format!("{}.log", self.name));
         let output = OpenOptions::new().create(true).append(true).open(&log)?;
@@ -63,7 +63,7 @@ impl Program {
 
     fn command(&self, output: File) -> Command {
         let mut command = Command::new("setpriv");
-        // The kernel kills it when the thread that started it ends, however that comes.
+        // The kernel kills it when the thread that started it ends.
         command.args(["--pdeathsig", "KILL"]);
         if let Some((user, group)) = self.account {
             command.arg(format!("--reuid={user}")).arg(format!("--regid={group}")).arg("--clear-groups");
@@ -74,19 +74,19 @@ impl Program {
             .args(&self.arguments)
             .current_dir(&self.folder)
             .stdin(Stdio::null());
-        // Settings of this shell are none of a measurement's.
+        // Settings of the calling shell must not affect a measurement.
         for (name, _) in std::env::vars_os().filter(|(name, _)| decides(&name.to_string_lossy())) {
             command.env_remove(name);
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        // Its own process group: Ctrl-C in a terminal is for us, and we end it.
+        // Its own process group: Ctrl-C in a terminal reaches only this program, which ends the process.
         command.process_group(0);
         command.stdout(output.try_clone().map_or_else(|_| Stdio::null(), Stdio::from)).stderr(output);
         command
     }
 }
 
-/// Whether a variable decides about what is measured.
+/// Whether an environment variable may affect a measurement.
 fn decides(name: &str) -> bool {
     name.starts_with("PG") || name.starts_with("GRAPHILE") || name == "DATABASE_URL" || name == "NODE_OPTIONS"
 }
@@ -101,7 +101,7 @@ impl Process {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Waits for its end; kills it when that does not come in time.
+    /// Waits until it ends. Kills it and fails after `limit`.
     pub(crate) async fn ended(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
         let wait = tokio::time::timeout(limit, async {
             let mut looks = tokio::time::interval(Duration::from_millis(5));
@@ -124,18 +124,18 @@ impl Process {
         kill_process(id, signal).with_context(|| format!("signalling {}", self.name))
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL and waits until it has ended.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// What it has used of the processors so far.
+    /// Processor time used so far.
     pub(crate) fn cpu(&self) -> Duration {
         used(self.id()).map_or(Duration::ZERO, |used| used.own)
     }
 
-    /// The same with its children, those that have ended included.
+    /// Processor time used so far by it and its children, including those that have ended.
     pub(crate) fn cpu_of_all(&self) -> Duration {
         let own = used(self.id()).map_or(Duration::ZERO, |used| used.own + used.ended_children);
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -144,7 +144,7 @@ impl Process {
         own + children.map(|used| used.own).sum::<Duration>()
     }
 
-    /// The last lines it wrote, on one line.
+    /// The last eight lines of its log, joined to one.
     pub(crate) fn end_of_log(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
@@ -165,7 +165,8 @@ struct Used {
     ended_children: Duration,
 }
 
-/// From `/proc/PID/stat`: field 4 is the parent, 14 to 17 are times in ticks. The name in field 2 may hold anything.
+/// Reads `/proc/PID/stat`: field 4 is the parent, 14 to 17 are times in ticks. Field 2, a name, may contain
+/// spaces.
 fn used(id: u32) -> Option<Used> {
     let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();

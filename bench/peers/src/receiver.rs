@@ -1,5 +1,6 @@
-//! The far end: HTTP/1.1 with keep-alive on a thread of its own, written by hand because it must be cheaper than those it
-//! measures. It answers 204, and knows of each event of the backlog how often it came: its number is `"n"` of the body.
+//! The receiver: HTTP/1.1 with keep-alive on its own thread, written by hand because it must be cheaper than
+//! the measured systems. It answers 204, and counts how often it received each event of the backlog, whose
+//! number is `"n"` of the body.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -22,7 +23,7 @@ use tokio::{
 };
 
 const ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
-/// Longest head and body of a request (bytes).
+/// Limit of a head, and of a body, in bytes.
 const LONGEST: usize = 64 * 1024;
 
 /// A running receiver. Dropping it ends its connections and its thread.
@@ -34,25 +35,25 @@ pub(crate) struct Receiver {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What came.
+/// Received requests.
 #[derive(Debug)]
 pub(crate) struct Tally {
     began: Instant,
-    /// How often each event came; 255 and more are 255.
+    /// How often each event was received, at most 255.
     seen: Vec<AtomicU8>,
     distinct: AtomicUsize,
     repeated: AtomicUsize,
     /// Requests that were no event of the backlog.
     strange: AtomicUsize,
-    /// Length of all bodies (bytes).
+    /// Length of all bodies, in bytes.
     bytes: AtomicU64,
-    /// When the first request came, and the last one that was not a repetition (ns since `began`).
+    /// Times of the first request and of the last one that was no repetition, in nanoseconds since `began`.
     first: AtomicU64,
     last: AtomicU64,
 }
 
 impl Receiver {
-    /// For a backlog of so many events.
+    /// A receiver for a backlog of this many events.
     pub(crate) fn start(events: usize) -> anyhow::Result<Self> {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("opening a port")?;
         listener.set_nonblocking(true)?;
@@ -105,12 +106,12 @@ impl Tally {
         }
     }
 
-    /// Different events so far.
+    /// Number of different events so far.
     pub(crate) fn distinct(&self) -> usize {
         self.distinct.load(Relaxed)
     }
 
-    /// Requests whose event had come before.
+    /// Number of requests whose event was received before.
     pub(crate) fn repeated(&self) -> usize {
         self.repeated.load(Relaxed)
     }
@@ -120,13 +121,13 @@ impl Tally {
         self.strange.load(Relaxed)
     }
 
-    /// When the first request came, and when the last event came that had not come before.
+    /// Times of the first request and of the last one that was no repetition.
     pub(crate) fn span(&self) -> (Instant, Instant) {
         let at = |nanos: &AtomicU64| self.began + Duration::from_nanos(nanos.load(Relaxed));
         (at(&self.first), at(&self.last))
     }
 
-    /// Mean length of a body (bytes).
+    /// Mean length of a body, in bytes.
     pub(crate) fn body(&self) -> u64 {
         let requests = self.distinct() + self.repeated();
         self.bytes.load(Relaxed) / u64::try_from(requests.max(1)).unwrap_or(1)
@@ -140,7 +141,7 @@ impl Tally {
             self.strange.fetch_add(1, Relaxed);
             return;
         };
-        // One thread counts: nobody else writes between reading and writing.
+        // Only this thread writes the counters.
         let times = seen.load(Relaxed);
         seen.store(times.saturating_add(1), Relaxed);
         if times == 0 {
@@ -157,7 +158,7 @@ async fn accept(listener: std::net::TcpListener, tally: Arc<Tally>) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let tally = Arc::clone(&tally);
-        // One that breaks off is a matter of the client, which may have been killed.
+        // A broken connection is no error: the client may have been killed.
         connections.spawn(async move { serve(stream, &tally).await });
         while connections.try_join_next().is_some() {}
     }

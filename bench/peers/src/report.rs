@@ -12,7 +12,7 @@ use crate::{
     systems::{Role, System},
 };
 
-/// Everything that was measured.
+/// All measurements.
 #[derive(Debug)]
 pub(crate) struct Report<'a> {
     pub(crate) json: bool,
@@ -20,7 +20,7 @@ pub(crate) struct Report<'a> {
     pub(crate) results: Vec<Result<'a>>,
 }
 
-/// What was measured of one system.
+/// The measurements of a system.
 #[derive(Debug)]
 pub(crate) struct Result<'a> {
     system: &'a System,
@@ -55,7 +55,7 @@ impl<'a> Result<'a> {
         self.failures.push(text);
     }
 
-    /// The rates, the lowest first.
+    /// The rates in ascending order.
     fn sorted(&self) -> Vec<f64> {
         let mut rates: Vec<f64> = self.drains.iter().map(|drain| drain.rate).collect();
         rates.sort_by(f64::total_cmp);
@@ -66,7 +66,7 @@ impl<'a> Result<'a> {
         median(&self.sorted())
     }
 
-    /// Median of one figure of the drains.
+    /// Median of a figure over all drains.
     fn of_drains(&self, figure: impl Fn(&Drain) -> f64) -> f64 {
         let mut figures: Vec<f64> = self.drains.iter().map(figure).collect();
         figures.sort_by(f64::total_cmp);
@@ -74,7 +74,7 @@ impl<'a> Result<'a> {
     }
 }
 
-/// Of figures that are sorted.
+/// The median of sorted figures.
 fn median(sorted: &[f64]) -> Option<f64> {
     let middle = sorted.len() / 2;
     match sorted.len() {
@@ -246,7 +246,7 @@ fn kills(result: &Result<'_>) -> Vec<String> {
     ]
 }
 
-/// A table in Markdown whose columns line up.
+/// A Markdown table with aligned columns.
 fn table(text: &mut String, rows: &[Vec<String>]) {
     let columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..columns)
@@ -263,7 +263,7 @@ fn table(text: &mut String, rows: &[Vec<String>]) {
     }
 }
 
-/// Microseconds of a time for each of so many events.
+/// A time divided by a number of events, in microseconds.
 fn per_event(time: Duration, events: f64) -> f64 {
     time.as_secs_f64() * 1e6 / events
 }

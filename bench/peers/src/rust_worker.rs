@@ -1,4 +1,5 @@
-//! A worker of graphile_worker, the Rust port of graphile-worker: `fill` adds the backlog, `run` works it off until SIGTERM.
+//! A worker of graphile_worker, the Rust port of graphile-worker: `fill` adds the backlog, `run` works on it
+//! until SIGTERM.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::{
     floor::Poster,
 };
 
-/// Jobs added at once.
+/// Jobs added in one call.
 const CHUNK: usize = 5_000;
 
 impl TaskHandler for Event {

@@ -1,4 +1,4 @@
-//! The floor.
+//! The floor: the HTTP client alone.
 
 use super::{Plan, Role, Site, System, locked, part};
 

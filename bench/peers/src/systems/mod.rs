@@ -1,4 +1,4 @@
-//! What is measured: each system says how its backlog is made, how it runs, and what its database shows of it.
+//! The measured systems: how each makes its backlog, how it runs, and how its database shows its progress.
 
 mod bare_client;
 mod graphile_worker;
@@ -13,16 +13,16 @@ use serde_json::Value;
 
 use crate::process::Program;
 
-/// One of them.
+/// A measured system.
 #[derive(Debug)]
 pub(crate) struct System {
     pub(crate) name: &'static str,
     pub(crate) role: Role,
-    /// What was installed.
+    /// Returns the installed version.
     pub(crate) version: fn(&Files) -> anyhow::Result<String>,
-    /// How it was tuned.
+    /// Its settings, for the report.
     pub(crate) configuration: &'static str,
-    /// How long what a killed one held waits, as documented.
+    /// Documented time after which the jobs of a killed worker are released, for the report.
     pub(crate) lock: &'static str,
     pub(crate) plan: fn(&Site) -> Plan,
 }
@@ -34,37 +34,37 @@ pub(crate) enum Role {
     Peer,
 }
 
-/// Where it runs.
+/// The database, receiver and files of a measurement.
 #[derive(Debug)]
 pub(crate) struct Site {
     pub(crate) files: Files,
     pub(crate) jobs: usize,
     pub(crate) receiver: String,
     pub(crate) database: String,
-    /// The same database for a login without rights of its own.
+    /// URL of the same database with the login [`LOGIN`].
     pub(crate) login_database: String,
     /// A folder that is removed afterwards.
     pub(crate) folder: PathBuf,
 }
 
-/// Programs that were installed or built before.
+/// Paths of installed and built programs.
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
     pub(crate) pgoutbox: PathBuf,
-    /// Where npm has installed.
+    /// Folder in which npm has installed.
     pub(crate) node: PathBuf,
 }
 
-/// The login that [`Site::login_database`] names.
+/// Login of pgoutbox, a member of `outbox_relay` only.
 pub(crate) const LOGIN: &str = "peers_relay";
 
-/// How it runs there.
+/// How a system runs at a site.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Makes schema and backlog.
+    /// Steps that make the schema and the backlog.
     pub(crate) prepare: Vec<Step>,
     pub(crate) workers: Vec<Program>,
-    /// What the database shows; nothing for the floor, which has none.
+    /// Queries for its progress; `None` for the floor, which has no database.
     pub(crate) shows: Option<Shows>,
 }
 
@@ -74,18 +74,19 @@ pub(crate) enum Step {
     Execute(String),
 }
 
-/// Queries that answer one number, and a statement.
+/// Queries for the progress of a system, each with one number as result.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shows {
-    /// What is not finished.
+    /// Number of unfinished jobs.
     pub(crate) left: &'static str,
-    /// What a worker holds.
+    /// Number of jobs that a worker holds.
     pub(crate) held: &'static str,
-    /// Ends the locks of a dead worker, as an operator would; nothing where they end soon by themselves.
+    /// Statement that releases the jobs of a dead worker, as an operator would; `None` if they are released
+    /// soon.
     pub(crate) release: Option<&'static str>,
 }
 
-/// All of them; the floor first.
+/// All systems, the floor first.
 pub(crate) fn all() -> Vec<System> {
     vec![
         bare_client::SYSTEM,
@@ -103,7 +104,7 @@ impl Files {
         self.node.join(format!("node_modules/node-linux-{machine}/bin/node"))
     }
 
-    /// A script of the folder `node`, run there.
+    /// Runs a script in the folder `node`.
     fn script(&self, name: &'static str, script: &str, site: &Site, does: &str) -> Program {
         let mut program = Program::new(name, self.node_program(), &[script, does]);
         program.folder = self.node.clone();
@@ -111,7 +112,7 @@ impl Files {
         program
     }
 
-    /// Version of a package of npm's, and of Node.
+    /// Versions of a package of npm, of Node and of undici.
     fn version(&self, package: &str) -> anyhow::Result<String> {
         let read = |name: &str| installed(&self.node.join(format!("node_modules/{name}/package.json")));
         let node = crate::postgres::output(&self.node_program().to_string_lossy(), &["--version"]);
@@ -127,16 +128,16 @@ fn installed(package: &Path) -> anyhow::Result<String> {
     version.context("a package has a version")
 }
 
-/// This program in one of its parts.
+/// This program, with a subcommand.
 fn part(name: &'static str, site: &Site, arguments: &[&str]) -> Program {
-    // The path of this very program: it is running.
+    // The path is known because this program runs.
     let mut program = Program::new(name, std::env::current_exe().unwrap_or_default(), arguments);
     program.environment = crate::event::environment(&site.database, &site.receiver, site.jobs);
     program.folder.clone_from(&site.folder);
     program
 }
 
-/// What crates.io gave, from the lock file this program was built with.
+/// Version of a crate, from the lock file with which this program was built.
 fn locked(package: &str) -> anyhow::Result<String> {
     let lock = include_str!("../../Cargo.lock");
     let at = lock.find(&format!("name = \"{package}\"\nversion = \"")).context("a dependency is locked")?;

@@ -20,7 +20,7 @@ fn plan(site: &Site) -> Plan {
         shows: Some(Shows {
             left: "select count(*) from pgboss.job where state <> 'completed'",
             held: "select count(*) from pgboss.job where state = 'active'",
-            // Its supervisor looks once a minute for what has run too long.
+            // Its supervisor looks once a minute for expired jobs.
             release: Some(
                 "update pgboss.job set started_on = started_on - interval '1 hour' where state = 'active'",
             ),

@@ -33,7 +33,7 @@ fn plan(site: &Site) -> Plan {
         program.environment = vec![
             ("DATABASE_URL", database.clone()),
             ("PGOUTBOX_SECRET_PEERS", SECRET.to_owned()),
-            // The receiver is on loopback and speaks plain http. The port of probes may be taken.
+            // The receiver uses plain http on loopback. The port of the probes may be in use.
             ("PGOUTBOX__EGRESS__ALLOW", "127.0.0.1".to_owned()),
             ("PGOUTBOX__EGRESS__ALLOW_HTTP", "true".to_owned()),
             ("PGOUTBOX__HTTP__LISTEN", "off".to_owned()),
