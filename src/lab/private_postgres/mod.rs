@@ -25,6 +25,8 @@ use crate::lab::private_server::child::Child;
 const OLDEST: u32 = 14;
 /// Deadline of a start, including recovery after a crash.
 const START_DEADLINE: Duration = Duration::from_secs(60);
+/// Pause before a server is started again whose predecessor has not ended yet.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Time after which a server that does not stop is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// Most ports that are tried if one is taken meanwhile.
@@ -157,8 +159,22 @@ impl PrivatePostgres {
             return Ok(());
         }
         self.server = None;
-        let server = process::start(&self.bin, self.account.as_ref(), &self.home, self.port)?;
         let deadline = Instant::now() + START_DEADLINE;
+        loop {
+            match self.start_until(deadline) {
+                // A process of the killed server is still ending, for example in a write to the disk.
+                Err(Error::Ended { log, .. })
+                    if log.contains("pre-existing shared memory block") && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(AGAIN_AFTER);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn start_until(&mut self, deadline: Instant) -> Result<(), Error> {
+        let server = process::start(&self.bin, self.account.as_ref(), &self.home, self.port)?;
         while !self.home.server_is_ready(server.pid()) {
             if let Some(status) = server.ended_within(Duration::from_millis(10)) {
                 return Err(Error::Ended { status, log: self.home.end_of_log() });
