@@ -25,8 +25,6 @@ use crate::lab::private_server::child::Child;
 const OLDEST: u32 = 14;
 /// Deadline of a start, including recovery after a crash.
 const START_DEADLINE: Duration = Duration::from_secs(60);
-/// Pause before a server is started again whose predecessor has not ended yet.
-const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Time after which a server that does not stop is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// Most ports that are tried if one is taken meanwhile.
@@ -162,12 +160,10 @@ impl PrivatePostgres {
         let deadline = Instant::now() + START_DEADLINE;
         loop {
             match self.start_until(deadline) {
-                // A process of the killed server is still ending, for example in a write to the disk.
+                // A process of the killed server is still ending, for example in a write to the disk. The next
+                // try takes some ten milliseconds by itself.
                 Err(Error::Ended { log, .. })
-                    if log.contains("pre-existing shared memory block") && Instant::now() < deadline =>
-                {
-                    std::thread::sleep(AGAIN_AFTER);
-                }
+                    if log.contains("pre-existing shared memory block") && Instant::now() < deadline => {}
                 result => return result,
             }
         }
