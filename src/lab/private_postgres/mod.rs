@@ -160,8 +160,8 @@ impl PrivatePostgres {
         let deadline = Instant::now() + START_DEADLINE;
         loop {
             match self.start_until(deadline) {
-                // A process of the killed server is still ending, for example in a write to the disk. The next
-                // try takes some ten milliseconds by itself.
+                // A process of the killed server is still ending, for example in a write to the disk. The
+                // next try takes some ten milliseconds by itself.
                 Err(Error::Ended { log, .. })
                     if log.contains("pre-existing shared memory block") && Instant::now() < deadline => {}
                 result => return result,
