@@ -102,7 +102,7 @@ impl Page {
     }
 }
 
-/// All leases.
+/// The leases that this relay holds.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     pages: Mutex<HashMap<i64, Arc<Page>>>,

@@ -30,9 +30,9 @@ pub struct Settings {
 pub enum AttemptLog {
     /// Every attempt.
     All,
-    /// Failed attempts.
+    /// Attempts that failed are recorded in `outbox.attempts`.
     Failures,
-    /// No attempt.
+    /// Nothing is recorded in `outbox.attempts`.
     Off,
 }
 

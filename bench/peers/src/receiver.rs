@@ -35,7 +35,7 @@ pub(crate) struct Receiver {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Received requests.
+/// The requests that the receiver has recorded.
 #[derive(Debug)]
 pub(crate) struct Tally {
     began: Instant,

@@ -12,7 +12,7 @@ use crate::{
     systems::{Role, System},
 };
 
-/// All measurements.
+/// The measurements of one run, as they are printed.
 #[derive(Debug)]
 pub(crate) struct Report<'a> {
     pub(crate) json: bool,

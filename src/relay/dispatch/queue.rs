@@ -22,7 +22,7 @@ pub(super) struct Queue {
     pub(super) window: Window,
     /// Urgent deliveries, which begin first.
     pub(super) rows: VecDeque<Job>,
-    /// All others.
+    /// Deliveries that are not urgent, which begin after those in `rows`.
     pub(super) queue: VecDeque<Job>,
     pub(super) in_flight: u32,
     /// Attempts in flight; of a sink that takes batches each is one batch.

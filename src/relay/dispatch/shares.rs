@@ -34,7 +34,7 @@ pub(super) struct Wants {
 /// What all subscriptions have together.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Taken {
-    /// Leased ahead.
+    /// Deliveries leased to this relay that have not begun.
     pub(super) ahead: usize,
     /// The same in bytes.
     pub(super) ahead_bytes: usize,

@@ -77,7 +77,7 @@ pub enum Signal {
     SubscriptionChanged {
         /// Name of the subscription.
         subscription: String,
-        /// New state.
+        /// The state that it has now.
         state: SubscriptionState,
     },
     /// A breaker opened or closed.
