@@ -4,20 +4,25 @@
 create schema if not exists outbox;
 revoke all on schema outbox from public;
 
--- Group roles without login. If the migrating role may not create roles, they and their grants are skipped;
--- see outbox.grant_roles().
+-- Group roles without login. If the migrating role may not create roles, they and their grants are
+-- skipped; see outbox.grant_roles().
 do $$
 declare
     wanted text;
 begin
-    foreach wanted in array array['outbox_owner', 'outbox_publisher', 'outbox_relay', 'outbox_admin', 'outbox_monitor'] loop
+    foreach wanted in array
+        array['outbox_owner', 'outbox_publisher', 'outbox_relay', 'outbox_admin', 'outbox_monitor']
+    loop
         if not exists (select from pg_catalog.pg_roles where rolname = wanted) then
             begin
                 execute format('create role %I nologin', wanted);
             exception
-                when duplicate_object or unique_violation then null;  -- created by a concurrent migration
+                -- created by a concurrent migration
+                when duplicate_object or unique_violation then null;
                 when insufficient_privilege then
-                    raise notice 'role % was not created: % may not create roles; create the role and run outbox.grant_roles()', wanted, current_user;
+                    raise notice
+                        'role % was not created: % may not create roles; create the role and run outbox.grant_roles()',
+                        wanted, current_user;
             end;
         end if;
     end loop;
@@ -27,23 +32,30 @@ $$;
 -- A time-ordered public id (UUID version 7). Uses the native function of PostgreSQL 18 and later.
 do $$
 begin
-    if exists (select from pg_catalog.pg_proc where proname = 'uuidv7' and pronamespace = 'pg_catalog'::regnamespace and pronargs = 0) then
-        execute 'create function outbox.new_id() returns uuid language sql volatile parallel safe as ''select pg_catalog.uuidv7()''';
+    if exists (select from pg_catalog.pg_proc
+                where proname = 'uuidv7'
+                  and pronamespace = 'pg_catalog'::regnamespace
+                  and pronargs = 0) then
+        execute 'create function outbox.new_id() returns uuid language sql volatile parallel safe '
+                'as ''select pg_catalog.uuidv7()''';
     else
-        -- gen_random_uuid() is version 4 (0100); overlay the first 48 bits with milliseconds, set two bits
-        -- for version 7 (0111).
+        -- gen_random_uuid() is version 4 (0100); overlay the first 48 bits with milliseconds, set
+        -- two bits for version 7 (0111).
         execute $f$
             create function outbox.new_id() returns uuid language sql volatile parallel safe as '
                 select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
-                       placing substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3) from 1 for 6),
+                       placing substring(
+                           int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+                       from 1 for 6),
                        52, 1), 53, 1), ''hex'')::uuid'
         $f$;
     end if;
 end;
 $$;
 
--- Types of the fields of an event. Domains instead of table checks: PostgreSQL parses and plans a table's
--- checks for each statement, but caches those of domains. Eight table checks halve a publisher's rate.
+-- Types of the fields of an event. Domains instead of table checks: PostgreSQL parses and plans a
+-- table's checks for each statement, but caches those of domains. Eight table checks halve a
+-- publisher's rate.
 create domain outbox.topic as text
     constraint topic_must_be_dotted_segments_without_stars_up_to_255_letters
     check (length(value) <= 255 and value ~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$');
@@ -52,21 +64,24 @@ create domain outbox.key as text
 create domain outbox.payload as jsonb
     -- Only large values are converted to text to measure them.
     constraint payload_must_be_at_most_256_kib
-    check (case when pg_column_size(value) <= 8192 then true else octet_length(value::text) <= 262144 end);
--- Whether headers can be sent as HTTP headers: names are lower-case tokens, values strings without control
--- characters.
+    check (case when pg_column_size(value) <= 8192 then true
+                else octet_length(value::text) <= 262144 end);
+-- Whether headers can be sent as HTTP headers: names are lower-case tokens, values strings without
+-- control characters.
 create function outbox.headers_are_valid(headers jsonb) returns boolean
 language sql immutable parallel safe as $$
     select jsonb_typeof(headers) = 'object'
        and pg_column_size(headers) <= 16384
        and not exists (
-               select from jsonb_each(case when jsonb_typeof(headers) = 'object' then headers else '{}' end) as header (name, value)
+               select from jsonb_each(case when jsonb_typeof(headers) = 'object' then headers
+                                           else '{}' end) as header (name, value)
                 where header.name !~ '^[a-z0-9][a-z0-9_-]{0,63}$'
                    or jsonb_typeof(header.value) <> 'string'
                    or header.value #>> '{}' ~ '[[:cntrl:]]')
 $$;
 create domain outbox.headers as jsonb
-    constraint headers_must_be_an_object_of_strings_without_control_characters check (value = '{}' or outbox.headers_are_valid(value));
+    constraint headers_must_be_an_object_of_strings_without_control_characters
+    check (value = '{}' or outbox.headers_are_valid(value));
 create domain outbox.organization as text
     constraint organization_must_be_1_to_255_characters check (length(value) between 1 and 255);
 create domain outbox.priority as integer
@@ -76,9 +91,9 @@ create domain outbox.instant as timestamptz
     check (value >= '2000-01-01 00:00:00+00' and value < '2200-01-01 00:00:00+00');
 
 create table outbox.events (
-    -- The first column, so that it is assigned before `position`: an event of a transaction that began
-    -- after a snapshot then has a position above the sequence's value read before that snapshot (see
-    -- sql/relay/advance_cursor.sql).
+    -- The first column, so that it is assigned before `position`: an event of a transaction that
+    -- began after a snapshot then has a position above the sequence's value read before that
+    -- snapshot (see sql/relay/advance_cursor.sql).
     xid            xid8        not null default pg_current_xact_id(),
     position       bigint      not null generated always as identity,
     created_at     timestamptz not null default clock_timestamp(),
@@ -96,25 +111,32 @@ create table outbox.events (
 ) partition by range (created_at);
 
 comment on table outbox.events is
-    'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
+    'The log of events. Insert (topic, payload) in the transaction that writes the data. Never '
+    'updated. Partitioned by created_at.';
 
 -- An insert must not fail because a partition is missing.
 create table outbox.events_default partition of outbox.events default;
 
-create index events_xid_position on outbox.events (xid, position);           -- new events, by the cursor's snapshot
-create index events_position on outbox.events (position);                    -- pages of a large window; events of claimed deliveries
-create index events_created_at on outbox.events using brin (created_at);     -- an event by its id, which contains the time
+-- new events, by the cursor's snapshot
+create index events_xid_position on outbox.events (xid, position);
+-- pages of a large window; events of claimed deliveries
+create index events_position on outbox.events (position);
+-- an event by its id, which contains the time
+create index events_created_at on outbox.events using brin (created_at);
 
--- Ids given by publishers: the same id twice is one event. Only publishers that give an id write this table.
+-- Ids given by publishers: the same id twice is one event. Only publishers that give an id write
+-- this table.
 create table outbox.event_ids (
     id         uuid primary key,
     created_at timestamptz not null default clock_timestamp()
 );
-comment on table outbox.event_ids is 'Ids given to outbox.publish(id => …). Publishing the same id twice is one event.';
+comment on table outbox.event_ids is
+    'Ids given to outbox.publish(id => …). Publishing the same id twice is one event.';
 
--- Notifies relays, but only while they sleep. NOTIFY locks the whole database at commit, so a publisher first
--- tries a shared lock that only a sleeping relay holds exclusively. It never waits. `set outbox.doorbell =
--- 'off'` disables it for transactions that will be prepared: NOTIFY forbids PREPARE TRANSACTION.
+-- Notifies relays, but only while they sleep. NOTIFY locks the whole database at commit, so a
+-- publisher first tries a shared lock that only a sleeping relay holds exclusively. It never waits.
+-- `set outbox.doorbell = 'off'` disables it for transactions that will be prepared: NOTIFY forbids
+-- PREPARE TRANSACTION.
 create function outbox.ring_doorbell() returns trigger
 language plpgsql as $$
 begin
@@ -159,9 +181,13 @@ begin
             return event_id;
         end if;
     end if;
-    insert into outbox.events (id, topic, key, payload, headers, organization, priority, deliver_after, source, user_id, schema_version)
-    values (event_id, publish.topic, publish.key, publish.payload, coalesce(publish.headers, '{}'), publish.organization,
-            coalesce(publish.priority, 0), publish.deliver_after, publish.source, publish.user_id, publish.schema_version);
+    insert into outbox.events (
+        id, topic, key, payload, headers, organization, priority, deliver_after, source, user_id,
+        schema_version)
+    values (
+        event_id, publish.topic, publish.key, publish.payload, coalesce(publish.headers, '{}'),
+        publish.organization, coalesce(publish.priority, 0), publish.deliver_after, publish.source,
+        publish.user_id, publish.schema_version);
     return event_id;
 end;
 $$;

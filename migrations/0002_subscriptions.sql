@@ -1,4 +1,5 @@
--- Subscriptions. Rows are written by migrations, the command line or by hand. Relays follow within a second.
+-- Subscriptions. Rows are written by migrations, the command line or by hand. Relays follow within
+-- a second.
 
 create table outbox.subscriptions (
     id            bigint      generated always as identity primary key,
@@ -21,26 +22,36 @@ create table outbox.subscriptions (
     paused_until  timestamptz,
     created_at    timestamptz not null default now(),
     updated_at    timestamptz not null default now(),
-    changed       xid8        not null default pg_current_xact_id(),  -- last transaction that changed the row; relays reload by it
+    -- last transaction that changed the row; relays reload by it
+    changed       xid8        not null default pg_current_xact_id(),
     constraint state_is_known check (state in ('ok', 'invalid', 'gone', 'disabled'))
 );
 comment on table outbox.subscriptions is 'Which events are sent where.';
-comment on column outbox.subscriptions.match is 'Only events whose payload contains this value: payload @> match. Null: all events.';
-comment on column outbox.subscriptions.filter is 'Only events for which this CEL expression is true. Null: all events.';
-comment on column outbox.subscriptions.transform is 'A CEL expression whose value is sent instead of the payload. Null: the payload is sent unchanged.';
+comment on column outbox.subscriptions.match is
+    'Only events whose payload contains this value: payload @> match. Null: all events.';
+comment on column outbox.subscriptions.filter is
+    'Only events for which this CEL expression is true. Null: all events.';
+comment on column outbox.subscriptions.transform is
+    'A CEL expression whose value is sent instead of the payload. Null: the payload is sent '
+    'unchanged.';
 comment on column outbox.subscriptions.schema_version is
-    'Version of payloads to send: lower versions are upcast by event types, higher ones become dead letters. Null: payloads are sent unchanged.';
-comment on column outbox.subscriptions.organization is 'Only events of this organization. Null: events of every organization.';
+    'Version of payloads to send: lower versions are upcast by event types, higher ones become '
+    'dead letters. Null: payloads are sent unchanged.';
+comment on column outbox.subscriptions.organization is
+    'Only events of this organization. Null: events of every organization.';
 comment on column outbox.subscriptions.state is
-    'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
-comment on column outbox.subscriptions.paused_until is 'Set by relays when the destination asked for a pause (Retry-After).';
+    'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered '
+    '410); disabled (not used yet).';
+comment on column outbox.subscriptions.paused_until is
+    'Set by relays when the destination asked for a pause (Retry-After).';
 
--- Whether a text is a topic pattern: segments separated by dots; `*` is one segment, `**` any number, `ord*`
--- a prefix.
+-- Whether a text is a topic pattern: segments separated by dots; `*` is one segment, `**` any
+-- number, `ord*` a prefix.
 create function outbox.topic_pattern_is_valid(pattern text) returns boolean
 language sql immutable strict parallel safe as $$
     select length(pattern) between 1 and 255
-       and pattern ~ '^(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+)(\.(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+))*$'
+       and pattern ~ '^(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+)'
+                     '(\.(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+))*$'
 $$;
 
 -- Whether a text is a duration: a number and a unit, at most ten years.
@@ -48,13 +59,18 @@ create function outbox.duration_is_valid(duration text) returns boolean
 language sql immutable strict parallel safe as $$
     select case when duration ~ '^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$'
                 then rtrim(duration, 'mshd')::numeric
-                     * case substring(duration from '[a-z]+$') when 'ms' then 0.001 when 's' then 1 when 'm' then 60 when 'h' then 3600 else 86400 end
+                     * case substring(duration from '[a-z]+$')
+                            when 'ms' then 0.001
+                            when 's' then 1
+                            when 'm' then 60
+                            when 'h' then 3600
+                            else 86400 end
                      <= 10 * 366 * 86400
                 else false end
 $$;
 
--- Refuses mistakes that the database can detect, with the field and a hint. A relay reports others as state =
--- 'invalid'.
+-- Refuses mistakes that the database can detect, with the field and a hint. A relay reports others
+-- as state = 'invalid'.
 create function outbox.check_subscription() returns trigger
 language plpgsql as $$
 declare
@@ -63,9 +79,13 @@ declare
 begin
     new.changed := pg_current_xact_id();
     if tg_op = 'UPDATE' then
-        if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform, new.schema_version, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
+        if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform,
+            new.schema_version, new.organization, new.keys, new.ordering, new.retry,
+            new.max_in_flight)
            is not distinct from
-           (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform, old.schema_version, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
+           (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform,
+            old.schema_version, old.organization, old.keys, old.ordering, old.retry,
+            old.max_in_flight) then
             return new;  -- only the state changed: a relay must be able to mark a row as invalid
         end if;
         new.updated_at := now();
@@ -77,66 +97,95 @@ begin
     end if;
 
     if new.name is null or new.name !~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$' then
-        raise exception using errcode = '22023', message = format('name: %L is not a subscription name', new.name),
+        raise exception using errcode = '22023',
+            message = format('name: %L is not a subscription name', new.name),
             hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
     end if;
     -- Most clients, including relays, support only arrays of one dimension that begin at 1.
-    if new.topics is null or cardinality(new.topics) not between 1 and 100 or array_ndims(new.topics) <> 1 or array_lower(new.topics, 1) <> 1 then
-        raise exception using errcode = '22023', message = format('topics: subscription %L needs a plain array of 1 to 100 topic patterns', new.name),
+    if new.topics is null
+       or cardinality(new.topics) not between 1 and 100
+       or array_ndims(new.topics) <> 1
+       or array_lower(new.topics, 1) <> 1 then
+        raise exception using errcode = '22023',
+            message = format('topics: subscription %L needs a plain array of 1 to 100 topic '
+                             'patterns',
+                             new.name),
             hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
     end if;
     foreach item in array new.topics loop
         if item is null or not outbox.topic_pattern_is_valid(item) then
-            raise exception using errcode = '22023', message = format('topics: %L is not a topic pattern', item),
-                hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star must be the last character of its segment.';
+            raise exception using errcode = '22023',
+                message = format('topics: %L is not a topic pattern', item),
+                hint = 'Segments are separated by dots; "*" is one segment, "**" any number, '
+                       '"ord*" a prefix; a star must be the last character of its segment.';
         end if;
     end loop;
     if new.sink is null or new.sink !~ '^[a-z][a-z0-9_-]{0,49}$' then
-        raise exception using errcode = '22023', message = format('sink: %L is not the name of a sink', new.sink),
+        raise exception using errcode = '22023',
+            message = format('sink: %L is not the name of a sink', new.sink),
             hint = 'For example ''webhook''.';
     end if;
     if jsonb_typeof(new.config) is distinct from 'object' then
-        raise exception using errcode = '22023', message = format('config: must be a JSON object, not %s', coalesce(jsonb_typeof(new.config), 'null'));
+        raise exception using errcode = '22023',
+            message = format('config: must be a JSON object, not %s',
+                             coalesce(jsonb_typeof(new.config), 'null'));
     end if;
     -- The JSON parser of relays is limited to 127 levels and 64-bit numbers.
     if length(regexp_replace(new.config::text, '[^[{]', '', 'g')) > 120 then
-        raise exception using errcode = '22023', message = 'config: has more than 120 objects and arrays';
+        raise exception using errcode = '22023',
+            message = 'config: has more than 120 objects and arrays';
     end if;
     begin
-        perform (found.number #>> '{}')::float8 from jsonb_path_query(new.config, '$.** ? (@.type() == "number")') as found (number);
+        perform (found.number #>> '{}')::float8
+           from jsonb_path_query(new.config, '$.** ? (@.type() == "number")') as found (number);
     exception when numeric_value_out_of_range then
-        raise exception using errcode = '22023', message = 'config: has a number that is out of range';
+        raise exception using errcode = '22023',
+            message = 'config: has a number that is out of range';
     end;
     if new.sink = 'webhook' then
         if jsonb_typeof(new.config -> 'url') is distinct from 'string' then
-            raise exception using errcode = '22023', message = format('config.url: subscription %L (webhook) needs a "url"', new.name),
-                hint = 'For example {"url": "https://example.com/hooks", "secret": "env:PGOUTBOX_SECRET_SHOP"}.';
+            raise exception using errcode = '22023',
+                message = format('config.url: subscription %L (webhook) needs a "url"', new.name),
+                hint = 'For example {"url": "https://example.com/hooks", "secret": '
+                       '"env:PGOUTBOX_SECRET_SHOP"}.';
         end if;
         if new.config ->> 'url' !~* '^https?://[^[:space:]]+$' then
-            raise exception using errcode = '22023', message = format('config.url: %L is not an http or https address', new.config ->> 'url');
+            raise exception using errcode = '22023',
+                message = format('config.url: %L is not an http or https address',
+                                 new.config ->> 'url');
         end if;
         if new.config ? 'secret' and exists (
                select from jsonb_path_query(new.config -> 'secret', '$[*]') as secret (reference)
-                where jsonb_typeof(reference) <> 'string' or reference #>> '{}' !~ '^(env|file):.+$') then
-            raise exception using errcode = '22023', message = 'config.secret: must be a reference, not the secret itself',
+                where jsonb_typeof(reference) <> 'string'
+                   or reference #>> '{}' !~ '^(env|file):.+$') then
+            raise exception using errcode = '22023',
+                message = 'config.secret: must be a reference, not the secret itself',
                 hint = 'Write "env:PGOUTBOX_SECRET_NAME" or "file:NAME", or an array of them.';
         end if;
     end if;
     if new.sink = 'function' then
         if jsonb_typeof(new.config -> 'function') is distinct from 'string' then
-            raise exception using errcode = '22023', message = format('config.function: subscription %L (function) needs a "function"', new.name),
+            raise exception using errcode = '22023',
+                message = format('config.function: subscription %L (function) needs a "function"',
+                                 new.name),
                 hint = 'For example {"function": "shop.on_order"}.';
         end if;
         perform outbox.function_call(new.config ->> 'function');
     end if;
     if new.organization = '' then
-        raise exception using errcode = '22023', message = 'organization: is empty', hint = 'Use null for all organizations.';
+        raise exception using errcode = '22023',
+            message = 'organization: is empty',
+            hint = 'Use null for all organizations.';
     end if;
     -- Check the dimensions first: array_position() fails for several.
     if new.keys is not null
-       and (case when cardinality(new.keys) not between 1 and 100 or array_ndims(new.keys) <> 1 or array_lower(new.keys, 1) <> 1 then true
+       and (case when cardinality(new.keys) not between 1 and 100
+                      or array_ndims(new.keys) <> 1
+                      or array_lower(new.keys, 1) <> 1 then true
                  else array_position(new.keys, null) is not null or '' = any (new.keys) end) then
-        raise exception using errcode = '22023', message = 'keys: must be a plain array of 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
+        raise exception using errcode = '22023',
+            message = 'keys: must be a plain array of 1 to 100 key prefixes, none empty',
+            hint = 'Use null for all keys.';
     end if;
     -- Only a relay can check CEL; `pgoutbox subscriptions test` checks it before it is saved.
     if new.filter ~ '^[[:space:]]*$' or octet_length(new.filter) > 8192 then
@@ -145,54 +194,76 @@ begin
     end if;
     if new.transform ~ '^[[:space:]]*$' or octet_length(new.transform) > 8192 then
         raise exception using errcode = '22023', message = 'transform: must have 1 to 8192 bytes',
-            hint = 'Write a CEL expression such as {"id": payload.id}, or null for the payload as it is.';
+            hint = 'Write a CEL expression such as {"id": payload.id}, or null for the payload as '
+                   'it is.';
     end if;
     if new.schema_version < 1 then
-        raise exception using errcode = '22023', message = format('schema_version: %s is less than 1', new.schema_version),
+        raise exception using errcode = '22023',
+            message = format('schema_version: %s is less than 1', new.schema_version),
             hint = 'Use the version of an event type, or null for payloads as they are.';
     end if;
     if octet_length(new.match::text) > 4096 then
         raise exception using errcode = '22023', message = 'match: must have at most 4096 bytes',
-            hint = 'Write what the payload must contain, such as {"status": "paid"}, or null for all events.';
+            hint = 'Write what the payload must contain, such as {"status": "paid"}, or null for '
+                   'all events.';
     end if;
     if new.ordering is distinct from 'none' then
-        raise exception using errcode = '0A000', message = format('ordering: %L is not supported by this version', new.ordering),
+        raise exception using errcode = '0A000',
+            message = format('ordering: %L is not supported by this version', new.ordering),
             hint = 'Use ''none''.';
     end if;
     if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
-        raise exception using errcode = '22023', message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);
+        raise exception using errcode = '22023',
+            message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);
     end if;
     if jsonb_typeof(new.retry) is distinct from 'object' then
-        raise exception using errcode = '22023', message = format('retry: must be a JSON object, not %s', coalesce(jsonb_typeof(new.retry), 'null'));
+        raise exception using errcode = '22023',
+            message = format('retry: must be a JSON object, not %s',
+                             coalesce(jsonb_typeof(new.retry), 'null'));
     end if;
     for part in select * from jsonb_each(new.retry) loop
         if part.key in ('initial', 'max', 'max_age') then
-            if jsonb_typeof(part.value) <> 'string' or not outbox.duration_is_valid(part.value #>> '{}') then
-                raise exception using errcode = '22023', message = format('retry.%s: %s is not a duration', part.key, part.value),
+            if jsonb_typeof(part.value) <> 'string'
+               or not outbox.duration_is_valid(part.value #>> '{}') then
+                raise exception using errcode = '22023',
+                    message = format('retry.%s: %s is not a duration', part.key, part.value),
                     hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
             end if;
         elsif part.key = 'schedule' then
-            if jsonb_typeof(part.value) <> 'array' or jsonb_array_length(part.value) not between 1 and 100 or exists (
+            if jsonb_typeof(part.value) <> 'array'
+               or jsonb_array_length(part.value) not between 1 and 100
+               or exists (
                    select from jsonb_array_elements(part.value) as wait (value)
-                    where jsonb_typeof(wait.value) <> 'string' or not outbox.duration_is_valid(wait.value #>> '{}')) then
-                raise exception using errcode = '22023', message = 'retry.schedule: must be 1 to 100 durations',
+                    where jsonb_typeof(wait.value) <> 'string'
+                       or not outbox.duration_is_valid(wait.value #>> '{}')) then
+                raise exception using errcode = '22023',
+                    message = 'retry.schedule: must be 1 to 100 durations',
                     hint = 'For example ["5s", "5m", "30m", "2h"].';
             end if;
         elsif part.key in ('max_attempts', 'multiplier', 'jitter') then
             if jsonb_typeof(part.value) <> 'number'
-               or (part.key = 'max_attempts' and ((part.value #>> '{}')::numeric not between 1 and 1000 or (part.value #>> '{}')::numeric % 1 <> 0))
+               or (part.key = 'max_attempts'
+                   and ((part.value #>> '{}')::numeric not between 1 and 1000
+                        or (part.value #>> '{}')::numeric % 1 <> 0))
                or (part.key = 'multiplier' and (part.value #>> '{}')::numeric not between 1 and 100)
                or (part.key = 'jitter' and (part.value #>> '{}')::numeric not between 0 and 1) then
-                raise exception using errcode = '22023', message = format('retry.%s: %s is out of range', part.key, part.value),
-                    hint = 'max_attempts is a whole number from 1 to 1000, multiplier 1 to 100, jitter 0 to 1.';
+                raise exception using errcode = '22023',
+                    message = format('retry.%s: %s is out of range', part.key, part.value),
+                    hint = 'max_attempts is a whole number from 1 to 1000, multiplier 1 to 100, '
+                           'jitter 0 to 1.';
             end if;
         else
-            raise exception using errcode = '22023', message = format('retry.%s: unknown key', part.key),
-                hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, schedule.';
+            raise exception using errcode = '22023',
+                message = format('retry.%s: unknown key', part.key),
+                hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, '
+                       'schedule.';
         end if;
     end loop;
-    if new.retry ? 'schedule' and new.retry ?| array['initial', 'multiplier', 'max', 'max_attempts'] then
-        raise exception using errcode = '22023', message = 'retry.schedule: cannot be combined with initial, multiplier, max or max_attempts',
+    if new.retry ? 'schedule'
+       and new.retry ?| array['initial', 'multiplier', 'max', 'max_attempts'] then
+        raise exception using errcode = '22023',
+            message = 'retry.schedule: cannot be combined with initial, multiplier, max or '
+                      'max_attempts',
             hint = 'The schedule sets the number of attempts and the waits.';
     end if;
     return new;
@@ -202,20 +273,22 @@ $$;
 create trigger check_subscription before insert or update on outbox.subscriptions
     for each row execute function outbox.check_subscription();
 
--- A number that grows with every committed change of a subscription. Routing reads it in the snapshot in
--- which it reads events, so an event committed after a subscription is always matched against it.
+-- A number that grows with every committed change of a subscription. Routing reads it in the
+-- snapshot in which it reads events, so an event committed after a subscription is always matched
+-- against it.
 create table outbox.generation (
     only_row boolean primary key default true check (only_row),
     value    bigint not null
 );
 insert into outbox.generation (value) values (1);
 
--- Deferred to the commit, so that a long transaction with a changed subscription blocks no other; once per
--- transaction.
+-- Deferred to the commit, so that a long transaction with a changed subscription blocks no other;
+-- once per transaction.
 create function outbox.bump_generation() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    if current_setting('outbox.generation_bumped_by', true) is distinct from pg_current_xact_id()::text then
+    if current_setting('outbox.generation_bumped_by', true)
+       is distinct from pg_current_xact_id()::text then
         perform set_config('outbox.generation_bumped_by', pg_current_xact_id()::text, true);
         update outbox.generation set value = value + 1;
     end if;
@@ -240,13 +313,14 @@ $$;
 create trigger ring_subscriptions after insert or update or delete on outbox.subscriptions
     for each statement execute function outbox.ring_subscriptions();
 
--- Backfills: new subscriptions that receive past events. The first routing step that knows the subscription
--- records which events are past: those visible in `settled`, and those of the open window up to `page_after`.
--- Routing delivers all others, so none is missed or repeated. Relays then read the log up to `until` and
--- delete the row.
+-- Backfills: new subscriptions that receive past events. The first routing step that knows the
+-- subscription records which events are past: those visible in `settled`, and those of the open
+-- window up to `page_after`. Routing delivers all others, so none is missed or repeated. Relays
+-- then read the log up to `until` and delete the row.
 create table outbox.starts (
     subscription_id bigint      primary key references outbox.subscriptions on delete cascade,
-    since           timestamptz,                  -- first time of events; null: all events in the log
+    -- first time of events; null: all events in the log
+    since           timestamptz,
     settled         pg_snapshot,                  -- null: not recorded yet
     window_end      pg_snapshot,
     page_after      bigint,
@@ -283,35 +357,49 @@ begin
             since := null;
         end;
         if since is null or not isfinite(since) then
-            raise exception using errcode = '22023', message = format('start: %L is neither now, beginning nor a time', subscribe.start),
-                hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription is created.';
+            raise exception using errcode = '22023',
+                message = format('start: %L is neither now, beginning nor a time', subscribe.start),
+                hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription '
+                       'is created.';
         end if;
     end if;
-    insert into outbox.subscriptions as existing (name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys, max_in_flight, schema_version)
-    values (subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'), subscribe.match, subscribe.filter, subscribe.transform,
-            subscribe.organization, coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys, subscribe.max_in_flight,
-            subscribe.schema_version)
+    insert into outbox.subscriptions as existing (
+        name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys,
+        max_in_flight, schema_version)
+    values (
+        subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'),
+        subscribe.match, subscribe.filter, subscribe.transform, subscribe.organization,
+        coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys,
+        subscribe.max_in_flight, subscribe.schema_version)
     on conflict on constraint subscriptions_name_key do update
-       set topics = excluded.topics, sink = excluded.sink, config = excluded.config, match = excluded.match, filter = excluded.filter,
-           transform = excluded.transform, organization = excluded.organization, ordering = excluded.ordering,
-           retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight, schema_version = excluded.schema_version
-     where (existing.topics, existing.sink, existing.config, existing.match, existing.filter, existing.transform, existing.organization,
-            existing.ordering, existing.retry, existing.keys, existing.max_in_flight, existing.schema_version)
+       set topics = excluded.topics, sink = excluded.sink, config = excluded.config,
+           match = excluded.match, filter = excluded.filter, transform = excluded.transform,
+           organization = excluded.organization, ordering = excluded.ordering,
+           retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight,
+           schema_version = excluded.schema_version
+     where (existing.topics, existing.sink, existing.config, existing.match, existing.filter,
+            existing.transform, existing.organization, existing.ordering, existing.retry,
+            existing.keys, existing.max_in_flight, existing.schema_version)
            is distinct from
-           (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter, excluded.transform, excluded.organization,
-            excluded.ordering, excluded.retry, excluded.keys, excluded.max_in_flight, excluded.schema_version)
+           (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter,
+            excluded.transform, excluded.organization, excluded.ordering, excluded.retry,
+            excluded.keys, excluded.max_in_flight, excluded.schema_version)
     returning existing.id, existing.xmax = 0 into subscription_id, is_new;
     if is_new and subscribe.start <> 'now' then
-        insert into outbox.starts (subscription_id, since) select made.id, made.since from (select subscription_id, since) as made (id, since);
+        insert into outbox.starts (subscription_id, since)
+        select made.id, made.since from (select subscription_id, since) as made (id, since);
     end if;
     if subscription_id is null then  -- it existed already and did not change
-        select existing.id into subscription_id from outbox.subscriptions as existing where existing.name = subscribe.name;
+        select existing.id into subscription_id
+          from outbox.subscriptions as existing
+         where existing.name = subscribe.name;
     end if;
     return subscription_id;
 end;
 $$;
 comment on function outbox.subscribe is
-    'Create or change a subscription. Calling it twice changes nothing. A pause is kept. Past events are delivered only with start. Returns the id.';
+    'Create or change a subscription. Calling it twice changes nothing. A pause is kept. Past '
+    'events are delivered only with start. Returns the id.';
 
 -- The id of a subscription, or an error with its name.
 create function outbox.subscription_id(name text) returns bigint
@@ -319,9 +407,12 @@ language plpgsql stable as $$
 declare
     found_id bigint;
 begin
-    select existing.id into found_id from outbox.subscriptions as existing where existing.name = subscription_id.name;
+    select existing.id into found_id
+      from outbox.subscriptions as existing
+     where existing.name = subscription_id.name;
     if found_id is null then
-        raise exception using errcode = '22023', message = format('there is no subscription %L', subscription_id.name),
+        raise exception using errcode = '22023',
+            message = format('there is no subscription %L', subscription_id.name),
             hint = 'List all: select name from outbox.subscriptions.';
     end if;
     return found_id;
@@ -336,7 +427,8 @@ begin
 end;
 $$;
 comment on function outbox.unsubscribe is
-    'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
+    'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it '
+    'existed.';
 
 create function outbox.pause(name text) returns boolean
 language plpgsql as $$
@@ -346,21 +438,27 @@ begin
     return found;
 end;
 $$;
-comment on function outbox.pause is 'Stop sending. New deliveries are still recorded. Returns whether this changed anything.';
+comment on function outbox.pause is
+    'Stop sending. New deliveries are still recorded. Returns whether this changed anything.';
 
 create function outbox.resume(name text) returns boolean
 language plpgsql as $$
 begin
     update outbox.subscriptions as existing
        set active = true, paused_until = null,
-           state = case when existing.state in ('gone', 'disabled') then 'ok' else existing.state end,
-           state_reason = case when existing.state in ('gone', 'disabled') then null else existing.state_reason end
+           state = case when existing.state in ('gone', 'disabled') then 'ok'
+                        else existing.state end,
+           state_reason = case when existing.state in ('gone', 'disabled') then null
+                               else existing.state_reason end
      where existing.id = outbox.subscription_id(resume.name)
-       and (not existing.active or existing.paused_until is not null or existing.state in ('gone', 'disabled'));
+       and (not existing.active
+            or existing.paused_until is not null
+            or existing.state in ('gone', 'disabled'));
     return found;
 end;
 $$;
-comment on function outbox.resume is 'Send again after a pause, 410 (gone) or disabling. Returns whether this changed anything.';
+comment on function outbox.resume is
+    'Send again after a pause, 410 (gone) or disabling. Returns whether this changed anything.';
 
 -- For programs that embed a relay: their login may edit only the subscriptions of its handlers.
 create function outbox.declare_handler(name text, topics text[]) returns bigint
@@ -369,18 +467,27 @@ declare
     subscription_id bigint;
     taken_by        text;
 begin
-    select existing.id, existing.sink into subscription_id, taken_by from outbox.subscriptions as existing where existing.name = declare_handler.name;
+    select existing.id, existing.sink into subscription_id, taken_by
+      from outbox.subscriptions as existing
+     where existing.name = declare_handler.name;
     if taken_by <> 'handler' then
-        raise exception using errcode = '22023', message = format('name: subscription %L has the sink %L; use another name for the handler', declare_handler.name, taken_by);
+        raise exception using errcode = '22023',
+            message = format('name: subscription %L has the sink %L; use another name for the '
+                             'handler',
+                             declare_handler.name, taken_by);
     end if;
     if subscription_id is null then
-        return outbox.subscribe(name => declare_handler.name, topics => declare_handler.topics, sink => 'handler',
+        return outbox.subscribe(name => declare_handler.name,
+                                topics => declare_handler.topics,
+                                sink => 'handler',
                                 config => jsonb_build_object('handler', declare_handler.name));
     end if;
     update outbox.subscriptions as existing set topics = declare_handler.topics
-     where existing.id = subscription_id and existing.topics is distinct from declare_handler.topics;
+     where existing.id = subscription_id
+       and existing.topics is distinct from declare_handler.topics;
     return subscription_id;
 end;
 $$;
 comment on function outbox.declare_handler is
-    'Called by programs with handlers when their relay starts. Creates the subscription or updates its topics. Returns the id.';
+    'Called by programs with handlers when their relay starts. Creates the subscription or updates '
+    'its topics. Returns the id.';

@@ -1,7 +1,7 @@
 -- Functions and views for operators: redrive, discard, status; and the grants of all roles.
 
--- Whether a topic matches a pattern: `*` is one segment, `**` any number (also none), `ord*` a prefix of one
--- segment.
+-- Whether a topic matches a pattern: `*` is one segment, `**` any number (also none), `ord*` a
+-- prefix of one segment.
 create function outbox.topic_matches(pattern text, topic text) returns boolean
 language plpgsql immutable strict parallel safe as $$
 declare
@@ -14,8 +14,12 @@ begin
         if segment = '**' then
             expression := expression || '(\.[^.]+)*';
         else
-            expression := expression || '\.' || regexp_replace(rtrim(segment, '*'), '([^[:alnum:]_])', '\\\1', 'g')
-                          || case when segment = '*' then '[^.]+' when right(segment, 1) = '*' then '[^.]*' else '' end;
+            expression := expression
+                          || '\.'
+                          || regexp_replace(rtrim(segment, '*'), '([^[:alnum:]_])', '\\\1', 'g')
+                          || case when segment = '*' then '[^.]+'
+                                  when right(segment, 1) = '*' then '[^.]*'
+                                  else '' end;
         end if;
     end loop;
     return ('.' || topic) ~ ('^' || expression || '$');
@@ -31,8 +35,10 @@ create function outbox.matching_dead_letters(
 language sql stable as $$
     select letter.*
       from outbox.dead_letters as letter
-     where (matching_dead_letters.subscription is null or letter.subscription = matching_dead_letters.subscription)
-       and (matching_dead_letters.topic is null or outbox.topic_matches(matching_dead_letters.topic, letter.topic))
+     where (matching_dead_letters.subscription is null
+            or letter.subscription = matching_dead_letters.subscription)
+       and (matching_dead_letters.topic is null
+            or outbox.topic_matches(matching_dead_letters.topic, letter.topic))
        and (matching_dead_letters.error_like is null
             or letter.reason like matching_dead_letters.error_like
             or letter.answer like matching_dead_letters.error_like
@@ -40,7 +46,8 @@ language sql stable as $$
        and (matching_dead_letters.since is null or letter.died_at >= matching_dead_letters.since)
 $$;
 comment on function outbox.matching_dead_letters is
-    'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
+    'The dead letters that outbox.redrive and outbox.discard would process with the same '
+    'arguments.';
 
 create function outbox.redrive(
     subscription text        default null,
@@ -55,7 +62,9 @@ declare
     redriven bigint;
 begin
     if max_rows is null or max_rows not between 1 and 100000 then
-        raise exception using errcode = '22023', message = format('max_rows: %s is not between 1 and 100000', coalesce(max_rows::text, 'null'));
+        raise exception using errcode = '22023',
+            message = format('max_rows: %s is not between 1 and 100000',
+                             coalesce(max_rows::text, 'null'));
     end if;
     if redrive.subscription is not null then
         perform outbox.subscription_id(redrive.subscription);
@@ -63,28 +72,40 @@ begin
     select array_agg(taken.id) into chosen
       from (select letter.id
               from outbox.dead_letters as letter
-             where letter.id in (select candidate.id from outbox.matching_dead_letters(redrive.subscription, redrive.topic, redrive.error_like, redrive.since) as candidate)
-               and exists (select from outbox.subscriptions as target where target.id = letter.subscription_id)
+             where letter.id in (
+                       select candidate.id
+                         from outbox.matching_dead_letters(
+                                  redrive.subscription, redrive.topic, redrive.error_like,
+                                  redrive.since) as candidate)
+               and exists (select from outbox.subscriptions as target
+                            where target.id = letter.subscription_id)
              order by letter.position, letter.id
              limit max_rows
                for update of letter skip locked) as taken;
 
     -- An event that was removed from the log is inserted again. Its transaction id is before every
     -- snapshot, so routing does not treat it as new.
-    insert into outbox.events (xid, position, created_at, id, topic, key, payload, headers, organization, source, user_id, priority, schema_version)
+    insert into outbox.events (
+        xid, position, created_at, id, topic, key, payload, headers, organization, source, user_id,
+        priority, schema_version)
     overriding system value
-    select distinct on (letter.position) '1'::xid8, letter.position, letter.created_at, letter.event_id, letter.topic, letter.key, letter.payload,
-           letter.headers, letter.organization, letter.source, letter.user_id, letter.priority, letter.schema_version
+    select distinct on (letter.position)
+           '1'::xid8, letter.position, letter.created_at, letter.event_id, letter.topic, letter.key,
+           letter.payload, letter.headers, letter.organization, letter.source, letter.user_id,
+           letter.priority, letter.schema_version
       from outbox.dead_letters as letter
      where letter.id = any (chosen)
-       and not exists (select from outbox.events as event where event.position = letter.position and event.id = letter.event_id);
+       and not exists (select from outbox.events as event
+                        where event.position = letter.position and event.id = letter.event_id);
 
     with gone as (
         delete from outbox.dead_letters as letter where letter.id = any (chosen)
         returning letter.subscription_id, letter.position, letter.created_at
     )
     insert into outbox.deliveries (subscription_id, due_at, position, created_at, asked)
-    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true from gone order by gone.position;
+    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true
+      from gone
+     order by gone.position;
     get diagnostics redriven = row_count;
 
     if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
@@ -94,7 +115,8 @@ begin
 end;
 $$;
 comment on function outbox.redrive is
-    'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
+    'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; '
+    'call again while it returns max_rows.';
 
 create function outbox.discard(
     subscription text        default null,
@@ -108,82 +130,112 @@ declare
     discarded bigint;
 begin
     if max_rows is null or max_rows not between 1 and 100000 then
-        raise exception using errcode = '22023', message = format('max_rows: %s is not between 1 and 100000', coalesce(max_rows::text, 'null'));
+        raise exception using errcode = '22023',
+            message = format('max_rows: %s is not between 1 and 100000',
+                             coalesce(max_rows::text, 'null'));
     end if;
     delete from outbox.dead_letters as letter
      where letter.id = any (array(
                select candidate.id
-                 from outbox.matching_dead_letters(discard.subscription, discard.topic, discard.error_like, discard.since) as candidate
+                 from outbox.matching_dead_letters(
+                          discard.subscription, discard.topic, discard.error_like,
+                          discard.since) as candidate
                 order by candidate.position, candidate.id
                 limit max_rows));
     get diagnostics discarded = row_count;
     return discarded;
 end;
 $$;
-comment on function outbox.discard is 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
+comment on function outbox.discard is
+    'Delete matching dead letters permanently. Returns how many; call again while it returns '
+    'max_rows.';
 
 create view outbox.owed as
-    select delivery.subscription_id, delivery.position, delivery.owed_since, delivery.due_at, delivery.lease_token, delivery.attempt, 'delivery' as place
+    select delivery.subscription_id, delivery.position, delivery.owed_since, delivery.due_at,
+           delivery.lease_token, delivery.attempt, 'delivery' as place
       from outbox.deliveries as delivery
     union all
-    select pair.subscription_id, pair.position, page.owed_since[1], page.due_at, page.lease_token, 1, 'page'
+    select pair.subscription_id, pair.position, page.owed_since[1], page.due_at,
+           page.lease_token, 1, 'page'
       from outbox.pages as page
      cross join lateral outbox.left_of(page) as pair
     union all
-    select backlog.subscription_id, at.position, backlog.owed_since, backlog.owed_since, null, 0, 'backlog'
+    select backlog.subscription_id, at.position, backlog.owed_since, backlog.owed_since,
+           null, 0, 'backlog'
       from outbox.backlog as backlog
      cross join lateral unnest(backlog.positions) as span
      cross join lateral generate_series(lower(span), upper(span) - 1) as at (position);
 comment on view outbox.owed is
-    'One row for each event owed to a subscription: in the hands of a relay (lease_token, due_at: when the lease ends), or waiting. Not for large backlogs.';
+    'One row for each event owed to a subscription: in the hands of a relay (lease_token, due_at: '
+    'when the lease ends), or waiting. Not for large backlogs.';
 
 create view outbox.subscription_status as
-    select subscription.name, subscription.sink, subscription.organization, subscription.active, subscription.state, subscription.state_reason,
-           case when subscription.paused_until > now() then subscription.paused_until end as paused_until,
+    select subscription.name, subscription.sink, subscription.organization, subscription.active,
+           subscription.state, subscription.state_reason,
+           case when subscription.paused_until > now()
+                then subscription.paused_until end as paused_until,
            coalesce(owed.backlog, 0) as backlog,
            coalesce(owed.in_flight, 0) as in_flight,
            coalesce(owed.retrying, 0) as retrying,
            now() - owed.oldest as oldest_age,
-           (select count(*) from outbox.dead_letters as letter where letter.subscription_id = subscription.id) as dead_letters,
+           (select count(*)
+              from outbox.dead_letters as letter
+             where letter.subscription_id = subscription.id) as dead_letters,
            reported.delivered, reported.failed,
-           round(reported.delivered::numeric / nullif(reported.delivered + reported.failed, 0), 4) as success_rate,
+           round(reported.delivered::numeric / nullif(reported.delivered + reported.failed, 0), 4)
+               as success_rate,
            coalesce(reported.breaker, 'closed') as breaker,
            reported.filter_errors, reported.last_filter_error
       from outbox.subscriptions as subscription
-      left join (select one.subscription_id, sum(one.owed)::bigint as backlog, sum(one.leased)::bigint as in_flight,
+      left join (select one.subscription_id, sum(one.owed)::bigint as backlog,
+                        sum(one.leased)::bigint as in_flight,
                         sum(one.retrying)::bigint as retrying, min(one.oldest) as oldest
                    from (select delivery.subscription_id, count(*) as owed,
-                                count(*) filter (where delivery.lease_token is not null and delivery.due_at > now()) as leased,
-                                count(*) filter (where delivery.attempt > 0 and delivery.lease_token is null) as retrying,
+                                count(*) filter (where delivery.lease_token is not null
+                                                   and delivery.due_at > now()) as leased,
+                                count(*) filter (where delivery.attempt > 0
+                                                   and delivery.lease_token is null) as retrying,
                                 min(delivery.created_at) as oldest
                            from outbox.deliveries as delivery
                           group by delivery.subscription_id
                           union all
-                         select backlog.subscription_id, sum(outbox.count_positions(backlog.positions)), 0, 0, min(backlog.created_from)
+                         select backlog.subscription_id,
+                                sum(outbox.count_positions(backlog.positions)), 0, 0,
+                                min(backlog.created_from)
                            from outbox.backlog as backlog
                           group by backlog.subscription_id
                           union all
-                         select pair.subscription_id, count(*), count(*) filter (where page.due_at > now()), 0, min(page.created_from)
+                         select pair.subscription_id, count(*),
+                                count(*) filter (where page.due_at > now()), 0,
+                                min(page.created_from)
                            from outbox.pages as page
                           cross join lateral outbox.left_of(page) as pair
                           group by pair.subscription_id) as one
                   group by one.subscription_id) as owed on owed.subscription_id = subscription.id
-      left join (select report.subscription_id, sum(report.delivered)::bigint as delivered, sum(report.failed)::bigint as failed,
+      left join (select report.subscription_id, sum(report.delivered)::bigint as delivered,
+                        sum(report.failed)::bigint as failed,
                         sum(report.filter_errors)::bigint as filter_errors,
                         (array_agg(report.last_filter_error order by report.reported_at desc)
-                            filter (where report.last_filter_error is not null))[1] as last_filter_error,
+                            filter (where report.last_filter_error is not null))[1]
+                            as last_filter_error,
                         case when bool_or(report.breaker = 'open') then 'open'
-                             when bool_or(report.breaker = 'half_open') then 'half_open' else 'closed' end as breaker
+                             when bool_or(report.breaker = 'half_open') then 'half_open'
+                             else 'closed' end as breaker
                    from outbox.relay_subscriptions as report
-                   join outbox.relays as relay on relay.name = report.relay and relay.seen_at > now() - interval '1 minute'
-                  group by report.subscription_id) as reported on reported.subscription_id = subscription.id;
+                   join outbox.relays as relay
+                     on relay.name = report.relay
+                    and relay.seen_at > now() - interval '1 minute'
+                  group by report.subscription_id) as reported
+        on reported.subscription_id = subscription.id;
 comment on view outbox.subscription_status is
-    'One row per subscription: pending deliveries, age of the oldest, and reports of running relays (success rate, breaker, filter errors).';
+    'One row per subscription: pending deliveries, age of the oldest, and reports of running '
+    'relays (success rate, breaker, filter errors).';
 
 create view outbox.event_status as
     select event.id, event.position, event.topic, event.key, event.organization, event.created_at,
            case when owed.in_flight > 0 then 'processing'
-                when owed.waiting > 0 or held_back.rows > 0 or not routed.yes or wanted.still then 'pending'
+                when owed.waiting > 0 or held_back.rows > 0 or not routed.yes or wanted.still
+                then 'pending'
                 when failed.letters > 0 then 'failed'
                 else 'completed' end as status,
            coalesce(owed.waiting, 0) + held_back.rows as waiting,
@@ -193,7 +245,8 @@ create view outbox.event_status as
       from outbox.events as event
      cross join lateral (
            select pg_visible_in_snapshot(event.xid, cursor.settled)
-                  or (cursor.window_end is not null and pg_visible_in_snapshot(event.xid, cursor.window_end)
+                  or (cursor.window_end is not null
+                      and pg_visible_in_snapshot(event.xid, cursor.window_end)
                       and event.position <= cursor.page_after) as yes
              from outbox.cursor as cursor
             order by cursor.step desc limit 1) as routed
@@ -203,30 +256,39 @@ create view outbox.event_status as
            select exists (select from outbox.starts as start
                            where event.position > start.position
                              and (start.until is null or event.position <= start.until)
-                             and (start.since is null or event.created_at >= start.since)) as still) as wanted
-      left join (select one.position, sum(one.waiting)::bigint as waiting, sum(one.in_flight)::bigint as in_flight, max(one.attempts) as attempts
+                             and (start.since is null or event.created_at >= start.since))
+                      as still) as wanted
+      left join (select one.position, sum(one.waiting)::bigint as waiting,
+                        sum(one.in_flight)::bigint as in_flight, max(one.attempts) as attempts
                    from (select delivery.position,
-                                count(*) filter (where delivery.lease_token is null or delivery.due_at <= now()) as waiting,
-                                count(*) filter (where delivery.lease_token is not null and delivery.due_at > now()) as in_flight,
+                                count(*) filter (where delivery.lease_token is null
+                                                    or delivery.due_at <= now()) as waiting,
+                                count(*) filter (where delivery.lease_token is not null
+                                                   and delivery.due_at > now()) as in_flight,
                                 max(delivery.attempt) as attempts
                            from outbox.deliveries as delivery
                           group by delivery.position
                           union all
-                         select pair.position, count(*) filter (where page.due_at <= now()), count(*) filter (where page.due_at > now()), 0
+                         select pair.position, count(*) filter (where page.due_at <= now()),
+                                count(*) filter (where page.due_at > now()), 0
                            from outbox.pages as page
                           cross join lateral outbox.left_of(page) as pair
                           group by pair.position) as one
                   group by one.position) as owed on owed.position = event.position
      cross join lateral (
-           select count(*) as rows from outbox.backlog as backlog where backlog.positions @> event.position) as held_back
+           select count(*) as rows
+             from outbox.backlog as backlog
+            where backlog.positions @> event.position) as held_back
       left join (select letter.position, count(*) as letters
                    from outbox.dead_letters as letter
                   group by letter.position) as failed on failed.position = event.position;
 comment on view outbox.event_status is
-    'One row per event, without its payload: pending (also while a backfill has not reached it), processing, completed (no delivery pending, also if no subscription matched) or failed (a dead letter).';
+    'One row per event, without its payload: pending (also while a backfill has not reached it), '
+    'processing, completed (no delivery pending, also if no subscription matched) or failed (a '
+    'dead letter).';
 
--- Grants for all roles. Skips roles that do not exist (run it again after creating them) and objects of later
--- migrations.
+-- Grants for all roles. Skips roles that do not exist (run it again after creating them) and
+-- objects of later migrations.
 create function outbox.grant_roles() returns text[]
 language plpgsql as $$
 declare
@@ -237,22 +299,32 @@ begin
     for grant_row in
         select * from (values
             ('outbox_publisher', 'usage on schema outbox'),
-            ('outbox_publisher', 'insert (id, topic, key, payload, headers, organization, source, user_id, priority, deliver_after, schema_version) on outbox.events'),
+            ('outbox_publisher',
+             'insert (id, topic, key, payload, headers, organization, source, user_id, priority, '
+             'deliver_after, schema_version) on outbox.events'),
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
-            ('outbox_publisher', 'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
-            ('outbox_publisher', 'execute on function outbox.capture, outbox.release, outbox.attach_capture, outbox.capture_numbers, outbox.capture_settings, outbox.capture_changes'),
+            ('outbox_publisher',
+             'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
+            ('outbox_publisher',
+             'execute on function outbox.capture, outbox.release, outbox.attach_capture, '
+             'outbox.capture_numbers, outbox.capture_settings, outbox.capture_changes'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox'),
             ('outbox_relay', 'select on all tables in schema outbox'),
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
-            ('outbox_relay', 'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, outbox.relays, outbox.relay_subscriptions'),
+            ('outbox_relay',
+             'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
+             'outbox.relays, outbox.relay_subscriptions'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update, delete on outbox.starts'),
             ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
-            ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.function_call, outbox.call_function, outbox.declare_handler'),
-            ('outbox_relay', 'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of'),
+            ('outbox_relay',
+             'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, '
+             'outbox.function_call, outbox.call_function, outbox.declare_handler'),
+            ('outbox_relay',
+             'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of'),
             ('outbox_relay', 'execute on function outbox.capture_settings'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
@@ -260,13 +332,16 @@ begin
             ('outbox_admin', 'insert, update, delete on outbox.event_types'),
             ('outbox_admin', 'execute on all functions in schema outbox'),
             ('outbox_monitor', 'usage on schema outbox'),
-            ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions'),
+            ('outbox_monitor',
+             'select on outbox.subscription_status, outbox.event_status, outbox.relays, '
+             'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.captures'),
             ('outbox_monitor', 'execute on function outbox.count_positions, outbox.left_of'),
             ('outbox_monitor', 'execute on function outbox.capture_settings')
         ) as wanted (role, privilege)
     loop
-        select exists (select from pg_catalog.pg_roles where rolname = grant_row.role) into role_exists;
+        select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
+          into role_exists;
         if role_exists then
             begin
                 execute format('grant %s to %I', grant_row.privilege, grant_row.role);

@@ -1,12 +1,14 @@
--- Capture: triggers that publish each change of a table as an event, for tables chosen by their owners. See
--- docs/capture.md.
+-- Capture: triggers that publish each change of a table as an event, for tables chosen by their
+-- owners. See docs/capture.md.
 --
--- All settings of a capture are in the argument of its triggers, as JSON. So they are renamed, dropped,
--- dumped and restored with the table, and statements read no other table. Columns are stored by name and by
--- number: numbers survive a rename; names are used after a restore, which may change numbers.
+-- All settings of a capture are in the argument of its triggers, as JSON. So they are renamed,
+-- dropped, dumped and restored with the table, and statements read no other table. Columns are
+-- stored by name and by number: numbers survive a rename; names are used after a restore, which may
+-- change numbers.
 
--- The key of an event: the values of these columns, joined by '/', with '%' and '/' in values escaped as %25
--- and %2F. Null if a value is null. A key that is too long is cut and ends in its SHA-256.
+-- The key of an event: the values of these columns, joined by '/', with '%' and '/' in values
+-- escaped as %25 and %2F. Null if a value is null. A key that is too long is cut and ends in its
+-- SHA-256.
 create function outbox.capture_key(captured jsonb, columns text[]) returns text
 language plpgsql stable as $$
 declare
@@ -41,7 +43,8 @@ begin
     end if;
     for large in
         select held.key,
-               octet_length(held.value::text) + coalesce(octet_length((payload -> 'previous' -> held.key)::text), 0) as size,
+               octet_length(held.value::text)
+                   + coalesce(octet_length((payload -> 'previous' -> held.key)::text), 0) as size,
                octet_length(to_json(held.key)::text) + 2 as name_size
           from jsonb_each(payload -> 'row') as held
          order by 2 desc, 1
@@ -51,13 +54,16 @@ begin
         size := size - large.size + large.name_size;
     end loop;
     return payload || jsonb_build_object('row', (payload -> 'row') - omitted, 'omitted', omitted)
-           || case when payload ? 'previous' then jsonb_build_object('previous', (payload -> 'previous') - omitted) else '{}' end;
+           || case when payload ? 'previous'
+                   then jsonb_build_object('previous', (payload -> 'previous') - omitted)
+                   else '{}' end;
 end;
 $$;
 
--- The payload for a change of a row. `before` is null for an insert, `after` for a delete. Null if no visible
--- column changed.
-create function outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) returns jsonb
+-- The payload for a change of a row. `before` is null for an insert, `after` for a delete. Null if
+-- no visible column changed.
+create function outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean)
+returns jsonb
 language plpgsql stable as $$
 declare
     shown    jsonb := coalesce(after, before) - hidden;
@@ -71,7 +77,8 @@ begin
             return null;
         end if;
         if diff then
-            select jsonb_agg(held.key order by held.key collate "C"), jsonb_object_agg(held.key, before -> held.key)
+            select jsonb_agg(held.key order by held.key collate "C"),
+                   jsonb_object_agg(held.key, before -> held.key)
               into changed, previous
               from jsonb_each(shown) as held
              where held.value is distinct from before -> held.key;
@@ -85,8 +92,8 @@ begin
 end;
 $$;
 
--- Converts json to jsonb. A value that jsonb cannot hold (a NUL character, half a surrogate pair, 1e999999)
--- becomes a string, so that it does not fail the write.
+-- Converts json to jsonb. A value that jsonb cannot hold (a NUL character, half a surrogate pair,
+-- 1e999999) becomes a string, so that it does not fail the write.
 create function outbox.capture_json(document json) returns jsonb
 language plpgsql stable as $$
 begin
@@ -97,10 +104,10 @@ exception
 end;
 $$;
 
--- Whether to_jsonb can safely convert values of this type in a function with the rights of its owner, the
--- current user. to_jsonb calls casts to json, and the owner of a type can define such a cast with any
--- function. So the owners of all contained types must already have the rights of the current user. The type
--- must not contain json, which may hold values that jsonb cannot.
+-- Whether to_jsonb can safely convert values of this type in a function with the rights of its
+-- owner, the current user. to_jsonb calls casts to json, and the owner of a type can define such a
+-- cast with any function. So the owners of all contained types must already have the rights of the
+-- current user. The type must not contain json, which may hold values that jsonb cannot.
 create function outbox.capture_is_plain(kind oid) returns boolean
 language plpgsql stable as $$
 declare
@@ -109,7 +116,9 @@ begin
     if kind < 16384 then
         return kind not in ('pg_catalog.json'::regtype, 'pg_catalog.json[]'::regtype);
     end if;
-    select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid, t.typowner into known from pg_catalog.pg_type as t where t.oid = kind;
+    select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid, t.typowner into known
+      from pg_catalog.pg_type as t
+     where t.oid = kind;
     if known.typtype = 'd' then
         return outbox.capture_is_plain(known.typbasetype);
     elsif known.typelem <> 0 and known.typlen = -1 then
@@ -118,14 +127,17 @@ begin
         -- The owner of the type could add an attribute at any time.
         return pg_catalog.pg_has_role(known.typowner, current_user, 'member')
            and not exists (select from pg_catalog.pg_attribute as a
-                            where a.attrelid = known.typrelid and a.attnum > 0 and not a.attisdropped and not outbox.capture_is_plain(a.atttypid));
+                            where a.attrelid = known.typrelid
+                              and a.attnum > 0
+                              and not a.attisdropped
+                              and not outbox.capture_is_plain(a.atttypid));
     end if;
     return pg_catalog.pg_has_role(known.typowner, current_user, 'member');
 end;
 $$;
 
--- An expression that converts a value of this type like to_jsonb, but runs only code of PostgreSQL: `format`
--- calls the type's output function, which only superusers can define, and never a cast.
+-- An expression that converts a value of this type like to_jsonb, but runs only code of PostgreSQL:
+-- `format` calls the type's output function, which only superusers can define, and never a cast.
 create function outbox.capture_expression(kind oid, value text) returns text
 language plpgsql stable as $$
 declare
@@ -138,25 +150,41 @@ begin
     elsif outbox.capture_is_plain(kind) then
         return format('to_jsonb(%s)', value);
     end if;
-    select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid into known from pg_catalog.pg_type as t where t.oid = kind;
+    select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid into known
+      from pg_catalog.pg_type as t
+     where t.oid = kind;
     if known.typtype = 'd' then
         return outbox.capture_expression(known.typbasetype, value);
     elsif known.typelem <> 0 and known.typlen = -1 then
         item := known.typelem;
-        while exists (select from pg_catalog.pg_type as t where t.oid = item and t.typtype = 'd') loop
+        while exists (select from pg_catalog.pg_type as t where t.oid = item and t.typtype = 'd')
+        loop
             select t.typbasetype into item from pg_catalog.pg_type as t where t.oid = item;
         end loop;
-        if exists (select from pg_catalog.pg_type as t where t.oid = item and t.typtype <> 'c' and t.typelem = 0 and item <> 'pg_catalog.json'::regtype) then
-            return format('(case when %1$s is not null then to_jsonb(format(''%%s'', %1$s)::text[]) end)', value);
+        if exists (select from pg_catalog.pg_type as t
+                    where t.oid = item
+                      and t.typtype <> 'c'
+                      and t.typelem = 0
+                      and item <> 'pg_catalog.json'::regtype) then
+            return format('(case when %1$s is not null then '
+                          'to_jsonb(format(''%%s'', %1$s)::text[]) end)',
+                          value);
         end if;
-        return format('(case when %1$s is not null then (select coalesce(jsonb_agg(%2$s), ''[]'') from (select unnest(%1$s) as item offset 0) as part) end)',
+        return format('(case when %1$s is not null then (select coalesce(jsonb_agg(%2$s), ''[]'') '
+                      'from (select unnest(%1$s) as item offset 0) as part) end)',
                       value, outbox.capture_expression(known.typelem, 'part.item'));
     elsif known.typtype = 'c' then
-        select string_agg(format('%s as %I', outbox.capture_expression(a.atttypid, format('(%s).%I', value, a.attname)), a.attname), ', ' order by a.attnum)
+        select string_agg(format('%s as %I',
+                                 outbox.capture_expression(a.atttypid,
+                                                           format('(%s).%I', value, a.attname)),
+                                 a.attname),
+                          ', ' order by a.attnum)
           into fields
           from pg_catalog.pg_attribute as a
          where a.attrelid = known.typrelid and a.attnum > 0 and not a.attisdropped;
-        return format('(case when %1$s is distinct from null then (select to_jsonb(part.*) from (select %2$s) as part) end)', value, fields);
+        return format('(case when %1$s is distinct from null then '
+                      '(select to_jsonb(part.*) from (select %2$s) as part) end)',
+                      value, fields);
     end if;
     return format('(case when %1$s is not null then to_jsonb(format(''%%s'', %1$s)) end)', value);
 end;
@@ -170,12 +198,17 @@ language sql stable as $$
      where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and a.attname = any (names)
 $$;
 
--- The trigger function of all captured tables. It runs as its owner, so that writers of a captured table need
--- no rights on the outbox. Its settings make payloads and keys independent of the session.
+-- The trigger function of all captured tables. It runs as its owner, so that writers of a captured
+-- table need no rights on the outbox. Its settings make payloads and keys independent of the
+-- session.
 create function outbox.capture_changes() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
-set timezone = 'UTC' set datestyle = 'ISO, YMD' set intervalstyle = 'iso_8601' set bytea_output = 'hex' set extra_float_digits = 1
+set timezone = 'UTC'
+set datestyle = 'ISO, YMD'
+set intervalstyle = 'iso_8601'
+set bytea_output = 'hex'
+set extra_float_digits = 1
 as $$
 declare
     settings     jsonb   := tg_argv[0];
@@ -184,7 +217,8 @@ declare
     described    oid     := settings ->> 'table';     -- table to which the numbers refer
     key_at       int2[]  := settings ->> 'key_at';
     identity_at  int2[]  := settings ->> 'identity_at';
-    listed       text[]  := settings ->> 'listed';    -- columns that are shown, or with exclude, hidden
+    -- columns that are shown, or with exclude, hidden
+    listed       text[]  := settings ->> 'listed';
     listed_at    int2[]  := settings ->> 'listed_at';
     exclude      boolean := settings ->> 'exclude';
     all_hidden   boolean := false;
@@ -206,10 +240,12 @@ declare
     afters       jsonb[];
 begin
     if tg_level = 'STATEMENT' then
-        -- A trigger made by hand without transition tables would read these instead, with the rights
-        -- of the owner.
-        if to_regclass('pg_temp.outbox_before') is not null or to_regclass('pg_temp.outbox_after') is not null then
-            raise exception using errcode = '42501', message = 'a temporary relation must not be called outbox_before or outbox_after',
+        -- A trigger made by hand without transition tables would read these instead, with the
+        -- rights of the owner.
+        if to_regclass('pg_temp.outbox_before') is not null
+           or to_regclass('pg_temp.outbox_after') is not null then
+            raise exception using errcode = '42501',
+                message = 'a temporary relation must not be called outbox_before or outbox_after',
                 hint = 'outbox.capture uses these names for the changed rows.';
         end if;
         if tg_op = 'DELETE' then
@@ -223,12 +259,17 @@ begin
     end if;
 
     if tg_relid <> described
-       and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation) where ancestor.relation = described) then
-        -- The table was restored from a dump, or is a detached partition, whose triggers do nothing.
+       and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation)
+                        where ancestor.relation = described) then
+        -- The table was restored from a dump, or is a detached partition, whose triggers do
+        -- nothing.
         if starts_with(tg_name, 'outbox_capture_partition_') and not exists (
                select from pg_partition_ancestors(tg_relid) as ancestor (relation)
                  join pg_trigger as own on own.tgrelid = tg_relid and own.tgname = tg_name
-                 join pg_trigger as other on other.tgrelid = ancestor.relation and other.tgfoid = own.tgfoid and other.tgargs = own.tgargs
+                 join pg_trigger as other
+                   on other.tgrelid = ancestor.relation
+                  and other.tgfoid = own.tgfoid
+                  and other.tgargs = own.tgargs
                 where ancestor.relation <> tg_relid) then
             return null;
         end if;
@@ -236,7 +277,8 @@ begin
         key_at      := outbox.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
         identity_at := outbox.capture_numbers(tg_relid, (settings ->> 'identity')::text[]);
         listed_at   := outbox.capture_numbers(tg_relid, listed);
-        -- An excluded column was renamed before the dump: hide all columns, so that it is not shown.
+        -- An excluded column was renamed before the dump: hide all columns, so that it is not
+        -- shown.
         all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
     end if;
 
@@ -245,24 +287,38 @@ begin
            select from pg_attribute as a
             where a.attrelid = described and a.attnum > 0 and not a.attisdropped
               and (a.atttypid >= 16384 or a.atttypid in (114, 199) or a.attgenerated = 'v')) then
-        key_columns := array(select a.attname::text from pg_attribute as a where a.attrelid = described and a.attnum = key_at[1] and not a.attisdropped);
+        key_columns := array(select a.attname::text
+                               from pg_attribute as a
+                              where a.attrelid = described
+                                and a.attnum = key_at[1]
+                                and not a.attisdropped);
         identity_columns := key_columns;
         hidden   := '{}';
         is_plain := true;
     else
-        select coalesce(array_agg(a.name order by array_position(key_at, a.attnum)) filter (where a.attnum = any (key_at)), '{}'),
-               coalesce(array_agg(a.name order by array_position(identity_at, a.attnum)) filter (where a.attnum = any (identity_at)), '{}'),
+        select coalesce(array_agg(a.name order by array_position(key_at, a.attnum))
+                            filter (where a.attnum = any (key_at)),
+                        '{}'),
+               coalesce(array_agg(a.name order by array_position(identity_at, a.attnum))
+                            filter (where a.attnum = any (identity_at)),
+                        '{}'),
                coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
                -- Do not read a long value that is not shown.
-               bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199) else outbox.capture_is_plain(a.atttypid) end)
+               bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199)
+                              else outbox.capture_is_plain(a.atttypid) end)
                         and not (a.is_hidden and a.attlen < 0))
           into key_columns, identity_columns, hidden, is_plain
-          from (select attribute.attnum, attribute.atttypid, attribute.attlen, attribute.attname::text as name,
+          from (select attribute.attnum, attribute.atttypid, attribute.attlen,
+                       attribute.attname::text as name,
                        all_hidden or attribute.attgenerated = 'v'  -- not computed in a trigger
-                       or case when exclude then attribute.attnum = any (listed_at) or attribute.attname = any (listed)
+                       or case when exclude
+                               then attribute.attnum = any (listed_at)
+                                    or attribute.attname = any (listed)
                                else not attribute.attnum = any (listed_at) end as is_hidden
                   from pg_attribute as attribute
-                 where attribute.attrelid = described and attribute.attnum > 0 and not attribute.attisdropped) as a;
+                 where attribute.attrelid = described
+                   and attribute.attnum > 0
+                   and not attribute.attisdropped) as a;
         if cardinality(key_columns) < cardinality(key_at) then
             key_columns := '{}';  -- a column of the key was dropped
         end if;
@@ -272,7 +328,8 @@ begin
     end if;
 
     header := current_setting('outbox.traceparent', true);
-    if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then  -- may come from a client; must not fail the write
+    -- may come from a client; must not fail the write
+    if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then
         headers := jsonb_build_object('traceparent', header);
     end if;
     header := current_setting('outbox.tracestate', true);
@@ -282,8 +339,12 @@ begin
 
     if not is_plain then
         select format('(select to_jsonb(part.*) from (select %s) as part)',
-                      string_agg(case when a.atttypid < 16384 and a.atttypid not in (114, 199) then format('n.%I', a.attname)
-                                      else format('%s as %I', outbox.capture_expression(a.atttypid, format('n.%I', a.attname)), a.attname) end,
+                      string_agg(case when a.atttypid < 16384 and a.atttypid not in (114, 199)
+                                      then format('n.%I', a.attname)
+                                      else format('%s as %I',
+                                                  outbox.capture_expression(
+                                                      a.atttypid, format('n.%I', a.attname)),
+                                                  a.attname) end,
                                  ', ' order by a.attnum))
           into expression
           from pg_attribute as a
@@ -291,25 +352,41 @@ begin
            and (a.attname <> all (hidden) or a.attname = any (key_columns || identity_columns));
     end if;
 
-    -- Three variants: one row, which is the usual case; many rows; many rows that need an expression.
+    -- Three variants: one row, which is the usual case; many rows; many rows that need an
+    -- expression.
     if rows = 1 then
         if not is_plain then
             if tg_level = 'ROW' then
-                if tg_op <> 'INSERT' then execute format('select %s from (select ($1).*) as n', expression) into row_before using old; end if;
-                if tg_op <> 'DELETE' then execute format('select %s from (select ($1).*) as n', expression) into row_after using new; end if;
+                if tg_op <> 'INSERT' then
+                    execute format('select %s from (select ($1).*) as n', expression)
+                       into row_before using old;
+                end if;
+                if tg_op <> 'DELETE' then
+                    execute format('select %s from (select ($1).*) as n', expression)
+                       into row_after using new;
+                end if;
             else
-                if tg_op <> 'INSERT' then execute format('select %s from outbox_before as n', expression) into row_before; end if;
-                if tg_op <> 'DELETE' then execute format('select %s from outbox_after as n', expression) into row_after; end if;
+                if tg_op <> 'INSERT' then
+                    execute format('select %s from outbox_before as n', expression) into row_before;
+                end if;
+                if tg_op <> 'DELETE' then
+                    execute format('select %s from outbox_after as n', expression) into row_after;
+                end if;
             end if;
         elsif tg_level = 'ROW' then
             if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
             if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
         else
-            if tg_op <> 'INSERT' then row_before := (select to_jsonb(n.*) from outbox_before as n); end if;
-            if tg_op <> 'DELETE' then row_after := (select to_jsonb(n.*) from outbox_after as n); end if;
+            if tg_op <> 'INSERT' then
+                row_before := (select to_jsonb(n.*) from outbox_before as n);
+            end if;
+            if tg_op <> 'DELETE' then
+                row_after := (select to_jsonb(n.*) from outbox_after as n);
+            end if;
         end if;
         if row_before is not null and row_after is not null
-           and outbox.capture_key(row_before, identity_columns) is distinct from outbox.capture_key(row_after, identity_columns) then
+           and outbox.capture_key(row_before, identity_columns)
+               is distinct from outbox.capture_key(row_after, identity_columns) then
             befores := array[row_before, null];
             afters  := array[null, row_after];
         else
@@ -319,42 +396,70 @@ begin
         for place in 1 .. cardinality(befores) loop
             payload := outbox.capture_payload(befores[place], afters[place], hidden, diff);
             if payload is not null then
-                insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-                values (prefix || case when befores[place] is null then '.create' when afters[place] is null then '.delete' else '.update' end,
-                        outbox.capture_key(coalesce(afters[place], befores[place]), key_columns), payload, headers, organization, user_id, source);
+                insert into outbox.events (
+                    topic, key, payload, headers, organization, user_id, source)
+                values (
+                    prefix || case when befores[place] is null then '.create'
+                                   when afters[place] is null then '.delete'
+                                   else '.update' end,
+                    outbox.capture_key(coalesce(afters[place], befores[place]), key_columns),
+                    payload, headers, organization, user_id, source);
             end if;
         end loop;
 
     elsif is_plain and tg_op = 'INSERT' then
         insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select prefix || '.create', outbox.capture_key(n.held, key_columns), outbox.capture_payload(null, n.held, hidden, diff),
+        select prefix || '.create', outbox.capture_key(n.held, key_columns),
+               outbox.capture_payload(null, n.held, hidden, diff),
                headers, organization, user_id, source
           from (select to_jsonb(n.*) as held from outbox_after as n offset 0) as n;
 
     elsif is_plain and tg_op = 'DELETE' then
         insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select prefix || '.delete', outbox.capture_key(n.held, key_columns), outbox.capture_payload(n.held, null, hidden, diff),
+        select prefix || '.delete', outbox.capture_key(n.held, key_columns),
+               outbox.capture_payload(n.held, null, hidden, diff),
                headers, organization, user_id, source
           from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
 
     elsif is_plain then
         -- PostgreSQL does not tell which old row became which new one, so they are paired by
         -- identity, the primary key. A row whose identity changed counts as deleted and created. A
-        -- row may occur twice in a statement (by foreign key cascades); its occurrences are paired in
-        -- order. If a column of the identity was dropped, all rows are paired in order. A full join
+        -- row may occur twice in a statement (by foreign key cascades); its occurrences are paired
+        -- in order. If a column of the identity was dropped, all rows are paired in order. A full
+        -- join
         -- is never a nested loop.
         insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select prefix || case when pair.before is null then '.create' when pair.after is null then '.delete' else '.update' end,
-               outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload, headers, organization, user_id, source
-          from (select pair.*, outbox.capture_payload(pair.before, pair.after, hidden, diff) as payload
-                  from (select o.held as before, n.held as after, coalesce(n.place, o.place) as place
-                          from (select n.*, row_number() over (partition by n.identity order by n.place) as time
-                                  from (select n.*, coalesce(outbox.capture_key(n.held, identity_columns), n.place::text) collate "C" as identity
-                                          from (select to_jsonb(n.*) as held, row_number() over () as place from outbox_before as n) as n) as n) as o
-                          full join (select n.*, row_number() over (partition by n.identity order by n.place) as time
-                                  from (select n.*, coalesce(outbox.capture_key(n.held, identity_columns), n.place::text) collate "C" as identity
-                                          from (select to_jsonb(n.*) as held, row_number() over () as place from outbox_after as n) as n) as n) as n
-                            on n.identity = o.identity and n.time = o.time) as pair offset 0) as pair
+        select prefix || case when pair.before is null then '.create'
+                              when pair.after is null then '.delete'
+                              else '.update' end,
+               outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload,
+               headers, organization, user_id, source
+          from (select pair.*,
+                       outbox.capture_payload(pair.before, pair.after, hidden, diff) as payload
+                  from (select o.held as before, n.held as after,
+                               coalesce(n.place, o.place) as place
+                          from (select n.*,
+                                       row_number() over (partition by n.identity
+                                                              order by n.place) as time
+                                  from (select n.*,
+                                               coalesce(outbox.capture_key(n.held,
+                                                                           identity_columns),
+                                                        n.place::text) collate "C" as identity
+                                          from (select to_jsonb(n.*) as held,
+                                                       row_number() over () as place
+                                                  from outbox_before as n) as n) as n) as o
+                          full join (select n.*,
+                                            row_number() over (partition by n.identity
+                                                                   order by n.place) as time
+                                       from (select n.*,
+                                                    coalesce(outbox.capture_key(n.held,
+                                                                                identity_columns),
+                                                             n.place::text) collate "C" as identity
+                                               from (select to_jsonb(n.*) as held,
+                                                            row_number() over () as place
+                                                       from outbox_after as n) as n) as n) as n
+                            on n.identity = o.identity and n.time = o.time) as pair
+                offset 0) as pair
          where pair.payload is not null
          order by pair.place, pair.after is not null;
 
@@ -367,8 +472,12 @@ begin
              where pair.payload is not null
              order by pair.place, pair.after is not null',
             replace(case tg_op
-                when 'INSERT' then 'select null::jsonb as before, {row} as after, row_number() over () as place from outbox_after as n'
-                when 'DELETE' then 'select {row} as before, null::jsonb as after, row_number() over () as place from outbox_before as n'
+                when 'INSERT' then
+                    'select null::jsonb as before, {row} as after, row_number() over () as place '
+                    'from outbox_after as n'
+                when 'DELETE' then
+                    'select {row} as before, null::jsonb as after, row_number() over () as place '
+                    'from outbox_before as n'
                 else '
                     select o.held as before, n.held as after, coalesce(n.place, o.place) as place
                       from (select n.*, row_number() over (partition by n.identity order by n.place) as time
@@ -378,23 +487,34 @@ begin
                               from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
                                       from (select {row} as held, row_number() over () as place from outbox_after as n) as n) as n) as n
                         on n.identity = o.identity and n.time = o.time' end, '{row}', expression))
-        using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id, source;
+        using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id,
+              source;
     end if;
     return null;
 end;
 $$;
 
--- Implements outbox.capture, with the rights of the caller and a safe search path. The caller's search path
--- is used only for the condition.
+-- Implements outbox.capture, with the rights of the caller and a safe search path. The caller's
+-- search path is used only for the condition.
 create function outbox.attach_capture(
-    relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text
+    relation    regclass,
+    topic       text,
+    operations  text[],
+    columns     text[],
+    exclude     text[],
+    condition   text,
+    key         text,
+    diff        boolean,
+    caller_path text
 ) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     known       record;
     prefix      text;
     wanted      text[] := coalesce(operations, '{insert,update,delete}');
-    listed      text[] := array(select distinct l.name from unnest(coalesce(columns, exclude)) as l (name) order by l.name);
+    listed      text[] := array(select distinct l.name
+                                  from unnest(coalesce(columns, exclude)) as l (name)
+                                 order by l.name);
     key_names   text[] := '{}';
     identity    text[];
     names       text[];
@@ -404,36 +524,56 @@ declare
     probe       refcursor;
 begin
     if relation is null then
-        raise exception using errcode = '22023', message = 'table: is null', hint = 'Name a table, for example outbox.capture(''public.orders'').';
+        raise exception using errcode = '22023',
+            message = 'table: is null',
+            hint = 'Name a table, for example outbox.capture(''public.orders'').';
     end if;
     select c.oid, c.relkind, c.relpersistence, c.relispartition, c.relowner, n.nspname, c.relname,
-           exists (select from pg_inherits as i where i.inhrelid = c.oid or (i.inhparent = c.oid and c.relkind = 'r')) as inherits
+           exists (select from pg_inherits as i
+                    where i.inhrelid = c.oid
+                       or (i.inhparent = c.oid and c.relkind = 'r')) as inherits
       into known
       from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
      where c.oid = relation;
 
     if known.relkind not in ('r', 'p') then
-        raise exception using errcode = '42809', message = format('table: %s is a %s, and only tables can be captured', relation,
-            case known.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'f' then 'foreign table'
-                               when 'S' then 'sequence' when 't' then 'TOAST table' else 'relation without rows' end),
+        raise exception using errcode = '42809',
+            message = format('table: %s is a %s, and only tables can be captured', relation,
+                             case known.relkind when 'v' then 'view'
+                                                when 'm' then 'materialized view'
+                                                when 'f' then 'foreign table'
+                                                when 'S' then 'sequence'
+                                                when 't' then 'TOAST table'
+                                                else 'relation without rows' end),
             hint = case when known.relkind in ('v', 'm') then 'Capture the tables that it reads.'
-                        when known.relkind = 'f' then 'Capture the table in its own database; changes made there do not run triggers here.'
+                        when known.relkind = 'f'
+                        then 'Capture the table in its own database; changes made there do not run '
+                             'triggers here.'
                         else 'Name a table.' end;
     elsif known.nspname in ('pg_catalog', 'information_schema') or known.oid < 16384 then
-        raise exception using errcode = '42809', message = format('table: %s is a system table', relation);
+        raise exception using errcode = '42809',
+            message = format('table: %s is a system table', relation);
     elsif known.nspname = 'outbox' then
-        raise exception using errcode = '42809', message = format('table: %s belongs to the outbox; each event would create another', relation);
+        raise exception using errcode = '42809',
+            message = format('table: %s belongs to the outbox; each event would create another',
+                             relation);
     elsif known.relpersistence = 't' then
-        raise exception using errcode = '42809', message = format('table: %s is temporary', relation),
+        raise exception using errcode = '42809',
+            message = format('table: %s is temporary', relation),
             hint = 'Only its session sees it. Publish events with outbox.publish instead.';
     elsif known.relispartition then
-        raise exception using errcode = '42809', message = format('table: %s is a partition', relation),
-            hint = format('Capture the whole table: outbox.capture(%L).', pg_partition_root(relation)::text);
+        raise exception using errcode = '42809',
+            message = format('table: %s is a partition', relation),
+            hint = format('Capture the whole table: outbox.capture(%L).',
+                          pg_partition_root(relation)::text);
     elsif known.inherits then
-        raise exception using errcode = '42809', message = format('table: %s inherits or is inherited from', relation),
-            hint = 'A change through the parent does not run the triggers of the child. Tables with declarative partitions can be captured.';
+        raise exception using errcode = '42809',
+            message = format('table: %s inherits or is inherited from', relation),
+            hint = 'A change through the parent does not run the triggers of the child. Tables '
+                   'with declarative partitions can be captured.';
     elsif not pg_has_role(known.relowner, 'usage') then
-        raise exception using errcode = '42501', message = format('table: must be owner of table %s', relation);
+        raise exception using errcode = '42501',
+            message = format('table: must be owner of table %s', relation);
     end if;
 
     select coalesce(array_agg(a.attname::text order by a.attnum), '{}') into names
@@ -441,31 +581,43 @@ begin
 
     prefix := coalesce(topic, known.nspname || '.' || known.relname);
     if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$' then
-        raise exception using errcode = '22023', message = format('topic: %L is not a valid prefix of topics', prefix),
-            hint = 'Use segments separated by dots, without stars, at most 248 characters (".create" is appended), such as topic => ''shop.orders''.';
+        raise exception using errcode = '22023',
+            message = format('topic: %L is not a valid prefix of topics', prefix),
+            hint = 'Use segments separated by dots, without stars, at most 248 characters '
+                   '(".create" is appended), such as topic => ''shop.orders''.';
     end if;
 
     if cardinality(wanted) = 0 then
-        raise exception using errcode = '22023', message = 'operations: is empty', hint = 'To stop capturing a table: outbox.release.';
+        raise exception using errcode = '22023',
+            message = 'operations: is empty',
+            hint = 'To stop capturing a table: outbox.release.';
     end if;
     foreach item in array wanted loop
         if item is null or item not in ('insert', 'update', 'delete') then
-            raise exception using errcode = '22023', message = format('operations: %L is not an operation', item), hint = 'Use insert, update and delete.';
+            raise exception using errcode = '22023',
+                message = format('operations: %L is not an operation', item),
+                hint = 'Use insert, update and delete.';
         end if;
     end loop;
     select array_agg(distinct o.operation) into wanted from unnest(wanted) as o (operation);
 
     if columns is not null and exclude is not null then
-        raise exception using errcode = '22023', message = 'exclude: cannot be combined with columns', hint = 'List either the columns to show or those to hide.';
+        raise exception using errcode = '22023',
+            message = 'exclude: cannot be combined with columns',
+            hint = 'List either the columns to show or those to hide.';
     end if;
     foreach item in array listed loop
         if item is null or item <> all (names) then
-            raise exception using errcode = '42703', message = format('%s: table %s has no column %L',
-                case when columns is null then 'exclude' else 'columns' end, relation, item);
+            raise exception using errcode = '42703',
+                message = format('%s: table %s has no column %L',
+                                 case when columns is null then 'exclude' else 'columns' end,
+                                 relation, item);
         end if;
     end loop;
     if cardinality(columns) = 0 or listed @> names and columns is null then
-        raise exception using errcode = '22023', message = format('%s: leaves no column to show', case when columns is null then 'exclude' else 'columns' end);
+        raise exception using errcode = '22023',
+            message = format('%s: leaves no column to show',
+                             case when columns is null then 'exclude' else 'columns' end);
     end if;
 
     select coalesce(array_agg(a.attname::text order by k.place), '{}') into identity
@@ -476,10 +628,14 @@ begin
     if key is null then
         key_names := identity;
     else
-        foreach item in array case when key = '' or key = any (names) then array[key] else string_to_array(key, ',') end loop
+        foreach item in array
+            case when key = '' or key = any (names) then array[key]
+                 else string_to_array(key, ',') end
+        loop
             item := case when item = any (names) then item else btrim(item) end;
             if item <> all (names) then
-                raise exception using errcode = '42703', message = format('key: table %s has no column %L', relation, item),
+                raise exception using errcode = '42703',
+                    message = format('key: table %s has no column %L', relation, item),
                     hint = 'Use one column, or several separated by commas.';
             end if;
             key_names := key_names || item;
@@ -487,10 +643,17 @@ begin
     end if;
 
     argument := jsonb_build_object(
-        'topic', prefix, 'diff', coalesce(diff, true), 'condition', condition, 'table', relation::oid::bigint,
-        'key', key_names::text, 'key_at', outbox.capture_numbers(relation, key_names)::text,
-        'identity', identity::text, 'identity_at', outbox.capture_numbers(relation, identity)::text,
-        'exclude', columns is null, 'listed', listed::text, 'listed_at', outbox.capture_numbers(relation, listed)::text);
+        'topic', prefix,
+        'diff', coalesce(diff, true),
+        'condition', condition,
+        'table', relation::oid::bigint,
+        'key', key_names::text,
+        'key_at', outbox.capture_numbers(relation, key_names)::text,
+        'identity', identity::text,
+        'identity_at', outbox.capture_numbers(relation, identity)::text,
+        'exclude', columns is null,
+        'listed', listed::text,
+        'listed_at', outbox.capture_numbers(relation, listed)::text);
 
     -- Compares existing with required triggers. If they are the same, nothing is locked.
     with operation as (
@@ -498,38 +661,58 @@ begin
         -- and for partitioned tables without one, where an update may become a delete and an insert
         -- in two partitions.
         select o.operation,
-               condition is not null or (identity = '{}' and (known.relkind = 'p' or o.operation = 'update')) as by_row
+               condition is not null
+               or (identity = '{}'
+                   and (known.relkind = 'p' or o.operation = 'update')) as by_row
           from unnest(wanted) as o (operation)
     ),
     should as (
-        select relation as captured, 'outbox_capture_' || o.operation as name, o.operation, o.by_row, true as same from operation as o
+        select relation as captured, 'outbox_capture_' || o.operation as name, o.operation,
+               o.by_row, true as same
+          from operation as o
         union all
-        -- A statement on a partition runs only the triggers of that partition. PostgreSQL copies row
-        -- triggers to partitions itself.
+        -- A statement on a partition runs only the triggers of that partition. PostgreSQL copies
+        -- row triggers to partitions itself.
         select tree.relid, 'outbox_capture_partition_' || o.operation, o.operation, false, true
-          from pg_partition_tree(relation) as tree join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p'), operation as o
+          from pg_partition_tree(relation) as tree
+          join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p'),
+               operation as o
          where tree.relid <> relation and not o.by_row
     ),
     present as (
-        select t.tgrelid::regclass as captured, t.tgname::text as name, t.tgtype::int & 1 = 1 as by_row,
+        select t.tgrelid::regclass as captured, t.tgname::text as name,
+               t.tgtype::int & 1 = 1 as by_row,
                t.tgargs = convert_to(argument, getdatabaseencoding()) || decode('00', 'hex') as same
           from pg_trigger as t
          where t.tgfoid = 'outbox.capture_changes()'::regprocedure and t.tgparentid = 0
-           and (t.tgrelid = relation or t.tgrelid in (select tree.relid from pg_partition_tree(relation) as tree))
+           and (t.tgrelid = relation
+                or t.tgrelid in (select tree.relid from pg_partition_tree(relation) as tree))
     ),
     difference as (
-        select present.captured as old, should.captured as new, coalesce(present.name, should.name) as name, should.operation, should.by_row
-          from should full join present on present.captured = should.captured and present.name = should.name
-           and present.by_row = should.by_row and present.same = should.same
+        select present.captured as old, should.captured as new,
+               coalesce(present.name, should.name) as name, should.operation, should.by_row
+          from should
+          full join present
+            on present.captured = should.captured
+           and present.name = should.name
+           and present.by_row = should.by_row
+           and present.same = should.same
          where present.captured is null or should.captured is null
     )
     select array_agg(case when d.old is not null then format('drop trigger %I on %s', d.name, d.old)
-                          else format('create trigger %I after %s on %s %s for each %s execute function outbox.capture_changes(%L)',
+                          else format('create trigger %I after %s on %s %s for each %s '
+                                      'execute function outbox.capture_changes(%L)',
                                       d.name, d.operation, d.new,
                                       case when d.by_row then ''
-                                           else 'referencing' || case when d.operation <> 'insert' then ' old table as outbox_before' else '' end
-                                                              || case when d.operation <> 'delete' then ' new table as outbox_after' else '' end end,
-                                      case when d.by_row then 'row' else 'statement' end || coalesce(E' when ((' || condition || E'\n))', ''),
+                                           else 'referencing'
+                                                || case when d.operation <> 'insert'
+                                                        then ' old table as outbox_before'
+                                                        else '' end
+                                                || case when d.operation <> 'delete'
+                                                        then ' new table as outbox_after'
+                                                        else '' end end,
+                                      case when d.by_row then 'row' else 'statement' end
+                                          || coalesce(E' when ((' || condition || E'\n))', ''),
                                       argument) end
                      order by d.old is null, d.name, d.old, d.new)
       into statements
@@ -544,7 +727,9 @@ begin
         if condition is not null then
             -- A cursor accepts only one statement, so a condition with a second statement is
             -- refused before it runs.
-            open probe for execute pg_catalog.format(E'select (%s\n) from %s as new, %s as old where false', condition, relation, relation);
+            open probe for execute
+                pg_catalog.format(E'select (%s\n) from %s as new, %s as old where false',
+                                  condition, relation, relation);
             close probe;
         end if;
         foreach item in array statements loop
@@ -552,12 +737,19 @@ begin
         end loop;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     exception
-        when syntax_error_or_access_rule_violation or feature_not_supported or data_exception or invalid_object_definition or invalid_cursor_definition then
+        when syntax_error_or_access_rule_violation
+            or feature_not_supported
+            or data_exception
+            or invalid_object_definition
+            or invalid_cursor_definition
+        then
             if condition is null or sqlstate = '42501' then
                 raise;
             end if;
             raise exception using errcode = sqlstate, message = format('condition: %s', sqlerrm),
-                hint = 'Write an expression about NEW and OLD, as in WHEN of a trigger. An insert has no OLD and a delete no NEW, so limit the operations, such as operations => ''{update}''.';
+                hint = 'Write an expression about NEW and OLD, as in WHEN of a trigger. An insert '
+                       'has no OLD and a delete no NEW, so limit the operations, such as '
+                       'operations => ''{update}''.';
     end;
     return prefix;
 end;
@@ -575,14 +767,19 @@ create function outbox.capture(
 ) returns text
 language plpgsql as $$
 begin
-    return outbox.attach_capture("table", topic, operations, columns, exclude, condition, key, diff, pg_catalog.current_setting('search_path'));
+    return outbox.attach_capture("table", topic, operations, columns, exclude, condition, key, diff,
+                                 pg_catalog.current_setting('search_path'));
 end;
 $$;
 comment on function outbox.capture is
-    'Publish each change of a table as an event: <topic>.create, .update or .delete, by default schema.table.create and so on. Returns <topic>. '
-    'Calling it twice changes nothing; other arguments replace the capture. For the owner of the table who is also a member of outbox_publisher or outbox_admin. '
-    'topic: instead of schema.table. operations: insert, update, delete. columns or exclude: the columns in the payload; an update of other columns makes no event. '
-    'condition: an expression about NEW and OLD, for each row. key: the columns of the event''s key, separated by commas, instead of the primary key. '
+    'Publish each change of a table as an event: <topic>.create, .update or .delete, by default '
+    'schema.table.create and so on. Returns <topic>. '
+    'Calling it twice changes nothing; other arguments replace the capture. For the owner of the '
+    'table who is also a member of outbox_publisher or outbox_admin. '
+    'topic: instead of schema.table. operations: insert, update, delete. columns or exclude: the '
+    'columns in the payload; an update of other columns makes no event. '
+    'condition: an expression about NEW and OLD, for each row. key: the columns of the event''s '
+    'key, separated by commas, instead of the primary key. '
     'diff: whether an update contains the changed columns and their previous values.';
 
 create function outbox.release("table" regclass) returns boolean
@@ -595,7 +792,8 @@ begin
         select t.tgrelid::regclass as captured, t.tgname as name
           from pg_trigger as t
          where t.tgfoid = 'outbox.capture_changes()'::regprocedure and t.tgparentid = 0
-           and (t.tgrelid = "table" or t.tgrelid in (select tree.relid from pg_partition_tree("table") as tree))
+           and (t.tgrelid = "table"
+                or t.tgrelid in (select tree.relid from pg_partition_tree("table") as tree))
     loop
         execute format('drop trigger %I on %s', attached.name, attached.captured);
         released := true;
@@ -603,18 +801,27 @@ begin
     return released;
 end;
 $$;
-comment on function outbox.release is 'Stop capturing a table. Existing events stay. Returns whether it was captured.';
+comment on function outbox.release is
+    'Stop capturing a table. Existing events stay. Returns whether it was captured.';
 
--- The settings that outbox.capture() has stored in a trigger; null for a trigger that was made otherwise.
+-- The settings that outbox.capture() has stored in a trigger; null for a trigger that was made
+-- otherwise.
 create function outbox.capture_settings(arguments bytea) returns jsonb
 language plpgsql stable as $$
 declare
     settings jsonb;
 begin
-    settings := convert_from(substring(arguments for length(arguments) - 1), getdatabaseencoding())::jsonb;
-    perform (settings ->> 'table')::oid, (settings ->> 'exclude')::boolean, (settings ->> 'diff')::boolean,
-            (settings ->> 'key')::text[], (settings ->> 'key_at')::int2[],
-            (settings ->> 'identity')::text[], (settings ->> 'identity_at')::int2[], (settings ->> 'listed')::text[], (settings ->> 'listed_at')::int2[];
+    settings := convert_from(substring(arguments for length(arguments) - 1),
+                             getdatabaseencoding())::jsonb;
+    perform (settings ->> 'table')::oid,
+            (settings ->> 'exclude')::boolean,
+            (settings ->> 'diff')::boolean,
+            (settings ->> 'key')::text[],
+            (settings ->> 'key_at')::int2[],
+            (settings ->> 'identity')::text[],
+            (settings ->> 'identity_at')::int2[],
+            (settings ->> 'listed')::text[],
+            (settings ->> 'listed_at')::int2[];
     return case when settings ? 'table' then settings end;
 exception when others then
     return null;
@@ -632,44 +839,64 @@ create view outbox.captures as
            (captured.settings ->> 'diff')::boolean as diff,
            nullif(concat_ws('; ',
                case when captured.disabled then 'a trigger is disabled' end,
-               case when captured.restored then 'restored from a dump: renamed columns are not followed' end,
-               case when captured.restored and captured.excludes and found.listed_gone then 'a column of exclude was renamed before the dump: no column is shown' end,
-               case when not captured.excludes and found.listed_gone then 'a column of columns was dropped' end,
-               case when found.key_gone then 'a column of the key was dropped: events have no key' end,
+               case when captured.restored
+                    then 'restored from a dump: renamed columns are not followed' end,
+               case when captured.restored and captured.excludes and found.listed_gone
+                    then 'a column of exclude was renamed before the dump: no column is shown' end,
+               case when not captured.excludes and found.listed_gone
+                    then 'a column of columns was dropped' end,
+               case when found.key_gone
+                    then 'a column of the key was dropped: events have no key' end,
                case when found.identity_gone then 'a column of the primary key was dropped' end,
                case when captured.by_statement and exists (
                         select from pg_partition_tree(captured.relation) as tree
                           join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p')
                          where tree.relid <> captured.relation
-                           and not exists (select from pg_trigger as t where t.tgrelid = tree.relid and t.tgfoid = captured.tgfoid and t.tgargs = captured.tgargs))
-                    then 'a partition was added later: statements on it directly are not captured' end
+                           and not exists (select from pg_trigger as t
+                                            where t.tgrelid = tree.relid
+                                              and t.tgfoid = captured.tgfoid
+                                              and t.tgargs = captured.tgargs))
+                    then 'a partition was added later: statements on it directly are not '
+                         'captured' end
            ), '') as problem
       from (select t.tgrelid::regclass as relation, t.tgargs, t.tgfoid, decoded.settings,
                    (decoded.settings ->> 'exclude')::boolean as excludes,
                    (decoded.settings ->> 'table')::oid <> t.tgrelid as restored,
                    bool_or(t.tgenabled in ('D', 'R')) as disabled,
                    bool_or(t.tgtype::int & 1 = 0) as by_statement,
-                   array_agg(replace(t.tgname, 'outbox_capture_', '') order by t.tgtype & 28 = 4 desc, t.tgtype & 28 = 16 desc) as operations
+                   array_agg(replace(t.tgname, 'outbox_capture_', '')
+                             order by t.tgtype & 28 = 4 desc, t.tgtype & 28 = 16 desc) as operations
               from pg_trigger as t
-             cross join lateral (select outbox.capture_settings(t.tgargs) as settings offset 0) as decoded
-             where decoded.settings is not null and t.tgfoid = 'outbox.capture_changes()'::regprocedure and t.tgparentid = 0
+             cross join lateral (
+                   select outbox.capture_settings(t.tgargs) as settings offset 0) as decoded
+             where decoded.settings is not null
+               and t.tgfoid = 'outbox.capture_changes()'::regprocedure
+               and t.tgparentid = 0
                and not starts_with(t.tgname, 'outbox_capture_partition_')
              group by t.tgrelid, t.tgargs, t.tgfoid, decoded.settings) as captured
       join pg_class as class on class.oid = captured.relation
       join pg_namespace as named on named.oid = class.relnamespace
      cross join lateral (
-           select array_agg(a.attname::text order by listed.place) filter (where list.name = 'key') as key,
-                  array_agg(a.attname::text order by listed.place) filter (where list.name = 'listed') as listed,
+           select array_agg(a.attname::text order by listed.place)
+                      filter (where list.name = 'key') as key,
+                  array_agg(a.attname::text order by listed.place)
+                      filter (where list.name = 'listed') as listed,
                   bool_or(a.attnum is null) filter (where list.name = 'key') as key_gone,
                   bool_or(a.attnum is null) filter (where list.name = 'identity') as identity_gone,
                   bool_or(a.attnum is null) filter (where list.name = 'listed') as listed_gone
              from (values ('key'), ('identity'), ('listed')) as list (name)
-            cross join lateral unnest((captured.settings ->> list.name)::text[], (captured.settings ->> (list.name || '_at'))::int2[])
+            cross join lateral unnest((captured.settings ->> list.name)::text[],
+                                      (captured.settings ->> (list.name || '_at'))::int2[])
                        with ordinality as listed (name, number, place)
-             left join pg_attribute as a on a.attrelid = captured.relation and a.attnum > 0 and not a.attisdropped
-                   and case when captured.restored then a.attname = listed.name else a.attnum = listed.number end) as found;
+             left join pg_attribute as a
+                    on a.attrelid = captured.relation
+                   and a.attnum > 0
+                   and not a.attisdropped
+                   and case when captured.restored then a.attname = listed.name
+                            else a.attnum = listed.number end) as found;
 comment on view outbox.captures is
-    'The captured tables and their settings. problem: fix it by capturing the table again or enabling the trigger; null if there is none.';
+    'The captured tables and their settings. problem: fix it by capturing the table again or '
+    'enabling the trigger; null if there is none.';
 
 revoke execute on all functions in schema outbox from public;
 select outbox.grant_roles();

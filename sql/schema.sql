@@ -9,7 +9,8 @@ CREATE FUNCTION outbox.headers_are_valid(headers jsonb) RETURNS boolean
     select jsonb_typeof(headers) = 'object'
        and pg_column_size(headers) <= 16384
        and not exists (
-               select from jsonb_each(case when jsonb_typeof(headers) = 'object' then headers else '{}' end) as header (name, value)
+               select from jsonb_each(case when jsonb_typeof(headers) = 'object' then headers
+                                           else '{}' end) as header (name, value)
                 where header.name !~ '^[a-z0-9][a-z0-9_-]{0,63}$'
                    or jsonb_typeof(header.value) <> 'string'
                    or header.value #>> '{}' ~ '[[:cntrl:]]')
@@ -48,7 +49,9 @@ declare
     known       record;
     prefix      text;
     wanted      text[] := coalesce(operations, '{insert,update,delete}');
-    listed      text[] := array(select distinct l.name from unnest(coalesce(columns, exclude)) as l (name) order by l.name);
+    listed      text[] := array(select distinct l.name
+                                  from unnest(coalesce(columns, exclude)) as l (name)
+                                 order by l.name);
     key_names   text[] := '{}';
     identity    text[];
     names       text[];
@@ -58,36 +61,56 @@ declare
     probe       refcursor;
 begin
     if relation is null then
-        raise exception using errcode = '22023', message = 'table: is null', hint = 'Name a table, for example outbox.capture(''public.orders'').';
+        raise exception using errcode = '22023',
+            message = 'table: is null',
+            hint = 'Name a table, for example outbox.capture(''public.orders'').';
     end if;
     select c.oid, c.relkind, c.relpersistence, c.relispartition, c.relowner, n.nspname, c.relname,
-           exists (select from pg_inherits as i where i.inhrelid = c.oid or (i.inhparent = c.oid and c.relkind = 'r')) as inherits
+           exists (select from pg_inherits as i
+                    where i.inhrelid = c.oid
+                       or (i.inhparent = c.oid and c.relkind = 'r')) as inherits
       into known
       from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
      where c.oid = relation;
 
     if known.relkind not in ('r', 'p') then
-        raise exception using errcode = '42809', message = format('table: %s is a %s, and only tables can be captured', relation,
-            case known.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'f' then 'foreign table'
-                               when 'S' then 'sequence' when 't' then 'TOAST table' else 'relation without rows' end),
+        raise exception using errcode = '42809',
+            message = format('table: %s is a %s, and only tables can be captured', relation,
+                             case known.relkind when 'v' then 'view'
+                                                when 'm' then 'materialized view'
+                                                when 'f' then 'foreign table'
+                                                when 'S' then 'sequence'
+                                                when 't' then 'TOAST table'
+                                                else 'relation without rows' end),
             hint = case when known.relkind in ('v', 'm') then 'Capture the tables that it reads.'
-                        when known.relkind = 'f' then 'Capture the table in its own database; changes made there do not run triggers here.'
+                        when known.relkind = 'f'
+                        then 'Capture the table in its own database; changes made there do not run '
+                             'triggers here.'
                         else 'Name a table.' end;
     elsif known.nspname in ('pg_catalog', 'information_schema') or known.oid < 16384 then
-        raise exception using errcode = '42809', message = format('table: %s is a system table', relation);
+        raise exception using errcode = '42809',
+            message = format('table: %s is a system table', relation);
     elsif known.nspname = 'outbox' then
-        raise exception using errcode = '42809', message = format('table: %s belongs to the outbox; each event would create another', relation);
+        raise exception using errcode = '42809',
+            message = format('table: %s belongs to the outbox; each event would create another',
+                             relation);
     elsif known.relpersistence = 't' then
-        raise exception using errcode = '42809', message = format('table: %s is temporary', relation),
+        raise exception using errcode = '42809',
+            message = format('table: %s is temporary', relation),
             hint = 'Only its session sees it. Publish events with outbox.publish instead.';
     elsif known.relispartition then
-        raise exception using errcode = '42809', message = format('table: %s is a partition', relation),
-            hint = format('Capture the whole table: outbox.capture(%L).', pg_partition_root(relation)::text);
+        raise exception using errcode = '42809',
+            message = format('table: %s is a partition', relation),
+            hint = format('Capture the whole table: outbox.capture(%L).',
+                          pg_partition_root(relation)::text);
     elsif known.inherits then
-        raise exception using errcode = '42809', message = format('table: %s inherits or is inherited from', relation),
-            hint = 'A change through the parent does not run the triggers of the child. Tables with declarative partitions can be captured.';
+        raise exception using errcode = '42809',
+            message = format('table: %s inherits or is inherited from', relation),
+            hint = 'A change through the parent does not run the triggers of the child. Tables '
+                   'with declarative partitions can be captured.';
     elsif not pg_has_role(known.relowner, 'usage') then
-        raise exception using errcode = '42501', message = format('table: must be owner of table %s', relation);
+        raise exception using errcode = '42501',
+            message = format('table: must be owner of table %s', relation);
     end if;
 
     select coalesce(array_agg(a.attname::text order by a.attnum), '{}') into names
@@ -95,31 +118,43 @@ begin
 
     prefix := coalesce(topic, known.nspname || '.' || known.relname);
     if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$' then
-        raise exception using errcode = '22023', message = format('topic: %L is not a valid prefix of topics', prefix),
-            hint = 'Use segments separated by dots, without stars, at most 248 characters (".create" is appended), such as topic => ''shop.orders''.';
+        raise exception using errcode = '22023',
+            message = format('topic: %L is not a valid prefix of topics', prefix),
+            hint = 'Use segments separated by dots, without stars, at most 248 characters '
+                   '(".create" is appended), such as topic => ''shop.orders''.';
     end if;
 
     if cardinality(wanted) = 0 then
-        raise exception using errcode = '22023', message = 'operations: is empty', hint = 'To stop capturing a table: outbox.release.';
+        raise exception using errcode = '22023',
+            message = 'operations: is empty',
+            hint = 'To stop capturing a table: outbox.release.';
     end if;
     foreach item in array wanted loop
         if item is null or item not in ('insert', 'update', 'delete') then
-            raise exception using errcode = '22023', message = format('operations: %L is not an operation', item), hint = 'Use insert, update and delete.';
+            raise exception using errcode = '22023',
+                message = format('operations: %L is not an operation', item),
+                hint = 'Use insert, update and delete.';
         end if;
     end loop;
     select array_agg(distinct o.operation) into wanted from unnest(wanted) as o (operation);
 
     if columns is not null and exclude is not null then
-        raise exception using errcode = '22023', message = 'exclude: cannot be combined with columns', hint = 'List either the columns to show or those to hide.';
+        raise exception using errcode = '22023',
+            message = 'exclude: cannot be combined with columns',
+            hint = 'List either the columns to show or those to hide.';
     end if;
     foreach item in array listed loop
         if item is null or item <> all (names) then
-            raise exception using errcode = '42703', message = format('%s: table %s has no column %L',
-                case when columns is null then 'exclude' else 'columns' end, relation, item);
+            raise exception using errcode = '42703',
+                message = format('%s: table %s has no column %L',
+                                 case when columns is null then 'exclude' else 'columns' end,
+                                 relation, item);
         end if;
     end loop;
     if cardinality(columns) = 0 or listed @> names and columns is null then
-        raise exception using errcode = '22023', message = format('%s: leaves no column to show', case when columns is null then 'exclude' else 'columns' end);
+        raise exception using errcode = '22023',
+            message = format('%s: leaves no column to show',
+                             case when columns is null then 'exclude' else 'columns' end);
     end if;
 
     select coalesce(array_agg(a.attname::text order by k.place), '{}') into identity
@@ -130,10 +165,14 @@ begin
     if key is null then
         key_names := identity;
     else
-        foreach item in array case when key = '' or key = any (names) then array[key] else string_to_array(key, ',') end loop
+        foreach item in array
+            case when key = '' or key = any (names) then array[key]
+                 else string_to_array(key, ',') end
+        loop
             item := case when item = any (names) then item else btrim(item) end;
             if item <> all (names) then
-                raise exception using errcode = '42703', message = format('key: table %s has no column %L', relation, item),
+                raise exception using errcode = '42703',
+                    message = format('key: table %s has no column %L', relation, item),
                     hint = 'Use one column, or several separated by commas.';
             end if;
             key_names := key_names || item;
@@ -141,10 +180,17 @@ begin
     end if;
 
     argument := jsonb_build_object(
-        'topic', prefix, 'diff', coalesce(diff, true), 'condition', condition, 'table', relation::oid::bigint,
-        'key', key_names::text, 'key_at', outbox.capture_numbers(relation, key_names)::text,
-        'identity', identity::text, 'identity_at', outbox.capture_numbers(relation, identity)::text,
-        'exclude', columns is null, 'listed', listed::text, 'listed_at', outbox.capture_numbers(relation, listed)::text);
+        'topic', prefix,
+        'diff', coalesce(diff, true),
+        'condition', condition,
+        'table', relation::oid::bigint,
+        'key', key_names::text,
+        'key_at', outbox.capture_numbers(relation, key_names)::text,
+        'identity', identity::text,
+        'identity_at', outbox.capture_numbers(relation, identity)::text,
+        'exclude', columns is null,
+        'listed', listed::text,
+        'listed_at', outbox.capture_numbers(relation, listed)::text);
 
     -- Compares existing with required triggers. If they are the same, nothing is locked.
     with operation as (
@@ -152,38 +198,58 @@ begin
         -- and for partitioned tables without one, where an update may become a delete and an insert
         -- in two partitions.
         select o.operation,
-               condition is not null or (identity = '{}' and (known.relkind = 'p' or o.operation = 'update')) as by_row
+               condition is not null
+               or (identity = '{}'
+                   and (known.relkind = 'p' or o.operation = 'update')) as by_row
           from unnest(wanted) as o (operation)
     ),
     should as (
-        select relation as captured, 'outbox_capture_' || o.operation as name, o.operation, o.by_row, true as same from operation as o
+        select relation as captured, 'outbox_capture_' || o.operation as name, o.operation,
+               o.by_row, true as same
+          from operation as o
         union all
-        -- A statement on a partition runs only the triggers of that partition. PostgreSQL copies row
-        -- triggers to partitions itself.
+        -- A statement on a partition runs only the triggers of that partition. PostgreSQL copies
+        -- row triggers to partitions itself.
         select tree.relid, 'outbox_capture_partition_' || o.operation, o.operation, false, true
-          from pg_partition_tree(relation) as tree join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p'), operation as o
+          from pg_partition_tree(relation) as tree
+          join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p'),
+               operation as o
          where tree.relid <> relation and not o.by_row
     ),
     present as (
-        select t.tgrelid::regclass as captured, t.tgname::text as name, t.tgtype::int & 1 = 1 as by_row,
+        select t.tgrelid::regclass as captured, t.tgname::text as name,
+               t.tgtype::int & 1 = 1 as by_row,
                t.tgargs = convert_to(argument, getdatabaseencoding()) || decode('00', 'hex') as same
           from pg_trigger as t
          where t.tgfoid = 'outbox.capture_changes()'::regprocedure and t.tgparentid = 0
-           and (t.tgrelid = relation or t.tgrelid in (select tree.relid from pg_partition_tree(relation) as tree))
+           and (t.tgrelid = relation
+                or t.tgrelid in (select tree.relid from pg_partition_tree(relation) as tree))
     ),
     difference as (
-        select present.captured as old, should.captured as new, coalesce(present.name, should.name) as name, should.operation, should.by_row
-          from should full join present on present.captured = should.captured and present.name = should.name
-           and present.by_row = should.by_row and present.same = should.same
+        select present.captured as old, should.captured as new,
+               coalesce(present.name, should.name) as name, should.operation, should.by_row
+          from should
+          full join present
+            on present.captured = should.captured
+           and present.name = should.name
+           and present.by_row = should.by_row
+           and present.same = should.same
          where present.captured is null or should.captured is null
     )
     select array_agg(case when d.old is not null then format('drop trigger %I on %s', d.name, d.old)
-                          else format('create trigger %I after %s on %s %s for each %s execute function outbox.capture_changes(%L)',
+                          else format('create trigger %I after %s on %s %s for each %s '
+                                      'execute function outbox.capture_changes(%L)',
                                       d.name, d.operation, d.new,
                                       case when d.by_row then ''
-                                           else 'referencing' || case when d.operation <> 'insert' then ' old table as outbox_before' else '' end
-                                                              || case when d.operation <> 'delete' then ' new table as outbox_after' else '' end end,
-                                      case when d.by_row then 'row' else 'statement' end || coalesce(E' when ((' || condition || E'\n))', ''),
+                                           else 'referencing'
+                                                || case when d.operation <> 'insert'
+                                                        then ' old table as outbox_before'
+                                                        else '' end
+                                                || case when d.operation <> 'delete'
+                                                        then ' new table as outbox_after'
+                                                        else '' end end,
+                                      case when d.by_row then 'row' else 'statement' end
+                                          || coalesce(E' when ((' || condition || E'\n))', ''),
                                       argument) end
                      order by d.old is null, d.name, d.old, d.new)
       into statements
@@ -198,7 +264,9 @@ begin
         if condition is not null then
             -- A cursor accepts only one statement, so a condition with a second statement is
             -- refused before it runs.
-            open probe for execute pg_catalog.format(E'select (%s\n) from %s as new, %s as old where false', condition, relation, relation);
+            open probe for execute
+                pg_catalog.format(E'select (%s\n) from %s as new, %s as old where false',
+                                  condition, relation, relation);
             close probe;
         end if;
         foreach item in array statements loop
@@ -206,12 +274,19 @@ begin
         end loop;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     exception
-        when syntax_error_or_access_rule_violation or feature_not_supported or data_exception or invalid_object_definition or invalid_cursor_definition then
+        when syntax_error_or_access_rule_violation
+            or feature_not_supported
+            or data_exception
+            or invalid_object_definition
+            or invalid_cursor_definition
+        then
             if condition is null or sqlstate = '42501' then
                 raise;
             end if;
             raise exception using errcode = sqlstate, message = format('condition: %s', sqlerrm),
-                hint = 'Write an expression about NEW and OLD, as in WHEN of a trigger. An insert has no OLD and a delete no NEW, so limit the operations, such as operations => ''{update}''.';
+                hint = 'Write an expression about NEW and OLD, as in WHEN of a trigger. An insert '
+                       'has no OLD and a delete no NEW, so limit the operations, such as '
+                       'operations => ''{update}''.';
     end;
     return prefix;
 end;
@@ -222,7 +297,8 @@ CREATE FUNCTION outbox.bump_generation() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
-    if current_setting('outbox.generation_bumped_by', true) is distinct from pg_current_xact_id()::text then
+    if current_setting('outbox.generation_bumped_by', true)
+       is distinct from pg_current_xact_id()::text then
         perform set_config('outbox.generation_bumped_by', pg_current_xact_id()::text, true);
         update outbox.generation set value = value + 1;
     end if;
@@ -247,7 +323,8 @@ begin
         begin
             execute call using events[n]::jsonb;
             if current_user <> caller then
-                raise exception using errcode = '42501', message = format('the function left the role as %s', current_user);
+                raise exception using errcode = '42501',
+                    message = format('the function left the role as %s', current_user);
             end if;
             if pages[n] is null then
                 rows := rows || numbers[n];
@@ -261,22 +338,29 @@ begin
         end;
         return next;
     end loop;
-    -- What the application put off to the commit runs now, while the limit for statements holds and no delivery is locked.
+    -- What the application put off to the commit runs now, while the limit for statements holds and
+    -- no delivery is locked.
     set constraints all immediate;
     for held in
-        select pages[at] as page, range_agg(int4range(numbers[at]::integer, numbers[at]::integer + 1)) as done
+        select pages[at] as page,
+               range_agg(int4range(numbers[at]::integer, numbers[at]::integer + 1)) as done
           from unnest(worked) as at group by pages[at] order by pages[at]
     loop
         update outbox.pages as page set done = page.done + held.done
-         where page.id = held.page and page.lease_token = any (lease_tokens) and not page.done && held.done;
+         where page.id = held.page
+           and page.lease_token = any (lease_tokens)
+           and not page.done && held.done;
         if not found then
-            raise exception using errcode = '40001', message = 'the lease of a delivery was lost while its function ran: all is undone';
+            raise exception using errcode = '40001',
+                message = 'the lease of a delivery was lost while its function ran: all is undone';
         end if;
     end loop;
-    delete from outbox.deliveries as delivery where delivery.id = any (rows) and delivery.lease_token = any (lease_tokens);
+    delete from outbox.deliveries as delivery
+     where delivery.id = any (rows) and delivery.lease_token = any (lease_tokens);
     get diagnostics settled = row_count;
     if settled <> cardinality(rows) then
-        raise exception using errcode = '40001', message = 'the lease of a delivery was lost while its function ran: all is undone';
+        raise exception using errcode = '40001',
+            message = 'the lease of a delivery was lost while its function ran: all is undone';
     end if;
 end;
 $$;
@@ -285,7 +369,8 @@ CREATE FUNCTION outbox.capture("table" regclass, topic text DEFAULT NULL::text, 
     LANGUAGE plpgsql
     AS $$
 begin
-    return outbox.attach_capture("table", topic, operations, columns, exclude, condition, key, diff, pg_catalog.current_setting('search_path'));
+    return outbox.attach_capture("table", topic, operations, columns, exclude, condition, key, diff,
+                                 pg_catalog.current_setting('search_path'));
 end;
 $$;
 
@@ -307,7 +392,8 @@ declare
     described    oid     := settings ->> 'table';     -- table to which the numbers refer
     key_at       int2[]  := settings ->> 'key_at';
     identity_at  int2[]  := settings ->> 'identity_at';
-    listed       text[]  := settings ->> 'listed';    -- columns that are shown, or with exclude, hidden
+    -- columns that are shown, or with exclude, hidden
+    listed       text[]  := settings ->> 'listed';
     listed_at    int2[]  := settings ->> 'listed_at';
     exclude      boolean := settings ->> 'exclude';
     all_hidden   boolean := false;
@@ -329,10 +415,12 @@ declare
     afters       jsonb[];
 begin
     if tg_level = 'STATEMENT' then
-        -- A trigger made by hand without transition tables would read these instead, with the rights
-        -- of the owner.
-        if to_regclass('pg_temp.outbox_before') is not null or to_regclass('pg_temp.outbox_after') is not null then
-            raise exception using errcode = '42501', message = 'a temporary relation must not be called outbox_before or outbox_after',
+        -- A trigger made by hand without transition tables would read these instead, with the
+        -- rights of the owner.
+        if to_regclass('pg_temp.outbox_before') is not null
+           or to_regclass('pg_temp.outbox_after') is not null then
+            raise exception using errcode = '42501',
+                message = 'a temporary relation must not be called outbox_before or outbox_after',
                 hint = 'outbox.capture uses these names for the changed rows.';
         end if;
         if tg_op = 'DELETE' then
@@ -346,12 +434,17 @@ begin
     end if;
 
     if tg_relid <> described
-       and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation) where ancestor.relation = described) then
-        -- The table was restored from a dump, or is a detached partition, whose triggers do nothing.
+       and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation)
+                        where ancestor.relation = described) then
+        -- The table was restored from a dump, or is a detached partition, whose triggers do
+        -- nothing.
         if starts_with(tg_name, 'outbox_capture_partition_') and not exists (
                select from pg_partition_ancestors(tg_relid) as ancestor (relation)
                  join pg_trigger as own on own.tgrelid = tg_relid and own.tgname = tg_name
-                 join pg_trigger as other on other.tgrelid = ancestor.relation and other.tgfoid = own.tgfoid and other.tgargs = own.tgargs
+                 join pg_trigger as other
+                   on other.tgrelid = ancestor.relation
+                  and other.tgfoid = own.tgfoid
+                  and other.tgargs = own.tgargs
                 where ancestor.relation <> tg_relid) then
             return null;
         end if;
@@ -359,7 +452,8 @@ begin
         key_at      := outbox.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
         identity_at := outbox.capture_numbers(tg_relid, (settings ->> 'identity')::text[]);
         listed_at   := outbox.capture_numbers(tg_relid, listed);
-        -- An excluded column was renamed before the dump: hide all columns, so that it is not shown.
+        -- An excluded column was renamed before the dump: hide all columns, so that it is not
+        -- shown.
         all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
     end if;
 
@@ -368,24 +462,38 @@ begin
            select from pg_attribute as a
             where a.attrelid = described and a.attnum > 0 and not a.attisdropped
               and (a.atttypid >= 16384 or a.atttypid in (114, 199) or a.attgenerated = 'v')) then
-        key_columns := array(select a.attname::text from pg_attribute as a where a.attrelid = described and a.attnum = key_at[1] and not a.attisdropped);
+        key_columns := array(select a.attname::text
+                               from pg_attribute as a
+                              where a.attrelid = described
+                                and a.attnum = key_at[1]
+                                and not a.attisdropped);
         identity_columns := key_columns;
         hidden   := '{}';
         is_plain := true;
     else
-        select coalesce(array_agg(a.name order by array_position(key_at, a.attnum)) filter (where a.attnum = any (key_at)), '{}'),
-               coalesce(array_agg(a.name order by array_position(identity_at, a.attnum)) filter (where a.attnum = any (identity_at)), '{}'),
+        select coalesce(array_agg(a.name order by array_position(key_at, a.attnum))
+                            filter (where a.attnum = any (key_at)),
+                        '{}'),
+               coalesce(array_agg(a.name order by array_position(identity_at, a.attnum))
+                            filter (where a.attnum = any (identity_at)),
+                        '{}'),
                coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
                -- Do not read a long value that is not shown.
-               bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199) else outbox.capture_is_plain(a.atttypid) end)
+               bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199)
+                              else outbox.capture_is_plain(a.atttypid) end)
                         and not (a.is_hidden and a.attlen < 0))
           into key_columns, identity_columns, hidden, is_plain
-          from (select attribute.attnum, attribute.atttypid, attribute.attlen, attribute.attname::text as name,
+          from (select attribute.attnum, attribute.atttypid, attribute.attlen,
+                       attribute.attname::text as name,
                        all_hidden or attribute.attgenerated = 'v'  -- not computed in a trigger
-                       or case when exclude then attribute.attnum = any (listed_at) or attribute.attname = any (listed)
+                       or case when exclude
+                               then attribute.attnum = any (listed_at)
+                                    or attribute.attname = any (listed)
                                else not attribute.attnum = any (listed_at) end as is_hidden
                   from pg_attribute as attribute
-                 where attribute.attrelid = described and attribute.attnum > 0 and not attribute.attisdropped) as a;
+                 where attribute.attrelid = described
+                   and attribute.attnum > 0
+                   and not attribute.attisdropped) as a;
         if cardinality(key_columns) < cardinality(key_at) then
             key_columns := '{}';  -- a column of the key was dropped
         end if;
@@ -395,7 +503,8 @@ begin
     end if;
 
     header := current_setting('outbox.traceparent', true);
-    if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then  -- may come from a client; must not fail the write
+    -- may come from a client; must not fail the write
+    if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then
         headers := jsonb_build_object('traceparent', header);
     end if;
     header := current_setting('outbox.tracestate', true);
@@ -405,8 +514,12 @@ begin
 
     if not is_plain then
         select format('(select to_jsonb(part.*) from (select %s) as part)',
-                      string_agg(case when a.atttypid < 16384 and a.atttypid not in (114, 199) then format('n.%I', a.attname)
-                                      else format('%s as %I', outbox.capture_expression(a.atttypid, format('n.%I', a.attname)), a.attname) end,
+                      string_agg(case when a.atttypid < 16384 and a.atttypid not in (114, 199)
+                                      then format('n.%I', a.attname)
+                                      else format('%s as %I',
+                                                  outbox.capture_expression(
+                                                      a.atttypid, format('n.%I', a.attname)),
+                                                  a.attname) end,
                                  ', ' order by a.attnum))
           into expression
           from pg_attribute as a
@@ -414,25 +527,41 @@ begin
            and (a.attname <> all (hidden) or a.attname = any (key_columns || identity_columns));
     end if;
 
-    -- Three variants: one row, which is the usual case; many rows; many rows that need an expression.
+    -- Three variants: one row, which is the usual case; many rows; many rows that need an
+    -- expression.
     if rows = 1 then
         if not is_plain then
             if tg_level = 'ROW' then
-                if tg_op <> 'INSERT' then execute format('select %s from (select ($1).*) as n', expression) into row_before using old; end if;
-                if tg_op <> 'DELETE' then execute format('select %s from (select ($1).*) as n', expression) into row_after using new; end if;
+                if tg_op <> 'INSERT' then
+                    execute format('select %s from (select ($1).*) as n', expression)
+                       into row_before using old;
+                end if;
+                if tg_op <> 'DELETE' then
+                    execute format('select %s from (select ($1).*) as n', expression)
+                       into row_after using new;
+                end if;
             else
-                if tg_op <> 'INSERT' then execute format('select %s from outbox_before as n', expression) into row_before; end if;
-                if tg_op <> 'DELETE' then execute format('select %s from outbox_after as n', expression) into row_after; end if;
+                if tg_op <> 'INSERT' then
+                    execute format('select %s from outbox_before as n', expression) into row_before;
+                end if;
+                if tg_op <> 'DELETE' then
+                    execute format('select %s from outbox_after as n', expression) into row_after;
+                end if;
             end if;
         elsif tg_level = 'ROW' then
             if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
             if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
         else
-            if tg_op <> 'INSERT' then row_before := (select to_jsonb(n.*) from outbox_before as n); end if;
-            if tg_op <> 'DELETE' then row_after := (select to_jsonb(n.*) from outbox_after as n); end if;
+            if tg_op <> 'INSERT' then
+                row_before := (select to_jsonb(n.*) from outbox_before as n);
+            end if;
+            if tg_op <> 'DELETE' then
+                row_after := (select to_jsonb(n.*) from outbox_after as n);
+            end if;
         end if;
         if row_before is not null and row_after is not null
-           and outbox.capture_key(row_before, identity_columns) is distinct from outbox.capture_key(row_after, identity_columns) then
+           and outbox.capture_key(row_before, identity_columns)
+               is distinct from outbox.capture_key(row_after, identity_columns) then
             befores := array[row_before, null];
             afters  := array[null, row_after];
         else
@@ -442,42 +571,70 @@ begin
         for place in 1 .. cardinality(befores) loop
             payload := outbox.capture_payload(befores[place], afters[place], hidden, diff);
             if payload is not null then
-                insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-                values (prefix || case when befores[place] is null then '.create' when afters[place] is null then '.delete' else '.update' end,
-                        outbox.capture_key(coalesce(afters[place], befores[place]), key_columns), payload, headers, organization, user_id, source);
+                insert into outbox.events (
+                    topic, key, payload, headers, organization, user_id, source)
+                values (
+                    prefix || case when befores[place] is null then '.create'
+                                   when afters[place] is null then '.delete'
+                                   else '.update' end,
+                    outbox.capture_key(coalesce(afters[place], befores[place]), key_columns),
+                    payload, headers, organization, user_id, source);
             end if;
         end loop;
 
     elsif is_plain and tg_op = 'INSERT' then
         insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select prefix || '.create', outbox.capture_key(n.held, key_columns), outbox.capture_payload(null, n.held, hidden, diff),
+        select prefix || '.create', outbox.capture_key(n.held, key_columns),
+               outbox.capture_payload(null, n.held, hidden, diff),
                headers, organization, user_id, source
           from (select to_jsonb(n.*) as held from outbox_after as n offset 0) as n;
 
     elsif is_plain and tg_op = 'DELETE' then
         insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select prefix || '.delete', outbox.capture_key(n.held, key_columns), outbox.capture_payload(n.held, null, hidden, diff),
+        select prefix || '.delete', outbox.capture_key(n.held, key_columns),
+               outbox.capture_payload(n.held, null, hidden, diff),
                headers, organization, user_id, source
           from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
 
     elsif is_plain then
         -- PostgreSQL does not tell which old row became which new one, so they are paired by
         -- identity, the primary key. A row whose identity changed counts as deleted and created. A
-        -- row may occur twice in a statement (by foreign key cascades); its occurrences are paired in
-        -- order. If a column of the identity was dropped, all rows are paired in order. A full join
+        -- row may occur twice in a statement (by foreign key cascades); its occurrences are paired
+        -- in order. If a column of the identity was dropped, all rows are paired in order. A full
+        -- join
         -- is never a nested loop.
         insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select prefix || case when pair.before is null then '.create' when pair.after is null then '.delete' else '.update' end,
-               outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload, headers, organization, user_id, source
-          from (select pair.*, outbox.capture_payload(pair.before, pair.after, hidden, diff) as payload
-                  from (select o.held as before, n.held as after, coalesce(n.place, o.place) as place
-                          from (select n.*, row_number() over (partition by n.identity order by n.place) as time
-                                  from (select n.*, coalesce(outbox.capture_key(n.held, identity_columns), n.place::text) collate "C" as identity
-                                          from (select to_jsonb(n.*) as held, row_number() over () as place from outbox_before as n) as n) as n) as o
-                          full join (select n.*, row_number() over (partition by n.identity order by n.place) as time
-                                  from (select n.*, coalesce(outbox.capture_key(n.held, identity_columns), n.place::text) collate "C" as identity
-                                          from (select to_jsonb(n.*) as held, row_number() over () as place from outbox_after as n) as n) as n) as n
-                            on n.identity = o.identity and n.time = o.time) as pair offset 0) as pair
+        select prefix || case when pair.before is null then '.create'
+                              when pair.after is null then '.delete'
+                              else '.update' end,
+               outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload,
+               headers, organization, user_id, source
+          from (select pair.*,
+                       outbox.capture_payload(pair.before, pair.after, hidden, diff) as payload
+                  from (select o.held as before, n.held as after,
+                               coalesce(n.place, o.place) as place
+                          from (select n.*,
+                                       row_number() over (partition by n.identity
+                                                              order by n.place) as time
+                                  from (select n.*,
+                                               coalesce(outbox.capture_key(n.held,
+                                                                           identity_columns),
+                                                        n.place::text) collate "C" as identity
+                                          from (select to_jsonb(n.*) as held,
+                                                       row_number() over () as place
+                                                  from outbox_before as n) as n) as n) as o
+                          full join (select n.*,
+                                            row_number() over (partition by n.identity
+                                                                   order by n.place) as time
+                                       from (select n.*,
+                                                    coalesce(outbox.capture_key(n.held,
+                                                                                identity_columns),
+                                                             n.place::text) collate "C" as identity
+                                               from (select to_jsonb(n.*) as held,
+                                                            row_number() over () as place
+                                                       from outbox_after as n) as n) as n) as n
+                            on n.identity = o.identity and n.time = o.time) as pair
+                offset 0) as pair
          where pair.payload is not null
          order by pair.place, pair.after is not null;
 
@@ -490,8 +647,12 @@ begin
              where pair.payload is not null
              order by pair.place, pair.after is not null',
             replace(case tg_op
-                when 'INSERT' then 'select null::jsonb as before, {row} as after, row_number() over () as place from outbox_after as n'
-                when 'DELETE' then 'select {row} as before, null::jsonb as after, row_number() over () as place from outbox_before as n'
+                when 'INSERT' then
+                    'select null::jsonb as before, {row} as after, row_number() over () as place '
+                    'from outbox_after as n'
+                when 'DELETE' then
+                    'select {row} as before, null::jsonb as after, row_number() over () as place '
+                    'from outbox_before as n'
                 else '
                     select o.held as before, n.held as after, coalesce(n.place, o.place) as place
                       from (select n.*, row_number() over (partition by n.identity order by n.place) as time
@@ -501,7 +662,8 @@ begin
                               from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
                                       from (select {row} as held, row_number() over () as place from outbox_after as n) as n) as n) as n
                         on n.identity = o.identity and n.time = o.time' end, '{row}', expression))
-        using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id, source;
+        using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id,
+              source;
     end if;
     return null;
 end;
@@ -520,25 +682,41 @@ begin
     elsif outbox.capture_is_plain(kind) then
         return format('to_jsonb(%s)', value);
     end if;
-    select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid into known from pg_catalog.pg_type as t where t.oid = kind;
+    select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid into known
+      from pg_catalog.pg_type as t
+     where t.oid = kind;
     if known.typtype = 'd' then
         return outbox.capture_expression(known.typbasetype, value);
     elsif known.typelem <> 0 and known.typlen = -1 then
         item := known.typelem;
-        while exists (select from pg_catalog.pg_type as t where t.oid = item and t.typtype = 'd') loop
+        while exists (select from pg_catalog.pg_type as t where t.oid = item and t.typtype = 'd')
+        loop
             select t.typbasetype into item from pg_catalog.pg_type as t where t.oid = item;
         end loop;
-        if exists (select from pg_catalog.pg_type as t where t.oid = item and t.typtype <> 'c' and t.typelem = 0 and item <> 'pg_catalog.json'::regtype) then
-            return format('(case when %1$s is not null then to_jsonb(format(''%%s'', %1$s)::text[]) end)', value);
+        if exists (select from pg_catalog.pg_type as t
+                    where t.oid = item
+                      and t.typtype <> 'c'
+                      and t.typelem = 0
+                      and item <> 'pg_catalog.json'::regtype) then
+            return format('(case when %1$s is not null then '
+                          'to_jsonb(format(''%%s'', %1$s)::text[]) end)',
+                          value);
         end if;
-        return format('(case when %1$s is not null then (select coalesce(jsonb_agg(%2$s), ''[]'') from (select unnest(%1$s) as item offset 0) as part) end)',
+        return format('(case when %1$s is not null then (select coalesce(jsonb_agg(%2$s), ''[]'') '
+                      'from (select unnest(%1$s) as item offset 0) as part) end)',
                       value, outbox.capture_expression(known.typelem, 'part.item'));
     elsif known.typtype = 'c' then
-        select string_agg(format('%s as %I', outbox.capture_expression(a.atttypid, format('(%s).%I', value, a.attname)), a.attname), ', ' order by a.attnum)
+        select string_agg(format('%s as %I',
+                                 outbox.capture_expression(a.atttypid,
+                                                           format('(%s).%I', value, a.attname)),
+                                 a.attname),
+                          ', ' order by a.attnum)
           into fields
           from pg_catalog.pg_attribute as a
          where a.attrelid = known.typrelid and a.attnum > 0 and not a.attisdropped;
-        return format('(case when %1$s is distinct from null then (select to_jsonb(part.*) from (select %2$s) as part) end)', value, fields);
+        return format('(case when %1$s is distinct from null then '
+                      '(select to_jsonb(part.*) from (select %2$s) as part) end)',
+                      value, fields);
     end if;
     return format('(case when %1$s is not null then to_jsonb(format(''%%s'', %1$s)) end)', value);
 end;
@@ -557,7 +735,8 @@ begin
     end if;
     for large in
         select held.key,
-               octet_length(held.value::text) + coalesce(octet_length((payload -> 'previous' -> held.key)::text), 0) as size,
+               octet_length(held.value::text)
+                   + coalesce(octet_length((payload -> 'previous' -> held.key)::text), 0) as size,
                octet_length(to_json(held.key)::text) + 2 as name_size
           from jsonb_each(payload -> 'row') as held
          order by 2 desc, 1
@@ -567,7 +746,9 @@ begin
         size := size - large.size + large.name_size;
     end loop;
     return payload || jsonb_build_object('row', (payload -> 'row') - omitted, 'omitted', omitted)
-           || case when payload ? 'previous' then jsonb_build_object('previous', (payload -> 'previous') - omitted) else '{}' end;
+           || case when payload ? 'previous'
+                   then jsonb_build_object('previous', (payload -> 'previous') - omitted)
+                   else '{}' end;
 end;
 $$;
 
@@ -580,7 +761,9 @@ begin
     if kind < 16384 then
         return kind not in ('pg_catalog.json'::regtype, 'pg_catalog.json[]'::regtype);
     end if;
-    select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid, t.typowner into known from pg_catalog.pg_type as t where t.oid = kind;
+    select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid, t.typowner into known
+      from pg_catalog.pg_type as t
+     where t.oid = kind;
     if known.typtype = 'd' then
         return outbox.capture_is_plain(known.typbasetype);
     elsif known.typelem <> 0 and known.typlen = -1 then
@@ -589,7 +772,10 @@ begin
         -- The owner of the type could add an attribute at any time.
         return pg_catalog.pg_has_role(known.typowner, current_user, 'member')
            and not exists (select from pg_catalog.pg_attribute as a
-                            where a.attrelid = known.typrelid and a.attnum > 0 and not a.attisdropped and not outbox.capture_is_plain(a.atttypid));
+                            where a.attrelid = known.typrelid
+                              and a.attnum > 0
+                              and not a.attisdropped
+                              and not outbox.capture_is_plain(a.atttypid));
     end if;
     return pg_catalog.pg_has_role(known.typowner, current_user, 'member');
 end;
@@ -651,7 +837,8 @@ begin
             return null;
         end if;
         if diff then
-            select jsonb_agg(held.key order by held.key collate "C"), jsonb_object_agg(held.key, before -> held.key)
+            select jsonb_agg(held.key order by held.key collate "C"),
+                   jsonb_object_agg(held.key, before -> held.key)
               into changed, previous
               from jsonb_each(shown) as held
              where held.value is distinct from before -> held.key;
@@ -671,10 +858,17 @@ CREATE FUNCTION outbox.capture_settings(arguments bytea) RETURNS jsonb
 declare
     settings jsonb;
 begin
-    settings := convert_from(substring(arguments for length(arguments) - 1), getdatabaseencoding())::jsonb;
-    perform (settings ->> 'table')::oid, (settings ->> 'exclude')::boolean, (settings ->> 'diff')::boolean,
-            (settings ->> 'key')::text[], (settings ->> 'key_at')::int2[],
-            (settings ->> 'identity')::text[], (settings ->> 'identity_at')::int2[], (settings ->> 'listed')::text[], (settings ->> 'listed_at')::int2[];
+    settings := convert_from(substring(arguments for length(arguments) - 1),
+                             getdatabaseencoding())::jsonb;
+    perform (settings ->> 'table')::oid,
+            (settings ->> 'exclude')::boolean,
+            (settings ->> 'diff')::boolean,
+            (settings ->> 'key')::text[],
+            (settings ->> 'key_at')::int2[],
+            (settings ->> 'identity')::text[],
+            (settings ->> 'identity_at')::int2[],
+            (settings ->> 'listed')::text[],
+            (settings ->> 'listed_at')::int2[];
     return case when settings ? 'table' then settings end;
 exception when others then
     return null;
@@ -687,7 +881,8 @@ CREATE FUNCTION outbox.check_event_type() RETURNS trigger
 begin
     if tg_op = 'UPDATE' then
         if (new.topic, new.version, new.schema, new.mode, new.description, new.upcast)
-           is not distinct from (old.topic, old.version, old.schema, old.mode, old.description, old.upcast) then
+           is not distinct from
+           (old.topic, old.version, old.schema, old.mode, old.description, old.upcast) then
             return new;  -- only the state reported by a relay changed
         end if;
         new.updated_at := now();
@@ -696,24 +891,32 @@ begin
     new.changed := pg_current_xact_id();
 
     if new.topic is null or not outbox.topic_pattern_is_valid(new.topic) then
-        raise exception using errcode = '22023', message = format('topic: %L is not a topic pattern', new.topic),
-            hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star must be the last character of its segment.';
+        raise exception using errcode = '22023',
+            message = format('topic: %L is not a topic pattern', new.topic),
+            hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a '
+                   'prefix; a star must be the last character of its segment.';
     end if;
     if new.version is null or new.version < 1 then
-        raise exception using errcode = '22023', message = format('version: %s is less than 1', coalesce(new.version::text, 'null')),
+        raise exception using errcode = '22023',
+            message = format('version: %s is less than 1', coalesce(new.version::text, 'null')),
             hint = 'Versions are 1, 2, 3 and so on; an event without schema_version has version 1.';
     end if;
     if new.schema is null or jsonb_typeof(new.schema) not in ('object', 'boolean') then
-        raise exception using errcode = '22023', message = format('schema: must be a JSON object, true or false, not %s', coalesce(jsonb_typeof(new.schema), 'null')),
-            hint = 'Write a JSON Schema such as {"type": "object", "required": ["id"]}, or true for every payload.';
+        raise exception using errcode = '22023',
+            message = format('schema: must be a JSON object, true or false, not %s',
+                             coalesce(jsonb_typeof(new.schema), 'null')),
+            hint = 'Write a JSON Schema such as {"type": "object", "required": ["id"]}, or true '
+                   'for every payload.';
     end if;
     if octet_length(new.schema::text) > 65536 then
         raise exception using errcode = '22023', message = 'schema: must have at most 65536 bytes',
             hint = 'Remove descriptions and examples, or allow any value for parts of the payload.';
     end if;
     if new.mode is null or new.mode not in ('reject', 'warn') then
-        raise exception using errcode = '22023', message = format('mode: %L is not a mode', new.mode),
-            hint = 'Use ''reject'' (an event that does not fit becomes a dead letter) or ''warn'' (it is delivered and counted).';
+        raise exception using errcode = '22023',
+            message = format('mode: %L is not a mode', new.mode),
+            hint = 'Use ''reject'' (an event that does not fit becomes a dead letter) or ''warn'' '
+                   '(it is delivered and counted).';
     end if;
     -- Only a relay can check CEL; `pgoutbox types add` checks it before it is saved.
     if new.upcast ~ '^[[:space:]]*$' or octet_length(new.upcast) > 8192 then
@@ -733,9 +936,13 @@ declare
 begin
     new.changed := pg_current_xact_id();
     if tg_op = 'UPDATE' then
-        if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform, new.schema_version, new.organization, new.keys, new.ordering, new.retry, new.max_in_flight)
+        if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform,
+            new.schema_version, new.organization, new.keys, new.ordering, new.retry,
+            new.max_in_flight)
            is not distinct from
-           (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform, old.schema_version, old.organization, old.keys, old.ordering, old.retry, old.max_in_flight) then
+           (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform,
+            old.schema_version, old.organization, old.keys, old.ordering, old.retry,
+            old.max_in_flight) then
             return new;  -- only the state changed: a relay must be able to mark a row as invalid
         end if;
         new.updated_at := now();
@@ -747,66 +954,95 @@ begin
     end if;
 
     if new.name is null or new.name !~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$' then
-        raise exception using errcode = '22023', message = format('name: %L is not a subscription name', new.name),
+        raise exception using errcode = '22023',
+            message = format('name: %L is not a subscription name', new.name),
             hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
     end if;
     -- Most clients, including relays, support only arrays of one dimension that begin at 1.
-    if new.topics is null or cardinality(new.topics) not between 1 and 100 or array_ndims(new.topics) <> 1 or array_lower(new.topics, 1) <> 1 then
-        raise exception using errcode = '22023', message = format('topics: subscription %L needs a plain array of 1 to 100 topic patterns', new.name),
+    if new.topics is null
+       or cardinality(new.topics) not between 1 and 100
+       or array_ndims(new.topics) <> 1
+       or array_lower(new.topics, 1) <> 1 then
+        raise exception using errcode = '22023',
+            message = format('topics: subscription %L needs a plain array of 1 to 100 topic '
+                             'patterns',
+                             new.name),
             hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
     end if;
     foreach item in array new.topics loop
         if item is null or not outbox.topic_pattern_is_valid(item) then
-            raise exception using errcode = '22023', message = format('topics: %L is not a topic pattern', item),
-                hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a prefix; a star must be the last character of its segment.';
+            raise exception using errcode = '22023',
+                message = format('topics: %L is not a topic pattern', item),
+                hint = 'Segments are separated by dots; "*" is one segment, "**" any number, '
+                       '"ord*" a prefix; a star must be the last character of its segment.';
         end if;
     end loop;
     if new.sink is null or new.sink !~ '^[a-z][a-z0-9_-]{0,49}$' then
-        raise exception using errcode = '22023', message = format('sink: %L is not the name of a sink', new.sink),
+        raise exception using errcode = '22023',
+            message = format('sink: %L is not the name of a sink', new.sink),
             hint = 'For example ''webhook''.';
     end if;
     if jsonb_typeof(new.config) is distinct from 'object' then
-        raise exception using errcode = '22023', message = format('config: must be a JSON object, not %s', coalesce(jsonb_typeof(new.config), 'null'));
+        raise exception using errcode = '22023',
+            message = format('config: must be a JSON object, not %s',
+                             coalesce(jsonb_typeof(new.config), 'null'));
     end if;
     -- The JSON parser of relays is limited to 127 levels and 64-bit numbers.
     if length(regexp_replace(new.config::text, '[^[{]', '', 'g')) > 120 then
-        raise exception using errcode = '22023', message = 'config: has more than 120 objects and arrays';
+        raise exception using errcode = '22023',
+            message = 'config: has more than 120 objects and arrays';
     end if;
     begin
-        perform (found.number #>> '{}')::float8 from jsonb_path_query(new.config, '$.** ? (@.type() == "number")') as found (number);
+        perform (found.number #>> '{}')::float8
+           from jsonb_path_query(new.config, '$.** ? (@.type() == "number")') as found (number);
     exception when numeric_value_out_of_range then
-        raise exception using errcode = '22023', message = 'config: has a number that is out of range';
+        raise exception using errcode = '22023',
+            message = 'config: has a number that is out of range';
     end;
     if new.sink = 'webhook' then
         if jsonb_typeof(new.config -> 'url') is distinct from 'string' then
-            raise exception using errcode = '22023', message = format('config.url: subscription %L (webhook) needs a "url"', new.name),
-                hint = 'For example {"url": "https://example.com/hooks", "secret": "env:PGOUTBOX_SECRET_SHOP"}.';
+            raise exception using errcode = '22023',
+                message = format('config.url: subscription %L (webhook) needs a "url"', new.name),
+                hint = 'For example {"url": "https://example.com/hooks", "secret": '
+                       '"env:PGOUTBOX_SECRET_SHOP"}.';
         end if;
         if new.config ->> 'url' !~* '^https?://[^[:space:]]+$' then
-            raise exception using errcode = '22023', message = format('config.url: %L is not an http or https address', new.config ->> 'url');
+            raise exception using errcode = '22023',
+                message = format('config.url: %L is not an http or https address',
+                                 new.config ->> 'url');
         end if;
         if new.config ? 'secret' and exists (
                select from jsonb_path_query(new.config -> 'secret', '$[*]') as secret (reference)
-                where jsonb_typeof(reference) <> 'string' or reference #>> '{}' !~ '^(env|file):.+$') then
-            raise exception using errcode = '22023', message = 'config.secret: must be a reference, not the secret itself',
+                where jsonb_typeof(reference) <> 'string'
+                   or reference #>> '{}' !~ '^(env|file):.+$') then
+            raise exception using errcode = '22023',
+                message = 'config.secret: must be a reference, not the secret itself',
                 hint = 'Write "env:PGOUTBOX_SECRET_NAME" or "file:NAME", or an array of them.';
         end if;
     end if;
     if new.sink = 'function' then
         if jsonb_typeof(new.config -> 'function') is distinct from 'string' then
-            raise exception using errcode = '22023', message = format('config.function: subscription %L (function) needs a "function"', new.name),
+            raise exception using errcode = '22023',
+                message = format('config.function: subscription %L (function) needs a "function"',
+                                 new.name),
                 hint = 'For example {"function": "shop.on_order"}.';
         end if;
         perform outbox.function_call(new.config ->> 'function');
     end if;
     if new.organization = '' then
-        raise exception using errcode = '22023', message = 'organization: is empty', hint = 'Use null for all organizations.';
+        raise exception using errcode = '22023',
+            message = 'organization: is empty',
+            hint = 'Use null for all organizations.';
     end if;
     -- Check the dimensions first: array_position() fails for several.
     if new.keys is not null
-       and (case when cardinality(new.keys) not between 1 and 100 or array_ndims(new.keys) <> 1 or array_lower(new.keys, 1) <> 1 then true
+       and (case when cardinality(new.keys) not between 1 and 100
+                      or array_ndims(new.keys) <> 1
+                      or array_lower(new.keys, 1) <> 1 then true
                  else array_position(new.keys, null) is not null or '' = any (new.keys) end) then
-        raise exception using errcode = '22023', message = 'keys: must be a plain array of 1 to 100 key prefixes, none empty', hint = 'Use null for all keys.';
+        raise exception using errcode = '22023',
+            message = 'keys: must be a plain array of 1 to 100 key prefixes, none empty',
+            hint = 'Use null for all keys.';
     end if;
     -- Only a relay can check CEL; `pgoutbox subscriptions test` checks it before it is saved.
     if new.filter ~ '^[[:space:]]*$' or octet_length(new.filter) > 8192 then
@@ -815,54 +1051,76 @@ begin
     end if;
     if new.transform ~ '^[[:space:]]*$' or octet_length(new.transform) > 8192 then
         raise exception using errcode = '22023', message = 'transform: must have 1 to 8192 bytes',
-            hint = 'Write a CEL expression such as {"id": payload.id}, or null for the payload as it is.';
+            hint = 'Write a CEL expression such as {"id": payload.id}, or null for the payload as '
+                   'it is.';
     end if;
     if new.schema_version < 1 then
-        raise exception using errcode = '22023', message = format('schema_version: %s is less than 1', new.schema_version),
+        raise exception using errcode = '22023',
+            message = format('schema_version: %s is less than 1', new.schema_version),
             hint = 'Use the version of an event type, or null for payloads as they are.';
     end if;
     if octet_length(new.match::text) > 4096 then
         raise exception using errcode = '22023', message = 'match: must have at most 4096 bytes',
-            hint = 'Write what the payload must contain, such as {"status": "paid"}, or null for all events.';
+            hint = 'Write what the payload must contain, such as {"status": "paid"}, or null for '
+                   'all events.';
     end if;
     if new.ordering is distinct from 'none' then
-        raise exception using errcode = '0A000', message = format('ordering: %L is not supported by this version', new.ordering),
+        raise exception using errcode = '0A000',
+            message = format('ordering: %L is not supported by this version', new.ordering),
             hint = 'Use ''none''.';
     end if;
     if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
-        raise exception using errcode = '22023', message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);
+        raise exception using errcode = '22023',
+            message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);
     end if;
     if jsonb_typeof(new.retry) is distinct from 'object' then
-        raise exception using errcode = '22023', message = format('retry: must be a JSON object, not %s', coalesce(jsonb_typeof(new.retry), 'null'));
+        raise exception using errcode = '22023',
+            message = format('retry: must be a JSON object, not %s',
+                             coalesce(jsonb_typeof(new.retry), 'null'));
     end if;
     for part in select * from jsonb_each(new.retry) loop
         if part.key in ('initial', 'max', 'max_age') then
-            if jsonb_typeof(part.value) <> 'string' or not outbox.duration_is_valid(part.value #>> '{}') then
-                raise exception using errcode = '22023', message = format('retry.%s: %s is not a duration', part.key, part.value),
+            if jsonb_typeof(part.value) <> 'string'
+               or not outbox.duration_is_valid(part.value #>> '{}') then
+                raise exception using errcode = '22023',
+                    message = format('retry.%s: %s is not a duration', part.key, part.value),
                     hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
             end if;
         elsif part.key = 'schedule' then
-            if jsonb_typeof(part.value) <> 'array' or jsonb_array_length(part.value) not between 1 and 100 or exists (
+            if jsonb_typeof(part.value) <> 'array'
+               or jsonb_array_length(part.value) not between 1 and 100
+               or exists (
                    select from jsonb_array_elements(part.value) as wait (value)
-                    where jsonb_typeof(wait.value) <> 'string' or not outbox.duration_is_valid(wait.value #>> '{}')) then
-                raise exception using errcode = '22023', message = 'retry.schedule: must be 1 to 100 durations',
+                    where jsonb_typeof(wait.value) <> 'string'
+                       or not outbox.duration_is_valid(wait.value #>> '{}')) then
+                raise exception using errcode = '22023',
+                    message = 'retry.schedule: must be 1 to 100 durations',
                     hint = 'For example ["5s", "5m", "30m", "2h"].';
             end if;
         elsif part.key in ('max_attempts', 'multiplier', 'jitter') then
             if jsonb_typeof(part.value) <> 'number'
-               or (part.key = 'max_attempts' and ((part.value #>> '{}')::numeric not between 1 and 1000 or (part.value #>> '{}')::numeric % 1 <> 0))
+               or (part.key = 'max_attempts'
+                   and ((part.value #>> '{}')::numeric not between 1 and 1000
+                        or (part.value #>> '{}')::numeric % 1 <> 0))
                or (part.key = 'multiplier' and (part.value #>> '{}')::numeric not between 1 and 100)
                or (part.key = 'jitter' and (part.value #>> '{}')::numeric not between 0 and 1) then
-                raise exception using errcode = '22023', message = format('retry.%s: %s is out of range', part.key, part.value),
-                    hint = 'max_attempts is a whole number from 1 to 1000, multiplier 1 to 100, jitter 0 to 1.';
+                raise exception using errcode = '22023',
+                    message = format('retry.%s: %s is out of range', part.key, part.value),
+                    hint = 'max_attempts is a whole number from 1 to 1000, multiplier 1 to 100, '
+                           'jitter 0 to 1.';
             end if;
         else
-            raise exception using errcode = '22023', message = format('retry.%s: unknown key', part.key),
-                hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, schedule.';
+            raise exception using errcode = '22023',
+                message = format('retry.%s: unknown key', part.key),
+                hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, '
+                       'schedule.';
         end if;
     end loop;
-    if new.retry ? 'schedule' and new.retry ?| array['initial', 'multiplier', 'max', 'max_attempts'] then
-        raise exception using errcode = '22023', message = 'retry.schedule: cannot be combined with initial, multiplier, max or max_attempts',
+    if new.retry ? 'schedule'
+       and new.retry ?| array['initial', 'multiplier', 'max', 'max_attempts'] then
+        raise exception using errcode = '22023',
+            message = 'retry.schedule: cannot be combined with initial, multiplier, max or '
+                      'max_attempts',
             hint = 'The schedule sets the number of attempts and the waits.';
     end if;
     return new;
@@ -883,16 +1141,24 @@ declare
     subscription_id bigint;
     taken_by        text;
 begin
-    select existing.id, existing.sink into subscription_id, taken_by from outbox.subscriptions as existing where existing.name = declare_handler.name;
+    select existing.id, existing.sink into subscription_id, taken_by
+      from outbox.subscriptions as existing
+     where existing.name = declare_handler.name;
     if taken_by <> 'handler' then
-        raise exception using errcode = '22023', message = format('name: subscription %L has the sink %L; use another name for the handler', declare_handler.name, taken_by);
+        raise exception using errcode = '22023',
+            message = format('name: subscription %L has the sink %L; use another name for the '
+                             'handler',
+                             declare_handler.name, taken_by);
     end if;
     if subscription_id is null then
-        return outbox.subscribe(name => declare_handler.name, topics => declare_handler.topics, sink => 'handler',
+        return outbox.subscribe(name => declare_handler.name,
+                                topics => declare_handler.topics,
+                                sink => 'handler',
                                 config => jsonb_build_object('handler', declare_handler.name));
     end if;
     update outbox.subscriptions as existing set topics = declare_handler.topics
-     where existing.id = subscription_id and existing.topics is distinct from declare_handler.topics;
+     where existing.id = subscription_id
+       and existing.topics is distinct from declare_handler.topics;
     return subscription_id;
 end;
 $$;
@@ -907,12 +1173,16 @@ declare
     discarded bigint;
 begin
     if max_rows is null or max_rows not between 1 and 100000 then
-        raise exception using errcode = '22023', message = format('max_rows: %s is not between 1 and 100000', coalesce(max_rows::text, 'null'));
+        raise exception using errcode = '22023',
+            message = format('max_rows: %s is not between 1 and 100000',
+                             coalesce(max_rows::text, 'null'));
     end if;
     delete from outbox.dead_letters as letter
      where letter.id = any (array(
                select candidate.id
-                 from outbox.matching_dead_letters(discard.subscription, discard.topic, discard.error_like, discard.since) as candidate
+                 from outbox.matching_dead_letters(
+                          discard.subscription, discard.topic, discard.error_like,
+                          discard.since) as candidate
                 order by candidate.position, candidate.id
                 limit max_rows));
     get diagnostics discarded = row_count;
@@ -926,7 +1196,9 @@ CREATE FUNCTION outbox.drop_event_type(topic text, version integer DEFAULT 1) RE
     LANGUAGE plpgsql
     AS $$
 begin
-    delete from outbox.event_types as existing where existing.topic = drop_event_type.topic and existing.version = drop_event_type.version;
+    delete from outbox.event_types as existing
+     where existing.topic = drop_event_type.topic
+       and existing.version = drop_event_type.version;
     return found;
 end;
 $$;
@@ -938,7 +1210,12 @@ CREATE FUNCTION outbox.duration_is_valid(duration text) RETURNS boolean
     AS $_$
     select case when duration ~ '^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$'
                 then rtrim(duration, 'mshd')::numeric
-                     * case substring(duration from '[a-z]+$') when 'ms' then 0.001 when 's' then 1 when 'm' then 60 when 'h' then 3600 else 86400 end
+                     * case substring(duration from '[a-z]+$')
+                            when 'ms' then 0.001
+                            when 's' then 1
+                            when 'm' then 60
+                            when 'h' then 3600
+                            else 86400 end
                      <= 10 * 366 * 86400
                 else false end
 $_$;
@@ -950,16 +1227,19 @@ declare
     type_id bigint;
 begin
     insert into outbox.event_types as existing (topic, version, schema, mode, description, upcast)
-    values (event_type.topic, coalesce(event_type.version, 1), coalesce(event_type.schema, 'true'), coalesce(event_type.mode, 'reject'),
+    values (event_type.topic, coalesce(event_type.version, 1),
+            coalesce(event_type.schema, 'true'), coalesce(event_type.mode, 'reject'),
             event_type.description, event_type.upcast)
     on conflict on constraint event_types_topic_version_key do update
-       set schema = excluded.schema, mode = excluded.mode, description = excluded.description, upcast = excluded.upcast
+       set schema = excluded.schema, mode = excluded.mode, description = excluded.description,
+           upcast = excluded.upcast
      where (existing.schema, existing.mode, existing.description, existing.upcast)
            is distinct from (excluded.schema, excluded.mode, excluded.description, excluded.upcast)
     returning existing.id into type_id;
     if type_id is null then  -- it existed already and did not change
         select existing.id into type_id from outbox.event_types as existing
-         where existing.topic = event_type.topic and existing.version = coalesce(event_type.version, 1);
+         where existing.topic = event_type.topic
+           and existing.version = coalesce(event_type.version, 1);
     end if;
     return type_id;
 end;
@@ -970,8 +1250,15 @@ COMMENT ON FUNCTION outbox.event_type(topic text, version integer, schema jsonb,
 CREATE FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) RETURNS int8multirange
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
-    select coalesce(range_agg(int8range(lower(part.span), least(upper(part.span), lower(part.span) + wanted - part.before))), '{}')
-      from (select span, coalesce(sum(upper(span) - lower(span)) over (order by span rows between unbounded preceding and 1 preceding), 0)::bigint as before
+    select coalesce(range_agg(int8range(lower(part.span),
+                                        least(upper(part.span),
+                                              lower(part.span) + wanted - part.before))),
+                    '{}')
+      from (select span,
+                   coalesce(sum(upper(span) - lower(span))
+                                over (order by span
+                                       rows between unbounded preceding and 1 preceding),
+                            0)::bigint as before
               from unnest(positions) as span) as part
      where part.before < wanted
 $$;
@@ -988,25 +1275,37 @@ declare
     schema    text;
 begin
     if function !~ '^[^.(]+[.][^.(]+([(].*[)])?$' then
-        raise exception using errcode = '22023', message = format('config.function: %L is not the name of a function with its schema', function),
-            hint = 'For example {"function": "shop.on_order"}; where there are several of that name, "shop.on_order(jsonb)".';
+        raise exception using errcode = '22023',
+            message = format('config.function: %L is not the name of a function with its schema',
+                             function),
+            hint = 'For example {"function": "shop.on_order"}; where there are several of that '
+                   'name, "shop.on_order(jsonb)".';
     end if;
     select * into target from pg_catalog.pg_proc as candidate
-     where candidate.oid = case when function like '%(%' then to_regprocedure(function)::oid else to_regproc(function)::oid end;
+     where candidate.oid = case when function like '%(%' then to_regprocedure(function)::oid
+                                else to_regproc(function)::oid end;
     if target.oid is null then
-        raise exception using errcode = '42883', message = format('config.function: there is no function %s, or several', function),
-            hint = 'Create it first, and let the relay use it: grant usage on its schema and execute on it to outbox_relay.';
+        raise exception using errcode = '42883',
+            message = format('config.function: there is no function %s, or several', function),
+            hint = 'Create it first, and let the relay use it: grant usage on its schema and '
+                   'execute on it to outbox_relay.';
     end if;
-    select namespace.nspname into schema from pg_catalog.pg_namespace as namespace where namespace.oid = target.pronamespace;
+    select namespace.nspname into schema
+      from pg_catalog.pg_namespace as namespace
+     where namespace.oid = target.pronamespace;
     if schema in ('pg_catalog', 'information_schema', 'outbox') then
-        raise exception using errcode = '42501', message = format('config.function: %s belongs to the system', function),
+        raise exception using errcode = '42501',
+            message = format('config.function: %s belongs to the system', function),
             hint = 'Write a function of your own that calls it.';
     end if;
     if target.prokind <> 'f' or target.proretset or target.provariadic <> 0 then
-        raise exception using errcode = '42809', message = format('config.function: %s is not a plain function', function),
+        raise exception using errcode = '42809',
+            message = format('config.function: %s is not a plain function', function),
             hint = 'No procedures, aggregates, sets and variadic parameters.';
     end if;
-    if target.pronargs = 1 and target.proargtypes[0] = 'jsonb'::regtype and coalesce(target.proargnames[1], '') in ('', 'event') then
+    if target.pronargs = 1
+       and target.proargtypes[0] = 'jsonb'::regtype
+       and coalesce(target.proargnames[1], '') in ('', 'event') then
         return format('select %I.%I($1)', schema, target.proname);
     end if;
     for n in 1 .. target.pronargs loop
@@ -1016,13 +1315,19 @@ begin
             arguments := arguments || format('%I => ($1 -> %L)::%s', name, name, takes);
         elsif name = 'event' then
             arguments := arguments || format('%I => $1::%s', name, takes);
-        elsif name in ('id', 'topic', 'key', 'organization', 'source', 'user_id', 'schema_version', 'created_at', 'position') then
+        elsif name in ('id', 'topic', 'key', 'organization', 'source', 'user_id', 'schema_version',
+                       'created_at', 'position') then
             arguments := arguments || format('%I => ($1 ->> %L)::%s', name, name, takes);
         elsif n > target.pronargs - target.pronargdefaults then
             null;  -- it has a default
         else
-            raise exception using errcode = '42809', message = format('config.function: %s has a parameter %L that is no field of an event', function, name),
-                hint = 'Take one jsonb, or parameters named event, id, topic, key, payload, headers, organization, source, user_id, schema_version, created_at, position.';
+            raise exception using errcode = '42809',
+                message = format('config.function: %s has a parameter %L that is no field of an '
+                                 'event',
+                                 function, name),
+                hint = 'Take one jsonb, or parameters named event, id, topic, key, payload, '
+                       'headers, organization, source, user_id, schema_version, created_at, '
+                       'position.';
         end if;
     end loop;
     return format('select %I.%I(%s)', schema, target.proname, array_to_string(arguments, ', '));
@@ -1040,22 +1345,32 @@ begin
     for grant_row in
         select * from (values
             ('outbox_publisher', 'usage on schema outbox'),
-            ('outbox_publisher', 'insert (id, topic, key, payload, headers, organization, source, user_id, priority, deliver_after, schema_version) on outbox.events'),
+            ('outbox_publisher',
+             'insert (id, topic, key, payload, headers, organization, source, user_id, priority, '
+             'deliver_after, schema_version) on outbox.events'),
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
-            ('outbox_publisher', 'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
-            ('outbox_publisher', 'execute on function outbox.capture, outbox.release, outbox.attach_capture, outbox.capture_numbers, outbox.capture_settings, outbox.capture_changes'),
+            ('outbox_publisher',
+             'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
+            ('outbox_publisher',
+             'execute on function outbox.capture, outbox.release, outbox.attach_capture, '
+             'outbox.capture_numbers, outbox.capture_settings, outbox.capture_changes'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox'),
             ('outbox_relay', 'select on all tables in schema outbox'),
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
-            ('outbox_relay', 'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, outbox.relays, outbox.relay_subscriptions'),
+            ('outbox_relay',
+             'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
+             'outbox.relays, outbox.relay_subscriptions'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update, delete on outbox.starts'),
             ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
-            ('outbox_relay', 'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, outbox.function_call, outbox.call_function, outbox.declare_handler'),
-            ('outbox_relay', 'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of'),
+            ('outbox_relay',
+             'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, '
+             'outbox.function_call, outbox.call_function, outbox.declare_handler'),
+            ('outbox_relay',
+             'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of'),
             ('outbox_relay', 'execute on function outbox.capture_settings'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
@@ -1063,13 +1378,16 @@ begin
             ('outbox_admin', 'insert, update, delete on outbox.event_types'),
             ('outbox_admin', 'execute on all functions in schema outbox'),
             ('outbox_monitor', 'usage on schema outbox'),
-            ('outbox_monitor', 'select on outbox.subscription_status, outbox.event_status, outbox.relays, outbox.relay_subscriptions'),
+            ('outbox_monitor',
+             'select on outbox.subscription_status, outbox.event_status, outbox.relays, '
+             'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.captures'),
             ('outbox_monitor', 'execute on function outbox.count_positions, outbox.left_of'),
             ('outbox_monitor', 'execute on function outbox.capture_settings')
         ) as wanted (role, privilege)
     loop
-        select exists (select from pg_catalog.pg_roles where rolname = grant_row.role) into role_exists;
+        select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
+          into role_exists;
         if role_exists then
             begin
                 execute format('grant %s to %I', grant_row.privilege, grant_row.role);
@@ -1103,8 +1421,10 @@ CREATE FUNCTION outbox.left_of(page outbox.pages) RETURNS TABLE(subscription_id 
     LANGUAGE sql STABLE
     AS $$
     select pair.subscription_id, pair.at, pair.number
-      from (select entry.subscription_id, at, (row_number() over (order by entry.n, at) - 1)::integer as number
-              from unnest(page.subscriptions, page.owed) with ordinality as entry (subscription_id, owed, n)
+      from (select entry.subscription_id, at,
+                   (row_number() over (order by entry.n, at) - 1)::integer as number
+              from unnest(page.subscriptions, page.owed) with ordinality
+                   as entry (subscription_id, owed, n)
              cross join lateral unnest(entry.owed) as span
              cross join lateral generate_series(lower(span), upper(span) - 1) as at) as pair
      where not page.done @> pair.number
@@ -1138,8 +1458,10 @@ CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::tex
     AS $$
     select letter.*
       from outbox.dead_letters as letter
-     where (matching_dead_letters.subscription is null or letter.subscription = matching_dead_letters.subscription)
-       and (matching_dead_letters.topic is null or outbox.topic_matches(matching_dead_letters.topic, letter.topic))
+     where (matching_dead_letters.subscription is null
+            or letter.subscription = matching_dead_letters.subscription)
+       and (matching_dead_letters.topic is null
+            or outbox.topic_matches(matching_dead_letters.topic, letter.topic))
        and (matching_dead_letters.error_like is null
             or letter.reason like matching_dead_letters.error_like
             or letter.answer like matching_dead_letters.error_like
@@ -1153,7 +1475,9 @@ CREATE FUNCTION outbox.new_id() RETURNS uuid
     LANGUAGE sql PARALLEL SAFE
     AS $$
                 select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
-                       placing substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3) from 1 for 6),
+                       placing substring(
+                           int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+                       from 1 for 6),
                        52, 1), 53, 1), 'hex')::uuid$$;
 
 CREATE FUNCTION outbox.pause(name text) RETURNS boolean
@@ -1182,9 +1506,13 @@ begin
             return event_id;
         end if;
     end if;
-    insert into outbox.events (id, topic, key, payload, headers, organization, priority, deliver_after, source, user_id, schema_version)
-    values (event_id, publish.topic, publish.key, publish.payload, coalesce(publish.headers, '{}'), publish.organization,
-            coalesce(publish.priority, 0), publish.deliver_after, publish.source, publish.user_id, publish.schema_version);
+    insert into outbox.events (
+        id, topic, key, payload, headers, organization, priority, deliver_after, source, user_id,
+        schema_version)
+    values (
+        event_id, publish.topic, publish.key, publish.payload, coalesce(publish.headers, '{}'),
+        publish.organization, coalesce(publish.priority, 0), publish.deliver_after, publish.source,
+        publish.user_id, publish.schema_version);
     return event_id;
 end;
 $$;
@@ -1200,7 +1528,9 @@ declare
     redriven bigint;
 begin
     if max_rows is null or max_rows not between 1 and 100000 then
-        raise exception using errcode = '22023', message = format('max_rows: %s is not between 1 and 100000', coalesce(max_rows::text, 'null'));
+        raise exception using errcode = '22023',
+            message = format('max_rows: %s is not between 1 and 100000',
+                             coalesce(max_rows::text, 'null'));
     end if;
     if redrive.subscription is not null then
         perform outbox.subscription_id(redrive.subscription);
@@ -1208,28 +1538,40 @@ begin
     select array_agg(taken.id) into chosen
       from (select letter.id
               from outbox.dead_letters as letter
-             where letter.id in (select candidate.id from outbox.matching_dead_letters(redrive.subscription, redrive.topic, redrive.error_like, redrive.since) as candidate)
-               and exists (select from outbox.subscriptions as target where target.id = letter.subscription_id)
+             where letter.id in (
+                       select candidate.id
+                         from outbox.matching_dead_letters(
+                                  redrive.subscription, redrive.topic, redrive.error_like,
+                                  redrive.since) as candidate)
+               and exists (select from outbox.subscriptions as target
+                            where target.id = letter.subscription_id)
              order by letter.position, letter.id
              limit max_rows
                for update of letter skip locked) as taken;
 
     -- An event that was removed from the log is inserted again. Its transaction id is before every
     -- snapshot, so routing does not treat it as new.
-    insert into outbox.events (xid, position, created_at, id, topic, key, payload, headers, organization, source, user_id, priority, schema_version)
+    insert into outbox.events (
+        xid, position, created_at, id, topic, key, payload, headers, organization, source, user_id,
+        priority, schema_version)
     overriding system value
-    select distinct on (letter.position) '1'::xid8, letter.position, letter.created_at, letter.event_id, letter.topic, letter.key, letter.payload,
-           letter.headers, letter.organization, letter.source, letter.user_id, letter.priority, letter.schema_version
+    select distinct on (letter.position)
+           '1'::xid8, letter.position, letter.created_at, letter.event_id, letter.topic, letter.key,
+           letter.payload, letter.headers, letter.organization, letter.source, letter.user_id,
+           letter.priority, letter.schema_version
       from outbox.dead_letters as letter
      where letter.id = any (chosen)
-       and not exists (select from outbox.events as event where event.position = letter.position and event.id = letter.event_id);
+       and not exists (select from outbox.events as event
+                        where event.position = letter.position and event.id = letter.event_id);
 
     with gone as (
         delete from outbox.dead_letters as letter where letter.id = any (chosen)
         returning letter.subscription_id, letter.position, letter.created_at
     )
     insert into outbox.deliveries (subscription_id, due_at, position, created_at, asked)
-    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true from gone order by gone.position;
+    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true
+      from gone
+     order by gone.position;
     get diagnostics redriven = row_count;
 
     if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
@@ -1253,7 +1595,8 @@ begin
         select t.tgrelid::regclass as captured, t.tgname as name
           from pg_trigger as t
          where t.tgfoid = 'outbox.capture_changes()'::regprocedure and t.tgparentid = 0
-           and (t.tgrelid = "table" or t.tgrelid in (select tree.relid from pg_partition_tree("table") as tree))
+           and (t.tgrelid = "table"
+                or t.tgrelid in (select tree.relid from pg_partition_tree("table") as tree))
     loop
         execute format('drop trigger %I on %s', attached.name, attached.captured);
         released := true;
@@ -1270,10 +1613,14 @@ CREATE FUNCTION outbox.resume(name text) RETURNS boolean
 begin
     update outbox.subscriptions as existing
        set active = true, paused_until = null,
-           state = case when existing.state in ('gone', 'disabled') then 'ok' else existing.state end,
-           state_reason = case when existing.state in ('gone', 'disabled') then null else existing.state_reason end
+           state = case when existing.state in ('gone', 'disabled') then 'ok'
+                        else existing.state end,
+           state_reason = case when existing.state in ('gone', 'disabled') then null
+                               else existing.state_reason end
      where existing.id = outbox.subscription_id(resume.name)
-       and (not existing.active or existing.paused_until is not null or existing.state in ('gone', 'disabled'));
+       and (not existing.active
+            or existing.paused_until is not null
+            or existing.state in ('gone', 'disabled'));
     return found;
 end;
 $$;
@@ -1323,29 +1670,42 @@ begin
             since := null;
         end;
         if since is null or not isfinite(since) then
-            raise exception using errcode = '22023', message = format('start: %L is neither now, beginning nor a time', subscribe.start),
-                hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription is created.';
+            raise exception using errcode = '22023',
+                message = format('start: %L is neither now, beginning nor a time', subscribe.start),
+                hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription '
+                       'is created.';
         end if;
     end if;
-    insert into outbox.subscriptions as existing (name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys, max_in_flight, schema_version)
-    values (subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'), subscribe.match, subscribe.filter, subscribe.transform,
-            subscribe.organization, coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys, subscribe.max_in_flight,
-            subscribe.schema_version)
+    insert into outbox.subscriptions as existing (
+        name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys,
+        max_in_flight, schema_version)
+    values (
+        subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'),
+        subscribe.match, subscribe.filter, subscribe.transform, subscribe.organization,
+        coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys,
+        subscribe.max_in_flight, subscribe.schema_version)
     on conflict on constraint subscriptions_name_key do update
-       set topics = excluded.topics, sink = excluded.sink, config = excluded.config, match = excluded.match, filter = excluded.filter,
-           transform = excluded.transform, organization = excluded.organization, ordering = excluded.ordering,
-           retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight, schema_version = excluded.schema_version
-     where (existing.topics, existing.sink, existing.config, existing.match, existing.filter, existing.transform, existing.organization,
-            existing.ordering, existing.retry, existing.keys, existing.max_in_flight, existing.schema_version)
+       set topics = excluded.topics, sink = excluded.sink, config = excluded.config,
+           match = excluded.match, filter = excluded.filter, transform = excluded.transform,
+           organization = excluded.organization, ordering = excluded.ordering,
+           retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight,
+           schema_version = excluded.schema_version
+     where (existing.topics, existing.sink, existing.config, existing.match, existing.filter,
+            existing.transform, existing.organization, existing.ordering, existing.retry,
+            existing.keys, existing.max_in_flight, existing.schema_version)
            is distinct from
-           (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter, excluded.transform, excluded.organization,
-            excluded.ordering, excluded.retry, excluded.keys, excluded.max_in_flight, excluded.schema_version)
+           (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter,
+            excluded.transform, excluded.organization, excluded.ordering, excluded.retry,
+            excluded.keys, excluded.max_in_flight, excluded.schema_version)
     returning existing.id, existing.xmax = 0 into subscription_id, is_new;
     if is_new and subscribe.start <> 'now' then
-        insert into outbox.starts (subscription_id, since) select made.id, made.since from (select subscription_id, since) as made (id, since);
+        insert into outbox.starts (subscription_id, since)
+        select made.id, made.since from (select subscription_id, since) as made (id, since);
     end if;
     if subscription_id is null then  -- it existed already and did not change
-        select existing.id into subscription_id from outbox.subscriptions as existing where existing.name = subscribe.name;
+        select existing.id into subscription_id
+          from outbox.subscriptions as existing
+         where existing.name = subscribe.name;
     end if;
     return subscription_id;
 end;
@@ -1359,9 +1719,12 @@ CREATE FUNCTION outbox.subscription_id(name text) RETURNS bigint
 declare
     found_id bigint;
 begin
-    select existing.id into found_id from outbox.subscriptions as existing where existing.name = subscription_id.name;
+    select existing.id into found_id
+      from outbox.subscriptions as existing
+     where existing.name = subscription_id.name;
     if found_id is null then
-        raise exception using errcode = '22023', message = format('there is no subscription %L', subscription_id.name),
+        raise exception using errcode = '22023',
+            message = format('there is no subscription %L', subscription_id.name),
             hint = 'List all: select name from outbox.subscriptions.';
     end if;
     return found_id;
@@ -1381,8 +1744,12 @@ begin
         if segment = '**' then
             expression := expression || '(\.[^.]+)*';
         else
-            expression := expression || '\.' || regexp_replace(rtrim(segment, '*'), '([^[:alnum:]_])', '\\\1', 'g')
-                          || case when segment = '*' then '[^.]+' when right(segment, 1) = '*' then '[^.]*' else '' end;
+            expression := expression
+                          || '\.'
+                          || regexp_replace(rtrim(segment, '*'), '([^[:alnum:]_])', '\\\1', 'g')
+                          || case when segment = '*' then '[^.]+'
+                                  when right(segment, 1) = '*' then '[^.]*'
+                                  else '' end;
         end if;
     end loop;
     return ('.' || topic) ~ ('^' || expression || '$');
@@ -1393,7 +1760,8 @@ CREATE FUNCTION outbox.topic_pattern_is_valid(pattern text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $_$
     select length(pattern) between 1 and 255
-       and pattern ~ '^(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+)(\.(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+))*$'
+       and pattern ~ '^(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+)'
+                     '(\.(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+))*$'
 $_$;
 
 CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean
@@ -1412,7 +1780,7 @@ CREATE TABLE outbox.attempts (
     delivery_id bigint,
     subscription_id bigint NOT NULL,
     "position" bigint NOT NULL,
-    event_id uuid NOT NULL,
+    event_id uuid,
     attempt integer NOT NULL,
     duration interval NOT NULL,
     outcome text NOT NULL,
@@ -1430,7 +1798,7 @@ CREATE TABLE outbox.attempts_default (
     delivery_id bigint,
     subscription_id bigint NOT NULL,
     "position" bigint NOT NULL,
-    event_id uuid NOT NULL,
+    event_id uuid,
     attempt integer NOT NULL,
     duration interval NOT NULL,
     outcome text NOT NULL,

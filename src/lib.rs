@@ -53,6 +53,31 @@ macro_rules! sql {
     };
 }
 
+/// A number that identifies something in the database. Written and read as a `bigint`.
+macro_rules! id {
+    ($(#[$about:meta])* $name:ident) => {
+        $(#[$about])*
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, sqlx::Type,
+        )]
+        #[serde(transparent)]
+        #[sqlx(transparent)]
+        pub struct $name(pub i64);
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl From<$name> for i64 {
+            fn from(number: $name) -> Self {
+                number.0
+            }
+        }
+    };
+}
+
 // Each room may use those above it and none below; `tests/it/rooms.rs` checks this. Rooms are private; the
 // feature `internals` makes them public for the tests of this package.
 #[cfg(not(feature = "internals"))]
@@ -116,7 +141,7 @@ pub mod cli;
 pub use cli::run as run_command_line;
 
 // Publishing.
-pub use event::{Draft, Event};
+pub use event::{Draft, Event, Position};
 // Running a relay.
 pub use relay::{
     AttemptLog, Builder as RelayBuilder, Drained, Error as RelayError, Health, Relay,

@@ -16,7 +16,8 @@ select subscription.id,
        subscription.active,
        subscription.state,
        subscription.state_reason,
-       exists (select from outbox.starts as start where start.subscription_id = subscription.id) as starting,
+       exists (select from outbox.starts as start
+                where start.subscription_id = subscription.id) as starting,
        subscription.paused_until
   from outbox.subscriptions as subscription
  where $1::text is null

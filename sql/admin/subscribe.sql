@@ -15,6 +15,7 @@ select outbox.subscribe(
            max_in_flight => wanted.max_in_flight,
            schema_version => wanted.schema_version,
            start         => coalesce(wanted.start, 'now'))
-  from jsonb_to_record($1::jsonb) as wanted (name text, topics text[], sink text, config jsonb, match jsonb, filter text,
-                                             transform text, organization text, ordering text, retry jsonb, keys text[],
-                                             max_in_flight integer, schema_version integer, start text);
+  from jsonb_to_record($1::jsonb) as wanted (
+           name text, topics text[], sink text, config jsonb, match jsonb, filter text,
+           transform text, organization text, ordering text, retry jsonb, keys text[],
+           max_in_flight integer, schema_version integer, start text);

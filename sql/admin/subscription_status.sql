@@ -1,7 +1,7 @@
 -- Status of all subscriptions, those with problems first, for `pgoutbox status`.
 --
--- Ages are converted to seconds and the rate to a double, so that clients need not decode interval and
--- numeric.
+-- Ages are converted to seconds and the rate to a double, so that clients need not decode interval
+-- and numeric.
 select status.name,
        status.sink,
        status.organization,

@@ -1,5 +1,5 @@
--- One routing step in one commit: moves the cursor and writes what the relay has matched. If another relay
--- moved the cursor after this one read it, nothing is written and no row is returned.
+-- One routing step in one commit: moves the cursor and writes what the relay has matched. If
+-- another relay moved the cursor after this one read it, nothing is written and no row is returned.
 --   $1 step of the cursor that was read
 --   $2 settled
 --   $3 low; null: $18
@@ -27,50 +27,62 @@
 --   $26 priorities
 --
 -- Returns one row for each page, or one row without a page.
--- One point of priority counts as one minute of waiting: it moves the due time into the past, where claims
--- begin, but never before $25. The greatest of a null and a time is the time.
--- `low` belongs to the id of this transaction: a transaction with a higher id began after $18 was read and
--- draws its positions after it got its id, so its events have higher positions. The xmax of a snapshot would
--- be too low: it follows the newest transaction that has ended, and newer ones may have drawn positions
--- already.
--- This is a statement by itself, not the end of a transaction that also reads: nothing is locked while the
--- relay matches, and a step costs two round trips instead of six.
+-- One point of priority counts as one minute of waiting: it moves the due time into the past, where
+-- claims begin, but never before $25. The greatest of a null and a time is the time.
+-- `low` belongs to the id of this transaction: a transaction with a higher id began after $18 was
+-- read and draws its positions after it got its id, so its events have higher positions. The xmax
+-- of a snapshot would be too low: it follows the newest transaction that has ended, and newer ones
+-- may have drawn positions already.
+-- This is a statement by itself, not the end of a transaction that also reads: nothing is locked
+-- while the relay matches, and a step costs two round trips instead of six.
 with moved as (
     update outbox.cursor
        set step       = step + 1,
            settled    = $2::text::pg_snapshot,
            low        = coalesce($3::bigint, $18::bigint),
-           low_xid    = case when $3::bigint is null then pg_current_xact_id() else $19::text::xid8 end,
+           low_xid    = case when $3::bigint is null then pg_current_xact_id()
+                             else $19::text::xid8 end,
            window_end = $4::text::pg_snapshot,
            window_low = case when $4::text is not null then coalesce($5::bigint, $18::bigint) end,
-           window_low_xid = case when $4::text is null then null when $5::bigint is null then pg_current_xact_id() else $20::text::xid8 end,
+           window_low_xid = case when $4::text is null then null
+                                 when $5::bigint is null then pg_current_xact_id()
+                                 else $20::text::xid8 end,
            page_after = $6::bigint,
            page_until = $7::bigint
      where step = $1::bigint
-    returning step, low, low_xid::text as low_xid, window_low, window_low_xid::text as window_low_xid
+    returning step, low, low_xid::text as low_xid, window_low,
+              window_low_xid::text as window_low_xid
 ),
 -- Past events are those that were routed before this step: the cursor's old row.
 fixed as (
     update outbox.starts as start
-       set settled = before.settled, window_end = before.window_end, page_after = before.page_after, until = $18::bigint + 1
+       set settled = before.settled, window_end = before.window_end,
+           page_after = before.page_after, until = $18::bigint + 1
       from moved
-     cross join (select cursor.settled, cursor.window_end, cursor.page_after from outbox.cursor as cursor where cursor.step = $1::bigint) as before
+     cross join (select cursor.settled, cursor.window_end, cursor.page_after
+                   from outbox.cursor as cursor
+                  where cursor.step = $1::bigint) as before
      where start.subscription_id = any ($21::bigint[])
        and start.settled is null
 ),
 paged as (
-    insert into outbox.pages (lease_token, due_at, relay, created_from, created_until, subscriptions, owed, owed_since)
-    select $11::uuid, now() + make_interval(secs => $12::double precision), $13::text, $16::timestamptz, $17::timestamptz,
-           array_agg(entry.subscription_id order by entry.n), array_agg(entry.positions::int8multirange order by entry.n), array[now()]
+    insert into outbox.pages (
+        lease_token, due_at, relay, created_from, created_until, subscriptions, owed, owed_since)
+    select $11::uuid, now() + make_interval(secs => $12::double precision), $13::text,
+           $16::timestamptz, $17::timestamptz,
+           array_agg(entry.subscription_id order by entry.n),
+           array_agg(entry.positions::int8multirange order by entry.n), array[now()]
       from moved
-     cross join unnest($8::integer[], $9::bigint[], $10::text[]) with ordinality as entry (page, subscription_id, positions, n)
+     cross join unnest($8::integer[], $9::bigint[], $10::text[]) with ordinality
+           as entry (page, subscription_id, positions, n)
      group by entry.page
      order by entry.page
     returning id
 ),
 waiting as (
     insert into outbox.backlog (subscription_id, positions, owed_since, created_from, created_until)
-    select entry.subscription_id, entry.positions::int8multirange, now(), $16::timestamptz, $17::timestamptz
+    select entry.subscription_id, entry.positions::int8multirange, now(),
+           $16::timestamptz, $17::timestamptz
       from moved
      cross join unnest($14::bigint[], $15::text[]) as entry (subscription_id, positions)
 ),
@@ -82,7 +94,8 @@ inserted as (
            greatest(coalesce(matched.deliver_after, now()), now()),
            greatest(matched.deliver_after, now() - make_interval(mins => matched.priority))
       from moved
-     cross join unnest($22::bigint[], $23::timestamptz[], $24::bigint[], $25::timestamptz[], $26::integer[])
+     cross join unnest($22::bigint[], $23::timestamptz[], $24::bigint[], $25::timestamptz[],
+                       $26::integer[])
            as matched (position, created_at, subscription_id, deliver_after, priority)
 )
 select paged.id, moved.low, moved.low_xid, moved.window_low, moved.window_low_xid

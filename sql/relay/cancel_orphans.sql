@@ -6,7 +6,8 @@ with backlog as (
                select orphan.ctid
                  from outbox.backlog as orphan
                 where orphan.subscription_id = $2::bigint
-                  and not exists (select from outbox.subscriptions as subscription where subscription.id = orphan.subscription_id)
+                  and not exists (select from outbox.subscriptions as subscription
+                                   where subscription.id = orphan.subscription_id)
                 limit $1::bigint
                   for update skip locked))
     returning 1
@@ -17,7 +18,8 @@ deliveries as (
                select orphan.ctid
                  from outbox.deliveries as orphan
                 where orphan.subscription_id = $2::bigint
-                  and not exists (select from outbox.subscriptions as subscription where subscription.id = orphan.subscription_id)
+                  and not exists (select from outbox.subscriptions as subscription
+                                   where subscription.id = orphan.subscription_id)
                 limit $1::bigint
                   for update skip locked))
     returning 1

@@ -1,5 +1,5 @@
--- Move the oldest positions of the backlog into pages of this relay: for each subscription, as many as are
--- wanted.
+-- Move the oldest positions of the backlog into pages of this relay: for each subscription, as many
+-- as are wanted.
 --   $1 subscriptions
 --   $2 positions wanted for each
 --   $3 smallest backlog id to look at for each
@@ -10,8 +10,9 @@
 --   $8 this relay
 --
 -- At most 64 rows are scanned for each subscription. A row of which not all is wanted is cut.
--- Each row of suspects gets a page of its own: when a relay dies, every pair of its page becomes suspect.
--- Pause and state of the subscription are read here too, so that all relays follow them at once.
+-- Each row of suspects gets a page of its own: when a relay dies, every pair of its page becomes
+-- suspect. Pause and state of the subscription are read here too, so that all relays follow them at
+-- once.
 with room (subscription_id, wanted, since, own) as (
     select * from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::boolean[])
 ),
@@ -24,8 +25,9 @@ due as materialized (
        and subscription.state in ('ok', 'invalid')  -- invalid for one relay may be ok for another
        and (subscription.paused_until is null or subscription.paused_until <= now())
      cross join lateral (
-           select backlog.ctid as address, backlog.id, backlog.subscription_id, backlog.positions, backlog.owed_since, backlog.created_from,
-                  backlog.created_until, backlog.deaths, backlog.alone, outbox.count_positions(backlog.positions) as size
+           select backlog.ctid as address, backlog.id, backlog.subscription_id, backlog.positions,
+                  backlog.owed_since, backlog.created_from, backlog.created_until, backlog.deaths,
+                  backlog.alone, outbox.count_positions(backlog.positions) as size
              from outbox.backlog as backlog
             where backlog.subscription_id = room.subscription_id
               and backlog.is_suspect = $5::boolean
@@ -37,40 +39,54 @@ due as materialized (
 ),
 taken as materialized (
     select sized.*, case when sized.before + sized.size <= sized.wanted then sized.positions
-                         else outbox.first_positions(sized.positions, sized.wanted - sized.before) end as part
-      from (select due.*, (sum(due.size) over (partition by due.subscription_id order by due.id) - due.size)::bigint as before from due) as sized
+                         else outbox.first_positions(sized.positions,
+                                                     sized.wanted - sized.before) end as part
+      from (select due.*,
+                   (sum(due.size) over (partition by due.subscription_id order by due.id)
+                    - due.size)::bigint as before
+              from due) as sized
      where sized.before < sized.wanted
 ),
 emptied as (
     delete from outbox.backlog as backlog
-     where backlog.ctid = any (array(select taken.address from taken where taken.before + taken.size <= taken.wanted))
+     where backlog.ctid = any (array(
+               select taken.address from taken where taken.before + taken.size <= taken.wanted))
     returning backlog.id
 ),
 cut as (
     update outbox.backlog as backlog
        set positions = backlog.positions - (
                select taken.part from taken where taken.id = backlog.id)
-     where backlog.ctid = any (array(select taken.address from taken where taken.before + taken.size > taken.wanted))
+     where backlog.ctid = any (array(
+               select taken.address from taken where taken.before + taken.size > taken.wanted))
     returning backlog.id
 ),
--- Only rows that were really taken: a row that another relay changed after this statement began is no longer
--- at its address.
+-- Only rows that were really taken: a row that another relay changed after this statement began is
+-- no longer at its address.
 moved as materialized (
     select emptied.id from emptied
     union all
     select cut.id from cut
 ),
 paged as (
-    insert into outbox.pages (lease_token, due_at, relay, deaths, alone, created_from, created_until, subscriptions, owed, owed_since)
-    select $6::uuid, now() + make_interval(secs => $7::double precision), $8::text, max(taken.deaths), max(taken.alone),
+    insert into outbox.pages (
+        lease_token, due_at, relay, deaths, alone, created_from, created_until, subscriptions,
+        owed, owed_since)
+    select $6::uuid, now() + make_interval(secs => $7::double precision), $8::text,
+           max(taken.deaths), max(taken.alone),
            min(taken.created_from), max(taken.created_until),
-           array_agg(taken.subscription_id order by taken.subscription_id, taken.id), array_agg(taken.part order by taken.subscription_id, taken.id),
+           array_agg(taken.subscription_id order by taken.subscription_id, taken.id),
+           array_agg(taken.part order by taken.subscription_id, taken.id),
            array_agg(taken.owed_since order by taken.subscription_id, taken.id)
       from taken
      where taken.id = any (array(select moved.id from moved))
-     group by case when $5::boolean then taken.id when taken.own then -taken.subscription_id else 0 end
-    returning id, deaths, alone, created_from, created_until, subscriptions, owed::text[] as owed, owed_since
+     group by case when $5::boolean then taken.id
+                   when taken.own then -taken.subscription_id
+                   else 0 end
+    returning id, deaths, alone, created_from, created_until, subscriptions,
+              owed::text[] as owed, owed_since
 )
-select paged.id, paged.deaths, paged.alone, paged.created_from, paged.created_until, paged.subscriptions, paged.owed, paged.owed_since,
+select paged.id, paged.deaths, paged.alone, paged.created_from, paged.created_until,
+       paged.subscriptions, paged.owed, paged.owed_since,
        '{}' as done
   from paged

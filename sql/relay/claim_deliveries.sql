@@ -6,12 +6,13 @@
 --   $5 length of the lease in seconds
 --
 -- One scan per subscription: a million rows waiting for one cost the others nothing.
--- `due` is materialized: as a plain subquery the limited scan may run more than once and lease too much.
--- Rows are updated by address, which is valid while their locks are held. With a join by key, the planner
--- expects many rows and reads the whole table.
--- A lease is a due time in the future: when a relay dies, its deliveries become due again by themselves. A
--- lease token that is still there then shows that the claim before this one ended without a verdict.
--- now() and not clock_timestamp(): only a stable function can bound the index scan.
+-- `due` is materialized: as a plain subquery the limited scan may run more than once and lease too
+-- much. Rows are updated by address, which is valid while their locks are held. With a join by key,
+-- the planner expects many rows and reads the whole table.
+-- A lease is a due time in the future: when a relay dies, its deliveries become due again by
+-- themselves. A lease token that is still there then shows that the claim before this one ended
+-- without a verdict. now() and not clock_timestamp(): only a stable function can bound the index
+-- scan.
 -- Pause and state of the subscription are read here too, so that all relays follow them at once.
 with room (subscription_id, permits, since) as (
     select * from unnest($1::bigint[], $2::integer[], $3::timestamptz[])
@@ -36,11 +37,13 @@ due as materialized (
            ) as waiting
 )
 update outbox.deliveries as delivery
-   set unfinished  = case when delivery.lease_token is null then delivery.unfinished else delivery.unfinished + 1 end,
+   set unfinished  = case when delivery.lease_token is null then delivery.unfinished
+                          else delivery.unfinished + 1 end,
        lease_token = $4::uuid,
        due_at      = now() + make_interval(secs => $5::double precision),
        attempt     = delivery.attempt + 1,
        asked       = false
  where delivery.ctid = any (array(select due.address from due))
-returning delivery.id, delivery.subscription_id, delivery.position, delivery.created_at, delivery.owed_since, delivery.attempt,
+returning delivery.id, delivery.subscription_id, delivery.position, delivery.created_at,
+          delivery.owed_since, delivery.attempt,
           delivery.unfinished

@@ -1,6 +1,11 @@
 -- Count what is outstanding for a subscription, without the pages that relays hold.
 --   $1 subscription   $2 how many rows of each table to look at
-select (select count(*) from (select from outbox.deliveries as delivery where delivery.subscription_id = $1::bigint limit $2::bigint) as counted)
+select (select count(*)
+          from (select from outbox.deliveries as delivery
+                 where delivery.subscription_id = $1::bigint
+                 limit $2::bigint) as counted)
        + coalesce((select sum(counted.size)
-                     from (select outbox.count_positions(backlog.positions) as size from outbox.backlog as backlog
-                            where backlog.subscription_id = $1::bigint limit $2::bigint) as counted), 0)::bigint as owed;
+                     from (select outbox.count_positions(backlog.positions) as size
+                             from outbox.backlog as backlog
+                            where backlog.subscription_id = $1::bigint
+                            limit $2::bigint) as counted), 0)::bigint as owed;

@@ -1,9 +1,10 @@
 -- Find the subscriptions with rows in the backlog, separately for suspects and others.
 --   $1 smallest id to look at; null: all
 --
--- Without $1, a scan that jumps from subscription to subscription also finds rows of deleted subscriptions.
--- With $1, each subscription is looked up, but only if the backlog has such an id at all. The newest id is
--- found at the right end of its index, however many dead rows an old transaction keeps there.
+-- Without $1, a scan that jumps from subscription to subscription also finds rows of deleted
+-- subscriptions. With $1, each subscription is looked up, but only if the backlog has such an id at
+-- all. The newest id is found at the right end of its index, however many dead rows an old
+-- transaction keeps there.
 with recursive outstanding as (
     (select backlog.subscription_id
        from outbox.backlog as backlog
@@ -20,7 +21,11 @@ with recursive outstanding as (
      where outstanding.subscription_id is not null
 ),
 newest as materialized (
-    select backlog.id from outbox.backlog as backlog where backlog.id >= coalesce($1::bigint, 0) order by backlog.id desc limit 1
+    select backlog.id
+      from outbox.backlog as backlog
+     where backlog.id >= coalesce($1::bigint, 0)
+     order by backlog.id desc
+     limit 1
 ),
 candidate as (
     select outstanding.subscription_id
@@ -32,7 +37,8 @@ candidate as (
      where $1::bigint is not null
        and exists (select from newest)
 )
-select candidate.subscription_id, kind.is_suspect, first.id as first_id, (select newest.id from newest) as newest_id
+select candidate.subscription_id, kind.is_suspect, first.id as first_id,
+       (select newest.id from newest) as newest_id
   from candidate
  cross join (values (false), (true)) as kind (is_suspect)
  cross join lateral (

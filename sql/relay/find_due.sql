@@ -1,11 +1,11 @@
 -- Find the subscriptions with deliveries, and when the first delivery of each is due.
 --   $1 earliest due time to look at; null: all
 --
--- While an old transaction is open, the index keeps entries of deliveries that were settled long ago; $1
--- skips them. With $1 each subscription is looked up, because a scan from subscription to subscription would
--- pass all these entries.
--- Without $1, a scan that jumps from subscription to subscription, one index probe for each, also finds
--- deliveries of deleted subscriptions.
+-- While an old transaction is open, the index keeps entries of deliveries that were settled long
+-- ago; $1 skips them. With $1 each subscription is looked up, because a scan from subscription to
+-- subscription would pass all these entries.
+-- Without $1, a scan that jumps from subscription to subscription, one index probe for each, also
+-- finds deliveries of deleted subscriptions.
 with recursive outstanding as (
     (select delivery.subscription_id
        from outbox.deliveries as delivery

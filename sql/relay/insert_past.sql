@@ -1,5 +1,5 @@
--- Write past events that a subscription wants, and move on from where they were read. If another relay was
--- faster, nothing is written and no row is returned.
+-- Write past events that a subscription wants, and move on from where they were read. If another
+-- relay was faster, nothing is written and no row is returned.
 --   $1 subscription
 --   $2 position up to which the log was read before
 --   $3 position up to which it is read now
@@ -16,13 +16,18 @@ with moved as (
 ),
 waiting as (
     insert into outbox.backlog (subscription_id, positions, owed_since, created_from, created_until)
-    select moved.subscription_id, $4::text::int8multirange, now(), $5::timestamptz, $6::timestamptz from moved where $4::text is not null
+    select moved.subscription_id, $4::text::int8multirange, now(),
+           $5::timestamptz, $6::timestamptz
+      from moved
+     where $4::text is not null
 ),
 inserted as (
     insert into outbox.deliveries (position, created_at, subscription_id, owed_since, due_at)
-    select past.position, past.created_at, moved.subscription_id, greatest(coalesce(past.deliver_after, now()), now()),
+    select past.position, past.created_at, moved.subscription_id,
+           greatest(coalesce(past.deliver_after, now()), now()),
            greatest(past.deliver_after, now() - make_interval(mins => past.priority))
       from moved
-     cross join unnest($7::bigint[], $8::timestamptz[], $9::timestamptz[], $10::integer[]) as past (position, created_at, deliver_after, priority)
+     cross join unnest($7::bigint[], $8::timestamptz[], $9::timestamptz[], $10::integer[])
+           as past (position, created_at, deliver_after, priority)
 )
 select subscription_id from moved;

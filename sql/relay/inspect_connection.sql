@@ -5,5 +5,6 @@ select pg_is_in_recovery() as in_recovery,
        current_setting('server_version_num')::integer as server_version,
        to_regclass('outbox.cursor') is not null as migrated,
        case when to_regclass('outbox.cursor') is not null
-            then has_table_privilege('outbox.cursor', 'update') and has_table_privilege('outbox.deliveries', 'insert') end as permitted,
+            then has_table_privilege('outbox.cursor', 'update')
+                 and has_table_privilege('outbox.deliveries', 'insert') end as permitted,
        extract(epoch from clock_timestamp())::double precision as clock

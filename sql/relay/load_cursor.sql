@@ -1,8 +1,8 @@
 -- Read the cursor without a lock: advance_cursor.sql finds out whether another relay has moved it.
 --   $1 a step that was seen before, or 0
 --
--- The index is scanned backward from its right end and never below $1: while an old transaction is open, dead
--- row versions are all to the left.
+-- The index is scanned backward from its right end and never below $1: while an old transaction is
+-- open, dead row versions are all to the left.
 select cursor.step,
        cursor.settled::text                        as settled,
        pg_snapshot_xmax(cursor.settled)::text      as settled_xmax,

@@ -3,12 +3,14 @@
 --   $2 $3 first and last created_at of the events, which select the partitions
 --   $4 size in bytes of the largest payload that is wanted
 --
--- An event whose payload is longer than 256 KiB as text is left out: a few bytes such as 1e131071 can become
--- very long.
+-- An event whose payload is longer than 256 KiB as text is left out: a few bytes such as 1e131071
+-- can become very long.
 -- Event columns come first and in this order, because the relay reads them by place.
-select event.position, event.created_at, event.id, event.topic, event.key, event.organization, event.source, event.user_id,
-       event.schema_version, event.headers, case when octet_length(event.payload) <= $4::integer then event.payload end as payload
-  from (select event.position, event.created_at, event.id, event.topic, event.key, event.organization, event.source, event.user_id,
+select event.position, event.created_at, event.id, event.topic, event.key, event.organization,
+       event.source, event.user_id, event.schema_version, event.headers,
+       case when octet_length(event.payload) <= $4::integer then event.payload end as payload
+  from (select event.position, event.created_at, event.id, event.topic, event.key,
+               event.organization, event.source, event.user_id,
                event.schema_version, event.headers::text as headers, event.payload::text as payload
           from outbox.events as event
          where event.position = any ($1::bigint[])

@@ -1,11 +1,15 @@
--- Read the subscriptions that changed since a snapshot, the ids of all, and the generation, in one snapshot.
+-- Read the subscriptions that changed since a snapshot, the ids of all, and the generation, in one
+-- snapshot.
 --   $1 snapshot of the last load; null: all rows
 select now_seen.snapshot, now_seen.generation, now_seen.ids,
-       subscription.id, subscription.name, subscription.topics, subscription.sink, subscription.config, subscription.match::text as match,
-       subscription.filter, subscription.transform, subscription.schema_version, subscription.organization,
-       subscription.keys, subscription.retry, subscription.max_in_flight, subscription.active, subscription.state,
+       subscription.id, subscription.name, subscription.topics, subscription.sink,
+       subscription.config, subscription.match::text as match, subscription.filter,
+       subscription.transform, subscription.schema_version, subscription.organization,
+       subscription.keys, subscription.retry, subscription.max_in_flight, subscription.active,
+       subscription.state,
        subscription.state_reason,
-       exists (select from outbox.starts as start where start.subscription_id = subscription.id) as starting,
+       exists (select from outbox.starts as start
+                where start.subscription_id = subscription.id) as starting,
        -- The relay has no infinite times.
        least(greatest(subscription.paused_until, '2000-01-01Z'), '2200-01-01Z') as paused_until
   from (select pg_current_snapshot()::text as snapshot,

@@ -1,19 +1,27 @@
--- Measure what is outstanding for each subscription, for metrics: the number of deliveries, and the age of
--- the oldest.
+-- Measure what is outstanding for each subscription, for metrics: the number of deliveries, and the
+-- age of the oldest.
 --
 -- The number of rows that are looked at for each subscription is limited; pages are few.
 with held as materialized (
-    select entry.subscription_id, sum(outbox.count_positions(entry.owed))::bigint as pairs, min(page.created_from) as oldest
+    select entry.subscription_id, sum(outbox.count_positions(entry.owed))::bigint as pairs,
+           min(page.created_from) as oldest
       from outbox.pages as page
      cross join lateral unnest(page.subscriptions, page.owed) as entry (subscription_id, owed)
      group by entry.subscription_id
 )
 select subscription.id as subscription_id, subscription.name,
-       (select count(*) from (select from outbox.deliveries as delivery where delivery.subscription_id = subscription.id limit 100000) as counted)
+       (select count(*)
+          from (select from outbox.deliveries as delivery
+                 where delivery.subscription_id = subscription.id
+                 limit 100000) as counted)
        + coalesce((select sum(counted.size)
-                     from (select outbox.count_positions(backlog.positions) as size from outbox.backlog as backlog
-                            where backlog.subscription_id = subscription.id limit 10000) as counted), 0)::bigint
-       + coalesce((select held.pairs from held where held.subscription_id = subscription.id), 0) as outstanding,
+                     from (select outbox.count_positions(backlog.positions) as size
+                             from outbox.backlog as backlog
+                            where backlog.subscription_id = subscription.id
+                            limit 10000) as counted), 0)::bigint
+       + coalesce((select held.pairs
+                     from held
+                    where held.subscription_id = subscription.id), 0) as outstanding,
        extract(epoch from now() - least(
            (select min(head.created_at)
               from (select delivery.created_at from outbox.deliveries as delivery
@@ -23,5 +31,7 @@ select subscription.id as subscription_id, subscription.name,
               from (select backlog.created_from from outbox.backlog as backlog
                      where backlog.subscription_id = subscription.id
                      order by backlog.is_suspect, backlog.id limit 100) as head),
-           (select held.oldest from held where held.subscription_id = subscription.id)))::double precision as oldest_age
+           (select held.oldest
+              from held
+             where held.subscription_id = subscription.id)))::double precision as oldest_age
   from outbox.subscriptions as subscription

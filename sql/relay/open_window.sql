@@ -1,18 +1,19 @@
--- There are more new events than fit one page: fix the snapshot at which their window ends, and the positions
--- between which its events lie.
+-- There are more new events than fit one page: fix the snapshot at which their window ends, and the
+-- positions between which its events lie.
 --   $1 low of the cursor
 --   $2 transactions in progress in the cursor's snapshot
 --   $3 xmax of the cursor's snapshot
 --   $4 low_xid of the cursor
 --
 -- Events of transactions with a higher id than `low_xid` have higher positions than `low`. Of the
--- transactions in $2, and of those from $3 to $4, the first position is found with the index on (xid,
--- position). `page_until` is read after the snapshot was taken, so no event of the window has a higher
--- position.
+-- transactions in $2, and of those from $3 to $4, the first position is found with the index on
+-- (xid, position). `page_until` is read after the snapshot was taken, so no event of the window has
+-- a higher position.
 with was_open (xid) as (
     select named.xid::xid8 from unnest($2::text[]) as named (xid)
     union all
-    select newer.xid::text::xid8 from generate_series($3::text::bigint, $4::text::bigint) as newer (xid)
+    select newer.xid::text::xid8
+      from generate_series($3::text::bigint, $4::text::bigint) as newer (xid)
 )
 select pg_current_snapshot()::text as window_end,
        least($1::bigint, (

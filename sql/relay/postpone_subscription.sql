@@ -1,15 +1,20 @@
--- Destinations asked for pauses: no relay sends to these subscriptions until a pause ends. A pause is never
--- shortened, and a change of less than a second is not written.
+-- Destinations asked for pauses: no relay sends to these subscriptions until a pause ends. A pause
+-- is never shortened, and a change of less than a second is not written.
 --   $1 subscriptions   $2 lengths in seconds, in the order of $1
 update outbox.subscriptions as subscription
-   set paused_until = now() + make_interval(secs => ($2::double precision[])[array_position($1::bigint[], subscription.id)])
+   set paused_until = now() + make_interval(
+           secs => ($2::double precision[])[array_position($1::bigint[], subscription.id)])
  where subscription.id = any (array(
            select asked.id
              from outbox.subscriptions as asked
             where asked.id = any ($1::bigint[])
               and (asked.paused_until is null
-                   or asked.paused_until < now() + make_interval(secs => ($2::double precision[])[array_position($1::bigint[], asked.id)])
-                                           - interval '1 second')
+                   or asked.paused_until
+                      < now()
+                        + make_interval(
+                              secs => ($2::double precision[])[array_position($1::bigint[],
+                                                                              asked.id)])
+                        - interval '1 second')
             order by asked.id
               for update skip locked))
 returning subscription.id

@@ -6,27 +6,31 @@
 --   $5 step of the cursor
 --
 -- The snapshot is passed in parts: joined from a table, it could not bound the index scan.
--- There are two branches because no single index scan answers a range `or` an `any`. Of the transactions in
--- $2 only those that have ended are scanned, so that a bulk load in progress is not scanned each time.
--- There is always at least one row. Every row has the snapshot, the generation of subscriptions in it, the
--- current step of the cursor and the highest position drawn so far. When the step is not $5, the relay drops
--- what it read.
+-- There are two branches because no single index scan answers a range `or` an `any`. Of the
+-- transactions in $2 only those that have ended are scanned, so that a bulk load in progress is not
+-- scanned each time. There is always at least one row. Every row has the snapshot, the generation
+-- of subscriptions in it, the current step of the cursor and the highest position drawn so far.
+-- When the step is not $5, the relay drops what it read.
 -- Payloads above 16 KiB are left out and read before they are sent.
 -- Event columns come first and in this order, because the relay reads them by place.
 with fresh as materialized (
     select began.*
-      from (select event.position, event.created_at, event.id, event.topic, event.key, event.organization, event.priority,
-                   event.deliver_after, event.source, event.user_id, event.schema_version, event.headers,
-                   case when $4::boolean and pg_column_size(event.payload) <= 16384 then event.payload::text end as payload
+      from (select event.position, event.created_at, event.id, event.topic, event.key,
+                   event.organization, event.priority, event.deliver_after, event.source,
+                   event.user_id, event.schema_version, event.headers,
+                   case when $4::boolean and pg_column_size(event.payload) <= 16384
+                        then event.payload::text end as payload
               from outbox.events as event
              where event.xid >= $1::text::xid8
              order by event.xid, event.position
              limit $3::bigint) as began
     union all
     select ended.*
-      from (select event.position, event.created_at, event.id, event.topic, event.key, event.organization, event.priority,
-                   event.deliver_after, event.source, event.user_id, event.schema_version, event.headers,
-                   case when $4::boolean and pg_column_size(event.payload) <= 16384 then event.payload::text end as payload
+      from (select event.position, event.created_at, event.id, event.topic, event.key,
+                   event.organization, event.priority, event.deliver_after, event.source,
+                   event.user_id, event.schema_version, event.headers,
+                   case when $4::boolean and pg_column_size(event.payload) <= 16384
+                        then event.payload::text end as payload
               from unnest($2::text[]) as was_open (xid)
              cross join lateral (
                    select late.*
@@ -40,13 +44,19 @@ with fresh as materialized (
              where pg_visible_in_snapshot(was_open.xid::xid8, pg_current_snapshot())
              limit $3::bigint) as ended
 )
-select fresh.position, fresh.created_at, fresh.id, fresh.topic, fresh.key, fresh.organization, fresh.source,
+select fresh.position, fresh.created_at, fresh.id, fresh.topic, fresh.key, fresh.organization,
+       fresh.source,
        fresh.user_id, fresh.schema_version, fresh.headers::text as headers,
        case when octet_length(fresh.payload) <= 16384 then fresh.payload end as payload,
        fresh.priority, fresh.deliver_after,
        now_seen.snapshot, now_seen.generation, now_seen.step, now_seen.drawn
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,
-               (select cursor.step from outbox.cursor as cursor where cursor.step >= $5::bigint order by cursor.step desc limit 1) as step,
-               (select sequence.last_value - 1 from outbox.events_position_seq as sequence) as drawn) as now_seen
+               (select cursor.step
+                  from outbox.cursor as cursor
+                 where cursor.step >= $5::bigint
+                 order by cursor.step desc
+                 limit 1) as step,
+               (select sequence.last_value - 1
+                  from outbox.events_position_seq as sequence) as drawn) as now_seen
   left join fresh on true

@@ -7,13 +7,15 @@
 --   $6 whether payloads are wanted
 --   $7 step of the cursor
 --
--- Ordered by position, not by transaction id: when publishers lock the row of their entity, the events of a
--- key have the order of their positions.
+-- Ordered by position, not by transaction id: when publishers lock the row of their entity, the
+-- events of a key have the order of their positions.
 -- There is always at least one row. Its columns are those of read_events.sql.
 with page as materialized (
-    select event.position, event.created_at, event.id, event.topic, event.key, event.organization, event.priority,
-           event.deliver_after, event.source, event.user_id, event.schema_version, event.headers,
-           case when $6::boolean and pg_column_size(event.payload) <= 16384 then event.payload::text end as payload
+    select event.position, event.created_at, event.id, event.topic, event.key, event.organization,
+           event.priority, event.deliver_after, event.source, event.user_id, event.schema_version,
+           event.headers,
+           case when $6::boolean and pg_column_size(event.payload) <= 16384
+                then event.payload::text end as payload
       from outbox.events as event
      where event.position > $3::bigint
        and event.position <= $4::bigint
@@ -22,14 +24,20 @@ with page as materialized (
      order by event.position
      limit $5::bigint
 )
-select page.position, page.created_at, page.id, page.topic, page.key, page.organization, page.source,
+select page.position, page.created_at, page.id, page.topic, page.key, page.organization,
+       page.source,
        page.user_id, page.schema_version, page.headers::text as headers,
        case when octet_length(page.payload) <= 16384 then page.payload end as payload,
        page.priority, page.deliver_after,
        now_seen.snapshot, now_seen.generation, now_seen.step, now_seen.drawn
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,
-               (select cursor.step from outbox.cursor as cursor where cursor.step >= $7::bigint order by cursor.step desc limit 1) as step,
-               (select sequence.last_value - 1 from outbox.events_position_seq as sequence) as drawn) as now_seen
+               (select cursor.step
+                  from outbox.cursor as cursor
+                 where cursor.step >= $7::bigint
+                 order by cursor.step desc
+                 limit 1) as step,
+               (select sequence.last_value - 1
+                  from outbox.events_position_seq as sequence) as drawn) as now_seen
   left join page on true
  order by page.position

@@ -8,10 +8,10 @@
 --   $7 how many events to look at
 --   $8 whether payloads are wanted
 --
--- The limit counts events that are looked at, not those that are found: a statement must not read the whole
--- log to find one event at its end.
--- There is always at least one row; every row has the position that was reached. Payloads above 16 KiB are
--- left out.
+-- The limit counts events that are looked at, not those that are found: a statement must not read
+-- the whole log to find one event at its end.
+-- There is always at least one row; every row has the position that was reached. Payloads above 16
+-- KiB are left out.
 -- Event columns come first and in this order, because the relay reads them by place.
 with looked_at as materialized (
     select event.*
@@ -22,15 +22,20 @@ with looked_at as materialized (
      limit $7::bigint
 ),
 past as materialized (
-    select looked_at.position, looked_at.created_at, looked_at.id, looked_at.topic, looked_at.key, looked_at.organization, looked_at.source,
-           looked_at.user_id, looked_at.schema_version, looked_at.headers, looked_at.priority, looked_at.deliver_after,
-           case when $8::boolean and pg_column_size(looked_at.payload) <= 16384 then looked_at.payload::text end as payload
+    select looked_at.position, looked_at.created_at, looked_at.id, looked_at.topic, looked_at.key,
+           looked_at.organization, looked_at.source, looked_at.user_id, looked_at.schema_version,
+           looked_at.headers, looked_at.priority, looked_at.deliver_after,
+           case when $8::boolean and pg_column_size(looked_at.payload) <= 16384
+                then looked_at.payload::text end as payload
       from looked_at
      where (pg_visible_in_snapshot(looked_at.xid, $3::text::pg_snapshot)
-            or $4::text is not null and looked_at.position <= $5::bigint and pg_visible_in_snapshot(looked_at.xid, $4::text::pg_snapshot))
+            or $4::text is not null
+               and looked_at.position <= $5::bigint
+               and pg_visible_in_snapshot(looked_at.xid, $4::text::pg_snapshot))
        and ($6::timestamptz is null or looked_at.created_at >= $6::timestamptz)
 )
-select past.position, past.created_at, past.id, past.topic, past.key, past.organization, past.source,
+select past.position, past.created_at, past.id, past.topic, past.key, past.organization,
+       past.source,
        past.user_id, past.schema_version, past.headers::text as headers,
        case when octet_length(past.payload) <= 16384 then past.payload end as payload,
        past.priority, past.deliver_after,

@@ -1,5 +1,5 @@
--- Extend leases of deliveries. Returns the deliveries that this relay still holds, and whether each lease was
--- extended: a row that is locked is skipped and does not delay the others.
+-- Extend leases of deliveries. Returns the deliveries that this relay still holds, and whether each
+-- lease was extended: a row that is locked is skipped and does not delay the others.
 --   $1 deliveries   $2 lease tokens of this relay   $3 length of the lease in seconds
 --
 -- The rows are found once by their ids, and then locked and updated by address.

@@ -1,5 +1,5 @@
--- Extend leases of pages. Returns the pages that this relay still holds, and whether each lease was extended:
--- a row that is locked is skipped and does not delay the others.
+-- Extend leases of pages. Returns the pages that this relay still holds, and whether each lease was
+-- extended: a row that is locked is skipped and does not delay the others.
 --   $1 pages   $2 lease tokens of this relay   $3 length of the lease in seconds
 with free as materialized (
     select page.ctid as address

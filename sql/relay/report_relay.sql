@@ -13,18 +13,25 @@
 --   $12 deliveries leased and not begun
 --   $13 deliveries answered and not recorded
 with seen as (
-    insert into outbox.relays as relay (name, version, started_at, seen_at, permits, in_flight, leased_ahead, unsettled)
-    values ($1::text, $2::text, now() - make_interval(secs => $3::double precision), now(), $4::integer, $5::integer,
-            $12::integer, $13::integer)
+    insert into outbox.relays as relay (
+        name, version, started_at, seen_at, permits, in_flight, leased_ahead, unsettled)
+    values (
+        $1::text, $2::text, now() - make_interval(secs => $3::double precision), now(),
+        $4::integer, $5::integer, $12::integer, $13::integer)
     on conflict (name) do update
        set version = excluded.version, started_at = excluded.started_at, seen_at = excluded.seen_at,
-           permits = excluded.permits, in_flight = excluded.in_flight, leased_ahead = excluded.leased_ahead,
+           permits = excluded.permits, in_flight = excluded.in_flight,
+           leased_ahead = excluded.leased_ahead,
            unsettled = excluded.unsettled
 )
-insert into outbox.relay_subscriptions as report (relay, subscription_id, delivered, failed, breaker, filter_errors, last_filter_error, reported_at)
-select $1::text, did.subscription_id, did.delivered, did.failed, did.breaker, did.filter_errors, did.last_filter_error, now()
+insert into outbox.relay_subscriptions as report (
+    relay, subscription_id, delivered, failed, breaker, filter_errors, last_filter_error,
+    reported_at)
+select $1::text, did.subscription_id, did.delivered, did.failed, did.breaker, did.filter_errors,
+       did.last_filter_error, now()
   from unnest($6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::text[])
        as did (subscription_id, delivered, failed, breaker, filter_errors, last_filter_error)
 on conflict (relay, subscription_id) do update
    set delivered = excluded.delivered, failed = excluded.failed, breaker = excluded.breaker,
-       filter_errors = excluded.filter_errors, last_filter_error = excluded.last_filter_error, reported_at = excluded.reported_at
+       filter_errors = excluded.filter_errors, last_filter_error = excluded.last_filter_error,
+       reported_at = excluded.reported_at

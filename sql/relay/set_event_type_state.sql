@@ -1,5 +1,5 @@
--- Record whether relays can use an event type, unless this is recorded already or the type was changed since
--- it was read.
+-- Record whether relays can use an event type, unless this is recorded already or the type was
+-- changed since it was read.
 --   $1 id
 --   $2 why it cannot be used; null: it can
 --   $3 topic   $4 version   $5 schema   $6 upcast, all as the relay read them

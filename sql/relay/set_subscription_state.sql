@@ -1,5 +1,5 @@
--- Record the state of a subscription. Nothing is written while the row is locked, or when its state is not
--- $4: the relay checks the subscription again later.
+-- Record the state of a subscription. Nothing is written while the row is locked, or when its state
+-- is not $4: the relay checks the subscription again later.
 --   $1 subscription   $2 new state   $3 reason   $4 state that it must have now
 update outbox.subscriptions as subscription
    set state = $2::text,

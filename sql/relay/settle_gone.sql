@@ -1,5 +1,5 @@
--- Hold deliveries whose destination is gone: they get no lease, and nothing claims them until an operator
--- resumes the subscription. Deliveries whose lease was lost are not changed.
+-- Hold deliveries whose destination is gone: they get no lease, and nothing claims them until an
+-- operator resumes the subscription. Deliveries whose lease was lost are not changed.
 --   $1 deliveries   $2 lease tokens of this relay
 update outbox.deliveries as delivery
    set lease_token = null,

@@ -1,5 +1,5 @@
--- Record which pairs of pages were delivered, when none of them failed. Pages whose lease was lost are not
--- changed.
+-- Record which pairs of pages were delivered, when none of them failed. Pages whose lease was lost
+-- are not changed.
 --   $1 pages with outstanding pairs
 --   $2 numbers of the pairs that are settled now, in the order of $1
 --   $3 pages without outstanding pairs, which are deleted

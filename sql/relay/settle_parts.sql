@@ -1,7 +1,7 @@
--- Record which pairs of pages are settled, when some were not delivered: failed pairs become deliveries or
--- dead letters, and pairs that cannot be delivered now go back to the backlog. Pages whose lease was lost are
--- not changed. Pairs that were settled before are not written again: the relay repeats this statement when it
--- lost the answer.
+-- Record which pairs of pages are settled, when some were not delivered: failed pairs become
+-- deliveries or dead letters, and pairs that cannot be delivered now go back to the backlog. Pages
+-- whose lease was lost are not changed. Pairs that were settled before are not written again: the
+-- relay repeats this statement when it lost the answer.
 --   $1 pages with outstanding pairs
 --   $2 numbers of the pairs that are settled now, in the order of $1
 --   $3 pages without outstanding pairs, which are deleted
@@ -11,7 +11,8 @@
 --   $10 owed_since   $11 attempts so far   $12 seconds until it is due
 --   $13 claims that ended without a verdict
 --   Dead letters:
---   $14 page   $15 number of the pair   $16 subscription   $17 position   $18 created_at of the event
+--   $14 page   $15 number of the pair   $16 subscription   $17 position   $18 created_at of the
+--     event
 --   $19 attempts   $20 reason   $21 status code   $22 answer
 --   Backlog:
 --   $23 page   $24 numbers of the pairs   $25 subscription   $26 positions   $27 owed_since
@@ -37,37 +38,50 @@ moved as (
        and page.id = any ($1::bigint[])
 ),
 retried as (
-    insert into outbox.deliveries (subscription_id, due_at, position, created_at, owed_since, attempt, unfinished)
-    select failed.subscription_id, clock_timestamp() + make_interval(secs => failed.wait), failed.position, failed.created_at,
+    insert into outbox.deliveries (
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished)
+    select failed.subscription_id, clock_timestamp() + make_interval(secs => failed.wait),
+           failed.position, failed.created_at,
            failed.owed_since, failed.attempt, failed.unfinished
-      from unnest($5::bigint[], $6::integer[], $7::bigint[], $8::bigint[], $9::timestamptz[], $10::timestamptz[], $11::integer[],
-                  $12::double precision[], $13::integer[])
-           as failed (page, number, subscription_id, position, created_at, owed_since, attempt, wait, unfinished)
+      from unnest($5::bigint[], $6::integer[], $7::bigint[], $8::bigint[], $9::timestamptz[],
+                  $10::timestamptz[], $11::integer[], $12::double precision[], $13::integer[])
+           as failed (page, number, subscription_id, position, created_at, owed_since, attempt,
+                      wait, unfinished)
       join held on held.id = failed.page and not held.done @> failed.number
 ),
 buried as (
-    insert into outbox.dead_letters (subscription_id, subscription, reason, status, answer, attempts, event_id, position, created_at,
-                                     topic, key, payload, headers, organization, source, user_id, priority, schema_version)
+    insert into outbox.dead_letters (
+        subscription_id, subscription, reason, status, answer, attempts, event_id, position,
+        created_at, topic, key, payload, headers, organization, source, user_id, priority,
+        schema_version)
     select dead.subscription_id,
-           coalesce((select subscription.name from outbox.subscriptions as subscription where subscription.id = dead.subscription_id), 'deleted'),
+           coalesce((select subscription.name
+                       from outbox.subscriptions as subscription
+                      where subscription.id = dead.subscription_id), 'deleted'),
            dead.reason, dead.status, dead.answer, dead.attempts,
-           coalesce(event.id, '00000000-0000-0000-0000-000000000000'), dead.position, dead.created_at,
-           coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'), coalesce(event.headers, '{}'),
-           event.organization, event.source, event.user_id, coalesce(event.priority, 0), event.schema_version
-      from unnest($14::bigint[], $15::integer[], $16::bigint[], $17::bigint[], $18::timestamptz[], $19::integer[], $20::text[],
-                  $21::integer[], $22::text[])
-           as dead (page, number, subscription_id, position, created_at, attempts, reason, status, answer)
+           coalesce(event.id, '00000000-0000-0000-0000-000000000000'),
+           dead.position, dead.created_at,
+           coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'),
+           coalesce(event.headers, '{}'), event.organization, event.source, event.user_id,
+           coalesce(event.priority, 0), event.schema_version
+      from unnest($14::bigint[], $15::integer[], $16::bigint[], $17::bigint[], $18::timestamptz[],
+                  $19::integer[], $20::text[], $21::integer[], $22::text[])
+           as dead (page, number, subscription_id, position, created_at, attempts, reason, status,
+                    answer)
       join held on held.id = dead.page and not held.done @> dead.number
       left join outbox.events as event  -- a deleted event leaves a dead letter too
         on event.position = dead.position
        and event.created_at = dead.created_at
 ),
 returned as (
-    insert into outbox.backlog (subscription_id, positions, owed_since, created_from, created_until, deaths, alone)
-    select back.subscription_id, back.positions::int8multirange, back.owed_since, back.created_from, back.created_until, back.deaths, back.alone
-      from unnest($23::bigint[], $24::text[], $25::bigint[], $26::text[], $27::timestamptz[], $28::timestamptz[], $29::timestamptz[],
-                  $30::smallint[], $31::smallint[])
-           as back (page, numbers, subscription_id, positions, owed_since, created_from, created_until, deaths, alone)
+    insert into outbox.backlog (
+        subscription_id, positions, owed_since, created_from, created_until, deaths, alone)
+    select back.subscription_id, back.positions::int8multirange, back.owed_since,
+           back.created_from, back.created_until, back.deaths, back.alone
+      from unnest($23::bigint[], $24::text[], $25::bigint[], $26::text[], $27::timestamptz[],
+                  $28::timestamptz[], $29::timestamptz[], $30::smallint[], $31::smallint[])
+           as back (page, numbers, subscription_id, positions, owed_since, created_from,
+                    created_until, deaths, alone)
       join held on held.id = back.page and not held.done && back.numbers::int4multirange
 )
 select held.id from held

@@ -8,10 +8,13 @@
 update outbox.deliveries as delivery
    set lease_token = null,
        unfinished  = 0,
-       attempt     = case when ($4::boolean[])[array_position($1::bigint[], delivery.id)] then delivery.attempt
+       attempt     = case when ($4::boolean[])[array_position($1::bigint[], delivery.id)]
+                          then delivery.attempt
                           else greatest(delivery.attempt - 1, 0) end,
        due_at      = clock_timestamp()
-                     + make_interval(secs => ($3::double precision[])[array_position($1::bigint[], delivery.id)])
+                     + make_interval(
+                           secs => ($3::double precision[])[array_position($1::bigint[],
+                                                                           delivery.id)])
  where delivery.id = any ($1::bigint[])
    and delivery.lease_token = any ($2::uuid[])
 returning delivery.id

@@ -16,5 +16,6 @@ update outbox.pages as page
             order by dead.id
             limit $2::bigint
               for update skip locked))
-returning page.id, page.deaths, page.alone, page.created_from, page.created_until, page.subscriptions, page.owed::text[] as owed,
+returning page.id, page.deaths, page.alone, page.created_from, page.created_until,
+          page.subscriptions, page.owed::text[] as owed,
           page.owed_since, page.done::text as done

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::{
-    event::{Event, types::Types},
+    event::{Event, Position, types::Types},
     sink::Outgoing,
     subscription::{Condition, Subscription, Wanted},
 };
@@ -19,7 +19,7 @@ pub struct Trial {
     /// Public id of the event.
     pub event: Uuid,
     /// Place of the event in the log.
-    pub position: i64,
+    pub position: Position,
     /// Topic of the event.
     pub topic: String,
     /// Whether it would be delivered.

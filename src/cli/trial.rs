@@ -17,7 +17,7 @@ use super::{
 use crate::{
     admin::{self, Trial},
     event::{
-        Event,
+        Event, Position,
         types::{EventType, Types},
     },
     store::SubscriptionRow,
@@ -185,7 +185,7 @@ fn read(path: &PathBuf) -> anyhow::Result<Event> {
     })?;
     Ok(Event {
         id: written.id.unwrap_or_default(),
-        position: 0,
+        position: Position::default(),
         created_at: written.created_at.unwrap_or_else(|| SystemTime::now().into()),
         topic: written.topic,
         key: written.key,

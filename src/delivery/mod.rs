@@ -1,11 +1,13 @@
 //! Deliveries: the outcome of an attempt, the verdict that is recorded, and the retry schedule. Pure.
 
 pub mod duration;
+mod ids;
 pub mod ranges;
 mod retry;
 mod verdict;
 
 pub use self::{
+    ids::{DeliveryId, PageId, SubscriptionId},
     retry::RetryPolicy,
     verdict::{LONGEST_PAUSE, Outcome, Reason, Verdict, verdict},
 };

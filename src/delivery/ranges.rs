@@ -15,7 +15,8 @@ pub struct NotRanges;
 
 impl Ranges {
     /// Adds a number. Fast if numbers are added in ascending order.
-    pub fn insert(&mut self, number: i64) {
+    pub fn insert(&mut self, number: impl Into<i64>) {
+        let number = number.into();
         match self.spans.last_mut() {
             Some(last) if number == last.end => last.end += 1,
             Some(last) if number < last.end => self.insert_before_end(number),
@@ -93,8 +94,8 @@ impl Ranges {
     }
 }
 
-impl FromIterator<i64> for Ranges {
-    fn from_iter<I: IntoIterator<Item = i64>>(numbers: I) -> Self {
+impl<N: Into<i64>> FromIterator<N> for Ranges {
+    fn from_iter<I: IntoIterator<Item = N>>(numbers: I) -> Self {
         let mut ranges = Self::default();
         numbers.into_iter().for_each(|number| ranges.insert(number));
         ranges

@@ -9,13 +9,18 @@ use serde::Serialize;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+id! {
+    /// Place of an event in the log. Grows, with gaps. Not an identity: a restored database may use it again.
+    Position
+}
+
 /// An event as it is stored in the log. Receivers identify it by its [`id`](Event::id).
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Event {
     /// Public id: UUID version 7, or the publisher's own UUID. The same on every attempt.
     pub id: Uuid,
-    /// Place in the log. Grows, with gaps. Not an identity: a restored database may use it again.
-    pub position: i64,
+    /// Where it stands in the log.
+    pub position: Position,
     /// Time of the insert, by the database's clock.
     pub created_at: DateTime<Utc>,
     /// Dotted name, such as `public.orders.create`.
@@ -47,6 +52,24 @@ impl Event {
     )]
     pub fn new(topic: impl Into<String>, payload: impl Serialize) -> Result<Draft, serde_json::Error> {
         Ok(Draft { topic: topic.into(), payload: serde_json::to_string(&payload)?, ..Draft::default() })
+    }
+
+    /// An event for tests.
+    #[cfg(test)]
+    pub(crate) fn sample(position: i64) -> Self {
+        Self {
+            id: Uuid::nil(),
+            position: Position(position),
+            created_at: DateTime::UNIX_EPOCH,
+            topic: "shop.orders.create".to_owned(),
+            key: None,
+            payload: "{}".to_owned(),
+            headers: "{}".to_owned(),
+            organization: None,
+            source: None,
+            user_id: None,
+            schema_version: None,
+        }
     }
 
     /// Deserializes the payload.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Shared, await_work::DOORBELL, matching::look_at};
 use crate::{
+    delivery::SubscriptionId,
     event::filter::Facts,
     store::{Error, NewEvent, Start},
     subscription::{Subscription, Wanted},
@@ -32,7 +33,7 @@ const IDLE: Duration = Duration::from_secs(3_600);
 
 /// Backfills until the relay is stopped.
 pub(super) async fn backfill(shared: Arc<Shared>, shutdown: CancellationToken) {
-    let mut done: HashSet<i64> = HashSet::new();
+    let mut done: HashSet<SubscriptionId> = HashSet::new();
     let mut wait = IDLE;
     let mut again = AGAIN;
     while !shutdown.is_cancelled() {
@@ -56,17 +57,17 @@ pub(super) async fn backfill(shared: Arc<Shared>, shutdown: CancellationToken) {
 /// Reads one part for each subscription that is not done. Returns how many subscriptions are left.
 async fn round(
     shared: &Shared,
-    done: &mut HashSet<i64>,
+    done: &mut HashSet<SubscriptionId>,
     shutdown: &CancellationToken,
 ) -> Result<usize, Error> {
     let index = shared.index.load_full();
     done.retain(|id| index.get(*id).is_some());
-    let asked: Vec<i64> = index.starting().filter(|id| !done.contains(id)).collect();
+    let asked: Vec<SubscriptionId> = index.starting().filter(|id| !done.contains(id)).collect();
     if asked.is_empty() {
         return Ok(0);
     }
     let starts = shared.store.load_starts(&asked).await?;
-    let left: HashSet<i64> = starts.iter().map(|start| start.subscription_id).collect();
+    let left: HashSet<SubscriptionId> = starts.iter().map(|start| start.subscription_id).collect();
     done.extend(asked.into_iter().filter(|id| !left.contains(id)));
     let mut worked = false;
     for start in starts.iter().filter(|start| start.is_fixed()) {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -12,18 +13,19 @@ use std::{
 
 use uuid::Uuid;
 
-use super::delivery::{Delivery, Place};
 use super::{
     Shared,
     breaker::Gate,
     deliver::Deliver,
+    delivery::{Content, Delivery},
     dispatch::Job,
     held::{Held, Lease},
-    payloads::{missing_event, read_events},
+    payloads::read_events,
     takeover,
 };
 use crate::{
-    delivery::{Reason, ranges::Ranges},
+    delivery::{Reason, SubscriptionId, ranges::Ranges},
+    event::Position,
     store::{BacklogClaim, Claim, Claimed, Error, PageBatch, Settler},
     subscription::Subscription,
 };
@@ -94,14 +96,14 @@ pub(super) async fn look_for_due(shared: &Shared, everything: bool, now: Instant
 }
 
 /// One that is merely invalid keeps what it is owed: the statement looks for the row.
-async fn cancel_orphans(shared: &Shared, subscription: i64) -> Result<(), Error> {
+async fn cancel_orphans(shared: &Shared, subscription: SubscriptionId) -> Result<(), Error> {
     let cancelled = shared.store.cancel_orphans(subscription, ORPHANS_AT_ONCE).await?;
     if cancelled < ORPHANS_AT_ONCE.unsigned_abs() {
         shared.schedule.cancelled(subscription);
     }
     if cancelled > 0 {
         tracing::info!(
-            subscription,
+            subscription = subscription.0,
             cancelled,
             "the subscription was deleted: what it was owed is cancelled"
         );
@@ -121,11 +123,12 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
     let mut backlog: Vec<BacklogClaim> = Vec::new();
     let mut suspects: Vec<BacklogClaim> = Vec::new();
     let mut budget = shared.dispatch.budget();
-    let turn = shared.bounds.turn.load(Ordering::Acquire);
+    let turn = SubscriptionId(shared.bounds.turn.load(Ordering::Acquire));
     // A share for each, so that what is asked for speculatively does not spend all of it.
     let share = (budget.left() / due.all.len()).max(1);
     let is_alone = shared.bounds.suspects_alone.load(Ordering::Acquire);
-    let in_turn = due.all.range(turn + 1..).chain(due.all.range(..=turn)).copied();
+    let in_turn =
+        due.all.range((Bound::Excluded(turn), Bound::Unbounded)).chain(due.all.range(..=turn)).copied();
     for id in in_turn {
         if budget.is_spent() {
             // Its turn comes with the next claim.
@@ -134,7 +137,7 @@ pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usi
             }
             continue;
         }
-        shared.bounds.turn.store(id, Ordering::Release);
+        shared.bounds.turn.store(id.0, Ordering::Release);
         let Some(subscription) = index.get(id) else {
             shared.schedule.catch_up(id);
             shared.schedule.let_go(id, false);
@@ -244,7 +247,7 @@ async fn claim_rows(
             return Err(error);
         }
     };
-    let mut by_subscription: HashMap<i64, Vec<Claimed>> = HashMap::new();
+    let mut by_subscription: HashMap<SubscriptionId, Vec<Claimed>> = HashMap::new();
     for row in claimed {
         by_subscription.entry(row.subscription_id).or_default().push(row);
     }
@@ -263,7 +266,7 @@ async fn claim_rows(
             expired += usize::from(row.unfinished > 0);
             // Already in flight under an older lease of ours: that attempt goes on, and this lease runs out.
             if let Some(held) = shared.leases.row(row.id, Lease::new(token, began)) {
-                jobs.push(of_row(&row, subscription.clone(), Held::Row(held), token));
+                jobs.push(of_row(&row, subscription.clone(), Held::Row(held)));
             }
         }
     }
@@ -286,7 +289,7 @@ async fn claim_backlog(
         }
     };
     let index = shared.index.load_full();
-    let mut got: HashMap<i64, (usize, usize)> = HashMap::new();
+    let mut got: HashMap<SubscriptionId, (usize, usize)> = HashMap::new();
     let mut jobs = Vec::new();
     let mut cancelled = PageBatch { tokens: vec![token], ..PageBatch::default() };
     for page in pages {
@@ -307,10 +310,16 @@ async fn claim_backlog(
             for position in entry.positions.iter() {
                 match subscription {
                     Some(subscription) => {
-                        jobs.push(of_page(&held, number, position, entry.owed_since, subscription.clone()));
+                        jobs.push(of_page(
+                            &held,
+                            number,
+                            Position(position),
+                            entry.owed_since,
+                            subscription.clone(),
+                        ));
                     }
                     // Deleted meanwhile: nothing is owed.
-                    None => unwanted.insert(number.into()),
+                    None => unwanted.insert(number),
                 }
                 number += 1;
             }
@@ -368,18 +377,19 @@ async fn hold(
         return Err(error);
     }
     for job in &mut jobs {
-        job.bytes = job.delivery.event.payload.len() + job.delivery.event.headers.len();
+        job.bytes = job.delivery.event().map_or(0, |event| event.payload.len() + event.headers.len());
     }
     deliver.take(jobs);
     Ok(count)
 }
 
 /// A claimed row before its event is read.
-fn of_row(row: &Claimed, subscription: Arc<Subscription>, held: Held, token: Uuid) -> Job {
+fn of_row(row: &Claimed, subscription: Arc<Subscription>, held: Held) -> Job {
     Job {
         delivery: Delivery {
-            place: Place { page: None, number: row.id, token },
-            event: Arc::new(missing_event(row.position, row.created_at)),
+            position: row.position,
+            created_at: row.created_at,
+            content: Content::Unread,
             subscription,
             owed_since: row.owed_since,
             attempted_at: row.owed_since,
@@ -387,7 +397,6 @@ fn of_row(row: &Claimed, subscription: Arc<Subscription>, held: Held, token: Uui
             unfinished: u32::try_from(row.unfinished).unwrap_or(u32::MAX),
         },
         held,
-        payload_read: false,
         bytes: 0,
         queued: Instant::now(),
         is_urgent: true,
@@ -399,14 +408,15 @@ fn of_row(row: &Claimed, subscription: Arc<Subscription>, held: Held, token: Uui
 fn of_page(
     page: &Arc<super::held::Page>,
     number: i32,
-    position: i64,
+    position: Position,
     owed_since: chrono::DateTime<chrono::Utc>,
     subscription: Arc<Subscription>,
 ) -> Job {
     Job {
         delivery: Delivery {
-            place: Place { page: Some(page.id), number: number.into(), token: page.lease.token },
-            event: Arc::new(missing_event(position, page.span.0)),
+            position,
+            created_at: page.span.0,
+            content: Content::Unread,
             subscription,
             owed_since,
             attempted_at: owed_since,
@@ -414,7 +424,6 @@ fn of_page(
             unfinished: 0,
         },
         held: Held::Page(page.clone(), number),
-        payload_read: false,
         bytes: 0,
         queued: Instant::now(),
         is_urgent: page.deaths > 0,

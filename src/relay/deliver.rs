@@ -11,15 +11,13 @@ use futures_util::FutureExt as _;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::payloads;
 use super::{
     Shared,
     attempted::{Attempted, all, answer, before, cut_off, not_tried, storable},
-    breaker,
-    breaker::Gate,
+    breaker::{self, Gate},
     concurrency::Answer,
     dispatch::{Attempt, Job},
-    follow_up, prepare,
+    follow_up, payloads, prepare,
 };
 use crate::{
     delivery::{Outcome, Reason},
@@ -193,19 +191,26 @@ impl Deliver {
             if !job.is_checked || !Arc::ptr_eq(&job.delivery.subscription, subscription) {
                 job.delivery.subscription = subscription.clone();
                 job.is_checked = true;
-                if !self.wants(subscription, &job.delivery.event).await {
+                // One that cannot be read is reported below.
+                if let Some(event) = job.delivery.event()
+                    && !self.wants(subscription, event).await
+                {
                     let unwanted = before(job, Outcome::Delivered.into(), false);
                     reported.push(Attempted { unwanted: true, decides: false, ..unwanted });
                     continue;
                 }
             }
-            if let Some((report, counts)) = self.refusal(&job) {
-                reported.push(before(job, report, counts));
+            let Some(event) = job.delivery.event().cloned() else {
+                reported.push(before(job, rejected(Reason::EventUnreadable), true));
+                continue;
+            };
+            if let Some(report) = self.refusal(&job) {
+                reported.push(before(job, report, false));
                 continue;
             }
-            match prepare::outgoing(&self.shared, &job.delivery) {
+            match prepare::outgoing(&self.shared, &job, &event) {
                 Ok(outgoing) => {
-                    if !Arc::ptr_eq(&outgoing.event, &job.delivery.event) {
+                    if !Arc::ptr_eq(&outgoing.event, &event) {
                         bytes += outgoing.event.payload.len();
                     }
                     prepared.outgoing.push(outgoing);
@@ -276,9 +281,6 @@ impl Deliver {
     /// Whether a subscription wants an event as it is now: what it no longer wants is not owed, and large
     /// payloads are evaluated here. Counts conditions that cannot be evaluated.
     async fn wants(&self, subscription: &Arc<Subscription>, event: &Arc<Event>) -> bool {
-        if event.id.is_nil() && event.topic.is_empty() {
-            return true; // unreadable, which is reported
-        }
         if !subscription.wants_plainly(event) {
             return false;
         }
@@ -307,28 +309,24 @@ impl Deliver {
     }
 
     async fn read_payloads(&self, jobs: &mut [Job]) -> Result<(), Error> {
-        if jobs.iter().all(|job| job.payload_read) {
+        if jobs.iter().all(|job| job.delivery.content.is_read()) {
             return Ok(());
         }
         payloads::read_events(&self.shared, jobs, LARGEST).await
     }
 
-    /// Why a delivery is not attempted at all, and whether that counts as an attempt.
-    fn refusal(&self, job: &Job) -> Option<(Report, bool)> {
-        let event = &job.delivery.event;
-        if event.id.is_nil() && event.topic.is_empty() {
-            return Some((Outcome::Rejected { reason: Reason::EventUnreadable }.into(), true));
-        }
+    /// Why a delivery is not attempted at all.
+    fn refusal(&self, job: &Job) -> Option<Report> {
         if job.is_deadly() {
-            return Some((Outcome::Rejected { reason: Reason::RelayKilled }.into(), false));
+            return Some(rejected(Reason::RelayKilled));
         }
         if self.stop.is_cancelled() {
-            return Some((not_tried(Reason::RelayStopped), false));
+            return Some(not_tried(Reason::RelayStopped));
         }
         // Others may take it over soon: too late to begin.
         let lease = job.held.lease();
         if lease.lost().is_cancelled() || lease.given().elapsed() >= self.shared.settings.lease * 2 / 3 {
-            return Some((not_tried(Reason::LeaseLost), false));
+            return Some(not_tried(Reason::LeaseLost));
         }
         None
     }
@@ -347,6 +345,11 @@ impl Deliver {
         // Settling outlives the attempts.
         let _ = self.outcomes.send(attempted).await;
     }
+}
+
+/// The report of a delivery that becomes a dead letter without an attempt.
+fn rejected(reason: Reason) -> Report {
+    Outcome::Rejected { reason }.into()
 }
 
 /// Ends when one of their leases is lost.

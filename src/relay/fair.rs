@@ -3,6 +3,7 @@
 //! Subscriptions for which something waits take turns. One that cannot begin is set aside until something
 //! changes. A turn is worth a few deliveries; after a larger batch a subscription misses as many turns.
 
+use crate::delivery::SubscriptionId;
 use std::collections::{HashMap, VecDeque};
 
 /// Number of deliveries in a turn.
@@ -12,7 +13,7 @@ const TURN: i64 = 8;
 #[derive(Debug, Default)]
 pub(crate) struct Fair {
     organizations: Ring<u32>,
-    subscriptions: HashMap<u32, Ring<i64>>,
+    subscriptions: HashMap<u32, Ring<SubscriptionId>>,
 }
 
 /// Keys in the order of their turns, each with the deliveries left in its turn.
@@ -61,7 +62,7 @@ impl<K: Copy> Ring<K> {
 
 impl Fair {
     /// Adds a subscription, which must not be there already.
-    pub(crate) fn add(&mut self, organization: u32, subscription: i64) {
+    pub(crate) fn add(&mut self, organization: u32, subscription: SubscriptionId) {
         let ring = self.subscriptions.entry(organization).or_default();
         if ring.is_empty() {
             self.organizations.add(organization);
@@ -70,7 +71,7 @@ impl Fair {
     }
 
     /// The subscription whose turn it is.
-    pub(crate) fn current(&mut self) -> Option<i64> {
+    pub(crate) fn current(&mut self) -> Option<SubscriptionId> {
         let organization = self.organizations.current()?;
         self.subscriptions.get_mut(&organization)?.current()
     }
@@ -103,8 +104,12 @@ mod tests {
     use super::*;
 
     /// Deliveries of each subscription after so many turns, if each begins so many at once.
-    fn turns(fair: &mut Fair, rounds: usize, at_once: impl Fn(i64) -> usize) -> HashMap<i64, usize> {
-        let mut taken: HashMap<i64, usize> = HashMap::new();
+    fn turns(
+        fair: &mut Fair,
+        rounds: usize,
+        at_once: impl Fn(SubscriptionId) -> usize,
+    ) -> HashMap<SubscriptionId, usize> {
+        let mut taken: HashMap<SubscriptionId, usize> = HashMap::new();
         for _ in 0..rounds {
             let id = fair.current().unwrap();
             *taken.entry(id).or_default() += at_once(id);
@@ -116,36 +121,36 @@ mod tests {
     #[test]
     fn an_organization_with_a_hundred_subscriptions_gets_no_more_than_one_with_one() {
         let mut fair = Fair::default();
-        (0..100).for_each(|id| fair.add(1, id));
-        fair.add(2, 1_000);
+        (0..100).for_each(|id| fair.add(1, SubscriptionId(id)));
+        fair.add(2, SubscriptionId(1_000));
         let taken = turns(&mut fair, 8_000, |_| 1);
-        assert_eq!(taken[&1_000], 4_000);
-        assert!((0..100).all(|id| (32..=48).contains(&taken[&id])), "{taken:?}");
+        assert_eq!(taken[&SubscriptionId(1_000)], 4_000);
+        assert!((0..100).all(|id| (32..=48).contains(&taken[&SubscriptionId(id)])), "{taken:?}");
     }
 
     #[test]
     fn a_subscription_that_begins_a_batch_waits_for_as_many_turns() {
         let mut fair = Fair::default();
-        fair.add(1, 1);
-        fair.add(2, 2);
-        let taken = turns(&mut fair, 10_000, |id| if id == 1 { 500 } else { 1 });
-        let (one, other) = (taken[&1], taken[&2]);
+        fair.add(1, SubscriptionId(1));
+        fair.add(2, SubscriptionId(2));
+        let taken = turns(&mut fair, 10_000, |id| if id == SubscriptionId(1) { 500 } else { 1 });
+        let (one, other) = (taken[&SubscriptionId(1)], taken[&SubscriptionId(2)]);
         assert!(one <= other + 1_000 && other <= one + 1_000, "{one} and {other}");
     }
 
     #[test]
     fn a_subscription_that_is_set_aside_stops_no_other_and_comes_back() {
         let mut fair = Fair::default();
-        fair.add(1, 1);
-        fair.add(1, 2);
-        fair.add(2, 3);
-        while fair.current() != Some(2) {
+        fair.add(1, SubscriptionId(1));
+        fair.add(1, SubscriptionId(2));
+        fair.add(2, SubscriptionId(3));
+        while fair.current() != Some(SubscriptionId(2)) {
             fair.spend(1);
         }
         fair.set_aside();
         let taken = turns(&mut fair, 100, |_| 1);
-        assert_eq!((taken.get(&2), taken.len()), (None, 2));
-        fair.add(1, 2);
+        assert_eq!((taken.get(&SubscriptionId(2)), taken.len()), (None, 2));
+        fair.add(1, SubscriptionId(2));
         assert_eq!(turns(&mut fair, 100, |_| 1).len(), 3);
         (0..3).for_each(|_| fair.set_aside());
         assert_eq!(fair.current(), None);

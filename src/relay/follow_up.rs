@@ -12,13 +12,13 @@ use super::{
     breaker::{About, Change},
 };
 use crate::{
-    delivery::{LONGEST_PAUSE, Outcome},
+    delivery::{LONGEST_PAUSE, Outcome, SubscriptionId},
     store::SubscriptionState,
 };
 
 /// The longest pause that a destination asked for, by subscription. Those below a second are ignored.
-fn pauses(attempted: &[Attempted]) -> BTreeMap<i64, Duration> {
-    let mut pauses: BTreeMap<i64, Duration> = BTreeMap::new();
+fn pauses(attempted: &[Attempted]) -> BTreeMap<SubscriptionId, Duration> {
+    let mut pauses: BTreeMap<SubscriptionId, Duration> = BTreeMap::new();
     for one in attempted {
         if let Outcome::Retry { after: Some(after), .. } = one.report.outcome {
             let pause = pauses.entry(one.job.delivery.subscription.row.id).or_default();
@@ -38,7 +38,7 @@ pub(super) fn pause(shared: &Shared, attempted: &[Attempted]) {
 
 /// Writes all pauses in one statement, so that other relays apply them.
 pub(super) async fn record_pauses(shared: &Shared, attempted: &[Attempted]) {
-    let pauses: Vec<(i64, Duration)> = pauses(attempted).into_iter().collect();
+    let pauses: Vec<(SubscriptionId, Duration)> = pauses(attempted).into_iter().collect();
     if pauses.is_empty() {
         return;
     }
@@ -52,13 +52,13 @@ pub(super) async fn record_pauses(shared: &Shared, attempted: &[Attempted]) {
     }
 }
 
-fn name(shared: &Shared, id: i64) -> String {
+fn name(shared: &Shared, id: SubscriptionId) -> String {
     shared.index.load().get(id).map(|subscription| subscription.row.name.clone()).unwrap_or_default()
 }
 
 /// Records the subscriptions whose destinations are gone. Returns whether all were recorded.
 pub(super) async fn record_gone(shared: &Shared, attempted: &[Attempted]) -> bool {
-    let gone: HashSet<i64> = attempted
+    let gone: HashSet<SubscriptionId> = attempted
         .iter()
         .filter(|one| one.report.outcome == Outcome::Gone)
         .map(|one| one.job.delivery.subscription.row.id)

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::Shared;
+use crate::delivery::{DeliveryId, PageId};
 
 /// Age at which leases are renewed, or three tenths of a lease that is shorter than ten seconds.
 const RENEW_AFTER: Duration = Duration::from_secs(3);
@@ -56,7 +58,7 @@ impl Lease {
 /// A leased row of `outbox.pages`.
 #[derive(Debug)]
 pub(super) struct Page {
-    pub(super) id: i64,
+    pub(super) id: PageId,
     pub(super) lease: Lease,
     /// `deaths`: relays that died while they held its pairs. `alone`: those that held one pair only.
     pub(super) deaths: i16,
@@ -70,7 +72,7 @@ pub(super) struct Page {
 /// A leased row of `outbox.deliveries`.
 #[derive(Debug)]
 pub(super) struct Row {
-    pub(super) id: i64,
+    pub(super) id: DeliveryId,
     pub(super) lease: Lease,
 }
 
@@ -105,23 +107,23 @@ impl Page {
 /// The leases that this relay holds.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
-    pages: Mutex<HashMap<i64, Arc<Page>>>,
-    rows: Mutex<HashMap<i64, Arc<Row>>>,
+    pages: Mutex<HashMap<PageId, Arc<Page>>>,
+    rows: Mutex<HashMap<DeliveryId, Arc<Row>>>,
 }
 
 impl Leases {
-    fn pages(&self) -> std::sync::MutexGuard<'_, HashMap<i64, Arc<Page>>> {
+    fn pages(&self) -> std::sync::MutexGuard<'_, HashMap<PageId, Arc<Page>>> {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn rows(&self) -> std::sync::MutexGuard<'_, HashMap<i64, Arc<Row>>> {
+    fn rows(&self) -> std::sync::MutexGuard<'_, HashMap<DeliveryId, Arc<Row>>> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a leased page with this number of unsettled pairs.
     pub(super) fn page(
         &self,
-        id: i64,
+        id: PageId,
         lease: Lease,
         blame: (i16, i16),
         span: (DateTime<Utc>, DateTime<Utc>),
@@ -134,7 +136,7 @@ impl Leases {
     }
 
     /// Adds a leased row. `None` if it is held under an older lease, which goes on while this one runs out.
-    pub(super) fn row(&self, id: i64, lease: Lease) -> Option<Arc<Row>> {
+    pub(super) fn row(&self, id: DeliveryId, lease: Lease) -> Option<Arc<Row>> {
         match self.rows().entry(id) {
             std::collections::hash_map::Entry::Occupied(_) => None,
             std::collections::hash_map::Entry::Vacant(entry) => {
@@ -144,12 +146,12 @@ impl Leases {
     }
 
     /// Removes a page of which nothing is left.
-    pub(super) fn release_page(&self, id: i64) {
+    pub(super) fn release_page(&self, id: PageId) {
         self.pages().remove(&id);
     }
 
     /// Removes rows whose verdicts are committed.
-    pub(super) fn release_rows(&self, ids: impl IntoIterator<Item = i64>) {
+    pub(super) fn release_rows(&self, ids: impl IntoIterator<Item = DeliveryId>) {
         let mut rows = self.rows();
         for id in ids {
             rows.remove(&id);
@@ -188,8 +190,12 @@ impl Leases {
 
 /// Applies the answer to a renewal. It has the leases that are still ours, and whether each was renewed; one
 /// whose row is locked is renewed later.
-fn renewed<'l>(asked: impl Iterator<Item = (i64, &'l Lease)>, ours: &[(i64, bool)], given: Instant) {
-    let ours: HashMap<i64, bool> = ours.iter().copied().collect();
+fn renewed<'l, Id: Copy + Eq + Hash>(
+    asked: impl Iterator<Item = (Id, &'l Lease)>,
+    ours: &[(Id, bool)],
+    given: Instant,
+) {
+    let ours: HashMap<Id, bool> = ours.iter().copied().collect();
     for (id, lease) in asked {
         match ours.get(&id) {
             Some(true) => lease.renewed(given),
@@ -220,7 +226,7 @@ pub(super) async fn renew(shared: Arc<Shared>, drained: CancellationToken) {
         }
         let age = RENEW_AFTER.min(length * 3 / 10);
         for part in shared.leases.old_pages(age, Instant::now()).chunks(RENEW_AT_ONCE) {
-            let ids: Vec<i64> = part.iter().map(|page| page.id).collect();
+            let ids: Vec<PageId> = part.iter().map(|page| page.id).collect();
             let asked = Instant::now();
             match tokio::time::timeout(
                 limit,
@@ -235,7 +241,7 @@ pub(super) async fn renew(shared: Arc<Shared>, drained: CancellationToken) {
             shared.leases.give_up_overdue(Instant::now(), length);
         }
         for part in shared.leases.old_rows(age, Instant::now()).chunks(RENEW_AT_ONCE) {
-            let ids: Vec<i64> = part.iter().map(|row| row.id).collect();
+            let ids: Vec<DeliveryId> = part.iter().map(|row| row.id).collect();
             let asked = Instant::now();
             match tokio::time::timeout(
                 limit,

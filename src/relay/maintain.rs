@@ -9,7 +9,10 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Shared, breaker::About};
-use crate::store::{RelayReport, SubscriptionReport};
+use crate::{
+    delivery::SubscriptionId,
+    store::{RelayReport, SubscriptionReport},
+};
 
 /// How often the relay reports what it did.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -21,7 +24,7 @@ pub(super) async fn maintain(shared: Arc<Shared>, shutdown: CancellationToken) {
     let mut rounds = tokio::time::interval(REPORT_EVERY);
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut round = 0u32;
-    let mut reported: HashMap<i64, SubscriptionReport> = HashMap::new();
+    let mut reported: HashMap<SubscriptionId, SubscriptionReport> = HashMap::new();
     loop {
         tokio::select! {
             _ = rounds.tick() => {}
@@ -50,12 +53,12 @@ pub(super) async fn maintain(shared: Arc<Shared>, shutdown: CancellationToken) {
 /// Tells the database that this relay lives, and of the subscriptions whose figures changed.
 async fn report(
     shared: &Shared,
-    reported: &mut HashMap<i64, SubscriptionReport>,
+    reported: &mut HashMap<SubscriptionId, SubscriptionReport>,
 ) -> Result<(), crate::store::Error> {
     let open = shared.breakers.open();
     let index = shared.index.load();
     let (tallies, filter_errors) = (shared.tallies.all(), shared.filter_errors.report());
-    let ids: BTreeSet<i64> = tallies.keys().chain(filter_errors.keys()).copied().collect();
+    let ids: BTreeSet<SubscriptionId> = tallies.keys().chain(filter_errors.keys()).copied().collect();
     let figures: Vec<SubscriptionReport> = ids
         .into_iter()
         .filter_map(|id| {

@@ -12,7 +12,8 @@ use std::{
 
 use super::Shared;
 use crate::{
-    event::Event,
+    delivery::SubscriptionId,
+    event::{Event, Position},
     store::{Error, NewEvent},
     subscription::{Index, Matches},
 };
@@ -29,7 +30,7 @@ const TURN: Duration = Duration::from_millis(2);
 #[derive(Debug, Default)]
 pub(super) struct MatchCache {
     generation: i64,
-    known: HashMap<i64, Matches>,
+    known: HashMap<Position, Matches>,
 }
 
 impl MatchCache {
@@ -79,12 +80,12 @@ impl MatchCache {
     }
 
     /// The subscriptions that want an event that was evaluated.
-    pub(super) fn wanted_by(&self, position: i64) -> &[i64] {
+    pub(super) fn wanted_by(&self, position: Position) -> &[SubscriptionId] {
         self.known.get(&position).map_or(&[], |matches| &matches.wanted_by)
     }
 
     /// The subscriptions whose conditions are evaluated before the attempt.
-    pub(super) fn undecided(&self, position: i64) -> &[i64] {
+    pub(super) fn undecided(&self, position: Position) -> &[SubscriptionId] {
         self.known.get(&position).map_or(&[], |matches| &matches.undecided)
     }
 
@@ -134,7 +135,7 @@ pub(super) async fn look_at(
         }
     }
     for some in large.chunks(LARGE_AT_ONCE) {
-        let positions: Vec<i64> = some.iter().map(|new| new.event.position).collect();
+        let positions: Vec<Position> = some.iter().map(|new| new.event.position).collect();
         let times = || some.iter().map(|new| new.event.created_at);
         let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
         let loaded = shared.store.load_events(&positions, span, i32::MAX).await?;
@@ -150,7 +151,7 @@ pub(super) async fn look_at(
 /// reason.
 #[derive(Debug, Default)]
 pub(super) struct FilterErrors {
-    counts: Mutex<HashMap<i64, Count>>,
+    counts: Mutex<HashMap<SubscriptionId, Count>>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -162,7 +163,7 @@ struct Count {
 
 impl FilterErrors {
     /// Counts one. Returns whether it is the first since the last report.
-    pub(super) fn note(&self, subscription: i64, why: &str) -> bool {
+    pub(super) fn note(&self, subscription: SubscriptionId, why: &str) -> bool {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count =
             counts.entry(subscription).or_insert_with(|| Count { reported: true, ..Count::default() });
@@ -173,7 +174,7 @@ impl FilterErrors {
     }
 
     /// All counts, for a report.
-    pub(super) fn report(&self) -> HashMap<i64, (i64, String)> {
+    pub(super) fn report(&self) -> HashMap<SubscriptionId, (i64, String)> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         counts
             .iter_mut()

@@ -1,6 +1,7 @@
 //! Pauses that destinations asked for. This relay keeps them from the answer on; the other relays learn of
 //! them from the database.
 
+use crate::delivery::SubscriptionId;
 use std::{
     collections::HashMap,
     sync::{
@@ -13,14 +14,14 @@ use std::{
 /// The ends of pauses, by subscription.
 #[derive(Debug, Default)]
 pub(super) struct Pauses {
-    until: Mutex<HashMap<i64, Instant>>,
+    until: Mutex<HashMap<SubscriptionId, Instant>>,
     /// Number of entries: usually zero, which needs no lock.
     count: AtomicUsize,
 }
 
 impl Pauses {
     /// Pauses a subscription. A longer pause stays.
-    pub(super) fn pause(&self, subscription: i64, length: Duration, now: Instant) {
+    pub(super) fn pause(&self, subscription: SubscriptionId, length: Duration, now: Instant) {
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         until.retain(|_, until| *until > now);
         let end = until.entry(subscription).or_insert(now);
@@ -29,19 +30,19 @@ impl Pauses {
     }
 
     /// Ends a pause.
-    pub(super) fn end(&self, subscription: i64) {
+    pub(super) fn end(&self, subscription: SubscriptionId) {
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         until.remove(&subscription);
         self.count.store(until.len(), Ordering::Release);
     }
 
     /// Whether a subscription is paused.
-    pub(super) fn is_paused(&self, subscription: i64, now: Instant) -> bool {
+    pub(super) fn is_paused(&self, subscription: SubscriptionId, now: Instant) -> bool {
         self.until(subscription, now).is_some()
     }
 
     /// End of a subscription's pause.
-    pub(super) fn until(&self, subscription: i64, now: Instant) -> Option<Instant> {
+    pub(super) fn until(&self, subscription: SubscriptionId, now: Instant) -> Option<Instant> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }

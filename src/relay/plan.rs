@@ -8,8 +8,8 @@ use std::{
 use chrono::{DateTime, Utc};
 
 use crate::{
-    delivery::ranges::Ranges,
-    event::Event,
+    delivery::{SubscriptionId, ranges::Ranges},
+    event::{Event, Position},
     store::{NewDelivery, NewEvent, NewPage, Routed},
     subscription::Subscription,
 };
@@ -27,13 +27,13 @@ pub(super) struct Plan {
     /// the index of the event.
     pub(super) leased: Vec<Vec<(Arc<Subscription>, usize)>>,
     /// Subscriptions for which something goes to the backlog.
-    pub(super) held_back: Vec<i64>,
+    pub(super) held_back: Vec<SubscriptionId>,
     /// Number of events that are routed, from the first.
     pub(super) events: usize,
     /// Number of deliveries made of them.
     pub(super) pairs: usize,
     /// Position of the last event that is routed, if others stay in the log.
-    pub(super) advance: Option<i64>,
+    pub(super) advance: Option<Position>,
     /// Whether deliveries go to the backlog that could be sent.
     pub(super) waiting: bool,
 }
@@ -80,10 +80,10 @@ pub(super) fn plan<'i>(
     room: Room,
     wanting: impl Fn(&Event) -> Wanting<'i>,
     standing: impl Fn(&Arc<Subscription>) -> Standing,
-    all_are_full: impl Fn(&HashMap<i64, Standing>) -> bool,
+    all_are_full: impl Fn(&HashMap<SubscriptionId, Standing>) -> bool,
 ) -> Plan {
     let mut plan = Plan::default();
-    let mut standings: HashMap<i64, Standing> = HashMap::new();
+    let mut standings: HashMap<SubscriptionId, Standing> = HashMap::new();
     let mut previous = None;
     // Each subscription alone was asked how much it has room for: together they may have less.
     let mut leased = 0;
@@ -101,7 +101,7 @@ pub(super) fn plan<'i>(
         if at > 0 && plan.pairs + wanted_by.len() + undecided.len() > PAIRS
             || is_full && all_are_full(&standings)
         {
-            plan.advance = Some(previous.unwrap_or(position - 1));
+            plan.advance = Some(previous.unwrap_or(Position(position.0 - 1)));
             break;
         }
         for subscription in wanted_by {
@@ -139,8 +139,8 @@ pub(super) fn plan<'i>(
 
 /// Makes pages of what is leased: each subscription whose sink settles by itself has pages of its own, the
 /// others share them.
-fn lay_out(events: &[NewEvent], standings: HashMap<i64, Standing>, plan: &mut Plan) {
-    let standings: BTreeMap<i64, Standing> = standings.into_iter().collect();
+fn lay_out(events: &[NewEvent], standings: HashMap<SubscriptionId, Standing>, plan: &mut Plan) {
+    let standings: BTreeMap<SubscriptionId, Standing> = standings.into_iter().collect();
     let mut page = PageInMaking::default();
     let mut own = Vec::new();
     for (id, standing) in standings {
@@ -197,9 +197,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{relay::payloads::missing_event, sink::Registry, store::SubscriptionRow};
+    use crate::{event::Event, sink::Registry, store::SubscriptionRow};
 
     fn subscription(id: i64) -> Arc<Subscription> {
+        let id = SubscriptionId(id);
         let row =
             SubscriptionRow { id, ..SubscriptionRow::new(&format!("s{id}"), &["**"], "none", json!({})) };
         Arc::new(Subscription::bind(row, &Registry::default()).0)
@@ -208,7 +209,7 @@ mod tests {
     fn events(positions: std::ops::Range<i64>) -> Vec<NewEvent> {
         positions
             .map(|position| NewEvent {
-                event: missing_event(position, DateTime::UNIX_EPOCH),
+                event: Event::sample(position),
                 payload_read: true,
                 priority: 0,
                 deliver_after: None,
@@ -235,7 +236,7 @@ mod tests {
     }
 
     fn waiting(plan: &Plan) -> Vec<(i64, String)> {
-        plan.routed.waiting.iter().map(|(id, ranges)| (*id, ranges.to_string())).collect()
+        plan.routed.waiting.iter().map(|(id, ranges)| (id.0, ranges.to_string())).collect()
     }
 
     #[test]
@@ -245,7 +246,7 @@ mod tests {
         assert_eq!((plan.events, plan.pairs, plan.advance), (4, 8, None));
         assert_eq!(plan.leased.iter().map(Vec::len).collect::<Vec<_>>(), [5]);
         assert_eq!(waiting(&plan), [(2, "{[11,14)}".to_owned())]);
-        assert_eq!((plan.held_back, plan.waiting), (vec![2], true));
+        assert_eq!((plan.held_back, plan.waiting), (vec![SubscriptionId(2)], true));
     }
 
     #[test]
@@ -259,7 +260,7 @@ mod tests {
     fn events_stay_in_the_log_only_when_no_subscription_has_room() {
         let subscriptions = [(subscription(1), true, 2), (subscription(2), true, 2)];
         let plan = planned(&events(5..10), &subscriptions, true);
-        assert_eq!((plan.events, plan.advance), (2, Some(6)));
+        assert_eq!((plan.events, plan.advance), (2, Some(Position(6))));
         assert!(plan.routed.waiting.is_empty());
         assert_eq!(planned(&events(5..10), &subscriptions, false).events, 5);
     }
@@ -273,14 +274,17 @@ mod tests {
         assert_eq!(waiting(&plan).len(), 300);
         let many: Vec<_> = (0..1_000).map(|id| (subscription(id), true, 256)).collect();
         let plan = planned(&events(0..16), &many, false);
-        assert!(plan.leased.iter().flatten().filter(|(one, _)| one.row.id == 999).count() >= 4, "its share");
+        assert!(
+            plan.leased.iter().flatten().filter(|(one, _)| one.row.id == SubscriptionId(999)).count() >= 4,
+            "its share"
+        );
     }
 
     #[test]
     fn a_step_has_a_limit_of_pairs_but_an_event_of_any_size_is_routed() {
         let many: Vec<_> = (0..20_000).map(|id| (subscription(id), true, 10)).collect();
         let plan = planned(&events(0..3), &many, false);
-        assert_eq!((plan.events, plan.pairs, plan.advance), (1, 20_000, Some(0)));
+        assert_eq!((plan.events, plan.pairs, plan.advance), (1, 20_000, Some(Position(0))));
         assert!(plan.leased.iter().all(|page| page.len() <= PAIRS_IN_PAGE));
     }
 
@@ -290,7 +294,7 @@ mod tests {
         events[0].deliver_after = Some(DateTime::UNIX_EPOCH + chrono::TimeDelta::hours(1));
         events[1].priority = 5;
         let plan = planned(&events, &[(subscription(1), true, 0)], false);
-        assert_eq!(plan.routed.timed.iter().map(|row| row.position).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(plan.routed.timed.iter().map(|row| row.position.0).collect::<Vec<_>>(), [0, 1]);
         assert_eq!(waiting(&plan), [(1, "{[2,3)}".to_owned())]);
     }
 }

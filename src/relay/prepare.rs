@@ -3,14 +3,17 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::{Shared, delivery::Delivery};
+use super::{Shared, dispatch::Job, held::Held};
 use crate::{
     delivery::{Outcome, Reason},
-    event::types::{Refusal, RefusalKind, Warning},
+    event::{
+        Event,
+        types::{Refusal, RefusalKind, Warning},
+    },
     sink::{Lease, Outgoing, Report},
 };
 
@@ -39,23 +42,18 @@ impl LastWarned {
     }
 }
 
-/// What a sink gets of a delivery.
+/// What a sink gets of a delivery of this event.
 ///
 /// # Errors
 /// The report of an attempt that fails before anything is sent.
-pub(super) fn outgoing(shared: &Shared, delivery: &Delivery) -> Result<Outgoing, Report> {
+pub(super) fn outgoing(shared: &Shared, job: &Job, event: &Arc<Event>) -> Result<Outgoing, Report> {
+    let delivery = &job.delivery;
     let rejected = |reason: Reason, why: String| Report::from(Outcome::Rejected { reason }).with_answer(why);
     let mut warnings = Vec::new();
     let subscription = &delivery.subscription;
-    let prepared =
-        shared.index.load().types().prepare(&delivery.event, subscription.row.schema_version, &mut warnings);
+    let prepared = shared.index.load().types().prepare(event, subscription.row.schema_version, &mut warnings);
     for Warning { id, cause, why } in warnings {
-        shared.telemetry.schema_warned(
-            &delivery.event,
-            cause,
-            &why,
-            shared.last_warned.is_due(id, Instant::now()),
-        );
+        shared.telemetry.schema_warned(event, cause, &why, shared.last_warned.is_due(id, Instant::now()));
     }
     let event = prepared.map_err(|Refusal { kind, why }| match kind {
         RefusalKind::SchemaMismatch => rejected(Reason::SchemaMismatch, why),
@@ -63,10 +61,9 @@ pub(super) fn outgoing(shared: &Shared, delivery: &Delivery) -> Result<Outgoing,
     })?;
     let outgoing = Outgoing {
         attempt: delivery.attempt,
-        lease: Some(Lease {
-            page: delivery.place.page,
-            number: delivery.place.number,
-            token: delivery.place.token,
+        lease: Some(match &job.held {
+            Held::Page(page, number) => Lease::of_pair(page.id, *number, page.lease.token),
+            Held::Row(row) => Lease::of_row(row.id, row.lease.token),
         }),
         ..Outgoing::new(event, subscription.name.clone(), delivery.attempted_at)
     };

@@ -9,6 +9,7 @@ use std::{
 
 use super::{Shared, breaker::About, deliver::Deliver};
 use crate::{
+    delivery::SubscriptionId,
     event::types::{EventType, Types},
     store::{Error, SubscriptionRow, SubscriptionState},
     subscription::{Index, Subscription},
@@ -20,9 +21,9 @@ pub(super) struct Reload {
     shared: Arc<Shared>,
     deliver: Arc<Deliver>,
     snapshot: Option<String>,
-    subscriptions: BTreeMap<i64, Arc<Subscription>>,
+    subscriptions: BTreeMap<SubscriptionId, Arc<Subscription>>,
     /// Subscriptions that this relay cannot use, with the reason.
-    invalid: HashMap<i64, String>,
+    invalid: HashMap<SubscriptionId, String>,
     types: BTreeMap<i64, Arc<EventType>>,
 }
 
@@ -53,7 +54,7 @@ impl Reload {
         let loaded = shared.store.load_subscriptions(self.snapshot.as_deref()).await?;
         // Read after the generation: a type that changes in between changes it again.
         let (types, checked_types) = self.load_types().await?;
-        let ids: HashSet<i64> = loaded.ids.into_iter().collect();
+        let ids: HashSet<SubscriptionId> = loaded.ids.into_iter().collect();
         for deleted in self.subscriptions.keys().filter(|id| !ids.contains(id)) {
             shared.schedule.orphan(*deleted);
         }
@@ -116,7 +117,7 @@ impl Reload {
         shared.telemetry.reloaded(loaded.generation, self.subscriptions.len(), self.invalid.len());
         let destinations: HashSet<Arc<str>> =
             index.iter().filter_map(|subscription| subscription.outlet.destination().cloned()).collect();
-        let ids: HashSet<i64> = index.iter().map(|subscription| subscription.row.id).collect();
+        let ids: HashSet<SubscriptionId> = index.iter().map(|subscription| subscription.row.id).collect();
         shared.breakers.keep_only(|about| match about {
             About::Host(host) => destinations.contains(host),
             About::Subscription(id) => ids.contains(id),

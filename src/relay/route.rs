@@ -13,10 +13,10 @@ use std::{
 
 use uuid::Uuid;
 
-use super::delivery::{Delivery, Place};
 use super::{
     Shared,
     deliver::Deliver,
+    delivery::{Content, Delivery},
     dispatch::Job,
     held::{Held, Lease},
     matching::MatchCache,
@@ -25,6 +25,7 @@ use super::{
     way::Way,
 };
 use crate::{
+    delivery::{PageId, SubscriptionId},
     event::Event,
     store::{Advance, Cursor, Error, NewEvent, Read},
     subscription::Index,
@@ -61,7 +62,7 @@ pub(super) struct Route {
     /// The cursor after the last step; none if another relay has moved it since.
     cursor: Option<Cursor>,
     /// Subscriptions with a backfill whose end a step of this relay has fixed.
-    fixed: HashSet<i64>,
+    fixed: HashSet<SubscriptionId>,
     /// The next page, read while the last step was committed.
     ahead: Option<Read>,
     /// Moving average of the deliveries leased for an event.
@@ -112,7 +113,7 @@ impl Route {
         if read.generation > index.generation {
             reload.load().await?;
         }
-        let starting: Vec<i64> =
+        let starting: Vec<SubscriptionId> =
             self.shared.index.load().starting().filter(|id| !self.fixed.contains(id)).collect();
         if read.events.is_empty() && !read.closes_window() && !read.was_slow && starting.is_empty() {
             self.cursor = Some(cursor);
@@ -178,7 +179,7 @@ impl Route {
     }
 
     /// What this relay holds now of a step that is committed.
-    fn jobs(&self, plan: Plan, read: Read, ids: &[i64], token: Uuid, began: Instant) -> Vec<Job> {
+    fn jobs(&self, plan: Plan, read: Read, ids: &[PageId], token: Uuid, began: Instant) -> Vec<Job> {
         let owed_since = self.shared.clock.now();
         let times = || read.events.iter().map(|new| new.event.created_at);
         let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
@@ -202,8 +203,9 @@ impl Route {
                 let Some((event, payload_read, bytes, is_urgent)) = events.get(at) else { continue };
                 jobs.push(Job {
                     delivery: Delivery {
-                        place: Place { page: Some(*id), number: number.into(), token },
-                        event: event.clone(),
+                        position: event.position,
+                        created_at: event.created_at,
+                        content: Content::new(event.clone(), *payload_read),
                         subscription,
                         owed_since,
                         attempted_at: owed_since,
@@ -211,7 +213,6 @@ impl Route {
                         unfinished: 0,
                     },
                     held: Held::Page(page.clone(), number),
-                    payload_read: *payload_read,
                     bytes: *bytes,
                     queued: began,
                     is_urgent: *is_urgent,
@@ -255,7 +256,7 @@ impl Route {
 
     /// Whether no subscription that may be sent to has room. Only then may events stay in the log: otherwise
     /// the backlog of some would stand before the events of others.
-    fn all_are_full(&self, index: &Index, standings: &HashMap<i64, Standing>) -> bool {
+    fn all_are_full(&self, index: &Index, standings: &HashMap<SubscriptionId, Standing>) -> bool {
         // With many subscriptions it is hardly ever so, and not worth the look.
         if index.sendable() == 0 || index.sendable() > 64 {
             return false;
@@ -287,7 +288,7 @@ impl Route {
             room,
             |event| {
                 let position = event.position;
-                let all = |ids: &[i64]| ids.iter().filter_map(|id| index.get(*id)).collect();
+                let all = |ids: &[SubscriptionId]| ids.iter().filter_map(|id| index.get(*id)).collect();
                 if index.is_choosy() {
                     Wanting {
                         wanted_by: all(self.matches.wanted_by(position)),

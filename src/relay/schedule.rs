@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::delivery::SubscriptionId;
 use chrono::{DateTime, Utc};
 
 /// Most due times that are remembered. The poll finds the others.
@@ -24,31 +25,31 @@ pub(crate) struct Schedule {
 #[derive(Debug, Default)]
 struct State {
     /// Due times, in steps since the origin, and their subscriptions.
-    due: BTreeSet<(u64, i64)>,
+    due: BTreeSet<(u64, SubscriptionId)>,
     /// Subscriptions with more due rows than they had room for, and the turn in which that was reported.
-    behind: BTreeMap<i64, u64>,
+    behind: BTreeMap<SubscriptionId, u64>,
     /// Subscriptions with something in the backlog, apart from suspects, and the turn in which that was
     /// reported.
-    held_back: BTreeMap<i64, u64>,
+    held_back: BTreeMap<SubscriptionId, u64>,
     /// Subscriptions with suspects in the backlog, and the turn in which that was reported.
-    suspects: BTreeMap<i64, u64>,
+    suspects: BTreeMap<SubscriptionId, u64>,
     /// Number of times that the schedule was read.
     turn: u64,
     /// Subscriptions that were deleted and may still have rows.
-    orphaned: BTreeSet<i64>,
+    orphaned: BTreeSet<SubscriptionId>,
     /// Due times before which all rows were claimed, by subscription.
-    since: HashMap<i64, DateTime<Utc>>,
+    since: HashMap<SubscriptionId, DateTime<Utc>>,
     /// When the delivery fell due that was redriven last, and whether it is still to be tried.
-    asked: HashMap<i64, (DateTime<Utc>, bool)>,
+    asked: HashMap<SubscriptionId, (DateTime<Utc>, bool)>,
 }
 
 /// The subscriptions to claim for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Due {
     /// Those that may have due rows.
-    pub(crate) rows: BTreeSet<i64>,
+    pub(crate) rows: BTreeSet<SubscriptionId>,
     /// These, and those with something in the backlog.
-    pub(crate) all: BTreeSet<i64>,
+    pub(crate) all: BTreeSet<SubscriptionId>,
 }
 
 impl Schedule {
@@ -61,7 +62,7 @@ impl Schedule {
     }
 
     /// Adds a due time of a subscription.
-    pub(crate) fn note(&self, subscription: i64, when: Instant) {
+    pub(crate) fn note(&self, subscription: SubscriptionId, when: Instant) {
         let step =
             u64::try_from(when.saturating_duration_since(self.origin).as_nanos().div_ceil(STEP.as_nanos()))
                 .unwrap_or(u64::MAX);
@@ -72,7 +73,7 @@ impl Schedule {
     }
 
     /// Adds a subscription with more due rows than room: claim whenever there is room.
-    pub(crate) fn fall_behind(&self, subscription: i64) {
+    pub(crate) fn fall_behind(&self, subscription: SubscriptionId) {
         let mut state = self.state();
         let turn = state.turn;
         state.behind.insert(subscription, turn);
@@ -80,19 +81,19 @@ impl Schedule {
 
     /// Everything due was claimed, or nothing may be sent now. Rows reported since the schedule was read for
     /// this claim stay noted: its statement may not have seen them.
-    pub(crate) fn catch_up(&self, subscription: i64) {
+    pub(crate) fn catch_up(&self, subscription: SubscriptionId) {
         let mut state = self.state();
         if state.behind.get(&subscription).is_some_and(|added| *added < state.turn) {
             state.behind.remove(&subscription);
         }
     }
 
-    pub(crate) fn is_behind(&self, subscription: i64) -> bool {
+    pub(crate) fn is_behind(&self, subscription: SubscriptionId) -> bool {
         self.state().behind.contains_key(&subscription)
     }
 
     /// Adds a subscription with something in the backlog: claim whenever there is room.
-    pub(crate) fn hold_back(&self, subscription: i64, is_suspect: bool) {
+    pub(crate) fn hold_back(&self, subscription: SubscriptionId, is_suspect: bool) {
         let mut state = self.state();
         let turn = state.turn;
         if is_suspect { &mut state.suspects } else { &mut state.held_back }.insert(subscription, turn);
@@ -100,7 +101,7 @@ impl Schedule {
 
     /// All of its backlog was claimed, or nothing may be sent now. What was reported since the schedule was
     /// read stays noted. Returns whether it was held back until now.
-    pub(crate) fn let_go(&self, subscription: i64, is_suspect: bool) -> bool {
+    pub(crate) fn let_go(&self, subscription: SubscriptionId, is_suspect: bool) -> bool {
         let mut state = self.state();
         let turn = state.turn;
         let held = if is_suspect { &mut state.suspects } else { &mut state.held_back };
@@ -112,12 +113,12 @@ impl Schedule {
     }
 
     /// Whether a subscription has something in the backlog, apart from suspects.
-    pub(crate) fn is_held_back(&self, subscription: i64) -> bool {
+    pub(crate) fn is_held_back(&self, subscription: SubscriptionId) -> bool {
         self.state().held_back.contains_key(&subscription)
     }
 
     /// Whether a subscription has something in the backlog, and whether it has suspects there.
-    pub(crate) fn waits(&self, subscription: i64) -> (bool, bool) {
+    pub(crate) fn waits(&self, subscription: SubscriptionId) -> (bool, bool) {
         let state = self.state();
         (state.held_back.contains_key(&subscription), state.suspects.contains_key(&subscription))
     }
@@ -129,32 +130,32 @@ impl Schedule {
     }
 
     /// Adds a deleted subscription, whose deliveries are to be cancelled.
-    pub(crate) fn orphan(&self, subscription: i64) {
+    pub(crate) fn orphan(&self, subscription: SubscriptionId) {
         self.state().orphaned.insert(subscription);
     }
 
     /// Removes a deleted subscription of which nothing is left.
-    pub(crate) fn cancelled(&self, subscription: i64) {
+    pub(crate) fn cancelled(&self, subscription: SubscriptionId) {
         self.state().orphaned.remove(&subscription);
     }
 
     /// Deleted subscriptions whose deliveries are to be cancelled.
-    pub(crate) fn orphans(&self) -> BTreeSet<i64> {
+    pub(crate) fn orphans(&self) -> BTreeSet<SubscriptionId> {
         self.state().orphaned.clone()
     }
 
     /// Notes that all rows due before `since` were claimed.
-    pub(crate) fn look_from(&self, subscription: i64, since: DateTime<Utc>) {
+    pub(crate) fn look_from(&self, subscription: SubscriptionId, since: DateTime<Utc>) {
         self.state().since.insert(subscription, since);
     }
 
     /// The due time from which on to claim; `None` for all rows.
-    pub(crate) fn since(&self, subscription: i64) -> Option<DateTime<Utc>> {
+    pub(crate) fn since(&self, subscription: SubscriptionId) -> Option<DateTime<Utc>> {
         self.state().since.get(&subscription).copied()
     }
 
     /// A delivery of this subscription was redriven, and fell due then. Returns whether that is news.
-    pub(crate) fn ask(&self, subscription: i64, due_at: DateTime<Utc>) -> bool {
+    pub(crate) fn ask(&self, subscription: SubscriptionId, due_at: DateTime<Utc>) -> bool {
         let mut state = self.state();
         let is_news = state.asked.get(&subscription).is_none_or(|(before, _)| *before < due_at);
         if is_news {
@@ -164,14 +165,14 @@ impl Schedule {
     }
 
     /// The due time of a redriven delivery that was not tried, once.
-    pub(crate) fn take_asked(&self, subscription: i64) -> Option<DateTime<Utc>> {
+    pub(crate) fn take_asked(&self, subscription: SubscriptionId) -> Option<DateTime<Utc>> {
         let mut state = self.state();
         let (due_at, waits) = state.asked.get_mut(&subscription)?;
         std::mem::take(waits).then_some(*due_at)
     }
 
     /// A row may have become due in the past: the next claim looks at all rows of this subscription.
-    pub(crate) fn look_back(&self, subscription: i64) {
+    pub(crate) fn look_back(&self, subscription: SubscriptionId) {
         self.state().since.remove(&subscription);
     }
 
@@ -185,11 +186,11 @@ impl Schedule {
         let step = u64::try_from(now.saturating_duration_since(self.origin).as_millis() / STEP.as_millis())
             .unwrap_or(u64::MAX);
         let mut state = self.state();
-        let later = state.due.split_off(&(step + 1, i64::MIN));
+        let later = state.due.split_off(&(step + 1, SubscriptionId(i64::MIN)));
         let due = std::mem::replace(&mut state.due, later);
         state.turn += 1;
         let behind = state.behind.keys().copied();
-        let rows: BTreeSet<i64> =
+        let rows: BTreeSet<SubscriptionId> =
             due.into_iter().map(|(_, subscription)| subscription).chain(behind).collect();
         let waiting = state.held_back.keys().chain(state.suspects.keys()).copied();
         Due { all: rows.iter().copied().chain(waiting).collect(), rows }
@@ -207,16 +208,20 @@ impl Schedule {
 mod tests {
     use super::*;
 
+    fn ids(numbers: &[i64]) -> BTreeSet<SubscriptionId> {
+        numbers.iter().copied().map(SubscriptionId).collect()
+    }
+
     #[test]
     fn what_is_noted_comes_back_when_it_is_due_and_not_before() {
         let schedule = Schedule::new();
         let now = Instant::now();
-        schedule.note(1, now + Duration::from_millis(20));
-        schedule.note(2, now + Duration::from_secs(60));
+        schedule.note(SubscriptionId(1), now + Duration::from_millis(20));
+        schedule.note(SubscriptionId(2), now + Duration::from_secs(60));
         assert!(schedule.take_due(now).all.is_empty());
         let next = schedule.next().unwrap();
         assert!(next >= now + Duration::from_millis(20) && next <= now + Duration::from_millis(40));
-        assert_eq!(schedule.take_due(next).rows, BTreeSet::from([1]));
+        assert_eq!(schedule.take_due(next).rows, ids(&[1]));
         assert!(schedule.next().unwrap() > now + Duration::from_secs(50));
     }
 
@@ -224,42 +229,42 @@ mod tests {
     fn a_redriven_delivery_is_tried_once() {
         let schedule = Schedule::new();
         let (first, second) = (DateTime::UNIX_EPOCH, DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(1));
-        assert!(schedule.ask(7, first));
-        assert_eq!(schedule.take_asked(7), Some(first));
-        assert!(!schedule.ask(7, first), "the poll sees it again");
-        assert_eq!(schedule.take_asked(7), None);
-        assert!(schedule.ask(7, second));
-        assert_eq!(schedule.take_asked(7), Some(second));
+        assert!(schedule.ask(SubscriptionId(7), first));
+        assert_eq!(schedule.take_asked(SubscriptionId(7)), Some(first));
+        assert!(!schedule.ask(SubscriptionId(7), first), "the poll sees it again");
+        assert_eq!(schedule.take_asked(SubscriptionId(7)), None);
+        assert!(schedule.ask(SubscriptionId(7), second));
+        assert_eq!(schedule.take_asked(SubscriptionId(7)), Some(second));
     }
 
     #[test]
     fn those_behind_are_always_due() {
         let schedule = Schedule::new();
-        schedule.fall_behind(7);
-        assert_eq!(schedule.take_due(Instant::now()).rows, BTreeSet::from([7]));
-        assert_eq!(schedule.take_due(Instant::now()).rows, BTreeSet::from([7]));
-        schedule.catch_up(7);
+        schedule.fall_behind(SubscriptionId(7));
+        assert_eq!(schedule.take_due(Instant::now()).rows, ids(&[7]));
+        assert_eq!(schedule.take_due(Instant::now()).rows, ids(&[7]));
+        schedule.catch_up(SubscriptionId(7));
         assert!(schedule.take_due(Instant::now()).all.is_empty());
     }
 
     #[test]
     fn rows_are_not_claimed_for_a_subscription_that_has_only_a_backlog() {
         let schedule = Schedule::new();
-        schedule.hold_back(7, false);
-        schedule.fall_behind(8);
+        schedule.hold_back(SubscriptionId(7), false);
+        schedule.fall_behind(SubscriptionId(8));
         let due = schedule.take_due(Instant::now());
-        assert_eq!((due.rows, due.all), (BTreeSet::from([8]), BTreeSet::from([7, 8])));
+        assert_eq!((due.rows, due.all), (ids(&[8]), ids(&[7, 8])));
     }
 
     #[test]
     fn a_subscription_that_falls_behind_during_a_claim_is_claimed_for_again() {
         let schedule = Schedule::new();
-        schedule.note(7, Instant::now());
+        schedule.note(SubscriptionId(7), Instant::now());
         while schedule.take_due(Instant::now()).all.is_empty() {}
-        schedule.fall_behind(7); // past events became due, or a breaker closed
-        schedule.catch_up(7); // the claim found nothing
-        assert_eq!(schedule.take_due(Instant::now()).rows, BTreeSet::from([7]));
-        schedule.catch_up(7);
+        schedule.fall_behind(SubscriptionId(7)); // past events became due, or a breaker closed
+        schedule.catch_up(SubscriptionId(7)); // the claim found nothing
+        assert_eq!(schedule.take_due(Instant::now()).rows, ids(&[7]));
+        schedule.catch_up(SubscriptionId(7));
         assert!(schedule.take_due(Instant::now()).all.is_empty());
     }
 }

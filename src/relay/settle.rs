@@ -3,26 +3,27 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    hash::Hash,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
 
-use super::delivery::Delivery;
-use super::follow_up;
 use super::{
     AttemptLog, Shared,
     attempted::Attempted,
     await_work::backon_waits,
     deliver::Deliver,
+    delivery::Delivery,
+    follow_up,
     held::{Held, Page},
 };
 use crate::{
-    delivery::{Outcome, Verdict, ranges::Ranges, verdict},
+    delivery::{DeliveryId, Outcome, PageId, SubscriptionId, Verdict, ranges::Ranges, verdict},
     store::{
-        AttemptRow, Batch, DeadRow, Entry, Kind, PageBatch, Pair, PairDead, PairRetry, PairsBack, RetryRow,
-        Settler,
+        AttemptRow, Batch, DeadRow, Entry, Error, Kind, PageBatch, Pair, PairDead, PairRetry, PairsBack,
+        RetryRow, Settler,
     },
 };
 
@@ -32,11 +33,11 @@ const AT_ONCE: usize = 1_000;
 /// Attempts of each subscription since the relay started: delivered, failed.
 #[derive(Debug, Default)]
 pub(super) struct Tallies {
-    counts: Mutex<HashMap<i64, (i64, i64)>>,
+    counts: Mutex<HashMap<SubscriptionId, (i64, i64)>>,
 }
 
 impl Tallies {
-    fn add(&self, subscription: i64, delivered: bool) {
+    fn add(&self, subscription: SubscriptionId, delivered: bool) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(subscription).or_default();
         if delivered {
@@ -46,7 +47,7 @@ impl Tallies {
         }
     }
 
-    pub(super) fn all(&self) -> HashMap<i64, (i64, i64)> {
+    pub(super) fn all(&self) -> HashMap<SubscriptionId, (i64, i64)> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -158,8 +159,9 @@ fn decide(shared: &Shared, one: &Attempted) -> Verdict {
 
 /// The same delivery always gets the same jitter, and no two the same.
 fn seed(delivery: &Delivery) -> u64 {
-    let (high, low) = delivery.event.id.as_u64_pair();
-    high ^ low ^ u64::try_from(delivery.subscription.row.id).unwrap_or(0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    let (high, low) = delivery.event_id().unwrap_or_default().as_u64_pair();
+    high ^ low
+        ^ u64::try_from(delivery.subscription.row.id.0).unwrap_or(0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
 /// What is written of rows.
@@ -195,8 +197,9 @@ fn rows_of(attempted: &[Attempted], verdicts: &[Verdict]) -> Batch {
 /// What is written of pages. A page whose last pairs are among these is deleted.
 fn pages_of(shared: &Shared, attempted: &[Attempted], verdicts: &[Verdict]) -> PageBatch {
     let mut batch = PageBatch::default();
-    let mut progress: BTreeMap<i64, (&Arc<Page>, Ranges, u32)> = BTreeMap::new();
-    let mut back: HashMap<(i64, i64, chrono::DateTime<chrono::Utc>), PairsBack> = HashMap::new();
+    let mut progress: BTreeMap<PageId, (&Arc<Page>, Ranges, u32)> = BTreeMap::new();
+    let mut back: HashMap<(PageId, SubscriptionId, chrono::DateTime<chrono::Utc>), PairsBack> =
+        HashMap::new();
     for (one, verdict) in attempted.iter().zip(verdicts) {
         let Held::Page(page, number) = &one.job.held else { continue };
         let entry = progress.entry(page.id).or_insert_with(|| (page, Ranges::default(), 0));
@@ -210,8 +213,8 @@ fn pages_of(shared: &Shared, attempted: &[Attempted], verdicts: &[Verdict]) -> P
             page: page.id,
             number: *number,
             subscription: delivery.subscription.row.id,
-            position: delivery.event.position,
-            created_at: delivery.event.created_at,
+            position: delivery.position,
+            created_at: delivery.created_at,
             attempts: i32::try_from(delivery.attempt).unwrap_or(i32::MAX),
         };
         match verdict {
@@ -239,7 +242,7 @@ fn pages_of(shared: &Shared, attempted: &[Attempted], verdicts: &[Verdict]) -> P
                     alone: page.alone,
                 });
                 back.numbers.insert(i64::from(*number));
-                back.entry.positions.insert(pair.position);
+                back.entry.positions.insert(pair.position.0);
             }
             Verdict::DeadLetter { reason } => batch.dead.push(PairDead {
                 pair,
@@ -271,7 +274,7 @@ fn pages_of(shared: &Shared, attempted: &[Attempted], verdicts: &[Verdict]) -> P
 
 /// Counts settled pairs. A page with nothing left is deleted with the next batch, if this one did not.
 fn count_down(shared: &Shared, attempted: &[Attempted], written: &PageBatch) {
-    let mut counts: HashMap<i64, (&Arc<Page>, u32)> = HashMap::new();
+    let mut counts: HashMap<PageId, (&Arc<Page>, u32)> = HashMap::new();
     for one in attempted {
         if let Held::Page(page, _) = &one.job.held {
             counts.entry(page.id).or_insert((page, 0)).1 += 1;
@@ -288,42 +291,32 @@ fn count_down(shared: &Shared, attempted: &[Attempted], written: &PageBatch) {
 }
 
 /// Writes the verdicts on rows. `None`: all of them count.
-async fn persist_rows(shared: &Shared, batch: &Batch) -> Option<HashSet<i64>> {
+async fn persist_rows(shared: &Shared, batch: &Batch) -> Option<HashSet<DeliveryId>> {
     if batch.is_empty() {
         return Some(HashSet::new());
     }
-    let settled = persist(shared, Write::Rows(batch)).await;
-    settled.map(|ids| ids.into_iter().collect())
+    persist(shared, || shared.store.settle_deliveries(batch)).await
 }
 
-async fn persist_pages(shared: &Shared, batch: &PageBatch, settler: Settler) -> Option<HashSet<i64>> {
+async fn persist_pages(shared: &Shared, batch: &PageBatch, settler: Settler) -> Option<HashSet<PageId>> {
     if batch.is_empty() {
         return Some(HashSet::new());
     }
-    let settled = persist(shared, Write::Pages(batch, settler)).await;
-    settled.map(|ids| ids.into_iter().collect())
-}
-
-/// What is written.
-#[derive(Debug, Clone, Copy)]
-enum Write<'b> {
-    Rows(&'b Batch),
-    Pages(&'b PageBatch, Settler),
+    persist(shared, || shared.store.settle_pages(batch, settler)).await
 }
 
 /// Writes until it succeeds. `None` after a lost answer: rows that are missing then were settled by the first
 /// try, because no other relay writes under our tokens.
-async fn persist(shared: &Shared, write: Write<'_>) -> Option<Vec<i64>> {
+async fn persist<Id: Eq + Hash, W: Future<Output = Result<Vec<Id>, Error>>>(
+    shared: &Shared,
+    write: impl Fn() -> W,
+) -> Option<HashSet<Id>> {
     let mut waits = backon_waits();
     let mut unknown = false;
     loop {
-        let written = match write {
-            Write::Rows(batch) => shared.store.settle_deliveries(batch).await,
-            Write::Pages(batch, settler) => shared.store.settle_pages(batch, settler).await,
-        };
-        match written {
+        match write().await {
             Ok(_) if unknown => return None,
-            Ok(settled) => return Some(settled),
+            Ok(settled) => return Some(settled.into_iter().collect()),
             Err(error) => {
                 shared.telemetry.database_failed("settle", &error);
                 unknown |= error.kind() == Kind::Connection;
@@ -351,8 +344,8 @@ async fn record_attempts(shared: &Shared, attempted: &[Attempted], counted: &[bo
                 Held::Page(..) => None,
             },
             subscription: one.job.delivery.subscription.row.id,
-            position: one.job.delivery.event.position,
-            event: one.job.delivery.event.id,
+            position: one.job.delivery.position,
+            event: one.job.delivery.event_id(),
             attempt: i32::try_from(one.job.delivery.attempt).unwrap_or(i32::MAX),
             took: one.took,
             outcome: one.report.outcome.code(),
@@ -385,7 +378,7 @@ fn announce(shared: &Shared, one: &Attempted, verdict: &Verdict, counted: bool) 
         return;
     }
     match verdict {
-        Verdict::Settled => shared.telemetry.settled(delivery, shared.clock.age(delivery.event.created_at)),
+        Verdict::Settled => shared.telemetry.settled(delivery, shared.clock.age(delivery.created_at)),
         Verdict::RetryIn(wait) => {
             match &one.job.held {
                 Held::Page(page, _) if !one.counts => shared.schedule.hold_back(id, page.deaths > 0),

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::Shared;
 use crate::{
-    delivery::ranges::Ranges,
+    delivery::{PageId, ranges::Ranges},
     store::{Entry, Error, LeasedPage, PageBatch, PairsBack, Settler},
 };
 
@@ -25,7 +25,7 @@ pub(super) async fn take_over(shared: &Shared, everything: bool) -> Result<(), E
     }
     loop {
         let token = Uuid::new_v4();
-        let since = shared.bounds.pages.load(Ordering::Acquire);
+        let since = PageId(shared.bounds.pages.load(Ordering::Acquire));
         let taken =
             shared.store.take_over_pages(since, TAKEN_OVER_AT_ONCE, token, shared.settings.lease).await?;
         if taken.is_empty() {
@@ -85,15 +85,16 @@ fn left_of(page: &LeasedPage) -> Vec<PairsBack> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::SubscriptionId;
 
     fn page(deaths: i16, alone: i16, positions: &str, done: &str) -> LeasedPage {
         let entry = Entry {
-            subscription: 1,
+            subscription: SubscriptionId(1),
             positions: positions.parse().unwrap(),
             owed_since: chrono::DateTime::UNIX_EPOCH,
         };
         let span = (chrono::DateTime::UNIX_EPOCH, chrono::DateTime::UNIX_EPOCH);
-        LeasedPage { id: 7, deaths, alone, span, entries: vec![entry], done: done.parse().unwrap() }
+        LeasedPage { id: PageId(7), deaths, alone, span, entries: vec![entry], done: done.parse().unwrap() }
     }
 
     #[test]

@@ -210,17 +210,13 @@ mod tests {
 
     fn event() -> Event {
         Event {
-            id: uuid::Uuid::nil(),
-            position: 7,
-            created_at: chrono::DateTime::UNIX_EPOCH,
             topic: "shop.\"orders\".create".to_owned(),
             key: Some("o-1".to_owned()),
             payload: "{\"n\": 1e400}".to_owned(),
             headers: "{\"traceparent\": \"00-a\", \"x\": \"y\"}".to_owned(),
-            organization: None,
             source: Some("my shop".to_owned()),
-            user_id: None,
             schema_version: Some(2),
+            ..Event::sample(7)
         }
     }
 

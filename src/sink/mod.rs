@@ -23,7 +23,7 @@ use std::{fmt, future::Future, time::Duration};
 
 use serde::de::DeserializeOwned;
 
-pub(crate) use self::outgoing::Lease;
+pub(crate) use self::outgoing::{Lease, Place};
 pub use self::{
     outgoing::Outgoing,
     problem::Problem,

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::event::Event;
+use crate::{
+    delivery::{DeliveryId, PageId},
+    event::Event,
+};
 
 /// An event to be sent, after upcasts and the subscription's transform.
 #[derive(Debug, Clone)]
@@ -28,11 +31,25 @@ pub struct Outgoing {
 /// Where it is recorded that a delivery is owed, and the token under which it is leased.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lease {
-    /// A row of `outbox.pages`; none: a row of `outbox.deliveries`.
-    pub(crate) page: Option<i64>,
-    /// Number of the pair in its page, or the row.
-    pub(crate) number: i64,
+    pub(crate) place: Place,
     pub(crate) token: Uuid,
+}
+
+/// A pair of a page, or a row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place {
+    Pair(PageId, i32),
+    Row(DeliveryId),
+}
+
+impl Lease {
+    pub(crate) fn of_pair(page: PageId, number: i32, token: Uuid) -> Self {
+        Self { place: Place::Pair(page, number), token }
+    }
+
+    pub(crate) fn of_row(row: DeliveryId, token: Uuid) -> Self {
+        Self { place: Place::Row(row), token }
+    }
 }
 
 impl Outgoing {

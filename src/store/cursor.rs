@@ -8,6 +8,7 @@ use super::{
     error::Error,
     routing::{Advance, Reached, Read},
 };
+use crate::event::Position;
 
 /// The row of `outbox.cursor` as this relay read or wrote it last.
 #[derive(Debug, Clone)]
@@ -29,7 +30,7 @@ pub struct Cursor {
 /// A lower bound: events of transactions with a higher id than `xid` have higher positions than `position`.
 #[derive(Debug, Clone)]
 pub(super) struct Low {
-    pub(super) position: i64,
+    pub(super) position: Position,
     pub(super) xid: String,
 }
 
@@ -40,9 +41,9 @@ pub(super) struct Window {
     /// The cursor's `low` after the window; none until the step that opens the window is committed.
     pub(super) low: Option<Low>,
     /// Position up to which the window is routed.
-    pub(super) page_after: i64,
+    pub(super) page_after: Position,
     /// No event of the window has a higher position.
-    pub(super) page_until: i64,
+    pub(super) page_until: Position,
 }
 
 impl Store {

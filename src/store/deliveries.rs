@@ -12,12 +12,16 @@ use super::{
     error::Error,
     statement::{by_name, rows_of_all},
 };
+use crate::{
+    delivery::{DeliveryId, SubscriptionId},
+    event::Position,
+};
 
 /// How many deliveries of one subscription are wanted by a claim.
 #[derive(Debug, Clone, Copy)]
 pub struct Claim {
     /// Subscription id.
-    pub subscription: i64,
+    pub subscription: SubscriptionId,
     /// Largest number of deliveries to claim.
     pub room: u32,
     /// Earliest due time to look at; none: all.
@@ -28,11 +32,11 @@ pub struct Claim {
 #[derive(Debug, Clone, FromRow)]
 pub struct Claimed {
     /// Row of `outbox.deliveries`.
-    pub id: i64,
+    pub id: DeliveryId,
     /// Subscription that receives it.
-    pub subscription_id: i64,
+    pub subscription_id: SubscriptionId,
     /// Position of the event.
-    pub position: i64,
+    pub position: Position,
     /// Time of the event.
     pub created_at: DateTime<Utc>,
     /// Time from which the event could be delivered.
@@ -47,7 +51,7 @@ pub struct Claimed {
 #[derive(Debug, Clone, FromRow)]
 pub struct DueSubscription {
     /// Subscription id.
-    pub subscription_id: i64,
+    pub subscription_id: SubscriptionId,
     /// Seconds until its first delivery is due; negative when it is overdue.
     pub due_in: f64,
     /// Time of the database when it looked.
@@ -60,7 +64,7 @@ pub struct DueSubscription {
 #[derive(Debug, Clone, Copy)]
 pub struct RetryRow {
     /// Row of `outbox.deliveries`.
-    pub id: i64,
+    pub id: DeliveryId,
     /// Time until it is due.
     pub wait: Duration,
     /// Whether the last attempt counts towards the limit.
@@ -71,7 +75,7 @@ pub struct RetryRow {
 #[derive(Debug, Clone)]
 pub struct DeadRow {
     /// Row of `outbox.deliveries`.
-    pub id: i64,
+    pub id: DeliveryId,
     /// Code of the reason.
     pub reason: &'static str,
     /// Status code of the last answer.
@@ -84,13 +88,13 @@ pub struct DeadRow {
 #[derive(Debug, Clone)]
 pub struct AttemptRow {
     /// Row of `outbox.deliveries`; none for a delivery that is part of a page.
-    pub delivery: Option<i64>,
+    pub delivery: Option<DeliveryId>,
     /// Subscription id.
-    pub subscription: i64,
+    pub subscription: SubscriptionId,
     /// Position of the event.
-    pub position: i64,
-    /// Id of the event.
-    pub event: Uuid,
+    pub position: Position,
+    /// Id of the event; none if it could not be read.
+    pub event: Option<Uuid>,
     /// Number of the attempt, from 1.
     pub attempt: i32,
     /// Duration of the attempt.
@@ -113,7 +117,7 @@ pub struct AttemptRow {
 #[derive(Debug, Clone, FromRow)]
 pub struct Backlog {
     /// Subscription id.
-    pub subscription_id: i64,
+    pub subscription_id: SubscriptionId,
     /// Name of the subscription.
     pub name: String,
     /// Number of outstanding deliveries. At most 100,000 rows of `outbox.deliveries` and 10,000 rows of
@@ -127,13 +131,13 @@ pub struct Backlog {
 #[derive(Debug, Default)]
 pub struct Batch {
     /// Deliveries that succeeded: rows of `outbox.deliveries`.
-    pub delivered: Vec<i64>,
+    pub delivered: Vec<DeliveryId>,
     /// Deliveries that are attempted again.
     pub retries: Vec<RetryRow>,
     /// Deliveries that become dead letters.
     pub dead: Vec<DeadRow>,
     /// Deliveries that are held because the destination is gone: rows of `outbox.deliveries`.
-    pub gone: Vec<i64>,
+    pub gone: Vec<DeliveryId>,
     /// Lease tokens of all these deliveries.
     pub tokens: Vec<Uuid>,
 }
@@ -185,7 +189,7 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database. Writing the same batch again is safe.
-    pub async fn settle_deliveries(&self, batch: &Batch) -> Result<Vec<i64>, Error> {
+    pub async fn settle_deliveries(&self, batch: &Batch) -> Result<Vec<DeliveryId>, Error> {
         let statement = |sql| self.statement("settling deliveries", sql).on(Reserved::Settle(Settler::First));
         let Batch { delivered, retries, dead, gone, tokens } = batch;
         let mut statements = Vec::new();
@@ -247,10 +251,10 @@ impl Store {
     /// Those of the database.
     pub async fn renew_leases(
         &self,
-        deliveries: &[i64],
+        deliveries: &[DeliveryId],
         tokens: &[Uuid],
         lease: Duration,
-    ) -> Result<Vec<(i64, bool)>, Error> {
+    ) -> Result<Vec<(DeliveryId, bool)>, Error> {
         self.statement("renewing leases", sql!("relay/renew_leases"))
             .on(Reserved::Renew)
             .bind(deliveries)
@@ -265,7 +269,7 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn cancel_orphans(&self, subscription: i64, limit: i64) -> Result<u64, Error> {
+    pub async fn cancel_orphans(&self, subscription: SubscriptionId, limit: i64) -> Result<u64, Error> {
         self.statement("cancelling deliveries of a deleted subscription", sql!("relay/cancel_orphans"))
             .bind(limit)
             .bind(subscription)

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{Row as _, postgres::PgRow};
 
 use super::{connection::Store, error::Error};
-use crate::event::Event;
+use crate::event::{Event, Position};
 
 /// An event as routing reads it.
 #[derive(Debug)]
@@ -38,10 +38,10 @@ impl Store {
     /// Those of the database.
     pub async fn load_events(
         &self,
-        positions: &[i64],
+        positions: &[Position],
         span: (DateTime<Utc>, DateTime<Utc>),
         largest: i32,
-    ) -> Result<HashMap<i64, LoadedEvent>, Error> {
+    ) -> Result<HashMap<Position, LoadedEvent>, Error> {
         self.statement("loading events", sql!("relay/load_events"))
             .bind(positions)
             .bind(span.0)

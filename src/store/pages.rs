@@ -13,13 +13,16 @@ use super::{
     connection::{Reserved, Settler, Store},
     error::Error,
 };
-use crate::delivery::ranges::Ranges;
+use crate::{
+    delivery::{PageId, SubscriptionId, ranges::Ranges},
+    event::Position,
+};
 
 /// How much of the backlog of one subscription is wanted by a claim.
 #[derive(Debug, Clone, Copy)]
 pub struct BacklogClaim {
     /// Subscription id.
-    pub subscription: i64,
+    pub subscription: SubscriptionId,
     /// Largest number of positions to claim.
     pub wanted: usize,
     /// Smallest row id of `outbox.backlog` to look at.
@@ -32,7 +35,7 @@ pub struct BacklogClaim {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// Subscription id.
-    pub subscription: i64,
+    pub subscription: SubscriptionId,
     /// Positions of the events.
     pub positions: Ranges,
     /// Time from which they could be delivered.
@@ -43,7 +46,7 @@ pub struct Entry {
 #[derive(Debug, Clone)]
 pub struct LeasedPage {
     /// Row of `outbox.pages`.
-    pub id: i64,
+    pub id: PageId,
     /// Number of relays that died while they held its pairs.
     pub deaths: i16,
     /// Number of relays among them that held a single pair.
@@ -60,7 +63,7 @@ pub struct LeasedPage {
 #[derive(Debug, Clone, Copy)]
 pub struct InBacklog {
     /// Subscription id.
-    pub subscription: i64,
+    pub subscription: SubscriptionId,
     /// Whether a relay died while it held these rows. A subscription may have rows of both sorts.
     pub is_suspect: bool,
     /// Largest row id of the whole backlog.
@@ -71,13 +74,13 @@ pub struct InBacklog {
 #[derive(Debug, Clone, Copy)]
 pub struct Pair {
     /// Row of `outbox.pages`.
-    pub page: i64,
+    pub page: PageId,
     /// Number of the pair in its page.
     pub number: i32,
     /// Subscription id.
-    pub subscription: i64,
+    pub subscription: SubscriptionId,
     /// Position of the event.
-    pub position: i64,
+    pub position: Position,
     /// Time of the event.
     pub created_at: DateTime<Utc>,
     /// Number of attempts made.
@@ -114,7 +117,7 @@ pub struct PairDead {
 #[derive(Debug, Clone)]
 pub struct PairsBack {
     /// Row of `outbox.pages`.
-    pub page: i64,
+    pub page: PageId,
     /// Numbers of the pairs in their page.
     pub numbers: Ranges,
     /// Subscription and positions of the pairs.
@@ -131,9 +134,9 @@ pub struct PairsBack {
 #[derive(Debug, Default)]
 pub struct PageBatch {
     /// Pages that keep outstanding pairs, and the numbers of the pairs that are settled now.
-    pub progress: Vec<(i64, Ranges)>,
+    pub progress: Vec<(PageId, Ranges)>,
     /// Pages without outstanding pairs, which are deleted.
-    pub finished: Vec<i64>,
+    pub finished: Vec<PageId>,
     /// Lease tokens of all these pages.
     pub tokens: Vec<Uuid>,
     /// Pairs that are attempted again.
@@ -184,7 +187,7 @@ impl Store {
     /// Those of the database.
     pub async fn take_over_pages(
         &self,
-        since: i64,
+        since: PageId,
         limit: i64,
         token: Uuid,
         lease: Duration,
@@ -207,10 +210,10 @@ impl Store {
     /// Those of the database.
     pub async fn renew_pages(
         &self,
-        pages: &[i64],
+        pages: &[PageId],
         tokens: &[Uuid],
         lease: Duration,
-    ) -> Result<Vec<(i64, bool)>, Error> {
+    ) -> Result<Vec<(PageId, bool)>, Error> {
         self.statement("renewing leases of pages", sql!("relay/renew_pages"))
             .on(Reserved::Renew)
             .bind(pages)
@@ -243,7 +246,7 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database. Writing the same batch again is safe.
-    pub async fn settle_pages(&self, batch: &PageBatch, settler: Settler) -> Result<Vec<i64>, Error> {
+    pub async fn settle_pages(&self, batch: &PageBatch, settler: Settler) -> Result<Vec<PageId>, Error> {
         let PageBatch { progress, finished, tokens, retries, dead, back } = batch;
         let is_plain = retries.is_empty() && dead.is_empty() && back.is_empty();
         let sql = if is_plain { sql!("relay/settle_pages") } else { sql!("relay/settle_parts") };
@@ -291,7 +294,7 @@ impl Store {
 fn read_page(row: &PgRow) -> Result<LeasedPage, sqlx::Error> {
     let unreadable = |error| sqlx::Error::Decode(Box::new(error));
     let read = |text: &str| text.parse::<Ranges>().map_err(unreadable);
-    let subscriptions: Vec<i64> = row.try_get("subscriptions")?;
+    let subscriptions: Vec<SubscriptionId> = row.try_get("subscriptions")?;
     let owed: Vec<String> = row.try_get("owed")?;
     let owed_since: Vec<DateTime<Utc>> = row.try_get("owed_since")?;
     let mut entries = Vec::with_capacity(subscriptions.len());

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{connection::Store, error::Error};
+use crate::delivery::SubscriptionId;
 
 /// The report of a relay.
 #[derive(Debug, Clone, Default)]
@@ -51,7 +52,7 @@ impl BreakerState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionReport {
     /// Subscription id.
-    pub id: i64,
+    pub id: SubscriptionId,
     /// Number of attempts that succeeded.
     pub delivered: i64,
     /// Number of attempts that failed.

@@ -14,7 +14,10 @@ use super::{
     events::{NewEvent, read_new_events},
     statement::first,
 };
-use crate::delivery::ranges::Ranges;
+use crate::{
+    delivery::{PageId, SubscriptionId, ranges::Ranges},
+    event::Position,
+};
 
 /// What a step read.
 #[derive(Debug)]
@@ -28,7 +31,7 @@ pub struct Read {
     pub was_slow: bool,
     pub(super) reached: Reached,
     /// Highest position that was drawn from the sequence before the events were read.
-    drawn: i64,
+    drawn: Position,
 }
 
 /// Which part of the new events was read.
@@ -44,11 +47,11 @@ pub(super) enum Reached {
 #[derive(Debug, Clone)]
 pub struct NewDelivery {
     /// Position of the event.
-    pub position: i64,
+    pub position: Position,
     /// Time of the event.
     pub created_at: DateTime<Utc>,
     /// Subscription id.
-    pub subscription: i64,
+    pub subscription: SubscriptionId,
     /// Earliest time of the first attempt.
     pub deliver_after: Option<DateTime<Utc>>,
     /// Priority of the event.
@@ -59,7 +62,7 @@ pub struct NewDelivery {
 #[derive(Debug, Clone, Default)]
 pub struct NewPage {
     /// Ids of subscriptions in ascending order, and the positions for each.
-    pub entries: Vec<(i64, Ranges)>,
+    pub entries: Vec<(SubscriptionId, Ranges)>,
 }
 
 /// What one step writes.
@@ -68,7 +71,7 @@ pub struct Routed {
     /// Pages that this relay delivers now.
     pub pages: Vec<NewPage>,
     /// New rows of `outbox.backlog`: subscription ids and positions.
-    pub waiting: Vec<(i64, Ranges)>,
+    pub waiting: Vec<(SubscriptionId, Ranges)>,
     /// New rows of `outbox.deliveries`.
     pub timed: Vec<NewDelivery>,
 }
@@ -79,7 +82,7 @@ pub enum Advance {
     /// Past all events that were read.
     All,
     /// Up to this position; the next step reads the events behind it again.
-    UpTo(i64),
+    UpTo(Position),
 }
 
 /// A read that takes longer probably met many index entries of rows it may not see.
@@ -219,14 +222,14 @@ impl Store {
         routed: &Routed,
         token: Uuid,
         lease: Duration,
-        starting: &[i64],
-    ) -> Result<Option<(Cursor, Vec<i64>)>, Error> {
+        starting: &[SubscriptionId],
+    ) -> Result<Option<(Cursor, Vec<PageId>)>, Error> {
         let mut next = cursor.next(read, advance);
         let low = next.low.clone();
         let window = next.window.clone();
         let window_low = window.as_ref().and_then(|window| window.low.clone());
         // Each entry with the number of its page.
-        let entries: Vec<(i32, &(i64, Ranges))> = (0..)
+        let entries: Vec<(i32, &(SubscriptionId, Ranges))> = (0..)
             .zip(&routed.pages)
             .flat_map(|(number, page)| page.entries.iter().map(move |entry| (number, entry)))
             .collect();
@@ -269,7 +272,7 @@ impl Store {
                 }
                 let mut ids = Vec::with_capacity(rows.len());
                 for row in rows {
-                    ids.extend(row.try_get::<Option<i64>, _>("id")?);
+                    ids.extend(row.try_get::<Option<PageId>, _>("id")?);
                 }
                 // Ids are drawn in the order of the pages.
                 ids.sort_unstable();

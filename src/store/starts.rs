@@ -10,13 +10,16 @@ use super::{
     events::{NewEvent, read_new_events},
     statement::{by_name, first},
 };
-use crate::delivery::ranges::Ranges;
+use crate::{
+    delivery::{SubscriptionId, ranges::Ranges},
+    event::Position,
+};
 
 /// How far a subscription has got with events from before it was made.
 #[derive(Debug, Clone, FromRow)]
 pub struct Start {
     /// Subscription id.
-    pub subscription_id: i64,
+    pub subscription_id: SubscriptionId,
     /// Earliest time of the events it wants; none: all.
     since: Option<DateTime<Utc>>,
     /// The cursor's snapshot when a routing step first knew the subscription; none until then.
@@ -24,11 +27,11 @@ pub struct Start {
     /// The end of the cursor's window at that step.
     window_end: Option<String>,
     /// Position up to which that window was routed.
-    page_after: Option<i64>,
+    page_after: Option<Position>,
     /// Position above all events from before that step.
-    until: Option<i64>,
+    until: Option<Position>,
     /// Position up to which the log was read for it.
-    position: i64,
+    position: Position,
 }
 
 /// A part of the log.
@@ -37,7 +40,7 @@ pub struct Past {
     /// Events of this part from before the subscription, in the order of positions.
     pub events: Vec<NewEvent>,
     /// Position of the last event that was looked at; none when there was none.
-    reached: Option<i64>,
+    reached: Option<Position>,
 }
 
 impl Past {
@@ -61,7 +64,7 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn load_starts(&self, subscriptions: &[i64]) -> Result<Vec<Start>, Error> {
+    pub async fn load_starts(&self, subscriptions: &[SubscriptionId]) -> Result<Vec<Start>, Error> {
         self.statement("loading starts", sql!("relay/load_starts")).bind(subscriptions).rows(by_name).await
     }
 
@@ -128,7 +131,7 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn count_owed(&self, subscription: i64, enough: i64) -> Result<i64, Error> {
+    pub async fn count_owed(&self, subscription: SubscriptionId, enough: i64) -> Result<i64, Error> {
         self.statement("counting what is owed", sql!("relay/count_owed"))
             .bind(subscription)
             .bind(enough)

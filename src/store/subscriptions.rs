@@ -7,6 +7,7 @@ use serde::Serialize;
 use sqlx::{FromRow, Row as _};
 
 use super::{connection::Store, error::Error, statement::first};
+use crate::delivery::SubscriptionId;
 
 /// Whether relays deliver to a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type)]
@@ -47,7 +48,7 @@ impl std::fmt::Display for SubscriptionState {
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
 pub struct SubscriptionRow {
     /// Subscription id.
-    pub id: i64,
+    pub id: SubscriptionId,
     /// Unique name.
     pub name: String,
     /// Topic patterns.
@@ -90,7 +91,7 @@ impl SubscriptionRow {
     #[must_use]
     pub fn new(name: &str, topics: &[&str], sink: &str, config: serde_json::Value) -> Self {
         Self {
-            id: 0,
+            id: SubscriptionId::default(),
             name: name.to_owned(),
             topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
             sink: sink.to_owned(),
@@ -118,9 +119,9 @@ pub struct Loaded {
     /// Rows that changed.
     pub rows: Vec<SubscriptionRow>,
     /// Ids of changed rows that cannot be read, and why. The triggers of the table refuse such rows.
-    pub unreadable: Vec<(i64, String)>,
+    pub unreadable: Vec<(SubscriptionId, String)>,
     /// Ids of all rows, changed or not.
-    pub ids: Vec<i64>,
+    pub ids: Vec<SubscriptionId>,
     /// Value of `outbox.generation` in the snapshot of this load.
     pub generation: i64,
     /// Snapshot of this load, from which the next load starts.
@@ -173,7 +174,7 @@ impl Store {
     /// Those of the database.
     pub async fn set_subscription_state(
         &self,
-        id: i64,
+        id: SubscriptionId,
         from: SubscriptionState,
         state: SubscriptionState,
         reason: Option<&str>,
@@ -191,7 +192,7 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database: the topics are refused, or another kind of subscription has this name.
-    pub async fn declare_handler(&self, name: &str, topics: &[String]) -> Result<i64, Error> {
+    pub async fn declare_handler(&self, name: &str, topics: &[String]) -> Result<SubscriptionId, Error> {
         self.statement("declaring a handler", sql!("relay/declare_handler"))
             .bind(name)
             .bind(topics)
@@ -204,7 +205,10 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn postpone_subscriptions(&self, pauses: &[(i64, Duration)]) -> Result<Vec<i64>, Error> {
+    pub async fn postpone_subscriptions(
+        &self,
+        pauses: &[(SubscriptionId, Duration)],
+    ) -> Result<Vec<SubscriptionId>, Error> {
         self.statement("pausing subscriptions", sql!("relay/postpone_subscription"))
             .bind_each(pauses, |(subscription, _)| *subscription)
             .bind_each(pauses, |(_, pause)| pause.as_secs_f64())

@@ -6,23 +6,26 @@ use std::{
 };
 
 use super::{Subscription, Wanted};
-use crate::event::{
-    Event,
-    filter::{Facts, Field},
-    topic::Trie,
-    types::Types,
+use crate::{
+    delivery::SubscriptionId,
+    event::{
+        Event,
+        filter::{Facts, Field},
+        topic::Trie,
+        types::Types,
+    },
 };
 
 /// Result of matching one event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Matches {
     /// Ids of the subscriptions that want the event, ascending.
-    pub wanted_by: Vec<i64>,
+    pub wanted_by: Vec<SubscriptionId>,
     /// Ids of the subscriptions whose conditions could not be evaluated, with the reason. They do not get the
     /// event.
-    pub failed: Vec<(i64, String)>,
+    pub failed: Vec<(SubscriptionId, String)>,
     /// Ids of the subscriptions whose conditions need the payload, which was not read. Ascending.
-    pub undecided: Vec<i64>,
+    pub undecided: Vec<SubscriptionId>,
 }
 
 /// All subscriptions at one generation.
@@ -30,9 +33,9 @@ pub struct Matches {
 pub struct Index {
     /// Value of `outbox.generation` at which the subscriptions were read.
     pub generation: i64,
-    subscriptions: BTreeMap<i64, Arc<Subscription>>,
+    subscriptions: BTreeMap<SubscriptionId, Arc<Subscription>>,
     sendable: usize,
-    starting: Vec<i64>,
+    starting: Vec<SubscriptionId>,
     choosy: bool,
     needs_payload: bool,
     /// Subscriptions that are not in `by_value`.
@@ -78,7 +81,7 @@ impl Selections {
     }
 
     /// Ids of the subscriptions for the event's key, organization and topic. An id may come more than once.
-    fn find(&self, event: &Event) -> impl Iterator<Item = i64> {
+    fn find(&self, event: &Event) -> impl Iterator<Item = SubscriptionId> {
         let key = event.key.as_deref();
         let prefixes = self.lengths.iter().filter_map(move |length| self.by_prefix.get(key?.get(..*length)?));
         self.any_key.find(event).chain(prefixes.flat_map(|by_topic| by_topic.find(event)))
@@ -88,8 +91,8 @@ impl Selections {
 /// Subscriptions by organization and topic.
 #[derive(Debug, Default)]
 struct ByTopic {
-    everyone: Trie<i64>,
-    by_organization: HashMap<String, Trie<i64>>,
+    everyone: Trie<SubscriptionId>,
+    by_organization: HashMap<String, Trie<SubscriptionId>>,
 }
 
 impl ByTopic {
@@ -104,7 +107,7 @@ impl ByTopic {
     }
 
     /// Ids of the subscriptions for the event's organization and topic. An id may come more than once.
-    fn find(&self, event: &Event) -> impl Iterator<Item = i64> {
+    fn find(&self, event: &Event) -> impl Iterator<Item = SubscriptionId> {
         let own = event.organization.as_ref().and_then(|organization| self.by_organization.get(organization));
         self.everyone
             .find(&event.topic)
@@ -155,7 +158,7 @@ impl Index {
         self.with_ids(self.plain.find(event).chain(self.in_by_value.find(event)).collect(), event)
     }
 
-    fn with_ids(&self, mut ids: Vec<i64>, event: &Event) -> Vec<&Arc<Subscription>> {
+    fn with_ids(&self, mut ids: Vec<SubscriptionId>, event: &Event) -> Vec<&Arc<Subscription>> {
         ids.sort_unstable();
         ids.dedup();
         ids.into_iter()
@@ -212,7 +215,7 @@ impl Index {
 
     /// The subscriptions of [`Index::matching`] without those that require another value than the event has.
     fn candidates(&self, event: &Event, facts: &Facts<'_>) -> Vec<&Arc<Subscription>> {
-        let mut ids: Vec<i64> = self.plain.find(event).collect();
+        let mut ids: Vec<SubscriptionId> = self.plain.find(event).collect();
         if self.in_by_value.find(event).next().is_some() {
             for (field, values) in &self.by_value {
                 match facts.field(field) {
@@ -266,7 +269,7 @@ impl Index {
     }
 
     /// Ids of the subscriptions whose backfill was not complete when they were loaded.
-    pub fn starting(&self) -> impl Iterator<Item = i64> + '_ {
+    pub fn starting(&self) -> impl Iterator<Item = SubscriptionId> + '_ {
         self.starting.iter().copied()
     }
 
@@ -278,7 +281,7 @@ impl Index {
 
     /// The subscription with this id.
     #[must_use]
-    pub fn get(&self, id: i64) -> Option<&Arc<Subscription>> {
+    pub fn get(&self, id: SubscriptionId) -> Option<&Arc<Subscription>> {
         self.subscriptions.get(&id)
     }
 
@@ -297,13 +300,13 @@ mod tests {
     use crate::{sink::Registry, store::SubscriptionRow};
 
     fn subscription(
-        id: i64,
+        id: SubscriptionId,
         matching: Option<String>,
         filter: Option<String>,
         organization: Option<String>,
         keys: Option<Vec<String>>,
     ) -> Arc<Subscription> {
-        let topic = if id % 3 == 0 { "b.*" } else { "a.**" };
+        let topic = if id.0 % 3 == 0 { "b.*" } else { "a.**" };
         let row = SubscriptionRow {
             id,
             matching,
@@ -316,19 +319,7 @@ mod tests {
     }
 
     fn event(topic: &str, payload: String, organization: Option<String>, key: Option<String>) -> Event {
-        Event {
-            id: uuid::Uuid::nil(),
-            position: 1,
-            created_at: chrono::DateTime::UNIX_EPOCH,
-            topic: topic.to_owned(),
-            key,
-            payload,
-            headers: "{}".to_owned(),
-            organization,
-            source: None,
-            user_id: None,
-            schema_version: None,
-        }
+        Event { topic: topic.to_owned(), key, payload, organization, ..Event::sample(1) }
     }
 
     fn scalar() -> impl Strategy<Value = String> {
@@ -403,7 +394,7 @@ mod tests {
             key in key(),
         ) {
             let acme = || "acme".to_owned();
-            let numbered = conditions.into_iter().zip(1..);
+            let numbered = conditions.into_iter().zip((1..).map(SubscriptionId));
             let subscriptions: Vec<_> = numbered.map(|((matching, filter, for_one, keys), id)| {
                 let matching = matching.map(|value| format!("{{\"a\": {value}}}"));
                 subscription(id, matching, filter, for_one.then(acme), keys)

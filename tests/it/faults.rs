@@ -281,7 +281,7 @@ async fn an_event_that_kills_the_relay_is_given_up_after_three_crashes_and_the_o
     relay
         .wait(|signal| {
             use pgoutbox::relay::telemetry::Signal;
-            matches!(signal, Signal::Settled { event, verdict: "dead_letter", .. } if *event == deadly)
+            matches!(signal, Signal::Settled { event, verdict: "dead_letter", .. } if *event == Some(deadly))
         })
         .await;
     let harmless = books.publish(&database.pool, "harmless").await;

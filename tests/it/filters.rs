@@ -17,6 +17,7 @@ use proptest::{
 use serde_json::{Value, json};
 
 use crate::support::{Database, Recorder, RelayBox, relay::settings};
+use pgoutbox::event::Position;
 
 async fn subscribe(database: &Database, name: &str, arguments: &str) {
     database
@@ -409,7 +410,7 @@ fn every_expression_of_the_manual_is_one() {
 fn event(payload: &str) -> Event {
     Event {
         id: uuid::Uuid::nil(),
-        position: 1,
+        position: Position(1),
         created_at: chrono::DateTime::UNIX_EPOCH,
         topic: "a".to_owned(),
         key: None,

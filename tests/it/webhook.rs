@@ -28,6 +28,8 @@ use crate::support::{
     deliveries::Deliveries,
     hostile::{Hostile, Mode},
 };
+use pgoutbox::delivery::SubscriptionId;
+use pgoutbox::event::Position;
 
 const OLD: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 const NEW: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -51,10 +53,11 @@ fn registry(guard: Guard) -> Registry {
 }
 
 fn delivery(registry: &Registry, config: Value, payload: &str) -> Deliveries {
-    let row = SubscriptionRow { id: 1, ..SubscriptionRow::new("shop", &["**"], "webhook", config) };
+    let row =
+        SubscriptionRow { id: SubscriptionId(1), ..SubscriptionRow::new("shop", &["**"], "webhook", config) };
     let event = Event {
         id: ID,
-        position: 1,
+        position: Position(1),
         created_at: chrono::DateTime::UNIX_EPOCH,
         topic: "public.orders.create".to_owned(),
         key: None,

@@ -4,17 +4,29 @@ use crate::tidy::files;
 
 /// Characters in a line, as in rustfmt.toml.
 const WIDTH: usize = 110;
+/// Characters in a line of SQL.
+const SQL_WIDTH: usize = 100;
 
 #[test]
 fn no_line_is_wider_than_the_code() {
-    let wide: Vec<String> = ["src", "tests/it"]
-        .into_iter()
-        .flat_map(|folder| files(folder, ".rs"))
-        .flat_map(|(name, text)| {
-            wide(&text).into_iter().map(|number| format!("{name}:{number}")).collect::<Vec<_>>()
-        })
-        .collect();
+    let files = ["src", "tests/it"].into_iter().flat_map(|folder| files(folder, ".rs"));
+    let wide: Vec<String> = files.flat_map(|(name, text)| named(&name, wide(&text))).collect();
     assert!(wide.is_empty(), "wider than {WIDTH} characters:\n{}", wide.join("\n"));
+}
+
+#[test]
+fn no_line_of_sql_is_wider_than_that() {
+    let generated = |name: &str| name.ends_with("schema.sql");
+    let files = ["migrations", "sql"].into_iter().flat_map(|folder| files(folder, ".sql"));
+    let wide: Vec<String> = files
+        .filter(|(name, _)| !generated(name))
+        .flat_map(|(name, text)| named(&name, wide_sql(&text)))
+        .collect();
+    assert!(wide.is_empty(), "wider than {SQL_WIDTH} characters:\n{}", wide.join("\n"));
+}
+
+fn named(file: &str, lines: Vec<usize>) -> Vec<String> {
+    lines.into_iter().map(|number| format!("{file}:{number}")).collect()
 }
 
 #[test]
@@ -35,6 +47,46 @@ fn only_a_string_or_a_single_word_of_a_comment_may_be_wider() {
     ] {
         assert_eq!(wide(&text), expected, "{text}");
     }
+}
+
+#[test]
+fn only_a_literal_of_sql_may_be_wider() {
+    let long = "long ".repeat(30);
+    for (text, expected) in [
+        (format!("select {long}"), vec![1]),
+        (format!("-- don't\nselect {long}"), vec![2]),
+        (format!("-- {long}"), vec![1]),
+        (format!("select 'it''s {long}'"), vec![1]),
+        (format!("select\n    'it''s {long}';"), vec![]),
+        (format!("'a\n{long}\nb' {long}"), vec![3]),
+    ] {
+        assert_eq!(wide_sql(&text), expected, "{text}");
+    }
+}
+
+/// Numbers of the lines of SQL that are too wide: all but those that hold nothing but a string literal.
+fn wide_sql(text: &str) -> Vec<usize> {
+    let mut wide = Vec::new();
+    let mut in_literal = false;
+    for (line, number) in text.lines().zip(1..) {
+        let mut code = String::new();
+        let mut rest = line.chars().peekable();
+        while let Some(next) = rest.next() {
+            match next {
+                '\'' => in_literal = !in_literal,
+                '-' if !in_literal && rest.peek() == Some(&'-') => {
+                    code.extend(rest);
+                    break;
+                }
+                _ if in_literal => {}
+                _ => code.push(next),
+            }
+        }
+        if line.chars().count() > SQL_WIDTH && code.contains(char::is_alphanumeric) {
+            wide.push(number);
+        }
+    }
+    wide
 }
 
 /// Numbers of the lines that are too wide: all but those that hold nothing but a string literal or a comment

@@ -12,16 +12,13 @@ use crate::event::Event;
 fn event(payload: &str) -> Event {
     Event {
         id: Uuid::from_u128(1),
-        position: 7,
         created_at: Utc.with_ymd_and_hms(2026, 11, 21, 10, 0, 0).unwrap(),
-        topic: "shop.orders.create".to_owned(),
         key: Some("order-1".to_owned()),
         payload: payload.to_owned(),
         headers: r#"{"x-kind": "test"}"#.to_owned(),
-        organization: None,
         source: Some("shop".to_owned()),
-        user_id: None,
         schema_version: Some(3),
+        ..Event::sample(7)
     }
 }
 

@@ -20,19 +20,7 @@ fn types(rows: impl IntoIterator<Item = Row>) -> Types {
 }
 
 fn event(payload: &str, version: Option<i32>) -> Arc<Event> {
-    Arc::new(Event {
-        id: uuid::Uuid::nil(),
-        position: 1,
-        created_at: chrono::DateTime::UNIX_EPOCH,
-        topic: "shop.orders.create".to_owned(),
-        key: None,
-        payload: payload.to_owned(),
-        headers: "{}".to_owned(),
-        organization: None,
-        source: None,
-        user_id: None,
-        schema_version: version,
-    })
+    Arc::new(Event { payload: payload.to_owned(), schema_version: version, ..Event::sample(1) })
 }
 
 fn refused(types: &Types, payload: &str, version: Option<i32>, wanted: Option<i32>) -> (RefusalKind, String) {

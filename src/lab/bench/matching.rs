@@ -11,7 +11,8 @@ use super::{
     stage::Stage,
 };
 use crate::{
-    event::Event,
+    delivery::SubscriptionId,
+    event::{Event, Position},
     sink::Registry,
     store::SubscriptionRow,
     subscription::{Index, Subscription},
@@ -62,7 +63,7 @@ impl By {
         let topic =
             if has_own_topic { format!("shop-{number}.orders.*") } else { "shop.orders.*".to_owned() };
         SubscriptionRow {
-            id: i64::try_from(number).unwrap_or_default(),
+            id: SubscriptionId(i64::try_from(number).unwrap_or_default()),
             matching: matches!(self, Self::Match).then(|| format!("{{\"shop\": {number}}}")),
             filter: match self {
                 Self::Filter => Some(format!("payload.shop == {number} && payload.total > 100")),
@@ -80,7 +81,7 @@ impl By {
         let has_own_topic = matches!(self, Self::Topic | Self::TopicAndFilter);
         Event {
             id: uuid::Uuid::nil(),
-            position: 1,
+            position: Position(1),
             created_at: chrono::DateTime::UNIX_EPOCH,
             topic: if has_own_topic {
                 format!("shop-{number}.orders.create")
@@ -133,7 +134,7 @@ fn index(by: By, total: usize) -> Index {
     let copies = if total == 1 { 0 } else { MATCHING - 1 };
     let rows = (0..total - copies).map(|number| by.subscription(number));
     let copies = (0..copies).map(|copy| SubscriptionRow {
-        id: i64::try_from(total + copy).unwrap_or_default(),
+        id: SubscriptionId(i64::try_from(total + copy).unwrap_or_default()),
         ..by.subscription(0)
     });
     Index::new(1, rows.chain(copies).map(|row| Arc::new(Subscription::bind(row, &Registry::default()).0)))

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    delivery::{Outcome, Reason},
+    delivery::{Outcome, Reason, SubscriptionId},
     store::BreakerState,
 };
 
@@ -55,8 +55,7 @@ pub(crate) enum Change {
 pub(crate) enum About {
     /// A host, or its equivalent at a sink without hosts.
     Host(Arc<str>),
-    /// Id of a subscription.
-    Subscription(i64),
+    Subscription(SubscriptionId),
 }
 
 /// All breakers of a relay.
@@ -89,7 +88,7 @@ impl Breakers {
     }
 
     /// What may be sent to a subscription now. Does not begin a probe.
-    pub(crate) fn gate(&self, subscription: i64, host: &Arc<str>, now: Instant) -> Gate {
+    pub(crate) fn gate(&self, subscription: SubscriptionId, host: &Arc<str>, now: Instant) -> Gate {
         if self.count.load(Ordering::Acquire) == 0 {
             return Gate::Closed;
         }
@@ -105,7 +104,7 @@ impl Breakers {
     }
 
     /// Begins a probe where one is due. Nothing else is let through until it reports.
-    pub(crate) fn begin_probe(&self, subscription: i64, host: &Arc<str>, now: Instant) {
+    pub(crate) fn begin_probe(&self, subscription: SubscriptionId, host: &Arc<str>, now: Instant) {
         if self.count.load(Ordering::Acquire) == 0 {
             return;
         }
@@ -122,7 +121,7 @@ impl Breakers {
     /// Records the outcome of an attempt. Returns the breakers that opened or closed.
     pub(crate) fn record(
         &self,
-        subscription: i64,
+        subscription: SubscriptionId,
         host: &Arc<str>,
         outcome: &Outcome,
         now: Instant,
@@ -179,7 +178,7 @@ impl Breakers {
     /// Returns whether it did.
     pub(crate) fn probe_again(
         &self,
-        subscription: i64,
+        subscription: SubscriptionId,
         host: &Arc<str>,
         outcome: &Outcome,
         now: Instant,
@@ -201,7 +200,7 @@ impl Breakers {
     }
 
     /// Lets a probe through at once: an operator asks for it.
-    pub(crate) fn probe_now(&self, subscription: i64, host: &Arc<str>, now: Instant) {
+    pub(crate) fn probe_now(&self, subscription: SubscriptionId, host: &Arc<str>, now: Instant) {
         if self.count.load(Ordering::Acquire) == 0 {
             return;
         }
@@ -235,7 +234,7 @@ impl Breakers {
     }
 }
 
-fn both(subscription: i64, host: &Arc<str>) -> [About; 2] {
+fn both(subscription: SubscriptionId, host: &Arc<str>) -> [About; 2] {
     [About::Host(host.clone()), About::Subscription(subscription)]
 }
 

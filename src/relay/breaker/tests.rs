@@ -5,12 +5,15 @@ use super::*;
 const FAILED: Outcome = Outcome::Retry { reason: Reason::ServerError, after: None };
 
 fn recorded(breakers: &Breakers, there: &Arc<str>, outcome: &Outcome, now: Instant) -> Change {
-    breakers.record(1, there, outcome, now).first().map_or(Change::None, |(_, change)| *change)
+    breakers
+        .record(SubscriptionId(1), there, outcome, now)
+        .first()
+        .map_or(Change::None, |(_, change)| *change)
 }
 
 fn tripped(breakers: &Breakers, there: &Arc<str>, now: Instant) {
     for _ in 0..IN_A_ROW {
-        breakers.record(1, there, &FAILED, now);
+        breakers.record(SubscriptionId(1), there, &FAILED, now);
     }
 }
 
@@ -20,10 +23,10 @@ fn it_opens_after_twenty_failures_in_a_row_and_not_before() {
     for _ in 1..IN_A_ROW {
         assert_eq!(recorded(&breakers, &there, &FAILED, now), Change::None);
     }
-    assert_eq!(breakers.gate(1, &there, now), Gate::Closed);
+    assert_eq!(breakers.gate(SubscriptionId(1), &there, now), Gate::Closed);
     assert_eq!(recorded(&breakers, &there, &FAILED, now), Change::Opened(OPEN_FOR));
-    assert_eq!(breakers.gate(1, &there, now), Gate::Open(now + OPEN_FOR));
-    assert_eq!(breakers.gate(2, &Arc::from("https://b"), now), Gate::Closed);
+    assert_eq!(breakers.gate(SubscriptionId(1), &there, now), Gate::Open(now + OPEN_FOR));
+    assert_eq!(breakers.gate(SubscriptionId(2), &Arc::from("https://b"), now), Gate::Closed);
 }
 
 #[test]
@@ -42,14 +45,14 @@ fn one_probe_goes_through_and_decides() {
     let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
     tripped(&breakers, &there, now);
     let later = now + OPEN_FOR;
-    assert_eq!(breakers.gate(1, &there, later), Gate::Probe);
-    breakers.begin_probe(1, &there, later);
-    assert!(matches!(breakers.gate(1, &there, later), Gate::Open(_)), "only one");
+    assert_eq!(breakers.gate(SubscriptionId(1), &there, later), Gate::Probe);
+    breakers.begin_probe(SubscriptionId(1), &there, later);
+    assert!(matches!(breakers.gate(SubscriptionId(1), &there, later), Gate::Open(_)), "only one");
     assert_eq!(recorded(&breakers, &there, &FAILED, later), Change::Opened(OPEN_FOR * 2));
     let later = later + OPEN_FOR * 2;
-    breakers.begin_probe(1, &there, later);
+    breakers.begin_probe(SubscriptionId(1), &there, later);
     assert_eq!(recorded(&breakers, &there, &Outcome::Delivered, later), Change::Closed);
-    assert_eq!(breakers.gate(1, &there, later), Gate::Closed);
+    assert_eq!(breakers.gate(SubscriptionId(1), &there, later), Gate::Closed);
 }
 
 #[test]
@@ -58,7 +61,7 @@ fn a_probe_that_is_answered_closes_it_whatever_the_answer_is() {
     let answer = Outcome::Retry { reason: Reason::FunctionFailed, after: None };
     tripped(&breakers, &there, now);
     assert_eq!(recorded(&breakers, &there, &answer, now), Change::None, "a straggler");
-    breakers.begin_probe(1, &there, now + OPEN_FOR);
+    breakers.begin_probe(SubscriptionId(1), &there, now + OPEN_FOR);
     assert_eq!(recorded(&breakers, &there, &answer, now + OPEN_FOR), Change::Closed);
 }
 
@@ -67,13 +70,13 @@ fn after_a_probe_without_evidence_the_next_is_let_through_at_once() {
     let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
     let nothing = Outcome::Rejected { reason: Reason::TransformFailed };
     tripped(&breakers, &there, now);
-    assert!(!breakers.probe_again(1, &there, &nothing, now), "a straggler");
+    assert!(!breakers.probe_again(SubscriptionId(1), &there, &nothing, now), "a straggler");
     let later = now + OPEN_FOR;
-    breakers.begin_probe(1, &there, later);
-    assert!(!breakers.probe_again(1, &there, &FAILED, later), "it is recorded");
-    assert!(breakers.probe_again(1, &there, &nothing, later));
-    assert_eq!(breakers.gate(1, &there, later), Gate::Probe);
-    breakers.begin_probe(1, &there, later);
+    breakers.begin_probe(SubscriptionId(1), &there, later);
+    assert!(!breakers.probe_again(SubscriptionId(1), &there, &FAILED, later), "it is recorded");
+    assert!(breakers.probe_again(SubscriptionId(1), &there, &nothing, later));
+    assert_eq!(breakers.gate(SubscriptionId(1), &there, later), Gate::Probe);
+    breakers.begin_probe(SubscriptionId(1), &there, later);
     assert_eq!(
         recorded(&breakers, &there, &FAILED, later),
         Change::Opened(OPEN_FOR * 2),
@@ -95,10 +98,10 @@ fn it_never_stays_open_longer_than_five_minutes() {
     let (breakers, there, mut now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
     tripped(&breakers, &there, now);
     for _ in 0..10 {
-        let Gate::Open(until) = breakers.gate(1, &there, now) else { panic!("open") };
+        let Gate::Open(until) = breakers.gate(SubscriptionId(1), &there, now) else { panic!("open") };
         assert!(until - now <= OPEN_AT_MOST);
         now = until;
-        breakers.begin_probe(1, &there, now);
+        breakers.begin_probe(SubscriptionId(1), &there, now);
         recorded(&breakers, &there, &FAILED, now);
     }
 }
@@ -109,15 +112,15 @@ fn an_answer_about_one_event_does_not_open_it() {
     for _ in 0..100 {
         recorded(&breakers, &there, &Outcome::Retry { reason: Reason::ClientError, after: None }, now);
     }
-    assert_eq!(breakers.gate(1, &there, now), Gate::Closed);
+    assert_eq!(breakers.gate(SubscriptionId(1), &there, now), Gate::Closed);
 }
 
 #[test]
 fn failed_answers_to_one_subscription_do_not_stop_another_at_the_same_host() {
     let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
     tripped(&breakers, &there, now);
-    assert!(matches!(breakers.gate(1, &there, now), Gate::Open(_)));
-    assert_eq!(breakers.gate(2, &there, now), Gate::Closed);
+    assert!(matches!(breakers.gate(SubscriptionId(1), &there, now), Gate::Open(_)));
+    assert_eq!(breakers.gate(SubscriptionId(2), &there, now), Gate::Closed);
 }
 
 #[test]
@@ -125,16 +128,16 @@ fn a_host_that_cannot_be_reached_stops_all_its_subscriptions_and_one_probe_frees
     let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
     let unreachable = Outcome::Retry { reason: Reason::ConnectFailed, after: None };
     for subscription in 0..i64::from(IN_A_ROW) {
-        breakers.record(subscription, &there, &unreachable, now);
+        breakers.record(SubscriptionId(subscription), &there, &unreachable, now);
     }
-    assert!(matches!(breakers.gate(99, &there, now), Gate::Open(_)));
+    assert!(matches!(breakers.gate(SubscriptionId(99), &there, now), Gate::Open(_)));
     let later = now + OPEN_FOR;
-    assert_eq!(breakers.gate(99, &there, later), Gate::Probe);
-    breakers.begin_probe(99, &there, later);
-    assert!(matches!(breakers.gate(1, &there, later), Gate::Open(_)), "only one");
+    assert_eq!(breakers.gate(SubscriptionId(99), &there, later), Gate::Probe);
+    breakers.begin_probe(SubscriptionId(99), &there, later);
+    assert!(matches!(breakers.gate(SubscriptionId(1), &there, later), Gate::Open(_)), "only one");
     assert_eq!(
-        breakers.record(99, &there, &Outcome::Delivered, later),
+        breakers.record(SubscriptionId(99), &there, &Outcome::Delivered, later),
         [(About::Host(there.clone()), Change::Closed)]
     );
-    assert_eq!(breakers.gate(1, &there, later), Gate::Closed);
+    assert_eq!(breakers.gate(SubscriptionId(1), &there, later), Gate::Closed);
 }

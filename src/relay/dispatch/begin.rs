@@ -8,7 +8,7 @@ use super::{
     job::{Attempt, Job},
     shares::HANDFUL,
 };
-use crate::subscription::Subscription;
+use crate::{delivery::SubscriptionId, subscription::Subscription};
 
 /// What may begin now.
 #[derive(Debug, Default)]
@@ -66,7 +66,7 @@ impl Dispatch {
     fn begin_next(
         &self,
         state: &mut State,
-        id: i64,
+        id: SubscriptionId,
         now: Instant,
         way: &dyn Fn(&Subscription) -> Way,
     ) -> Next {

@@ -3,15 +3,13 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{super::delivery::Delivery, super::held::Held, suspects::Suspect};
-use crate::subscription::Subscription;
+use crate::{delivery::SubscriptionId, subscription::Subscription};
 
 /// A delivery that this relay holds and has not settled.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) delivery: Delivery,
     pub(crate) held: Held,
-    /// False if the event, or its large payload, is still to be read before the attempt.
-    pub(crate) payload_read: bool,
     /// Size of the event in memory (bytes).
     pub(crate) bytes: usize,
     /// When this relay leased it.
@@ -58,7 +56,7 @@ pub(crate) struct Attempt {
 /// What is kept of an attempt until its deliveries are reported.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ended {
-    pub(super) subscription: i64,
+    pub(super) subscription: SubscriptionId,
     pub(super) count: u32,
     pub(super) began: Instant,
     pub(super) suspect: Option<Suspect>,

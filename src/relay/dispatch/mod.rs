@@ -18,12 +18,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::{delivery::SubscriptionId, subscription::Subscription};
 use tokio::sync::Notify;
 
 pub(super) use self::job::{Attempt, Ended, Job};
 use self::{queue::Queue, shares::Limits, suspects::Suspects};
 use super::{concurrency::Answer, fair::Fair};
-use crate::subscription::Subscription;
 
 /// What has waited here this long, and not for its turn, goes back to the database.
 const TOO_OLD: Duration = Duration::from_secs(2);
@@ -48,12 +48,12 @@ pub(super) struct Dispatch {
 
 #[derive(Debug, Default)]
 struct State {
-    queues: HashMap<i64, Queue>,
+    queues: HashMap<SubscriptionId, Queue>,
     /// A number for each organization.
     organizations: HashMap<Option<String>, u32>,
     fair: Fair,
     /// Subscriptions for which no permit was left. They take part in the turns again when permits come back.
-    parked: Vec<i64>,
+    parked: Vec<SubscriptionId>,
     suspects: Suspects,
     numbers: Numbers,
     /// In flight for subscriptions that had not answered lately.
@@ -179,7 +179,7 @@ impl Dispatch {
     pub(super) fn look_again(&self) {
         let mut guard = self.state();
         let state = &mut *guard;
-        let waiting: Vec<i64> = state
+        let waiting: Vec<SubscriptionId> = state
             .queues
             .iter()
             .filter(|(_, queue)| !queue.listed && queue.waiting() > 0)
@@ -227,7 +227,10 @@ impl Dispatch {
 
     /// Follows a change of subscriptions, so that nothing begins under an old version. Returns what waits for
     /// subscriptions that are deleted or may not be sent to.
-    pub(super) fn follow<'i>(&self, current: impl Fn(i64) -> Option<&'i Arc<Subscription>>) -> Vec<Job> {
+    pub(super) fn follow<'i>(
+        &self,
+        current: impl Fn(SubscriptionId) -> Option<&'i Arc<Subscription>>,
+    ) -> Vec<Job> {
         let mut guard = self.state();
         let state = &mut *guard;
         let mut back = Vec::new();
@@ -265,7 +268,7 @@ fn number(organizations: &mut HashMap<Option<String>, u32>, organization: Option
 }
 
 /// Lets a subscription for which something waits take part in the turns.
-fn relist(state: &mut State, id: i64) {
+fn relist(state: &mut State, id: SubscriptionId) {
     if let Some(queue) = state.queues.get_mut(&id)
         && !queue.listed
         && queue.waiting() > 0

@@ -117,7 +117,7 @@ impl Queue {
         let limit = batch.max.min(most).max(1);
         let (mut count, mut bytes, mut full) = (0, 0, false);
         for job in self.rows.iter().chain(&self.queue) {
-            bytes += job.bytes.max(job.delivery.event.payload.len());
+            bytes += job.bytes.max(job.delivery.event().map_or(0, |event| event.payload.len()));
             if count > 0 && (goes_alone(job) || bytes > batch.bytes) {
                 full = true;
                 break;

@@ -7,7 +7,7 @@ use super::{
     queue::{Queue, first_ahead},
     shares::{HANDFUL, Taken, Wants},
 };
-use crate::subscription::Subscription;
+use crate::{delivery::SubscriptionId, subscription::Subscription};
 
 /// Deliveries leased by one claim at most.
 const CLAIMED_AT_ONCE: usize = 2_000;
@@ -95,7 +95,7 @@ impl Dispatch {
     }
 
     /// How many more suspects of a subscription may be leased, whatever else it has in flight.
-    pub(crate) fn room_for_suspects(&self, subscription: i64) -> usize {
+    pub(crate) fn room_for_suspects(&self, subscription: SubscriptionId) -> usize {
         let state = self.state();
         let waiting = |queue: &Queue| queue.rows.iter().filter(|job| job.is_suspect()).count();
         HANDFUL.saturating_sub(state.queues.get(&subscription).map_or(0, waiting))
@@ -130,7 +130,7 @@ impl State {
     }
 
     /// Remembers that more could not be leased for a subscription, so that `room` rings when it can.
-    fn deny(&mut self, subscription: i64) {
+    fn deny(&mut self, subscription: SubscriptionId) {
         self.denied = true;
         if let Some(queue) = self.queues.get_mut(&subscription) {
             queue.denied = true;

@@ -5,6 +5,12 @@ mod metrics;
 
 use std::{sync::Arc, time::Duration};
 
+use crate::{
+    delivery::{Reason, SubscriptionId},
+    event::{Event, types::Cause},
+    sink::Report,
+    store::{Backlog, SubscriptionState},
+};
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -15,12 +21,6 @@ use self::metrics::{
     SubscriptionLabels,
 };
 use super::delivery::Delivery;
-use crate::{
-    delivery::Reason,
-    event::{Event, types::Cause},
-    sink::Report,
-    store::{Backlog, SubscriptionState},
-};
 
 /// What happened. Signals are in every build and cost nothing while nobody listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,8 +53,8 @@ pub enum Signal {
     },
     /// An attempt ended and its verdict was recorded.
     Settled {
-        /// Id of the event.
-        event: Uuid,
+        /// Id of the event; none if it could not be read.
+        event: Option<Uuid>,
         /// Name of the subscription.
         subscription: String,
         /// `settled`, `retry`, `dead_letter`, `gone` or `stale`.
@@ -230,10 +230,12 @@ impl Telemetry {
         if let Some(reason) = report.outcome.reason() {
             self.metrics.attempt_failures.get_or_create(&ReasonLabels { reason: reason.code() }).inc();
             tracing::debug!(
-                event.id = %delivery.event.id,
+                event.id = delivery.event_id().map(tracing::field::display),
                 subscription = delivery.subscription.row.name,
                 attempt = delivery.attempt,
-                reason = reason.code(), status = report.status, "attempt failed"
+                reason = reason.code(),
+                status = report.status,
+                "attempt failed"
             );
         }
     }
@@ -245,10 +247,11 @@ impl Telemetry {
 
     pub(crate) fn retry_scheduled(&self, delivery: &Delivery, wait: Duration) {
         tracing::debug!(
-            event.id = %delivery.event.id,
+            event.id = delivery.event_id().map(tracing::field::display),
             subscription = delivery.subscription.row.name,
             attempt = delivery.attempt,
-            wait_seconds = wait.as_secs_f64(), "retry scheduled"
+            wait_seconds = wait.as_secs_f64(),
+            "retry scheduled"
         );
         self.signal_settled(delivery, "retry");
     }
@@ -256,10 +259,11 @@ impl Telemetry {
     pub(crate) fn dead_lettered(&self, delivery: &Delivery, reason: Reason) {
         self.metrics.dead_letters.get_or_create(&ReasonLabels { reason: reason.code() }).inc();
         tracing::warn!(
-            event.id = %delivery.event.id,
+            event.id = delivery.event_id().map(tracing::field::display),
             subscription = delivery.subscription.row.name,
             attempt = delivery.attempt,
-            reason = reason.code(), "dead letter"
+            reason = reason.code(),
+            "dead letter"
         );
         self.signal_settled(delivery, "dead_letter");
     }
@@ -271,7 +275,7 @@ impl Telemetry {
     pub(crate) fn stale_verdict(&self, delivery: &Delivery) {
         self.metrics.stale_verdicts.inc();
         tracing::warn!(
-            event.id = %delivery.event.id,
+            event.id = delivery.event_id().map(tracing::field::display),
             subscription = delivery.subscription.row.name,
             attempt = delivery.attempt,
             "the lease was lost before the verdict; the destination may get this event again"
@@ -281,7 +285,7 @@ impl Telemetry {
 
     fn signal_settled(&self, delivery: &Delivery, verdict: &'static str) {
         self.signal(|| Signal::Settled {
-            event: delivery.event.id,
+            event: delivery.event_id(),
             subscription: delivery.subscription.row.name.clone(),
             verdict,
         });
@@ -316,9 +320,9 @@ impl Telemetry {
         self.signal(|| Signal::SubscriptionChanged { subscription: subscription.to_owned(), state });
     }
 
-    pub(crate) fn subscription_unreadable(&self, id: i64, why: &str) {
+    pub(crate) fn subscription_unreadable(&self, id: SubscriptionId, why: &str) {
         tracing::error!(
-            subscription_id = id,
+            subscription_id = id.0,
             why,
             "a row of outbox.subscriptions cannot be read; its previous version stays in use"
         );

@@ -9,7 +9,10 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use crate::sink::Lease;
+use crate::{
+    delivery::PageId,
+    sink::{Lease, Place},
+};
 
 /// Timeout of getting a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -103,6 +106,13 @@ impl Functions {
         leases: &[Lease],
         events: &[String],
     ) -> Result<Vec<Called>, CallError> {
+        let places: Vec<(Option<PageId>, i64)> = leases
+            .iter()
+            .map(|lease| match lease.place {
+                Place::Pair(page, number) => (Some(page), number.into()),
+                Place::Row(row) => (None, row.0),
+            })
+            .collect();
         let calling = async {
             let mut transaction = self.pool.begin().await.map_err(CallError::Undone)?;
             sqlx::query(sql!("function_sink/limit_function"))
@@ -113,8 +123,8 @@ impl Functions {
                 .map_err(CallError::Undone)?;
             let called = sqlx::query_as(sql!("function_sink/call_function"))
                 .bind(function)
-                .bind(leases.iter().map(|lease| lease.page).collect::<Vec<_>>())
-                .bind(leases.iter().map(|lease| lease.number).collect::<Vec<_>>())
+                .bind(places.iter().map(|(page, _)| *page).collect::<Vec<_>>())
+                .bind(places.iter().map(|(_, number)| *number).collect::<Vec<_>>())
                 .bind(leases.iter().map(|lease| lease.token).collect::<Vec<_>>())
                 .bind(events)
                 .persistent(!self.pooler)

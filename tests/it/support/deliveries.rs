@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use pgoutbox::delivery::SubscriptionId;
+use pgoutbox::event::Position;
 use pgoutbox::{
     Event,
     cli::config::{Config, Sources},
@@ -87,16 +89,17 @@ pub(crate) fn deliveries_of(
     config: Value,
     payloads: &[String],
 ) -> Deliveries {
-    let row = SubscriptionRow { id: 1, ..SubscriptionRow::new("contract", &["**"], sink, config) };
+    let row =
+        SubscriptionRow { id: SubscriptionId(1), ..SubscriptionRow::new("contract", &["**"], sink, config) };
     let (subscription, problem) = Subscription::bind(row, registry);
     assert_eq!(problem, None);
     let now = chrono::DateTime::from(std::time::SystemTime::now());
-    let event = |payload: &String, position| Event {
+    let event = |payload: &String, number: i64| Event {
         id: Uuid::now_v7(),
-        position,
+        position: Position(number),
         created_at: now,
         topic: "public.orders.create".to_owned(),
-        key: Some(format!("order-{}", position % 10)),
+        key: Some(format!("order-{}", number % 10)),
         payload: payload.clone(),
         headers: r#"{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}"#.to_owned(),
         organization: Some("acme".to_owned()),
@@ -107,7 +110,7 @@ pub(crate) fn deliveries_of(
     let outgoing = payloads
         .iter()
         .zip(1..)
-        .map(|(payload, position)| Outgoing::new(Arc::new(event(payload, position)), "contract".into(), now));
+        .map(|(payload, number)| Outgoing::new(Arc::new(event(payload, number)), "contract".into(), now));
     Deliveries { outlet: subscription.outlet, outgoing: outgoing.collect() }
 }
 

@@ -105,7 +105,7 @@ impl Sink for Recorder {
     async fn send(&self, &hangs: &bool, delivery: &Outgoing) -> Report {
         let seen = Seen {
             event: delivery.event.id,
-            position: delivery.event.position,
+            position: delivery.event.position.0,
             topic: delivery.event.topic.clone(),
             payload: delivery.event.payload.clone(),
             subscription: delivery.subscription.to_string(),

@@ -42,16 +42,10 @@ fn headers_of(target: &Target, event: Event, now: i64) -> HeaderMap {
 fn event(payload: &str) -> Event {
     Event {
         id: Uuid::from_u128(7),
-        position: 1,
         created_at: chrono::DateTime::from_timestamp_micros(1_649_367_553_000_120).unwrap(),
         topic: "public.orders.create".to_owned(),
-        key: None,
         payload: payload.to_owned(),
-        headers: "{}".to_owned(),
-        organization: None,
-        source: None,
-        user_id: None,
-        schema_version: None,
+        ..Event::sample(1)
     }
 }
 
