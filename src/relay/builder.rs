@@ -11,8 +11,8 @@ use sqlx::postgres::PgConnectOptions;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Drained, Error, Relay, Shared, breaker, claim, clock, dispatch, held, matching, pauses, prepare,
-    schedule, settle,
+    Drained, Error, Relay, Shared, breaker, clock, dispatch, due, held, matching, pauses, prepare, schedule,
+    settle,
 };
 use super::{Settings, telemetry::Telemetry};
 use crate::{
@@ -200,7 +200,7 @@ impl Builder {
             leases: held::Leases::default(),
             finished: settle::Finished::default(),
             pauses: pauses::Pauses::default(),
-            bounds: claim::Bounds::default(),
+            bounds: due::Bounds::default(),
             freed: tokio::sync::Notify::new(),
             tallies: settle::Tallies::default(),
             filter_errors: matching::FilterErrors::default(),

@@ -1,28 +1,16 @@
-//! Leases what waits in the database: due rows, parts of the backlog, and what dead relays left.
+//! Leases what waits in the database: due rows and parts of the backlog.
 //! A crash here costs the wait of one lease.
 
 use std::{
     collections::HashMap,
     ops::Bound,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use uuid::Uuid;
 
-use super::{
-    Shared,
-    breaker::Gate,
-    deliver::Deliver,
-    delivery::{Content, Delivery},
-    dispatch::Job,
-    held::{Held, Lease},
-    payloads::read_events,
-    takeover,
-};
+use super::{Shared, breaker::Gate, deliver::Deliver, dispatch::Job, held::Lease, payloads::read_events};
 use crate::{
     delivery::{Reason, SubscriptionId, ranges::Ranges},
     event::Position,
@@ -34,82 +22,12 @@ use crate::{
 const SUBSCRIPTIONS_AT_ONCE: usize = 500;
 /// Rows of the backlog that a claim takes for each subscription. After so many there may be more.
 const ROWS_AT_ONCE: usize = 64;
-/// Deliveries of a deleted subscription that are cancelled in one statement.
-const ORPHANS_AT_ONCE: i64 = 5_000;
 /// When to ask again for a subscription that had no room.
 const NO_ROOM: Duration = Duration::from_millis(20);
 /// How much later than its due time a row may become visible: the longest a statement of a relay can take.
-const LATE: Duration = Duration::from_secs(15);
-/// Ids may become visible in another order than they were drawn, within this distance.
-const LATE_IDS: i64 = 10_000;
+pub(super) const LATE: Duration = Duration::from_secs(15);
 /// Payloads up to so many bytes are read with a claim; larger ones when their attempts begin.
 const SMALL: i32 = 16_384;
-
-/// Where the next looks begin.
-#[derive(Debug, Default)]
-pub(super) struct Bounds {
-    /// Newest id seen in the backlog.
-    backlog: AtomicI64,
-    /// Lowest page that may be there.
-    pub(super) pages: AtomicI64,
-    /// The subscription claimed for last: the next claim begins behind it.
-    turn: AtomicI64,
-    /// Whether suspects of two deaths were found: they are claimed one at a time.
-    suspects_alone: AtomicBool,
-}
-
-/// Finds the subscriptions that have something due, and takes over what dead relays held.
-pub(super) async fn look_for_due(shared: &Shared, everything: bool, now: Instant) -> Result<(), Error> {
-    takeover::take_over(shared, everything).await?;
-    let since = (!everything).then(|| shared.clock.now() - shared.settings.poll.unwrap_or(LATE) * 2 - LATE);
-    for due in shared.store.find_due(since).await? {
-        let index = shared.index.load();
-        let Some(subscription) = index.get(due.subscription_id) else {
-            shared.schedule.orphan(due.subscription_id);
-            continue;
-        };
-        if let Some(due_at) = due.asked_due_at
-            && shared.schedule.ask(due.subscription_id, due_at)
-            && let Some(host) = subscription.outlet.destination()
-        {
-            shared.breakers.probe_now(due.subscription_id, host, now);
-        }
-        if due.due_in <= 0.0 {
-            shared.schedule.fall_behind(due.subscription_id);
-        } else if due.due_in < 3_600.0 {
-            shared.schedule.note(due.subscription_id, now + Duration::from_secs_f64(due.due_in));
-        }
-    }
-    let newest = shared.bounds.backlog.load(Ordering::Acquire);
-    for held in shared.store.find_backlog((!everything).then_some(newest - LATE_IDS)).await? {
-        shared.bounds.backlog.fetch_max(held.newest, Ordering::AcqRel);
-        if shared.index.load().get(held.subscription).is_none() {
-            shared.schedule.orphan(held.subscription);
-        } else {
-            shared.schedule.hold_back(held.subscription, held.is_suspect);
-        }
-    }
-    for subscription in shared.schedule.orphans() {
-        cancel_orphans(shared, subscription).await?;
-    }
-    Ok(())
-}
-
-/// One that is merely invalid keeps what it is owed: the statement looks for the row.
-async fn cancel_orphans(shared: &Shared, subscription: SubscriptionId) -> Result<(), Error> {
-    let cancelled = shared.store.cancel_orphans(subscription, ORPHANS_AT_ONCE).await?;
-    if cancelled < ORPHANS_AT_ONCE.unsigned_abs() {
-        shared.schedule.cancelled(subscription);
-    }
-    if cancelled > 0 {
-        tracing::info!(
-            subscription = subscription.0,
-            cancelled,
-            "the subscription was deleted: what it was owed is cancelled"
-        );
-    }
-    Ok(())
-}
 
 /// Claims for every subscription that has something due and room for it. Returns the number of deliveries.
 pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usize, Error> {
@@ -266,7 +184,7 @@ async fn claim_rows(
             expired += usize::from(row.unfinished > 0);
             // Already in flight under an older lease of ours: that attempt goes on, and this lease runs out.
             if let Some(held) = shared.leases.row(row.id, Lease::new(token, began)) {
-                jobs.push(of_row(&row, subscription.clone(), Held::Row(held)));
+                jobs.push(Job::of_row(&row, subscription.clone(), held));
             }
         }
     }
@@ -310,7 +228,7 @@ async fn claim_backlog(
             for position in entry.positions.iter() {
                 match subscription {
                     Some(subscription) => {
-                        jobs.push(of_page(
+                        jobs.push(Job::of_pair(
                             &held,
                             number,
                             Position(position),
@@ -381,52 +299,4 @@ async fn hold(
     }
     deliver.take(jobs);
     Ok(count)
-}
-
-/// A claimed row before its event is read.
-fn of_row(row: &Claimed, subscription: Arc<Subscription>, held: Held) -> Job {
-    Job {
-        delivery: Delivery {
-            position: row.position,
-            created_at: row.created_at,
-            content: Content::Unread,
-            subscription,
-            owed_since: row.owed_since,
-            attempted_at: row.owed_since,
-            attempt: u32::try_from(row.attempt).unwrap_or(u32::MAX),
-            unfinished: u32::try_from(row.unfinished).unwrap_or(u32::MAX),
-        },
-        held,
-        bytes: 0,
-        queued: Instant::now(),
-        is_urgent: true,
-        is_checked: false,
-    }
-}
-
-/// A claimed pair before its event is read.
-fn of_page(
-    page: &Arc<super::held::Page>,
-    number: i32,
-    position: Position,
-    owed_since: chrono::DateTime<chrono::Utc>,
-    subscription: Arc<Subscription>,
-) -> Job {
-    Job {
-        delivery: Delivery {
-            position,
-            created_at: page.span.0,
-            content: Content::Unread,
-            subscription,
-            owed_since,
-            attempted_at: owed_since,
-            attempt: 1,
-            unfinished: 0,
-        },
-        held: Held::Page(page.clone(), number),
-        bytes: 0,
-        queued: Instant::now(),
-        is_urgent: page.deaths > 0,
-        is_checked: false,
-    }
 }

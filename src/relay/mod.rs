@@ -15,32 +15,33 @@
 //! A crash costs nothing in await_work and maintain, the wait of one lease in route and claim, and a repeated
 //! delivery for each permit taken in deliver and settle.
 
-mod schedule;
 mod attempted;
 pub(crate) mod await_work;
+mod backfill;
 mod breaker;
 mod builder;
 mod claim;
 mod clock;
 mod concurrency;
-mod prepare;
 mod deliver;
 pub(crate) mod delivery;
 mod dispatch;
+mod due;
 mod fair;
 mod follow_up;
 mod held;
-mod matching;
 mod maintain;
+mod matching;
 mod pauses;
 mod payloads;
 mod plan;
+mod prepare;
 mod reload;
 mod route;
+mod schedule;
 mod settings;
-mod takeover;
 mod settle;
-mod backfill;
+mod takeover;
 pub mod telemetry;
 mod way;
 mod work;
@@ -131,7 +132,7 @@ struct Shared {
     leases: held::Leases,
     finished: settle::Finished,
     pauses: pauses::Pauses,
-    bounds: claim::Bounds,
+    bounds: due::Bounds,
     /// Notified when permits were returned.
     freed: tokio::sync::Notify,
     tallies: settle::Tallies,

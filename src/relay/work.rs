@@ -12,6 +12,7 @@ use super::{
     await_work::{Bell, DOORBELL, MaySleep, backon_waits},
     claim,
     deliver::Deliver,
+    due,
     reload::Reload,
     route::{Route, Step},
 };
@@ -260,7 +261,7 @@ impl Work {
         if everything {
             self.shared.schedule.look_at_everything();
         }
-        claim::look_for_due(&self.shared, everything, now).await?;
+        due::look_for_due(&self.shared, everything, now).await?;
         if everything {
             self.looked_at_everything = Some(now);
         }

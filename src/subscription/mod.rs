@@ -1,6 +1,7 @@
 //! Subscriptions as a relay uses them, and the index of all of them, which a reload replaces as a whole.
 
 mod index;
+mod selections;
 
 use std::sync::Arc;
 

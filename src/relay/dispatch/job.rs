@@ -2,8 +2,16 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{super::delivery::Delivery, super::held::Held, suspects::Suspect};
-use crate::{delivery::SubscriptionId, subscription::Subscription};
+use chrono::{DateTime, Utc};
+
+use super::{
+    super::{
+        delivery::{Content, Delivery},
+        held::{Held, Page, Row},
+    },
+    suspects::Suspect,
+};
+use crate::{delivery::SubscriptionId, event::Position, store::Claimed, subscription::Subscription};
 
 /// A delivery that this relay holds and has not settled.
 #[derive(Debug)]
@@ -21,6 +29,54 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// A claimed row before its event is read.
+    pub(crate) fn of_row(row: &Claimed, subscription: Arc<Subscription>, held: Arc<Row>) -> Self {
+        Self {
+            delivery: Delivery {
+                position: row.position,
+                created_at: row.created_at,
+                content: Content::Unread,
+                subscription,
+                owed_since: row.owed_since,
+                attempted_at: row.owed_since,
+                attempt: u32::try_from(row.attempt).unwrap_or(u32::MAX),
+                unfinished: u32::try_from(row.unfinished).unwrap_or(u32::MAX),
+            },
+            held: Held::Row(held),
+            bytes: 0,
+            queued: Instant::now(),
+            is_urgent: true,
+            is_checked: false,
+        }
+    }
+
+    /// A claimed pair of a page before its event is read.
+    pub(crate) fn of_pair(
+        page: &Arc<Page>,
+        number: i32,
+        position: Position,
+        owed_since: DateTime<Utc>,
+        subscription: Arc<Subscription>,
+    ) -> Self {
+        Self {
+            delivery: Delivery {
+                position,
+                created_at: page.span.0,
+                content: Content::Unread,
+                subscription,
+                owed_since,
+                attempted_at: owed_since,
+                attempt: 1,
+                unfinished: 0,
+            },
+            held: Held::Page(page.clone(), number),
+            bytes: 0,
+            queued: Instant::now(),
+            is_urgent: page.deaths > 0,
+            is_checked: false,
+        }
+    }
+
     /// How many relays may have died because of it.
     pub(crate) fn blame(&self) -> u32 {
         match &self.held {

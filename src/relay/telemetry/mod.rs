@@ -2,6 +2,7 @@
 //! the past tense. Never sees a payload or a secret, and never decides.
 
 mod metrics;
+mod signal;
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,83 +14,13 @@ use crate::{
 };
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::sync::broadcast;
-use uuid::Uuid;
 
-pub use self::metrics::METRICS;
 use self::metrics::{
     AttemptLabels, BuildLabels, CauseLabels, Metrics, ReasonLabels, SinkLabels, StageLabels,
     SubscriptionLabels,
 };
+pub use self::{metrics::METRICS, signal::Signal};
 use super::delivery::Delivery;
-
-/// What happened. Signals are in every build and cost nothing while nobody listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Signal {
-    /// The relay has loaded subscriptions and works.
-    Started,
-    /// A routing step was committed.
-    Routed {
-        /// Number of events.
-        events: usize,
-        /// Number of their deliveries.
-        deliveries: usize,
-    },
-    /// A subscription's match or filter could not be evaluated for an event, which counts as no match.
-    FilterFailed {
-        /// Id of the event.
-        event: Uuid,
-        /// Name of the subscription.
-        subscription: String,
-    },
-    /// A payload does not fit its event type and is delivered nevertheless.
-    SchemaWarned {
-        /// Id of the event.
-        event: Uuid,
-    },
-    /// Due deliveries were leased.
-    Claimed {
-        /// Number of deliveries.
-        deliveries: usize,
-    },
-    /// An attempt ended and its verdict was recorded.
-    Settled {
-        /// Id of the event; none if it could not be read.
-        event: Option<Uuid>,
-        /// Name of the subscription.
-        subscription: String,
-        /// `settled`, `retry`, `dead_letter`, `gone` or `stale`.
-        verdict: &'static str,
-    },
-    /// The relay found no work and sleeps.
-    Slept,
-    /// The relay woke: by a notification, the poll or a due time.
-    Woke,
-    /// The relay uses changed subscriptions.
-    Reloaded {
-        /// Generation at which they were read.
-        generation: i64,
-    },
-    /// The listener was connected.
-    ListenerConnected,
-    /// The listener was lost: no connection, or no notification from itself.
-    ListenerLost,
-    /// A relay changed the state of a subscription.
-    SubscriptionChanged {
-        /// Name of the subscription.
-        subscription: String,
-        /// The state that it has now.
-        state: SubscriptionState,
-    },
-    /// A breaker opened or closed.
-    Breaker {
-        /// Name of the breaker's destination.
-        destination: String,
-        /// Whether it is open now.
-        open: bool,
-    },
-    /// A query failed and is retried.
-    DatabaseFailed,
-}
 
 /// Signals kept for a slow receiver. It misses older ones.
 const SIGNALS_KEPT: usize = 65_536;

@@ -1,0 +1,74 @@
+//! What a program that embeds a relay can wait for.
+
+use uuid::Uuid;
+
+use crate::store::SubscriptionState;
+
+/// What happened. Signals are in every build and cost nothing while nobody listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Signal {
+    /// The relay has loaded subscriptions and works.
+    Started,
+    /// A routing step was committed.
+    Routed {
+        /// Number of events.
+        events: usize,
+        /// Number of their deliveries.
+        deliveries: usize,
+    },
+    /// A subscription's match or filter could not be evaluated for an event, which counts as no match.
+    FilterFailed {
+        /// Id of the event.
+        event: Uuid,
+        /// Name of the subscription.
+        subscription: String,
+    },
+    /// A payload does not fit its event type and is delivered nevertheless.
+    SchemaWarned {
+        /// Id of the event.
+        event: Uuid,
+    },
+    /// Due deliveries were leased.
+    Claimed {
+        /// Number of deliveries.
+        deliveries: usize,
+    },
+    /// An attempt ended and its verdict was recorded.
+    Settled {
+        /// Id of the event; none if it could not be read.
+        event: Option<Uuid>,
+        /// Name of the subscription.
+        subscription: String,
+        /// `settled`, `retry`, `dead_letter`, `gone` or `stale`.
+        verdict: &'static str,
+    },
+    /// The relay found no work and sleeps.
+    Slept,
+    /// The relay woke: by a notification, the poll or a due time.
+    Woke,
+    /// The relay uses changed subscriptions.
+    Reloaded {
+        /// Generation at which they were read.
+        generation: i64,
+    },
+    /// The listener was connected.
+    ListenerConnected,
+    /// The listener was lost: no connection, or no notification from itself.
+    ListenerLost,
+    /// A relay changed the state of a subscription.
+    SubscriptionChanged {
+        /// Name of the subscription.
+        subscription: String,
+        /// The state that it has now.
+        state: SubscriptionState,
+    },
+    /// A breaker opened or closed.
+    Breaker {
+        /// Name of the breaker's destination.
+        destination: String,
+        /// Whether it is open now.
+        open: bool,
+    },
+    /// A query failed and is retried.
+    DatabaseFailed,
+}
