@@ -10,7 +10,9 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{Shared, breaker::Gate, deliver::Deliver, dispatch::Job, held::Lease, payloads::read_events};
+use super::{
+    Shared, breaker::Gate, deliver::Deliver, dispatch::Job, held::Lease, payloads::read_events, schedule::Due,
+};
 use crate::{
     delivery::{Reason, SubscriptionId, ranges::Ranges},
     event::Position,
@@ -29,12 +31,8 @@ pub(super) const LATE: Duration = Duration::from_secs(15);
 /// Payloads up to so many bytes are read with a claim; larger ones when their attempts begin.
 const SMALL: i32 = 16_384;
 
-/// Claims for every subscription that has something due and room for it. Returns the number of deliveries.
-pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver) -> Result<usize, Error> {
-    let due = shared.schedule.take_due(Instant::now());
-    if due.all.is_empty() {
-        return Ok(0);
-    }
+/// Claims for each of these subscriptions that has room. Returns the number of deliveries.
+pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver, due: Due) -> Result<usize, Error> {
     let index = shared.index.load_full();
     let now = Instant::now();
     let mut rows: Vec<(Claim, Arc<Subscription>)> = Vec::new();
@@ -182,7 +180,7 @@ async fn claim_rows(
         }
         for row in rows {
             expired += usize::from(row.unfinished > 0);
-            // Already in flight under an older lease of ours: that attempt goes on, and this lease runs out.
+            // What is already in flight under an older lease of ours goes on under this one.
             if let Some(held) = shared.leases.row(row.id, Lease::new(token, began)) {
                 jobs.push(Job::of_row(&row, subscription.clone(), held));
             }

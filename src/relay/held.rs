@@ -30,23 +30,41 @@ const RENEW_AT_ONCE: usize = 1_000;
 /// A lease, as far as this relay knows.
 #[derive(Debug)]
 pub(super) struct Lease {
-    pub(super) token: Uuid,
-    /// When it was last given or renewed: our monotonic clock before the statement was sent.
-    given: Mutex<Instant>,
+    state: Mutex<LeaseState>,
     lost: CancellationToken,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct LeaseState {
+    token: Uuid,
+    /// When it was last given or renewed: our monotonic clock before the statement was sent.
+    given: Instant,
 }
 
 impl Lease {
     pub(super) fn new(token: Uuid, given: Instant) -> Self {
-        Self { token, given: Mutex::new(given), lost: CancellationToken::new() }
+        Self { state: Mutex::new(LeaseState { token, given }), lost: CancellationToken::new() }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, LeaseState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn token(&self) -> Uuid {
+        self.state().token
     }
 
     pub(super) fn given(&self) -> Instant {
-        *self.given.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state().given
     }
 
     fn renewed(&self, given: Instant) {
-        *self.given.lock().unwrap_or_else(PoisonError::into_inner) = given;
+        self.state().given = given;
+    }
+
+    /// Goes on under the token of a newer lease.
+    fn replace(&self, newer: &Self) {
+        *self.state() = *newer.state();
     }
 
     /// Cancelled when the lease is lost.
@@ -85,6 +103,22 @@ pub(super) enum Held {
 }
 
 impl Held {
+    /// The page, if it is leased by one.
+    pub(super) fn page_id(&self) -> Option<PageId> {
+        match self {
+            Self::Page(page, _) => Some(page.id),
+            Self::Row(_) => None,
+        }
+    }
+
+    /// The row, if it is leased by one.
+    pub(super) fn row_id(&self) -> Option<DeliveryId> {
+        match self {
+            Self::Page(..) => None,
+            Self::Row(row) => Some(row.id),
+        }
+    }
+
     pub(super) fn lease(&self) -> &Lease {
         match self {
             Self::Page(page, _) => &page.lease,
@@ -135,14 +169,22 @@ impl Leases {
         page
     }
 
-    /// Adds a leased row. `None` if it is held under an older lease, which goes on while this one runs out.
+    /// Adds a leased row. `None` if it is held under an older lease: what holds it goes on under this one.
     pub(super) fn row(&self, id: DeliveryId, lease: Lease) -> Option<Arc<Row>> {
         match self.rows().entry(id) {
-            std::collections::hash_map::Entry::Occupied(_) => None,
+            std::collections::hash_map::Entry::Occupied(held) => {
+                held.get().lease.replace(&lease);
+                None
+            }
             std::collections::hash_map::Entry::Vacant(entry) => {
                 Some(entry.insert(Arc::new(Row { id, lease })).clone())
             }
         }
+    }
+
+    /// Whether a page is held under an older lease: what holds it goes on under this one.
+    pub(super) fn goes_on(&self, id: PageId, lease: &Lease) -> bool {
+        self.pages().get(&id).inspect(|page| page.lease.replace(lease)).is_some()
     }
 
     /// Removes a page of which nothing is left.
@@ -206,7 +248,7 @@ fn renewed<'l, Id: Copy + Eq + Hash>(
 }
 
 fn tokens<'l>(leases: impl Iterator<Item = &'l Lease>) -> Vec<Uuid> {
-    let mut tokens: Vec<Uuid> = leases.map(|lease| lease.token).collect();
+    let mut tokens: Vec<Uuid> = leases.map(Lease::token).collect();
     tokens.sort_unstable();
     tokens.dedup();
     tokens

@@ -62,8 +62,8 @@ pub(super) fn outgoing(shared: &Shared, job: &Job, event: &Arc<Event>) -> Result
     let outgoing = Outgoing {
         attempt: delivery.attempt,
         lease: Some(match &job.held {
-            Held::Page(page, number) => Lease::of_pair(page.id, *number, page.lease.token),
-            Held::Row(row) => Lease::of_row(row.id, row.lease.token),
+            Held::Page(page, number) => Lease::of_pair(page.id, *number, page.lease.token()),
+            Held::Row(row) => Lease::of_row(row.id, row.lease.token()),
         }),
         ..Outgoing::new(event, subscription.name.clone(), delivery.attempted_at)
     };

@@ -1,11 +1,11 @@
 //! Takes over pages of relays that died: what is left of them goes to the backlog. A crash here costs the
 //! wait of one lease.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Instant};
 
 use uuid::Uuid;
 
-use super::Shared;
+use super::{Shared, held::Lease};
 use crate::{
     delivery::{PageId, ranges::Ranges},
     store::{Entry, Error, LeasedPage, PageBatch, PairsBack, Settler},
@@ -26,6 +26,7 @@ pub(super) async fn take_over(shared: &Shared, everything: bool) -> Result<(), E
     loop {
         let token = Uuid::new_v4();
         let since = PageId(shared.bounds.pages.load(Ordering::Acquire));
+        let began = Instant::now();
         let taken =
             shared.store.take_over_pages(since, TAKEN_OVER_AT_ONCE, token, shared.settings.lease).await?;
         if taken.is_empty() {
@@ -34,6 +35,10 @@ pub(super) async fn take_over(shared: &Shared, everything: bool) -> Result<(), E
         let mut batch = PageBatch { tokens: vec![token], ..PageBatch::default() };
         let mut pairs = 0;
         for page in &taken {
+            // Ours, and its lease ended because somebody had locked the row: what holds it goes on.
+            if shared.leases.goes_on(page.id, &Lease::new(token, began)) {
+                continue;
+            }
             let back = left_of(page);
             pairs += back.iter().map(|part| part.entry.positions.len()).sum::<usize>();
             for part in &back {
@@ -42,8 +47,10 @@ pub(super) async fn take_over(shared: &Shared, everything: bool) -> Result<(), E
             batch.back.extend(back);
             batch.finished.push(page.id);
         }
-        shared.store.settle_pages(&batch, Settler::First).await?;
-        shared.telemetry.taken_over(taken.len(), pairs);
+        if !batch.is_empty() {
+            shared.store.settle_pages(&batch, Settler::First).await?;
+            shared.telemetry.taken_over(batch.finished.len(), pairs);
+        }
         if taken.len() < usize::try_from(TAKEN_OVER_AT_ONCE).unwrap_or(usize::MAX) {
             return Ok(());
         }

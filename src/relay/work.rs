@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -35,6 +36,8 @@ const RING_OTHERS: Duration = Duration::from_millis(100);
 
 /// How often a relay without room looks whether subscriptions have changed.
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+/// How often new events are looked for while a backlog is claimed.
+const BESIDE_CLAIMS: Duration = Duration::from_millis(2);
 /// A backlog is being drained while the last claim is not older.
 const DRAINING: Duration = Duration::from_millis(20);
 
@@ -44,6 +47,8 @@ struct Work {
     deliver: Arc<Deliver>,
     route: Route,
     reload: Reload,
+    /// The claim that is under way. Routing does not wait for it.
+    claiming: JoinSet<Result<usize, Error>>,
     /// The bell is ours and one more look has been taken: sleep.
     armed: bool,
     last_nap: Duration,
@@ -70,6 +75,7 @@ pub(super) async fn work(
         shared,
         bell,
         deliver,
+        claiming: JoinSet::new(),
         armed: false,
         last_nap: Duration::MAX,
         looks: 0,
@@ -105,6 +111,9 @@ pub(super) async fn work(
             }
         }
     }
+    if let Some(Ok(Err(error))) = work.claiming.join_next().await {
+        work.shared.telemetry.database_failed("work", &error);
+    }
 }
 
 impl Work {
@@ -116,15 +125,10 @@ impl Work {
             self.look_for_due().await?;
         }
         // Beside each other: neither waits for the other's statements.
-        let (claimed, step) = tokio::join!(
-            claim::claim(&self.shared, &self.deliver),
-            self.route.route(&mut self.reload, &self.deliver)
-        );
-        let (claimed, step) = (claimed?, step?);
+        self.begin_claim();
+        let step = self.route.route(&mut self.reload, &self.deliver).await?;
+        let claimed = self.claimed()?;
         let progress = claimed > 0 || matches!(step, Step::Routed { .. });
-        if claimed > 0 {
-            self.last_claim = Some(Instant::now());
-        }
         if progress {
             self.stay_awake().await;
             if let Step::Routed { waiting: true, .. } = step {
@@ -135,21 +139,63 @@ impl Work {
         let is_draining = self.last_claim.is_some_and(|then| then.elapsed() < DRAINING)
             && self.shared.schedule.count_behind() > 0;
         match step {
+            Step::Nothing | Step::NoRoom if !self.claiming.is_empty() => self.await_claim(shutdown).await?,
             Step::Nothing if is_draining => {
                 // A backlog of rows: its next part is claimed as soon as permits come back.
-                self.await_room(shutdown).await;
+                self.await_room(BESIDE_CLAIMS, shutdown).await;
             }
             Step::NoRoom => {
                 self.stay_awake().await;
                 self.follow_changes().await?;
                 // What is new waits in the log, and publishers do not ring while this relay is awake.
                 self.ring_others().await;
-                self.await_room(shutdown).await;
+                self.await_room(FOLLOW_EVERY, shutdown).await;
             }
             Step::OthersRoute => self.wait(Duration::from_millis(5), shutdown).await,
             Step::Nothing | Step::Routed { .. } => self.await_work(shutdown).await,
         }
         Ok(())
+    }
+
+    /// Claims what is due, unless a claim is under way.
+    fn begin_claim(&mut self) {
+        if !self.claiming.is_empty() {
+            return;
+        }
+        let due = self.shared.schedule.take_due(Instant::now());
+        if !due.all.is_empty() {
+            let (shared, deliver) = (self.shared.clone(), self.deliver.clone());
+            self.claiming.spawn(async move { claim::claim(&shared, &deliver, due).await });
+        }
+    }
+
+    /// The number of deliveries of a claim that has ended; 0 if none has.
+    fn claimed(&mut self) -> Result<usize, Error> {
+        self.claiming.try_join_next().map_or(Ok(0), |ended| self.end_claim(ended))
+    }
+
+    fn end_claim(&mut self, ended: Result<Result<usize, Error>, JoinError>) -> Result<usize, Error> {
+        let claimed = match ended {
+            Ok(claimed) => claimed?,
+            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+            Err(_) => 0, // the runtime is shutting down
+        };
+        if claimed > 0 {
+            self.last_claim = Some(Instant::now());
+        }
+        Ok(claimed)
+    }
+
+    /// Waits a little for the claim that is under way.
+    async fn await_claim(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
+        let next_look = Instant::now() + BESIDE_CLAIMS;
+        let ended = tokio::select! {
+            Some(ended) = self.claiming.join_next() => ended,
+            () = self.bell.rung.notified() => return Ok(()),
+            () = tokio::time::sleep_until(next_look.into()) => return Ok(()),
+            () = shutdown.cancelled() => return Ok(()),
+        };
+        self.end_claim(ended).map(drop)
     }
 
     /// Found something: publishers need not ring.
@@ -173,9 +219,9 @@ impl Work {
         Ok(())
     }
 
-    /// Waits until permits come back.
-    async fn await_room(&self, shutdown: &CancellationToken) {
-        let latest = tokio::time::Instant::now() + FOLLOW_EVERY;
+    /// Waits until permits come back, but not longer than `longest`.
+    async fn await_room(&self, longest: Duration, shutdown: &CancellationToken) {
+        let latest = tokio::time::Instant::now() + longest;
         tokio::select! {
             () = self.shared.dispatch.room.notified() => {}
             () = self.shared.freed.notified(), if self.shared.schedule.count_behind() > 0 => {}

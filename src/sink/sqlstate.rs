@@ -24,7 +24,9 @@ pub(crate) enum Class {
     Canceled,
     /// A value or constraint was refused, or the feature is not supported.
     Refused,
-    /// Anything else: deadlocks, lock timeouts, errors of functions.
+    /// A lock was not released in time.
+    Locked,
+    /// Anything else: deadlocks, errors of functions.
     Other,
 }
 
@@ -37,6 +39,7 @@ pub(crate) fn class(code: &str) -> Class {
         "42501" => Class::NoRights,
         "3F000" | "42P01" | "42703" | "42883" => Class::Missing,
         "53100" | "53200" => Class::Full,
+        "55P03" => Class::Locked,
         "57014" => Class::Canceled,
         _ => match code.get(..2) {
             Some("08") => Class::Unavailable,

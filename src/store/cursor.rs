@@ -6,7 +6,6 @@ use sqlx::{Row as _, postgres::PgRow};
 use super::{
     connection::{Reserved, Store},
     error::Error,
-    routing::{Advance, Reached, Read},
 };
 use crate::event::Position;
 
@@ -46,6 +45,24 @@ pub(super) struct Window {
     pub(super) page_until: Position,
 }
 
+/// Which part of the new events was read.
+#[derive(Debug, Clone)]
+pub(super) enum Reached {
+    /// Every event visible in this snapshot.
+    Everything { snapshot: String },
+    /// A page of a window; `last` when it is the last page.
+    Page { window: Window, last: bool },
+}
+
+/// How far a step moves the cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advance {
+    /// Past all events that were read.
+    All,
+    /// Up to this position; the next step reads the events behind it again.
+    UpTo(Position),
+}
+
 impl Store {
     /// Reads the cursor. `known_step` is a step that was seen before, or 0.
     ///
@@ -61,14 +78,15 @@ impl Store {
 }
 
 impl Cursor {
-    /// The cursor after a step. Its new lower bounds are filled in when the step is committed.
-    pub(super) fn next(&self, read: &Read, advance: Advance) -> Self {
+    /// The cursor after a step; `last` is the position of the last event that was read. Its new lower bounds
+    /// are filled in when the step is committed.
+    pub(super) fn next(&self, reached: &Reached, last: Option<Position>, advance: Advance) -> Self {
         let here = self.low.clone();
-        let (settled, low, window) = match (&read.reached, advance) {
+        let (settled, low, window) = match (reached, advance) {
             (Reached::Everything { snapshot }, Advance::All) => (Some(snapshot), None, None),
             (Reached::Everything { snapshot }, Advance::UpTo(position)) => {
                 // All new events were read, but not all were routed. The others become a window.
-                let page_until = read.events.last().map_or(position, |last| last.event.position);
+                let page_until = last.unwrap_or(position);
                 (
                     None,
                     here,
@@ -79,7 +97,7 @@ impl Cursor {
                 (Some(&window.end), window.low.clone(), None)
             }
             (Reached::Page { window, last: false }, Advance::All) => {
-                let page_after = read.events.last().map_or(window.page_until, |last| last.event.position);
+                let page_after = last.unwrap_or(window.page_until);
                 (None, here, Some(Window { page_after, ..window.clone() }))
             }
             (Reached::Page { window, .. }, Advance::UpTo(position)) => {

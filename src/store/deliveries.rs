@@ -1,7 +1,7 @@
 //! Rows of `outbox.deliveries`: found, claimed, renewed, settled and cancelled. Also the log of attempts and
 //! the measured backlog.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::{FromRow, Row as _};
@@ -13,7 +13,7 @@ use super::{
     statement::{by_name, rows_of_all},
 };
 use crate::{
-    delivery::{DeliveryId, SubscriptionId},
+    delivery::{DeliveryId, PageId, SubscriptionId},
     event::Position,
 };
 
@@ -150,6 +150,15 @@ impl Batch {
     }
 }
 
+/// Rows that somebody else has locked.
+#[derive(Debug, Default)]
+pub struct Locked {
+    /// Rows of `outbox.deliveries`.
+    pub deliveries: HashSet<DeliveryId>,
+    /// Rows of `outbox.pages`.
+    pub pages: HashSet<PageId>,
+}
+
 impl Store {
     /// Finds the subscriptions with outstanding deliveries, and when the first delivery of each is due. With
     /// `since`, deliveries due before it are not looked at.
@@ -261,6 +270,31 @@ impl Store {
             .bind(tokens)
             .bind(lease.as_secs_f64())
             .rows(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .await
+    }
+
+    /// Finds which of these deliveries and pages somebody else has locked.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn find_locked(
+        &self,
+        deliveries: &[DeliveryId],
+        pages: &[PageId],
+        settler: Settler,
+    ) -> Result<Locked, Error> {
+        self.statement("looking for locked rows", sql!("relay/find_locked"))
+            .on(Reserved::Settle(settler))
+            .bind(deliveries)
+            .bind(pages)
+            .all(|rows| {
+                let mut locked = Locked::default();
+                for row in rows {
+                    locked.deliveries.extend(row.try_get::<Option<DeliveryId>, _>("delivery_id")?);
+                    locked.pages.extend(row.try_get::<Option<PageId>, _>("page_id")?);
+                }
+                Ok(locked)
+            })
             .await
     }
 

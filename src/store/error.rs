@@ -1,6 +1,6 @@
 //! Errors between the relay and its database.
 
-use crate::sink::sqlstate::{Class, class};
+use crate::sink::sqlstate::{Class, class, class_of};
 
 /// An error of the relay's database. Its text says what the relay was doing; the cause is its source.
 #[derive(Debug)]
@@ -64,6 +64,12 @@ impl Error {
         Self { doing, cause: Cause::Database(error) }
     }
 
+    /// Whether a lock was not released in time.
+    #[must_use]
+    pub fn is_lock_timeout(&self) -> bool {
+        matches!(&self.cause, Cause::Database(error) if class_of(error) == Some(Class::Locked))
+    }
+
     /// What the relay does about it, decided from the cause alone.
     #[must_use]
     pub fn kind(&self) -> Kind {
@@ -83,7 +89,9 @@ fn kind_of_sqlstate(code: &str) -> Kind {
     match class(code) {
         Class::Unavailable | Class::ReadOnly => Kind::Connection,
         Class::Missing | Class::NoRights | Class::LoginRefused | Class::NoDatabase => Kind::Unsuitable,
-        Class::Busy | Class::Full | Class::Canceled | Class::Refused | Class::Other => Kind::Transient,
+        Class::Busy | Class::Full | Class::Canceled | Class::Refused | Class::Locked | Class::Other => {
+            Kind::Transient
+        }
     }
 }
 

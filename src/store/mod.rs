@@ -7,6 +7,7 @@ mod deliveries;
 mod error;
 mod event_types;
 mod events;
+mod inspection;
 mod pages;
 mod relays;
 mod routing;
@@ -16,8 +17,10 @@ mod statement;
 mod subscriptions;
 
 pub use connection::{ConnectionSettings, Settler, Store, settings};
-pub use cursor::Cursor;
-pub use deliveries::{AttemptRow, Backlog, Batch, Claim, Claimed, DeadRow, DueSubscription, RetryRow};
+pub use cursor::{Advance, Cursor};
+pub use deliveries::{
+    AttemptRow, Backlog, Batch, Claim, Claimed, DeadRow, DueSubscription, Locked, RetryRow,
+};
 pub use error::{Error, Kind};
 pub use event_types::LoadedTypes;
 pub use events::{LoadedEvent, NewEvent};
@@ -25,6 +28,6 @@ pub use pages::{
     BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
 };
 pub use relays::{BreakerState, RelayReport, SubscriptionReport};
-pub use routing::{Advance, NewDelivery, NewPage, Read, Routed};
+pub use routing::{NewDelivery, NewPage, Read, Routed};
 pub use starts::{Past, Start};
 pub use subscriptions::{Loaded, SubscriptionRow, SubscriptionState};

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     connection::{Reserved, Store},
-    cursor::{Cursor, Low, Window},
+    cursor::{Advance, Cursor, Low, Reached, Window},
     error::Error,
     events::{NewEvent, read_new_events},
     statement::first,
@@ -32,15 +32,6 @@ pub struct Read {
     pub(super) reached: Reached,
     /// Highest position that was drawn from the sequence before the events were read.
     drawn: Position,
-}
-
-/// Which part of the new events was read.
-#[derive(Debug, Clone)]
-pub(super) enum Reached {
-    /// Every event visible in this snapshot.
-    Everything { snapshot: String },
-    /// A page of a window; `last` when it is the last page.
-    Page { window: Window, last: bool },
 }
 
 /// A new row of `outbox.deliveries`, for an event that has a due time of its own.
@@ -74,15 +65,6 @@ pub struct Routed {
     pub waiting: Vec<(SubscriptionId, Ranges)>,
     /// New rows of `outbox.deliveries`.
     pub timed: Vec<NewDelivery>,
-}
-
-/// How far a step moves the cursor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Advance {
-    /// Past all events that were read.
-    All,
-    /// Up to this position; the next step reads the events behind it again.
-    UpTo(Position),
 }
 
 /// A read that takes longer probably met many index entries of rows it may not see.
@@ -200,7 +182,7 @@ impl Store {
         limit: usize,
         with_payloads: bool,
     ) -> Result<Option<Read>, Error> {
-        let next = cursor.next(read, advance);
+        let next = cursor.next(&read.reached, read.last(), advance);
         let Some(window) = next.window.clone() else { return Ok(None) };
         self.read_page(&next, window, at_least_one(limit), with_payloads, None).await
     }
@@ -224,7 +206,7 @@ impl Store {
         lease: Duration,
         starting: &[SubscriptionId],
     ) -> Result<Option<(Cursor, Vec<PageId>)>, Error> {
-        let mut next = cursor.next(read, advance);
+        let mut next = cursor.next(&read.reached, read.last(), advance);
         let low = next.low.clone();
         let window = next.window.clone();
         let window_low = window.as_ref().and_then(|window| window.low.clone());
@@ -286,6 +268,11 @@ impl Store {
 }
 
 impl Read {
+    /// Position of the last event that was read.
+    fn last(&self) -> Option<Position> {
+        self.events.last().map(|last| last.event.position)
+    }
+
     /// Whether more events are known to wait behind those that were read.
     #[must_use]
     pub fn has_more(&self) -> bool {

@@ -46,6 +46,7 @@ fn help_lists_every_command_and_every_exit_code() {
         "types",
         "dead-letters",
         "bench",
+        "inbox",
         "healthcheck",
         "explain",
         "completions",

@@ -39,6 +39,7 @@ mod support; // shared by the tests
 mod testing; // helpers for tests of an application
 mod tidy; // rules of rooms, files and lines
 mod transforms; // transforms, and trying them before they are saved
+mod locked; // rows that another session has locked
 mod urgent; // priority among waiting deliveries
 mod webhook; // the webhook sink against receivers that misbehave
 mod webhook_batch; // several events in one request: collected, acknowledged in part, retried alone

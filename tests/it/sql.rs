@@ -161,6 +161,7 @@ fn arguments(settled: &(String, Vec<String>), end: &str) -> BTreeMap<&'static st
             ],
         ),
         ("settle_delivered", vec![leased.clone(), token.clone()]),
+        ("find_locked", vec![leased.clone(), "'{1,2,3}'".into()]),
         (
             "settle_retries",
             vec![leased.clone(), token.clone(), list(&|_| "5".to_owned()), list(&|_| "true".to_owned())],
@@ -256,6 +257,7 @@ async fn among_a_million_rows_the_frequent_statements_touch_few_pages() {
         ("cancel_orphans", CURSOR),
         ("claim_deliveries", 9 * 64 * 20),
         ("settle_delivered", LEASED * 12),
+        ("find_locked", LEASED * 20),
         ("settle_retries", LEASED * 20),
         ("settle_dead", LEASED * 40),
         ("renew_leases", LEASED * 20),

@@ -2,12 +2,7 @@
 
 use std::time::Instant;
 
-use super::{
-    super::way::Way,
-    Dispatch, State,
-    job::{Attempt, Job},
-    shares::HANDFUL,
-};
+use super::{super::way::Way, Dispatch, State, attempt::Attempt, job::Job, shares::HANDFUL};
 use crate::{delivery::SubscriptionId, subscription::Subscription};
 
 /// What may begin now.

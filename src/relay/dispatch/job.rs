@@ -1,17 +1,14 @@
-//! A delivery that this relay holds, and deliveries that begin together.
+//! A delivery that this relay holds.
 
 use std::{sync::Arc, time::Instant};
 
 use chrono::{DateTime, Utc};
 
-use super::{
-    super::{
-        delivery::{Content, Delivery},
-        held::{Held, Page, Row},
-    },
-    suspects::Suspect,
+use super::super::{
+    delivery::{Content, Delivery},
+    held::{Held, Page, Row},
 };
-use crate::{delivery::SubscriptionId, event::Position, store::Claimed, subscription::Subscription};
+use crate::{event::Position, store::Claimed, subscription::Subscription};
 
 /// A delivery that this relay holds and has not settled.
 #[derive(Debug)]
@@ -97,30 +94,5 @@ impl Job {
             Held::Page(page, _) => page.deaths >= 3 && page.alone >= 2,
             Held::Row(_) => self.delivery.unfinished >= 3,
         }
-    }
-}
-
-/// Deliveries of one subscription that begin together.
-#[derive(Debug)]
-pub(crate) struct Attempt {
-    pub(crate) subscription: Arc<Subscription>,
-    pub(crate) jobs: Vec<Job>,
-    pub(crate) began: Instant,
-    pub(super) suspect: Option<Suspect>,
-}
-
-/// What is kept of an attempt until its deliveries are reported.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Ended {
-    pub(super) subscription: SubscriptionId,
-    pub(super) count: u32,
-    pub(super) began: Instant,
-    pub(super) suspect: Option<Suspect>,
-}
-
-impl Attempt {
-    pub(crate) fn to_end(&self) -> Ended {
-        let count = u32::try_from(self.jobs.len()).unwrap_or(u32::MAX);
-        Ended { subscription: self.subscription.row.id, count, began: self.began, suspect: self.suspect }
     }
 }

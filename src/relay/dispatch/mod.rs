@@ -5,6 +5,7 @@
 //! kill can repeat; leased ahead is bounded in count and bytes. Each subscription has a queue of what waits
 //! for it, and a window that it earns with answers.
 
+mod attempt;
 mod begin;
 mod job;
 mod queue;
@@ -21,7 +22,10 @@ use std::{
 use crate::{delivery::SubscriptionId, subscription::Subscription};
 use tokio::sync::Notify;
 
-pub(super) use self::job::{Attempt, Ended, Job};
+pub(super) use self::{
+    attempt::{Attempt, Ended},
+    job::Job,
+};
 use self::{queue::Queue, shares::Limits, suspects::Suspects};
 use super::{concurrency::Answer, fair::Fair};
 

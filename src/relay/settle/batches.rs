@@ -1,0 +1,127 @@
+//! What is written about verdicts. Pure.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use super::super::{
+    attempted::Attempted,
+    held::{Held, Page},
+};
+use crate::{
+    delivery::{PageId, SubscriptionId, Verdict, ranges::Ranges},
+    store::{Batch, DeadRow, Entry, PageBatch, Pair, PairDead, PairRetry, PairsBack, RetryRow},
+};
+
+/// What is written of rows.
+pub(super) fn rows_of<'a>(decided: impl Iterator<Item = (&'a Attempted, &'a Verdict)>) -> Batch {
+    let mut batch = Batch::default();
+    let mut tokens = HashSet::new();
+    for (one, verdict) in decided {
+        let Held::Row(row) = &one.job.held else { continue };
+        let id = row.id;
+        tokens.insert(row.lease.token());
+        match verdict {
+            // Its sink has deleted the row itself: there is nothing left to write.
+            Verdict::Settled if one.report.settled => {}
+            Verdict::Settled => batch.delivered.push(id),
+            Verdict::RetryIn(wait) => {
+                batch.retries.push(RetryRow { id, wait: *wait, counts: one.counts });
+            }
+            Verdict::DeadLetter { reason } => {
+                batch.dead.push(DeadRow {
+                    id,
+                    reason: reason.code(),
+                    status: one.report.status.map(i32::from),
+                    answer: one.report.answer.clone(),
+                });
+            }
+            Verdict::SubscriptionGone => batch.gone.push(id),
+        }
+    }
+    batch.tokens = tokens.into_iter().collect();
+    batch
+}
+
+/// What is written of pages. A page whose last pairs are among these is deleted, and so are the `finished`
+/// ones.
+pub(super) fn pages_of<'a>(
+    decided: impl Iterator<Item = (&'a Attempted, &'a Verdict)>,
+    finished: &[Arc<Page>],
+) -> PageBatch {
+    let mut batch = PageBatch::default();
+    let mut progress: BTreeMap<PageId, (&Arc<Page>, Ranges, u32)> = BTreeMap::new();
+    let mut back: HashMap<(PageId, SubscriptionId, chrono::DateTime<chrono::Utc>), PairsBack> =
+        HashMap::new();
+    for (one, verdict) in decided {
+        let Held::Page(page, number) = &one.job.held else { continue };
+        let entry = progress.entry(page.id).or_insert_with(|| (page, Ranges::default(), 0));
+        entry.2 += 1;
+        if one.report.settled {
+            continue; // its sink has recorded it itself
+        }
+        entry.1.insert(i64::from(*number));
+        let delivery = &one.job.delivery;
+        let pair = Pair {
+            page: page.id,
+            number: *number,
+            subscription: delivery.subscription.row.id,
+            position: delivery.position,
+            created_at: delivery.created_at,
+            attempts: i32::try_from(delivery.attempt).unwrap_or(i32::MAX),
+        };
+        match verdict {
+            Verdict::Settled => {}
+            Verdict::RetryIn(wait) if one.counts => {
+                batch.retries.push(PairRetry {
+                    pair,
+                    owed_since: delivery.owed_since,
+                    wait: *wait,
+                    unfinished: 0,
+                });
+            }
+            Verdict::RetryIn(_) | Verdict::SubscriptionGone => {
+                let key = (page.id, pair.subscription, delivery.owed_since);
+                let back = back.entry(key).or_insert_with(|| PairsBack {
+                    page: page.id,
+                    numbers: Ranges::default(),
+                    entry: Entry {
+                        subscription: pair.subscription,
+                        positions: Ranges::default(),
+                        owed_since: delivery.owed_since,
+                    },
+                    span: page.span,
+                    deaths: page.deaths,
+                    alone: page.alone,
+                });
+                back.numbers.insert(i64::from(*number));
+                back.entry.positions.insert(pair.position.0);
+            }
+            Verdict::DeadLetter { reason } => batch.dead.push(PairDead {
+                pair,
+                reason: reason.code(),
+                status: one.report.status.map(i32::from),
+                answer: one.report.answer.clone(),
+            }),
+        }
+    }
+    batch.back = back.into_values().collect();
+    for (id, (page, numbers, count)) in progress {
+        if page.left() == count {
+            batch.finished.push(id);
+        } else if !numbers.is_empty() {
+            batch.progress.push((id, numbers));
+        }
+        batch.tokens.push(page.lease.token());
+    }
+    for page in finished {
+        if !batch.finished.contains(&page.id) {
+            batch.finished.push(page.id);
+            batch.tokens.push(page.lease.token());
+        }
+    }
+    batch.tokens.sort_unstable();
+    batch.tokens.dedup();
+    batch
+}

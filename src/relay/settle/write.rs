@@ -1,0 +1,124 @@
+//! Writes verdicts. What somebody else has locked is left out, so that it does not delay the others.
+
+use std::{
+    collections::HashSet,
+    hash::Hash,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    super::{Shared, attempted::Attempted, await_work::backon_waits, held::Page},
+    batches::{pages_of, rows_of},
+};
+use crate::{
+    delivery::{DeliveryId, PageId, Verdict},
+    store::{Error, Kind, Settler},
+};
+
+/// What became of rows or pages that were written.
+#[derive(Debug, Default)]
+pub(super) struct Written<Id> {
+    /// Those whose lease was still ours; `None`: all of them count.
+    pub(super) kept: Option<HashSet<Id>>,
+    /// Those that were not written, because somebody has locked them.
+    pub(super) locked: HashSet<Id>,
+    /// Pages that were deleted.
+    pub(super) finished: HashSet<PageId>,
+}
+
+/// A lock was not released in time.
+struct Blocked;
+
+/// Writes the verdicts on rows.
+pub(super) async fn write_rows(
+    shared: &Shared,
+    decided: &[(&Attempted, &Verdict)],
+    settler: Settler,
+) -> Written<DeliveryId> {
+    let mut written = Written { kept: Some(HashSet::new()), ..Written::default() };
+    let mut unknown = false;
+    loop {
+        let is_free = |one: &Attempted| one.job.held.row_id().is_some_and(|id| !written.locked.contains(&id));
+        let batch = rows_of(decided.iter().copied().filter(|(one, _)| is_free(one)));
+        if batch.is_empty() {
+            return written;
+        }
+        match persist(shared, &mut unknown, || shared.store.settle_deliveries(&batch)).await {
+            Ok(kept) => return Written { kept, ..written },
+            Err(Blocked) => {
+                let ids: Vec<DeliveryId> = decided
+                    .iter()
+                    .filter(|(one, _)| is_free(one))
+                    .filter_map(|(one, _)| one.job.held.row_id())
+                    .collect();
+                let found = shared.store.find_locked(&ids, &[], settler).await;
+                written.locked.extend(noted(shared, found.map(|locked| locked.deliveries)));
+            }
+        }
+    }
+}
+
+/// Writes the verdicts on pairs of pages, and deletes pages with nothing left.
+pub(super) async fn write_pages(
+    shared: &Shared,
+    decided: &[(&Attempted, &Verdict)],
+    finished: &[Arc<Page>],
+    settler: Settler,
+) -> Written<PageId> {
+    let mut written = Written { kept: Some(HashSet::new()), ..Written::default() };
+    let mut unknown = false;
+    loop {
+        let is_free =
+            |one: &Attempted| one.job.held.page_id().is_some_and(|id| !written.locked.contains(&id));
+        let finished: Vec<Arc<Page>> =
+            finished.iter().filter(|page| !written.locked.contains(&page.id)).cloned().collect();
+        let batch = pages_of(decided.iter().copied().filter(|(one, _)| is_free(one)), &finished);
+        if batch.is_empty() {
+            return written;
+        }
+        match persist(shared, &mut unknown, || shared.store.settle_pages(&batch, settler)).await {
+            Ok(kept) => {
+                return Written { kept, finished: batch.finished.into_iter().collect(), ..written };
+            }
+            Err(Blocked) => {
+                let ids: Vec<PageId> =
+                    batch.progress.iter().map(|(id, _)| *id).chain(batch.finished).collect();
+                let found = shared.store.find_locked(&[], &ids, settler).await;
+                written.locked.extend(noted(shared, found.map(|locked| locked.pages)));
+            }
+        }
+    }
+}
+
+fn noted<Id>(shared: &Shared, found: Result<HashSet<Id>, Error>) -> HashSet<Id> {
+    found.unwrap_or_else(|error| {
+        shared.telemetry.database_failed("settle", &error);
+        HashSet::new()
+    })
+}
+
+/// Writes until it succeeds or meets a lock. `None` after a lost answer: rows that are missing then were
+/// settled by the first try, because no other relay writes under our tokens.
+async fn persist<Id: Eq + Hash, W: Future<Output = Result<Vec<Id>, Error>>>(
+    shared: &Shared,
+    unknown: &mut bool,
+    write: impl Fn() -> W,
+) -> Result<Option<HashSet<Id>>, Blocked> {
+    let mut waits = backon_waits();
+    loop {
+        match write().await {
+            Ok(_) if *unknown => return Ok(None),
+            Ok(settled) => return Ok(Some(settled.into_iter().collect())),
+            Err(error) => {
+                shared.telemetry.database_failed("settle", &error);
+                if error.is_lock_timeout() {
+                    return Err(Blocked);
+                }
+                *unknown |= error.kind() == Kind::Connection;
+                let wait = waits.next().unwrap_or(Duration::from_secs(1));
+                tokio::time::sleep_until((Instant::now() + wait).into()).await;
+            }
+        }
+    }
+}
