@@ -19,7 +19,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Shared;
+use super::{Shared, breaker, follow_up};
 
 /// Channel on which publishers notify.
 pub(crate) const DOORBELL: &str = "outbox_doorbell";
@@ -161,7 +161,7 @@ impl BellTask {
             let mut listener = PgListener::connect_with(&pool).await?;
             listener.eager_reconnect(false);
             let canary = format!("outbox_canary_{}", Uuid::new_v4().simple());
-            listener.listen_all([DOORBELL, canary.as_str()]).await?;
+            listener.listen_all([DOORBELL, breaker::CHANNEL, canary.as_str()]).await?;
             Ok::<_, sqlx::Error>(Listening {
                 listener,
                 canary,
@@ -203,6 +203,12 @@ impl BellTask {
                             self.missed.store(true, Ordering::Release);
                         }
                         self.rung.notify_one();
+                        Ok(())
+                    }
+                    Ok(Some(notification)) if notification.channel() == breaker::CHANNEL => {
+                        if follow_up::hear(&self.shared, notification.payload()) {
+                            self.rung.notify_one();
+                        }
                         Ok(())
                     }
                     Ok(Some(_)) => { listening.heard = Instant::now(); Ok(()) }

@@ -143,7 +143,9 @@ impl Deliver {
         if let Some(host) = subscription.outlet.destination() {
             let now = Instant::now();
             if self.shared.breakers.gate(subscription.row.id, host, now) == Gate::Probe {
-                self.shared.breakers.begin_probe(subscription.row.id, host, now);
+                for about in self.shared.breakers.begin_probe(subscription.row.id, host, now) {
+                    self.shared.news.add(about, News::Probing);
+                }
             }
         }
         let mut reported = Vec::with_capacity(jobs.len());

@@ -3,18 +3,24 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Shared,
     attempted::Attempted,
-    breaker::{About, Change},
+    breaker::{About, CHANNEL, Change, News},
 };
 use crate::{
     delivery::{LONGEST_PAUSE, Outcome, SubscriptionId},
     store::SubscriptionState,
 };
+
+/// Shortest time between two notifications of other relays.
+const TELL_EVERY: Duration = Duration::from_millis(50);
 
 /// The longest pause that a destination asked for, by subscription. Those below a second are ignored.
 fn pauses(attempted: &[Attempted]) -> BTreeMap<SubscriptionId, Duration> {
@@ -94,17 +100,47 @@ pub(super) fn record(shared: &Shared, one: &Attempted) {
         for (about, change) in shared.breakers.record(id, host, &one.report.outcome, Instant::now()) {
             match change {
                 Change::None => {}
-                Change::Opened(wait) => shared.telemetry.breaker_changed(host, true, wait),
+                Change::Opened(wait) => {
+                    shared.telemetry.breaker_changed(host, true, wait);
+                    shared.news.add(about, News::Failed);
+                }
                 Change::Closed => {
                     shared.telemetry.breaker_changed(host, false, Duration::ZERO);
                     serve_again(shared, &about);
+                    shared.news.add(about, News::Works);
                 }
             }
         }
     }
 }
 
-/// Claims again for every subscription behind a breaker that has closed.
+/// Applies what another relay tells of a probe. Returns whether there may be something to claim now.
+pub(super) fn hear(shared: &Shared, payload: &str) -> bool {
+    let Some((about, news)) = shared.news.read(payload) else { return false };
+    let may_probe = shared.breakers.hear(&about, news, Instant::now());
+    if may_probe {
+        serve_again(shared, &about);
+    }
+    may_probe
+}
+
+/// Tells other relays of probes, until this one has drained.
+pub(super) async fn tell(shared: Arc<Shared>, drained: CancellationToken) {
+    let mut pace = tokio::time::interval(TELL_EVERY);
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shared.news.some.notified() => {}
+            () = drained.cancelled() => return,
+        }
+        pace.tick().await;
+        if let Err(error) = shared.store.notify(CHANNEL, &shared.news.take()).await {
+            shared.telemetry.database_failed("breakers", &error);
+        }
+    }
+}
+
+/// Claims again for every subscription behind a breaker that has closed, or that lets a probe through.
 fn serve_again(shared: &Shared, about: &About) {
     match about {
         About::Subscription(id) => {

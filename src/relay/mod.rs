@@ -129,6 +129,7 @@ struct Shared {
     clock: clock::Clock,
     schedule: schedule::Schedule,
     breakers: breaker::Breakers,
+    news: breaker::Unsent,
     leases: held::Leases,
     finished: settle::Finished,
     pauses: pauses::Pauses,
@@ -194,6 +195,9 @@ impl Relay {
 
         stages.spawn(dropped.clone().run_until_cancelled_owned(bell_task.listen(drained.clone())));
         stages.spawn(dropped.clone().run_until_cancelled_owned(held::renew(shared.clone(), drained.clone())));
+        stages.spawn(
+            dropped.clone().run_until_cancelled_owned(follow_up::tell(shared.clone(), drained.clone())),
+        );
         stages.spawn(
             dropped.clone().run_until_cancelled_owned(maintain::maintain(shared.clone(), shutdown.clone())),
         );

@@ -329,6 +329,43 @@ async fn an_open_breaker_claims_nothing_and_lets_one_probe_through() {
     database.drop().await;
 }
 
+#[tokio::test]
+async fn relays_share_the_probes_of_a_breaker_and_each_sends_again_when_one_of_them_succeeds() {
+    let database = Database::new().await;
+    let good = Good::start().await;
+    let retry = json!({"schedule": vec!["0s"; 100], "jitter": 0});
+    subscribe(&database, "shop", "**", json!({"url": good.url}), retry).await;
+    good.switch.set_down(true);
+    let mut relays = Vec::new();
+    for name in ["one", "two", "three", "four"] {
+        let mut relay = start(&database, relay_settings(name)).await;
+        // Each must see it fail itself.
+        publish(&database, "a.b", 40).await;
+        relay.wait(is_breaker(true)).await;
+        relays.push(relay);
+    }
+    database.eventually("select count(*) filter (where lease_token is not null) = 0 from outbox.owed").await;
+    let before = good.switch.requests();
+    let failing_twice = relays.iter_mut().map(|relay| {
+        Box::pin(async {
+            relay.wait(is_breaker(true)).await;
+            relay.wait(is_breaker(true)).await;
+        })
+    });
+    futures_util::future::select_all(failing_twice).await;
+    let probes = good.switch.requests() - before;
+    assert!(probes <= 4, "{probes} probes of four relays while one of them made two");
+    good.switch.set_down(false);
+    for relay in &mut relays {
+        relay.wait(is_breaker(false)).await;
+    }
+    database.eventually("select not exists (select from outbox.owed)").await;
+    for relay in relays {
+        relay.stop().await;
+    }
+    database.drop().await;
+}
+
 /// The breaker is open for 8 seconds by then.
 #[tokio::test]
 async fn a_dead_letter_is_redriven_through_an_open_breaker_as_its_probe() {

@@ -2,6 +2,9 @@
 //! subscription is about its answers and time-outs. A breaker opens after failures, lets one probe through,
 //! and closes on success. While it is open nothing is claimed, so an outage uses up no attempts.
 
+mod evidence;
+mod news;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -11,8 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(super) use self::{
+    evidence::clearest,
+    news::{CHANNEL, Message, News, Unsent},
+};
+use self::evidence::{Evidence, is_timeout};
 use crate::{
-    delivery::{Outcome, Reason, SubscriptionId},
+    delivery::{Outcome, SubscriptionId},
     store::BreakerState,
 };
 
@@ -30,6 +38,9 @@ const OPEN_FOR: Duration = Duration::from_secs(2);
 const OPEN_AT_MOST: Duration = Duration::from_secs(300);
 /// Time after which a probe without a report counts as lost.
 const PROBE_LOST: Duration = Duration::from_secs(90);
+/// How often in a row a relay leaves a probe to another relay. Then it probes itself: the other's network may
+/// be the cause.
+const LEFT_TO_OTHERS: u32 = 2;
 
 /// What the breakers of a delivery let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +73,8 @@ pub(crate) enum About {
 #[derive(Debug, Default)]
 pub(crate) struct Breakers {
     breakers: Mutex<HashMap<About, Breaker>>,
+    /// By which share each stays open longer, so that relays that saw the same do not probe at one time.
+    spread: f64,
     /// Number of breakers: usually zero, which needs no lock.
     count: AtomicUsize,
 }
@@ -73,6 +86,9 @@ struct Breaker {
     window_began: Instant,
     attempts: u32,
     failures: u32,
+    spread: f64,
+    /// Probes in a row that were left to other relays.
+    left_to_others: u32,
 }
 
 #[derive(Debug)]
@@ -80,9 +96,16 @@ enum State {
     Closed,
     Open { until: Instant, length: Duration },
     Probing { since: Instant, length: Duration },
+    /// Another relay probes.
+    OthersProbe { since: Instant, length: Duration },
 }
 
 impl Breakers {
+    /// Breakers that stay open longer than others by a share from 0 to 1.
+    pub(crate) fn new(spread: f64) -> Self {
+        Self { spread, ..Self::default() }
+    }
+
     fn breakers(&self) -> std::sync::MutexGuard<'_, HashMap<About, Breaker>> {
         self.breakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -103,17 +126,55 @@ impl Breakers {
         }
     }
 
-    /// Begins a probe where one is due. Nothing else is let through until it reports.
-    pub(crate) fn begin_probe(&self, subscription: SubscriptionId, host: &Arc<str>, now: Instant) {
+    /// Begins a probe where one is due. Nothing else is let through until it reports. Returns what is probed.
+    pub(crate) fn begin_probe(
+        &self,
+        subscription: SubscriptionId,
+        host: &Arc<str>,
+        now: Instant,
+    ) -> Vec<About> {
         if self.count.load(Ordering::Acquire) == 0 {
-            return;
+            return Vec::new();
         }
         let mut breakers = self.breakers();
+        let mut probed = Vec::new();
         for about in both(subscription, host) {
             if let Some(breaker) = breakers.get_mut(&about)
-                && let State::Open { length, .. } | State::Probing { length, .. } = breaker.state
+                && let Some(length) = breaker.length()
             {
                 breaker.state = State::Probing { since: now, length };
+                breaker.left_to_others = 0;
+                probed.push(about);
+            }
+        }
+        probed
+    }
+
+    /// Applies what another relay tells of its probe. Returns whether this relay may probe now.
+    pub(crate) fn hear(&self, about: &About, news: News, now: Instant) -> bool {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        let mut breakers = self.breakers();
+        let Some(breaker) = breakers.get_mut(about) else { return false };
+        match (news, &breaker.state) {
+            // What this relay sees itself counts for more.
+            (_, State::Closed | State::Probing { .. }) => false,
+            (News::Probing, State::Open { length, .. } | State::OthersProbe { length, .. }) => {
+                if breaker.left_to_others < LEFT_TO_OTHERS {
+                    breaker.left_to_others += 1;
+                    breaker.state = State::OthersProbe { since: now, length: *length };
+                }
+                false
+            }
+            (News::Failed, State::OthersProbe { length, .. }) => {
+                breaker.open((*length * 2).min(OPEN_AT_MOST), now);
+                false
+            }
+            (News::Failed, State::Open { .. }) => false,
+            (News::Works, State::Open { length, .. } | State::OthersProbe { length, .. }) => {
+                breaker.state = State::Open { until: now, length: *length };
+                true
             }
         }
     }
@@ -162,7 +223,7 @@ impl Breakers {
                 continue;
             }
             let change =
-                breakers.entry(about.clone()).or_insert_with(|| Breaker::new(now)).record(failed, now);
+                breakers.entry(about.clone()).or_insert_with(|| Breaker::new(now, self.spread)).record(failed, now);
             if !failed && breakers.get(&about).is_some_and(Breaker::is_idle) {
                 breakers.remove(&about);
             }
@@ -207,7 +268,7 @@ impl Breakers {
         let mut breakers = self.breakers();
         for about in both(subscription, host) {
             if let Some(breaker) = breakers.get_mut(&about)
-                && let State::Open { length, .. } = breaker.state
+                && let State::Open { length, .. } | State::OthersProbe { length, .. } = breaker.state
             {
                 breaker.state = State::Open { until: now, length };
             }
@@ -221,7 +282,9 @@ impl Breakers {
             .filter_map(|(about, breaker)| match breaker.state {
                 State::Closed => None,
                 State::Open { .. } => Some((about.clone(), BreakerState::Open)),
-                State::Probing { .. } => Some((about.clone(), BreakerState::HalfOpen)),
+                State::Probing { .. } | State::OthersProbe { .. } => {
+                    Some((about.clone(), BreakerState::HalfOpen))
+                }
             })
             .collect()
     }
@@ -238,81 +301,27 @@ fn both(subscription: SubscriptionId, host: &Arc<str>) -> [About; 2] {
     [About::Host(host.clone()), About::Subscription(subscription)]
 }
 
-/// Whether the attempt timed out, which may be due to the host or to the program behind it.
-fn is_timeout(outcome: &Outcome) -> bool {
-    matches!(outcome.reason(), Some(Reason::Timeout))
-}
-
-/// What an outcome shows about its destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Evidence {
-    /// The host cannot be reached.
-    FailedHost,
-    /// The destination fails for this subscription.
-    Failed,
-    /// The destination works.
-    Works,
-    /// The destination answers; the failure is about this event.
-    Answers,
-    /// The attempt did not reach the destination, or its failure has another cause.
-    Nothing,
-}
-
-impl Evidence {
-    fn of(outcome: &Outcome) -> Self {
-        match outcome {
-            Outcome::Delivered | Outcome::Gone => Self::Works,
-            Outcome::Rejected { reason } | Outcome::Retry { reason, .. } => match reason {
-                Reason::DnsFailed | Reason::ConnectFailed | Reason::TlsFailed | Reason::ForbiddenAddress => {
-                    Self::FailedHost
-                }
-                Reason::Timeout
-                | Reason::BrokenAnswer
-                | Reason::ServerError
-                | Reason::AccessDenied
-                | Reason::DestinationFull
-                | Reason::RateLimited => Self::Failed,
-                Reason::ClientError | Reason::NotAcknowledged => Self::Works,
-                Reason::Redirect
-                | Reason::Gone
-                | Reason::TargetMissing
-                | Reason::Unroutable
-                | Reason::Refused
-                | Reason::FunctionFailed
-                | Reason::HandlerFailed => Self::Answers,
-                // A sink may refuse a body or payload itself, without asking the destination.
-                Reason::BodyTooLarge
-                | Reason::PayloadUnusable
-                | Reason::TransformFailed
-                | Reason::SchemaMismatch
-                | Reason::UpcastFailed
-                | Reason::TemplateFailed
-                | Reason::SinkPanicked
-                | Reason::SinkBroken
-                | Reason::LeaseLost
-                | Reason::RelayStopped
-                | Reason::RelayKilled
-                | Reason::Expired
-                | Reason::EventUnreadable => Self::Nothing,
-            },
+impl Breaker {
+    fn new(now: Instant, spread: f64) -> Self {
+        Self {
+            spread,
+            state: State::Closed,
+            failures_in_a_row: 0,
+            window_began: now,
+            attempts: 0,
+            failures: 0,
+            left_to_others: 0,
         }
     }
-}
 
-/// The outcome that tells most of the destination: the first that tells whether it works, else whether it
-/// answers.
-pub(super) fn clearest<'o>(outcomes: impl Iterator<Item = &'o Outcome>) -> Option<usize> {
-    let unclear = |outcome: &Outcome| match Evidence::of(outcome) {
-        Evidence::FailedHost | Evidence::Failed | Evidence::Works => 0,
-        Evidence::Answers => 1,
-        Evidence::Nothing => 2,
-    };
-    outcomes.enumerate().min_by_key(|(_, outcome)| unclear(outcome)).map(|(at, _)| at)
-}
-
-impl Breaker {
-    fn new(now: Instant) -> Self {
-        Self { state: State::Closed, failures_in_a_row: 0, window_began: now, attempts: 0, failures: 0 }
+    /// How long it was opened; `None` while it is closed.
+    fn length(&self) -> Option<Duration> {
+        match self.state {
+            State::Closed => None,
+            State::Open { length, .. } | State::Probing { length, .. } | State::OthersProbe { length, .. } => {
+                Some(length)
+            }
+        }
     }
 
     /// Whether it is closed and without recent failures, so that it can be removed.
@@ -325,8 +334,10 @@ impl Breaker {
             State::Closed => Gate::Closed,
             State::Open { until, .. } if now < until => Gate::Open(until),
             State::Open { .. } => Gate::Probe,
-            State::Probing { since, .. } if now < since + PROBE_LOST => Gate::Open(since + PROBE_LOST),
-            State::Probing { .. } => Gate::Probe,
+            State::Probing { since, .. } | State::OthersProbe { since, .. } if now < since + PROBE_LOST => {
+                Gate::Open(since + PROBE_LOST)
+            }
+            State::Probing { .. } | State::OthersProbe { .. } => Gate::Probe,
         }
     }
 
@@ -352,17 +363,17 @@ impl Breaker {
                 }
             }
             State::Probing { .. } if !failed => {
-                *self = Self::new(now);
+                *self = Self::new(now, self.spread);
                 Change::Closed
             }
             State::Probing { length, .. } => self.open((length * 2).min(OPEN_AT_MOST), now),
             // The attempt was in flight when the breaker opened.
-            State::Open { .. } => Change::None,
+            State::Open { .. } | State::OthersProbe { .. } => Change::None,
         }
     }
 
     fn open(&mut self, length: Duration, now: Instant) -> Change {
-        self.state = State::Open { until: now + length, length };
+        self.state = State::Open { until: now + length.mul_f64(1.0 + self.spread), length };
         Change::Opened(length)
     }
 }

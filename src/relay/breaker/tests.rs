@@ -141,3 +141,37 @@ fn a_host_that_cannot_be_reached_stops_all_its_subscriptions_and_one_probe_frees
     );
     assert_eq!(breakers.gate(SubscriptionId(1), &there, later), Gate::Closed);
 }
+
+#[test]
+fn a_probe_is_left_to_another_relay_twice_and_then_made() {
+    let (breakers, there, mut now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+    let about = About::Subscription(SubscriptionId(1));
+    tripped(&breakers, &there, now);
+    let mut length = OPEN_FOR;
+    for _ in 0..LEFT_TO_OTHERS {
+        now += length;
+        assert_eq!(breakers.gate(SubscriptionId(1), &there, now), Gate::Probe);
+        assert!(!breakers.hear(&about, News::Probing, now));
+        assert!(matches!(breakers.gate(SubscriptionId(1), &there, now), Gate::Open(_)), "another probes");
+        assert_eq!(recorded(&breakers, &there, &FAILED, now), Change::None, "it was in flight");
+        assert!(!breakers.hear(&about, News::Failed, now));
+        length *= 2;
+        assert_eq!(breakers.gate(SubscriptionId(1), &there, now), Gate::Open(now + length));
+    }
+    now += length;
+    breakers.hear(&about, News::Probing, now);
+    assert_eq!(breakers.gate(SubscriptionId(1), &there, now), Gate::Probe, "the other's network may be broken");
+}
+
+#[test]
+fn what_works_for_another_relay_is_probed_at_once_and_not_believed() {
+    let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+    let about = About::Subscription(SubscriptionId(1));
+    assert!(!breakers.hear(&about, News::Works, now), "it is closed");
+    tripped(&breakers, &there, now);
+    assert!(breakers.hear(&about, News::Works, now));
+    assert_eq!(breakers.gate(SubscriptionId(1), &there, now), Gate::Probe);
+    assert_eq!(breakers.begin_probe(SubscriptionId(1), &there, now), [about.clone()]);
+    assert!(!breakers.hear(&about, News::Works, now), "this relay's own probe decides");
+    assert_eq!(recorded(&breakers, &there, &FAILED, now), Change::Opened(OPEN_FOR * 2));
+}
