@@ -131,7 +131,7 @@ create table outbox.event_ids (
     created_at timestamptz not null default clock_timestamp()
 );
 comment on table outbox.event_ids is
-    'Ids given to outbox.publish(id => …). Publishing the same id twice is one event.';
+    'Ids given to outbox.publish(id => ...). Publishing the same id twice is one event.';
 
 -- Notifies relays, but only while they sleep. NOTIFY locks the whole database at commit, so a
 -- publisher first tries a shared lock that only a sleeping relay holds exclusively. It never waits.

@@ -1969,7 +1969,7 @@ CREATE TABLE outbox.event_ids (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
-COMMENT ON TABLE outbox.event_ids IS 'Ids given to outbox.publish(id => …). Publishing the same id twice is one event.';
+COMMENT ON TABLE outbox.event_ids IS 'Ids given to outbox.publish(id => ...). Publishing the same id twice is one event.';
 
 CREATE TABLE outbox.events (
     xid xid8 DEFAULT pg_current_xact_id() NOT NULL,

@@ -64,6 +64,22 @@ pub(super) fn storable(answer: String) -> String {
     answer
 }
 
+/// Makes an answer ASCII, for a database whose encoding has no room for all of it.
+pub(super) fn in_ascii(answer: &mut Option<String>) {
+    if let Some(text) = answer
+        && !text.is_ascii()
+    {
+        *text = text.chars().fold(String::new(), |mut ascii, next| {
+            if next.is_ascii() {
+                ascii.push(next)
+            } else {
+                ascii.extend(next.escape_unicode())
+            }
+            ascii
+        });
+    }
+}
+
 /// An attempt that was not made.
 pub(super) fn not_tried(reason: Reason) -> Report {
     Outcome::Retry { reason, after: None }.into()
@@ -77,6 +93,13 @@ pub(super) fn cut_off(reason: Reason) -> Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_in_ascii_shows_its_other_characters_by_number() {
+        let mut answer = Some("größe \u{2026}".to_owned());
+        in_ascii(&mut answer);
+        assert_eq!(answer.as_deref(), Some(r"gr\u{f6}\u{df}e \u{2026}"));
+    }
 
     #[test]
     fn an_answer_that_postgresql_would_refuse_is_made_storable() {

@@ -64,10 +64,12 @@ impl Error {
         Self { doing, cause: Cause::Database(error) }
     }
 
-    /// Whether a lock was not released in time.
-    #[must_use]
-    pub fn is_lock_timeout(&self) -> bool {
-        matches!(&self.cause, Cause::Database(error) if class_of(error) == Some(Class::Locked))
+    /// The class of the error, if it is one of the server.
+    pub(crate) fn class(&self) -> Option<Class> {
+        match &self.cause {
+            Cause::Database(error) => class_of(error),
+            Cause::Deadline(_) | Cause::Unsuitable(_) => None,
+        }
     }
 
     /// What the relay does about it, decided from the cause alone.

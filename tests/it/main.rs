@@ -11,17 +11,20 @@ mod apply; // subscriptions exported as SQL and applied from a file
 mod await_work; // no event waits for a poll, and publishers do not pay for notifications
 mod backfill; // subscriptions that receive past events
 mod bench; // every figure has its floor
+mod breakers; // breakers of webhooks, and what relays share of them
 mod capture; // each change of a captured table is an event
 mod cli; // help, exit codes, output streams
 mod clients; // programs in other languages publish
 mod demo; // everything together, to its end and interrupted
 mod docs; // README and the book against the program: links, commands, names, tables, examples
+mod encodings; // databases in other encodings than UTF-8
 mod event_types; // payloads that do not fit, versions, invalid schemas
 mod faults; // killed, disconnected and panicking relays, crashing servers
 mod filters; // match and filters, and events they cannot evaluate
 mod http; // access, probes and metrics over HTTP
 mod isolation; // one bad subscriber, publisher or tenant costs the others nothing
 mod ledger; // the ledger checker finds each kind of defect
+mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
 mod pages; // the protocol of pages against a model, with a death between any two statements
 mod private_postgres; // a private server starts as root, survives crashes, leaves nothing
@@ -39,7 +42,6 @@ mod support; // shared by the tests
 mod testing; // helpers for tests of an application
 mod tidy; // rules of rooms, files and lines
 mod transforms; // transforms, and trying them before they are saved
-mod locked; // rows that another session has locked
 mod urgent; // priority among waiting deliveries
 mod webhook; // the webhook sink against receivers that misbehave
 mod webhook_batch; // several events in one request: collected, acknowledged in part, retried alone

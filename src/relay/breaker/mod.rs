@@ -14,11 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::evidence::{Evidence, is_timeout};
 pub(super) use self::{
     evidence::clearest,
     news::{CHANNEL, Message, News, Unsent},
 };
-use self::evidence::{Evidence, is_timeout};
 use crate::{
     delivery::{Outcome, SubscriptionId},
     store::BreakerState,
@@ -94,10 +94,19 @@ struct Breaker {
 #[derive(Debug)]
 enum State {
     Closed,
-    Open { until: Instant, length: Duration },
-    Probing { since: Instant, length: Duration },
+    Open {
+        until: Instant,
+        length: Duration,
+    },
+    Probing {
+        since: Instant,
+        length: Duration,
+    },
     /// Another relay probes.
-    OthersProbe { since: Instant, length: Duration },
+    OthersProbe {
+        since: Instant,
+        length: Duration,
+    },
 }
 
 impl Breakers {
@@ -222,8 +231,10 @@ impl Breakers {
             if !failed && !breakers.contains_key(&about) {
                 continue;
             }
-            let change =
-                breakers.entry(about.clone()).or_insert_with(|| Breaker::new(now, self.spread)).record(failed, now);
+            let change = breakers
+                .entry(about.clone())
+                .or_insert_with(|| Breaker::new(now, self.spread))
+                .record(failed, now);
             if !failed && breakers.get(&about).is_some_and(Breaker::is_idle) {
                 breakers.remove(&about);
             }
@@ -318,9 +329,9 @@ impl Breaker {
     fn length(&self) -> Option<Duration> {
         match self.state {
             State::Closed => None,
-            State::Open { length, .. } | State::Probing { length, .. } | State::OthersProbe { length, .. } => {
-                Some(length)
-            }
+            State::Open { length, .. }
+            | State::Probing { length, .. }
+            | State::OthersProbe { length, .. } => Some(length),
         }
     }
 

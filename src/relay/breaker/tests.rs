@@ -160,7 +160,11 @@ fn a_probe_is_left_to_another_relay_twice_and_then_made() {
     }
     now += length;
     breakers.hear(&about, News::Probing, now);
-    assert_eq!(breakers.gate(SubscriptionId(1), &there, now), Gate::Probe, "the other's network may be broken");
+    assert_eq!(
+        breakers.gate(SubscriptionId(1), &there, now),
+        Gate::Probe,
+        "the other's network may be broken"
+    );
 }
 
 #[test]

@@ -19,7 +19,7 @@ use self::{
 };
 use super::{
     AttemptLog, Shared,
-    attempted::Attempted,
+    attempted::{Attempted, in_ascii},
     deliver::Deliver,
     delivery::Delivery,
     follow_up,
@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     delivery::{DeliveryId, Outcome, PageId, SubscriptionId, Verdict, verdict},
+    sink::sqlstate::Class,
     store::{AttemptRow, Locked, Settler},
 };
 
@@ -223,7 +224,7 @@ async fn record_attempts(shared: &Shared, decided: &[(&Attempted, &Verdict)], co
         AttemptLog::Failures => one.counts && one.report.outcome != Outcome::Delivered,
         AttemptLog::Off => false,
     };
-    let rows: Vec<AttemptRow> = decided
+    let mut rows: Vec<AttemptRow> = decided
         .iter()
         .zip(counted)
         .filter(|((one, _), _)| wanted(one))
@@ -245,7 +246,12 @@ async fn record_attempts(shared: &Shared, decided: &[(&Attempted, &Verdict)], co
     if rows.is_empty() {
         return;
     }
-    if let Err(error) = shared.store.record_attempts(&rows, &shared.settings.name).await {
+    let mut recorded = shared.store.record_attempts(&rows, &shared.settings.name).await;
+    if recorded.as_ref().is_err_and(|error| error.class() == Some(Class::Refused)) {
+        rows.iter_mut().for_each(|row| in_ascii(&mut row.answer));
+        recorded = shared.store.record_attempts(&rows, &shared.settings.name).await;
+    }
+    if let Err(error) = recorded {
         shared.telemetry.database_failed("settle", &error);
     }
 }

@@ -8,11 +8,17 @@ use std::{
 };
 
 use super::{
-    super::{Shared, attempted::Attempted, await_work::backon_waits, held::Page},
+    super::{
+        Shared,
+        attempted::{Attempted, in_ascii},
+        await_work::backon_waits,
+        held::Page,
+    },
     batches::{pages_of, rows_of},
 };
 use crate::{
     delivery::{DeliveryId, PageId, Verdict},
+    sink::sqlstate::Class,
     store::{Error, Kind, Settler},
 };
 
@@ -27,8 +33,13 @@ pub(super) struct Written<Id> {
     pub(super) finished: HashSet<PageId>,
 }
 
-/// A lock was not released in time.
-struct Blocked;
+/// Why a batch was not written.
+enum Obstacle {
+    /// A lock was not released in time.
+    Locked,
+    /// The database refuses a value.
+    Refused,
+}
 
 /// Writes the verdicts on rows.
 pub(super) async fn write_rows(
@@ -37,16 +48,20 @@ pub(super) async fn write_rows(
     settler: Settler,
 ) -> Written<DeliveryId> {
     let mut written = Written { kept: Some(HashSet::new()), ..Written::default() };
-    let mut unknown = false;
+    let (mut unknown, mut refused) = (false, false);
     loop {
         let is_free = |one: &Attempted| one.job.held.row_id().is_some_and(|id| !written.locked.contains(&id));
-        let batch = rows_of(decided.iter().copied().filter(|(one, _)| is_free(one)));
+        let mut batch = rows_of(decided.iter().copied().filter(|(one, _)| is_free(one)));
+        if refused {
+            batch.dead.iter_mut().for_each(|dead| in_ascii(&mut dead.answer));
+        }
         if batch.is_empty() {
             return written;
         }
-        match persist(shared, &mut unknown, || shared.store.settle_deliveries(&batch)).await {
+        match persist(shared, &mut unknown, refused, || shared.store.settle_deliveries(&batch)).await {
             Ok(kept) => return Written { kept, ..written },
-            Err(Blocked) => {
+            Err(Obstacle::Refused) => refused = true,
+            Err(Obstacle::Locked) => {
                 let ids: Vec<DeliveryId> = decided
                     .iter()
                     .filter(|(one, _)| is_free(one))
@@ -67,21 +82,25 @@ pub(super) async fn write_pages(
     settler: Settler,
 ) -> Written<PageId> {
     let mut written = Written { kept: Some(HashSet::new()), ..Written::default() };
-    let mut unknown = false;
+    let (mut unknown, mut refused) = (false, false);
     loop {
         let is_free =
             |one: &Attempted| one.job.held.page_id().is_some_and(|id| !written.locked.contains(&id));
         let finished: Vec<Arc<Page>> =
             finished.iter().filter(|page| !written.locked.contains(&page.id)).cloned().collect();
-        let batch = pages_of(decided.iter().copied().filter(|(one, _)| is_free(one)), &finished);
+        let mut batch = pages_of(decided.iter().copied().filter(|(one, _)| is_free(one)), &finished);
+        if refused {
+            batch.dead.iter_mut().for_each(|dead| in_ascii(&mut dead.answer));
+        }
         if batch.is_empty() {
             return written;
         }
-        match persist(shared, &mut unknown, || shared.store.settle_pages(&batch, settler)).await {
+        match persist(shared, &mut unknown, refused, || shared.store.settle_pages(&batch, settler)).await {
             Ok(kept) => {
                 return Written { kept, finished: batch.finished.into_iter().collect(), ..written };
             }
-            Err(Blocked) => {
+            Err(Obstacle::Refused) => refused = true,
+            Err(Obstacle::Locked) => {
                 let ids: Vec<PageId> =
                     batch.progress.iter().map(|(id, _)| *id).chain(batch.finished).collect();
                 let found = shared.store.find_locked(&[], &ids, settler).await;
@@ -98,13 +117,14 @@ fn noted<Id>(shared: &Shared, found: Result<HashSet<Id>, Error>) -> HashSet<Id> 
     })
 }
 
-/// Writes until it succeeds or meets a lock. `None` after a lost answer: rows that are missing then were
+/// Writes until it succeeds, meets a lock, or is refused for the first time. `None` after a lost answer: rows that are missing then were
 /// settled by the first try, because no other relay writes under our tokens.
 async fn persist<Id: Eq + Hash, W: Future<Output = Result<Vec<Id>, Error>>>(
     shared: &Shared,
     unknown: &mut bool,
+    refused: bool,
     write: impl Fn() -> W,
-) -> Result<Option<HashSet<Id>>, Blocked> {
+) -> Result<Option<HashSet<Id>>, Obstacle> {
     let mut waits = backon_waits();
     loop {
         match write().await {
@@ -112,8 +132,10 @@ async fn persist<Id: Eq + Hash, W: Future<Output = Result<Vec<Id>, Error>>>(
             Ok(settled) => return Ok(Some(settled.into_iter().collect())),
             Err(error) => {
                 shared.telemetry.database_failed("settle", &error);
-                if error.is_lock_timeout() {
-                    return Err(Blocked);
+                match error.class() {
+                    Some(Class::Locked) => return Err(Obstacle::Locked),
+                    Some(Class::Refused) if !refused => return Err(Obstacle::Refused),
+                    _ => {}
                 }
                 *unknown |= error.kind() == Kind::Connection;
                 let wait = waits.next().unwrap_or(Duration::from_secs(1));

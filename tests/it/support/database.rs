@@ -49,6 +49,15 @@ impl Database {
         Self::create("").await
     }
 
+    /// A database with the schema outbox in another encoding.
+    pub(crate) async fn encoded(encoding: &str) -> Self {
+        TEMPLATE_MADE.get_or_init(make_template).await; // makes the login of relays
+        let how = format!("encoding '{encoding}' lc_collate 'C' lc_ctype 'C' template template0");
+        let database = Self::create(&how).await;
+        pgoutbox::store::schema::run(&database.options).await.unwrap();
+        database
+    }
+
     /// A database with the schema outbox on another server.
     pub(crate) async fn new_on(server: &PrivatePostgres) -> Self {
         server.create_database("shop").unwrap();

@@ -1,0 +1,36 @@
+//! Databases in other encodings than UTF-8.
+
+use serde_json::json;
+
+use crate::{
+    support::{
+        Database, Good,
+        hostile::{Hostile, Mode},
+    },
+    webhook_relay::{once, relay_settings, start, subscribe},
+};
+
+#[tokio::test]
+async fn in_a_database_in_latin1_answers_with_other_characters_delay_no_verdict() {
+    let database = Database::encoded("LATIN1").await;
+    let mut good = Good::start().await;
+    let answer = "größe 3 € 注文".as_bytes().to_vec();
+    let refusing = Hostile::start(Mode::Status(500, vec![], answer)).await;
+    subscribe(&database, "refusing", "**", json!({"url": refusing.url("/")}), once()).await;
+    subscribe(&database, "good", "**", json!({"url": good.url}), once()).await;
+    let relay = start(&database, relay_settings("relay")).await;
+    database.execute("select outbox.publish('a.b', '{\"size\": \"größe\"}')").await;
+    assert!(good.take(1).await[0].body.contains("größe"));
+    database.eventually("select not exists (select from outbox.owed)").await;
+    for table in ["dead_letters", "attempts"] {
+        let answer: String = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
+            "select answer from outbox.{table} where answer is not null"
+        )))
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+        assert!(answer.contains(r"gr\u{f6}\u{df}e 3 \u{20ac}"), "{table}: {answer}");
+    }
+    assert!(relay.stop().await.complete);
+    database.drop().await;
+}
