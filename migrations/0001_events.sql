@@ -62,16 +62,17 @@ create domain outbox.topic as text
 create domain outbox.key as text
     constraint key_must_be_at_most_512_characters check (length(value) <= 512);
 create domain outbox.payload as jsonb
-    -- Only large values are converted to text to measure them.
+    -- Only large values are converted to text to measure them, and compressed ones, which come from
+    -- other tables.
     constraint payload_must_be_at_most_256_kib
-    check (case when pg_column_size(value) <= 8192 then true
+    check (case when pg_column_size(value) <= 8192 and pg_column_compression(value) is null then true
                 else octet_length(value::text) <= 262144 end);
 -- Whether headers can be sent as HTTP headers: names are lower-case tokens, values strings without
 -- control characters.
 create function outbox.headers_are_valid(headers jsonb) returns boolean
 language sql immutable parallel safe as $$
     select jsonb_typeof(headers) = 'object'
-       and pg_column_size(headers) <= 16384
+       and octet_length(headers::text) <= 16384
        and not exists (
                select from jsonb_each(case when jsonb_typeof(headers) = 'object' then headers
                                            else '{}' end) as header (name, value)
@@ -84,6 +85,8 @@ create domain outbox.headers as jsonb
     check (value = '{}' or outbox.headers_are_valid(value));
 create domain outbox.organization as text
     constraint organization_must_be_1_to_255_characters check (length(value) between 1 and 255);
+create domain outbox.origin as text
+    constraint source_and_user_id_must_be_at_most_255_characters check (length(value) <= 255);
 create domain outbox.priority as integer
     constraint priority_must_be_between_0_and_1000 check (value between 0 and 1000);
 create domain outbox.instant as timestamptz
@@ -103,8 +106,8 @@ create table outbox.events (
     payload        outbox.payload not null,
     headers        outbox.headers not null default '{}',
     organization   outbox.organization,
-    source         text,
-    user_id        text,
+    source         outbox.origin,
+    user_id        outbox.origin,
     priority       outbox.priority not null default 0,
     deliver_after  outbox.instant,
     schema_version integer

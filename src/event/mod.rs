@@ -140,14 +140,14 @@ impl Draft {
         self
     }
 
-    /// Name of the application that publishes the event.
+    /// Name of the application that publishes the event; at most 255 characters.
     #[must_use]
     pub fn source(mut self, source: impl Into<String>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// User who caused it.
+    /// User who caused it; at most 255 characters.
     #[must_use]
     pub fn user_id(mut self, user_id: impl Into<String>) -> Self {
         self.user_id = Some(user_id.into());

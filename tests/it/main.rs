@@ -37,6 +37,7 @@ mod rooms; // rooms use each other in one direction
 mod route; // each committed event once to each matching subscription
 mod sink_contract; // one suite for every sink
 mod sinks; // each sink beyond the contract, against real destinations
+mod sizes; // events that are too large are refused at the insert
 mod sql; // the plan of every statement, with stale statistics and a million rows
 mod support; // shared by the tests
 mod testing; // helpers for tests of an application

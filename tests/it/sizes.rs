@@ -1,0 +1,50 @@
+//! Sizes of events: refused at the insert, measured as what they are.
+
+use sqlx::PgPool;
+
+use crate::support::Database;
+
+/// Why an insert from another table is refused.
+async fn refusal(pool: &PgPool, columns: &str, values: &str) -> String {
+    let insert = format!("insert into outbox.events (topic, {columns}) select 'a.b', {values} from stored");
+    sqlx::query(sqlx::AssertSqlSafe(insert)).execute(pool).await.unwrap_err().to_string()
+}
+
+/// What another table has stored is compressed: 600 KB of one letter take 7 KB.
+#[tokio::test]
+async fn what_is_stored_compressed_is_measured_as_what_it_is() {
+    let database = Database::new().await;
+    database
+        .execute(
+            "create table stored (payload jsonb, headers jsonb, text text); \
+             insert into stored values (jsonb_build_object('x', repeat('a', 600000)), \
+                                        jsonb_build_object('x', repeat('a', 900000)), repeat('a', 1000000))",
+        )
+        .await;
+    assert!(database.count("select pg_column_size(payload) from stored").await < 8192, "compressed");
+    for (columns, values, constraint) in [
+        ("payload", "payload", "payload_must_be_at_most_256_kib"),
+        ("payload, headers", "'1', headers", "headers_must_be"),
+        ("payload, key", "'1', text", "key_must_be"),
+        ("payload, organization", "'1', text", "organization_must_be"),
+        ("payload, source", "'1', text", "source_and_user_id_must_be"),
+        ("payload, user_id", "'1', text", "source_and_user_id_must_be"),
+    ] {
+        let why = refusal(&database.pool, columns, values).await;
+        assert!(why.contains(constraint), "{columns}: {why}");
+    }
+    assert_eq!(database.count("select count(*) from outbox.events").await, 0);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_setting_of_a_session_that_is_too_long_refuses_what_it_captures() {
+    let database = Database::new().await;
+    database.execute("create table orders (id int primary key); select outbox.capture('orders')").await;
+    let mut session = database.connection().await;
+    let set = "select set_config('outbox.source', repeat('a', 1000000), false)";
+    sqlx::query(set).execute(&mut session).await.unwrap();
+    let refused = sqlx::query("insert into orders values (1)").execute(&mut session).await.unwrap_err();
+    assert!(refused.to_string().contains("source_and_user_id_must_be"), "{refused}");
+    database.drop().await;
+}
