@@ -1,7 +1,7 @@
 -- Read the subscriptions that changed since a snapshot, the ids of all, and the generation, in one
--- snapshot.
+-- snapshot. The first row has the ids and the generation, and no subscription.
 --   $1 snapshot of the last load; null: all rows
-select now_seen.snapshot, now_seen.generation, now_seen.ids,
+select part.snapshot, part.generation, part.ids,
        subscription.id, subscription.name, subscription.topics, subscription.sink,
        subscription.config, subscription.match::text as match, subscription.filter,
        subscription.transform, subscription.schema_version, subscription.organization,
@@ -14,6 +14,12 @@ select now_seen.snapshot, now_seen.generation, now_seen.ids,
        least(greatest(subscription.paused_until, '2000-01-01Z'), '2200-01-01Z') as paused_until
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,
-               array(select every.id from outbox.subscriptions as every) as ids) as now_seen
-  left join outbox.subscriptions as subscription
-    on $1::text is null or not pg_visible_in_snapshot(subscription.changed, $1::text::pg_snapshot)
+               array(select every.id from outbox.subscriptions as every) as ids,
+               null::bigint as id
+        union all
+        select null, null, null, changed.id
+          from outbox.subscriptions as changed
+         where $1::text is null
+            or not pg_visible_in_snapshot(changed.changed, $1::text::pg_snapshot)) as part
+  left join outbox.subscriptions as subscription on subscription.id = part.id
+ order by part.id nulls first

@@ -9,6 +9,7 @@ use pgoutbox::{
     sink::{egress::Egress, secret::Secrets},
     sinks::webhook::Webhook,
 };
+use sqlx::Row;
 use tokio::time::{Instant, timeout};
 
 use crate::support::{Database, Recorder, RelayBox, relay::settings};
@@ -242,6 +243,27 @@ async fn a_change_of_two_thousand_rows_is_atomic() {
             count == MANY
         };
         assert!(whole, "event {position} ({what}) went to {count} of {MANY}");
+    }
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_load_returns_the_list_of_all_ids_once_and_not_with_each_row() {
+    let database = Database::new().await;
+    database
+        .execute(
+            "select outbox.subscribe('s' || n, array['a.b'], 'recorder') from generate_series(1, 50) as n; \
+             select outbox.event_type('a.t' || n, '{}') from generate_series(1, 50) as n",
+        )
+        .await;
+    for (statement, ids) in [
+        (include_str!("../../sql/relay/load_subscriptions.sql"), 50),
+        (include_str!("../../sql/relay/load_event_types.sql"), 50),
+    ] {
+        let rows = sqlx::query(statement).bind(None::<&str>).fetch_all(&database.pool).await.unwrap();
+        let lists = rows.iter().filter_map(|row| row.try_get::<Option<Vec<i64>>, _>("ids").unwrap());
+        assert_eq!(lists.map(|list| list.len()).collect::<Vec<_>>(), [ids]);
+        assert_eq!(rows.len(), 51);
     }
     database.drop().await;
 }
