@@ -2,7 +2,7 @@
 //! breakers. A crash here costs what one in settle costs.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     delivery::{LONGEST_PAUSE, Outcome, SubscriptionId},
-    store::SubscriptionState,
+    store::{StateChange, SubscriptionState},
 };
 
 /// Shortest time between two notifications of other relays.
@@ -62,32 +62,33 @@ fn name(shared: &Shared, id: SubscriptionId) -> String {
     shared.index.load().get(id).map(|subscription| subscription.row.name.clone()).unwrap_or_default()
 }
 
-/// Records the subscriptions whose destinations are gone. Returns whether all were recorded.
+/// Records the subscriptions whose destinations are gone. Returns whether it could be recorded.
 pub(super) async fn record_gone(shared: &Shared, attempted: &[Attempted]) -> bool {
-    let gone: HashSet<SubscriptionId> = attempted
+    const REASON: &str = "the destination answered 410 Gone; outbox.resume() sends again";
+    let gone: BTreeSet<SubscriptionId> = attempted
         .iter()
         .filter(|one| one.report.outcome == Outcome::Gone)
         .map(|one| one.job.delivery.subscription.row.id)
         .collect();
-    let mut recorded = true;
-    for id in gone {
-        let reason = "the destination answered 410 Gone; outbox.resume() sends again";
-        match shared
-            .store
-            .set_subscription_state(id, SubscriptionState::Ok, SubscriptionState::Gone, Some(reason))
-            .await
-        {
-            Ok(true) => {
-                shared.telemetry.subscription_changed(&name(shared, id), SubscriptionState::Gone, reason)
+    let change = |id| StateChange {
+        id,
+        from: SubscriptionState::Ok,
+        to: SubscriptionState::Gone,
+        reason: Some(REASON.to_owned()),
+    };
+    let changes: Vec<StateChange> = gone.into_iter().map(change).collect();
+    match shared.store.set_subscription_states(&changes).await {
+        Ok(recorded) => {
+            for id in recorded {
+                shared.telemetry.subscription_changed(&name(shared, id), SubscriptionState::Gone, REASON);
             }
-            Ok(false) => {}
-            Err(error) => {
-                recorded = false;
-                shared.telemetry.database_failed("settle", &error);
-            }
+            true
+        }
+        Err(error) => {
+            shared.telemetry.database_failed("settle", &error);
+            false
         }
     }
-    recorded
 }
 
 /// Records for the breakers what an attempt tells of its destination.

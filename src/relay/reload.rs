@@ -11,7 +11,7 @@ use super::{Shared, breaker::About, deliver::Deliver};
 use crate::{
     delivery::SubscriptionId,
     event::types::{EventType, Types},
-    store::{Error, SubscriptionRow, SubscriptionState},
+    store::{Error, StateChange, SubscriptionRow, SubscriptionState},
     subscription::{Index, Subscription},
 };
 
@@ -66,7 +66,7 @@ impl Reload {
         let mut states = Vec::new();
         let mut resumed = Vec::new();
         for row in loaded.rows {
-            let (id, name, state) = (row.id, row.name.clone(), row.state);
+            let (id, state) = (row.id, row.state);
             let pause = row.paused_until;
             if let Some(before) = self.subscriptions.get(&id)
                 && grows_only_its_pause(&before.row, &row)
@@ -83,7 +83,7 @@ impl Reload {
                 None => {
                     self.invalid.remove(&id);
                     if state == SubscriptionState::Invalid {
-                        states.push((id, name, SubscriptionState::Invalid, SubscriptionState::Ok, None));
+                        states.push(StateChange { id, from: state, to: SubscriptionState::Ok, reason: None });
                     }
                 }
                 // Once for each reason: two relays that disagree would otherwise change it for ever.
@@ -91,13 +91,12 @@ impl Reload {
                     let is_known =
                         self.invalid.insert(id, reason.clone()).is_some_and(|before| before == reason);
                     if state == SubscriptionState::Ok && !is_known {
-                        states.push((
+                        states.push(StateChange {
                             id,
-                            name,
-                            SubscriptionState::Ok,
-                            SubscriptionState::Invalid,
-                            Some(reason),
-                        ));
+                            from: state,
+                            to: SubscriptionState::Invalid,
+                            reason: Some(reason),
+                        });
                     }
                 }
             }
@@ -141,10 +140,10 @@ impl Reload {
                 shared.telemetry.event_type_checked(&read.row.topic, read.row.version, problem.as_deref());
             }
         }
-        for (id, name, from, state, reason) in states {
-            if shared.store.set_subscription_state(id, from, state, reason.as_deref()).await? {
-                shared.telemetry.subscription_changed(&name, state, reason.as_deref().unwrap_or(""));
-            }
+        let recorded = shared.store.set_subscription_states(&states).await?;
+        for change in states.iter().filter(|change| recorded.contains(&change.id)) {
+            let name = index.get(change.id).map_or("", |one| &one.row.name);
+            shared.telemetry.subscription_changed(name, change.to, change.reason.as_deref().unwrap_or(""));
         }
         self.snapshot = Some(loaded.snapshot);
         Ok(())

@@ -1,6 +1,6 @@
 //! Rows of `outbox.subscriptions`, and the few columns of them that relays write.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -113,6 +113,22 @@ impl SubscriptionRow {
     }
 }
 
+/// States recorded in one statement.
+const STATES_AT_ONCE: usize = 1_000;
+
+/// A new state of a subscription.
+#[derive(Debug, Clone)]
+pub struct StateChange {
+    /// Subscription id.
+    pub id: SubscriptionId,
+    /// State that it must have now.
+    pub from: SubscriptionState,
+    /// New state.
+    pub to: SubscriptionState,
+    /// Why.
+    pub reason: Option<String>,
+}
+
 /// The subscriptions that changed since the last load.
 #[derive(Debug)]
 pub struct Loaded {
@@ -168,24 +184,27 @@ impl Store {
             .await
     }
 
-    /// Records the state of a subscription if it is still in state `from`. Returns whether it was recorded.
+    /// Records states of subscriptions that are still in the state `from`. Returns those that were recorded.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn set_subscription_state(
+    pub async fn set_subscription_states(
         &self,
-        id: SubscriptionId,
-        from: SubscriptionState,
-        state: SubscriptionState,
-        reason: Option<&str>,
-    ) -> Result<bool, Error> {
-        self.statement("recording the state of a subscription", sql!("relay/set_subscription_state"))
-            .bind(id)
-            .bind(state.code())
-            .bind(reason)
-            .bind(from.code())
-            .any()
-            .await
+        changes: &[StateChange],
+    ) -> Result<HashSet<SubscriptionId>, Error> {
+        let mut recorded = HashSet::new();
+        for part in changes.chunks(STATES_AT_ONCE) {
+            let ids: Vec<SubscriptionId> = self
+                .statement("recording states of subscriptions", sql!("relay/set_subscription_states"))
+                .bind_each(part, |change| change.id)
+                .bind_each(part, |change| change.to.code())
+                .bind_each(part, |change| change.reason.as_deref())
+                .bind_each(part, |change| change.from.code())
+                .rows(|row| row.try_get(0))
+                .await?;
+            recorded.extend(ids);
+        }
+        Ok(recorded)
     }
 
     /// Makes the subscription of a handler of this program, or updates its topics. Returns its id.

@@ -1,0 +1,15 @@
+-- Record states of subscriptions. Nothing is written about a subscription whose row is locked, or
+-- whose state is not the one that it must have: the relay checks it again later.
+--   $1 subscriptions; $2 to $4 are in their order
+--   $2 new states   $3 reasons   $4 states that they must have now
+update outbox.subscriptions as subscription
+   set state = ($2::text[])[array_position($1::bigint[], subscription.id)],
+       state_reason = ($3::text[])[array_position($1::bigint[], subscription.id)]
+ where subscription.id = any (array(
+           select judged.id
+             from outbox.subscriptions as judged
+            where judged.id = any ($1::bigint[])
+              and judged.state = ($4::text[])[array_position($1::bigint[], judged.id)]
+            order by judged.id
+              for update skip locked))
+returning subscription.id
