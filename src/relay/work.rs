@@ -126,8 +126,10 @@ impl Work {
         }
         // Beside each other: neither waits for the other's statements.
         self.begin_claim();
-        let step = self.route.route(&mut self.reload, &self.deliver).await?;
+        let step = self.route.route(&mut self.reload, &self.deliver).await;
+        // Also when routing fails: the next claim begins when this one is known to have ended.
         let claimed = self.claimed()?;
+        let step = step?;
         let progress = claimed > 0 || matches!(step, Step::Routed { .. });
         if progress {
             self.stay_awake().await;
@@ -211,10 +213,15 @@ impl Work {
     /// Routing notices changes of subscriptions; while it has no room, this does.
     async fn follow_changes(&mut self) -> Result<(), Error> {
         if self.followed.elapsed() >= FOLLOW_EVERY {
-            self.followed = Instant::now();
-            if self.shared.store.read_generation().await? != self.shared.index.load().generation {
-                self.reload.load().await?;
-            }
+            self.reload_if_changed().await?;
+        }
+        Ok(())
+    }
+
+    async fn reload_if_changed(&mut self) -> Result<(), Error> {
+        self.followed = Instant::now();
+        if self.shared.store.read_generation().await? != self.shared.index.load().generation {
+            self.reload.load().await?;
         }
         Ok(())
     }
@@ -307,6 +314,8 @@ impl Work {
         if everything {
             self.shared.schedule.look_at_everything();
         }
+        // Who changes a subscription and then redrives expects the change to count.
+        self.reload_if_changed().await?;
         due::look_for_due(&self.shared, everything, now).await?;
         if everything {
             self.looked_at_everything = Some(now);

@@ -13,7 +13,7 @@ const ROWS: [(&str, usize); 11] = [
     ("cost", 4),
     ("distant", 1),
     ("latency", 6),
-    ("isolation", 3),
+    ("isolation", 6),
     ("publishers_tax", 4),
     ("fanout", 1),
     ("matching", 14),
