@@ -65,7 +65,8 @@ create domain outbox.payload as jsonb
     -- Only large values are converted to text to measure them, and compressed ones, which come from
     -- other tables.
     constraint payload_must_be_at_most_256_kib
-    check (case when pg_column_size(value) <= 8192 and pg_column_compression(value) is null then true
+    check (case when pg_column_size(value) <= 8192 and pg_column_compression(value) is null
+                then true
                 else octet_length(value::text) <= 262144 end);
 -- Whether headers can be sent as HTTP headers: names are lower-case tokens, values strings without
 -- control characters.

@@ -7,7 +7,7 @@ CREATE FUNCTION outbox.headers_are_valid(headers jsonb) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $_$
     select jsonb_typeof(headers) = 'object'
-       and pg_column_size(headers) <= 16384
+       and octet_length(headers::text) <= 16384
        and not exists (
                select from jsonb_each(case when jsonb_typeof(headers) = 'object' then headers
                                            else '{}' end) as header (name, value)
@@ -28,10 +28,13 @@ CREATE DOMAIN outbox.key AS text
 CREATE DOMAIN outbox.organization AS text
 	CONSTRAINT organization_must_be_1_to_255_characters CHECK (((length(VALUE) >= 1) AND (length(VALUE) <= 255)));
 
+CREATE DOMAIN outbox.origin AS text
+	CONSTRAINT source_and_user_id_must_be_at_most_255_characters CHECK ((length(VALUE) <= 255));
+
 CREATE DOMAIN outbox.payload AS jsonb
 	CONSTRAINT payload_must_be_at_most_256_kib CHECK (
 CASE
-    WHEN (pg_column_size(VALUE) <= 8192) THEN true
+    WHEN ((pg_column_size(VALUE) <= 8192) AND (pg_column_compression(VALUE) IS NULL)) THEN true
     ELSE (octet_length((VALUE)::text) <= 262144)
 END);
 
@@ -1981,8 +1984,8 @@ CREATE TABLE outbox.events (
     payload outbox.payload NOT NULL,
     headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
     organization outbox.organization,
-    source text,
-    user_id text,
+    source outbox.origin,
+    user_id outbox.origin,
     priority outbox.priority DEFAULT 0 NOT NULL,
     deliver_after outbox.instant,
     schema_version integer
@@ -2102,8 +2105,8 @@ CREATE TABLE outbox.events_default (
     payload outbox.payload NOT NULL,
     headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
     organization outbox.organization,
-    source text,
-    user_id text,
+    source outbox.origin,
+    user_id outbox.origin,
     priority outbox.priority DEFAULT 0 NOT NULL,
     deliver_after outbox.instant,
     schema_version integer

@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Shared,
     attempted::{Attempted, all, answer, before, cut_off, not_tried, storable},
-    breaker::{self, Gate},
+    breaker::{self, Gate, News},
     concurrency::Answer,
     dispatch::{Attempt, Job},
     follow_up, payloads, prepare,

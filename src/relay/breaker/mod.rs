@@ -17,7 +17,7 @@ use std::{
 use self::evidence::{Evidence, is_timeout};
 pub(super) use self::{
     evidence::clearest,
-    news::{CHANNEL, Message, News, Unsent},
+    news::{CHANNEL, News, Unsent},
 };
 use crate::{
     delivery::{Outcome, SubscriptionId},

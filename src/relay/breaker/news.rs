@@ -34,7 +34,7 @@ pub(in crate::relay) enum News {
 
 /// A notification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(in crate::relay) struct Message {
+struct Message {
     from: Uuid,
     about: Subject,
     news: News,

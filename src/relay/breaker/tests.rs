@@ -1,6 +1,7 @@
 //! Breakers of hosts and of subscriptions.
 
 use super::*;
+use crate::delivery::Reason;
 
 const FAILED: Outcome = Outcome::Retry { reason: Reason::ServerError, after: None };
 
@@ -175,7 +176,7 @@ fn what_works_for_another_relay_is_probed_at_once_and_not_believed() {
     tripped(&breakers, &there, now);
     assert!(breakers.hear(&about, News::Works, now));
     assert_eq!(breakers.gate(SubscriptionId(1), &there, now), Gate::Probe);
-    assert_eq!(breakers.begin_probe(SubscriptionId(1), &there, now), [about.clone()]);
+    assert_eq!(breakers.begin_probe(SubscriptionId(1), &there, now), std::slice::from_ref(&about));
     assert!(!breakers.hear(&about, News::Works, now), "this relay's own probe decides");
     assert_eq!(recorded(&breakers, &there, &FAILED, now), Change::Opened(OPEN_FOR * 2));
 }

@@ -117,8 +117,8 @@ fn noted<Id>(shared: &Shared, found: Result<HashSet<Id>, Error>) -> HashSet<Id> 
     })
 }
 
-/// Writes until it succeeds, meets a lock, or is refused for the first time. `None` after a lost answer: rows that are missing then were
-/// settled by the first try, because no other relay writes under our tokens.
+/// Writes until it succeeds, meets a lock, or is refused for the first time. `None` after a lost answer: rows
+/// that are missing then were settled by the first try, because no other relay writes under our tokens.
 async fn persist<Id: Eq + Hash, W: Future<Output = Result<Vec<Id>, Error>>>(
     shared: &Shared,
     unknown: &mut bool,
