@@ -102,9 +102,9 @@ pub struct Status {
     pub oldest_age_seconds: Option<f64>,
     /// Dead letters that are neither redriven nor discarded.
     pub dead_letters: i64,
-    /// Successful attempts.
+    /// Attempts that succeeded, as the relays reported; none if none has.
     pub delivered: Option<i64>,
-    /// Failed attempts.
+    /// Attempts that failed, as the relays reported; none if none has.
     pub failed: Option<i64>,
     /// Share of attempts that succeeded, 0 to 1.
     pub success_rate: Option<f64>,

@@ -177,6 +177,7 @@ impl Builder {
         if !self.declared.is_empty() {
             self.sinks.add(self.handlers);
         }
+        self.telemetry.sinks_known(self.sinks.kinds());
         let store = Store::connect(settings).await.map_err(Error::Start)?;
         let ahead = store.inspect().await.map_err(Error::Start)?;
         for (name, topics) in &self.declared {

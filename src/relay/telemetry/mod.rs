@@ -2,6 +2,7 @@
 //! the past tense. Never sees a payload or a secret, and never decides.
 
 mod metrics;
+mod outlets;
 mod signal;
 
 use std::{sync::Arc, time::Duration};
@@ -15,11 +16,11 @@ use crate::{
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::sync::broadcast;
 
-use self::metrics::{
-    AttemptLabels, BuildLabels, CauseLabels, Metrics, ReasonLabels, SinkLabels, StageLabels,
-    SubscriptionLabels,
-};
 pub use self::{metrics::METRICS, signal::Signal};
+use self::{
+    metrics::{BuildLabels, CauseLabels, Metrics, ReasonLabels, StageLabels, SubscriptionLabels},
+    outlets::Outlets,
+};
 use super::delivery::Delivery;
 
 /// Signals kept for a slow receiver. It misses older ones.
@@ -29,6 +30,7 @@ const SIGNALS_KEPT: usize = 65_536;
 pub struct Telemetry {
     registry: Registry,
     metrics: Metrics,
+    outlets: Outlets,
     signals: broadcast::Sender<Signal>,
 }
 
@@ -46,7 +48,7 @@ impl Telemetry {
         let metrics = Metrics::register(&mut registry);
         metrics.build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         let (signals, _) = broadcast::channel(SIGNALS_KEPT);
-        Arc::new(Self { registry, metrics, signals })
+        Arc::new(Self { registry, metrics, outlets: Outlets::default(), signals })
     }
 
     /// All metrics in OpenMetrics text.
@@ -62,6 +64,11 @@ impl Telemetry {
     #[must_use]
     pub fn signals(&self) -> broadcast::Receiver<Signal> {
         self.signals.subscribe()
+    }
+
+    /// Says which kinds of sinks there are, so that their counters are looked up once.
+    pub(crate) fn sinks_known(&self, kinds: impl Iterator<Item = &'static str>) {
+        self.outlets.set(kinds);
     }
 
     fn signal(&self, signal: impl FnOnce() -> Signal) {
@@ -156,8 +163,7 @@ impl Telemetry {
 
     pub(crate) fn attempted(&self, delivery: &Delivery, report: &Report, took: Duration) {
         let sink = delivery.subscription.outlet.kind();
-        self.metrics.attempts.get_or_create(&AttemptLabels { sink, outcome: report.outcome.code() }).inc();
-        self.metrics.attempt_seconds.get_or_create(&SinkLabels { sink }).observe(took.as_secs_f64());
+        self.outlets.count(&self.metrics, sink, &report.outcome, took.as_secs_f64());
         if let Some(reason) = report.outcome.reason() {
             self.metrics.attempt_failures.get_or_create(&ReasonLabels { reason: reason.code() }).inc();
             tracing::debug!(
