@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    measure::Options,
+    figures::Options,
     postgres::{Postgres, output},
 };
 

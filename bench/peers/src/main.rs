@@ -5,15 +5,16 @@
 //! Rust port of graphile-worker.
 
 mod event;
-mod receiver;
-mod process;
-mod postgres;
-mod systems;
+mod figures;
 mod floor;
-mod rust_worker;
-mod measure;
 mod machine;
+mod measure;
+mod postgres;
+mod process;
+mod receiver;
 mod report;
+mod rust_worker;
+mod systems;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -27,7 +28,7 @@ struct Arguments {
     #[command(subcommand)]
     part: Option<Part>,
     #[command(flatten)]
-    options: measure::Options,
+    options: figures::Options,
 }
 
 /// Subcommands with which this program starts itself.
@@ -76,7 +77,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     })
 }
 
-async fn measure(options: measure::Options) -> anyhow::Result<()> {
+async fn measure(options: figures::Options) -> anyhow::Result<()> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
         // A signal drops this future with all it owns: workers, receiver, PostgreSQL and its directory.

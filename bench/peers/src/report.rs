@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    measure::{Drain, Kill},
+    figures::{Drain, Kill},
     systems::{Role, System},
 };
 

@@ -11,6 +11,7 @@ mod screen;
 mod script;
 mod shop;
 mod stage;
+mod status;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     ledger::{ACCOUNTING, Ledger, PLANS, Plan, WAREHOUSE},
-    stage::Status,
+    status::Status,
 };
 
 const WIDTH: usize = 80;

@@ -24,6 +24,7 @@ use super::{
     ledger::{ACCOUNTING, Arrival, Ledger, MAIL, Plan, WAREHOUSE},
     screen,
     shop::{Done, Shop},
+    status::Status,
 };
 use crate::{
     http::{self, Server},
@@ -57,17 +58,6 @@ pub(super) struct Stage {
     stop_relay: CancellationToken,
     stop_servers: CancellationToken,
     postgres: PrivatePostgres,
-}
-
-/// One row of `outbox.subscription_status`.
-#[derive(Debug, Clone, sqlx::FromRow)]
-pub(super) struct Status {
-    pub(super) name: String,
-    pub(super) backlog: i64,
-    pub(super) retrying: i64,
-    pub(super) dead_letters: i64,
-    pub(super) state: String,
-    pub(super) breaker: String,
 }
 
 impl Stage {

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Error, Options, process::Account};
+use super::{Error, Options, account::Account};
 
 /// Prefix of directories, followed by the owner's process id and a random number.
 const PREFIX: &str = "pgoutbox-postgres-";

@@ -5,6 +5,7 @@
 //! started it ends (`setpriv --pdeathsig`), so a separate thread starts it and waits for it. All functions
 //! block. They need no runtime, and may be called inside one.
 
+mod account;
 mod files;
 mod process;
 
@@ -15,9 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use account::Account;
 use files::Home;
 pub(crate) use files::free_port;
-use process::Account;
 
 use crate::lab::private_server::child::Child;
 
