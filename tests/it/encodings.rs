@@ -23,6 +23,9 @@ async fn in_a_database_in_latin1_answers_with_other_characters_delay_no_verdict(
     assert!(good.take(1).await[0].body.contains("größe"));
     database.eventually("select not exists (select from outbox.owed)").await;
     for table in ["dead_letters", "attempts"] {
+        database
+            .eventually(&format!("select exists (select from outbox.{table} where answer is not null)"))
+            .await;
         let answer: String = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
             "select answer from outbox.{table} where answer is not null"
         )))

@@ -2,7 +2,7 @@
 //! and receiver.
 
 use std::{
-    path::{PathBuf, absolute},
+    path::absolute,
     time::{Duration, Instant},
 };
 

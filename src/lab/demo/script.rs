@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::{
     ledger::{ACCOUNTING, MAIL, WAREHOUSE},
     screen::say,
-    stage::{Stage, Status},
+    stage::Stage,
+    status::Status,
 };
 
 /// Number of orders, including refused ones.
