@@ -172,7 +172,8 @@ create table outbox.dead_letters (
     status          integer,
     answer          text,
     attempts        integer     not null,
-    event_id        uuid        not null,
+    -- null: the event could not be read, so it is not redriven
+    event_id        uuid,
     position        bigint      not null,
     created_at      timestamptz not null,
     topic           text        not null,

@@ -77,6 +77,7 @@ begin
                          from outbox.matching_dead_letters(
                                   redrive.subscription, redrive.topic, redrive.error_like,
                                   redrive.since) as candidate)
+               and letter.event_id is not null  -- what could not be read is never sent
                and exists (select from outbox.subscriptions as target
                             where target.id = letter.subscription_id)
              order by letter.position, letter.id

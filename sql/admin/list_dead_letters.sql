@@ -1,5 +1,6 @@
--- Matching dead letters without payloads, newest first. $1 subscription $2 topic pattern $3 LIKE
--- pattern for reason, answer or status $4 since (null: any) $5 most rows
+-- Matching dead letters without payloads, newest first.
+--   $1 subscription   $2 topic pattern   $3 LIKE pattern for reason, answer or status
+--   $4 since (null: any)   $5 most rows
 select letter.id,
        letter.died_at,
        letter.subscription,

@@ -1,5 +1,5 @@
 -- Find the subscriptions with deliveries, and when the first delivery of each is due.
---   $1 earliest due time to look at; null: all
+--   $1 earliest due time to look at, but for what was redriven; null: all
 --
 -- While an old transaction is open, the index keeps entries of deliveries that were settled long
 -- ago; $1 skips them. With $1 each subscription is looked up, because a scan from subscription to
@@ -37,20 +37,25 @@ candidate as (
      where $1::timestamptz is not null
 )
 select candidate.subscription_id,
-       extract(epoch from first.due_at - now())::double precision as due_in,
+       extract(epoch from least(first.due_at, redriven.due_at) - now())::double precision as due_in,
        now() as now,
-       case when (select asked.any_at_all from asked)
-            then (select delivery.due_at
-                    from outbox.deliveries as delivery
-                   where delivery.subscription_id = candidate.subscription_id
-                     and delivery.asked
-                   order by delivery.id desc
-                   limit 1) end as asked_due_at
+       redriven.due_at as asked_due_at
   from candidate
- cross join lateral (
+  left join lateral (
        select delivery.due_at
          from outbox.deliveries as delivery
         where delivery.subscription_id = candidate.subscription_id
           and delivery.due_at >= coalesce($1::timestamptz, '-infinity')
         order by delivery.due_at
-        limit 1) as first
+        limit 1) as first on true
+  -- However long ago it fell due: the transaction of the operator may have committed late.
+  left join lateral (
+       select delivery.due_at
+         from outbox.deliveries as delivery
+        where (select asked.any_at_all from asked)
+          and delivery.subscription_id = candidate.subscription_id
+          and delivery.asked
+        order by delivery.id desc
+        limit 1) as redriven on true
+ where first.due_at is not null
+    or redriven.due_at is not null

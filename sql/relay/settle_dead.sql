@@ -24,8 +24,7 @@ buried as (
            ($3::text[])[array_position($1::bigint[], dying.id)],
            ($4::integer[])[array_position($1::bigint[], dying.id)],
            ($5::text[])[array_position($1::bigint[], dying.id)],
-           dying.attempt, coalesce(event.id, '00000000-0000-0000-0000-000000000000'),
-           dying.position, dying.created_at,
+           dying.attempt, event.id, dying.position, dying.created_at,
            coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'),
            coalesce(event.headers, '{}'), event.organization, event.source, event.user_id,
            coalesce(event.priority, 0), event.schema_version

@@ -59,8 +59,7 @@ buried as (
                        from outbox.subscriptions as subscription
                       where subscription.id = dead.subscription_id), 'deleted'),
            dead.reason, dead.status, dead.answer, dead.attempts,
-           coalesce(event.id, '00000000-0000-0000-0000-000000000000'),
-           dead.position, dead.created_at,
+           event.id, dead.position, dead.created_at,
            coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'),
            coalesce(event.headers, '{}'), event.organization, event.source, event.user_id,
            coalesce(event.priority, 0), event.schema_version

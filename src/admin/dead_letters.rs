@@ -25,8 +25,8 @@ pub struct DeadLetter {
     pub answer: Option<String>,
     /// Number of attempts.
     pub attempts: i32,
-    /// Public id of the event.
-    pub event_id: Uuid,
+    /// Public id of the event; none if the event could not be read, so that it cannot be redriven.
+    pub event_id: Option<Uuid>,
     /// Topic of the event.
     pub topic: String,
     /// Key of the event.
@@ -53,7 +53,7 @@ pub struct DeadLetterFilter {
 pub struct DeadLetterCount {
     /// All that match.
     pub matching: i64,
-    /// Those whose subscription still exists, so that they can be retried.
+    /// Those that can be retried: their subscription exists, and their event could be read.
     pub redrivable: i64,
 }
 

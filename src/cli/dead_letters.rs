@@ -100,7 +100,9 @@ impl DeadLetters {
                 bulk.report("redriven", redriven, left.redrivable)?;
                 if left.matching > left.redrivable {
                     let orphaned = print::counted(left.matching - left.redrivable, "dead letter");
-                    eprintln!("{orphaned} cannot be redriven: their subscription was removed");
+                    eprintln!(
+                        "{orphaned} cannot be redriven: their subscription was removed, or their event could not be read"
+                    );
                 }
             }
             Self::Discard { bulk, yes } => {
@@ -187,7 +189,7 @@ async fn list(operator: &mut Operator, filter: Filter, max_rows: i32, json: bool
             letter.reason.clone(),
             letter.status.map(|status| status.to_string()).unwrap_or_default(),
             letter.attempts.to_string(),
-            letter.event_id.to_string(),
+            letter.event_id.map_or_else(|| "unreadable".to_owned(), |id| id.to_string()),
         ]
     };
     let names = ["ID", "DIED AT", "SUBSCRIPTION", "TOPIC", "REASON", "STATUS", "ATTEMPTS", "EVENT"];

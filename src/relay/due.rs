@@ -38,9 +38,11 @@ pub(super) async fn look_for_due(shared: &Shared, everything: bool, now: Instant
         };
         if let Some(due_at) = due.asked_due_at
             && shared.schedule.ask(due.subscription_id, due_at)
-            && let Some(host) = subscription.outlet.destination()
         {
-            shared.breakers.probe_now(due.subscription_id, host, now);
+            shared.schedule.look_back(due.subscription_id);
+            if let Some(host) = subscription.outlet.destination() {
+                shared.breakers.probe_now(due.subscription_id, host, now);
+            }
         }
         if due.due_in <= 0.0 {
             shared.schedule.fall_behind(due.subscription_id);

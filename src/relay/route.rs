@@ -8,7 +8,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use uuid::Uuid;
@@ -44,9 +44,9 @@ const HANDFUL: usize = 8;
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Events were routed. `more`: there are further events in the log. `waiting`: deliveries went to the
-    /// backlog that other relays could take.
-    Routed { more: bool, waiting: bool },
+    /// Events were routed. `age`: of the oldest. `waiting`: deliveries went to the backlog that other relays
+    /// could take.
+    Routed { age: Duration, waiting: bool },
     /// There is nothing new.
     Nothing,
     /// Another relay is routing.
@@ -173,7 +173,9 @@ impl Route {
             // What is leased again is noticed at once, a backlog within a few steps.
             self.fanout = if fanout > self.fanout { fanout } else { 0.5 * self.fanout + 0.5 * fanout };
         }
-        let step = Step::Routed { more, waiting: plan.waiting };
+        let oldest = read.events.iter().map(|new| new.event.created_at).min();
+        let age = oldest.map_or(Duration::ZERO, |oldest| self.shared.clock.age(oldest));
+        let step = Step::Routed { age, waiting: plan.waiting };
         deliver.take(self.jobs(plan, read, &ids, token, began));
         Ok(step)
     }

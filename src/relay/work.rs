@@ -34,6 +34,13 @@ const LOOK_AT_EVERYTHING: Duration = Duration::from_secs(60);
 /// Other relays are woken at most this often when there is more than this one can take.
 const RING_OTHERS: Duration = Duration::from_millis(100);
 
+/// How often a relay that does not attend the bell looks whether the one that does has missed something.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// An event that waited so long was missed.
+const MISSED: Duration = Duration::from_millis(500);
+/// How long a relay then looks for itself.
+const DISTRUST: Duration = Duration::from_secs(10);
+
 /// How often a relay without room looks whether subscriptions have changed.
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 /// How often new events are looked for while a backlog is claimed.
@@ -59,6 +66,10 @@ struct Work {
     rang_others: Instant,
     last_claim: Option<Instant>,
     followed: Instant,
+    /// The last sleep ended by itself, and not because the bell was rung.
+    woke_unrung: bool,
+    /// When the relay that attends the bell last missed something.
+    attendant_missed: Option<Instant>,
 }
 
 /// Works until the relay is stopped.
@@ -85,6 +96,8 @@ pub(super) async fn work(
         rang_others: now,
         last_claim: None,
         followed: now,
+        woke_unrung: false,
+        attendant_missed: None,
     };
     let mut waits = backon_waits();
     let mut loaded = false;
@@ -131,6 +144,12 @@ impl Work {
         let claimed = self.claimed()?;
         let step = step?;
         let progress = claimed > 0 || matches!(step, Step::Routed { .. });
+        if let Step::Routed { age, .. } = step
+            && self.woke_unrung
+            && age > MISSED
+        {
+            self.attendant_missed = Some(Instant::now());
+        }
         if progress {
             self.stay_awake().await;
             if let Step::Routed { waiting: true, .. } = step {
@@ -266,17 +285,26 @@ impl Work {
         }
         match self.bell.may_sleep().await {
             MaySleep::Yes if !self.armed => self.armed = true, // one more look
-            MaySleep::Yes | MaySleep::OthersWatch | MaySleep::NoBell => self.sleep(shutdown).await,
-            MaySleep::NotYet => {
-                let pause = self.gentle;
-                self.gentle = (self.gentle * 2).min(GENTLE);
-                self.wait(pause, shutdown).await;
+            MaySleep::Yes | MaySleep::NoBell => self.sleep(None, shutdown).await,
+            // It may be frozen while it is awake: then nobody rings.
+            MaySleep::OthersWatch if self.attendant_missed.is_some_and(|then| then.elapsed() < DISTRUST) => {
+                self.wait_gently(shutdown).await;
             }
+            MaySleep::OthersWatch => self.sleep(Some(WATCH_EVERY), shutdown).await,
+            MaySleep::NotYet => self.wait_gently(shutdown).await,
         }
     }
 
-    async fn sleep(&mut self, shutdown: &CancellationToken) {
+    async fn wait_gently(&mut self, shutdown: &CancellationToken) {
+        let pause = self.gentle;
+        self.gentle = (self.gentle * 2).min(GENTLE);
+        self.wait(pause, shutdown).await;
+    }
+
+    /// Sleeps until the bell is rung or something is due, but not longer than `longest`.
+    async fn sleep(&mut self, longest: Option<Duration>, shutdown: &CancellationToken) {
         self.shared.telemetry.slept();
+        self.woke_unrung = false;
         let began = Instant::now();
         tokio::select! {
             () = self.bell.rung.notified() => {
@@ -292,6 +320,7 @@ impl Work {
                     self.last_nap = Duration::MAX;
                 }
             }
+            () = after(longest) => self.woke_unrung = true,
             () = shutdown.cancelled() => {}
         }
         self.shared.telemetry.woke();
@@ -333,6 +362,14 @@ impl Work {
                 self.shared.telemetry.database_failed("await_work", &error);
             }
         }
+    }
+}
+
+/// Ends after this time; without a time never.
+async fn after(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep_until((Instant::now() + time).into()).await,
+        None => std::future::pending().await,
     }
 }
 

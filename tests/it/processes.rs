@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::support::{Books, ChildRelay, Crowd, Database, Habits, Server, pause, seed};
+use crate::support::{Books, ChildRelay, Crowd, Database, Good, Habits, Server, pause, seed};
 
 /// Time until all deliveries that are leased now are sent or taken over.
 async fn takeover(database: &Database) -> Duration {
@@ -169,6 +169,54 @@ async fn a_second_signal_stops_at_once() {
     assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
     // Its lease was not released and expires.
     assert_eq!(database.count("select count(*) from outbox.owed where lease_token is not null").await, 1);
+    database.drop().await;
+}
+
+/// While it is awake nobody rings, and only it looks.
+#[tokio::test]
+async fn a_relay_that_freezes_while_it_is_awake_leaves_no_event_waiting_for_the_poll() {
+    let database = Database::new().await;
+    let (busy, mut late) = (Good::counting(Duration::ZERO).await, Good::start().await);
+    for (name, topic, url) in [("busy", "busy.*", &busy.url), ("late", "late.*", &late.url)] {
+        let subscribe = "select outbox.subscribe($1, array[$2], 'webhook', $3)";
+        let config = serde_json::json!({"url": url});
+        sqlx::query(subscribe).bind(name).bind(topic).bind(config).execute(&database.pool).await.unwrap();
+    }
+    let settings = [("PGOUTBOX__RELAY__POLL", "20s")];
+    let mut awake = ChildRelay::start(&database, "awake", &settings).await;
+    let bell = |lock: i64| {
+        format!(
+            "select exists (select from pg_locks as lock join pg_stat_activity as session using (pid) \
+              where lock.locktype = 'advisory' and lock.objid = {lock} and lock.mode = 'ExclusiveLock' \
+                and lock.database = (select oid from pg_database where datname = current_database()))"
+        )
+    };
+    database.eventually(&bell(7_411_002)).await;
+    let mut other = ChildRelay::start(&database, "other", &settings).await;
+    database.eventually("select count(*) = 2 from outbox.relays").await;
+    loop {
+        for _ in 0..20 {
+            database.execute("select outbox.publish('busy.one', '1')").await;
+        }
+        awake.signal("STOP");
+        let asleep: bool =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(bell(7_411_001))).fetch_one(&database.pool).await.unwrap();
+        if !asleep {
+            break;
+        }
+        awake.signal("CONT");
+    }
+    for number in 0..5 {
+        let published = Instant::now();
+        database.execute("select outbox.publish('late.one', '1')").await;
+        late.take(1).await;
+        assert!(published.elapsed() < Duration::from_secs(8), "event {number}: {:?}", published.elapsed());
+    }
+    awake.signal("CONT");
+    for relay in [&mut awake, &mut other] {
+        relay.signal("TERM");
+        assert_eq!(relay.ended(Duration::from_secs(20)).await, Some(0), "{:#?}", relay.log());
+    }
     database.drop().await;
 }
 

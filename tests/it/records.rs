@@ -1,5 +1,7 @@
 //! Records of deliveries: dead letters, the attempt log, the status views.
 
+use std::time::{Duration, Instant};
+
 use pgoutbox::relay::{AttemptLog, Settings};
 use serde_json::json;
 
@@ -10,6 +12,60 @@ use crate::{
     },
     webhook_relay::{once, publish, relay_settings, start, status, subscribe},
 };
+
+/// Its rows then look as if they had been due for long.
+#[tokio::test]
+async fn a_redrive_whose_transaction_commits_late_is_delivered_at_once() {
+    let database = Database::new().await;
+    let (broken, mut good) = (Hostile::start(status(500)).await, Good::start().await);
+    subscribe(&database, "shop", "**", json!({"url": broken.url("/")}), once()).await;
+    let slow = Settings { poll: Some(Duration::from_secs(20)), ..relay_settings("relay") };
+    let mut relay = start(&database, slow).await;
+    publish(&database, "a.b", 3).await;
+    database.eventually("select count(*) = 3 from outbox.dead_letters").await;
+    subscribe(&database, "shop", "**", json!({"url": good.url}), once()).await;
+    relay.wait_asleep().await;
+    database
+        .execute(
+            "begin; select outbox.redrive(); \
+             update outbox.deliveries set due_at = due_at - interval '10 minutes'; commit",
+        )
+        .await;
+    let asked = Instant::now();
+    good.take(3).await;
+    assert!(asked.elapsed() < Duration::from_secs(10), "not only at the next poll: {:?}", asked.elapsed());
+    relay.stop().await;
+    database.drop().await;
+}
+
+/// The event was deleted from the log while it was outstanding.
+#[tokio::test]
+async fn what_could_not_be_read_is_neither_redriven_nor_written_back_into_the_log() {
+    let database = Database::new().await;
+    let mut good = Good::start().await;
+    good.switch.set_down(true);
+    let retry = json!({"schedule": vec!["2s"; 9], "jitter": 0});
+    subscribe(&database, "shop", "**", json!({"url": good.url}), retry).await;
+    let relay = start(&database, relay_settings("relay")).await;
+    publish(&database, "shop.deleted", 1).await;
+    database.eventually("select attempt = 1 and lease_token is null from outbox.deliveries").await;
+    database.execute("delete from outbox.events").await;
+    good.switch.set_down(false);
+    database
+        .eventually("select reason = 'event_unreadable' and event_id is null from outbox.dead_letters")
+        .await;
+    assert_eq!(database.count("select outbox.redrive()").await, 0);
+    assert_eq!(database.count("select count(*) from outbox.events").await, 0);
+    assert_eq!(database.count("select count(*) from outbox.dead_letters").await, 1, "it can be discarded");
+    // Nor does a later subscription that starts at the beginning get anything of it.
+    let all = "select outbox.subscribe('later', array['**'], 'webhook', $1, start => 'beginning')";
+    sqlx::query(all).bind(json!({"url": good.url})).execute(&database.pool).await.unwrap();
+    publish(&database, "shop.next", 1).await;
+    let next = good.take(2).await;
+    assert!(next.iter().all(|one| one.topic.as_deref() == Some("shop.next")), "{next:?}");
+    relay.stop().await;
+    database.drop().await;
+}
 
 #[tokio::test]
 async fn a_dead_letter_is_redriven_even_when_its_event_has_left_the_log() {
