@@ -1,7 +1,8 @@
 -- Record states of subscriptions. Nothing is written about a subscription whose row is locked, or
--- whose state is not the one that it must have: the relay checks it again later.
---   $1 subscriptions; $2 to $4 are in their order
+-- whose state or destination is not the one that it must have: the relay checks it again later.
+--   $1 subscriptions; $2 to $6 are in their order
 --   $2 new states   $3 reasons   $4 states that they must have now
+--   $5 sinks and $6 configs that they must have now, as text; null: any
 update outbox.subscriptions as subscription
    set state = ($2::text[])[array_position($1::bigint[], subscription.id)],
        state_reason = ($3::text[])[array_position($1::bigint[], subscription.id)]
@@ -10,6 +11,11 @@ update outbox.subscriptions as subscription
              from outbox.subscriptions as judged
             where judged.id = any ($1::bigint[])
               and judged.state = ($4::text[])[array_position($1::bigint[], judged.id)]
+              and judged.sink
+                  = coalesce(($5::text[])[array_position($1::bigint[], judged.id)], judged.sink)
+              and judged.config
+                  = coalesce(($6::text[])[array_position($1::bigint[], judged.id)]::jsonb,
+                             judged.config)
             order by judged.id
               for update skip locked))
 returning subscription.id

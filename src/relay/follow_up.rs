@@ -2,7 +2,7 @@
 //! breakers. A crash here costs what one in settle costs.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,42 +16,55 @@ use super::{
 };
 use crate::{
     delivery::{LONGEST_PAUSE, Outcome, SubscriptionId},
-    store::{StateChange, SubscriptionState},
+    store::{AskedPause, StateChange, SubscriptionState},
 };
 
 /// Shortest time between two notifications of other relays.
 const TELL_EVERY: Duration = Duration::from_millis(50);
 
-/// The longest pause that a destination asked for, by subscription. Those below a second are ignored.
-fn pauses(attempted: &[Attempted]) -> BTreeMap<SubscriptionId, Duration> {
-    let mut pauses: BTreeMap<SubscriptionId, Duration> = BTreeMap::new();
+/// Whether a subscription still sends where this delivery was sent. What another destination answered says
+/// nothing about the present one.
+pub(super) fn is_current(shared: &Shared, one: &Attempted) -> bool {
+    let then = &one.job.delivery.subscription;
+    shared.index.load().get(then.row.id).is_some_and(|now| {
+        Arc::ptr_eq(now, then) || (&now.row.sink, &now.row.config) == (&then.row.sink, &then.row.config)
+    })
+}
+
+/// The longest pauses that present destinations asked for. Those below a second are ignored.
+fn pauses(shared: &Shared, attempted: &[Attempted]) -> Vec<AskedPause> {
+    let mut pauses: BTreeMap<SubscriptionId, AskedPause> = BTreeMap::new();
     for one in attempted {
-        if let Outcome::Retry { after: Some(after), .. } = one.report.outcome {
-            let pause = pauses.entry(one.job.delivery.subscription.row.id).or_default();
-            *pause = (*pause).max(after.min(LONGEST_PAUSE));
+        if let Outcome::Retry { after: Some(after), .. } = one.report.outcome
+            && is_current(shared, one)
+        {
+            let row = &one.job.delivery.subscription.row;
+            let length = after.min(LONGEST_PAUSE);
+            let asked = || AskedPause { id: row.id, length, destination: row.destination() };
+            let pause = pauses.entry(row.id).or_insert_with(asked);
+            pause.length = pause.length.max(length);
         }
     }
-    pauses.retain(|_, pause| *pause >= Duration::from_secs(1));
-    pauses
+    pauses.into_values().filter(|pause| pause.length >= Duration::from_secs(1)).collect()
 }
 
 /// Starts the pauses in this relay.
 pub(super) fn pause(shared: &Shared, attempted: &[Attempted]) {
-    for (id, pause) in pauses(attempted) {
-        shared.pauses.pause(id, pause, Instant::now());
+    for pause in pauses(shared, attempted) {
+        shared.pauses.pause(pause.id, pause.length, Instant::now());
     }
 }
 
 /// Writes all pauses in one statement, so that other relays apply them.
 pub(super) async fn record_pauses(shared: &Shared, attempted: &[Attempted]) {
-    let pauses: Vec<(SubscriptionId, Duration)> = pauses(attempted).into_iter().collect();
+    let pauses = pauses(shared, attempted);
     if pauses.is_empty() {
         return;
     }
     match shared.store.postpone_subscriptions(&pauses).await {
         Ok(recorded) => {
-            for (id, pause) in pauses.into_iter().filter(|(id, _)| recorded.contains(id)) {
-                shared.telemetry.subscription_paused(&name(shared, id), pause);
+            for pause in pauses.iter().filter(|pause| recorded.contains(&pause.id)) {
+                shared.telemetry.subscription_paused(&name(shared, pause.id), pause.length);
             }
         }
         Err(error) => shared.telemetry.database_failed("settle", &error),
@@ -65,18 +78,22 @@ fn name(shared: &Shared, id: SubscriptionId) -> String {
 /// Records the subscriptions whose destinations are gone. Returns whether it could be recorded.
 pub(super) async fn record_gone(shared: &Shared, attempted: &[Attempted]) -> bool {
     const REASON: &str = "the destination answered 410 Gone; outbox.resume() sends again";
-    let gone: BTreeSet<SubscriptionId> = attempted
+    let gone: BTreeMap<SubscriptionId, StateChange> = attempted
         .iter()
-        .filter(|one| one.report.outcome == Outcome::Gone)
-        .map(|one| one.job.delivery.subscription.row.id)
+        .filter(|one| one.report.outcome == Outcome::Gone && is_current(shared, one))
+        .map(|one| {
+            let row = &one.job.delivery.subscription.row;
+            let change = StateChange {
+                id: row.id,
+                from: SubscriptionState::Ok,
+                to: SubscriptionState::Gone,
+                reason: Some(REASON.to_owned()),
+                destination: Some(row.destination()),
+            };
+            (row.id, change)
+        })
         .collect();
-    let change = |id| StateChange {
-        id,
-        from: SubscriptionState::Ok,
-        to: SubscriptionState::Gone,
-        reason: Some(REASON.to_owned()),
-    };
-    let changes: Vec<StateChange> = gone.into_iter().map(change).collect();
+    let changes: Vec<StateChange> = gone.into_values().collect();
     match shared.store.set_subscription_states(&changes).await {
         Ok(recorded) => {
             for id in recorded {
@@ -97,6 +114,7 @@ pub(super) fn record(shared: &Shared, one: &Attempted) {
     let id = delivery.subscription.row.id;
     if one.decides
         && let Some(host) = delivery.subscription.outlet.destination()
+        && is_current(shared, one)
     {
         for (about, change) in shared.breakers.record(id, host, &one.report.outcome, Instant::now()) {
             match change {

@@ -67,7 +67,7 @@ impl Reload {
         let mut resumed = Vec::new();
         for row in loaded.rows {
             let (id, state) = (row.id, row.state);
-            let pause = row.paused_until;
+            let (pause, there) = (row.paused_until, row.destination());
             if let Some(before) = self.subscriptions.get(&id)
                 && grows_only_its_pause(&before.row, &row)
                 && let Some(until) = pause
@@ -83,7 +83,13 @@ impl Reload {
                 None => {
                     self.invalid.remove(&id);
                     if state == SubscriptionState::Invalid {
-                        states.push(StateChange { id, from: state, to: SubscriptionState::Ok, reason: None });
+                        states.push(StateChange {
+                            id,
+                            from: state,
+                            to: SubscriptionState::Ok,
+                            reason: None,
+                            destination: Some(there.clone()),
+                        });
                     }
                 }
                 // Once for each reason: two relays that disagree would otherwise change it for ever.
@@ -96,6 +102,7 @@ impl Reload {
                             from: state,
                             to: SubscriptionState::Invalid,
                             reason: Some(reason),
+                            destination: Some(there.clone()),
                         });
                     }
                 }

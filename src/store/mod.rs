@@ -30,4 +30,4 @@ pub use pages::{
 pub use relays::{BreakerState, RelayReport, SubscriptionReport};
 pub use routing::{NewDelivery, NewPage, Read, Routed};
 pub use starts::{Past, Start};
-pub use subscriptions::{Loaded, StateChange, SubscriptionRow, SubscriptionState};
+pub use subscriptions::{AskedPause, Destination, Loaded, StateChange, SubscriptionRow, SubscriptionState};

@@ -87,6 +87,12 @@ pub struct SubscriptionRow {
 }
 
 impl SubscriptionRow {
+    /// Where it sends.
+    #[must_use]
+    pub fn destination(&self) -> Destination {
+        Destination { sink: self.sink.clone(), config: self.config.clone() }
+    }
+
     /// The row that `outbox.subscribe` makes of its four required arguments, with id 0.
     #[must_use]
     pub fn new(name: &str, topics: &[&str], sink: &str, config: serde_json::Value) -> Self {
@@ -127,6 +133,28 @@ pub struct StateChange {
     pub to: SubscriptionState,
     /// Why.
     pub reason: Option<String>,
+    /// Destination that it must have now; none: any.
+    pub destination: Option<Destination>,
+}
+
+/// Where a subscription sends: its sink and config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// Kind of sink.
+    pub sink: String,
+    /// Config of the sink.
+    pub config: serde_json::Value,
+}
+
+/// A pause that a destination asked for.
+#[derive(Debug, Clone)]
+pub struct AskedPause {
+    /// Subscription id.
+    pub id: SubscriptionId,
+    /// Its length.
+    pub length: Duration,
+    /// The destination that asked.
+    pub destination: Destination,
 }
 
 /// The subscriptions that changed since the last load.
@@ -200,6 +228,8 @@ impl Store {
                 .bind_each(part, |change| change.to.code())
                 .bind_each(part, |change| change.reason.as_deref())
                 .bind_each(part, |change| change.from.code())
+                .bind_each(part, |change| change.destination.as_ref().map(|there| there.sink.as_str()))
+                .bind_each(part, |change| change.destination.as_ref().map(|there| there.config.to_string()))
                 .rows(|row| row.try_get(0))
                 .await?;
             recorded.extend(ids);
@@ -219,18 +249,17 @@ impl Store {
             .await
     }
 
-    /// Makes all relays wait before they send to these subscriptions again. Returns the subscriptions whose
-    /// pause became longer.
+    /// Makes all relays wait before they send to these subscriptions again, if they still have the destination
+    /// that asked for it. Returns the subscriptions whose pause became longer.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn postpone_subscriptions(
-        &self,
-        pauses: &[(SubscriptionId, Duration)],
-    ) -> Result<Vec<SubscriptionId>, Error> {
+    pub async fn postpone_subscriptions(&self, pauses: &[AskedPause]) -> Result<Vec<SubscriptionId>, Error> {
         self.statement("pausing subscriptions", sql!("relay/postpone_subscription"))
-            .bind_each(pauses, |(subscription, _)| *subscription)
-            .bind_each(pauses, |(_, pause)| pause.as_secs_f64())
+            .bind_each(pauses, |pause| pause.id)
+            .bind_each(pauses, |pause| pause.length.as_secs_f64())
+            .bind_each(pauses, |pause| pause.destination.sink.as_str())
+            .bind_each(pauses, |pause| pause.destination.config.to_string())
             .rows(|row| row.try_get(0))
             .await
     }

@@ -44,6 +44,7 @@ mod testing; // helpers for tests of an application
 mod tidy; // rules of rooms, files and lines
 mod transforms; // transforms, and trying them before they are saved
 mod urgent; // priority among waiting deliveries
+mod versions; // an answer binds the version of the subscription that it was sent for
 mod webhook; // the webhook sink against receivers that misbehave
 mod webhook_batch; // several events in one request: collected, acknowledged in part, retried alone
 mod webhook_clients; // independent libraries read our requests

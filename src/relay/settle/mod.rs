@@ -189,7 +189,14 @@ fn decide(shared: &Shared, one: &Attempted) -> Verdict {
     {
         return Verdict::RetryIn(Duration::ZERO);
     }
-    verdict(&report.outcome, delivery.attempt, age, &delivery.subscription.retry, seed(delivery))
+    let outcome = match &report.outcome {
+        outcome if follow_up::is_current(shared, one) => outcome.clone(),
+        // What another destination asked for does not bind the present one.
+        Outcome::Gone => return Verdict::RetryIn(Duration::ZERO),
+        Outcome::Retry { reason, .. } => Outcome::Retry { reason: *reason, after: None },
+        outcome => outcome.clone(),
+    };
+    verdict(&outcome, delivery.attempt, age, &delivery.subscription.retry, seed(delivery))
 }
 
 /// The same delivery always gets the same jitter, and no two the same.
