@@ -114,7 +114,7 @@ pub(super) fn record(shared: &Shared, one: &Attempted) {
     let id = delivery.subscription.row.id;
     if one.decides
         && let Some(host) = delivery.subscription.outlet.destination()
-        && is_current(shared, one)
+        && (one.report.outcome == Outcome::Delivered || is_current(shared, one))
     {
         for (about, change) in shared.breakers.record(id, host, &one.report.outcome, Instant::now()) {
             match change {

@@ -189,12 +189,13 @@ fn decide(shared: &Shared, one: &Attempted) -> Verdict {
     {
         return Verdict::RetryIn(Duration::ZERO);
     }
-    let outcome = match &report.outcome {
-        outcome if follow_up::is_current(shared, one) => outcome.clone(),
-        // What another destination asked for does not bind the present one.
-        Outcome::Gone => return Verdict::RetryIn(Duration::ZERO),
-        Outcome::Retry { reason, .. } => Outcome::Retry { reason: *reason, after: None },
-        outcome => outcome.clone(),
+    // What another destination asked for does not bind the present one.
+    let outcome = match report.outcome {
+        Outcome::Gone if !follow_up::is_current(shared, one) => return Verdict::RetryIn(Duration::ZERO),
+        Outcome::Retry { reason, after: Some(_) } if !follow_up::is_current(shared, one) => {
+            Outcome::Retry { reason, after: None }
+        }
+        ref outcome => outcome.clone(),
     };
     verdict(&outcome, delivery.attempt, age, &delivery.subscription.retry, seed(delivery))
 }
