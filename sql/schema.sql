@@ -1442,7 +1442,7 @@ CREATE TABLE outbox.dead_letters (
     status integer,
     answer text,
     attempts integer NOT NULL,
-    event_id uuid NOT NULL,
+    event_id uuid,
     "position" bigint NOT NULL,
     created_at timestamp with time zone NOT NULL,
     topic text NOT NULL,
@@ -1546,6 +1546,7 @@ begin
                          from outbox.matching_dead_letters(
                                   redrive.subscription, redrive.topic, redrive.error_like,
                                   redrive.since) as candidate)
+               and letter.event_id is not null  -- what could not be read is never sent
                and exists (select from outbox.subscriptions as target
                             where target.id = letter.subscription_id)
              order by letter.position, letter.id

@@ -249,8 +249,8 @@ impl Store {
             .await
     }
 
-    /// Makes all relays wait before they send to these subscriptions again, if they still have the destination
-    /// that asked for it. Returns the subscriptions whose pause became longer.
+    /// Makes all relays wait before they send to these subscriptions again, if they still have the
+    /// destination that asked for it. Returns the subscriptions whose pause became longer.
     ///
     /// # Errors
     /// Those of the database.

@@ -61,8 +61,13 @@ async fn what_could_not_be_read_is_neither_redriven_nor_written_back_into_the_lo
     let all = "select outbox.subscribe('later', array['**'], 'webhook', $1, start => 'beginning')";
     sqlx::query(all).bind(json!({"url": good.url})).execute(&database.pool).await.unwrap();
     publish(&database, "shop.next", 1).await;
-    let next = good.take(2).await;
-    assert!(next.iter().all(|one| one.topic.as_deref() == Some("shop.next")), "{next:?}");
+    let mut next = 0;
+    while next < 2 {
+        let one = good.take(1).await.remove(0);
+        let is_next = one.topic.as_deref() == Some("shop.next");
+        assert!(is_next || one.answered >= 500, "only while the receiver was down: {one:?}");
+        next += usize::from(is_next);
+    }
     relay.stop().await;
     database.drop().await;
 }
