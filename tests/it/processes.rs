@@ -207,6 +207,11 @@ async fn a_relay_that_freezes_while_it_is_awake_leaves_no_event_waiting_for_the_
         awake.signal("CONT");
     }
     for number in 0..5 {
+        let sleeps = "select max(query_start) < clock_timestamp() - interval '500 ms' \
+                        from pg_stat_activity where application_name like 'pgoutbox/%/other'";
+        if number == 0 {
+            database.eventually(sleeps).await;
+        }
         let published = Instant::now();
         database.execute("select outbox.publish('late.one', '1')").await;
         late.take(1).await;
