@@ -107,7 +107,7 @@ async fn part(shared: &Shared, subscription: &Subscription, start: &Start) -> Re
         past.events.iter().filter(|new| subscription.wants_plainly(&new.event)).collect();
     let mut evaluated = HashMap::with_capacity(plainly.len());
     look_at(
-        shared,
+        &shared.store,
         &plainly,
         |_| subscription.needs_payload(),
         |event| {

@@ -288,7 +288,7 @@ async fn hold(
     }
     let count = jobs.len();
     shared.telemetry.claimed(count, expired);
-    if let Err(error) = read_events(shared, &mut jobs, SMALL).await {
+    if let Err(error) = read_events(&shared.store, &mut jobs, SMALL).await {
         deliver.give_back(jobs, Reason::LeaseLost).await;
         return Err(error);
     }

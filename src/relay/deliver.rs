@@ -210,7 +210,7 @@ impl Deliver {
                 reported.push(before(job, report, false));
                 continue;
             }
-            match prepare::outgoing(&self.shared, &job, &event) {
+            match self.outgoing(&job, &event) {
                 Ok(outgoing) => {
                     if !Arc::ptr_eq(&outgoing.event, &event) {
                         bytes += outgoing.event.payload.len();
@@ -310,11 +310,16 @@ impl Deliver {
         }
     }
 
+    fn outgoing(&self, job: &Job, event: &Arc<Event>) -> Result<Outgoing, Report> {
+        let Shared { index, telemetry, last_warned, .. } = &*self.shared;
+        prepare::outgoing(index.load().types(), telemetry, last_warned, job, event)
+    }
+
     async fn read_payloads(&self, jobs: &mut [Job]) -> Result<(), Error> {
         if jobs.iter().all(|job| job.delivery.content.is_read()) {
             return Ok(());
         }
-        payloads::read_events(&self.shared, jobs, LARGEST).await
+        payloads::read_events(&self.shared.store, jobs, LARGEST).await
     }
 
     /// Why a delivery is not attempted at all.

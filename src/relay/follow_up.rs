@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Shared,
     attempted::Attempted,
-    breaker::{About, CHANNEL, Change, News},
+    breaker::{About, CHANNEL, Change, News, Unsent},
+    telemetry::Telemetry,
 };
 use crate::{
     delivery::{LONGEST_PAUSE, Outcome, SubscriptionId},
-    store::{AskedPause, StateChange, SubscriptionState},
+    store::{AskedPause, StateChange, Store, SubscriptionState},
 };
 
 /// Shortest time between two notifications of other relays.
@@ -144,17 +145,17 @@ pub(super) fn hear(shared: &Shared, payload: &str) -> bool {
 }
 
 /// Tells other relays of probes, until this one has drained.
-pub(super) async fn tell(shared: Arc<Shared>, drained: CancellationToken) {
+pub(super) async fn tell(store: &Store, telemetry: &Telemetry, news: &Unsent, drained: CancellationToken) {
     let mut pace = tokio::time::interval(TELL_EVERY);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            () = shared.news.some.notified() => {}
+            () = news.some.notified() => {}
             () = drained.cancelled() => return,
         }
         pace.tick().await;
-        if let Err(error) = shared.store.notify(CHANNEL, &shared.news.take()).await {
-            shared.telemetry.database_failed("breakers", &error);
+        if let Err(error) = store.notify(CHANNEL, &news.take()).await {
+            telemetry.database_failed("breakers", &error);
         }
     }
 }

@@ -17,8 +17,11 @@ use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::Shared;
-use crate::delivery::{DeliveryId, PageId};
+use super::telemetry::Telemetry;
+use crate::{
+    delivery::{DeliveryId, PageId},
+    store::Store,
+};
 
 /// Age at which leases are renewed, or three tenths of a lease that is shorter than ten seconds.
 const RENEW_AFTER: Duration = Duration::from_secs(3);
@@ -255,8 +258,13 @@ fn tokens<'l>(leases: impl Iterator<Item = &'l Lease>) -> Vec<Uuid> {
 }
 
 /// Renews leases until the relay has drained.
-pub(super) async fn renew(shared: Arc<Shared>, drained: CancellationToken) {
-    let length = shared.settings.lease;
+pub(super) async fn renew(
+    store: &Store,
+    leases: &Leases,
+    telemetry: &Telemetry,
+    length: Duration,
+    drained: CancellationToken,
+) {
     let mut look = tokio::time::interval(LOOK_EVERY.min(length / 6));
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // Attempts must be stopped in time when a renewal takes long.
@@ -267,36 +275,36 @@ pub(super) async fn renew(shared: Arc<Shared>, drained: CancellationToken) {
             () = drained.cancelled() => return,
         }
         let age = RENEW_AFTER.min(length * 3 / 10);
-        for part in shared.leases.old_pages(age, Instant::now()).chunks(RENEW_AT_ONCE) {
+        for part in leases.old_pages(age, Instant::now()).chunks(RENEW_AT_ONCE) {
             let ids: Vec<PageId> = part.iter().map(|page| page.id).collect();
             let asked = Instant::now();
             match tokio::time::timeout(
                 limit,
-                shared.store.renew_pages(&ids, &tokens(part.iter().map(|page| &page.lease)), length),
+                store.renew_pages(&ids, &tokens(part.iter().map(|page| &page.lease)), length),
             )
             .await
             {
                 Ok(Ok(ours)) => renewed(part.iter().map(|page| (page.id, &page.lease)), &ours, asked),
-                Ok(Err(error)) => shared.telemetry.database_failed("renew", &error),
-                Err(late) => shared.telemetry.database_failed("renew", &late),
+                Ok(Err(error)) => telemetry.database_failed("renew", &error),
+                Err(late) => telemetry.database_failed("renew", &late),
             }
-            shared.leases.give_up_overdue(Instant::now(), length);
+            leases.give_up_overdue(Instant::now(), length);
         }
-        for part in shared.leases.old_rows(age, Instant::now()).chunks(RENEW_AT_ONCE) {
+        for part in leases.old_rows(age, Instant::now()).chunks(RENEW_AT_ONCE) {
             let ids: Vec<DeliveryId> = part.iter().map(|row| row.id).collect();
             let asked = Instant::now();
             match tokio::time::timeout(
                 limit,
-                shared.store.renew_leases(&ids, &tokens(part.iter().map(|row| &row.lease)), length),
+                store.renew_leases(&ids, &tokens(part.iter().map(|row| &row.lease)), length),
             )
             .await
             {
                 Ok(Ok(ours)) => renewed(part.iter().map(|row| (row.id, &row.lease)), &ours, asked),
-                Ok(Err(error)) => shared.telemetry.database_failed("renew", &error),
-                Err(late) => shared.telemetry.database_failed("renew", &late),
+                Ok(Err(error)) => telemetry.database_failed("renew", &error),
+                Err(late) => telemetry.database_failed("renew", &late),
             }
-            shared.leases.give_up_overdue(Instant::now(), length);
+            leases.give_up_overdue(Instant::now(), length);
         }
-        shared.leases.give_up_overdue(Instant::now(), length);
+        leases.give_up_overdue(Instant::now(), length);
     }
 }

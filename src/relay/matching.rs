@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Shared;
+use super::telemetry::Telemetry;
 use crate::{
     delivery::SubscriptionId,
     event::{Event, Position},
-    store::{Error, NewEvent},
+    store::{Error, NewEvent, Store},
     subscription::{Index, Matches},
 };
 
@@ -40,7 +40,7 @@ impl MatchCache {
     /// Those of reading large payloads.
     pub(super) async fn evaluate(
         &mut self,
-        shared: &Shared,
+        store: &Store,
         index: &Index,
         events: &[NewEvent],
     ) -> Result<(), Error> {
@@ -68,7 +68,7 @@ impl MatchCache {
             }
         }
         look_at(
-            shared,
+            store,
             &unknown,
             |event| index.asks_for_payload(event),
             |event| {
@@ -92,7 +92,8 @@ impl MatchCache {
     /// Counts the conditions that failed for events that are now routed, and forgets these events.
     pub(super) fn settle<'e>(
         &mut self,
-        shared: &Shared,
+        filter_errors: &FilterErrors,
+        telemetry: &Telemetry,
         index: &Index,
         events: impl Iterator<Item = &'e NewEvent>,
     ) {
@@ -101,8 +102,8 @@ impl MatchCache {
                 self.known.remove(&new.event.position).into_iter().flat_map(|matches| matches.failed)
             {
                 let Some(subscription) = index.get(id) else { continue };
-                let is_news = shared.filter_errors.note(id, &why);
-                shared.telemetry.filter_failed(&subscription.row.name, &new.event, &why, is_news);
+                let is_news = filter_errors.note(id, &why);
+                telemetry.filter_failed(&subscription.row.name, &new.event, &why, is_news);
             }
         }
     }
@@ -119,7 +120,7 @@ impl MatchCache {
 /// # Errors
 /// Those of reading large payloads.
 pub(super) async fn look_at(
-    shared: &Shared,
+    store: &Store,
     events: &[&NewEvent],
     asks_for_payload: impl Fn(&Event) -> bool,
     mut look: impl FnMut(&Event),
@@ -138,7 +139,7 @@ pub(super) async fn look_at(
         let positions: Vec<Position> = some.iter().map(|new| new.event.position).collect();
         let times = || some.iter().map(|new| new.event.created_at);
         let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
-        let loaded = shared.store.load_events(&positions, span, i32::MAX).await?;
+        let loaded = store.load_events(&positions, span, i32::MAX).await?;
         for new in some {
             look(loaded.get(&new.event.position).map_or(&new.event, |loaded| &loaded.event));
             tokio::task::yield_now().await;

@@ -194,10 +194,15 @@ impl Relay {
         let _dropped = dropped.clone().drop_guard();
 
         stages.spawn(dropped.clone().run_until_cancelled_owned(bell_task.listen(drained.clone())));
-        stages.spawn(dropped.clone().run_until_cancelled_owned(held::renew(shared.clone(), drained.clone())));
-        stages.spawn(
-            dropped.clone().run_until_cancelled_owned(follow_up::tell(shared.clone(), drained.clone())),
-        );
+        let (renewing, until) = (shared.clone(), drained.clone());
+        stages.spawn(dropped.clone().run_until_cancelled_owned(async move {
+            let Shared { store, leases, telemetry, settings, .. } = &*renewing;
+            held::renew(store, leases, telemetry, settings.lease, until).await;
+        }));
+        let (telling, until) = (shared.clone(), drained.clone());
+        stages.spawn(dropped.clone().run_until_cancelled_owned(async move {
+            follow_up::tell(&telling.store, &telling.telemetry, &telling.news, until).await;
+        }));
         stages.spawn(
             dropped.clone().run_until_cancelled_owned(maintain::maintain(shared.clone(), shutdown.clone())),
         );

@@ -6,11 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use super::{Shared, delivery::Content, dispatch::Job};
-use crate::{event::Position, store::Error};
+use super::{delivery::Content, dispatch::Job};
+use crate::{
+    event::Position,
+    store::{Error, Store},
+};
 
 /// Reads what is missing of the events of jobs, without payloads larger than `largest` bytes.
-pub(super) async fn read_events(shared: &Shared, jobs: &mut [Job], largest: i32) -> Result<(), Error> {
+pub(super) async fn read_events(store: &Store, jobs: &mut [Job], largest: i32) -> Result<(), Error> {
     let unread = || jobs.iter().filter(|job| !job.delivery.content.is_read());
     let positions: HashSet<Position> = unread().map(|job| job.delivery.position).collect();
     if positions.is_empty() {
@@ -24,7 +27,7 @@ pub(super) async fn read_events(shared: &Shared, jobs: &mut [Job], largest: i32)
         }
     }
     let positions: Vec<Position> = positions.into_iter().collect();
-    let loaded = shared.store.load_events(&positions, span, largest).await?;
+    let loaded = store.load_events(&positions, span, largest).await?;
     let contents: HashMap<Position, Content> = loaded
         .into_iter()
         .map(|(at, loaded)| (at, Content::new(Arc::new(loaded.event), loaded.payload_read)))

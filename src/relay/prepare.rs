@@ -7,12 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Shared, dispatch::Job, held::Held};
+use super::{dispatch::Job, held::Held, telemetry::Telemetry};
 use crate::{
     delivery::{Outcome, Reason},
     event::{
         Event,
-        types::{Refusal, RefusalKind, Warning},
+        types::{Refusal, RefusalKind, Types, Warning},
     },
     sink::{Lease, Outgoing, Report},
 };
@@ -46,14 +46,20 @@ impl LastWarned {
 ///
 /// # Errors
 /// The report of an attempt that fails before anything is sent.
-pub(super) fn outgoing(shared: &Shared, job: &Job, event: &Arc<Event>) -> Result<Outgoing, Report> {
+pub(super) fn outgoing(
+    types: &Types,
+    telemetry: &Telemetry,
+    last_warned: &LastWarned,
+    job: &Job,
+    event: &Arc<Event>,
+) -> Result<Outgoing, Report> {
     let delivery = &job.delivery;
     let rejected = |reason: Reason, why: String| Report::from(Outcome::Rejected { reason }).with_answer(why);
     let mut warnings = Vec::new();
     let subscription = &delivery.subscription;
-    let prepared = shared.index.load().types().prepare(event, subscription.row.schema_version, &mut warnings);
+    let prepared = types.prepare(event, subscription.row.schema_version, &mut warnings);
     for Warning { id, cause, why } in warnings {
-        shared.telemetry.schema_warned(event, cause, &why, shared.last_warned.is_due(id, Instant::now()));
+        telemetry.schema_warned(event, cause, &why, last_warned.is_due(id, Instant::now()));
     }
     let event = prepared.map_err(|Refusal { kind, why }| match kind {
         RefusalKind::SchemaMismatch => rejected(Reason::SchemaMismatch, why),

@@ -120,7 +120,7 @@ impl Route {
             return Ok(Step::Nothing);
         }
         let index = self.shared.index.load_full();
-        self.matches.evaluate(&self.shared, &index, &read.events).await?;
+        self.matches.evaluate(&self.shared.store, &index, &read.events).await?;
         let plan = self.plan(&index, &read.events);
         if plan.events == 0 && !read.events.is_empty() {
             self.cursor = Some(cursor);
@@ -151,7 +151,8 @@ impl Route {
             self.fixed.extend(starting);
             self.shared.starts.notify_one();
         }
-        self.matches.settle(&self.shared, &index, read.events.iter().take(plan.events));
+        let Shared { filter_errors, telemetry, .. } = &*self.shared;
+        self.matches.settle(filter_errors, telemetry, &index, read.events.iter().take(plan.events));
         for id in &plan.held_back {
             self.shared.schedule.hold_back(*id, false);
         }

@@ -5,8 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::super::{Shared, attempted::Attempted, held::Page};
-use crate::store::{Locked, Settler};
+use super::{
+    super::{attempted::Attempted, held::Page},
+    write::Writer,
+};
+use crate::store::Locked;
 
 /// How often is looked whether a lock was released.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -51,19 +54,15 @@ impl Aside {
     }
 
     /// Returns what is no longer locked, if it is time to look.
-    pub(super) async fn take_free(
-        &mut self,
-        shared: &Shared,
-        settler: Settler,
-    ) -> (Vec<Attempted>, Vec<Arc<Page>>) {
+    pub(super) async fn take_free(&mut self, writer: Writer<'_>) -> (Vec<Attempted>, Vec<Arc<Page>>) {
         if self.next_look.is_none_or(|next| next > Instant::now()) {
             return Default::default();
         }
         let (deliveries, pages): (Vec<_>, Vec<_>) =
             (self.locked.deliveries.iter().copied().collect(), self.locked.pages.iter().copied().collect());
-        match shared.store.find_locked(&deliveries, &pages, settler).await {
+        match writer.store.find_locked(&deliveries, &pages, writer.settler).await {
             Ok(locked) => self.locked = locked,
-            Err(error) => shared.telemetry.database_failed("settle", &error),
+            Err(error) => writer.telemetry.database_failed("settle", &error),
         }
         let (locked, free) =
             std::mem::take(&mut self.attempted).into_iter().partition(|one| self.is_locked(one));

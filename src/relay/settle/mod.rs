@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use self::{
     aside::Aside,
-    write::{Written, write_pages, write_rows},
+    write::{Writer, Written},
 };
 use super::{
     AttemptLog, Shared,
@@ -90,7 +90,7 @@ pub(super) async fn settle(
     let mut aside = Aside::default();
     loop {
         let Some(mut attempted) = receive(&inbox, &aside).await else { return };
-        let (free, finished) = aside.take_free(&shared, settler).await;
+        let (free, finished) = aside.take_free(writer(&shared, settler)).await;
         attempted.extend(free);
         finished.into_iter().for_each(|page| shared.finished.push(page));
         let permits = settle_batch(&shared, attempted, &mut aside, settler).await;
@@ -161,6 +161,10 @@ async fn settle_batch(
     u32::try_from(permits).unwrap_or(u32::MAX)
 }
 
+fn writer(shared: &Shared, settler: Settler) -> Writer<'_> {
+    Writer { store: &shared.store, telemetry: &shared.telemetry, settler }
+}
+
 /// Writes verdicts, and deletes the finished pages that no batch has deleted. Notes what is locked.
 async fn write_verdicts(
     shared: &Shared,
@@ -168,9 +172,8 @@ async fn write_verdicts(
     aside: &mut Aside,
     settler: Settler,
 ) -> (Written<DeliveryId>, Written<PageId>) {
-    let finished = shared.finished.take();
-    let (rows, pages) =
-        tokio::join!(write_rows(shared, decided, settler), write_pages(shared, decided, &finished, settler));
+    let (finished, writer) = (shared.finished.take(), writer(shared, settler));
+    let (rows, pages) = tokio::join!(writer.rows(decided), writer.pages(decided, &finished));
     aside.note(Locked { deliveries: rows.locked.clone(), pages: pages.locked.clone() });
     let locked = finished.into_iter().filter(|page| aside.is_page_locked(page)).collect();
     aside.hold(Vec::new(), locked);

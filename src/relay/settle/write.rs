@@ -9,17 +9,17 @@ use std::{
 
 use super::{
     super::{
-        Shared,
         attempted::{Attempted, in_ascii},
         await_work::backon_waits,
         held::Page,
+        telemetry::Telemetry,
     },
     batches::{pages_of, rows_of},
 };
 use crate::{
     delivery::{DeliveryId, PageId, Verdict},
     sink::sqlstate::Class,
-    store::{Error, Kind, Settler},
+    store::{Error, Kind, Settler, Store},
 };
 
 /// What became of rows or pages that were written.
@@ -41,105 +41,112 @@ enum Obstacle {
     Refused,
 }
 
-/// Writes the verdicts on rows.
-pub(super) async fn write_rows(
-    shared: &Shared,
-    decided: &[(&Attempted, &Verdict)],
-    settler: Settler,
-) -> Written<DeliveryId> {
-    let mut written = Written { kept: Some(HashSet::new()), ..Written::default() };
-    let (mut unknown, mut refused) = (false, false);
-    loop {
-        let is_free = |one: &Attempted| one.job.held.row_id().is_some_and(|id| !written.locked.contains(&id));
-        let mut batch = rows_of(decided.iter().copied().filter(|(one, _)| is_free(one)));
-        if refused {
-            batch.dead.iter_mut().for_each(|dead| in_ascii(&mut dead.answer));
-        }
-        if batch.is_empty() {
-            return written;
-        }
-        match persist(shared, &mut unknown, refused, || shared.store.settle_deliveries(&batch)).await {
-            Ok(kept) => return Written { kept, ..written },
-            Err(Obstacle::Refused) => refused = true,
-            Err(Obstacle::Locked) => {
-                let ids: Vec<DeliveryId> = decided
-                    .iter()
-                    .filter(|(one, _)| is_free(one))
-                    .filter_map(|(one, _)| one.job.held.row_id())
-                    .collect();
-                let found = shared.store.find_locked(&ids, &[], settler).await;
-                written.locked.extend(noted(shared, found.map(|locked| locked.deliveries)));
-            }
-        }
-    }
+/// Writes what one settler decides.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Writer<'s> {
+    pub(super) store: &'s Store,
+    pub(super) telemetry: &'s Telemetry,
+    pub(super) settler: Settler,
 }
 
-/// Writes the verdicts on pairs of pages, and deletes pages with nothing left.
-pub(super) async fn write_pages(
-    shared: &Shared,
-    decided: &[(&Attempted, &Verdict)],
-    finished: &[Arc<Page>],
-    settler: Settler,
-) -> Written<PageId> {
-    let mut written = Written { kept: Some(HashSet::new()), ..Written::default() };
-    let (mut unknown, mut refused) = (false, false);
-    loop {
-        let is_free =
-            |one: &Attempted| one.job.held.page_id().is_some_and(|id| !written.locked.contains(&id));
-        let finished: Vec<Arc<Page>> =
-            finished.iter().filter(|page| !written.locked.contains(&page.id)).cloned().collect();
-        let mut batch = pages_of(decided.iter().copied().filter(|(one, _)| is_free(one)), &finished);
-        if refused {
-            batch.dead.iter_mut().for_each(|dead| in_ascii(&mut dead.answer));
-        }
-        if batch.is_empty() {
-            return written;
-        }
-        match persist(shared, &mut unknown, refused, || shared.store.settle_pages(&batch, settler)).await {
-            Ok(kept) => {
-                return Written { kept, finished: batch.finished.into_iter().collect(), ..written };
+impl Writer<'_> {
+    /// Writes the verdicts on rows.
+    pub(super) async fn rows(&self, decided: &[(&Attempted, &Verdict)]) -> Written<DeliveryId> {
+        let mut written = Written { kept: Some(HashSet::new()), ..Written::default() };
+        let (mut unknown, mut refused) = (false, false);
+        loop {
+            let is_free =
+                |one: &Attempted| one.job.held.row_id().is_some_and(|id| !written.locked.contains(&id));
+            let mut batch = rows_of(decided.iter().copied().filter(|(one, _)| is_free(one)));
+            if refused {
+                batch.dead.iter_mut().for_each(|dead| in_ascii(&mut dead.answer));
             }
-            Err(Obstacle::Refused) => refused = true,
-            Err(Obstacle::Locked) => {
-                let ids: Vec<PageId> =
-                    batch.progress.iter().map(|(id, _)| *id).chain(batch.finished).collect();
-                let found = shared.store.find_locked(&[], &ids, settler).await;
-                written.locked.extend(noted(shared, found.map(|locked| locked.pages)));
+            if batch.is_empty() {
+                return written;
             }
-        }
-    }
-}
-
-fn noted<Id>(shared: &Shared, found: Result<HashSet<Id>, Error>) -> HashSet<Id> {
-    found.unwrap_or_else(|error| {
-        shared.telemetry.database_failed("settle", &error);
-        HashSet::new()
-    })
-}
-
-/// Writes until it succeeds, meets a lock, or is refused for the first time. `None` after a lost answer: rows
-/// that are missing then were settled by the first try, because no other relay writes under our tokens.
-async fn persist<Id: Eq + Hash, W: Future<Output = Result<Vec<Id>, Error>>>(
-    shared: &Shared,
-    unknown: &mut bool,
-    refused: bool,
-    write: impl Fn() -> W,
-) -> Result<Option<HashSet<Id>>, Obstacle> {
-    let mut waits = backon_waits();
-    loop {
-        match write().await {
-            Ok(_) if *unknown => return Ok(None),
-            Ok(settled) => return Ok(Some(settled.into_iter().collect())),
-            Err(error) => {
-                shared.telemetry.database_failed("settle", &error);
-                match error.class() {
-                    Some(Class::Locked) => return Err(Obstacle::Locked),
-                    Some(Class::Refused) if !refused => return Err(Obstacle::Refused),
-                    _ => {}
+            match self.persist(&mut unknown, refused, || self.store.settle_deliveries(&batch)).await {
+                Ok(kept) => return Written { kept, ..written },
+                Err(Obstacle::Refused) => refused = true,
+                Err(Obstacle::Locked) => {
+                    let ids: Vec<DeliveryId> = decided
+                        .iter()
+                        .filter(|(one, _)| is_free(one))
+                        .filter_map(|(one, _)| one.job.held.row_id())
+                        .collect();
+                    let found = self.store.find_locked(&ids, &[], self.settler).await;
+                    written.locked.extend(self.noted(found.map(|locked| locked.deliveries)));
                 }
-                *unknown |= error.kind() == Kind::Connection;
-                let wait = waits.next().unwrap_or(Duration::from_secs(1));
-                tokio::time::sleep_until((Instant::now() + wait).into()).await;
+            }
+        }
+    }
+
+    /// Writes the verdicts on pairs of pages, and deletes pages with nothing left.
+    pub(super) async fn pages(
+        &self,
+        decided: &[(&Attempted, &Verdict)],
+        finished: &[Arc<Page>],
+    ) -> Written<PageId> {
+        let mut written = Written { kept: Some(HashSet::new()), ..Written::default() };
+        let (mut unknown, mut refused) = (false, false);
+        loop {
+            let is_free =
+                |one: &Attempted| one.job.held.page_id().is_some_and(|id| !written.locked.contains(&id));
+            let finished: Vec<Arc<Page>> =
+                finished.iter().filter(|page| !written.locked.contains(&page.id)).cloned().collect();
+            let mut batch = pages_of(decided.iter().copied().filter(|(one, _)| is_free(one)), &finished);
+            if refused {
+                batch.dead.iter_mut().for_each(|dead| in_ascii(&mut dead.answer));
+            }
+            if batch.is_empty() {
+                return written;
+            }
+            match self.persist(&mut unknown, refused, || self.store.settle_pages(&batch, self.settler)).await
+            {
+                Ok(kept) => {
+                    return Written { kept, finished: batch.finished.into_iter().collect(), ..written };
+                }
+                Err(Obstacle::Refused) => refused = true,
+                Err(Obstacle::Locked) => {
+                    let ids: Vec<PageId> =
+                        batch.progress.iter().map(|(id, _)| *id).chain(batch.finished).collect();
+                    let found = self.store.find_locked(&[], &ids, self.settler).await;
+                    written.locked.extend(self.noted(found.map(|locked| locked.pages)));
+                }
+            }
+        }
+    }
+
+    fn noted<Id>(&self, found: Result<HashSet<Id>, Error>) -> HashSet<Id> {
+        found.unwrap_or_else(|error| {
+            self.telemetry.database_failed("settle", &error);
+            HashSet::new()
+        })
+    }
+
+    /// Writes until it succeeds, meets a lock, or is refused for the first time. `None` after a lost answer: rows
+    /// that are missing then were settled by the first try, because no other relay writes under our tokens.
+    async fn persist<Id: Eq + Hash, W: Future<Output = Result<Vec<Id>, Error>>>(
+        &self,
+        unknown: &mut bool,
+        refused: bool,
+        write: impl Fn() -> W,
+    ) -> Result<Option<HashSet<Id>>, Obstacle> {
+        let mut waits = backon_waits();
+        loop {
+            match write().await {
+                Ok(_) if *unknown => return Ok(None),
+                Ok(settled) => return Ok(Some(settled.into_iter().collect())),
+                Err(error) => {
+                    self.telemetry.database_failed("settle", &error);
+                    match error.class() {
+                        Some(Class::Locked) => return Err(Obstacle::Locked),
+                        Some(Class::Refused) if !refused => return Err(Obstacle::Refused),
+                        _ => {}
+                    }
+                    *unknown |= error.kind() == Kind::Connection;
+                    let wait = waits.next().unwrap_or(Duration::from_secs(1));
+                    tokio::time::sleep_until((Instant::now() + wait).into()).await;
+                }
             }
         }
     }
