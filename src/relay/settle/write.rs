@@ -123,8 +123,9 @@ impl Writer<'_> {
         })
     }
 
-    /// Writes until it succeeds, meets a lock, or is refused for the first time. `None` after a lost answer: rows
-    /// that are missing then were settled by the first try, because no other relay writes under our tokens.
+    /// Writes until it succeeds, meets a lock, or is refused for the first time. `None` after a lost answer:
+    /// rows that are missing then were settled by the first try, because no other relay writes under our
+    /// tokens.
     async fn persist<Id: Eq + Hash, W: Future<Output = Result<Vec<Id>, Error>>>(
         &self,
         unknown: &mut bool,
