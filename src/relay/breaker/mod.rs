@@ -89,6 +89,8 @@ struct Breaker {
     spread: f64,
     /// Probes in a row that were left to other relays.
     left_to_others: u32,
+    /// When it opened, or its last probe failed.
+    opened: Instant,
 }
 
 #[derive(Debug)]
@@ -182,7 +184,9 @@ impl Breakers {
             }
             (News::Failed, State::Open { .. }) => false,
             (News::Works, State::Open { length, .. } | State::OthersProbe { length, .. }) => {
-                breaker.state = State::Open { until: now, length: *length };
+                // News cost a destination that is down no more than a probe in the time of the first one.
+                let until = (breaker.opened + OPEN_FOR).max(now);
+                breaker.state = State::Open { until, length: *length };
                 true
             }
         }
@@ -322,6 +326,7 @@ impl Breaker {
             attempts: 0,
             failures: 0,
             left_to_others: 0,
+            opened: now,
         }
     }
 
@@ -384,6 +389,7 @@ impl Breaker {
     }
 
     fn open(&mut self, length: Duration, now: Instant) -> Change {
+        self.opened = now;
         self.state = State::Open { until: now + length.mul_f64(1.0 + self.spread), length };
         Change::Opened(length)
     }

@@ -168,15 +168,25 @@ fn a_probe_is_left_to_another_relay_twice_and_then_made() {
     );
 }
 
+fn recorded_probe(breakers: &Breakers, there: &Arc<str>, now: Instant) -> Change {
+    breakers.begin_probe(SubscriptionId(1), there, now);
+    recorded(breakers, there, &FAILED, now)
+}
+
 #[test]
 fn what_works_for_another_relay_is_probed_at_once_and_not_believed() {
     let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
     let about = About::Subscription(SubscriptionId(1));
     assert!(!breakers.hear(&about, News::Works, now), "it is closed");
     tripped(&breakers, &there, now);
+    assert_eq!(recorded_probe(&breakers, &there, now + OPEN_FOR), Change::Opened(OPEN_FOR * 2));
+    assert!(breakers.hear(&about, News::Works, now + OPEN_FOR));
+    let soon = now + OPEN_FOR * 2;
+    assert_eq!(breakers.gate(SubscriptionId(1), &there, now + OPEN_FOR), Gate::Open(soon), "a flood of news");
+    let now = soon;
     assert!(breakers.hear(&about, News::Works, now));
     assert_eq!(breakers.gate(SubscriptionId(1), &there, now), Gate::Probe);
     assert_eq!(breakers.begin_probe(SubscriptionId(1), &there, now), std::slice::from_ref(&about));
     assert!(!breakers.hear(&about, News::Works, now), "this relay's own probe decides");
-    assert_eq!(recorded(&breakers, &there, &FAILED, now), Change::Opened(OPEN_FOR * 2));
+    assert_eq!(recorded(&breakers, &there, &FAILED, now), Change::Opened(OPEN_FOR * 4));
 }
