@@ -124,7 +124,9 @@ pub(super) async fn work(
             }
         }
     }
-    if let Some(Ok(Err(error))) = work.claiming.join_next().await {
+    if let Some(ended) = work.claiming.join_next().await
+        && let Err(error) = work.end_claim(ended)
+    {
         work.shared.telemetry.database_failed("work", &error);
     }
 }
