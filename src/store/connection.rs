@@ -88,7 +88,7 @@ pub(super) enum Reserved {
     ReadEvents,
     /// For routing, to move the cursor; a page of events can be read at the same time.
     AdvanceCursor,
-    /// For claims.
+    /// For claims and for what is looked up before them.
     Claim,
     /// For one of the settlers.
     Settle(Settler),
@@ -101,12 +101,12 @@ pub(super) enum Reserved {
 pub enum Settler {
     /// The first; what claims and takeovers write goes over its connection too.
     First,
-    /// The second.
+    /// The second; it writes verdicts only.
     Second,
 }
 
 impl Settler {
-    /// Both settlers.
+    /// Both tasks, in their order.
     pub const ALL: [Self; 2] = [Self::First, Self::Second];
 }
 

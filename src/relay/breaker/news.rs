@@ -24,15 +24,15 @@ const LONGEST: usize = 2_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(in crate::relay) enum News {
-    /// It begins.
+    /// The relay begins a probe.
     Probing,
-    /// It failed.
+    /// Its probe failed.
     Failed,
-    /// The destination works.
+    /// Its probe succeeded.
     Works,
 }
 
-/// A notification.
+/// The text of a notification, as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Message {
     from: Uuid,
