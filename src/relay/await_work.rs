@@ -19,7 +19,10 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Shared, breaker, follow_up};
+use super::{
+    breaker, follow_up,
+    parts::{Base, Sending, Waiting},
+};
 
 /// Channel on which publishers notify.
 pub(crate) const DOORBELL: &str = "outbox_doorbell";
@@ -63,7 +66,9 @@ pub(crate) struct Bell {
 /// The listening task's end of the doorbell.
 #[derive(Debug)]
 pub(crate) struct BellTask {
-    shared: Arc<Shared>,
+    base: Arc<Base>,
+    sending: Arc<Sending>,
+    waiting: Arc<Waiting>,
     options: Option<PgConnectOptions>,
     rung: Arc<Notify>,
     missed: Arc<AtomicBool>,
@@ -77,13 +82,18 @@ enum Command {
 }
 
 /// Both ends of the doorbell. Without options the task answers that there is none.
-pub(super) fn bell(shared: Arc<Shared>, options: Option<PgConnectOptions>) -> (Bell, BellTask) {
+pub(super) fn bell(
+    base: Arc<Base>,
+    sending: Arc<Sending>,
+    waiting: Arc<Waiting>,
+    options: Option<PgConnectOptions>,
+) -> (Bell, BellTask) {
     let (commands, inbox) = mpsc::channel(8);
     let rung = Arc::new(Notify::new());
     let missed = Arc::new(AtomicBool::new(false));
     (
         Bell { rung: rung.clone(), missed: missed.clone(), commands },
-        BellTask { shared, options, rung, missed, commands: inbox },
+        BellTask { base, sending, waiting, options, rung, missed, commands: inbox },
     )
 }
 
@@ -117,7 +127,7 @@ impl BellTask {
             let why = match self.connect(&options).await {
                 Ok(listener) => {
                     waits = backon_waits();
-                    self.shared.telemetry.listener_connected();
+                    self.base.telemetry.listener_connected();
                     self.missed.store(true, Ordering::Release);
                     self.rung.notify_one();
                     match self.serve(listener, &drained).await {
@@ -127,7 +137,7 @@ impl BellTask {
                 }
                 Err(why) => why,
             };
-            self.shared.telemetry.listener_lost(&why);
+            self.base.telemetry.listener_lost(&why);
             self.rung.notify_one();
             let wait = waits.next().unwrap_or(CANARY_EVERY);
             self.without_bell(&drained, Some(wait)).await;
@@ -206,7 +216,8 @@ impl BellTask {
                         Ok(())
                     }
                     Ok(Some(notification)) if notification.channel() == breaker::CHANNEL => {
-                        if follow_up::hear(&self.shared, notification.payload()) {
+                        let index = self.base.index.load();
+                        if follow_up::hear(&index, &self.sending, &self.waiting, notification.payload()) {
                             self.rung.notify_one();
                         }
                         Ok(())
@@ -221,8 +232,8 @@ impl BellTask {
                     } else {
                         // Through the pool and not through this connection, to check the whole way. While the
                         // database is away nothing is heard either, and the listener is rebuilt.
-                        if let Err(error) = self.shared.store.ring(&listening.canary).await {
-                            self.shared.telemetry.database_failed("await_work", &error);
+                        if let Err(error) = self.base.store.ring(&listening.canary).await {
+                            self.base.telemetry.database_failed("await_work", &error);
                         }
                         Ok(())
                     }

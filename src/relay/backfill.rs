@@ -12,7 +12,11 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, await_work::DOORBELL, matching::look_at};
+use super::{
+    await_work::DOORBELL,
+    matching::look_at,
+    parts::{Base, Counted, Waiting},
+};
 use crate::{
     delivery::SubscriptionId,
     event::filter::Facts,
@@ -32,21 +36,26 @@ const SELDOM: Duration = Duration::from_secs(4);
 const IDLE: Duration = Duration::from_secs(3_600);
 
 /// Backfills until the relay is stopped.
-pub(super) async fn backfill(shared: Arc<Shared>, shutdown: CancellationToken) {
+pub(super) async fn backfill(
+    base: Arc<Base>,
+    waiting: Arc<Waiting>,
+    counted: Arc<Counted>,
+    shutdown: CancellationToken,
+) {
     let mut done: HashSet<SubscriptionId> = HashSet::new();
     let mut wait = IDLE;
     let mut again = AGAIN;
     while !shutdown.is_cancelled() {
         tokio::select! {
-            () = shared.starts.notified() => again = AGAIN,
+            () = waiting.starts.notified() => again = AGAIN,
             () = tokio::time::sleep_until((std::time::Instant::now() + wait).into()) => {}
             () = shutdown.cancelled() => return,
         }
-        wait = match round(&shared, &mut done, &shutdown).await {
+        wait = match round(&base, &waiting, &counted, &mut done, &shutdown).await {
             Ok(0) => IDLE,
             Ok(_) => again,
             Err(error) => {
-                shared.telemetry.database_failed("start", &error);
+                base.telemetry.database_failed("start", &error);
                 again.max(Duration::from_secs(1))
             }
         };
@@ -56,17 +65,19 @@ pub(super) async fn backfill(shared: Arc<Shared>, shutdown: CancellationToken) {
 
 /// Reads one part for each subscription that is not done. Returns how many subscriptions are left.
 async fn round(
-    shared: &Shared,
+    base: &Base,
+    waiting: &Waiting,
+    counted: &Counted,
     done: &mut HashSet<SubscriptionId>,
     shutdown: &CancellationToken,
 ) -> Result<usize, Error> {
-    let index = shared.index.load_full();
+    let index = base.index.load_full();
     done.retain(|id| index.get(*id).is_some());
     let asked: Vec<SubscriptionId> = index.starting().filter(|id| !done.contains(id)).collect();
     if asked.is_empty() {
         return Ok(0);
     }
-    let starts = shared.store.load_starts(&asked).await?;
+    let starts = base.store.load_starts(&asked).await?;
     let left: HashSet<SubscriptionId> = starts.iter().map(|start| start.subscription_id).collect();
     done.extend(asked.into_iter().filter(|id| !left.contains(id)));
     let mut worked = false;
@@ -77,37 +88,43 @@ async fn round(
         if let Some(subscription) =
             index.get(start.subscription_id).filter(|subscription| subscription.can_evaluate())
         {
-            worked |= part(shared, subscription, start).await.unwrap_or_else(|error| {
+            worked |= part(base, waiting, counted, subscription, start).await.unwrap_or_else(|error| {
                 // Continue with the other subscriptions.
-                shared.telemetry.database_failed("start", &error);
+                base.telemetry.database_failed("start", &error);
                 false
             });
         }
     }
     if worked {
         // Wakes the relays, including this one.
-        shared.store.ring(DOORBELL).await?;
-        shared.starts.notify_one();
+        base.store.ring(DOORBELL).await?;
+        waiting.starts.notify_one();
     }
     Ok(left.len())
 }
 
 /// Reads the next part for one subscription. Returns whether there was one.
-async fn part(shared: &Shared, subscription: &Subscription, start: &Start) -> Result<bool, Error> {
-    if shared.store.count_owed(start.subscription_id, ENOUGH).await? >= ENOUGH {
+async fn part(
+    base: &Base,
+    waiting: &Waiting,
+    counted: &Counted,
+    subscription: &Subscription,
+    start: &Start,
+) -> Result<bool, Error> {
+    if base.store.count_owed(start.subscription_id, ENOUGH).await? >= ENOUGH {
         return Ok(false);
     }
-    let past = shared.store.read_past(start, PART, subscription.needs_payload()).await?;
+    let past = base.store.read_past(start, PART, subscription.needs_payload()).await?;
     if past.is_over() {
-        shared.store.end_start(start).await?;
-        shared.telemetry.start_ended(&subscription.row.name);
+        base.store.end_start(start).await?;
+        base.telemetry.start_ended(&subscription.row.name);
         return Ok(true);
     }
     let plainly: Vec<&NewEvent> =
         past.events.iter().filter(|new| subscription.wants_plainly(&new.event)).collect();
     let mut evaluated = HashMap::with_capacity(plainly.len());
     look_at(
-        &shared.store,
+        &base.store,
         &plainly,
         |_| subscription.needs_payload(),
         |event| {
@@ -123,19 +140,19 @@ async fn part(shared: &Shared, subscription: &Subscription, start: &Start) -> Re
             Some(Wanted::No(_)) | None => {}
         }
     }
-    if !shared.store.insert_past(start, &past, &wanted).await? {
+    if !base.store.insert_past(start, &past, &wanted).await? {
         return Ok(true);
     }
     // Counted only by the relay that committed the part.
     for (new, why) in failed {
-        let is_news = shared.filter_errors.note(subscription.row.id, &why);
-        shared.telemetry.filter_failed(&subscription.row.name, &new.event, &why, is_news);
+        let is_news = counted.filter_errors.note(subscription.row.id, &why);
+        base.telemetry.filter_failed(&subscription.row.name, &new.event, &why, is_news);
     }
     if !wanted.is_empty() {
-        shared.schedule.hold_back(start.subscription_id, false);
-        shared.schedule.fall_behind(start.subscription_id);
+        waiting.schedule.hold_back(start.subscription_id, false);
+        waiting.schedule.fall_behind(start.subscription_id);
         if wanted.iter().any(|new| new.priority > 0) {
-            shared.schedule.look_back(start.subscription_id); // priority moves the due time into the past
+            waiting.schedule.look_back(start.subscription_id); // priority moves the due time into the past
         }
     }
     Ok(true)

@@ -1,18 +1,23 @@
 //! Collects what a relay needs, and checks the database before it starts.
 
 use std::{
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::PgConnectOptions;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Drained, Error, Relay, Shared, breaker, clock, dispatch, due, held, matching, pauses, prepare, schedule,
-    settle,
+    Drained, Error, Health, Relay,
+    breaker::{Breakers, Unsent},
+    clock::Clock,
+    dispatch::Dispatch,
+    parts::{Base, Parts, Sending},
+    pauses::Pauses,
 };
 use super::{Settings, telemetry::Telemetry};
 use crate::{
@@ -23,7 +28,6 @@ use crate::{
         handler::{HandlerError, Handlers},
     },
     store::{ConnectionSettings, Store, schema},
-    subscription::Index,
 };
 
 /// Collects what a relay needs.
@@ -189,30 +193,35 @@ impl Builder {
             .listen
             .or_else(|| (!self.pooler).then_some(self.options))
             .map(|options| store.listener_options(&options));
-        let shared = Arc::new(Shared {
-            dispatch: dispatch::Dispatch::new(self.settings.permits, self.settings.permits_per_subscription),
-            clock: clock::Clock::new(ahead),
+        let base = Arc::new(Base {
             store,
             settings: self.settings,
-            sinks: self.sinks,
             telemetry: self.telemetry,
-            schedule: schedule::Schedule::new(),
-            breakers: breaker::Breakers::new(0.5 * rand::random::<f64>()),
-            news: breaker::Unsent::new(),
-            leases: held::Leases::default(),
-            finished: settle::Finished::default(),
-            pauses: pauses::Pauses::default(),
-            bounds: due::Bounds::default(),
-            freed: tokio::sync::Notify::new(),
-            tallies: settle::Tallies::default(),
-            filter_errors: matching::FilterErrors::default(),
-            last_warned: prepare::LastWarned::default(),
-            index: ArcSwap::from_pointee(Index::default()),
-            starts: tokio::sync::Notify::new(),
-            draining: AtomicBool::new(false),
-            started: Instant::now(),
+            clock: Clock::new(ahead),
+            index: ArcSwap::default(),
         });
-        Ok(Relay { shared, listen })
+        let sending = Arc::new(Sending {
+            dispatch: Dispatch::new(base.settings.permits, base.settings.permits_per_subscription),
+            breakers: Breakers::new(0.5 * rand::random::<f64>()),
+            news: Unsent::new(),
+            pauses: Pauses::default(),
+            freed: Notify::new(),
+        });
+        let health = Health {
+            base: base.clone(),
+            sending: sending.clone(),
+            draining: Arc::default(),
+            started: Instant::now(),
+        };
+        let parts = Parts {
+            base,
+            sending,
+            waiting: Arc::default(),
+            counted: Arc::default(),
+            leases: Arc::default(),
+            sinks: self.sinks,
+        };
+        Ok(Relay { parts, listen, health })
     }
 
     /// Refuses a schema that is older or newer than this binary, before anything is written.

@@ -11,7 +11,13 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    Shared, breaker::Gate, deliver::Deliver, dispatch::Job, held::Lease, payloads::read_events, schedule::Due,
+    breaker::Gate,
+    deliver::Deliver,
+    dispatch::Job,
+    held::{Lease, Leases},
+    parts::{Base, Parts, Sending, Waiting},
+    payloads::read_events,
+    schedule::Due,
 };
 use crate::{
     delivery::{Reason, SubscriptionId, ranges::Ranges},
@@ -31,270 +37,282 @@ pub(super) const LATE: Duration = Duration::from_secs(15);
 /// Payloads up to so many bytes are read with a claim; larger ones when their attempts begin.
 const SMALL: i32 = 16_384;
 
-/// Claims for each of these subscriptions that has room. Returns the number of deliveries.
-pub(super) async fn claim(shared: &Arc<Shared>, deliver: &Deliver, due: Due) -> Result<usize, Error> {
-    let index = shared.index.load_full();
-    let now = Instant::now();
-    let mut rows: Vec<(Claim, Arc<Subscription>)> = Vec::new();
-    let mut backlog: Vec<BacklogClaim> = Vec::new();
-    let mut suspects: Vec<BacklogClaim> = Vec::new();
-    let mut budget = shared.dispatch.budget();
-    let turn = SubscriptionId(shared.bounds.turn.load(Ordering::Acquire));
-    // A share for each, so that what is asked for speculatively does not spend all of it.
-    let share = (budget.left() / due.all.len()).max(1);
-    let is_alone = shared.bounds.suspects_alone.load(Ordering::Acquire);
-    let in_turn =
-        due.all.range((Bound::Excluded(turn), Bound::Unbounded)).chain(due.all.range(..=turn)).copied();
-    for id in in_turn {
-        if budget.is_spent() {
-            // Its turn comes with the next claim.
-            if due.rows.contains(&id) {
-                shared.schedule.fall_behind(id);
-            }
-            continue;
-        }
-        shared.bounds.turn.store(id.0, Ordering::Release);
-        let Some(subscription) = index.get(id) else {
-            shared.schedule.catch_up(id);
-            shared.schedule.let_go(id, false);
-            shared.schedule.let_go(id, true);
-            continue;
-        };
-        let Some(most) = room(shared, subscription) else { continue };
-        let to_begin = shared.dispatch.room_to_begin(subscription, now, &budget).min(most).min(share);
-        // A breaker's probe is what was redriven, if something was.
-        let asked = if most == 1 { shared.schedule.take_asked(id) } else { None };
-        if !due.rows.contains(&id) {
-            // It has only a backlog.
-        } else if to_begin > 0 {
-            budget.spend(to_begin);
-            let room = u32::try_from(to_begin).unwrap_or(u32::MAX);
-            rows.push((
-                Claim { subscription: id, room, since: asked.or(shared.schedule.since(id)) },
-                subscription.clone(),
-            ));
-        } else if !shared.schedule.is_behind(id) {
-            shared.schedule.note(id, now + NO_ROOM);
-        }
-        let (waits, has_suspects) = shared.schedule.waits(id);
-        let own_page = subscription.outlet.settles();
-        if has_suspects {
-            let wanted = match is_alone {
-                true if shared.dispatch.has_suspects() || !suspects.is_empty() => 0,
-                true => 1,
-                false => to_begin.max(shared.dispatch.room_for_suspects(id)).min(most),
-            };
-            if wanted > 0 {
-                suspects.push(BacklogClaim { subscription: id, wanted, since: 0, own_page });
-            }
-        }
-        if waits {
-            let wanted = shared.dispatch.room_behind(subscription, now, &budget).min(most).min(share);
-            if wanted > 0 {
-                budget.spend(wanted);
-                backlog.push(BacklogClaim { subscription: id, wanted, since: 0, own_page });
-            }
-        }
-    }
-    let mut taken = 0;
-    for part in suspects.chunks(SUBSCRIPTIONS_AT_ONCE) {
-        taken += claim_backlog(shared, deliver, part, true).await?;
-    }
-    for part in rows.chunks(SUBSCRIPTIONS_AT_ONCE) {
-        taken += claim_rows(shared, deliver, part).await?;
-    }
-    for part in backlog.chunks(SUBSCRIPTIONS_AT_ONCE) {
-        taken += claim_backlog(shared, deliver, part, false).await?;
-    }
-    Ok(taken)
+/// The claim stage.
+#[derive(Debug, Clone)]
+pub(super) struct Claims {
+    base: Arc<Base>,
+    sending: Arc<Sending>,
+    waiting: Arc<Waiting>,
+    pub(super) leases: Arc<Leases>,
+    deliver: Arc<Deliver>,
 }
 
-/// How many to ask for at most; `None`: nothing may be sent now, and the schedule knows when to ask again.
-fn room(shared: &Shared, subscription: &Subscription) -> Option<usize> {
-    let id = subscription.row.id;
-    let now = Instant::now();
-    let later = |until: Option<Instant>| {
-        shared.schedule.catch_up(id);
-        // What waits in the backlog is found again with the rows.
-        if let Some(until) = until {
-            shared.schedule.note(id, until);
-        }
-    };
-    if !subscription.may_send() {
-        later(None); // resuming it reloads it, and that puts it back on the schedule
-        shared.schedule.let_go(id, false);
-        shared.schedule.let_go(id, true);
-        return None;
+impl Claims {
+    pub(super) fn new(parts: &Parts, deliver: Arc<Deliver>) -> Self {
+        let Parts { base, sending, waiting, leases, .. } = parts.clone();
+        Self { base, sending, waiting, leases, deliver }
     }
-    let asked = subscription
-        .row
-        .paused_until
-        .and_then(|until| (until - shared.clock.now()).to_std().ok())
-        .map(|pause| now + pause);
-    if let Some(until) = asked.max(shared.pauses.until(id, now)) {
-        later(Some(until));
-        return None;
-    }
-    let gate =
-        subscription.outlet.destination().map_or(Gate::Closed, |host| shared.breakers.gate(id, host, now));
-    match gate {
-        Gate::Closed => Some(usize::MAX),
-        Gate::Probe => Some(1),
-        Gate::Open(until) => {
-            later(Some(until));
-            None
-        }
-    }
-}
 
-async fn claim_rows(
-    shared: &Arc<Shared>,
-    deliver: &Deliver,
-    wanted: &[(Claim, Arc<Subscription>)],
-) -> Result<usize, Error> {
-    let claims: Vec<Claim> = wanted.iter().map(|(claim, _)| *claim).collect();
-    let token = Uuid::new_v4();
-    let began = Instant::now();
-    let started = shared.clock.now();
-    let claimed = match shared.store.claim_deliveries(&claims, token, shared.settings.lease).await {
-        Ok(claimed) => claimed,
-        Err(error) => {
-            claims.iter().for_each(|claim| shared.schedule.fall_behind(claim.subscription));
-            return Err(error);
-        }
-    };
-    let mut by_subscription: HashMap<SubscriptionId, Vec<Claimed>> = HashMap::new();
-    for row in claimed {
-        by_subscription.entry(row.subscription_id).or_default().push(row);
-    }
-    let mut jobs = Vec::new();
-    let mut expired = 0;
-    for (claim, subscription) in wanted {
-        let rows = by_subscription.remove(&claim.subscription).unwrap_or_default();
-        if rows.len() < claim.room as usize && claim.since == shared.schedule.since(claim.subscription) {
-            shared.schedule.catch_up(claim.subscription);
-            // Everything due before now has been seen; what committed late is within the margin.
-            shared.schedule.look_from(claim.subscription, started - LATE);
-        } else {
-            shared.schedule.fall_behind(claim.subscription);
-        }
-        for row in rows {
-            expired += usize::from(row.unfinished > 0);
-            // What is already in flight under an older lease of ours goes on under this one.
-            if let Some(held) = shared.leases.row(row.id, Lease::new(token, began)) {
-                jobs.push(Job::of_row(&row, subscription.clone(), held));
-            }
-        }
-    }
-    hold(shared, deliver, jobs, expired).await
-}
-
-async fn claim_backlog(
-    shared: &Arc<Shared>,
-    deliver: &Deliver,
-    claims: &[BacklogClaim],
-    suspects: bool,
-) -> Result<usize, Error> {
-    let token = Uuid::new_v4();
-    let began = Instant::now();
-    let pages = match shared.store.claim_backlog(claims, suspects, token, shared.settings.lease).await {
-        Ok(pages) => pages,
-        Err(error) => {
-            claims.iter().for_each(|claim| shared.schedule.hold_back(claim.subscription, suspects));
-            return Err(error);
-        }
-    };
-    let index = shared.index.load_full();
-    let mut got: HashMap<SubscriptionId, (usize, usize)> = HashMap::new();
-    let mut jobs = Vec::new();
-    let mut cancelled = PageBatch { tokens: vec![token], ..PageBatch::default() };
-    for page in pages {
-        let pairs = page.entries.iter().map(|entry| entry.positions.len()).sum();
-        let held = shared.leases.page(
-            page.id,
-            Lease::new(token, began),
-            (page.deaths, page.alone),
-            page.span,
-            pairs,
-        );
-        let (mut number, mut unwanted) = (0i32, Ranges::default());
-        for entry in page.entries {
-            let count = got.entry(entry.subscription).or_default();
-            count.0 += 1;
-            count.1 += entry.positions.len();
-            let subscription = index.get(entry.subscription);
-            for position in entry.positions.iter() {
-                match subscription {
-                    Some(subscription) => {
-                        jobs.push(Job::of_pair(
-                            &held,
-                            number,
-                            Position(position),
-                            entry.owed_since,
-                            subscription.clone(),
-                        ));
-                    }
-                    // Deleted meanwhile: nothing is owed.
-                    None => unwanted.insert(number),
+    /// Claims for each of these subscriptions that has room. Returns the number of deliveries.
+    pub(super) async fn claim(&self, due: Due) -> Result<usize, Error> {
+        let index = self.base.index.load_full();
+        let now = Instant::now();
+        let mut rows: Vec<(Claim, Arc<Subscription>)> = Vec::new();
+        let mut backlog: Vec<BacklogClaim> = Vec::new();
+        let mut suspects: Vec<BacklogClaim> = Vec::new();
+        let mut budget = self.sending.dispatch.budget();
+        let turn = SubscriptionId(self.waiting.bounds.turn.load(Ordering::Acquire));
+        // A share for each, so that what is asked for speculatively does not spend all of it.
+        let share = (budget.left() / due.all.len()).max(1);
+        let is_alone = self.waiting.bounds.suspects_alone.load(Ordering::Acquire);
+        let in_turn =
+            due.all.range((Bound::Excluded(turn), Bound::Unbounded)).chain(due.all.range(..=turn)).copied();
+        for id in in_turn {
+            if budget.is_spent() {
+                // Its turn comes with the next claim.
+                if due.rows.contains(&id) {
+                    self.waiting.schedule.fall_behind(id);
                 }
-                number += 1;
+                continue;
+            }
+            self.waiting.bounds.turn.store(id.0, Ordering::Release);
+            let Some(subscription) = index.get(id) else {
+                self.waiting.schedule.catch_up(id);
+                self.waiting.schedule.let_go(id, false);
+                self.waiting.schedule.let_go(id, true);
+                continue;
+            };
+            let Some(most) = self.room(subscription) else { continue };
+            let to_begin =
+                self.sending.dispatch.room_to_begin(subscription, now, &budget).min(most).min(share);
+            // A breaker's probe is what was redriven, if something was.
+            let asked = if most == 1 { self.waiting.schedule.take_asked(id) } else { None };
+            if !due.rows.contains(&id) {
+                // It has only a backlog.
+            } else if to_begin > 0 {
+                budget.spend(to_begin);
+                let room = u32::try_from(to_begin).unwrap_or(u32::MAX);
+                rows.push((
+                    Claim { subscription: id, room, since: asked.or(self.waiting.schedule.since(id)) },
+                    subscription.clone(),
+                ));
+            } else if !self.waiting.schedule.is_behind(id) {
+                self.waiting.schedule.note(id, now + NO_ROOM);
+            }
+            let (waits, has_suspects) = self.waiting.schedule.waits(id);
+            let own_page = subscription.outlet.settles();
+            if has_suspects {
+                let wanted = match is_alone {
+                    true if self.sending.dispatch.has_suspects() || !suspects.is_empty() => 0,
+                    true => 1,
+                    false => to_begin.max(self.sending.dispatch.room_for_suspects(id)).min(most),
+                };
+                if wanted > 0 {
+                    suspects.push(BacklogClaim { subscription: id, wanted, since: 0, own_page });
+                }
+            }
+            if waits {
+                let wanted =
+                    self.sending.dispatch.room_behind(subscription, now, &budget).min(most).min(share);
+                if wanted > 0 {
+                    budget.spend(wanted);
+                    backlog.push(BacklogClaim { subscription: id, wanted, since: 0, own_page });
+                }
             }
         }
-        if !unwanted.is_empty() {
-            if held.settled(u32::try_from(unwanted.len()).unwrap_or(u32::MAX)) {
-                shared.leases.release_page(page.id);
-                cancelled.finished.push(page.id);
-            } else {
-                cancelled.progress.push((page.id, unwanted));
-            }
+        let mut taken = 0;
+        for part in suspects.chunks(SUBSCRIPTIONS_AT_ONCE) {
+            taken += self.claim_backlog(part, true).await?;
         }
-    }
-    if !cancelled.is_empty() {
-        shared.store.settle_pages(&cancelled, Settler::First).await?;
-    }
-    for claim in claims {
-        let (rows, positions) = got.get(&claim.subscription).copied().unwrap_or_default();
-        if positions < claim.wanted && rows < ROWS_AT_ONCE.min(claim.wanted) {
-            if shared.schedule.let_go(claim.subscription, suspects) {
-                // The routing step beside this claim may have found no room because of it.
-                shared.dispatch.room.notify_one();
-            }
-        } else {
-            shared.schedule.hold_back(claim.subscription, suspects);
+        for part in rows.chunks(SUBSCRIPTIONS_AT_ONCE) {
+            taken += self.claim_rows(part).await?;
         }
-    }
-    if suspects {
-        // After two deaths a relay holds one suspect that has not begun: the next death is blamed on few.
-        let is_alone = jobs.iter().any(|job| job.blame() > 0);
-        shared.bounds.suspects_alone.store(is_alone, Ordering::Release);
-        if is_alone {
-            let back = jobs.split_off(1);
-            deliver.give_back(back, Reason::LeaseLost).await;
+        for part in backlog.chunks(SUBSCRIPTIONS_AT_ONCE) {
+            taken += self.claim_backlog(part, false).await?;
         }
+        Ok(taken)
     }
-    let expired = if suspects { jobs.len() } else { 0 };
-    hold(shared, deliver, jobs, expired).await
-}
 
-/// Reads the events of what was claimed, and holds it. If they cannot be read, all of it is given back.
-async fn hold(
-    shared: &Arc<Shared>,
-    deliver: &Deliver,
-    mut jobs: Vec<Job>,
-    expired: usize,
-) -> Result<usize, Error> {
-    if jobs.is_empty() {
-        return Ok(0);
+    /// How many to ask for at most; `None`: nothing may be sent now, and the schedule knows when to ask again.
+    fn room(&self, subscription: &Subscription) -> Option<usize> {
+        let id = subscription.row.id;
+        let now = Instant::now();
+        let later = |until: Option<Instant>| {
+            self.waiting.schedule.catch_up(id);
+            // What waits in the backlog is found again with the rows.
+            if let Some(until) = until {
+                self.waiting.schedule.note(id, until);
+            }
+        };
+        if !subscription.may_send() {
+            later(None); // resuming it reloads it, and that puts it back on the schedule
+            self.waiting.schedule.let_go(id, false);
+            self.waiting.schedule.let_go(id, true);
+            return None;
+        }
+        let asked = subscription
+            .row
+            .paused_until
+            .and_then(|until| (until - self.base.clock.now()).to_std().ok())
+            .map(|pause| now + pause);
+        if let Some(until) = asked.max(self.sending.pauses.until(id, now)) {
+            later(Some(until));
+            return None;
+        }
+        let gate = subscription
+            .outlet
+            .destination()
+            .map_or(Gate::Closed, |host| self.sending.breakers.gate(id, host, now));
+        match gate {
+            Gate::Closed => Some(usize::MAX),
+            Gate::Probe => Some(1),
+            Gate::Open(until) => {
+                later(Some(until));
+                None
+            }
+        }
     }
-    let count = jobs.len();
-    shared.telemetry.claimed(count, expired);
-    if let Err(error) = read_events(&shared.store, &mut jobs, SMALL).await {
-        deliver.give_back(jobs, Reason::LeaseLost).await;
-        return Err(error);
+
+    async fn claim_rows(&self, wanted: &[(Claim, Arc<Subscription>)]) -> Result<usize, Error> {
+        let claims: Vec<Claim> = wanted.iter().map(|(claim, _)| *claim).collect();
+        let token = Uuid::new_v4();
+        let began = Instant::now();
+        let started = self.base.clock.now();
+        let claimed = match self.base.store.claim_deliveries(&claims, token, self.base.settings.lease).await {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                claims.iter().for_each(|claim| self.waiting.schedule.fall_behind(claim.subscription));
+                return Err(error);
+            }
+        };
+        let mut by_subscription: HashMap<SubscriptionId, Vec<Claimed>> = HashMap::new();
+        for row in claimed {
+            by_subscription.entry(row.subscription_id).or_default().push(row);
+        }
+        let mut jobs = Vec::new();
+        let mut expired = 0;
+        for (claim, subscription) in wanted {
+            let rows = by_subscription.remove(&claim.subscription).unwrap_or_default();
+            if rows.len() < claim.room as usize
+                && claim.since == self.waiting.schedule.since(claim.subscription)
+            {
+                self.waiting.schedule.catch_up(claim.subscription);
+                // Everything due before now has been seen; what committed late is within the margin.
+                self.waiting.schedule.look_from(claim.subscription, started - LATE);
+            } else {
+                self.waiting.schedule.fall_behind(claim.subscription);
+            }
+            for row in rows {
+                expired += usize::from(row.unfinished > 0);
+                // What is already in flight under an older lease of ours goes on under this one.
+                if let Some(held) = self.leases.row(row.id, Lease::new(token, began)) {
+                    jobs.push(Job::of_row(&row, subscription.clone(), held));
+                }
+            }
+        }
+        self.hold(jobs, expired).await
     }
-    for job in &mut jobs {
-        job.bytes = job.delivery.event().map_or(0, |event| event.payload.len() + event.headers.len());
+
+    async fn claim_backlog(&self, claims: &[BacklogClaim], suspects: bool) -> Result<usize, Error> {
+        let token = Uuid::new_v4();
+        let began = Instant::now();
+        let pages =
+            match self.base.store.claim_backlog(claims, suspects, token, self.base.settings.lease).await {
+                Ok(pages) => pages,
+                Err(error) => {
+                    claims
+                        .iter()
+                        .for_each(|claim| self.waiting.schedule.hold_back(claim.subscription, suspects));
+                    return Err(error);
+                }
+            };
+        let index = self.base.index.load_full();
+        let mut got: HashMap<SubscriptionId, (usize, usize)> = HashMap::new();
+        let mut jobs = Vec::new();
+        let mut cancelled = PageBatch { tokens: vec![token], ..PageBatch::default() };
+        for page in pages {
+            let pairs = page.entries.iter().map(|entry| entry.positions.len()).sum();
+            let held = self.leases.page(
+                page.id,
+                Lease::new(token, began),
+                (page.deaths, page.alone),
+                page.span,
+                pairs,
+            );
+            let (mut number, mut unwanted) = (0i32, Ranges::default());
+            for entry in page.entries {
+                let count = got.entry(entry.subscription).or_default();
+                count.0 += 1;
+                count.1 += entry.positions.len();
+                let subscription = index.get(entry.subscription);
+                for position in entry.positions.iter() {
+                    match subscription {
+                        Some(subscription) => {
+                            jobs.push(Job::of_pair(
+                                &held,
+                                number,
+                                Position(position),
+                                entry.owed_since,
+                                subscription.clone(),
+                            ));
+                        }
+                        // Deleted meanwhile: nothing is owed.
+                        None => unwanted.insert(number),
+                    }
+                    number += 1;
+                }
+            }
+            if !unwanted.is_empty() {
+                if held.settled(u32::try_from(unwanted.len()).unwrap_or(u32::MAX)) {
+                    self.leases.release_page(page.id);
+                    cancelled.finished.push(page.id);
+                } else {
+                    cancelled.progress.push((page.id, unwanted));
+                }
+            }
+        }
+        if !cancelled.is_empty() {
+            self.base.store.settle_pages(&cancelled, Settler::First).await?;
+        }
+        for claim in claims {
+            let (rows, positions) = got.get(&claim.subscription).copied().unwrap_or_default();
+            if positions < claim.wanted && rows < ROWS_AT_ONCE.min(claim.wanted) {
+                if self.waiting.schedule.let_go(claim.subscription, suspects) {
+                    // The routing step beside this claim may have found no room because of it.
+                    self.sending.dispatch.room.notify_one();
+                }
+            } else {
+                self.waiting.schedule.hold_back(claim.subscription, suspects);
+            }
+        }
+        if suspects {
+            // After two deaths a relay holds one suspect that has not begun: the next death is blamed on few.
+            let is_alone = jobs.iter().any(|job| job.blame() > 0);
+            self.waiting.bounds.suspects_alone.store(is_alone, Ordering::Release);
+            if is_alone {
+                let back = jobs.split_off(1);
+                self.deliver.give_back(back, Reason::LeaseLost).await;
+            }
+        }
+        let expired = if suspects { jobs.len() } else { 0 };
+        self.hold(jobs, expired).await
     }
-    deliver.take(jobs);
-    Ok(count)
+
+    /// Reads the events of what was claimed, and holds it. If they cannot be read, all of it is given back.
+    async fn hold(&self, mut jobs: Vec<Job>, expired: usize) -> Result<usize, Error> {
+        if jobs.is_empty() {
+            return Ok(0);
+        }
+        let count = jobs.len();
+        self.base.telemetry.claimed(count, expired);
+        if let Err(error) = read_events(&self.base.store, &mut jobs, SMALL).await {
+            self.deliver.give_back(jobs, Reason::LeaseLost).await;
+            return Err(error);
+        }
+        for job in &mut jobs {
+            job.bytes = job.delivery.event().map_or(0, |event| event.payload.len() + event.headers.len());
+        }
+        self.deliver.take(jobs);
+        Ok(count)
+    }
 }

@@ -2,22 +2,22 @@
 //! a repeated delivery for each permit taken.
 
 use std::{
-    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::FutureExt as _;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Shared,
     attempted::{Attempted, all, answer, before, cut_off, not_tried, storable},
     breaker::{self, Gate, News},
     concurrency::Answer,
     dispatch::{Attempt, Job},
-    follow_up, payloads, prepare,
+    follow_up,
+    parts::{Base, Counted, Parts, Sending, Waiting},
+    payloads, prepare,
+    send::{any_lost, send},
 };
 use crate::{
     delivery::{Outcome, Reason},
@@ -27,8 +27,6 @@ use crate::{
     subscription::{Subscription, Wanted},
 };
 
-/// No attempt may take longer, whatever its sink says.
-const LONGEST_ATTEMPT: Duration = Duration::from_secs(60);
 /// The largest payload there is (bytes).
 const LARGEST: i32 = 262_144;
 /// A larger payload (bytes) is evaluated on a thread of its own.
@@ -39,7 +37,10 @@ const TURN: Duration = Duration::from_millis(2);
 /// The deliver stage.
 #[derive(Debug, Clone)]
 pub(super) struct Deliver {
-    shared: Arc<Shared>,
+    base: Arc<Base>,
+    sending: Arc<Sending>,
+    waiting: Arc<Waiting>,
+    counted: Arc<Counted>,
     attempts: TaskTracker,
     outcomes: mpsc::Sender<Attempted>,
     stop: CancellationToken,
@@ -57,13 +58,15 @@ struct Prepared {
 
 impl Deliver {
     pub(super) fn new(
-        shared: Arc<Shared>,
+        parts: &Parts,
         attempts: TaskTracker,
         outcomes: mpsc::Sender<Attempted>,
         stop: CancellationToken,
         dropped: CancellationToken,
     ) -> Self {
-        Self { shared, attempts, outcomes, stop, dropped, evaluations: Arc::new(Semaphore::new(1)) }
+        let Parts { base, sending, waiting, counted, .. } = parts.clone();
+        let evaluations = Arc::new(Semaphore::new(1));
+        Self { base, sending, waiting, counted, attempts, outcomes, stop, dropped, evaluations }
     }
 
     /// Holds these, and begins what may begin.
@@ -72,7 +75,7 @@ impl Deliver {
         let (urgent, others): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.is_urgent);
         for jobs in [others, urgent] {
             if !jobs.is_empty() {
-                self.shared.dispatch.add(jobs);
+                self.sending.dispatch.add(jobs);
                 self.begin();
             }
         }
@@ -91,12 +94,15 @@ impl Deliver {
 
     fn next(&self) -> Vec<Attempt> {
         let now = Instant::now();
-        let begin = self.shared.dispatch.begin(now, &|subscription| self.shared.way(subscription, now));
+        let begin = self
+            .sending
+            .dispatch
+            .begin(now, &|subscription| self.sending.way(subscription, &self.base.clock, now));
         if let Some(until) = begin.later {
             let this = self.clone();
             self.spawn(async move {
                 tokio::time::sleep_until(until.into()).await;
-                this.shared.dispatch.look_again();
+                this.sending.dispatch.look_again();
                 this.begin();
             });
         }
@@ -142,15 +148,15 @@ impl Deliver {
         let Attempt { subscription, mut jobs, .. } = attempt;
         if let Some(host) = subscription.outlet.destination() {
             let now = Instant::now();
-            if self.shared.breakers.gate(subscription.row.id, host, now) == Gate::Probe {
-                for about in self.shared.breakers.begin_probe(subscription.row.id, host, now) {
-                    self.shared.news.add(about, News::Probing);
+            if self.sending.breakers.gate(subscription.row.id, host, now) == Gate::Probe {
+                for about in self.sending.breakers.begin_probe(subscription.row.id, host, now) {
+                    self.sending.news.add(about, News::Probing);
                 }
             }
         }
         let mut reported = Vec::with_capacity(jobs.len());
         if let Err(error) = self.read_payloads(&mut jobs).await {
-            self.shared.telemetry.database_failed("deliver", &error);
+            self.base.telemetry.database_failed("deliver", &error);
             reported.extend(jobs.drain(..).map(|job| before(job, not_tried(Reason::LeaseLost), false)));
         }
         let mut answer = None;
@@ -165,12 +171,12 @@ impl Deliver {
         }
         // Before more begins: a breaker that opens now stops it.
         for attempted in reported.iter().filter(|attempted| attempted.decides) {
-            follow_up::record(&self.shared, attempted);
+            follow_up::record(&self.base, &self.sending, &self.waiting, attempted);
         }
         if !reported.iter().any(|attempted| attempted.decides) {
             self.let_another_probe(&subscription, &not_tried(Reason::LeaseLost).outcome);
         }
-        self.shared.dispatch.ended(&ended, answer, Instant::now());
+        self.sending.dispatch.ended(&ended, answer, Instant::now());
         for attempted in reported {
             self.report(attempted).await;
         }
@@ -187,7 +193,7 @@ impl Deliver {
         let mut bytes = 0;
         let mut turn = Instant::now();
         let limit = subscription.outlet.batch().map_or(0, |batch| batch.bytes);
-        let attempted_at = self.shared.clock.now();
+        let attempted_at = self.base.clock.now();
         for mut job in waiting {
             job.delivery.attempted_at = attempted_at;
             if !job.is_checked || !Arc::ptr_eq(&job.delivery.subscription, subscription) {
@@ -273,10 +279,10 @@ impl Deliver {
     fn let_another_probe(&self, subscription: &Subscription, outcome: &Outcome) {
         let id = subscription.row.id;
         if let Some(host) = subscription.outlet.destination()
-            && self.shared.breakers.probe_again(id, host, outcome, Instant::now())
+            && self.sending.breakers.probe_again(id, host, outcome, Instant::now())
         {
-            self.shared.schedule.fall_behind(id);
-            self.shared.schedule.hold_back(id, false);
+            self.waiting.schedule.fall_behind(id);
+            self.waiting.schedule.hold_back(id, false);
         }
     }
 
@@ -303,23 +309,23 @@ impl Deliver {
             Wanted::Yes => true,
             Wanted::No(_) => false,
             Wanted::Failed(why) => {
-                let is_news = self.shared.filter_errors.note(subscription.row.id, &why);
-                self.shared.telemetry.filter_failed(&subscription.row.name, event, &why, is_news);
+                let is_news = self.counted.filter_errors.note(subscription.row.id, &why);
+                self.base.telemetry.filter_failed(&subscription.row.name, event, &why, is_news);
                 false
             }
         }
     }
 
     fn outgoing(&self, job: &Job, event: &Arc<Event>) -> Result<Outgoing, Report> {
-        let Shared { index, telemetry, last_warned, .. } = &*self.shared;
-        prepare::outgoing(index.load().types(), telemetry, last_warned, job, event)
+        let Base { index, telemetry, .. } = &*self.base;
+        prepare::outgoing(index.load().types(), telemetry, &self.counted.last_warned, job, event)
     }
 
     async fn read_payloads(&self, jobs: &mut [Job]) -> Result<(), Error> {
         if jobs.iter().all(|job| job.delivery.content.is_read()) {
             return Ok(());
         }
-        payloads::read_events(&self.shared.store, jobs, LARGEST).await
+        payloads::read_events(&self.base.store, jobs, LARGEST).await
     }
 
     /// Why a delivery is not attempted at all.
@@ -332,7 +338,7 @@ impl Deliver {
         }
         // Others may take it over soon: too late to begin.
         let lease = job.held.lease();
-        if lease.lost().is_cancelled() || lease.given().elapsed() >= self.shared.settings.lease * 2 / 3 {
+        if lease.lost().is_cancelled() || lease.given().elapsed() >= self.base.settings.lease * 2 / 3 {
             return Some(not_tried(Reason::LeaseLost));
         }
         None
@@ -344,7 +350,7 @@ impl Deliver {
             Attempted { report: Report { answer: report.answer.map(storable), ..report }, ..attempted };
         let Attempted { job: Job { delivery, .. }, report, took, counts, decides, .. } = &attempted;
         if *counts {
-            self.shared.telemetry.attempted(delivery, report, *took);
+            self.base.telemetry.attempted(delivery, report, *took);
         }
         if *decides {
             self.let_another_probe(&delivery.subscription, &report.outcome);
@@ -357,42 +363,4 @@ impl Deliver {
 /// The report of a delivery that becomes a dead letter without an attempt.
 fn rejected(reason: Reason) -> Report {
     Outcome::Rejected { reason }.into()
-}
-
-/// Ends when one of their leases is lost.
-async fn any_lost(jobs: &[Job]) {
-    let mut tokens: Vec<&CancellationToken> = Vec::new();
-    for token in jobs.iter().map(|job| job.held.lease().lost()) {
-        if tokens.last().is_none_or(|last| !std::ptr::eq(*last, token)) {
-            tokens.push(token);
-        }
-    }
-    match tokens.as_slice() {
-        [] => std::future::pending().await,
-        [one] => one.cancelled().await,
-        several => {
-            futures_util::future::select_all(several.iter().map(|token| Box::pin(token.cancelled()))).await;
-        }
-    }
-}
-
-/// The sink's attempt, with its deadline, its panics, and a report for each whatever it says.
-async fn send(subscription: &Subscription, deliveries: &[Outgoing]) -> Vec<Report> {
-    let outlet = &subscription.outlet;
-    let deadline = outlet.deadline().min(LONGEST_ATTEMPT);
-    let retry = |reason| Report::from(Outcome::Retry { reason, after: None });
-    match tokio::time::timeout(deadline, AssertUnwindSafe(outlet.send(deliveries)).catch_unwind()).await {
-        Ok(Ok(reports)) if reports.len() == deliveries.len() => reports,
-        Ok(Ok(reports)) => {
-            tracing::error!(
-                sink = outlet.kind(),
-                deliveries = deliveries.len(),
-                reports = reports.len(),
-                "a sink did not report on each delivery"
-            );
-            all(deliveries.len(), &retry(Reason::SinkBroken).ambiguous())
-        }
-        Ok(Err(_)) => all(deliveries.len(), &retry(Reason::SinkPanicked)),
-        Err(_) => all(deliveries.len(), &cut_off(Reason::Timeout)),
-    }
 }

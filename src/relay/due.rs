@@ -6,7 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Shared, claim::LATE, takeover};
+use super::{
+    breaker::Breakers,
+    claim::LATE,
+    parts::{Base, Waiting},
+};
 use crate::{delivery::SubscriptionId, store::Error};
 
 /// Deliveries of a deleted subscription that are cancelled in one statement.
@@ -26,50 +30,55 @@ pub(super) struct Bounds {
     pub(super) suspects_alone: AtomicBool,
 }
 
-/// Finds the subscriptions that have something due, and takes over what dead relays held.
-pub(super) async fn look_for_due(shared: &Shared, everything: bool, now: Instant) -> Result<(), Error> {
-    takeover::take_over(shared, everything).await?;
-    let since = (!everything).then(|| shared.clock.now() - shared.settings.poll.unwrap_or(LATE) * 2 - LATE);
-    for due in shared.store.find_due(since).await? {
-        let index = shared.index.load();
+/// Finds the subscriptions that have something due.
+pub(super) async fn look_for_due(
+    base: &Base,
+    waiting: &Waiting,
+    breakers: &Breakers,
+    everything: bool,
+    now: Instant,
+) -> Result<(), Error> {
+    let since = (!everything).then(|| base.clock.now() - base.settings.poll.unwrap_or(LATE) * 2 - LATE);
+    for due in base.store.find_due(since).await? {
+        let index = base.index.load();
         let Some(subscription) = index.get(due.subscription_id) else {
-            shared.schedule.orphan(due.subscription_id);
+            waiting.schedule.orphan(due.subscription_id);
             continue;
         };
         if let Some(due_at) = due.asked_due_at
-            && shared.schedule.ask(due.subscription_id, due_at)
+            && waiting.schedule.ask(due.subscription_id, due_at)
         {
-            shared.schedule.look_back(due.subscription_id);
+            waiting.schedule.look_back(due.subscription_id);
             if let Some(host) = subscription.outlet.destination() {
-                shared.breakers.probe_now(due.subscription_id, host, now);
+                breakers.probe_now(due.subscription_id, host, now);
             }
         }
         if due.due_in <= 0.0 {
-            shared.schedule.fall_behind(due.subscription_id);
+            waiting.schedule.fall_behind(due.subscription_id);
         } else if due.due_in < 3_600.0 {
-            shared.schedule.note(due.subscription_id, now + Duration::from_secs_f64(due.due_in));
+            waiting.schedule.note(due.subscription_id, now + Duration::from_secs_f64(due.due_in));
         }
     }
-    let newest = shared.bounds.backlog.load(Ordering::Acquire);
-    for held in shared.store.find_backlog((!everything).then_some(newest - LATE_IDS)).await? {
-        shared.bounds.backlog.fetch_max(held.newest, Ordering::AcqRel);
-        if shared.index.load().get(held.subscription).is_none() {
-            shared.schedule.orphan(held.subscription);
+    let newest = waiting.bounds.backlog.load(Ordering::Acquire);
+    for held in base.store.find_backlog((!everything).then_some(newest - LATE_IDS)).await? {
+        waiting.bounds.backlog.fetch_max(held.newest, Ordering::AcqRel);
+        if base.index.load().get(held.subscription).is_none() {
+            waiting.schedule.orphan(held.subscription);
         } else {
-            shared.schedule.hold_back(held.subscription, held.is_suspect);
+            waiting.schedule.hold_back(held.subscription, held.is_suspect);
         }
     }
-    for subscription in shared.schedule.orphans() {
-        cancel_orphans(shared, subscription).await?;
+    for subscription in waiting.schedule.orphans() {
+        cancel_orphans(base, waiting, subscription).await?;
     }
     Ok(())
 }
 
 /// One that is merely invalid keeps what it is owed: the statement looks for the row.
-async fn cancel_orphans(shared: &Shared, subscription: SubscriptionId) -> Result<(), Error> {
-    let cancelled = shared.store.cancel_orphans(subscription, ORPHANS_AT_ONCE).await?;
+async fn cancel_orphans(base: &Base, waiting: &Waiting, subscription: SubscriptionId) -> Result<(), Error> {
+    let cancelled = base.store.cancel_orphans(subscription, ORPHANS_AT_ONCE).await?;
     if cancelled < ORPHANS_AT_ONCE.unsigned_abs() {
-        shared.schedule.cancelled(subscription);
+        waiting.schedule.cancelled(subscription);
     }
     if cancelled > 0 {
         tracing::info!(

@@ -17,11 +17,8 @@ use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::telemetry::Telemetry;
-use crate::{
-    delivery::{DeliveryId, PageId},
-    store::Store,
-};
+use super::parts::Base;
+use crate::delivery::{DeliveryId, PageId};
 
 /// Age at which leases are renewed, or three tenths of a lease that is shorter than ten seconds.
 const RENEW_AFTER: Duration = Duration::from_secs(3);
@@ -258,13 +255,9 @@ fn tokens<'l>(leases: impl Iterator<Item = &'l Lease>) -> Vec<Uuid> {
 }
 
 /// Renews leases until the relay has drained.
-pub(super) async fn renew(
-    store: &Store,
-    leases: &Leases,
-    telemetry: &Telemetry,
-    length: Duration,
-    drained: CancellationToken,
-) {
+pub(super) async fn renew(base: Arc<Base>, leases: Arc<Leases>, drained: CancellationToken) {
+    let Base { store, telemetry, settings, .. } = &*base;
+    let length = settings.lease;
     let mut look = tokio::time::interval(LOOK_EVERY.min(length / 6));
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // Attempts must be stopped in time when a renewal takes long.

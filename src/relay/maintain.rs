@@ -3,12 +3,15 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Shared, breaker::About};
+use super::{
+    breaker::About,
+    parts::{Base, Counted, Sending},
+};
 use crate::{
     delivery::SubscriptionId,
     store::{RelayReport, SubscriptionReport},
@@ -20,7 +23,13 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 const MEASURE_ROUNDS: u32 = 3;
 
 /// Maintains until the relay is stopped.
-pub(super) async fn maintain(shared: Arc<Shared>, shutdown: CancellationToken) {
+pub(super) async fn maintain(
+    base: Arc<Base>,
+    sending: Arc<Sending>,
+    counted: Arc<Counted>,
+    shutdown: CancellationToken,
+) {
+    let started = Instant::now();
     let mut rounds = tokio::time::interval(REPORT_EVERY);
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut round = 0u32;
@@ -30,20 +39,20 @@ pub(super) async fn maintain(shared: Arc<Shared>, shutdown: CancellationToken) {
             _ = rounds.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        let numbers = shared.dispatch.numbers();
-        shared.telemetry.permits_measured(shared.dispatch.free_permits(), shared.breakers.open().len());
-        shared.telemetry.held_measured(numbers.ahead, numbers.in_flight, numbers.unsettled);
-        if let Err(error) = report(&shared, &mut reported).await {
-            shared.telemetry.database_failed("maintain", &error);
+        let numbers = sending.dispatch.numbers();
+        base.telemetry.permits_measured(sending.dispatch.free_permits(), sending.breakers.open().len());
+        base.telemetry.held_measured(numbers.ahead, numbers.in_flight, numbers.unsettled);
+        if let Err(error) = report(&base, &sending, &counted, started, &mut reported).await {
+            base.telemetry.database_failed("maintain", &error);
         }
         if round.is_multiple_of(MEASURE_ROUNDS) {
-            match shared.store.measure_backlog().await {
-                Ok(rows) => shared.telemetry.backlog_measured(&rows),
-                Err(error) => shared.telemetry.database_failed("maintain", &error),
+            match base.store.measure_backlog().await {
+                Ok(rows) => base.telemetry.backlog_measured(&rows),
+                Err(error) => base.telemetry.database_failed("maintain", &error),
             }
-            match shared.store.inspect().await {
-                Ok(ahead) => shared.set_clock(ahead),
-                Err(error) => shared.telemetry.database_failed("maintain", &error),
+            match base.store.inspect().await {
+                Ok(ahead) => base.clock.set(ahead),
+                Err(error) => base.telemetry.database_failed("maintain", &error),
             }
         }
         round = round.wrapping_add(1);
@@ -52,12 +61,15 @@ pub(super) async fn maintain(shared: Arc<Shared>, shutdown: CancellationToken) {
 
 /// Tells the database that this relay lives, and of the subscriptions whose figures changed.
 async fn report(
-    shared: &Shared,
+    base: &Base,
+    sending: &Sending,
+    counted: &Counted,
+    started: Instant,
     reported: &mut HashMap<SubscriptionId, SubscriptionReport>,
 ) -> Result<(), crate::store::Error> {
-    let open = shared.breakers.open();
-    let index = shared.index.load();
-    let (tallies, filter_errors) = (shared.tallies.all(), shared.filter_errors.report());
+    let open = sending.breakers.open();
+    let index = base.index.load();
+    let (tallies, filter_errors) = (counted.tallies.all(), counted.filter_errors.report());
     let ids: BTreeSet<SubscriptionId> = tallies.keys().chain(filter_errors.keys()).copied().collect();
     let figures: Vec<SubscriptionReport> = ids
         .into_iter()
@@ -78,17 +90,17 @@ async fn report(
             (reported.get(&id) != Some(&figures)).then_some(figures)
         })
         .collect();
-    let numbers = shared.dispatch.numbers();
+    let numbers = sending.dispatch.numbers();
     let report = RelayReport {
-        relay: shared.settings.name.clone(),
-        uptime: shared.started.elapsed(),
-        permits: i32::try_from(shared.settings.permits).unwrap_or(i32::MAX),
+        relay: base.settings.name.clone(),
+        uptime: started.elapsed(),
+        permits: i32::try_from(base.settings.permits).unwrap_or(i32::MAX),
         in_flight: i32::try_from(numbers.in_flight).unwrap_or(i32::MAX),
         leased_ahead: i32::try_from(numbers.ahead).unwrap_or(i32::MAX),
         unsettled: i32::try_from(numbers.unsettled).unwrap_or(i32::MAX),
         subscriptions: figures,
     };
-    shared.store.report_relay(&report).await?;
+    base.store.report_relay(&report).await?;
     reported.extend(report.subscriptions.into_iter().map(|figures| (figures.id, figures)));
     Ok(())
 }

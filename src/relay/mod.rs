@@ -32,6 +32,7 @@ mod follow_up;
 mod held;
 mod maintain;
 mod matching;
+mod parts;
 mod pauses;
 mod payloads;
 mod plan;
@@ -39,10 +40,12 @@ mod prepare;
 mod reload;
 mod route;
 mod schedule;
+mod send;
 mod settings;
 mod settle;
 mod takeover;
 pub mod telemetry;
+mod tidy;
 mod way;
 mod work;
 
@@ -54,21 +57,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
 use sqlx::{PgPool, postgres::PgConnectOptions};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::telemetry::Telemetry;
 pub use self::{
     builder::Builder,
     settings::{AttemptLog, Settings},
 };
-use crate::{
-    sink::Registry,
-    store::{self, Store, schema},
-    subscription::Index,
+use self::{
+    parts::{Base, Parts, Sending},
+    telemetry::Telemetry,
 };
+use crate::store::{self, schema};
 
 /// Why a relay did not start or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -108,49 +109,18 @@ pub struct Drained {
 /// A relay: delivers committed events to the subscriptions that want them.
 #[derive(Debug)]
 pub struct Relay {
-    shared: Arc<Shared>,
+    parts: Parts,
     listen: Option<PgConnectOptions>,
+    health: Health,
 }
 
 /// Reports whether a relay can work. Usable after the relay has ended.
 #[derive(Debug, Clone)]
 pub struct Health {
-    shared: Arc<Shared>,
-}
-
-/// State that the stages share. The only record of an event is never here, but in the database.
-#[derive(Debug)]
-struct Shared {
-    store: Store,
-    settings: Settings,
-    sinks: Registry,
-    telemetry: Arc<Telemetry>,
-    dispatch: dispatch::Dispatch,
-    clock: clock::Clock,
-    schedule: schedule::Schedule,
-    breakers: breaker::Breakers,
-    news: breaker::Unsent,
-    leases: held::Leases,
-    finished: settle::Finished,
-    pauses: pauses::Pauses,
-    bounds: due::Bounds,
-    /// Notified when permits were returned.
-    freed: tokio::sync::Notify,
-    tallies: settle::Tallies,
-    filter_errors: matching::FilterErrors,
-    last_warned: prepare::LastWarned,
-    index: ArcSwap<Index>,
-    /// Notified when there may be past events to backfill.
-    starts: tokio::sync::Notify,
-    draining: AtomicBool,
+    base: Arc<Base>,
+    sending: Arc<Sending>,
+    draining: Arc<AtomicBool>,
     started: Instant,
-}
-
-impl Shared {
-    /// Sets by how many seconds the database's clock is ahead of this machine's.
-    fn set_clock(&self, ahead: f64) {
-        self.clock.set(ahead);
-    }
 }
 
 impl Relay {
@@ -167,13 +137,13 @@ impl Relay {
     /// A handle that reports whether this relay can work.
     #[must_use]
     pub fn health(&self) -> Health {
-        Health { shared: self.shared.clone() }
+        self.health.clone()
     }
 
     /// Metrics and signals of this relay.
     #[must_use]
     pub fn telemetry(&self) -> &Arc<Telemetry> {
-        &self.shared.telemetry
+        &self.parts.base.telemetry
     }
 
     /// Works until `shutdown` is cancelled. Then finishes what is in flight within `relay.drain`, and gives
@@ -182,52 +152,58 @@ impl Relay {
     /// # Errors
     /// When a stage panicked. A database that is away is waited for.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Drained, Error> {
-        let Self { shared, listen } = self;
+        let Self { parts, listen, health } = self;
+        let Parts { base, sending, waiting, counted, leases, .. } = parts.clone();
         let drained = CancellationToken::new();
         let stages = TaskTracker::new();
         let attempts = TaskTracker::new();
         let (outcomes, outcomes_inbox) = mpsc::channel(65_536);
-        let (bell, bell_task) = await_work::bell(shared.clone(), listen);
+        let (bell, bell_task) = await_work::bell(base.clone(), sending.clone(), waiting.clone(), listen);
         let stop_attempts = CancellationToken::new();
         // Dropping this future instead of cancelling `shutdown` ends the stages without a drain.
         let dropped = CancellationToken::new();
         let _dropped = dropped.clone().drop_guard();
 
         stages.spawn(dropped.clone().run_until_cancelled_owned(bell_task.listen(drained.clone())));
-        let (renewing, until) = (shared.clone(), drained.clone());
-        stages.spawn(dropped.clone().run_until_cancelled_owned(async move {
-            let Shared { store, leases, telemetry, settings, .. } = &*renewing;
-            held::renew(store, leases, telemetry, settings.lease, until).await;
-        }));
-        let (telling, until) = (shared.clone(), drained.clone());
-        stages.spawn(dropped.clone().run_until_cancelled_owned(async move {
-            follow_up::tell(&telling.store, &telling.telemetry, &telling.news, until).await;
-        }));
-        stages.spawn(
-            dropped.clone().run_until_cancelled_owned(maintain::maintain(shared.clone(), shutdown.clone())),
-        );
-        stages.spawn(
-            dropped.clone().run_until_cancelled_owned(backfill::backfill(shared.clone(), shutdown.clone())),
-        );
+        stages.spawn(dropped.clone().run_until_cancelled_owned(held::renew(
+            base.clone(),
+            leases.clone(),
+            drained.clone(),
+        )));
+        stages.spawn(dropped.clone().run_until_cancelled_owned(follow_up::tell(
+            base.clone(),
+            sending.clone(),
+            drained.clone(),
+        )));
+        stages.spawn(dropped.clone().run_until_cancelled_owned(maintain::maintain(
+            base.clone(),
+            sending.clone(),
+            counted.clone(),
+            shutdown.clone(),
+        )));
+        stages.spawn(dropped.clone().run_until_cancelled_owned(backfill::backfill(
+            base.clone(),
+            waiting.clone(),
+            counted.clone(),
+            shutdown.clone(),
+        )));
         let deliver = Arc::new(deliver::Deliver::new(
-            shared.clone(),
+            &parts,
             attempts.clone(),
             outcomes,
             stop_attempts.clone(),
             dropped.clone(),
         ));
-        let inbox: settle::Inbox = Arc::new(tokio::sync::Mutex::new(outcomes_inbox));
-        let settling = store::Settler::ALL.map(|settler| {
-            let settler = settle::settle(shared.clone(), inbox.clone(), settler, Arc::downgrade(&deliver));
-            stages.spawn(dropped.clone().run_until_cancelled_owned(settler))
-        });
-        stages.spawn(dropped.clone().run_until_cancelled_owned(work::tidy(
-            shared.clone(),
+        let settling = settle::Settle::both(&parts, outcomes_inbox, &deliver)
+            .map(|settler| stages.spawn(dropped.clone().run_until_cancelled_owned(settler.settle())));
+        stages.spawn(dropped.clone().run_until_cancelled_owned(tidy::tidy(
+            base.clone(),
+            sending.clone(),
             deliver.clone(),
             shutdown.clone(),
         )));
         let working = stages.spawn(dropped.clone().run_until_cancelled_owned(work::work(
-            shared.clone(),
+            parts,
             bell,
             deliver.clone(),
             shutdown.clone(),
@@ -235,14 +211,14 @@ impl Relay {
         stages.close();
 
         let worked = working.await;
-        shared.draining.store(true, Ordering::Release);
-        let numbers = shared.dispatch.numbers();
-        shared.telemetry.stopping(&shared.settings.name, (numbers.in_flight + numbers.unsettled) as usize);
+        health.draining.store(true, Ordering::Release);
+        let numbers = sending.dispatch.numbers();
+        base.telemetry.stopping(&base.settings.name, (numbers.in_flight + numbers.unsettled) as usize);
         // Deliveries that have not begun are given back at once.
-        let back = shared.dispatch.stop();
+        let back = sending.dispatch.stop();
         deliver.give_back(back, crate::delivery::Reason::RelayStopped).await;
         attempts.close();
-        let complete = tokio::time::timeout(shared.settings.drain, attempts.wait()).await.is_ok();
+        let complete = tokio::time::timeout(base.settings.drain, attempts.wait()).await.is_ok();
         let left = if complete { 0 } else { attempts.len() };
         // Attempts that are cut off report it, and their deliveries are given back at once.
         stop_attempts.cancel();
@@ -250,7 +226,7 @@ impl Relay {
         drop(deliver);
         // All senders are dropped: settling ends when its queue is empty, unless the database stays away.
         let settled = tokio::time::timeout(
-            shared.settings.lease.max(Duration::from_secs(5)),
+            base.settings.lease.max(Duration::from_secs(5)),
             futures_util::future::join_all(settling),
         )
         .await;
@@ -258,12 +234,12 @@ impl Relay {
         if tokio::time::timeout(Duration::from_secs(15), stages.wait()).await.is_err() {
             tracing::warn!("a stage did not end in time and is abandoned");
         }
-        let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.leave_relay(&shared.settings.name))
-            .await;
-        let _ = tokio::time::timeout(Duration::from_secs(2), shared.store.close()).await;
-        let (pages, rows) = shared.leases.count();
-        let unsettled = (shared.dispatch.numbers().unsettled as usize).max(pages + rows);
-        shared.telemetry.stopped(&shared.settings.name, left.max(unsettled));
+        let _ =
+            tokio::time::timeout(Duration::from_secs(2), base.store.leave_relay(&base.settings.name)).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), base.store.close()).await;
+        let (pages, rows) = leases.count();
+        let unsettled = (sending.dispatch.numbers().unsettled as usize).max(pages + rows);
+        base.telemetry.stopped(&base.settings.name, left.max(unsettled));
         match (worked, settled) {
             (Err(_), _) => Err(Error::StagePanicked),
             (_, Ok(ended)) if ended.iter().any(Result::is_err) => Err(Error::StagePanicked),
@@ -278,10 +254,10 @@ impl Health {
     /// # Errors
     /// What is wrong, as a sentence.
     pub async fn ready(&self) -> Result<(), String> {
-        if self.shared.draining.load(Ordering::Acquire) {
+        if self.draining.load(Ordering::Acquire) {
             return Err("draining".to_owned());
         }
-        match tokio::time::timeout(Duration::from_secs(3), self.shared.store.inspect()).await {
+        match tokio::time::timeout(Duration::from_secs(3), self.base.store.inspect()).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(crate::relay::telemetry::chain(&error)),
             Err(_) => Err("the database did not answer within 3 s".to_owned()),
@@ -291,23 +267,23 @@ impl Health {
     /// The state of the relay as JSON, for `/readyz?verbose`.
     #[must_use]
     pub fn state(&self) -> serde_json::Value {
-        let shared = &self.shared;
-        let numbers = shared.dispatch.numbers();
-        let index = shared.index.load();
+        let (base, sending) = (&self.base, &self.sending);
+        let numbers = sending.dispatch.numbers();
+        let index = base.index.load();
         serde_json::json!({
-            "relay": shared.settings.name,
+            "relay": base.settings.name,
             "version": env!("CARGO_PKG_VERSION"),
-            "uptime_seconds": shared.started.elapsed().as_secs(),
-            "draining": shared.draining.load(Ordering::Acquire),
-            "permits": shared.settings.permits,
-            "free_permits": shared.dispatch.free_permits(),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "draining": self.draining.load(Ordering::Acquire),
+            "permits": base.settings.permits,
+            "free_permits": sending.dispatch.free_permits(),
             "leased_ahead": numbers.ahead,
             "leased_ahead_bytes": numbers.ahead_bytes,
             "in_flight": numbers.in_flight,
             "unsettled": numbers.unsettled,
             "subscriptions": index.iter().count(),
             "generation": index.generation,
-            "open_breakers": shared.breakers.open().into_keys().map(|about| match about {
+            "open_breakers": sending.breakers.open().into_keys().map(|about| match about {
                 breaker::About::Host(host) => host.to_string(),
                 breaker::About::Subscription(id) => {
                     index.get(id).map_or_else(String::new, |one| one.row.name.clone())

@@ -7,10 +7,15 @@ use std::{
     time::Instant,
 };
 
-use super::{Shared, breaker::About, deliver::Deliver};
+use super::{
+    breaker::About,
+    deliver::Deliver,
+    parts::{Base, Counted, Parts, Sending, Waiting},
+};
 use crate::{
     delivery::SubscriptionId,
     event::types::{EventType, Types},
+    sink::Registry,
     store::{Error, StateChange, SubscriptionRow, SubscriptionState},
     subscription::{Index, Subscription},
 };
@@ -18,7 +23,11 @@ use crate::{
 /// Subscriptions and event types as last read.
 #[derive(Debug)]
 pub(super) struct Reload {
-    shared: Arc<Shared>,
+    base: Arc<Base>,
+    sending: Arc<Sending>,
+    waiting: Arc<Waiting>,
+    counted: Arc<Counted>,
+    sinks: Registry,
     deliver: Arc<Deliver>,
     snapshot: Option<String>,
     subscriptions: BTreeMap<SubscriptionId, Arc<Subscription>>,
@@ -34,9 +43,14 @@ fn grows_only_its_pause(before: &SubscriptionRow, row: &SubscriptionRow) -> bool
 }
 
 impl Reload {
-    pub(super) fn new(shared: Arc<Shared>, deliver: Arc<Deliver>) -> Self {
+    pub(super) fn new(parts: &Parts, deliver: Arc<Deliver>) -> Self {
+        let Parts { base, sending, waiting, counted, sinks, .. } = parts.clone();
         Self {
-            shared,
+            base,
+            sending,
+            waiting,
+            counted,
+            sinks,
             deliver,
             snapshot: None,
             subscriptions: BTreeMap::new(),
@@ -50,18 +64,18 @@ impl Reload {
     /// # Errors
     /// Those of the database. The old index then stays.
     pub(super) async fn load(&mut self) -> Result<(), Error> {
-        let shared = self.shared.clone();
-        let loaded = shared.store.load_subscriptions(self.snapshot.as_deref()).await?;
+        let (base, sending, waiting) = (self.base.clone(), self.sending.clone(), self.waiting.clone());
+        let loaded = base.store.load_subscriptions(self.snapshot.as_deref()).await?;
         // Read after the generation: a type that changes in between changes it again.
         let (types, checked_types) = self.load_types().await?;
         let ids: HashSet<SubscriptionId> = loaded.ids.into_iter().collect();
         for deleted in self.subscriptions.keys().filter(|id| !ids.contains(id)) {
-            shared.schedule.orphan(*deleted);
+            waiting.schedule.orphan(*deleted);
         }
         self.subscriptions.retain(|id, _| ids.contains(id));
         self.invalid.retain(|id, _| ids.contains(id));
         for (id, why) in &loaded.unreadable {
-            shared.telemetry.subscription_unreadable(*id, why);
+            base.telemetry.subscription_unreadable(*id, why);
         }
         let mut states = Vec::new();
         let mut resumed = Vec::new();
@@ -73,11 +87,11 @@ impl Reload {
                 && let Some(until) = pause
             {
                 // Destinations that answer 429 move it often: the sink is not bound again for that.
-                let length = (until - shared.clock.now()).to_std().unwrap_or_default();
-                shared.pauses.pause(id, length, Instant::now());
+                let length = (until - base.clock.now()).to_std().unwrap_or_default();
+                sending.pauses.pause(id, length, Instant::now());
                 continue;
             }
-            let (subscription, problem) = Subscription::bind(row, &shared.sinks);
+            let (subscription, problem) = Subscription::bind(row, &self.sinks);
             match problem {
                 // A relay that can serve it overrules one that cannot.
                 None => {
@@ -114,43 +128,43 @@ impl Reload {
             let before = self.subscriptions.insert(id, Arc::new(subscription));
             let could_send =
                 before.is_some_and(|before| before.may_send() && before.row.paused_until == pause);
-            if may_send && (!could_send || shared.pauses.is_paused(id, Instant::now())) {
+            if may_send && (!could_send || sending.pauses.is_paused(id, Instant::now())) {
                 resumed.push(id);
             }
         }
         let index = Index::new(loaded.generation, self.subscriptions.values().cloned()).with_types(types);
-        shared.dispatch.share_among(index.sendable());
-        shared.telemetry.reloaded(loaded.generation, self.subscriptions.len(), self.invalid.len());
+        sending.dispatch.share_among(index.sendable());
+        base.telemetry.reloaded(loaded.generation, self.subscriptions.len(), self.invalid.len());
         let destinations: HashSet<Arc<str>> =
             index.iter().filter_map(|subscription| subscription.outlet.destination().cloned()).collect();
         let ids: HashSet<SubscriptionId> = index.iter().map(|subscription| subscription.row.id).collect();
-        shared.breakers.keep_only(|about| match about {
+        sending.breakers.keep_only(|about| match about {
             About::Host(host) => destinations.contains(host),
             About::Subscription(id) => ids.contains(id),
         });
         let index = Arc::new(index);
-        shared.index.store(index.clone());
-        shared.starts.notify_one();
+        base.index.store(index.clone());
+        waiting.starts.notify_one();
         for id in resumed {
-            shared.pauses.end(id);
-            shared.schedule.note(id, Instant::now());
-            shared.schedule.hold_back(id, false);
-            shared.schedule.hold_back(id, true);
+            sending.pauses.end(id);
+            waiting.schedule.note(id, Instant::now());
+            waiting.schedule.hold_back(id, false);
+            waiting.schedule.hold_back(id, true);
         }
         // Nothing begins under an old version.
-        let back = shared.dispatch.follow(|id| index.get(id));
+        let back = sending.dispatch.follow(|id| index.get(id));
         self.deliver.give_back(back, crate::delivery::Reason::LeaseLost).await;
         // After the index was replaced: a transaction that has locked such a row must not delay that.
         for read in checked_types {
             let problem = read.problem();
-            if shared.store.set_event_type_state(&read.row, problem.as_deref()).await? {
-                shared.telemetry.event_type_checked(&read.row.topic, read.row.version, problem.as_deref());
+            if base.store.set_event_type_state(&read.row, problem.as_deref()).await? {
+                base.telemetry.event_type_checked(&read.row.topic, read.row.version, problem.as_deref());
             }
         }
-        let recorded = shared.store.set_subscription_states(&states).await?;
+        let recorded = base.store.set_subscription_states(&states).await?;
         for change in states.iter().filter(|change| recorded.contains(&change.id)) {
             let name = index.get(change.id).map_or("", |one| &one.row.name);
-            shared.telemetry.subscription_changed(name, change.to, change.reason.as_deref().unwrap_or(""));
+            base.telemetry.subscription_changed(name, change.to, change.reason.as_deref().unwrap_or(""));
         }
         self.snapshot = Some(loaded.snapshot);
         Ok(())
@@ -158,11 +172,10 @@ impl Reload {
 
     /// Reads the types that changed. The second value has those whose recorded problem is not the real one.
     async fn load_types(&mut self) -> Result<(Arc<Types>, Vec<Arc<EventType>>), Error> {
-        let shared = self.shared.clone();
-        let loaded = shared.store.load_event_types(self.snapshot.as_deref()).await?;
+        let loaded = self.base.store.load_event_types(self.snapshot.as_deref()).await?;
         let ids: HashSet<i64> = loaded.ids.into_iter().collect();
         self.types.retain(|id, _| ids.contains(id));
-        shared.last_warned.keep_only(|id| ids.contains(&id));
+        self.counted.last_warned.keep_only(|id| ids.contains(&id));
         let mut changed_problems = Vec::new();
         for row in loaded.rows {
             // Compiling takes a while, so it does not run on a thread of the runtime.

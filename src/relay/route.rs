@@ -14,12 +14,12 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    Shared,
     deliver::Deliver,
     delivery::{Content, Delivery},
     dispatch::Job,
-    held::{Held, Lease},
+    held::{Held, Lease, Leases},
     matching::MatchCache,
+    parts::{Base, Counted, Parts, Sending, Waiting},
     plan::{Plan, Room, Standing, Wanting, plan},
     reload::Reload,
     way::Way,
@@ -28,7 +28,7 @@ use crate::{
     delivery::{PageId, SubscriptionId},
     event::Event,
     store::{Advance, Cursor, Error, NewEvent, Read},
-    subscription::Index,
+    subscription::{Index, Subscription},
 };
 
 /// Events read in one step: at most.
@@ -58,7 +58,11 @@ pub(super) enum Step {
 /// The route stage.
 #[derive(Debug)]
 pub(super) struct Route {
-    shared: Arc<Shared>,
+    base: Arc<Base>,
+    sending: Arc<Sending>,
+    waiting: Arc<Waiting>,
+    counted: Arc<Counted>,
+    leases: Arc<Leases>,
     /// The cursor after the last step; none if another relay has moved it since.
     cursor: Option<Cursor>,
     /// Subscriptions with a backfill whose end a step of this relay has fixed.
@@ -71,15 +75,24 @@ pub(super) struct Route {
 }
 
 impl Route {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(parts: &Parts) -> Self {
+        let Parts { base, sending, waiting, counted, leases, .. } = parts.clone();
         Self {
-            shared,
+            base,
+            sending,
+            waiting,
+            counted,
+            leases,
             cursor: None,
             fixed: HashSet::new(),
             ahead: None,
             fanout: 1.0,
             matches: MatchCache::default(),
         }
+    }
+
+    fn way(&self, subscription: &Subscription, now: Instant) -> Way {
+        self.sending.way(subscription, &self.base.clock, now)
     }
 
     fn overtaken(&mut self) -> Step {
@@ -89,20 +102,20 @@ impl Route {
     }
 
     pub(super) async fn route(&mut self, reload: &mut Reload, deliver: &Deliver) -> Result<Step, Error> {
-        let index = self.shared.index.load_full();
+        let index = self.base.index.load_full();
         if self.must_hold(&index) {
             return Ok(Step::NoRoom);
         }
         let ahead = self.ahead.take();
         let cursor = match self.cursor.take() {
             Some(cursor) => cursor,
-            None => self.shared.store.load_cursor(0).await?,
+            None => self.base.store.load_cursor(0).await?,
         };
         let read = match ahead {
             Some(read) => read,
             None => {
                 let with_payloads = self.reads_payloads(&index);
-                let Some(read) = self.shared.store.read_events(&cursor, self.page(), with_payloads).await?
+                let Some(read) = self.base.store.read_events(&cursor, self.page(), with_payloads).await?
                 else {
                     return Ok(self.overtaken());
                 };
@@ -114,13 +127,13 @@ impl Route {
             reload.load().await?;
         }
         let starting: Vec<SubscriptionId> =
-            self.shared.index.load().starting().filter(|id| !self.fixed.contains(id)).collect();
+            self.base.index.load().starting().filter(|id| !self.fixed.contains(id)).collect();
         if read.events.is_empty() && !read.closes_window() && !read.was_slow && starting.is_empty() {
             self.cursor = Some(cursor);
             return Ok(Step::Nothing);
         }
-        let index = self.shared.index.load_full();
-        self.matches.evaluate(&self.shared.store, &index, &read.events).await?;
+        let index = self.base.index.load_full();
+        self.matches.evaluate(&self.base.store, &index, &read.events).await?;
         let plan = self.plan(&index, &read.events);
         if plan.events == 0 && !read.events.is_empty() {
             self.cursor = Some(cursor);
@@ -130,7 +143,7 @@ impl Route {
         let more = read.has_more() || advance != Advance::All;
         let token = Uuid::new_v4();
         let began = Instant::now();
-        let store = &self.shared.store;
+        let store = &self.base.store;
         let next_page = async {
             if more && advance == Advance::All {
                 store.read_ahead(&cursor, &read, advance, self.page(), self.reads_payloads(&index)).await
@@ -138,7 +151,7 @@ impl Route {
                 Ok(None)
             }
         };
-        let lease = self.shared.settings.lease;
+        let lease = self.base.settings.lease;
         let (advanced, ahead) = tokio::join!(
             store.advance_cursor(&cursor, &read, advance, &plan.routed, token, lease, &starting),
             next_page
@@ -149,24 +162,24 @@ impl Route {
         self.ahead = ahead.unwrap_or_default();
         if !starting.is_empty() {
             self.fixed.extend(starting);
-            self.shared.starts.notify_one();
+            self.waiting.starts.notify_one();
         }
-        let Shared { filter_errors, telemetry, .. } = &*self.shared;
-        self.matches.settle(filter_errors, telemetry, &index, read.events.iter().take(plan.events));
+        let (errors, telemetry) = (&self.counted.filter_errors, &self.base.telemetry);
+        self.matches.settle(errors, telemetry, &index, read.events.iter().take(plan.events));
         for id in &plan.held_back {
-            self.shared.schedule.hold_back(*id, false);
+            self.waiting.schedule.hold_back(*id, false);
         }
         for new in &plan.routed.timed {
             let wait = new
                 .deliver_after
-                .and_then(|then| (then - self.shared.clock.now()).to_std().ok())
+                .and_then(|then| (then - self.base.clock.now()).to_std().ok())
                 .unwrap_or_default();
-            self.shared.schedule.note(new.subscription, Instant::now() + wait);
+            self.waiting.schedule.note(new.subscription, Instant::now() + wait);
             if new.priority > 0 {
-                self.shared.schedule.look_back(new.subscription); // priority moves the due time into the past
+                self.waiting.schedule.look_back(new.subscription); // priority moves the due time into the past
             }
         }
-        self.shared.telemetry.routed(plan.events, plan.pairs);
+        self.base.telemetry.routed(plan.events, plan.pairs);
         if plan.events > 0 {
             let leased: usize = plan.leased.iter().map(Vec::len).sum();
             #[expect(clippy::cast_precision_loss, reason = "a page is small")]
@@ -175,7 +188,7 @@ impl Route {
             self.fanout = if fanout > self.fanout { fanout } else { 0.5 * self.fanout + 0.5 * fanout };
         }
         let oldest = read.events.iter().map(|new| new.event.created_at).min();
-        let age = oldest.map_or(Duration::ZERO, |oldest| self.shared.clock.age(oldest));
+        let age = oldest.map_or(Duration::ZERO, |oldest| self.base.clock.age(oldest));
         let step = Step::Routed { age, waiting: plan.waiting };
         deliver.take(self.jobs(plan, read, &ids, token, began));
         Ok(step)
@@ -183,7 +196,7 @@ impl Route {
 
     /// What this relay holds now of a step that is committed.
     fn jobs(&self, plan: Plan, read: Read, ids: &[PageId], token: Uuid, began: Instant) -> Vec<Job> {
-        let owed_since = self.shared.clock.now();
+        let owed_since = self.base.clock.now();
         let times = || read.events.iter().map(|new| new.event.created_at);
         let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
         let mut uses = vec![0usize; read.events.len()];
@@ -201,7 +214,7 @@ impl Route {
             .collect();
         let mut jobs = Vec::with_capacity(plan.leased.iter().map(Vec::len).sum());
         for (id, pairs) in ids.iter().zip(plan.leased) {
-            let page = self.shared.leases.page(*id, Lease::new(token, began), (0, 0), span, pairs.len());
+            let page = self.leases.page(*id, Lease::new(token, began), (0, 0), span, pairs.len());
             for (number, (subscription, at)) in (0i32..).zip(pairs) {
                 let Some((event, payload_read, bytes, is_urgent)) = events.get(at) else { continue };
                 jobs.push(Job {
@@ -241,7 +254,7 @@ impl Route {
         if self.leases_hardly_anything() {
             return LARGE_PAGE;
         }
-        let free = self.shared.dispatch.free_ahead();
+        let free = self.sending.dispatch.free_ahead();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -254,7 +267,7 @@ impl Route {
 
     /// Whether routing must wait because no subscription that may be sent to has room.
     fn must_hold(&self, index: &Index) -> bool {
-        index.sendable() > 0 && self.shared.dispatch.is_full() || self.all_are_full(index, &HashMap::new())
+        index.sendable() > 0 && self.sending.dispatch.is_full() || self.all_are_full(index, &HashMap::new())
     }
 
     /// Whether no subscription that may be sent to has room. Only then may events stay in the log: otherwise
@@ -269,8 +282,8 @@ impl Route {
         for subscription in index.iter() {
             let (may_send, room) = match standings.get(&subscription.row.id) {
                 Some(standing) => (standing.may_send, standing.room),
-                None if self.shared.way(subscription, now) != Way::Free => (false, 0),
-                None => (true, self.shared.dispatch.room(subscription, now)),
+                None if self.way(subscription, now) != Way::Free => (false, 0),
+                None => (true, self.sending.dispatch.room(subscription, now)),
             };
             if may_send && room > 0 {
                 return false;
@@ -282,12 +295,12 @@ impl Route {
 
     fn plan(&self, index: &Index, events: &[NewEvent]) -> Plan {
         let now = Instant::now();
-        let together = self.shared.dispatch.free_ahead();
-        let all = together + self.shared.dispatch.numbers().ahead;
+        let together = self.sending.dispatch.free_ahead();
+        let all = together + self.sending.dispatch.numbers().ahead;
         let room = Room { together, each: (all / index.sendable().max(1)).clamp(1, HANDFUL) };
         plan(
             events,
-            self.shared.clock.now(),
+            self.base.clock.now(),
             room,
             |event| {
                 let position = event.position;
@@ -302,10 +315,10 @@ impl Route {
                 }
             },
             |subscription| {
-                let may_send = self.shared.way(subscription, now) == Way::Free;
-                let is_held_back = self.shared.schedule.is_held_back(subscription.row.id);
+                let may_send = self.way(subscription, now) == Way::Free;
+                let is_held_back = self.waiting.schedule.is_held_back(subscription.row.id);
                 let has_room = may_send && !is_held_back;
-                let room = if has_room { self.shared.dispatch.room(subscription, now) } else { 0 };
+                let room = if has_room { self.sending.dispatch.room(subscription, now) } else { 0 };
                 Standing::new(subscription, may_send, room)
             },
             |standings| self.all_are_full(index, standings),

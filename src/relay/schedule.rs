@@ -52,11 +52,13 @@ pub(crate) struct Due {
     pub(crate) all: BTreeSet<SubscriptionId>,
 }
 
-impl Schedule {
-    pub(crate) fn new() -> Self {
+impl Default for Schedule {
+    fn default() -> Self {
         Self { origin: Instant::now(), state: Mutex::default() }
     }
+}
 
+impl Schedule {
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -214,7 +216,7 @@ mod tests {
 
     #[test]
     fn what_is_noted_comes_back_when_it_is_due_and_not_before() {
-        let schedule = Schedule::new();
+        let schedule = Schedule::default();
         let now = Instant::now();
         schedule.note(SubscriptionId(1), now + Duration::from_millis(20));
         schedule.note(SubscriptionId(2), now + Duration::from_secs(60));
@@ -227,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_redriven_delivery_is_tried_once() {
-        let schedule = Schedule::new();
+        let schedule = Schedule::default();
         let (first, second) = (DateTime::UNIX_EPOCH, DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(1));
         assert!(schedule.ask(SubscriptionId(7), first));
         assert_eq!(schedule.take_asked(SubscriptionId(7)), Some(first));
@@ -239,7 +241,7 @@ mod tests {
 
     #[test]
     fn those_behind_are_always_due() {
-        let schedule = Schedule::new();
+        let schedule = Schedule::default();
         schedule.fall_behind(SubscriptionId(7));
         assert_eq!(schedule.take_due(Instant::now()).rows, ids(&[7]));
         assert_eq!(schedule.take_due(Instant::now()).rows, ids(&[7]));
@@ -249,7 +251,7 @@ mod tests {
 
     #[test]
     fn rows_are_not_claimed_for_a_subscription_that_has_only_a_backlog() {
-        let schedule = Schedule::new();
+        let schedule = Schedule::default();
         schedule.hold_back(SubscriptionId(7), false);
         schedule.fall_behind(SubscriptionId(8));
         let due = schedule.take_due(Instant::now());
@@ -258,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_subscription_that_falls_behind_during_a_claim_is_claimed_for_again() {
-        let schedule = Schedule::new();
+        let schedule = Schedule::default();
         schedule.note(SubscriptionId(7), Instant::now());
         while schedule.take_due(Instant::now()).all.is_empty() {}
         schedule.fall_behind(SubscriptionId(7)); // past events became due, or a breaker closed

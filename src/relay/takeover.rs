@@ -5,7 +5,10 @@ use std::{sync::atomic::Ordering, time::Instant};
 
 use uuid::Uuid;
 
-use super::{Shared, held::Lease};
+use super::{
+    held::{Lease, Leases},
+    parts::{Base, Waiting},
+};
 use crate::{
     delivery::{PageId, ranges::Ranges},
     store::{Entry, Error, LeasedPage, PageBatch, PairsBack, Settler},
@@ -19,16 +22,20 @@ const SUSPECTS_TOGETHER: usize = 16;
 /// Moves what is left of pages whose relay died to the backlog. It is not known what was in flight, so all of
 /// it is suspect and goes in parts that get smaller with each death. An event that kills its relay is alone
 /// after two deaths, and becomes a dead letter after the next.
-pub(super) async fn take_over(shared: &Shared, everything: bool) -> Result<(), Error> {
+pub(super) async fn take_over(
+    base: &Base,
+    waiting: &Waiting,
+    leases: &Leases,
+    everything: bool,
+) -> Result<(), Error> {
     if everything {
-        shared.bounds.pages.store(0, Ordering::Release);
+        waiting.bounds.pages.store(0, Ordering::Release);
     }
     loop {
         let token = Uuid::new_v4();
-        let since = PageId(shared.bounds.pages.load(Ordering::Acquire));
+        let since = PageId(waiting.bounds.pages.load(Ordering::Acquire));
         let began = Instant::now();
-        let taken =
-            shared.store.take_over_pages(since, TAKEN_OVER_AT_ONCE, token, shared.settings.lease).await?;
+        let taken = base.store.take_over_pages(since, TAKEN_OVER_AT_ONCE, token, base.settings.lease).await?;
         if taken.is_empty() {
             return Ok(());
         }
@@ -36,20 +43,20 @@ pub(super) async fn take_over(shared: &Shared, everything: bool) -> Result<(), E
         let mut pairs = 0;
         for page in &taken {
             // Ours, and its lease ended because somebody had locked the row: what holds it goes on.
-            if shared.leases.goes_on(page.id, &Lease::new(token, began)) {
+            if leases.goes_on(page.id, &Lease::new(token, began)) {
                 continue;
             }
             let back = left_of(page);
             pairs += back.iter().map(|part| part.entry.positions.len()).sum::<usize>();
             for part in &back {
-                shared.schedule.hold_back(part.entry.subscription, true);
+                waiting.schedule.hold_back(part.entry.subscription, true);
             }
             batch.back.extend(back);
             batch.finished.push(page.id);
         }
         if !batch.is_empty() {
-            shared.store.settle_pages(&batch, Settler::First).await?;
-            shared.telemetry.taken_over(batch.finished.len(), pairs);
+            base.store.settle_pages(&batch, Settler::First).await?;
+            base.telemetry.taken_over(batch.finished.len(), pairs);
         }
         if taken.len() < usize::try_from(TAKEN_OVER_AT_ONCE).unwrap_or(usize::MAX) {
             return Ok(());

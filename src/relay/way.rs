@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Shared, breaker::Gate};
+use super::{breaker::Gate, clock::Clock, parts::Sending};
 use crate::subscription::Subscription;
 
 /// Whether a subscription as a whole can be sent to.
@@ -14,13 +14,13 @@ pub(super) enum Way {
     Blocked,
 }
 
-impl Shared {
+impl Sending {
     /// What stands in the way of a subscription as a whole.
-    pub(super) fn way(&self, subscription: &Subscription, now: Instant) -> Way {
+    pub(super) fn way(&self, subscription: &Subscription, clock: &Clock, now: Instant) -> Way {
         if !subscription.may_send() || self.pauses.is_paused(subscription.row.id, now) {
             return Way::Blocked;
         }
-        if subscription.row.paused_until.is_some_and(|until| until > self.clock.now()) {
+        if subscription.row.paused_until.is_some_and(|until| until > clock.now()) {
             return Way::Blocked;
         }
         match subscription.outlet.destination() {

@@ -9,13 +9,14 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared,
     await_work::{Bell, DOORBELL, MaySleep, backon_waits},
-    claim,
+    claim::Claims,
     deliver::Deliver,
     due,
+    parts::{Base, Parts, Sending, Waiting},
     reload::Reload,
     route::{Route, Step},
+    takeover,
 };
 use crate::store::Error;
 
@@ -49,11 +50,14 @@ const BESIDE_CLAIMS: Duration = Duration::from_millis(2);
 const DRAINING: Duration = Duration::from_millis(20);
 
 struct Work {
-    shared: Arc<Shared>,
+    base: Arc<Base>,
+    sending: Arc<Sending>,
+    waiting: Arc<Waiting>,
     bell: Bell,
     deliver: Arc<Deliver>,
     route: Route,
     reload: Reload,
+    claims: Claims,
     /// The claim that is under way. Routing does not wait for it.
     claiming: JoinSet<Result<usize, Error>>,
     /// The bell is ours and one more look has been taken: sleep.
@@ -73,17 +77,15 @@ struct Work {
 }
 
 /// Works until the relay is stopped.
-pub(super) async fn work(
-    shared: Arc<Shared>,
-    bell: Bell,
-    deliver: Arc<Deliver>,
-    shutdown: CancellationToken,
-) {
+pub(super) async fn work(parts: Parts, bell: Bell, deliver: Arc<Deliver>, shutdown: CancellationToken) {
     let now = Instant::now();
     let mut work = Work {
-        route: Route::new(shared.clone()),
-        reload: Reload::new(shared.clone(), deliver.clone()),
-        shared,
+        route: Route::new(&parts),
+        reload: Reload::new(&parts, deliver.clone()),
+        claims: Claims::new(&parts, deliver.clone()),
+        base: parts.base,
+        sending: parts.sending,
+        waiting: parts.waiting,
         bell,
         deliver,
         claiming: JoinSet::new(),
@@ -105,9 +107,7 @@ pub(super) async fn work(
         let result = async {
             if !loaded {
                 work.reload.load().await?;
-                work.shared
-                    .telemetry
-                    .started(&work.shared.settings.name, work.shared.index.load().iter().count());
+                work.base.telemetry.started(&work.base.settings.name, work.base.index.load().iter().count());
                 loaded = true;
             }
             work.turn(&shutdown).await
@@ -115,7 +115,7 @@ pub(super) async fn work(
         match result.await {
             Ok(()) => waits = backon_waits(),
             Err(error) => {
-                work.shared.telemetry.database_failed("work", &error);
+                work.base.telemetry.database_failed("work", &error);
                 work.armed = false;
                 work.next_poll = Instant::now();
                 let wait = waits.next().unwrap_or(Duration::from_secs(1));
@@ -127,7 +127,7 @@ pub(super) async fn work(
     if let Some(ended) = work.claiming.join_next().await
         && let Err(error) = work.end_claim(ended)
     {
-        work.shared.telemetry.database_failed("work", &error);
+        work.base.telemetry.database_failed("work", &error);
     }
 }
 
@@ -160,7 +160,7 @@ impl Work {
             return Ok(());
         }
         let is_draining = self.last_claim.is_some_and(|then| then.elapsed() < DRAINING)
-            && self.shared.schedule.count_behind() > 0;
+            && self.waiting.schedule.count_behind() > 0;
         match step {
             Step::Nothing | Step::NoRoom if !self.claiming.is_empty() => self.await_claim(shutdown).await?,
             Step::Nothing if is_draining => {
@@ -185,10 +185,10 @@ impl Work {
         if !self.claiming.is_empty() {
             return;
         }
-        let due = self.shared.schedule.take_due(Instant::now());
+        let due = self.waiting.schedule.take_due(Instant::now());
         if !due.all.is_empty() {
-            let (shared, deliver) = (self.shared.clone(), self.deliver.clone());
-            self.claiming.spawn(async move { claim::claim(&shared, &deliver, due).await });
+            let claims = self.claims.clone();
+            self.claiming.spawn(async move { claims.claim(due).await });
         }
     }
 
@@ -227,7 +227,7 @@ impl Work {
         self.gentle = LINGER;
         if std::mem::take(&mut self.armed) {
             self.bell.woke().await;
-            self.shared.telemetry.woke();
+            self.base.telemetry.woke();
         }
     }
 
@@ -241,7 +241,7 @@ impl Work {
 
     async fn reload_if_changed(&mut self) -> Result<(), Error> {
         self.followed = Instant::now();
-        if self.shared.store.read_generation().await? != self.shared.index.load().generation {
+        if self.base.store.read_generation().await? != self.base.index.load().generation {
             self.reload.load().await?;
         }
         Ok(())
@@ -251,8 +251,8 @@ impl Work {
     async fn await_room(&self, longest: Duration, shutdown: &CancellationToken) {
         let latest = tokio::time::Instant::now() + longest;
         tokio::select! {
-            () = self.shared.dispatch.room.notified() => {}
-            () = self.shared.freed.notified(), if self.shared.schedule.count_behind() > 0 => {}
+            () = self.sending.dispatch.room.notified() => {}
+            () = self.sending.freed.notified(), if self.waiting.schedule.count_behind() > 0 => {}
             () = self.until_due() => {}
             () = tokio::time::sleep_until(latest) => {}
             () = shutdown.cancelled() => {}
@@ -265,8 +265,8 @@ impl Work {
         loop {
             tokio::select! {
                 () = self.until_due() => return true,
-                () = self.shared.freed.notified() => {
-                    if self.shared.schedule.count_behind() > 0 {
+                () = self.sending.freed.notified() => {
+                    if self.waiting.schedule.count_behind() > 0 {
                         return false;
                     }
                 }
@@ -275,7 +275,7 @@ impl Work {
     }
 
     async fn until_due(&self) {
-        let due = self.shared.schedule.next().map_or(self.next_poll, |due| due.min(self.next_poll));
+        let due = self.waiting.schedule.next().map_or(self.next_poll, |due| due.min(self.next_poll));
         tokio::time::sleep_until(due.into()).await;
     }
 
@@ -305,7 +305,7 @@ impl Work {
 
     /// Sleeps until the bell is rung or something is due, but not longer than `longest`.
     async fn sleep(&mut self, longest: Option<Duration>, shutdown: &CancellationToken) {
-        self.shared.telemetry.slept();
+        self.base.telemetry.slept();
         self.woke_unrung = false;
         let began = Instant::now();
         tokio::select! {
@@ -325,7 +325,7 @@ impl Work {
             () = after(longest) => self.woke_unrung = true,
             () = shutdown.cancelled() => {}
         }
-        self.shared.telemetry.woke();
+        self.base.telemetry.woke();
     }
 
     async fn wait(&self, pause: Duration, shutdown: &CancellationToken) {
@@ -343,15 +343,16 @@ impl Work {
         let everything =
             self.looked_at_everything.is_none_or(|then| now.duration_since(then) >= LOOK_AT_EVERYTHING);
         if everything {
-            self.shared.schedule.look_at_everything();
+            self.waiting.schedule.look_at_everything();
         }
         // Who changes a subscription and then redrives expects the change to count.
         self.reload_if_changed().await?;
-        due::look_for_due(&self.shared, everything, now).await?;
+        takeover::take_over(&self.base, &self.waiting, &self.claims.leases, everything).await?;
+        due::look_for_due(&self.base, &self.waiting, &self.sending.breakers, everything, now).await?;
         if everything {
             self.looked_at_everything = Some(now);
         }
-        let poll = self.shared.settings.poll.unwrap_or(DUE_WITHOUT_POLL);
+        let poll = self.base.settings.poll.unwrap_or(DUE_WITHOUT_POLL);
         // Relays that started together should not poll together.
         self.next_poll = now + poll.mul_f64(0.9 + 0.2 * rand::random::<f64>());
         Ok(())
@@ -360,8 +361,8 @@ impl Work {
     async fn ring_others(&mut self) {
         if self.rang_others.elapsed() >= RING_OTHERS {
             self.rang_others = Instant::now();
-            if let Err(error) = self.shared.store.ring(DOORBELL).await {
-                self.shared.telemetry.database_failed("await_work", &error);
+            if let Err(error) = self.base.store.ring(DOORBELL).await {
+                self.base.telemetry.database_failed("await_work", &error);
             }
         }
     }
@@ -372,27 +373,5 @@ async fn after(time: Option<Duration>) {
     match time {
         Some(time) => tokio::time::sleep_until((Instant::now() + time).into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// How often what waits here is looked at.
-const TIDY_EVERY: Duration = Duration::from_millis(250);
-
-/// Gives back what has waited here too long or cannot be sent, until the relay is stopped.
-pub(super) async fn tidy(shared: Arc<Shared>, deliver: Arc<Deliver>, shutdown: CancellationToken) {
-    let mut looks = tokio::time::interval(TIDY_EVERY);
-    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = looks.tick() => {}
-            () = shutdown.cancelled() => return,
-        }
-        let now = Instant::now();
-        let back = shared
-            .dispatch
-            .take_back(now, &|subscription| shared.way(subscription, now) == super::way::Way::Blocked);
-        deliver.give_back(back, crate::delivery::Reason::LeaseLost).await;
-        shared.dispatch.look_again();
-        deliver.begin();
     }
 }

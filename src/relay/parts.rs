@@ -1,0 +1,74 @@
+//! What several stages work with, by purpose. A stage gets the parts it uses. The only record of an event is
+//! never here, but in the database.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+
+use super::{
+    Settings,
+    breaker::{Breakers, Unsent},
+    clock::Clock,
+    dispatch::Dispatch,
+    due::Bounds,
+    held::Leases,
+    matching::FilterErrors,
+    pauses::Pauses,
+    prepare::LastWarned,
+    schedule::Schedule,
+    settle::Tallies,
+    telemetry::Telemetry,
+};
+use crate::{sink::Registry, store::Store, subscription::Index};
+
+/// The database, and what was read from it.
+#[derive(Debug)]
+pub(super) struct Base {
+    pub(super) store: Store,
+    pub(super) settings: Settings,
+    pub(super) telemetry: Arc<Telemetry>,
+    /// The database's clock.
+    pub(super) clock: Clock,
+    pub(super) index: ArcSwap<Index>,
+}
+
+/// What may be sent now.
+#[derive(Debug)]
+pub(super) struct Sending {
+    pub(super) dispatch: Dispatch,
+    pub(super) breakers: Breakers,
+    /// What other relays are to hear of the breakers.
+    pub(super) news: Unsent,
+    pub(super) pauses: Pauses,
+    /// Notified when permits were returned.
+    pub(super) freed: Notify,
+}
+
+/// What waits in the database, as far as this relay knows.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    pub(super) schedule: Schedule,
+    pub(super) bounds: Bounds,
+    /// Notified when there may be past events to backfill.
+    pub(super) starts: Notify,
+}
+
+/// What is counted or was said, by subscription or type.
+#[derive(Debug, Default)]
+pub(super) struct Counted {
+    pub(super) tallies: Tallies,
+    pub(super) filter_errors: FilterErrors,
+    pub(super) last_warned: LastWarned,
+}
+
+/// All of them, to choose from.
+#[derive(Debug, Clone)]
+pub(super) struct Parts {
+    pub(super) base: Arc<Base>,
+    pub(super) sending: Arc<Sending>,
+    pub(super) waiting: Arc<Waiting>,
+    pub(super) counted: Arc<Counted>,
+    pub(super) leases: Arc<Leases>,
+    pub(super) sinks: Registry,
+}
