@@ -1,4 +1,4 @@
--- Read one page of an open window, in the order of positions.
+-- Read one page of an open window: the lowest positions, in no order.
 --   $1 the cursor's snapshot
 --   $2 snapshot at which the window ends
 --   $3 position up to which the window is routed
@@ -9,6 +9,7 @@
 --
 -- Ordered by position, not by transaction id: when publishers lock the row of their entity, the
 -- events of a key have the order of their positions.
+-- A snapshot is read once: without `select` its text would be parsed for each row.
 -- There is always at least one row. Its columns are those of read_events.sql.
 with page as materialized (
     select event.position, event.created_at, event.id, event.topic, event.key, event.organization,
@@ -19,8 +20,8 @@ with page as materialized (
       from outbox.events as event
      where event.position > $3::bigint
        and event.position <= $4::bigint
-       and pg_visible_in_snapshot(event.xid, $2::text::pg_snapshot)
-       and not pg_visible_in_snapshot(event.xid, $1::text::pg_snapshot)
+       and pg_visible_in_snapshot(event.xid, (select $2::text::pg_snapshot))
+       and not pg_visible_in_snapshot(event.xid, (select $1::text::pg_snapshot))
      order by event.position
      limit $5::bigint
 )
@@ -40,4 +41,3 @@ select page.position, page.created_at, page.id, page.topic, page.key, page.organ
                (select sequence.last_value - 1
                   from outbox.events_position_seq as sequence) as drawn) as now_seen
   left join page on true
- order by page.position

@@ -28,10 +28,10 @@ past as materialized (
            case when $8::boolean and pg_column_size(looked_at.payload) <= 16384
                 then looked_at.payload::text end as payload
       from looked_at
-     where (pg_visible_in_snapshot(looked_at.xid, $3::text::pg_snapshot)
+     where (pg_visible_in_snapshot(looked_at.xid, (select $3::text::pg_snapshot))
             or $4::text is not null
                and looked_at.position <= $5::bigint
-               and pg_visible_in_snapshot(looked_at.xid, $4::text::pg_snapshot))
+               and pg_visible_in_snapshot(looked_at.xid, (select $4::text::pg_snapshot)))
        and ($6::timestamptz is null or looked_at.created_at >= $6::timestamptz)
 )
 select past.position, past.created_at, past.id, past.topic, past.key, past.organization,

@@ -38,6 +38,9 @@ const LARGE_PAGE: usize = 4_000;
 /// Events read in one step when there is little room.
 const SMALLEST_PAGE: usize = 64;
 
+/// So many subscriptions are looked at one by one.
+const FEW: usize = 64;
+
 /// Deliveries that one step may lease for a subscription whatever it leases for the others.
 const HANDFUL: usize = 8;
 
@@ -115,7 +118,8 @@ impl Route {
             Some(read) => read,
             None => {
                 let with_payloads = self.reads_payloads(&index);
-                let Some(read) = self.base.store.read_events(&cursor, self.page(), with_payloads).await?
+                let Some(read) =
+                    self.base.store.read_events(&cursor, self.page(&index, 0), with_payloads).await?
                 else {
                     return Ok(self.overtaken());
                 };
@@ -141,12 +145,14 @@ impl Route {
         }
         let advance = plan.advance.map_or(Advance::All, Advance::UpTo);
         let more = read.has_more() || advance != Advance::All;
+        let leased: usize = plan.leased.iter().map(Vec::len).sum();
         let token = Uuid::new_v4();
         let began = Instant::now();
         let store = &self.base.store;
         let next_page = async {
             if more && advance == Advance::All {
-                store.read_ahead(&cursor, &read, advance, self.page(), self.reads_payloads(&index)).await
+                let page = self.page(&index, leased);
+                store.read_ahead(&cursor, &read, advance, page, self.reads_payloads(&index)).await
             } else {
                 Ok(None)
             }
@@ -181,7 +187,6 @@ impl Route {
         }
         self.base.telemetry.routed(plan.events, plan.pairs);
         if plan.events > 0 {
-            let leased: usize = plan.leased.iter().map(Vec::len).sum();
             #[expect(clippy::cast_precision_loss, reason = "a page is small")]
             let fanout = leased as f64 / plan.events as f64;
             // What is leased again is noticed at once, a backlog within a few steps.
@@ -249,32 +254,41 @@ impl Route {
         self.fanout < 0.05
     }
 
-    /// How many events to read: as many as fill the room.
-    fn page(&self) -> usize {
+    /// How many events to read: as many as fill the room that is left when `pairs` are leased.
+    fn page(&self, index: &Index, pairs: usize) -> usize {
         if self.leases_hardly_anything() {
             return LARGE_PAGE;
         }
-        let free = self.sending.dispatch.free_ahead();
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "a float saturates, and the result is clamped"
-        )]
-        let fitting = (free as f64 / self.fanout.max(0.1)) as usize;
-        fitting.clamp(SMALLEST_PAGE, PAGE)
+        let dispatch = &self.sending.dispatch;
+        let free = dispatch.free_ahead().saturating_sub(pairs);
+        let fitting = part(free, self.fanout.max(0.1));
+        if index.sendable() > FEW {
+            return fitting.clamp(SMALLEST_PAGE, PAGE);
+        }
+        let now = Instant::now();
+        let most = index.iter().filter(|one| one.may_send()).map(|one| dispatch.room(one, now)).max();
+        let left = most.unwrap_or(PAGE).saturating_sub(pairs / index.sendable().max(1));
+        fitting.min(part(left, self.fanout.clamp(0.1, 1.0))).clamp(SMALLEST_PAGE, PAGE)
     }
 
-    /// Whether routing must wait because no subscription that may be sent to has room.
+    /// Whether routing must wait because no subscription that may be sent to has room for a page.
     fn must_hold(&self, index: &Index) -> bool {
-        index.sendable() > 0 && self.sending.dispatch.is_full() || self.all_are_full(index, &HashMap::new())
+        let room =
+            |subscription: &Arc<Subscription>, now| self.sending.dispatch.room_to_refill(subscription, now);
+        index.sendable() > 0 && self.sending.dispatch.is_full()
+            || self.all_are_full(index, &HashMap::new(), room)
     }
 
     /// Whether no subscription that may be sent to has room. Only then may events stay in the log: otherwise
     /// the backlog of some would stand before the events of others.
-    fn all_are_full(&self, index: &Index, standings: &HashMap<SubscriptionId, Standing>) -> bool {
+    fn all_are_full(
+        &self,
+        index: &Index,
+        standings: &HashMap<SubscriptionId, Standing>,
+        room: impl Fn(&Arc<Subscription>, Instant) -> usize,
+    ) -> bool {
         // With many subscriptions it is hardly ever so, and not worth the look.
-        if index.sendable() == 0 || index.sendable() > 64 {
+        if index.sendable() == 0 || index.sendable() > FEW {
             return false;
         }
         let now = Instant::now();
@@ -283,7 +297,7 @@ impl Route {
             let (may_send, room) = match standings.get(&subscription.row.id) {
                 Some(standing) => (standing.may_send, standing.room),
                 None if self.way(subscription, now) != Way::Free => (false, 0),
-                None => (true, self.sending.dispatch.room(subscription, now)),
+                None => (true, room(subscription, now)),
             };
             if may_send && room > 0 {
                 return false;
@@ -321,7 +335,19 @@ impl Route {
                 let room = if has_room { self.sending.dispatch.room(subscription, now) } else { 0 };
                 Standing::new(subscription, may_send, room)
             },
-            |standings| self.all_are_full(index, standings),
+            |standings| self.all_are_full(index, standings, |one, now| self.sending.dispatch.room(one, now)),
         )
     }
+}
+
+/// So many events fill this room.
+fn part(room: usize, fanout: f64) -> usize {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a float saturates, and the result is clamped"
+    )]
+    let events = (room as f64 / fanout) as usize;
+    events
 }

@@ -91,7 +91,6 @@ impl Store {
                     return Ok(None);
                 };
                 if i64::try_from(read.events.len()).unwrap_or(i64::MAX) <= limit {
-                    read.events.sort_unstable_by_key(|new| new.event.position);
                     read.was_slow = started.elapsed() > SLOW_READ;
                     return Ok(Some(read));
                 }
@@ -302,8 +301,10 @@ fn read_rows(
     if expected_step.is_some() && row.try_get::<Option<i64>, _>("step")? != expected_step {
         return Ok(None);
     }
+    let mut events = read_new_events(rows)?;
+    events.sort_unstable_by_key(|new| new.event.position);
     Ok(Some(Read {
-        events: read_new_events(rows)?,
+        events,
         generation: row.try_get("generation")?,
         was_slow: false,
         reached,

@@ -2,7 +2,13 @@
 
 use std::time::Instant;
 
-use super::{super::way::Way, Dispatch, State, attempt::Attempt, job::Job, shares::HANDFUL};
+use super::{
+    super::way::Way,
+    Dispatch, State,
+    attempt::Attempt,
+    job::Job,
+    shares::{AHEAD_BYTES, HANDFUL},
+};
 use crate::{delivery::SubscriptionId, subscription::Subscription};
 
 /// What may begin now.
@@ -126,13 +132,12 @@ impl Dispatch {
         state.numbers.in_flight += count;
         state.numbers.ahead -= jobs.len();
         state.numbers.ahead_bytes -= jobs.iter().map(|job| job.bytes).sum::<usize>();
-        if state.denied {
-            let has_drained = queue.denied && queue.waiting() <= queue.most_ahead(now) / 2;
-            if has_drained || state.numbers.ahead <= self.limits.most_ahead * 3 / 4 {
-                queue.denied = false;
-                state.denied = false;
-                self.room.notify_one();
-            }
+        let is_less_crowded = state.is_crowded
+            && state.numbers.ahead <= self.limits.most_ahead * 3 / 4
+            && state.numbers.ahead_bytes <= AHEAD_BYTES * 3 / 4;
+        if queue.may_refill() || is_less_crowded {
+            state.is_crowded &= !is_less_crowded;
+            self.room.notify_one();
         }
         Next::Begins(Attempt { subscription: queue.subscription.clone(), jobs, began: now, suspect: None })
     }

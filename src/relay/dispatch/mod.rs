@@ -48,6 +48,8 @@ pub(super) struct Dispatch {
     limits: Limits,
     /// Rings when more may be leased after room was denied.
     pub(super) room: Notify,
+    /// Rings when few permits are left.
+    pub(super) scarce: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -62,8 +64,10 @@ struct State {
     numbers: Numbers,
     /// In flight for subscriptions that had not answered lately.
     unproven: u32,
-    /// Room was denied to some subscription.
-    denied: bool,
+    /// More could not be leased because of what all subscriptions have leased together.
+    is_crowded: bool,
+    /// More could not begin for some subscription.
+    was_full: bool,
     stopped: bool,
     /// Subscriptions that may be sent to.
     sharers: usize,
@@ -71,7 +75,8 @@ struct State {
 
 impl Dispatch {
     pub(super) fn new(permits: u32, per_subscription: u32) -> Self {
-        Self { state: Mutex::default(), limits: Limits::new(permits, per_subscription), room: Notify::new() }
+        let limits = Limits::new(permits, per_subscription);
+        Self { state: Mutex::default(), limits, room: Notify::new(), scarce: Notify::new() }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -141,6 +146,9 @@ impl Dispatch {
         let count = attempt.count;
         state.numbers.in_flight -= count;
         state.numbers.unsettled += count;
+        if state.free(&self.limits) <= self.limits.permits / 4 {
+            self.scarce.notify_one();
+        }
         if let Some(suspect) = attempt.suspect {
             state.suspects.ended(suspect);
             return;
@@ -159,8 +167,8 @@ impl Dispatch {
         };
         queue.unproven -= proven;
         state.unproven -= proven;
-        if queue.denied && queue.waiting() == 0 {
-            queue.denied = false;
+        let is_idle = queue.waiting() == 0 && std::mem::take(&mut queue.was_full);
+        if queue.may_refill() || is_idle {
             self.room.notify_one();
         }
         relist(state, attempt.subscription);
@@ -174,7 +182,7 @@ impl Dispatch {
         for id in std::mem::take(&mut state.parked) {
             relist(state, id);
         }
-        if state.denied {
+        if std::mem::take(&mut state.was_full) {
             self.room.notify_one();
         }
     }

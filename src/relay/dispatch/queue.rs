@@ -35,8 +35,10 @@ pub(super) struct Queue {
     pub(super) since: Option<Instant>,
     /// Whether it takes part in the turns.
     pub(super) listed: bool,
-    /// Whether more could not be leased for it.
-    pub(super) denied: bool,
+    /// More could not be leased for it: more may be when no more than this many wait.
+    pub(super) refill_at: Option<usize>,
+    /// More could not begin.
+    pub(super) was_full: bool,
 }
 
 impl Queue {
@@ -58,7 +60,8 @@ impl Queue {
             waits_since: None,
             since: None,
             listed: false,
-            denied: false,
+            refill_at: None,
+            was_full: false,
         }
     }
 
@@ -88,6 +91,15 @@ impl Queue {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float saturates")]
         let earned = (self.window.rate() * AHEAD_FOR) as usize;
         earned.max(first_ahead(&self.subscription))
+    }
+
+    /// Whether more may be leased for it again, after that was denied.
+    pub(super) fn may_refill(&mut self) -> bool {
+        let may = self.refill_at.is_some_and(|at| self.queue.len() <= at);
+        if may {
+            self.refill_at = None;
+        }
+        may
     }
 
     /// All that waits, taken out.

@@ -35,16 +35,37 @@ impl Budget {
 impl Dispatch {
     /// How many more deliveries may be leased ahead for a subscription.
     pub(crate) fn room(&self, subscription: &Arc<Subscription>, now: Instant) -> usize {
+        self.room_of(subscription, now, |_| 1)
+    }
+
+    /// The same, or 0 while it is less than a quarter of what the subscription may have: statements that
+    /// lease a few at a time cost the database more.
+    pub(crate) fn room_to_refill(&self, subscription: &Arc<Subscription>, now: Instant) -> usize {
+        self.room_of(subscription, now, |all| (all / 4).max(1))
+    }
+
+    /// The same, or 0 while it is less than `least` of what the subscription may have.
+    fn room_of(
+        &self,
+        subscription: &Arc<Subscription>,
+        now: Instant,
+        least: impl Fn(usize) -> usize,
+    ) -> usize {
         let mut state = self.state();
         let wants = match state.queues.get(&subscription.row.id) {
             Some(queue) => queue.wants(now),
             None => Wants { mine: 0, most: first_ahead(subscription), is_known: false },
         };
         let room = self.limits.ahead(wants, state.taken());
-        if room == 0 {
-            state.deny(subscription.row.id);
+        let all = wants.mine + room;
+        if room >= least(all) {
+            return room;
         }
-        room
+        state.is_crowded |= all < wants.most;
+        if let Some(queue) = state.queues.get_mut(&subscription.row.id) {
+            queue.refill_at = Some(all.saturating_sub((all / 4).max(1)));
+        }
+        0
     }
 
     /// What one claim may lease for all subscriptions together.
@@ -89,7 +110,10 @@ impl Dispatch {
             .min(free.max(usize::from(in_flight + waiting == 0)))
             .min(budget.left);
         if room == 0 {
-            state.deny(subscription.row.id);
+            state.was_full = true;
+            if let Some(queue) = state.queues.get_mut(&subscription.row.id) {
+                queue.was_full = true;
+            }
         }
         room
     }
@@ -115,7 +139,7 @@ impl Dispatch {
     pub(crate) fn is_full(&self) -> bool {
         let mut state = self.state();
         let full = self.limits.is_full(state.numbers.ahead, state.numbers.ahead_bytes);
-        state.denied |= full;
+        state.is_crowded |= full;
         full
     }
 }
@@ -126,14 +150,6 @@ impl State {
             ahead: self.numbers.ahead,
             ahead_bytes: self.numbers.ahead_bytes,
             sharers: self.sharers.max(1),
-        }
-    }
-
-    /// Remembers that more could not be leased for a subscription, so that `room` rings when it can.
-    fn deny(&mut self, subscription: SubscriptionId) {
-        self.denied = true;
-        if let Some(queue) = self.queues.get_mut(&subscription) {
-            queue.denied = true;
         }
     }
 }

@@ -34,6 +34,9 @@ use crate::{
 
 /// Verdicts in one commit.
 const AT_ONCE: usize = 1_000;
+/// Outcomes are gathered for so long since the last ones were taken: a commit costs the database as much for
+/// one as for a hundred.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// Attempts of each subscription since the relay started: delivered, failed.
 #[derive(Debug, Default)]
@@ -79,7 +82,11 @@ impl Finished {
 }
 
 /// The outcomes, shared by the two settlers.
-type Inbox = Arc<tokio::sync::Mutex<mpsc::Receiver<Attempted>>>;
+#[derive(Debug)]
+struct Inbox {
+    outcomes: mpsc::Receiver<Attempted>,
+    taken: Instant,
+}
 
 /// A settler.
 #[derive(Debug)]
@@ -89,7 +96,7 @@ pub(super) struct Settle {
     waiting: Arc<Waiting>,
     counted: Arc<Counted>,
     leases: Arc<Leases>,
-    inbox: Inbox,
+    inbox: Arc<tokio::sync::Mutex<Inbox>>,
     finished: Arc<Finished>,
     settler: Settler,
     deliver: Weak<Deliver>,
@@ -102,7 +109,7 @@ impl Settle {
         outcomes: mpsc::Receiver<Attempted>,
         deliver: &Arc<Deliver>,
     ) -> [Self; 2] {
-        let inbox = Arc::new(tokio::sync::Mutex::new(outcomes));
+        let inbox = Arc::new(tokio::sync::Mutex::new(Inbox { outcomes, taken: Instant::now() }));
         let finished = Arc::new(Finished::default());
         Settler::ALL.map(|settler| {
             let Parts { base, sending, waiting, counted, leases, .. } = parts.clone();
@@ -136,13 +143,33 @@ impl Settle {
     /// nothing waits.
     async fn receive(&self, aside: &Aside) -> Option<Vec<Attempted>> {
         let mut attempted = Vec::new();
-        let next = async { self.inbox.lock().await.recv_many(&mut attempted, AT_ONCE).await > 0 };
+        let next = self.gather(&mut attempted);
         let Some(look) = aside.next_look() else { return next.await.then_some(attempted) };
         match tokio::time::timeout_at(look.into(), next).await {
             Ok(true) | Err(_) => {}
             Ok(false) => tokio::time::sleep_until(look.into()).await,
         }
         Some(attempted)
+    }
+
+    /// Takes outcomes, at most every [`GATHER`] unless permits are scarce. Returns whether there will be more.
+    async fn gather(&self, attempted: &mut Vec<Attempted>) -> bool {
+        let mut inbox = self.inbox.lock().await;
+        if inbox.outcomes.recv_many(attempted, AT_ONCE).await == 0 {
+            return false;
+        }
+        let gathered = tokio::time::sleep_until((inbox.taken + GATHER).into());
+        tokio::select! {
+            () = gathered => {}
+            () = self.sending.dispatch.scarce.notified() => {}
+        }
+        while attempted.len() < AT_ONCE
+            && let Ok(one) = inbox.outcomes.try_recv()
+        {
+            attempted.push(one);
+        }
+        inbox.taken = Instant::now();
+        true
     }
 
     /// Settles what is not locked, and sets the rest aside. Returns the number of permits that come back.
