@@ -7,7 +7,7 @@ use clap::Args;
 
 #[derive(Debug, Args)]
 pub(super) struct Bench {
-    /// Take about two minutes instead of ten.
+    /// Take a few minutes instead of an hour.
     #[arg(long)]
     quick: bool,
     /// Take a few seconds, for tests: the figures mean nothing.

@@ -133,7 +133,8 @@ impl Claims {
         Ok(taken)
     }
 
-    /// How many to ask for at most; `None`: nothing may be sent now, and the schedule knows when to ask again.
+    /// How many to ask for at most; `None`: nothing may be sent now, and the schedule knows when to ask
+    /// again.
     fn room(&self, subscription: &Subscription) -> Option<usize> {
         let id = subscription.row.id;
         let now = Instant::now();

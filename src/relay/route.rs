@@ -182,7 +182,8 @@ impl Route {
                 .unwrap_or_default();
             self.waiting.schedule.note(new.subscription, Instant::now() + wait);
             if new.priority > 0 {
-                self.waiting.schedule.look_back(new.subscription); // priority moves the due time into the past
+                // priority moves the due time into the past
+                self.waiting.schedule.look_back(new.subscription);
             }
         }
         self.base.telemetry.routed(plan.events, plan.pairs);

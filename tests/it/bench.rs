@@ -7,9 +7,10 @@ use std::{
 
 use serde_json::Value;
 
-const ROWS: [(&str, usize); 11] = [
+const ROWS: [(&str, usize); 12] = [
     ("webhook_drain", 2),
     ("noop_drain", 2),
+    ("deep_backlog", 1),
     ("cost", 4),
     ("distant", 1),
     ("latency", 6),

@@ -21,7 +21,6 @@ use crate::{
 const FLOOR: &str = "the same events against 1 subscription";
 /// Subscriptions that match an event.
 const MATCHING: usize = 3;
-const COUNTS: [usize; 2] = [100, 10_000];
 
 /// The condition in which the subscriptions differ.
 #[derive(Debug, Clone, Copy)]
@@ -107,7 +106,7 @@ impl By {
 pub(super) fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let mut figures = Vec::new();
     for by in By::ALL {
-        for total in COUNTS {
+        for total in [100, stage.sizes.match_among] {
             // Filters other than equality are evaluated for each subscription, so filters per
             // second are reported.
             let (each, unit, goal) = if matches!(by, By::AnyFilter) {

@@ -19,6 +19,7 @@ mod report;
 
 mod webhook_drain;
 mod noop_drain;
+mod deep_backlog;
 mod cost;
 mod distant;
 mod isolation;
@@ -57,10 +58,10 @@ pub struct Options {
 /// Amount of load.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Size {
-    /// Takes about ten minutes.
+    /// Takes about an hour.
     #[default]
     Full,
-    /// Takes less than two minutes.
+    /// Takes a few minutes.
     Quick,
     /// Takes a few seconds, for tests: the figures mean nothing.
     Tiny,
@@ -74,6 +75,8 @@ pub enum Row {
     WebhookDrain,
     /// Drain a backlog to a sink that does nothing.
     NoopDrain,
+    /// Drain the first part of a backlog of millions.
+    DeepBacklog,
     /// CPU, WAL and dead tuples of a delivered event.
     Cost,
     /// Drain a backlog to a webhook receiver that is 50 ms away.
@@ -95,9 +98,10 @@ pub enum Row {
 }
 
 impl Row {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::WebhookDrain,
         Self::NoopDrain,
+        Self::DeepBacklog,
         Self::Cost,
         Self::Distant,
         Self::Latency,
@@ -114,6 +118,7 @@ impl Row {
         match self {
             Self::WebhookDrain => "webhook_drain",
             Self::NoopDrain => "noop_drain",
+            Self::DeepBacklog => "deep_backlog",
             Self::Cost => "cost",
             Self::Distant => "distant",
             Self::Latency => "latency",
@@ -135,12 +140,14 @@ struct Sizes {
     rounds: u32,
     webhook_events: u32,
     noop_events: u32,
+    deep_events: u32,
     idle_events: u32,
     hanging: u32,
     busy_for: Duration,
     writers: u32,
     write_for: Duration,
     fanout_events: u32,
+    match_among: usize,
     match_for: Duration,
     held_for: Duration,
     held_backlog: u32,
@@ -154,12 +161,14 @@ impl Sizes {
                 rounds: 3,
                 webhook_events: 200_000,
                 noop_events: 200_000,
+                deep_events: 10_000_000,
                 idle_events: 200,
                 hanging: 300,
                 busy_for: Duration::from_secs(10),
                 writers: 32,
                 write_for: Duration::from_secs(5),
                 fanout_events: 20_000,
+                match_among: 10_000,
                 match_for: Duration::from_millis(500),
                 held_for: Duration::from_secs(60),
                 held_backlog: 100_000,
@@ -169,12 +178,14 @@ impl Sizes {
                 rounds: 2,
                 webhook_events: 20_000,
                 noop_events: 40_000,
+                deep_events: 400_000,
                 idle_events: 60,
                 hanging: 300,
                 busy_for: Duration::from_secs(2),
                 writers: 32,
                 write_for: Duration::from_secs(1),
                 fanout_events: 5_000,
+                match_among: 10_000,
                 match_for: Duration::from_millis(100),
                 held_for: Duration::from_secs(10),
                 held_backlog: 10_000,
@@ -184,12 +195,14 @@ impl Sizes {
                 rounds: 1,
                 webhook_events: 200,
                 noop_events: 300,
+                deep_events: 900,
                 idle_events: 5,
                 hanging: 10,
                 busy_for: Duration::from_millis(100),
                 writers: 4,
                 write_for: Duration::from_millis(100),
                 fanout_events: 30,
+                match_among: 300,
                 match_for: Duration::from_millis(5),
                 held_for: Duration::from_secs(1),
                 held_backlog: 200,
@@ -230,6 +243,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
         match row {
             Row::WebhookDrain => webhook_drain::measure(&stage, &mut report).await,
             Row::NoopDrain => noop_drain::measure(&stage, &mut report).await,
+            Row::DeepBacklog => deep_backlog::measure(&stage, &mut report).await,
             Row::Cost => cost::measure(&stage, &mut report).await,
             Row::Distant => distant::measure(&stage, &mut report).await,
             Row::Latency => latency::measure(&stage, &mut report).await,

@@ -24,6 +24,9 @@ const REMEMBER_AT_MOST: Duration = Duration::from_secs(300);
 /// A round lasts at least this long, and longer while widths are compared.
 const SHORTEST_ROUND: Duration = Duration::from_millis(10);
 const SHORTEST_TRIAL: Duration = Duration::from_millis(50);
+/// A window with shorter answers costs nobody a wait worth a comparison: it is not made narrower, and it is
+/// made wider as long as it loses no throughput.
+const PROMPT: f64 = 0.001;
 /// Rounds at one width before another is tried.
 const REST_ROUNDS: u32 = 3;
 /// Slow start goes on while a window twice as wide has this many times the throughput.
@@ -243,7 +246,8 @@ impl Window {
         } else if !round.full {
             self.trial = Trial::default();
         } else if self.slow_start {
-            if before == 0.0 || rate >= before * WORTH_DOUBLING {
+            let stays_prompt = self.latency <= PROMPT / 2.0;
+            if before == 0.0 || rate >= before * WORTH_DOUBLING || stays_prompt {
                 self.width += if congested { 1.0 } else { self.width };
                 self.is_doubtful = false;
             } else if !self.is_doubtful {
@@ -270,12 +274,14 @@ impl Window {
                 let mean = mean + (rate - mean) / f64::from(rounds);
                 if rounds < REST_ROUNDS {
                     self.trial = Trial::Rest { rounds, mean, next };
+                } else if next == Direction::Narrower && self.latency <= PROMPT {
+                    self.trial = Trial::rest(Direction::Wider);
                 } else {
                     self.begin_trial(next, mean, congested);
                 }
             }
             Trial::Running { direction: Direction::Wider, base, rate: base_rate } => {
-                let worth = 1.0 + 0.4 * (self.width / base - 1.0);
+                let worth = if self.latency <= PROMPT { 0.97 } else { 1.0 + 0.4 * (self.width / base - 1.0) };
                 if rate >= base_rate * worth {
                     self.begin_trial(Direction::Wider, rate, congested);
                 } else {

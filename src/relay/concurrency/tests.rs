@@ -87,6 +87,22 @@ fn a_window_is_no_wider_than_what_brings_throughput() {
 }
 
 #[test]
+fn a_receiver_that_does_several_in_a_turn_is_given_several_although_its_rate_varies() {
+    // As one on the same machine, which other work interrupts: a turn costs it 0.3 ms and 25 us for each.
+    let mut trial = Simulation::new(512, |in_flight, now| {
+        let noise = (now.as_millis() / 50).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32 & 0xff;
+        let takes = Duration::from_micros(300 + 25 * in_flight as u64);
+        (Answer::Success, takes.mul_f64(1.0 + noise as f64 / 800.0))
+    });
+    trial.run(2 * S);
+    assert!(trial.window.width() >= 20, "{}", trial.window.width());
+    for seconds in 3..30 {
+        trial.run(seconds * S);
+        assert!((20..=64).contains(&trial.window.width()), "{} after {seconds} s", trial.window.width());
+    }
+}
+
+#[test]
 fn a_receiver_that_takes_200_a_second_is_kept_busy_and_has_no_long_queue() {
     // It answers one after the other, each after 5 ms.
     let mut free = Duration::ZERO;

@@ -152,7 +152,8 @@ impl Settle {
         Some(attempted)
     }
 
-    /// Takes outcomes, at most every [`GATHER`] unless permits are scarce. Returns whether there will be more.
+    /// Takes outcomes, at most every [`GATHER`] unless permits are scarce. Returns whether there will be
+    /// more.
     async fn gather(&self, attempted: &mut Vec<Attempted>) -> bool {
         let mut inbox = self.inbox.lock().await;
         if inbox.outcomes.recv_many(attempted, AT_ONCE).await == 0 {

@@ -167,9 +167,10 @@ impl Webhook {
         );
         let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut request = reqwest::Request::new(target.method.clone(), target.url.clone());
-        *request.headers_mut() = target.sign(&message, i64::try_from(seconds).unwrap_or_default());
+        let (headers, body) = target.sign(message, i64::try_from(seconds).unwrap_or_default());
+        *request.headers_mut() = headers;
         *request.timeout_mut() = Some(target.timeout);
-        *request.body_mut() = Some(message.body.into());
+        *request.body_mut() = Some(body.into());
         match self.client.execute(request).await {
             Ok(response) => answer::report(response, target, now).await,
             Err(error) => (answer::failure(error, target), Vec::new()),

@@ -28,6 +28,11 @@ use crate::{
 
 const CLOUDEVENTS_BATCH: &str = "application/cloudevents-batch+json; charset=utf-8";
 
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+static ID: HeaderName = HeaderName::from_static(sign::ID);
+static SIGNATURE: HeaderName = HeaderName::from_static(sign::SIGNATURE);
+static TIMESTAMP: HeaderName = HeaderName::from_static(sign::TIMESTAMP);
+
 /// Largest body, in bytes.
 pub(super) const LARGEST_BODY: usize = 1024 * 1024;
 const LONGEST_URL: usize = 2048;
@@ -241,29 +246,27 @@ impl Target {
         }
     }
 
-    /// The headers of one attempt. `now` is in seconds since 1970.
-    pub(super) fn sign(&self, message: &Message, now: i64) -> HeaderMap {
-        let mut headers = message.headers.clone();
+    /// The headers and the body of one attempt. `now` is in seconds since 1970.
+    pub(super) fn sign(&self, message: Message, now: i64) -> (HeaderMap, Vec<u8>) {
+        let Message { id, body, mut headers } = message;
         headers.insert(
             header::USER_AGENT,
             HeaderValue::from_static(concat!("pgoutbox/", env!("CARGO_PKG_VERSION"))),
         );
-        let id_value = HeaderValue::from_str(&message.id).expect("a UUID is a header value");
-        headers.insert(HeaderName::from_static("idempotency-key"), id_value.clone());
-        headers.insert(HeaderName::from_static(sign::ID), id_value);
+        let id_value = HeaderValue::from_str(&id).expect("a UUID is a header value");
+        headers.insert(&IDEMPOTENCY_KEY, id_value.clone());
+        headers.insert(&ID, id_value);
         let timestamp = HeaderValue::from(now);
-        if let Some(signature) = timestamp
-            .to_str()
-            .ok()
-            .and_then(|timestamp| sign::sign(&self.keys, &message.id, timestamp, &message.body))
+        if let Some(signature) =
+            timestamp.to_str().ok().and_then(|timestamp| sign::sign(&self.keys, &id, timestamp, &body))
         {
-            headers.insert(HeaderName::from_static(sign::SIGNATURE), signature);
+            headers.insert(&SIGNATURE, signature);
         }
-        headers.insert(HeaderName::from_static(sign::TIMESTAMP), timestamp);
+        headers.insert(&TIMESTAMP, timestamp);
         for (name, value) in &self.headers {
             headers.insert(name.clone(), value.clone());
         }
-        headers
+        (headers, body)
     }
 }
 

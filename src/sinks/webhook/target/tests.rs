@@ -36,7 +36,7 @@ fn body_of(target: &Target, event: &Event) -> Result<String, usize> {
 }
 
 fn headers_of(target: &Target, event: Event, now: i64) -> HeaderMap {
-    target.sign(&target.message(&[delivery(event)]).unwrap(), now)
+    target.sign(target.message(&[delivery(event)]).unwrap(), now).0
 }
 
 fn event(payload: &str) -> Event {
