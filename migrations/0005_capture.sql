@@ -85,7 +85,8 @@ begin
             payload := payload || jsonb_build_object('changed', changed, 'previous', previous);
         end if;
     end if;
-    if pg_column_size(payload) > 8192 then
+    -- A few bytes such as 1e131071 can be long as text.
+    if pg_column_size(payload) > 8192 or octet_length(payload::text) > 262144 then
         payload := outbox.capture_fit(payload);
     end if;
     return payload;

@@ -1,5 +1,6 @@
 -- Turn deliveries into dead letters, each with a copy of its event. Deliveries whose lease was lost
--- are not changed.
+-- are not changed. Of an event that could not be read only what routing read is copied, and without
+-- its id it is not redriven.
 --   $1 deliveries
 --   $2 lease tokens of this relay
 --   $3 reasons, in the order of $1
@@ -21,16 +22,24 @@ buried as (
            coalesce((select subscription.name
                        from outbox.subscriptions as subscription
                       where subscription.id = dying.subscription_id), 'deleted'),
-           ($3::text[])[array_position($1::bigint[], dying.id)],
+           dead.reason,
            ($4::integer[])[array_position($1::bigint[], dying.id)],
            ($5::text[])[array_position($1::bigint[], dying.id)],
-           dying.attempt, event.id, dying.position, dying.created_at,
-           coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'),
-           coalesce(event.headers, '{}'), event.organization, event.source, event.user_id,
-           coalesce(event.priority, 0), event.schema_version
+           dying.attempt, case when dead.was_read then event.id end, dying.position,
+           coalesce(event.created_at, dying.created_at), coalesce(event.topic, 'unknown'),
+           event.key,
+           coalesce(case when dead.was_read then event.payload end, 'null'),
+           coalesce(case when dead.was_read then event.headers end, '{}'),
+           event.organization, event.source, event.user_id, coalesce(event.priority, 0),
+           event.schema_version
       from dying
+     cross join lateral (
+           select said.reason, said.reason <> 'event_unreadable' as was_read
+             from (select ($3::text[])[array_position($1::bigint[], dying.id)] as reason) as said
+           ) as dead
       left join outbox.events as event  -- a deleted event leaves a dead letter too
         on event.position = dying.position
-       and event.created_at = dying.created_at
+       and event.created_at >= case when dead.was_read then dying.created_at else '-infinity' end
+       and event.created_at <= case when dead.was_read then dying.created_at else 'infinity' end
 )
 select dying.id from dying

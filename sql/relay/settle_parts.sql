@@ -59,18 +59,23 @@ buried as (
                        from outbox.subscriptions as subscription
                       where subscription.id = dead.subscription_id), 'deleted'),
            dead.reason, dead.status, dead.answer, dead.attempts,
-           event.id, dead.position, dead.created_at,
-           coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'),
-           coalesce(event.headers, '{}'), event.organization, event.source, event.user_id,
-           coalesce(event.priority, 0), event.schema_version
+           case when read.was_read then event.id end, dead.position,
+           coalesce(event.created_at, dead.created_at), coalesce(event.topic, 'unknown'),
+           event.key, coalesce(case when read.was_read then event.payload end, 'null'),
+           coalesce(case when read.was_read then event.headers end, '{}'),
+           event.organization, event.source, event.user_id, coalesce(event.priority, 0),
+           event.schema_version
       from unnest($14::bigint[], $15::integer[], $16::bigint[], $17::bigint[], $18::timestamptz[],
                   $19::integer[], $20::text[], $21::integer[], $22::text[])
            as dead (page, number, subscription_id, position, created_at, attempts, reason, status,
                     answer)
       join held on held.id = dead.page and not held.done @> dead.number
+     -- of an event that could not be read neither its id is copied nor its time is known
+     cross join lateral (select dead.reason <> 'event_unreadable' as was_read) as read
       left join outbox.events as event  -- a deleted event leaves a dead letter too
         on event.position = dead.position
-       and event.created_at = dead.created_at
+       and event.created_at >= case when read.was_read then dead.created_at else '-infinity' end
+       and event.created_at <= case when read.was_read then dead.created_at else 'infinity' end
 ),
 returned as (
     insert into outbox.backlog (

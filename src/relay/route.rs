@@ -38,6 +38,8 @@ const LARGE_PAGE: usize = 4_000;
 /// Events read in one step when there is little room.
 const SMALLEST_PAGE: usize = 64;
 
+/// Steps without payloads after a page that could not be read.
+const WITHOUT_PAYLOADS: u32 = 16;
 /// So many subscriptions are looked at one by one.
 const FEW: usize = 64;
 
@@ -72,6 +74,10 @@ pub(super) struct Route {
     fixed: HashSet<SubscriptionId>,
     /// The next page, read while the last step was committed.
     ahead: Option<Read>,
+    /// So many steps are read without payloads, because a page could not be read with them.
+    without_payloads: u32,
+    /// Events in one step at most: fewer after one that took too long.
+    most: usize,
     /// Moving average of the deliveries leased for an event.
     fanout: f64,
     matches: MatchCache,
@@ -89,6 +95,8 @@ impl Route {
             cursor: None,
             fixed: HashSet::new(),
             ahead: None,
+            without_payloads: 0,
+            most: LARGE_PAGE,
             fanout: 1.0,
             matches: MatchCache::default(),
         }
@@ -118,12 +126,15 @@ impl Route {
             Some(read) => read,
             None => {
                 let with_payloads = self.reads_payloads(&index);
-                let Some(read) =
-                    self.base.store.read_events(&cursor, self.page(&index, 0), with_payloads).await?
-                else {
-                    return Ok(self.overtaken());
-                };
-                read
+                let page = self.page(&index, 0);
+                match self.base.store.read_events(&cursor, page, with_payloads).await {
+                    Ok(Some(read)) => read,
+                    Ok(None) => return Ok(self.overtaken()),
+                    Err(error) => {
+                        self.ask_for_less(&error, page);
+                        return Err(error);
+                    }
+                }
             }
         };
         // An event committed after a subscription is always matched against it.
@@ -162,10 +173,16 @@ impl Route {
             store.advance_cursor(&cursor, &read, advance, &plan.routed, token, lease, &starting),
             next_page
         );
+        let advanced = advanced.inspect_err(|error| self.ask_for_less(error, plan.events));
         let Some((next, ids)) = advanced? else { return Ok(self.overtaken()) };
+        self.most = LARGE_PAGE.min(self.most * 2);
         self.cursor = Some(next);
         // One that could not be read is read again.
-        self.ahead = ahead.unwrap_or_default();
+        self.ahead = ahead.unwrap_or_else(|error| {
+            self.ask_for_less(&error, plan.events);
+            None
+        });
+        self.without_payloads = self.without_payloads.saturating_sub(1);
         if !starting.is_empty() {
             self.fixed.extend(starting);
             self.waiting.starts.notify_one();
@@ -248,7 +265,16 @@ impl Route {
     /// Whether payloads are read with a page. While hardly any event is leased, because nobody wants them or
     /// they go to the backlog, they are not, and pages are larger.
     fn reads_payloads(&self, index: &Index) -> bool {
-        index.needs_payload() || !self.leases_hardly_anything()
+        self.without_payloads == 0 && (index.needs_payload() || !self.leases_hardly_anything())
+    }
+
+    /// What failed with so many events is not tried again unchanged. Payloads are then read for each attempt,
+    /// where one that cannot be read costs its own event only.
+    fn ask_for_less(&mut self, error: &Error, events: usize) {
+        if error.asks_for_less() {
+            self.without_payloads = WITHOUT_PAYLOADS;
+            self.most = (events / 2).max(1);
+        }
     }
 
     fn leases_hardly_anything(&self) -> bool {
@@ -257,6 +283,10 @@ impl Route {
 
     /// How many events to read: as many as fill the room that is left when `pairs` are leased.
     fn page(&self, index: &Index, pairs: usize) -> usize {
+        self.fitting(index, pairs).min(self.most)
+    }
+
+    fn fitting(&self, index: &Index, pairs: usize) -> usize {
         if self.leases_hardly_anything() {
             return LARGE_PAGE;
         }

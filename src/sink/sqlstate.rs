@@ -26,6 +26,8 @@ pub(crate) enum Class {
     Refused,
     /// A lock was not released in time.
     Locked,
+    /// A stored value cannot be read: it is too long as text, or damaged.
+    Unreadable,
     /// Anything else: deadlocks, errors of functions.
     Other,
 }
@@ -40,6 +42,7 @@ pub(crate) fn class(code: &str) -> Class {
         "3F000" | "42P01" | "42703" | "42883" => Class::Missing,
         "53100" | "53200" => Class::Full,
         "55P03" => Class::Locked,
+        "54000" | "XX000" | "XX001" | "XX002" => Class::Unreadable,
         "57014" => Class::Canceled,
         _ => match code.get(..2) {
             Some("08") => Class::Unavailable,

@@ -72,6 +72,16 @@ impl Error {
         }
     }
 
+    /// Whether a value that was to be read is the cause.
+    pub(crate) fn is_about_a_value(&self) -> bool {
+        matches!(self.class(), Some(Class::Unreadable | Class::Refused))
+    }
+
+    /// Whether less should be asked for the next time: a value cannot be read, or it took too long.
+    pub(crate) fn asks_for_less(&self) -> bool {
+        self.is_about_a_value() || self.class() == Some(Class::Canceled)
+    }
+
     /// What the relay does about it, decided from the cause alone.
     #[must_use]
     pub fn kind(&self) -> Kind {
@@ -91,9 +101,13 @@ fn kind_of_sqlstate(code: &str) -> Kind {
     match class(code) {
         Class::Unavailable | Class::ReadOnly => Kind::Connection,
         Class::Missing | Class::NoRights | Class::LoginRefused | Class::NoDatabase => Kind::Unsuitable,
-        Class::Busy | Class::Full | Class::Canceled | Class::Refused | Class::Locked | Class::Other => {
-            Kind::Transient
-        }
+        Class::Busy
+        | Class::Full
+        | Class::Canceled
+        | Class::Refused
+        | Class::Locked
+        | Class::Unreadable
+        | Class::Other => Kind::Transient,
     }
 }
 

@@ -32,11 +32,37 @@ pub struct LoadedEvent {
 
 impl Store {
     /// Reads events by their positions, with payloads of at most `largest` bytes. `span` is the first and the
-    /// last of their times.
+    /// last of their times. An event with a value that the database cannot read is left out, and the others
+    /// are read nevertheless.
     ///
     /// # Errors
-    /// Those of the database.
+    /// Those of the database that are not about a value of one event.
     pub async fn load_events(
+        &self,
+        positions: &[Position],
+        span: (DateTime<Utc>, DateTime<Utc>),
+        largest: i32,
+    ) -> Result<HashMap<Position, LoadedEvent>, Error> {
+        let mut loaded = HashMap::with_capacity(positions.len());
+        let mut parts = vec![positions];
+        while let Some(part) = parts.pop() {
+            match self.load_some(part, span, largest).await {
+                Ok(some) => loaded.extend(some),
+                Err(error) if !error.asks_for_less() => return Err(error),
+                Err(error) => match part.split_at(part.len() / 2) {
+                    ([], [position]) if error.is_about_a_value() => {
+                        let why: &dyn std::error::Error = std::error::Error::source(&error).unwrap_or(&error);
+                        tracing::warn!(position = position.0, why = %why, "an event cannot be read");
+                    }
+                    ([], _) => return Err(error),
+                    (first, second) => parts.extend([second, first]),
+                },
+            }
+        }
+        Ok(loaded)
+    }
+
+    async fn load_some(
         &self,
         positions: &[Position],
         span: (DateTime<Utc>, DateTime<Utc>),

@@ -32,3 +32,46 @@ async fn a_committed_event_reaches_matching_subscriptions_and_a_rolled_back_one_
     assert_eq!(database.count("select count(*) from outbox.owed").await, 0);
     database.drop().await;
 }
+
+#[tokio::test]
+async fn a_backlog_is_routed_many_events_in_a_step_although_they_are_sent_one_by_one() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
+    database
+        .execute(
+            "insert into outbox.events (topic, payload) \
+                 select 'shop.orders.create', '1' from generate_series(1, 4000)",
+        )
+        .await;
+    let recorder = Recorder::new();
+    let relay = RelayBox::start(&database, &recorder).await;
+    recorder.wait_for(4_000).await;
+    let steps = database.count("select max(step) from outbox.cursor").await;
+    assert!(steps <= 80, "{steps} steps for 4,000 events");
+    assert!(relay.stop().await.complete);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_step_that_was_cancelled_is_not_tried_again_with_as_many_events() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
+    database
+        .execute(
+            "create function too_long() returns trigger language plpgsql as $$ begin \
+                 if (select count(*) > 300 from added) then \
+                     raise exception 'canceling statement due to statement timeout' using errcode = '57014'; \
+                 end if; \
+                 return null; end $$; \
+             create trigger too_long after insert on outbox.deliveries referencing new table as added \
+                 for each statement execute function too_long(); \
+             insert into outbox.events (topic, payload, deliver_after) \
+                 select 'shop.orders.create', '1', now() + interval '1 hour' from generate_series(1, 2000)",
+        )
+        .await;
+    let recorder = Recorder::new();
+    let relay = RelayBox::start(&database, &recorder).await;
+    database.eventually("select count(*) = 2000 from outbox.deliveries").await;
+    assert!(relay.stop().await.complete);
+    database.drop().await;
+}

@@ -48,3 +48,20 @@ async fn a_setting_of_a_session_that_is_too_long_refuses_what_it_captures() {
     assert!(refused.to_string().contains("source_and_user_id_must_be"), "{refused}");
     database.drop().await;
 }
+
+#[tokio::test]
+async fn a_few_bytes_that_are_long_as_text_are_refused_and_captured_without_failing_the_write() {
+    let database = Database::new().await;
+    let insert = "insert into outbox.events (topic, payload) values ('a.b', '[1e131071, 1e131071]'::jsonb)";
+    let refused = sqlx::query(insert).execute(&database.pool).await.unwrap_err().to_string();
+    assert!(refused.contains("payload_must_be_at_most_256_kib"), "{refused}");
+    database
+        .execute(
+            "create table sums (id int primary key, one numeric, two numeric, three numeric); \
+             select outbox.capture('sums'); insert into sums values (1, 1e131071, 1e131071, 1e131071)",
+        )
+        .await;
+    let captured = "select max(octet_length(payload::text))::bigint from outbox.events";
+    assert!((1..=262_144).contains(&database.count(captured).await), "a payload that fits");
+    database.drop().await;
+}

@@ -3,6 +3,7 @@
 
 mod aside;
 mod batches;
+mod inbox;
 mod write;
 
 use std::{
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 
 use self::{
     aside::Aside,
+    inbox::Inbox,
     write::{Writer, Written},
 };
 use super::{
@@ -31,12 +33,6 @@ use crate::{
     sink::sqlstate::Class,
     store::{AttemptRow, Locked, Settler},
 };
-
-/// Verdicts in one commit.
-const AT_ONCE: usize = 1_000;
-/// Outcomes are gathered for so long since the last ones were taken: a commit costs the database as much for
-/// one as for a hundred.
-const GATHER: Duration = Duration::from_millis(10);
 
 /// Attempts of each subscription since the relay started: delivered, failed.
 #[derive(Debug, Default)]
@@ -81,13 +77,6 @@ impl Finished {
     }
 }
 
-/// The outcomes, shared by the two settlers.
-#[derive(Debug)]
-struct Inbox {
-    outcomes: mpsc::Receiver<Attempted>,
-    taken: Instant,
-}
-
 /// A settler.
 #[derive(Debug)]
 pub(super) struct Settle {
@@ -96,7 +85,7 @@ pub(super) struct Settle {
     waiting: Arc<Waiting>,
     counted: Arc<Counted>,
     leases: Arc<Leases>,
-    inbox: Arc<tokio::sync::Mutex<Inbox>>,
+    inbox: Arc<Inbox<Attempted>>,
     finished: Arc<Finished>,
     settler: Settler,
     deliver: Weak<Deliver>,
@@ -109,7 +98,7 @@ impl Settle {
         outcomes: mpsc::Receiver<Attempted>,
         deliver: &Arc<Deliver>,
     ) -> [Self; 2] {
-        let inbox = Arc::new(tokio::sync::Mutex::new(Inbox { outcomes, taken: Instant::now() }));
+        let inbox = Arc::new(Inbox::new(outcomes));
         let finished = Arc::new(Finished::default());
         Settler::ALL.map(|settler| {
             let Parts { base, sending, waiting, counted, leases, .. } = parts.clone();
@@ -143,34 +132,13 @@ impl Settle {
     /// nothing waits.
     async fn receive(&self, aside: &Aside) -> Option<Vec<Attempted>> {
         let mut attempted = Vec::new();
-        let next = self.gather(&mut attempted);
+        let next = self.inbox.take(&mut attempted, &self.sending.dispatch.scarce);
         let Some(look) = aside.next_look() else { return next.await.then_some(attempted) };
         match tokio::time::timeout_at(look.into(), next).await {
             Ok(true) | Err(_) => {}
             Ok(false) => tokio::time::sleep_until(look.into()).await,
         }
         Some(attempted)
-    }
-
-    /// Takes outcomes, at most every [`GATHER`] unless permits are scarce. Returns whether there will be
-    /// more.
-    async fn gather(&self, attempted: &mut Vec<Attempted>) -> bool {
-        let mut inbox = self.inbox.lock().await;
-        if inbox.outcomes.recv_many(attempted, AT_ONCE).await == 0 {
-            return false;
-        }
-        let gathered = tokio::time::sleep_until((inbox.taken + GATHER).into());
-        tokio::select! {
-            () = gathered => {}
-            () = self.sending.dispatch.scarce.notified() => {}
-        }
-        while attempted.len() < AT_ONCE
-            && let Ok(one) = inbox.outcomes.try_recv()
-        {
-            attempted.push(one);
-        }
-        inbox.taken = Instant::now();
-        true
     }
 
     /// Settles what is not locked, and sets the rest aside. Returns the number of permits that come back.

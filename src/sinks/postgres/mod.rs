@@ -327,7 +327,7 @@ fn reason(code: &str, default: Reason) -> Reason {
         Class::Missing | Class::NoDatabase => Reason::TargetMissing,
         Class::Full => Reason::DestinationFull,
         Class::Unavailable | Class::ReadOnly | Class::Busy => Reason::ConnectFailed,
-        Class::Refused | Class::Locked | Class::Other => default,
+        Class::Refused | Class::Locked | Class::Unreadable | Class::Other => default,
     }
 }
 
