@@ -1,6 +1,8 @@
 //! Each new event becomes one delivery for each matching subscription.
 
-use crate::support::{Database, Recorder, RelayBox};
+use std::time::Duration;
+
+use crate::support::{Database, Recorder, RelayBox, relay::settings};
 
 #[tokio::test]
 async fn a_committed_event_reaches_matching_subscriptions_and_a_rolled_back_one_none() {
@@ -36,18 +38,30 @@ async fn a_committed_event_reaches_matching_subscriptions_and_a_rolled_back_one_
 #[tokio::test]
 async fn a_backlog_is_routed_many_events_in_a_step_although_they_are_sent_one_by_one() {
     let database = Database::new().await;
-    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
+    let (sent, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(settings("relay")).handler("slow", ["**"], move |_| {
+            let sent = sent.clone();
+            async move {
+                let answered = tokio::time::Instant::now() + Duration::from_millis(5);
+                tokio::time::sleep_until(answered).await;
+                sent.send(()).map_err(|_| "the test has ended")
+            }
+        })
+    })
+    .await;
+    database.execute("update outbox.subscriptions set max_in_flight = 4").await;
     database
         .execute(
             "insert into outbox.events (topic, payload) \
-                 select 'shop.orders.create', '1' from generate_series(1, 4000)",
+                 select 'shop.orders.create', '1' from generate_series(1, 1500)",
         )
         .await;
-    let recorder = Recorder::new();
-    let relay = RelayBox::start(&database, &recorder).await;
-    recorder.wait_for(4_000).await;
+    for _ in 0..1_500 {
+        tokio::time::timeout(Duration::from_secs(30), seen.recv()).await.unwrap();
+    }
     let steps = database.count("select max(step) from outbox.cursor").await;
-    assert!(steps <= 80, "{steps} steps for 4,000 events");
+    assert!(steps <= 60, "{steps} steps for 1,500 events");
     assert!(relay.stop().await.complete);
     database.drop().await;
 }
