@@ -19,6 +19,8 @@ create table outbox.subscriptions (
     active        boolean     not null default true,
     state         text        not null default 'ok',
     state_reason  text,
+    -- while it is gone: events up to this position are owed, which were committed before
+    owed_until    bigint,
     paused_until  timestamptz,
     created_at    timestamptz not null default now(),
     updated_at    timestamptz not null default now(),
@@ -42,6 +44,9 @@ comment on column outbox.subscriptions.organization is
 comment on column outbox.subscriptions.state is
     'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered '
     '410); disabled (not used yet).';
+comment on column outbox.subscriptions.owed_until is
+    'While the state is gone: what lies up to this position was committed before, and is delivered '
+    'after outbox.resume().';
 comment on column outbox.subscriptions.paused_until is
     'Set by relays when the destination asked for a pause (Retry-After).';
 

@@ -33,10 +33,16 @@ create function outbox.matching_dead_letters(
     since        timestamptz default null
 ) returns setof outbox.dead_letters
 language sql stable as $$
-    select letter.*
+    -- A dead letter belongs to the subscription with its id, whatever that is called now.
+    select letter.id, letter.died_at, letter.subscription_id,
+           coalesce(target.name, letter.subscription), letter.reason, letter.status, letter.answer,
+           letter.attempts, letter.event_id, letter.position, letter.created_at, letter.topic,
+           letter.key, letter.payload, letter.headers, letter.organization, letter.source,
+           letter.user_id, letter.priority, letter.schema_version
       from outbox.dead_letters as letter
+      left join outbox.subscriptions as target on target.id = letter.subscription_id
      where (matching_dead_letters.subscription is null
-            or letter.subscription = matching_dead_letters.subscription)
+            or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
        and (matching_dead_letters.topic is null
             or outbox.topic_matches(matching_dead_letters.topic, letter.topic))
        and (matching_dead_letters.error_like is null
@@ -85,7 +91,15 @@ begin
                for update of letter skip locked) as taken;
 
     -- An event that was removed from the log is inserted again. Its transaction id is before every
-    -- snapshot, so routing does not treat it as new.
+    -- snapshot, so routing does not treat it as new. Two redrives at once insert it once: the
+    -- second waits for the commit of the first.
+    if exists (select from outbox.dead_letters as letter
+                where letter.id = any (chosen)
+                  and not exists (select from outbox.events as event
+                                   where event.position = letter.position
+                                     and event.id = letter.event_id)) then
+        perform pg_advisory_xact_lock(7411003);
+    end if;
     insert into outbox.events (
         xid, position, created_at, id, topic, key, payload, headers, organization, source, user_id,
         priority, schema_version)
@@ -319,7 +333,7 @@ begin
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update, delete on outbox.starts'),
-            ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
+            ('outbox_relay', 'update (state, state_reason, owed_until, paused_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay',
              'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, '

@@ -1364,7 +1364,7 @@ begin
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update, delete on outbox.starts'),
-            ('outbox_relay', 'update (state, state_reason, paused_until) on outbox.subscriptions'),
+            ('outbox_relay', 'update (state, state_reason, owed_until, paused_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay',
              'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, '
@@ -1456,10 +1456,16 @@ CREATE TABLE outbox.dead_letters (
 CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS SETOF outbox.dead_letters
     LANGUAGE sql STABLE
     AS $$
-    select letter.*
+    -- A dead letter belongs to the subscription with its id, whatever that is called now.
+    select letter.id, letter.died_at, letter.subscription_id,
+           coalesce(target.name, letter.subscription), letter.reason, letter.status, letter.answer,
+           letter.attempts, letter.event_id, letter.position, letter.created_at, letter.topic,
+           letter.key, letter.payload, letter.headers, letter.organization, letter.source,
+           letter.user_id, letter.priority, letter.schema_version
       from outbox.dead_letters as letter
+      left join outbox.subscriptions as target on target.id = letter.subscription_id
      where (matching_dead_letters.subscription is null
-            or letter.subscription = matching_dead_letters.subscription)
+            or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
        and (matching_dead_letters.topic is null
             or outbox.topic_matches(matching_dead_letters.topic, letter.topic))
        and (matching_dead_letters.error_like is null
@@ -1551,7 +1557,15 @@ begin
                for update of letter skip locked) as taken;
 
     -- An event that was removed from the log is inserted again. Its transaction id is before every
-    -- snapshot, so routing does not treat it as new.
+    -- snapshot, so routing does not treat it as new. Two redrives at once insert it once: the
+    -- second waits for the commit of the first.
+    if exists (select from outbox.dead_letters as letter
+                where letter.id = any (chosen)
+                  and not exists (select from outbox.events as event
+                                   where event.position = letter.position
+                                     and event.id = letter.event_id)) then
+        perform pg_advisory_xact_lock(7411003);
+    end if;
     insert into outbox.events (
         xid, position, created_at, id, topic, key, payload, headers, organization, source, user_id,
         priority, schema_version)
@@ -2219,6 +2233,7 @@ CREATE TABLE outbox.subscriptions (
     active boolean DEFAULT true NOT NULL,
     state text DEFAULT 'ok'::text NOT NULL,
     state_reason text,
+    owed_until bigint,
     paused_until timestamp with time zone,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -2239,6 +2254,8 @@ COMMENT ON COLUMN outbox.subscriptions.schema_version IS 'Version of payloads to
 COMMENT ON COLUMN outbox.subscriptions.organization IS 'Only events of this organization. Null: events of every organization.';
 
 COMMENT ON COLUMN outbox.subscriptions.state IS 'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
+
+COMMENT ON COLUMN outbox.subscriptions.owed_until IS 'While the state is gone: what lies up to this position was committed before, and is delivered after outbox.resume().';
 
 COMMENT ON COLUMN outbox.subscriptions.paused_until IS 'Set by relays when the destination asked for a pause (Retry-After).';
 
@@ -2668,6 +2685,8 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;
 GRANT UPDATE(state) ON TABLE outbox.subscriptions TO outbox_relay;
 
 GRANT UPDATE(state_reason) ON TABLE outbox.subscriptions TO outbox_relay;
+
+GRANT UPDATE(owed_until) ON TABLE outbox.subscriptions TO outbox_relay;
 
 GRANT UPDATE(paused_until) ON TABLE outbox.subscriptions TO outbox_relay;
 

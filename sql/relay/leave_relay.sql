@@ -1,4 +1,4 @@
--- Remove a relay that stops, and relays that have not reported for a day.
+-- Remove a relay that starts or stops, and relays that have not reported for a day.
 --   $1 relay
 with gone as (
     delete from outbox.relays as relay

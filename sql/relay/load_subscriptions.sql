@@ -7,7 +7,7 @@ select part.snapshot, part.generation, part.ids,
        subscription.transform, subscription.schema_version, subscription.organization,
        subscription.keys, subscription.retry, subscription.max_in_flight, subscription.active,
        subscription.state,
-       subscription.state_reason,
+       subscription.state_reason, subscription.owed_until,
        exists (select from outbox.starts as start
                 where start.subscription_id = subscription.id) as starting,
        -- The relay has no infinite times.

@@ -5,7 +5,12 @@
 --   $5 sinks and $6 configs that they must have now, as text; null: any
 update outbox.subscriptions as subscription
    set state = ($2::text[])[array_position($1::bigint[], subscription.id)],
-       state_reason = ($3::text[])[array_position($1::bigint[], subscription.id)]
+       state_reason = ($3::text[])[array_position($1::bigint[], subscription.id)],
+       -- what was committed before is held, wherever routing stands
+       owed_until = case ($2::text[])[array_position($1::bigint[], subscription.id)]
+                    when 'gone' then (select sequence.last_value
+                                        from outbox.events_position_seq as sequence)
+                    end
  where subscription.id = any (array(
            select judged.id
              from outbox.subscriptions as judged

@@ -1,6 +1,6 @@
 -- Turn deliveries into dead letters, each with a copy of its event. Deliveries whose lease was lost
--- are not changed. Of an event that could not be read only what routing read is copied, and without
--- its id it is not redriven.
+-- are not changed, and those of a subscription that was deleted are only deleted. Of an event that
+-- could not be read only what routing read is copied, and without its id it is not redriven.
 --   $1 deliveries
 --   $2 lease tokens of this relay
 --   $3 reasons, in the order of $1
@@ -18,11 +18,7 @@ buried as (
         subscription_id, subscription, reason, status, answer, attempts, event_id, position,
         created_at, topic, key, payload, headers, organization, source, user_id, priority,
         schema_version)
-    select dying.subscription_id,
-           coalesce((select subscription.name
-                       from outbox.subscriptions as subscription
-                      where subscription.id = dying.subscription_id), 'deleted'),
-           dead.reason,
+    select dying.subscription_id, subscription.name, dead.reason,
            ($4::integer[])[array_position($1::bigint[], dying.id)],
            ($5::text[])[array_position($1::bigint[], dying.id)],
            dying.attempt, case when dead.was_read then event.id end, dying.position,
@@ -33,6 +29,7 @@ buried as (
            event.organization, event.source, event.user_id, coalesce(event.priority, 0),
            event.schema_version
       from dying
+      join outbox.subscriptions as subscription on subscription.id = dying.subscription_id
      cross join lateral (
            select said.reason, said.reason <> 'event_unreadable' as was_read
              from (select ($3::text[])[array_position($1::bigint[], dying.id)] as reason) as said

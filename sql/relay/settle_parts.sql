@@ -54,11 +54,7 @@ buried as (
         subscription_id, subscription, reason, status, answer, attempts, event_id, position,
         created_at, topic, key, payload, headers, organization, source, user_id, priority,
         schema_version)
-    select dead.subscription_id,
-           coalesce((select subscription.name
-                       from outbox.subscriptions as subscription
-                      where subscription.id = dead.subscription_id), 'deleted'),
-           dead.reason, dead.status, dead.answer, dead.attempts,
+    select dead.subscription_id, subscription.name, dead.reason, dead.status, dead.answer, dead.attempts,
            case when read.was_read then event.id end, dead.position,
            coalesce(event.created_at, dead.created_at), coalesce(event.topic, 'unknown'),
            event.key, coalesce(case when read.was_read then event.payload end, 'null'),
@@ -70,6 +66,8 @@ buried as (
            as dead (page, number, subscription_id, position, created_at, attempts, reason, status,
                     answer)
       join held on held.id = dead.page and not held.done @> dead.number
+      -- one that was deleted is owed nothing
+      join outbox.subscriptions as subscription on subscription.id = dead.subscription_id
      -- of an event that could not be read neither its id is copied nor its time is known
      cross join lateral (select dead.reason <> 'event_unreadable' as was_read) as read
       left join outbox.events as event  -- a deleted event leaves a dead letter too

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Drained, Error, Health, Relay,
+    answers::Answers,
     breaker::{Breakers, Unsent},
     clock::Clock,
     dispatch::Dispatch,
@@ -205,6 +206,7 @@ impl Builder {
             breakers: Breakers::new(0.5 * rand::random::<f64>()),
             news: Unsent::new(),
             pauses: Pauses::default(),
+            answers: Answers::default(),
             freed: Notify::new(),
         });
         let health = Health {

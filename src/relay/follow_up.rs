@@ -1,8 +1,7 @@
-//! What outcomes mean for a whole subscription or host: pauses that a destination asked for, answers of 410,
-//! breakers. A crash here costs what one in settle costs.
+//! What outcomes mean for the breakers of a subscription or host. A crash here costs what one in settle
+//! costs.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,13 +12,8 @@ use super::{
     attempted::Attempted,
     breaker::{About, CHANNEL, Change, News},
     parts::{Base, Sending, Waiting},
-    pauses::Pauses,
 };
-use crate::{
-    delivery::{LONGEST_PAUSE, Outcome, SubscriptionId},
-    store::{AskedPause, StateChange, SubscriptionState},
-    subscription::Index,
-};
+use crate::{delivery::Outcome, subscription::Index};
 
 /// Shortest time between two notifications of other relays.
 const TELL_EVERY: Duration = Duration::from_millis(50);
@@ -31,84 +25,6 @@ pub(super) fn is_current(index: &Index, one: &Attempted) -> bool {
     index.get(then.row.id).is_some_and(|now| {
         Arc::ptr_eq(now, then) || (&now.row.sink, &now.row.config) == (&then.row.sink, &then.row.config)
     })
-}
-
-/// The longest pauses that present destinations asked for. Those below a second are ignored.
-fn pauses(index: &Index, attempted: &[Attempted]) -> Vec<AskedPause> {
-    let mut pauses: BTreeMap<SubscriptionId, AskedPause> = BTreeMap::new();
-    for one in attempted {
-        if let Outcome::Retry { after: Some(after), .. } = one.report.outcome
-            && is_current(index, one)
-        {
-            let row = &one.job.delivery.subscription.row;
-            let length = after.min(LONGEST_PAUSE);
-            let asked = || AskedPause { id: row.id, length, destination: row.destination() };
-            let pause = pauses.entry(row.id).or_insert_with(asked);
-            pause.length = pause.length.max(length);
-        }
-    }
-    pauses.into_values().filter(|pause| pause.length >= Duration::from_secs(1)).collect()
-}
-
-/// Starts the pauses in this relay.
-pub(super) fn pause(paused: &Pauses, index: &Index, attempted: &[Attempted]) {
-    for pause in pauses(index, attempted) {
-        paused.pause(pause.id, pause.length, Instant::now());
-    }
-}
-
-/// Writes all pauses in one statement, so that other relays apply them.
-pub(super) async fn record_pauses(base: &Base, attempted: &[Attempted]) {
-    let pauses = pauses(&base.index.load(), attempted);
-    if pauses.is_empty() {
-        return;
-    }
-    match base.store.postpone_subscriptions(&pauses).await {
-        Ok(recorded) => {
-            for pause in pauses.iter().filter(|pause| recorded.contains(&pause.id)) {
-                base.telemetry.subscription_paused(&name(base, pause.id), pause.length);
-            }
-        }
-        Err(error) => base.telemetry.database_failed("settle", &error),
-    }
-}
-
-fn name(base: &Base, id: SubscriptionId) -> String {
-    base.index.load().get(id).map(|subscription| subscription.row.name.clone()).unwrap_or_default()
-}
-
-/// Records the subscriptions whose destinations are gone. Returns whether it could be recorded.
-pub(super) async fn record_gone(base: &Base, attempted: &[Attempted]) -> bool {
-    const REASON: &str = "the destination answered 410 Gone; outbox.resume() sends again";
-    let index = base.index.load_full();
-    let gone: BTreeMap<SubscriptionId, StateChange> = attempted
-        .iter()
-        .filter(|one| one.report.outcome == Outcome::Gone && is_current(&index, one))
-        .map(|one| {
-            let row = &one.job.delivery.subscription.row;
-            let change = StateChange {
-                id: row.id,
-                from: SubscriptionState::Ok,
-                to: SubscriptionState::Gone,
-                reason: Some(REASON.to_owned()),
-                destination: Some(row.destination()),
-            };
-            (row.id, change)
-        })
-        .collect();
-    let changes: Vec<StateChange> = gone.into_values().collect();
-    match base.store.set_subscription_states(&changes).await {
-        Ok(recorded) => {
-            for id in recorded {
-                base.telemetry.subscription_changed(&name(base, id), SubscriptionState::Gone, REASON);
-            }
-            true
-        }
-        Err(error) => {
-            base.telemetry.database_failed("settle", &error);
-            false
-        }
-    }
 }
 
 /// Records for the breakers what an attempt tells of its destination.

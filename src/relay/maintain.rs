@@ -34,6 +34,10 @@ pub(super) async fn maintain(
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut round = 0u32;
     let mut reported: HashMap<SubscriptionId, SubscriptionReport> = HashMap::new();
+    // What a relay of this name reported before it was killed is true no longer.
+    if let Err(error) = base.store.leave_relay(&base.settings.name).await {
+        base.telemetry.database_failed("maintain", &error);
+    }
     loop {
         tokio::select! {
             _ = rounds.tick() => {}

@@ -15,6 +15,7 @@
 //! A crash costs nothing in await_work and maintain, the wait of one lease in route and claim, and a repeated
 //! delivery for each permit taken in deliver and settle.
 
+mod answers;
 mod attempted;
 pub(crate) mod await_work;
 mod backfill;
@@ -171,6 +172,11 @@ impl Relay {
             drained.clone(),
         )));
         stages.spawn(dropped.clone().run_until_cancelled_owned(follow_up::tell(
+            base.clone(),
+            sending.clone(),
+            drained.clone(),
+        )));
+        stages.spawn(dropped.clone().run_until_cancelled_owned(answers::record(
             base.clone(),
             sending.clone(),
             drained.clone(),

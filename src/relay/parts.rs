@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 
 use super::{
     Settings,
+    answers::Answers,
     breaker::{Breakers, Unsent},
     clock::Clock,
     dispatch::Dispatch,
@@ -41,6 +42,8 @@ pub(super) struct Sending {
     /// What other relays are to hear of the breakers.
     pub(super) news: Unsent,
     pub(super) pauses: Pauses,
+    /// What destinations said of themselves and is not recorded.
+    pub(super) answers: Answers,
     /// Notified when permits were returned.
     pub(super) freed: Notify,
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use sqlx::{FromRow, Row as _};
 
 use super::{connection::Store, error::Error, statement::first};
-use crate::delivery::SubscriptionId;
+use crate::{delivery::SubscriptionId, event::Position};
 
 /// Whether relays deliver to a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type)]
@@ -80,6 +80,8 @@ pub struct SubscriptionRow {
     pub state: SubscriptionState,
     /// Why its state is not `ok`.
     pub state_reason: Option<String>,
+    /// While it is gone: position up to which events are owed to it, because they were committed before.
+    pub owed_until: Option<Position>,
     /// Whether it still waits for events from before it was made.
     pub starting: bool,
     /// End of the pause that its destination asked for.
@@ -114,6 +116,7 @@ impl SubscriptionRow {
             state: SubscriptionState::Ok,
             state_reason: None,
             starting: false,
+            owed_until: None,
             paused_until: None,
         }
     }
@@ -255,7 +258,7 @@ impl Store {
     /// # Errors
     /// Those of the database.
     pub async fn postpone_subscriptions(&self, pauses: &[AskedPause]) -> Result<Vec<SubscriptionId>, Error> {
-        self.statement("pausing subscriptions", sql!("relay/postpone_subscription"))
+        self.statement("pausing subscriptions", sql!("relay/postpone_subscriptions"))
             .bind_each(pauses, |pause| pause.id)
             .bind_each(pauses, |pause| pause.length.as_secs_f64())
             .bind_each(pauses, |pause| pause.destination.sink.as_str())

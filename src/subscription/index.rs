@@ -12,7 +12,7 @@ use super::{
 use crate::{
     delivery::SubscriptionId,
     event::{
-        Event,
+        Event, Position,
         filter::{Facts, Field},
         types::Types,
     },
@@ -58,7 +58,7 @@ impl Index {
     pub fn new(generation: i64, subscriptions: impl IntoIterator<Item = Arc<Subscription>>) -> Self {
         let mut index = Self { generation, ..Self::default() };
         for subscription in subscriptions {
-            if subscription.is_owed() {
+            if subscription.is_owed(Position::default()) {
                 index.choosy |= subscription.is_choosy();
                 index.needs_payload |= subscription.needs_payload();
                 match subscription.lookup() {
@@ -99,6 +99,7 @@ impl Index {
         ids.dedup();
         ids.into_iter()
             .filter_map(|id| self.subscriptions.get(&id))
+            .filter(|subscription| subscription.is_owed(event.position))
             .filter(|subscription| subscription.wants_key(event.key.as_deref()))
             .collect()
     }

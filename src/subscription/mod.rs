@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::{
     delivery::RetryPolicy,
     event::{
-        Event,
+        Event, Position,
         filter::{Containment, Facts, Filter, FilterResult, Transform},
         topic::Pattern,
     },
@@ -190,7 +190,9 @@ impl Subscription {
     /// Whether its conditions can be evaluated: topics, `match` and filter are valid, and it is not gone.
     #[must_use]
     pub fn can_evaluate(&self) -> bool {
-        self.unusable_condition.is_none() && self.patterns.len() == self.row.topics.len() && self.is_owed()
+        self.unusable_condition.is_none()
+            && self.patterns.len() == self.row.topics.len()
+            && self.row.state != SubscriptionState::Gone
     }
 
     /// A field of the payload, the scalar that it must have, and whether the conditions fail without that
@@ -232,10 +234,12 @@ impl Subscription {
             && matches!(self.row.state, SubscriptionState::Ok | SubscriptionState::Invalid)
     }
 
-    /// Whether it receives new events: also while paused, disabled or invalid, but not when gone.
+    /// Whether it is owed the event at this position: also while paused, disabled or invalid. Once gone it is
+    /// owed only what was committed before.
     #[must_use]
-    pub fn is_owed(&self) -> bool {
+    pub fn is_owed(&self, position: Position) -> bool {
         self.row.state != SubscriptionState::Gone
+            || self.row.owed_until.is_some_and(|until| position <= until)
     }
 
     /// Its own limit of deliveries in flight: the one it sets, or, if its sink takes batches, room for the

@@ -2,13 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use pgoutbox::relay::{AttemptLog, Settings};
+use pgoutbox::{
+    delivery::{Outcome, Reason},
+    relay::{AttemptLog, Settings},
+};
 use serde_json::json;
 
 use crate::{
     support::{
-        Database, Good,
+        Database, Good, Recorder, RelayBox,
         hostile::{Hostile, Mode},
+        relay::settings,
     },
     webhook_relay::{once, publish, relay_settings, start, status, subscribe},
 };
@@ -35,6 +39,118 @@ async fn a_redrive_whose_transaction_commits_late_is_delivered_at_once() {
     good.take(3).await;
     assert!(asked.elapsed() < Duration::from_secs(10), "not only at the next poll: {:?}", asked.elapsed());
     relay.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_belongs_to_its_subscription_whatever_that_is_called() {
+    let database = Database::new().await;
+    let (broken, mut good) = (Hostile::start(status(500)).await, Good::start().await);
+    subscribe(&database, "old", "**", json!({"url": broken.url("/")}), once()).await;
+    let relay = start(&database, relay_settings("relay")).await;
+    publish(&database, "a.b", 1).await;
+    database.eventually("select count(*) = 1 from outbox.dead_letters").await;
+    database.execute("update outbox.subscriptions set name = 'new'").await;
+    subscribe(&database, "old", "another.topic", json!({"url": broken.url("/")}), once()).await;
+    subscribe(&database, "new", "**", json!({"url": good.url}), once()).await;
+    let shown = "select subscription from outbox.matching_dead_letters()";
+    assert_eq!(sqlx::query_scalar::<_, String>(shown).fetch_one(&database.pool).await.unwrap(), "new");
+    assert_eq!(database.count("select outbox.redrive('old')").await, 0);
+    assert_eq!(database.count("select outbox.discard('old')").await, 0);
+    assert_eq!(database.count("select outbox.redrive('new')").await, 1);
+    good.take(1).await;
+    relay.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_a_dead_letter_of_a_subscription_that_was_deleted_during_the_last_attempt() {
+    let database = Database::new().await;
+    let recorder = Recorder::answering(|_| Outcome::Retry { reason: Reason::ServerError, after: None });
+    database
+        .execute("select outbox.subscribe('shop', array['**'], 'recorder', retry => '{\"max_attempts\": 1}')")
+        .await;
+    let relay = RelayBox::start(&database, &recorder).await;
+    let closed = recorder.gate.clone().write_owned().await;
+    publish(&database, "a.b", 2).await;
+    recorder.wait_for(2).await;
+    database.execute("select outbox.unsubscribe('shop')").await;
+    drop(closed);
+    database.eventually("select not exists (select from outbox.owed)").await;
+    assert!(relay.stop().await.complete);
+    assert_eq!(database.count("select count(*) from outbox.dead_letters").await, 0);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_last_attempt_that_a_stop_cut_off_is_made_again() {
+    let database = Database::new().await;
+    let recorder = Recorder::new();
+    database
+        .execute(
+            "select outbox.subscribe('shop', array['**'], 'recorder', '{\"hang\": true}', \
+                                     retry => '{\"max_attempts\": 1}')",
+        )
+        .await;
+    let hurried = Settings { drain: Duration::from_millis(100), ..settings("relay") };
+    let relay =
+        RelayBox::start_with(&database, |builder| builder.settings(hurried).sink(recorder.clone())).await;
+    publish(&database, "a.b", 1).await;
+    recorder.wait_for(1).await;
+    relay.stop().await;
+    assert_eq!(database.count("select count(*) from outbox.dead_letters").await, 0);
+    database.execute("update outbox.subscriptions set config = '{}'").await;
+    let relay = RelayBox::start(&database, &recorder).await;
+    recorder.wait_for(2).await;
+    database.eventually("select not exists (select from outbox.owed)").await;
+    assert!(relay.stop().await.complete);
+    assert_eq!(database.count("select count(*) from outbox.dead_letters").await, 0);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn two_redrives_at_once_put_an_event_that_was_removed_back_once() {
+    let database = Database::new().await;
+    let broken = Hostile::start(status(500)).await;
+    for name in ["one", "two"] {
+        subscribe(&database, name, "**", json!({"url": broken.url("/")}), once()).await;
+    }
+    let relay = start(&database, relay_settings("relay")).await;
+    publish(&database, "a.b", 1).await;
+    database.eventually("select count(*) = 2 from outbox.dead_letters").await;
+    relay.stop().await;
+    database.execute("delete from outbox.events").await;
+    let mut first = database.pool.begin().await.unwrap();
+    sqlx::query("select outbox.redrive('one')").execute(&mut *first).await.unwrap();
+    let second = async { database.count("select outbox.redrive('two')").await };
+    let commit = async {
+        database.eventually("select exists (select from pg_locks where not granted)").await;
+        first.commit().await.unwrap();
+    };
+    let (redriven, ()) = tokio::join!(second, commit);
+    assert_eq!(redriven, 1);
+    assert_eq!(database.count("select count(*) from outbox.events").await, 1);
+    assert_eq!(database.count("select count(*) from outbox.deliveries").await, 2);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_report_ends_with_the_relay_that_was_killed() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('shop', array['**'], 'recorder')").await;
+    database
+        .execute(
+            "insert into outbox.relays (name, version, started_at, seen_at, permits, leased_ahead, in_flight, \
+                                        unsettled) values ('relay', '0', now(), now(), 1, 1, 1, 1); \
+             insert into outbox.relay_subscriptions (relay, subscription_id, delivered, failed, breaker, \
+                                                     filter_errors, reported_at) \
+                  select 'relay', id, 0, 9, 'open', 0, now() from outbox.subscriptions",
+        )
+        .await;
+    database.eventually("select breaker = 'open' from outbox.subscription_status").await;
+    let relay = RelayBox::start(&database, &Recorder::new()).await;
+    database.eventually("select breaker = 'closed' from outbox.subscription_status").await;
+    assert!(relay.stop().await.complete);
     database.drop().await;
 }
 

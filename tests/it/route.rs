@@ -38,14 +38,14 @@ async fn a_committed_event_reaches_matching_subscriptions_and_a_rolled_back_one_
 #[tokio::test]
 async fn a_backlog_is_routed_many_events_in_a_step_although_they_are_sent_one_by_one() {
     let database = Database::new().await;
-    let (sent, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let (sent, mut seen) = tokio::sync::mpsc::channel(1_500);
     let relay = RelayBox::start_with(&database, |builder| {
         builder.settings(settings("relay")).handler("slow", ["**"], move |_| {
             let sent = sent.clone();
             async move {
                 let answered = tokio::time::Instant::now() + Duration::from_millis(5);
                 tokio::time::sleep_until(answered).await;
-                sent.send(()).map_err(|_| "the test has ended")
+                sent.send(()).await.map_err(|_| "the test has ended")
             }
         })
     })

@@ -143,9 +143,8 @@ impl Settle {
 
     /// Settles what is not locked, and sets the rest aside. Returns the number of permits that come back.
     async fn settle_batch(&self, attempted: Vec<Attempted>, aside: &mut Aside) -> u32 {
-        follow_up::pause(&self.sending.pauses, &self.base.index.load(), &attempted);
-        // First the answers of 410: once the verdicts are committed, these deliveries may be claimed again.
-        let recorded = follow_up::record_gone(&self.base, &attempted).await;
+        // First: once the verdicts are committed, these deliveries may be claimed again.
+        self.sending.answers.note(&self.base.index.load(), &self.sending.pauses, &attempted);
         let verdicts: Vec<Verdict> = attempted.iter().map(|one| self.decide(one)).collect();
         let decided: Vec<(&Attempted, &Verdict)> =
             attempted.iter().zip(&verdicts).filter(|(one, _)| !aside.is_locked(one)).collect();
@@ -170,10 +169,6 @@ impl Settle {
             self.announce(one, verdict, *counted);
         }
         let permits = decided.iter().filter(|(one, _)| one.has_permit).count();
-        follow_up::record_pauses(&self.base, &attempted).await;
-        if !recorded {
-            follow_up::record_gone(&self.base, &attempted).await;
-        }
         aside.hold(attempted.into_iter().filter(|one| aside.is_locked(one)).collect(), Vec::new());
         u32::try_from(permits).unwrap_or(u32::MAX)
     }
@@ -203,9 +198,8 @@ impl Settle {
             return Verdict::RetryIn(Duration::ZERO);
         }
         let age = self.base.clock.age(delivery.owed_since);
-        if matches!(report.outcome.reason(), Some(crate::delivery::Reason::RelayStopped))
-            && delivery.attempt < delivery.subscription.retry.max_attempts
-        {
+        // Our own stop never makes a dead letter, not even of a last attempt.
+        if matches!(report.outcome.reason(), Some(crate::delivery::Reason::RelayStopped)) {
             return Verdict::RetryIn(Duration::ZERO);
         }
         // What another destination asked for does not bind the present one.

@@ -1,0 +1,161 @@
+//! What destinations asked for or said of themselves, on its way to the database: pauses and answers of 410.
+//! This relay obeys at once; that it is recorded waits for nobody's settling. A crash here loses a pause,
+//! which the destination asks for again.
+
+use std::{
+    collections::BTreeMap,
+    mem,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    attempted::Attempted,
+    follow_up::is_current,
+    parts::{Base, Sending},
+    pauses::Pauses,
+};
+use crate::{
+    delivery::{LONGEST_PAUSE, Outcome, SubscriptionId},
+    store::{AskedPause, StateChange, SubscriptionState},
+    subscription::Index,
+};
+
+/// How long this relay sends nothing after an answer of 410, unless the subscription changes. By then it is
+/// recorded.
+const GONE_FOR: Duration = Duration::from_secs(30);
+/// Shorter pauses are not recorded.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Pause after an error of the database.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Time for what is left when the relay has drained.
+const LAST: Duration = Duration::from_secs(2);
+const REASON: &str = "the destination answered 410 Gone; outbox.resume() sends again";
+
+/// Answers that are not recorded.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    waiting: Mutex<Waiting>,
+    some: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    pauses: BTreeMap<SubscriptionId, AskedPause>,
+    gone: BTreeMap<SubscriptionId, StateChange>,
+}
+
+impl Answers {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what present destinations asked for, and obeys.
+    pub(super) fn note(&self, index: &Index, paused: &Pauses, attempted: &[Attempted]) {
+        for one in attempted {
+            let (length, is_gone) = match one.report.outcome {
+                Outcome::Retry { after: Some(after), .. } => (after.min(LONGEST_PAUSE), false),
+                Outcome::Gone => (GONE_FOR, true),
+                _ => continue,
+            };
+            if length < SHORTEST || !is_current(index, one) {
+                continue;
+            }
+            let row = &one.job.delivery.subscription.row;
+            paused.pause(row.id, length, Instant::now());
+            let mut waiting = self.waiting();
+            if is_gone {
+                waiting.gone.entry(row.id).or_insert_with(|| StateChange {
+                    id: row.id,
+                    from: SubscriptionState::Ok,
+                    to: SubscriptionState::Gone,
+                    reason: Some(REASON.to_owned()),
+                    destination: Some(row.destination()),
+                });
+            } else {
+                let asked = || AskedPause { id: row.id, length, destination: row.destination() };
+                let pause = waiting.pauses.entry(row.id).or_insert_with(asked);
+                pause.length = pause.length.max(length);
+            }
+            drop(waiting);
+            self.some.notify_one();
+        }
+    }
+}
+
+/// Records answers until the relay has drained.
+pub(super) async fn record(base: Arc<Base>, sending: Arc<Sending>, drained: CancellationToken) {
+    let answers = &sending.answers;
+    loop {
+        tokio::select! {
+            () = answers.some.notified() => {}
+            () = drained.cancelled() => {
+                // Best effort: a later attempt gets the same answer.
+                let _ = tokio::time::timeout(LAST, write(&base, &sending)).await;
+                return;
+            }
+        }
+        if !write(&base, &sending).await {
+            answers.some.notify_one();
+            let again = tokio::time::sleep_until((Instant::now() + AGAIN).into());
+            let _ = drained.run_until_cancelled(again).await;
+        }
+    }
+}
+
+/// Writes all that waits. Returns whether that could be written.
+async fn write(base: &Base, sending: &Sending) -> bool {
+    let answers = &sending.answers;
+    let Waiting { pauses, mut gone } = mem::take(&mut *answers.waiting());
+    let mut written = true;
+    if !gone.is_empty() {
+        let changes: Vec<StateChange> = gone.values().cloned().collect();
+        match base.store.set_subscription_states(&changes).await {
+            Ok(recorded) => {
+                for id in recorded {
+                    gone.remove(&id);
+                    base.telemetry.subscription_changed(&name(base, id), SubscriptionState::Gone, REASON);
+                }
+            }
+            Err(error) => base.telemetry.database_failed("settle", &error),
+        }
+    }
+    // Somebody has locked the row, or it is changed by now.
+    let index = base.index.load_full();
+    gone.retain(|id, change| {
+        index.get(*id).is_some_and(|one| {
+            one.row.state == change.from && Some(one.row.destination()) == change.destination
+        })
+    });
+    for (id, change) in gone {
+        sending.pauses.pause(id, GONE_FOR, Instant::now());
+        answers.waiting().gone.entry(id).or_insert(change);
+        written = false;
+    }
+    if !pauses.is_empty() {
+        let asked: Vec<AskedPause> = pauses.values().cloned().collect();
+        match base.store.postpone_subscriptions(&asked).await {
+            Ok(recorded) => {
+                for pause in asked.iter().filter(|pause| recorded.contains(&pause.id)) {
+                    base.telemetry.subscription_paused(&name(base, pause.id), pause.length);
+                }
+            }
+            Err(error) => {
+                base.telemetry.database_failed("settle", &error);
+                let mut waiting = answers.waiting();
+                pauses.into_iter().for_each(|(id, pause)| {
+                    waiting.pauses.entry(id).or_insert(pause);
+                });
+                written = false;
+            }
+        }
+    }
+    written
+}
+
+fn name(base: &Base, id: SubscriptionId) -> String {
+    base.index.load().get(id).map(|subscription| subscription.row.name.clone()).unwrap_or_default()
+}
