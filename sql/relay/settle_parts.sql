@@ -54,7 +54,8 @@ buried as (
         subscription_id, subscription, reason, status, answer, attempts, event_id, position,
         created_at, topic, key, payload, headers, organization, source, user_id, priority,
         schema_version)
-    select dead.subscription_id, subscription.name, dead.reason, dead.status, dead.answer, dead.attempts,
+    select dead.subscription_id, subscription.name, dead.reason, dead.status, dead.answer,
+           dead.attempts,
            case when read.was_read then event.id end, dead.position,
            coalesce(event.created_at, dead.created_at), coalesce(event.topic, 'unknown'),
            event.key, coalesce(case when read.was_read then event.payload end, 'null'),
