@@ -73,8 +73,9 @@ impl Destination for Server {
         let counting = move || {
             let mut count = 0;
             for partition in 0..4 {
-                let (low, high) = consumer.fetch_watermarks("events", partition, LIMIT)?;
-                count += u64::try_from(high - low)?;
+                // The mock cluster keeps 5 MB of a partition: the low watermark rises.
+                let (_, high) = consumer.fetch_watermarks("events", partition, LIMIT)?;
+                count += u64::try_from(high)?;
             }
             anyhow::Ok(count)
         };
