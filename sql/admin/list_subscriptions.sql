@@ -16,6 +16,7 @@ select subscription.id,
        subscription.active,
        subscription.state,
        subscription.state_reason,
+       subscription.owed_until,
        exists (select from outbox.starts as start
                 where start.subscription_id = subscription.id) as starting,
        subscription.paused_until

@@ -45,7 +45,8 @@ pub(super) struct Answers {
 #[derive(Debug, Default)]
 struct Waiting {
     pauses: BTreeMap<SubscriptionId, AskedPause>,
-    gone: BTreeMap<SubscriptionId, StateChange>,
+    /// With the generation of subscriptions at which it was true.
+    gone: BTreeMap<SubscriptionId, (i64, StateChange)>,
 }
 
 impl Answers {
@@ -65,16 +66,21 @@ impl Answers {
                 continue;
             }
             let row = &one.job.delivery.subscription.row;
+            // Late answers of attempts that were in flight together say nothing new.
+            if is_gone && !is_ok(index, row.id) {
+                continue;
+            }
             paused.pause(row.id, length, Instant::now());
             let mut waiting = self.waiting();
             if is_gone {
-                waiting.gone.entry(row.id).or_insert_with(|| StateChange {
+                let change = StateChange {
                     id: row.id,
                     from: SubscriptionState::Ok,
                     to: SubscriptionState::Gone,
                     reason: Some(REASON.to_owned()),
                     destination: Some(row.destination()),
-                });
+                };
+                waiting.gone.insert(row.id, (index.generation, change));
             } else {
                 let asked = || AskedPause { id: row.id, length, destination: row.destination() };
                 let pause = waiting.pauses.entry(row.id).or_insert_with(asked);
@@ -112,7 +118,7 @@ async fn write(base: &Base, sending: &Sending) -> bool {
     let Waiting { pauses, mut gone } = mem::take(&mut *answers.waiting());
     let mut written = true;
     if !gone.is_empty() {
-        let changes: Vec<StateChange> = gone.values().cloned().collect();
+        let changes: Vec<StateChange> = gone.values().map(|(_, change)| change.clone()).collect();
         match base.store.set_subscription_states(&changes).await {
             Ok(recorded) => {
                 for id in recorded {
@@ -123,13 +129,9 @@ async fn write(base: &Base, sending: &Sending) -> bool {
             Err(error) => base.telemetry.database_failed("settle", &error),
         }
     }
-    // Somebody has locked the row, or it is changed by now.
+    // Somebody has locked the row. After a change of subscriptions the destination is asked again.
     let index = base.index.load_full();
-    gone.retain(|id, change| {
-        index.get(*id).is_some_and(|one| {
-            one.row.state == change.from && Some(one.row.destination()) == change.destination
-        })
-    });
+    gone.retain(|id, (generation, _)| *generation == index.generation && is_ok(&index, *id));
     for (id, change) in gone {
         sending.pauses.pause(id, GONE_FOR, Instant::now());
         answers.waiting().gone.entry(id).or_insert(change);
@@ -147,13 +149,19 @@ async fn write(base: &Base, sending: &Sending) -> bool {
                 base.telemetry.database_failed("settle", &error);
                 let mut waiting = answers.waiting();
                 pauses.into_iter().for_each(|(id, pause)| {
-                    waiting.pauses.entry(id).or_insert(pause);
+                    let length = pause.length;
+                    let again = waiting.pauses.entry(id).or_insert(pause);
+                    again.length = again.length.max(length);
                 });
                 written = false;
             }
         }
     }
     written
+}
+
+fn is_ok(index: &Index, id: SubscriptionId) -> bool {
+    index.get(id).is_some_and(|one| one.row.state == SubscriptionState::Ok)
 }
 
 fn name(base: &Base, id: SubscriptionId) -> String {

@@ -131,8 +131,10 @@ async fn part(
         &base.store,
         &plainly,
         |_| subscription.needs_payload(),
-        |event| {
-            evaluated.insert(event.position, subscription.evaluate(&Facts::new(event)));
+        |event, is_readable| {
+            // One that cannot be read becomes a dead letter.
+            let wanted = if is_readable { subscription.evaluate(&Facts::new(event)) } else { Wanted::Yes };
+            evaluated.insert(event.position, wanted);
         },
     )
     .await?;

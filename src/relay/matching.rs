@@ -71,8 +71,13 @@ impl MatchCache {
             store,
             &unknown,
             |event| index.asks_for_payload(event),
-            |event| {
-                self.known.insert(event.position, index.find_matches(event));
+            |event, is_readable| {
+                let matches = match is_readable {
+                    true => index.find_matches(event),
+                    // It becomes a dead letter for those that may want it.
+                    false => index.find_matches_without_payload(event),
+                };
+                self.known.insert(event.position, matches);
             },
         )
         .await?;
@@ -114,8 +119,8 @@ impl MatchCache {
     }
 }
 
-/// Calls `look` for each event, with its payload if that is asked for. An event that has been removed from
-/// the log comes without a payload.
+/// Calls `look` for each event, with its payload if that is asked for, and whether that can be read. An event
+/// that has been removed from the log comes without a payload.
 ///
 /// # Errors
 /// Those of reading large payloads.
@@ -123,13 +128,13 @@ pub(super) async fn look_at(
     store: &Store,
     events: &[&NewEvent],
     asks_for_payload: impl Fn(&Event) -> bool,
-    mut look: impl FnMut(&Event),
+    mut look: impl FnMut(&Event, bool),
 ) -> Result<(), Error> {
     let mut turn = Instant::now();
     let (read, large): (Vec<&NewEvent>, Vec<&NewEvent>) =
         events.iter().partition(|new| new.payload_read || !asks_for_payload(&new.event));
     for new in read {
-        look(&new.event);
+        look(&new.event, true);
         if turn.elapsed() > TURN {
             tokio::task::yield_now().await;
             turn = Instant::now();
@@ -141,7 +146,9 @@ pub(super) async fn look_at(
         let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
         let loaded = store.load_events(&positions, span, i32::MAX).await?;
         for new in some {
-            look(loaded.get(&new.event.position).map_or(&new.event, |loaded| &loaded.event));
+            let position = &new.event.position;
+            let event = loaded.events.get(position).map_or(&new.event, |loaded| &loaded.event);
+            look(event, !loaded.unreadable.contains(position));
             tokio::task::yield_now().await;
         }
     }

@@ -29,6 +29,7 @@ pub(super) async fn read_events(store: &Store, jobs: &mut [Job], largest: i32) -
     let positions: Vec<Position> = positions.into_iter().collect();
     let loaded = store.load_events(&positions, span, largest).await?;
     let contents: HashMap<Position, Content> = loaded
+        .events
         .into_iter()
         .map(|(at, loaded)| (at, Content::new(Arc::new(loaded.event), loaded.payload_read)))
         .collect();

@@ -72,9 +72,13 @@ impl Error {
         }
     }
 
-    /// Whether a value that was to be read is the cause.
+    /// Whether a value that was to be read may be the cause.
     pub(crate) fn is_about_a_value(&self) -> bool {
-        matches!(self.class(), Some(Class::Unreadable | Class::Refused))
+        let Cause::Database(error) = &self.cause else { return false };
+        let answer = error.as_database_error();
+        answer
+            .and_then(sqlx::error::DatabaseError::code)
+            .is_some_and(|code| code.starts_with("22") || class(&code) == Class::Unreadable)
     }
 
     /// Whether less should be asked for the next time: a value cannot be read, or it took too long.

@@ -1,6 +1,6 @@
 //! Events as statements return them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::{Row as _, postgres::PgRow};
@@ -30,10 +30,18 @@ pub struct LoadedEvent {
     pub payload_read: bool,
 }
 
+/// Events that were looked for. One that is in neither is not in the log.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Those that were read.
+    pub events: HashMap<Position, LoadedEvent>,
+    /// Those with a value that the database cannot read.
+    pub unreadable: HashSet<Position>,
+}
+
 impl Store {
     /// Reads events by their positions, with payloads of at most `largest` bytes. `span` is the first and the
-    /// last of their times. An event with a value that the database cannot read is left out, and the others
-    /// are read nevertheless.
+    /// last of their times. A value that the database cannot read costs its own event only.
     ///
     /// # Errors
     /// Those of the database that are not about a value of one event.
@@ -42,19 +50,28 @@ impl Store {
         positions: &[Position],
         span: (DateTime<Utc>, DateTime<Utc>),
         largest: i32,
-    ) -> Result<HashMap<Position, LoadedEvent>, Error> {
-        let mut loaded = HashMap::with_capacity(positions.len());
+    ) -> Result<Loaded, Error> {
+        let mut loaded = Loaded::default();
         let mut parts = vec![positions];
         while let Some(part) = parts.pop() {
             match self.load_some(part, span, largest).await {
-                Ok(some) => loaded.extend(some),
-                Err(error) if !error.asks_for_less() => return Err(error),
-                Err(error) => match part.split_at(part.len() / 2) {
-                    ([], [position]) if error.is_about_a_value() => {
-                        let why: &dyn std::error::Error = std::error::Error::source(&error).unwrap_or(&error);
-                        tracing::warn!(position = position.0, why = %why, "an event cannot be read");
+                Ok(some) => loaded.events.extend(some),
+                Err(error) if !error.is_about_a_value() => return Err(error),
+                Err(_) => match part.split_at(part.len() / 2) {
+                    ([], []) => {}
+                    ([], [position]) => {
+                        // It is the value's fault only if the database answers, and this fails again.
+                        self.read_generation().await?;
+                        match self.load_some(part, span, largest).await {
+                            Ok(some) => loaded.events.extend(some),
+                            Err(error) if !error.is_about_a_value() => return Err(error),
+                            Err(error) => {
+                                let why = std::error::Error::source(&error).map(ToString::to_string);
+                                tracing::warn!(position = position.0, why, "an event cannot be read");
+                                loaded.unreadable.insert(*position);
+                            }
+                        }
                     }
-                    ([], _) => return Err(error),
                     (first, second) => parts.extend([second, first]),
                 },
             }

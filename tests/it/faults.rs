@@ -365,6 +365,8 @@ async fn a_claim_whose_events_cannot_be_read_is_released_and_costs_no_attempt() 
 async fn numbers_that_are_huge_when_written_out_become_a_dead_letter_and_stop_no_other() {
     let database = Database::new().await;
     database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
+    // A log may have them from before they were refused.
+    database.execute("alter domain outbox.payload drop constraint payload_must_be_at_most_256_kib").await;
     // 40 numbers of 131,072 digits each, in a payload of about 400 bytes.
     database
         .execute(

@@ -40,7 +40,7 @@ async fn an_event_that_cannot_be_read_is_a_dead_letter_and_the_others_are_delive
                                      start => 'beginning')",
         )
         .await;
-    recorder.wait_until(|seen| seen.iter().filter(|one| one.subscription == "past").count() == 40).await;
+    served(&database, &recorder, "past").await;
     database.execute("select outbox.publish('shop.orders.create', '{\"n\": 1}')").await;
     recorder.wait_until(|seen| seen.len() == 3 * 41).await;
     assert!(relay.stop().await.complete);

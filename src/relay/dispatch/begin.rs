@@ -134,7 +134,7 @@ impl Dispatch {
         state.numbers.ahead_bytes -= jobs.iter().map(|job| job.bytes).sum::<usize>();
         let is_less_crowded = state.is_crowded
             && state.numbers.ahead <= self.limits.most_ahead * 3 / 4
-            && state.numbers.ahead_bytes <= AHEAD_BYTES * 3 / 4;
+            && state.numbers.ahead_bytes <= AHEAD_BYTES / 16 * 15;
         if queue.may_refill() || is_less_crowded {
             state.is_crowded &= !is_less_crowded;
             self.room.notify_one();

@@ -112,6 +112,8 @@ impl Settle {
         let mut aside = Aside::default();
         loop {
             let Some(mut attempted) = self.receive(&aside).await else { return };
+            // First: once the verdicts are committed, these deliveries may be claimed again.
+            self.sending.answers.note(&self.base.index.load(), &self.sending.pauses, &attempted);
             let (free, finished) = aside.take_free(self.writer()).await;
             attempted.extend(free);
             finished.into_iter().for_each(|page| self.finished.push(page));
@@ -143,8 +145,6 @@ impl Settle {
 
     /// Settles what is not locked, and sets the rest aside. Returns the number of permits that come back.
     async fn settle_batch(&self, attempted: Vec<Attempted>, aside: &mut Aside) -> u32 {
-        // First: once the verdicts are committed, these deliveries may be claimed again.
-        self.sending.answers.note(&self.base.index.load(), &self.sending.pauses, &attempted);
         let verdicts: Vec<Verdict> = attempted.iter().map(|one| self.decide(one)).collect();
         let decided: Vec<(&Attempted, &Verdict)> =
             attempted.iter().zip(&verdicts).filter(|(one, _)| !aside.is_locked(one)).collect();
