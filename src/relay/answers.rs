@@ -97,19 +97,26 @@ pub(super) async fn record(base: Arc<Base>, sending: Arc<Sending>, drained: Canc
     let answers = &sending.answers;
     loop {
         tokio::select! {
+            biased;
+            () = drained.cancelled() => break,
             () = answers.some.notified() => {}
-            () = drained.cancelled() => {
-                // Best effort: a later attempt gets the same answer.
-                let _ = tokio::time::timeout(LAST, write(&base, &sending)).await;
-                return;
-            }
         }
-        if !write(&base, &sending).await {
+        let too_late = async {
+            drained.cancelled().await;
+            tokio::time::sleep_until((Instant::now() + LAST).into()).await;
+        };
+        let written = tokio::select! {
+            written = write(&base, &sending) => written,
+            () = too_late => return,
+        };
+        if !written {
             answers.some.notify_one();
             let again = tokio::time::sleep_until((Instant::now() + AGAIN).into());
             let _ = drained.run_until_cancelled(again).await;
         }
     }
+    // Best effort: a later attempt gets the same answer.
+    let _ = tokio::time::timeout(LAST, write(&base, &sending)).await;
 }
 
 /// Writes all that waits. Returns whether that could be written.
