@@ -133,7 +133,7 @@ async fn write(base: &Base, sending: &Sending) -> bool {
                     base.telemetry.subscription_changed(&name(base, id), SubscriptionState::Gone, REASON);
                 }
             }
-            Err(error) => base.telemetry.database_failed("settle", &error),
+            Err(error) => base.telemetry.database_failed("answers", &error),
         }
     }
     // Somebody has locked the row. After a change of subscriptions the destination is asked again.
@@ -153,7 +153,7 @@ async fn write(base: &Base, sending: &Sending) -> bool {
                 }
             }
             Err(error) => {
-                base.telemetry.database_failed("settle", &error);
+                base.telemetry.database_failed("answers", &error);
                 let mut waiting = answers.waiting();
                 pauses.into_iter().for_each(|(id, pause)| {
                     let length = pause.length;
