@@ -77,7 +77,7 @@ impl Finished {
     }
 }
 
-/// A settler.
+/// One of the two tasks that write verdicts, with the parts it uses.
 #[derive(Debug)]
 pub(super) struct Settle {
     base: Arc<Base>,
