@@ -67,7 +67,11 @@ impl Store {
                             Err(error) if !error.is_about_a_value() => return Err(error),
                             Err(error) => {
                                 let why = std::error::Error::source(&error).map(ToString::to_string);
-                                tracing::warn!(position = position.0, why, "an event cannot be read: a dead letter for those who want it");
+                                tracing::warn!(
+                                    position = position.0,
+                                    why,
+                                    "an event cannot be read: a dead letter for those who want it"
+                                );
                                 loaded.unreadable.insert(*position);
                             }
                         }

@@ -14,6 +14,7 @@ const GATHER: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(super) struct Inbox<T> {
     waiting: Mutex<Waiting<T>>,
+    gather: Duration,
 }
 
 #[derive(Debug)]
@@ -24,7 +25,7 @@ struct Waiting<T> {
 
 impl<T> Inbox<T> {
     pub(super) fn new(outcomes: mpsc::Receiver<T>) -> Self {
-        Self { waiting: Mutex::new(Waiting { outcomes, taken: Instant::now() }) }
+        Self { waiting: Mutex::new(Waiting { outcomes, taken: Instant::now() }), gather: GATHER }
     }
 
     /// Adds outcomes to `taken`: at once if the last ones were taken long ago or when `hurry` rings. Returns
@@ -34,7 +35,7 @@ impl<T> Inbox<T> {
         if waiting.outcomes.recv_many(taken, AT_ONCE).await == 0 {
             return false;
         }
-        let gathered = tokio::time::sleep_until((waiting.taken + GATHER).into());
+        let gathered = tokio::time::sleep_until((waiting.taken + self.gather).into());
         tokio::select! {
             () = gathered => {}
             () = hurry.notified() => {}
@@ -53,48 +54,49 @@ impl<T> Inbox<T> {
 mod tests {
     use super::*;
 
-    /// An inbox from which nothing was taken for this long.
-    fn inbox(idle: Duration) -> (mpsc::Sender<u32>, Inbox<u32>) {
+    /// So long nobody gathers in these tests: what waits for it does not come in time.
+    const LONG: Duration = Duration::from_secs(20);
+    const IN_TIME: Duration = Duration::from_secs(10);
+
+    fn inbox(gather: Duration) -> (mpsc::Sender<u32>, Inbox<u32>) {
         let (sender, outcomes) = mpsc::channel(4_096);
-        let taken = Instant::now().checked_sub(idle).unwrap();
-        (sender, Inbox { waiting: Mutex::new(Waiting { outcomes, taken }) })
+        (sender, Inbox { gather, ..Inbox::new(outcomes) })
+    }
+
+    async fn take(inbox: &Inbox<u32>, hurry: &Notify) -> Option<Vec<u32>> {
+        let mut taken = Vec::new();
+        let more = tokio::time::timeout(IN_TIME, inbox.take(&mut taken, hurry)).await.unwrap();
+        more.then_some(taken)
     }
 
     #[tokio::test]
-    async fn one_outcome_alone_does_not_wait() {
-        let (sender, inbox) = inbox(GATHER);
+    async fn an_outcome_after_a_rest_does_not_wait() {
+        let (sender, inbox) = inbox(LONG);
+        inbox.waiting.lock().await.taken -= LONG;
         sender.send(1).await.unwrap();
-        let began = Instant::now();
-        let mut taken = Vec::new();
-        assert!(inbox.take(&mut taken, &Notify::new()).await);
-        assert_eq!(taken, [1]);
-        assert!(began.elapsed() < GATHER);
+        assert_eq!(take(&inbox, &Notify::new()).await, Some(vec![1]));
     }
 
     #[tokio::test]
     async fn outcomes_that_come_one_by_one_are_taken_together() {
-        let (sender, inbox) = inbox(Duration::ZERO);
-        let (mut taken, hurry) = (Vec::new(), Notify::new());
+        let (sender, inbox) = inbox(GATHER);
         sender.send(1).await.unwrap();
         let sending = async {
             tokio::task::yield_now().await;
             sender.send(2).await.unwrap();
         };
-        let (more, ()) = tokio::join!(inbox.take(&mut taken, &hurry), sending);
-        assert!(more);
-        assert_eq!(taken, [1, 2]);
+        let hurry = Notify::new();
+        let (taken, ()) = tokio::join!(take(&inbox, &hurry), sending);
+        assert_eq!(taken, Some(vec![1, 2]));
     }
 
     #[tokio::test]
     async fn when_permits_are_scarce_nothing_is_gathered() {
-        let (sender, inbox) = inbox(Duration::ZERO);
+        let (sender, inbox) = inbox(LONG);
         let hurry = Notify::new();
         hurry.notify_one();
-        let began = inbox.waiting.lock().await.taken;
         sender.send(1).await.unwrap();
-        let mut taken = Vec::new();
-        assert!(inbox.take(&mut taken, &hurry).await);
-        assert!(inbox.waiting.lock().await.taken.duration_since(began) < GATHER);
+        assert_eq!(take(&inbox, &hurry).await, Some(vec![1]));
     }
 
     #[tokio::test]
@@ -104,9 +106,10 @@ mod tests {
             sender.send(one).await.unwrap();
         }
         drop(sender);
-        let (mut first, mut second, hurry) = (Vec::new(), Vec::new(), Notify::new());
-        assert!(inbox.take(&mut first, &hurry).await && inbox.take(&mut second, &hurry).await);
-        assert_eq!((first.len(), second.len()), (AT_ONCE, 500));
-        assert!(!inbox.take(&mut Vec::new(), &hurry).await);
+        let hurry = Notify::new();
+        let counts = [take(&inbox, &hurry).await, take(&inbox, &hurry).await]
+            .map(|taken| taken.map(|some| some.len()));
+        assert_eq!(counts, [Some(AT_ONCE), Some(500)]);
+        assert_eq!(take(&inbox, &hurry).await, None);
     }
 }
