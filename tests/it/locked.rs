@@ -78,7 +78,9 @@ async fn an_answer_of_410_is_obeyed_while_somebody_has_locked_the_subscription()
         _ => Outcome::Delivered,
     };
     let recorder = Recorder::answering(answer);
-    let relay = RelayBox::start(&database, &recorder).await;
+    let relay =
+        RelayBox::start_with(&database, |builder| builder.settings(looking_often()).sink(recorder.clone()))
+            .await;
     let mut session = database.connection().await;
     let lock = "begin; select from outbox.subscriptions where name = 'left' for update";
     sqlx::raw_sql(lock).execute(&mut session).await.unwrap();
