@@ -139,6 +139,33 @@ language sql stable as $$
      where not page.done @> pair.number
 $$;
 
+-- The first of these positions whose event has a value that cannot be read: it is too long as text,
+-- or damaged. Null: all can be read. The codes are those of `sink/sqlstate.rs` and class 22.
+create function outbox.first_unreadable(
+    positions     bigint[],
+    created_from  timestamptz,
+    created_until timestamptz
+) returns bigint
+language plpgsql stable as $$
+declare
+    at bigint;
+begin
+    foreach at in array first_unreadable.positions loop
+        begin
+            perform octet_length(event.payload::text), octet_length(event.headers::text),
+                    octet_length(concat(event.topic, event.key, event.organization, event.source,
+                                        event.user_id))
+               from outbox.events as event
+              where event.position = at
+                and event.created_at between created_from and created_until;
+        exception
+            when data_exception or program_limit_exceeded or internal_error then return at;
+        end;
+    end loop;
+    return null;
+end;
+$$;
+
 -- The delivery log. `relay.attempt_log` says what is kept: all, failures, or off.
 create table outbox.attempts (
     at              timestamptz not null default clock_timestamp(),

@@ -339,7 +339,8 @@ begin
              'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, '
              'outbox.function_call, outbox.call_function, outbox.declare_handler'),
             ('outbox_relay',
-             'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of'),
+             'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of, '
+             'outbox.first_unreadable'),
             ('outbox_relay', 'execute on function outbox.capture_settings'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),

@@ -1263,6 +1263,28 @@ CREATE FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) 
      where part.before < wanted
 $$;
 
+CREATE FUNCTION outbox.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    at bigint;
+begin
+    foreach at in array first_unreadable.positions loop
+        begin
+            perform octet_length(event.payload::text), octet_length(event.headers::text),
+                    octet_length(concat(event.topic, event.key, event.organization, event.source,
+                                        event.user_id))
+               from outbox.events as event
+              where event.position = at
+                and event.created_at between created_from and created_until;
+        exception
+            when data_exception or program_limit_exceeded or internal_error then return at;
+        end;
+    end loop;
+    return null;
+end;
+$$;
+
 CREATE FUNCTION outbox.function_call(function text) RETURNS text
     LANGUAGE plpgsql STABLE
     AS $_$
@@ -1370,7 +1392,8 @@ begin
              'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, '
              'outbox.function_call, outbox.call_function, outbox.declare_handler'),
             ('outbox_relay',
-             'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of'),
+             'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of, '
+             'outbox.first_unreadable'),
             ('outbox_relay', 'execute on function outbox.capture_settings'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
@@ -2530,6 +2553,10 @@ GRANT ALL ON FUNCTION outbox.event_type(topic text, version integer, schema json
 REVOKE ALL ON FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.function_call(function text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.function_call(function text) TO outbox_relay;

@@ -16,7 +16,10 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use super::error::{Error, Kind};
+use super::{
+    error::{Error, Kind},
+    events::Unreadable,
+};
 
 /// Longest time for a statement or a transaction of the relay, network included.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(12);
@@ -78,6 +81,8 @@ pub struct Store {
     replaced: AtomicU64,
     /// The connections of [`Reserved`], each made when it is first used.
     reserved: [tokio::sync::Mutex<Option<ReservedConnection>>; Reserved::COUNT],
+    /// Events that could not be read. To fail at one again may take seconds each time.
+    pub(super) unreadable: Unreadable,
 }
 
 /// A connection that one stage of the relay keeps. Giving it back to the pool would cost a round trip, and
@@ -172,6 +177,7 @@ impl Store {
             pool: ArcSwap::from_pointee(pool(&settings)),
             replaced: AtomicU64::new(0),
             reserved: Default::default(),
+            unreadable: Unreadable::default(),
             settings,
         };
         // Without a pool: its error would only say that the wait for a connection timed out.

@@ -1,6 +1,9 @@
 //! Events as statements return them.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use chrono::{DateTime, Utc};
 use sqlx::{Row as _, postgres::PgRow};
@@ -39,6 +42,44 @@ pub struct Loaded {
     pub unreadable: HashSet<Position>,
 }
 
+/// Positions of events that could not be read.
+#[derive(Debug, Default)]
+pub(super) struct Unreadable {
+    positions: Mutex<HashSet<Position>>,
+}
+
+impl Unreadable {
+    /// Positions that are kept at most. Those beyond are found each time.
+    const KEPT: usize = 10_000;
+
+    fn positions(&self) -> MutexGuard<'_, HashSet<Position>> {
+        self.positions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those of these positions that are known.
+    fn known(&self, positions: &[Position]) -> HashSet<Position> {
+        let known = self.positions();
+        if known.is_empty() {
+            return HashSet::new();
+        }
+        positions.iter().filter(|position| known.contains(position)).copied().collect()
+    }
+
+    /// Notes an event that failed to be read twice.
+    fn note(&self, position: Position, error: &Error) {
+        let why = std::error::Error::source(error).map(ToString::to_string);
+        tracing::warn!(
+            position = position.0,
+            why,
+            "an event cannot be read: a dead letter for those who want it"
+        );
+        let mut known = self.positions();
+        if known.len() < Self::KEPT {
+            known.insert(position);
+        }
+    }
+}
+
 impl Store {
     /// Reads events by their positions, with payloads of at most `largest` bytes. `span` is the first and the
     /// last of their times. A value that the database cannot read costs its own event only.
@@ -51,36 +92,58 @@ impl Store {
         span: (DateTime<Utc>, DateTime<Utc>),
         largest: i32,
     ) -> Result<Loaded, Error> {
-        let mut loaded = Loaded::default();
-        let mut parts = vec![positions];
+        let unreadable = self.unreadable.known(positions);
+        let left: Vec<Position> =
+            positions.iter().filter(|position| !unreadable.contains(position)).copied().collect();
+        let mut loaded = Loaded { events: HashMap::new(), unreadable };
+        let mut parts = vec![left.as_slice()];
         while let Some(part) = parts.pop() {
-            match self.load_some(part, span, largest).await {
-                Ok(some) => loaded.events.extend(some),
-                Err(error) if !error.is_about_a_value() => return Err(error),
-                Err(_) => match part.split_at(part.len() / 2) {
-                    ([], []) => {}
-                    ([], [position]) => {
-                        // It is the value's fault only if the database answers, and this fails again.
-                        self.read_generation().await?;
-                        match self.load_some(part, span, largest).await {
-                            Ok(some) => loaded.events.extend(some),
-                            Err(error) if !error.is_about_a_value() => return Err(error),
-                            Err(error) => {
-                                let why = std::error::Error::source(&error).map(ToString::to_string);
-                                tracing::warn!(
-                                    position = position.0,
-                                    why,
-                                    "an event cannot be read: a dead letter for those who want it"
-                                );
-                                loaded.unreadable.insert(*position);
-                            }
-                        }
+            let error = match self.load_some(part, span, largest).await {
+                Ok(some) => {
+                    loaded.events.extend(some);
+                    continue;
+                }
+                Err(error) if error.is_about_a_value() => error,
+                Err(error) => return Err(error),
+            };
+            let found = self.find_unreadable(part, span).await?;
+            let at = part.iter().position(|position| Some(*position) == found);
+            match (at.map(|at| part.split_at(at)), part) {
+                (Some((before, [position, after @ ..])), _) => {
+                    self.unreadable.note(*position, &error);
+                    loaded.unreadable.insert(*position);
+                    parts.extend([after, before]);
+                }
+                // The server can read it, and cannot send it to this relay.
+                (_, [position]) => match self.load_some(part, span, largest).await {
+                    Ok(some) => loaded.events.extend(some),
+                    Err(error) if error.is_about_a_value() => {
+                        self.unreadable.note(*position, &error);
+                        loaded.unreadable.insert(*position);
                     }
-                    (first, second) => parts.extend([second, first]),
+                    Err(error) => return Err(error),
                 },
+                _ => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
             }
         }
         Ok(loaded)
+    }
+
+    /// The first event that the server itself cannot read.
+    async fn find_unreadable(
+        &self,
+        positions: &[Position],
+        span: (DateTime<Utc>, DateTime<Utc>),
+    ) -> Result<Option<Position>, Error> {
+        self.statement("finding an event that cannot be read", sql!("relay/find_unreadable"))
+            .bind(positions)
+            .bind(span.0)
+            .bind(span.1)
+            .row(|row| row.try_get(0))
+            .await
     }
 
     async fn load_some(
