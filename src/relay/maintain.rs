@@ -44,7 +44,8 @@ pub(super) async fn maintain(
             () = shutdown.cancelled() => return,
         }
         let numbers = sending.dispatch.numbers();
-        base.telemetry.permits_measured(sending.dispatch.free_permits(), sending.breakers.open().len());
+        let open = sending.breakers.open(Instant::now()).len();
+        base.telemetry.permits_measured(sending.dispatch.free_permits(), open);
         base.telemetry.held_measured(numbers.ahead, numbers.in_flight, numbers.unsettled);
         if let Err(error) = report(&base, &sending, &counted, started, &mut reported).await {
             base.telemetry.database_failed("maintain", &error);
@@ -71,7 +72,7 @@ async fn report(
     started: Instant,
     reported: &mut HashMap<SubscriptionId, SubscriptionReport>,
 ) -> Result<(), crate::store::Error> {
-    let open = sending.breakers.open();
+    let breakers = sending.breakers.not_closed(Instant::now());
     let index = base.index.load();
     let (tallies, filter_errors) = (counted.tallies.all(), counted.filter_errors.report());
     let ids: BTreeSet<SubscriptionId> = tallies.keys().chain(filter_errors.keys()).copied().collect();
@@ -80,8 +81,8 @@ async fn report(
         .filter_map(|id| {
             let (delivered, failed) = tallies.get(&id).copied().unwrap_or_default();
             let host = index.get(id)?.outlet.destination().cloned();
-            let of_host = host.and_then(|host| open.get(&About::Host(host))).copied();
-            let breaker = open.get(&About::Subscription(id)).copied().or(of_host).unwrap_or_default();
+            let of_host = host.and_then(|host| breakers.get(&About::Host(host))).copied();
+            let breaker = breakers.get(&About::Subscription(id)).copied().or(of_host).unwrap_or_default();
             let (filter_errors, last_filter_error) = filter_errors.get(&id).cloned().unzip();
             let figures = SubscriptionReport {
                 id,

@@ -289,7 +289,7 @@ impl Health {
             "unsettled": numbers.unsettled,
             "subscriptions": index.iter().count(),
             "generation": index.generation,
-            "open_breakers": sending.breakers.open().into_keys().map(|about| match about {
+            "open_breakers": sending.breakers.open(Instant::now()).into_iter().map(|about| match about {
                 breaker::About::Host(host) => host.to_string(),
                 breaker::About::Subscription(id) => {
                     index.get(id).map_or_else(String::new, |one| one.row.name.clone())

@@ -290,18 +290,26 @@ impl Breakers {
         }
     }
 
-    /// Breakers that are not closed.
-    pub(crate) fn open(&self) -> HashMap<About, BreakerState> {
+    /// Breakers that are not closed. One is half-open while the next delivery may be its probe: that may be
+    /// long, if there is nothing to deliver.
+    pub(crate) fn not_closed(&self, now: Instant) -> HashMap<About, BreakerState> {
         self.breakers()
             .iter()
             .filter_map(|(about, breaker)| match breaker.state {
                 State::Closed => None,
-                State::Open { .. } => Some((about.clone(), BreakerState::Open)),
-                State::Probing { .. } | State::OthersProbe { .. } => {
+                State::Open { until, .. } if now < until => Some((about.clone(), BreakerState::Open)),
+                State::Open { .. } | State::Probing { .. } | State::OthersProbe { .. } => {
                     Some((about.clone(), BreakerState::HalfOpen))
                 }
             })
             .collect()
+    }
+
+    /// Breakers that hold deliveries back now. One that only waits for a delivery to probe with does not.
+    pub(crate) fn open(&self, now: Instant) -> Vec<About> {
+        let breakers = self.breakers();
+        let open = breakers.iter().filter(|(_, breaker)| matches!(breaker.gate(now), Gate::Open(_)));
+        open.map(|(about, _)| about.clone()).collect()
     }
 
     /// Forgets breakers that are not wanted.

@@ -31,6 +31,20 @@ fn it_opens_after_twenty_failures_in_a_row_and_not_before() {
 }
 
 #[test]
+fn one_that_only_waits_for_something_to_probe_with_is_half_open_and_holds_nothing_back() {
+    let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
+    let state = |now| breakers.not_closed(now).into_values().next();
+    tripped(&breakers, &there, now);
+    assert_eq!((state(now), breakers.open(now).len()), (Some(BreakerState::Open), 1));
+    let later = now + OPEN_FOR;
+    assert_eq!((state(later), breakers.open(later).len()), (Some(BreakerState::HalfOpen), 0));
+    breakers.begin_probe(SubscriptionId(1), &there, later);
+    assert_eq!((state(later), breakers.open(later).len()), (Some(BreakerState::HalfOpen), 1));
+    assert_eq!(recorded(&breakers, &there, &Outcome::Delivered, later), Change::Closed);
+    assert_eq!((state(later), breakers.open(later).len()), (None, 0));
+}
+
+#[test]
 fn it_opens_when_most_of_a_minute_failed() {
     let (breakers, there, now) = (Breakers::default(), Arc::from("https://a"), Instant::now());
     let mut opened = false;
