@@ -106,7 +106,7 @@ metrics! {
     in_flight: Gauge = "pgoutbox_in_flight_deliveries", Gauge::default();
     /// Deliveries that were answered and are not recorded yet.
     unsettled: Gauge = "pgoutbox_unsettled_deliveries", Gauge::default();
-    /// Breakers that are open or half open.
+    /// Breakers that hold deliveries back: open, or with a probe under way.
     breakers_open: Gauge = "pgoutbox_open_breakers", Gauge::default();
     /// Subscriptions that this relay cannot use.
     invalid_subscriptions: Gauge = "pgoutbox_invalid_subscriptions", Gauge::default();
