@@ -15,15 +15,7 @@ create table outbox.cursor (
     window_low_xid xid8,
     -- events of the window up to this position are routed
     page_after    bigint,
-    page_until    bigint,                        -- no event of the window lies above this position
-    -- an event whose routing did not finish, and how often
-    strike_position bigint,
-    strike_count  integer     not null default 0,
-    system_identifier bigint,                    -- the fence: which database this cursor belongs to
-    database_oid  oid,
-    environment   text,
-    timeline      integer,
-    epoch         integer     not null default 1
+    page_until    bigint                         -- no event of the window lies above this position
 ) with (fillfactor = 50);
 insert into outbox.cursor (step, settled) values (1, pg_current_snapshot());
 

@@ -23,15 +23,19 @@ with seen as (
            permits = excluded.permits, in_flight = excluded.in_flight,
            leased_ahead = excluded.leased_ahead,
            unsettled = excluded.unsettled
+    returning seen_at
+),
+reported as (
+    insert into outbox.relay_subscriptions as report (
+        relay, subscription_id, delivered, failed, breaker, filter_errors, last_filter_error,
+        reported_at)
+    select $1::text, did.subscription_id, did.delivered, did.failed, did.breaker, did.filter_errors,
+           did.last_filter_error, now()
+      from unnest($6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::text[])
+           as did (subscription_id, delivered, failed, breaker, filter_errors, last_filter_error)
+    on conflict (relay, subscription_id) do update
+       set delivered = excluded.delivered, failed = excluded.failed, breaker = excluded.breaker,
+           filter_errors = excluded.filter_errors, last_filter_error = excluded.last_filter_error,
+           reported_at = excluded.reported_at
 )
-insert into outbox.relay_subscriptions as report (
-    relay, subscription_id, delivered, failed, breaker, filter_errors, last_filter_error,
-    reported_at)
-select $1::text, did.subscription_id, did.delivered, did.failed, did.breaker, did.filter_errors,
-       did.last_filter_error, now()
-  from unnest($6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::text[])
-       as did (subscription_id, delivered, failed, breaker, filter_errors, last_filter_error)
-on conflict (relay, subscription_id) do update
-   set delivered = excluded.delivered, failed = excluded.failed, breaker = excluded.breaker,
-       filter_errors = excluded.filter_errors, last_filter_error = excluded.last_filter_error,
-       reported_at = excluded.reported_at
+select seen.seen_at from seen

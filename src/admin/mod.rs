@@ -1,6 +1,7 @@
 //! What operators ask of the database: status, subscriptions, dead letters, publishing. One method for each
 //! file in `sql/admin`. Never prints.
 
+mod adopt;
 mod apply;
 mod check;
 mod dead_letters;
@@ -18,6 +19,7 @@ use sqlx::{
 use uuid::Uuid;
 
 pub use self::{
+    adopt::Adopted,
     apply::{
         ApplyError, Change, ChangeKind, SpecError, SubscriptionSpec, check_specs, compare,
         subscribe_statement,

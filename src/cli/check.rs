@@ -56,8 +56,12 @@ async fn findings(config: &Config, operator: &mut Operator) -> anyhow::Result<Ve
         let problem = format!("not migrated ({} pending): run `pgoutbox migrate`", pending.len());
         return Ok(vec![Finding { subject: "schema outbox".to_owned(), problem }]);
     }
+    let fenced = operator.fenced(&config.relay.environment).await?;
+    let fenced = fenced.map(|problem| Finding { subject: "database".to_owned(), problem });
     let registry = registry(config)?;
-    Ok(admin::check_subscriptions(operator.list_subscriptions(None).await?, &registry).await)
+    let of_subscriptions =
+        admin::check_subscriptions(operator.list_subscriptions(None).await?, &registry).await;
+    Ok(fenced.into_iter().chain(of_subscriptions).collect())
 }
 
 /// The sinks of a relay with this configuration.

@@ -1,6 +1,7 @@
 //! The command line: one variant for each command, one file for each group. Each calls the library and
 //! prints: data to standard output, messages to standard error.
 
+mod adopt;
 mod apply;
 mod bench;
 mod check;
@@ -81,6 +82,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take a copy of the outbox into use: a restored dump, a copied or upgraded cluster.
+    Adopt(adopt::Adopt),
     /// Publish one event and print its id.
     Publish(publish::Publish),
     /// Print SQL for a database that receives events from the sink postgres or detects duplicates.
@@ -171,7 +174,11 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Migrate(options) => options.execute(&config()?).await?,
         Command::Run { migrate } => return run::run(&config()?, migrate).await,
         Command::Check { json } => return check::check(&config()?, json).await,
-        Command::Status { json } => status::status(&mut connect(&config()?).await?, json).await?,
+        Command::Status { json } => {
+            let config = config()?;
+            status::status(&mut connect(&config).await?, &config.relay.environment, json).await?
+        }
+        Command::Adopt(options) => options.execute(&config()?).await?,
         Command::Publish(options) => options.execute(async || connect(&config()?).await).await?,
         Command::Inbox { sql: _ } => print::raw(crate::sinks::postgres::INBOX)?,
         Command::Receive(options) => return options.execute(&sources()).await,

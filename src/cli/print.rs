@@ -58,7 +58,11 @@ pub(super) fn escaped(cell: &str) -> String {
 
 /// A count with its noun: `1 event`, `2 events`.
 pub(super) fn counted(count: i64, one: &str) -> String {
-    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
+    match one.strip_suffix("ry") {
+        _ if count == 1 => format!("1 {one}"),
+        Some(stem) => format!("{count} {stem}ries"),
+        None => format!("{count} {one}s"),
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,10 @@ use crate::{
 
 use super::print;
 
-pub(super) async fn status(operator: &mut Operator, json: bool) -> anyhow::Result<()> {
+pub(super) async fn status(operator: &mut Operator, environment: &str, json: bool) -> anyhow::Result<()> {
+    if let Some(why) = operator.fenced(environment).await? {
+        eprintln!("fenced: {why}");
+    }
     let rows = operator.subscription_status().await?;
     if json {
         return Ok(print::json(&rows)?);

@@ -246,6 +246,15 @@ impl BellTask {
     }
 }
 
+/// Who holds one of the bell's locks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    /// A login that may route.
+    Relay,
+    /// Another login.
+    Stranger,
+}
+
 /// A listening connection.
 struct Listening {
     listener: PgListener,
@@ -265,11 +274,30 @@ impl Listening {
         if !self.attends {
             self.attends = self.try_lock(ATTENDANT_LOCK).await?;
         }
-        if !self.attends {
+        if !self.attends && self.holder(ATTENDANT_LOCK).await? == Some(Holder::Relay) {
             return Ok(MaySleep::OthersWatch);
         }
+        // Nobody attends, or somebody who is no relay has taken the lock and would ring for nobody.
         self.holds = self.try_lock(BELL_LOCK).await?;
-        Ok(if self.holds { MaySleep::Yes } else { MaySleep::NotYet })
+        if self.holds {
+            return Ok(MaySleep::Yes);
+        }
+        let is_taken = !self.attends && self.holder(BELL_LOCK).await?.is_some();
+        Ok(if is_taken { MaySleep::OthersWatch } else { MaySleep::NotYet })
+    }
+
+    /// Who holds a lock exclusively. Anybody who may connect can take it.
+    async fn holder(&mut self, key: i64) -> Result<Option<Holder>, String> {
+        let held = sqlx::query_scalar(
+            "select bool_or(has_table_privilege(holder.usesysid, 'outbox.cursor', 'update')) \
+               from pg_locks as held \
+               join pg_stat_activity as holder on holder.pid = held.pid \
+              where held.locktype = 'advisory' and held.mode = 'ExclusiveLock' and held.granted \
+                and held.database = (select oid from pg_database where datname = current_database()) \
+                and held.classid = 0 and held.objid = $1::bigint and held.objsubid = 1",
+        );
+        let is_relay: Option<bool> = answer(held.bind(key).fetch_one(&mut self.listener)).await?;
+        Ok(is_relay.map(|is_relay| if is_relay { Holder::Relay } else { Holder::Stranger }))
     }
 
     async fn woke(&mut self) -> Result<(), String> {

@@ -8,17 +8,12 @@ use std::{
 use arc_swap::ArcSwap;
 use serde::de::DeserializeOwned;
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Drained, Error, Health, Relay,
-    answers::Answers,
-    breaker::{Breakers, Unsent},
     clock::Clock,
-    dispatch::Dispatch,
-    parts::{Base, Parts, Sending},
-    pauses::Pauses,
+    parts::{Base, Parts},
 };
 use super::{Settings, telemetry::Telemetry};
 use crate::{
@@ -168,12 +163,14 @@ impl Builder {
     /// Connects and checks the database.
     ///
     /// # Errors
-    /// When the database cannot be reached, is not migrated, is read-only, or the login is a superuser.
+    /// When the database cannot be reached, is not migrated, is read-only, or the login is a superuser. Not
+    /// when the outbox belongs to another database: the relay then waits until it is adopted.
     pub async fn build(mut self) -> Result<Relay, Error> {
         self.check_schema().await?;
         let settings = ConnectionSettings {
             options: self.options.clone(),
             relay: self.settings.name.clone(),
+            environment: self.settings.environment.clone(),
             pool_size: self.pool_size,
             pooler: self.pooler,
             allow_superuser: self.allow_superuser,
@@ -184,10 +181,6 @@ impl Builder {
         }
         self.telemetry.sinks_known(self.sinks.kinds());
         let store = Store::connect(settings).await.map_err(Error::Start)?;
-        let ahead = store.inspect().await.map_err(Error::Start)?;
-        for (name, topics) in &self.declared {
-            store.declare_handler(name, topics).await.map_err(Error::Start)?;
-        }
         // Through a transaction pooler LISTEN reports success and never delivers, and a session lock would
         // stay with a connection that is not ours.
         let listen = self
@@ -198,32 +191,17 @@ impl Builder {
             store,
             settings: self.settings,
             telemetry: self.telemetry,
-            clock: Clock::new(ahead),
+            clock: Clock::default(),
             index: ArcSwap::default(),
         });
-        let sending = Arc::new(Sending {
-            dispatch: Dispatch::new(base.settings.permits, base.settings.permits_per_subscription),
-            breakers: Breakers::new(0.5 * rand::random::<f64>()),
-            news: Unsent::new(),
-            pauses: Pauses::default(),
-            answers: Answers::default(),
-            freed: Notify::new(),
-        });
+        let parts = Parts::new(base, self.sinks);
         let health = Health {
-            base: base.clone(),
-            sending: sending.clone(),
+            base: parts.base.clone(),
+            sending: Arc::new(ArcSwap::new(parts.sending.clone())),
             draining: Arc::default(),
             started: Instant::now(),
         };
-        let parts = Parts {
-            base,
-            sending,
-            waiting: Arc::default(),
-            counted: Arc::default(),
-            leases: Arc::default(),
-            sinks: self.sinks,
-        };
-        Ok(Relay { parts, listen, health })
+        Ok(Relay { parts, listen, declared: self.declared, health })
     }
 
     /// Refuses a schema that is older or newer than this binary, before anything is written.

@@ -14,13 +14,15 @@ pub(crate) struct Clock {
     anchor: Mutex<(DateTime<Utc>, Instant)>,
 }
 
-impl Clock {
-    /// `ahead`: seconds by which the database's clock is ahead of this machine's.
-    pub(crate) fn new(ahead: f64) -> Self {
-        Self { anchor: Mutex::new(anchor(ahead)) }
+impl Default for Clock {
+    /// This machine's clock, until the database's is known.
+    fn default() -> Self {
+        Self { anchor: Mutex::new(anchor(0.0)) }
     }
+}
 
-    /// Replaces the estimate. `ahead` as in [`Clock::new`].
+impl Clock {
+    /// Replaces the estimate. `ahead`: seconds by which the database's clock is ahead of this machine's.
     pub(crate) fn set(&self, ahead: f64) {
         *self.anchor.lock().unwrap_or_else(PoisonError::into_inner) = anchor(ahead);
     }

@@ -29,6 +29,7 @@ pub(crate) mod delivery;
 mod dispatch;
 mod due;
 mod fair;
+mod fence;
 mod follow_up;
 mod held;
 mod maintain;
@@ -44,6 +45,7 @@ mod schedule;
 mod send;
 mod settings;
 mod settle;
+mod stages;
 mod takeover;
 pub mod telemetry;
 mod tidy;
@@ -58,8 +60,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use sqlx::{PgPool, postgres::PgConnectOptions};
-use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
@@ -71,6 +73,9 @@ use self::{
     telemetry::Telemetry,
 };
 use crate::store::{self, schema};
+
+/// The longest time that a stage may take to end.
+const ENDS_WITHIN: Duration = Duration::from_secs(15);
 
 /// Why a relay did not start or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +117,8 @@ pub struct Drained {
 pub struct Relay {
     parts: Parts,
     listen: Option<PgConnectOptions>,
+    /// Names and topics of the handlers.
+    declared: Vec<(String, Vec<String>)>,
     health: Health,
 }
 
@@ -119,7 +126,8 @@ pub struct Relay {
 #[derive(Debug, Clone)]
 pub struct Health {
     base: Arc<Base>,
-    sending: Arc<Sending>,
+    /// Another one after the relay has begun anew.
+    sending: Arc<ArcSwap<Sending>>,
     draining: Arc<AtomicBool>,
     started: Instant,
 }
@@ -148,108 +156,45 @@ impl Relay {
     }
 
     /// Works until `shutdown` is cancelled. Then finishes what is in flight within `relay.drain`, and gives
-    /// back the rest.
+    /// back the rest. Sends nothing while the outbox belongs to another database, and begins anew when the
+    /// database was set back.
     ///
     /// # Errors
-    /// When a stage panicked. A database that is away is waited for.
+    /// When a stage panicked, or a handler cannot be declared. A database that is away is waited for.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Drained, Error> {
-        let Self { parts, listen, health } = self;
-        let Parts { base, sending, waiting, counted, leases, .. } = parts.clone();
-        let drained = CancellationToken::new();
-        let stages = TaskTracker::new();
-        let attempts = TaskTracker::new();
-        let (outcomes, outcomes_inbox) = mpsc::channel(65_536);
-        let (bell, bell_task) = await_work::bell(base.clone(), sending.clone(), waiting.clone(), listen);
-        let stop_attempts = CancellationToken::new();
-        // Dropping this future instead of cancelling `shutdown` ends the stages without a drain.
-        let dropped = CancellationToken::new();
-        let _dropped = dropped.clone().drop_guard();
-
-        stages.spawn(dropped.clone().run_until_cancelled_owned(bell_task.listen(drained.clone())));
-        stages.spawn(dropped.clone().run_until_cancelled_owned(held::renew(
-            base.clone(),
-            leases.clone(),
-            drained.clone(),
-        )));
-        stages.spawn(dropped.clone().run_until_cancelled_owned(follow_up::tell(
-            base.clone(),
-            sending.clone(),
-            drained.clone(),
-        )));
-        stages.spawn(dropped.clone().run_until_cancelled_owned(answers::record(
-            base.clone(),
-            sending.clone(),
-            drained.clone(),
-        )));
-        stages.spawn(dropped.clone().run_until_cancelled_owned(maintain::maintain(
-            base.clone(),
-            sending.clone(),
-            counted.clone(),
-            shutdown.clone(),
-        )));
-        stages.spawn(dropped.clone().run_until_cancelled_owned(backfill::backfill(
-            base.clone(),
-            waiting.clone(),
-            counted.clone(),
-            shutdown.clone(),
-        )));
-        let deliver = Arc::new(deliver::Deliver::new(
-            &parts,
-            attempts.clone(),
-            outcomes,
-            stop_attempts.clone(),
-            dropped.clone(),
-        ));
-        let settling = settle::Settle::both(&parts, outcomes_inbox, &deliver)
-            .map(|settler| stages.spawn(dropped.clone().run_until_cancelled_owned(settler.settle())));
-        stages.spawn(dropped.clone().run_until_cancelled_owned(tidy::tidy(
-            base.clone(),
-            sending.clone(),
-            deliver.clone(),
-            shutdown.clone(),
-        )));
-        let working = stages.spawn(dropped.clone().run_until_cancelled_owned(work::work(
-            parts,
-            bell,
-            deliver.clone(),
-            shutdown.clone(),
-        )));
-        stages.close();
-
-        let worked = working.await;
-        health.draining.store(true, Ordering::Release);
-        let numbers = sending.dispatch.numbers();
-        base.telemetry.stopping(&base.settings.name, (numbers.in_flight + numbers.unsettled) as usize);
-        // Deliveries that have not begun are given back at once.
-        let back = sending.dispatch.stop();
-        deliver.give_back(back, crate::delivery::Reason::RelayStopped).await;
-        attempts.close();
-        let complete = tokio::time::timeout(base.settings.drain, attempts.wait()).await.is_ok();
-        let left = if complete { 0 } else { attempts.len() };
-        // Attempts that are cut off report it, and their deliveries are given back at once.
-        stop_attempts.cancel();
-        attempts.wait().await;
-        drop(deliver);
-        // All senders are dropped: settling ends when its queue is empty, unless the database stays away.
-        let settled = tokio::time::timeout(
-            base.settings.lease.max(Duration::from_secs(5)),
-            futures_util::future::join_all(settling),
-        )
-        .await;
-        drained.cancel();
-        if tokio::time::timeout(Duration::from_secs(15), stages.wait()).await.is_err() {
-            tracing::warn!("a stage did not end in time and is abandoned");
-        }
-        let _ =
-            tokio::time::timeout(Duration::from_secs(2), base.store.leave_relay(&base.settings.name)).await;
-        let _ = tokio::time::timeout(Duration::from_secs(2), base.store.close()).await;
-        let (pages, rows) = leases.count();
-        let unsettled = (sending.dispatch.numbers().unsettled as usize).max(pages + rows);
-        base.telemetry.stopped(&base.settings.name, left.max(unsettled));
-        match (worked, settled) {
-            (Err(_), _) => Err(Error::StagePanicked),
-            (_, Ok(ended)) if ended.iter().any(Result::is_err) => Err(Error::StagePanicked),
-            _ => Ok(Drained { complete: complete && unsettled == 0, left: left.max(unsettled) }),
+        let Self { mut parts, listen, declared, health } = self;
+        loop {
+            if !fence::pass(&parts.base, &shutdown).await {
+                return Ok(Drained { complete: true, left: 0 });
+            }
+            for (name, topics) in &declared {
+                match parts.base.store.declare_handler(name, topics).await {
+                    Err(error) if !error.is_fenced() => return Err(Error::Start(error)),
+                    _ => {}
+                }
+            }
+            let base = parts.base.clone();
+            let (stages, attempts) = (TaskTracker::new(), TaskTracker::new());
+            let running = stages::run(
+                parts.clone(),
+                listen.clone(),
+                (stages.clone(), attempts.clone()),
+                health.draining.clone(),
+                shutdown.clone(),
+            );
+            tokio::select! {
+                ended = running => return ended,
+                () = fence::tripped(&base, &shutdown) => {}
+            }
+            // The stages are dropped, as when a relay is killed. What they know is of another database.
+            for tracker in [stages, attempts] {
+                tracker.close();
+                if tokio::time::timeout(ENDS_WITHIN, tracker.wait()).await.is_err() {
+                    tracing::warn!("a stage did not end in time and is abandoned");
+                }
+            }
+            parts = parts.anew();
+            health.sending.store(parts.sending.clone());
         }
     }
 }
@@ -273,7 +218,7 @@ impl Health {
     /// The state of the relay as JSON, for `/readyz?verbose`.
     #[must_use]
     pub fn state(&self) -> serde_json::Value {
-        let (base, sending) = (&self.base, &self.sending);
+        let (base, sending) = (&self.base, self.sending.load());
         let numbers = sending.dispatch.numbers();
         let index = base.index.load();
         serde_json::json!({
@@ -281,6 +226,7 @@ impl Health {
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "draining": self.draining.load(Ordering::Acquire),
+            "fenced": base.store.is_fenced(),
             "permits": base.settings.permits,
             "free_permits": sending.dispatch.free_permits(),
             "leased_ahead": numbers.ahead,

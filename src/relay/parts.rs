@@ -75,3 +75,31 @@ pub(super) struct Parts {
     pub(super) leases: Arc<Leases>,
     pub(super) sinks: Registry,
 }
+
+impl Parts {
+    /// Parts of a relay that begins: it holds nothing and knows nothing of the database.
+    pub(super) fn new(base: Arc<Base>, sinks: Registry) -> Self {
+        let sending = Sending {
+            dispatch: Dispatch::new(base.settings.permits, base.settings.permits_per_subscription),
+            breakers: Breakers::new(0.5 * rand::random::<f64>()),
+            news: Unsent::new(),
+            pauses: Pauses::default(),
+            answers: Answers::default(),
+            freed: Notify::new(),
+        };
+        Self {
+            base,
+            sending: Arc::new(sending),
+            waiting: Arc::default(),
+            counted: Arc::default(),
+            leases: Arc::default(),
+            sinks,
+        }
+    }
+
+    /// Parts with which the relay begins anew.
+    pub(super) fn anew(self) -> Self {
+        self.base.index.store(Arc::default());
+        Self::new(self.base, self.sinks)
+    }
+}

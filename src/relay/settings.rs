@@ -8,7 +8,7 @@ pub struct Settings {
     /// Name in logs, `application_name` and attempt rows, unique among relays; default: `pgoutbox-` and the
     /// process id.
     pub name: String,
-    /// Name of the environment, such as production. Shown, not yet compared with the database.
+    /// Name of the environment, such as production. It must be that of the outbox.
     pub environment: String,
     /// Most deliveries in flight or answered and not recorded: a killed relay repeats no more than these.
     pub permits: u32,

@@ -19,6 +19,7 @@ use sqlx::{
 use super::{
     error::{Error, Kind},
     events::Unreadable,
+    identity::{Found, Guard, Trip},
 };
 
 /// Longest time for a statement or a transaction of the relay, network included.
@@ -63,6 +64,8 @@ pub struct ConnectionSettings {
     pub options: PgConnectOptions,
     /// Name of the relay, shown in `pg_stat_activity`.
     pub relay: String,
+    /// Environment of the relay. It must be that of the outbox.
+    pub environment: String,
     /// Number of connections in addition to the reserved ones.
     pub pool_size: u32,
     /// Whether a transaction pooler is between: statements are then not prepared, and each transaction sets
@@ -83,6 +86,8 @@ pub struct Store {
     reserved: [tokio::sync::Mutex<Option<ReservedConnection>>; Reserved::COUNT],
     /// Events that could not be read. To fail at one again may take seconds each time.
     pub(super) unreadable: Unreadable,
+    /// Whether the outbox belongs to this database.
+    pub(super) guard: Arc<Guard>,
 }
 
 /// A connection that one stage of the relay keeps. Giving it back to the pool would cost a round trip, and
@@ -171,10 +176,12 @@ impl Store {
     ///
     /// # Errors
     /// When it cannot be reached, is not migrated, is read-only, or the login is a superuser and that was not
-    /// allowed.
+    /// allowed. Not when the outbox belongs to another database: see [`Store::inspect`].
     pub async fn connect(settings: ConnectionSettings) -> Result<Self, Error> {
+        let guard = Arc::new(Guard::new(settings.environment.clone()));
         let store = Self {
-            pool: ArcSwap::from_pointee(pool(&settings)),
+            pool: ArcSwap::from_pointee(pool(&settings, &guard)),
+            guard,
             replaced: AtomicU64::new(0),
             reserved: Default::default(),
             unreadable: Unreadable::default(),
@@ -186,8 +193,10 @@ impl Store {
                 PgConnection::connect_with(&store.options()).await?.close().await
             })
             .await?;
-        store.inspect().await?;
-        Ok(store)
+        match store.inspect().await {
+            Err(error) if !error.is_fenced() => Err(error),
+            _ => Ok(store),
+        }
     }
 
     /// Options for the connection of the listener, which is not one of the pool.
@@ -196,12 +205,23 @@ impl Store {
         with_settings(options.clone(), &format!("{}/listener", self.settings.relay), false)
     }
 
-    fn options(&self) -> PgConnectOptions {
+    pub(super) fn options(&self) -> PgConnectOptions {
         with_settings(self.settings.options.clone(), &self.settings.relay, self.settings.pooler)
     }
 
     /// Takes a connection that has the relay's settings: a reserved one, or any of the pool.
+    ///
+    /// # Errors
+    /// Also when it leads to a database that the outbox does not belong to.
     pub(super) async fn session(&self, reserved: Option<Reserved>) -> Result<Session<'_>, sqlx::Error> {
+        let session = self.open(reserved).await?;
+        if self.guard.is_tripped() {
+            return Err(sqlx::Error::Configuration("the outbox does not belong to this database".into()));
+        }
+        Ok(session)
+    }
+
+    async fn open(&self, reserved: Option<Reserved>) -> Result<Session<'_>, sqlx::Error> {
         if self.settings.pooler {
             return Ok(Session::Transaction(self.begin_pooled().await?));
         }
@@ -235,6 +255,40 @@ impl Store {
         doing: &'static str,
         work: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, Error> {
+        if self.guard.is_tripped() {
+            return Err(self.tripped_while(doing));
+        }
+        let result = self.limited_in_time(doing, work).await;
+        if result.is_err() && self.guard.is_tripped() {
+            return Err(self.tripped_while(doing));
+        }
+        result
+    }
+
+    pub(super) fn tripped_while(&self, doing: &'static str) -> Error {
+        match self.guard.trip() {
+            Some(Trip::Fenced(why)) => Error::fenced(doing, why),
+            _ => Error::fenced(doing, "the database was set back, and this relay begins anew"),
+        }
+    }
+
+    /// Waits until this database may no longer be used: the outbox belongs to another one, or it was set
+    /// back.
+    pub(crate) async fn tripped(&self) {
+        self.guard.tripped().await;
+    }
+
+    /// Whether the outbox belongs to another database.
+    pub(crate) fn is_fenced(&self) -> bool {
+        matches!(self.guard.trip(), Some(Trip::Fenced(_)))
+    }
+
+    /// Like [`Store::limited`], whether or not the outbox belongs to this database.
+    pub(super) async fn limited_in_time<T>(
+        &self,
+        doing: &'static str,
+        work: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, Error> {
         let result = match tokio::time::timeout(STATEMENT_LIMIT, work).await {
             Ok(result) => result.map_err(|error| Error::database(doing, error)),
             Err(_) => Err(Error::deadline(doing, STATEMENT_LIMIT.as_secs())),
@@ -248,7 +302,7 @@ impl Store {
     fn replace_pool(&self) {
         // The old pool closes when its last connection comes back; a reserved one comes back when it is used
         // next.
-        drop(self.pool.swap(Arc::new(pool(&self.settings))));
+        drop(self.pool.swap(Arc::new(pool(&self.settings, &self.guard))));
         self.replaced.fetch_add(1, Ordering::Release);
     }
 
@@ -271,9 +325,20 @@ impl Store {
     }
 }
 
-fn pool(settings: &ConnectionSettings) -> PgPool {
+fn pool(settings: &ConnectionSettings, guard: &Arc<Guard>) -> PgPool {
     let reserved = u32::try_from(Reserved::COUNT).unwrap_or(u32::MAX);
+    let (relay, guard, pooler) = (settings.relay.clone(), guard.clone(), settings.pooler);
     PgPoolOptions::new()
+        .after_connect(move |connection, _| {
+            let (relay, guard) = (relay.clone(), guard.clone());
+            Box::pin(async move {
+                // Behind a pooler a connection says nothing of the server: there it is looked at regularly.
+                if !pooler && let Ok(found) = Found::read(connection, &relay).await {
+                    guard.judge(&found);
+                }
+                Ok(())
+            })
+        })
         .max_connections(settings.pool_size.saturating_add(reserved))
         .acquire_timeout(CONNECT_LIMIT)
         .idle_timeout(Duration::from_secs(600))

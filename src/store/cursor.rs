@@ -69,11 +69,14 @@ impl Store {
     /// # Errors
     /// Those of the database.
     pub async fn load_cursor(&self, known_step: i64) -> Result<Cursor, Error> {
-        self.statement("loading the cursor", sql!("relay/load_cursor"))
+        let cursor = self
+            .statement("loading the cursor", sql!("relay/load_cursor"))
             .on(Reserved::ReadEvents)
             .bind(known_step)
             .row(read_cursor)
-            .await
+            .await?;
+        self.guard.saw_step(cursor.step);
+        Ok(cursor)
     }
 }
 

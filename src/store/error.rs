@@ -14,6 +14,8 @@ enum Cause {
     Deadline(Deadline),
     Database(sqlx::Error),
     Unsuitable(Unsuitable),
+    /// The outbox does not belong to this database, or the database was set back.
+    Fenced(Unsuitable),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +37,7 @@ impl std::error::Error for Error {
         Some(match &self.cause {
             Cause::Deadline(cause) => cause,
             Cause::Database(cause) => cause,
-            Cause::Unsuitable(cause) => cause,
+            Cause::Unsuitable(cause) | Cause::Fenced(cause) => cause,
         })
     }
 }
@@ -60,6 +62,15 @@ impl Error {
         Self { doing, cause: Cause::Unsuitable(Unsuitable(why.into())) }
     }
 
+    pub(super) fn fenced(doing: &'static str, why: impl Into<String>) -> Self {
+        Self { doing, cause: Cause::Fenced(Unsuitable(why.into())) }
+    }
+
+    /// Whether nothing may be sent until an operator adopts the database.
+    pub(crate) fn is_fenced(&self) -> bool {
+        matches!(self.cause, Cause::Fenced(_))
+    }
+
     pub(super) fn database(doing: &'static str, error: sqlx::Error) -> Self {
         Self { doing, cause: Cause::Database(error) }
     }
@@ -68,7 +79,7 @@ impl Error {
     pub(crate) fn class(&self) -> Option<Class> {
         match &self.cause {
             Cause::Database(error) => class_of(error),
-            Cause::Deadline(_) | Cause::Unsuitable(_) => None,
+            Cause::Deadline(_) | Cause::Unsuitable(_) | Cause::Fenced(_) => None,
         }
     }
 
@@ -91,7 +102,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match &self.cause {
             Cause::Deadline(_) => Kind::Connection,
-            Cause::Unsuitable(_) => Kind::Unsuitable,
+            Cause::Unsuitable(_) | Cause::Fenced(_) => Kind::Unsuitable,
             Cause::Database(sqlx::Error::Database(error)) => {
                 kind_of_sqlstate(error.code().as_deref().unwrap_or(""))
             }

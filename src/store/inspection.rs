@@ -1,26 +1,104 @@
 //! Whether a relay can work with a database.
 
-use sqlx::FromRow;
+use sqlx::{Connection as _, FromRow, PgConnection};
 
-use super::{connection::Store, error::Error, statement::by_name};
+use super::{
+    connection::Store,
+    error::Error,
+    identity::{self, Found, Standing},
+    statement::by_name,
+};
+
+const DOING: &str = "checking the database";
 
 impl Store {
     /// Checks whether the relay can work with the database, and returns by how many seconds its clock is
-    /// ahead of the clock of this machine.
+    /// ahead of the clock of this machine. Records which database the outbox belongs to, if none is recorded.
     ///
     /// # Errors
-    /// Says what is wrong with the database and what to do.
+    /// Says what is wrong with the database and what to do. [`Error::is_fenced`] when the outbox belongs to
+    /// another database, or this one was set back.
     pub async fn inspect(&self) -> Result<f64, Error> {
-        const DOING: &str = "checking the database";
-        let found: Inspection = self.statement(DOING, sql!("relay/inspect_connection")).row(by_name).await?;
+        let (found, identity) = self
+            .limited_in_time(DOING, async {
+                if !self.guard.is_tripped()
+                    && let Ok(mut session) = self.session(None).await
+                {
+                    let found = self.look(session.connection()).await?;
+                    session.finish().await?;
+                    return Ok(found);
+                }
+                let mut connection = PgConnection::connect_with(&self.options()).await?;
+                let found = self.look(&mut connection).await?;
+                // Everything was read.
+                let _ = connection.close().await;
+                Ok(found)
+            })
+            .await?;
         if let Some(problem) = found.problem(self.settings.allow_superuser) {
             return Err(Error::unsuitable(DOING, problem));
+        }
+        if let Some(identity) = identity {
+            self.recognize(&identity).await?;
         }
         let ours = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default()
             .as_secs_f64();
         Ok(found.clock - ours)
+    }
+
+    /// Like [`Store::inspect`], for a relay that begins anew: what it saw before is forgotten.
+    ///
+    /// # Errors
+    /// Those of [`Store::inspect`].
+    pub async fn inspect_anew(&self) -> Result<f64, Error> {
+        self.guard.forget();
+        self.inspect().await
+    }
+
+    async fn look(&self, connection: &mut PgConnection) -> Result<(Inspection, Option<Found>), sqlx::Error> {
+        let query = sqlx::query(sql!("relay/inspect_connection")).persistent(false);
+        let found: Inspection = by_name(&query.fetch_one(&mut *connection).await?)?;
+        let can_read = found.problem(self.settings.allow_superuser).is_none();
+        let identity = if can_read { Some(Found::read(connection, self.relay()).await?) } else { None };
+        Ok((found, identity))
+    }
+
+    async fn recognize(&self, found: &Found) -> Result<(), Error> {
+        let standing = self.guard.judge(found);
+        let why = match &standing {
+            Standing::Known if !self.guard.is_tripped() => return Ok(()),
+            Standing::SetBack(lacks) => {
+                let seconds = lacks.as_secs();
+                tracing::warn!(
+                    seconds,
+                    "the database lacks the last commits: a standby was promoted, or it was restored"
+                );
+                identity::set_back(*lacks)
+            }
+            Standing::Promoted => {
+                tracing::warn!("a standby was promoted: the database has a new timeline");
+                None
+            }
+            Standing::Known | Standing::New | Standing::Foreign(_) => None,
+        };
+        if why.is_some() || matches!(standing, Standing::New | Standing::Promoted) {
+            self.record_identity(why.as_deref()).await?;
+        }
+        if self.guard.is_tripped() { Err(self.tripped_while(DOING)) } else { Ok(()) }
+    }
+
+    async fn record_identity(&self, set_back: Option<&str>) -> Result<(), Error> {
+        self.limited_in_time("recording the identity of the database", async {
+            let mut connection = PgConnection::connect_with(&self.options()).await?;
+            let query = sqlx::query(sql!("relay/record_identity")).persistent(false);
+            query.bind(self.guard.environment()).bind(set_back).execute(&mut connection).await?;
+            // It is committed.
+            let _ = connection.close().await;
+            Ok(())
+        })
+        .await
     }
 }
 

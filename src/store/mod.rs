@@ -7,6 +7,7 @@ mod deliveries;
 mod error;
 mod event_types;
 mod events;
+mod identity;
 mod inspection;
 mod pages;
 mod relays;
@@ -24,6 +25,7 @@ pub use deliveries::{
 pub use error::{Error, Kind};
 pub use event_types::LoadedTypes;
 pub use events::{LoadedEvent, NewEvent};
+pub use identity::why_fenced;
 pub use pages::{
     BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
 };

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sqlx::Row as _;
+
 use super::{connection::Store, error::Error};
 use crate::delivery::SubscriptionId;
 
@@ -72,7 +74,8 @@ impl Store {
     /// Those of the database.
     pub async fn report_relay(&self, report: &RelayReport) -> Result<(), Error> {
         let subscriptions = &report.subscriptions;
-        self.statement("reporting this relay", sql!("relay/report_relay"))
+        let seen_at = self
+            .statement("reporting this relay", sql!("relay/report_relay"))
             .bind(&report.relay)
             .bind(env!("CARGO_PKG_VERSION"))
             .bind(report.uptime.as_secs_f64())
@@ -86,8 +89,10 @@ impl Store {
             .bind_each(subscriptions, |one| one.last_filter_error.as_deref())
             .bind(report.leased_ahead)
             .bind(report.unsettled)
-            .execute()
-            .await
+            .row(|row| row.try_get("seen_at"))
+            .await?;
+        self.guard.saw_report(seen_at);
+        Ok(())
     }
 
     /// Removes this relay from `outbox.relays`.

@@ -216,7 +216,9 @@ impl Store {
             .collect();
         let times = || read.events.iter().map(|new| new.event.created_at);
         let Routed { waiting, timed, pages } = routed;
-        self.statement("committing a routing step", sql!("relay/advance_cursor"))
+        let step = next.step;
+        let advanced = self
+            .statement("committing a routing step", sql!("relay/advance_cursor"))
             .on(Reserved::AdvanceCursor)
             .bind(cursor.step)
             .bind(&next.settled)
@@ -262,7 +264,11 @@ impl Store {
                 }
                 Ok(Some((next, ids)))
             })
-            .await
+            .await?;
+        if advanced.is_some() {
+            self.guard.saw_step(step);
+        }
+        Ok(advanced)
     }
 }
 

@@ -345,3 +345,63 @@ async fn an_attempt_that_fails_while_the_relay_sleeps_is_repeated_when_it_is_due
     relay.stop().await;
     database.drop().await;
 }
+
+/// Anybody who may connect can take an advisory lock.
+#[tokio::test]
+async fn a_login_without_rights_that_holds_the_locks_of_the_bell_silences_nobody() {
+    let database = Database::new().await;
+    let stranger = format!("stranger_{}", Uuid::new_v4().simple());
+    database.execute(format!("create role {stranger} login")).await;
+    let mut connection = {
+        use sqlx::ConnectOptions as _;
+        database.options.clone().username(&stranger).connect().await.unwrap()
+    };
+    let (bell, attendant) = (7_411_001, 7_411_002);
+    sqlx::query("select pg_advisory_lock($1)").bind(attendant).execute(&mut connection).await.unwrap();
+    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
+    let recorder = Recorder::new();
+    let build = |name: &str| {
+        let (settings, recorder) = (without_poll(name), recorder.clone());
+        move |builder: pgoutbox::relay::Builder| builder.settings(settings).sink(recorder)
+    };
+    let mut relay = RelayBox::start_with(&database, build("one")).await;
+    let mut other = RelayBox::start_with(&database, build("two")).await;
+    relay.wait_asleep().await;
+    other.wait_asleep().await;
+    // One of them attends the bell all the same, so that publishers ring.
+    database
+        .eventually(
+            "select exists (select from pg_locks as held join pg_stat_activity as holder using (pid) \
+                             where held.locktype = 'advisory' and held.objid = 7411001 \
+                               and held.mode = 'ExclusiveLock' and holder.usename = 'relay_login')",
+        )
+        .await;
+    for count in 1..=3 {
+        database.execute("select outbox.publish('rung', '{}')").await;
+        recorder.wait_for(count).await;
+    }
+    // Nor with the other lock, whether publishers then always ring or never.
+    for lock in ["pg_advisory_lock", "pg_advisory_lock_shared"] {
+        let take = sqlx::AssertSqlSafe(format!("select {lock}($1)"));
+        // A relay lets go of it when it wakes.
+        let (taken, ()) = tokio::join!(
+            sqlx::query(take).bind(bell).execute(&mut connection),
+            database.execute("select outbox.publish('rung', '{}')")
+        );
+        taken.unwrap();
+        let seen = database.count("select count(*) from outbox.events").await as usize;
+        recorder.wait_for(seen).await;
+        for count in 1..=3 {
+            database.execute("select outbox.publish('rung', '{}')").await;
+            let waited = timeout(TOO_LONG, recorder.wait_for(seen + count)).await;
+            assert!(waited.is_ok(), "an event waited for the poll while a stranger held the bell: {lock}");
+        }
+        sqlx::query("select pg_advisory_unlock_all()").execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    assert!(relay.stop().await.complete && other.stop().await.complete);
+    database.drop().await;
+    let mut root = sqlx::PgConnection::connect(&crate::support::database::server().url("postgres")).await.unwrap();
+    root.execute(sqlx::AssertSqlSafe(format!("drop role {stranger}"))).await.unwrap();
+    root.close().await.unwrap();
+}

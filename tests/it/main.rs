@@ -20,6 +20,7 @@ mod docs; // README and the book against the program: links, commands, names, ta
 mod encodings; // databases in other encodings than UTF-8
 mod event_types; // payloads that do not fit, versions, invalid schemas
 mod faults; // killed, disconnected and panicking relays, crashing servers
+mod fence; // a copy of an outbox sends nothing before it is adopted
 mod filters; // match and filters, and events they cannot evaluate
 mod http; // access, probes and metrics over HTTP
 mod isolation; // one bad subscriber, publisher or tenant costs the others nothing
@@ -43,7 +44,7 @@ mod support; // shared by the tests
 mod testing; // helpers for tests of an application
 mod tidy; // rules of rooms, files and lines
 mod transforms; // transforms, and trying them before they are saved
-mod unreadable;
+mod unreadable; // an event that the database cannot read
 mod urgent; // priority among waiting deliveries
 mod versions; // an answer binds the version of the subscription that it was sent for
 mod webhook; // the webhook sink against receivers that misbehave

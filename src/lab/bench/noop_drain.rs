@@ -102,6 +102,7 @@ async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
     let settings = ConnectionSettings {
         options: options.clone(),
         relay: "bench".to_owned(),
+        environment: crate::relay::Settings::default().environment,
         pool_size: 1,
         pooler: false,
         allow_superuser: false,

@@ -116,6 +116,8 @@ metrics! {
     listener_losses: Counter = "pgoutbox_listener_losses", Counter::default();
     /// Failed queries by stage. Each is retried.
     database_failures: Family<StageLabels, Counter> = "pgoutbox_database_failures", Family::default();
+    /// Whether the outbox belongs to another database: 1 while nothing is sent before `pgoutbox adopt`.
+    fenced: Gauge = "pgoutbox_fenced", Gauge::default();
     /// Version of this relay, as a label.
     build: Family<BuildLabels, Gauge> = "pgoutbox_build_info", Family::default();
 }

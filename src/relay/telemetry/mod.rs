@@ -83,6 +83,22 @@ impl Telemetry {
         self.signal(|| Signal::Started);
     }
 
+    /// Nothing is sent until an operator adopts the database. Says why once.
+    pub(crate) fn fenced(&self, error: &crate::store::Error, is_news: bool) {
+        self.metrics.fenced.set(1);
+        if is_news {
+            tracing::error!(error = chain(error), "fenced");
+            self.signal(|| Signal::Fenced);
+        }
+    }
+
+    pub(crate) fn passed(&self, was_fenced: bool) {
+        self.metrics.fenced.set(0);
+        if was_fenced {
+            tracing::info!("the database was adopted");
+        }
+    }
+
     pub(crate) fn stopping(&self, relay: &str, in_flight: usize) {
         tracing::info!(relay, in_flight, "relay is stopping, waiting for deliveries in flight");
     }

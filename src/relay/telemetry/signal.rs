@@ -9,6 +9,8 @@ use crate::store::SubscriptionState;
 pub enum Signal {
     /// The relay has loaded subscriptions and works.
     Started,
+    /// The outbox belongs to another database: the relay sends nothing until it is adopted.
+    Fenced,
     /// A routing step was committed.
     Routed {
         /// Number of events.

@@ -73,6 +73,27 @@ impl Database {
         Self { name: "shop".to_owned(), relay_options: options.clone().username(RELAY_LOGIN), options, pool }
     }
 
+    /// The empty database `shop` on another server, with the roles of an outbox.
+    pub(crate) async fn beside_roles(server: &PrivatePostgres) -> Self {
+        let options: PgConnectOptions = server.url("shop").parse().unwrap();
+        let pool = PgPool::connect_lazy_with(options.clone());
+        for role in ["outbox_publisher", "outbox_relay", "outbox_admin", "outbox_monitor"] {
+            pool.execute(AssertSqlSafe(format!("create role {role}"))).await.unwrap();
+        }
+        pool.execute(AssertSqlSafe(format!("create role {RELAY_LOGIN} login in role outbox_relay")))
+            .await
+            .unwrap();
+        Self { name: "shop".to_owned(), relay_options: options.clone().username(RELAY_LOGIN), options, pool }
+    }
+
+    /// A copy of this database, file by file.
+    pub(crate) async fn copied(&self) -> Self {
+        let mut server = root().connect().await.unwrap();
+        let others = "select pg_terminate_backend(pid) from pg_stat_activity where datname = $1";
+        sqlx::query(others).bind(&self.name).execute(&mut server).await.unwrap();
+        Self::create(&format!("template {}", self.name)).await
+    }
+
     async fn create(how: &str) -> Self {
         let name = format!("it_{}", Uuid::new_v4().simple());
         let mut server = root().connect().await.unwrap();

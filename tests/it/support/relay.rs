@@ -20,6 +20,7 @@ pub(crate) struct RelayBox {
     signals: broadcast::Receiver<Signal>,
     running: JoinSet<Result<Drained, pgoutbox::relay::Error>>,
     pub(crate) stop: CancellationToken,
+    pub(crate) health: pgoutbox::relay::Health,
 }
 
 /// Default settings of tests: the poll is slow, so that a missed notification is noticed.
@@ -40,15 +41,24 @@ impl RelayBox {
 
     /// Starts a relay with a builder of the test, and waits until it runs.
     pub(crate) async fn start_with(database: &Database, build: impl FnOnce(Builder) -> Builder) -> Self {
+        Self::start_until(database, build, |signal| *signal == Signal::Started).await
+    }
+
+    /// Like [`RelayBox::start_with`], and waits for another signal.
+    pub(crate) async fn start_until(
+        database: &Database,
+        build: impl FnOnce(Builder) -> Builder,
+        wanted: impl Fn(&Signal) -> bool,
+    ) -> Self {
         let pool = sqlx::PgPool::connect_lazy_with(database.relay_options.clone());
         let telemetry = Telemetry::new();
         let signals = telemetry.signals();
         let relay = build(Relay::builder(pool)).telemetry(telemetry).build().await.unwrap();
-        let stop = CancellationToken::new();
+        let (stop, health) = (CancellationToken::new(), relay.health());
         let mut running = JoinSet::new();
         running.spawn(relay.run(stop.clone()));
-        let mut started = Self { signals, running, stop };
-        started.wait(|signal| *signal == Signal::Started).await;
+        let mut started = Self { signals, running, stop, health };
+        started.wait(wanted).await;
         started
     }
 

@@ -1,0 +1,45 @@
+//! Before anything is read or sent: does the outbox belong to this database? A crash here costs nothing.
+
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use super::parts::Base;
+
+/// How often a relay that may not send looks whether the database was adopted.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Waits until the relay may send from its database. Returns false when it is stopped before.
+///
+/// A database that is away is for the stages to wait for: each connection that they make is looked at.
+pub(super) async fn pass(base: &Base, shutdown: &CancellationToken) -> bool {
+    let mut told = false;
+    while !shutdown.is_cancelled() {
+        match base.store.inspect_anew().await {
+            Err(error) if error.is_fenced() => {
+                base.telemetry.fenced(&error, !told);
+                told = true;
+            }
+            answered => {
+                if let Ok(ahead) = answered {
+                    base.clock.set(ahead);
+                }
+                base.telemetry.passed(told);
+                return true;
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep_until((Instant::now() + LOOK_AGAIN).into()) => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+    false
+}
+
+/// Waits until the relay may send no more. A relay that drains ends anyway.
+pub(super) async fn tripped(base: &Base, shutdown: &CancellationToken) {
+    base.store.tripped().await;
+    if shutdown.is_cancelled() {
+        std::future::pending().await
+    }
+}

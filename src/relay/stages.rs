@@ -1,0 +1,123 @@
+//! Starts the stages of a relay, and drains them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sqlx::postgres::PgConnectOptions;
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, held, maintain,
+    parts::Parts, settle, tidy, work,
+};
+
+/// Runs the stages until `shutdown` is cancelled, then drains. Dropping the future ends the stages without a
+/// drain; `trackers` are those of the stages and of the attempts.
+pub(super) async fn run(
+    parts: Parts,
+    listen: Option<PgConnectOptions>,
+    trackers: (TaskTracker, TaskTracker),
+    draining: Arc<AtomicBool>,
+    shutdown: CancellationToken,
+) -> Result<Drained, Error> {
+    let (stages, attempts) = trackers;
+    let Parts { base, sending, waiting, counted, leases, .. } = parts.clone();
+    let drained = CancellationToken::new();
+    let (outcomes, outcomes_inbox) = mpsc::channel(65_536);
+    let (bell, bell_task) = await_work::bell(base.clone(), sending.clone(), waiting.clone(), listen);
+    let stop_attempts = CancellationToken::new();
+    let dropped = CancellationToken::new();
+    let _dropped = dropped.clone().drop_guard();
+
+    stages.spawn(dropped.clone().run_until_cancelled_owned(bell_task.listen(drained.clone())));
+    stages.spawn(dropped.clone().run_until_cancelled_owned(held::renew(
+        base.clone(),
+        leases.clone(),
+        drained.clone(),
+    )));
+    stages.spawn(dropped.clone().run_until_cancelled_owned(follow_up::tell(
+        base.clone(),
+        sending.clone(),
+        drained.clone(),
+    )));
+    stages.spawn(dropped.clone().run_until_cancelled_owned(answers::record(
+        base.clone(),
+        sending.clone(),
+        drained.clone(),
+    )));
+    stages.spawn(dropped.clone().run_until_cancelled_owned(maintain::maintain(
+        base.clone(),
+        sending.clone(),
+        counted.clone(),
+        shutdown.clone(),
+    )));
+    stages.spawn(dropped.clone().run_until_cancelled_owned(backfill::backfill(
+        base.clone(),
+        waiting.clone(),
+        counted.clone(),
+        shutdown.clone(),
+    )));
+    let deliver = Arc::new(deliver::Deliver::new(
+        &parts,
+        attempts.clone(),
+        outcomes,
+        stop_attempts.clone(),
+        dropped.clone(),
+    ));
+    let settling = settle::Settle::both(&parts, outcomes_inbox, &deliver)
+        .map(|settler| stages.spawn(dropped.clone().run_until_cancelled_owned(settler.settle())));
+    stages.spawn(dropped.clone().run_until_cancelled_owned(tidy::tidy(
+        base.clone(),
+        sending.clone(),
+        deliver.clone(),
+        shutdown.clone(),
+    )));
+    let working = stages.spawn(dropped.clone().run_until_cancelled_owned(work::work(
+        parts,
+        bell,
+        deliver.clone(),
+        shutdown.clone(),
+    )));
+    stages.close();
+
+    let worked = working.await;
+    draining.store(true, Ordering::Release);
+    let numbers = sending.dispatch.numbers();
+    base.telemetry.stopping(&base.settings.name, (numbers.in_flight + numbers.unsettled) as usize);
+    // Deliveries that have not begun are given back at once.
+    let back = sending.dispatch.stop();
+    deliver.give_back(back, crate::delivery::Reason::RelayStopped).await;
+    attempts.close();
+    let complete = tokio::time::timeout(base.settings.drain, attempts.wait()).await.is_ok();
+    let left = if complete { 0 } else { attempts.len() };
+    // Attempts that are cut off report it, and their deliveries are given back at once.
+    stop_attempts.cancel();
+    attempts.wait().await;
+    drop(deliver);
+    // All senders are dropped: settling ends when its queue is empty, unless the database stays away.
+    let settled = tokio::time::timeout(
+        base.settings.lease.max(Duration::from_secs(5)),
+        futures_util::future::join_all(settling),
+    )
+    .await;
+    drained.cancel();
+    if tokio::time::timeout(ENDS_WITHIN, stages.wait()).await.is_err() {
+        tracing::warn!("a stage did not end in time and is abandoned");
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(2), base.store.leave_relay(&base.settings.name)).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), base.store.close()).await;
+    let (pages, rows) = leases.count();
+    let unsettled = (sending.dispatch.numbers().unsettled as usize).max(pages + rows);
+    base.telemetry.stopped(&base.settings.name, left.max(unsettled));
+    match (worked, settled) {
+        (Err(_), _) => Err(Error::StagePanicked),
+        (_, Ok(ended)) if ended.iter().any(Result::is_err) => Err(Error::StagePanicked),
+        _ => Ok(Drained { complete: complete && unsettled == 0, left: left.max(unsettled) }),
+    }
+}

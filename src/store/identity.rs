@@ -1,0 +1,301 @@
+//! Which database this is, and whether the outbox belongs to it. A copy of an outbox would send what the
+//! original sends, and a relay remembers what a database that was set back does not know.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use sqlx::{FromRow, PgConnection};
+use tokio::sync::watch;
+
+use super::statement::by_name;
+
+/// A standby that is promoted may lack the last commits. What lacks more than this was restored from a backup.
+const TAIL: Duration = Duration::from_secs(60);
+
+/// Why a relay may not use its database now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Trip {
+    /// The outbox belongs to another database: nothing is sent until `outbox.adopt`. Why, as a sentence.
+    Fenced(String),
+    /// The database lacks what this relay saw committed: the relay forgets what it knows, and goes on.
+    SetBack,
+}
+
+/// What the database is, beside what is recorded in it.
+#[derive(Debug, FromRow)]
+pub(super) struct Found {
+    found_system_identifier: i64,
+    found_database_oid: i64,
+    /// None on a standby.
+    found_timeline: Option<i32>,
+    system_identifier: Option<i64>,
+    database_oid: Option<i64>,
+    environment: Option<String>,
+    timeline: Option<i32>,
+    set_back: Option<String>,
+    is_restored: bool,
+    step: i64,
+    transactions_went_back: bool,
+    positions_went_back: bool,
+    /// When this relay reported last.
+    reported_at: Option<DateTime<Utc>>,
+}
+
+/// How a database stands to the outbox in it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// The outbox belongs to it.
+    Known,
+    /// No relay has run in it yet.
+    New,
+    /// It belongs to it, and a standby was promoted since.
+    Promoted,
+    /// It lacks the commits of so long, which this relay saw.
+    SetBack(Duration),
+    /// The outbox belongs to another one. Why, as a sentence.
+    Foreign(String),
+}
+
+impl Found {
+    pub(super) async fn read(connection: &mut PgConnection, relay: &str) -> Result<Self, sqlx::Error> {
+        let query = sqlx::query(sql!("relay/read_identity")).persistent(false).bind(relay);
+        by_name(&query.fetch_one(connection).await?)
+    }
+
+    fn standing(&self, environment: &str, seen: &Seen) -> Standing {
+        if let Some(why) = self.foreign(environment) {
+            return Standing::Foreign(format!(
+                "{why}; nothing is sent. Run `pgoutbox adopt --keep-pending` to deliver here what was not \
+                 delivered, or `pgoutbox adopt --discard-pending` to deliver only what is published from now on"
+            ));
+        }
+        let lacks =
+            seen.reported_at.zip(self.reported_at).and_then(|(ours, theirs)| (ours - theirs).to_std().ok());
+        match (lacks, self.system_identifier) {
+            (Some(lacks), _) if !lacks.is_zero() => Standing::SetBack(lacks),
+            _ if self.step < seen.step => Standing::SetBack(Duration::ZERO),
+            (_, None) => Standing::New,
+            _ if self.found_timeline.is_some() && self.found_timeline != self.timeline => Standing::Promoted,
+            _ => Standing::Known,
+        }
+    }
+
+    /// Why the outbox does not belong to this database, up to the end of the sentence.
+    fn foreign(&self, ours: &str) -> Option<String> {
+        let differs = |kept: Option<i64>, found: i64| kept.is_some_and(|kept| kept != found);
+        if self.is_restored {
+            return Some("the outbox was restored from a dump".to_owned());
+        }
+        if differs(self.system_identifier, self.found_system_identifier) {
+            return Some(
+                "the outbox belongs to another cluster (a copy, or upgraded with pg_upgrade)".to_owned(),
+            );
+        }
+        if differs(self.database_oid, self.found_database_oid) {
+            return Some("the outbox belongs to another database (a copy)".to_owned());
+        }
+        if let Some(theirs) = self.environment.as_deref().filter(|theirs| *theirs != ours) {
+            return Some(format!(
+                "the outbox belongs to the environment {theirs:?} and relay.environment is {ours:?}"
+            ));
+        }
+        if self.transactions_went_back {
+            return Some("transaction ids are lower than those of events that were routed".to_owned());
+        }
+        if self.positions_went_back {
+            return Some(
+                "positions of new events would be lower than those of events that were routed".to_owned(),
+            );
+        }
+        self.set_back.clone()
+    }
+}
+
+/// What this relay saw committed.
+#[derive(Debug, Default)]
+struct Seen {
+    step: i64,
+    reported_at: Option<DateTime<Utc>>,
+}
+
+/// Why relays of this environment send nothing from the database; none: they may send.
+///
+/// # Errors
+/// Those of the database.
+pub async fn why_fenced(
+    connection: &mut PgConnection,
+    environment: &str,
+) -> Result<Option<String>, sqlx::Error> {
+    let standing = Found::read(connection, "").await?.standing(environment, &Seen::default());
+    Ok(if let Standing::Foreign(why) = standing { Some(why) } else { None })
+}
+
+/// Stands before every connection of a relay.
+#[derive(Debug)]
+pub(super) struct Guard {
+    environment: String,
+    seen: Mutex<Seen>,
+    trip: watch::Sender<Option<Trip>>,
+}
+
+impl Guard {
+    pub(super) fn new(environment: String) -> Self {
+        Self { environment, seen: Mutex::default(), trip: watch::Sender::new(None) }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a step of the cursor that is committed.
+    pub(super) fn saw_step(&self, step: i64) {
+        let mut seen = self.seen();
+        seen.step = seen.step.max(step);
+    }
+
+    /// Notes a report of this relay that is committed.
+    pub(super) fn saw_report(&self, at: DateTime<Utc>) {
+        self.seen().reported_at = Some(at);
+    }
+
+    pub(super) fn trip(&self) -> Option<Trip> {
+        self.trip.borrow().clone()
+    }
+
+    pub(super) fn is_tripped(&self) -> bool {
+        self.trip.borrow().is_some()
+    }
+
+    /// Waits until the database may no longer be used.
+    pub(super) async fn tripped(&self) {
+        let mut trip = self.trip.subscribe();
+        // The sender lives as long as this.
+        let _ = trip.wait_for(Option::is_some).await;
+    }
+
+    /// Judges a database, and remembers why it may not be used. Only [`Guard::forget`] lifts that.
+    pub(super) fn judge(&self, found: &Found) -> Standing {
+        let standing = found.standing(&self.environment, &self.seen());
+        match &standing {
+            Standing::Foreign(why) => {
+                self.trip.send_replace(Some(Trip::Fenced(why.clone())));
+            }
+            Standing::SetBack(_) => {
+                self.trip
+                    .send_if_modified(|trip| trip.is_none().then(|| *trip = Some(Trip::SetBack)).is_some());
+            }
+            Standing::Known | Standing::New | Standing::Promoted => {}
+        }
+        standing
+    }
+
+    /// Forgets what was seen and why the database could not be used: the relay begins anew.
+    pub(super) fn forget(&self) {
+        *self.seen() = Seen::default();
+        self.trip.send_replace(None);
+    }
+
+    pub(super) fn environment(&self) -> &str {
+        &self.environment
+    }
+}
+
+/// Why nothing may be sent from a database that lacks the commits of so long; none for what a promoted
+/// standby may lack.
+pub(super) fn set_back(lacks: Duration) -> Option<String> {
+    (lacks > TAIL).then(|| {
+        format!("the database was set back by {} s (restored from a backup in place)", lacks.as_secs())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found() -> Found {
+        Found {
+            found_system_identifier: 7,
+            found_database_oid: 5,
+            found_timeline: Some(1),
+            system_identifier: Some(7),
+            database_oid: Some(5),
+            environment: Some("production".to_owned()),
+            timeline: Some(1),
+            set_back: None,
+            is_restored: false,
+            step: 10,
+            transactions_went_back: false,
+            positions_went_back: false,
+            reported_at: None,
+        }
+    }
+
+    fn standing(found: &Found) -> Standing {
+        found.standing("production", &Seen::default())
+    }
+
+    fn why(found: &Found) -> String {
+        match standing(found) {
+            Standing::Foreign(why) => why,
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_outbox_belongs_to_the_database_that_it_names() {
+        assert_eq!(standing(&found()), Standing::Known);
+        let never = Found { system_identifier: None, database_oid: None, environment: None, ..found() };
+        assert_eq!(standing(&never), Standing::New);
+        assert_eq!(standing(&Found { found_timeline: Some(2), ..found() }), Standing::Promoted);
+    }
+
+    #[test]
+    fn a_copy_is_named_for_what_it_is_and_what_to_do_is_said() {
+        for (copy, words) in [
+            (Found { is_restored: true, ..found() }, "restored from a dump"),
+            (Found { is_restored: true, system_identifier: None, ..found() }, "restored from a dump"),
+            (Found { found_system_identifier: 8, ..found() }, "another cluster"),
+            (Found { found_database_oid: 6, ..found() }, "another database"),
+            (Found { environment: Some("staging".to_owned()), ..found() }, "environment \"staging\""),
+            (Found { transactions_went_back: true, ..found() }, "transaction ids"),
+            (Found { positions_went_back: true, ..found() }, "positions"),
+            (Found { set_back: Some("it was set back".to_owned()), ..found() }, "set back"),
+        ] {
+            let why = why(&copy);
+            assert!(why.contains(words) && why.contains("pgoutbox adopt --keep-pending"), "{why}");
+        }
+    }
+
+    #[test]
+    fn what_lacks_commits_that_were_seen_was_set_back() {
+        let at = DateTime::from_timestamp(1_000_000, 0).unwrap();
+        let seen = Seen { step: 10, reported_at: Some(at) };
+        let standing = |found: &Found| found.standing("production", &seen);
+        assert_eq!(standing(&Found { reported_at: Some(at), ..found() }), Standing::Known);
+        assert_eq!(standing(&Found { reported_at: None, ..found() }), Standing::Known);
+        let older = Found { reported_at: Some(at - chrono::TimeDelta::seconds(90)), ..found() };
+        assert_eq!(standing(&older), Standing::SetBack(Duration::from_secs(90)));
+        assert_eq!(standing(&Found { step: 9, ..found() }), Standing::SetBack(Duration::ZERO));
+        assert_eq!(set_back(Duration::from_secs(60)), None);
+        assert!(set_back(Duration::from_secs(90)).is_some());
+    }
+
+    #[test]
+    fn a_guard_stays_tripped_until_the_relay_begins_anew() {
+        let guard = Guard::new("production".to_owned());
+        guard.saw_step(12);
+        assert_eq!(guard.judge(&found()), Standing::SetBack(Duration::ZERO));
+        assert_eq!(guard.trip(), Some(Trip::SetBack));
+        guard.judge(&Found { step: 13, ..found() });
+        assert!(guard.is_tripped(), "what the relay knows is old all the same");
+        guard.judge(&Found { is_restored: true, ..found() });
+        assert!(matches!(guard.trip(), Some(Trip::Fenced(_))));
+        guard.judge(&found());
+        assert!(matches!(guard.trip(), Some(Trip::Fenced(_))), "it may be one of two databases");
+        guard.forget();
+        assert_eq!((guard.judge(&found()), guard.trip()), (Standing::Known, None));
+    }
+}
