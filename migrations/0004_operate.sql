@@ -343,8 +343,10 @@ begin
              'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of, '
              'outbox.first_unreadable'),
             ('outbox_relay', 'execute on function outbox.capture_settings'),
+            ('outbox_relay', 'execute on function outbox.is_written_by'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
+            ('outbox_admin', 'select on sequence outbox.events_position_seq'),
             ('outbox_admin', 'insert, update, delete on outbox.subscriptions, outbox.starts'),
             ('outbox_admin', 'insert, update, delete on outbox.event_types'),
             ('outbox_admin', 'execute on all functions in schema outbox'),
@@ -352,8 +354,11 @@ begin
             ('outbox_monitor',
              'select on outbox.subscription_status, outbox.event_status, outbox.relays, '
              'outbox.relay_subscriptions'),
+            ('outbox_monitor', 'select on outbox.identity, outbox.cursor'),
+            ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
             ('outbox_monitor', 'select on outbox.captures'),
-            ('outbox_monitor', 'execute on function outbox.count_positions, outbox.left_of'),
+            ('outbox_monitor',
+             'execute on function outbox.count_positions, outbox.left_of, outbox.is_written_by'),
             ('outbox_monitor', 'execute on function outbox.capture_settings')
         ) as wanted (role, privilege)
     loop

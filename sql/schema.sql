@@ -40,6 +40,124 @@ CREATE DOMAIN outbox.priority AS integer
 CREATE DOMAIN outbox.topic AS text
 	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK (((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$'::text)));
 
+CREATE FUNCTION outbox.adopt(keep_pending boolean, environment text DEFAULT NULL::text) RETURNS TABLE(events bigint, deliveries bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+#variable_conflict use_variable
+declare
+    was         outbox.cursor;
+    kept        outbox.identity;
+    is_restored boolean;
+    this        xid8 := pg_current_xact_id();
+    pending     bigint;
+    owed        bigint;
+    first_xid   constant bigint := 3;     -- of what is routed: older than every transaction
+begin
+    perform set_config('lock_timeout', '10s', true);
+    lock table outbox.identity, outbox.cursor, outbox.starts, outbox.pages, outbox.backlog,
+               outbox.deliveries, outbox.events in share row exclusive mode;
+    select * into strict was from outbox.cursor as one order by one.step desc limit 1;
+    select identity.* into strict kept from outbox.identity as identity;
+    select not outbox.is_written_by(identity.xmin, identity.recorded_by)
+           or was.low > (select sequence.last_value from outbox.events_position_seq as sequence)
+           or pg_snapshot_xmax(was.settled) > pg_snapshot_xmax(pg_current_snapshot())
+      into strict is_restored
+      from outbox.identity as identity;
+
+    if is_restored then
+        update outbox.events as event
+           set xid = case when not (pg_visible_in_snapshot(event.xid, was.settled)
+                                    or was.window_end is not null
+                                       and event.position <= was.page_after
+                                       and pg_visible_in_snapshot(event.xid, was.window_end))
+                            -- it was published here, after the restore
+                            or outbox.is_written_by(event.xmin, event.xid)
+                            or event.position > greatest(was.low + 1, was.page_after)
+                          then this
+                          else (first_xid
+                                + (select count(*)
+                                     from outbox.starts as start
+                                    where start.settled is not null
+                                      and not pg_visible_in_snapshot(event.xid, start.settled)
+                                      and not coalesce(
+                                              event.position <= start.page_after
+                                              and pg_visible_in_snapshot(event.xid,
+                                                                         start.window_end),
+                                              false)))::text::xid8
+                          end;
+        update outbox.starts as start
+           set settled = format('%1$s:%1$s:', first_xid + ranked.number)::pg_snapshot,
+               window_end = null, page_after = null
+          from (select one.subscription_id,
+                       row_number() over (order by pg_snapshot_xmax(one.settled),
+                                                   one.page_after nulls first) as number
+                  from outbox.starts as one
+                 where one.settled is not null) as ranked
+         where start.subscription_id = ranked.subscription_id;
+        perform setval('outbox.events_position_seq',
+                       greatest(sequence.last_value, was.low + 1,
+                                (select max(event.position) from outbox.events as event)))
+           from outbox.events_position_seq as sequence;
+        select count(*) into strict pending from outbox.events as event where event.xid = this;
+    else
+        select count(*) into strict pending
+          from outbox.events as event
+         where event.xid >= pg_snapshot_xmin(was.settled)
+           and not pg_visible_in_snapshot(event.xid, was.settled)
+           and (was.window_end is null or event.position > was.page_after
+                or not pg_visible_in_snapshot(event.xid, was.window_end));
+    end if;
+
+    select coalesce(sum(part.owed), 0)::bigint into strict owed
+      from (select count(*) as owed from outbox.deliveries
+            union all
+            select sum(outbox.count_positions(backlog.positions)) from outbox.backlog as backlog
+            union all
+            select count(*)
+              from outbox.pages as page
+             cross join lateral outbox.left_of(page)) as part;
+    if keep_pending then
+        update outbox.pages set due_at = clock_timestamp(), lease_token = gen_random_uuid();
+        update outbox.deliveries set due_at = clock_timestamp(), lease_token = null
+         where lease_token is not null;
+    else
+        delete from outbox.pages;
+        delete from outbox.backlog;
+        delete from outbox.deliveries;
+        delete from outbox.starts;
+        update outbox.events as event set xid = first_xid::text::xid8 where event.xid = this;
+    end if;
+    if is_restored or not keep_pending then
+        -- Transactions that are open have published nothing yet, and may.
+        update outbox.cursor as cursor
+           set step = cursor.step + 1,
+               settled = (select format('%s:%s:%s', coalesce(min(open.xid::text::bigint),
+                                                             this::text::bigint), this,
+                                        string_agg(open.xid::text, ',' order by open.xid))
+                            from pg_snapshot_xip(pg_current_snapshot()) as open (xid)
+                           where open.xid < this)::pg_snapshot,
+               low = (select sequence.last_value - 1
+                        from outbox.events_position_seq as sequence),
+               low_xid = this, window_end = null, window_low = null, window_low_xid = null,
+               page_after = null, page_until = null;
+    end if;
+    delete from outbox.relay_subscriptions;
+    delete from outbox.relays;
+    update outbox.identity as identity
+       set system_identifier = (select control.system_identifier
+                                  from pg_control_system() as control),
+           database_oid = (select base.oid from pg_database as base
+                            where base.datname = current_database()),
+           environment = coalesce(adopt.environment, identity.environment),
+           timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer,
+           set_back = null, recorded_by = this;
+    return query select pending, owed;
+end;
+$_$;
+
+COMMENT ON FUNCTION outbox.adopt(keep_pending boolean, environment text) IS 'Take a copy of this outbox into use: a restored dump, a copied or upgraded cluster. Relays send nothing there before. keep_pending: deliver what the original had not delivered; false: deliver none of it. Returns how many events were not routed and how many deliveries waited.';
+
 CREATE FUNCTION outbox.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) RETURNS text
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1385,6 +1503,7 @@ begin
              'outbox.relays, outbox.relay_subscriptions'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
+            ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
             ('outbox_relay', 'update (state, state_reason, owed_until, paused_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
@@ -1395,8 +1514,10 @@ begin
              'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of, '
              'outbox.first_unreadable'),
             ('outbox_relay', 'execute on function outbox.capture_settings'),
+            ('outbox_relay', 'execute on function outbox.is_written_by'),
             ('outbox_admin', 'usage on schema outbox'),
             ('outbox_admin', 'select on all tables in schema outbox'),
+            ('outbox_admin', 'select on sequence outbox.events_position_seq'),
             ('outbox_admin', 'insert, update, delete on outbox.subscriptions, outbox.starts'),
             ('outbox_admin', 'insert, update, delete on outbox.event_types'),
             ('outbox_admin', 'execute on all functions in schema outbox'),
@@ -1404,8 +1525,11 @@ begin
             ('outbox_monitor',
              'select on outbox.subscription_status, outbox.event_status, outbox.relays, '
              'outbox.relay_subscriptions'),
+            ('outbox_monitor', 'select on outbox.identity, outbox.cursor'),
+            ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
             ('outbox_monitor', 'select on outbox.captures'),
-            ('outbox_monitor', 'execute on function outbox.count_positions, outbox.left_of'),
+            ('outbox_monitor',
+             'execute on function outbox.count_positions, outbox.left_of, outbox.is_written_by'),
             ('outbox_monitor', 'execute on function outbox.capture_settings')
         ) as wanted (role, privilege)
     loop
@@ -1422,6 +1546,12 @@ begin
     end loop;
     return granted;
 end;
+$$;
+
+CREATE FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) RETURNS boolean
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+    select row_xmin::text::bigint = xact::text::bigint % 4294967296
 $$;
 
 CREATE TABLE outbox.pages (
@@ -1959,14 +2089,7 @@ CREATE TABLE outbox.cursor (
     window_low bigint,
     window_low_xid xid8,
     page_after bigint,
-    page_until bigint,
-    strike_position bigint,
-    strike_count integer DEFAULT 0 NOT NULL,
-    system_identifier bigint,
-    database_oid oid,
-    environment text,
-    timeline integer,
-    epoch integer DEFAULT 1 NOT NULL
+    page_until bigint
 )
 WITH (fillfactor='50');
 
@@ -2161,6 +2284,19 @@ CREATE TABLE outbox.generation (
     value bigint NOT NULL,
     CONSTRAINT generation_only_row_check CHECK (only_row)
 );
+
+CREATE TABLE outbox.identity (
+    only_row boolean DEFAULT true NOT NULL,
+    system_identifier bigint,
+    database_oid oid,
+    environment text,
+    timeline integer,
+    set_back text,
+    recorded_by xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    CONSTRAINT identity_only_row_check CHECK (only_row)
+);
+
+COMMENT ON TABLE outbox.identity IS 'The database that this outbox belongs to. See outbox.adopt.';
 
 CREATE TABLE outbox.migrations (
     version bigint NOT NULL,
@@ -2390,6 +2526,9 @@ ALTER TABLE ONLY outbox.event_types
 ALTER TABLE ONLY outbox.generation
     ADD CONSTRAINT generation_pkey PRIMARY KEY (only_row);
 
+ALTER TABLE ONLY outbox.identity
+    ADD CONSTRAINT identity_pkey PRIMARY KEY (only_row);
+
 ALTER TABLE ONLY outbox.migrations
     ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
 
@@ -2474,6 +2613,9 @@ GRANT USAGE ON SCHEMA outbox TO outbox_monitor;
 REVOKE ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.adopt(keep_pending boolean, environment text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.adopt(keep_pending boolean, environment text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_publisher;
@@ -2565,6 +2707,11 @@ GRANT ALL ON FUNCTION outbox.function_call(function text) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) TO outbox_monitor;
+
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
 GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
 
@@ -2638,6 +2785,7 @@ GRANT SELECT ON TABLE outbox.captures TO outbox_monitor;
 
 GRANT SELECT,UPDATE ON TABLE outbox.cursor TO outbox_relay;
 GRANT SELECT ON TABLE outbox.cursor TO outbox_admin;
+GRANT SELECT ON TABLE outbox.cursor TO outbox_monitor;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.deliveries TO outbox_relay;
 GRANT SELECT ON TABLE outbox.deliveries TO outbox_admin;
@@ -2688,9 +2836,15 @@ GRANT SELECT ON TABLE outbox.events_default TO outbox_relay;
 GRANT SELECT ON TABLE outbox.events_default TO outbox_admin;
 
 GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_relay;
+GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_admin;
+GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_monitor;
 
 GRANT SELECT ON TABLE outbox.generation TO outbox_relay;
 GRANT SELECT ON TABLE outbox.generation TO outbox_admin;
+
+GRANT SELECT,UPDATE ON TABLE outbox.identity TO outbox_relay;
+GRANT SELECT ON TABLE outbox.identity TO outbox_admin;
+GRANT SELECT ON TABLE outbox.identity TO outbox_monitor;
 
 GRANT SELECT ON TABLE outbox.migrations TO outbox_relay;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_admin;

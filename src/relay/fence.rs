@@ -20,6 +20,7 @@ pub(super) async fn pass(base: &Base, shutdown: &CancellationToken) -> bool {
                 base.telemetry.fenced(&error, !told);
                 told = true;
             }
+            Err(error) if base.store.is_tripped() => base.telemetry.database_failed("fence", &error),
             answered => {
                 if let Ok(ahead) = answered {
                     base.clock.set(ahead);

@@ -278,6 +278,11 @@ impl Store {
         self.guard.tripped().await;
     }
 
+    /// Whether this database may not be used: the outbox belongs to another one, or it was set back.
+    pub(crate) fn is_tripped(&self) -> bool {
+        self.guard.is_tripped()
+    }
+
     /// Whether the outbox belongs to another database.
     pub(crate) fn is_fenced(&self) -> bool {
         matches!(self.guard.trip(), Some(Trip::Fenced(_)))
@@ -333,8 +338,9 @@ fn pool(settings: &ConnectionSettings, guard: &Arc<Guard>) -> PgPool {
             let (relay, guard) = (relay.clone(), guard.clone());
             Box::pin(async move {
                 // Behind a pooler a connection says nothing of the server: there it is looked at regularly.
+                let seen = guard.seen_so_far();
                 if !pooler && let Ok(found) = Found::read(connection, &relay).await {
-                    guard.judge(&found);
+                    guard.judge(&found, &seen);
                 }
                 Ok(())
             })

@@ -12,7 +12,8 @@ use tokio::sync::watch;
 
 use super::statement::by_name;
 
-/// A standby that is promoted may lack the last commits. What lacks more than this was restored from a backup.
+/// A standby that is promoted may lack the last commits. What lacks more than this was restored from a
+/// backup.
 const TAIL: Duration = Duration::from_secs(60);
 
 /// Why a relay may not use its database now.
@@ -20,8 +21,8 @@ const TAIL: Duration = Duration::from_secs(60);
 pub(super) enum Trip {
     /// The outbox belongs to another database: nothing is sent until `outbox.adopt`. Why, as a sentence.
     Fenced(String),
-    /// The database lacks what this relay saw committed: the relay forgets what it knows, and goes on.
-    SetBack,
+    /// The database lacks the commits of so long, which this relay saw: it forgets what it knows.
+    SetBack(Duration),
 }
 
 /// What the database is, beside what is recorded in it.
@@ -115,8 +116,8 @@ impl Found {
 }
 
 /// What this relay saw committed.
-#[derive(Debug, Default)]
-struct Seen {
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seen {
     step: i64,
     reported_at: Option<DateTime<Utc>>,
 }
@@ -150,6 +151,11 @@ impl Guard {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What was seen so far. A database that is looked at afterwards has it.
+    pub(super) fn seen_so_far(&self) -> Seen {
+        self.seen().clone()
+    }
+
     /// Notes a step of the cursor that is committed.
     pub(super) fn saw_step(&self, step: i64) {
         let mut seen = self.seen();
@@ -176,16 +182,17 @@ impl Guard {
         let _ = trip.wait_for(Option::is_some).await;
     }
 
-    /// Judges a database, and remembers why it may not be used. Only [`Guard::forget`] lifts that.
-    pub(super) fn judge(&self, found: &Found) -> Standing {
-        let standing = found.standing(&self.environment, &self.seen());
+    /// Judges a database by what had been seen before it was looked at, and remembers why it may not be used.
+    /// Only [`Guard::forget`] lifts that.
+    pub(super) fn judge(&self, found: &Found, seen: &Seen) -> Standing {
+        let standing = found.standing(&self.environment, seen);
         match &standing {
             Standing::Foreign(why) => {
                 self.trip.send_replace(Some(Trip::Fenced(why.clone())));
             }
-            Standing::SetBack(_) => {
-                self.trip
-                    .send_if_modified(|trip| trip.is_none().then(|| *trip = Some(Trip::SetBack)).is_some());
+            Standing::SetBack(lacks) => {
+                let set_back = Trip::SetBack(*lacks);
+                self.trip.send_if_modified(|trip| trip.is_none().then(|| *trip = Some(set_back)).is_some());
             }
             Standing::Known | Standing::New | Standing::Promoted => {}
         }
@@ -287,15 +294,16 @@ mod tests {
     fn a_guard_stays_tripped_until_the_relay_begins_anew() {
         let guard = Guard::new("production".to_owned());
         guard.saw_step(12);
-        assert_eq!(guard.judge(&found()), Standing::SetBack(Duration::ZERO));
-        assert_eq!(guard.trip(), Some(Trip::SetBack));
-        guard.judge(&Found { step: 13, ..found() });
+        let judge = |found: &Found| guard.judge(found, &guard.seen_so_far());
+        assert_eq!(judge(&found()), Standing::SetBack(Duration::ZERO));
+        assert_eq!(guard.trip(), Some(Trip::SetBack(Duration::ZERO)));
+        judge(&Found { step: 13, ..found() });
         assert!(guard.is_tripped(), "what the relay knows is old all the same");
-        guard.judge(&Found { is_restored: true, ..found() });
+        judge(&Found { is_restored: true, ..found() });
         assert!(matches!(guard.trip(), Some(Trip::Fenced(_))));
-        guard.judge(&found());
+        judge(&found());
         assert!(matches!(guard.trip(), Some(Trip::Fenced(_))), "it may be one of two databases");
         guard.forget();
-        assert_eq!((guard.judge(&found()), guard.trip()), (Standing::Known, None));
+        assert_eq!((judge(&found()), guard.trip()), (Standing::Known, None));
     }
 }

@@ -5,7 +5,7 @@ use sqlx::{Connection as _, FromRow, PgConnection};
 use super::{
     connection::Store,
     error::Error,
-    identity::{self, Found, Standing},
+    identity::{self, Found, Seen, Standing, Trip},
     statement::by_name,
 };
 
@@ -19,6 +19,7 @@ impl Store {
     /// Says what is wrong with the database and what to do. [`Error::is_fenced`] when the outbox belongs to
     /// another database, or this one was set back.
     pub async fn inspect(&self) -> Result<f64, Error> {
+        let seen = self.guard.seen_so_far();
         let (found, identity) = self
             .limited_in_time(DOING, async {
                 if !self.guard.is_tripped()
@@ -39,7 +40,7 @@ impl Store {
             return Err(Error::unsuitable(DOING, problem));
         }
         if let Some(identity) = identity {
-            self.recognize(&identity).await?;
+            self.recognize(&identity, &seen).await?;
         }
         let ours = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
@@ -53,6 +54,16 @@ impl Store {
     /// # Errors
     /// Those of [`Store::inspect`].
     pub async fn inspect_anew(&self) -> Result<f64, Error> {
+        if let Some(Trip::SetBack(lacks)) = self.guard.trip() {
+            let seconds = lacks.as_secs();
+            tracing::warn!(
+                seconds,
+                "the database lacks the last commits (a standby was promoted, or it was restored): beginning anew"
+            );
+            if let Some(why) = identity::set_back(lacks) {
+                self.record_identity(Some(&why)).await?;
+            }
+        }
         self.guard.forget();
         self.inspect().await
     }
@@ -65,28 +76,17 @@ impl Store {
         Ok((found, identity))
     }
 
-    async fn recognize(&self, found: &Found) -> Result<(), Error> {
-        let standing = self.guard.judge(found);
-        let why = match &standing {
-            Standing::Known if !self.guard.is_tripped() => return Ok(()),
-            Standing::SetBack(lacks) => {
-                let seconds = lacks.as_secs();
-                tracing::warn!(
-                    seconds,
-                    "the database lacks the last commits: a standby was promoted, or it was restored"
-                );
-                identity::set_back(*lacks)
-            }
-            Standing::Promoted => {
-                tracing::warn!("a standby was promoted: the database has a new timeline");
-                None
-            }
-            Standing::Known | Standing::New | Standing::Foreign(_) => None,
-        };
-        if why.is_some() || matches!(standing, Standing::New | Standing::Promoted) {
-            self.record_identity(why.as_deref()).await?;
+    async fn recognize(&self, found: &Found, seen: &Seen) -> Result<(), Error> {
+        let standing = self.guard.judge(found, seen);
+        if self.guard.is_tripped() {
+            return Err(self.tripped_while(DOING));
         }
-        if self.guard.is_tripped() { Err(self.tripped_while(DOING)) } else { Ok(()) }
+        match standing {
+            Standing::Promoted => tracing::warn!("a standby was promoted: the database has a new timeline"),
+            Standing::New => {}
+            Standing::Known | Standing::SetBack(_) | Standing::Foreign(_) => return Ok(()),
+        }
+        self.record_identity(None).await
     }
 
     async fn record_identity(&self, set_back: Option<&str>) -> Result<(), Error> {

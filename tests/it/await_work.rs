@@ -401,7 +401,8 @@ async fn a_login_without_rights_that_holds_the_locks_of_the_bell_silences_nobody
     connection.close().await.unwrap();
     assert!(relay.stop().await.complete && other.stop().await.complete);
     database.drop().await;
-    let mut root = sqlx::PgConnection::connect(&crate::support::database::server().url("postgres")).await.unwrap();
+    let mut root =
+        sqlx::PgConnection::connect(&crate::support::database::server().url("postgres")).await.unwrap();
     root.execute(sqlx::AssertSqlSafe(format!("drop role {stranger}"))).await.unwrap();
     root.close().await.unwrap();
 }
