@@ -181,6 +181,9 @@ impl Builder {
         }
         self.telemetry.sinks_known(self.sinks.kinds());
         let store = Store::connect(settings).await.map_err(Error::Start)?;
+        if !store.is_tripped() {
+            declare(&store, &self.declared).await?;
+        }
         // Through a transaction pooler LISTEN reports success and never delivers, and a session lock would
         // stay with a connection that is not ours.
         let listen = self
@@ -245,4 +248,12 @@ impl Builder {
         }
         running.await
     }
+}
+
+/// Creates the subscriptions of handlers, or updates their topics.
+pub(super) async fn declare(store: &Store, handlers: &[(String, Vec<String>)]) -> Result<(), Error> {
+    for (name, topics) in handlers {
+        store.declare_handler(name, topics).await.map_err(Error::Start)?;
+    }
+    Ok(())
 }

@@ -9,10 +9,21 @@ use super::parts::Base;
 /// How often a relay that may not send looks whether the database was adopted.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
-/// Waits until the relay may send from its database. Returns false when it is stopped before.
+/// How a relay came past the fence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fence {
+    /// There was none.
+    Open,
+    /// The database was adopted.
+    Lifted,
+    /// The relay was stopped before.
+    Stopped,
+}
+
+/// Waits until the relay may send from its database.
 ///
 /// A database that is away is for the stages to wait for: each connection that they make is looked at.
-pub(super) async fn pass(base: &Base, shutdown: &CancellationToken) -> bool {
+pub(super) async fn pass(base: &Base, shutdown: &CancellationToken) -> Fence {
     let mut told = false;
     while !shutdown.is_cancelled() {
         match base.store.inspect_anew().await {
@@ -26,7 +37,7 @@ pub(super) async fn pass(base: &Base, shutdown: &CancellationToken) -> bool {
                     base.clock.set(ahead);
                 }
                 base.telemetry.passed(told);
-                return true;
+                return if told { Fence::Lifted } else { Fence::Open };
             }
         }
         tokio::select! {
@@ -34,7 +45,7 @@ pub(super) async fn pass(base: &Base, shutdown: &CancellationToken) -> bool {
             () = shutdown.cancelled() => {}
         }
     }
-    false
+    Fence::Stopped
 }
 
 /// Waits until the relay may send no more. A relay that drains ends anyway.

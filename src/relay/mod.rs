@@ -69,6 +69,7 @@ pub use self::{
     settings::{AttemptLog, Settings},
 };
 use self::{
+    fence::Fence,
     parts::{Base, Parts, Sending},
     telemetry::Telemetry,
 };
@@ -164,14 +165,13 @@ impl Relay {
     pub async fn run(self, shutdown: CancellationToken) -> Result<Drained, Error> {
         let Self { mut parts, listen, declared, health } = self;
         loop {
-            if !fence::pass(&parts.base, &shutdown).await {
+            let fence = fence::pass(&parts.base, &shutdown).await;
+            if fence == Fence::Stopped {
                 return Ok(Drained { complete: true, left: 0 });
             }
-            for (name, topics) in &declared {
-                match parts.base.store.declare_handler(name, topics).await {
-                    Err(error) if !error.is_fenced() => return Err(Error::Start(error)),
-                    _ => {}
-                }
+            // Also after an adoption: they may be missing there.
+            if fence == Fence::Lifted {
+                builder::declare(&parts.base.store, &declared).await?;
             }
             let base = parts.base.clone();
             let (stages, attempts) = (TaskTracker::new(), TaskTracker::new());
