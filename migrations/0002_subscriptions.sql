@@ -21,7 +21,7 @@ create table outbox.subscriptions (
     state_reason  text,
     -- while it is gone: events up to this position are owed, which were committed before
     owed_until    bigint,
-    paused_until  timestamptz,
+    resumed_at    timestamptz,
     created_at    timestamptz not null default now(),
     updated_at    timestamptz not null default now(),
     -- last transaction that changed the row; relays reload by it
@@ -47,8 +47,8 @@ comment on column outbox.subscriptions.state is
 comment on column outbox.subscriptions.owed_until is
     'While the state is gone: what lies up to this position was committed before, and is delivered '
     'after outbox.resume().';
-comment on column outbox.subscriptions.paused_until is
-    'Set by relays when the destination asked for a pause (Retry-After).';
+comment on column outbox.subscriptions.resumed_at is
+    'When it was resumed or changed: pauses that the destination asked for before are over.';
 
 -- Whether a text is a topic pattern: segments separated by dots; `*` is one segment, `**` any
 -- number, `ord*` a prefix.
@@ -98,7 +98,7 @@ begin
             new.state := 'ok';  -- a relay checks the changed row
             new.state_reason := null;
         end if;
-        new.paused_until := null;
+        new.resumed_at := clock_timestamp();
     end if;
 
     if new.name is null or new.name !~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$' then
@@ -318,6 +318,24 @@ $$;
 create trigger ring_subscriptions after insert or update or delete on outbox.subscriptions
     for each statement execute function outbox.ring_subscriptions();
 
+-- Pauses that destinations asked for (Retry-After). Not in outbox.subscriptions: a destination that
+-- asks every second makes no relay reload. Rows of deleted subscriptions are removed when they end.
+create table outbox.pauses (
+    subscription_id bigint      primary key,
+    until           timestamptz not null,
+    asked_at        timestamptz not null
+) with (fillfactor = 50);
+
+create view outbox.asked_pauses as
+    select pause.subscription_id, pause.until
+      from outbox.pauses as pause
+      join outbox.subscriptions as subscription
+        on subscription.id = pause.subscription_id
+     where pause.until > now()
+       and pause.asked_at > coalesce(subscription.resumed_at, '-infinity');
+comment on view outbox.asked_pauses is
+    'The pauses that destinations asked for (Retry-After) and that are not over.';
+
 -- Backfills: new subscriptions that receive past events. The first routing step that knows the
 -- subscription records which events are past: those visible in `settled`, and those of the open
 -- window up to `page_after`. Routing delivers all others, so none is missed or repeated. Relays
@@ -450,14 +468,15 @@ create function outbox.resume(name text) returns boolean
 language plpgsql as $$
 begin
     update outbox.subscriptions as existing
-       set active = true, paused_until = null,
+       set active = true, resumed_at = clock_timestamp(),
            state = case when existing.state in ('gone', 'disabled') then 'ok'
                         else existing.state end,
            state_reason = case when existing.state in ('gone', 'disabled') then null
                                else existing.state_reason end
      where existing.id = outbox.subscription_id(resume.name)
        and (not existing.active
-            or existing.paused_until is not null
+            or exists (select from outbox.asked_pauses as pause
+                        where pause.subscription_id = existing.id)
             or existing.state in ('gone', 'disabled'));
     return found;
 end;

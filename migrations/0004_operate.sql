@@ -187,8 +187,7 @@ comment on view outbox.owed is
 create view outbox.subscription_status as
     select subscription.name, subscription.sink, subscription.organization, subscription.active,
            subscription.state, subscription.state_reason,
-           case when subscription.paused_until > now()
-                then subscription.paused_until end as paused_until,
+           pause.until as paused_until,
            coalesce(owed.backlog, 0) as backlog,
            coalesce(owed.in_flight, 0) as in_flight,
            coalesce(owed.retrying, 0) as retrying,
@@ -202,6 +201,7 @@ create view outbox.subscription_status as
            coalesce(reported.breaker, 'closed') as breaker,
            reported.filter_errors, reported.last_filter_error
       from outbox.subscriptions as subscription
+      left join outbox.asked_pauses as pause on pause.subscription_id = subscription.id
       left join (select one.subscription_id, sum(one.owed)::bigint as backlog,
                         sum(one.leased)::bigint as in_flight,
                         sum(one.retrying)::bigint as retrying, min(one.oldest) as oldest
@@ -329,12 +329,12 @@ begin
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
             ('outbox_relay',
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
-             'outbox.relays, outbox.relay_subscriptions'),
+             'outbox.relays, outbox.relay_subscriptions, outbox.pauses'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
-            ('outbox_relay', 'update (state, state_reason, owed_until, paused_until) on outbox.subscriptions'),
+            ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay',
              'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, '

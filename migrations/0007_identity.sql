@@ -87,6 +87,10 @@ begin
                                 (select max(event.position) from outbox.events as event)))
            from outbox.events_position_seq as sequence;
         select count(*) into strict pending from outbox.events as event where event.xid = this;
+        -- Relays reload what was changed by a transaction that they have not seen.
+        update outbox.subscriptions as subscription set changed = this
+         where subscription.changed > this;
+        update outbox.event_types as type set changed = this where type.changed > this;
     else
         select count(*) into strict pending
           from outbox.events as event

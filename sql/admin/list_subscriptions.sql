@@ -19,7 +19,7 @@ select subscription.id,
        subscription.owed_until,
        exists (select from outbox.starts as start
                 where start.subscription_id = subscription.id) as starting,
-       subscription.paused_until
+       subscription.resumed_at
   from outbox.subscriptions as subscription
  where $1::text is null
     or subscription.name = $1::text

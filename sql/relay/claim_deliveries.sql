@@ -24,7 +24,10 @@ due as materialized (
         on subscription.id = room.subscription_id
        and subscription.active
        and subscription.state in ('ok', 'invalid')  -- invalid for one relay may be ok for another
-       and (subscription.paused_until is null or subscription.paused_until <= now())
+       and not exists (select from outbox.pauses as pause
+                        where pause.subscription_id = room.subscription_id
+                          and pause.until > now()
+                          and pause.asked_at > coalesce(subscription.resumed_at, '-infinity'))
      cross join lateral (
            select delivery.ctid as address
              from outbox.deliveries as delivery

@@ -11,7 +11,7 @@ select part.snapshot, part.generation, part.ids,
        exists (select from outbox.starts as start
                 where start.subscription_id = subscription.id) as starting,
        -- The relay has no infinite times.
-       least(greatest(subscription.paused_until, '2000-01-01Z'), '2200-01-01Z') as paused_until
+       least(greatest(subscription.resumed_at, '2000-01-01Z'), '2200-01-01Z') as resumed_at
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,
                array(select every.id from outbox.subscriptions as every) as ids,

@@ -151,6 +151,6 @@ fn object(row: &SubscriptionRow) -> Value {
         "active": row.active,
         "state": row.state.code(),
         "state_reason": row.state_reason,
-        "paused_until": row.paused_until,
+        "resumed_at": row.resumed_at,
     })
 }

@@ -16,7 +16,7 @@ use super::{
     attempted::Attempted,
     follow_up::is_current,
     parts::{Base, Sending},
-    pauses::Pauses,
+    pauses::{self, Pauses},
 };
 use crate::{
     delivery::{LONGEST_PAUSE, Outcome, SubscriptionId},
@@ -122,7 +122,7 @@ pub(super) async fn record(base: Arc<Base>, sending: Arc<Sending>, drained: Canc
 /// Writes all that waits. Returns whether that could be written.
 async fn write(base: &Base, sending: &Sending) -> bool {
     let answers = &sending.answers;
-    let Waiting { pauses, mut gone } = mem::take(&mut *answers.waiting());
+    let Waiting { pauses: asked_for, mut gone } = mem::take(&mut *answers.waiting());
     let mut written = true;
     if !gone.is_empty() {
         let changes: Vec<StateChange> = gone.values().map(|(_, change)| change.clone()).collect();
@@ -144,9 +144,9 @@ async fn write(base: &Base, sending: &Sending) -> bool {
         answers.waiting().gone.entry(id).or_insert(change);
         written = false;
     }
-    if !pauses.is_empty() {
-        let asked: Vec<AskedPause> = pauses.values().cloned().collect();
-        match base.store.postpone_subscriptions(&asked).await {
+    if !asked_for.is_empty() {
+        let asked: Vec<AskedPause> = asked_for.values().cloned().collect();
+        match base.store.postpone_subscriptions(&asked, pauses::CHANNEL).await {
             Ok(recorded) => {
                 for pause in asked.iter().filter(|pause| recorded.contains(&pause.id)) {
                     base.telemetry.subscription_paused(&name(base, pause.id), pause.length);
@@ -155,7 +155,7 @@ async fn write(base: &Base, sending: &Sending) -> bool {
             Err(error) => {
                 base.telemetry.database_failed("answers", &error);
                 let mut waiting = answers.waiting();
-                pauses.into_iter().for_each(|(id, pause)| {
+                asked_for.into_iter().for_each(|(id, pause)| {
                     let length = pause.length;
                     let again = waiting.pauses.entry(id).or_insert(pause);
                     again.length = again.length.max(length);

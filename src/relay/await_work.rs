@@ -22,6 +22,7 @@ use uuid::Uuid;
 use super::{
     breaker, follow_up,
     parts::{Base, Sending, Waiting},
+    pauses,
 };
 
 /// Channel on which publishers notify.
@@ -171,7 +172,7 @@ impl BellTask {
             let mut listener = PgListener::connect_with(&pool).await?;
             listener.eager_reconnect(false);
             let canary = format!("outbox_canary_{}", Uuid::new_v4().simple());
-            listener.listen_all([DOORBELL, breaker::CHANNEL, canary.as_str()]).await?;
+            listener.listen_all([DOORBELL, breaker::CHANNEL, pauses::CHANNEL, canary.as_str()]).await?;
             Ok::<_, sqlx::Error>(Listening {
                 listener,
                 canary,
@@ -220,6 +221,10 @@ impl BellTask {
                         if follow_up::hear(&index, &self.sending, &self.waiting, notification.payload()) {
                             self.rung.notify_one();
                         }
+                        Ok(())
+                    }
+                    Ok(Some(notification)) if notification.channel() == pauses::CHANNEL => {
+                        self.sending.pauses.told.notify_one();
                         Ok(())
                     }
                     Ok(Some(_)) => { listening.heard = Instant::now(); Ok(()) }

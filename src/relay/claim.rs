@@ -151,12 +151,7 @@ impl Claims {
             self.waiting.schedule.let_go(id, true);
             return None;
         }
-        let asked = subscription
-            .row
-            .paused_until
-            .and_then(|until| (until - self.base.clock.now()).to_std().ok())
-            .map(|pause| now + pause);
-        if let Some(until) = asked.max(self.sending.pauses.until(id, now)) {
+        if let Some(until) = self.sending.pauses.until(id, now) {
             later(Some(until));
             return None;
         }

@@ -97,7 +97,7 @@ impl Deliver {
         let begin = self
             .sending
             .dispatch
-            .begin(now, &|subscription| self.sending.way(subscription, &self.base.clock, now));
+            .begin(now, &|subscription| self.sending.way(subscription, now));
         if let Some(until) = begin.later {
             let this = self.clone();
             self.spawn(async move {

@@ -1,15 +1,27 @@
 //! Pauses that destinations asked for. This relay keeps them from the answer on; the other relays learn of
 //! them from the database.
 
-use crate::delivery::SubscriptionId;
 use std::{
     collections::HashMap,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::parts::{Base, Sending, Waiting};
+use crate::delivery::SubscriptionId;
+
+/// Channel on which relays tell each other that there are new pauses.
+pub(super) const CHANNEL: &str = "outbox_pauses";
+/// How often pauses are read although nobody told of any.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Shortest time between two looks.
+const PACE: Duration = Duration::from_millis(100);
 
 /// The ends of pauses, by subscription.
 #[derive(Debug, Default)]
@@ -17,6 +29,8 @@ pub(super) struct Pauses {
     until: Mutex<HashMap<SubscriptionId, Instant>>,
     /// Number of entries: usually zero, which needs no lock.
     count: AtomicUsize,
+    /// Notified when another relay has recorded some.
+    pub(super) told: Notify,
 }
 
 impl Pauses {
@@ -52,5 +66,40 @@ impl Pauses {
             .get(&subscription)
             .copied()
             .filter(|until| *until > now)
+    }
+}
+
+/// Follows what other relays have recorded, until the relay is stopped.
+pub(super) async fn follow(
+    base: Arc<Base>,
+    sending: Arc<Sending>,
+    waiting: Arc<Waiting>,
+    shutdown: CancellationToken,
+) {
+    let mut pace = tokio::time::interval(PACE);
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while !shutdown.is_cancelled() {
+        pace.tick().await;
+        match base.store.load_pauses().await {
+            Ok((generation, asked)) => {
+                let now = Instant::now();
+                for (id, left) in &asked {
+                    sending.pauses.pause(*id, *left, now);
+                    // A claim that found nothing because of the pause proves nothing about what is due.
+                    waiting.schedule.note(*id, now + *left);
+                }
+                if base.index.load().generation > generation {
+                    // Some may have been resumed since.
+                    asked.iter().for_each(|(id, _)| sending.pauses.end(*id));
+                    continue;
+                }
+            }
+            Err(error) => base.telemetry.database_failed("pauses", &error),
+        }
+        tokio::select! {
+            () = sending.pauses.told.notified() => {}
+            () = tokio::time::sleep_until((Instant::now() + LOOK_EVERY).into()) => {}
+            () = shutdown.cancelled() => {}
+        }
     }
 }

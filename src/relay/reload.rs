@@ -16,7 +16,7 @@ use crate::{
     delivery::SubscriptionId,
     event::types::{EventType, Types},
     sink::Registry,
-    store::{Error, StateChange, SubscriptionRow, SubscriptionState},
+    store::{Error, StateChange, SubscriptionState},
     subscription::{Index, Subscription},
 };
 
@@ -34,12 +34,6 @@ pub(super) struct Reload {
     /// Subscriptions that this relay cannot use, with the reason.
     invalid: HashMap<SubscriptionId, String>,
     types: BTreeMap<i64, Arc<EventType>>,
-}
-
-/// Whether rows differ only in a pause that the destination asked for, which got longer.
-fn grows_only_its_pause(before: &SubscriptionRow, row: &SubscriptionRow) -> bool {
-    row.paused_until > before.paused_until
-        && SubscriptionRow { paused_until: row.paused_until, ..before.clone() } == *row
 }
 
 impl Reload {
@@ -81,16 +75,7 @@ impl Reload {
         let mut resumed = Vec::new();
         for row in loaded.rows {
             let (id, state) = (row.id, row.state);
-            let (pause, there) = (row.paused_until, row.destination());
-            if let Some(before) = self.subscriptions.get(&id)
-                && grows_only_its_pause(&before.row, &row)
-                && let Some(until) = pause
-            {
-                // Destinations that answer 429 move it often: the sink is not bound again for that.
-                let length = (until - base.clock.now()).to_std().unwrap_or_default();
-                sending.pauses.pause(id, length, Instant::now());
-                continue;
-            }
+            let (resumed_at, there) = (row.resumed_at, row.destination());
             let (subscription, problem) = Subscription::bind(row, &self.sinks);
             match problem {
                 // A relay that can serve it overrules one that cannot.
@@ -127,8 +112,9 @@ impl Reload {
             let may_send = subscription.may_send();
             let before = self.subscriptions.insert(id, Arc::new(subscription));
             let could_send =
-                before.is_some_and(|before| before.may_send() && before.row.paused_until == pause);
-            if may_send && (!could_send || sending.pauses.is_paused(id, Instant::now())) {
+                before.is_some_and(|before| before.may_send() && before.row.resumed_at == resumed_at);
+            // Also when it was paused and resumed in between: a claim may have found nothing meanwhile.
+            if may_send && !could_send {
                 resumed.push(id);
             }
         }

@@ -103,7 +103,7 @@ impl Route {
     }
 
     fn way(&self, subscription: &Subscription, now: Instant) -> Way {
-        self.sending.way(subscription, &self.base.clock, now)
+        self.sending.way(subscription, now)
     }
 
     fn overtaken(&mut self) -> Step {

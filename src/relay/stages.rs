@@ -14,7 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, held, maintain,
-    parts::Parts, settle, tidy, work,
+    parts::Parts, pauses, settle, tidy, work,
 };
 
 /// Runs the stages until `shutdown` is cancelled, then drains. Dropping the future ends the stages without a
@@ -50,6 +50,12 @@ pub(super) async fn run(
         base.clone(),
         sending.clone(),
         drained.clone(),
+    )));
+    stages.spawn(dropped.clone().run_until_cancelled_owned(pauses::follow(
+        base.clone(),
+        sending.clone(),
+        waiting.clone(),
+        shutdown.clone(),
     )));
     stages.spawn(dropped.clone().run_until_cancelled_owned(maintain::maintain(
         base.clone(),

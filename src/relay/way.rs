@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{breaker::Gate, clock::Clock, parts::Sending};
+use super::{breaker::Gate, parts::Sending};
 use crate::subscription::Subscription;
 
 /// Whether a subscription as a whole can be sent to.
@@ -16,11 +16,8 @@ pub(super) enum Way {
 
 impl Sending {
     /// What stands in the way of a subscription as a whole.
-    pub(super) fn way(&self, subscription: &Subscription, clock: &Clock, now: Instant) -> Way {
+    pub(super) fn way(&self, subscription: &Subscription, now: Instant) -> Way {
         if !subscription.may_send() || self.pauses.is_paused(subscription.row.id, now) {
-            return Way::Blocked;
-        }
-        if subscription.row.paused_until.is_some_and(|until| until > clock.now()) {
             return Way::Blocked;
         }
         match subscription.outlet.destination() {

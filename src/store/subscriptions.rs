@@ -7,7 +7,10 @@ use serde::Serialize;
 use sqlx::{FromRow, Row as _};
 
 use super::{connection::Store, error::Error, statement::first};
-use crate::{delivery::SubscriptionId, event::Position};
+use crate::{
+    delivery::{LONGEST_PAUSE, SubscriptionId},
+    event::Position,
+};
 
 /// Whether relays deliver to a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type)]
@@ -84,8 +87,8 @@ pub struct SubscriptionRow {
     pub owed_until: Option<Position>,
     /// Whether it still waits for events from before it was made.
     pub starting: bool,
-    /// End of the pause that its destination asked for.
-    pub paused_until: Option<DateTime<Utc>>,
+    /// When it was resumed or changed.
+    pub resumed_at: Option<DateTime<Utc>>,
 }
 
 impl SubscriptionRow {
@@ -117,7 +120,7 @@ impl SubscriptionRow {
             state_reason: None,
             starting: false,
             owed_until: None,
-            paused_until: None,
+            resumed_at: None,
         }
     }
 }
@@ -253,17 +256,42 @@ impl Store {
     }
 
     /// Makes all relays wait before they send to these subscriptions again, if they still have the
-    /// destination that asked for it. Returns the subscriptions whose pause became longer.
+    /// destination that asked for it. The relays are told on `channel`. Returns the subscriptions whose pause became longer.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn postpone_subscriptions(&self, pauses: &[AskedPause]) -> Result<Vec<SubscriptionId>, Error> {
+    pub async fn postpone_subscriptions(
+        &self,
+        pauses: &[AskedPause],
+        channel: &str,
+    ) -> Result<Vec<SubscriptionId>, Error> {
         self.statement("pausing subscriptions", sql!("relay/postpone_subscriptions"))
             .bind_each(pauses, |pause| pause.id)
             .bind_each(pauses, |pause| pause.length.as_secs_f64())
             .bind_each(pauses, |pause| pause.destination.sink.as_str())
             .bind_each(pauses, |pause| pause.destination.config.to_string())
+            .bind(channel)
             .rows(|row| row.try_get(0))
+            .await
+    }
+
+    /// Reads the pauses that destinations asked for: what is left of each, and the generation of
+    /// subscriptions at which they were true.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn load_pauses(&self) -> Result<(i64, Vec<(SubscriptionId, Duration)>), Error> {
+        self.statement("loading pauses", sql!("relay/load_pauses"))
+            .all(|rows| {
+                let generation = first(rows)?.try_get("generation")?;
+                let mut pauses = Vec::new();
+                for row in rows {
+                    let Some(id) = row.try_get("subscription_id")? else { continue };
+                    let left = Duration::try_from_secs_f64(row.try_get("seconds")?).unwrap_or(LONGEST_PAUSE);
+                    pauses.push((id, left.min(LONGEST_PAUSE)));
+                }
+                Ok((generation, pauses))
+            })
             .await
     }
 }

@@ -144,7 +144,7 @@ async fn settling_waits_for_no_change_of_a_subscription_that_is_left_open() {
     sqlx::raw_sql(change).execute(&mut session).await.unwrap();
     let beside = served_beside_strangers(&database, 6..12).await;
     sqlx::raw_sql("rollback").execute(&mut session).await.unwrap();
-    let paused = "select count(*) = 12 from outbox.subscriptions where paused_until > now()";
+    let paused = "select count(*) = 12 from outbox.asked_pauses";
     database.eventually(paused).await;
     assert!(beside < free * 4 + Duration::from_secs(2), "{beside:?}, and {free:?} before");
     assert!(relay.stop().await.complete);

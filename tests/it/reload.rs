@@ -267,3 +267,41 @@ async fn a_load_returns_the_list_of_all_ids_once_and_not_with_each_row() {
     }
     database.drop().await;
 }
+
+/// A claim that finds nothing because of a pause proves nothing about what is due.
+#[tokio::test]
+async fn a_backlog_that_is_paused_and_resumed_again_and_again_is_not_forgotten() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('all', array['**'], 'recorder', max_in_flight => 4)").await;
+    database.execute("select outbox.pause('all')").await;
+    let recorder = Recorder::new();
+    let without_poll = crate::support::relay::settings("relay");
+    let without_poll = pgoutbox::relay::Settings { poll: None, ..without_poll };
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(without_poll).sink(recorder.clone())
+    })
+    .await;
+    const EVENTS: usize = 20_000;
+    database
+        .execute(format!(
+            "insert into outbox.events (topic, payload) select 'a.b', '{{}}' from generate_series(1, {EVENTS})"
+        ))
+        .await;
+    database.eventually("select count(*) > 0 from outbox.backlog").await;
+    for round in 0..30u64 {
+        database.execute("select outbox.resume('all')").await;
+        let seen = recorder.seen().len();
+        if seen == EVENTS {
+            break;
+        }
+        let more = recorder.wait_until(|now| now.len() > seen || now.len() == EVENTS);
+        let resumed = tokio::time::timeout(std::time::Duration::from_secs(10), more).await;
+        assert!(resumed.is_ok(), "nothing is sent after resume, round {round}");
+        database.execute("select outbox.pause('all')").await;
+        crate::support::pause(std::time::Duration::from_millis(round * 7 % 50)).await;
+    }
+    database.execute("select outbox.resume('all')").await;
+    recorder.wait_for(EVENTS).await;
+    assert!(relay.stop().await.complete);
+    database.drop().await;
+}

@@ -139,7 +139,8 @@ async fn a_relay_changes_deliveries_but_neither_events_nor_definitions_of_subscr
                 "delete from outbox.deliveries",
                 "insert into outbox.attempts (delivery_id, subscription_id, position, event_id, attempt, duration, outcome, relay)
                  values (1, 1, 1, gen_random_uuid(), 1, '1s', 'retry', 'r')",
-                "update outbox.subscriptions set state = 'gone', state_reason = 'because', paused_until = now()",
+                "update outbox.subscriptions set state = 'gone', state_reason = 'because'",
+                "insert into outbox.pauses values (1, now(), now())",
                 "select id from outbox.subscriptions for update skip locked",
                 "update outbox.event_types set state_reason = 'because'",
             ],

@@ -115,11 +115,13 @@ async fn retry_after_pauses_the_subscription_in_every_relay_and_costs_one_attemp
     subscribe(&database, "marker", "**", json!({"url": good.url}), json!({})).await;
     let one = start(&database, relay_settings("one")).await;
     let two = start(&database, relay_settings("two")).await;
+    let generation = "select value from outbox.generation";
+    let before = database.count(generation).await;
     publish(&database, "a.b", 1).await;
     database
         .eventually(
             "select paused_until > now() + interval '29 minutes' \
-             from outbox.subscriptions where name = 'busy'",
+             from outbox.subscription_status where name = 'busy'",
         )
         .await;
     publish(&database, "a.b", 5).await;
@@ -137,6 +139,7 @@ async fn retry_after_pauses_the_subscription_in_every_relay_and_costs_one_attemp
         )
         .await;
     assert_eq!(busy.requests().len(), 1);
+    assert_eq!(database.count(generation).await, before, "a pause makes no relay reload");
     let due = "select count(*) from outbox.owed where attempt = 1 and due_at > now() + interval '29 minutes'";
     assert_eq!(database.count(due).await, 1, "the next attempt waits for the pause too");
     database.execute("select outbox.resume('busy')").await;
