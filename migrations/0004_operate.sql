@@ -210,19 +210,21 @@ create view outbox.subscription_status as
                                                    and delivery.due_at > now()) as leased,
                                 count(*) filter (where delivery.attempt > 0
                                                    and delivery.lease_token is null) as retrying,
-                                min(delivery.created_at) as oldest
+                                -- what is not due for the first time has no age
+                                min(delivery.owed_since)
+                                    filter (where delivery.owed_since <= now()) as oldest
                            from outbox.deliveries as delivery
                           group by delivery.subscription_id
                           union all
                          select backlog.subscription_id,
                                 sum(outbox.count_positions(backlog.positions)), 0, 0,
-                                min(backlog.created_from)
+                                min(backlog.owed_since)
                            from outbox.backlog as backlog
                           group by backlog.subscription_id
                           union all
                          select pair.subscription_id, count(*),
                                 count(*) filter (where page.due_at > now()), 0,
-                                min(page.created_from)
+                                min((select min(since) from unnest(page.owed_since) as since))
                            from outbox.pages as page
                           cross join lateral outbox.left_of(page) as pair
                           group by pair.subscription_id) as one
@@ -245,6 +247,47 @@ create view outbox.subscription_status as
 comment on view outbox.subscription_status is
     'One row per subscription: pending deliveries, age of the oldest, and reports of running '
     'relays (success rate, breaker, filter errors).';
+
+create view outbox.log_status as
+    with cursor as materialized (
+        select one.* from outbox.cursor as one order by one.step desc limit 1
+    ),
+    unrouted as (
+        -- A window is open: what lies behind its last page.
+        select event.created_at
+          from cursor
+         cross join lateral (
+               select one.created_at from outbox.events as one
+                where one.position > cursor.page_after
+                order by one.position
+                limit 100000) as event
+         where cursor.window_end is not null
+        union all
+        select event.created_at
+          from cursor
+         cross join lateral (
+               select one.created_at from outbox.events as one
+                where one.xid >= pg_snapshot_xmax(cursor.settled)
+                order by one.xid, one.position
+                limit 100000) as event
+         where cursor.window_end is null
+        union all
+        -- of transactions that were open when the cursor was moved
+        select event.created_at
+          from cursor
+         cross join lateral pg_snapshot_xip(cursor.settled) as late (xid)
+         cross join lateral (
+               select one.created_at from outbox.events as one
+                where one.xid >= late.xid and one.xid <= late.xid
+                order by one.xid, one.position
+                limit 100000) as event
+         where cursor.window_end is null
+    )
+    select count(*) as unrouted, now() - min(unrouted.created_at) as oldest_age
+      from unrouted;
+comment on view outbox.log_status is
+    'One row: how many events of the log are not routed yet (counting stops at 100,000), and the '
+    'age of the oldest.';
 
 create view outbox.event_status as
     select event.id, event.position, event.topic, event.key, event.organization, event.created_at,
@@ -352,7 +395,8 @@ begin
             ('outbox_admin', 'execute on all functions in schema outbox'),
             ('outbox_monitor', 'usage on schema outbox'),
             ('outbox_monitor',
-             'select on outbox.subscription_status, outbox.event_status, outbox.relays, '
+             'select on outbox.subscription_status, outbox.event_status, outbox.log_status, '
+             'outbox.relays, '
              'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.identity, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),

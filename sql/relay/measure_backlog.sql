@@ -1,10 +1,10 @@
--- Measure what is outstanding for each subscription, for metrics: the number of deliveries, and the
--- age of the oldest.
+-- Measure what is outstanding for each subscription, for metrics: the number of deliveries, and for
+-- how long the oldest has been owed. What is not due for the first time has no age.
 --
 -- The number of rows that are looked at for each subscription is limited; pages are few.
 with held as materialized (
     select entry.subscription_id, sum(outbox.count_positions(entry.owed))::bigint as pairs,
-           min(page.created_from) as oldest
+           min((select min(since) from unnest(page.owed_since) as since)) as oldest
       from outbox.pages as page
      cross join lateral unnest(page.subscriptions, page.owed) as entry (subscription_id, owed)
      group by entry.subscription_id
@@ -23,12 +23,12 @@ select subscription.id as subscription_id, subscription.name,
                      from held
                     where held.subscription_id = subscription.id), 0) as outstanding,
        extract(epoch from now() - least(
-           (select min(head.created_at)
-              from (select delivery.created_at from outbox.deliveries as delivery
+           (select min(head.owed_since) filter (where head.owed_since <= now())
+              from (select delivery.owed_since from outbox.deliveries as delivery
                      where delivery.subscription_id = subscription.id
                      order by delivery.due_at limit 1000) as head),
-           (select min(head.created_from)
-              from (select backlog.created_from from outbox.backlog as backlog
+           (select min(head.owed_since)
+              from (select backlog.owed_since from outbox.backlog as backlog
                      where backlog.subscription_id = subscription.id
                      order by backlog.is_suspect, backlog.id limit 100) as head),
            (select held.oldest

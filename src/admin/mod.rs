@@ -31,7 +31,7 @@ pub use self::{
 use crate::{
     event::{Draft, Event},
     sink::sqlstate::{self, Class},
-    store::SubscriptionRow,
+    store::{LogStatus, SubscriptionRow},
 };
 
 /// Timeout of connecting.
@@ -100,7 +100,7 @@ pub struct Status {
     pub in_flight: i64,
     /// Pending deliveries that wait after a failed attempt.
     pub retrying: i64,
-    /// Age of the oldest event with a pending delivery, in seconds.
+    /// For how many seconds the oldest of them has been owed. What is not due for the first time has no age.
     pub oldest_age_seconds: Option<f64>,
     /// Dead letters that are neither redriven nor discarded.
     pub dead_letters: i64,
@@ -179,6 +179,14 @@ impl Operator {
             sqlx::query_as(sql!("admin/subscription_status")).fetch_all(&mut self.connection),
         )
         .await
+    }
+
+    /// How much of the log is not routed yet.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn log_status(&mut self) -> Result<LogStatus, Error> {
+        ask("reading the log", sqlx::query_as(sql!("admin/log_status")).fetch_one(&mut self.connection)).await
     }
 
     /// Relays that reported within the last minute, by name.

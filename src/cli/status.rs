@@ -27,6 +27,12 @@ pub(super) async fn status(operator: &mut Operator, environment: &str, json: boo
             relay.name, relay.version, relay.permits, relay.in_flight, relay.unsettled, relay.leased_ahead
         );
     }
+    let log = operator.log_status().await?;
+    if let (1.., Some(age)) = (log.unrouted, log.oldest_age_seconds) {
+        // Round to whole seconds.
+        let age = duration::format(Duration::from_secs(age.max(0.0) as u64));
+        eprintln!("log: {} not routed yet, the oldest {age} old", print::counted(log.unrouted, "event"));
+    }
     if rows.is_empty() {
         eprintln!("no subscriptions yet; create one with outbox.subscribe(…)");
     }

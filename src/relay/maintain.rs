@@ -55,6 +55,10 @@ pub(super) async fn maintain(
                 Ok(rows) => base.telemetry.backlog_measured(&rows),
                 Err(error) => base.telemetry.database_failed("maintain", &error),
             }
+            match base.store.measure_log().await {
+                Ok(log) => base.telemetry.log_measured(&log),
+                Err(error) => base.telemetry.database_failed("maintain", &error),
+            }
             match base.store.inspect().await {
                 Ok(ahead) => base.clock.set(ahead),
                 Err(error) => base.telemetry.database_failed("maintain", &error),

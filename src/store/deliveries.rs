@@ -123,8 +123,17 @@ pub struct Backlog {
     /// Number of outstanding deliveries. At most 100,000 rows of `outbox.deliveries` and 10,000 rows of
     /// `outbox.backlog` are counted.
     pub outstanding: i64,
-    /// Age in seconds of the oldest event among them; none when nothing is outstanding.
+    /// For how many seconds the oldest of them has been owed; none when nothing is due.
     pub oldest_age: Option<f64>,
+}
+
+/// Events of the log that are not routed.
+#[derive(Debug, Clone, PartialEq, FromRow)]
+pub struct LogStatus {
+    /// Their number; counting stops at 100,000.
+    pub unrouted: i64,
+    /// Age of the oldest in seconds; none if there is none.
+    pub oldest_age_seconds: Option<f64>,
 }
 
 /// Verdicts that are written in one commit.
@@ -317,6 +326,14 @@ impl Store {
     /// Those of the database.
     pub async fn measure_backlog(&self) -> Result<Vec<Backlog>, Error> {
         self.statement("measuring the backlog", sql!("relay/measure_backlog")).rows(by_name).await
+    }
+
+    /// Measures what is in the log and not routed.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn measure_log(&self) -> Result<LogStatus, Error> {
+        self.statement("measuring the log", sql!("relay/measure_log")).row(by_name).await
     }
 
     /// Notifies a channel: wakes relays, or shows that this relay still hears its listener.

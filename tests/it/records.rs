@@ -350,3 +350,39 @@ async fn the_status_views_distinguish_pending_processing_completed_and_failed() 
     relay.stop().await;
     database.drop().await;
 }
+
+#[tokio::test]
+async fn the_numbers_say_what_waits_in_the_log_and_what_is_not_due_has_no_age() {
+    let database = Database::new().await;
+    database
+        .execute("select outbox.subscribe('slow', array['**'], 'recorder', max_in_flight => 1)")
+        .await;
+    let recorder = Recorder::new();
+    let closed = recorder.gate.clone().write_owned().await;
+    let mut relay = RelayBox::start(&database, &recorder).await;
+    database
+        .execute("select outbox.publish('a.later', '1', deliver_after => now() + interval '10 days')")
+        .await;
+    relay.wait(|signal| matches!(signal, Signal::Routed { events: 1, .. })).await;
+    let oldest = "select oldest_age is null and backlog = 1 from outbox.subscription_status";
+    database.eventually(oldest).await;
+    database
+        .execute(
+            "insert into outbox.events (topic, payload) select 'a.b', '{}' from generate_series(1, 5000)",
+        )
+        .await;
+    database
+        .eventually(
+            "select log.unrouted + status.backlog = 5001 and log.unrouted > 1000 and status.backlog > 1 \
+                    and log.oldest_age > '0' and status.oldest_age between '0' and interval '1 minute' \
+               from outbox.log_status as log, outbox.subscription_status as status",
+        )
+        .await;
+    let said = String::from_utf8(database.pgoutbox(&["status"]).stderr).unwrap();
+    assert!(said.contains("events not routed yet, the oldest "), "{said}");
+    drop(closed);
+    recorder.wait_for(5000).await;
+    database.eventually("select unrouted = 0 and oldest_age is null from outbox.log_status").await;
+    assert!(relay.stop().await.complete);
+    database.drop().await;
+}

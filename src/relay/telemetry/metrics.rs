@@ -95,7 +95,11 @@ metrics! {
     stale_verdicts: Counter = "pgoutbox_stale_verdicts", Counter::default();
     /// Outstanding deliveries by subscription; counting stops at 100,000.
     outstanding: Family<SubscriptionLabels, Gauge> = "pgoutbox_outstanding_deliveries", Family::default();
-    /// Age of the oldest outstanding delivery by subscription. The one alert everybody needs.
+    /// Events in the log that are not routed; counting stops at 100,000.
+    unrouted: Gauge = "pgoutbox_unrouted_events", Gauge::default();
+    /// Age of the oldest event that is not routed.
+    oldest_unrouted: Gauge<f64, AtomicU64> = "pgoutbox_oldest_unrouted_event_age_seconds", Gauge::default();
+    /// For how long the oldest outstanding delivery has been owed, by subscription.
     oldest: Family<SubscriptionLabels, Gauge<f64, AtomicU64>> =
         "pgoutbox_oldest_delivery_age_seconds", Family::default();
     /// Free permits. 0 for long means that the relay is saturated.

@@ -11,7 +11,7 @@ use crate::{
     delivery::{Reason, SubscriptionId},
     event::{Event, types::Cause},
     sink::Report,
-    store::{Backlog, SubscriptionState},
+    store::{Backlog, LogStatus, SubscriptionState},
 };
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::sync::broadcast;
@@ -328,6 +328,11 @@ impl Telemetry {
     pub(crate) fn permits_measured(&self, free: u32, breakers_open: usize) {
         self.metrics.free_permits.set(i64::from(free));
         self.metrics.breakers_open.set(i64::try_from(breakers_open).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn log_measured(&self, log: &LogStatus) {
+        self.metrics.unrouted.set(log.unrouted);
+        self.metrics.oldest_unrouted.set(log.oldest_age_seconds.unwrap_or(0.0));
     }
 
     pub(crate) fn backlog_measured(&self, rows: &[Backlog]) {
