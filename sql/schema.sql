@@ -100,6 +100,10 @@ begin
                                 (select max(event.position) from outbox.events as event)))
            from outbox.events_position_seq as sequence;
         select count(*) into strict pending from outbox.events as event where event.xid = this;
+        -- Relays reload what was changed by a transaction that they have not seen.
+        update outbox.subscriptions as subscription set changed = this
+         where subscription.changed > this;
+        update outbox.event_types as type set changed = this where type.changed > this;
     else
         select count(*) into strict pending
           from outbox.events as event
@@ -1068,7 +1072,7 @@ begin
             new.state := 'ok';  -- a relay checks the changed row
             new.state_reason := null;
         end if;
-        new.paused_until := null;
+        new.resumed_at := clock_timestamp();
     end if;
 
     if new.name is null or new.name !~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$' then
@@ -1500,12 +1504,12 @@ begin
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
             ('outbox_relay',
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
-             'outbox.relays, outbox.relay_subscriptions'),
+             'outbox.relays, outbox.relay_subscriptions, outbox.pauses'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
-            ('outbox_relay', 'update (state, state_reason, owed_until, paused_until) on outbox.subscriptions'),
+            ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay',
              'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, '
@@ -1523,7 +1527,8 @@ begin
             ('outbox_admin', 'execute on all functions in schema outbox'),
             ('outbox_monitor', 'usage on schema outbox'),
             ('outbox_monitor',
-             'select on outbox.subscription_status, outbox.event_status, outbox.relays, '
+             'select on outbox.subscription_status, outbox.event_status, outbox.log_status, '
+             'outbox.relays, '
              'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.identity, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
@@ -1780,14 +1785,15 @@ CREATE FUNCTION outbox.resume(name text) RETURNS boolean
     AS $$
 begin
     update outbox.subscriptions as existing
-       set active = true, paused_until = null,
+       set active = true, resumed_at = clock_timestamp(),
            state = case when existing.state in ('gone', 'disabled') then 'ok'
                         else existing.state end,
            state_reason = case when existing.state in ('gone', 'disabled') then null
                                else existing.state_reason end
      where existing.id = outbox.subscription_id(resume.name)
        and (not existing.active
-            or existing.paused_until is not null
+            or exists (select from outbox.asked_pauses as pause
+                        where pause.subscription_id = existing.id)
             or existing.state in ('gone', 'disabled'));
     return found;
 end;
@@ -1942,6 +1948,66 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
+
+CREATE TABLE outbox.pauses (
+    subscription_id bigint NOT NULL,
+    until timestamp with time zone NOT NULL,
+    asked_at timestamp with time zone NOT NULL
+)
+WITH (fillfactor='50');
+
+CREATE TABLE outbox.subscriptions (
+    id bigint NOT NULL,
+    name text NOT NULL,
+    topics text[] NOT NULL,
+    sink text NOT NULL,
+    config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    match jsonb,
+    filter text,
+    transform text,
+    schema_version integer,
+    organization text,
+    keys text[],
+    ordering text DEFAULT 'none'::text NOT NULL,
+    retry jsonb DEFAULT '{}'::jsonb NOT NULL,
+    max_in_flight integer,
+    active boolean DEFAULT true NOT NULL,
+    state text DEFAULT 'ok'::text NOT NULL,
+    state_reason text,
+    owed_until bigint,
+    resumed_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    changed xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['ok'::text, 'invalid'::text, 'gone'::text, 'disabled'::text])))
+);
+
+COMMENT ON TABLE outbox.subscriptions IS 'Which events are sent where.';
+
+COMMENT ON COLUMN outbox.subscriptions.match IS 'Only events whose payload contains this value: payload @> match. Null: all events.';
+
+COMMENT ON COLUMN outbox.subscriptions.filter IS 'Only events for which this CEL expression is true. Null: all events.';
+
+COMMENT ON COLUMN outbox.subscriptions.transform IS 'A CEL expression whose value is sent instead of the payload. Null: the payload is sent unchanged.';
+
+COMMENT ON COLUMN outbox.subscriptions.schema_version IS 'Version of payloads to send: lower versions are upcast by event types, higher ones become dead letters. Null: payloads are sent unchanged.';
+
+COMMENT ON COLUMN outbox.subscriptions.organization IS 'Only events of this organization. Null: events of every organization.';
+
+COMMENT ON COLUMN outbox.subscriptions.state IS 'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
+
+COMMENT ON COLUMN outbox.subscriptions.owed_until IS 'While the state is gone: what lies up to this position was committed before, and is delivered after outbox.resume().';
+
+COMMENT ON COLUMN outbox.subscriptions.resumed_at IS 'When it was resumed or changed: pauses that the destination asked for before are over.';
+
+CREATE VIEW outbox.asked_pauses AS
+ SELECT pause.subscription_id,
+    pause.until
+   FROM (outbox.pauses pause
+     JOIN outbox.subscriptions subscription ON ((subscription.id = pause.subscription_id)))
+  WHERE ((pause.until > now()) AND (pause.asked_at > COALESCE(subscription.resumed_at, '-infinity'::timestamp with time zone)));
+
+COMMENT ON VIEW outbox.asked_pauses IS 'The pauses that destinations asked for (Retry-After) and that are not over.';
 
 CREATE TABLE outbox.attempts (
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
@@ -2298,6 +2364,55 @@ CREATE TABLE outbox.identity (
 
 COMMENT ON TABLE outbox.identity IS 'The database that this outbox belongs to. See outbox.adopt.';
 
+CREATE VIEW outbox.log_status AS
+ WITH cursor AS MATERIALIZED (
+         SELECT one.step,
+            one.settled,
+            one.low,
+            one.low_xid,
+            one.window_end,
+            one.window_low,
+            one.window_low_xid,
+            one.page_after,
+            one.page_until
+           FROM outbox.cursor one
+          ORDER BY one.step DESC
+         LIMIT 1
+        ), unrouted AS (
+         SELECT event.created_at
+           FROM (cursor
+             CROSS JOIN LATERAL ( SELECT one.created_at
+                   FROM outbox.events one
+                  WHERE (one."position" > cursor.page_after)
+                  ORDER BY one."position"
+                 LIMIT 100000) event)
+          WHERE (cursor.window_end IS NOT NULL)
+        UNION ALL
+         SELECT event.created_at
+           FROM (cursor
+             CROSS JOIN LATERAL ( SELECT one.created_at
+                   FROM outbox.events one
+                  WHERE (one.xid >= pg_snapshot_xmax(cursor.settled))
+                  ORDER BY one.xid, one."position"
+                 LIMIT 100000) event)
+          WHERE (cursor.window_end IS NULL)
+        UNION ALL
+         SELECT event.created_at
+           FROM ((cursor
+             CROSS JOIN LATERAL pg_snapshot_xip(cursor.settled) late(xid))
+             CROSS JOIN LATERAL ( SELECT one.created_at
+                   FROM outbox.events one
+                  WHERE ((one.xid >= late.xid) AND (one.xid <= late.xid))
+                  ORDER BY one.xid, one."position"
+                 LIMIT 100000) event)
+          WHERE (cursor.window_end IS NULL)
+        )
+ SELECT count(*) AS unrouted,
+    (now() - min(unrouted.created_at)) AS oldest_age
+   FROM unrouted;
+
+COMMENT ON VIEW outbox.log_status IS 'One row: how many events of the log are not routed yet (counting stops at 100,000), and the age of the oldest.';
+
 CREATE TABLE outbox.migrations (
     version bigint NOT NULL,
     description text NOT NULL,
@@ -2374,50 +2489,6 @@ CREATE TABLE outbox.relays (
 )
 WITH (fillfactor='50');
 
-CREATE TABLE outbox.subscriptions (
-    id bigint NOT NULL,
-    name text NOT NULL,
-    topics text[] NOT NULL,
-    sink text NOT NULL,
-    config jsonb DEFAULT '{}'::jsonb NOT NULL,
-    match jsonb,
-    filter text,
-    transform text,
-    schema_version integer,
-    organization text,
-    keys text[],
-    ordering text DEFAULT 'none'::text NOT NULL,
-    retry jsonb DEFAULT '{}'::jsonb NOT NULL,
-    max_in_flight integer,
-    active boolean DEFAULT true NOT NULL,
-    state text DEFAULT 'ok'::text NOT NULL,
-    state_reason text,
-    owed_until bigint,
-    paused_until timestamp with time zone,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    changed xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['ok'::text, 'invalid'::text, 'gone'::text, 'disabled'::text])))
-);
-
-COMMENT ON TABLE outbox.subscriptions IS 'Which events are sent where.';
-
-COMMENT ON COLUMN outbox.subscriptions.match IS 'Only events whose payload contains this value: payload @> match. Null: all events.';
-
-COMMENT ON COLUMN outbox.subscriptions.filter IS 'Only events for which this CEL expression is true. Null: all events.';
-
-COMMENT ON COLUMN outbox.subscriptions.transform IS 'A CEL expression whose value is sent instead of the payload. Null: the payload is sent unchanged.';
-
-COMMENT ON COLUMN outbox.subscriptions.schema_version IS 'Version of payloads to send: lower versions are upcast by event types, higher ones become dead letters. Null: payloads are sent unchanged.';
-
-COMMENT ON COLUMN outbox.subscriptions.organization IS 'Only events of this organization. Null: events of every organization.';
-
-COMMENT ON COLUMN outbox.subscriptions.state IS 'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
-
-COMMENT ON COLUMN outbox.subscriptions.owed_until IS 'While the state is gone: what lies up to this position was committed before, and is delivered after outbox.resume().';
-
-COMMENT ON COLUMN outbox.subscriptions.paused_until IS 'Set by relays when the destination asked for a pause (Retry-After).';
-
 CREATE VIEW outbox.subscription_status AS
  SELECT subscription.name,
     subscription.sink,
@@ -2425,10 +2496,7 @@ CREATE VIEW outbox.subscription_status AS
     subscription.active,
     subscription.state,
     subscription.state_reason,
-        CASE
-            WHEN (subscription.paused_until > now()) THEN subscription.paused_until
-            ELSE NULL::timestamp with time zone
-        END AS paused_until,
+    pause.until AS paused_until,
     COALESCE(owed.backlog, (0)::bigint) AS backlog,
     COALESCE(owed.in_flight, (0)::bigint) AS in_flight,
     COALESCE(owed.retrying, (0)::bigint) AS retrying,
@@ -2442,7 +2510,8 @@ CREATE VIEW outbox.subscription_status AS
     COALESCE(reported.breaker, 'closed'::text) AS breaker,
     reported.filter_errors,
     reported.last_filter_error
-   FROM ((outbox.subscriptions subscription
+   FROM (((outbox.subscriptions subscription
+     LEFT JOIN outbox.asked_pauses pause ON ((pause.subscription_id = subscription.id)))
      LEFT JOIN ( SELECT one.subscription_id,
             (sum(one.owed))::bigint AS backlog,
             (sum(one.leased))::bigint AS in_flight,
@@ -2452,7 +2521,7 @@ CREATE VIEW outbox.subscription_status AS
                     count(*) AS owed,
                     count(*) FILTER (WHERE ((delivery.lease_token IS NOT NULL) AND (delivery.due_at > now()))) AS leased,
                     count(*) FILTER (WHERE ((delivery.attempt > 0) AND (delivery.lease_token IS NULL))) AS retrying,
-                    min(delivery.created_at) AS oldest
+                    min(delivery.owed_since) FILTER (WHERE (delivery.owed_since <= now())) AS oldest
                    FROM outbox.deliveries delivery
                   GROUP BY delivery.subscription_id
                 UNION ALL
@@ -2460,7 +2529,7 @@ CREATE VIEW outbox.subscription_status AS
                     sum(outbox.count_positions(backlog.positions)) AS sum,
                     0,
                     0,
-                    min(backlog.created_from) AS min
+                    min(backlog.owed_since) AS min
                    FROM outbox.backlog backlog
                   GROUP BY backlog.subscription_id
                 UNION ALL
@@ -2468,7 +2537,8 @@ CREATE VIEW outbox.subscription_status AS
                     count(*) AS count,
                     count(*) FILTER (WHERE (page.due_at > now())) AS count,
                     0,
-                    min(page.created_from) AS min
+                    min(( SELECT min(since.since) AS min
+                           FROM unnest(page.owed_since) since(since))) AS min
                    FROM (outbox.pages page
                      CROSS JOIN LATERAL outbox.left_of(page.*) pair(subscription_id, "position", number))
                   GROUP BY pair.subscription_id) one
@@ -2534,6 +2604,9 @@ ALTER TABLE ONLY outbox.migrations
 
 ALTER TABLE ONLY outbox.pages
     ADD CONSTRAINT pages_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.pauses
+    ADD CONSTRAINT pauses_pkey PRIMARY KEY (subscription_id);
 
 ALTER TABLE ONLY outbox.relay_subscriptions
     ADD CONSTRAINT relay_subscriptions_pkey PRIMARY KEY (relay, subscription_id);
@@ -2769,6 +2842,21 @@ GRANT ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) TO outbox_admi
 REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
 
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
+GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.subscriptions TO outbox_relay;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;
+
+GRANT UPDATE(state) ON TABLE outbox.subscriptions TO outbox_relay;
+
+GRANT UPDATE(state_reason) ON TABLE outbox.subscriptions TO outbox_relay;
+
+GRANT UPDATE(owed_until) ON TABLE outbox.subscriptions TO outbox_relay;
+
+GRANT SELECT ON TABLE outbox.asked_pauses TO outbox_relay;
+GRANT SELECT ON TABLE outbox.asked_pauses TO outbox_admin;
+
 GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
 GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
 
@@ -2846,6 +2934,10 @@ GRANT SELECT,UPDATE ON TABLE outbox.identity TO outbox_relay;
 GRANT SELECT ON TABLE outbox.identity TO outbox_admin;
 GRANT SELECT ON TABLE outbox.identity TO outbox_monitor;
 
+GRANT SELECT ON TABLE outbox.log_status TO outbox_relay;
+GRANT SELECT ON TABLE outbox.log_status TO outbox_admin;
+GRANT SELECT ON TABLE outbox.log_status TO outbox_monitor;
+
 GRANT SELECT ON TABLE outbox.migrations TO outbox_relay;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_admin;
 
@@ -2859,17 +2951,6 @@ GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_monitor;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relays TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relays TO outbox_admin;
 GRANT SELECT ON TABLE outbox.relays TO outbox_monitor;
-
-GRANT SELECT ON TABLE outbox.subscriptions TO outbox_relay;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;
-
-GRANT UPDATE(state) ON TABLE outbox.subscriptions TO outbox_relay;
-
-GRANT UPDATE(state_reason) ON TABLE outbox.subscriptions TO outbox_relay;
-
-GRANT UPDATE(owed_until) ON TABLE outbox.subscriptions TO outbox_relay;
-
-GRANT UPDATE(paused_until) ON TABLE outbox.subscriptions TO outbox_relay;
 
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_relay;
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_admin;

@@ -94,10 +94,7 @@ impl Deliver {
 
     fn next(&self) -> Vec<Attempt> {
         let now = Instant::now();
-        let begin = self
-            .sending
-            .dispatch
-            .begin(now, &|subscription| self.sending.way(subscription, now));
+        let begin = self.sending.dispatch.begin(now, &|subscription| self.sending.way(subscription, now));
         if let Some(until) = begin.later {
             let this = self.clone();
             self.spawn(async move {

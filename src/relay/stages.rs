@@ -79,7 +79,6 @@ pub(super) async fn run(
     let settling = settle::Settle::both(&parts, outcomes_inbox, &deliver)
         .map(|settler| stages.spawn(dropped.clone().run_until_cancelled_owned(settler.settle())));
     stages.spawn(dropped.clone().run_until_cancelled_owned(tidy::tidy(
-        base.clone(),
         sending.clone(),
         deliver.clone(),
         shutdown.clone(),

@@ -7,23 +7,14 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    deliver::Deliver,
-    parts::{Base, Sending},
-    way::Way,
-};
+use super::{deliver::Deliver, parts::Sending, way::Way};
 use crate::delivery::Reason;
 
 /// How often what waits here is looked at.
 const TIDY_EVERY: Duration = Duration::from_millis(250);
 
 /// Tidies until the relay is stopped.
-pub(super) async fn tidy(
-    base: Arc<Base>,
-    sending: Arc<Sending>,
-    deliver: Arc<Deliver>,
-    shutdown: CancellationToken,
-) {
+pub(super) async fn tidy(sending: Arc<Sending>, deliver: Arc<Deliver>, shutdown: CancellationToken) {
     let mut looks = tokio::time::interval(TIDY_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -32,9 +23,8 @@ pub(super) async fn tidy(
             () = shutdown.cancelled() => return,
         }
         let now = Instant::now();
-        let back = sending
-            .dispatch
-            .take_back(now, &|subscription| sending.way(subscription, &base.clock, now) == Way::Blocked);
+        let back =
+            sending.dispatch.take_back(now, &|subscription| sending.way(subscription, now) == Way::Blocked);
         deliver.give_back(back, Reason::LeaseLost).await;
         sending.dispatch.look_again();
         deliver.begin();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use pgoutbox::{
     delivery::{Outcome, Reason},
-    relay::{AttemptLog, Settings},
+    relay::{AttemptLog, Settings, telemetry::Signal},
 };
 use serde_json::json;
 
@@ -354,9 +354,7 @@ async fn the_status_views_distinguish_pending_processing_completed_and_failed() 
 #[tokio::test]
 async fn the_numbers_say_what_waits_in_the_log_and_what_is_not_due_has_no_age() {
     let database = Database::new().await;
-    database
-        .execute("select outbox.subscribe('slow', array['**'], 'recorder', max_in_flight => 1)")
-        .await;
+    database.execute("select outbox.subscribe('slow', array['**'], 'recorder', max_in_flight => 1)").await;
     let recorder = Recorder::new();
     let closed = recorder.gate.clone().write_owned().await;
     let mut relay = RelayBox::start(&database, &recorder).await;

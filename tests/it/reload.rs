@@ -277,10 +277,9 @@ async fn a_backlog_that_is_paused_and_resumed_again_and_again_is_not_forgotten()
     let recorder = Recorder::new();
     let without_poll = crate::support::relay::settings("relay");
     let without_poll = pgoutbox::relay::Settings { poll: None, ..without_poll };
-    let relay = RelayBox::start_with(&database, |builder| {
-        builder.settings(without_poll).sink(recorder.clone())
-    })
-    .await;
+    let relay =
+        RelayBox::start_with(&database, |builder| builder.settings(without_poll).sink(recorder.clone()))
+            .await;
     const EVENTS: usize = 20_000;
     database
         .execute(format!(

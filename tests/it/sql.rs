@@ -16,8 +16,14 @@ use crate::support::{
 };
 
 /// Statements for operators that count or list everything.
-const FOR_PEOPLE: [&str; 5] =
-    ["subscription_status", "list_dead_letters", "count_dead_letters", "recent_events", "published"];
+const FOR_PEOPLE: [&str; 6] = [
+    "subscription_status",
+    "log_status",
+    "list_dead_letters",
+    "count_dead_letters",
+    "recent_events",
+    "published",
+];
 
 /// Measurements with stale and with fresh statistics.
 static MEASURED: OnceCell<[(&str, Measured); 2]> = OnceCell::const_new();

@@ -47,7 +47,9 @@ async fn answered_after_a_change(answer: Outcome, waits_for_reload: bool) {
     }
     assert_eq!(
         database
-            .count("select count(*) from outbox.subscription_status where state = 'ok' and paused_until is null")
+            .count(
+                "select count(*) from outbox.subscription_status where state = 'ok' and paused_until is null"
+            )
             .await,
         1,
         "the new destination has said nothing"

@@ -28,6 +28,7 @@ mod publishers_tax;
 mod fanout;
 mod matching;
 mod held_transaction;
+mod memory;
 #[cfg_attr(
     not(any(feature = "nats", feature = "redis")),
     allow(dead_code, unused_imports, reason = "a build without brokers has none to measure")
@@ -93,12 +94,14 @@ pub enum Row {
     Matching,
     /// Delivery while a transaction is held open.
     HeldTransaction,
+    /// Memory with many subscriptions and a backlog.
+    Memory,
     /// Drain a backlog to each kind of sink.
     Sinks,
 }
 
 impl Row {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::WebhookDrain,
         Self::NoopDrain,
         Self::DeepBacklog,
@@ -110,6 +113,7 @@ impl Row {
         Self::Fanout,
         Self::Matching,
         Self::HeldTransaction,
+        Self::Memory,
         Self::Sinks,
     ];
 
@@ -127,6 +131,7 @@ impl Row {
             Self::Fanout => "fanout",
             Self::Matching => "matching",
             Self::HeldTransaction => "held_transaction",
+            Self::Memory => "memory",
             Self::Sinks => "sinks",
         }
     }
@@ -151,6 +156,7 @@ struct Sizes {
     match_for: Duration,
     held_for: Duration,
     held_backlog: u32,
+    remembered_events: u32,
     sink_events: u32,
 }
 
@@ -172,6 +178,7 @@ impl Sizes {
                 match_for: Duration::from_millis(500),
                 held_for: Duration::from_secs(60),
                 held_backlog: 100_000,
+                remembered_events: 1_000_000,
                 sink_events: 40_000,
             },
             Size::Quick => Self {
@@ -189,6 +196,7 @@ impl Sizes {
                 match_for: Duration::from_millis(100),
                 held_for: Duration::from_secs(10),
                 held_backlog: 10_000,
+                remembered_events: 100_000,
                 sink_events: 10_000,
             },
             Size::Tiny => Self {
@@ -206,6 +214,7 @@ impl Sizes {
                 match_for: Duration::from_millis(5),
                 held_for: Duration::from_secs(1),
                 held_backlog: 200,
+                remembered_events: 300,
                 sink_events: 200,
             },
         };
@@ -252,6 +261,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             Row::Fanout => fanout::measure(&stage, &mut report).await,
             Row::Matching => matching::measure(&stage, &mut report),
             Row::HeldTransaction => held_transaction::measure(&stage, &mut report).await,
+            Row::Memory => memory::measure(&stage, &mut report).await,
             Row::Sinks => sinks::measure(&stage, &mut report).await,
         }
         .with_context(|| format!("measuring {}", row.name()))?;

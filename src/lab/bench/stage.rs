@@ -85,6 +85,14 @@ impl Stage {
         &self.server
     }
 
+    /// A new folder, removed with the server.
+    pub(super) fn folder(&self) -> anyhow::Result<std::path::PathBuf> {
+        let name = format!("folder-{}", self.made.fetch_add(1, Ordering::Relaxed));
+        let folder = self.postgres.directory().join(name);
+        fs::create_dir(&folder).context("making a folder")?;
+        Ok(folder)
+    }
+
     /// Process id of the server.
     pub(super) fn postmaster(&self) -> u32 {
         self.postgres.process().unwrap_or_default()
