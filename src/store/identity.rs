@@ -73,8 +73,8 @@ impl Found {
                  delivered, or `pgoutbox adopt --discard-pending` to deliver only what is published from now on"
             ));
         }
-        let lacks =
-            seen.reported_at.zip(self.reported_at).and_then(|(ours, theirs)| (ours - theirs).to_std().ok());
+        let reports = seen.reported_at.zip(self.reported_at);
+        let lacks = reports.and_then(|(ours, theirs)| (ours - theirs).to_std().ok());
         match (lacks, self.system_identifier) {
             (Some(lacks), _) if !lacks.is_zero() => Standing::SetBack(lacks),
             _ if self.step < seen.step => Standing::SetBack(Duration::ZERO),

@@ -1,4 +1,4 @@
-//! The most memory that a relay takes, in a process of its own, with thousands of subscriptions and a backlog.
+//! The most memory that a relay takes in a process of its own, with thousands of subscriptions and a backlog.
 
 use std::{
     process::{Command, Stdio},
