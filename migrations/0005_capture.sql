@@ -199,9 +199,75 @@ language sql stable as $$
      where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and a.attname = any (names)
 $$;
 
+-- PostgreSQL copies the following functions of SQL into the queries that call them, so they cost
+-- less than functions of PL/pgSQL.
+
+-- The name of the column of the key, for a table whose rows to_jsonb can convert as they are: no
+-- type may contain json or have a cast of somebody else's. Otherwise null.
+create function outbox.capture_simple(relation oid, key_at int2[]) returns table (key_column text)
+language sql stable as $$
+    select case when bool_and(a.atttypid < 16384
+                              and a.atttypid not in (114, 199)
+                              and a.attgenerated <> 'v')  -- not computed in a trigger
+                then max(a.attname::text) filter (where a.attnum = any (key_at)) end
+      from pg_catalog.pg_attribute as a
+     where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+$$;
+
+-- capture_key for one column.
+create function outbox.capture_simple_key(captured jsonb, column_name text) returns text
+language sql stable as $$
+    select case when length(captured ->> column_name) > 512
+                then outbox.capture_key(captured, array[column_name])
+                else captured ->> column_name end
+$$;
+
+-- capture_payload for an insert or a delete, without hidden columns.
+create function outbox.capture_whole(captured jsonb) returns jsonb
+language sql stable as $$
+    select case when pg_column_size(captured) <= 8000 and octet_length(captured::text) <= 262000
+                then jsonb_build_object('row', captured)
+                else outbox.capture_payload(null, captured, '{}', false) end
+$$;
+
+-- A setting of the session; an empty one counts as none.
+create function outbox.capture_setting(name text) returns text
+language sql stable as $$
+    select nullif(current_setting(name, true), '')
+$$;
+
+-- Headers from the settings of the session. They may come from a client, so invalid ones are left
+-- out and do not fail the write.
+create function outbox.capture_valid_headers() returns jsonb
+language plpgsql stable as $$
+declare
+    headers jsonb := '{}';
+    name    text;
+    header  text;
+begin
+    foreach name in array '{traceparent,tracestate}'::text[] loop
+        header := current_setting('outbox.' || name, true);
+        if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then
+            headers := headers || jsonb_build_object(name, header);
+        end if;
+    end loop;
+    return headers;
+end;
+$$;
+
+create function outbox.capture_headers() returns jsonb
+language sql stable as $$
+    select case when current_setting('outbox.traceparent', true) <> ''
+                     or current_setting('outbox.tracestate', true) <> ''
+                then outbox.capture_valid_headers() else '{}' end
+$$;
+
 -- The trigger function of all captured tables. It runs as its owner, so that writers of a captured
 -- table need no rights on the outbox. Its settings make payloads and keys independent of the
 -- session.
+--
+-- A table that shows all its columns and has a primary key of one column takes a short path of few
+-- queries and few expressions, for PL/pgSQL prepares each of them again in each transaction.
 create function outbox.capture_changes() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -213,29 +279,32 @@ set extra_float_digits = 1
 as $$
 declare
     settings     jsonb   := tg_argv[0];
-    prefix       text    := settings ->> 'topic';
-    diff         boolean := settings ->> 'diff';
-    described    oid     := settings ->> 'table';     -- table to which the numbers refer
     key_at       int2[]  := settings ->> 'key_at';
-    identity_at  int2[]  := settings ->> 'identity_at';
-    -- columns that are shown, or with exclude, hidden
-    listed       text[]  := settings ->> 'listed';
-    listed_at    int2[]  := settings ->> 'listed_at';
-    exclude      boolean := settings ->> 'exclude';
+    -- whether the settings allow the short path; the columns are looked up later
+    is_simple    boolean := settings ->> 'listed' = '{}' and cardinality(key_at) = 1
+                            and settings ->> 'identity_at' = settings ->> 'key_at'
+                            and (settings ->> 'table')::oid = tg_relid;
+    simple_key   text;
+    rows         bigint  := 1;                        -- rows of the statement: 0, 1, or 2 for more
+    row_before   jsonb;
+    row_after    jsonb;
+    prefix       text;
+    diff         boolean;
+    described    oid;                                 -- table to which the numbers refer
+    identity_at  int2[];
+    listed       text[];                              -- columns shown, or with exclude, hidden
+    listed_at    int2[];
+    exclude      boolean;
     all_hidden   boolean := false;
     key_columns  text[];
     identity_columns text[];
     hidden       text[];
     is_plain     boolean;
-    organization text    := nullif(current_setting('outbox.organization', true), '');
-    user_id      text    := nullif(current_setting('outbox.user_id', true), '');
-    source       text    := nullif(current_setting('outbox.source', true), '');
-    headers      jsonb   := '{}';
-    header       text;
+    organization text;
+    user_id      text;
+    source       text;
+    headers      jsonb;
     expression   text;
-    rows         bigint  := 1;                        -- rows of the statement: 0, 1, or 2 for more
-    row_before   jsonb;
-    row_after    jsonb;
     payload      jsonb;
     befores      jsonb[];
     afters       jsonb[];
@@ -258,6 +327,80 @@ begin
             return null;
         end if;
     end if;
+
+    -- The short path. No row is converted before capture_simple has read its types: to_jsonb of
+    -- another type could call code of the type's owner.
+    if is_simple and tg_level = 'STATEMENT' and tg_op = 'INSERT' then
+        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+        select (settings ->> 'topic') || '.create',
+               outbox.capture_simple_key(n.held, simple.key_column), outbox.capture_whole(n.held),
+               outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
+               outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
+          from outbox.capture_simple(tg_relid, key_at) as simple
+         cross join lateral (select to_jsonb(n.*) as held
+                               from outbox_after as n
+                              where simple.key_column is not null offset 0) as n;
+        if found then
+            return null;
+        end if;
+    elsif is_simple and tg_level = 'STATEMENT' and tg_op = 'DELETE' then
+        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+        select (settings ->> 'topic') || '.delete',
+               outbox.capture_simple_key(n.held, simple.key_column), outbox.capture_whole(n.held),
+               outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
+               outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
+          from outbox.capture_simple(tg_relid, key_at) as simple
+         cross join lateral (select to_jsonb(n.*) as held
+                               from outbox_before as n
+                              where simple.key_column is not null offset 0) as n;
+        if found then
+            return null;
+        end if;
+    elsif is_simple then
+        select simple.key_column into simple_key
+          from outbox.capture_simple(tg_relid, key_at) as simple;
+    end if;
+
+    if rows = 1 and simple_key is not null then
+        if tg_level = 'STATEMENT' then
+            select o.held, n.held into row_before, row_after
+              from (select to_jsonb(o.*) as held from outbox_before as o) as o,
+                   (select to_jsonb(n.*) as held from outbox_after as n) as n;
+        else
+            if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
+            if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
+        end if;
+        if row_before = row_after then  -- no visible column changed
+            return null;
+        end if;
+        if row_before is null or row_after is null
+           or row_before ->> simple_key is not distinct from row_after ->> simple_key then
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            values (
+                (settings ->> 'topic') || case when row_before is null then '.create'
+                                               when row_after is null then '.delete'
+                                               else '.update' end,
+                outbox.capture_simple_key(coalesce(row_after, row_before), simple_key),
+                outbox.capture_payload(row_before, row_after, '{}',
+                                       (settings ->> 'diff')::boolean),
+                outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
+                outbox.capture_setting('outbox.user_id'),
+                outbox.capture_setting('outbox.source'));
+            return null;
+        end if;
+    end if;
+
+    prefix       := settings ->> 'topic';
+    diff         := settings ->> 'diff';
+    described    := settings ->> 'table';
+    identity_at  := settings ->> 'identity_at';
+    listed       := settings ->> 'listed';
+    listed_at    := settings ->> 'listed_at';
+    exclude      := settings ->> 'exclude';
+    organization := outbox.capture_setting('outbox.organization');
+    user_id      := outbox.capture_setting('outbox.user_id');
+    source       := outbox.capture_setting('outbox.source');
+    headers      := outbox.capture_headers();
 
     if tg_relid <> described
        and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation)
@@ -283,16 +426,8 @@ begin
         all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
     end if;
 
-    -- Fast path, at a third of the cost: all columns are shown and the key is one column.
-    if cardinality(listed) = 0 and cardinality(key_at) = 1 and key_at = identity_at and not exists (
-           select from pg_attribute as a
-            where a.attrelid = described and a.attnum > 0 and not a.attisdropped
-              and (a.atttypid >= 16384 or a.atttypid in (114, 199) or a.attgenerated = 'v')) then
-        key_columns := array(select a.attname::text
-                               from pg_attribute as a
-                              where a.attrelid = described
-                                and a.attnum = key_at[1]
-                                and not a.attisdropped);
+    if simple_key is not null then
+        key_columns := array[simple_key];
         identity_columns := key_columns;
         hidden   := '{}';
         is_plain := true;
@@ -326,16 +461,6 @@ begin
         if cardinality(identity_columns) < cardinality(identity_at) then
             identity_columns := '{}';
         end if;
-    end if;
-
-    header := current_setting('outbox.traceparent', true);
-    -- may come from a client; must not fail the write
-    if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then
-        headers := jsonb_build_object('traceparent', header);
-    end if;
-    header := current_setting('outbox.tracestate', true);
-    if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then
-        headers := headers || jsonb_build_object('tracestate', header);
     end if;
 
     if not is_plain then

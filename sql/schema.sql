@@ -508,29 +508,32 @@ CREATE FUNCTION outbox.capture_changes() RETURNS trigger
     AS $_$
 declare
     settings     jsonb   := tg_argv[0];
-    prefix       text    := settings ->> 'topic';
-    diff         boolean := settings ->> 'diff';
-    described    oid     := settings ->> 'table';     -- table to which the numbers refer
     key_at       int2[]  := settings ->> 'key_at';
-    identity_at  int2[]  := settings ->> 'identity_at';
-    -- columns that are shown, or with exclude, hidden
-    listed       text[]  := settings ->> 'listed';
-    listed_at    int2[]  := settings ->> 'listed_at';
-    exclude      boolean := settings ->> 'exclude';
+    -- whether the settings allow the short path; the columns are looked up later
+    is_simple    boolean := settings ->> 'listed' = '{}' and cardinality(key_at) = 1
+                            and settings ->> 'identity_at' = settings ->> 'key_at'
+                            and (settings ->> 'table')::oid = tg_relid;
+    simple_key   text;
+    rows         bigint  := 1;                        -- rows of the statement: 0, 1, or 2 for more
+    row_before   jsonb;
+    row_after    jsonb;
+    prefix       text;
+    diff         boolean;
+    described    oid;                                 -- table to which the numbers refer
+    identity_at  int2[];
+    listed       text[];                              -- columns shown, or with exclude, hidden
+    listed_at    int2[];
+    exclude      boolean;
     all_hidden   boolean := false;
     key_columns  text[];
     identity_columns text[];
     hidden       text[];
     is_plain     boolean;
-    organization text    := nullif(current_setting('outbox.organization', true), '');
-    user_id      text    := nullif(current_setting('outbox.user_id', true), '');
-    source       text    := nullif(current_setting('outbox.source', true), '');
-    headers      jsonb   := '{}';
-    header       text;
+    organization text;
+    user_id      text;
+    source       text;
+    headers      jsonb;
     expression   text;
-    rows         bigint  := 1;                        -- rows of the statement: 0, 1, or 2 for more
-    row_before   jsonb;
-    row_after    jsonb;
     payload      jsonb;
     befores      jsonb[];
     afters       jsonb[];
@@ -553,6 +556,80 @@ begin
             return null;
         end if;
     end if;
+
+    -- The short path. No row is converted before capture_simple has read its types: to_jsonb of
+    -- another type could call code of the type's owner.
+    if is_simple and tg_level = 'STATEMENT' and tg_op = 'INSERT' then
+        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+        select (settings ->> 'topic') || '.create',
+               outbox.capture_simple_key(n.held, simple.key_column), outbox.capture_whole(n.held),
+               outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
+               outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
+          from outbox.capture_simple(tg_relid, key_at) as simple
+         cross join lateral (select to_jsonb(n.*) as held
+                               from outbox_after as n
+                              where simple.key_column is not null offset 0) as n;
+        if found then
+            return null;
+        end if;
+    elsif is_simple and tg_level = 'STATEMENT' and tg_op = 'DELETE' then
+        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+        select (settings ->> 'topic') || '.delete',
+               outbox.capture_simple_key(n.held, simple.key_column), outbox.capture_whole(n.held),
+               outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
+               outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
+          from outbox.capture_simple(tg_relid, key_at) as simple
+         cross join lateral (select to_jsonb(n.*) as held
+                               from outbox_before as n
+                              where simple.key_column is not null offset 0) as n;
+        if found then
+            return null;
+        end if;
+    elsif is_simple then
+        select simple.key_column into simple_key
+          from outbox.capture_simple(tg_relid, key_at) as simple;
+    end if;
+
+    if rows = 1 and simple_key is not null then
+        if tg_level = 'STATEMENT' then
+            select o.held, n.held into row_before, row_after
+              from (select to_jsonb(o.*) as held from outbox_before as o) as o,
+                   (select to_jsonb(n.*) as held from outbox_after as n) as n;
+        else
+            if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
+            if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
+        end if;
+        if row_before = row_after then  -- no visible column changed
+            return null;
+        end if;
+        if row_before is null or row_after is null
+           or row_before ->> simple_key is not distinct from row_after ->> simple_key then
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            values (
+                (settings ->> 'topic') || case when row_before is null then '.create'
+                                               when row_after is null then '.delete'
+                                               else '.update' end,
+                outbox.capture_simple_key(coalesce(row_after, row_before), simple_key),
+                outbox.capture_payload(row_before, row_after, '{}',
+                                       (settings ->> 'diff')::boolean),
+                outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
+                outbox.capture_setting('outbox.user_id'),
+                outbox.capture_setting('outbox.source'));
+            return null;
+        end if;
+    end if;
+
+    prefix       := settings ->> 'topic';
+    diff         := settings ->> 'diff';
+    described    := settings ->> 'table';
+    identity_at  := settings ->> 'identity_at';
+    listed       := settings ->> 'listed';
+    listed_at    := settings ->> 'listed_at';
+    exclude      := settings ->> 'exclude';
+    organization := outbox.capture_setting('outbox.organization');
+    user_id      := outbox.capture_setting('outbox.user_id');
+    source       := outbox.capture_setting('outbox.source');
+    headers      := outbox.capture_headers();
 
     if tg_relid <> described
        and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation)
@@ -578,16 +655,8 @@ begin
         all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
     end if;
 
-    -- Fast path, at a third of the cost: all columns are shown and the key is one column.
-    if cardinality(listed) = 0 and cardinality(key_at) = 1 and key_at = identity_at and not exists (
-           select from pg_attribute as a
-            where a.attrelid = described and a.attnum > 0 and not a.attisdropped
-              and (a.atttypid >= 16384 or a.atttypid in (114, 199) or a.attgenerated = 'v')) then
-        key_columns := array(select a.attname::text
-                               from pg_attribute as a
-                              where a.attrelid = described
-                                and a.attnum = key_at[1]
-                                and not a.attisdropped);
+    if simple_key is not null then
+        key_columns := array[simple_key];
         identity_columns := key_columns;
         hidden   := '{}';
         is_plain := true;
@@ -621,16 +690,6 @@ begin
         if cardinality(identity_columns) < cardinality(identity_at) then
             identity_columns := '{}';
         end if;
-    end if;
-
-    header := current_setting('outbox.traceparent', true);
-    -- may come from a client; must not fail the write
-    if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then
-        headers := jsonb_build_object('traceparent', header);
-    end if;
-    header := current_setting('outbox.tracestate', true);
-    if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then
-        headers := headers || jsonb_build_object('tracestate', header);
     end if;
 
     if not is_plain then
@@ -873,6 +932,14 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox.capture_headers() RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    select case when current_setting('outbox.traceparent', true) <> ''
+                     or current_setting('outbox.tracestate', true) <> ''
+                then outbox.capture_valid_headers() else '{}' end
+$$;
+
 CREATE FUNCTION outbox.capture_is_plain(kind oid) RETURNS boolean
     LANGUAGE plpgsql STABLE
     AS $$
@@ -974,6 +1041,12 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox.capture_setting(name text) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select nullif(current_setting(name, true), '')
+$$;
+
 CREATE FUNCTION outbox.capture_settings(arguments bytea) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     AS $$
@@ -995,6 +1068,51 @@ begin
 exception when others then
     return null;
 end;
+$$;
+
+CREATE FUNCTION outbox.capture_simple(relation oid, key_at smallint[]) RETURNS TABLE(key_column text)
+    LANGUAGE sql STABLE
+    AS $$
+    select case when bool_and(a.atttypid < 16384
+                              and a.atttypid not in (114, 199)
+                              and a.attgenerated <> 'v')  -- not computed in a trigger
+                then max(a.attname::text) filter (where a.attnum = any (key_at)) end
+      from pg_catalog.pg_attribute as a
+     where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+$$;
+
+CREATE FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select case when length(captured ->> column_name) > 512
+                then outbox.capture_key(captured, array[column_name])
+                else captured ->> column_name end
+$$;
+
+CREATE FUNCTION outbox.capture_valid_headers() RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    headers jsonb := '{}';
+    name    text;
+    header  text;
+begin
+    foreach name in array '{traceparent,tracestate}'::text[] loop
+        header := current_setting('outbox.' || name, true);
+        if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then
+            headers := headers || jsonb_build_object(name, header);
+        end if;
+    end loop;
+    return headers;
+end;
+$$;
+
+CREATE FUNCTION outbox.capture_whole(captured jsonb) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    select case when pg_column_size(captured) <= 8000 and octet_length(captured::text) <= 262000
+                then jsonb_build_object('row', captured)
+                else outbox.capture_payload(null, captured, '{}', false) end
 $$;
 
 CREATE FUNCTION outbox.check_event_type() RETURNS trigger
@@ -2715,6 +2833,9 @@ GRANT ALL ON FUNCTION outbox.capture_expression(kind oid, value text) TO outbox_
 REVOKE ALL ON FUNCTION outbox.capture_fit(payload jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_fit(payload jsonb) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.capture_headers() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_headers() TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.capture_is_plain(kind oid) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_is_plain(kind oid) TO outbox_admin;
 
@@ -2731,11 +2852,26 @@ GRANT ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) TO outb
 REVOKE ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.capture_setting(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_setting(name text) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.capture_settings(arguments bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_monitor;
+
+REVOKE ALL ON FUNCTION outbox.capture_simple(relation oid, key_at smallint[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_simple(relation oid, key_at smallint[]) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.capture_valid_headers() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_valid_headers() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.capture_whole(captured jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_whole(captured jsonb) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.check_event_type() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.check_event_type() TO outbox_admin;
