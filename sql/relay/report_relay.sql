@@ -38,4 +38,9 @@ reported as (
            filter_errors = excluded.filter_errors, last_filter_error = excluded.last_filter_error,
            reported_at = excluded.reported_at
 )
-select seen.seen_at from seen
+select seen.seen_at,
+       (select count(*)
+          from outbox.relays as other
+         where other.name <> $1::text
+           and other.seen_at > now() - interval '30 seconds') as others
+  from seen

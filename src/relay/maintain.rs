@@ -2,15 +2,16 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    await_work::DOORBELL,
     breaker::About,
-    parts::{Base, Counted, Sending},
+    parts::{Base, Counted, Sending, Waiting},
 };
 use crate::{
     delivery::SubscriptionId,
@@ -26,9 +27,11 @@ const MEASURE_ROUNDS: u32 = 3;
 pub(super) async fn maintain(
     base: Arc<Base>,
     sending: Arc<Sending>,
+    waiting: Arc<Waiting>,
     counted: Arc<Counted>,
     shutdown: CancellationToken,
 ) {
+    let mut relays = 0;
     let started = Instant::now();
     let mut rounds = tokio::time::interval(REPORT_EVERY);
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -47,8 +50,18 @@ pub(super) async fn maintain(
         let open = sending.breakers.open(Instant::now()).len();
         base.telemetry.permits_measured(sending.dispatch.free_permits(), open);
         base.telemetry.held_measured(numbers.ahead, numbers.in_flight, numbers.unsettled);
-        if let Err(error) = report(&base, &sending, &counted, started, &mut reported).await {
-            base.telemetry.database_failed("maintain", &error);
+        match report(&base, &sending, &counted, started, &mut reported).await {
+            Ok(now) => {
+                if now < relays {
+                    waiting.relay_ended.store(true, Ordering::Release);
+                    // Wakes this relay, too.
+                    if let Err(error) = base.store.ring(DOORBELL).await {
+                        base.telemetry.database_failed("maintain", &error);
+                    }
+                }
+                relays = now;
+            }
+            Err(error) => base.telemetry.database_failed("maintain", &error),
         }
         if round.is_multiple_of(MEASURE_ROUNDS) {
             match base.store.measure_backlog().await {
@@ -68,14 +81,15 @@ pub(super) async fn maintain(
     }
 }
 
-/// Tells the database that this relay lives, and of the subscriptions whose figures changed.
+/// Tells the database that this relay lives, and of the subscriptions whose figures changed. Returns the
+/// number of other relays.
 async fn report(
     base: &Base,
     sending: &Sending,
     counted: &Counted,
     started: Instant,
     reported: &mut HashMap<SubscriptionId, SubscriptionReport>,
-) -> Result<(), crate::store::Error> {
+) -> Result<i64, crate::store::Error> {
     let breakers = sending.breakers.not_closed(Instant::now());
     let index = base.index.load();
     let (tallies, filter_errors) = (counted.tallies.all(), counted.filter_errors.report());
@@ -109,7 +123,7 @@ async fn report(
         unsettled: i32::try_from(numbers.unsettled).unwrap_or(i32::MAX),
         subscriptions: figures,
     };
-    base.store.report_relay(&report).await?;
+    let others = base.store.report_relay(&report).await?;
     reported.extend(report.subscriptions.into_iter().map(|figures| (figures.id, figures)));
-    Ok(())
+    Ok(others)
 }

@@ -49,6 +49,7 @@ mod stages;
 mod takeover;
 pub mod telemetry;
 mod tidy;
+mod usable;
 mod way;
 mod work;
 

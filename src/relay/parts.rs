@@ -1,7 +1,7 @@
 //! What several stages work with, by purpose. A stage gets the parts it uses. The only record of an event is
 //! never here, but in the database.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
@@ -55,6 +55,8 @@ pub(super) struct Waiting {
     pub(super) bounds: Bounds,
     /// Notified when there may be past events to backfill.
     pub(super) starts: Notify,
+    /// Another relay has ended.
+    pub(super) relay_ended: AtomicBool,
 }
 
 /// What is counted or was said, by subscription or type.

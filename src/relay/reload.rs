@@ -2,8 +2,8 @@
 //! and replaces the index.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
+    collections::{BTreeMap, HashSet},
+    sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
@@ -11,12 +11,13 @@ use super::{
     breaker::About,
     deliver::Deliver,
     parts::{Base, Counted, Parts, Sending, Waiting},
+    usable::Unusable,
 };
 use crate::{
     delivery::SubscriptionId,
     event::types::{EventType, Types},
     sink::Registry,
-    store::{Error, StateChange, SubscriptionState},
+    store::Error,
     subscription::{Index, Subscription},
 };
 
@@ -31,8 +32,7 @@ pub(super) struct Reload {
     deliver: Arc<Deliver>,
     snapshot: Option<String>,
     subscriptions: BTreeMap<SubscriptionId, Arc<Subscription>>,
-    /// Subscriptions that this relay cannot use, with the reason.
-    invalid: HashMap<SubscriptionId, String>,
+    unusable: Unusable,
     types: BTreeMap<i64, Arc<EventType>>,
 }
 
@@ -48,7 +48,7 @@ impl Reload {
             deliver,
             snapshot: None,
             subscriptions: BTreeMap::new(),
-            invalid: HashMap::new(),
+            unusable: Unusable::default(),
             types: BTreeMap::new(),
         }
     }
@@ -67,45 +67,15 @@ impl Reload {
             waiting.schedule.orphan(*deleted);
         }
         self.subscriptions.retain(|id, _| ids.contains(id));
-        self.invalid.retain(|id, _| ids.contains(id));
+        self.unusable.keep_only(&ids);
         for (id, why) in &loaded.unreadable {
             base.telemetry.subscription_unreadable(*id, why);
         }
-        let mut states = Vec::new();
         let mut resumed = Vec::new();
         for row in loaded.rows {
-            let (id, state) = (row.id, row.state);
-            let (resumed_at, there) = (row.resumed_at, row.destination());
+            let (id, resumed_at) = (row.id, row.resumed_at);
             let (subscription, problem) = Subscription::bind(row, &self.sinks);
-            match problem {
-                // A relay that can serve it overrules one that cannot.
-                None => {
-                    self.invalid.remove(&id);
-                    if state == SubscriptionState::Invalid {
-                        states.push(StateChange {
-                            id,
-                            from: state,
-                            to: SubscriptionState::Ok,
-                            reason: None,
-                            destination: Some(there.clone()),
-                        });
-                    }
-                }
-                // Once for each reason: two relays that disagree would otherwise change it for ever.
-                Some(reason) => {
-                    let is_known =
-                        self.invalid.insert(id, reason.clone()).is_some_and(|before| before == reason);
-                    if state == SubscriptionState::Ok && !is_known {
-                        states.push(StateChange {
-                            id,
-                            from: state,
-                            to: SubscriptionState::Invalid,
-                            reason: Some(reason),
-                            destination: Some(there.clone()),
-                        });
-                    }
-                }
-            }
+            self.unusable.note(&subscription.row, problem);
             if subscription.is_choosy() {
                 tokio::task::yield_now().await; // thousands of expressions take seconds to compile
             }
@@ -120,7 +90,7 @@ impl Reload {
         }
         let index = Index::new(loaded.generation, self.subscriptions.values().cloned()).with_types(types);
         sending.dispatch.share_among(index.sendable());
-        base.telemetry.reloaded(loaded.generation, self.subscriptions.len(), self.invalid.len());
+        base.telemetry.reloaded(loaded.generation, self.subscriptions.len(), self.unusable.len());
         let destinations: HashSet<Arc<str>> =
             index.iter().filter_map(|subscription| subscription.outlet.destination().cloned()).collect();
         let ids: HashSet<SubscriptionId> = index.iter().map(|subscription| subscription.row.id).collect();
@@ -147,13 +117,38 @@ impl Reload {
                 base.telemetry.event_type_checked(&read.row.topic, read.row.version, problem.as_deref());
             }
         }
-        let recorded = base.store.set_subscription_states(&states).await?;
-        for change in states.iter().filter(|change| recorded.contains(&change.id)) {
-            let name = index.get(change.id).map_or("", |one| &one.row.name);
-            base.telemetry.subscription_changed(name, change.to, change.reason.as_deref().unwrap_or(""));
-        }
+        self.record_states().await?;
         self.snapshot = Some(loaded.snapshot);
         Ok(())
+    }
+
+    /// Records which subscriptions this relay can use, where that is not what is recorded.
+    ///
+    /// # Errors
+    /// Those of the database.
+    async fn record_states(&mut self) -> Result<(), Error> {
+        let states = self.unusable.states(&self.subscriptions);
+        let recorded = self.base.store.set_subscription_states(&states).await?;
+        self.unusable.recorded(states.len(), &recorded);
+        for change in states.iter().filter(|change| recorded.contains(&change.id)) {
+            let name = self.subscriptions.get(&change.id).map_or("", |one| &one.row.name);
+            let reason = change.reason.as_deref().unwrap_or("");
+            self.base.telemetry.subscription_changed(name, change.to, reason);
+        }
+        Ok(())
+    }
+
+    /// Records again what could not be recorded, or what another relay has overruled that has ended since.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub(super) async fn follow_states(&mut self) -> Result<(), Error> {
+        if self.waiting.relay_ended.swap(false, Ordering::AcqRel) {
+            self.unusable.say_again();
+        } else if !self.unusable.is_behind {
+            return Ok(());
+        }
+        self.record_states().await
     }
 
     /// Reads the types that changed. The second value has those whose recorded problem is not the real one.

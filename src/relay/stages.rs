@@ -60,6 +60,7 @@ pub(super) async fn run(
     stages.spawn(dropped.clone().run_until_cancelled_owned(maintain::maintain(
         base.clone(),
         sending.clone(),
+        waiting.clone(),
         counted.clone(),
         shutdown.clone(),
     )));

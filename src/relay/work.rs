@@ -139,6 +139,9 @@ impl Work {
         if Instant::now() >= self.next_poll {
             self.look_for_due().await?;
         }
+        if self.waiting.relay_ended.load(Ordering::Acquire) {
+            self.reload.follow_states().await?;
+        }
         // Beside each other: neither waits for the other's statements.
         self.begin_claim();
         let step = self.route.route(&mut self.reload, &self.deliver).await;
@@ -347,6 +350,7 @@ impl Work {
         }
         // Who changes a subscription and then redrives expects the change to count.
         self.reload_if_changed().await?;
+        self.reload.follow_states().await?;
         takeover::take_over(&self.base, &self.waiting, &self.claims.leases, everything).await?;
         due::look_for_due(&self.base, &self.waiting, &self.sending.breakers, everything, now).await?;
         if everything {

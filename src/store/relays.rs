@@ -68,13 +68,14 @@ pub struct SubscriptionReport {
 }
 
 impl Store {
-    /// Records that this relay runs, and what it did.
+    /// Records that this relay runs, and what it did. Returns the number of other relays that reported
+    /// lately.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn report_relay(&self, report: &RelayReport) -> Result<(), Error> {
+    pub async fn report_relay(&self, report: &RelayReport) -> Result<i64, Error> {
         let subscriptions = &report.subscriptions;
-        let seen_at = self
+        let (seen_at, others) = self
             .statement("reporting this relay", sql!("relay/report_relay"))
             .bind(&report.relay)
             .bind(env!("CARGO_PKG_VERSION"))
@@ -89,10 +90,10 @@ impl Store {
             .bind_each(subscriptions, |one| one.last_filter_error.as_deref())
             .bind(report.leased_ahead)
             .bind(report.unsettled)
-            .row(|row| row.try_get("seen_at"))
+            .row(|row| Ok((row.try_get("seen_at")?, row.try_get("others")?)))
             .await?;
         self.guard.saw_report(seen_at);
-        Ok(())
+        Ok(others)
     }
 
     /// Removes this relay from `outbox.relays`.

@@ -7,6 +7,7 @@ mod property;
 mod rights;
 mod shapes;
 mod values;
+mod whole;
 
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, Row};

@@ -9,7 +9,7 @@ use super::{Event, ORDERS, Shop, event};
 use crate::support::{Database, database::server};
 
 /// Topics without their prefix, and keys.
-fn short(events: &[Event]) -> Vec<String> {
+pub(super) fn short(events: &[Event]) -> Vec<String> {
     events
         .iter()
         .map(|(topic, key, _)| {
@@ -196,53 +196,6 @@ async fn renamed_new_and_dropped_tables_and_columns_fail_no_write_and_hidden_col
     assert_eq!(short(&shop.write("insert into people (city) values ('Bern')").await), ["create -"]);
     shop.owner("drop table people").await;
     assert_eq!(shop.database.count("select count(*) from outbox.captures").await, 0);
-    shop.end().await;
-}
-
-/// Tables without options and with a key of one column are read by shorter statements, in a session that has
-/// planned them before.
-#[tokio::test]
-async fn a_table_captured_whole_follows_its_columns_and_types_within_a_session() {
-    let mut shop = Shop::new(
-        "create type mood as enum ('sad', 'happy'); create table pairs (b text, a int primary key); \
-         select outbox.capture('pairs')",
-    )
-    .await;
-    assert_eq!(
-        shop.write("insert into pairs (b, a) values ('x', 1)").await,
-        [event("public.pairs.create", "1", json!({"row": {"a": 1, "b": "x"}}))]
-    );
-    shop.owner("alter table pairs rename a to c; alter table pairs rename b to a").await;
-    assert_eq!(
-        shop.write("insert into pairs (a, c) values ('y', 2); delete from pairs where c = 1").await,
-        [
-            event("public.pairs.create", "2", json!({"row": {"a": "y", "c": 2}})),
-            event("public.pairs.delete", "1", json!({"row": {"a": "x", "c": 1}})),
-        ]
-    );
-    shop.owner("alter table pairs add column doc json default '{\"n\": 1}'").await;
-    let updated = json!({
-        "row": {"a": "z", "c": 2, "doc": {"n": 1}},
-        "changed": ["a"], "previous": {"a": "y"},
-    });
-    assert_eq!(shop.write("update pairs set a = 'z'").await, [event("public.pairs.update", "2", updated)]);
-    shop.owner(
-        "alter table pairs drop column doc; alter table pairs alter column a type mood using 'happy'::mood",
-    )
-    .await;
-    assert_eq!(
-        shop.write("insert into pairs (a, c) values ('sad', 3)").await,
-        [event("public.pairs.create", "3", json!({"row": {"a": "sad", "c": 3}}))]
-    );
-    // A new column is not the one of the key, although it has its name and place.
-    shop.owner(
-        "alter table pairs alter column a type text; alter table pairs drop column c, add column c int",
-    )
-    .await;
-    assert_eq!(
-        short(&shop.write("insert into pairs (a, c) values ('v', 4); delete from pairs where c = 4").await),
-        ["create -", "delete -"]
-    );
     shop.end().await;
 }
 

@@ -198,6 +198,53 @@ async fn a_relay_that_lacks_a_sink_leaves_the_subscription_to_one_that_has_it() 
 }
 
 #[tokio::test]
+async fn an_invalid_subscription_stays_invalid_when_another_field_is_edited() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('broken', array['**'], 'recorder', '{\"bad\": true}')").await;
+    let relay = RelayBox::start(&database, &Recorder::new()).await;
+    let is_invalid = "select state = 'invalid' and state_reason like '%bad%' from outbox.subscriptions";
+    database.eventually(is_invalid).await;
+    for topics in ["a.*", "b.*"] {
+        database.execute(format!("update outbox.subscriptions set topics = array['{topics}']")).await;
+        database.eventually(is_invalid).await;
+    }
+    // A row that is locked while the relay finds out is recorded later.
+    let mut editor = database.connection().await;
+    let edit = "begin; update outbox.subscriptions set topics = array['c.*']";
+    sqlx::raw_sql(edit).execute(&mut editor).await.unwrap();
+    sqlx::raw_sql("commit; begin; select from outbox.subscriptions for update")
+        .execute(&mut editor)
+        .await
+        .unwrap();
+    database.eventually("select state = 'ok' from outbox.subscriptions").await;
+    database.execute("select outbox.publish('z.z', '1')").await; // the relay routes it, and so reloads
+    database.eventually("select bool_and(status = 'completed') from outbox.event_status").await;
+    sqlx::raw_sql("rollback").execute(&mut editor).await.unwrap();
+    database.eventually(is_invalid).await;
+    relay.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_subscription_is_invalid_again_when_the_only_relay_that_could_use_it_ends() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('elsewhere', array['**'], 'recorder')").await;
+    let without = RelayBox::start_with(&database, |builder| builder.settings(settings("without"))).await;
+    database.eventually("select state = 'invalid' from outbox.subscriptions").await;
+    let with = RelayBox::start(&database, &Recorder::new()).await;
+    database.eventually("select state = 'ok' from outbox.subscriptions").await;
+    // The one that is left has seen the other.
+    database.eventually("select count(*) = 2 from outbox.relays").await;
+    database
+        .eventually("select bool_and(seen_at > started_at + interval '9 seconds') from outbox.relays")
+        .await;
+    with.stop().await;
+    database.eventually("select state = 'invalid' from outbox.subscriptions").await;
+    without.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test]
 async fn an_array_that_clients_cannot_read_is_refused_and_a_row_that_bypassed_the_check_stops_no_other() {
     let database = Database::new().await;
     let refusal = async |arguments: &str| {
