@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-const ROWS: [(&str, usize); 13] = [
+const ROWS: [(&str, usize); 14] = [
     ("webhook_drain", 2),
     ("noop_drain", 2),
     ("deep_backlog", 1),
@@ -19,6 +19,7 @@ const ROWS: [(&str, usize); 13] = [
     ("fanout", 1),
     ("matching", 14),
     ("held_transaction", 4),
+    ("held_log", 1),
     ("memory", 1),
     ("sinks", SINKS),
 ];

@@ -10,6 +10,7 @@ mod admin; // operator functions
 mod apply; // subscriptions exported as SQL and applied from a file
 mod await_work; // no event waits for a poll, and publishers do not pay for notifications
 mod backfill; // subscriptions that receive past events
+mod batched; // nothing begins under an old version, also behind a batch
 mod bench; // every figure has its floor
 mod breakers; // breakers of webhooks, and what relays share of them
 mod capture; // each change of a captured table is an event

@@ -28,6 +28,7 @@ mod publishers_tax;
 mod fanout;
 mod matching;
 mod held_transaction;
+mod held_log;
 mod memory;
 #[cfg_attr(
     not(any(feature = "nats", feature = "redis")),
@@ -94,6 +95,8 @@ pub enum Row {
     Matching,
     /// Delivery while a transaction is held open.
     HeldTransaction,
+    /// Events after millions that were routed while a transaction was open.
+    HeldLog,
     /// Memory with many subscriptions and a backlog.
     Memory,
     /// Drain a backlog to each kind of sink.
@@ -101,7 +104,7 @@ pub enum Row {
 }
 
 impl Row {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::WebhookDrain,
         Self::NoopDrain,
         Self::DeepBacklog,
@@ -113,6 +116,7 @@ impl Row {
         Self::Fanout,
         Self::Matching,
         Self::HeldTransaction,
+        Self::HeldLog,
         Self::Memory,
         Self::Sinks,
     ];
@@ -131,6 +135,7 @@ impl Row {
             Self::Fanout => "fanout",
             Self::Matching => "matching",
             Self::HeldTransaction => "held_transaction",
+            Self::HeldLog => "held_log",
             Self::Memory => "memory",
             Self::Sinks => "sinks",
         }
@@ -156,6 +161,7 @@ struct Sizes {
     match_for: Duration,
     held_for: Duration,
     held_backlog: u32,
+    held_events: u32,
     remembered_events: u32,
     sink_events: u32,
 }
@@ -178,6 +184,7 @@ impl Sizes {
                 match_for: Duration::from_millis(500),
                 held_for: Duration::from_secs(60),
                 held_backlog: 100_000,
+                held_events: 4_000_000,
                 remembered_events: 1_000_000,
                 sink_events: 40_000,
             },
@@ -196,6 +203,7 @@ impl Sizes {
                 match_for: Duration::from_millis(100),
                 held_for: Duration::from_secs(10),
                 held_backlog: 10_000,
+                held_events: 400_000,
                 remembered_events: 100_000,
                 sink_events: 10_000,
             },
@@ -214,6 +222,7 @@ impl Sizes {
                 match_for: Duration::from_millis(5),
                 held_for: Duration::from_secs(1),
                 held_backlog: 200,
+                held_events: 600,
                 remembered_events: 300,
                 sink_events: 200,
             },
@@ -261,6 +270,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             Row::Fanout => fanout::measure(&stage, &mut report).await,
             Row::Matching => matching::measure(&stage, &mut report),
             Row::HeldTransaction => held_transaction::measure(&stage, &mut report).await,
+            Row::HeldLog => held_log::measure(&stage, &mut report).await,
             Row::Memory => memory::measure(&stage, &mut report).await,
             Row::Sinks => sinks::measure(&stage, &mut report).await,
         }
