@@ -51,7 +51,9 @@ impl Slow {
 async fn after_a_pause_no_batch_begins() {
     let mut slow = Slow::new().await;
     let begun = slow.change("select outbox.pause('shop')").await;
-    slow.database.eventually("select count(*) filter (where lease_token is not null) = 0 from outbox.owed").await;
+    slow.database
+        .eventually("select count(*) filter (where lease_token is not null) = 0 from outbox.owed")
+        .await;
     assert_eq!(slow.receiver.switch.requests(), begun);
     assert!(begun < 16, "all had begun before");
     slow.database.execute("select outbox.resume('shop')").await;
@@ -95,6 +97,6 @@ async fn a_drain_begins_no_batch_and_gives_the_rest_back() {
     let left = slow.database.count("select count(*) from outbox.owed where lease_token is null").await
         + slow.database.count("select unrouted from outbox.log_status").await;
     assert!(left > 0 && left < i64::from(EVENTS), "{left} are left for the next relay");
-    assert_eq!(slow.database.count("select coalesce(max(attempt), 0) from outbox.owed").await, 0);
+    assert_eq!(slow.database.count("select coalesce(max(attempt), 0)::bigint from outbox.owed").await, 0);
     slow.database.drop().await;
 }
