@@ -2,8 +2,9 @@
 -- itself in another database than the one recorded here sends nothing until outbox.adopt is called:
 -- a copy would send what the original sends.
 
+-- Without a key, so that tools which copy tables row by row, such as pg_repack, leave it alone; and
+-- with a replica identity, so that a publication for all tables forbids no update.
 create table outbox.identity (
-    only_row          boolean primary key default true check (only_row),
     -- null: no relay has run yet; the first one records what it finds
     system_identifier bigint,
     database_oid      oid,
@@ -14,6 +15,8 @@ create table outbox.identity (
     -- the transaction that wrote this row. A restored dump keeps it and writes the row in another
     recorded_by       xid8    not null default pg_current_xact_id()
 );
+create unique index identity_only_row on outbox.identity ((true));
+alter table outbox.identity replica identity full;
 insert into outbox.identity default values;
 comment on table outbox.identity is
     'The database that this outbox belongs to. See outbox.adopt.';

@@ -2470,15 +2470,15 @@ CREATE TABLE outbox.generation (
 );
 
 CREATE TABLE outbox.identity (
-    only_row boolean DEFAULT true NOT NULL,
     system_identifier bigint,
     database_oid oid,
     environment text,
     timeline integer,
     set_back text,
-    recorded_by xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    CONSTRAINT identity_only_row_check CHECK (only_row)
+    recorded_by xid8 DEFAULT pg_current_xact_id() NOT NULL
 );
+
+ALTER TABLE ONLY outbox.identity REPLICA IDENTITY FULL;
 
 COMMENT ON TABLE outbox.identity IS 'The database that this outbox belongs to. See outbox.adopt.';
 
@@ -2714,9 +2714,6 @@ ALTER TABLE ONLY outbox.event_types
 ALTER TABLE ONLY outbox.generation
     ADD CONSTRAINT generation_pkey PRIMARY KEY (only_row);
 
-ALTER TABLE ONLY outbox.identity
-    ADD CONSTRAINT identity_pkey PRIMARY KEY (only_row);
-
 ALTER TABLE ONLY outbox.migrations
     ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
 
@@ -2768,6 +2765,8 @@ CREATE INDEX events_default_position_idx ON outbox.events_default USING btree ("
 CREATE INDEX events_xid_position ON ONLY outbox.events USING btree (xid, "position");
 
 CREATE INDEX events_default_xid_position_idx ON outbox.events_default USING btree (xid, "position");
+
+CREATE UNIQUE INDEX identity_only_row ON outbox.identity USING btree ((true));
 
 ALTER INDEX outbox.attempts_at ATTACH PARTITION outbox.attempts_default_at_idx;
 
