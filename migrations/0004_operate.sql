@@ -257,11 +257,12 @@ create view outbox.log_status as
         select event.created_at
           from cursor
          cross join lateral (
-               select one.created_at from outbox.events as one
+               select one.created_at, one.xid from outbox.events as one
                 where one.position > cursor.page_after
                 order by one.position
                 limit 100000) as event
          where cursor.window_end is not null
+           and not pg_visible_in_snapshot(event.xid, cursor.settled)
         union all
         select event.created_at
           from cursor

@@ -18,6 +18,16 @@ create table outbox.identity (
 create unique index identity_only_row on outbox.identity ((true));
 alter table outbox.identity replica identity full;
 insert into outbox.identity default values;
+
+create function outbox.record_writer() returns trigger
+language plpgsql as $$
+begin
+    new.recorded_by := pg_current_xact_id();
+    return new;
+end;
+$$;
+create trigger record_writer before update on outbox.identity
+    for each row execute function outbox.record_writer();
 comment on table outbox.identity is
     'The database that this outbox belongs to. See outbox.adopt.';
 
@@ -25,6 +35,16 @@ comment on table outbox.identity is
 create function outbox.is_written_by(row_xmin xid, xact xid8) returns boolean
 language sql immutable strict parallel safe as $$
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
+$$;
+
+do $$
+begin
+    if not (select outbox.is_written_by(identity.xmin, identity.recorded_by)
+              from outbox.identity as identity) then
+        raise exception 'outbox.identity cannot be written inside a savepoint'
+            using hint = 'Run the migrations without savepoints and exception blocks.';
+    end if;
+end
 $$;
 
 -- Take a copy of this outbox, or an outbox that was set back, into use. Nobody may publish while it
@@ -55,6 +75,17 @@ begin
       into strict is_restored
       from outbox.identity as identity;
 
+    if not is_restored
+       and kept.set_back is null
+       and kept.environment is not distinct from coalesce(adopt.environment, kept.environment)
+       and coalesce(kept.system_identifier = (select control.system_identifier
+                                                from pg_control_system() as control)
+                    and kept.database_oid = (select base.oid from pg_database as base
+                                              where base.datname = current_database()),
+                    true) then
+        raise exception using errcode = '22023',
+            message = 'there is nothing to adopt: the outbox belongs to this database';
+    end if;
     if is_restored then
         update outbox.events as event
            set xid = case when not (pg_visible_in_snapshot(event.xid, was.settled)
@@ -146,6 +177,10 @@ begin
            environment = coalesce(adopt.environment, identity.environment),
            timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer,
            set_back = null, recorded_by = this;
+    if not (select outbox.is_written_by(identity.xmin, identity.recorded_by)
+              from outbox.identity as identity) then
+        raise exception 'outbox.adopt cannot be called inside a savepoint or an exception block';
+    end if;
     return query select pending, owed;
 end;
 $$;

@@ -65,6 +65,17 @@ begin
       into strict is_restored
       from outbox.identity as identity;
 
+    if not is_restored
+       and kept.set_back is null
+       and kept.environment is not distinct from coalesce(adopt.environment, kept.environment)
+       and coalesce(kept.system_identifier = (select control.system_identifier
+                                                from pg_control_system() as control)
+                    and kept.database_oid = (select base.oid from pg_database as base
+                                              where base.datname = current_database()),
+                    true) then
+        raise exception using errcode = '22023',
+            message = 'there is nothing to adopt: the outbox belongs to this database';
+    end if;
     if is_restored then
         update outbox.events as event
            set xid = case when not (pg_visible_in_snapshot(event.xid, was.settled)
@@ -156,6 +167,10 @@ begin
            environment = coalesce(adopt.environment, identity.environment),
            timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer,
            set_back = null, recorded_by = this;
+    if not (select outbox.is_written_by(identity.xmin, identity.recorded_by)
+              from outbox.identity as identity) then
+        raise exception 'outbox.adopt cannot be called inside a savepoint or an exception block';
+    end if;
     return query select pending, owed;
 end;
 $_$;
@@ -1801,6 +1816,15 @@ $$;
 
 COMMENT ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) IS 'Publish one event in the current transaction. Returns its id. The same id twice is one event.';
 
+CREATE FUNCTION outbox.record_writer() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    new.recorded_by := pg_current_xact_id();
+    return new;
+end;
+$$;
+
 CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2499,12 +2523,13 @@ CREATE VIEW outbox.log_status AS
         ), unrouted AS (
          SELECT event.created_at
            FROM (cursor
-             CROSS JOIN LATERAL ( SELECT one.created_at
+             CROSS JOIN LATERAL ( SELECT one.created_at,
+                    one.xid
                    FROM outbox.events one
                   WHERE (one."position" > cursor.page_after)
                   ORDER BY one."position"
                  LIMIT 100000) event)
-          WHERE (cursor.window_end IS NOT NULL)
+          WHERE ((cursor.window_end IS NOT NULL) AND (NOT pg_visible_in_snapshot(event.xid, cursor.settled)))
         UNION ALL
          SELECT event.created_at
            FROM (cursor
@@ -2786,6 +2811,8 @@ CREATE TRIGGER check_event_type BEFORE INSERT OR UPDATE ON outbox.event_types FO
 
 CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox.check_subscription();
 
+CREATE TRIGGER record_writer BEFORE UPDATE ON outbox.identity FOR EACH ROW EXECUTE FUNCTION outbox.record_writer();
+
 CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_doorbell();
 
 CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_subscriptions();
@@ -2944,6 +2971,9 @@ GRANT ALL ON FUNCTION outbox.pause(name text) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.record_writer() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.record_writer() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) TO outbox_admin;

@@ -6,7 +6,8 @@
 --   $5 channel on which the relays are told
 with paused as (
     insert into outbox.pauses as pause (subscription_id, until, asked_at)
-    select asked.id, now() + make_interval(secs => asked.length), clock_timestamp()
+    select asked.id, now() + make_interval(secs => asked.length),
+           greatest(clock_timestamp(), subscription.resumed_at + interval '1 microsecond')
       from unnest($1::bigint[], $2::double precision[], $3::text[], $4::text[])
            as asked (id, length, sink, config)
       join outbox.subscriptions as subscription

@@ -19,7 +19,8 @@ with seen as (
         $1::text, $2::text, now() - make_interval(secs => $3::double precision), now(),
         $4::integer, $5::integer, $12::integer, $13::integer)
     on conflict (name) do update
-       set version = excluded.version, started_at = excluded.started_at, seen_at = excluded.seen_at,
+       set version = excluded.version, started_at = excluded.started_at,
+           seen_at = greatest(excluded.seen_at, relay.seen_at),
            permits = excluded.permits, in_flight = excluded.in_flight,
            leased_ahead = excluded.leased_ahead,
            unsettled = excluded.unsettled

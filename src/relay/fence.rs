@@ -40,12 +40,17 @@ pub(super) async fn pass(base: &Base, shutdown: &CancellationToken) -> Fence {
                 return if told { Fence::Lifted } else { Fence::Open };
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep_until((Instant::now() + LOOK_AGAIN).into()) => {}
-            () = shutdown.cancelled() => {}
-        }
+        wait(shutdown).await;
     }
     Fence::Stopped
+}
+
+/// Waits before the next look.
+pub(super) async fn wait(shutdown: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep_until((Instant::now() + LOOK_AGAIN).into()) => {}
+        () = shutdown.cancelled() => {}
+    }
 }
 
 /// Waits until the relay may send no more. A relay that drains ends anyway.

@@ -74,7 +74,10 @@ use self::{
     parts::{Base, Parts, Sending},
     telemetry::Telemetry,
 };
-use crate::store::{self, schema};
+use crate::{
+    sink::sqlstate::Class,
+    store::{self, schema},
+};
 
 /// The longest time that a stage may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
@@ -165,14 +168,24 @@ impl Relay {
     /// When a stage panicked, or a handler cannot be declared. A database that is away is waited for.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Drained, Error> {
         let Self { mut parts, listen, declared, health } = self;
+        let mut must_declare = false;
         loop {
             let fence = fence::pass(&parts.base, &shutdown).await;
             if fence == Fence::Stopped {
                 return Ok(Drained { complete: true, left: 0 });
             }
-            // Also after an adoption: they may be missing there.
-            if fence == Fence::Lifted {
-                builder::declare(&parts.base.store, &declared).await?;
+            // They may be missing in a database that was adopted or set back.
+            must_declare |= fence == Fence::Lifted;
+            if must_declare {
+                match builder::declare(&parts.base.store, &declared).await {
+                    Ok(()) => {}
+                    Err(Error::Start(error)) if error.class() != Some(Class::Refused) => {
+                        parts.base.telemetry.database_failed("start", &error);
+                        fence::wait(&shutdown).await;
+                        continue;
+                    }
+                    refused => refused?,
+                }
             }
             let base = parts.base.clone();
             let (stages, attempts) = (TaskTracker::new(), TaskTracker::new());
@@ -195,6 +208,7 @@ impl Relay {
                 }
             }
             parts = parts.anew();
+            must_declare = true;
             health.sending.store(parts.sending.clone());
         }
     }

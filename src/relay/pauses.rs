@@ -81,6 +81,7 @@ pub(super) async fn follow(
     while !shutdown.is_cancelled() {
         pace.tick().await;
         match base.store.load_pauses().await {
+            Ok((generation, _)) if base.index.load().generation > generation => continue,
             Ok((generation, asked)) => {
                 let now = Instant::now();
                 for (id, left) in &asked {

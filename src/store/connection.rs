@@ -21,6 +21,7 @@ use super::{
     events::Unreadable,
     identity::{Found, Guard, Trip},
 };
+use crate::sink::sqlstate::{Class, class_of};
 
 /// Longest time for a statement or a transaction of the relay, network included.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(12);
@@ -338,11 +339,19 @@ fn pool(settings: &ConnectionSettings, guard: &Arc<Guard>) -> PgPool {
             let (relay, guard) = (relay.clone(), guard.clone());
             Box::pin(async move {
                 // Behind a pooler a connection says nothing of the server: there it is looked at regularly.
-                let seen = guard.seen_so_far();
-                if !pooler && let Ok(found) = Found::read(connection, &relay).await {
-                    guard.judge(&found, &seen);
+                if pooler {
+                    return Ok(());
                 }
-                Ok(())
+                let seen = guard.seen_so_far();
+                match Found::read(connection, &relay).await {
+                    Ok(found) => {
+                        guard.judge(&found, &seen);
+                        Ok(())
+                    }
+                    // Whatever the login lacks, the inspection says it.
+                    Err(error) if class_of(&error) == Some(Class::NoRights) => Ok(()),
+                    Err(error) => Err(error),
+                }
             })
         })
         .max_connections(settings.pool_size.saturating_add(reserved))

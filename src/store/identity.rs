@@ -77,7 +77,11 @@ impl Found {
         let lacks = reports.and_then(|(ours, theirs)| (ours - theirs).to_std().ok());
         match (lacks, self.system_identifier) {
             (Some(lacks), _) if !lacks.is_zero() => Standing::SetBack(lacks),
-            _ if self.step < seen.step => Standing::SetBack(Duration::ZERO),
+            // Its reports are missing, too, if it was set back to before this relay began.
+            _ if self.step < seen.step => Standing::SetBack(match self.reported_at {
+                Some(_) => Duration::ZERO,
+                None => seen.reported_for(),
+            }),
             (_, None) => Standing::New,
             _ if self.found_timeline.is_some() && self.found_timeline != self.timeline => Standing::Promoted,
             _ => Standing::Known,
@@ -119,7 +123,16 @@ impl Found {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
     step: i64,
+    first_report: Option<DateTime<Utc>>,
     reported_at: Option<DateTime<Utc>>,
+}
+
+impl Seen {
+    /// Time between the first and the last report.
+    fn reported_for(&self) -> Duration {
+        let reports = self.first_report.zip(self.reported_at);
+        reports.and_then(|(first, last)| (last - first).to_std().ok()).unwrap_or_default()
+    }
 }
 
 /// Why relays of this environment send nothing from the database; none: they may send.
@@ -164,7 +177,9 @@ impl Guard {
 
     /// Notes a report of this relay that is committed.
     pub(super) fn saw_report(&self, at: DateTime<Utc>) {
-        self.seen().reported_at = Some(at);
+        let mut seen = self.seen();
+        seen.first_report.get_or_insert(at);
+        seen.reported_at = Some(at);
     }
 
     pub(super) fn trip(&self) -> Option<Trip> {
@@ -279,13 +294,17 @@ mod tests {
     #[test]
     fn what_lacks_commits_that_were_seen_was_set_back() {
         let at = DateTime::from_timestamp(1_000_000, 0).unwrap();
-        let seen = Seen { step: 10, reported_at: Some(at) };
+        let first = at - chrono::TimeDelta::seconds(600);
+        let seen = Seen { step: 10, first_report: Some(first), reported_at: Some(at) };
         let standing = |found: &Found| found.standing("production", &seen);
         assert_eq!(standing(&Found { reported_at: Some(at), ..found() }), Standing::Known);
         assert_eq!(standing(&Found { reported_at: None, ..found() }), Standing::Known);
         let older = Found { reported_at: Some(at - chrono::TimeDelta::seconds(90)), ..found() };
         assert_eq!(standing(&older), Standing::SetBack(Duration::from_secs(90)));
-        assert_eq!(standing(&Found { step: 9, ..found() }), Standing::SetBack(Duration::ZERO));
+        let tail = Found { step: 9, reported_at: Some(at), ..found() };
+        assert_eq!(standing(&tail), Standing::SetBack(Duration::ZERO));
+        let before_it_began = Found { step: 9, reported_at: None, ..found() };
+        assert_eq!(standing(&before_it_began), Standing::SetBack(Duration::from_secs(600)));
         assert_eq!(set_back(Duration::from_secs(60)), None);
         assert!(set_back(Duration::from_secs(90)).is_some());
     }
