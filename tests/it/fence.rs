@@ -302,3 +302,23 @@ async fn only_an_administrator_adopts() {
     drop(relay);
     database.drop().await;
 }
+
+#[tokio::test]
+async fn adoption_changes_nothing_where_there_is_nothing_to_adopt_or_it_would_not_last() {
+    let database = Database::new().await;
+    let relay = RelayBox::start(&database, &Recorder::new()).await;
+    assert!(relay.stop().await.complete);
+    let refusal = async |sql: &'static str| {
+        let mut connection = database.connection().await;
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap_err().to_string()
+    };
+    assert!(refusal("select outbox.adopt(false)").await.contains("nothing to adopt"));
+    assert!(refusal("select outbox.adopt(false, 'default')").await.contains("nothing to adopt"));
+    let inside = refusal("begin; savepoint s; select outbox.adopt(true, 'staging')").await;
+    assert!(inside.contains("inside a savepoint"), "{inside}");
+    // Whoever writes the row is noted.
+    database.execute("update outbox.identity set environment = 'staging'").await;
+    let is_written = "select count(*) from outbox.identity where outbox.is_written_by(xmin, recorded_by)";
+    assert_eq!(database.count(is_written).await, 1);
+    database.drop().await;
+}
