@@ -9,7 +9,10 @@ use chrono::{DateTime, Utc};
 use sqlx::{Row as _, postgres::PgRow};
 
 use super::{connection::Store, error::Error};
-use crate::event::{Event, Position};
+use crate::{
+    event::{Event, Position},
+    sink::sqlstate::Class,
+};
 
 /// An event as routing reads it.
 #[derive(Debug)]
@@ -54,6 +57,11 @@ impl Unreadable {
 
     fn positions(&self) -> MutexGuard<'_, HashSet<Position>> {
         self.positions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets all: in a database that was set back, other events may get these positions.
+    pub(super) fn forget(&self) {
+        self.positions().clear();
     }
 
     /// Those of these positions that are known.
@@ -106,7 +114,11 @@ impl Store {
                 Err(error) if error.is_about_a_value() => error,
                 Err(error) => return Err(error),
             };
-            let found = self.find_unreadable(part, span).await?;
+            let found = match self.find_unreadable(part, span).await {
+                // It took too long for so many: look for it in each half.
+                Err(error) if error.class() == Some(Class::Canceled) && part.len() > 1 => None,
+                found => found?,
+            };
             let at = part.iter().position(|position| Some(*position) == found);
             match (at.map(|at| part.split_at(at)), part) {
                 (Some((before, [position, after @ ..])), _) => {

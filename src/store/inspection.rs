@@ -65,6 +65,7 @@ impl Store {
             }
         }
         self.guard.forget();
+        self.unreadable.forget();
         self.inspect().await
     }
 
