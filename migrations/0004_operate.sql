@@ -399,7 +399,7 @@ begin
              'select on outbox.subscription_status, outbox.event_status, outbox.log_status, '
              'outbox.relays, '
              'outbox.relay_subscriptions'),
-            ('outbox_monitor', 'select on outbox.identity, outbox.cursor'),
+            ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
             ('outbox_monitor', 'select on outbox.captures'),
             ('outbox_monitor',

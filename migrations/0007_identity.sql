@@ -19,6 +19,15 @@ create unique index identity_only_row on outbox.identity ((true));
 alter table outbox.identity replica identity full;
 insert into outbox.identity default values;
 
+-- The database that this is.
+create view outbox.here as
+    select control.system_identifier, base.oid as database_oid,
+           case when not pg_is_in_recovery()
+                then ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
+                end as timeline
+      from pg_control_system() as control
+      join pg_database as base on base.datname = current_database();
+
 create function outbox.record_writer() returns trigger
 language plpgsql as $$
 begin
@@ -78,11 +87,9 @@ begin
     if not is_restored
        and kept.set_back is null
        and kept.environment is not distinct from coalesce(adopt.environment, kept.environment)
-       and coalesce(kept.system_identifier = (select control.system_identifier
-                                                from pg_control_system() as control)
-                    and kept.database_oid = (select base.oid from pg_database as base
-                                              where base.datname = current_database()),
-                    true) then
+       and (select coalesce(kept.system_identifier = here.system_identifier
+                            and kept.database_oid = here.database_oid, true)
+              from outbox.here as here) then
         raise exception using errcode = '22023',
             message = 'there is nothing to adopt: the outbox belongs to this database';
     end if;
@@ -170,13 +177,10 @@ begin
     delete from outbox.relay_subscriptions;
     delete from outbox.relays;
     update outbox.identity as identity
-       set system_identifier = (select control.system_identifier
-                                  from pg_control_system() as control),
-           database_oid = (select base.oid from pg_database as base
-                            where base.datname = current_database()),
-           environment = coalesce(adopt.environment, identity.environment),
-           timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer,
-           set_back = null, recorded_by = this;
+       set system_identifier = here.system_identifier, database_oid = here.database_oid,
+           timeline = here.timeline, set_back = null,
+           environment = coalesce(adopt.environment, identity.environment)
+      from outbox.here as here;
     if not (select outbox.is_written_by(identity.xmin, identity.recorded_by)
               from outbox.identity as identity) then
         raise exception 'outbox.adopt cannot be called inside a savepoint or an exception block';

@@ -68,11 +68,9 @@ begin
     if not is_restored
        and kept.set_back is null
        and kept.environment is not distinct from coalesce(adopt.environment, kept.environment)
-       and coalesce(kept.system_identifier = (select control.system_identifier
-                                                from pg_control_system() as control)
-                    and kept.database_oid = (select base.oid from pg_database as base
-                                              where base.datname = current_database()),
-                    true) then
+       and (select coalesce(kept.system_identifier = here.system_identifier
+                            and kept.database_oid = here.database_oid, true)
+              from outbox.here as here) then
         raise exception using errcode = '22023',
             message = 'there is nothing to adopt: the outbox belongs to this database';
     end if;
@@ -160,13 +158,10 @@ begin
     delete from outbox.relay_subscriptions;
     delete from outbox.relays;
     update outbox.identity as identity
-       set system_identifier = (select control.system_identifier
-                                  from pg_control_system() as control),
-           database_oid = (select base.oid from pg_database as base
-                            where base.datname = current_database()),
-           environment = coalesce(adopt.environment, identity.environment),
-           timeline = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer,
-           set_back = null, recorded_by = this;
+       set system_identifier = here.system_identifier, database_oid = here.database_oid,
+           timeline = here.timeline, set_back = null,
+           environment = coalesce(adopt.environment, identity.environment)
+      from outbox.here as here;
     if not (select outbox.is_written_by(identity.xmin, identity.recorded_by)
               from outbox.identity as identity) then
         raise exception 'outbox.adopt cannot be called inside a savepoint or an exception block';
@@ -1663,7 +1658,7 @@ begin
              'select on outbox.subscription_status, outbox.event_status, outbox.log_status, '
              'outbox.relays, '
              'outbox.relay_subscriptions'),
-            ('outbox_monitor', 'select on outbox.identity, outbox.cursor'),
+            ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
             ('outbox_monitor', 'select on outbox.captures'),
             ('outbox_monitor',
@@ -2493,6 +2488,16 @@ CREATE TABLE outbox.generation (
     CONSTRAINT generation_only_row_check CHECK (only_row)
 );
 
+CREATE VIEW outbox.here AS
+ SELECT control.system_identifier,
+    base.oid AS database_oid,
+        CASE
+            WHEN (NOT pg_is_in_recovery()) THEN ((('x'::text || "left"(pg_walfile_name(pg_current_wal_lsn()), 8)))::bit(32))::integer
+            ELSE NULL::integer
+        END AS timeline
+   FROM (pg_control_system() control(pg_control_version, catalog_version_no, system_identifier, pg_control_last_modified)
+     JOIN pg_database base ON ((base.datname = current_database())));
+
 CREATE TABLE outbox.identity (
     system_identifier bigint,
     database_oid oid,
@@ -3094,6 +3099,10 @@ GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_monitor;
 
 GRANT SELECT ON TABLE outbox.generation TO outbox_relay;
 GRANT SELECT ON TABLE outbox.generation TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.here TO outbox_relay;
+GRANT SELECT ON TABLE outbox.here TO outbox_admin;
+GRANT SELECT ON TABLE outbox.here TO outbox_monitor;
 
 GRANT SELECT,UPDATE ON TABLE outbox.identity TO outbox_relay;
 GRANT SELECT ON TABLE outbox.identity TO outbox_admin;

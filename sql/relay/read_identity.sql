@@ -3,12 +3,8 @@
 --
 -- A restored dump is noticed by the row's own transaction id: the restore has written it, and not
 -- the transaction that it names.
-select control.system_identifier as found_system_identifier,
-       (select base.oid from pg_database as base
-         where base.datname = current_database())::bigint as found_database_oid,
-       case when not pg_is_in_recovery()
-            then ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
-            end as found_timeline,
+select here.system_identifier as found_system_identifier,
+       here.database_oid::bigint as found_database_oid, here.timeline as found_timeline,
        identity.system_identifier, identity.database_oid::bigint as database_oid,
        identity.environment, identity.timeline, identity.set_back,
        not outbox.is_written_by(identity.xmin, identity.recorded_by) as is_restored,
@@ -22,4 +18,4 @@ select control.system_identifier as found_system_identifier,
  cross join (select one.step, one.settled, one.low
                from outbox.cursor as one
               order by one.step desc limit 1) as cursor
- cross join pg_control_system() as control
+ cross join outbox.here as here
