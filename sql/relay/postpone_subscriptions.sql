@@ -3,7 +3,7 @@
 -- subscription that has another destination by now. Locks no subscription, and waits for none.
 --   $1 subscriptions; $2 to $4 are in their order
 --   $2 lengths in seconds   $3 sinks   $4 configs, as text
---   $5 channel on which the relays are told
+--   $5 channel on which the other relays are notified
 with paused as (
     insert into outbox.pauses as pause (subscription_id, until, asked_at)
     select asked.id, now() + make_interval(secs => asked.length),
@@ -34,5 +34,5 @@ over as (
                   for update skip locked))
 )
 select paused.subscription_id,
-       case when row_number() over () = 1 then pg_notify($5::text, '')::text end as told
+       case when row_number() over () = 1 then pg_notify($5::text, '')::text end as notified
   from paused

@@ -224,7 +224,7 @@ impl BellTask {
                         Ok(())
                     }
                     Ok(Some(notification)) if notification.channel() == pauses::CHANNEL => {
-                        self.sending.pauses.told.notify_one();
+                        self.sending.pauses.recorded.notify_one();
                         Ok(())
                     }
                     Ok(Some(_)) => { listening.heard = Instant::now(); Ok(()) }
@@ -254,9 +254,9 @@ impl BellTask {
 /// Who holds one of the bell's locks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Holder {
-    /// A login that may route.
+    /// A login with the rights of a relay.
     Relay,
-    /// Another login.
+    /// A login without them, which has taken the lock by mistake or to do harm.
     Stranger,
 }
 

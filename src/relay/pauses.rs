@@ -18,7 +18,7 @@ use crate::delivery::SubscriptionId;
 
 /// Channel on which relays tell each other that there are new pauses.
 pub(super) const CHANNEL: &str = "outbox_pauses";
-/// How often pauses are read although nobody told of any.
+/// How often pauses are read although no relay has notified of any.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Shortest time between two looks.
 const PACE: Duration = Duration::from_millis(100);
@@ -30,7 +30,7 @@ pub(super) struct Pauses {
     /// Number of entries: usually zero, which needs no lock.
     count: AtomicUsize,
     /// Notified when another relay has recorded some.
-    pub(super) told: Notify,
+    pub(super) recorded: Notify,
 }
 
 impl Pauses {
@@ -98,7 +98,7 @@ pub(super) async fn follow(
             Err(error) => base.telemetry.database_failed("pauses", &error),
         }
         tokio::select! {
-            () = sending.pauses.told.notified() => {}
+            () = sending.pauses.recorded.notified() => {}
             () = tokio::time::sleep_until((Instant::now() + LOOK_EVERY).into()) => {}
             () = shutdown.cancelled() => {}
         }

@@ -256,7 +256,7 @@ impl Store {
     }
 
     /// Makes all relays wait before they send to these subscriptions again, if they still have the
-    /// destination that asked for it. The relays are told on `channel`. Returns the subscriptions whose pause
+    /// destination that asked for it. Relays are notified on `channel`. Returns the subscriptions whose pause
     /// became longer.
     ///
     /// # Errors
