@@ -325,6 +325,8 @@ create table outbox.pauses (
     until           timestamptz not null,
     asked_at        timestamptz not null
 ) with (fillfactor = 50);
+-- the newest, which routing compares with what it knows
+create index pauses_asked_at on outbox.pauses (asked_at);
 
 create view outbox.asked_pauses as
     select pause.subscription_id, pause.until

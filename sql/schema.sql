@@ -2798,6 +2798,8 @@ CREATE INDEX events_default_xid_position_idx ON outbox.events_default USING btre
 
 CREATE UNIQUE INDEX identity_only_row ON outbox.identity USING btree ((true));
 
+CREATE INDEX pauses_asked_at ON outbox.pauses USING btree (asked_at);
+
 ALTER INDEX outbox.attempts_at ATTACH PARTITION outbox.attempts_default_at_idx;
 
 ALTER INDEX outbox.attempts_position ATTACH PARTITION outbox.attempts_default_position_idx;

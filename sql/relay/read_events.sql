@@ -9,7 +9,7 @@
 -- There are two branches because no single index scan answers a range `or` an `any`. Of the
 -- transactions in $2 only those that have ended are scanned, so that a bulk load in progress is not
 -- scanned each time. There is always at least one row. Every row has the snapshot, the generation
--- of subscriptions in it, the current step of the cursor and the highest position drawn so far.
+-- of subscriptions and the time of the newest pause in it, the current step of the cursor and the highest position drawn so far.
 -- When the step is not $5, the relay drops what it read.
 -- Payloads above 16 KiB are left out and read before they are sent.
 -- Event columns come first and in this order, because the relay reads them by place.
@@ -49,9 +49,10 @@ select fresh.position, fresh.created_at, fresh.id, fresh.topic, fresh.key, fresh
        fresh.user_id, fresh.schema_version, fresh.headers::text as headers,
        case when octet_length(fresh.payload) <= 16384 then fresh.payload end as payload,
        fresh.priority, fresh.deliver_after,
-       now_seen.snapshot, now_seen.generation, now_seen.step, now_seen.drawn
+       now_seen.snapshot, now_seen.generation, now_seen.newest_pause, now_seen.step, now_seen.drawn
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,
+               (select max(pause.asked_at) from outbox.pauses as pause) as newest_pause,
                (select cursor.step
                   from outbox.cursor as cursor
                  where cursor.step >= $5::bigint

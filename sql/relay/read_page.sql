@@ -30,9 +30,10 @@ select page.position, page.created_at, page.id, page.topic, page.key, page.organ
        page.user_id, page.schema_version, page.headers::text as headers,
        case when octet_length(page.payload) <= 16384 then page.payload end as payload,
        page.priority, page.deliver_after,
-       now_seen.snapshot, now_seen.generation, now_seen.step, now_seen.drawn
+       now_seen.snapshot, now_seen.generation, now_seen.newest_pause, now_seen.step, now_seen.drawn
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,
+               (select max(pause.asked_at) from outbox.pauses as pause) as newest_pause,
                (select cursor.step
                   from outbox.cursor as cursor
                  where cursor.step >= $7::bigint

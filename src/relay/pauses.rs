@@ -10,11 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::parts::{Base, Sending, Waiting};
-use crate::delivery::SubscriptionId;
+use crate::{
+    delivery::SubscriptionId,
+    store::{Error, LoadedPauses},
+};
 
 /// Channel on which relays tell each other that there are new pauses.
 pub(super) const CHANNEL: &str = "outbox_pauses";
@@ -29,6 +33,8 @@ pub(super) struct Pauses {
     until: Mutex<HashMap<SubscriptionId, Instant>>,
     /// Number of entries: usually zero, which needs no lock.
     count: AtomicUsize,
+    /// When the newest that is known was recorded.
+    newest: Mutex<Option<DateTime<Utc>>>,
     /// Notified when another relay has recorded some.
     pub(super) recorded: Notify,
 }
@@ -48,6 +54,11 @@ impl Pauses {
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         until.remove(&subscription);
         self.count.store(until.len(), Ordering::Release);
+    }
+
+    /// Whether all that were recorded until then are known.
+    pub(super) fn are_known(&self, newest: Option<DateTime<Utc>>) -> bool {
+        newest <= *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a subscription is paused.
@@ -80,21 +91,9 @@ pub(super) async fn follow(
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !shutdown.is_cancelled() {
         pace.tick().await;
-        match base.store.load_pauses().await {
-            Ok((generation, _)) if base.index.load().generation > generation => continue,
-            Ok((generation, asked)) => {
-                let now = Instant::now();
-                for (id, left) in &asked {
-                    sending.pauses.pause(*id, *left, now);
-                    // A claim that found nothing because of the pause proves nothing about what is due.
-                    waiting.schedule.note(*id, now + *left);
-                }
-                if base.index.load().generation > generation {
-                    // Some may have been resumed since.
-                    asked.iter().for_each(|(id, _)| sending.pauses.end(*id));
-                    continue;
-                }
-            }
+        match load(&base, &sending, &waiting).await {
+            Ok(true) => {}
+            Ok(false) => continue,
             Err(error) => base.telemetry.database_failed("pauses", &error),
         }
         tokio::select! {
@@ -103,4 +102,29 @@ pub(super) async fn follow(
             () = shutdown.cancelled() => {}
         }
     }
+}
+
+/// Reads what is recorded. Returns false if subscriptions have changed meanwhile: then some may have been
+/// resumed, and nothing was learned.
+///
+/// # Errors
+/// Those of the database.
+pub(super) async fn load(base: &Base, sending: &Sending, waiting: &Waiting) -> Result<bool, Error> {
+    let LoadedPauses { pauses, generation, newest } = base.store.load_pauses().await?;
+    let has_changed = || base.index.load().generation > generation;
+    if has_changed() {
+        return Ok(false);
+    }
+    let now = Instant::now();
+    for (id, left) in &pauses {
+        sending.pauses.pause(*id, *left, now);
+        // A claim that found nothing because of the pause proves nothing about what is due.
+        waiting.schedule.note(*id, now + *left);
+    }
+    if has_changed() {
+        pauses.iter().for_each(|(id, _)| sending.pauses.end(*id));
+        return Ok(false);
+    }
+    *sending.pauses.newest.lock().unwrap_or_else(PoisonError::into_inner) = newest;
+    Ok(true)
 }

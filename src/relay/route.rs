@@ -20,6 +20,7 @@ use super::{
     held::{Held, Lease, Leases},
     matching::MatchCache,
     parts::{Base, Counted, Parts, Sending, Waiting},
+    pauses,
     plan::{Plan, Room, Standing, Wanting, plan},
     reload::Reload,
     way::Way,
@@ -140,6 +141,10 @@ impl Route {
         // An event committed after a subscription is always matched against it.
         if read.generation > index.generation {
             reload.load().await?;
+        }
+        // Nor is an event sent after a pause that was recorded before it.
+        if !self.sending.pauses.are_known(read.newest_pause) {
+            pauses::load(&self.base, &self.sending, &self.waiting).await?;
         }
         let starting: Vec<SubscriptionId> =
             self.base.index.load().starting().filter(|id| !self.fixed.contains(id)).collect();

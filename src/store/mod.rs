@@ -32,4 +32,6 @@ pub use pages::{
 pub use relays::{BreakerState, RelayReport, SubscriptionReport};
 pub use routing::{NewDelivery, NewPage, Read, Routed};
 pub use starts::{Past, Start};
-pub use subscriptions::{AskedPause, Destination, Loaded, StateChange, SubscriptionRow, SubscriptionState};
+pub use subscriptions::{
+    AskedPause, Destination, Loaded, LoadedPauses, StateChange, SubscriptionRow, SubscriptionState,
+};

@@ -26,6 +26,8 @@ pub struct Read {
     pub events: Vec<NewEvent>,
     /// Value of `outbox.generation` in the snapshot in which the events were read.
     pub generation: i64,
+    /// Time of the newest pause that a destination asked for, in that snapshot.
+    pub newest_pause: Option<DateTime<Utc>>,
     /// Whether reading was slow although all new events fit one page. The cursor should then move past the
     /// rows that were in the way.
     pub was_slow: bool,
@@ -312,6 +314,7 @@ fn read_rows(
     Ok(Some(Read {
         events,
         generation: row.try_get("generation")?,
+        newest_pause: row.try_get("newest_pause")?,
         was_slow: false,
         reached,
         drawn: row.try_get("drawn")?,

@@ -163,6 +163,17 @@ pub struct AskedPause {
     pub destination: Destination,
 }
 
+/// The pauses that destinations asked for and that are not over.
+#[derive(Debug)]
+pub struct LoadedPauses {
+    /// Subscriptions, and what is left of their pauses.
+    pub pauses: Vec<(SubscriptionId, Duration)>,
+    /// Value of `outbox.generation` at which they were true.
+    pub generation: i64,
+    /// When the newest was recorded, whether or not it is over.
+    pub newest: Option<DateTime<Utc>>,
+}
+
 /// The subscriptions that changed since the last load.
 #[derive(Debug)]
 pub struct Loaded {
@@ -276,22 +287,22 @@ impl Store {
             .await
     }
 
-    /// Reads the pauses that destinations asked for: what is left of each, and the generation of
-    /// subscriptions at which they were true.
+    /// Reads the pauses that destinations asked for.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn load_pauses(&self) -> Result<(i64, Vec<(SubscriptionId, Duration)>), Error> {
+    pub async fn load_pauses(&self) -> Result<LoadedPauses, Error> {
         self.statement("loading pauses", sql!("relay/load_pauses"))
             .all(|rows| {
-                let generation = first(rows)?.try_get("generation")?;
+                let row = first(rows)?;
+                let (generation, newest) = (row.try_get("generation")?, row.try_get("newest")?);
                 let mut pauses = Vec::new();
                 for row in rows {
                     let Some(id) = row.try_get("subscription_id")? else { continue };
                     let left = Duration::try_from_secs_f64(row.try_get("seconds")?).unwrap_or(LONGEST_PAUSE);
                     pauses.push((id, left.min(LONGEST_PAUSE)));
                 }
-                Ok((generation, pauses))
+                Ok(LoadedPauses { pauses, generation, newest })
             })
             .await
     }
