@@ -237,6 +237,64 @@ async fn an_answer_that_is_cut_off_or_lists_unknown_events_acknowledges_nothing(
     }
 }
 
+/// An answer with a header.
+fn with(name: &'static str, value: &str, body: impl Into<Vec<u8>>) -> Mode {
+    Mode::Status(200, vec![(name, value.to_owned())], body.into())
+}
+
+fn utf_16(text: &str) -> Vec<u8> {
+    std::iter::once(0xfeff).chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_cannot_be_read_acknowledges_nothing() {
+    let unclear = [("retry", Some(Reason::BrokenAnswer), true); 3];
+    let list = |id: &str| format!("{{\"failed\": [\"{id}\"]}}");
+    let gzip = |id: &str| [b"\x1f\x8b\x08\0\0\0\0\0\0\x03".as_slice(), list(id).as_bytes()].concat();
+    assert_eq!(answered(|id| with("content-encoding", "gzip", gzip(id))).await, unclear);
+    assert_eq!(answered(|id| with("content-encoding", "br", list(id))).await, unclear);
+    assert_eq!(answered(|id| ok(gzip(id))).await, unclear, "without the header");
+    assert_eq!(answered(|id| ok(utf_16(&list(id)))).await, unclear);
+    assert_eq!(answered(|id| with("content-type", "text/json; charset=\"UTF-16\"", list(id))).await, unclear);
+    assert_eq!(
+        answered(|id| with("content-type", "application/json;charset=ibm037", list(id))).await,
+        unclear
+    );
+    assert_eq!(answered(|id| Mode::Status(206, vec![], id[..0].into())).await, unclear, "a part");
+    for wrong in [
+        "[{\"failed\": [\"ID\"]}]",
+        "[\"ok\", \"no\", \"ok\"]",
+        "{\"result\": {\"failed\": [\"ID\"]}}",
+        "{\"Failed\": [\"ID\"]}",
+        "{\"batchItemFailures\": [{\"itemIdentifier\": \"7\"}]}",
+        "{\"failed\": [\"ID\"], \"failed\": []}",
+        "{\"failed\": {\"ID\": \"no credit\"}}",
+        "{\"errors\": [{\"id\": \"ID\"}]}",
+        "\"{\\\"failed\\\": [\\\"ID\\\"]}\"",
+        "{\"ok\": 1}\n{\"failed\": [\"ID\"]}",
+        ")]}',\n{\"failed\": [\"ID\"]}",
+        "<failed>ID</failed>",
+    ] {
+        assert_eq!(answered(|id| ok(wrong.replace("ID", id))).await, unclear, "{wrong}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_read_after_a_byte_order_mark_and_in_any_charset_that_has_ascii() {
+    let one_failed = [DELIVERED, NOT_ACKNOWLEDGED, DELIVERED];
+    let list = |id: &str| format!("\u{feff}{{\"failed\": [\"{id}\"]}}");
+    assert_eq!(answered(|id| ok(list(id))).await, one_failed);
+    assert_eq!(answered(|id| with("content-encoding", "identity", list(id))).await, one_failed);
+    assert_eq!(answered(|id| with("content-type", "text/json; charset=UTF-8", list(id))).await, one_failed);
+    let latin = |id: &str| [b"{\"why\": \"re\xe7u\", \"failed\": [\"", id.as_bytes(), b"\"]}"].concat();
+    assert_eq!(
+        answered(|id| with("content-type", "text/json; charset=iso-8859-1", latin(id))).await,
+        one_failed
+    );
+    assert_eq!(answered(|id| Mode::Status(207, vec![], list(id).into())).await, one_failed);
+    assert_eq!(answered(|_| with("content-encoding", "gzip", "")).await, [DELIVERED; 3], "nothing to read");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_final_answer_to_several_events_is_final_for_none_of_them() {
     let refused = |_: &str| Mode::Status(422, vec![], vec![]);

@@ -13,7 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::target::Target;
+use super::{batch, target::Target};
 use crate::{
     delivery::{LONGEST_PAUSE, Outcome, Reason},
     sink::{Report, egress::ResolveError},
@@ -24,18 +24,17 @@ const READ_LIMIT: usize = 16 * 1024;
 /// Largest response that acknowledges a batch, in bytes. The ids of 1,000 events are about 40 KiB.
 const READ_LIMIT_OF_A_BATCH: usize = 1024 * 1024;
 /// Bytes of a response that are kept, after escaping.
-const KEEP_LIMIT: usize = 1024;
+pub(super) const KEEP_LIMIT: usize = 1024;
 /// Timeout of reading the body. After it the connection is dropped instead of reused; the status has decided
 /// already.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The report for a response, and the body of one that acknowledges a batch. `now` is used for responses
-/// without a date.
+/// The report for a response, and what acknowledges a batch. `now` is used for responses without a date.
 pub(super) async fn report(
     mut response: reqwest::Response,
     target: &Target,
     now: SystemTime,
-) -> (Report, Vec<u8>) {
+) -> (Report, Option<batch::Answer>) {
     let status = response.status();
     let outcome = outcome(status, &target.dead_letter_on, || retry_after(response.headers(), now));
     // A server may fail after it has processed the event; a client error comes before.
@@ -43,10 +42,13 @@ pub(super) async fn report(
     let report = Report { outcome, status: Some(status.as_u16()), answer: None, ambiguous, settled: false };
     if target.batch.is_some() && report.outcome == Outcome::Delivered {
         return match whole(&mut response).await {
-            Ok(body) => (Report { answer: kept(&response, &body, &target.confidential), ..report }, body),
+            Ok(body) => {
+                let report = Report { answer: kept(&response, &body, &target.confidential), ..report };
+                (report, Some(batch::Answer::read(status, response.headers(), body)))
+            }
             Err(problem) => {
                 let unclear = problem.map_or_else(too_long, |error| failure(error, target));
-                (Report { status: report.status, ..unclear }, Vec::new())
+                (Report { status: report.status, ..unclear }, None)
             }
         };
     }
@@ -55,7 +57,7 @@ pub(super) async fn report(
     } else {
         excerpt(response, &target.confidential).await
     };
-    (Report { answer, ..report }, Vec::new())
+    (Report { answer, ..report }, None)
 }
 
 /// The report for a 2xx response that is too long to read.

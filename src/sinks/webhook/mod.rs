@@ -123,7 +123,7 @@ impl Sink for Webhook {
 
     async fn send_batch(&self, target: &Target, deliveries: &[Outgoing]) -> Vec<Report> {
         let (report, answer) = self.post(target, deliveries).await;
-        batch::reports(report, &answer, deliveries)
+        batch::reports(report, answer.as_ref(), deliveries)
     }
 
     async fn check(&self, target: &Target) -> Result<(), Problem> {
@@ -147,8 +147,8 @@ fn too_large(length: usize) -> String {
 }
 
 impl Webhook {
-    /// Sends one request. The second value is the body of the response, if it acknowledges a batch.
-    async fn post(&self, target: &Target, deliveries: &[Outgoing]) -> (Report, Vec<u8>) {
+    /// Sends one request. The second value is what acknowledges a batch.
+    async fn post(&self, target: &Target, deliveries: &[Outgoing]) -> (Report, Option<batch::Answer>) {
         let message = match target.message(deliveries) {
             Ok(message) => message,
             Err(length) => {
@@ -159,7 +159,7 @@ impl Webhook {
                 } else {
                     Outcome::Rejected { reason }
                 };
-                return (Report::from(outcome).with_answer(too_large(length)), Vec::new());
+                return (Report::from(outcome).with_answer(too_large(length)), None);
             }
         };
         let now = SystemTime::from(
@@ -173,7 +173,7 @@ impl Webhook {
         *request.body_mut() = Some(body.into());
         match self.client.execute(request).await {
             Ok(response) => answer::report(response, target, now).await,
-            Err(error) => (answer::failure(error, target), Vec::new()),
+            Err(error) => (answer::failure(error, target), None),
         }
     }
 }

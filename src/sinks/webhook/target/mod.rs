@@ -51,6 +51,7 @@ const RESERVED: &[&str] = &[
     "transfer-encoding",
     "connection",
     "te",
+    "accept-encoding",
     "trailer",
     "upgrade",
     "keep-alive",
@@ -253,6 +254,7 @@ impl Target {
             header::USER_AGENT,
             HeaderValue::from_static(concat!("pgoutbox/", env!("CARGO_PKG_VERSION"))),
         );
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let id_value = HeaderValue::from_str(&id).expect("a UUID is a header value");
         headers.insert(&IDEMPOTENCY_KEY, id_value.clone());
         headers.insert(&ID, id_value);
