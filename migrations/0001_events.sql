@@ -58,7 +58,7 @@ $$;
 -- publisher's rate.
 create domain outbox.topic as text
     constraint topic_must_be_dotted_segments_without_stars_up_to_255_letters
-    check (length(value) <= 255 and value ~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$');
+    check (length(value) <= 255 and value ~ '^[^.*[:cntrl:]]+([.][^.*[:cntrl:]]+)*$');
 create domain outbox.key as text
     constraint key_must_be_at_most_512_characters check (length(value) <= 512);
 create domain outbox.payload as jsonb

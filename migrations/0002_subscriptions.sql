@@ -55,14 +55,14 @@ comment on column outbox.subscriptions.resumed_at is
 create function outbox.topic_pattern_is_valid(pattern text) returns boolean
 language sql immutable strict parallel safe as $$
     select length(pattern) between 1 and 255
-       and pattern ~ '^(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+)'
-                     '(\.(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+))*$'
+       and pattern ~ '^([*][*]|[^.*[:cntrl:]]*[*]|[^.*[:cntrl:]]+)'
+                     '([.]([*][*]|[^.*[:cntrl:]]*[*]|[^.*[:cntrl:]]+))*$'
 $$;
 
 -- Whether a text is a duration: a number and a unit, at most ten years.
 create function outbox.duration_is_valid(duration text) returns boolean
 language sql immutable strict parallel safe as $$
-    select case when duration ~ '^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$'
+    select case when duration ~ '^[0-9]+([.][0-9]+)?(ms|s|m|h|d)$'
                 then rtrim(duration, 'mshd')::numeric
                      * case substring(duration from '[a-z]+$')
                             when 'ms' then 0.001

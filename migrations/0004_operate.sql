@@ -12,11 +12,11 @@ begin
     -- Each segment is matched with the dot before it, so that `**` can match none.
     foreach segment in array segments loop
         if segment = '**' then
-            expression := expression || '(\.[^.]+)*';
+            expression := expression || '([.][^.]+)*';
         else
             expression := expression
-                          || '\.'
-                          || regexp_replace(rtrim(segment, '*'), '([^[:alnum:]_])', '\\\1', 'g')
+                          || '[.]'
+                          || regexp_replace(rtrim(segment, '*'), '([^[:alnum:]_])', E'\\\\\\1', 'g')
                           || case when segment = '*' then '[^.]+'
                                   when right(segment, 1) = '*' then '[^.]*'
                                   else '' end;

@@ -706,7 +706,7 @@ begin
       from pg_attribute as a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
 
     prefix := coalesce(topic, known.nspname || '.' || known.relname);
-    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$' then
+    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:]]+([.][^.*[:cntrl:]]+)*$' then
         raise exception using errcode = '22023',
             message = format('topic: %L is not a valid prefix of topics', prefix),
             hint = 'Use segments separated by dots, without stars, at most 248 characters '

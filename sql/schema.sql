@@ -38,7 +38,7 @@ CREATE DOMAIN outbox.priority AS integer
 	CONSTRAINT priority_must_be_between_0_and_1000 CHECK (((VALUE >= 0) AND (VALUE <= 1000)));
 
 CREATE DOMAIN outbox.topic AS text
-	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK (((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$'::text)));
+	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK (((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:]]+([.][^.*[:cntrl:]]+)*$'::text)));
 
 CREATE FUNCTION outbox.adopt(keep_pending boolean, environment text DEFAULT NULL::text) RETURNS TABLE(events bigint, deliveries bigint)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -248,7 +248,7 @@ begin
       from pg_attribute as a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
 
     prefix := coalesce(topic, known.nspname || '.' || known.relname);
-    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:]]+(\.[^.*[:cntrl:]]+)*$' then
+    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:]]+([.][^.*[:cntrl:]]+)*$' then
         raise exception using errcode = '22023',
             message = format('topic: %L is not a valid prefix of topics', prefix),
             hint = 'Use segments separated by dots, without stars, at most 248 characters '
@@ -1458,7 +1458,7 @@ COMMENT ON FUNCTION outbox.drop_event_type(topic text, version integer) IS 'Dele
 CREATE FUNCTION outbox.duration_is_valid(duration text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $_$
-    select case when duration ~ '^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$'
+    select case when duration ~ '^[0-9]+([.][0-9]+)?(ms|s|m|h|d)$'
                 then rtrim(duration, 'mshd')::numeric
                      * case substring(duration from '[a-z]+$')
                             when 'ms' then 0.001
@@ -2053,11 +2053,11 @@ begin
     -- Each segment is matched with the dot before it, so that `**` can match none.
     foreach segment in array segments loop
         if segment = '**' then
-            expression := expression || '(\.[^.]+)*';
+            expression := expression || '([.][^.]+)*';
         else
             expression := expression
-                          || '\.'
-                          || regexp_replace(rtrim(segment, '*'), '([^[:alnum:]_])', '\\\1', 'g')
+                          || '[.]'
+                          || regexp_replace(rtrim(segment, '*'), '([^[:alnum:]_])', E'\\\\\\1', 'g')
                           || case when segment = '*' then '[^.]+'
                                   when right(segment, 1) = '*' then '[^.]*'
                                   else '' end;
@@ -2071,8 +2071,8 @@ CREATE FUNCTION outbox.topic_pattern_is_valid(pattern text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $_$
     select length(pattern) between 1 and 255
-       and pattern ~ '^(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+)'
-                     '(\.(\*\*|[^.*[:cntrl:]]*\*|[^.*[:cntrl:]]+))*$'
+       and pattern ~ '^([*][*]|[^.*[:cntrl:]]*[*]|[^.*[:cntrl:]]+)'
+                     '([.]([*][*]|[^.*[:cntrl:]]*[*]|[^.*[:cntrl:]]+))*$'
 $_$;
 
 CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean

@@ -13,7 +13,7 @@ use std::{future::Future, io, time::Duration};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{
-    ConnectOptions, Connection, FromRow, PgConnection,
+    Connection, FromRow, PgConnection,
     postgres::{PgConnectOptions, PgDatabaseError},
 };
 use uuid::Uuid;
@@ -30,7 +30,10 @@ pub use self::{
 };
 use crate::{
     event::{Draft, Event},
-    sink::sqlstate::{self, Class},
+    sink::{
+        session,
+        sqlstate::{self, Class},
+    },
     store::{LogStatus, SubscriptionRow},
 };
 
@@ -38,6 +41,10 @@ use crate::{
 const CONNECT: Duration = Duration::from_secs(5);
 /// Timeout of one statement, five seconds after PostgreSQL's own.
 const ANSWER: Duration = Duration::from_secs(35);
+
+/// Settings of an operator's connection, in addition to those of all sessions.
+const SETTINGS: &[(&str, &str)] =
+    &[("statement_timeout", "30s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
 
 /// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -150,14 +157,10 @@ impl Operator {
         let options = if pooler {
             options.statement_cache_capacity(0)
         } else {
-            options.options([
-                ("statement_timeout", "30s"),
-                ("lock_timeout", "5s"),
-                ("idle_in_transaction_session_timeout", "15s"),
-            ])
+            options.options(session::SETTINGS.iter().chain(SETTINGS).copied())
         };
         let doing = "connecting to the database";
-        match tokio::time::timeout(CONNECT, options.connect()).await {
+        match tokio::time::timeout(CONNECT, session::connect(&options, pooler)).await {
             Ok(Ok(connection)) => Ok(Self { connection }),
             Ok(Err(source)) => Err(Error::Unreachable { doing, source }),
             Err(_) => Err(Error::Unreachable { doing, source: late(CONNECT) }),

@@ -18,7 +18,7 @@ use super::{
 use super::{Settings, telemetry::Telemetry};
 use crate::{
     event::Event,
-    sink::{Connection, Problem, Registry, Sink},
+    sink::{Connection, Problem, Registry, Sink, session},
     sinks::{
         self,
         handler::{HandlerError, Handlers},
@@ -212,7 +212,7 @@ impl Builder {
         use sqlx::Connection as _;
         let checking = async {
             let mut connection =
-                sqlx::PgConnection::connect_with(&self.options).await.map_err(schema::Error::Connect)?;
+                session::connect(&self.options, self.pooler).await.map_err(schema::Error::Connect)?;
             let pending = schema::pending(&mut connection).await?;
             // Best effort: everything was read.
             let _ = connection.close().await;

@@ -14,6 +14,7 @@ mod outgoing;
 mod problem;
 mod registry;
 pub mod secret;
+pub(crate) mod session;
 pub mod settings;
 pub(crate) mod sqlstate;
 pub mod template;

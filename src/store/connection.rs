@@ -21,16 +21,19 @@ use super::{
     events::Unreadable,
     identity::{Found, Guard, Trip},
 };
-use crate::sink::sqlstate::{Class, class_of};
+use crate::sink::{
+    session,
+    sqlstate::{Class, class_of},
+};
 
 /// Longest time for a statement or a transaction of the relay, network included.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(12);
 /// Longest time to make a connection or to wait for one of the pool.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Settings of every connection of a relay. The statistics of queue tables are often wrong: the `enable_*`
-/// switches leave the planner only plans that stay good nevertheless. They raise the estimated costs, which
-/// would start JIT compilation, so JIT is off.
+/// Settings of every connection of a relay, in addition to those of all sessions. The statistics of queue
+/// tables are often wrong: the `enable_*` switches leave the planner only plans that stay good nevertheless.
+/// They raise the estimated costs, which would start JIT compilation, so JIT is off.
 const SETTINGS: &[(&str, &str)] = &[
     ("statement_timeout", "10s"),
     ("lock_timeout", "2s"),
@@ -42,8 +45,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("client_connection_check_interval", "5s"),
     ("TimeZone", "UTC"),
     ("search_path", "pg_catalog,outbox,pg_temp"),
-    ("synchronous_commit", "on"),
-    ("default_transaction_isolation", "read committed"),
     ("jit", "off"),
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
@@ -53,9 +54,8 @@ const SETTINGS: &[(&str, &str)] = &[
 ];
 
 /// Settings of every connection of a relay, with which tests get the same plans as a relay.
-#[must_use]
-pub fn settings() -> &'static [(&'static str, &'static str)] {
-    SETTINGS
+pub fn settings() -> impl Iterator<Item = (&'static str, &'static str)> {
+    session::SETTINGS.iter().chain(SETTINGS).copied()
 }
 
 /// How a relay connects to its database.
@@ -191,7 +191,7 @@ impl Store {
         // Without a pool: its error would only say that the wait for a connection timed out.
         store
             .limited("connecting to the database", async {
-                PgConnection::connect_with(&store.options()).await?.close().await
+                session::connect(&store.options(), store.settings.pooler).await?.close().await
             })
             .await?;
         match store.inspect().await {
@@ -239,9 +239,9 @@ impl Store {
     }
 
     async fn begin_pooled(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        let mut transaction = self.pool.load_full().begin().await?;
+        let mut transaction = self.pool.load_full().begin_with(session::BEGIN).await?;
         let (names, values): (Vec<_>, Vec<_>) =
-            SETTINGS.iter().filter(|(name, _)| !name.starts_with("default_")).copied().unzip();
+            settings().filter(|(name, _)| !name.starts_with("default_")).unzip();
         let set = "select set_config(name, value, true) \
                      from unnest($1::text[], $2::text[]) as setting (name, value)";
         sqlx::query(set).bind(names).bind(values).persistent(false).execute(&mut *transaction).await?;
@@ -342,6 +342,7 @@ fn pool(settings: &ConnectionSettings, guard: &Arc<Guard>) -> PgPool {
                 if pooler {
                     return Ok(());
                 }
+                session::adjust(connection).await?;
                 let seen = guard.seen_so_far();
                 match Found::read(connection, &relay).await {
                     Ok(found) => {
@@ -371,5 +372,5 @@ fn with_settings(options: PgConnectOptions, relay: &str, pooler: bool) -> PgConn
         .disable_statement_logging()
         .application_name(&format!("pgoutbox/{}/{relay}", env!("CARGO_PKG_VERSION")));
     // A transaction pooler may refuse start-up options; with it each transaction sets them.
-    if pooler { options } else { options.options(SETTINGS.iter().copied()) }
+    if pooler { options } else { options.options(settings()) }
 }

@@ -8,6 +8,7 @@ use super::{
     identity::{self, Found, Seen, Standing, Trip},
     statement::by_name,
 };
+use crate::sink::session;
 
 const DOING: &str = "checking the database";
 
@@ -29,7 +30,7 @@ impl Store {
                     session.finish().await?;
                     return Ok(found);
                 }
-                let mut connection = PgConnection::connect_with(&self.options()).await?;
+                let mut connection = session::connect(&self.options(), self.settings.pooler).await?;
                 let found = self.look(&mut connection).await?;
                 // Everything was read.
                 let _ = connection.close().await;
@@ -92,9 +93,11 @@ impl Store {
 
     async fn record_identity(&self, set_back: Option<&str>) -> Result<(), Error> {
         self.limited_in_time("recording the identity of the database", async {
-            let mut connection = PgConnection::connect_with(&self.options()).await?;
+            let mut connection = session::connect(&self.options(), self.settings.pooler).await?;
+            let mut transaction = connection.begin_with(session::BEGIN).await?;
             let query = sqlx::query(sql!("relay/record_identity")).persistent(false);
-            query.bind(self.guard.environment()).bind(set_back).execute(&mut connection).await?;
+            query.bind(self.guard.environment()).bind(set_back).execute(&mut *transaction).await?;
+            transaction.commit().await?;
             // It is committed.
             let _ = connection.close().await;
             Ok(())

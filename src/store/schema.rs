@@ -3,8 +3,18 @@
 
 use sqlx::{Connection, PgConnection, migrate::Migrator, postgres::PgConnectOptions};
 
+use crate::sink::session;
+
 /// Table of the migrations that were applied.
 const HISTORY: &str = "outbox.migrations";
+
+/// Settings of the connection that migrates, in addition to those of all sessions.
+const SETTINGS: &[(&str, &str)] = &[
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("search_path", "pg_catalog,pg_temp"),
+];
 
 /// Why a database could not be migrated.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +51,8 @@ fn migrator() -> Migrator {
 /// # Errors
 /// When the database cannot be reached, a migration fails, or the database was migrated by a newer version.
 pub async fn run(options: &PgConnectOptions) -> Result<Vec<String>, Error> {
-    let mut connection = PgConnection::connect_with(options).await.map_err(Error::Connect)?;
+    let options = options.clone().options(session::SETTINGS.iter().chain(SETTINGS).copied());
+    let mut connection = session::connect(&options, false).await.map_err(Error::Connect)?;
     let missing = pending(&mut connection).await?;
     migrator().run(&mut connection).await.map_err(Error::Apply)?;
     // Everything is committed, whether or not the connection closes well.
@@ -91,7 +102,7 @@ pub fn script() -> String {
     for migration in migrator().iter() {
         let checksum: String = migration.checksum.iter().map(|byte| format!("{byte:02x}")).collect();
         script.push_str(&format!(
-            "\n-- {:04}_{}\n{}\ninsert into {HISTORY} (version, description, success, checksum, execution_time) values ({}, '{}', true, '\\x{checksum}', 0);\n",
+            "\n-- {:04}_{}\n{}\ninsert into {HISTORY} (version, description, success, checksum, execution_time) values ({}, '{}', true, decode('{checksum}', 'hex'), 0);\n",
             migration.version,
             migration.description.replace(' ', "_"),
             migration.sql.as_str(),

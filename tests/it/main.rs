@@ -46,6 +46,7 @@ mod testing; // helpers for tests of an application
 mod tidy; // rules of rooms, files and lines
 mod transforms; // transforms, and trying them before they are saved
 mod unreadable; // an event that the database cannot read
+mod unusual; // settings of roles, databases and sessions change nothing
 mod urgent; // priority among waiting deliveries
 mod versions; // an answer binds the version of the subscription that it was sent for
 mod webhook; // the webhook sink against receivers that misbehave

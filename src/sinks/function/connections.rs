@@ -11,7 +11,7 @@ use sqlx::{
 
 use crate::{
     delivery::PageId,
-    sink::{Lease, Place},
+    sink::{Lease, Place, session},
 };
 
 /// Timeout of getting a connection.
@@ -114,7 +114,7 @@ impl Functions {
             })
             .collect();
         let calling = async {
-            let mut transaction = self.pool.begin().await.map_err(CallError::Undone)?;
+            let mut transaction = self.pool.begin_with(session::BEGIN).await.map_err(CallError::Undone)?;
             sqlx::query(sql!("function_sink/limit_function"))
                 .bind(format!("{}ms", limit.as_millis().max(1)))
                 .persistent(!self.pooler)

@@ -7,15 +7,13 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
-use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, PgPool, Row as _,
-    postgres::PgPoolOptions,
-};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgPool, Row as _, postgres::PgPoolOptions};
 
 use crate::{
     delivery::{Outcome, Reason, duration},
     sink::{
         Batch, Configured, Outgoing, Problem, Report, Settings, Sink, address, body, only, parse_config,
+        session,
         sqlstate::{Class, class},
         template::Template,
     },
@@ -119,6 +117,7 @@ impl Configured for Postgres {
             .disable_statement_logging()
             .application_name(concat!("pgoutbox/", env!("CARGO_PKG_VERSION")));
         let pool = PgPoolOptions::new()
+            .after_connect(|connection, _| Box::pin(session::adjust(connection)))
             .max_connections(config.pool_size)
             .acquire_timeout(CONNECT_LIMIT)
             .idle_timeout(Duration::from_secs(300))
@@ -221,7 +220,7 @@ impl Sink for Postgres {
         // Connect directly: the pool would report only its own timeout.
         let options = self.pool.connect_options();
         let inspecting = async {
-            let mut connection = PgConnection::connect_with(&options).await?;
+            let mut connection = session::connect(&options, false).await?;
             let table =
                 if target.function.is_none() { Some(target.table.as_deref().unwrap_or(TABLE)) } else { None };
             let row = sqlx::query(include_str!("inspect.sql"))
@@ -264,7 +263,7 @@ impl Postgres {
         sources: &[String],
         events: &[String],
     ) -> Result<Vec<Report>, Failure> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = self.pool.begin_with(session::BEGIN).await?;
         let limit = format!("{}ms", target.timeout.as_millis().max(1));
         sqlx::query(include_str!("limit.sql"))
             .bind(limit)

@@ -49,6 +49,12 @@ impl Database {
         Self::create("").await
     }
 
+    /// An empty database on a server that has the login of relays.
+    pub(crate) async fn empty_beside_roles() -> Self {
+        TEMPLATE_MADE.get_or_init(make_template).await;
+        Self::create("").await
+    }
+
     /// A database with the schema outbox in another encoding.
     pub(crate) async fn encoded(encoding: &str) -> Self {
         TEMPLATE_MADE.get_or_init(make_template).await; // makes the login of relays
@@ -102,6 +108,10 @@ impl Database {
         let options = root().database(&name);
         let pool = PgPool::connect_lazy_with(options.clone());
         Self { name, relay_options: options.clone().username(RELAY_LOGIN), options, pool }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(crate) async fn connection(&self) -> PgConnection {

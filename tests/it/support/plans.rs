@@ -61,7 +61,7 @@ impl Statement {
 
 /// A connection with a relay's role and settings.
 pub(crate) async fn relay_connection(database: &Database) -> PgConnection {
-    database.relay_options.clone().options(store::settings().iter().copied()).connect().await.unwrap()
+    database.relay_options.clone().options(store::settings()).connect().await.unwrap()
 }
 
 /// Prepares a statement and returns its generic plan.

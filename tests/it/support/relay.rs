@@ -89,6 +89,11 @@ impl RelayBox {
         self.wait(|signal| *signal == Signal::Slept).await;
     }
 
+    /// The signals that no wait has seen.
+    pub(crate) fn signals(&mut self) -> Vec<Signal> {
+        std::iter::from_fn(|| self.signals.try_recv().ok()).collect()
+    }
+
     /// Drains the relay.
     pub(crate) async fn stop(mut self) -> Drained {
         self.stop.cancel();

@@ -1,0 +1,40 @@
+//! What a connection of ours says about its session. Roles, databases and servers have settings of their own,
+//! which must change nothing here: the relay, the command line and migrations state all that they need, and
+//! functions and other databases, whose code may need the settings of its login, get a stated transaction.
+
+use sqlx::{ConnectOptions as _, Executor as _, PgConnection, postgres::PgConnectOptions};
+
+/// Settings of every connection that runs only statements of ours.
+pub(crate) const SETTINGS: &[(&str, &str)] = &[
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_deferrable", "off"),
+    ("synchronous_commit", "on"),
+    ("idle_session_timeout", "0"),
+    ("standard_conforming_strings", "on"),
+    ("array_nulls", "on"),
+    ("transform_null_equals", "off"),
+    ("quote_all_identifiers", "off"),
+    ("row_security", "on"),
+    ("bytea_output", "hex"),
+    ("IntervalStyle", "postgres"),
+];
+
+/// Begins a transaction that may write and sees what others commit meanwhile, whatever the login's defaults
+/// are: what it settles is renewed by others while it runs.
+pub(crate) const BEGIN: &str = "begin isolation level read committed, read write, not deferrable";
+
+/// Connects with the settings of these options, and adjusts the session. A `pooler` shares it with others,
+/// so there it stays as it is.
+pub(crate) async fn connect(options: &PgConnectOptions, pooler: bool) -> Result<PgConnection, sqlx::Error> {
+    let mut connection = options.connect().await?;
+    if !pooler {
+        adjust(&mut connection).await?;
+    }
+    Ok(connection)
+}
+
+/// Sets what a start-up option cannot: a setting that older servers do not know, and one that is respected
+/// when it is the whole server's.
+pub(crate) async fn adjust(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    connection.execute(include_str!("session.sql")).await.map(drop)
+}
