@@ -37,6 +37,8 @@ reasons! {
     ConnectFailed = "connect_failed",
     /// the TLS handshake failed
     TlsFailed = "tls_failed",
+    /// the proxy of `[egress]` cannot be reached or refused; nothing is known of the destination
+    ProxyFailed = "proxy_failed",
     /// the destination's address is forbidden by the egress policy; no byte was sent
     ForbiddenAddress = "forbidden_address",
     /// no complete answer came within the attempt's deadline

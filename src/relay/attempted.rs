@@ -42,6 +42,7 @@ pub(super) fn answer(outcome: &Outcome) -> Option<Answer> {
             Reason::DnsFailed
             | Reason::ConnectFailed
             | Reason::TlsFailed
+            | Reason::ProxyFailed
             | Reason::ForbiddenAddress
             | Reason::Timeout
             | Reason::BrokenAnswer

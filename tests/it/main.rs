@@ -52,5 +52,7 @@ mod versions; // an answer binds the version of the subscription that it was sen
 mod webhook; // the webhook sink against receivers that misbehave
 mod webhook_batch; // several events in one request: collected, acknowledged in part, retried alone
 mod webhook_clients; // independent libraries read our requests
+mod webhook_doors; // who said no: a proxy, a TLS server, the destination
+mod webhook_heads; // responses with malformed or endless heads
 mod webhook_relay; // webhooks end to end, against receivers that misbehave
 mod width; // no line is wider than the code

@@ -95,7 +95,7 @@ fn the_stages_contain_no_sql() {
 
 #[test]
 fn the_stages_open_no_socket_and_know_no_kind_of_sink() {
-    let words = ["reqwest", "TcpStream", "TcpListener", "UdpSocket", "webhook", "Webhook", "redis", "kafka"];
+    let words = ["hyper", "TcpStream", "TcpListener", "UdpSocket", "webhook", "Webhook", "redis", "kafka"];
     assert_never(&["src/relay/"], &words, "an outlet is all that a stage sees of a destination");
 }
 

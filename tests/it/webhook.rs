@@ -264,7 +264,7 @@ async fn whatever_a_receiver_does_an_attempt_ends_in_time_with_a_reason_and_a_sh
     for (mode, outcome, ambiguous) in [
         (Mode::Hang, retry(Reason::Timeout), true),
         (Mode::DripHead, retry(Reason::Timeout), true),
-        (Mode::Endless103, retry(Reason::Timeout), true),
+        (Mode::Endless103, retry(Reason::BrokenAnswer), true),
         (Mode::HugeHead, retry(Reason::BrokenAnswer), true),
         (Mode::Garbage, retry(Reason::BrokenAnswer), true),
         (Mode::CloseUnanswered, retry(Reason::BrokenAnswer), true),

@@ -7,6 +7,12 @@ use std::time::Duration;
 use anyhow::Context;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
+use http_body_util::{BodyExt, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
@@ -23,7 +29,7 @@ const IDLE_PER_HOST: usize = 256;
 /// A request that can be sent again.
 #[derive(Debug, Clone)]
 pub(super) struct Replay {
-    client: reqwest::Client,
+    client: Client<HttpConnector, Full<Bytes>>,
     headers: HeaderMap,
     body: Bytes,
 }
@@ -43,30 +49,29 @@ impl Replay {
         headers.remove(header::HOST);
         headers.remove(header::CONTENT_LENGTH);
         stage.discard(database).await?;
-        let client = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .referer(false)
-            .timeout(SOON)
-            .connect_timeout(Duration::from_secs(5))
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(Duration::from_secs(5)));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(IDLE_PER_HOST)
-            .tcp_nodelay(true)
-            .build()
-            .context("setting up the HTTP client")?;
+            .build(connector);
         Ok(Self { client, headers, body: body.into() })
     }
 
     /// Sends the request, unchanged or with the id of another event.
     pub(super) async fn post(&self, url: &url::Url, event: Option<Uuid>) -> anyhow::Result<()> {
-        let mut request = reqwest::Request::new(reqwest::Method::POST, url.clone());
+        let mut request = http::Request::post(url.as_str()).body(Full::new(self.body.clone()))?;
         *request.headers_mut() = self.headers.clone();
         if let Some(event) = event {
             request.headers_mut().insert("webhook-id", HeaderValue::try_from(event.to_string())?);
         }
-        *request.body_mut() = Some(self.body.clone().into());
-        let answer = self.client.execute(request).await.context("posting")?;
-        anyhow::ensure!(answer.status().is_success(), "the receiver answered {}", answer.status());
-        // The connection is reused only after the response was read to its end.
-        answer.bytes().await.context("reading the answer").map(drop)
+        let answering = async {
+            let answer = self.client.request(request).await.context("posting")?;
+            anyhow::ensure!(answer.status().is_success(), "the receiver answered {}", answer.status());
+            // The connection is reused only after the response was read to its end.
+            answer.into_body().collect().await.context("reading the answer").map(drop)
+        };
+        timeout(SOON, answering).await.context("posting")?
     }
 }

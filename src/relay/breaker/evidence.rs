@@ -27,9 +27,11 @@ impl Evidence {
         match outcome {
             Outcome::Delivered | Outcome::Gone => Self::Works,
             Outcome::Rejected { reason } | Outcome::Retry { reason, .. } => match reason {
-                Reason::DnsFailed | Reason::ConnectFailed | Reason::TlsFailed | Reason::ForbiddenAddress => {
-                    Self::FailedHost
-                }
+                Reason::DnsFailed
+                | Reason::ConnectFailed
+                | Reason::TlsFailed
+                | Reason::ProxyFailed
+                | Reason::ForbiddenAddress => Self::FailedHost,
                 Reason::Timeout
                 | Reason::BrokenAnswer
                 | Reason::ServerError

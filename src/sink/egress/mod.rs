@@ -8,7 +8,7 @@ use std::{
     fmt,
     future::Future,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     pin::Pin,
     sync::Arc,
@@ -220,19 +220,6 @@ impl Guard {
             return Err(ResolveError::Forbidden);
         }
         Ok(answers)
-    }
-}
-
-impl reqwest::dns::Resolve for Guard {
-    fn resolve(&self, name: reqwest::dns::Name) -> reqwest::dns::Resolving {
-        let guard = self.clone();
-        Box::pin(async move {
-            let answers = Guard::resolve(&guard, name.as_str()).await?;
-            // Port 0 means the port of the URL.
-            let addresses: reqwest::dns::Addrs =
-                Box::new(answers.into_iter().map(|address| SocketAddr::new(address, 0)));
-            Ok(addresses)
-        })
     }
 }
 

@@ -1,10 +1,8 @@
-//! Turns a receiver's response, or the error instead of one, into a report. Reads only the beginning of a
+//! Turns a receiver's response into a report. Reads only the beginning of a
 //! response, unless it acknowledges a batch. Does not decide when to retry; the verdict does.
 
 use std::{
-    error::Error,
     fmt::Write,
-    io,
     time::{Duration, SystemTime},
 };
 
@@ -13,10 +11,15 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::{batch, target::Target};
+use super::{
+    batch,
+    client::{Client, Failure, Request, Response},
+    failure::failure,
+    target::Target,
+};
 use crate::{
     delivery::{LONGEST_PAUSE, Outcome, Reason},
-    sink::{Report, egress::ResolveError},
+    sink::Report,
 };
 
 /// Bytes of a response that are read.
@@ -24,19 +27,28 @@ const READ_LIMIT: usize = 16 * 1024;
 /// Largest response that acknowledges a batch, in bytes. The ids of 1,000 events are about 40 KiB.
 const READ_LIMIT_OF_A_BATCH: usize = 1024 * 1024;
 /// Bytes of a response that are kept, after escaping.
-pub(super) const KEEP_LIMIT: usize = 1024;
+const KEEP_LIMIT: usize = 1024;
 /// Timeout of reading the body. After it the connection is dropped instead of reused; the status has decided
 /// already.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The report for a response, and what acknowledges a batch. `now` is used for responses without a date.
 pub(super) async fn report(
-    mut response: reqwest::Response,
+    mut response: Response,
     target: &Target,
     now: SystemTime,
 ) -> (Report, Option<batch::Answer>) {
-    let status = response.status();
-    let outcome = outcome(status, &target.dead_letter_on, || retry_after(response.headers(), now));
+    let status = response.status;
+    let pause = || retry_after(&response.headers, now);
+    if response.is_relayed
+        && let Some(outcome) = of_a_proxy(status, &response.headers, pause)
+    {
+        let answer = excerpt(response, &target.confidential).await.unwrap_or_default();
+        let answer = format!("egress.proxy, or the destination behind it, answered {status}: {answer}");
+        let report = Report { status: Some(status.as_u16()), ..Report::from(outcome) };
+        return (report.with_answer(shortened(answer)), None);
+    }
+    let outcome = outcome(status, &target.dead_letter_on, pause);
     // A server may fail after it has processed the event; a client error comes before.
     let ambiguous = status.is_server_error();
     let report = Report { outcome, status: Some(status.as_u16()), answer: None, ambiguous, settled: false };
@@ -44,19 +56,15 @@ pub(super) async fn report(
         return match whole(&mut response).await {
             Ok(body) => {
                 let report = Report { answer: kept(&response, &body, &target.confidential), ..report };
-                (report, Some(batch::Answer::read(status, response.headers(), body)))
+                (report, Some(batch::Answer::read(status, &response.headers, body)))
             }
             Err(problem) => {
-                let unclear = problem.map_or_else(too_long, |error| failure(error, target));
+                let unclear = problem.map_or_else(too_long, |error| failure(&error, target));
                 (Report { status: report.status, ..unclear }, None)
             }
         };
     }
-    let answer = if response.content_length() == Some(0) {
-        None
-    } else {
-        excerpt(response, &target.confidential).await
-    };
+    let answer = if response.is_empty() { None } else { excerpt(response, &target.confidential).await };
     (Report { answer, ..report }, None)
 }
 
@@ -69,18 +77,46 @@ fn too_long() -> Report {
 }
 
 /// Checks that the receiver can be reached, by an OPTIONS request, which changes nothing. Every HTTP response
-/// passes.
-pub(super) async fn can_be_reached(client: &reqwest::Client, target: &Target) -> Result<(), String> {
-    let mut request = reqwest::Request::new(http::Method::OPTIONS, target.url.clone());
-    *request.timeout_mut() = Some(target.timeout);
-    match client.execute(request).await {
+/// passes, unless it may be the proxy's.
+pub(super) async fn can_be_reached(client: &Client, target: &Target) -> Result<(), String> {
+    let mut request = Request::default();
+    *request.method_mut() = http::Method::OPTIONS;
+    *request.uri_mut() = target.uri.clone();
+    let refused = |report: Report| report.answer.unwrap_or_default();
+    match client.send(request, Instant::now() + target.timeout).await {
+        Ok(response) if response.is_relayed => {
+            let (report, _) = report(response, target, SystemTime::UNIX_EPOCH).await;
+            let is_proxy = report.outcome.reason() == Some(Reason::ProxyFailed);
+            if is_proxy { Err(refused(report)) } else { Ok(()) }
+        }
         Ok(_) => Ok(()),
-        Err(error) => Err(failure(error, target).answer.unwrap_or_default()),
+        Err(error) => Err(refused(failure(&error, target))),
+    }
+}
+
+/// The outcome for a status that a proxy may have answered instead of the destination, which cannot be told
+/// apart in plain HTTP: nothing final follows from it.
+fn of_a_proxy(
+    status: StatusCode,
+    headers: &HeaderMap,
+    pause: impl FnOnce() -> Option<Duration>,
+) -> Option<Outcome> {
+    let signs = ["proxy-status", "proxy-authenticate", "x-squid-error"];
+    let is_proxy = !status.is_success() && signs.iter().any(|name| headers.contains_key(*name));
+    match status.as_u16() {
+        407 => Some(Outcome::Retry { reason: Reason::ProxyFailed, after: None }),
+        _ if is_proxy => Some(Outcome::Retry { reason: Reason::ProxyFailed, after: None }),
+        403 | 410 => Some(Outcome::Retry { reason: Reason::ClientError, after: pause() }),
+        _ => None,
     }
 }
 
 /// The outcome for a status. `pause` is called only for a retry.
-fn outcome(status: StatusCode, dead_letter_on: &[u16], pause: impl FnOnce() -> Option<Duration>) -> Outcome {
+pub(super) fn outcome(
+    status: StatusCode,
+    dead_letter_on: &[u16],
+    pause: impl FnOnce() -> Option<Duration>,
+) -> Outcome {
     let reason = match status.as_u16() {
         200..=299 => return Outcome::Delivered,
         410 => return Outcome::Gone,
@@ -114,7 +150,7 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 }
 
 /// Reads a whole response, within the deadline of the attempt. `Err(None)` if it is too long.
-async fn whole(response: &mut reqwest::Response) -> Result<Vec<u8>, Option<reqwest::Error>> {
+async fn whole(response: &mut Response) -> Result<Vec<u8>, Option<Failure>> {
     let mut read = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(Some)? {
         if read.len() + chunk.len() > READ_LIMIT_OF_A_BATCH {
@@ -126,7 +162,7 @@ async fn whole(response: &mut reqwest::Response) -> Result<Vec<u8>, Option<reqwe
 }
 
 /// Reads the beginning of a response. The connection is reused only if the response was read to its end.
-async fn excerpt(mut response: reqwest::Response, confidential: &[SecretString]) -> Option<String> {
+async fn excerpt(mut response: Response, confidential: &[SecretString]) -> Option<String> {
     let mut read = Vec::new();
     let until = Instant::now() + BODY_TIMEOUT;
     while let Ok(Ok(Some(chunk))) = timeout_at(until, response.chunk()).await {
@@ -139,15 +175,21 @@ async fn excerpt(mut response: reqwest::Response, confidential: &[SecretString])
 }
 
 /// The part of a body that is kept, escaped.
-fn kept(response: &reqwest::Response, body: &[u8], confidential: &[SecretString]) -> Option<String> {
+fn kept(response: &Response, body: &[u8], confidential: &[SecretString]) -> Option<String> {
     let is_problem = response
-        .headers()
+        .headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"application/problem+json"));
     let body = body.get(..READ_LIMIT).unwrap_or(body);
     let problem = if is_problem { problem(body) } else { None };
     let text = problem.as_ref().map_or(body, String::as_bytes);
     (!text.is_empty()).then(|| escape(text, confidential))
+}
+
+/// An answer that was put together, within the limit of what is kept.
+pub(super) fn shortened(mut answer: String) -> String {
+    answer.truncate(answer.floor_char_boundary(KEEP_LIMIT));
+    answer
 }
 
 /// Title and detail of problem details (RFC 9457).
@@ -165,7 +207,7 @@ fn problem(body: &[u8]) -> Option<String> {
 
 /// Escapes foreign bytes for a terminal, a log and a text column: at most [`KEEP_LIMIT`] bytes, printable,
 /// without secrets.
-fn escape(bytes: &[u8], confidential: &[SecretString]) -> String {
+pub(super) fn escape(bytes: &[u8], confidential: &[SecretString]) -> String {
     let mut text = String::with_capacity(bytes.len().min(KEEP_LIMIT));
     for part in bytes.utf8_chunks() {
         text.push_str(part.valid());
@@ -202,70 +244,6 @@ fn is_harmless(character: char) -> bool {
         && !matches!(character, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
         && !matches!(character, '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}')
         && !matches!(character, '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
-}
-
-/// The report for an attempt without a response.
-pub(super) fn failure(error: reqwest::Error, target: &Target) -> Report {
-    // The URL may contain a token.
-    let error = error.without_url();
-    let (reason, doing) = classify(&error);
-    let ambiguous = matches!(reason, Reason::Timeout | Reason::BrokenAnswer);
-    let cause = causes(&error).last().map(ToString::to_string).unwrap_or_default();
-    let answer = Some(escape(format!("{doing}: {cause}").as_bytes(), &target.confidential));
-    Report {
-        outcome: Outcome::Retry { reason, after: None },
-        status: None,
-        answer,
-        ambiguous,
-        settled: false,
-    }
-}
-
-/// Why there was no response, and during which step. Before a connection exists, no byte of the request was
-/// sent.
-fn classify(error: &reqwest::Error) -> (Reason, &'static str) {
-    for cause in causes(error) {
-        match cause.downcast_ref::<ResolveError>() {
-            Some(ResolveError::Forbidden) => return (Reason::ForbiddenAddress, "resolving the name"),
-            Some(ResolveError::Failed(_) | ResolveError::Empty | ResolveError::TimedOut) => {
-                return (Reason::DnsFailed, "resolving the name");
-            }
-            None => {}
-        }
-    }
-    if error.is_dns() {
-        return (Reason::DnsFailed, "resolving the name");
-    }
-    if error.is_connect() {
-        // An unexpected end of the connection can only come from the TLS handshake.
-        let is_tls = causes(error).any(|cause| {
-            cause.is::<rustls::Error>()
-                || cause
-                    .downcast_ref::<io::Error>()
-                    .is_some_and(|io| io.kind() == io::ErrorKind::UnexpectedEof)
-        });
-        return if is_tls {
-            (Reason::TlsFailed, "TLS handshake")
-        } else {
-            (Reason::ConnectFailed, "connecting")
-        };
-    }
-    if error.is_timeout() {
-        (Reason::Timeout, "waiting for the response")
-    } else {
-        (Reason::BrokenAnswer, "reading the response")
-    }
-}
-
-/// An error and its causes. An I/O error does not return the error it wraps as its source, so that is
-/// unwrapped here.
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |&cause| {
-        match cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(wrapped) => Some(wrapped as &(dyn Error + 'static)),
-            None => cause.source(),
-        }
-    })
 }
 
 #[cfg(test)]

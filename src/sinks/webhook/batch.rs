@@ -14,7 +14,7 @@ use crate::{
     sink::{Batch, Outgoing, Report, body::Body},
 };
 
-use super::answer::KEEP_LIMIT;
+use super::answer::shortened;
 
 /// Most events in one request.
 const MOST: usize = 1_000;
@@ -200,11 +200,6 @@ fn has_ascii(charset: &str) -> bool {
 fn cut(text: &str) -> &str {
     let end = text.char_indices().nth(40).map_or(text.len(), |(end, _)| end);
     &text[..end]
-}
-
-fn shortened(mut answer: String) -> String {
-    answer.truncate(answer.floor_char_boundary(KEEP_LIMIT));
-    answer
 }
 
 /// Ids of the events that a response lists as failed. Fails closed: what cannot be read, lists other ids, or

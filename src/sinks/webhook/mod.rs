@@ -3,40 +3,37 @@
 //!
 //! One client serves all targets. It reuses connections, never follows redirects, ignores proxies of the
 //! environment, and never decompresses responses. If a reused connection turns out to be closed before a byte
-//! was sent, hyper itself sends the request on another one. Once bytes may have been sent, a failed attempt
-//! is reported as ambiguous.
+//! was sent, the client sends the request on another one. Once bytes may have been sent, a failed attempt is
+//! reported as ambiguous.
 
 mod answer;
 mod batch;
+mod client;
+mod connect;
+mod failure;
 pub mod sign;
 mod target;
+mod wire;
 
 use std::{
-    fmt, fs,
+    fmt,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 pub use self::target::Target;
 use crate::{
     delivery::{Outcome, Reason},
     sink::{
         Batch, Outgoing, Problem, Report, Sink,
-        egress::{Egress, Guard, LOOKUP_DEADLINE},
+        egress::{Egress, Guard},
         secret::Secrets,
     },
 };
 
-/// Timeout of name, TCP and TLS together. A little longer than [`LOOKUP_DEADLINE`], so that a slow resolver
-/// is reported as such.
-const CONNECT_DEADLINE: Duration = LOOKUP_DEADLINE.saturating_add(Duration::from_millis(500));
-/// Idle time after which a connection is closed: the name may have another address by now.
-const IDLE: Duration = Duration::from_secs(30);
-/// Idle connections kept for each host. As many as one subscription may have in flight: with fewer, bursts to
-/// one host would keep reconnecting.
-const IDLE_PER_HOST: usize = 512;
 /// Time that the relay's deadline adds to `timeout`, so that the client reports the timeout itself.
 const GRACE: Duration = Duration::from_millis(200);
 
@@ -57,19 +54,19 @@ pub enum WebhookError {
         /// Path of the file.
         path: PathBuf,
         /// Error of the parser; none if the file has no certificates.
-        source: Option<reqwest::Error>,
+        source: Option<rustls::pki_types::pem::Error>,
     },
     /// The address of the proxy is not valid.
     #[error("reading egress.proxy: must be an http or https URL")]
-    Proxy(#[source] reqwest::Error),
+    Proxy,
     /// The client cannot be built, usually because the system has no certificate authorities.
     #[error("setting up the HTTP client; install the package ca-certificates or set egress.ca_file")]
-    Client(#[source] reqwest::Error),
+    Client(#[source] rustls::Error),
 }
 
 /// Sends events to URLs.
 pub struct Webhook {
-    client: reqwest::Client,
+    client: client::Client,
     guard: Guard,
     secrets: Secrets,
 }
@@ -97,7 +94,7 @@ impl Webhook {
     /// # Errors
     /// Those of [`Webhook::new`].
     pub fn with_guard(egress: &Egress, guard: Guard, secrets: Secrets) -> Result<Self, WebhookError> {
-        Ok(Self { client: client(egress, &guard)?, guard, secrets })
+        Ok(Self { client: client::Client::new(egress, &guard)?, guard, secrets })
     }
 }
 
@@ -166,45 +163,15 @@ impl Webhook {
             deliveries.first().map_or(chrono::DateTime::UNIX_EPOCH, |first| first.attempted_at),
         );
         let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let mut request = reqwest::Request::new(target.method.clone(), target.url.clone());
+        let until = Instant::now() + target.timeout;
         let (headers, body) = target.sign(message, i64::try_from(seconds).unwrap_or_default());
+        let mut request = client::Request::new(body.into());
+        *request.method_mut() = target.method.clone();
+        *request.uri_mut() = target.uri.clone();
         *request.headers_mut() = headers;
-        *request.timeout_mut() = Some(target.timeout);
-        *request.body_mut() = Some(body.into());
-        match self.client.execute(request).await {
+        match self.client.send(request, until).await {
             Ok(response) => answer::report(response, target, now).await,
-            Err(error) => (answer::failure(error, target), None),
+            Err(error) => (failure::failure(&error, target), None),
         }
     }
-}
-
-fn client(egress: &Egress, guard: &Guard) -> Result<reqwest::Client, WebhookError> {
-    // The client uses the process's crypto provider. The embedding program may have installed one
-    // already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .referer(false)
-        .tls_version_min(reqwest::tls::Version::TLS_1_2)
-        .connect_timeout(CONNECT_DEADLINE)
-        .timeout(target::LONGEST_TIMEOUT)
-        .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(IDLE_PER_HOST)
-        .tcp_nodelay(true);
-    builder = match &egress.proxy {
-        // The proxy then resolves names, except its own, which the operator chose.
-        Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.clone()).map_err(WebhookError::Proxy)?),
-        None => builder.dns_resolver(guard.clone()),
-    };
-    if let Some(path) = &egress.ca_file {
-        let pem = fs::read(path).map_err(|source| WebhookError::CaFile { path: path.clone(), source })?;
-        let certificates = reqwest::Certificate::from_pem_bundle(&pem)
-            .map_err(|source| WebhookError::Certificates { path: path.clone(), source: Some(source) })?;
-        if certificates.is_empty() {
-            return Err(WebhookError::Certificates { path: path.clone(), source: None });
-        }
-        builder = builder.tls_certs_merge(certificates);
-    }
-    builder.build().map_err(WebhookError::Client)
 }

@@ -49,6 +49,8 @@ pub(crate) enum Mode {
     Redirect(u16, String),
     /// Answers with a status, headers and a body, and keeps the connection.
     Status(u16, Vec<(&'static str, String)>, Vec<u8>),
+    /// Answers with these bytes as they are, and keeps the connection.
+    Raw(Vec<u8>),
     /// Answers 204 after a while to so many requests at once, and 429 to further ones at once.
     Small(Arc<Small>),
 }
@@ -287,6 +289,10 @@ async fn answer(stream: &mut TcpStream, mode: &Mode) -> std::io::Result<bool> {
                     .into_bytes();
             answer.extend_from_slice(body);
             stream.write_all(&answer).await?;
+            return Ok(true);
+        }
+        Mode::Raw(bytes) => {
+            stream.write_all(bytes).await?;
             return Ok(true);
         }
         Mode::Small(small) => {

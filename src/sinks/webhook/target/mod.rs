@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
@@ -69,7 +69,7 @@ const RESERVED_PREFIXES: &[&str] =
 
 /// A checked webhook config. `Debug` shows the destination, but neither the path nor the values of headers.
 pub struct Target {
-    pub(super) url: Url,
+    pub(super) uri: Uri,
     pub(super) method: Method,
     pub(super) timeout: Duration,
     pub(super) destination: String,
@@ -115,8 +115,9 @@ impl Target {
         let url = parse_url(url, guard)?;
         let port = url.port_or_known_default().unwrap_or_default();
         let destination = format!("{}://{}:{port}", url.scheme(), url.host_str().unwrap_or_default());
+        let uri = Uri::try_from(url.as_str()).map_err(|problem| format!("config.url: {problem}"))?;
         let mut target = Self {
-            url,
+            uri,
             method: Method::POST,
             timeout: DEFAULT_TIMEOUT,
             destination,
@@ -254,6 +255,7 @@ impl Target {
             header::USER_AGENT,
             HeaderValue::from_static(concat!("pgoutbox/", env!("CARGO_PKG_VERSION"))),
         );
+        headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let id_value = HeaderValue::from_str(&id).expect("a UUID is a header value");
         headers.insert(&IDEMPOTENCY_KEY, id_value.clone());
