@@ -3,6 +3,7 @@
 # make check   the same checks without installing
 # make bench   measure; each figure is shown with its floor
 # make fuzz    the property tests with more cases than in make test; CASES=100000
+# make scale   tests with millions of rows in the way, which take a quarter of an hour and 10 GB of disk
 # make bench-peers   measure pgoutbox beside tuned job queues, which it installs from their registries into target/peers (bench/peers)
 # make clients install the client libraries of other languages that tests use (tests/clients) into target/clients
 
@@ -11,7 +12,7 @@ ARGS ?=
 # Everything except kafka-tls, whose OpenSSL takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-kafka-tls bench bench-peers fuzz clients install install-brokers install-clients install-peers install-deny
+.PHONY: demo test check check-kafka-tls bench bench-peers fuzz scale clients install install-brokers install-clients install-peers install-deny
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
@@ -45,6 +46,10 @@ check-kafka-tls:
 CASES ?= 100000
 fuzz: install
 	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --release --lib $(FEATURES)
+
+# Millions of rows in the way of a relay. Takes a quarter of an hour and 10 GB of disk.
+scale: install
+	$(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture --test-threads 1 scale::
 
 bench: install
 	$(CARGO) run --release --locked -- bench $(ARGS)

@@ -205,7 +205,11 @@ create table outbox.dead_letters (
     priority        integer     not null,
     schema_version  integer
 );
-create index dead_letters_subscription on outbox.dead_letters (subscription_id, died_at);
+-- redriven and discarded in the order of events, of one subscription or of all
+create index dead_letters_subscription on outbox.dead_letters (subscription_id, position, id);
+create index dead_letters_position on outbox.dead_letters (position, id);
+-- listed from the newest
+create index dead_letters_died_at on outbox.dead_letters (died_at, id);
 
 -- What each relay reports about itself and its subscriptions every few seconds: shown by
 -- outbox.subscription_status.

@@ -1,8 +1,7 @@
 -- Functions and views for operators: redrive, discard, status; and the grants of all roles.
 
--- Whether a topic matches a pattern: `*` is one segment, `**` any number (also none), `ord*` a
--- prefix of one segment.
-create function outbox.topic_matches(pattern text, topic text) returns boolean
+-- The regular expression of a pattern of topics. The topic is matched with a dot before it.
+create function outbox.topic_expression(pattern text) returns text
 language plpgsql immutable strict parallel safe as $$
 declare
     segments  text[] := string_to_array(pattern, '.');
@@ -22,8 +21,31 @@ begin
                                   else '' end;
         end if;
     end loop;
-    return ('.' || topic) ~ ('^' || expression || '$');
+    return '^' || expression || '$';
 end;
+$$;
+
+-- Whether a topic matches a pattern: `*` is one segment, `**` any number (also none), `ord*` a
+-- prefix of one segment. The expression is made once for a pattern that is the same in all rows.
+create function outbox.topic_matches(pattern text, topic text) returns boolean
+language sql immutable strict parallel safe as $$
+    select ('.' || topic) ~ outbox.topic_expression(pattern)
+$$;
+
+-- What redrive, discard and the lists of dead letters filter by.
+create function outbox.is_asked_for(
+    letter       outbox.dead_letters,
+    topic        text,
+    error_like   text,
+    since        timestamptz
+) returns boolean
+language sql stable as $$
+    select (topic is null or outbox.topic_matches(topic, letter.topic))
+       and (error_like is null
+            or letter.reason like error_like
+            or letter.answer like error_like
+            or letter.status::text like error_like)
+       and (since is null or letter.died_at >= since)
 $$;
 
 create function outbox.matching_dead_letters(
@@ -43,18 +65,15 @@ language sql stable as $$
       left join outbox.subscriptions as target on target.id = letter.subscription_id
      where (matching_dead_letters.subscription is null
             or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
-       and (matching_dead_letters.topic is null
-            or outbox.topic_matches(matching_dead_letters.topic, letter.topic))
-       and (matching_dead_letters.error_like is null
-            or letter.reason like matching_dead_letters.error_like
-            or letter.answer like matching_dead_letters.error_like
-            or letter.status::text like matching_dead_letters.error_like)
-       and (matching_dead_letters.since is null or letter.died_at >= matching_dead_letters.since)
+       and outbox.is_asked_for(
+               letter, matching_dead_letters.topic, matching_dead_letters.error_like,
+               matching_dead_letters.since)
 $$;
 comment on function outbox.matching_dead_letters is
     'The dead letters that outbox.redrive and outbox.discard would process with the same '
     'arguments.';
 
+-- A part of many is found in the order of an index, with a plan for the filters that are given.
 create function outbox.redrive(
     subscription text        default null,
     topic        text        default null,
@@ -62,8 +81,12 @@ create function outbox.redrive(
     since        timestamptz default null,
     max_rows     integer     default 1000
 ) returns bigint
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan
+set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
+    target_id bigint := case when redrive.subscription is not null
+                             then outbox.subscription_id(redrive.subscription) end;
     chosen  bigint[];
     redriven bigint;
 begin
@@ -72,17 +95,11 @@ begin
             message = format('max_rows: %s is not between 1 and 100000',
                              coalesce(max_rows::text, 'null'));
     end if;
-    if redrive.subscription is not null then
-        perform outbox.subscription_id(redrive.subscription);
-    end if;
     select array_agg(taken.id) into chosen
       from (select letter.id
               from outbox.dead_letters as letter
-             where letter.id in (
-                       select candidate.id
-                         from outbox.matching_dead_letters(
-                                  redrive.subscription, redrive.topic, redrive.error_like,
-                                  redrive.since) as candidate)
+             where (target_id is null or letter.subscription_id = target_id)
+               and outbox.is_asked_for(letter, redrive.topic, redrive.error_like, redrive.since)
                and letter.event_id is not null  -- what could not be read is never sent
                and exists (select from outbox.subscriptions as target
                             where target.id = letter.subscription_id)
@@ -140,7 +157,9 @@ create function outbox.discard(
     since        timestamptz default null,
     max_rows     integer     default 1000
 ) returns bigint
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan
+set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     discarded bigint;
 begin
@@ -252,13 +271,28 @@ create view outbox.log_status as
     with cursor as materialized (
         select one.* from outbox.cursor as one order by one.step desc limit 1
     ),
+    -- Of transactions that were open when the cursor was moved, those that have committed.
+    late (xid) as materialized (
+        select open.xid
+          from cursor
+         cross join lateral (
+               select named.xid from pg_snapshot_xip(cursor.settled) as named (xid)
+               union all
+               -- those that began later and may have positions below `low`
+               select newer.xid::text::xid8
+                 from generate_series(pg_snapshot_xmax(cursor.settled)::text::bigint,
+                                      cursor.low_xid::text::bigint) as newer (xid)
+                where cursor.window_end is not null) as open (xid)
+         where case when pg_visible_in_snapshot(open.xid, pg_current_snapshot())
+                    then pg_xact_status(open.xid) is distinct from 'aborted' end
+    ),
     unrouted as (
-        -- A window is open: what lies behind its last page.
+        -- A window is open: what lies behind its last page, and above what was routed before it.
         select event.created_at
           from cursor
          cross join lateral (
                select one.created_at, one.xid from outbox.events as one
-                where one.position > cursor.page_after
+                where one.position > greatest(cursor.page_after, cursor.low)
                 order by one.position
                 limit 100000) as event
          where cursor.window_end is not null
@@ -273,16 +307,16 @@ create view outbox.log_status as
                 limit 100000) as event
          where cursor.window_end is null
         union all
-        -- of transactions that were open when the cursor was moved
         select event.created_at
           from cursor
-         cross join lateral pg_snapshot_xip(cursor.settled) as late (xid)
+         cross join late
          cross join lateral (
                select one.created_at from outbox.events as one
                 where one.xid >= late.xid and one.xid <= late.xid
+                  and one.position > coalesce(cursor.page_after, 0)
+                  and (cursor.window_end is null or one.position <= cursor.low)
                 order by one.xid, one.position
                 limit 100000) as event
-         where cursor.window_end is null
     )
     select count(*) as unrouted, now() - min(unrouted.created_at) as oldest_age
       from unrouted;
@@ -300,7 +334,7 @@ create view outbox.event_status as
            coalesce(owed.waiting, 0) + held_back.rows as waiting,
            coalesce(owed.in_flight, 0) as in_flight,
            coalesce(owed.attempts, 0) as attempts,
-           coalesce(failed.letters, 0) as dead_letters
+           failed.letters as dead_letters
       from outbox.events as event
      cross join lateral (
            select pg_visible_in_snapshot(event.xid, cursor.settled)
@@ -338,9 +372,10 @@ create view outbox.event_status as
            select count(*) as rows
              from outbox.backlog as backlog
             where backlog.positions @> event.position) as held_back
-      left join (select letter.position, count(*) as letters
-                   from outbox.dead_letters as letter
-                  group by letter.position) as failed on failed.position = event.position;
+     cross join lateral (
+           select count(*) as letters
+             from outbox.dead_letters as letter
+            where letter.position = event.position) as failed;
 comment on view outbox.event_status is
     'One row per event, without its payload: pending (also while a backfill has not reached it), '
     'processing, completed (no delivery pending, also if no subscription matched) or failed (a '

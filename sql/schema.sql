@@ -1418,6 +1418,9 @@ COMMENT ON FUNCTION outbox.declare_handler(name text, topics text[]) IS 'Called 
 CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
     AS $$
 declare
     discarded bigint;
@@ -1681,6 +1684,40 @@ begin
 end;
 $$;
 
+CREATE TABLE outbox.dead_letters (
+    id bigint NOT NULL,
+    died_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    subscription_id bigint NOT NULL,
+    subscription text NOT NULL,
+    reason text NOT NULL,
+    status integer,
+    answer text,
+    attempts integer NOT NULL,
+    event_id uuid,
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    topic text NOT NULL,
+    key text,
+    payload jsonb NOT NULL,
+    headers jsonb NOT NULL,
+    organization text,
+    source text,
+    user_id text,
+    priority integer NOT NULL,
+    schema_version integer
+);
+
+CREATE FUNCTION outbox.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    select (topic is null or outbox.topic_matches(topic, letter.topic))
+       and (error_like is null
+            or letter.reason like error_like
+            or letter.answer like error_like
+            or letter.status::text like error_like)
+       and (since is null or letter.died_at >= since)
+$$;
+
 CREATE FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
@@ -1716,29 +1753,6 @@ CREATE FUNCTION outbox.left_of(page outbox.pages) RETURNS TABLE(subscription_id 
      where not page.done @> pair.number
 $$;
 
-CREATE TABLE outbox.dead_letters (
-    id bigint NOT NULL,
-    died_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    subscription_id bigint NOT NULL,
-    subscription text NOT NULL,
-    reason text NOT NULL,
-    status integer,
-    answer text,
-    attempts integer NOT NULL,
-    event_id uuid,
-    "position" bigint NOT NULL,
-    created_at timestamp with time zone NOT NULL,
-    topic text NOT NULL,
-    key text,
-    payload jsonb NOT NULL,
-    headers jsonb NOT NULL,
-    organization text,
-    source text,
-    user_id text,
-    priority integer NOT NULL,
-    schema_version integer
-);
-
 CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS SETOF outbox.dead_letters
     LANGUAGE sql STABLE
     AS $$
@@ -1752,13 +1766,9 @@ CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::tex
       left join outbox.subscriptions as target on target.id = letter.subscription_id
      where (matching_dead_letters.subscription is null
             or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
-       and (matching_dead_letters.topic is null
-            or outbox.topic_matches(matching_dead_letters.topic, letter.topic))
-       and (matching_dead_letters.error_like is null
-            or letter.reason like matching_dead_letters.error_like
-            or letter.answer like matching_dead_letters.error_like
-            or letter.status::text like matching_dead_letters.error_like)
-       and (matching_dead_letters.since is null or letter.died_at >= matching_dead_letters.since)
+       and outbox.is_asked_for(
+               letter, matching_dead_letters.topic, matching_dead_letters.error_like,
+               matching_dead_letters.since)
 $$;
 
 COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
@@ -1823,8 +1833,13 @@ $$;
 CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
     AS $$
 declare
+    target_id bigint := case when redrive.subscription is not null
+                             then outbox.subscription_id(redrive.subscription) end;
     chosen  bigint[];
     redriven bigint;
 begin
@@ -1833,17 +1848,11 @@ begin
             message = format('max_rows: %s is not between 1 and 100000',
                              coalesce(max_rows::text, 'null'));
     end if;
-    if redrive.subscription is not null then
-        perform outbox.subscription_id(redrive.subscription);
-    end if;
     select array_agg(taken.id) into chosen
       from (select letter.id
               from outbox.dead_letters as letter
-             where letter.id in (
-                       select candidate.id
-                         from outbox.matching_dead_letters(
-                                  redrive.subscription, redrive.topic, redrive.error_like,
-                                  redrive.since) as candidate)
+             where (target_id is null or letter.subscription_id = target_id)
+               and outbox.is_asked_for(letter, redrive.topic, redrive.error_like, redrive.since)
                and letter.event_id is not null  -- what could not be read is never sent
                and exists (select from outbox.subscriptions as target
                             where target.id = letter.subscription_id)
@@ -2042,7 +2051,7 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
+CREATE FUNCTION outbox.topic_expression(pattern text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
     AS $_$
 declare
@@ -2063,9 +2072,15 @@ begin
                                   else '' end;
         end if;
     end loop;
-    return ('.' || topic) ~ ('^' || expression || '$');
+    return '^' || expression || '$';
 end;
 $_$;
+
+CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+    select ('.' || topic) ~ outbox.topic_expression(pattern)
+$$;
 
 CREATE FUNCTION outbox.topic_pattern_is_valid(pattern text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -2381,7 +2396,7 @@ CREATE VIEW outbox.event_status AS
     (COALESCE(owed.waiting, (0)::bigint) + held_back.rows) AS waiting,
     COALESCE(owed.in_flight, (0)::bigint) AS in_flight,
     COALESCE(owed.attempts, 0) AS attempts,
-    COALESCE(failed.letters, (0)::bigint) AS dead_letters
+    failed.letters AS dead_letters
    FROM (((((outbox.events event
      CROSS JOIN LATERAL ( SELECT (pg_visible_in_snapshot(event.xid, cursor.settled) OR ((cursor.window_end IS NOT NULL) AND pg_visible_in_snapshot(event.xid, cursor.window_end) AND (event."position" <= cursor.page_after))) AS yes
            FROM outbox.cursor cursor
@@ -2412,10 +2427,9 @@ CREATE VIEW outbox.event_status AS
      CROSS JOIN LATERAL ( SELECT count(*) AS rows
            FROM outbox.backlog backlog
           WHERE (backlog.positions @> event."position")) held_back)
-     LEFT JOIN ( SELECT letter."position",
-            count(*) AS letters
+     CROSS JOIN LATERAL ( SELECT count(*) AS letters
            FROM outbox.dead_letters letter
-          GROUP BY letter."position") failed ON ((failed."position" = event."position")));
+          WHERE (letter."position" = event."position")) failed);
 
 COMMENT ON VIEW outbox.event_status IS 'One row per event, without its payload: pending (also while a backfill has not reached it), processing, completed (no delivery pending, also if no subscription matched) or failed (a dead letter).';
 
@@ -2525,13 +2539,27 @@ CREATE VIEW outbox.log_status AS
            FROM outbox.cursor one
           ORDER BY one.step DESC
          LIMIT 1
+        ), late(xid) AS MATERIALIZED (
+         SELECT open.xid
+           FROM (cursor
+             CROSS JOIN LATERAL ( SELECT named.xid
+                   FROM pg_snapshot_xip(cursor.settled) named(xid)
+                UNION ALL
+                 SELECT ((newer.xid)::text)::xid8 AS xid
+                   FROM generate_series(((pg_snapshot_xmax(cursor.settled))::text)::bigint, ((cursor.low_xid)::text)::bigint) newer(xid)
+                  WHERE (cursor.window_end IS NOT NULL)) open(xid))
+          WHERE
+                CASE
+                    WHEN pg_visible_in_snapshot(open.xid, pg_current_snapshot()) THEN (pg_xact_status(open.xid) IS DISTINCT FROM 'aborted'::text)
+                    ELSE NULL::boolean
+                END
         ), unrouted AS (
          SELECT event.created_at
            FROM (cursor
              CROSS JOIN LATERAL ( SELECT one.created_at,
                     one.xid
                    FROM outbox.events one
-                  WHERE (one."position" > cursor.page_after)
+                  WHERE (one."position" > GREATEST(cursor.page_after, cursor.low))
                   ORDER BY one."position"
                  LIMIT 100000) event)
           WHERE ((cursor.window_end IS NOT NULL) AND (NOT pg_visible_in_snapshot(event.xid, cursor.settled)))
@@ -2547,13 +2575,12 @@ CREATE VIEW outbox.log_status AS
         UNION ALL
          SELECT event.created_at
            FROM ((cursor
-             CROSS JOIN LATERAL pg_snapshot_xip(cursor.settled) late(xid))
+             CROSS JOIN late)
              CROSS JOIN LATERAL ( SELECT one.created_at
                    FROM outbox.events one
-                  WHERE ((one.xid >= late.xid) AND (one.xid <= late.xid))
+                  WHERE ((one.xid >= late.xid) AND (one.xid <= late.xid) AND (one."position" > COALESCE(cursor.page_after, (0)::bigint)) AND ((cursor.window_end IS NULL) OR (one."position" <= cursor.low)))
                   ORDER BY one.xid, one."position"
                  LIMIT 100000) event)
-          WHERE (cursor.window_end IS NULL)
         )
  SELECT count(*) AS unrouted,
     (now() - min(unrouted.created_at)) AS oldest_age
@@ -2778,7 +2805,11 @@ CREATE INDEX attempts_default_position_idx ON outbox.attempts_default USING btre
 
 CREATE INDEX backlog_subscription ON outbox.backlog USING btree (subscription_id, is_suspect, id);
 
-CREATE INDEX dead_letters_subscription ON outbox.dead_letters USING btree (subscription_id, died_at);
+CREATE INDEX dead_letters_died_at ON outbox.dead_letters USING btree (died_at, id);
+
+CREATE INDEX dead_letters_position ON outbox.dead_letters USING btree ("position", id);
+
+CREATE INDEX dead_letters_subscription ON outbox.dead_letters USING btree (subscription_id, "position", id);
 
 CREATE INDEX deliveries_asked ON outbox.deliveries USING btree (subscription_id, id) WHERE asked;
 
@@ -2949,6 +2980,12 @@ GRANT ALL ON FUNCTION outbox.function_call(function text) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
 
+GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
+GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) TO outbox_admin;
@@ -2961,9 +2998,6 @@ REVOKE ALL ON FUNCTION outbox.left_of(page outbox.pages) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.left_of(page outbox.pages) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox.left_of(page outbox.pages) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox.left_of(page outbox.pages) TO outbox_monitor;
-
-GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
-GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) TO outbox_admin;
@@ -3003,6 +3037,9 @@ GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, conf
 
 REVOKE ALL ON FUNCTION outbox.subscription_id(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.subscription_id(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.topic_expression(pattern text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.topic_expression(pattern text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_admin;

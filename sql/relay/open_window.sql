@@ -7,13 +7,18 @@
 --
 -- Events of transactions with a higher id than `low_xid` have higher positions than `low`. Of the
 -- transactions in $2, and of those from $3 to $4, the first position is found with the index on
--- (xid, position). `page_until` is read after the snapshot was taken, so no event of the window has
--- a higher position.
+-- (xid, position), if they have committed: the entries of others are passed one by one.
+-- `page_until` is read after the snapshot was taken, so no event of the window has a higher
+-- position.
 with was_open (xid) as (
-    select named.xid::xid8 from unnest($2::text[]) as named (xid)
-    union all
-    select newer.xid::text::xid8
-      from generate_series($3::text::bigint, $4::text::bigint) as newer (xid)
+    select open.xid
+      from (select named.xid::xid8 from unnest($2::text[]) as named (xid)
+            union all
+            select newer.xid::text::xid8
+              from generate_series($3::text::bigint, $4::text::bigint) as newer (xid)
+           ) as open (xid)
+     where case when pg_visible_in_snapshot(open.xid, pg_current_snapshot())
+                then pg_xact_status(open.xid) is distinct from 'aborted' end
 )
 select pg_current_snapshot()::text as window_end,
        least($1::bigint, (

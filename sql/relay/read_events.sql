@@ -7,8 +7,8 @@
 --
 -- The snapshot is passed in parts: joined from a table, it could not bound the index scan.
 -- There are two branches because no single index scan answers a range `or` an `any`. Of the
--- transactions in $2 only those that have ended are scanned, so that a bulk load in progress is not
--- scanned each time. There is always at least one row. Every row has the snapshot, the generation
+-- transactions in $2 only those that have committed are scanned: the entries of a bulk load that is
+-- in progress, or was aborted, are passed one by one. There is always at least one row. Every row has the snapshot, the generation
 -- of subscriptions and the time of the newest pause in it, the current step of the cursor and the
 -- highest position drawn so far. When the step is not $5, the relay drops what it read.
 -- Payloads above 16 KiB are left out and read before they are sent.
@@ -41,7 +41,8 @@ with fresh as materialized (
                       and late.xid <= was_open.xid::xid8
                     order by late.xid, late.position
                     limit $3::bigint) as event
-             where pg_visible_in_snapshot(was_open.xid::xid8, pg_current_snapshot())
+             where case when pg_visible_in_snapshot(was_open.xid::xid8, pg_current_snapshot())
+                        then pg_xact_status(was_open.xid::xid8) is distinct from 'aborted' end
              limit $3::bigint) as ended
 )
 select fresh.position, fresh.created_at, fresh.id, fresh.topic, fresh.key, fresh.organization,

@@ -26,6 +26,8 @@ use crate::{
 
 /// Events in one part.
 const PART: i64 = 500;
+/// Positions that one part looks at, however few events it finds there.
+const POSITIONS: i64 = 100_000;
 /// A subscription that is owed more deliveries than this waits before its next part.
 const ENOUGH: i64 = 5_000;
 /// First pause before a subscription that waits is looked at again. It doubles.
@@ -114,16 +116,16 @@ async fn part(
     if base.store.count_owed(start.subscription_id, ENOUGH).await? >= ENOUGH {
         return Ok(false);
     }
-    let past = match base.store.read_past(start, PART, subscription.needs_payload()).await {
-        // One by one below, where a payload that cannot be read costs its own event only.
-        Err(error) if error.asks_for_less() => base.store.read_past(start, PART, false).await?,
-        past => past?,
-    };
-    if past.is_over() {
+    if start.is_over() {
         base.store.end_start(start).await?;
         base.telemetry.start_ended(&subscription.row.name);
         return Ok(true);
     }
+    let past = match base.store.read_past(start, PART, POSITIONS, subscription.needs_payload()).await {
+        // One by one below, where a payload that cannot be read costs its own event only.
+        Err(error) if error.asks_for_less() => base.store.read_past(start, PART, PART, false).await?,
+        past => past?,
+    };
     let plainly: Vec<&NewEvent> =
         past.events.iter().filter(|new| subscription.wants_plainly(&new.event)).collect();
     let mut evaluated = HashMap::with_capacity(plainly.len());

@@ -20,7 +20,7 @@ use super::{
     held::{Held, Lease, Leases},
     matching::MatchCache,
     parts::{Base, Counted, Parts, Sending, Waiting},
-    pauses,
+    pauses, payloads,
     plan::{Plan, Room, Standing, Wanting, plan},
     reload::Reload,
     way::Way,
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     delivery::{PageId, SubscriptionId},
     event::Event,
-    store::{Advance, Cursor, Error, NewEvent, Read},
+    store::{Advance, Cursor, Error, NewEvent, Page, Read},
     subscription::{Index, Subscription},
 };
 
@@ -38,7 +38,14 @@ const PAGE: usize = 1_000;
 const LARGE_PAGE: usize = 4_000;
 /// Events read in one step when there is little room.
 const SMALLEST_PAGE: usize = 64;
+/// Positions of a window that one statement looks at, for each event that a step may have at most. What was
+/// rolled back leaves positions without events.
+const POSITIONS_FOR_EACH: i64 = 50;
 
+/// So many payloads that a page was read without are read together.
+const AT_ONCE: usize = 16;
+/// The largest payload that is read with a page (bytes).
+const SMALL: i32 = 16 * 1024;
 /// Steps without payloads after a page that could not be read.
 const WITHOUT_PAYLOADS: u32 = 16;
 /// So many subscriptions are looked at one by one.
@@ -126,13 +133,12 @@ impl Route {
         let read = match ahead {
             Some(read) => read,
             None => {
-                let with_payloads = self.reads_payloads(&index);
                 let page = self.page(&index, 0);
-                match self.base.store.read_events(&cursor, page, with_payloads).await {
+                match self.base.store.read_events(&cursor, page).await {
                     Ok(Some(read)) => read,
                     Ok(None) => return Ok(self.overtaken()),
                     Err(error) => {
-                        self.ask_for_less(&error, page);
+                        self.ask_for_less(&error, page.events);
                         return Err(error);
                     }
                 }
@@ -148,7 +154,7 @@ impl Route {
         }
         let starting: Vec<SubscriptionId> =
             self.base.index.load().starting().filter(|id| !self.fixed.contains(id)).collect();
-        if read.events.is_empty() && !read.closes_window() && !read.was_slow && starting.is_empty() {
+        if read.events.is_empty() && !read.is_of_window() && !read.was_slow && starting.is_empty() {
             self.cursor = Some(cursor);
             return Ok(Step::Nothing);
         }
@@ -167,8 +173,7 @@ impl Route {
         let store = &self.base.store;
         let next_page = async {
             if more && advance == Advance::All {
-                let page = self.page(&index, leased);
-                store.read_ahead(&cursor, &read, advance, page, self.reads_payloads(&index)).await
+                store.read_ahead(&cursor, &read, advance, self.page(&index, leased)).await
             } else {
                 Ok(None)
             }
@@ -218,8 +223,25 @@ impl Route {
         let oldest = read.events.iter().map(|new| new.event.created_at).min();
         let age = oldest.map_or(Duration::ZERO, |oldest| self.base.clock.age(oldest));
         let step = Step::Routed { age, waiting: plan.waiting };
-        deliver.take(self.jobs(plan, read, &ids, token, began));
+        let mut jobs = self.jobs(plan, read, &ids, token, began);
+        self.read_small_payloads(&mut jobs).await;
+        deliver.take(jobs);
         Ok(step)
+    }
+
+    /// Reads the small payloads of a page that was read without them and of which many are wanted. What is
+    /// not read here is read before its attempt.
+    async fn read_small_payloads(&self, jobs: &mut [Job]) {
+        let unread = jobs.iter().filter(|job| !job.delivery.content.is_read()).count();
+        if unread < AT_ONCE {
+            return;
+        }
+        for jobs in jobs.chunks_mut(PAGE) {
+            if let Err(error) = payloads::read_events(&self.base.store, jobs, SMALL).await {
+                self.base.telemetry.database_failed("route", &error);
+                return;
+            }
+        }
     }
 
     /// What this relay holds now of a step that is committed.
@@ -286,9 +308,14 @@ impl Route {
         self.fanout < 0.05
     }
 
-    /// How many events to read: as many as fill the room that is left when `pairs` are leased.
-    fn page(&self, index: &Index, pairs: usize) -> usize {
-        self.fitting(index, pairs).min(self.most)
+    /// What to read: as many events as fill the room that is left when `pairs` are leased.
+    fn page(&self, index: &Index, pairs: usize) -> Page {
+        Page {
+            events: self.fitting(index, pairs).min(self.most),
+            with_payloads: self.reads_payloads(index),
+            positions: POSITIONS_FOR_EACH * i64::try_from(self.most).unwrap_or(i64::MAX / POSITIONS_FOR_EACH),
+            through_window: self.most < LARGE_PAGE,
+        }
     }
 
     fn fitting(&self, index: &Index, pairs: usize) -> usize {

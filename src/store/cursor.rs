@@ -50,8 +50,8 @@ pub(super) struct Window {
 pub(super) enum Reached {
     /// Every event visible in this snapshot.
     Everything { snapshot: String },
-    /// A page of a window; `last` when it is the last page.
-    Page { window: Window, last: bool },
+    /// A page of a window: all its events up to the position `upto`; `last` when it is the last page.
+    Page { window: Window, upto: Position, last: bool },
 }
 
 /// How far a step moves the cursor.
@@ -96,12 +96,11 @@ impl Cursor {
                     Some(Window { end: snapshot.clone(), low: None, page_after: position, page_until }),
                 )
             }
-            (Reached::Page { window, last: true }, Advance::All) => {
+            (Reached::Page { window, last: true, .. }, Advance::All) => {
                 (Some(&window.end), window.low.clone(), None)
             }
-            (Reached::Page { window, last: false }, Advance::All) => {
-                let page_after = last.unwrap_or(window.page_until);
-                (None, here, Some(Window { page_after, ..window.clone() }))
+            (Reached::Page { window, upto, last: false }, Advance::All) => {
+                (None, here, Some(Window { page_after: *upto, ..window.clone() }))
             }
             (Reached::Page { window, .. }, Advance::UpTo(position)) => {
                 (None, here, Some(Window { page_after: position, ..window.clone() }))

@@ -30,7 +30,7 @@ pub use pages::{
     BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
 };
 pub use relays::{BreakerState, RelayReport, SubscriptionReport};
-pub use routing::{NewDelivery, NewPage, Read, Routed};
+pub use routing::{NewDelivery, NewPage, Page, Read, Routed};
 pub use starts::{Past, Start};
 pub use subscriptions::{
     AskedPause, Destination, Loaded, LoadedPauses, StateChange, SubscriptionRow, SubscriptionState,

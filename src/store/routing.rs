@@ -19,6 +19,20 @@ use crate::{
     event::Position,
 };
 
+/// What a step asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    /// How many events at most.
+    pub events: usize,
+    /// Whether payloads are wanted.
+    pub with_payloads: bool,
+    /// How many positions one statement looks at, however few events it finds there.
+    pub positions: i64,
+    /// Whether new events are read through a window at once, because a statement that looks for all of them
+    /// took too long.
+    pub through_window: bool,
+}
+
 /// What a step read.
 #[derive(Debug)]
 pub struct Read {
@@ -73,23 +87,19 @@ pub struct Routed {
 const SLOW_READ: Duration = Duration::from_millis(50);
 
 impl Store {
-    /// Reads at most `limit` new events; when there are more, they become a window and its first page is
-    /// read. Returns none when another relay has moved the cursor.
+    /// Reads a page of new events; when there are more, they become a window and its first page is read.
+    /// Returns none when another relay has moved the cursor.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn read_events(
-        &self,
-        cursor: &Cursor,
-        limit: usize,
-        with_payloads: bool,
-    ) -> Result<Option<Read>, Error> {
-        let limit = at_least_one(limit);
+    pub async fn read_events(&self, cursor: &Cursor, page: Page) -> Result<Option<Read>, Error> {
         let started = Instant::now();
         let window = match cursor.window.clone() {
             Some(window) => window,
+            None if page.through_window => self.open_window(cursor).await?,
             None => {
-                let Some(mut read) = self.read_new(cursor, limit + 1, with_payloads).await? else {
+                let limit = page.limit();
+                let Some(mut read) = self.read_new(cursor, limit + 1, page.with_payloads).await? else {
                     return Ok(None);
                 };
                 if i64::try_from(read.events.len()).unwrap_or(i64::MAX) <= limit {
@@ -99,7 +109,7 @@ impl Store {
                 self.open_window(cursor).await?
             }
         };
-        self.read_page(cursor, window, limit, with_payloads, Some(cursor.step)).await
+        self.read_page(cursor, window, page, Some(cursor.step)).await
     }
 
     async fn read_new(
@@ -146,23 +156,34 @@ impl Store {
         &self,
         cursor: &Cursor,
         window: Window,
-        limit: i64,
-        with_payloads: bool,
+        page: Page,
         expected_step: Option<i64>,
     ) -> Result<Option<Read>, Error> {
+        let low = cursor.low.as_ref();
+        // Below `low` only what committed late is looked at.
+        let from = low.map_or(window.page_after, |low| low.position.max(window.page_after));
+        let until = window.page_until.min(Position(from.0.saturating_add(page.positions)));
         self.statement("reading a page of events", sql!("relay/read_page"))
             .on(Reserved::ReadEvents)
             .bind(&cursor.settled)
             .bind(&window.end)
             .bind(window.page_after)
-            .bind(window.page_until)
-            .bind(limit)
-            .bind(with_payloads)
+            .bind(until)
+            .bind(page.limit())
+            .bind(page.with_payloads)
             .bind(expected_step.unwrap_or(0))
+            .bind(low.map(|low| low.position))
+            .bind(&cursor.settled_xip)
+            .bind(&cursor.settled_xmax)
+            .bind(low.map(|low| &low.xid))
             .all(|rows| {
-                let mut read = read_rows(rows, expected_step, Reached::Page { window, last: false })?;
-                if let Some(Read { events, reached: Reached::Page { last, .. }, .. }) = &mut read {
-                    *last = i64::try_from(events.len()).unwrap_or(i64::MAX) < limit;
+                let last = until == window.page_until;
+                let mut read = read_rows(rows, expected_step, Reached::Page { window, upto: until, last })?;
+                if let Some(Read { events, reached: Reached::Page { upto, last, .. }, .. }) = &mut read
+                    && i64::try_from(events.len()).unwrap_or(i64::MAX) >= page.limit()
+                {
+                    *last = false;
+                    *upto = events.last().map_or(until, |last| last.event.position);
                 }
                 Ok(read)
             })
@@ -180,12 +201,11 @@ impl Store {
         cursor: &Cursor,
         read: &Read,
         advance: Advance,
-        limit: usize,
-        with_payloads: bool,
+        page: Page,
     ) -> Result<Option<Read>, Error> {
         let next = cursor.next(&read.reached, read.last(), advance);
         let Some(window) = next.window.clone() else { return Ok(None) };
-        self.read_page(&next, window, at_least_one(limit), with_payloads, None).await
+        self.read_page(&next, window, page, None).await
     }
 
     /// Moves the cursor and writes what was routed. Returns the cursor as it is now and the ids of the pages,
@@ -286,16 +306,18 @@ impl Read {
         matches!(self.reached, Reached::Page { last: false, .. })
     }
 
-    /// Whether this was the last page of a window. The cursor must then move even if the page is empty.
+    /// Whether this was a page of a window. The cursor must then move even if the page is empty.
     #[must_use]
-    pub fn closes_window(&self) -> bool {
-        matches!(self.reached, Reached::Page { last: true, .. })
+    pub fn is_of_window(&self) -> bool {
+        matches!(self.reached, Reached::Page { .. })
     }
 }
 
-/// Number of events to read, for a statement.
-fn at_least_one(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX).max(1)
+impl Page {
+    /// Number of events to read, for a statement.
+    fn limit(self) -> i64 {
+        i64::try_from(self.events).unwrap_or(i64::MAX).max(1)
+    }
 }
 
 /// Reads the rows of `read_events.sql` and `read_page.sql`. Returns none when the cursor is no longer at

@@ -39,16 +39,8 @@ pub struct Start {
 pub struct Past {
     /// Events of this part from before the subscription, in the order of positions.
     pub events: Vec<NewEvent>,
-    /// Position of the last event that was looked at; none when there was none.
-    reached: Option<Position>,
-}
-
-impl Past {
-    /// Whether the log was already read to its end.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.reached.is_none()
-    }
+    /// Position up to which every event was looked at.
+    reached: Position,
 }
 
 impl Start {
@@ -56,6 +48,12 @@ impl Start {
     #[must_use]
     pub fn is_fixed(&self) -> bool {
         self.settled.is_some()
+    }
+
+    /// Whether the log was read to its end.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| self.position >= until)
     }
 }
 
@@ -68,22 +66,34 @@ impl Store {
         self.statement("loading starts", sql!("relay/load_starts")).bind(subscriptions).rows(by_name).await
     }
 
-    /// Reads the next part of the log: at most `limit` events are looked at.
+    /// Reads the next part of the log: at most `events` events are looked at, and at most `positions`
+    /// positions, of which those of transactions that were rolled back have no event.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn read_past(&self, start: &Start, limit: i64, with_payloads: bool) -> Result<Past, Error> {
+    pub async fn read_past(
+        &self,
+        start: &Start,
+        events: i64,
+        positions: i64,
+        with_payloads: bool,
+    ) -> Result<Past, Error> {
+        let ahead = Position(start.position.0.saturating_add(positions));
+        let until = start.until.map_or(ahead, |until| until.min(ahead));
         self.statement("reading past events", sql!("relay/read_past"))
             .bind(start.position)
-            .bind(start.until)
+            .bind(until)
             .bind(&start.settled)
             .bind(&start.window_end)
             .bind(start.page_after)
             .bind(start.since)
-            .bind(limit)
+            .bind(events)
             .bind(with_payloads)
             .all(|rows| {
-                let reached = first(rows)?.try_get("reached")?;
+                let row = first(rows)?;
+                let is_full = row.try_get::<i64, _>("looked_at")? >= events;
+                let last: Option<Position> = row.try_get("reached")?;
+                let reached = last.filter(|_| is_full).unwrap_or(until);
                 Ok(Past { events: read_new_events(rows)?, reached })
             })
             .await

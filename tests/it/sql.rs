@@ -112,6 +112,11 @@ fn arguments(settled: &(String, Vec<String>), end: &str) -> BTreeMap<&'static st
                 "1000".into(),
                 "true".into(),
                 "1".into(),
+                // A transaction that committed late may have positions below this one.
+                "600000".into(),
+                format!("'{{{xmax}}}'"),
+                format!("'{}'", xmax.parse::<i64>().unwrap() + 1),
+                format!("'{}'", xmax.parse::<i64>().unwrap() + 3),
             ],
         ),
         (
@@ -298,6 +303,52 @@ fn rows_read(node: &Value, most: &mut i64) {
         ((number("Actual Rows") + number("Rows Removed by Filter")) * number("Actual Loops").max(1.0)) as i64;
     *most = rows.max(*most);
     node["Plans"].as_array().into_iter().flatten().for_each(|child| rows_read(child, most));
+}
+
+/// The cursor was moved past 100,000 events while a transaction with 2,000 earlier ones was open.
+#[tokio::test]
+async fn a_page_of_events_that_committed_late_does_not_read_what_was_routed_meanwhile() {
+    let database = Database::new().await;
+    database.execute("alter table outbox.events_default set (autovacuum_enabled = off)").await;
+    let mut late = database.connection().await;
+    late.execute("begin").await.unwrap();
+    late.execute(AssertSqlSafe(plans::events("1", "2000", "pg_current_xact_id()"))).await.unwrap();
+    database.execute(plans::events("2001", "102000", "pg_current_xact_id()")).await;
+    let (settled, xmax, open): (String, String, Vec<String>) = sqlx::query_as(
+        "update outbox.cursor as cursor
+            set settled = seen.settled, low = 102000, low_xid = pg_snapshot_xmax(seen.settled)
+           from pg_current_snapshot() as seen (settled)
+        returning cursor.settled::text, cursor.low_xid::text,
+                  array(select xid::text from pg_snapshot_xip(cursor.settled) as xid)",
+    )
+    .fetch_one(&database.pool)
+    .await
+    .unwrap();
+    late.execute("commit").await.unwrap();
+    let end: String =
+        sqlx::query_scalar("select pg_current_snapshot()::text").fetch_one(&database.pool).await.unwrap();
+    let mut relay = plans::relay_connection(&database).await;
+    let page = ["0", "102000", "1000", "true", "1", "102000"].map(str::to_owned);
+    let mut arguments = vec![format!("'{settled}'"), format!("'{end}'")];
+    arguments.extend(page);
+    arguments.extend([format!("'{{{}}}'", open.join(",")), format!("'{xmax}'"), format!("'{xmax}'")]);
+    for when in ["analyzed while empty", "analyzed when full"] {
+        // Pages of the table: a thousand rows of this size fill 20.
+        for (name, arguments, rows, limit) in
+            [("read_page", &arguments, 1000.0, 100), ("measure_log", &vec![], 1.0, 150)]
+        {
+            let statement = plans::statements().into_iter().find(|one| one.name == name).unwrap();
+            let plan = plans::run(&mut relay, &statement, arguments).await;
+            println!("{when}: {name} touched {} buffers", buffers(&plan));
+            assert_eq!(plan["Actual Rows"].as_f64(), Some(rows), "{when}: {plan:#}");
+            assert!(buffers(&plan) <= limit, "{when}: {name} touched {}\n{plan:#}", buffers(&plan));
+        }
+        database.execute("analyze").await;
+    }
+    for connection in [late, relay] {
+        PgConnection::close(connection).await.unwrap();
+    }
+    database.drop().await;
 }
 
 /// 20,000 steps, each with a delivery created and settled, while an old transaction keeps every dead row

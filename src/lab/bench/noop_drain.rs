@@ -154,6 +154,10 @@ async fn step(
         .bind(PAGE)
         .bind(true)
         .bind(step)
+        .bind(low)
+        .bind(Vec::<String>::new())
+        .bind(cursor.try_get::<&str, _>("settled_xmax")?)
+        .bind(low_xid)
         .fetch_all(&mut *connection)
         .await?;
     let (mut positions, mut times): (Vec<i64>, Vec<DateTime<Utc>>) = (Vec::new(), Vec::new());
