@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sqlx::Executor as _;
+
 use crate::support::{Database, Recorder, RelayBox, relay::settings};
 
 #[tokio::test]
@@ -87,5 +89,48 @@ async fn a_step_that_was_cancelled_is_not_tried_again_with_as_many_events() {
     let relay = RelayBox::start(&database, &recorder).await;
     database.eventually("select count(*) = 2000 from outbox.deliveries").await;
     assert!(relay.stop().await.complete);
+    database.drop().await;
+}
+
+/// Whoever reads all new events at once is stopped, as by the statement's limit.
+#[tokio::test]
+async fn what_takes_too_long_to_read_at_once_is_read_in_parts() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('some', array['some.*'], 'recorder')").await;
+    let recorder = Recorder::new();
+    let mut relay = RelayBox::start(&database, &recorder).await;
+    relay.wait_asleep().await;
+    let mut load = database.connection().await;
+    load.execute("begin").await.unwrap();
+    load.execute(
+        "insert into outbox.events (topic, payload) select 'other.thing', '1' from generate_series(1, 300000)",
+    )
+    .await
+    .unwrap();
+    let stopped = std::cell::Cell::new(0);
+    let stopping = async {
+        let mut again = tokio::time::interval(Duration::from_millis(1));
+        let mut canceller = database.connection().await;
+        loop {
+            again.tick().await;
+            let reading = sqlx::query(
+                "select pg_cancel_backend(pid) from pg_stat_activity
+                  where datname = current_database() and state = 'active' and pid <> pg_backend_pid()
+                    and query like '-- Read events that are visible now%'",
+            );
+            stopped.set(stopped.get() + reading.fetch_all(&mut canceller).await.unwrap().len());
+        }
+    };
+    let publishing = async {
+        database.execute("select outbox.publish('some.thing', '1')").await;
+        recorder.wait_for(1).await
+    };
+    tokio::select! {
+        () = stopping => {},
+        seen = publishing => assert_eq!(seen.len(), 1),
+    }
+    assert!(stopped.get() > 0, "a read should have been stopped");
+    relay.stop().await;
+    drop(load);
     database.drop().await;
 }

@@ -33,7 +33,9 @@ async fn delivered(recorder: &Recorder, commit: impl Future<Output = ()>, number
 async fn holding(database: &Database) -> PgConnection {
     let mut holder = database.connection().await;
     holder
-        .execute("begin isolation level repeatable read; select pg_current_xact_id(), count(*) from outbox.events")
+        .execute(
+            "begin isolation level repeatable read; select pg_current_xact_id(), count(*) from outbox.events",
+        )
         .await
         .unwrap();
     holder
@@ -179,7 +181,10 @@ async fn a_part_of_a_million_dead_letters_costs_what_it_moves() {
         ("redrive all", "select outbox.redrive(max_rows => 1000)"),
         ("redrive one subscription", "select outbox.redrive('some', max_rows => 1000)"),
         ("redrive an error", "select outbox.redrive(error_like => 'common%', max_rows => 1000)"),
-        ("redrive since", "select outbox.redrive(since => now() - interval '47 hours 50 minutes', max_rows => 1000)"),
+        (
+            "redrive since",
+            "select outbox.redrive(since => now() - interval '47 hours 50 minutes', max_rows => 1000)",
+        ),
         ("discard", "select outbox.discard(max_rows => 1000)"),
         ("discard a topic", "select outbox.discard(topic => 'some.thing', max_rows => 1000)"),
     ];
