@@ -8,9 +8,10 @@
 -- The snapshot is passed in parts: joined from a table, it could not bound the index scan.
 -- There are two branches because no single index scan answers a range `or` an `any`. Of the
 -- transactions in $2 only those that have committed are scanned: the entries of a bulk load that is
--- in progress, or was aborted, are passed one by one. There is always at least one row. Every row has the snapshot, the generation
--- of subscriptions and the time of the newest pause in it, the current step of the cursor and the
--- highest position drawn so far. When the step is not $5, the relay drops what it read.
+-- in progress, or was aborted, are passed one by one. There is always at least one row. Every row
+-- has the snapshot, the generation of subscriptions and the time of the newest pause in it, the
+-- current step of the cursor and the highest position drawn so far. When the step is not $5, the
+-- relay drops what it read.
 -- Payloads above 16 KiB are left out and read before they are sent.
 -- Event columns come first and in this order, because the relay reads them by place.
 with fresh as materialized (
