@@ -31,6 +31,7 @@ pub use self::{
 use crate::{
     event::{Draft, Event},
     sink::{
+        plain::plain,
         session,
         sqlstate::{self, Class},
     },
@@ -162,7 +163,7 @@ impl Operator {
         let doing = "connecting to the database";
         match tokio::time::timeout(CONNECT, session::connect(&options, pooler)).await {
             Ok(Ok(connection)) => Ok(Self { connection }),
-            Ok(Err(source)) => Err(Error::Unreachable { doing, source }),
+            Ok(Err(source)) => Err(Error::Unreachable { doing, source: plain(source) }),
             Err(_) => Err(Error::Unreachable { doing, source: late(CONNECT) }),
         }
     }
@@ -324,6 +325,7 @@ impl Error {
     /// Classifies an error of the driver.
     #[must_use]
     pub fn of(doing: &'static str, source: sqlx::Error) -> Self {
+        let source = plain(source);
         if is_unreachable(&source) {
             return Self::Unreachable { doing, source };
         }

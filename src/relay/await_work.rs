@@ -24,6 +24,7 @@ use super::{
     parts::{Base, Sending, Waiting},
     pauses,
 };
+use crate::sink::plain::plain;
 
 /// Channel on which publishers notify.
 pub(crate) const DOORBELL: &str = "outbox_doorbell";
@@ -183,7 +184,7 @@ impl BellTask {
         };
         match tokio::time::timeout(ANSWER_WITHIN, connecting).await {
             Ok(Ok(listening)) => Ok(listening),
-            Ok(Err(error)) => Err(super::telemetry::chain(&error)),
+            Ok(Err(error)) => Err(super::telemetry::chain(&plain(error))),
             Err(_) => Err(format!("no connection within {} s", ANSWER_WITHIN.as_secs())),
         }
     }
@@ -229,7 +230,7 @@ impl BellTask {
                     }
                     Ok(Some(_)) => { listening.heard = Instant::now(); Ok(()) }
                     Ok(None) => Err("the connection was closed".to_owned()),
-                    Err(error) => Err(super::telemetry::chain(&error)),
+                    Err(error) => Err(super::telemetry::chain(&plain(error))),
                 },
                 _ = tick.tick() => {
                     if listening.heard.elapsed() > CANARY_LOST {
@@ -335,7 +336,7 @@ impl Listening {
 async fn answer<T>(query: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, String> {
     match tokio::time::timeout(ANSWER_WITHIN, query).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(super::telemetry::chain(&error)),
+        Ok(Err(error)) => Err(super::telemetry::chain(&plain(error))),
         Err(_) => Err(format!("no answer within {} s", ANSWER_WITHIN.as_secs())),
     }
 }

@@ -212,7 +212,7 @@ impl Builder {
         use sqlx::Connection as _;
         let checking = async {
             let mut connection =
-                session::connect(&self.options, self.pooler).await.map_err(schema::Error::Connect)?;
+                session::connect(&self.options, self.pooler).await.map_err(schema::Error::connect)?;
             let pending = schema::pending(&mut connection).await?;
             // Best effort: everything was read.
             let _ = connection.close().await;

@@ -1,10 +1,16 @@
-//! Parses addresses of databases. Parameters that sqlx would ignore are refused: a misspelt `sslmode` must
-//! not mean no encryption.
+//! Turns the address of a database into options, for everything that connects to one: the relay, its
+//! listener, the command line and the sink `postgres`. Takes the forms of libpq, `postgres://…` and
+//! `host=… dbname=…`, and refuses what would have no effect: a misspelt `sslmode` must not mean no
+//! encryption.
 
+use percent_encoding::percent_decode_str;
 use sqlx::postgres::PgConnectOptions;
 
-/// Parameters that are allowed in the query of an address.
-const PARAMETERS: &[&str] = &[
+/// A word that an address sets, and its value.
+type Pair = (String, String);
+
+/// Words that are passed on to the driver.
+const TAKEN: &[&str] = &[
     "sslmode",
     "sslrootcert",
     "sslcert",
@@ -25,50 +31,358 @@ const PARAMETERS: &[&str] = &[
     "ssl-key",
 ];
 
+/// Words with values that say what is done anyway.
+const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
+    ("channel_binding", &["prefer", "disable"]),
+    ("client_encoding", &["auto", "UTF8", "utf8", "UTF-8", "utf-8"]),
+    ("gssencmode", &["prefer", "disable"]),
+    ("sslcompression", &["0"]),
+    ("sslsni", &["1"]),
+    ("target_session_attrs", &["any", "read-write", "primary"]),
+];
+
+/// Words of other programs and of libpq that cannot be obeyed, and what to do.
+const REFUSED: &[(&str, &str)] = &[
+    (
+        "channel_binding",
+        "channel_binding=require is not supported; remove it, and write sslmode=verify-full, \
+         which lets nobody stand between",
+    ),
+    ("client_encoding", "client_encoding must be UTF8; remove it"),
+    ("connect_timeout", "the parameter \"connect_timeout\" has no effect; remove it: the limit is 5 s"),
+    ("gssencmode", "gssencmode=require is not supported; remove it, and write sslmode=verify-full"),
+    ("passfile", "passfile is not read from an address; set PGPASSFILE instead"),
+    ("pgbouncer", "pgbouncer is no parameter here; remove it and set database.pooler = true"),
+    ("schema", "schema is no parameter here; remove it: the schema of pgoutbox is always outbox"),
+    ("service", "service is not supported; write its host, port, dbname and user"),
+    ("sslcompression", "sslcompression is not supported; remove it"),
+    ("sslsni", "sslsni cannot be switched off; remove it"),
+    (
+        "target_session_attrs",
+        "target_session_attrs must be read-write, primary or any, for pgoutbox writes; remove it",
+    ),
+];
+
+const FORM: &str = "write postgres://user@host:5432/database";
+
 /// Parses an address.
 ///
 /// # Errors
 /// A message that says what to write, without the address, which may contain a password.
 pub(crate) fn parse(address: &str) -> Result<PgConnectOptions, String> {
-    let url = url::Url::parse(address)
-        .map_err(|error| format!("is not an address ({error}); write postgres://user@host:5432/database"))?;
-    if !matches!(url.scheme(), "postgres" | "postgresql") {
-        return Err(format!("begins with {}:; write postgres://user@host:5432/database", url.scheme()));
-    }
-    for (name, _) in url.query_pairs() {
-        let known = PARAMETERS.contains(&&*name) || (name.starts_with("options[") && name.ends_with(']'));
-        if !known {
-            return Err(format!(
-                "has the unknown parameter {name:?}; remove it, or use one of {}",
-                PARAMETERS[..12].join(", ")
-            ));
+    let address = unquoted(address.trim());
+    let pairs = match address.split_once("://") {
+        Some(("postgres" | "postgresql", rest)) => of_url(rest)?,
+        Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.:".contains(c)) => {
+            return Err(format!("begins with {scheme}://; {FORM}"));
+        }
+        _ => of_words(address)?,
+    };
+    options(pairs)
+}
+
+/// Without the quotes around it that some programs keep when they read a file of variables.
+fn unquoted(address: &str) -> &str {
+    ['"', '\'']
+        .into_iter()
+        .find_map(|quote| address.strip_prefix(quote)?.strip_suffix(quote))
+        .map_or(address, str::trim)
+}
+
+/// `user:password@host:port/database?name=value`, as libpq reads it: up to its `@` a login may contain any
+/// letter but `/`.
+fn of_url(rest: &str) -> Result<Vec<Pair>, String> {
+    let (before_path, path) =
+        rest.split_once('/').map_or((rest, None), |(before, path)| (before, Some(path)));
+    let (login, place) = match before_path.rsplit_once('@') {
+        // In `host?user=a@b` it is part of a parameter.
+        Some((login, _)) if login.split_once('?').is_some_and(|(_, query)| is_word(query)) => (None, rest),
+        Some((login, place)) => {
+            (Some(login), &rest[rest.len() - place.len() - path.map_or(0, |p| p.len() + 1)..])
+        }
+        None => (None, rest),
+    };
+    let (place, query) = place.split_once('?').map_or((place, None), |(place, query)| (place, Some(query)));
+    let (hosts, database) = place.split_once('/').map_or((place, ""), |(hosts, database)| (hosts, database));
+
+    let mut pairs = Vec::new();
+    let mut set = |name: &str, value: &str| -> Result<(), String> {
+        pairs.push((name.to_owned(), decoded(value)?));
+        Ok(())
+    };
+    let (host, port) =
+        host_and_port(hosts, database.contains('@') || query.is_some_and(|q| q.contains('@')))?;
+    if let Some(login) = login {
+        let (user, password) = login.split_once(':').map_or((login, None), |(u, p)| (u, Some(p)));
+        if !user.is_empty() {
+            set("user", user)?;
+        }
+        if let Some(password) = password {
+            set("password", password)?;
         }
     }
-    address.parse().map_err(|error: sqlx::Error| {
+    if !host.is_empty() {
+        set("host", host)?;
+    }
+    if !port.is_empty() {
+        set("port", port)?;
+    }
+    if !database.is_empty() {
+        set("dbname", database)?;
+    }
+    for parameter in query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty()) {
+        let Some((name, value)) = parameter.split_once('=') else {
+            return Err("has a parameter without a value; in a password write / as %2F, ? as %3F, @ as %40"
+                .to_owned());
+        };
+        set(&decoded(name)?, value)?;
+    }
+    Ok(pairs)
+}
+
+/// Whether a query begins like `name=value`.
+fn is_word(query: &str) -> bool {
+    query.split_once('=').is_some_and(|(name, _)| {
+        TAKEN.contains(&name) || name.starts_with("options[") || REFUSED.iter().any(|(word, _)| *word == name)
+    })
+}
+
+/// The host without the brackets of an IPv6 address, and the port.
+fn host_and_port(place: &str, at_follows: bool) -> Result<(&str, &str), String> {
+    let (host, port) = match place.strip_prefix('[') {
+        Some(inner) => {
+            let Some((host, port)) = inner.split_once(']') else {
+                return Err("has a [ without its ]; write [::1]:5432".to_owned());
+            };
+            (host, port.strip_prefix(':').unwrap_or(port))
+        }
+        None if place.matches(':').count() > 1 && !place.contains(',') => {
+            return Err("has an IPv6 address without brackets; write [::1]:5432".to_owned());
+        }
+        None => place.split_once(':').unwrap_or((place, "")),
+    };
+    if place.contains(',') {
+        return Err(several_hosts());
+    }
+    if at_follows && !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err("has a / in its login; write / in a password as %2F".to_owned());
+    }
+    Ok((host, port))
+}
+
+fn several_hosts() -> String {
+    "names several hosts; write one that always leads to the primary, such as a virtual address or a proxy"
+        .to_owned()
+}
+
+fn decoded(text: &str) -> Result<String, String> {
+    let bytes = text.as_bytes();
+    let broken = (0..bytes.len()).any(|at| {
+        let is_hex = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_hexdigit);
+        bytes[at] == b'%' && !(is_hex(at + 1) && is_hex(at + 2))
+    });
+    if broken {
+        return Err("has a % that begins no code; write % in a password as %25".to_owned());
+    }
+    match percent_decode_str(text).decode_utf8() {
+        Ok(text) if !text.contains('\0') => Ok(text.into_owned()),
+        _ => Err("has a %-code that is no letter".to_owned()),
+    }
+}
+
+/// `host=… dbname='…'`: values with spaces are quoted, and a backslash takes the next letter as it is.
+fn of_words(address: &str) -> Result<Vec<Pair>, String> {
+    let mut pairs = Vec::new();
+    let mut rest = address;
+    while !rest.is_empty() {
+        let known = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let Some((name, after)) = rest.split_once('=').filter(|(name, _)| known(name.trim_end())) else {
+            return Err(format!("is not an address; {FORM}"));
+        };
+        let after = after.trim_start();
+        let (quoted, mut letters) = match after.strip_prefix('\'') {
+            Some(inner) => (true, inner.char_indices()),
+            None => (false, after.char_indices()),
+        };
+        let (mut value, mut closed) = (String::new(), !quoted);
+        rest = "";
+        let text = letters.as_str();
+        while let Some((at, letter)) = letters.next() {
+            match letter {
+                '\\' => value.extend(letters.next().map(|(_, letter)| letter)),
+                '\'' if quoted => {
+                    closed = true;
+                    rest = text[at + 1..].trim_start();
+                    break;
+                }
+                letter if !quoted && letter.is_whitespace() => {
+                    rest = text[at..].trim_start();
+                    break;
+                }
+                letter => value.push(letter),
+            }
+        }
+        if !closed {
+            return Err("has a quote without its end; write ' in a value as \\'".to_owned());
+        }
+        pairs.push((name.trim_end().to_owned(), value));
+    }
+    if pairs.is_empty() { Err(format!("is empty; {FORM}")) } else { Ok(pairs) }
+}
+
+/// Checks the words and gives them to the driver, which adds what the environment and `.pgpass` say.
+fn options(pairs: Vec<Pair>) -> Result<PgConnectOptions, String> {
+    let start = "postgres:///?";
+    let mut driver = url::form_urlencoded::Serializer::for_suffix(start.to_owned(), start.len());
+    let said =
+        |name: &str| pairs.iter().rev().find(|(other, _)| other == name).map(|(_, value)| value.as_str());
+    let verified = said("sslmode").or(said("ssl-mode"));
+    for (name, value) in &pairs {
+        let is_option = name.starts_with("options[") && name.ends_with(']');
+        match name.as_str() {
+            "ssl" if value == "true" => {
+                if verified.is_none() {
+                    driver.append_pair("sslmode", "require");
+                }
+            }
+            "sslrootcert" if value == "system" => match verified {
+                None => drop(driver.append_pair("sslmode", "verify-full")),
+                Some("verify-full") => {}
+                Some(_) => return Err("has sslrootcert=system, which needs sslmode=verify-full".to_owned()),
+            },
+            "host" | "hostaddr" | "port" if value.contains(',') => return Err(several_hosts()),
+            "host" if said("hostaddr").is_some_and(|address| !address.is_empty()) => {
+                if verified == Some("verify-full") {
+                    return Err("has host and hostaddr, of which only one can be verified; remove hostaddr"
+                        .to_owned());
+                }
+            }
+            "port" if value.parse::<u16>().is_err() => {
+                return Err("has a port that is not a number from 1 to 65535".to_owned());
+            }
+            _ if TAKEN.contains(&name.as_str()) || is_option => drop(driver.append_pair(name, value)),
+            _ => refuse_without_effect(name, value)?,
+        }
+    }
+    driver.finish().parse().map_err(|error: sqlx::Error| {
         let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
         format!("cannot be used: {cause}")
     })
+}
+
+fn refuse_without_effect(name: &str, value: &str) -> Result<(), String> {
+    if WITHOUT_EFFECT.iter().any(|(word, values)| *word == name && values.contains(&value)) {
+        return Ok(());
+    }
+    if let Some((_, instead)) = REFUSED.iter().find(|(word, _)| *word == name) {
+        return Err((*instead).to_owned());
+    }
+    let harmless =
+        name.len() <= 40 && name.bytes().all(|byte| byte.is_ascii_alphabetic() || b"_-".contains(&byte));
+    Err(format!(
+        "has the unknown parameter {}; remove it, or use one of {}",
+        if harmless { format!("{name:?}") } else { "whose name is not shown".to_owned() },
+        TAKEN[..12].join(", ")
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Host, port, user, database and whether there is a password, of addresses as people have them.
     #[test]
-    fn a_parameter_without_effect_is_refused_and_named() {
-        for address in [
-            "postgres://h/d?ssl_mode=require",
-            "postgres://h/d?sslmode=require&connect_timeout=5",
-            "postgres://h/d?SSLMODE=x",
+    fn the_forms_of_libpq_are_taken() {
+        for (address, host, port, user, database) in [
+            ("postgres://u@h/d", "h", 5432, "u", "d"),
+            ("postgresql://u:p@h:1/d?sslmode=verify-full&options[search_path]=x", "h", 1, "u", "d"),
+            ("postgres://u@[::1]/d", "::1", 5432, "u", "d"),
+            ("postgres://u@[2001:db8::1234]:5433/d", "2001:db8::1234", 5433, "u", "d"),
+            ("postgres://h?user=u&dbname=d", "h", 5432, "u", "d"),
+            ("postgres://h?user=u@corp&dbname=d", "h", 5432, "u@corp", "d"),
+            ("postgres://u%40corp:x@h/d", "h", 5432, "u@corp", "d"),
+            ("postgres://u:a#b?c@h/d", "h", 5432, "u", "d"),
+            ("postgres://u:a@b@h:6543/d", "h", 6543, "u", "d"),
+            ("postgres://u:a%2Fb@h/d%20e", "h", 5432, "u", "d e"),
+            ("\"postgres://u:p@h/d\"", "h", 5432, "u", "d"),
+            ("'postgres://u:p@h/d'\n", "h", 5432, "u", "d"),
+            ("postgres://u@h/d?sslmode=require&channel_binding=prefer", "h", 5432, "u", "d"),
+            ("postgres://u@h/d?target_session_attrs=read-write&gssencmode=disable", "h", 5432, "u", "d"),
+            ("postgres://u@h/d?ssl=true", "h", 5432, "u", "d"),
+            ("postgres://u@h/d?sslrootcert=system", "h", 5432, "u", "d"),
+            ("host=h user=u dbname=d", "h", 5432, "u", "d"),
+            (r"host = h port=1 user='u v' password='it\'s' dbname=d", "h", 1, "u v", "d"),
+            (r"host=h password=a\ b user=u dbname=''  ", "h", 5432, "u", ""),
         ] {
-            assert!(parse(address).unwrap_err().contains("parameter"), "{address}");
+            let options = parse(address).unwrap_or_else(|problem| panic!("{address}: {problem}"));
+            let database = Some(database).filter(|name| !name.is_empty() || address.contains("''"));
+            assert_eq!(
+                (options.get_host(), options.get_port(), options.get_username(), options.get_database()),
+                (host, port, user, database),
+                "{address}"
+            );
+            assert_eq!(options.get_socket(), None, "{address}");
         }
+    }
+
+    #[test]
+    fn a_folder_is_a_socket() {
         for address in [
-            "postgres://h/d",
-            "postgresql://u:p@h:1/d?sslmode=verify-full&options[search_path]=x",
-            "postgres:///d?host=/run",
+            "postgres:///d?host=/run/postgresql",
+            "postgres://u@/d?host=/run/postgresql",
+            "postgres://u:p@%2Frun%2Fpostgresql/d",
+            "postgresql://u@%2Frun%2Fpostgresql:5433/d",
+            "host=/run/postgresql dbname=d",
         ] {
-            assert!(parse(address).is_ok(), "{address}");
+            let options = parse(address).unwrap_or_else(|problem| panic!("{address}: {problem}"));
+            assert_eq!(options.get_socket().unwrap().to_str(), Some("/run/postgresql"), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_what_was_written() {
+        for (address, password) in [
+            ("postgres://u:a#b?c@h/d", "a#b?c"),
+            ("postgres://u:a%2Fb%25@h/d", "a/b%"),
+            ("postgres://u:a+b:c@h/d", "a+b:c"),
+            ("postgres://h/d?user=u&password=a+b%26c", "a+b&c"),
+            (r"host=h user=u password='a\'b\\c d'", r"a'b\c d"),
+        ] {
+            let url = sqlx::ConnectOptions::to_url_lossy(&parse(address).unwrap());
+            let written = percent_decode_str(url.password().unwrap()).decode_utf8().unwrap();
+            assert_eq!(written, password, "{address}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_obeyed_is_refused_with_the_fix() {
+        for (address, fix) in [
+            ("postgres://h/d?ssl_mode=require", "parameter \"ssl_mode\""),
+            ("postgres://h/d?sslmode=require&connect_timeout=5", "remove it"),
+            ("postgres://h/d?SSLMODE=x", "parameter"),
+            ("postgres://h/d?sslmode=require&channel_binding=require", "sslmode=verify-full"),
+            ("postgres://h/d?target_session_attrs=standby", "read-write"),
+            ("postgres://h/d?schema=public", "remove it"),
+            ("postgres://h/d?pgbouncer=true", "database.pooler"),
+            ("postgres://a,b/d", "several hosts"),
+            ("postgres://a:1,b:2/d", "several hosts"),
+            ("postgres:///d?host=a,b", "several hosts"),
+            ("host=a,b dbname=d", "several hosts"),
+            ("postgres://u:a/b@h/d", "%2F"),
+            ("postgres://u:a/b?c@h/d", "%2F"),
+            ("postgres://u:100%@h/d", "%25"),
+            ("postgres://u@::1/d", "[::1]:5432"),
+            ("postgres://u@[::1/d", "[::1]:5432"),
+            ("postgres://u@h:x/d", "port"),
+            ("postgres://h/d?sslmode=require&sslrootcert=system", "verify-full"),
+            ("postgres://h/d?host=h&hostaddr=127.0.0.1&sslmode=verify-full", "remove hostaddr"),
+            ("jdbc:postgresql://h/d", "postgres://user@host"),
+            ("postgresql+asyncpg://h/d", "postgres://user@host"),
+            ("host=h password='x", "quote"),
+            ("", "is empty"),
+        ] {
+            let problem = parse(address).expect_err(address);
+            assert!(problem.contains(fix), "{address}: {problem}");
         }
     }
 
@@ -77,8 +391,14 @@ mod tests {
         for address in [
             "mysql://u:hunter2@h/d",
             "hunter2",
+            "hunter2 host=x",
             "postgres://u:hunter2@h/d?sslmode=maybe",
             "postgres://u:hunter2@h:99999/d",
+            "postgres://u:x/hunter2@h/d",
+            "postgres://u:x/?hunter2@h/d",
+            "postgres://u:5/?hunter2=@h/d",
+            "password='hunter2",
+            "password=x hunter2=y",
         ] {
             let problem = parse(address).unwrap_err();
             assert!(!problem.contains("hunter2"), "{problem}");

@@ -11,6 +11,7 @@ pub mod body;
 pub(crate) mod broker;
 pub mod egress;
 mod outgoing;
+pub(crate) mod plain;
 mod problem;
 mod registry;
 pub mod secret;

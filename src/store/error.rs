@@ -1,6 +1,9 @@
 //! Errors between the relay and its database.
 
-use crate::sink::sqlstate::{Class, class, class_of};
+use crate::sink::{
+    plain::plain,
+    sqlstate::{Class, class, class_of},
+};
 
 /// An error of the relay's database. Its text says what the relay was doing; the cause is its source.
 #[derive(Debug)]
@@ -72,7 +75,7 @@ impl Error {
     }
 
     pub(super) fn database(doing: &'static str, error: sqlx::Error) -> Self {
-        Self { doing, cause: Cause::Database(error) }
+        Self { doing, cause: Cause::Database(plain(error)) }
     }
 
     /// The class of the error, if it is one of the server.

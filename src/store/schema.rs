@@ -1,9 +1,13 @@
 //! Migrations, embedded in the binary: applies the missing ones, and finds out whether a database fits this
 //! binary.
 
-use sqlx::{Connection, PgConnection, migrate::Migrator, postgres::PgConnectOptions};
+use sqlx::{
+    Connection, PgConnection,
+    migrate::{MigrateError, Migrator},
+    postgres::PgConnectOptions,
+};
 
-use crate::sink::session;
+use crate::sink::{plain::plain, session};
 
 /// Table of the migrations that were applied.
 const HISTORY: &str = "outbox.migrations";
@@ -24,7 +28,7 @@ pub enum Error {
     Connect(#[source] sqlx::Error),
     /// A migration failed and was rolled back; those before it stay applied.
     #[error("applying migrations")]
-    Apply(#[source] sqlx::migrate::MigrateError),
+    Apply(#[source] MigrateError),
     /// The database was migrated by a newer version of this program.
     #[error(
         "the database was migrated by a newer version (migration {version}); install that version, this one changes nothing"
@@ -36,6 +40,22 @@ pub enum Error {
     /// The table of applied migrations could not be read.
     #[error("reading which migrations were applied")]
     Read(#[source] sqlx::Error),
+}
+
+impl Error {
+    pub(crate) fn connect(error: sqlx::Error) -> Self {
+        Self::Connect(plain(error))
+    }
+
+    fn apply(error: MigrateError) -> Self {
+        Self::Apply(match error {
+            MigrateError::Execute(error) => MigrateError::Execute(plain(error)),
+            MigrateError::ExecuteMigration(error, version) => {
+                MigrateError::ExecuteMigration(plain(error), version)
+            }
+            other => other,
+        })
+    }
 }
 
 fn migrator() -> Migrator {
@@ -52,9 +72,9 @@ fn migrator() -> Migrator {
 /// When the database cannot be reached, a migration fails, or the database was migrated by a newer version.
 pub async fn run(options: &PgConnectOptions) -> Result<Vec<String>, Error> {
     let options = options.clone().options(session::SETTINGS.iter().chain(SETTINGS).copied());
-    let mut connection = session::connect(&options, false).await.map_err(Error::Connect)?;
+    let mut connection = session::connect(&options, false).await.map_err(Error::connect)?;
     let missing = pending(&mut connection).await?;
-    migrator().run(&mut connection).await.map_err(Error::Apply)?;
+    migrator().run(&mut connection).await.map_err(Error::apply)?;
     // Everything is committed, whether or not the connection closes well.
     let _ = connection.close().await;
     Ok(missing)
@@ -71,12 +91,12 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Vec<String>, Error
         .bind(HISTORY)
         .fetch_one(&mut *connection)
         .await
-        .map_err(Error::Read)?;
+        .map_err(|error| Error::Read(plain(error)))?;
     let applied: Vec<i64> = if migrated {
         sqlx::query_scalar("select version from outbox.migrations where success order by version")
             .fetch_all(&mut *connection)
             .await
-            .map_err(Error::Read)?
+            .map_err(|error| Error::Read(plain(error)))?
     } else {
         Vec::new()
     };
