@@ -69,6 +69,7 @@ impl Secrets {
                 ));
             }
             return (self.environment)(name)
+                .and_then(|value| trimmed(value.expose_secret()))
                 .ok_or_else(|| format!("{reference:?} is not set in the relay's environment"));
         }
         if let Some(name) = reference.strip_prefix("file:") {
@@ -115,14 +116,17 @@ fn process_environment(name: &str) -> Option<SecretString> {
     if !is_variable_name(name) {
         return None;
     }
-    std::env::var_os(name)?
-        .into_string()
-        .ok()
-        .map(SecretString::from)
-        .filter(|value| !value.expose_secret().is_empty())
+    trimmed(&std::env::var_os(name)?.into_string().ok()?)
 }
 
-/// Reads a regular file without line breaks at its end.
+/// What was meant by a variable or a file: without white space and a byte order mark at its ends, which
+/// editors, shells and files of variables leave there. None if nothing is left.
+pub fn trimmed(text: &str) -> Option<SecretString> {
+    let text = text.trim_matches(|letter: char| letter.is_whitespace() || letter == '\u{feff}');
+    (!text.is_empty()).then(|| SecretString::from(text))
+}
+
+/// Reads a regular file without white space at its ends.
 fn read(path: &Path) -> std::io::Result<SecretString> {
     let invalid = |problem| std::io::Error::new(std::io::ErrorKind::InvalidData, problem);
     // Check before opening: opening a pipe would wait for its writer.
@@ -132,12 +136,7 @@ fn read(path: &Path) -> std::io::Result<SecretString> {
     }
     let mut text = String::new();
     fs::File::open(path)?.take(LONGEST_FILE).read_to_string(&mut text)?;
-    let length = text.trim_end_matches(['\r', '\n']).len();
-    text.truncate(length);
-    if text.is_empty() {
-        return Err(invalid("it is empty"));
-    }
-    Ok(SecretString::from(text))
+    trimmed(&text).ok_or_else(|| invalid("it is empty"))
 }
 
 fn is_variable_name(name: &str) -> bool {
@@ -162,6 +161,20 @@ mod tests {
         for reference in ["env:PGOUTBOX_SECRET_SHOP", "file:shop"] {
             assert_eq!(secrets.resolve(reference).unwrap().expose_secret(), "canary", "{reference}");
         }
+    }
+
+    #[test]
+    fn white_space_around_a_secret_is_not_part_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        for written in ["canary\n", "canary\r\n\n", " canary\t", "\u{feff}canary\u{a0}"] {
+            fs::write(folder.path().join("shop"), written).unwrap();
+            let secrets = Secrets::with_environment(Some(folder.path().to_owned()), |_| Some(written.into()));
+            for reference in ["env:PGOUTBOX_SECRET_SHOP", "file:shop"] {
+                assert_eq!(secrets.resolve(reference).unwrap().expose_secret(), "canary", "{written:?}");
+            }
+        }
+        let blank = Secrets::with_environment(None, |_| Some(" \n".into()));
+        assert!(blank.resolve("env:PGOUTBOX_SECRET_SHOP").unwrap_err().contains("not set"));
     }
 
     #[test]

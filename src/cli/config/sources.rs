@@ -5,6 +5,7 @@ use std::{ffi::OsString, fmt, fs, io::Read, path::PathBuf};
 use secrecy::SecretString;
 
 use super::Mistake;
+use crate::sink::secret::trimmed;
 
 /// Default file, read if it exists.
 const FILE: &str = "pgoutbox.toml";
@@ -65,15 +66,11 @@ impl Sources {
             fs::File::open(path)
                 .and_then(|file| file.take(LONGEST_SECRET).read_to_string(&mut secret))
                 .map_err(|error| format!("reading {path}: {error}"))?;
-            secret.trim_end_matches(['\r', '\n']).to_owned()
+            secret
         } else {
-            text.to_owned()
+            return if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.into()) };
         };
-        if secret.is_empty() {
-            Err("the reference is to an empty text".to_owned())
-        } else {
-            Ok(secret.into())
-        }
+        trimmed(&secret).ok_or_else(|| "the reference is to an empty text".to_owned())
     }
 
     pub(super) fn existing_file(&self) -> Result<Option<PathBuf>, Mistake> {

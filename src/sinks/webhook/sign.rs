@@ -1,7 +1,10 @@
 //! Standard Webhooks signatures, version `v1` (HMAC-SHA256): signs for the sink, verifies for the receiver.
 //! Pure.
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+use base64::{
+    Engine, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
+};
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
@@ -17,6 +20,12 @@ pub const SIGNATURE: &str = "webhook-signature";
 /// Largest difference between the timestamp and the receiver's clock, in seconds.
 pub const TOLERANCE: u64 = 300;
 
+/// Padding may be missing.
+const INDIFFERENT: GeneralPurposeConfig =
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+const STANDARD_INDIFFERENT: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, INDIFFERENT);
+const URL_SAFE_INDIFFERENT: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, INDIFFERENT);
+
 /// Length of an encoded signature with its version and a space.
 const ENCODED: usize = "v1,".len() + 44 + 1;
 
@@ -25,17 +34,20 @@ const ENCODED: usize = "v1,".len() + 44 + 1;
 pub struct Key(SecretSlice<u8>);
 
 impl Key {
-    /// Parses `whsec_<base64>`, or takes the bytes of any other text.
+    /// Parses `whsec_<base64>`, or takes the bytes of any other text, unless that cannot have been meant: a
+    /// wrong key is not noticed here, only by each receiver.
     ///
     /// # Errors
     /// What is wrong with the secret, without any part of it.
     pub fn parse(text: &SecretString) -> Result<Self, String> {
-        let text = text.expose_secret();
-        let bytes = match text.strip_prefix("whsec_") {
-            Some(encoded) => {
-                STANDARD.decode(encoded).map_err(|_| "after whsec_ a secret must be base64".to_owned())?
-            }
-            None => text.as_bytes().to_vec(),
+        let text = text.expose_secret().trim();
+        let inner = ['"', '\''].iter().find_map(|quote| text.strip_prefix(*quote)?.strip_suffix(*quote));
+        let bytes = match encoded(inner.unwrap_or(text)) {
+            Some(encoded) => decode(encoded)?,
+            None => match unlikely(text) {
+                Some(problem) => return Err(problem.to_owned()),
+                None => text.as_bytes().to_vec(),
+            },
         };
         let key = Self(bytes.into());
         match key.0.expose_secret().len() {
@@ -53,6 +65,45 @@ impl Key {
             code.update(part);
         }
         code
+    }
+}
+
+/// What follows `whsec_`, in whatever case that is.
+fn encoded(text: &str) -> Option<&str> {
+    let (prefix, encoded) = text.split_at_checked("whsec_".len())?;
+    prefix.eq_ignore_ascii_case("whsec_").then_some(encoded)
+}
+
+/// Base64 of either alphabet, with or without its padding.
+fn decode(encoded: &str) -> Result<Vec<u8>, String> {
+    let engine = if encoded.contains(['-', '_']) { &URL_SAFE_INDIFFERENT } else { &STANDARD_INDIFFERENT };
+    let bytes = engine.decode(encoded).map_err(|_| {
+        "after whsec_ a secret must be base64, without quotes, spaces and anything else behind it".to_owned()
+    })?;
+    if encoded.len() >= 32 && !encoded.contains(|letter: char| letter.is_ascii_lowercase()) {
+        return Err("a secret in upper case was changed on its way; write it as it was made".to_owned());
+    }
+    Ok(bytes)
+}
+
+/// Why a text that is no `whsec_…` cannot have been meant as a secret.
+fn unlikely(text: &str) -> Option<&'static str> {
+    let is_base64 = |letter: char| letter.is_ascii_alphanumeric() || "+/=".contains(letter);
+    let looks_encoded = text.ends_with('=') || text.len().is_multiple_of(4) && text.contains(['+', '/']);
+    if text.starts_with(['"', '\'']) || text.ends_with(['"', '\'']) {
+        Some("a secret in quotes is refused; remove them")
+    } else if text.contains(char::is_control) {
+        Some("a secret with a line break or another control character is refused; write it on one line")
+    } else if text.ends_with("\\n") || text.ends_with("\\r") {
+        Some("a secret that ends in the two letters \\n is refused; remove them")
+    } else if ["env:", "file:", "${", "$("].iter().any(|start| text.starts_with(start)) {
+        Some("the secret is itself a reference, which nothing has replaced; write the secret there")
+    } else if text.contains("whsec_") {
+        Some("a secret begins with whsec_; remove what stands before it")
+    } else if text.chars().all(is_base64) && looks_encoded {
+        Some("the secret looks like base64 without its prefix; write whsec_ before it, as receivers read it")
+    } else {
+        None
     }
 }
 
@@ -156,6 +207,47 @@ mod tests {
             assert!(!verify(&keys, &headers, b"{}", 1000), "{name}");
         }
         assert_eq!(sign(&[], "msg_1", "1000", b"{}"), None);
+    }
+
+    #[test]
+    fn a_secret_is_what_was_meant() {
+        const MADE: &str = "whsec_6Q3v+Zx/0kqY8dJtL5bWmNc4RfGhUoPiSaEyTzXvBw8=";
+        let meant = sign(&[key(MADE)], "msg_1", "1000", b"{}");
+        let bare = MADE.trim_end_matches('=');
+        for written in [
+            format!("{MADE}\n"),
+            format!(" {MADE}\r\n"),
+            format!("\"{MADE}\""),
+            format!("'{MADE}'"),
+            MADE.replace("whsec_", "WHSEC_"),
+            bare.to_owned(),
+            bare.replace('+', "-").replace('/', "_"),
+        ] {
+            assert_eq!(sign(&[key(&written)], "msg_1", "1000", b"{}"), meant, "{written:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_that_cannot_have_been_meant_is_refused_in_words() {
+        for (written, words) in [
+            ("\"a secret of enough bytes, quoted\"", "quotes"),
+            ("a secret of enough bytes, quoted'", "quotes"),
+            ("one secret on a line\nand another one", "one line"),
+            ("a secret of enough bytes and\\n", "two letters"),
+            ("${PGOUTBOX_SECRET_OF_THE_SHOP}", "reference"),
+            ("env:PGOUTBOX_SECRET_OF_THE_SHOP", "reference"),
+            ("secret=whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "before it"),
+            ("6Q3v+Zx/0kqY8dJtL5bWmNc4RfGhUoPiSaEyTzXvBw8=", "whsec_"),
+            ("C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "whsec_"),
+            ("WHSEC_C2FVSBQIHRSCCHLQIMV+B5SSYSPOB7OD", "upper case"),
+            ("whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD whsec_x", "base64"),
+        ] {
+            let refusal = Key::parse(&written.into()).expect_err(written);
+            assert!(refusal.contains(words) && !refusal.contains("C2FV"), "{written}: {refusal}");
+        }
+        for text in ["a text of enough bytes, chosen", "0123456789abcdef0123456789abcdef"] {
+            key(text);
+        }
     }
 
     #[test]
