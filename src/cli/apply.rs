@@ -44,9 +44,9 @@ impl Apply {
             if self.json { print::json([change])? } else { print::line(&change.to_string())? }
         }
         if changes.is_empty() {
-            eprintln!("nothing to change");
+            print::note!("nothing to change");
         } else if self.dry_run {
-            eprintln!("nothing was changed");
+            print::note!("nothing was changed");
         }
         // A dry run executes and rolls back, so that it finds what PostgreSQL refuses.
         operator.apply(&changes, &specs, !self.dry_run).await?;

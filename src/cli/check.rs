@@ -23,12 +23,12 @@ const PROBE: Duration = Duration::from_secs(5);
 /// Checks the database and all subscriptions. Loading has checked the configuration already.
 pub(super) async fn check(config: &Config, json: bool) -> anyhow::Result<Exit> {
     for warning in config.warnings() {
-        eprintln!("note: {warning}");
+        print::note!("note: {warning}");
     }
     let findings = match Operator::connect(&config.connect_options()?, config.database.pooler).await {
         Ok(mut operator) => findings(config, &mut operator).await?,
         Err(error @ Error::Unreachable { .. }) => {
-            eprintln!(
+            print::note!(
                 "the configuration is valid; subscriptions were not checked: {error:#}",
                 error = anyhow::Error::from(error)
             );
@@ -37,7 +37,7 @@ pub(super) async fn check(config: &Config, json: bool) -> anyhow::Result<Exit> {
         Err(error) => return Err(error.into()),
     };
     if findings.is_empty() {
-        eprintln!("the configuration and all subscriptions are valid");
+        print::note!("the configuration and all subscriptions are valid");
         return Ok(Exit::Done);
     }
     if json {

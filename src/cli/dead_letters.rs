@@ -100,7 +100,7 @@ impl DeadLetters {
                 bulk.report("redriven", redriven, left.redrivable)?;
                 if left.matching > left.redrivable {
                     let orphaned = print::counted(left.matching - left.redrivable, "dead letter");
-                    eprintln!(
+                    print::note!(
                         "{orphaned} cannot be redriven: their subscription was removed, or their event could not be read"
                     );
                 }
@@ -122,7 +122,7 @@ impl DeadLetters {
                     return Ok(Exit::Done);
                 }
                 if !yes && count > 0 && !confirmed(count)? {
-                    eprintln!("nothing was discarded");
+                    print::note!("nothing was discarded");
                     return Ok(Exit::Failed);
                 }
                 let discarded = operator.discard_dead_letters(&choice, bulk.max_rows).await?;
@@ -159,10 +159,10 @@ impl Bulk {
         }
         match (self.dry_run, left) {
             (true, _) => {
-                eprintln!("nothing was changed; {} match in total", print::counted(left, "dead letter"))
+                print::note!("nothing was changed; {} match in total", print::counted(left, "dead letter"))
             }
             (false, 0) => {}
-            (false, _) => eprintln!("{} left; run it again", print::counted(left, "dead letter")),
+            (false, _) => print::note!("{} left; run it again", print::counted(left, "dead letter")),
         }
         Ok(())
     }
@@ -172,13 +172,13 @@ async fn list(operator: &mut Operator, filter: Filter, max_rows: i32, json: bool
     let choice = filter.choice(operator).await?;
     let letters = operator.list_dead_letters(&choice, max_rows).await?;
     if letters.len() as i64 == i64::from(max_rows) {
-        eprintln!("these are the newest {max_rows}; --max-rows shows more");
+        print::note!("these are the newest {max_rows}; --max-rows shows more");
     }
     if json {
         return Ok(print::json(&letters)?);
     }
     if letters.is_empty() {
-        eprintln!("no dead letters");
+        print::note!("no dead letters");
     }
     let cells = |letter: &DeadLetter| {
         [
@@ -198,7 +198,7 @@ async fn list(operator: &mut Operator, filter: Filter, max_rows: i32, json: bool
 
 async fn show(operator: &mut Operator, id: i64, json: bool) -> anyhow::Result<Exit> {
     let Some(letter) = operator.show_dead_letter(id).await? else {
-        eprintln!("pgoutbox: there is no dead letter {id}");
+        print::note!("pgoutbox: there is no dead letter {id}");
         return Ok(Exit::Failed);
     };
     if json {
@@ -213,7 +213,8 @@ async fn show(operator: &mut Operator, id: i64, json: bool) -> anyhow::Result<Ex
 }
 
 fn confirmed(count: i64) -> anyhow::Result<bool> {
-    eprint!("Delete {} permanently? [y/N] ", print::counted(count, "dead letter"));
+    let what = print::counted(count, "dead letter");
+    print::write_prompt(format_args!("Delete {what} permanently? [y/N] "));
     let mut answer = String::new();
     stdin().lock().read_line(&mut answer).context("reading the answer")?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -1,6 +1,7 @@
-//! Writes log lines to standard error, as text or as JSON.
+//! Writes log lines to standard error, as text or as JSON. A line that cannot be written is lost and stops
+//! nothing: the reader of the log may be gone, its disk may be full.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{self, IsTerminal, Write, stderr};
 
 use tracing_subscriber::{EnvFilter, fmt};
 
@@ -24,7 +25,8 @@ pub enum Error {
 pub fn init(settings: &Telemetry) -> Result<(), Error> {
     let filter = filter(&settings.log)?;
     let terminal = stderr().is_terminal();
-    let lines = fmt().with_env_filter(filter).with_writer(stderr);
+    // The library would print its own errors, and panic when that fails.
+    let lines = fmt().with_env_filter(filter).with_writer(|| Lossy(stderr())).log_internal_errors(false);
     match settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json }) {
         // On a terminal the default applies, which honours NO_COLOR.
         LogFormat::Text if terminal => lines.try_init(),
@@ -32,6 +34,22 @@ pub fn init(settings: &Telemetry) -> Result<(), Error> {
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).try_init(),
     }
     .map_err(Error::Taken)
+}
+
+/// Drops what cannot be written.
+#[derive(Debug)]
+struct Lossy<W>(W);
+
+impl<W: Write> Write for Lossy<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let _ = self.0.write_all(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let _ = self.0.flush();
+        Ok(())
+    }
 }
 
 /// The log filter. Client libraries log failures that sinks report too. The AMQP library logs the payload of

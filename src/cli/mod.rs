@@ -131,7 +131,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("pgoutbox: starting the runtime: {error}");
+            print::note!("pgoutbox: starting the runtime: {error}");
             return Exit::Failed.into();
         }
     };
@@ -142,7 +142,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .unwrap_or_else(|error| {
             let exit = Exit::of(&error);
             if exit != Exit::Done {
-                eprintln!("pgoutbox: {}", exit::chain(&error));
+                print::note!("pgoutbox: {}", exit::chain(&error));
             }
             exit
         })

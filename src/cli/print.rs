@@ -1,7 +1,10 @@
-//! Writes to standard output: tables for people, one JSON object a line for programs. No other file writes
-//! there.
+//! Writes to standard output: tables for people, one JSON object a line for programs; and notes to standard
+//! error. No other file writes there.
 
-use std::io::{self, Write, stdout};
+use std::{
+    fmt,
+    io::{self, Write, stderr, stdout},
+};
 
 use serde::Serialize;
 
@@ -15,6 +18,24 @@ pub(super) fn raw(text: &str) -> io::Result<()> {
 /// Prints a line.
 pub(super) fn line(text: &str) -> io::Result<()> {
     raw(&format!("{text}\n"))
+}
+
+/// Writes a note to standard error, formatted like `format!`. A reader that is gone or a disk that is full
+/// ends no command.
+macro_rules! note {
+    ($($text:tt)*) => { $crate::cli::print::write_note(format_args!($($text)*)) };
+}
+pub(super) use note;
+
+/// Writes a line to standard error; see [`note!`].
+pub(super) fn write_note(text: fmt::Arguments<'_>) {
+    write_prompt(format_args!("{text}\n"));
+}
+
+/// Writes a text to standard error, without an end of line.
+pub(super) fn write_prompt(text: fmt::Arguments<'_>) {
+    // One write for the whole text: lines of several threads do not mix.
+    let _ = stderr().write_all(text.to_string().as_bytes());
 }
 
 /// Prints one JSON object a line.

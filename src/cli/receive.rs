@@ -68,7 +68,7 @@ impl Receive {
         let receiver = Receiver::bind((Ipv4Addr::LOCALHOST, self.port).into(), options)
             .await
             .with_context(|| format!("listening on port {}", self.port))?;
-        eprintln!("receiving webhooks at http://{}/ until Ctrl-C", receiver.address());
+        print::note!("receiving webhooks at http://{}/ until Ctrl-C", receiver.address());
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
         let receiving = async {

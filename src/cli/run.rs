@@ -48,9 +48,9 @@ impl Migrate {
             print::line(name)?;
         }
         match (names.len(), self.dry_run) {
-            (0, _) => eprintln!("the schema outbox is up to date"),
-            (_, true) => eprintln!("pending; nothing was changed"),
-            (_, false) => eprintln!("applied; the schema outbox is up to date"),
+            (0, _) => print::note!("the schema outbox is up to date"),
+            (_, true) => print::note!("pending; nothing was changed"),
+            (_, false) => print::note!("applied; the schema outbox is up to date"),
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::print;
 
 pub(super) async fn status(operator: &mut Operator, environment: &str, json: bool) -> anyhow::Result<()> {
     if let Some(why) = operator.fenced(environment).await? {
-        eprintln!("fenced: {why}");
+        print::note!("fenced: {why}");
     }
     let rows = operator.subscription_status().await?;
     if json {
@@ -19,22 +19,27 @@ pub(super) async fn status(operator: &mut Operator, environment: &str, json: boo
     }
     let relays = operator.list_relays().await?;
     if relays.is_empty() {
-        eprintln!("no relay has reported in the last minute; start one with `pgoutbox run`");
+        print::note!("no relay has reported in the last minute; start one with `pgoutbox run`");
     }
     for relay in relays {
-        eprintln!(
+        print::note!(
             "relay {}: version {}, {} permits: {} in flight, {} unsettled; {} leased ahead",
-            relay.name, relay.version, relay.permits, relay.in_flight, relay.unsettled, relay.leased_ahead
+            relay.name,
+            relay.version,
+            relay.permits,
+            relay.in_flight,
+            relay.unsettled,
+            relay.leased_ahead
         );
     }
     let log = operator.log_status().await?;
     if let (1.., Some(age)) = (log.unrouted, log.oldest_age_seconds) {
         // Round to whole seconds.
         let age = duration::format(Duration::from_secs(age.max(0.0) as u64));
-        eprintln!("log: {} not routed yet, the oldest {age} old", print::counted(log.unrouted, "event"));
+        print::note!("log: {} not routed yet, the oldest {age} old", print::counted(log.unrouted, "event"));
     }
     if rows.is_empty() {
-        eprintln!("no subscriptions yet; create one with outbox.subscribe(…)");
+        print::note!("no subscriptions yet; create one with outbox.subscribe(…)");
     }
     let names = [
         "SUBSCRIPTION",

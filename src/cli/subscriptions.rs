@@ -96,13 +96,13 @@ impl Named {
         if self.json {
             print::json([json!({ "subscription": self.name, "changed": changed })])?;
         }
-        eprintln!("{} {}", self.name, if changed { done } else { already });
+        print::note!("{} {}", self.name, if changed { done } else { already });
         Ok(())
     }
 }
 
 fn missing(name: &str) -> Exit {
-    eprintln!("pgoutbox: there is no subscription {name:?}; `pgoutbox subscriptions list` lists all");
+    print::note!("pgoutbox: there is no subscription {name:?}; `pgoutbox subscriptions list` lists all");
     Exit::Failed
 }
 
@@ -111,7 +111,7 @@ fn list(rows: &[SubscriptionRow], json: bool) -> anyhow::Result<()> {
         return Ok(print::json(rows.iter().map(object))?);
     }
     if rows.is_empty() {
-        eprintln!("no subscriptions yet; create one with outbox.subscribe(…)");
+        print::note!("no subscriptions yet; create one with outbox.subscribe(…)");
     }
     let cells = |row: &SubscriptionRow| {
         let state =

@@ -92,7 +92,7 @@ impl Test {
             (Some(name), Some(operator)) => match operator.list_subscriptions(Some(name)).await?.pop() {
                 Some(row) => row,
                 None => {
-                    eprintln!(
+                    print::note!(
                         "pgoutbox: there is no subscription {name:?}; `pgoutbox subscriptions list` lists all"
                     );
                     return Ok(Exit::Failed);
@@ -107,10 +107,10 @@ impl Test {
             let is_about_events =
                 ["topics", "match", "filter", "transform"].iter().any(|field| problem.starts_with(field));
             if is_about_events {
-                eprintln!("pgoutbox: {problem}");
+                print::note!("pgoutbox: {problem}");
                 return Ok(Exit::Failed);
             }
-            eprintln!("note: {problem}");
+            print::note!("note: {problem}");
         }
         let events = match (&self.event, &mut operator) {
             (Some(path), _) => vec![read(path)?],
@@ -118,7 +118,7 @@ impl Test {
             (None, None) => Vec::new(),
         };
         if events.is_empty() {
-            eprintln!("the log is empty; publish an event, or pass one with --event FILE");
+            print::note!("the log is empty; publish an event, or pass one with --event FILE");
         }
         let types = match &mut operator {
             Some(operator) => operator.list_event_types().await?,

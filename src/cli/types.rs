@@ -87,11 +87,11 @@ impl Add {
             state_reason: None,
         };
         if let Some(problem) = EventType::read(row.clone()).problem() {
-            eprintln!("pgoutbox: {problem}");
+            print::note!("pgoutbox: {problem}");
             return Ok(Exit::Failed);
         }
         super::connect(config).await?.set_event_type(&row).await?;
-        eprintln!("{} version {} written", row.topic, row.version);
+        print::note!("{} version {} written", row.topic, row.version);
         Ok(Exit::Done)
     }
 }
@@ -119,7 +119,7 @@ fn list(rows: &[Row], json: bool) -> anyhow::Result<()> {
         return Ok(print::json(rows.iter().map(object))?);
     }
     if rows.is_empty() {
-        eprintln!("no event types yet; write one with `pgoutbox types add` or outbox.event_type(…)");
+        print::note!("no event types yet; write one with `pgoutbox types add` or outbox.event_type(…)");
     }
     let cells = |row: &Row| {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
@@ -184,7 +184,7 @@ impl Check {
                 failures += self.check(&types, event)?;
             }
         }
-        eprintln!(
+        print::note!(
             "{}, {}, {}",
             counted(types.iter().count(), "event type"),
             counted(checked, "event"),

@@ -15,7 +15,7 @@ use super::{
     clock::Clock,
     parts::{Base, Parts},
 };
-use super::{Settings, telemetry::Telemetry};
+use super::{Settings, telemetry::Telemetry, watch::Failed};
 use crate::{
     event::Event,
     sink::{Connection, Problem, Registry, Sink, session},
@@ -202,6 +202,7 @@ impl Builder {
             base: parts.base.clone(),
             sending: Arc::new(ArcSwap::new(parts.sending.clone())),
             draining: Arc::default(),
+            failed: Failed::default(),
             started: Instant::now(),
         };
         Ok(Relay { parts, listen, declared: self.declared, health })

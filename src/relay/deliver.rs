@@ -18,6 +18,7 @@ use super::{
     parts::{Base, Counted, Parts, Sending, Waiting},
     payloads, prepare,
     send::{any_lost, send},
+    watch::Watch,
 };
 use crate::{
     delivery::{Outcome, Reason},
@@ -27,6 +28,8 @@ use crate::{
     subscription::{Subscription, Wanted},
 };
 
+/// Name of this stage.
+const NAME: &str = "deliver";
 /// The largest payload there is (bytes).
 const LARGEST: i32 = 262_144;
 /// A larger payload (bytes) is evaluated on a thread of its own.
@@ -44,7 +47,7 @@ pub(super) struct Deliver {
     attempts: TaskTracker,
     outcomes: mpsc::Sender<Attempted>,
     stop: CancellationToken,
-    dropped: CancellationToken,
+    watch: Watch,
     /// Evaluations of large payloads.
     evaluations: Arc<Semaphore>,
 }
@@ -62,11 +65,11 @@ impl Deliver {
         attempts: TaskTracker,
         outcomes: mpsc::Sender<Attempted>,
         stop: CancellationToken,
-        dropped: CancellationToken,
+        watch: Watch,
     ) -> Self {
         let Parts { base, sending, waiting, counted, .. } = parts.clone();
         let evaluations = Arc::new(Semaphore::new(1));
-        Self { base, sending, waiting, counted, attempts, outcomes, stop, dropped, evaluations }
+        Self { base, sending, waiting, counted, attempts, outcomes, stop, watch, evaluations }
     }
 
     /// Holds these, and begins what may begin.
@@ -107,7 +110,7 @@ impl Deliver {
     }
 
     fn spawn(&self, attempt: impl Future<Output = ()> + Send + 'static) {
-        self.attempts.spawn(self.dropped.clone().run_until_cancelled_owned(attempt));
+        self.attempts.spawn(self.watch.task(NAME, attempt));
     }
 
     /// One attempt after the other: when one has ended, this goes on with what may begin then.
@@ -135,7 +138,14 @@ impl Deliver {
                 unwanted: false,
                 has_permit: false,
             };
-            let _ = self.outcomes.send(attempted).await;
+            self.pass_on(attempted).await;
+        }
+    }
+
+    /// Settling outlives the attempts. If it has ended nevertheless, nothing more may be sent.
+    async fn pass_on(&self, attempted: Attempted) {
+        if self.outcomes.send(attempted).await.is_err() {
+            self.watch.fail("settle");
         }
     }
 
@@ -352,8 +362,7 @@ impl Deliver {
         if *decides {
             self.let_another_probe(&delivery.subscription, &report.outcome);
         }
-        // Settling outlives the attempts.
-        let _ = self.outcomes.send(attempted).await;
+        self.pass_on(attempted).await;
     }
 }
 

@@ -50,6 +50,7 @@ mod takeover;
 pub mod telemetry;
 mod tidy;
 mod usable;
+mod watch;
 mod way;
 mod work;
 
@@ -73,6 +74,7 @@ use self::{
     fence::Fence,
     parts::{Base, Parts, Sending},
     telemetry::Telemetry,
+    watch::Failed,
 };
 use crate::{
     sink::sqlstate::Class,
@@ -103,9 +105,12 @@ pub enum Error {
     /// The database did not answer in time.
     #[error("the database did not answer within 10 s")]
     Silent,
-    /// A stage of the relay panicked, which is a bug.
-    #[error("a stage of the relay panicked")]
-    StagePanicked,
+    /// A stage of the relay panicked or ended, which is a bug. The relay has stopped: start it again.
+    #[error("the stage {stage} of the relay ended unexpectedly, which is a bug; start the relay again")]
+    StageEnded {
+        /// Name of the stage.
+        stage: &'static str,
+    },
 }
 
 /// How a run ended.
@@ -134,6 +139,7 @@ pub struct Health {
     /// Another one after the relay has begun anew.
     sending: Arc<ArcSwap<Sending>>,
     draining: Arc<AtomicBool>,
+    failed: Failed,
     started: Instant,
 }
 
@@ -165,7 +171,8 @@ impl Relay {
     /// database was set back.
     ///
     /// # Errors
-    /// When a stage panicked, or a handler cannot be declared. A database that is away is waited for.
+    /// When a stage panicked or ended, or a handler cannot be declared. A database that is away is waited
+    /// for.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Drained, Error> {
         let Self { mut parts, listen, declared, health } = self;
         let mut must_declare = false;
@@ -194,6 +201,7 @@ impl Relay {
                 listen.clone(),
                 (stages.clone(), attempts.clone()),
                 health.draining.clone(),
+                health.failed.clone(),
                 shutdown.clone(),
             );
             tokio::select! {
@@ -207,6 +215,9 @@ impl Relay {
                     tracing::warn!("a stage did not end in time and is abandoned");
                 }
             }
+            if let Some(stage) = health.failed.stage() {
+                return Err(Error::StageEnded { stage });
+            }
             parts = parts.anew();
             must_declare = true;
             health.sending.store(parts.sending.clone());
@@ -215,11 +226,15 @@ impl Relay {
 }
 
 impl Health {
-    /// Whether the database answers with a schema that fits, and the relay is not draining.
+    /// Whether the database answers with a schema that fits, every stage works, and the relay is not
+    /// draining.
     ///
     /// # Errors
     /// What is wrong, as a sentence.
     pub async fn ready(&self) -> Result<(), String> {
+        if let Some(stage) = self.failed.stage() {
+            return Err(format!("the stage {stage} ended unexpectedly; the relay is stopping"));
+        }
         if self.draining.load(Ordering::Acquire) {
             return Err("draining".to_owned());
         }
@@ -241,6 +256,7 @@ impl Health {
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "draining": self.draining.load(Ordering::Acquire),
+            "failed_stage": self.failed.stage(),
             "fenced": base.store.is_fenced(),
             "permits": base.settings.permits,
             "free_permits": sending.dispatch.free_permits(),

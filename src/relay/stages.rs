@@ -14,85 +14,62 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, held, maintain,
-    parts::Parts, pauses, settle, tidy, work,
+    parts::Parts,
+    pauses, settle, tidy,
+    watch::{Failed, Watch},
+    work,
 };
 
-/// Runs the stages until `shutdown` is cancelled, then drains. Dropping the future ends the stages without a
-/// drain; `trackers` are those of the stages and of the attempts.
+/// Runs the stages until `shutdown` is cancelled or one of them fails, then drains. Dropping the future ends
+/// the stages without a drain; `trackers` are those of the stages and of the attempts.
 pub(super) async fn run(
     parts: Parts,
     listen: Option<PgConnectOptions>,
     trackers: (TaskTracker, TaskTracker),
     draining: Arc<AtomicBool>,
+    failed: Failed,
     shutdown: CancellationToken,
 ) -> Result<Drained, Error> {
     let (stages, attempts) = trackers;
     let Parts { base, sending, waiting, counted, leases, .. } = parts.clone();
-    let drained = CancellationToken::new();
+    let (stop, drained) = (shutdown.child_token(), CancellationToken::new());
     let (outcomes, outcomes_inbox) = mpsc::channel(65_536);
     let (bell, bell_task) = await_work::bell(base.clone(), sending.clone(), waiting.clone(), listen);
     let stop_attempts = CancellationToken::new();
     let dropped = CancellationToken::new();
     let _dropped = dropped.clone().drop_guard();
+    let watch = Watch::new(base.telemetry.clone(), failed.clone(), stop.clone(), dropped);
 
-    stages.spawn(dropped.clone().run_until_cancelled_owned(bell_task.listen(drained.clone())));
-    stages.spawn(dropped.clone().run_until_cancelled_owned(held::renew(
-        base.clone(),
-        leases.clone(),
-        drained.clone(),
-    )));
-    stages.spawn(dropped.clone().run_until_cancelled_owned(follow_up::tell(
-        base.clone(),
-        sending.clone(),
-        drained.clone(),
-    )));
-    stages.spawn(dropped.clone().run_until_cancelled_owned(answers::record(
-        base.clone(),
-        sending.clone(),
-        drained.clone(),
-    )));
-    stages.spawn(dropped.clone().run_until_cancelled_owned(pauses::follow(
-        base.clone(),
-        sending.clone(),
-        waiting.clone(),
-        shutdown.clone(),
-    )));
-    stages.spawn(dropped.clone().run_until_cancelled_owned(maintain::maintain(
-        base.clone(),
-        sending.clone(),
-        waiting.clone(),
-        counted.clone(),
-        shutdown.clone(),
-    )));
-    stages.spawn(dropped.clone().run_until_cancelled_owned(backfill::backfill(
-        base.clone(),
-        waiting.clone(),
-        counted.clone(),
-        shutdown.clone(),
-    )));
     let deliver = Arc::new(deliver::Deliver::new(
         &parts,
         attempts.clone(),
         outcomes,
         stop_attempts.clone(),
-        dropped.clone(),
+        watch.clone(),
     ));
     let settling = settle::Settle::both(&parts, outcomes_inbox, &deliver)
-        .map(|settler| stages.spawn(dropped.clone().run_until_cancelled_owned(settler.settle())));
-    stages.spawn(dropped.clone().run_until_cancelled_owned(tidy::tidy(
-        sending.clone(),
-        deliver.clone(),
-        shutdown.clone(),
-    )));
-    let working = stages.spawn(dropped.clone().run_until_cancelled_owned(work::work(
-        parts,
-        bell,
-        deliver.clone(),
-        shutdown.clone(),
-    )));
+        .map(|settler| stages.spawn(watch.stage("settle", settler.settle())));
+    stages.spawn(watch.stage("await_work", bell_task.listen(drained.clone())));
+    stages.spawn(watch.stage("renew", held::renew(base.clone(), leases.clone(), drained.clone())));
+    stages.spawn(watch.stage("breakers", follow_up::tell(base.clone(), sending.clone(), drained.clone())));
+    stages.spawn(watch.stage("answers", answers::record(base.clone(), sending.clone(), drained.clone())));
+    stages.spawn(
+        watch.stage("pauses", pauses::follow(base.clone(), sending.clone(), waiting.clone(), stop.clone())),
+    );
+    stages.spawn(watch.stage(
+        "maintain",
+        maintain::maintain(base.clone(), sending.clone(), waiting.clone(), counted.clone(), stop.clone()),
+    ));
+    stages.spawn(
+        watch
+            .stage("start", backfill::backfill(base.clone(), waiting.clone(), counted.clone(), stop.clone())),
+    );
+    stages.spawn(watch.stage("tidy", tidy::tidy(sending.clone(), deliver.clone(), stop.clone())));
+    let working = stages.spawn(watch.stage("work", work::work(parts, bell, deliver.clone(), stop.clone())));
     stages.close();
 
-    let worked = working.await;
+    // The stage that failed asks `work` to end, too.
+    let _ = working.await;
     draining.store(true, Ordering::Release);
     let numbers = sending.dispatch.numbers();
     base.telemetry.stopping(&base.settings.name, (numbers.in_flight + numbers.unsettled) as usize);
@@ -107,7 +84,7 @@ pub(super) async fn run(
     attempts.wait().await;
     drop(deliver);
     // All senders are dropped: settling ends when its queue is empty, unless the database stays away.
-    let settled = tokio::time::timeout(
+    let _ = tokio::time::timeout(
         base.settings.lease.max(Duration::from_secs(5)),
         futures_util::future::join_all(settling),
     )
@@ -121,9 +98,8 @@ pub(super) async fn run(
     let (pages, rows) = leases.count();
     let unsettled = (sending.dispatch.numbers().unsettled as usize).max(pages + rows);
     base.telemetry.stopped(&base.settings.name, left.max(unsettled));
-    match (worked, settled) {
-        (Err(_), _) => Err(Error::StagePanicked),
-        (_, Ok(ended)) if ended.iter().any(Result::is_err) => Err(Error::StagePanicked),
-        _ => Ok(Drained { complete: complete && unsettled == 0, left: left.max(unsettled) }),
+    match failed.stage() {
+        Some(stage) => Err(Error::StageEnded { stage }),
+        None => Ok(Drained { complete: complete && unsettled == 0, left: left.max(unsettled) }),
     }
 }

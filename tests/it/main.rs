@@ -29,6 +29,7 @@ mod isolation; // one bad subscriber, publisher or tenant costs the others nothi
 mod ledger; // the ledger checker finds each kind of defect
 mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
+mod outputs; // logs and output that cannot be written stop nothing
 mod pages; // the protocol of pages against a model, with a death between any two statements
 mod private_postgres; // a private server starts as root, survives crashes, leaves nothing
 mod processes; // the binary killed, stopped and frozen
@@ -51,6 +52,7 @@ mod unreadable; // an event that the database cannot read
 mod unusual; // settings of roles, databases and sessions change nothing
 mod urgent; // priority among waiting deliveries
 mod versions; // an answer binds the version of the subscription that it was sent for
+mod watch; // a stage that dies ends the relay
 mod webhook; // the webhook sink against receivers that misbehave
 mod webhook_batch; // several events in one request: collected, acknowledged in part, retried alone
 mod webhook_clients; // independent libraries read our requests

@@ -100,6 +100,11 @@ fn the_stages_open_no_socket_and_know_no_kind_of_sink() {
 }
 
 #[test]
+fn no_output_ends_the_program_when_it_cannot_be_written() {
+    assert_never(&["src/"], &["println!", "eprint!", "dbg!"], "it panics; see cli/print.rs");
+}
+
+#[test]
 fn the_pure_rooms_are_pure() {
     let words = [
         ".await",

@@ -281,7 +281,8 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
 
 /// Prints a message to standard error.
 fn say(text: &str) {
-    eprintln!("{text}");
+    // Measuring goes on when nobody reads it.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
 }
 
 /// Waits with a deadline.

@@ -103,6 +103,10 @@ impl Telemetry {
         tracing::info!(relay, in_flight, "relay is stopping, waiting for deliveries in flight");
     }
 
+    pub(crate) fn stage_ended(&self, stage: &'static str) {
+        tracing::error!(stage, "a stage ended unexpectedly, which is a bug: the relay stops");
+    }
+
     pub(crate) fn stopped(&self, relay: &str, left: usize) {
         if left == 0 {
             tracing::info!(relay, "relay stopped");
