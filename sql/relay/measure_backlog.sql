@@ -1,5 +1,6 @@
 -- Measure what is outstanding for each subscription, for metrics: the number of deliveries, and for
 -- how long the oldest has been owed. What is not due for the first time has no age.
+--   $1 earliest due time to look at; null: all
 --
 -- The number of rows that are looked at for each subscription is limited; pages are few.
 with held as materialized (
@@ -13,6 +14,7 @@ select subscription.id as subscription_id, subscription.name,
        (select count(*)
           from (select from outbox.deliveries as delivery
                  where delivery.subscription_id = subscription.id
+                   and delivery.due_at >= coalesce($1::timestamptz, '-infinity')
                  limit 100000) as counted)
        + coalesce((select sum(counted.size)
                      from (select outbox.count_positions(backlog.positions) as size
@@ -26,6 +28,7 @@ select subscription.id as subscription_id, subscription.name,
            (select min(head.owed_since) filter (where head.owed_since <= now())
               from (select delivery.owed_since from outbox.deliveries as delivery
                      where delivery.subscription_id = subscription.id
+                       and delivery.due_at >= coalesce($1::timestamptz, '-infinity')
                      order by delivery.due_at limit 1000) as head),
            (select min(head.owed_since)
               from (select backlog.owed_since from outbox.backlog as backlog

@@ -113,7 +113,7 @@ async fn part(
     subscription: &Subscription,
     start: &Start,
 ) -> Result<bool, Error> {
-    if base.store.count_owed(start.subscription_id, ENOUGH).await? >= ENOUGH {
+    if base.store.count_owed(start.subscription_id, waiting.schedule.floor(), ENOUGH).await? >= ENOUGH {
         return Ok(false);
     }
     if start.is_over() {

@@ -18,6 +18,7 @@ use super::{
     parts::{Base, Parts, Sending, Waiting},
     payloads::read_events,
     schedule::Due,
+    sweep,
 };
 use crate::{
     delivery::{Reason, SubscriptionId, ranges::Ranges},
@@ -174,7 +175,11 @@ impl Claims {
         let token = Uuid::new_v4();
         let began = Instant::now();
         let started = self.base.clock.now();
-        let claimed = match self.base.store.claim_deliveries(&claims, token, self.base.settings.lease).await {
+        let claimed = self.base.store.claim_deliveries(&claims, token, self.base.settings.lease).await;
+        if claims.iter().any(|claim| claim.since.is_none()) {
+            sweep::looked(&self.base, &self.waiting, began, &claimed);
+        }
+        let claimed = match claimed {
             Ok(claimed) => claimed,
             Err(error) => {
                 claims.iter().for_each(|claim| self.waiting.schedule.fall_behind(claim.subscription));

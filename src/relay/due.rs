@@ -10,8 +10,14 @@ use super::{
     breaker::Breakers,
     claim::LATE,
     parts::{Base, Waiting},
+    sweep,
 };
-use crate::{delivery::SubscriptionId, store::Error};
+use chrono::{DateTime, Utc};
+
+use crate::{
+    delivery::SubscriptionId,
+    store::{Cancelled, Error},
+};
 
 /// Deliveries of a deleted subscription that are cancelled in one statement.
 const ORPHANS_AT_ONCE: i64 = 5_000;
@@ -39,7 +45,13 @@ pub(super) async fn look_for_due(
     now: Instant,
 ) -> Result<(), Error> {
     let since = (!everything).then(|| base.clock.now() - base.settings.poll.unwrap_or(LATE) * 2 - LATE);
-    for due in base.store.find_due(since).await? {
+    let since = since.max(waiting.schedule.floor());
+    let began = Instant::now();
+    let found = base.store.find_due(since).await;
+    if since.is_none() {
+        sweep::looked(base, waiting, began, &found);
+    }
+    for due in found? {
         let index = base.index.load();
         let Some(subscription) = index.get(due.subscription_id) else {
             waiting.schedule.orphan(due.subscription_id);
@@ -68,17 +80,25 @@ pub(super) async fn look_for_due(
             waiting.schedule.hold_back(held.subscription, held.is_suspect);
         }
     }
-    for subscription in waiting.schedule.orphans() {
-        cancel_orphans(base, waiting, subscription).await?;
+    for (subscription, since) in waiting.schedule.orphans() {
+        cancel_orphans(base, waiting, subscription, since).await?;
     }
     Ok(())
 }
 
 /// One that is merely invalid keeps what it is owed: the statement looks for the row.
-async fn cancel_orphans(base: &Base, waiting: &Waiting, subscription: SubscriptionId) -> Result<(), Error> {
-    let cancelled = base.store.cancel_orphans(subscription, ORPHANS_AT_ONCE).await?;
-    if cancelled < ORPHANS_AT_ONCE.unsigned_abs() {
-        waiting.schedule.cancelled(subscription);
+async fn cancel_orphans(
+    base: &Base,
+    waiting: &Waiting,
+    subscription: SubscriptionId,
+    since: Option<DateTime<Utc>>,
+) -> Result<(), Error> {
+    let Cancelled { cancelled, until } =
+        base.store.cancel_orphans(subscription, since, ORPHANS_AT_ONCE).await?;
+    match until {
+        Some(until) if cancelled >= ORPHANS_AT_ONCE => waiting.schedule.cancelled_until(subscription, until),
+        _ if cancelled >= ORPHANS_AT_ONCE => {}
+        _ => waiting.schedule.cancelled(subscription),
     }
     if cancelled > 0 {
         tracing::info!(

@@ -12,6 +12,7 @@ use super::{
     await_work::DOORBELL,
     breaker::About,
     parts::{Base, Counted, Sending, Waiting},
+    sweep::Sweeps,
 };
 use crate::{
     delivery::SubscriptionId,
@@ -36,6 +37,7 @@ pub(super) async fn maintain(
     let mut rounds = tokio::time::interval(REPORT_EVERY);
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut round = 0u32;
+    let mut sweeps = Sweeps::default();
     let mut reported: HashMap<SubscriptionId, SubscriptionReport> = HashMap::new();
     // What a relay of this name reported before it was killed is true no longer.
     if let Err(error) = base.store.leave_relay(&base.settings.name).await {
@@ -63,8 +65,11 @@ pub(super) async fn maintain(
             }
             Err(error) => base.telemetry.database_failed("maintain", &error),
         }
+        if let Err(error) = sweeps.sweep(&base, &waiting).await {
+            base.telemetry.database_failed("maintain", &error);
+        }
         if round.is_multiple_of(MEASURE_ROUNDS) {
-            match base.store.measure_backlog().await {
+            match base.store.measure_backlog(waiting.schedule.floor()).await {
                 Ok(rows) => base.telemetry.backlog_measured(&rows),
                 Err(error) => base.telemetry.database_failed("maintain", &error),
             }

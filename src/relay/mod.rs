@@ -46,6 +46,7 @@ mod send;
 mod settings;
 mod settle;
 mod stages;
+mod sweep;
 mod takeover;
 pub mod telemetry;
 mod tidy;

@@ -35,10 +35,13 @@ struct State {
     suspects: BTreeMap<SubscriptionId, u64>,
     /// Number of times that the schedule was read.
     turn: u64,
-    /// Subscriptions that were deleted and may still have rows.
-    orphaned: BTreeSet<SubscriptionId>,
+    /// Subscriptions that were deleted and may still have rows, and the due time up to which these were
+    /// cancelled.
+    orphaned: BTreeMap<SubscriptionId, Option<DateTime<Utc>>>,
     /// Due times before which all rows were claimed, by subscription.
     since: HashMap<SubscriptionId, DateTime<Utc>>,
+    /// Nothing that fell due before is looked for in the index.
+    floor: Option<DateTime<Utc>>,
     /// When the delivery fell due that was redriven last, and whether it is still to be tried.
     asked: HashMap<SubscriptionId, (DateTime<Utc>, bool)>,
 }
@@ -133,7 +136,7 @@ impl Schedule {
 
     /// Adds a deleted subscription, whose deliveries are to be cancelled.
     pub(crate) fn orphan(&self, subscription: SubscriptionId) {
-        self.state().orphaned.insert(subscription);
+        self.state().orphaned.entry(subscription).or_default();
     }
 
     /// Removes a deleted subscription of which nothing is left.
@@ -141,8 +144,13 @@ impl Schedule {
         self.state().orphaned.remove(&subscription);
     }
 
-    /// Deleted subscriptions whose deliveries are to be cancelled.
-    pub(crate) fn orphans(&self) -> BTreeSet<SubscriptionId> {
+    /// The deliveries of a deleted subscription that were due before `since` are cancelled.
+    pub(crate) fn cancelled_until(&self, subscription: SubscriptionId, since: DateTime<Utc>) {
+        self.state().orphaned.insert(subscription, Some(since));
+    }
+
+    /// Deleted subscriptions whose deliveries are to be cancelled, and from which due time on.
+    pub(crate) fn orphans(&self) -> BTreeMap<SubscriptionId, Option<DateTime<Utc>>> {
         self.state().orphaned.clone()
     }
 
@@ -153,7 +161,23 @@ impl Schedule {
 
     /// The due time from which on to claim; `None` for all rows.
     pub(crate) fn since(&self, subscription: SubscriptionId) -> Option<DateTime<Utc>> {
-        self.state().since.get(&subscription).copied()
+        let state = self.state();
+        state.since.get(&subscription).copied().max(state.floor)
+    }
+
+    /// Looks for nothing that fell due before `floor`.
+    pub(crate) fn narrow(&self, floor: DateTime<Utc>) {
+        self.state().floor = Some(floor);
+    }
+
+    /// Looks for what fell due at any time.
+    pub(crate) fn widen(&self) {
+        self.state().floor = None;
+    }
+
+    /// The due time before which nothing is looked for; `None`: all are.
+    pub(crate) fn floor(&self) -> Option<DateTime<Utc>> {
+        self.state().floor
     }
 
     /// A delivery of this subscription was redriven, and fell due then. Returns whether that is news.

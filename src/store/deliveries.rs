@@ -168,6 +168,26 @@ pub struct Locked {
     pub pages: HashSet<PageId>,
 }
 
+/// What was cancelled of what a deleted subscription was owed.
+#[derive(Debug, FromRow)]
+pub struct Cancelled {
+    /// Number of rows.
+    pub cancelled: i64,
+    /// Latest due time of the deliveries among them.
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// What a part of a sweep found.
+#[derive(Debug, FromRow)]
+pub struct Freshened {
+    /// Size of the table in blocks.
+    pub blocks: i64,
+    /// How many deliveries are due now.
+    pub moved: i64,
+    /// Their subscriptions.
+    pub subscriptions: Vec<SubscriptionId>,
+}
+
 impl Store {
     /// Finds the subscriptions with outstanding deliveries, and when the first delivery of each is due. With
     /// `since`, deliveries due before it are not looked at.
@@ -308,24 +328,51 @@ impl Store {
     }
 
     /// Deletes deliveries and parts of the backlog of a subscription that no longer exists, up to `limit`
-    /// rows of each, and returns the number of rows.
+    /// rows of each, the deliveries in the order of due times from `since` on.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn cancel_orphans(&self, subscription: SubscriptionId, limit: i64) -> Result<u64, Error> {
+    pub async fn cancel_orphans(
+        &self,
+        subscription: SubscriptionId,
+        since: Option<DateTime<Utc>>,
+        limit: i64,
+    ) -> Result<Cancelled, Error> {
         self.statement("cancelling deliveries of a deleted subscription", sql!("relay/cancel_orphans"))
             .bind(limit)
             .bind(subscription)
-            .row(|row| row.try_get(0).map(i64::unsigned_abs))
+            .bind(since)
+            .row(by_name)
             .await
     }
 
-    /// Measures what is outstanding for each subscription.
+    /// Makes up to `limit` deliveries that fell due before `since` due now, of those in `blocks` blocks of
+    /// the table from the block `first` on.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn measure_backlog(&self) -> Result<Vec<Backlog>, Error> {
-        self.statement("measuring the backlog", sql!("relay/measure_backlog")).rows(by_name).await
+    pub async fn freshen_due(
+        &self,
+        first: i64,
+        blocks: i64,
+        since: DateTime<Utc>,
+        limit: i64,
+    ) -> Result<Freshened, Error> {
+        self.statement("sweeping for due deliveries", sql!("relay/freshen_due"))
+            .bind(first)
+            .bind(blocks)
+            .bind(since)
+            .bind(limit)
+            .row(by_name)
+            .await
+    }
+
+    /// Measures what is outstanding for each subscription, without deliveries that fell due before `since`.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn measure_backlog(&self, since: Option<DateTime<Utc>>) -> Result<Vec<Backlog>, Error> {
+        self.statement("measuring the backlog", sql!("relay/measure_backlog")).bind(since).rows(by_name).await
     }
 
     /// Measures what is in the log and not routed.

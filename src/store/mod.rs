@@ -20,7 +20,8 @@ mod subscriptions;
 pub use connection::{ConnectionSettings, Settler, Store, settings};
 pub use cursor::{Advance, Cursor};
 pub use deliveries::{
-    AttemptRow, Backlog, Batch, Claim, Claimed, DeadRow, DueSubscription, Locked, LogStatus, RetryRow,
+    AttemptRow, Backlog, Batch, Cancelled, Claim, Claimed, DeadRow, DueSubscription, Freshened, Locked,
+    LogStatus, RetryRow,
 };
 pub use error::{Error, Kind};
 pub use event_types::LoadedTypes;

@@ -136,15 +136,21 @@ impl Store {
             .await
     }
 
-    /// Counts what is outstanding for a subscription, without the pages that relays hold. Counting stops at
-    /// about `enough`.
+    /// Counts what is outstanding for a subscription, without the pages that relays hold and without
+    /// deliveries that fell due before `since`. Counting stops at about `enough`.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn count_owed(&self, subscription: SubscriptionId, enough: i64) -> Result<i64, Error> {
+    pub async fn count_owed(
+        &self,
+        subscription: SubscriptionId,
+        since: Option<DateTime<Utc>>,
+        enough: i64,
+    ) -> Result<i64, Error> {
         self.statement("counting what is owed", sql!("relay/count_owed"))
             .bind(subscription)
             .bind(enough)
+            .bind(since)
             .row(|row| row.try_get(0))
             .await
     }

@@ -190,8 +190,9 @@ fn arguments(settled: &(String, Vec<String>), end: &str) -> BTreeMap<&'static st
         ("renew_leases", vec![leased.clone(), token, "10".into()]),
         ("find_due", vec!["null".into()]),
         ("load_events", vec![leased, "'2026-01-01Z'".into(), "'2026-02-01Z'".into(), "262144".into()]),
-        ("cancel_orphans", vec!["5000".into(), "10".into()]),
-        ("measure_backlog", vec![]),
+        ("cancel_orphans", vec!["5000".into(), "10".into(), "null".into()]),
+        ("measure_backlog", vec!["null".into()]),
+        ("freshen_due", vec!["0".into(), "100".into(), "now() - interval '50 minutes'".into(), "100".into()]),
     ])
 }
 
@@ -266,6 +267,7 @@ async fn among_a_million_rows_the_frequent_statements_touch_few_pages() {
         ("read_page", 100),
         ("find_due", 150),
         ("cancel_orphans", CURSOR),
+        ("freshen_due", 100 * 20),
         ("claim_deliveries", 9 * 64 * 20),
         ("settle_delivered", LEASED * 12),
         ("find_locked", LEASED * 20),

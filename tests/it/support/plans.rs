@@ -121,7 +121,7 @@ fn look(node: &Value, limited: bool, sorted: bool, found: &mut Vec<String>) {
     let relation = node["Relation Name"].as_str().unwrap_or_default();
     let grows = GROWING.iter().any(|name| relation.starts_with(name)) && !relation.ends_with("_seq");
     if grows && kind != "ModifyTable" {
-        let bounded = limited || !node["Index Cond"].is_null() || kind == "Tid Scan";
+        let bounded = limited || !node["Index Cond"].is_null() || kind.starts_with("Tid ");
         if kind == "Seq Scan" || !bounded {
             found.push(format!("{kind} reads all of {relation}"));
         }
