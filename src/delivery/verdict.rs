@@ -82,7 +82,8 @@ reasons! {
     HandlerFailed = "handler_failed",
     /// the handler or the destination cannot use the payload
     PayloadUnusable = "payload_unusable",
-    /// a template in the subscription's config names a field that this event does not have
+    /// a template in the subscription's config names a field that this event does not have, or makes a name
+    /// that cannot be used
     TemplateFailed = "template_failed",
     /// the sink panicked
     SinkPanicked = "sink_panicked",

@@ -1,20 +1,26 @@
 //! The file sink: appends events to a file as JSON lines, at least once. The system may rotate files: the
 //! sink opens the file by name for each batch, and creates it if it was moved away. Several relays may write
-//! to one file: each locks it (`flock`) while it writes.
+//! to one file: each locks it (`flock`) while it writes. Nothing counts as written unless the name still
+//! means the file that has it: who moves or truncates a file may have copied it before.
 
 use std::{
     borrow::Cow,
-    fs, io,
-    io::Write as _,
-    os::unix::fs::FileExt as _,
+    collections::HashMap,
+    fs::{self, TryLockError},
+    io::{self, Write as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Component, Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::{sync::Mutex, task::spawn_blocking};
+use tokio::{
+    sync::Semaphore,
+    task::spawn_blocking,
+    time::{Instant, sleep_until, timeout_at},
+};
 
 use crate::{
     delivery::{Outcome, Reason},
@@ -24,13 +30,26 @@ use crate::{
     },
 };
 
+/// Threads of one connection that may wait for the disk.
+const WRITERS: usize = 16;
+/// How long a batch waits for its turn at a file that others have locked.
+const TURN: Duration = Duration::from_secs(5);
+/// Shortest and longest time between two looks at a file that another process has locked.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+/// How often a batch is written again because its file was moved or truncated meanwhile.
+const REPEATS: usize = 8;
+
+/// One turn after the other at a file.
+type Turns = Arc<tokio::sync::Mutex<()>>;
+
 /// Appends to files in one folder.
 #[derive(Debug)]
 pub struct File {
     folder: PathBuf,
     connection: String,
-    /// Held while writing, so that at most one thread waits for the disk.
-    writing: Arc<Mutex<()>>,
+    /// Files that are being written, so that a file that is locked or stalled holds up no other.
+    turns: Mutex<HashMap<PathBuf, Turns>>,
+    writers: Arc<Semaphore>,
 }
 
 /// Folder of the files: `[sinks.file]`.
@@ -67,7 +86,12 @@ impl Configured for File {
     }
 
     fn open(config: Config, connection: &str) -> Result<Self, Problem> {
-        Ok(Self { folder: config.folder, connection: connection.to_owned(), writing: Arc::default() })
+        Ok(Self {
+            folder: config.folder,
+            connection: connection.to_owned(),
+            turns: Mutex::default(),
+            writers: Arc::new(Semaphore::new(WRITERS)),
+        })
     }
 }
 
@@ -153,49 +177,139 @@ impl File {
         Ok(self.folder.join(name))
     }
 
+    /// The turns at this file.
+    fn turns(&self, path: &Path) -> Turns {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if turns.len() >= 2 * WRITERS {
+            turns.retain(|_, turns| Arc::strong_count(turns) > 1);
+        }
+        Arc::clone(turns.entry(path.to_owned()).or_default())
+    }
+
     async fn append(&self, path: PathBuf, lines: String, sync: bool) -> Report {
-        let writing = self.writing.clone().lock_owned().await;
-        // The write completes even if this attempt is dropped, and the next attempt waits for it.
-        let written = spawn_blocking(move || {
-            let _writing = writing;
-            write(&path, lines.as_bytes(), sync)
-        });
-        match written.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok(()) => Outcome::Delivered.into(),
-            Err(error) => {
-                let reason = match error.kind() {
-                    io::ErrorKind::StorageFull
-                    | io::ErrorKind::QuotaExceeded
-                    | io::ErrorKind::FileTooLarge => Reason::DestinationFull,
-                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                        Reason::AccessDenied
-                    }
-                    io::ErrorKind::NotFound => Reason::TargetMissing,
-                    _ => Reason::Refused,
-                };
-                Report::from(Outcome::Retry { reason, after: None }).with_answer(error)
+        let until = Instant::now() + TURN;
+        let Ok(mut turn) = timeout_at(until, self.turns(&path).lock_owned()).await else { return busy() };
+        let (path, lines): (Arc<Path>, Arc<str>) = (path.into(), lines.into());
+        let mut look = LOOKS.0;
+        loop {
+            let Ok(Ok(writer)) = timeout_at(until, Arc::clone(&self.writers).acquire_owned()).await else {
+                return busy();
+            };
+            let (path, lines) = (Arc::clone(&path), Arc::clone(&lines));
+            // The write completes even if this attempt is dropped, and the next attempt waits for it.
+            let written = spawn_blocking(move || {
+                let written = write(&path, lines.as_bytes(), sync);
+                drop(writer);
+                (written, turn)
+            });
+            let written = match written.await {
+                Ok((written, back)) => {
+                    turn = back;
+                    written
+                }
+                Err(error) => return failed(&io::Error::other(error)),
+            };
+            match written {
+                Ok(State::Ours) => return Outcome::Delivered.into(),
+                Ok(State::Locked) if Instant::now() < until => {
+                    sleep_until((Instant::now() + look).min(until)).await;
+                    look = (look * 2).min(LOOKS.1);
+                }
+                Ok(State::Locked) => return busy(),
+                Ok(State::Moved) => {
+                    let text = "the file was moved or truncated each time while it was written";
+                    return failed(&io::Error::other(text));
+                }
+                Err(error) => return failed(&error),
             }
         }
     }
 }
 
-/// Appends all lines or none.
-fn write(path: &Path, lines: &[u8], sync: bool) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().read(true).append(true).create(true).open(path)?;
-    match file.lock() {
-        Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
-        _ => {}
+fn busy() -> Report {
+    Report::from(Outcome::Retry { reason: Reason::Timeout, after: None })
+        .with_answer(format!("the file was locked by others for {} s", TURN.as_secs()))
+}
+
+fn failed(error: &io::Error) -> Report {
+    let reason = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Reason::DestinationFull
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Reason::AccessDenied,
+        io::ErrorKind::NotFound => Reason::TargetMissing,
+        _ => Reason::Refused,
+    };
+    // No later attempt could have another name.
+    if error.kind() == io::ErrorKind::InvalidFilename {
+        return Report::from(Outcome::Rejected { reason: Reason::TemplateFailed }).with_answer(error);
     }
+    Report::from(Outcome::Retry { reason, after: None }).with_answer(error)
+}
+
+/// What an open file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The name means it, and we have its lock.
+    Ours,
+    /// Another process has its lock.
+    Locked,
+    /// The name means another file or none, or it is shorter than we left it.
+    Moved,
+}
+
+/// Appends all lines or none to the file of this name.
+fn write(path: &Path, lines: &[u8], sync: bool) -> io::Result<State> {
+    let mut state = State::Moved;
+    for _ in 0..REPEATS {
+        let mut file = fs::OpenOptions::new().read(true).append(true).create(true).open(path)?;
+        state = lock(&file, path)?;
+        if state == State::Ours {
+            let end = append(&mut file, path, lines, sync)?;
+            state = after(&file, path, end)?;
+        }
+        if state != State::Moved {
+            break;
+        }
+    }
+    Ok(state)
+}
+
+/// Takes the lock of a file, which its name may no longer mean.
+fn lock(file: &fs::File, path: &Path) -> io::Result<State> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => return Ok(State::Locked),
+        Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+        Err(TryLockError::Error(_)) | Ok(()) => {}
+    }
+    after(file, path, 0)
+}
+
+/// Whether the name still means a file, and it has this many bytes.
+fn after(file: &fs::File, path: &Path, end: u64) -> io::Result<State> {
+    let about = file.metadata()?;
+    let named = match fs::metadata(path) {
+        Ok(named) => named,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(State::Moved),
+        Err(error) => return Err(error),
+    };
+    let is_same = (about.dev(), about.ino()) == (named.dev(), named.ino());
+    let is_whole = !about.is_file() || about.len() >= end;
+    Ok(if is_same && is_whole { State::Ours } else { State::Moved })
+}
+
+/// Appends all lines or none. Returns where they end.
+fn append(file: &mut fs::File, path: &Path, lines: &[u8], sync: bool) -> io::Result<u64> {
     let before = file.metadata()?.len();
     let mut last = *b"\n";
-    if before > 0 {
-        file.read_exact_at(&mut last, before - 1)?;
+    if before > 0 && file.read_exact_at(&mut last, before - 1).is_err() {
+        // Truncated just now.
+        last = *b"\n";
     }
+    // A killed relay may have left half a line, which must not be joined with ours.
+    let line_break: &[u8] = if last == *b"\n" { b"" } else { b"\n" };
     let written = (|| {
-        // A killed relay may have left half a line, which must not be joined with ours.
-        if last != *b"\n" {
-            file.write_all(b"\n")?;
-        }
+        file.write_all(line_break)?;
         file.write_all(lines)?;
         if sync {
             file.sync_data()?;
@@ -206,10 +320,14 @@ fn write(path: &Path, lines: &[u8], sync: bool) -> io::Result<()> {
         }
         Ok(())
     })();
-    if written.is_err() {
-        let _ = file.set_len(before);
+    if let Err(error) = written {
+        // Longer, it would have a hole.
+        if file.metadata().is_ok_and(|about| about.len() > before) {
+            let _ = file.set_len(before);
+        }
+        return Err(error);
     }
-    written
+    Ok(before + (line_break.len() + lines.len()) as u64)
 }
 
 fn stays_inside(path: &str) -> bool {
@@ -221,6 +339,37 @@ fn stays_inside(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn opened(path: &Path) -> fs::File {
+        fs::OpenOptions::new().read(true).append(true).create(true).open(path).unwrap()
+    }
+
+    #[test]
+    fn a_file_that_was_moved_removed_or_replaced_after_it_was_opened_is_not_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        let file = opened(&path);
+        assert_eq!(lock(&file, &path).unwrap(), State::Ours);
+        assert_eq!(lock(&opened(&path), &path).unwrap(), State::Locked);
+        fs::rename(&path, folder.path().join("old")).unwrap();
+        assert_eq!(lock(&file, &path).unwrap(), State::Moved, "the name means nothing");
+        let _other = opened(&path);
+        assert_eq!(lock(&file, &path).unwrap(), State::Moved, "the name means another file");
+    }
+
+    #[test]
+    fn what_was_written_counts_only_while_the_name_means_it_and_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events");
+        let mut file = opened(&path);
+        let end = append(&mut file, &path, b"a line\n", false).unwrap();
+        assert_eq!(after(&file, &path, end).unwrap(), State::Ours);
+        opened(&path).set_len(0).unwrap();
+        assert_eq!(after(&file, &path, end).unwrap(), State::Moved, "truncated");
+        let end = append(&mut file, &path, b"a line\n", false).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!(after(&file, &path, end).unwrap(), State::Moved, "removed");
+    }
 
     #[test]
     fn a_path_cannot_leave_the_folder() {
