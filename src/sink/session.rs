@@ -4,6 +4,14 @@
 
 use sqlx::{ConnectOptions as _, Executor as _, PgConnection, postgres::PgConnectOptions};
 
+macro_rules! reset {
+    () => {
+        "reset session authorization; reset role; reset all; close all; unlisten *; discard temp; \
+         discard sequences; select pg_advisory_unlock_all(); \
+         select setseed(extract(microseconds from clock_timestamp())::double precision / 6e7)"
+    };
+}
+
 /// Settings of every connection that runs only statements of ours.
 pub(crate) const SETTINGS: &[(&str, &str)] = &[
     ("default_transaction_isolation", "read committed"),
@@ -22,6 +30,14 @@ pub(crate) const SETTINGS: &[(&str, &str)] = &[
 /// Begins a transaction that may write and sees what others commit meanwhile, whatever the login's defaults
 /// are: what it settles is renewed by others while it runs.
 pub(crate) const BEGIN: &str = "begin isolation level read committed, read write, not deferrable";
+
+/// Undoes all that a function or a trigger of an application can leave in a session. What `discard all` does,
+/// but for cached plans, which hold no state, and with the seed of `random()`.
+pub(crate) const RESET: &str = concat!(reset!(), "; deallocate all");
+
+/// The same before the commit of a transaction, for a session that a pooler shares with others. It keeps
+/// their prepared statements, and the commit is synchronous.
+pub(crate) const RESET_SHARED: &str = concat!(reset!(), "; set local synchronous_commit = on");
 
 /// Connects with the settings of these options, and adjusts the session. A `pooler` shares it with others,
 /// so there it stays as it is.

@@ -2,7 +2,7 @@
 //! connections: a function that hangs must not stop routing, and the planner settings for the relay's tables
 //! do not suit the application.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{
     ConnectOptions as _, Executor as _, PgPool,
@@ -11,13 +11,14 @@ use sqlx::{
 
 use crate::{
     delivery::PageId,
-    sink::{Lease, Place, session},
+    sink::{
+        Lease, Place, session,
+        sqlstate::{Class, class_of},
+    },
 };
 
 /// Timeout of getting a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// Resets the state of a session, except prepared statements, which are ours.
-const RESET_SESSION: &str = "reset role; reset all; close all; unlisten *; select pg_advisory_unlock_all()";
 /// Time after the statement timeout for the server to report it.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -25,6 +26,7 @@ const GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Functions {
     pool: PgPool,
+    /// Whether sessions are shared with others.
     pooler: bool,
 }
 
@@ -45,6 +47,9 @@ pub enum CallError {
     /// The transaction was rolled back.
     #[error(transparent)]
     Undone(sqlx::Error),
+    /// The transaction was rolled back, because its calls took longer than this.
+    #[error("the function took longer than config.timeout, {0:?}")]
+    TooLong(Duration),
     /// It is unknown whether the commit succeeded.
     #[error(transparent)]
     Unknown(sqlx::Error),
@@ -60,7 +65,7 @@ impl CallError {
             Self::Undone(error) | Self::Unknown(error) => {
                 Some(error.as_database_error()?.code()?.into_owned())
             }
-            Self::Silent(_) => None,
+            Self::TooLong(_) | Self::Silent(_) => None,
         }
     }
 
@@ -86,9 +91,10 @@ impl Functions {
             .max_connections(connections)
             .acquire_timeout(CONNECT_LIMIT)
             .idle_timeout(Duration::from_secs(60))
-            // Session settings of one function must not affect the next.
-            .after_release(|connection, _| {
-                Box::pin(async move { connection.execute(RESET_SESSION).await.map(|_| true) })
+            // Nothing that one function leaves in its session may reach the next.
+            .after_release(move |connection, _| {
+                let reset = if pooler { session::RESET_SHARED } else { session::RESET };
+                Box::pin(async move { connection.execute(reset).await.map(|_| true) })
             })
             .connect_lazy_with(options);
         Self { pool, pooler }
@@ -117,20 +123,28 @@ impl Functions {
             let mut transaction = self.pool.begin_with(session::BEGIN).await.map_err(CallError::Undone)?;
             sqlx::query(sql!("function_sink/limit_function"))
                 .bind(format!("{}ms", limit.as_millis().max(1)))
-                .persistent(!self.pooler)
+                .persistent(false)
                 .execute(&mut *transaction)
                 .await
                 .map_err(CallError::Undone)?;
+            let begun = Instant::now();
             let called = sqlx::query_as(sql!("function_sink/call_function"))
                 .bind(function)
                 .bind(places.iter().map(|(page, _)| *page).collect::<Vec<_>>())
                 .bind(places.iter().map(|(_, number)| *number).collect::<Vec<_>>())
                 .bind(leases.iter().map(|lease| lease.token).collect::<Vec<_>>())
                 .bind(events)
-                .persistent(!self.pooler)
+                .persistent(false)
                 .fetch_all(&mut *transaction)
                 .await
-                .map_err(CallError::Undone)?;
+                .map_err(|error| match class_of(&error) {
+                    // Functions may raise the same error, and people may cancel them.
+                    Some(Class::Canceled) if begun.elapsed() >= limit => CallError::TooLong(limit),
+                    _ => CallError::Undone(error),
+                })?;
+            if self.pooler {
+                transaction.execute(session::RESET_SHARED).await.map_err(CallError::Undone)?;
+            }
             match transaction.commit().await {
                 Ok(()) => Ok(called),
                 // A deferred constraint of the application failed at the commit.
@@ -151,7 +165,7 @@ impl Functions {
     pub async fn inspect(&self, function: &str) -> Result<bool, CallError> {
         let asking = sqlx::query_scalar(sql!("function_sink/inspect_function"))
             .bind(function)
-            .persistent(!self.pooler)
+            .persistent(false)
             .fetch_one(&self.pool);
         match tokio::time::timeout(CONNECT_LIMIT, asking).await {
             Ok(result) => result.map_err(CallError::Undone),

@@ -141,7 +141,9 @@ impl Sink for Function {
                     Some(code) => raised(&code, &one.message.unwrap_or_default()),
                 })
                 .collect(),
-            Err(error @ CallError::Undone(_)) => vec![undone(&error); deliveries.len()],
+            Err(error @ (CallError::Undone(_) | CallError::TooLong(_))) => {
+                vec![undone(&error); deliveries.len()]
+            }
             Err(error @ (CallError::Unknown(_) | CallError::Silent(_))) => {
                 vec![undone(&error).ambiguous(); deliveries.len()]
             }
@@ -174,11 +176,10 @@ fn raised(code: &str, message: &str) -> Report {
 
 /// The report for a transaction that was rolled back, or whose result is unknown.
 fn undone(error: &CallError) -> Report {
+    if let CallError::TooLong(_) = error {
+        return Report::from(Outcome::Retry { reason: Reason::Timeout, after: None }).with_answer(error);
+    }
     match error.code() {
-        Some(code) if class(&code) == Class::Canceled => {
-            Report::from(Outcome::Retry { reason: Reason::Timeout, after: None })
-                .with_answer("57014: the function took longer than config.timeout")
-        }
         Some(code) if !matches!(class(&code), Class::Unavailable | Class::ReadOnly) => {
             raised(&code, &error.message())
         }

@@ -2,19 +2,22 @@
 //! has its effect exactly once, by the unique key `(source, id)`. `pgoutbox inbox --sql` prints the tables
 //! and functions it needs there.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgPool, Row as _, postgres::PgPoolOptions};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgPool, Row as _,
+    postgres::PgPoolOptions,
+};
 
 use crate::{
     delivery::{Outcome, Reason, duration},
     sink::{
         Batch, Configured, Outgoing, Problem, Report, Settings, Sink, address, body, only, parse_config,
         session,
-        sqlstate::{Class, class},
+        sqlstate::{Class, class, class_of},
         template::Template,
     },
 };
@@ -118,6 +121,13 @@ impl Configured for Postgres {
             .application_name(concat!("pgoutbox/", env!("CARGO_PKG_VERSION")));
         let pool = PgPoolOptions::new()
             .after_connect(|connection, _| Box::pin(session::adjust(connection)))
+            // Nothing that a function or trigger leaves in its session may reach the next.
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    connection.execute(session::RESET).await?;
+                    session::adjust(connection).await.map(|()| true)
+                })
+            })
             .max_connections(config.pool_size)
             .acquire_timeout(CONNECT_LIMIT)
             .idle_timeout(Duration::from_secs(300))
@@ -197,6 +207,7 @@ impl Sink for Postgres {
             }
         };
         let events: Vec<String> = deliveries.iter().map(|delivery| body::whole(&delivery.event)).collect();
+        let begun = Instant::now();
         match tokio::time::timeout(
             target.timeout + CONNECT_LIMIT + Duration::from_secs(1),
             self.write(target, &sources, &events),
@@ -205,7 +216,14 @@ impl Sink for Postgres {
         {
             Ok(Ok(reports)) => reports,
             Ok(Err(Failure { error, at_commit })) => {
-                let report = report(&error);
+                // A function may raise the same error, and people may cancel it.
+                let is_canceled = class_of(&error) == Some(Class::Canceled);
+                let report = if is_canceled && begun.elapsed() < target.timeout {
+                    Report::from(Outcome::Retry { reason: Reason::FunctionFailed, after: None })
+                        .with_answer(message(&error))
+                } else {
+                    report(&error)
+                };
                 let unknown = at_commit && !matches!(error, sqlx::Error::Database(_));
                 vec![Report { ambiguous: unknown, ..report }; deliveries.len()]
             }
@@ -294,11 +312,8 @@ impl Postgres {
                         Some(code) => {
                             let message: String =
                                 row.try_get::<Option<String>, _>("message")?.unwrap_or_default();
-                            Ok(Report::from(Outcome::Retry {
-                                reason: reason(&code, Reason::FunctionFailed),
-                                after: None,
-                            })
-                            .with_answer(format!("{code}: {message}")))
+                            Ok(Report::from(Outcome::Retry { reason: raised(&code), after: None })
+                                .with_answer(format!("{code}: {message}")))
                         }
                     })
                     .collect::<Result<_, sqlx::Error>>()?
@@ -327,6 +342,14 @@ fn reason(code: &str, default: Reason) -> Reason {
         Class::Full => Reason::DestinationFull,
         Class::Unavailable | Class::ReadOnly | Class::Busy => Reason::ConnectFailed,
         Class::Refused | Class::Locked | Class::Unreadable | Class::Other => default,
+    }
+}
+
+/// The reason for a SQLSTATE that a function raised: of the connection it says nothing.
+fn raised(code: &str) -> Reason {
+    match reason(code, Reason::FunctionFailed) {
+        Reason::ConnectFailed | Reason::Timeout => Reason::FunctionFailed,
+        reason => reason,
     }
 }
 

@@ -54,13 +54,18 @@ const SHOP: &str = "
         for each row when (new.note = 'dies at commit') execute function shop.die();
 ";
 
-async fn shop() -> Database {
+pub(super) async fn shop() -> Database {
     let database = Database::new().await;
     database.pool.execute(SHOP).await.unwrap();
     database
 }
 
-async fn subscribe(database: &Database, name: &str, config: Value, retry: Value) -> Result<(), String> {
+pub(super) async fn subscribe(
+    database: &Database,
+    name: &str,
+    config: Value,
+    retry: Value,
+) -> Result<(), String> {
     sqlx::query("select outbox.subscribe($1, array[$1 || '.**'], 'function', $2, retry => $3)")
         .bind(name)
         .bind(config)
@@ -71,7 +76,7 @@ async fn subscribe(database: &Database, name: &str, config: Value, retry: Value)
         .map_err(|error| error.to_string())
 }
 
-async fn publish(database: &Database, topic: &str, from: i32, to: i32) {
+pub(super) async fn publish(database: &Database, topic: &str, from: i32, to: i32) {
     sqlx::query("select outbox.publish($1, to_jsonb(n)) from generate_series($2, $3) as n")
         .bind(topic)
         .bind(from)
@@ -81,7 +86,7 @@ async fn publish(database: &Database, topic: &str, from: i32, to: i32) {
         .unwrap();
 }
 
-async fn start(database: &Database, settings: Settings) -> RelayBox {
+pub(super) async fn start(database: &Database, settings: Settings) -> RelayBox {
     RelayBox::start_with(database, |builder| builder.settings(settings).sink(Recorder::new())).await
 }
 
@@ -338,51 +343,6 @@ async fn deferred_work_of_a_function_has_its_limit_and_locks_no_delivery() {
         .await;
     publish(&database, "quick.a", 2, 4).await;
     database.eventually("select count(*) = 3 from shop.effects").await;
-    relay.stop().await;
-    database.drop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn session_state_of_a_function_does_not_affect_the_next_one() {
-    let database = shop().await;
-    database
-        .execute(
-            "create function shop.leaves(event jsonb) returns void language plpgsql as $$
-             begin
-                 perform set_config('shop.tenant', 'acme', false), pg_advisory_lock(4711);
-                 perform shop.on_order(event);
-             end $$;
-             create function shop.looks(event jsonb) returns void language plpgsql as $$
-             begin
-                 if current_setting('shop.tenant', true) <> '' then raise exception 'it is %', current_setting('shop.tenant'); end if;
-                 perform shop.on_order(event);
-             end $$;
-             create function shop.becomes(event jsonb) returns void language plpgsql as $$
-             begin
-                 if (event -> 'payload')::integer = 9 then set local role outbox_relay; end if;
-                 insert into shop.effects values ((event ->> 'id')::uuid, (event -> 'payload')::integer, '');
-             end $$;",
-        )
-        .await;
-    let never = json!({"schedule": ["1h"]});
-    for name in ["leaves", "looks", "becomes"] {
-        subscribe(&database, name, json!({"function": format!("shop.{name}")}), never.clone()).await.unwrap();
-    }
-    let relay = start(&database, settings("relay")).await;
-    publish(&database, "leaves.a", 1, 1).await;
-    database.eventually("select count(*) = 1 from shop.effects").await;
-    database
-        .eventually("select count(*) = 0 from pg_locks where locktype = 'advisory' and objid = 4711")
-        .await;
-    publish(&database, "looks.a", 2, 2).await;
-    // Only the call that left another role is rolled back.
-    publish(&database, "becomes.a", 8, 10).await;
-    database.eventually("select count(*) = 4 and count(*) filter (where n = 9) = 0 from shop.effects").await;
-    database
-        .eventually(
-            "select count(*) = 1 from outbox.attempts where reason = 'access_denied' and answer like '%left the role as outbox_relay%'",
-        )
-        .await;
     relay.stop().await;
     database.drop().await;
 }

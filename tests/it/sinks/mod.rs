@@ -6,6 +6,7 @@ pub(crate) mod amqp;
 mod amqp_faults;
 pub(crate) mod file;
 mod function;
+mod function_sessions;
 mod handler;
 pub(crate) mod postgres;
 #[cfg(feature = "nats")]

@@ -139,6 +139,53 @@ async fn a_function_runs_once_for_each_event_and_one_that_raises_is_rolled_back_
 }
 
 #[tokio::test]
+async fn nothing_of_a_session_reaches_the_next_and_what_a_function_raises_is_its_own() {
+    let inbox = Inbox::start().await;
+    let pool = &inbox.database.pool;
+    pool.execute(
+        "create schema shop; create table shop.seen (n integer);
+         create function shop.spoils(event jsonb) returns void language plpgsql as $$
+         begin
+             create temporary table seen (n integer);
+             perform set_config('search_path', 'pg_temp', false), pg_advisory_lock(4711);
+             execute 'deallocate all';
+         end $$;
+         create function shop.careless(event jsonb) returns void language plpgsql as $$
+         begin
+             perform set_config('search_path', 'shop', true);
+             insert into seen values (1);
+         end $$;
+         create function shop.gives_up(event jsonb) returns void language plpgsql as $$
+         begin
+             raise exception 'not today' using errcode = event -> 'payload' ->> 'code';
+         end $$",
+    )
+    .await
+    .unwrap();
+    let registry = registry(&format!("[sinks.postgres]\nurl = {:?}\npool_size = 1", inbox.url()));
+    let to = |name: &str, count| {
+        deliveries(&registry, "postgres", json!({"function": format!("shop.{name}")}), count)
+    };
+    for _ in 0..2 {
+        for name in ["spoils", "careless"] {
+            let deliveries = to(name, 1);
+            let reports = deliveries.outlet.send(&deliveries).await;
+            assert_eq!(reports[0].outcome, Outcome::Delivered, "{name}: {reports:?}");
+        }
+    }
+    let seen: i64 = sqlx::query_scalar("select count(*) from shop.seen").fetch_one(pool).await.unwrap();
+    assert_eq!(seen, 2, "in the table of that name");
+    // A query canceled, a connection lost and a server that shuts down, as the function has seen them.
+    for code in ["57014", "08006", "57P01"] {
+        let mut gives_up = to("gives_up", 1);
+        std::sync::Arc::make_mut(&mut gives_up.outgoing[0].event).payload = json!({"code": code}).to_string();
+        let reports = gives_up.outlet.send(&gives_up).await;
+        assert_eq!(reports[0].outcome.reason(), Some(Reason::FunctionFailed), "{code}: {reports:?}");
+        assert_eq!(reports[0].answer, Some(format!("{code}: not today")));
+    }
+}
+
+#[tokio::test]
 async fn missing_and_forbidden_objects_have_different_reasons() {
     let inbox = Inbox::start().await;
     inbox.database.pool.execute("drop table outbox.inbox").await.unwrap();
