@@ -2,7 +2,10 @@
 -- Publishers pay for every index, default and check, so each has its reason beside it.
 
 create schema if not exists outbox;
+-- Each object has its own rights. Everybody may name them, so that a function of one owner finds the
+-- tables of another: whoever owns what, no publisher's write fails.
 revoke all on schema outbox from public;
+grant usage on schema outbox to public;
 
 -- Group roles without login. If the migrating role may not create roles, they and their grants are
 -- skipped; see outbox.grant_roles().
@@ -117,6 +120,10 @@ comment on table outbox.events is
 
 -- An insert must not fail because a partition is missing.
 create table outbox.events_default partition of outbox.events default;
+
+-- so that a publication for all tables forbids no delete
+alter table outbox.events replica identity full;
+alter table outbox.events_default replica identity full;
 
 -- new events, by the cursor's snapshot
 create index events_xid_position on outbox.events (xid, position);

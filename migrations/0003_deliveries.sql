@@ -178,6 +178,9 @@ create table outbox.attempts (
     relay           text        not null
 ) partition by range (at);
 create table outbox.attempts_default partition of outbox.attempts default;
+-- so that a publication for all tables forbids no delete
+alter table outbox.attempts replica identity full;
+alter table outbox.attempts_default replica identity full;
 create index attempts_position on outbox.attempts (position);
 create index attempts_at on outbox.attempts using brin (at);
 

@@ -402,6 +402,12 @@ begin
             ('outbox_publisher',
              'execute on function outbox.capture, outbox.release, outbox.attach_capture, '
              'outbox.capture_numbers, outbox.capture_settings, outbox.capture_changes'),
+            -- for the owner of capture_changes, whoever owns these
+            ('outbox_publisher',
+             'execute on function outbox.capture_key, outbox.capture_fit, outbox.capture_payload, '
+             'outbox.capture_json, outbox.capture_is_plain, outbox.capture_expression, '
+             'outbox.capture_simple, outbox.capture_simple_key, outbox.capture_whole, '
+             'outbox.capture_setting, outbox.capture_valid_headers, outbox.capture_headers'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox'),
             ('outbox_relay', 'select on all tables in schema outbox'),
@@ -452,6 +458,21 @@ begin
                 when undefined_function or undefined_table then null;
             end;
         end if;
+    end loop;
+    -- Captured writes run with the rights of the owner of outbox.capture_changes. As a publisher it
+    -- keeps them when somebody else becomes the owner of the tables.
+    for grant_row in
+        select distinct pg_catalog.pg_get_userbyid(proc.proowner) as role
+          from pg_catalog.pg_proc as proc
+          join pg_catalog.pg_roles as owner on owner.oid = proc.proowner and not owner.rolsuper
+         where proc.pronamespace = 'outbox'::regnamespace and proc.proname = 'capture_changes'
+    loop
+        begin
+            execute format('grant outbox_publisher to %I', grant_row.role);
+        exception
+            -- the role is missing, may not be granted by this one, or is the owner itself
+            when undefined_object or insufficient_privilege or invalid_grant_operation then null;
+        end;
     end loop;
     return granted;
 end;

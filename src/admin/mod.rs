@@ -6,6 +6,7 @@ mod apply;
 mod check;
 mod dead_letters;
 mod event_types;
+mod schema;
 mod trial;
 
 use std::{future::Future, io, time::Duration};

@@ -58,10 +58,11 @@ async fn findings(config: &Config, operator: &mut Operator) -> anyhow::Result<Ve
     }
     let fenced = operator.fenced(&config.relay.environment).await?;
     let fenced = fenced.map(|problem| Finding { subject: "database".to_owned(), problem });
+    let of_schema = operator.check_schema().await?;
     let registry = registry(config)?;
     let of_subscriptions =
         admin::check_subscriptions(operator.list_subscriptions(None).await?, &registry).await;
-    Ok(fenced.into_iter().chain(of_subscriptions).collect())
+    Ok(fenced.into_iter().chain(of_schema).chain(of_subscriptions).collect())
 }
 
 /// The sinks of a relay with this configuration.

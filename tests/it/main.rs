@@ -30,6 +30,7 @@ mod ledger; // the ledger checker finds each kind of defect
 mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
 mod outputs; // logs and output that cannot be written stop nothing
+mod owners; // whoever owns what, and whatever is published, no write fails
 mod pages; // the protocol of pages against a model, with a death between any two statements
 mod private_postgres; // a private server starts as root, survives crashes, leaves nothing
 mod processes; // the binary killed, stopped and frozen

@@ -1,0 +1,60 @@
+//! What may be wrong with the schema `outbox` as it stands: owners, publications.
+
+use sqlx::FromRow;
+
+use super::{Error, Finding, Operator, ask};
+
+/// An owner in the schema `outbox`.
+#[derive(Debug, FromRow)]
+struct Owner {
+    owner: String,
+    objects: i64,
+    /// The first thing that it owns, by name.
+    example: String,
+}
+
+impl Operator {
+    /// What is wrong with the schema itself.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn check_schema(&mut self) -> Result<Vec<Finding>, Error> {
+        let owners: Vec<Owner> = ask(
+            "listing the owners of the outbox",
+            sqlx::query_as(sql!("admin/list_owners")).fetch_all(&mut self.connection),
+        )
+        .await?;
+        let unidentified: Vec<(String, String)> = ask(
+            "listing tables that are published without a replica identity",
+            sqlx::query_as(sql!("admin/list_unidentified")).fetch_all(&mut self.connection),
+        )
+        .await?;
+        let owners = several(&owners).map(|problem| Finding { subject: "schema outbox".to_owned(), problem });
+        let published = unidentified.into_iter().map(|(table, publication)| Finding {
+            problem: format!(
+                "rows of it cannot be deleted, because the publication {publication} sends deletes: \
+                 run `alter table {table} replica identity full`"
+            ),
+            subject: format!("table {table}"),
+        });
+        Ok(owners.into_iter().chain(published).collect())
+    }
+}
+
+fn several(owners: &[Owner]) -> Option<String> {
+    let (first, others) = owners.split_first().filter(|(_, others)| !others.is_empty())?;
+    let others: Vec<_> = others
+        .iter()
+        .map(|owner| match owner.objects {
+            1 => format!("{} ({})", owner.owner, owner.example),
+            more => format!("{} ({}, and {} more)", owner.owner, owner.example, more - 1),
+        })
+        .collect();
+    Some(format!(
+        "{} owns most of it, but not what belongs to {}: functions run with the rights of their owner, so give \
+         all of it to one role, with `alter … owner to {}`",
+        first.owner,
+        others.join(" and "),
+        first.owner
+    ))
+}
