@@ -2,10 +2,7 @@
 -- Publishers pay for every index, default and check, so each has its reason beside it.
 
 create schema if not exists outbox;
--- Each object has its own rights. Everybody may name them, so that a function of one owner finds the
--- tables of another: whoever owns what, no publisher's write fails.
 revoke all on schema outbox from public;
-grant usage on schema outbox to public;
 
 -- Group roles without login. If the migrating role may not create roles, they and their grants are
 -- skipped; see outbox.grant_roles().

@@ -1629,6 +1629,12 @@ begin
             ('outbox_publisher',
              'execute on function outbox.capture, outbox.release, outbox.attach_capture, '
              'outbox.capture_numbers, outbox.capture_settings, outbox.capture_changes'),
+            -- for the owner of capture_changes, whoever owns these
+            ('outbox_publisher',
+             'execute on function outbox.capture_key, outbox.capture_fit, outbox.capture_payload, '
+             'outbox.capture_json, outbox.capture_is_plain, outbox.capture_expression, '
+             'outbox.capture_simple, outbox.capture_simple_key, outbox.capture_whole, '
+             'outbox.capture_setting, outbox.capture_valid_headers, outbox.capture_headers'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox'),
             ('outbox_relay', 'select on all tables in schema outbox'),
@@ -1679,6 +1685,21 @@ begin
                 when undefined_function or undefined_table then null;
             end;
         end if;
+    end loop;
+    -- Captured writes run with the rights of the owner of outbox.capture_changes. As a publisher it
+    -- keeps them when somebody else becomes the owner of the tables.
+    for grant_row in
+        select distinct pg_catalog.pg_get_userbyid(proc.proowner) as role
+          from pg_catalog.pg_proc as proc
+          join pg_catalog.pg_roles as owner on owner.oid = proc.proowner and not owner.rolsuper
+         where proc.pronamespace = 'outbox'::regnamespace and proc.proname = 'capture_changes'
+    loop
+        begin
+            execute format('grant outbox_publisher to %I', grant_row.role);
+        exception
+            -- the role is missing, may not be granted by this one, or is the owner itself
+            when undefined_object or insufficient_privilege or invalid_grant_operation then null;
+        end;
     end loop;
     return granted;
 end;
@@ -2179,6 +2200,8 @@ CREATE TABLE outbox.attempts (
 )
 PARTITION BY RANGE (at);
 
+ALTER TABLE ONLY outbox.attempts REPLICA IDENTITY FULL;
+
 CREATE TABLE outbox.attempts_default (
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     delivery_id bigint,
@@ -2195,6 +2218,8 @@ CREATE TABLE outbox.attempts_default (
     stale boolean DEFAULT false NOT NULL,
     relay text NOT NULL
 );
+
+ALTER TABLE ONLY outbox.attempts_default REPLICA IDENTITY FULL;
 
 CREATE TABLE outbox.backlog (
     id bigint NOT NULL,
@@ -2368,6 +2393,8 @@ CREATE TABLE outbox.events (
 )
 PARTITION BY RANGE (created_at);
 
+ALTER TABLE ONLY outbox.events REPLICA IDENTITY FULL;
+
 COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
 
 CREATE TABLE outbox.starts (
@@ -2486,6 +2513,8 @@ CREATE TABLE outbox.events_default (
     deliver_after outbox.instant,
     schema_version integer
 );
+
+ALTER TABLE ONLY outbox.events_default REPLICA IDENTITY FULL;
 
 ALTER TABLE outbox.events ALTER COLUMN "position" ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.events_position_seq
@@ -2892,21 +2921,27 @@ GRANT ALL ON FUNCTION outbox.capture_changes() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_changes() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_expression(kind oid, value text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_expression(kind oid, value text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_expression(kind oid, value text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_fit(payload jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_fit(payload jsonb) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_fit(payload jsonb) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_headers() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_headers() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_headers() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_is_plain(kind oid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_is_plain(kind oid) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_is_plain(kind oid) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_json(document json) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_json(document json) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_json(document json) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_key(captured jsonb, columns text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_key(captured jsonb, columns text[]) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_key(captured jsonb, columns text[]) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) FROM PUBLIC;
@@ -2914,9 +2949,11 @@ GRANT ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) TO outb
 GRANT ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_setting(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_setting(name text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_setting(name text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_settings(arguments bytea) FROM PUBLIC;
@@ -2926,15 +2963,19 @@ GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_monitor;
 
 REVOKE ALL ON FUNCTION outbox.capture_simple(relation oid, key_at smallint[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_simple(relation oid, key_at smallint[]) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_simple(relation oid, key_at smallint[]) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_valid_headers() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_valid_headers() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_valid_headers() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_whole(captured jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_whole(captured jsonb) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_whole(captured jsonb) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.check_event_type() FROM PUBLIC;

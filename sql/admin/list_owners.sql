@@ -1,4 +1,4 @@
--- Who owns the schema outbox and what is in it, the owner of most first.
+-- Who owns the schema outbox and what is in it (outbox.*), the owner of most first.
 select pg_get_userbyid(owned.owner) as owner, count(*) as objects,
        (array_agg(owned.object order by owned.object))[1] as example
   from (select namespace.nspowner as owner, format('schema %I', namespace.nspname) as object

@@ -1,6 +1,7 @@
--- Tables of the outbox whose rows cannot be deleted or changed: a publication sends these, and the
+-- Tables (outbox.*) whose rows cannot be deleted or changed: a publication sends these, and the
 -- table has nothing by which a subscriber of it could find the row.
-select format('%I.%I', namespace.nspname, class.relname) as "table", min(publication.pubname) as publication
+select format('%I.%I', namespace.nspname, class.relname) as "table",
+       min(publication.pubname) as publication
   from pg_class as class
   join pg_namespace as namespace on namespace.oid = class.relnamespace
   join pg_publication as publication on publication.pubupdate or publication.pubdelete

@@ -44,7 +44,6 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn fenced(&mut self, environment: &str) -> Result<Option<String>, Error> {
-        let doing = "reading which database this is";
-        super::ask(doing, store::why_fenced(&mut self.connection, environment)).await
+        super::ask(super::READING_IDENTITY, store::why_fenced(&mut self.connection, environment)).await
     }
 }

@@ -39,6 +39,12 @@ use crate::{
     store::{LogStatus, SubscriptionRow},
 };
 
+const PUBLISHING: &str = "publishing an event";
+const READING_STATUS: &str = "reading the status of subscriptions";
+const READING_LOG: &str = "reading the log";
+const READING_IDENTITY: &str = "reading which database this is";
+const LISTING_RELAYS: &str = "listing relays";
+
 /// Timeout of connecting.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Timeout of one statement, five seconds after PostgreSQL's own.
@@ -179,11 +185,8 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn subscription_status(&mut self) -> Result<Vec<Status>, Error> {
-        ask(
-            "reading the status of subscriptions",
-            sqlx::query_as(sql!("admin/subscription_status")).fetch_all(&mut self.connection),
-        )
-        .await
+        ask(READING_STATUS, sqlx::query_as(sql!("admin/subscription_status")).fetch_all(&mut self.connection))
+            .await
     }
 
     /// How much of the log is not routed yet.
@@ -191,7 +194,7 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn log_status(&mut self) -> Result<LogStatus, Error> {
-        ask("reading the log", sqlx::query_as(sql!("admin/log_status")).fetch_one(&mut self.connection)).await
+        ask(READING_LOG, sqlx::query_as(sql!("admin/log_status")).fetch_one(&mut self.connection)).await
     }
 
     /// Relays that reported within the last minute, by name.
@@ -199,7 +202,7 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn list_relays(&mut self) -> Result<Vec<RunningRelay>, Error> {
-        ask("listing relays", sqlx::query_as(sql!("admin/list_relays")).fetch_all(&mut self.connection)).await
+        ask(LISTING_RELAYS, sqlx::query_as(sql!("admin/list_relays")).fetch_all(&mut self.connection)).await
     }
 
     /// All subscriptions, or the one with this name, by name.
@@ -312,7 +315,7 @@ impl Operator {
     /// # Errors
     /// [`Error::Refused`] when the topic, a header or the payload is refused.
     pub async fn publish(&mut self, draft: &Draft) -> Result<Uuid, Error> {
-        ask("publishing an event", async {
+        ask(PUBLISHING, async {
             let mut transaction = self.connection.begin().await?;
             let id = draft.publish(&mut transaction).await?;
             transaction.commit().await?;
@@ -338,9 +341,13 @@ impl Error {
         match sqlstate::class(answer.code()) {
             // Every statement names only tables and functions of the schema `outbox`.
             Class::Missing => Self::NotMigrated,
-            Class::Refused | Class::NoRights => {
+            Class::Refused => {
                 Self::Refused { message: refusal(answer), hint: answer.hint().map(ToOwned::to_owned) }
             }
+            Class::NoRights => Self::Refused {
+                message: refusal(answer),
+                hint: Some(answer.hint().map_or_else(|| lacking(doing), ToOwned::to_owned)),
+            },
             _ => Self::Failed { doing, source },
         }
     }
@@ -378,6 +385,19 @@ fn late(limit: Duration) -> sqlx::Error {
         io::ErrorKind::TimedOut,
         format!("no answer within {}", crate::delivery::duration::format(limit)),
     ))
+}
+
+/// Which group a login needs for an operation.
+fn lacking(doing: &str) -> String {
+    let group = match doing {
+        PUBLISHING => "outbox_publisher",
+        READING_IDENTITY | READING_STATUS | READING_LOG | LISTING_RELAYS => "outbox_monitor",
+        _ => "outbox_admin",
+    };
+    format!(
+        "{doing} needs a login that inherits the rights of {group}; let the owner of the outbox run \
+         `grant {group} to …`"
+    )
 }
 
 /// The message of a refusal. Constraints are named after their rule; PostgreSQL's own message would print the

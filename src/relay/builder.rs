@@ -18,12 +18,15 @@ use super::{
 use super::{Settings, telemetry::Telemetry, watch::Failed};
 use crate::{
     event::Event,
-    sink::{Connection, Problem, Registry, Sink, session},
+    sink::{
+        Connection, Problem, Registry, Sink, session,
+        sqlstate::{Class, class_of},
+    },
     sinks::{
         self,
         handler::{HandlerError, Handlers},
     },
-    store::{ConnectionSettings, Store, schema},
+    store::{self, ConnectionSettings, Store, connections_wanted, schema},
 };
 
 /// Collects what a relay needs.
@@ -222,6 +225,10 @@ impl Builder {
         match tokio::time::timeout(Duration::from_secs(10), checking).await {
             Ok(Ok(pending)) if pending.is_empty() => Ok(()),
             Ok(Ok(pending)) => Err(Error::Outdated { missing: pending.join(", ") }),
+            Ok(Err(schema::Error::Connect(error))) if class_of(&error) == Some(Class::Busy) => {
+                let wants = connections_wanted(self.pool_size);
+                Err(Error::Start(store::Error::crowded("connecting to the database", error, wants)))
+            }
             Ok(Err(error)) => Err(Error::Schema(error)),
             Err(_) => Err(Error::Silent),
         }

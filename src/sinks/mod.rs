@@ -47,7 +47,7 @@ pub fn registry() -> Registry {
 
 /// Most connections for SQL functions of the application, opened on demand. A few functions that hang, with
 /// four transactions each, leave room for the others.
-const FUNCTION_CONNECTIONS: u32 = 32;
+pub(crate) const FUNCTION_CONNECTIONS: u32 = 32;
 
 /// Adds the sinks that need no configuration: `function` and `stdout`. Does not connect. `relay` is the name
 /// shown in `pg_stat_activity`, `pooler` whether a transaction pooler is in between.

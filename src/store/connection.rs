@@ -296,6 +296,7 @@ impl Store {
         work: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, Error> {
         let result = match tokio::time::timeout(STATEMENT_LIMIT, work).await {
+            Ok(Err(error)) => Err(self.explained(doing, error).await),
             Ok(result) => result.map_err(|error| Error::database(doing, error)),
             Err(_) => Err(Error::deadline(doing, STATEMENT_LIMIT.as_secs())),
         };
@@ -303,6 +304,25 @@ impl Store {
             self.replace_pool();
         }
         result
+    }
+
+    /// The error with the server's words, if it has no connection left: a pool only says that it waited.
+    async fn explained(&self, doing: &'static str, error: sqlx::Error) -> Error {
+        let error = match error {
+            sqlx::Error::PoolTimedOut => {
+                let options = self.options();
+                let asking = session::connect(&options, self.settings.pooler);
+                match tokio::time::timeout(CONNECT_LIMIT, asking).await {
+                    Ok(Err(words @ sqlx::Error::Database(_))) => words,
+                    _ => sqlx::Error::PoolTimedOut,
+                }
+            }
+            other => other,
+        };
+        if class_of(&error) == Some(Class::Busy) {
+            return Error::crowded(doing, error, connections_wanted(self.settings.pool_size));
+        }
+        Error::database(doing, error)
     }
 
     fn replace_pool(&self) {
@@ -329,6 +349,17 @@ impl Store {
     pub(super) fn is_persistent(&self) -> bool {
         !self.settings.pooler
     }
+}
+
+/// How many connections a relay takes, in words.
+pub fn connections_wanted(pool_size: u32) -> String {
+    let own = u32::try_from(Reserved::COUNT).unwrap_or(u32::MAX).saturating_add(1);
+    format!(
+        "up to {}: {pool_size} (database.pool_size) and {own} of its own, and up to {} more for SQL functions \
+         of subscriptions; raise max_connections or the limit of the login or database, or end others",
+        pool_size.saturating_add(own),
+        crate::sinks::FUNCTION_CONNECTIONS,
+    )
 }
 
 fn pool(settings: &ConnectionSettings, guard: &Arc<Guard>) -> PgPool {

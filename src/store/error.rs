@@ -16,6 +16,8 @@ pub struct Error {
 enum Cause {
     Deadline(Deadline),
     Database(sqlx::Error),
+    /// The server has no connection left for this login.
+    Crowded(Crowded),
     Unsuitable(Unsuitable),
     /// The outbox does not belong to this database, or the database was set back.
     Fenced(Unsuitable),
@@ -24,6 +26,14 @@ enum Cause {
 #[derive(Debug, thiserror::Error)]
 #[error("no answer within {0} s")]
 struct Deadline(u64);
+
+/// How many connections a relay wants; the server's own words are its source.
+#[derive(Debug, thiserror::Error)]
+#[error("the server has no connection left, and a relay wants {wants}")]
+struct Crowded {
+    wants: String,
+    source: sqlx::Error,
+}
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -40,6 +50,7 @@ impl std::error::Error for Error {
         Some(match &self.cause {
             Cause::Deadline(cause) => cause,
             Cause::Database(cause) => cause,
+            Cause::Crowded(cause) => cause,
             Cause::Unsuitable(cause) | Cause::Fenced(cause) => cause,
         })
     }
@@ -59,6 +70,11 @@ pub enum Kind {
 impl Error {
     pub(super) fn deadline(doing: &'static str, seconds: u64) -> Self {
         Self { doing, cause: Cause::Deadline(Deadline(seconds)) }
+    }
+
+    /// The server has no connection left. `wants`: how many a relay takes.
+    pub(crate) fn crowded(doing: &'static str, error: sqlx::Error, wants: String) -> Self {
+        Self { doing, cause: Cause::Crowded(Crowded { wants, source: plain(error) }) }
     }
 
     pub(super) fn unsuitable(doing: &'static str, why: impl Into<String>) -> Self {
@@ -82,6 +98,7 @@ impl Error {
     pub(crate) fn class(&self) -> Option<Class> {
         match &self.cause {
             Cause::Database(error) => class_of(error),
+            Cause::Crowded(_) => Some(Class::Busy),
             Cause::Deadline(_) | Cause::Unsuitable(_) | Cause::Fenced(_) => None,
         }
     }
@@ -106,6 +123,7 @@ impl Error {
         match &self.cause {
             Cause::Deadline(_) => Kind::Connection,
             Cause::Unsuitable(_) | Cause::Fenced(_) => Kind::Unsuitable,
+            Cause::Crowded(_) => Kind::Transient,
             Cause::Database(sqlx::Error::Database(error)) => {
                 kind_of_sqlstate(error.code().as_deref().unwrap_or(""))
             }

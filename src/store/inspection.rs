@@ -73,6 +73,10 @@ impl Store {
     async fn look(&self, connection: &mut PgConnection) -> Result<(Inspection, Option<Found>), sqlx::Error> {
         let query = sqlx::query(sql!("relay/inspect_connection")).persistent(false);
         let found: Inspection = by_name(&query.fetch_one(&mut *connection).await?)?;
+        if found.permitted == Some(false) {
+            let lacking = super::schema::lacking(connection, "outbox_relay").await?;
+            return Ok((Inspection { lacking, ..found }, None));
+        }
         let can_read = found.problem(self.settings.allow_superuser).is_none();
         let identity = if can_read { Some(Found::read(connection, self.relay()).await?) } else { None };
         Ok((found, identity))
@@ -117,20 +121,21 @@ struct Inspection {
     migrated: bool,
     /// Whether the login has the rights of `outbox_relay`; none when the schema is missing.
     permitted: Option<bool>,
+    /// Which right it lacks, if any, and how to give it.
+    #[sqlx(skip)]
+    lacking: String,
     /// Seconds since 1970 by the database's clock.
     clock: f64,
 }
 
 impl Inspection {
     /// What makes the database unsuitable, and what to do about it.
-    fn problem(&self, allow_superuser: bool) -> Option<&'static str> {
+    fn problem(&self, allow_superuser: bool) -> Option<&str> {
         if !self.migrated {
             return Some("schema outbox is missing or incomplete; run `pgoutbox migrate`");
         }
         if self.permitted == Some(false) {
-            return Some(
-                "the login may not route and deliver; make it a member of outbox_relay: `grant outbox_relay to …`",
-            );
+            return Some(&self.lacking);
         }
         if self.in_recovery || self.read_only {
             return Some("the server is read-only (a standby?); point database.url at the primary");

@@ -7,7 +7,11 @@ use sqlx::{
     postgres::PgConnectOptions,
 };
 
-use crate::sink::{plain::plain, session};
+use crate::sink::{
+    plain::plain,
+    session,
+    sqlstate::{Class, class_of},
+};
 
 /// Table of the migrations that were applied.
 const HISTORY: &str = "outbox.migrations";
@@ -37,6 +41,18 @@ pub enum Error {
         /// The newest migration that was applied.
         version: i64,
     },
+    /// There is a schema `outbox` that this program did not make.
+    #[error(
+        "the schema outbox is not pgoutbox's: it holds {holds} and no migrations of pgoutbox. Nothing was \
+         changed. Rename it (`alter schema outbox rename to …`), or use another database"
+    )]
+    Foreign {
+        /// Something in it.
+        holds: String,
+    },
+    /// The login lacks rights.
+    #[error("{0}")]
+    Rights(String),
     /// The table of applied migrations could not be read.
     #[error("reading which migrations were applied")]
     Read(#[source] sqlx::Error),
@@ -87,18 +103,21 @@ pub async fn run(options: &PgConnectOptions) -> Result<Vec<String>, Error> {
 pub async fn pending(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
     let migrator = migrator();
     let known = migrator.iter().map(|migration| migration.version).max().unwrap_or(0);
-    let migrated: bool = sqlx::query_scalar("select to_regclass($1) is not null")
-        .bind(HISTORY)
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(|error| Error::Read(plain(error)))?;
-    let applied: Vec<i64> = if migrated {
-        sqlx::query_scalar("select version from outbox.migrations where success order by version")
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(|error| Error::Read(plain(error)))?
-    } else {
-        Vec::new()
+    let read = |error| Error::Read(plain(error));
+    let (is_migrated, holds): (bool, Option<String>) =
+        sqlx::query_as(sql!("relay/inspect_schema")).fetch_one(&mut *connection).await.map_err(read)?;
+    let applied: Vec<i64> = match (is_migrated, holds) {
+        (true, _) => {
+            let versions = "select version from outbox.migrations where success order by version";
+            match sqlx::query_scalar(versions).fetch_all(&mut *connection).await {
+                Err(error) if class_of(&error) == Some(Class::NoRights) => {
+                    return Err(Error::Rights(lacking(connection, "outbox_relay").await.map_err(read)?));
+                }
+                applied => applied.map_err(read)?,
+            }
+        }
+        (false, Some(holds)) => return Err(Error::Foreign { holds }),
+        (false, None) => Vec::new(),
     };
     if let Some(&version) = applied.last().filter(|&&version| version > known) {
         return Err(Error::Newer { version });
@@ -108,6 +127,30 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Vec<String>, Error
         .filter(|migration| !applied.contains(&migration.version))
         .map(|migration| format!("{:04}_{}", migration.version, migration.description.replace(' ', "_")))
         .collect())
+}
+
+/// What a login that lacks rights needs: the group, and the statement that gives it.
+///
+/// # Errors
+/// Those of the database.
+pub(super) async fn lacking(connection: &mut PgConnection, group: &str) -> Result<String, sqlx::Error> {
+    let (login, is_member, version): (String, Option<bool>, i32) =
+        sqlx::query_as(sql!("relay/inspect_login")).bind(group).fetch_one(connection).await?;
+    Ok(match is_member {
+        None => format!(
+            "the role {group} does not exist; create it, let the owner of the outbox run \
+             `select outbox.grant_roles()`, and run `grant {group} to {login}`"
+        ),
+        Some(false) => format!("the login {login} is no member of {group}; run `grant {group} to {login}`"),
+        Some(true) if version >= 160_000 => format!(
+            "the login {login} is a member of {group} and does not inherit its rights; \
+             run `grant {group} to {login} with inherit true`"
+        ),
+        Some(true) => format!(
+            "the login {login} is a member of {group} and does not inherit its rights; \
+             run `alter role {login} inherit`"
+        ),
+    })
 }
 
 /// All migrations as one SQL script, for those who apply them with another tool. It records them as [`run`]

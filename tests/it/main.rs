@@ -62,3 +62,4 @@ mod webhook_doors; // who said no: a proxy, a TLS server, the destination
 mod webhook_heads; // responses with malformed or endless heads
 mod webhook_relay; // webhooks end to end, against receivers that misbehave
 mod width; // no line is wider than the code
+mod words; // what is said when rights, connections or the schema do not fit
