@@ -248,8 +248,9 @@ begin
         elsif part.key in ('max_attempts', 'multiplier', 'jitter') then
             if jsonb_typeof(part.value) <> 'number'
                or (part.key = 'max_attempts'
-                   and ((part.value #>> '{}')::numeric not between 1 and 1000
-                        or (part.value #>> '{}')::numeric % 1 <> 0))
+                   -- 5.0 is no whole number to a relay
+                   and not (part.value #>> '{}' ~ '^[0-9]+$'
+                            and (part.value #>> '{}')::numeric between 1 and 1000))
                or (part.key = 'multiplier' and (part.value #>> '{}')::numeric not between 1 and 100)
                or (part.key = 'jitter' and (part.value #>> '{}')::numeric not between 0 and 1) then
                 raise exception using errcode = '22023',

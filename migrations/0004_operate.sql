@@ -1,5 +1,32 @@
 -- Functions and views for operators: redrive, discard, status; and the grants of all roles.
 
+-- Refuses what is not a topic pattern, also where there is nothing to compare it with.
+create function outbox.check_topic_pattern(pattern text) returns boolean
+language plpgsql immutable strict parallel safe as $$
+begin
+    if not outbox.topic_pattern_is_valid(pattern) then
+        raise exception using errcode = '22023',
+            message = format('topic: %L is not a topic pattern', pattern),
+            hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a '
+                   'prefix; a star must be the last character of its segment.';
+    end if;
+    return true;
+end;
+$$;
+
+-- Refuses a limit that would be no limit.
+create function outbox.check_max_rows(max_rows integer) returns boolean
+language plpgsql immutable parallel safe as $$
+begin
+    if max_rows is null or max_rows not between 1 and 100000 then
+        raise exception using errcode = '22023',
+            message = format('max_rows: %s is not between 1 and 100000',
+                             coalesce(max_rows::text, 'null'));
+    end if;
+    return true;
+end;
+$$;
+
 -- The regular expression of a pattern of topics. The topic is matched with a dot before it.
 create function outbox.topic_expression(pattern text) returns text
 language plpgsql immutable strict parallel safe as $$
@@ -8,6 +35,7 @@ declare
     expression text := '';
     segment   text;
 begin
+    perform outbox.check_topic_pattern(pattern);
     -- Each segment is matched with the dot before it, so that `**` can match none.
     foreach segment in array segments loop
         if segment = '**' then
@@ -90,11 +118,8 @@ declare
     chosen  bigint[];
     redriven bigint;
 begin
-    if max_rows is null or max_rows not between 1 and 100000 then
-        raise exception using errcode = '22023',
-            message = format('max_rows: %s is not between 1 and 100000',
-                             coalesce(max_rows::text, 'null'));
-    end if;
+    perform outbox.check_max_rows(redrive.max_rows);
+    perform outbox.check_topic_pattern(redrive.topic);
     select array_agg(taken.id) into chosen
       from (select letter.id
               from outbox.dead_letters as letter
@@ -163,11 +188,8 @@ set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     discarded bigint;
 begin
-    if max_rows is null or max_rows not between 1 and 100000 then
-        raise exception using errcode = '22023',
-            message = format('max_rows: %s is not between 1 and 100000',
-                             coalesce(max_rows::text, 'null'));
-    end if;
+    perform outbox.check_max_rows(discard.max_rows);
+    perform outbox.check_topic_pattern(discard.topic);
     delete from outbox.dead_letters as letter
      where letter.id = any (array(
                select candidate.id
@@ -202,6 +224,304 @@ create view outbox.owed as
 comment on view outbox.owed is
     'One row for each event owed to a subscription: in the hands of a relay (lease_token, due_at: '
     'when the lease ends), or waiting. Not for large backlogs.';
+
+create view outbox.waiting as
+    select place.subscription_id, subscription.name as subscription, place.position,
+           event.id as event_id, event.topic, event.key, event.organization,
+           coalesce(event.created_at, place.created_from) as created_at,
+           place.owed_since, place.due_at, place.attempts,
+           last.reason, last.status, last.answer,
+           place.place, place.id, place.number, place.unfinished, place.asked
+      from (select delivery.subscription_id, delivery.position,
+                   delivery.created_at as created_from, delivery.created_at as created_until,
+                   delivery.owed_since, delivery.due_at, delivery.attempt as attempts,
+                   'delivery' as place, delivery.id, null::integer as number,
+                   delivery.unfinished + (delivery.lease_token is not null)::integer as unfinished,
+                   delivery.asked
+              from outbox.deliveries as delivery
+             where delivery.lease_token is null
+                or delivery.due_at <= now()
+            union all
+            -- what a relay held that ended
+            select pair.subscription_id, pair.position, page.created_from, page.created_until,
+                   coalesce((select max(entry.since)
+                               from unnest(page.subscriptions, page.owed_since)
+                                    as entry (subscription_id, since)
+                              where entry.subscription_id = pair.subscription_id),
+                            page.owed_since[1]),
+                   null, 0, 'page', page.id, pair.number, least(page.deaths + 1, 2), false
+              from outbox.pages as page
+             cross join lateral outbox.left_of(page) as pair
+             where page.due_at <= now()
+            union all
+            select backlog.subscription_id, at.position, backlog.created_from,
+                   backlog.created_until, backlog.owed_since, null, 0, 'backlog', backlog.id, null,
+                   least(backlog.deaths, 2), false
+              from outbox.backlog as backlog
+             cross join lateral unnest(backlog.positions) as span
+             cross join lateral generate_series(lower(span), upper(span) - 1) as at (position)
+           ) as place
+      join outbox.subscriptions as subscription on subscription.id = place.subscription_id
+      left join lateral (
+           select one.id, one.topic, one.key, one.organization, one.created_at
+             from outbox.events as one
+            where one.position = place.position
+              and one.created_at between place.created_from and place.created_until
+            limit 1) as event on true
+      left join lateral (
+           select attempt.reason, attempt.status, attempt.answer
+             from outbox.attempts as attempt
+            where attempt.position = place.position
+              and attempt.subscription_id = place.subscription_id
+            order by attempt.at desc
+            limit 1) as last on true;
+comment on view outbox.waiting is
+    'One row for each delivery that no relay holds: one for a retry or for later (due_at), and one '
+    'that waits until its subscription can take it (due_at is null). With the reason, status and '
+    'answer of its last attempt, as far as outbox.attempts has it. Not for large backlogs: use '
+    'outbox.matching_deliveries with a limit.';
+
+create function outbox.matching_deliveries(
+    subscription text default null,
+    topic        text default null,
+    event        uuid default null,
+    error_like   text default null
+) returns setof outbox.waiting
+language sql stable as $$
+    select waiting.*
+      from outbox.waiting as waiting
+     where (matching_deliveries.subscription is null
+            or waiting.subscription = matching_deliveries.subscription)
+       and (matching_deliveries.topic is null
+            or outbox.topic_matches(matching_deliveries.topic, waiting.topic))
+       and (matching_deliveries.event is null
+            or waiting.event_id = matching_deliveries.event)
+       and (matching_deliveries.error_like is null
+            or waiting.reason like matching_deliveries.error_like
+            or waiting.answer like matching_deliveries.error_like
+            or waiting.status::text like matching_deliveries.error_like)
+$$;
+comment on function outbox.matching_deliveries is
+    'The waiting deliveries that outbox.cancel would process with the same arguments. outbox.retry '
+    'leaves out those that were asked for already, and those that an application scheduled for '
+    'later, unless an event is named.';
+
+-- Remove matching deliveries from where they wait, and return them. What a relay holds, or somebody
+-- else has locked, stays. With `to_retry`, those stay too that outbox.retry leaves out.
+create function outbox.take_waiting(
+    subscription text,
+    topic        text,
+    event        uuid,
+    error_like   text,
+    max_rows     integer,
+    to_retry     boolean
+) returns setof outbox.waiting
+language plpgsql as $$
+declare
+    chosen outbox.waiting[];
+    part   record;
+    ids    bigint[] := '{}';
+    taken  int8multirange[] := '{}';
+    found_now int8multirange;
+begin
+    perform outbox.check_max_rows(take_waiting.max_rows);
+    perform outbox.check_topic_pattern(take_waiting.topic);
+    if take_waiting.subscription is not null then
+        perform outbox.subscription_id(take_waiting.subscription);
+    end if;
+    chosen := array(
+        select matching
+          from outbox.matching_deliveries(take_waiting.subscription, take_waiting.topic,
+                                          take_waiting.event, take_waiting.error_like) as matching
+         where not take_waiting.to_retry
+            or (not matching.asked
+                and (take_waiting.event is not null or matching.owed_since <= now()))
+         limit take_waiting.max_rows);
+
+    return query
+        with gone as (
+            delete from outbox.deliveries as delivery
+             where delivery.id in (
+                       select free.id
+                         from outbox.deliveries as free
+                        where free.id = any (array(select one.id from unnest(chosen) as one
+                                                    where one.place = 'delivery'))
+                          and (free.lease_token is null or free.due_at <= now())
+                          for update skip locked)
+            returning delivery.id
+        )
+        select one.* from unnest(chosen) as one
+          join gone on gone.id = one.id
+         where one.place = 'delivery';
+
+    for part in
+        select one.id, range_agg(int8range(one.position, one.position + 1)) as positions
+          from unnest(chosen) as one
+         where one.place = 'backlog'
+         group by one.id
+         order by one.id
+    loop
+        -- A relay may have claimed some of it since.
+        select backlog.positions * part.positions into found_now
+          from outbox.backlog as backlog
+         where backlog.id = part.id
+           for update skip locked;
+        continue when not found or isempty(found_now);
+        update outbox.backlog as backlog set positions = backlog.positions - found_now
+         where backlog.id = part.id;
+        delete from outbox.backlog as backlog
+         where backlog.id = part.id and isempty(backlog.positions);
+        ids := ids || part.id;
+        taken := taken || found_now;
+    end loop;
+    return query
+        select one.* from unnest(chosen) as one
+          join unnest(ids, taken) as now_taken (id, positions) on now_taken.id = one.id
+         where one.place = 'backlog' and now_taken.positions @> one.position;
+
+    ids := '{}';
+    taken := '{}';
+    for part in
+        select one.id, range_agg(int4range(one.number, one.number + 1)) as numbers,
+               range_agg(int8range(one.number, one.number + 1)) as as_positions
+          from unnest(chosen) as one
+         where one.place = 'page'
+         group by one.id
+         order by one.id
+    loop
+        -- With another token: the relay may only have been frozen, and must not send what is left
+        -- under this lease.
+        update outbox.pages as page
+           set done = page.done + part.numbers, lease_token = gen_random_uuid()
+         where page.ctid = (select free.ctid from outbox.pages as free
+                             where free.id = part.id and free.due_at <= now()
+                               and not free.done && part.numbers
+                               for update skip locked);
+        continue when not found;
+        delete from outbox.pages as page
+         where page.id = part.id
+           and not exists (select from outbox.left_of(page));
+        ids := ids || part.id;
+        taken := taken || part.as_positions;
+    end loop;
+    return query
+        select one.* from unnest(chosen) as one
+          join unnest(ids, taken) as now_taken (id, numbers) on now_taken.id = one.id
+         where one.place = 'page' and now_taken.numbers @> one.number::bigint;
+end;
+$$;
+
+create function outbox.retry(
+    subscription text    default null,
+    topic        text    default null,
+    event        uuid    default null,
+    error_like   text    default null,
+    max_rows     integer default 1000
+) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    retried bigint;
+begin
+    insert into outbox.deliveries (
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked)
+    select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
+           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true
+      from outbox.take_waiting(retry.subscription, retry.topic, retry.event, retry.error_like,
+                               retry.max_rows, true) as taken
+     order by taken.position;
+    get diagnostics retried = row_count;
+    if retried > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+    end if;
+    return retried;
+end;
+$$;
+comment on function outbox.retry is
+    'Make matching deliveries due that wait, also behind a breaker. Their attempts go on counting. '
+    'Returns how many; call again while it returns max_rows. Those of a paused subscription wait '
+    'until it is resumed, and what an application scheduled for later is sent early only if its '
+    'event is named.';
+
+create function outbox.cancel(
+    subscription text    default null,
+    topic        text    default null,
+    event        uuid    default null,
+    error_like   text    default null,
+    max_rows     integer default 1000,
+    dead_letters boolean default false
+) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    cancelled bigint;
+    keep      boolean := coalesce(cancel.dead_letters, false);
+begin
+    with taken as materialized (
+        select one.*
+          from outbox.take_waiting(cancel.subscription, cancel.topic, cancel.event,
+                                   cancel.error_like, cancel.max_rows, false) as one
+    ),
+    kept as (
+        insert into outbox.dead_letters (
+            subscription_id, subscription, reason, status, answer, attempts, event_id, position,
+            created_at, topic, key, payload, headers, organization, source, user_id, priority,
+            schema_version)
+        select taken.subscription_id, taken.subscription, 'cancelled', taken.status, taken.answer,
+               taken.attempts, event.id, taken.position, taken.created_at,
+               coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'),
+               coalesce(event.headers, '{}'), event.organization, event.source, event.user_id,
+               coalesce(event.priority, 0), event.schema_version
+          from taken
+          left join outbox.events as event  -- a deleted event leaves a dead letter too
+            on event.position = taken.position
+           and event.created_at = taken.created_at
+         where keep
+    )
+    select count(*) into cancelled from taken;
+    return cancelled;
+end;
+$$;
+comment on function outbox.cancel is
+    'Remove matching deliveries that wait: they are never sent. With dead_letters => true each '
+    'leaves a dead letter, which can be redriven. What a relay holds is not touched. Returns how '
+    'many; call again while it returns max_rows.';
+
+-- A corrected address or configuration makes due what waits for a retry: 100 a second, and all of
+-- it within five minutes. The first is asked for: relays then look at all due rows, however late
+-- this commits, and it probes an open breaker.
+create function outbox.retry_after_correction() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    with waiting as materialized (
+        select one.id, row_number() over oldest_first - 1 as n, count(*) over () as all_of_them
+          from (select delivery.id, delivery.position
+                  from outbox.deliveries as delivery
+                 where delivery.subscription_id = new.id
+                   and delivery.lease_token is null
+                   and delivery.due_at > now()
+                   and delivery.owed_since <= now()  -- not what is scheduled for later
+                 order by delivery.due_at, delivery.id
+                 limit 100000
+                   for update skip locked) as one
+        window oldest_first as (order by one.position, one.id)
+    )
+    update outbox.deliveries as delivery
+       set due_at = least(delivery.due_at,
+                          clock_timestamp()
+                          + make_interval(secs => waiting.n
+                                                  * least(0.01, 300.0 / waiting.all_of_them))),
+           asked  = waiting.n = 0
+      from waiting
+     where delivery.id = waiting.id;
+    if found and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+    end if;
+    return null;
+end;
+$$;
+
+create trigger retry_after_correction after update on outbox.subscriptions
+    for each row when ((old.sink, old.config) is distinct from (new.sink, new.config))
+    execute function outbox.retry_after_correction();
 
 create view outbox.subscription_status as
     select subscription.name, subscription.sink, subscription.organization, subscription.active,

@@ -496,6 +496,42 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox.cancel(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, error_like text DEFAULT NULL::text, max_rows integer DEFAULT 1000, dead_letters boolean DEFAULT false) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    cancelled bigint;
+    keep      boolean := coalesce(cancel.dead_letters, false);
+begin
+    with taken as materialized (
+        select one.*
+          from outbox.take_waiting(cancel.subscription, cancel.topic, cancel.event,
+                                   cancel.error_like, cancel.max_rows, false) as one
+    ),
+    kept as (
+        insert into outbox.dead_letters (
+            subscription_id, subscription, reason, status, answer, attempts, event_id, position,
+            created_at, topic, key, payload, headers, organization, source, user_id, priority,
+            schema_version)
+        select taken.subscription_id, taken.subscription, 'cancelled', taken.status, taken.answer,
+               taken.attempts, event.id, taken.position, taken.created_at,
+               coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'),
+               coalesce(event.headers, '{}'), event.organization, event.source, event.user_id,
+               coalesce(event.priority, 0), event.schema_version
+          from taken
+          left join outbox.events as event  -- a deleted event leaves a dead letter too
+            on event.position = taken.position
+           and event.created_at = taken.created_at
+         where keep
+    )
+    select count(*) into cancelled from taken;
+    return cancelled;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) IS 'Remove matching deliveries that wait: they are never sent. With dead_letters => true each leaves a dead letter, which can be redriven. What a relay holds is not touched. Returns how many; call again while it returns max_rows.';
+
 CREATE FUNCTION outbox.capture("table" regclass, topic text DEFAULT NULL::text, operations text[] DEFAULT '{insert,update,delete}'::text[], columns text[] DEFAULT NULL::text[], exclude text[] DEFAULT NULL::text[], condition text DEFAULT NULL::text, key text DEFAULT NULL::text, diff boolean DEFAULT true) RETURNS text
     LANGUAGE plpgsql
     AS $$
@@ -1177,6 +1213,19 @@ begin
 end;
 $_$;
 
+CREATE FUNCTION outbox.check_max_rows(max_rows integer) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+begin
+    if max_rows is null or max_rows not between 1 and 100000 then
+        raise exception using errcode = '22023',
+            message = format('max_rows: %s is not between 1 and 100000',
+                             coalesce(max_rows::text, 'null'));
+    end if;
+    return true;
+end;
+$$;
+
 CREATE FUNCTION outbox.check_subscription() RETURNS trigger
     LANGUAGE plpgsql
     AS $_$
@@ -1350,8 +1399,9 @@ begin
         elsif part.key in ('max_attempts', 'multiplier', 'jitter') then
             if jsonb_typeof(part.value) <> 'number'
                or (part.key = 'max_attempts'
-                   and ((part.value #>> '{}')::numeric not between 1 and 1000
-                        or (part.value #>> '{}')::numeric % 1 <> 0))
+                   -- 5.0 is no whole number to a relay
+                   and not (part.value #>> '{}' ~ '^[0-9]+$'
+                            and (part.value #>> '{}')::numeric between 1 and 1000))
                or (part.key = 'multiplier' and (part.value #>> '{}')::numeric not between 1 and 100)
                or (part.key = 'jitter' and (part.value #>> '{}')::numeric not between 0 and 1) then
                 raise exception using errcode = '22023',
@@ -1376,6 +1426,20 @@ begin
     return new;
 end;
 $_$;
+
+CREATE FUNCTION outbox.check_topic_pattern(pattern text) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+begin
+    if not outbox.topic_pattern_is_valid(pattern) then
+        raise exception using errcode = '22023',
+            message = format('topic: %L is not a topic pattern', pattern),
+            hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a '
+                   'prefix; a star must be the last character of its segment.';
+    end if;
+    return true;
+end;
+$$;
 
 CREATE FUNCTION outbox.count_positions(positions int8multirange) RETURNS bigint
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -1425,11 +1489,8 @@ CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text 
 declare
     discarded bigint;
 begin
-    if max_rows is null or max_rows not between 1 and 100000 then
-        raise exception using errcode = '22023',
-            message = format('max_rows: %s is not between 1 and 100000',
-                             coalesce(max_rows::text, 'null'));
-    end if;
+    perform outbox.check_max_rows(discard.max_rows);
+    perform outbox.check_topic_pattern(discard.topic);
     delete from outbox.dead_letters as letter
      where letter.id = any (array(
                select candidate.id
@@ -1803,6 +1864,225 @@ CREATE FUNCTION outbox.new_id() RETURNS uuid
                        from 1 for 6),
                        52, 1), 53, 1), 'hex')::uuid$$;
 
+CREATE TABLE outbox.attempts (
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    delivery_id bigint,
+    subscription_id bigint NOT NULL,
+    "position" bigint NOT NULL,
+    event_id uuid,
+    attempt integer NOT NULL,
+    duration interval NOT NULL,
+    outcome text NOT NULL,
+    reason text,
+    status integer,
+    answer text,
+    ambiguous boolean DEFAULT false NOT NULL,
+    stale boolean DEFAULT false NOT NULL,
+    relay text NOT NULL
+)
+PARTITION BY RANGE (at);
+
+ALTER TABLE ONLY outbox.attempts REPLICA IDENTITY FULL;
+
+CREATE TABLE outbox.backlog (
+    id bigint NOT NULL,
+    subscription_id bigint NOT NULL,
+    is_suspect boolean GENERATED ALWAYS AS ((deaths > 0)) STORED NOT NULL,
+    deaths smallint DEFAULT 0 NOT NULL,
+    alone smallint DEFAULT 0 NOT NULL,
+    positions int8multirange NOT NULL,
+    owed_since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    created_from timestamp with time zone NOT NULL,
+    created_until timestamp with time zone NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+
+CREATE TABLE outbox.deliveries (
+    id bigint NOT NULL,
+    subscription_id bigint NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    owed_since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    lease_token uuid,
+    attempt integer DEFAULT 0 NOT NULL,
+    unfinished integer DEFAULT 0 NOT NULL,
+    asked boolean DEFAULT false NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
+
+CREATE TABLE outbox.events (
+    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    id uuid DEFAULT outbox.new_id() NOT NULL,
+    topic outbox.topic NOT NULL,
+    key outbox.key,
+    payload outbox.payload NOT NULL,
+    headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
+    organization outbox.organization,
+    source outbox.origin,
+    user_id outbox.origin,
+    priority outbox.priority DEFAULT 0 NOT NULL,
+    deliver_after outbox.instant,
+    schema_version integer
+)
+PARTITION BY RANGE (created_at);
+
+ALTER TABLE ONLY outbox.events REPLICA IDENTITY FULL;
+
+COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
+
+CREATE TABLE outbox.subscriptions (
+    id bigint NOT NULL,
+    name text NOT NULL,
+    topics text[] NOT NULL,
+    sink text NOT NULL,
+    config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    match jsonb,
+    filter text,
+    transform text,
+    schema_version integer,
+    organization text,
+    keys text[],
+    ordering text DEFAULT 'none'::text NOT NULL,
+    retry jsonb DEFAULT '{}'::jsonb NOT NULL,
+    max_in_flight integer,
+    active boolean DEFAULT true NOT NULL,
+    state text DEFAULT 'ok'::text NOT NULL,
+    state_reason text,
+    owed_until bigint,
+    resumed_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    changed xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['ok'::text, 'invalid'::text, 'gone'::text, 'disabled'::text])))
+);
+
+COMMENT ON TABLE outbox.subscriptions IS 'Which events are sent where.';
+
+COMMENT ON COLUMN outbox.subscriptions.match IS 'Only events whose payload contains this value: payload @> match. Null: all events.';
+
+COMMENT ON COLUMN outbox.subscriptions.filter IS 'Only events for which this CEL expression is true. Null: all events.';
+
+COMMENT ON COLUMN outbox.subscriptions.transform IS 'A CEL expression whose value is sent instead of the payload. Null: the payload is sent unchanged.';
+
+COMMENT ON COLUMN outbox.subscriptions.schema_version IS 'Version of payloads to send: lower versions are upcast by event types, higher ones become dead letters. Null: payloads are sent unchanged.';
+
+COMMENT ON COLUMN outbox.subscriptions.organization IS 'Only events of this organization. Null: events of every organization.';
+
+COMMENT ON COLUMN outbox.subscriptions.state IS 'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
+
+COMMENT ON COLUMN outbox.subscriptions.owed_until IS 'While the state is gone: what lies up to this position was committed before, and is delivered after outbox.resume().';
+
+COMMENT ON COLUMN outbox.subscriptions.resumed_at IS 'When it was resumed or changed: pauses that the destination asked for before are over.';
+
+CREATE VIEW outbox.waiting AS
+ SELECT place.subscription_id,
+    subscription.name AS subscription,
+    place."position",
+    event.id AS event_id,
+    event.topic,
+    event.key,
+    event.organization,
+    COALESCE(event.created_at, place.created_from) AS created_at,
+    place.owed_since,
+    place.due_at,
+    place.attempts,
+    last.reason,
+    last.status,
+    last.answer,
+    place.place,
+    place.id,
+    place.number,
+    place.unfinished,
+    place.asked
+   FROM (((( SELECT delivery.subscription_id,
+            delivery."position",
+            delivery.created_at AS created_from,
+            delivery.created_at AS created_until,
+            delivery.owed_since,
+            delivery.due_at,
+            delivery.attempt AS attempts,
+            'delivery'::text AS place,
+            delivery.id,
+            NULL::integer AS number,
+            (delivery.unfinished + ((delivery.lease_token IS NOT NULL))::integer) AS unfinished,
+            delivery.asked
+           FROM outbox.deliveries delivery
+          WHERE ((delivery.lease_token IS NULL) OR (delivery.due_at <= now()))
+        UNION ALL
+         SELECT pair.subscription_id,
+            pair."position",
+            page.created_from,
+            page.created_until,
+            COALESCE(( SELECT max(entry.since) AS max
+                   FROM UNNEST(page.subscriptions, page.owed_since) entry(subscription_id, since)
+                  WHERE (entry.subscription_id = pair.subscription_id)), page.owed_since[1]) AS "coalesce",
+            NULL::timestamp with time zone,
+            0,
+            'page'::text,
+            page.id,
+            pair.number,
+            LEAST((page.deaths + 1), 2) AS "least",
+            false
+           FROM (outbox.pages page
+             CROSS JOIN LATERAL outbox.left_of(page.*) pair(subscription_id, "position", number))
+          WHERE (page.due_at <= now())
+        UNION ALL
+         SELECT backlog.subscription_id,
+            at."position",
+            backlog.created_from,
+            backlog.created_until,
+            backlog.owed_since,
+            NULL::timestamp with time zone,
+            0,
+            'backlog'::text,
+            backlog.id,
+            NULL::integer,
+            LEAST((backlog.deaths)::integer, 2) AS "least",
+            false
+           FROM ((outbox.backlog backlog
+             CROSS JOIN LATERAL unnest(backlog.positions) span(span))
+             CROSS JOIN LATERAL generate_series(lower(span.span), (upper(span.span) - 1)) at("position"))) place
+     JOIN outbox.subscriptions subscription ON ((subscription.id = place.subscription_id)))
+     LEFT JOIN LATERAL ( SELECT one.id,
+            one.topic,
+            one.key,
+            one.organization,
+            one.created_at
+           FROM outbox.events one
+          WHERE ((one."position" = place."position") AND ((one.created_at >= place.created_from) AND (one.created_at <= place.created_until)))
+         LIMIT 1) event ON (true))
+     LEFT JOIN LATERAL ( SELECT attempt.reason,
+            attempt.status,
+            attempt.answer
+           FROM outbox.attempts attempt
+          WHERE ((attempt."position" = place."position") AND (attempt.subscription_id = place.subscription_id))
+          ORDER BY attempt.at DESC
+         LIMIT 1) last ON (true));
+
+COMMENT ON VIEW outbox.waiting IS 'One row for each delivery that no relay holds: one for a retry or for later (due_at), and one that waits until its subscription can take it (due_at is null). With the reason, status and answer of its last attempt, as far as outbox.attempts has it. Not for large backlogs: use outbox.matching_deliveries with a limit.';
+
+CREATE FUNCTION outbox.matching_deliveries(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, error_like text DEFAULT NULL::text) RETURNS SETOF outbox.waiting
+    LANGUAGE sql STABLE
+    AS $$
+    select waiting.*
+      from outbox.waiting as waiting
+     where (matching_deliveries.subscription is null
+            or waiting.subscription = matching_deliveries.subscription)
+       and (matching_deliveries.topic is null
+            or outbox.topic_matches(matching_deliveries.topic, waiting.topic))
+       and (matching_deliveries.event is null
+            or waiting.event_id = matching_deliveries.event)
+       and (matching_deliveries.error_like is null
+            or waiting.reason like matching_deliveries.error_like
+            or waiting.answer like matching_deliveries.error_like
+            or waiting.status::text like matching_deliveries.error_like)
+$$;
+
+COMMENT ON FUNCTION outbox.matching_deliveries(subscription text, topic text, event uuid, error_like text) IS 'The waiting deliveries that outbox.cancel would process with the same arguments. outbox.retry leaves out those that were asked for already, and those that an application scheduled for later, unless an event is named.';
+
 CREATE FUNCTION outbox.pause(name text) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
@@ -1864,11 +2144,8 @@ declare
     chosen  bigint[];
     redriven bigint;
 begin
-    if max_rows is null or max_rows not between 1 and 100000 then
-        raise exception using errcode = '22023',
-            message = format('max_rows: %s is not between 1 and 100000',
-                             coalesce(max_rows::text, 'null'));
-    end if;
+    perform outbox.check_max_rows(redrive.max_rows);
+    perform outbox.check_topic_pattern(redrive.topic);
     select array_agg(taken.id) into chosen
       from (select letter.id
               from outbox.dead_letters as letter
@@ -1967,6 +2244,63 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.resume(name text) IS 'Send again after a pause, 410 (gone) or disabling. Returns whether this changed anything.';
+
+CREATE FUNCTION outbox.retry(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, error_like text DEFAULT NULL::text, max_rows integer DEFAULT 1000) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    retried bigint;
+begin
+    insert into outbox.deliveries (
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked)
+    select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
+           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true
+      from outbox.take_waiting(retry.subscription, retry.topic, retry.event, retry.error_like,
+                               retry.max_rows, true) as taken
+     order by taken.position;
+    get diagnostics retried = row_count;
+    if retried > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+    end if;
+    return retried;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) IS 'Make matching deliveries due that wait, also behind a breaker. Their attempts go on counting. Returns how many; call again while it returns max_rows. Those of a paused subscription wait until it is resumed, and what an application scheduled for later is sent early only if its event is named.';
+
+CREATE FUNCTION outbox.retry_after_correction() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    with waiting as materialized (
+        select one.id, row_number() over oldest_first - 1 as n, count(*) over () as all_of_them
+          from (select delivery.id, delivery.position
+                  from outbox.deliveries as delivery
+                 where delivery.subscription_id = new.id
+                   and delivery.lease_token is null
+                   and delivery.due_at > now()
+                   and delivery.owed_since <= now()  -- not what is scheduled for later
+                 order by delivery.due_at, delivery.id
+                 limit 100000
+                   for update skip locked) as one
+        window oldest_first as (order by one.position, one.id)
+    )
+    update outbox.deliveries as delivery
+       set due_at = least(delivery.due_at,
+                          clock_timestamp()
+                          + make_interval(secs => waiting.n
+                                                  * least(0.01, 300.0 / waiting.all_of_them))),
+           asked  = waiting.n = 0
+      from waiting
+     where delivery.id = waiting.id;
+    if found and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+    end if;
+    return null;
+end;
+$$;
 
 CREATE FUNCTION outbox.ring_doorbell() RETURNS trigger
     LANGUAGE plpgsql
@@ -2072,6 +2406,103 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) RETURNS SETOF outbox.waiting
+    LANGUAGE plpgsql
+    AS $$
+declare
+    chosen outbox.waiting[];
+    part   record;
+    ids    bigint[] := '{}';
+    taken  int8multirange[] := '{}';
+    found_now int8multirange;
+begin
+    perform outbox.check_max_rows(take_waiting.max_rows);
+    perform outbox.check_topic_pattern(take_waiting.topic);
+    if take_waiting.subscription is not null then
+        perform outbox.subscription_id(take_waiting.subscription);
+    end if;
+    chosen := array(
+        select matching
+          from outbox.matching_deliveries(take_waiting.subscription, take_waiting.topic,
+                                          take_waiting.event, take_waiting.error_like) as matching
+         where not take_waiting.to_retry
+            or (not matching.asked
+                and (take_waiting.event is not null or matching.owed_since <= now()))
+         limit take_waiting.max_rows);
+
+    return query
+        with gone as (
+            delete from outbox.deliveries as delivery
+             where delivery.id in (
+                       select free.id
+                         from outbox.deliveries as free
+                        where free.id = any (array(select one.id from unnest(chosen) as one
+                                                    where one.place = 'delivery'))
+                          and (free.lease_token is null or free.due_at <= now())
+                          for update skip locked)
+            returning delivery.id
+        )
+        select one.* from unnest(chosen) as one
+          join gone on gone.id = one.id
+         where one.place = 'delivery';
+
+    for part in
+        select one.id, range_agg(int8range(one.position, one.position + 1)) as positions
+          from unnest(chosen) as one
+         where one.place = 'backlog'
+         group by one.id
+         order by one.id
+    loop
+        -- A relay may have claimed some of it since.
+        select backlog.positions * part.positions into found_now
+          from outbox.backlog as backlog
+         where backlog.id = part.id
+           for update skip locked;
+        continue when not found or isempty(found_now);
+        update outbox.backlog as backlog set positions = backlog.positions - found_now
+         where backlog.id = part.id;
+        delete from outbox.backlog as backlog
+         where backlog.id = part.id and isempty(backlog.positions);
+        ids := ids || part.id;
+        taken := taken || found_now;
+    end loop;
+    return query
+        select one.* from unnest(chosen) as one
+          join unnest(ids, taken) as now_taken (id, positions) on now_taken.id = one.id
+         where one.place = 'backlog' and now_taken.positions @> one.position;
+
+    ids := '{}';
+    taken := '{}';
+    for part in
+        select one.id, range_agg(int4range(one.number, one.number + 1)) as numbers,
+               range_agg(int8range(one.number, one.number + 1)) as as_positions
+          from unnest(chosen) as one
+         where one.place = 'page'
+         group by one.id
+         order by one.id
+    loop
+        -- With another token: the relay may only have been frozen, and must not send what is left
+        -- under this lease.
+        update outbox.pages as page
+           set done = page.done + part.numbers, lease_token = gen_random_uuid()
+         where page.ctid = (select free.ctid from outbox.pages as free
+                             where free.id = part.id and free.due_at <= now()
+                               and not free.done && part.numbers
+                               for update skip locked);
+        continue when not found;
+        delete from outbox.pages as page
+         where page.id = part.id
+           and not exists (select from outbox.left_of(page));
+        ids := ids || part.id;
+        taken := taken || part.as_positions;
+    end loop;
+    return query
+        select one.* from unnest(chosen) as one
+          join unnest(ids, taken) as now_taken (id, numbers) on now_taken.id = one.id
+         where one.place = 'page' and now_taken.numbers @> one.number::bigint;
+end;
+$$;
+
 CREATE FUNCTION outbox.topic_expression(pattern text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
     AS $_$
@@ -2080,6 +2511,7 @@ declare
     expression text := '';
     segment   text;
 begin
+    perform outbox.check_topic_pattern(pattern);
     -- Each segment is matched with the dot before it, so that `**` can match none.
     foreach segment in array segments loop
         if segment = '**' then
@@ -2129,50 +2561,6 @@ CREATE TABLE outbox.pauses (
 )
 WITH (fillfactor='50');
 
-CREATE TABLE outbox.subscriptions (
-    id bigint NOT NULL,
-    name text NOT NULL,
-    topics text[] NOT NULL,
-    sink text NOT NULL,
-    config jsonb DEFAULT '{}'::jsonb NOT NULL,
-    match jsonb,
-    filter text,
-    transform text,
-    schema_version integer,
-    organization text,
-    keys text[],
-    ordering text DEFAULT 'none'::text NOT NULL,
-    retry jsonb DEFAULT '{}'::jsonb NOT NULL,
-    max_in_flight integer,
-    active boolean DEFAULT true NOT NULL,
-    state text DEFAULT 'ok'::text NOT NULL,
-    state_reason text,
-    owed_until bigint,
-    resumed_at timestamp with time zone,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    changed xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['ok'::text, 'invalid'::text, 'gone'::text, 'disabled'::text])))
-);
-
-COMMENT ON TABLE outbox.subscriptions IS 'Which events are sent where.';
-
-COMMENT ON COLUMN outbox.subscriptions.match IS 'Only events whose payload contains this value: payload @> match. Null: all events.';
-
-COMMENT ON COLUMN outbox.subscriptions.filter IS 'Only events for which this CEL expression is true. Null: all events.';
-
-COMMENT ON COLUMN outbox.subscriptions.transform IS 'A CEL expression whose value is sent instead of the payload. Null: the payload is sent unchanged.';
-
-COMMENT ON COLUMN outbox.subscriptions.schema_version IS 'Version of payloads to send: lower versions are upcast by event types, higher ones become dead letters. Null: payloads are sent unchanged.';
-
-COMMENT ON COLUMN outbox.subscriptions.organization IS 'Only events of this organization. Null: events of every organization.';
-
-COMMENT ON COLUMN outbox.subscriptions.state IS 'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
-
-COMMENT ON COLUMN outbox.subscriptions.owed_until IS 'While the state is gone: what lies up to this position was committed before, and is delivered after outbox.resume().';
-
-COMMENT ON COLUMN outbox.subscriptions.resumed_at IS 'When it was resumed or changed: pauses that the destination asked for before are over.';
-
 CREATE VIEW outbox.asked_pauses AS
  SELECT pause.subscription_id,
     pause.until
@@ -2181,26 +2569,6 @@ CREATE VIEW outbox.asked_pauses AS
   WHERE ((pause.until > now()) AND (pause.asked_at > COALESCE(subscription.resumed_at, '-infinity'::timestamp with time zone)));
 
 COMMENT ON VIEW outbox.asked_pauses IS 'The pauses that destinations asked for (Retry-After) and that are not over.';
-
-CREATE TABLE outbox.attempts (
-    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    delivery_id bigint,
-    subscription_id bigint NOT NULL,
-    "position" bigint NOT NULL,
-    event_id uuid,
-    attempt integer NOT NULL,
-    duration interval NOT NULL,
-    outcome text NOT NULL,
-    reason text,
-    status integer,
-    answer text,
-    ambiguous boolean DEFAULT false NOT NULL,
-    stale boolean DEFAULT false NOT NULL,
-    relay text NOT NULL
-)
-PARTITION BY RANGE (at);
-
-ALTER TABLE ONLY outbox.attempts REPLICA IDENTITY FULL;
 
 CREATE TABLE outbox.attempts_default (
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
@@ -2220,19 +2588,6 @@ CREATE TABLE outbox.attempts_default (
 );
 
 ALTER TABLE ONLY outbox.attempts_default REPLICA IDENTITY FULL;
-
-CREATE TABLE outbox.backlog (
-    id bigint NOT NULL,
-    subscription_id bigint NOT NULL,
-    is_suspect boolean GENERATED ALWAYS AS ((deaths > 0)) STORED NOT NULL,
-    deaths smallint DEFAULT 0 NOT NULL,
-    alone smallint DEFAULT 0 NOT NULL,
-    positions int8multirange NOT NULL,
-    owed_since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    created_from timestamp with time zone NOT NULL,
-    created_until timestamp with time zone NOT NULL
-)
-WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
 
 ALTER TABLE outbox.backlog ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.backlog_id_seq
@@ -2345,20 +2700,6 @@ ALTER TABLE outbox.dead_letters ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY
     CACHE 1
 );
 
-CREATE TABLE outbox.deliveries (
-    id bigint NOT NULL,
-    subscription_id bigint NOT NULL,
-    due_at timestamp with time zone NOT NULL,
-    "position" bigint NOT NULL,
-    created_at timestamp with time zone NOT NULL,
-    owed_since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    lease_token uuid,
-    attempt integer DEFAULT 0 NOT NULL,
-    unfinished integer DEFAULT 0 NOT NULL,
-    asked boolean DEFAULT false NOT NULL
-)
-WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
-
 ALTER TABLE outbox.deliveries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.deliveries_id_seq
     START WITH 1
@@ -2374,28 +2715,6 @@ CREATE TABLE outbox.event_ids (
 );
 
 COMMENT ON TABLE outbox.event_ids IS 'Ids given to outbox.publish(id => ...). Publishing the same id twice is one event.';
-
-CREATE TABLE outbox.events (
-    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    "position" bigint NOT NULL,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    id uuid DEFAULT outbox.new_id() NOT NULL,
-    topic outbox.topic NOT NULL,
-    key outbox.key,
-    payload outbox.payload NOT NULL,
-    headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
-    organization outbox.organization,
-    source outbox.origin,
-    user_id outbox.origin,
-    priority outbox.priority DEFAULT 0 NOT NULL,
-    deliver_after outbox.instant,
-    schema_version integer
-)
-PARTITION BY RANGE (created_at);
-
-ALTER TABLE ONLY outbox.events REPLICA IDENTITY FULL;
-
-COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
 
 CREATE TABLE outbox.starts (
     subscription_id bigint NOT NULL,
@@ -2880,6 +3199,8 @@ CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscription
 
 CREATE TRIGGER record_writer BEFORE UPDATE ON outbox.identity FOR EACH ROW EXECUTE FUNCTION outbox.record_writer();
 
+CREATE TRIGGER retry_after_correction AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.sink IS DISTINCT FROM new.sink) OR (old.config IS DISTINCT FROM new.config))) EXECUTE FUNCTION outbox.retry_after_correction();
+
 CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_doorbell();
 
 CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_subscriptions();
@@ -2911,6 +3232,9 @@ GRANT ALL ON FUNCTION outbox.bump_generation() TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) TO outbox_publisher;
@@ -2981,8 +3305,14 @@ GRANT ALL ON FUNCTION outbox.capture_whole(captured jsonb) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.check_event_type() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.check_event_type() TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.check_max_rows(max_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.check_max_rows(max_rows integer) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.check_subscription() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.check_subscription() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.check_topic_pattern(pattern text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.check_topic_pattern(pattern text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.count_positions(positions int8multirange) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.count_positions(positions int8multirange) TO outbox_relay;
@@ -3047,91 +3377,14 @@ REVOKE ALL ON FUNCTION outbox.new_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.pause(name text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.pause(name text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.record_writer() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.record_writer() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.release("table" regclass) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.resume(name text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.resume(name text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.ring_doorbell() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.ring_doorbell() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.ring_subscriptions() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.ring_subscriptions() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.subscription_id(name text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.subscription_id(name text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.topic_expression(pattern text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.topic_expression(pattern text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
-GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;
-
-GRANT SELECT ON TABLE outbox.subscriptions TO outbox_relay;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;
-
-GRANT UPDATE(state) ON TABLE outbox.subscriptions TO outbox_relay;
-
-GRANT UPDATE(state_reason) ON TABLE outbox.subscriptions TO outbox_relay;
-
-GRANT UPDATE(owed_until) ON TABLE outbox.subscriptions TO outbox_relay;
-
-GRANT SELECT ON TABLE outbox.asked_pauses TO outbox_relay;
-GRANT SELECT ON TABLE outbox.asked_pauses TO outbox_admin;
-
 GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
 GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
-
-GRANT SELECT ON TABLE outbox.attempts_default TO outbox_relay;
-GRANT SELECT ON TABLE outbox.attempts_default TO outbox_admin;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.backlog TO outbox_relay;
 GRANT SELECT ON TABLE outbox.backlog TO outbox_admin;
 
-GRANT SELECT ON TABLE outbox.captures TO outbox_publisher;
-GRANT SELECT ON TABLE outbox.captures TO outbox_relay;
-GRANT SELECT ON TABLE outbox.captures TO outbox_admin;
-GRANT SELECT ON TABLE outbox.captures TO outbox_monitor;
-
-GRANT SELECT,UPDATE ON TABLE outbox.cursor TO outbox_relay;
-GRANT SELECT ON TABLE outbox.cursor TO outbox_admin;
-GRANT SELECT ON TABLE outbox.cursor TO outbox_monitor;
-
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.deliveries TO outbox_relay;
 GRANT SELECT ON TABLE outbox.deliveries TO outbox_admin;
-
-GRANT SELECT ON TABLE outbox.event_ids TO outbox_relay;
-GRANT SELECT ON TABLE outbox.event_ids TO outbox_admin;
-
-GRANT INSERT(id) ON TABLE outbox.event_ids TO outbox_publisher;
 
 GRANT SELECT ON TABLE outbox.events TO outbox_relay;
 GRANT SELECT ON TABLE outbox.events TO outbox_admin;
@@ -3157,6 +3410,98 @@ GRANT INSERT(priority) ON TABLE outbox.events TO outbox_publisher;
 GRANT INSERT(deliver_after) ON TABLE outbox.events TO outbox_publisher;
 
 GRANT INSERT(schema_version) ON TABLE outbox.events TO outbox_publisher;
+
+GRANT SELECT ON TABLE outbox.subscriptions TO outbox_relay;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;
+
+GRANT UPDATE(state) ON TABLE outbox.subscriptions TO outbox_relay;
+
+GRANT UPDATE(state_reason) ON TABLE outbox.subscriptions TO outbox_relay;
+
+GRANT UPDATE(owed_until) ON TABLE outbox.subscriptions TO outbox_relay;
+
+GRANT SELECT ON TABLE outbox.waiting TO outbox_relay;
+GRANT SELECT ON TABLE outbox.waiting TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.matching_deliveries(subscription text, topic text, event uuid, error_like text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.matching_deliveries(subscription text, topic text, event uuid, error_like text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.pause(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.pause(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.record_writer() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.record_writer() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.release("table" regclass) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.resume(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.resume(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.retry_after_correction() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.retry_after_correction() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.ring_doorbell() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.ring_doorbell() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.ring_subscriptions() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.ring_subscriptions() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.subscription_id(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.subscription_id(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.topic_expression(pattern text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.topic_expression(pattern text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
+GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.asked_pauses TO outbox_relay;
+GRANT SELECT ON TABLE outbox.asked_pauses TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.attempts_default TO outbox_relay;
+GRANT SELECT ON TABLE outbox.attempts_default TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.captures TO outbox_publisher;
+GRANT SELECT ON TABLE outbox.captures TO outbox_relay;
+GRANT SELECT ON TABLE outbox.captures TO outbox_admin;
+GRANT SELECT ON TABLE outbox.captures TO outbox_monitor;
+
+GRANT SELECT,UPDATE ON TABLE outbox.cursor TO outbox_relay;
+GRANT SELECT ON TABLE outbox.cursor TO outbox_admin;
+GRANT SELECT ON TABLE outbox.cursor TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.event_ids TO outbox_relay;
+GRANT SELECT ON TABLE outbox.event_ids TO outbox_admin;
+
+GRANT INSERT(id) ON TABLE outbox.event_ids TO outbox_publisher;
 
 GRANT SELECT,DELETE,UPDATE ON TABLE outbox.starts TO outbox_relay;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.starts TO outbox_admin;

@@ -5,6 +5,7 @@ mod adopt;
 mod apply;
 mod check;
 mod dead_letters;
+mod deliveries;
 mod event_types;
 mod schema;
 mod trial;
@@ -27,6 +28,7 @@ pub use self::{
     },
     check::{Finding, check_subscriptions},
     dead_letters::{DeadLetter, DeadLetterCount, DeadLetterFilter},
+    deliveries::{DeliveryCount, DeliveryFilter, WaitingDelivery},
     trial::{Trial, try_subscription},
 };
 use crate::{

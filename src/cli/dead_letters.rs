@@ -1,9 +1,8 @@
 //! `dead-letters`: list, show, redrive and discard deliveries that were given up.
 
-use std::io::{BufRead, IsTerminal, stderr, stdin};
+use std::io::{IsTerminal, stderr, stdin};
 
 use crate::admin::{DeadLetter, DeadLetterFilter, Operator};
-use anyhow::Context;
 use serde_json::json;
 
 use super::exit::Exit;
@@ -48,7 +47,7 @@ pub(super) struct Filter {
     #[arg(long, value_name = "NAME")]
     subscription: Option<String>,
     /// Only those whose topic matches this pattern, such as shop.orders.*
-    #[arg(long, value_name = "PATTERN")]
+    #[arg(long, value_name = "PATTERN", value_parser = super::deliveries::topic_pattern)]
     topic: Option<String>,
     /// Only those whose reason, answer or status is LIKE this, such as 5__ or %certificate%
     #[arg(long, value_name = "LIKE")]
@@ -121,7 +120,13 @@ impl DeadLetters {
                     bulk.report("would_discard", count, matching)?;
                     return Ok(Exit::Done);
                 }
-                if !yes && count > 0 && !confirmed(count)? {
+                if !yes
+                    && count > 0
+                    && !print::confirmed(&format!(
+                        "Delete {} permanently?",
+                        print::counted(count, "dead letter")
+                    ))?
+                {
                     print::note!("nothing was discarded");
                     return Ok(Exit::Failed);
                 }
@@ -210,12 +215,4 @@ async fn show(operator: &mut Operator, id: i64, json: bool) -> anyhow::Result<Ex
         print::line(&serde_json::to_string_pretty(&columns)?)?;
     }
     Ok(Exit::Done)
-}
-
-fn confirmed(count: i64) -> anyhow::Result<bool> {
-    let what = print::counted(count, "dead letter");
-    print::write_prompt(format_args!("Delete {what} permanently? [y/N] "));
-    let mut answer = String::new();
-    stdin().lock().read_line(&mut answer).context("reading the answer")?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

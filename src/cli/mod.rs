@@ -7,6 +7,7 @@ mod bench;
 mod check;
 pub mod config;
 mod dead_letters;
+mod deliveries;
 mod exit;
 pub mod logging;
 mod moment;
@@ -103,6 +104,9 @@ enum Command {
     /// List, show, redrive and discard dead letters: deliveries that were given up.
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLetters),
+    /// List, retry and cancel deliveries that wait.
+    #[command(subcommand)]
+    Deliveries(deliveries::Deliveries),
     /// Measure how fast this machine delivers, on a private PostgreSQL, each figure with its floor.
     Bench(bench::Bench),
     /// Check that a running relay is ready, for container probes: exit code 0 or 1.
@@ -185,6 +189,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Subscriptions(command) => return command.execute(config).await,
         Command::Types(command) => return command.execute(&config()?).await,
         Command::DeadLetters(command) => return command.execute(async || connect(&config()?).await).await,
+        Command::Deliveries(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Healthcheck => return check::healthcheck(&config()?).await,
         Command::Explain { code } => check::explain(code.as_deref())?,
         Command::Completions { shell } => {

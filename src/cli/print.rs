@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    io::{self, Write, stderr, stdout},
+    io::{self, BufRead as _, Write, stderr, stdout},
 };
 
 use serde::Serialize;
@@ -75,6 +75,14 @@ pub(super) fn escaped(cell: &str) -> String {
     cell.chars()
         .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
         .collect()
+}
+
+/// Asks on the terminal, and says whether the answer is yes.
+pub(super) fn confirmed(question: &str) -> io::Result<bool> {
+    write_prompt(format_args!("{question} [y/N] "));
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// A count with its noun: `1 event`, `2 events`.

@@ -97,6 +97,8 @@ reasons! {
     RelayKilled = "relay_killed",
     /// the delivery has been owed for longer than the subscription's max_age
     Expired = "expired",
+    /// an operator cancelled it
+    Cancelled = "cancelled",
     /// the event is no longer in the log, or its payload is larger than 256 KiB with its numbers written
     /// out
     EventUnreadable = "event_unreadable",

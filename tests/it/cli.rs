@@ -68,6 +68,7 @@ fn help_lists_every_command_and_every_exit_code() {
         ("subscriptions", ["list", "show", "pause", "resume", "remove"].as_slice()),
         ("types", &["list", "add", "check"]),
         ("dead-letters", &["list", "show", "redrive", "discard"]),
+        ("deliveries", &["list", "retry", "cancel"]),
     ] {
         let help = text(&pgoutbox(&[group, "--help"], &[]).stdout);
         for command in commands {

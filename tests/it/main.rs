@@ -54,6 +54,7 @@ mod unreadable; // an event that the database cannot read
 mod unusual; // settings of roles, databases and sessions change nothing
 mod urgent; // priority among waiting deliveries
 mod versions; // an answer binds the version of the subscription that it was sent for
+mod waiting; // deliveries that wait are listed, sent now and cancelled
 mod watch; // a stage that dies ends the relay
 mod webhook; // the webhook sink against receivers that misbehave
 mod webhook_batch; // several events in one request: collected, acknowledged in part, retried alone

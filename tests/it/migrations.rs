@@ -295,6 +295,7 @@ async fn a_retry_policy_that_the_database_accepts_the_relay_accepts_too_and_refu
         ("retry.max_attempts", json!({"max_attempts": 0})),
         ("retry.max_attempts", json!({"max_attempts": 1001})),
         ("retry.max_attempts", json!({"max_attempts": 1.5})),
+        ("retry.max_attempts", json!({"max_attempts": 5.0})),
         ("retry.max_attempts", json!({"max_attempts": "12"})),
         ("retry.max_attempts", json!({"max_attempts": -1})),
         ("retry.max_attempts", json!({"max_attempts": null})),

@@ -16,11 +16,13 @@ use crate::support::{
 };
 
 /// Statements for operators that count or list everything.
-const FOR_PEOPLE: [&str; 6] = [
+const FOR_PEOPLE: [&str; 8] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
     "count_dead_letters",
+    "list_deliveries",
+    "count_deliveries",
     "recent_events",
     "published",
 ];

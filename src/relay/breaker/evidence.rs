@@ -59,6 +59,7 @@ impl Evidence {
                 | Reason::RelayStopped
                 | Reason::RelayKilled
                 | Reason::Expired
+                | Reason::Cancelled
                 | Reason::EventUnreadable => Self::Nothing,
             },
         }

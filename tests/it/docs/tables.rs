@@ -100,6 +100,7 @@ fn the_tables_of_arguments_have_those_of_the_functions_and_no_other() {
         ("docs/capture.md", "## Options", "capture", "table"),
         ("docs/event-types.md", "# Event types: what payloads look like", "event_type", ""),
         ("docs/operate/dead-letters.md", "# Dead letters", "redrive", ""),
+        ("docs/operate/deliveries.md", "# Deliveries that wait", "cancel", ""),
     ] {
         let mut documented = first_table(&Page::read(page).section(section).text);
         let mut known = parameters(function);
