@@ -12,6 +12,7 @@ mod producer;
 
 use std::{
     borrow::Cow,
+    collections::{BTreeSet, HashSet},
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -44,7 +45,9 @@ use crate::{
 const REPORT_DELAY: Duration = Duration::from_secs(3);
 /// Time that the deadline of an attempt adds to `timeout`.
 const SLACK: Duration = Duration::from_secs(5);
-/// Timeout of `check`.
+/// Topics of one batch that a broker is asked for before their events become dead letters.
+const MOST_ASKED: usize = 8;
+/// Timeout of `check`, and of asking a broker for a topic.
 const CHECK: Duration = Duration::from_secs(5);
 
 /// Writes records to the topics of one cluster.
@@ -168,8 +171,11 @@ impl Sink for Kafka {
                 }
             }
         }
+        let unknown =
+            confirmations.iter().flatten().filter(|(_, confirmation)| confirmation.is_unknown_topic());
+        let gone = self.gone(&producer, unknown.map(|(topic, _)| topic.clone()).collect(), until).await;
         let reports = confirmations.into_iter().map(|one| match one {
-            Ok((topic, confirmation)) => self.report(&producer, &topic, &confirmation),
+            Ok((topic, confirmation)) => self.report(&producer, &topic, &confirmation, &gone),
             Err(report) => report,
         });
         let reports = reports.collect();
@@ -236,21 +242,58 @@ impl Kafka {
         }
         match producer.queue(record) {
             Ok(()) => Ok((topic, waiting)),
-            Err(code) => Err(self.report(producer, &topic, &Confirmation::Failed(code))),
+            Err(code) => {
+                let (sender, failed) = oneshot::channel();
+                let _ = sender.send(Confirmation::Failed(code));
+                Ok((topic, failed))
+            }
         }
     }
 
-    fn report(&self, producer: &Producer, topic: &str, confirmation: &Confirmation) -> Report {
+    /// Those of these topics that are missing for long enough, and that a broker says now to be missing: the
+    /// client may only remember what a broker said before.
+    async fn gone(
+        &self,
+        producer: &Arc<Producer>,
+        unknown: BTreeSet<String>,
+        until: Instant,
+    ) -> HashSet<String> {
+        let mut gone = HashSet::new();
+        let missing = || self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let candidates: Vec<String> =
+            unknown.into_iter().filter(|topic| missing().is_gone(topic, Instant::now())).collect();
+        for topic in candidates.into_iter().take(MOST_ASKED) {
+            let limit = CHECK.min(until.saturating_duration_since(Instant::now()));
+            if limit.is_zero() {
+                break;
+            }
+            let (producer, name) = (Arc::clone(producer), topic.clone());
+            let asked = tokio::task::spawn_blocking(move || producer.has_topic(&name, limit)).await;
+            match asked.ok().flatten() {
+                Some(true) => missing().found(&topic),
+                Some(false) => drop(gone.insert(topic)),
+                None => {}
+            }
+        }
+        gone
+    }
+
+    fn report(
+        &self,
+        producer: &Producer,
+        topic: &str,
+        confirmation: &Confirmation,
+        gone: &HashSet<String>,
+    ) -> Report {
         let report = producer.report(confirmation);
-        let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         if report.outcome == Outcome::Delivered {
-            missing.found(topic);
+            self.missing.lock().unwrap_or_else(PoisonError::into_inner).found(topic);
         }
         if !confirmation.is_unknown_topic() {
             return report;
         }
         let report = report.with_answer(format!("the broker does not know the topic {topic:?}"));
-        if missing.is_gone(topic, Instant::now()) {
+        if gone.contains(topic) {
             return Report { outcome: Outcome::Rejected { reason: Reason::TargetMissing }, ..report };
         }
         report

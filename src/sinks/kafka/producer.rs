@@ -124,6 +124,17 @@ impl Producer {
         self.0.client().fatal_error().is_some()
     }
 
+    /// Asks a broker whether it has a topic; none if there is no answer. Blocks for at most `limit`. What the
+    /// client has in memory may be old, and is renewed by this.
+    pub(super) fn has_topic(&self, topic: &str, limit: Duration) -> Option<bool> {
+        let metadata = self.0.client().fetch_metadata(Some(topic), limit).ok()?;
+        match metadata.topics().iter().find(|found| found.name() == topic)?.error().map(Code::from) {
+            None => Some(true),
+            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Some(false),
+            Some(_) => None,
+        }
+    }
+
     /// Queues a record.
     pub(super) fn queue<K: ToBytes + ?Sized, P: ToBytes + ?Sized>(
         &self,

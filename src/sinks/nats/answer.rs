@@ -50,7 +50,10 @@ pub(super) fn unpublished(error: &async_nats::PublishError) -> Report {
 #[derive(Deserialize)]
 struct Answer {
     error: Option<Failure>,
-    seq: Option<u64>,
+    #[serde(default)]
+    stream: String,
+    #[serde(default)]
+    seq: u64,
 }
 
 #[derive(Deserialize)]
@@ -62,17 +65,22 @@ struct Failure {
     description: String,
 }
 
-/// The report for the answer to one message. A duplicate in the stream counts as delivered.
-pub(super) fn report(answer: &async_nats::Message, subject: &str) -> Report {
+/// The report for the answer to one message; none if it is not JetStream's. Subscribers see the subject for
+/// replies too, and may answer first. A duplicate in the stream counts as delivered.
+pub(super) fn report(answer: &async_nats::Message, subject: &str) -> Option<Report> {
     if answer.status == Some(StatusCode::NO_RESPONDERS) {
-        return retry(Reason::TargetMissing)
-            .with_answer(format!("no stream listens on the subject {subject}"));
+        let missing = retry(Reason::TargetMissing);
+        return Some(missing.with_answer(format!("no stream listens on the subject {subject}")));
     }
-    match serde_json::from_slice(&answer.payload) {
-        Ok(Answer { error: Some(failure), .. }) => failed(&failure),
-        Ok(Answer { seq: Some(_), .. }) => Outcome::Delivered.into(),
-        // A subscriber that is not JetStream answered.
-        _ => retry(Reason::BrokenAnswer).with_answer("the answer is not from a stream").ambiguous(),
+    match serde_json::from_slice(&answer.payload).ok()? {
+        // Servers before 2.3 name the stream, and no `err_code`.
+        Answer { error: Some(failure), stream, .. } if failure.err_code > 0 || !stream.is_empty() => {
+            Some(failed(&failure))
+        }
+        Answer { error: None, stream, seq } if !stream.is_empty() && seq > 0 => {
+            Some(Outcome::Delivered.into())
+        }
+        Answer { .. } => None,
     }
 }
 
@@ -92,8 +100,8 @@ fn failed(failure: &Failure) -> Report {
     Report { status: Some(*code), ..outcome.into() }.with_answer(format!("{description} ({err_code})"))
 }
 
-/// Checks that a list of streams contains one for the subject.
-pub(super) fn check_streams(list: &[u8], subject: &str, expected: Option<&str>) -> Result<(), String> {
+/// Checks that a list of streams contains one for the subject. Returns its name.
+pub(super) fn check_streams(list: &[u8], subject: &str, expected: Option<&str>) -> Result<String, String> {
     #[derive(Deserialize)]
     struct List {
         #[serde(default)]
@@ -102,12 +110,36 @@ pub(super) fn check_streams(list: &[u8], subject: &str, expected: Option<&str>) 
     }
     let list: List =
         serde_json::from_slice(list).map_err(|_| "the answer is not from JetStream".to_owned())?;
-    match (list.error, list.streams.unwrap_or_default().first(), expected) {
+    match (list.error, list.streams.unwrap_or_default().into_iter().next(), expected) {
         (Some(failure), ..) => Err(failure.description),
         (None, None, _) => Err(format!("no stream listens on the subject {subject}")),
         (None, Some(stream), Some(expected)) if stream != expected => {
             Err(format!("the subject {subject} belongs to the stream {stream}, not to {expected}"))
         }
+        (None, Some(stream), _) => Ok(stream),
+    }
+}
+
+/// Checks that a stream acknowledges what it stores, as far as its description can be read.
+pub(super) fn check_acknowledges(description: &[u8], stream: &str) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct Description {
+        config: Option<Config>,
+    }
+    #[derive(Deserialize)]
+    struct Config {
+        #[serde(default)]
+        no_ack: bool,
+        #[serde(default)]
+        sealed: bool,
+    }
+    let description: Option<Description> = serde_json::from_slice(description).ok();
+    match description.and_then(|description| description.config) {
+        Some(Config { no_ack: true, .. }) => Err(format!(
+            "the stream {stream} has no_ack: it acknowledges nothing, so that no event can count as \
+             delivered; make it with no_ack = false"
+        )),
+        Some(Config { sealed: true, .. }) => Err(format!("the stream {stream} is sealed and takes nothing")),
         _ => Ok(()),
     }
 }

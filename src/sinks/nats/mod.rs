@@ -113,7 +113,7 @@ impl Sink for Nats {
         };
         let messages: Vec<_> = deliveries.iter().map(|delivery| target.message(delivery)).collect();
         let reports = messages.iter().map(|message| message.as_ref().err().cloned()).collect();
-        let mut attempt = Attempt { messages, reports, passed: 0 };
+        let mut attempt = Attempt { messages, reports, passed: 0, has_foreign: false };
         let inbox = link.client.new_inbox();
         let ended = tokio::select! {
             ended = tokio::time::timeout(self.config.timeout, attempt.make(&link, &inbox)) => ended,
@@ -122,6 +122,8 @@ impl Sink for Nats {
         let rest = match ended {
             Ok(Ok(())) => retry(Reason::SinkBroken),
             Ok(Err(report)) => report,
+            Err(_) if attempt.has_foreign => retry(Reason::BrokenAnswer)
+                .with_answer("a subscriber answered, who is not a stream, and no stream did"),
             Err(_) => retry(Reason::Timeout).with_answer(format!(
                 "not acknowledged within {}",
                 crate::delivery::duration::format(self.config.timeout)
@@ -146,7 +148,14 @@ impl Sink for Nats {
         let question = serde_json::json!({ "subject": subject }).to_string();
         let asked = link.client.request("$JS.API.STREAM.NAMES", question.into());
         match tokio::time::timeout(LIST_DEADLINE, asked).await {
-            Ok(Ok(answer)) => Ok(answer::check_streams(&answer.payload, subject, target.stream())?),
+            Ok(Ok(answer)) => {
+                let stream = answer::check_streams(&answer.payload, subject, target.stream())?;
+                let asked = link.client.request(format!("$JS.API.STREAM.INFO.{stream}"), "".into());
+                match tokio::time::timeout(LIST_DEADLINE, asked).await {
+                    Ok(Ok(described)) => Ok(answer::check_acknowledges(&described.payload, &stream)?),
+                    Ok(Err(_)) | Err(_) => Ok(()),
+                }
+            }
             Ok(Err(error)) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
                 Err("the server has no JetStream for this account".to_owned().into())
             }
@@ -201,6 +210,8 @@ struct Attempt {
     reports: Vec<Option<Report>>,
     /// Number of messages passed to the client: they may be stored, or still be sent.
     passed: usize,
+    /// Whether somebody else than a stream has answered.
+    has_foreign: bool,
 }
 
 impl Attempt {
@@ -234,7 +245,13 @@ impl Attempt {
                     if let Some(number) = number
                         && let Some(Ok(message)) = self.messages.get(number)
                     {
-                        self.reports[number] = Some(answer::report(&answer, &message.subject));
+                        match answer::report(&answer, &message.subject) {
+                            Some(report) if self.reports[number].is_none() => {
+                                self.reports[number] = Some(report);
+                            }
+                            Some(_) => {}
+                            None => self.has_foreign = true,
+                        }
                     }
                 }
                 Ok(error) = errors.recv() => self.handle_error(&error, inbox)?,

@@ -12,6 +12,8 @@ pub(crate) mod postgres;
 #[cfg(feature = "nats")]
 pub(crate) mod nats;
 #[cfg(feature = "nats")]
+mod nats_answers;
+#[cfg(feature = "nats")]
 mod nats_faults;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;

@@ -75,7 +75,7 @@ impl Nats {
     }
 }
 
-fn events() -> stream::Config {
+pub(super) fn events() -> stream::Config {
     stream::Config {
         name: "EVENTS".to_owned(),
         subjects: vec!["events.>".to_owned()],
@@ -88,7 +88,7 @@ pub(crate) fn reason(report: &Report) -> (Option<Reason>, bool) {
 }
 
 /// Sends one delivery and returns its report.
-async fn send_one(registry: &Registry, config: Value) -> Report {
+pub(super) async fn send_one(registry: &Registry, config: Value) -> Report {
     let deliveries = deliveries(registry, "nats", config, 1);
     deliveries.outlet.send(&deliveries).await.remove(0)
 }
