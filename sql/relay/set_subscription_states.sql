@@ -1,8 +1,9 @@
 -- Record states of subscriptions. Nothing is written about a subscription whose row is locked, or
--- whose state or destination is not the one that it must have: the relay checks it again later.
+-- whose state or version is not the one that it must have: the relay checks it again later.
 --   $1 subscriptions; $2 to $6 are in their order
 --   $2 new states   $3 reasons   $4 states that they must have now
---   $5 sinks and $6 configs that they must have now, as text; null: any
+--   $5 sinks and $6 configs that they must have now, as text
+--   $7 when they must have been changed or resumed last, as relays read it
 update outbox.subscriptions as subscription
    set state = ($2::text[])[array_position($1::bigint[], subscription.id)],
        state_reason = ($3::text[])[array_position($1::bigint[], subscription.id)],
@@ -16,11 +17,11 @@ update outbox.subscriptions as subscription
              from outbox.subscriptions as judged
             where judged.id = any ($1::bigint[])
               and judged.state = ($4::text[])[array_position($1::bigint[], judged.id)]
-              and judged.sink
-                  = coalesce(($5::text[])[array_position($1::bigint[], judged.id)], judged.sink)
-              and judged.config
-                  = coalesce(($6::text[])[array_position($1::bigint[], judged.id)]::jsonb,
-                             judged.config)
+              and judged.sink = ($5::text[])[array_position($1::bigint[], judged.id)]
+              and judged.config = ($6::text[])[array_position($1::bigint[], judged.id)]::jsonb
+              and least(greatest(judged.resumed_at, '2000-01-01Z'), '2200-01-01Z')
+                  is not distinct from
+                  ($7::timestamptz[])[array_position($1::bigint[], judged.id)]
             order by judged.id
               for update skip locked))
 returning subscription.id

@@ -49,6 +49,16 @@ struct Waiting {
     gone: BTreeMap<SubscriptionId, (i64, StateChange)>,
 }
 
+impl Waiting {
+    /// Notes a pause. A longer one of the same version stays.
+    fn ask(&mut self, mut asked: AskedPause) {
+        if let Some(before) = self.pauses.get(&asked.id).filter(|before| before.version == asked.version) {
+            asked.length = asked.length.max(before.length);
+        }
+        self.pauses.insert(asked.id, asked);
+    }
+}
+
 impl Answers {
     fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
@@ -78,13 +88,11 @@ impl Answers {
                     from: SubscriptionState::Ok,
                     to: SubscriptionState::Gone,
                     reason: Some(REASON.to_owned()),
-                    destination: Some(row.destination()),
+                    version: row.version(),
                 };
                 waiting.gone.insert(row.id, (index.generation, change));
             } else {
-                let asked = || AskedPause { id: row.id, length, destination: row.destination() };
-                let pause = waiting.pauses.entry(row.id).or_insert_with(asked);
-                pause.length = pause.length.max(length);
+                waiting.ask(AskedPause { id: row.id, length, version: row.version() });
             }
             drop(waiting);
             self.some.notify_one();
@@ -155,11 +163,8 @@ async fn write(base: &Base, sending: &Sending) -> bool {
             Err(error) => {
                 base.telemetry.database_failed("answers", &error);
                 let mut waiting = answers.waiting();
-                asked_for.into_iter().for_each(|(id, pause)| {
-                    let length = pause.length;
-                    let again = waiting.pauses.entry(id).or_insert(pause);
-                    again.length = again.length.max(length);
-                });
+                let newer = mem::replace(&mut waiting.pauses, asked_for);
+                newer.into_values().for_each(|pause| waiting.ask(pause));
                 written = false;
             }
         }

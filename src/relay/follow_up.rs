@@ -18,9 +18,17 @@ use crate::{delivery::Outcome, subscription::Index};
 /// Shortest time between two notifications of other relays.
 const TELL_EVERY: Duration = Duration::from_millis(50);
 
-/// Whether a subscription still sends where this delivery was sent. What another destination answered says
-/// nothing about the present one.
+/// Whether a subscription is the version that this delivery was sent for: neither changed nor resumed since.
+/// What was answered before says nothing about the present one.
 pub(super) fn is_current(index: &Index, one: &Attempted) -> bool {
+    let then = &one.job.delivery.subscription;
+    index
+        .get(then.row.id)
+        .is_some_and(|now| Arc::ptr_eq(now, then) || now.row.version() == then.row.version())
+}
+
+/// Whether a subscription still sends where this delivery was sent.
+fn is_same_destination(index: &Index, one: &Attempted) -> bool {
     let then = &one.job.delivery.subscription;
     index.get(then.row.id).is_some_and(|now| {
         Arc::ptr_eq(now, then) || (&now.row.sink, &now.row.config) == (&then.row.sink, &then.row.config)
@@ -33,7 +41,7 @@ pub(super) fn record(base: &Base, sending: &Sending, waiting: &Waiting, one: &At
     let id = delivery.subscription.row.id;
     if one.decides
         && let Some(host) = delivery.subscription.outlet.destination()
-        && (one.report.outcome == Outcome::Delivered || is_current(&base.index.load(), one))
+        && (one.report.outcome == Outcome::Delivered || is_same_destination(&base.index.load(), one))
     {
         for (about, change) in sending.breakers.record(id, host, &one.report.outcome, Instant::now()) {
             match change {

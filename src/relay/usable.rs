@@ -70,7 +70,7 @@ impl Unusable {
             from: row.state,
             to,
             reason,
-            destination: Some(row.destination()),
+            version: row.version(),
         };
         subscriptions
             .values()

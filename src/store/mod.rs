@@ -34,5 +34,5 @@ pub use relays::{BreakerState, RelayReport, SubscriptionReport};
 pub use routing::{NewDelivery, NewPage, Page, Read, Routed};
 pub use starts::{Past, Start};
 pub use subscriptions::{
-    AskedPause, Destination, Loaded, LoadedPauses, StateChange, SubscriptionRow, SubscriptionState,
+    AskedPause, Loaded, LoadedPauses, StateChange, SubscriptionRow, SubscriptionState, Version,
 };

@@ -92,10 +92,11 @@ pub struct SubscriptionRow {
 }
 
 impl SubscriptionRow {
-    /// Where it sends.
+    /// Which version of the subscription it is.
     #[must_use]
-    pub fn destination(&self) -> Destination {
-        Destination { sink: self.sink.clone(), config: self.config.clone() }
+    pub fn version(&self) -> Version {
+        let since = self.resumed_at;
+        Version { sink: self.sink.clone(), config: self.config.clone(), since }
     }
 
     /// The row that `outbox.subscribe` makes of its four required arguments, with id 0.
@@ -139,17 +140,19 @@ pub struct StateChange {
     pub to: SubscriptionState,
     /// Why.
     pub reason: Option<String>,
-    /// Destination that it must have now; none: any.
-    pub destination: Option<Destination>,
+    /// Version that it must be now.
+    pub version: Version,
 }
 
-/// Where a subscription sends: its sink and config.
+/// A version of a subscription, which ends when that is changed or resumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Destination {
+pub struct Version {
     /// Kind of sink.
     pub sink: String,
     /// Config of the sink.
     pub config: serde_json::Value,
+    /// When the subscription was last changed or resumed.
+    pub since: Option<DateTime<Utc>>,
 }
 
 /// A pause that a destination asked for.
@@ -159,8 +162,8 @@ pub struct AskedPause {
     pub id: SubscriptionId,
     /// Its length.
     pub length: Duration,
-    /// The destination that asked.
-    pub destination: Destination,
+    /// The version whose destination asked.
+    pub version: Version,
 }
 
 /// The pauses that destinations asked for and that are not over.
@@ -245,8 +248,9 @@ impl Store {
                 .bind_each(part, |change| change.to.code())
                 .bind_each(part, |change| change.reason.as_deref())
                 .bind_each(part, |change| change.from.code())
-                .bind_each(part, |change| change.destination.as_ref().map(|there| there.sink.as_str()))
-                .bind_each(part, |change| change.destination.as_ref().map(|there| there.config.to_string()))
+                .bind_each(part, |change| change.version.sink.as_str())
+                .bind_each(part, |change| change.version.config.to_string())
+                .bind_each(part, |change| change.version.since)
                 .rows(|row| row.try_get(0))
                 .await?;
             recorded.extend(ids);
@@ -266,9 +270,9 @@ impl Store {
             .await
     }
 
-    /// Makes all relays wait before they send to these subscriptions again, if they still have the
-    /// destination that asked for it. Relays are notified on `channel`. Returns the subscriptions whose pause
-    /// became longer.
+    /// Makes all relays wait before they send to these subscriptions again, if they are still the version
+    /// whose destination asked for it. Relays are notified on `channel`. Returns the subscriptions whose
+    /// pause became longer.
     ///
     /// # Errors
     /// Those of the database.
@@ -280,9 +284,10 @@ impl Store {
         self.statement("pausing subscriptions", sql!("relay/postpone_subscriptions"))
             .bind_each(pauses, |pause| pause.id)
             .bind_each(pauses, |pause| pause.length.as_secs_f64())
-            .bind_each(pauses, |pause| pause.destination.sink.as_str())
-            .bind_each(pauses, |pause| pause.destination.config.to_string())
+            .bind_each(pauses, |pause| pause.version.sink.as_str())
+            .bind_each(pauses, |pause| pause.version.config.to_string())
             .bind(channel)
+            .bind_each(pauses, |pause| pause.version.since)
             .rows(|row| row.try_get(0))
             .await
     }

@@ -16,13 +16,16 @@ use pgoutbox::{
 
 use crate::support::{Database, Recorder, RelayBox, recorder::Seen};
 
-/// Sends one event, changes the destination while the attempt is in flight, and only then gives this answer.
-async fn answered_after_a_change(answer: Outcome, waits_for_reload: bool) {
+const NEW_DESTINATION: &[&str] =
+    &["select outbox.subscribe('shop', array['**'], 'recorder', '{\"version\": 2}')"];
+/// Another relay has got an answer of 410, and somebody has resumed the subscription since.
+const RESUMED: &[&str] = &["update outbox.subscriptions set state = 'gone'", "select outbox.resume('shop')"];
+const PAUSED_AND_RESUMED: &[&str] = &["select outbox.pause('shop')", "select outbox.resume('shop')"];
+
+/// Sends one event, makes these changes while the attempt is in flight, and only then gives this answer.
+async fn answered_after(changes: &[&str], answer: Outcome, waits_for_reload: bool) {
     let database = Database::new().await;
-    let subscribe = |version: u32| {
-        format!("select outbox.subscribe('shop', array['**'], 'recorder', '{{\"version\": {version}}}')")
-    };
-    database.execute(subscribe(1)).await;
+    database.execute("select outbox.subscribe('shop', array['**'], 'recorder')").await;
     let first = AtomicBool::new(true);
     let recorder = Recorder::answering(move |_| {
         let is_first = first.swap(false, Ordering::AcqRel);
@@ -32,10 +35,13 @@ async fn answered_after_a_change(answer: Outcome, waits_for_reload: bool) {
     let closed = recorder.gate.clone().write_owned().await;
     database.execute("select outbox.publish('a.b', '1')").await;
     recorder.wait_for(1).await;
-    database.execute(subscribe(2)).await;
+    for change in changes {
+        database.execute(*change).await;
+    }
     if waits_for_reload {
         database.execute("select outbox.publish('a.b', '2')").await; // the relay routes it, and so reloads
-        relay.wait(|signal| matches!(signal, Signal::Reloaded { .. })).await;
+        let now = database.count("select value from outbox.generation").await;
+        relay.wait(|signal| matches!(signal, Signal::Reloaded { generation } if *generation >= now)).await;
     }
     drop(closed);
     database.execute("select outbox.publish('a.next', '3')").await;
@@ -52,7 +58,7 @@ async fn answered_after_a_change(answer: Outcome, waits_for_reload: bool) {
             )
             .await,
         1,
-        "the new destination has said nothing"
+        "nothing was said of it since"
     );
     assert_eq!(database.count("select count(*) from outbox.dead_letters").await, 0);
     relay.stop().await;
@@ -62,7 +68,17 @@ async fn answered_after_a_change(answer: Outcome, waits_for_reload: bool) {
 #[tokio::test]
 async fn a_destination_that_is_gone_does_not_stop_the_one_that_replaced_it() {
     for waits_for_reload in [true, false] {
-        answered_after_a_change(Outcome::Gone, waits_for_reload).await;
+        answered_after(NEW_DESTINATION, Outcome::Gone, waits_for_reload).await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_to_what_was_sent_before_a_resume_does_not_undo_it() {
+    for waits_for_reload in [true, false] {
+        answered_after(RESUMED, Outcome::Gone, waits_for_reload).await;
+        let after = Some(Duration::from_secs(3_600));
+        let answer = Outcome::Retry { reason: Reason::RateLimited, after };
+        answered_after(PAUSED_AND_RESUMED, answer, waits_for_reload).await;
     }
 }
 
@@ -70,8 +86,8 @@ async fn a_destination_that_is_gone_does_not_stop_the_one_that_replaced_it() {
 async fn a_pause_that_a_destination_asked_for_does_not_bind_the_one_that_replaced_it() {
     for waits_for_reload in [true, false] {
         let after = Some(Duration::from_secs(3_600));
-        answered_after_a_change(Outcome::Retry { reason: Reason::RateLimited, after }, waits_for_reload)
-            .await;
+        let answer = Outcome::Retry { reason: Reason::RateLimited, after };
+        answered_after(NEW_DESTINATION, answer, waits_for_reload).await;
     }
 }
 
