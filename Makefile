@@ -1,6 +1,7 @@
 # make demo    a shop, receivers that fail now and then, and a relay, on a private PostgreSQL; with ARGS=--once it checks the result and ends
 # make test    install what is missing, then run all checks of continuous integration
 # make check   the same checks without installing
+# make operations   random operations against a model, seed after seed; MINUTES=60
 # make bench   measure; each figure is shown with its floor
 # make fuzz    the property tests with more cases than in make test; CASES=100000
 # make scale   tests with millions of rows in the way, which take a quarter of an hour and 10 GB of disk
@@ -12,7 +13,7 @@ ARGS ?=
 # Everything except kafka-tls, whose OpenSSL takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-kafka-tls bench bench-peers fuzz scale clients install install-brokers install-clients install-peers install-deny
+.PHONY: demo test check check-kafka-tls bench bench-peers fuzz operations scale clients install install-brokers install-clients install-peers install-deny
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
@@ -50,6 +51,10 @@ fuzz: install
 # Millions of rows in the way of a relay. Takes a quarter of an hour and 10 GB of disk.
 scale: install
 	$(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture --test-threads 1 scale::
+
+MINUTES ?= 10
+operations: install
+	PGOUTBOX_TEST_MINUTES=$(MINUTES) $(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture operations::
 
 bench: install
 	$(CARGO) run --release --locked -- bench $(ARGS)
