@@ -41,6 +41,31 @@ enum Obstacle {
     Refused,
 }
 
+/// What is written of answers: the database may not be able to hold them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    Whole,
+    InAscii,
+    None,
+}
+
+impl Answers {
+    fn simpler(self) -> Self {
+        match self {
+            Self::Whole => Self::InAscii,
+            Self::InAscii | Self::None => Self::None,
+        }
+    }
+
+    fn shape(self, answer: &mut Option<String>) {
+        match self {
+            Self::Whole => {}
+            Self::InAscii => in_ascii(answer),
+            Self::None => *answer = None,
+        }
+    }
+}
+
 /// Writes what one settler decides.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Writer<'s> {
@@ -53,20 +78,18 @@ impl Writer<'_> {
     /// Writes the verdicts on rows.
     pub(super) async fn rows(&self, decided: &[(&Attempted, &Verdict)]) -> Written<DeliveryId> {
         let mut written = Written { kept: Some(HashSet::new()), ..Written::default() };
-        let (mut unknown, mut refused) = (false, false);
+        let (mut unknown, mut answers) = (false, Answers::Whole);
         loop {
             let is_free =
                 |one: &Attempted| one.job.held.row_id().is_some_and(|id| !written.locked.contains(&id));
             let mut batch = rows_of(decided.iter().copied().filter(|(one, _)| is_free(one)));
-            if refused {
-                batch.dead.iter_mut().for_each(|dead| in_ascii(&mut dead.answer));
-            }
+            batch.dead.iter_mut().for_each(|dead| answers.shape(&mut dead.answer));
             if batch.is_empty() {
                 return written;
             }
-            match self.persist(&mut unknown, refused, || self.store.settle_deliveries(&batch)).await {
+            match self.persist(&mut unknown, answers, || self.store.settle_deliveries(&batch)).await {
                 Ok(kept) => return Written { kept, ..written },
-                Err(Obstacle::Refused) => refused = true,
+                Err(Obstacle::Refused) => answers = answers.simpler(),
                 Err(Obstacle::Locked) => {
                     let ids: Vec<DeliveryId> = decided
                         .iter()
@@ -87,25 +110,23 @@ impl Writer<'_> {
         finished: &[Arc<Page>],
     ) -> Written<PageId> {
         let mut written = Written { kept: Some(HashSet::new()), ..Written::default() };
-        let (mut unknown, mut refused) = (false, false);
+        let (mut unknown, mut answers) = (false, Answers::Whole);
         loop {
             let is_free =
                 |one: &Attempted| one.job.held.page_id().is_some_and(|id| !written.locked.contains(&id));
             let finished: Vec<Arc<Page>> =
                 finished.iter().filter(|page| !written.locked.contains(&page.id)).cloned().collect();
             let mut batch = pages_of(decided.iter().copied().filter(|(one, _)| is_free(one)), &finished);
-            if refused {
-                batch.dead.iter_mut().for_each(|dead| in_ascii(&mut dead.answer));
-            }
+            batch.dead.iter_mut().for_each(|dead| answers.shape(&mut dead.answer));
             if batch.is_empty() {
                 return written;
             }
-            match self.persist(&mut unknown, refused, || self.store.settle_pages(&batch, self.settler)).await
+            match self.persist(&mut unknown, answers, || self.store.settle_pages(&batch, self.settler)).await
             {
                 Ok(kept) => {
                     return Written { kept, finished: batch.finished.into_iter().collect(), ..written };
                 }
-                Err(Obstacle::Refused) => refused = true,
+                Err(Obstacle::Refused) => answers = answers.simpler(),
                 Err(Obstacle::Locked) => {
                     let ids: Vec<PageId> =
                         batch.progress.iter().map(|(id, _)| *id).chain(batch.finished).collect();
@@ -123,13 +144,13 @@ impl Writer<'_> {
         })
     }
 
-    /// Writes until it succeeds, meets a lock, or is refused for the first time. `None` after a lost answer:
+    /// Writes until it succeeds, meets a lock, or is refused for its answers. `None` after a lost answer:
     /// rows that are missing then were settled by the first try, because no other relay writes under our
     /// tokens.
     async fn persist<Id: Eq + Hash, W: Future<Output = Result<Vec<Id>, Error>>>(
         &self,
         unknown: &mut bool,
-        refused: bool,
+        answers: Answers,
         write: impl Fn() -> W,
     ) -> Result<Option<HashSet<Id>>, Obstacle> {
         let mut waits = backon_waits();
@@ -141,7 +162,7 @@ impl Writer<'_> {
                     self.telemetry.database_failed("settle", &error);
                     match error.class() {
                         Some(Class::Locked) => return Err(Obstacle::Locked),
-                        Some(Class::Refused) if !refused => return Err(Obstacle::Refused),
+                        Some(Class::Refused) if answers != Answers::None => return Err(Obstacle::Refused),
                         _ => {}
                     }
                     *unknown |= error.kind() == Kind::Connection;
