@@ -3,7 +3,7 @@
 --   $2 snapshot at which the window ends
 --   $3 position up to which the window is routed
 --   $4 highest position to look at
---   $5 how many events at most
+--   $5 how many events at most, of each kind
 --   $6 whether payloads are wanted
 --   $7 step of the cursor
 --   $8 low of the cursor
@@ -16,6 +16,7 @@
 -- Events above $8 are read along the index on position. Those below it are of transactions that
 -- committed late; they are read by transaction, because millions of routed events may lie between
 -- them. A transaction that was aborted has left only dead entries, which are not read either.
+-- The page is the first $5 of what is returned.
 -- A snapshot is read once: without `select` its text would be parsed for each row.
 -- There is always at least one row. Its columns are those of read_events.sql.
 with late (xid) as materialized (
@@ -30,45 +31,46 @@ with late (xid) as materialized (
                 then pg_xact_status(open.xid) is distinct from 'aborted' end
 ),
 page as materialized (
-    select either.*
-      from (select above.*
-              from (select event.*
-                      from outbox.events as event
-                     where event.position > greatest($3::bigint, $8::bigint)
-                       and event.position <= $4::bigint
-                       and pg_visible_in_snapshot(event.xid, (select $2::text::pg_snapshot))
-                       and not pg_visible_in_snapshot(event.xid, (select $1::text::pg_snapshot))
-                     order by event.position
-                     limit $5::bigint) as above
-            union all
-            select below.*
+    select above.*
+      from (select event.position, event.created_at, event.id, event.topic, event.key,
+                   event.organization, event.priority, event.deliver_after, event.source,
+                   event.user_id, event.schema_version, event.headers,
+                   case when $6::boolean and pg_column_size(event.payload) <= 16384
+                        then event.payload::text end as payload
+              from outbox.events as event
+             where event.position > greatest($3::bigint, $8::bigint)
+               and event.position <= $4::bigint
+               and pg_visible_in_snapshot(event.xid, (select $2::text::pg_snapshot))
+               and not pg_visible_in_snapshot(event.xid, (select $1::text::pg_snapshot))
+             order by event.position
+             limit $5::bigint) as above
+    union all
+    select below.*
+      from (select event.position, event.created_at, event.id, event.topic, event.key,
+                   event.organization, event.priority, event.deliver_after, event.source,
+                   event.user_id, event.schema_version, event.headers,
+                   case when $6::boolean and pg_column_size(event.payload) <= 16384
+                        then event.payload::text end as payload
               from late
              cross join lateral (
-                   select event.*
-                     from outbox.events as event
+                   select one.*
+                     from outbox.events as one
                     -- With `=` the planner could take the order by position from the other index,
                     -- and read all of it.
-                    where event.xid >= late.xid
-                      and event.xid <= late.xid
-                      and event.position > $3::bigint
-                      and event.position <= least($4::bigint, $8::bigint)
-                    order by event.xid, event.position
-                    limit $5::bigint) as below
-           ) as either
-     order by either.position
-     limit $5::bigint
-),
-readable as materialized (
-    select page.*, case when $6::boolean and pg_column_size(page.payload) <= 16384
-                        then page.payload::text end as payload_text
-      from page
+                    where one.xid >= late.xid
+                      and one.xid <= late.xid
+                      and one.position > $3::bigint
+                      and one.position <= least($4::bigint, $8::bigint)
+                    order by one.xid, one.position
+                    limit $5::bigint) as event
+             order by event.position
+             limit $5::bigint) as below
 )
-select readable.position, readable.created_at, readable.id, readable.topic, readable.key,
-       readable.organization, readable.source, readable.user_id, readable.schema_version,
-       readable.headers::text as headers,
-       case when octet_length(readable.payload_text) <= 16384
-            then readable.payload_text end as payload,
-       readable.priority, readable.deliver_after,
+select page.position, page.created_at, page.id, page.topic, page.key, page.organization,
+       page.source,
+       page.user_id, page.schema_version, page.headers::text as headers,
+       case when octet_length(page.payload) <= 16384 then page.payload end as payload,
+       page.priority, page.deliver_after,
        now_seen.snapshot, now_seen.generation, now_seen.newest_pause, now_seen.step, now_seen.drawn
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,
@@ -80,4 +82,4 @@ select readable.position, readable.created_at, readable.id, readable.topic, read
                  limit 1) as step,
                (select sequence.last_value - 1
                   from outbox.events_position_seq as sequence) as drawn) as now_seen
-  left join readable on true
+  left join page on true

@@ -180,8 +180,10 @@ impl Store {
                 let last = until == window.page_until;
                 let mut read = read_rows(rows, expected_step, Reached::Page { window, upto: until, last })?;
                 if let Some(Read { events, reached: Reached::Page { upto, last, .. }, .. }) = &mut read
-                    && i64::try_from(events.len()).unwrap_or(i64::MAX) >= page.limit()
+                    && events.len() >= page.events.max(1)
                 {
+                    // There may be as many above `low` as below.
+                    events.truncate(page.events.max(1));
                     *last = false;
                     *upto = events.last().map_or(until, |last| last.event.position);
                 }

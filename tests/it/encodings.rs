@@ -41,7 +41,9 @@ async fn in_a_database_in_latin1_answers_with_other_characters_delay_no_verdict(
 #[tokio::test]
 async fn in_a_database_that_takes_no_answers_at_all_verdicts_are_written_without_them() {
     let database = Database::new().await;
-    database.execute("alter table outbox.dead_letters add constraint no_answers check (answer is null)").await;
+    database
+        .execute("alter table outbox.dead_letters add constraint no_answers check (answer is null)")
+        .await;
     let mut good = Good::start().await;
     let refusing = Hostile::start(Mode::Status(500, vec![], b"no".to_vec())).await;
     subscribe(&database, "refusing", "**", json!({"url": refusing.url("/")}), once()).await;
