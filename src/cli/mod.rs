@@ -9,6 +9,7 @@ pub mod config;
 mod dead_letters;
 mod deliveries;
 mod exit;
+mod limits;
 pub mod logging;
 mod moment;
 mod print;

@@ -7,7 +7,7 @@ use crate::{
     cli::{config::Config, logging},
     http::{self, Server},
     relay::{Relay, telemetry::Telemetry},
-    sink::secret::Secrets,
+    sink::{egress::Egress, secret::Secrets},
     sinks::webhook::Webhook,
     store::schema,
 };
@@ -19,8 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::exit::Exit;
-use super::print;
+use super::{exit::Exit, limits, print};
 
 /// Timeout of getting a connection from the pool.
 const ACQUIRE: Duration = Duration::from_secs(5);
@@ -93,6 +92,8 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
         ),
         None => None,
     };
+    let connections = limits::connections(limits::raise_descriptors(), config.database.pool_size);
+    let egress = Egress { connections, ..config.egress.clone() };
     let telemetry = Telemetry::new();
     let built = async {
         let options = config.connect_options()?;
@@ -109,7 +110,7 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
             .pooler(config.database.pooler)
             .allow_superuser(config.database.allow_superuser)
             .pool_size(config.database.pool_size)
-            .sink(Webhook::new(&config.egress, Secrets::new(config.secrets.folder.clone()))?)
+            .sink(Webhook::new(&egress, Secrets::new(config.secrets.folder.clone()))?)
             .connections(&config.sinks)?
             .telemetry(telemetry.clone());
         if let Some(listen) = config.listen_options()? {

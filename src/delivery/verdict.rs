@@ -95,6 +95,9 @@ reasons! {
     RelayStopped = "relay_stopped",
     /// three claims ended without a verdict; the event seems to crash the relay
     RelayKilled = "relay_killed",
+    /// the relay's machine lacks descriptors, ports, memory, a resolver or a network, or a broker or database
+    /// gives the relay no more connections or channels; the delivery waits, and no attempt is counted
+    NoResources = "no_resources",
     /// the delivery has been owed for longer than the subscription's max_age
     Expired = "expired",
     /// an operator cancelled it

@@ -27,6 +27,11 @@ pub(super) struct Attempted {
     pub(super) has_permit: bool,
 }
 
+/// Whether the attempt was not made for want of something of this relay's own.
+pub(super) fn lacks_resources(report: &Report) -> bool {
+    !report.ambiguous && report.outcome.reason() == Some(Reason::NoResources)
+}
+
 /// The report of what was not attempted.
 pub(super) fn before(job: Job, report: Report, counts: bool) -> Attempted {
     Attempted { job, report, took: Duration::ZERO, counts, decides: true, unwanted: false, has_permit: true }
@@ -47,7 +52,7 @@ pub(super) fn answer(outcome: &Outcome) -> Option<Answer> {
             | Reason::Timeout
             | Reason::BrokenAnswer
             | Reason::ServerError => Some(Answer::Failed),
-            Reason::LeaseLost | Reason::RelayStopped => None,
+            Reason::LeaseLost | Reason::RelayStopped | Reason::NoResources => None,
             _ => Some(Answer::Other),
         },
     }

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    attempted::{Attempted, all, answer, before, cut_off, not_tried, storable},
+    attempted::{Attempted, all, answer, before, cut_off, lacks_resources, not_tried, storable},
     breaker::{self, Gate, News},
     concurrency::Answer,
     dispatch::{Attempt, Job},
@@ -34,6 +34,8 @@ const NAME: &str = "deliver";
 const LARGEST: i32 = 262_144;
 /// A larger payload (bytes) is evaluated on a thread of its own.
 const SMALL: usize = 16_384;
+/// How long a subscription waits when this relay lacks something for an attempt.
+const WAIT_FOR_RESOURCES: Duration = Duration::from_secs(1);
 /// After so long with upcasts and transforms other tasks get a turn.
 const TURN: Duration = Duration::from_millis(2);
 
@@ -268,18 +270,31 @@ impl Deliver {
         let took = began.elapsed();
         let deciding = breaker::clearest(reports.iter().map(|report| &report.outcome));
         let answer = deciding.and_then(|at| reports.get(at)).and_then(|report| answer(&report.outcome));
+        if let Some(lack) = reports.iter().find(|report| lacks_resources(report)) {
+            self.wait_for_resources(subscription, lack.answer.as_deref().unwrap_or_default());
+        }
         for (at, (job, report)) in jobs.into_iter().zip(reports).enumerate() {
+            let counts = !lacks_resources(&report);
             reported.push(Attempted {
                 job,
                 report,
                 took,
-                counts: true,
-                decides: deciding == Some(at),
+                counts,
+                decides: counts && deciding == Some(at),
                 unwanted: false,
                 has_permit: true,
             });
         }
         answer
+    }
+
+    /// Nothing is sent for a subscription for a moment: what lacks is this relay's own, or granted by a peer to
+    /// all of its subscriptions. Others, with connections of their own, go on.
+    fn wait_for_resources(&self, subscription: &Subscription, lack: &str) {
+        let (id, now) = (subscription.row.id, Instant::now());
+        self.base.telemetry.resources_lacked(&subscription.row.name, lack);
+        self.sending.pauses.pause(id, WAIT_FOR_RESOURCES, now);
+        self.waiting.schedule.note(id, now + WAIT_FOR_RESOURCES);
     }
 
     /// If an attempt was the probe of a breaker and tells nothing of the destination, the next one probes.

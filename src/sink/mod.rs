@@ -17,6 +17,7 @@ mod registry;
 pub mod secret;
 pub(crate) mod session;
 pub mod settings;
+pub(crate) mod shortage;
 pub(crate) mod sqlstate;
 pub mod template;
 pub mod tls;

@@ -25,7 +25,7 @@ use tokio::{
 use crate::{
     delivery::{Outcome, Reason},
     sink::{
-        Batch, Configured, Outgoing, Problem, Report, Settings, Sink, body, only, parse_config,
+        Batch, Configured, Outgoing, Problem, Report, Settings, Sink, body, only, parse_config, shortage,
         template::Template,
     },
 };
@@ -232,6 +232,9 @@ fn busy() -> Report {
 }
 
 fn failed(error: &io::Error) -> Report {
+    if shortage::of_system(error).is_some() {
+        return shortage::report(error);
+    }
     let reason = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
             Reason::DestinationFull

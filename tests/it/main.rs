@@ -42,6 +42,7 @@ mod roles; // rights of each role
 mod rooms; // rooms use each other in one direction
 mod route; // each committed event once to each matching subscription
 mod scale; // millions of rows that are in the way
+mod shortages; // what this relay lacks is charged to no destination
 mod sink_contract; // one suite for every sink
 mod sinks; // each sink beyond the contract, against real destinations
 mod sizes; // events that are too large are refused at the insert

@@ -56,6 +56,7 @@ impl Evidence {
                 | Reason::SinkPanicked
                 | Reason::SinkBroken
                 | Reason::LeaseLost
+                | Reason::NoResources
                 | Reason::RelayStopped
                 | Reason::RelayKilled
                 | Reason::Expired

@@ -84,6 +84,9 @@ metrics! {
     attempts: Family<AttemptLabels, Counter> = "pgoutbox_attempts", Family::default();
     /// Failed attempts by reason.
     attempt_failures: Family<ReasonLabels, Counter> = "pgoutbox_attempt_failures", Family::default();
+    /// Attempts that were not made because this relay lacked descriptors, ports, memory, a network, or
+    /// connections that a peer grants. Their deliveries wait.
+    resources_lacked: Counter = "pgoutbox_resource_shortages", Counter::default();
     /// Duration of attempts.
     attempt_seconds: AttemptSeconds = "pgoutbox_attempt_duration_seconds",
         Family::new_with_constructor(seconds_histogram as fn() -> Histogram);

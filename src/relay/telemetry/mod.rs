@@ -5,7 +5,10 @@ mod metrics;
 mod outlets;
 mod signal;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use crate::{
     delivery::{Reason, SubscriptionId},
@@ -26,12 +29,16 @@ use super::delivery::Delivery;
 /// Signals kept for a slow receiver. It misses older ones.
 const SIGNALS_KEPT: usize = 65_536;
 
+/// How often the log says that this relay lacks something.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
 /// Metrics and signals of a relay. There is no global instance.
 pub struct Telemetry {
     registry: Registry,
     metrics: Metrics,
     outlets: Outlets,
     signals: broadcast::Sender<Signal>,
+    warned_of_resources: Mutex<Option<Instant>>,
 }
 
 impl std::fmt::Debug for Telemetry {
@@ -48,7 +55,13 @@ impl Telemetry {
         let metrics = Metrics::register(&mut registry);
         metrics.build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
         let (signals, _) = broadcast::channel(SIGNALS_KEPT);
-        Arc::new(Self { registry, metrics, outlets: Outlets::default(), signals })
+        Arc::new(Self {
+            registry,
+            metrics,
+            outlets: Outlets::default(),
+            signals,
+            warned_of_resources: Mutex::default(),
+        })
     }
 
     /// All metrics in OpenMetrics text.
@@ -195,6 +208,17 @@ impl Telemetry {
                 "attempt failed"
             );
         }
+    }
+
+    /// Counts every one, and warns once in a while.
+    pub(crate) fn resources_lacked(&self, subscription: &str, lack: &str) {
+        self.metrics.resources_lacked.inc();
+        let mut warned = self.warned_of_resources.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.is_none_or(|then| then.elapsed() >= WARN_EVERY) {
+            *warned = Some(Instant::now());
+            tracing::warn!(subscription, lack, "cannot send now, deliveries wait and no attempt is counted");
+        }
+        self.signal(|| Signal::ResourcesLacked { subscription: subscription.to_owned() });
     }
 
     pub(crate) fn settled(&self, delivery: &Delivery, age: Duration) {

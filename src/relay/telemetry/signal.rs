@@ -35,6 +35,11 @@ pub enum Signal {
         /// Number of deliveries.
         deliveries: usize,
     },
+    /// An attempt was not made because this relay lacks something; its delivery waits.
+    ResourcesLacked {
+        /// Name of the subscription.
+        subscription: String,
+    },
     /// An attempt ended and its verdict was recorded.
     Settled {
         /// Id of the event; none if it could not be read.

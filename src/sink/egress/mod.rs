@@ -4,6 +4,8 @@
 //!
 //! Opens no connection. Only the operator can allow exceptions (`egress.allow`), never a subscription.
 
+mod resolver;
+
 use std::{
     fmt,
     future::Future,
@@ -12,9 +14,11 @@ use std::{
     path::PathBuf,
     pin::Pin,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use self::resolver::Answers;
+use super::shortage;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};
 
@@ -34,6 +38,9 @@ pub struct Egress {
     pub ca_file: Option<PathBuf>,
     /// Ports that are never connected to; none means those of mail, name and database servers.
     pub deny_ports: Option<Vec<u16>>,
+    /// Most connections to receivers that are open at once, over all hosts; none means that they are not
+    /// bounded.
+    pub connections: Option<usize>,
 }
 
 /// Timeout of resolving one name.
@@ -108,6 +115,9 @@ pub enum ResolveError {
     /// No answer within [`LOOKUP_DEADLINE`].
     #[error("the name could not be resolved within 5 s")]
     TimedOut,
+    /// This machine lacks a resolver that answers, or what asking it needs.
+    #[error("this machine cannot resolve names now")]
+    NoResolver,
 }
 
 /// Decides where the relay may connect to. Cheap to clone.
@@ -117,6 +127,7 @@ pub struct Guard {
     allow_http: bool,
     deny_ports: Arc<[u16]>,
     lookup: Arc<dyn Lookup>,
+    answers: Arc<Answers>,
 }
 
 impl fmt::Debug for Guard {
@@ -144,6 +155,7 @@ impl Guard {
             allow_http: config.allow_http,
             deny_ports: config.deny_ports.as_deref().unwrap_or(DENIED_PORTS).into(),
             lookup,
+            answers: Arc::default(),
         }
     }
 
@@ -203,6 +215,24 @@ impl Guard {
         }
     }
 
+    /// Whether a name or this machine is to blame for a failed lookup.
+    fn blame(&self, name: &str, problem: ResolveError) -> ResolveError {
+        let is_unanswered = match &problem {
+            ResolveError::Failed(error) if shortage::of_system(error).is_some() => {
+                return ResolveError::NoResolver;
+            }
+            ResolveError::Failed(error) => shortage::is_silent_resolver(error),
+            ResolveError::TimedOut => true,
+            _ => false,
+        };
+        if !is_unanswered {
+            self.answers.answered();
+            return problem;
+        }
+        let is_ours = self.answers.unanswered(name, Instant::now()) || shortage::has_no_network();
+        if is_ours { ResolveError::NoResolver } else { problem }
+    }
+
     /// Resolves a name within [`LOOKUP_DEADLINE`]. One forbidden address refuses the name: mixed answers are
     /// typical of DNS rebinding.
     ///
@@ -211,8 +241,10 @@ impl Guard {
     pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, ResolveError> {
         let answers = tokio::time::timeout(LOOKUP_DEADLINE, self.lookup.lookup(name))
             .await
-            .map_err(|_| ResolveError::TimedOut)?
-            .map_err(ResolveError::Failed)?;
+            .map_err(|_| ResolveError::TimedOut)
+            .and_then(|answers| answers.map_err(ResolveError::Failed))
+            .map_err(|problem| self.blame(name, problem))?;
+        self.answers.answered();
         if answers.is_empty() {
             return Err(ResolveError::Empty);
         }

@@ -235,6 +235,29 @@ async fn a_failed_lookup_is_not_a_forbidden_address() {
     assert!(matches!(guard.resolve("shop.test").await, Err(ResolveError::Failed(_))));
 }
 
+#[tokio::test]
+async fn a_resolver_that_answers_for_no_name_is_not_the_fault_of_the_names() {
+    let lookup = |name: &str| -> Looking {
+        let missing = name == "missing.test";
+        Box::pin(async move {
+            let text =
+                if missing { "Name or service not known" } else { "Temporary failure in name resolution" };
+            Err(io::Error::other(text))
+        })
+    };
+    let guard = Guard::with_lookup(&Egress::default(), Arc::new(lookup));
+    // One name without an answer may be the fault of its own servers.
+    assert!(matches!(guard.resolve("a.test").await, Err(ResolveError::Failed(_))));
+    assert!(matches!(guard.resolve("b.test").await, Err(ResolveError::NoResolver)));
+    assert!(matches!(guard.resolve("a.test").await, Err(ResolveError::NoResolver)));
+    // It answers that there is no such name: so it works.
+    assert!(matches!(guard.resolve("missing.test").await, Err(ResolveError::Failed(_))));
+    assert!(matches!(guard.resolve("a.test").await, Err(ResolveError::Failed(_))));
+    let lookup = |_: &str| -> Looking { Box::pin(async { Err(io::Error::from_raw_os_error(24)) }) };
+    let guard = Guard::with_lookup(&Egress::default(), Arc::new(lookup));
+    assert!(matches!(guard.resolve("a.test").await, Err(ResolveError::NoResolver)));
+}
+
 proptest! {
     #[test]
     fn an_accepted_address_is_globally_routable(bits: u128, shape in 0u8..4) {

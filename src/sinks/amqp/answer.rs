@@ -4,7 +4,7 @@ use lapin::{Error, ErrorKind, protocol::AMQPError};
 
 use crate::{
     delivery::{Outcome, Reason},
-    sink::Report,
+    sink::{Report, shortage},
 };
 
 // Reply codes of the protocol.
@@ -89,6 +89,9 @@ fn largest(closed: &AMQPError) -> Option<usize> {
 
 /// The report when no connection or channel was opened: nothing was sent.
 pub(super) fn unconnected(error: &Error) -> Report {
+    if let Some(lack) = lack(error) {
+        return shortage::report(lack);
+    }
     let reason = match (server_error(error), error.kind()) {
         (Some(error), _) if error.get_id() == CONNECTION_FORCED => Reason::ConnectFailed,
         (Some(error), _) => reason(error),
@@ -99,6 +102,20 @@ pub(super) fn unconnected(error: &Error) -> Report {
         (None, _) => Reason::ConnectFailed,
     };
     retry(reason).with_answer(text(error))
+}
+
+/// What this machine or the server gives no more of: descriptors, channels of a connection, connections or
+/// channels of a user, of a virtual host or of the node.
+pub(super) fn lack(error: &Error) -> Option<String> {
+    match error.kind() {
+        ErrorKind::ChannelsLimitReached => Some("all channels of the connection are in use".to_owned()),
+        ErrorKind::IOError(error) => shortage::of_system(error).map(str::to_owned),
+        ErrorKind::ProtocolError(error) if error.get_id() == NOT_ALLOWED => {
+            let text = error.get_message().as_str();
+            (text.contains("limit") && text.contains("reached")).then(|| text.to_owned())
+        }
+        _ => None,
+    }
 }
 
 /// The report while the server has an alarm and accepts no messages.

@@ -27,7 +27,10 @@ use lapin::{
     types::FieldTable,
 };
 use serde_json::Value;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
 
 pub use self::config::Config;
 pub use self::message::Target;
@@ -37,7 +40,7 @@ use crate::{
     sink::{
         Batch, Configured, Outgoing, Problem, Report, Settings, Sink,
         broker::{Numbered, SharedConnection},
-        only,
+        only, shortage,
         template::Template,
         tls,
     },
@@ -69,6 +72,8 @@ impl fmt::Debug for Amqp {
 struct Link {
     connection: Connection,
     idle: Mutex<Vec<Channel>>,
+    /// As many as the server has agreed to: who needs one more waits.
+    channels: Semaphore,
 }
 
 impl Configured for Amqp {
@@ -211,7 +216,10 @@ impl Amqp {
             properties,
         );
         let connection = connecting.await.map_err(|error| answer::unconnected(&error))?;
-        Ok(Arc::new(Link { connection, idle: Mutex::default() }))
+        let most = usize::from(connection.configuration().channel_max());
+        // 0 means no limit but that of the protocol.
+        let channels = Semaphore::new(if most == 0 { usize::from(u16::MAX) } else { most });
+        Ok(Arc::new(Link { connection, idle: Mutex::default(), channels }))
     }
 
     /// Publishes to one exchange on one channel: first all messages, then waits for the confirmations.
@@ -227,8 +235,16 @@ impl Amqp {
         if status.blocked() {
             return vec![answer::blocked(); messages.len()];
         }
+        let Ok(Ok(_turn)) = timeout_at(until, link.connection.channels.acquire()).await else {
+            let report = shortage::report("all channels that the server grants are in use");
+            return vec![report; messages.len()];
+        };
         let channel = match timeout_at(until, link.connection.channel()).await {
             Ok(Ok(channel)) => channel,
+            // The connection works: others go on using it.
+            Ok(Err(error)) if answer::lack(&error).is_some() && status.connected() => {
+                return vec![answer::unconnected(&error); messages.len()];
+            }
             Ok(Err(error)) => {
                 self.shared.give_up(link.number);
                 return vec![answer::unconnected(&error); messages.len()];

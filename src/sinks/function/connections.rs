@@ -12,7 +12,7 @@ use sqlx::{
 use crate::{
     delivery::PageId,
     sink::{
-        Lease, Place, session,
+        Lease, Place, session, shortage,
         sqlstate::{Class, class_of},
     },
 };
@@ -67,6 +67,13 @@ impl CallError {
             }
             Self::TooLong(_) | Self::Silent(_) => None,
         }
+    }
+
+    /// What this machine or the server has no more of, so that nothing was called.
+    pub(super) fn lack(&self) -> Option<String> {
+        let Self::Undone(error) = self else { return None };
+        let is_busy = class_of(error) == Some(Class::Busy);
+        if is_busy { Some(self.message()) } else { shortage::of(error).map(str::to_owned) }
     }
 
     /// Message of the server or the driver.

@@ -15,7 +15,7 @@ pub use self::connections::Functions;
 use crate::{
     delivery::{Outcome, Reason, duration},
     sink::{
-        Batch, Outgoing, Problem, Report, Sink, body, only, parse_config,
+        Batch, Outgoing, Problem, Report, Sink, body, only, parse_config, shortage,
         sqlstate::{Class, class},
     },
 };
@@ -178,6 +178,9 @@ fn raised(code: &str, message: &str) -> Report {
 fn undone(error: &CallError) -> Report {
     if let CallError::TooLong(_) = error {
         return Report::from(Outcome::Retry { reason: Reason::Timeout, after: None }).with_answer(error);
+    }
+    if let Some(lack) = error.lack() {
+        return shortage::report(lack);
     }
     match error.code() {
         Some(code) if !matches!(class(&code), Class::Unavailable | Class::ReadOnly) => {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::{
     delivery::{Outcome, Reason},
-    sink::Report,
+    sink::{Report, shortage},
 };
 
 pub(super) fn retry(reason: Reason) -> Report {
@@ -16,6 +16,14 @@ pub(super) fn retry(reason: Reason) -> Report {
 
 /// The report when no connection was made.
 pub(super) fn unconnected(error: &ConnectError) -> Report {
+    if let Some(lack) = shortage::of(error) {
+        return shortage::report(lack);
+    }
+    // Of the server, or of the account: other clients use them up.
+    let text = error.to_string().to_ascii_lowercase();
+    if text.contains("maximum connections exceeded") || text.contains("maximum account active connections") {
+        return shortage::report(error);
+    }
     let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
     // An I/O error wraps a TLS error without naming it as its source.
     let tls = |cause: &(dyn Error + 'static)| {

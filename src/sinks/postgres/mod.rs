@@ -16,7 +16,7 @@ use crate::{
     delivery::{Outcome, Reason, duration},
     sink::{
         Batch, Configured, Outgoing, Problem, Report, Settings, Sink, address, body, only, parse_config,
-        session,
+        session, shortage,
         sqlstate::{Class, class, class_of},
         template::Template,
     },
@@ -325,7 +325,11 @@ impl Postgres {
 }
 
 fn report(error: &sqlx::Error) -> Report {
+    if let Some(lack) = shortage::of(error) {
+        return shortage::report(lack);
+    }
     let reason = match error {
+        sqlx::Error::Database(_) if class_of(error) == Some(Class::Busy) => Reason::NoResources,
         sqlx::Error::Database(database) => reason(&database.code().unwrap_or_default(), Reason::Refused),
         sqlx::Error::Tls(_) => Reason::TlsFailed,
         _ => Reason::ConnectFailed,

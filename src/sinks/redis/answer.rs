@@ -1,16 +1,23 @@
 //! Turns errors of Redis and its client into reports. Pure.
 
-use std::{error::Error as _, io, sync::Arc, time::Duration};
+use std::{error::Error, io, sync::Arc, time::Duration};
 
 use redis::{ErrorKind, RedisError};
 
 use crate::{
     delivery::{Outcome, Reason},
-    sink::Report,
+    sink::{Report, shortage},
 };
 
 /// The report when no connection was made.
 pub(super) fn unconnected(error: &RedisError) -> Report {
+    if let Some(lack) = shortage::of(cause(error)) {
+        return shortage::report(lack);
+    }
+    // `maxclients` of the server, which its other clients use up.
+    if error.to_string().contains("max number of clients reached") {
+        return shortage::report(text(error));
+    }
     if error.code().is_some() || error.kind() == ErrorKind::AuthenticationFailed {
         return refused(error);
     }
@@ -67,9 +74,13 @@ fn retry(reason: Reason) -> Report {
     Outcome::Retry { reason, after: None }.into()
 }
 
+/// The error that the client wraps.
+fn cause(error: &RedisError) -> &(dyn Error + 'static) {
+    let wrapped = error.source().and_then(|cause| cause.downcast_ref::<Arc<dyn Error + Send + Sync>>());
+    wrapped.map_or(error as &(dyn Error + 'static), |wrapped| &**wrapped)
+}
+
 fn is_tls(error: &RedisError) -> bool {
-    let cause =
-        error.source().and_then(|cause| cause.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>());
-    let io = cause.and_then(|cause| cause.downcast_ref::<io::Error>());
+    let io = cause(error).downcast_ref::<io::Error>();
     io.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>())
 }

@@ -13,7 +13,7 @@ use hyper_util::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{WebhookError, connect::Connector, wire::Seen};
+use super::{WebhookError, connect::Connector, room::Room, wire::Seen};
 use crate::sink::egress::{Egress, Guard};
 
 /// Idle time after which a connection is closed: the name may have another address by now.
@@ -36,6 +36,7 @@ pub(super) struct Client {
     has_proxy: bool,
     /// What the proxy asks for.
     authorization: Option<HeaderValue>,
+    room: Arc<Room>,
 }
 
 /// Why there is no response.
@@ -83,7 +84,8 @@ fn causes(error: &legacy::Error) -> impl Iterator<Item = &(dyn Error + 'static)>
 
 impl Client {
     pub(super) fn new(egress: &Egress, guard: &Guard) -> Result<Self, WebhookError> {
-        let connector = Connector::new(egress, guard)?;
+        let room = Room::new(egress.connections);
+        let connector = Connector::new(egress, guard, Arc::clone(&room))?;
         let authorization = connector.authorization();
         let pool = legacy::Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -95,7 +97,7 @@ impl Client {
             .http1_allow_spaces_after_header_name_in_responses(true)
             .http1_allow_obsolete_multiline_headers_in_responses(true)
             .build(connector);
-        Ok(Self { pool, has_proxy: egress.proxy.is_some(), authorization })
+        Ok(Self { pool, has_proxy: egress.proxy.is_some(), authorization, room })
     }
 
     /// Sends a request. If a reused connection turns out to be closed before a byte was sent, the request is
@@ -112,7 +114,10 @@ impl Client {
                 refusals += 1;
                 continue;
             }
-            return sent.map(|response| Response { is_relayed, ..response });
+            return sent.map(|mut response| {
+                response.is_relayed = is_relayed;
+                response
+            });
         }
     }
 
@@ -124,7 +129,9 @@ impl Client {
             .into_parts();
         let seen = head.extensions.get::<Arc<Seen>>().cloned().unwrap_or_default();
         seen.progress();
-        Ok(Response { status: head.status, headers: head.headers, is_relayed: false, body, seen, until })
+        let (status, headers) = (head.status, head.headers);
+        let room = Arc::clone(&self.room);
+        Ok(Response { status, headers, is_relayed: false, body, seen, room, until })
     }
 }
 
@@ -136,7 +143,14 @@ pub(super) struct Response {
     pub(super) is_relayed: bool,
     body: Incoming,
     seen: Arc<Seen>,
+    room: Arc<Room>,
     until: Instant,
+}
+
+impl Drop for Response {
+    fn drop(&mut self) {
+        self.room.rests(&self.seen);
+    }
 }
 
 impl Response {

@@ -29,6 +29,7 @@ use url::Url;
 
 use super::{
     WebhookError,
+    room::Room,
     wire::{Stream, Wire},
 };
 use crate::sink::egress::{Egress, Guard, LOOKUP_DEADLINE, ResolveError};
@@ -58,6 +59,9 @@ pub(super) enum ConnectError {
     /// The proxy cannot be reached, or its answer cannot be read.
     #[error("connecting to egress.proxy")]
     Proxy(#[source] Cause),
+    /// This machine has no room for another connection.
+    #[error("every connection that this relay may open is busy")]
+    NoRoom,
     /// The proxy makes no tunnel.
     #[error("egress.proxy answered {0}")]
     Refused(StatusCode),
@@ -69,6 +73,7 @@ pub(super) struct Connector {
     tcp: HttpConnector<Names>,
     tls: TlsConnector,
     proxy: Option<Arc<Proxy>>,
+    room: Arc<Room>,
 }
 
 struct Proxy {
@@ -104,10 +109,10 @@ impl Service<dns::Name> for Names {
 }
 
 impl Connector {
-    pub(super) fn new(egress: &Egress, guard: &Guard) -> Result<Self, WebhookError> {
+    pub(super) fn new(egress: &Egress, guard: &Guard, room: Arc<Room>) -> Result<Self, WebhookError> {
         let proxy = egress.proxy.as_ref().map(Proxy::new).transpose()?.map(Arc::new);
         let tcp = configured(HttpConnector::new_with_resolver(Names(guard.clone())));
-        Ok(Self { tcp, tls: tls(egress)?, proxy })
+        Ok(Self { tcp, tls: tls(egress)?, proxy, room })
     }
 
     /// What the proxy asks for, if there is one.
@@ -151,10 +156,13 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, destination: Uri) -> Self::Future {
-        let connecting = self.clone().connect(destination);
+        let (room, connecting) = (Arc::clone(&self.room), self.clone().connect(destination));
         Box::pin(async move {
+            // Before the deadline begins: what waits here says nothing of the destination.
+            let room = room.take().await.ok_or(ConnectError::NoRoom)?;
             let connected = timeout(CONNECT_DEADLINE, connecting).await;
-            connected.unwrap_or(Err(ConnectError::TimedOut)).map(TokioIo::new)
+            let wire = connected.unwrap_or(Err(ConnectError::TimedOut))?;
+            Ok(TokioIo::new(wire.within(room)))
         })
     }
 }

@@ -13,12 +13,15 @@ use super::{
 };
 use crate::{
     delivery::{Outcome, Reason},
-    sink::{Report, egress::ResolveError},
+    sink::{Report, egress::ResolveError, shortage},
 };
 
 /// The report for an attempt without a response that can be read. One whose headers are malformed has a
 /// status, which decides.
 pub(super) fn failure(error: &Failure, target: &Target) -> Report {
+    if let Some(lack) = lacking(error) {
+        return shortage::report(lack);
+    }
     let (reason, doing) = classify(error);
     let cause = causes(error).last().map(ToString::to_string).unwrap_or_default();
     let answer = Some(escape(format!("{doing}: {cause}").as_bytes(), &target.confidential));
@@ -43,6 +46,19 @@ pub(super) fn failure(error: &Failure, target: &Target) -> Report {
         ambiguous,
         settled: false,
     }
+}
+
+/// What this machine lacks for a connection; nothing of the request was sent.
+fn lacking(error: &Failure) -> Option<String> {
+    let is_before = matches!(error, Failure::Request(error) if error.is_connect());
+    if !is_before {
+        return None;
+    }
+    causes(error).find_map(|cause| match (cause.downcast_ref(), cause.downcast_ref()) {
+        (Some(ResolveError::NoResolver), _) => Some(cause.to_string()),
+        (_, Some(ConnectError::NoRoom)) => Some(cause.to_string()),
+        _ => cause.downcast_ref().and_then(shortage::of_system).map(str::to_owned),
+    })
 }
 
 /// Whether an error of TLS may have come after the request was read.
@@ -92,7 +108,9 @@ fn classify(error: &Failure) -> (Reason, &'static str) {
             Some(ConnectError::Tls(_)) => return (Reason::TlsFailed, "TLS handshake"),
             Some(ConnectError::Proxy(_)) => return (Reason::ProxyFailed, "connecting to egress.proxy"),
             Some(ConnectError::Refused(_)) => return (Reason::ProxyFailed, "asking for a tunnel"),
-            Some(ConnectError::TimedOut) => return (Reason::ConnectFailed, "connecting"),
+            Some(ConnectError::TimedOut | ConnectError::NoRoom) => {
+                return (Reason::ConnectFailed, "connecting");
+            }
             Some(ConnectError::Tcp(_)) | None => {}
         }
         match cause.downcast_ref::<rustls::Error>() {

@@ -11,6 +11,7 @@ mod batch;
 mod client;
 mod connect;
 mod failure;
+mod room;
 pub mod sign;
 mod target;
 mod wire;

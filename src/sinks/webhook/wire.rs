@@ -6,14 +6,18 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU16, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
 
+use futures_util::task::AtomicWaker;
 use http::StatusCode;
 use hyper_util::client::legacy::connect::{Connected, Connection};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::OwnedSemaphorePermit,
+};
 
 /// Most bytes of the head of a response, together with the interim responses (1xx) before it.
 const LONGEST_HEAD: usize = 256 * 1024;
@@ -35,11 +39,48 @@ pub(super) struct Seen {
     status: AtomicU16,
     /// Bytes since the last progress, in HTTP/2.
     unread: AtomicU64,
+    /// Whether a request uses it: one of the constants of [`Use`].
+    used: AtomicU8,
+    is_shared: AtomicBool,
+    /// Whether it stands in the queue of idle connections.
+    is_queued: AtomicBool,
+    reader: AtomicWaker,
+}
+
+/// Whether requests use a connection.
+struct Use;
+
+impl Use {
+    const BUSY: u8 = 0;
+    const IDLE: u8 = 1;
+    /// Idle, and asked to close.
+    const DISMISSED: u8 = 2;
+    const CLOSED: u8 = 3;
 }
 
 impl Seen {
     pub(super) fn status(&self) -> Option<StatusCode> {
         StatusCode::from_u16(self.status.load(Ordering::Relaxed)).ok()
+    }
+
+    /// Notes that its request has ended. Returns whether it is to be queued as idle.
+    pub(super) fn rest(&self) -> bool {
+        // Other requests may be under way on one of HTTP/2.
+        !self.is_shared.load(Ordering::Relaxed)
+            && self.becomes(Use::BUSY, Use::IDLE)
+            && !self.is_queued.swap(true, Ordering::AcqRel)
+    }
+
+    /// Takes it from the queue, and asks it to close. Returns false if it is in use.
+    pub(super) fn dismiss(&self) -> bool {
+        self.is_queued.store(false, Ordering::Release);
+        let dismissed = self.becomes(Use::IDLE, Use::DISMISSED);
+        self.reader.wake();
+        dismissed
+    }
+
+    fn becomes(&self, from: u8, to: u8) -> bool {
+        self.used.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Notes that something arrived for an attempt.
@@ -60,11 +101,19 @@ pub(super) struct Wire {
     is_http2: bool,
     /// Whether requests go to a proxy with the whole address.
     is_relayed: bool,
+    /// Its share of the connections that may be open.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Wire {
     pub(super) fn new(stream: Box<dyn Stream>, is_http2: bool, is_relayed: bool) -> Self {
-        Self { stream, seen: Arc::default(), heads: Heads::default(), is_http2, is_relayed }
+        let seen = Arc::new(Seen { is_shared: AtomicBool::new(is_http2), ..Seen::default() });
+        Self { stream, seen, heads: Heads::default(), is_http2, is_relayed, _room: None }
+    }
+
+    /// Keeps this room until the connection is closed.
+    pub(super) fn within(self, room: OwnedSemaphorePermit) -> Self {
+        Self { _room: Some(room), ..self }
     }
 
     fn came(&mut self, bytes: &[u8]) -> Result<(), TooLong> {
@@ -85,6 +134,8 @@ impl Wire {
         if !self.is_http2 && begins.iter().any(|method| bytes.starts_with(method.as_bytes())) {
             self.heads = Heads { within: true, ..Heads::default() };
             self.seen.status.store(0, Ordering::Relaxed);
+            // Too late to close it for others.
+            let _ = self.seen.becomes(Use::IDLE, Use::BUSY) || self.seen.becomes(Use::DISMISSED, Use::BUSY);
         }
     }
 
@@ -112,6 +163,10 @@ impl AsyncRead for Wire {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.seen.reader.register(context.waker());
+        if self.seen.becomes(Use::DISMISSED, Use::CLOSED) {
+            return Poll::Ready(Ok(())); // as if the peer had closed it
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         Poll::Ready(self.came(&buffer.filled()[before..]).map_err(io::Error::other))

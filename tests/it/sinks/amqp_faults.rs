@@ -54,6 +54,20 @@ fn rabbitmqctl(server: &PrivateServer, arguments: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn batches_wait_for_the_channels_that_the_server_grants() {
+    let server = start();
+    declare(&server).await;
+    let narrow = format!("{}?channel_max=2", url(&server));
+    let sink = registry(&format!("[sinks.amqp]\nurl = '{narrow}'"));
+    let deliveries = deliveries(&sink, "amqp", json!({ "routing_key": "orders" }), 40);
+    let outlet = &deliveries.outlet;
+    let sent = deliveries.chunks(2).map(|two| outlet.send(two));
+    for reports in futures_util::future::join_all(sent).await {
+        assert_eq!(reasons(&reports), [("delivered", None); 2], "{reports:#?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_frozen_killed_or_full_loses_no_event() {
     let mut server = start();
     declare(&server).await;

@@ -29,6 +29,24 @@ async fn full_memory_is_a_retry_until_there_is_space() {
 }
 
 #[tokio::test]
+async fn a_server_whose_clients_are_as_many_as_it_takes_is_waited_for() {
+    let redis = Redis::start().await;
+    let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 1);
+    let outlet = &deliveries.outlet;
+    // One of another program stays connected.
+    let other = std::net::TcpStream::connect(("127.0.0.1", redis.server.port())).unwrap();
+    eventually("it is connected", async || redis.cli(&["CLIENT", "LIST"]).lines().count() >= 2).await;
+    redis.cli(&["CONFIG", "SET", "maxclients", "1"]);
+    let report = outlet.send(&deliveries).await.remove(0);
+    assert_eq!(reason(&report), (Some(Reason::NoResources), false), "{report:?}");
+    drop(other);
+    eventually("there is room again", async || {
+        outlet.send(&deliveries).await[0].outcome == Outcome::Delivered
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_replica_is_left_for_a_new_connection() {
     let redis = Redis::start().await;
     let deliveries = deliveries(&redis.registry(), "redis", redis.config(), 1);
