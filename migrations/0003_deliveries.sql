@@ -224,7 +224,9 @@ create table outbox.relays (
     permits    integer     not null,
     leased_ahead integer   not null,  -- deliveries that it has leased and not begun
     in_flight  integer     not null,
-    unsettled  integer     not null   -- deliveries that were answered and are not recorded
+    unsettled  integer     not null,  -- deliveries that were answered and are not recorded
+    no_progress_since timestamptz,    -- it fails again and again to route or to settle
+    no_progress_why   text            -- the error that it meets
 ) with (fillfactor = 50);
 create table outbox.relay_subscriptions (
     relay           text        not null,

@@ -3008,7 +3008,9 @@ CREATE TABLE outbox.relays (
     permits integer NOT NULL,
     leased_ahead integer NOT NULL,
     in_flight integer NOT NULL,
-    unsettled integer NOT NULL
+    unsettled integer NOT NULL,
+    no_progress_since timestamp with time zone,
+    no_progress_why text
 )
 WITH (fillfactor='50');
 

@@ -6,7 +6,9 @@ select relay.name,
        relay.permits,
        relay.leased_ahead,
        relay.in_flight,
-       relay.unsettled
+       relay.unsettled,
+       relay.no_progress_since,
+       relay.no_progress_why
   from outbox.relays as relay
  where relay.seen_at > now() - interval '1 minute'
  order by relay.name;

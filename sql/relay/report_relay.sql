@@ -12,18 +12,24 @@
 --   $11 the last of these errors
 --   $12 deliveries leased and not begun
 --   $13 deliveries answered and not recorded
+--   $14 seconds since it makes no progress; null while it does
+--   $15 the error that it meets
 with seen as (
     insert into outbox.relays as relay (
-        name, version, started_at, seen_at, permits, in_flight, leased_ahead, unsettled)
+        name, version, started_at, seen_at, permits, in_flight, leased_ahead, unsettled,
+        no_progress_since, no_progress_why)
     values (
         $1::text, $2::text, now() - make_interval(secs => $3::double precision), now(),
-        $4::integer, $5::integer, $12::integer, $13::integer)
+        $4::integer, $5::integer, $12::integer, $13::integer,
+        now() - make_interval(secs => $14::double precision), $15::text)
     on conflict (name) do update
        set version = excluded.version, started_at = excluded.started_at,
            seen_at = greatest(excluded.seen_at, relay.seen_at),
            permits = excluded.permits, in_flight = excluded.in_flight,
            leased_ahead = excluded.leased_ahead,
-           unsettled = excluded.unsettled
+           unsettled = excluded.unsettled,
+           no_progress_since = excluded.no_progress_since,
+           no_progress_why = excluded.no_progress_why
     returning seen_at
 ),
 reported as (

@@ -154,6 +154,10 @@ pub struct RunningRelay {
     pub in_flight: i32,
     /// Deliveries that were answered and are not recorded. A kill repeats these and those in flight.
     pub unsettled: i32,
+    /// Since when it fails again and again to route or to settle; none while it works.
+    pub no_progress_since: Option<DateTime<Utc>>,
+    /// The error that it meets.
+    pub no_progress_why: Option<String>,
 }
 
 impl Operator {

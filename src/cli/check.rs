@@ -14,7 +14,7 @@ use crate::{
     delivery::Reason,
     sink::{Registry, secret::Secrets},
     sinks::{self, webhook::Webhook},
-    store::schema,
+    store::{self, schema},
 };
 
 /// Timeout of `healthcheck`. Container probes give up after 30 s by default.
@@ -28,11 +28,8 @@ pub(super) async fn check(config: &Config, json: bool) -> anyhow::Result<Exit> {
     let findings = match Operator::connect(&config.connect_options()?, config.database.pooler).await {
         Ok(mut operator) => findings(config, &mut operator).await?,
         Err(error @ Error::Unreachable { .. }) => {
-            print::note!(
-                "the configuration is valid; subscriptions were not checked: {error:#}",
-                error = anyhow::Error::from(error)
-            );
-            return Ok(Exit::Done);
+            print::note!("the configuration is valid; the database and the subscriptions were not checked");
+            return Err(error.into());
         }
         Err(error) => return Err(error.into()),
     };
@@ -53,16 +50,19 @@ pub(super) async fn check(config: &Config, json: bool) -> anyhow::Result<Exit> {
 async fn findings(config: &Config, operator: &mut Operator) -> anyhow::Result<Vec<Finding>> {
     let pending = schema::pending(operator.connection()).await?;
     if !pending.is_empty() {
-        let problem = format!("not migrated ({} pending): run `pgoutbox migrate`", pending.len());
+        let problem = format!("not migrated ({} pending): run `pgoutbox migrate`", pending.join(", "));
         return Ok(vec![Finding { subject: "schema outbox".to_owned(), problem }]);
     }
+    // What a relay with this login asks at its start.
+    let unsuitable = store::unsuitable(operator.connection(), config.database.allow_superuser).await?;
+    let unsuitable = unsuitable.map(|problem| Finding { subject: "database".to_owned(), problem });
     let fenced = operator.fenced(&config.relay.environment).await?;
     let fenced = fenced.map(|problem| Finding { subject: "database".to_owned(), problem });
     let of_schema = operator.check_schema().await?;
     let registry = registry(config)?;
     let of_subscriptions =
         admin::check_subscriptions(operator.list_subscriptions(None).await?, &registry).await;
-    Ok(fenced.into_iter().chain(of_schema).chain(of_subscriptions).collect())
+    Ok(unsuitable.into_iter().chain(fenced).chain(of_schema).chain(of_subscriptions).collect())
 }
 
 /// The sinks of a relay with this configuration.

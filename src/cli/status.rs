@@ -31,6 +31,14 @@ pub(super) async fn status(operator: &mut Operator, environment: &str, json: boo
             relay.unsettled,
             relay.leased_ahead
         );
+        if let (Some(since), Some(why)) = (relay.no_progress_since, &relay.no_progress_why) {
+            print::note!(
+                "relay {}: no progress since {}: {}",
+                relay.name,
+                since.format("%Y-%m-%d %H:%M:%SZ"),
+                print::escaped(why)
+            );
+        }
     }
     let log = operator.log_status().await?;
     if let (1.., Some(age)) = (log.unrouted, log.oldest_age_seconds) {

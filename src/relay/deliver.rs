@@ -288,8 +288,8 @@ impl Deliver {
         answer
     }
 
-    /// Nothing is sent for a subscription for a moment: what lacks is this relay's own, or granted by a peer to
-    /// all of its subscriptions. Others, with connections of their own, go on.
+    /// Nothing is sent for a subscription for a moment: what lacks is this relay's own, or granted by a peer
+    /// to all of its subscriptions. Others, with connections of their own, go on.
     fn wait_for_resources(&self, subscription: &Subscription, lack: &str) {
         let (id, now) = (subscription.row.id, Instant::now());
         self.base.telemetry.resources_lacked(&subscription.row.name, lack);

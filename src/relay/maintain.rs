@@ -119,7 +119,10 @@ async fn report(
         })
         .collect();
     let numbers = sending.dispatch.numbers();
+    let (no_progress_for, no_progress_why) = base.telemetry.stuck(base.settings.lease).unzip();
     let report = RelayReport {
+        no_progress_for,
+        no_progress_why,
         relay: base.settings.name.clone(),
         uptime: started.elapsed(),
         permits: i32::try_from(base.settings.permits).unwrap_or(i32::MAX),

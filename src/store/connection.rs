@@ -380,6 +380,10 @@ fn pool(settings: &ConnectionSettings, guard: &Arc<Guard>) -> PgPool {
                         guard.judge(&found, &seen);
                         Ok(())
                     }
+                    Err(sqlx::Error::RowNotFound) => {
+                        guard.lacks_rows();
+                        Ok(())
+                    }
                     // Whatever the login lacks, the inspection says it.
                     Err(error) if class_of(&error) == Some(Class::NoRights) => Ok(()),
                     Err(error) => Err(error),

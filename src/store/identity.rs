@@ -214,6 +214,14 @@ impl Guard {
         standing
     }
 
+    /// Rows are missing that say whose the outbox is and how far it was routed: nothing is sent before the
+    /// inspection finds them again.
+    pub(super) fn lacks_rows(&self) {
+        let why = "the row of outbox.cursor or of outbox.identity is missing; run `pgoutbox migrate`";
+        let fenced = Trip::Fenced(why.to_owned());
+        self.trip.send_if_modified(|trip| trip.is_none().then(|| *trip = Some(fenced)).is_some());
+    }
+
     /// Forgets what was seen and why the database could not be used: the relay begins anew.
     pub(super) fn forget(&self) {
         *self.seen() = Seen::default();

@@ -6,6 +6,7 @@ use super::{
     connection::Store,
     error::Error,
     identity::{self, Found, Seen, Standing, Trip},
+    schema,
     statement::by_name,
 };
 use crate::sink::session;
@@ -40,6 +41,9 @@ impl Store {
         if let Some(problem) = found.problem(self.settings.allow_superuser) {
             return Err(Error::unsuitable(DOING, problem));
         }
+        if let Some(problem) = found.lack() {
+            return Err(Error::unsuitable(DOING, problem));
+        }
         if let Some(identity) = identity {
             self.recognize(&identity, &seen).await?;
         }
@@ -71,13 +75,8 @@ impl Store {
     }
 
     async fn look(&self, connection: &mut PgConnection) -> Result<(Inspection, Option<Found>), sqlx::Error> {
-        let query = sqlx::query(sql!("relay/inspect_connection")).persistent(false);
-        let found: Inspection = by_name(&query.fetch_one(&mut *connection).await?)?;
-        if found.permitted == Some(false) {
-            let lacking = super::schema::lacking(connection, "outbox_relay").await?;
-            return Ok((Inspection { lacking, ..found }, None));
-        }
-        let can_read = found.problem(self.settings.allow_superuser).is_none();
+        let found = Inspection::of(connection, self.settings.allow_superuser).await?;
+        let can_read = found.problem(self.settings.allow_superuser).is_none() && found.lack().is_none();
         let identity = if can_read { Some(Found::read(connection, self.relay()).await?) } else { None };
         Ok((found, identity))
     }
@@ -110,6 +109,18 @@ impl Store {
     }
 }
 
+/// What makes a database unsuitable for a relay with this login, and what to do about it.
+///
+/// # Errors
+/// Those of the database.
+pub async fn unsuitable(
+    connection: &mut PgConnection,
+    allow_superuser: bool,
+) -> Result<Option<String>, sqlx::Error> {
+    let found = Inspection::of(connection, allow_superuser).await?;
+    Ok(found.problem(allow_superuser).map(str::to_owned).or_else(|| found.lack()))
+}
+
 /// What a relay must know about a connection before it uses the database.
 #[derive(Debug, FromRow)]
 struct Inspection {
@@ -126,9 +137,31 @@ struct Inspection {
     lacking: String,
     /// Seconds since 1970 by the database's clock.
     clock: f64,
+    /// Rows without which no relay works.
+    #[sqlx(skip)]
+    missing_rows: Vec<String>,
 }
 
 impl Inspection {
+    async fn of(connection: &mut PgConnection, allow_superuser: bool) -> Result<Self, sqlx::Error> {
+        let query = sqlx::query(sql!("relay/inspect_connection")).persistent(false);
+        let mut found: Self = by_name(&query.fetch_one(&mut *connection).await?)?;
+        if found.permitted == Some(false) {
+            found.lacking = schema::lacking(connection, "outbox_relay").await?;
+        } else if found.problem(allow_superuser).is_none() {
+            found.missing_rows = schema::missing_rows(connection).await?;
+        }
+        Ok(found)
+    }
+
+    /// Which rows are missing, and what to do about it.
+    fn lack(&self) -> Option<String> {
+        let missing = self.missing_rows.join(", ");
+        (!missing.is_empty()).then(|| {
+            format!("missing: {missing} (restored without its rows, or truncated); run `pgoutbox migrate`")
+        })
+    }
+
     /// What makes the database unsuitable, and what to do about it.
     fn problem(&self, allow_superuser: bool) -> Option<&str> {
         if !self.migrated {

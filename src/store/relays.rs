@@ -22,6 +22,10 @@ pub struct RelayReport {
     pub leased_ahead: i32,
     /// Deliveries answered and not recorded.
     pub unsettled: i32,
+    /// For how long it has failed again and again to route or to settle; none while it works.
+    pub no_progress_for: Option<Duration>,
+    /// The error that it meets.
+    pub no_progress_why: Option<String>,
     /// Subscriptions whose numbers changed since the last report.
     pub subscriptions: Vec<SubscriptionReport>,
 }
@@ -90,6 +94,8 @@ impl Store {
             .bind_each(subscriptions, |one| one.last_filter_error.as_deref())
             .bind(report.leased_ahead)
             .bind(report.unsettled)
+            .bind(report.no_progress_for.map(|length| length.as_secs_f64()))
+            .bind(report.no_progress_why.as_deref())
             .row(|row| Ok((row.try_get("seen_at")?, row.try_get("others")?)))
             .await?;
         self.guard.saw_report(seen_at);

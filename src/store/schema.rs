@@ -53,6 +53,9 @@ pub enum Error {
     /// The login lacks rights.
     #[error("{0}")]
     Rights(String),
+    /// Rows that were missing could not be made.
+    #[error("making the rows that are missing")]
+    Restore(#[source] sqlx::Error),
     /// The table of applied migrations could not be read.
     #[error("reading which migrations were applied")]
     Read(#[source] sqlx::Error),
@@ -89,14 +92,71 @@ fn migrator() -> Migrator {
 pub async fn run(options: &PgConnectOptions) -> Result<Vec<String>, Error> {
     let options = options.clone().options(session::SETTINGS.iter().chain(SETTINGS).copied());
     let mut connection = session::connect(&options, false).await.map_err(Error::connect)?;
+    restore_history(&mut connection).await?;
     let missing = pending(&mut connection).await?;
     migrator().run(&mut connection).await.map_err(Error::apply)?;
+    sqlx::query(sql!("migrate/make_missing_rows"))
+        .execute(&mut connection)
+        .await
+        .map_err(|error| Error::Restore(plain(error)))?;
     // Everything is committed, whether or not the connection closes well.
     let _ = connection.close().await;
     Ok(missing)
 }
 
-/// Names of the missing migrations, such as `0001_events`, in order.
+/// Rows without which no relay works and that the tables lack, such as `the row of outbox.cursor`.
+///
+/// # Errors
+/// Those of the database.
+pub(super) async fn missing_rows(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(sql!("migrate/find_missing_rows")).persistent(false).fetch_all(connection).await
+}
+
+/// Records which migrations were applied, where a whole schema was restored without its rows.
+async fn restore_history(connection: &mut PgConnection) -> Result<(), Error> {
+    if !applied(connection).await?.is_empty() {
+        return Ok(());
+    }
+    let (mut tables, mut functions) = (Vec::new(), Vec::new());
+    for migration in migrator().iter() {
+        created(migration.sql.as_str(), &["table", "view"], &mut tables);
+        created(migration.sql.as_str(), &["function"], &mut functions);
+    }
+    let is_whole: bool = sqlx::query_scalar(sql!("migrate/is_whole"))
+        .bind(&tables)
+        .bind(&functions)
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(|error| Error::Restore(plain(error)))?;
+    if !is_whole {
+        return Ok(());
+    }
+    for migration in migrator().iter() {
+        sqlx::query(sql!("migrate/record_migration"))
+            .bind(migration.version)
+            .bind(&*migration.description)
+            .bind(&*migration.checksum)
+            .execute(&mut *connection)
+            .await
+            .map_err(|error| Error::Restore(plain(error)))?;
+    }
+    Ok(())
+}
+
+/// Names of the objects of these kinds that a migration creates in the schema outbox.
+fn created(migration: &str, kinds: &[&str], names: &mut Vec<String>) {
+    for line in migration.lines() {
+        let line = line.strip_prefix("create ").unwrap_or_default();
+        let line = line.strip_prefix("or replace ").unwrap_or(line);
+        let Some((kind, name)) = line.split_once(" outbox.") else { continue };
+        if kinds.contains(&kind) {
+            let end = name.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(name.len());
+            names.extend(name.get(..end).map(ToOwned::to_owned));
+        }
+    }
+}
+
+/// Names of the missing migrations, such as `0001_events`, and of the missing rows, in order.
 ///
 /// # Errors
 /// When the database cannot be read or was migrated by a newer version.
@@ -104,29 +164,44 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Vec<String>, Error
     let migrator = migrator();
     let known = migrator.iter().map(|migration| migration.version).max().unwrap_or(0);
     let read = |error| Error::Read(plain(error));
+    let applied = applied(connection).await?;
+    if let Some(&version) = applied.last().filter(|&&version| version > known) {
+        return Err(Error::Newer { version });
+    }
+    let mut missing: Vec<String> = migrator
+        .iter()
+        .filter(|migration| !applied.contains(&migration.version))
+        .map(|migration| format!("{:04}_{}", migration.version, migration.description.replace(' ', "_")))
+        .collect();
+    if missing.is_empty() {
+        match missing_rows(connection).await {
+            Ok(rows) => missing = rows,
+            // Whoever may not read them does not need them.
+            Err(error) if class_of(&error) == Some(Class::NoRights) => {}
+            Err(error) => return Err(read(error)),
+        }
+    }
+    Ok(missing)
+}
+
+/// Versions of the migrations that were applied, in order.
+async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
+    let read = |error| Error::Read(plain(error));
     let (is_migrated, holds): (bool, Option<String>) =
         sqlx::query_as(sql!("relay/inspect_schema")).fetch_one(&mut *connection).await.map_err(read)?;
-    let applied: Vec<i64> = match (is_migrated, holds) {
+    match (is_migrated, holds) {
         (true, _) => {
             let versions = "select version from outbox.migrations where success order by version";
             match sqlx::query_scalar(versions).fetch_all(&mut *connection).await {
                 Err(error) if class_of(&error) == Some(Class::NoRights) => {
-                    return Err(Error::Rights(lacking(connection, "outbox_relay").await.map_err(read)?));
+                    Err(Error::Rights(lacking(connection, "outbox_relay").await.map_err(read)?))
                 }
-                applied => applied.map_err(read)?,
+                applied => applied.map_err(read),
             }
         }
-        (false, Some(holds)) => return Err(Error::Foreign { holds }),
-        (false, None) => Vec::new(),
-    };
-    if let Some(&version) = applied.last().filter(|&&version| version > known) {
-        return Err(Error::Newer { version });
+        (false, Some(holds)) => Err(Error::Foreign { holds }),
+        (false, None) => Ok(Vec::new()),
     }
-    Ok(migrator
-        .iter()
-        .filter(|migration| !applied.contains(&migration.version))
-        .map(|migration| format!("{:04}_{}", migration.version, migration.description.replace(' ', "_")))
-        .collect())
 }
 
 /// What a login that lacks rights needs: the group, and the statement that gives it.

@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// Statements for operators that count or list everything.
-const FOR_PEOPLE: [&str; 8] = [
+const FOR_PEOPLE: [&str; 9] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
@@ -25,6 +25,7 @@ const FOR_PEOPLE: [&str; 8] = [
     "count_deliveries",
     "recent_events",
     "published",
+    "make_missing_rows",
 ];
 
 /// Measurements with stale and with fresh statistics.

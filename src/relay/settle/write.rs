@@ -155,7 +155,11 @@ impl Writer<'_> {
     ) -> Result<Option<HashSet<Id>>, Obstacle> {
         let mut waits = backon_waits();
         loop {
-            match write().await {
+            let written = write().await;
+            if written.is_ok() {
+                self.telemetry.database_worked("settle");
+            }
+            match written {
                 Ok(_) if *unknown => return Ok(None),
                 Ok(settled) => return Ok(Some(settled.into_iter().collect())),
                 Err(error) => {

@@ -123,6 +123,8 @@ metrics! {
     listener_losses: Counter = "pgoutbox_listener_losses", Counter::default();
     /// Failed queries by stage. Each is retried.
     database_failures: Family<StageLabels, Counter> = "pgoutbox_database_failures", Family::default();
+    /// For how long routing or settling has failed again and again; 0 while it works.
+    no_progress: Gauge<f64, AtomicU64> = "pgoutbox_no_progress_seconds", Gauge::default();
     /// Whether the outbox belongs to another database: 1 while nothing is sent before `pgoutbox adopt`.
     fenced: Gauge = "pgoutbox_fenced", Gauge::default();
     /// Version of this relay, as a label.

@@ -3,6 +3,7 @@
 
 mod metrics;
 mod outlets;
+mod progress;
 mod signal;
 
 use std::{
@@ -23,12 +24,15 @@ pub use self::{metrics::METRICS, signal::Signal};
 use self::{
     metrics::{BuildLabels, CauseLabels, Metrics, ReasonLabels, StageLabels, SubscriptionLabels},
     outlets::Outlets,
+    progress::Progress,
 };
 use super::delivery::Delivery;
 
 /// Signals kept for a slow receiver. It misses older ones.
 const SIGNALS_KEPT: usize = 65_536;
 
+/// Stages that retry what failed until it works, and do nothing else meanwhile.
+const RETRIED: [&str; 2] = ["work", "settle"];
 /// How often the log says that this relay lacks something.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
@@ -39,6 +43,7 @@ pub struct Telemetry {
     outlets: Outlets,
     signals: broadcast::Sender<Signal>,
     warned_of_resources: Mutex<Option<Instant>>,
+    progress: Progress,
 }
 
 impl std::fmt::Debug for Telemetry {
@@ -61,6 +66,7 @@ impl Telemetry {
             outlets: Outlets::default(),
             signals,
             warned_of_resources: Mutex::default(),
+            progress: Progress::default(),
         })
     }
 
@@ -349,8 +355,25 @@ impl Telemetry {
 
     pub(crate) fn database_failed(&self, stage: &'static str, error: &(dyn std::error::Error + 'static)) {
         self.metrics.database_failures.get_or_create(&StageLabels { stage }).inc();
-        tracing::warn!(stage, error = chain(error), "query failed, retrying");
+        let why = chain(error);
+        tracing::warn!(stage, error = why, "query failed, retrying");
+        if RETRIED.contains(&stage) {
+            self.progress.failed(stage, why, Instant::now());
+        }
         self.signal(|| Signal::DatabaseFailed);
+    }
+
+    /// Ends a series of failures of a stage.
+    pub(crate) fn database_worked(&self, stage: &'static str) {
+        self.progress.worked(stage);
+    }
+
+    /// For how long a stage has failed again and again, if that is at least `least`, and a sentence about it.
+    pub(crate) fn stuck(&self, least: Duration) -> Option<(Duration, String)> {
+        let stuck = self.progress.stuck(least, Instant::now());
+        let seconds = stuck.as_ref().map_or(0.0, |(length, _)| length.as_secs_f64());
+        self.metrics.no_progress.set(seconds);
+        stuck
     }
 
     pub(crate) fn permits_measured(&self, free: u32, breakers_open: usize) {

@@ -172,6 +172,7 @@ impl Database {
             .args(arguments)
             .env_clear()
             .env("DATABASE_URL", self.url())
+            .env("PGOUTBOX__DATABASE__ALLOW_SUPERUSER", "true")
             .stdin(Stdio::null())
             .output()
             .unwrap()

@@ -51,7 +51,7 @@ pub(crate) fn statements() -> Vec<Statement> {
 impl Statement {
     /// Whether operators or tests run it, not a relay.
     pub(crate) fn is_an_operators(&self) -> bool {
-        matches!(self.folder.as_str(), "admin" | "testing")
+        matches!(self.folder.as_str(), "admin" | "testing" | "migrate")
     }
 
     fn parameters(&self) -> usize {
