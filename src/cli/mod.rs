@@ -16,6 +16,7 @@ mod print;
 mod publish;
 mod receive;
 mod run;
+mod signals;
 mod status;
 mod subscriptions;
 mod trial;
@@ -66,7 +67,8 @@ enum Command {
     },
     /// Create or update the schema `outbox`.
     Migrate(run::Migrate),
-    /// Deliver events until SIGTERM or SIGINT; a second signal stops without draining.
+    /// Deliver events until SIGTERM or SIGINT; a second signal stops without draining. SIGHUP reads
+    /// subscriptions and their secrets again.
     Run {
         /// Migrate before starting.
         #[arg(long)]

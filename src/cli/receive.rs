@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::exit::Exit;
-use super::{Misuse, print, run::Signals};
+use super::{Misuse, print, signals::Signals};
 
 /// Most requests that wait to be printed.
 const PRINT_QUEUE: usize = 64;

@@ -1,4 +1,5 @@
-//! `run` and `migrate`. The first SIGTERM or SIGINT drains; a second one stops without draining.
+//! `run` and `migrate`. The first signal that would end the process drains; a second one stops without
+//! draining. SIGHUP reloads.
 
 use std::time::Duration;
 
@@ -13,13 +14,14 @@ use crate::{
 };
 use anyhow::Context;
 use sqlx::postgres::PgPoolOptions;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{Signal, SignalKind, signal},
-};
+use tokio::{net::TcpListener, signal::unix::Signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{exit::Exit, limits, print};
+use super::{
+    exit::Exit,
+    limits, print,
+    signals::{self, Signals},
+};
 
 /// Timeout of getting a connection from the pool.
 const ACQUIRE: Duration = Duration::from_secs(5);
@@ -58,9 +60,9 @@ impl Migrate {
 /// Runs a relay until a signal, then drains.
 pub(super) async fn run(config: &Config, migrate_first: bool) -> anyhow::Result<Exit> {
     logging::init(&config.telemetry)?;
-    let mut signals = Signals::new()?;
+    let (mut signals, hangup) = (Signals::without_hangup()?, signals::hangup()?);
     let drain = CancellationToken::new();
-    let work = work(config, migrate_first, drain.clone());
+    let work = work(config, migrate_first, hangup, drain.clone());
     tokio::pin!(work);
     tokio::select! {
         ended = &mut work => return ended,
@@ -79,7 +81,12 @@ pub(super) async fn run(config: &Config, migrate_first: bool) -> anyhow::Result<
     }
 }
 
-async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) -> anyhow::Result<Exit> {
+async fn work(
+    config: &Config,
+    migrate_first: bool,
+    mut hangup: Signal,
+    drain: CancellationToken,
+) -> anyhow::Result<Exit> {
     for warning in config.warnings() {
         tracing::warn!(warning, "configuration warning");
     }
@@ -123,6 +130,13 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
         () = drain.cancelled() => return Ok(Exit::Done),
     };
 
+    let health = relay.health();
+    let reloading = async {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP: reading every subscription and its secrets again");
+            health.reload();
+        }
+    };
     let closed = CancellationToken::new();
     let server = Server {
         settings: config.http.clone(),
@@ -142,7 +156,11 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
         drained
     };
     // Wait for both: probes are answered while the relay drains.
-    let (drained, served) = tokio::join!(relaying, serving);
+    let working = async { tokio::join!(relaying, serving) };
+    let (drained, served) = tokio::select! {
+        ended = working => ended,
+        () = async { reloading.await; std::future::pending().await } => return Ok(Exit::Failed),
+    };
     served.context("serving http")?;
     let drained = drained?;
     if drained.complete {
@@ -154,24 +172,4 @@ async fn work(config: &Config, migrate_first: bool, drain: CancellationToken) ->
         "the drain ran out of time; unfinished deliveries were released and will be retried"
     );
     Ok(Exit::Unfinished)
-}
-
-/// Receives SIGTERM and SIGINT.
-pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    pub(super) fn new() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("listening for signals");
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
-    }
-
-    pub(super) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

@@ -1,9 +1,10 @@
 //! HTTP for operators: probes and metrics, by default on 127.0.0.1:7411. Calls no stage and shows no secret.
 //!
-//! A request passes, in this order: the limit of connections; Host, Origin and token (`auth.rs`); the
-//! deadline and the limit of bodies; a handler.
+//! A request passes, in this order: a place for its connection (`places.rs`); Host, Origin and token
+//! (`auth.rs`); the deadline and the limit of bodies; a handler.
 
 mod auth;
+mod places;
 mod probes;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -15,25 +16,27 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use hyper::server::conn::http1;
+use hyper::{
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::{limit::RequestBodyLimitLayer, timeout::TimeoutLayer};
 
+use places::{Places, Taken};
 pub use probes::Readiness;
 
 use secrecy::SecretString;
 
 use crate::relay::telemetry::Telemetry;
 
-/// Most connections at once; others wait in the backlog of the listener.
-const CONNECTIONS: usize = 256;
 /// Timeout of receiving the head of a request, also of the next one on an open connection.
-const HEAD: Duration = Duration::from_secs(10);
+const HEAD: Duration = Duration::from_secs(5);
 /// The largest head of a request, in bytes.
 const LARGEST_HEAD: usize = 16 * 1024;
 /// The largest body of a request, in bytes.
@@ -85,17 +88,13 @@ pub async fn serve<R: Readiness>(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let router = router(server, listener.local_addr()?);
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Places::default());
     let connections = TaskTracker::new();
     loop {
-        let permit = tokio::select! {
-            () = shutdown.cancelled() => break,
-            permit = Arc::clone(&room).acquire_owned() => permit.expect("the semaphore is never closed"),
-        };
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(error = %error, "accepting a connection failed");
                     let _ = tokio::time::timeout(PAUSE, shutdown.cancelled()).await;
@@ -103,11 +102,11 @@ pub async fn serve<R: Readiness>(
                 }
             },
         };
-        let (router, shutdown) = (router.clone(), shutdown.clone());
-        connections.spawn(async move {
-            let _permit = permit;
-            let _ = tokio::time::timeout(CONNECTION, serve_connection(stream, router, shutdown)).await;
-        });
+        // Without a place the connection is closed at once.
+        let Some(place) = places.take(peer.ip().to_canonical()) else { continue };
+        let (router, shutdown, close) = (router.clone(), shutdown.clone(), place.close.clone());
+        let serving = tokio::time::timeout(CONNECTION, serve_connection(stream, router, place, shutdown));
+        connections.spawn(close.run_until_cancelled_owned(serving));
     }
     connections.close();
     // Connections that are left end with the runtime, or after CONNECTION.
@@ -116,8 +115,21 @@ pub async fn serve<R: Readiness>(
 }
 
 /// Serves one connection until it ends or the server stops. Errors of a client are ignored.
-async fn serve_connection(stream: tokio::net::TcpStream, router: Router, shutdown: CancellationToken) {
-    let service = TowerToHyperService::new(router);
+async fn serve_connection(
+    stream: tokio::net::TcpStream,
+    router: Router,
+    place: Taken,
+    shutdown: CancellationToken,
+) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(|request| {
+        let (answering, answer) = (place.answering(), router.call(request));
+        async move {
+            let answer = answer.await;
+            drop(answering);
+            answer
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Drained, Error, Health, Relay,
     clock::Clock,
-    parts::{Base, Parts},
+    parts::{Base, Parts, ReloadAsked},
 };
 use super::{Settings, telemetry::Telemetry, watch::Failed};
 use crate::{
@@ -199,6 +199,7 @@ impl Builder {
             telemetry: self.telemetry,
             clock: Clock::default(),
             index: ArcSwap::default(),
+            reload: ReloadAsked::default(),
         });
         let parts = Parts::new(base, self.sinks);
         let health = Health {

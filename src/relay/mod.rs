@@ -227,8 +227,8 @@ impl Relay {
 }
 
 impl Health {
-    /// Whether the database answers with a schema that fits, every stage works, and the relay is not
-    /// draining.
+    /// Whether the database answers with a schema that fits, every stage works and gets anywhere, and the
+    /// relay is not draining.
     ///
     /// # Errors
     /// What is wrong, as a sentence.
@@ -239,11 +239,21 @@ impl Health {
         if self.draining.load(Ordering::Acquire) {
             return Err("draining".to_owned());
         }
+        if let Some((length, why)) = self.base.telemetry.stuck(self.base.settings.lease) {
+            let length = crate::delivery::duration::format(Duration::from_secs(length.as_secs()));
+            return Err(format!("no progress for {length}: {why}"));
+        }
         match tokio::time::timeout(Duration::from_secs(3), self.base.store.inspect()).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(crate::relay::telemetry::chain(&error)),
             Err(_) => Err("the database did not answer within 3 s".to_owned()),
         }
+    }
+
+    /// Asks the relay to read every subscription again, with the secrets and files to which it refers.
+    pub fn reload(&self) {
+        self.base.reload.asked.store(true, Ordering::Release);
+        self.base.reload.news.notify_one();
     }
 
     /// The state of the relay as JSON, for `/readyz?verbose`.
@@ -259,6 +269,7 @@ impl Health {
             "draining": self.draining.load(Ordering::Acquire),
             "failed_stage": self.failed.stage(),
             "fenced": base.store.is_fenced(),
+            "no_progress": base.telemetry.stuck(base.settings.lease).map(|(_, why)| why),
             "permits": base.settings.permits,
             "free_permits": sending.dispatch.free_permits(),
             "leased_ahead": numbers.ahead,

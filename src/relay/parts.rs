@@ -32,6 +32,15 @@ pub(super) struct Base {
     /// The database's clock.
     pub(super) clock: Clock,
     pub(super) index: ArcSwap<Index>,
+    /// Somebody asks for a reload of everything.
+    pub(super) reload: ReloadAsked,
+}
+
+/// A request to read everything again, until it is done.
+#[derive(Debug, Default)]
+pub(super) struct ReloadAsked {
+    pub(super) asked: AtomicBool,
+    pub(super) news: Notify,
 }
 
 /// What may be sent now.

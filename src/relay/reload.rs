@@ -53,6 +53,24 @@ impl Reload {
         }
     }
 
+    /// Reads and binds everything again, if somebody asks for it: also what did not change may refer to
+    /// secrets and files that did.
+    ///
+    /// # Errors
+    /// Those of the database. It is then tried again.
+    pub(super) async fn load_all_if_asked(&mut self) -> Result<(), Error> {
+        if !self.base.reload.asked.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let snapshot = self.snapshot.take();
+        let loaded = self.load().await;
+        if loaded.is_err() {
+            self.base.reload.asked.store(true, Ordering::Release);
+            self.snapshot = snapshot;
+        }
+        loaded
+    }
+
     /// Updates the index.
     ///
     /// # Errors

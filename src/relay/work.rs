@@ -113,7 +113,10 @@ pub(super) async fn work(parts: Parts, bell: Bell, deliver: Arc<Deliver>, shutdo
             work.turn(&shutdown).await
         };
         match result.await {
-            Ok(()) => waits = backon_waits(),
+            Ok(()) => {
+                waits = backon_waits();
+                work.base.telemetry.database_worked("work");
+            }
             Err(error) => {
                 work.base.telemetry.database_failed("work", &error);
                 work.armed = false;
@@ -136,6 +139,7 @@ impl Work {
         if self.bell.missed.swap(false, Ordering::AcqRel) {
             self.next_poll = Instant::now();
         }
+        self.reload.load_all_if_asked().await?;
         if Instant::now() >= self.next_poll {
             self.look_for_due().await?;
         }
@@ -279,7 +283,10 @@ impl Work {
 
     async fn until_due(&self) {
         let due = self.waiting.schedule.next().map_or(self.next_poll, |due| due.min(self.next_poll));
-        tokio::time::sleep_until(due.into()).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(due.into()) => {}
+            () = self.base.reload.news.notified() => {}
+        }
     }
 
     async fn await_work(&mut self, shutdown: &CancellationToken) {

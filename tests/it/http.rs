@@ -122,6 +122,34 @@ async fn a_draining_relay_is_not_ready_but_still_answers() {
 }
 
 #[tokio::test]
+async fn connections_that_send_half_a_request_keep_no_probe_waiting() {
+    let server = started("127.0.0.1:0", None, Ok(())).await;
+    let mut strangers = Vec::new();
+    for number in 0..300 {
+        let mut stranger = TcpStream::connect(server.address).await.unwrap();
+        let half = if number % 2 == 0 { "GET /livez HTTP/1.1\r\nHost: loc" } else { "" };
+        stranger.write_all(half.as_bytes()).await.unwrap();
+        strangers.push(stranger);
+    }
+    for path in ["/livez", "/readyz"] {
+        let probe = timeout(Duration::from_secs(3), server.status(path, &[])).await;
+        assert_eq!(probe, Ok(200), "{path}");
+    }
+    // Somebody who sends a whole request is served among them, again and again.
+    let mut patient = TcpStream::connect(server.address).await.unwrap();
+    for _ in 0..3 {
+        let request = format!("GET /livez HTTP/1.1\r\nHost: {}\r\n\r\n", server.address);
+        patient.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        timeout(DEADLINE, patient.read_exact(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        let mut rest = [0; 1024];
+        timeout(DEADLINE, patient.read(&mut rest)).await.unwrap().unwrap();
+    }
+    drop(strangers);
+}
+
+#[tokio::test]
 async fn errors_are_problem_documents() {
     let server = started("127.0.0.1:0", None, Ok(())).await;
     let missing = server.get("/nowhere", &[]).await;

@@ -24,6 +24,7 @@ mod event_types; // payloads that do not fit, versions, invalid schemas
 mod faults; // killed, disconnected and panicking relays, crashing servers
 mod fence; // a copy of an outbox sends nothing before it is adopted
 mod filters; // match and filters, and events they cannot evaluate
+mod health; // whether a relay gets anywhere is seen from outside
 mod http; // access, probes and metrics over HTTP
 mod isolation; // one bad subscriber, publisher or tenant costs the others nothing
 mod ledger; // the ledger checker finds each kind of defect
@@ -43,6 +44,7 @@ mod rooms; // rooms use each other in one direction
 mod route; // each committed event once to each matching subscription
 mod scale; // millions of rows that are in the way
 mod shortages; // what this relay lacks is charged to no destination
+mod signals; // every signal that would end a relay drains it
 mod sink_contract; // one suite for every sink
 mod sinks; // each sink beyond the contract, against real destinations
 mod sizes; // events that are too large are refused at the insert

@@ -81,6 +81,11 @@ impl ChildRelay {
         );
     }
 
+    /// Id of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id().expect("it still runs")
+    }
+
     pub(crate) fn log(&self) -> Vec<String> {
         self.lines.0.lock().unwrap().clone()
     }
