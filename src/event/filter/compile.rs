@@ -17,9 +17,9 @@ use regex::{Regex, RegexBuilder};
 
 use super::{
     Invalid, LONGEST,
-    meter::{ADD, CUT, ENV, FIND, MATCHES, RANGE, WEIGH},
+    meter::{ADD, CUT, ENV, EXACT, FIND, MATCHES, RANGE, WEIGH},
     names::{EVENT, FIELDS, FUNCTIONS, TYPES, WALKERS},
-    tree::{call, count, deepest, is_constant, meter, wrap},
+    tree::{call, count, deepest, is_constant, meter, whole_literal, wrap},
     value::VARIABLES,
 };
 
@@ -30,6 +30,27 @@ const DEEPEST: usize = 32;
 const LARGEST_REGEX: usize = 256 * 1024;
 /// Regular expressions in one expression.
 const MOST_PATTERNS: usize = 20;
+/// Operators that compare their sides.
+const COMPARISONS: [&str; 7] = [
+    operators::EQUALS,
+    operators::NOT_EQUALS,
+    operators::LESS,
+    operators::LESS_EQUALS,
+    operators::GREATER,
+    operators::GREATER_EQUALS,
+    operators::IN,
+];
+/// Operations whose result may be a large double, which no field of an event is.
+const COMPUTING: [&str; 8] = [
+    ADD,
+    operators::SUBSTRACT,
+    operators::MULTIPLY,
+    operators::DIVIDE,
+    operators::NEGATE,
+    operators::CONDITIONAL,
+    "double",
+    "dyn",
+];
 /// Stack of the parser, in bytes. Parsing is recursive, and the depth is not known before.
 const STACK: usize = 64 * 1024 * 1024;
 
@@ -262,6 +283,9 @@ impl Checker<'_> {
         for part in call.target.as_deref_mut().into_iter().chain(&mut call.args) {
             self.check(part)?;
         }
+        if COMPARISONS.contains(&name.as_str()) {
+            call.args.iter_mut().for_each(make_exact);
+        }
         let is_literal = |part: &IdedExpr| matches!(part.expr, Expr::Literal(_));
         match (name.as_str(), call.args.as_mut_slice()) {
             (operators::ADD, [_, _]) => {
@@ -349,5 +373,19 @@ impl Checker<'_> {
             }
         }
         Ok(fields)
+    }
+}
+
+/// Makes one side of a comparison exact: large doubles are the integers that they are.
+fn make_exact(side: &mut IdedExpr) {
+    match &mut side.expr {
+        Expr::Literal(literal) => {
+            if let Some(whole) = whole_literal(literal) {
+                *literal = whole;
+            }
+        }
+        Expr::List(list) => list.elements.iter_mut().for_each(make_exact),
+        Expr::Call(call) if COMPUTING.contains(&call.func_name.as_str()) => wrap(side, EXACT),
+        _ => {}
     }
 }

@@ -10,18 +10,20 @@ use cel::{
     Env, ExecutionError,
     common::{
         ast::operators,
-        types::{CelBool, CelInt, CelList, CelMap, CelMapKey, CelString, DYN_TYPE},
+        types::{CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelString, DYN_TYPE},
         value::{CowVal, Val},
     },
     extensions,
 };
 
-use super::value::{METER, MOST_WORK, Meter, weight};
+use super::value::{METER, MOST_WORK, Meter, weight, whole};
 
 /// Replaces `a + b`.
 pub(super) const ADD: &str = "@add";
 /// Takes the cost of a value about to be copied, compared or walked.
 pub(super) const WEIGH: &str = "@weigh";
+/// A number about to be compared: see [`whole`].
+pub(super) const EXACT: &str = "@exact";
 /// Takes the cost of a text about to be split.
 pub(super) const CUT: &str = "@cut";
 /// Takes the cost of searching the right side of `in`.
@@ -38,6 +40,7 @@ pub(super) static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
         extensions::strings(&mut env),
         env.add_overload(ADD, ADD, vec![DYN_TYPE, DYN_TYPE, DYN_TYPE], add),
         env.add_overload(WEIGH, WEIGH, vec![DYN_TYPE, DYN_TYPE], weigh),
+        env.add_overload(EXACT, EXACT, vec![DYN_TYPE, DYN_TYPE], exact),
         env.add_overload(CUT, CUT, vec![DYN_TYPE, DYN_TYPE], cut),
         env.add_overload(FIND, FIND, vec![DYN_TYPE, DYN_TYPE], find),
         env.add_overload(RANGE, RANGE, vec![DYN_TYPE, DYN_TYPE, DYN_TYPE], range),
@@ -89,6 +92,12 @@ fn weigh<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
     let [meter, value] = two(arguments)?;
     take(&meter, || weight(value.as_ref()))?;
     Ok(value)
+}
+
+fn exact<'b, 'v>(arguments: Arguments<'b, 'v>) -> Outcome<'b, 'v> {
+    let [_, value] = two(arguments)?;
+    let exact = value.downcast_ref::<CelDouble>().and_then(|double| whole(*double.inner()));
+    Ok(exact.map_or(value, CowVal::Owned))
 }
 
 /// Each byte of the text may become a string of its own.

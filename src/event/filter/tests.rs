@@ -75,6 +75,45 @@ fn a_filter_sees_every_part_of_an_event() {
 }
 
 #[test]
+fn no_filter_compares_a_rounded_number() {
+    let order = r#"{"i": 9007199254740993, "j": 9007199254740992, "d": 9007199254740992.0, 
+                    "u": 9223372036854775809, "n": -9007199254740993, "list": [9007199254740992.0],
+                    "small": 2.0}"#;
+    for no in [
+        "payload.i == 9007199254740992.0",
+        "9007199254740992.0 == payload.i",
+        "payload.i <= 9007199254740992.0",
+        "payload.u == 9223372036854775808.0",
+        "payload.n == -9007199254740992.0",
+        "payload.n >= -9007199254740992.0",
+        "payload.i == payload.d",
+        "payload.d == 9007199254740993",
+        "payload.i in [9007199254740992.0]",
+        "payload.i in payload.list",
+        "[payload.i] == [9007199254740992.0]",
+        "payload.list == [9007199254740993]",
+        "payload.i == 4503599627370496.0 * payload.small",
+        "payload.i == 9007199254740992.0 + 0.0",
+        "payload.i == (payload.small == 2.0 ? 9007199254740992.0 : 1.0)",
+        "payload.i == double('9007199254740992')",
+    ] {
+        assert!(matches!(evaluate(no, order), FilterResult::NoMatch { .. }), "{no}");
+        let yes = no.replace("payload.i", "payload.j").replace("740993", "740992");
+        let yes = yes.replace("payload.u", "9223372036854775808u");
+        let order = order.replace("-9007199254740993", "-9007199254740992");
+        assert_eq!(evaluate(&yes, &order), FilterResult::Match, "{yes}");
+    }
+    for yes in [
+        "payload.i != 9007199254740992.0",
+        "payload.i > 9007199254740992.0",
+        "payload.n < payload.small",
+        "payload.small == 2",
+    ] {
+        assert_eq!(evaluate(yes, order), FilterResult::Match, "{yes}");
+    }
+}
+
+#[test]
 fn a_filter_that_cannot_be_evaluated_fails_and_says_why_without_the_payload() {
     for (filter, why) in [
         ("payload.missing == 1", "there is no key \"missing\""),

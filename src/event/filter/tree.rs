@@ -2,10 +2,16 @@
 
 use cel::{
     IdedExpr,
-    common::ast::{CallExpr, EntryExpr, Expr, LiteralValue, operators},
+    common::{
+        ast::{CallExpr, EntryExpr, Expr, LiteralValue, operators},
+        types::{CelInt, CelUInt},
+    },
 };
 
-use super::{json::Node, value::METER};
+use super::{
+    json::Node,
+    value::{METER, whole},
+};
 
 /// For `payload.field == literal` or `literal == payload.field`: the field, and the literal in the form of
 /// [`super::Facts::field`].
@@ -40,6 +46,14 @@ pub(super) fn equality(part: &IdedExpr) -> Option<(String, String)> {
     };
     let [left, right] = args(part, operators::EQUALS)?;
     field(&left).zip(literal(&right)).or_else(|| field(&right).zip(literal(&left)))
+}
+
+/// A literal of a large double as the literal of the integer that it is.
+pub(super) fn whole_literal(literal: &LiteralValue) -> Option<LiteralValue> {
+    let LiteralValue::Double(double) = literal else { return None };
+    let whole = whole(*double.inner())?;
+    let int = whole.downcast_ref::<CelInt>().copied().map(LiteralValue::Int);
+    int.or_else(|| whole.downcast_ref::<CelUInt>().copied().map(LiteralValue::UInt))
 }
 
 /// Whether an expression is a literal or a list of literals, whose size is limited by the source text.

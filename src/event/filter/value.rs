@@ -261,9 +261,23 @@ fn number<'e>(text: &str) -> Box<dyn Val + 'e> {
         // Only numbers that a double holds exactly: comparing a rounded number could give a wrong answer. The
         // shortest form of the double must be the number as it is written.
         Ok(double) if double.is_finite() && Decimal::of(&json_of(&double)) == Decimal::of(text) => {
-            Box::new(CelDouble::from(double))
+            whole(double).unwrap_or_else(|| Box::new(CelDouble::from(double)))
         }
         _ => Box::new(Number(text.into())),
+    }
+}
+
+/// A double of 2^53 and more as the integer that it is, if it is in the range of one. An integer that is
+/// compared with a double is rounded to one, which changes nothing below: so these two are compared exactly.
+pub(super) fn whole<'e>(double: f64) -> Option<Box<dyn Val + 'e>> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    const LIMIT: f64 = 9_223_372_036_854_775_808.0;
+    if double.abs() < EXACT || double < -LIMIT || double >= LIMIT * 2.0 {
+        None
+    } else if double < LIMIT {
+        Some(Box::new(CelInt::from(double as i64)))
+    } else {
+        Some(Box::new(CelUInt::from(double as u64)))
     }
 }
 
