@@ -41,7 +41,11 @@ impl Apply {
         let mut operator = connect(config).await?;
         let changes = admin::compare(&operator.list_subscriptions(None).await?, &specs, self.prune);
         for change in &changes {
-            if self.json { print::json([change])? } else { print::line(&change.to_string())? }
+            if self.json {
+                print::json([change])?;
+            } else {
+                change.to_string().lines().try_for_each(print::line)?;
+            }
         }
         if changes.is_empty() {
             print::note!("nothing to change");

@@ -207,12 +207,12 @@ async fn show(operator: &mut Operator, id: i64, json: bool) -> anyhow::Result<Ex
         return Ok(Exit::Failed);
     };
     if json {
-        print::line(letter.get())?;
+        print::written_json(letter.get())?;
     } else {
         // Keep the text of each column: parsing would change long numbers of the payload.
         let columns: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
             serde_json::from_str(letter.get())?;
-        print::line(&serde_json::to_string_pretty(&columns)?)?;
+        print::written_json(&serde_json::to_string_pretty(&columns)?)?;
     }
     Ok(Exit::Done)
 }

@@ -8,6 +8,9 @@ use std::{
 
 use serde::Serialize;
 
+pub(super) use crate::event::harmless::escaped;
+use crate::event::harmless::escaped_json;
+
 /// Prints a text unchanged.
 pub(super) fn raw(text: &str) -> io::Result<()> {
     let mut out = stdout().lock();
@@ -15,9 +18,14 @@ pub(super) fn raw(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints a line.
+/// Prints JSON that is written already, with an end of line.
+pub(super) fn written_json(text: &str) -> io::Result<()> {
+    raw(&format!("{}\n", escaped_json(text)))
+}
+
+/// Prints a line of text, which may hold what strangers wrote.
 pub(super) fn line(text: &str) -> io::Result<()> {
-    raw(&format!("{text}\n"))
+    raw(&format!("{}\n", escaped(text)))
 }
 
 /// Writes a note to standard error, formatted like `format!`. A reader that is gone or a disk that is full
@@ -35,7 +43,8 @@ pub(super) fn write_note(text: fmt::Arguments<'_>) {
 /// Writes a text to standard error, without an end of line.
 pub(super) fn write_prompt(text: fmt::Arguments<'_>) {
     // One write for the whole text: lines of several threads do not mix.
-    let _ = stderr().write_all(text.to_string().as_bytes());
+    let text: Vec<String> = text.to_string().split('\n').map(escaped).collect();
+    let _ = stderr().write_all(text.join("\n").as_bytes());
 }
 
 /// Prints one JSON object a line.
@@ -45,7 +54,7 @@ pub(super) fn json<T: Serialize>(rows: impl IntoIterator<Item = T>) -> io::Resul
         text.push_str(&serde_json::to_string(&row)?);
         text.push('\n');
     }
-    raw(&text)
+    raw(&escaped_json(&text))
 }
 
 /// Prints a table with names of columns; nothing if there are no rows.
@@ -71,12 +80,6 @@ pub(super) fn table<const N: usize>(names: [&str; N], rows: &[[String; N]]) -> i
     raw(&text)
 }
 
-pub(super) fn escaped(cell: &str) -> String {
-    cell.chars()
-        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
-        .collect()
-}
-
 /// Asks on the terminal, and says whether the answer is yes.
 pub(super) fn confirmed(question: &str) -> io::Result<bool> {
     write_prompt(format_args!("{question} [y/N] "));
@@ -91,13 +94,5 @@ pub(super) fn counted(count: i64, one: &str) -> String {
         _ if count == 1 => format!("1 {one}"),
         Some(stem) => format!("{count} {stem}ries"),
         None => format!("{count} {one}s"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(super::escaped("a\u{1b}[31m\nbé"), "a\\u{1b}[31m\\nbé");
     }
 }

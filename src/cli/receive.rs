@@ -104,7 +104,7 @@ async fn show(mut received: mpsc::Receiver<Received>, json: bool) -> anyhow::Res
                 "verified": got.verified,
                 "body": got.body,
             });
-            print::line(&line.to_string())?;
+            print::json([line])?;
         } else {
             let signature = match got.verified {
                 None => "",

@@ -70,7 +70,8 @@ impl Subscriptions {
                     return Ok(missing(&name));
                 };
                 let object = object(&row);
-                print::line(&if json { object.to_string() } else { serde_json::to_string_pretty(&object)? })?;
+                let text = if json { object.to_string() } else { serde_json::to_string_pretty(&object)? };
+                print::written_json(&text)?;
             }
             Self::Pause(named) => {
                 let changed = operator.pause_subscription(&named.name).await?;

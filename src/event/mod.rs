@@ -1,6 +1,7 @@
 //! Events as they are stored in the log, and drafts as an application writes them.
 
 pub mod filter;
+pub(crate) mod harmless;
 pub mod topic;
 pub mod types;
 

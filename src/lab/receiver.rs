@@ -3,7 +3,7 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,7 +15,7 @@ use axum::{
     body::to_bytes,
     extract::Request,
     handler::HandlerWithoutStateExt,
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, StatusCode, header, uri::Authority},
     serve::ListenerExt,
 };
 use serde::Deserialize;
@@ -164,6 +164,9 @@ impl Receiver {
 }
 
 async fn answer(shared: Arc<Shared>, request: Request) -> StatusCode {
+    if is_of_a_web_page(&request) {
+        return StatusCode::FORBIDDEN;
+    }
     shared.requests.fetch_add(1, Ordering::Relaxed);
     let options = &shared.options;
     let (head, body) = request.into_parts();
@@ -189,6 +192,21 @@ async fn answer(shared: Arc<Shared>, request: Request) -> StatusCode {
         let _ = received.send(describe(head.headers, &body, verified, status)).await;
     }
     status
+}
+
+/// Whether a web page sent it: a page that somebody visits can reach this machine. Browsers say so with an
+/// Origin, and a page whose name leads here asks for another Host.
+fn is_of_a_web_page(request: &Request) -> bool {
+    let headers = request.headers();
+    let host = match headers.get(header::HOST) {
+        Some(host) => host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()),
+        None => request.uri().authority().cloned(), // HTTP/2
+    };
+    let is_here = host.is_some_and(|host| {
+        let name = host.host().trim_start_matches('[').trim_end_matches(']');
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    });
+    headers.contains_key(header::ORIGIN) || !is_here
 }
 
 fn describe(headers: HeaderMap, body: &[u8], verified: Option<bool>, status: StatusCode) -> Received {

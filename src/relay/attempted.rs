@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{concurrency::Answer, dispatch::Job};
 use crate::{
     delivery::{Outcome, Reason},
+    event::harmless,
     sink::Report,
 };
 
@@ -62,10 +63,10 @@ pub(super) fn all(count: usize, report: &Report) -> Vec<Report> {
     vec![report.clone(); count]
 }
 
-/// An answer as PostgreSQL can store it: at most 1 KiB, without NUL. One that it refuses would hold up every
-/// verdict of its batch.
+/// An answer as PostgreSQL can store it: at most 1 KiB, and nothing that controls a terminal. A NUL would hold
+/// up every verdict of its batch.
 pub(super) fn storable(answer: String) -> String {
-    let mut answer = if answer.contains('\0') { answer.replace('\0', "\\0") } else { answer };
+    let mut answer = harmless::escaped(&answer);
     answer.truncate(answer.floor_char_boundary(LONGEST_ANSWER));
     answer
 }
@@ -109,7 +110,8 @@ mod tests {
 
     #[test]
     fn an_answer_that_postgresql_would_refuse_is_made_storable() {
-        assert_eq!(storable("a\0b".to_owned()), "a\\0b");
+        assert_eq!(storable("a\0b".to_owned()), "a\\u{0}b");
+        assert_eq!(storable("\u{1b}[2J\u{202e}x\ny".to_owned()), "\\u{1b}[2J\\u{202e}x\\ny");
         assert_eq!(storable("ä".repeat(2_000)).len(), LONGEST_ANSWER);
         assert_eq!(storable("short".to_owned()), "short");
     }

@@ -224,7 +224,7 @@ pub(super) fn escape(bytes: &[u8], confidential: &[SecretString]) -> String {
     let mut kept = String::with_capacity(text.len().min(KEEP_LIMIT));
     for character in text.chars() {
         let start = kept.len();
-        if is_harmless(character) {
+        if crate::event::harmless::is_harmless(character) {
             kept.push(character);
         } else {
             kept.extend(character.escape_default());
@@ -236,14 +236,6 @@ pub(super) fn escape(bytes: &[u8], confidential: &[SecretString]) -> String {
         }
     }
     kept
-}
-
-/// Whether a character neither controls the terminal nor reorders or hides its neighbours.
-fn is_harmless(character: char) -> bool {
-    !character.is_control()
-        && !matches!(character, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
-        && !matches!(character, '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}')
-        && !matches!(character, '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
