@@ -14,6 +14,7 @@ mod outgoing;
 pub(crate) mod plain;
 mod problem;
 mod registry;
+pub(crate) mod redact;
 pub mod secret;
 pub(crate) mod session;
 pub mod settings;

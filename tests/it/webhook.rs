@@ -343,6 +343,19 @@ async fn secrets_in_an_answer_are_redacted() {
     )
     .await;
     assert_eq!(report.answer.as_deref(), Some("Forbidden: token [redacted] is revoked"));
+    // In base64, in hexadecimal, in another case, in part, and cut where reading ends.
+    let long = [b"x".repeat(16 * 1024 - 20), b"y canary-canary".to_vec()].concat();
+    let echo = b"Y2FuYXJ5LWNhbmFyeQ== 63616e6172792d63616e617279 CANARY-CANARY canary-can... %63anary-canary"
+        .to_vec();
+    for answer in [echo, long] {
+        let receiver = Hostile::start(Mode::Status(403, vec![], answer)).await;
+        let config =
+            json!({"url": receiver.url("/"), "headers": {"authorization": "env:PGOUTBOX_SECRET_TOKEN"}});
+        let kept = send(config, "{}").await.answer.unwrap();
+        for part in ["canary", "CANARY", "Y2Fu", "63616e"] {
+            assert!(!kept.contains(part), "{part}: {kept}");
+        }
+    }
 }
 
 #[tokio::test]

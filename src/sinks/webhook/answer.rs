@@ -7,7 +7,6 @@ use std::{
 };
 
 use http::{HeaderMap, StatusCode, header};
-use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
@@ -19,7 +18,7 @@ use super::{
 };
 use crate::{
     delivery::{LONGEST_PAUSE, Outcome, Reason},
-    sink::Report,
+    sink::{Report, redact::Redactor},
 };
 
 /// Bytes of a response that are read.
@@ -162,7 +161,7 @@ async fn whole(response: &mut Response) -> Result<Vec<u8>, Option<Failure>> {
 }
 
 /// Reads the beginning of a response. The connection is reused only if the response was read to its end.
-async fn excerpt(mut response: Response, confidential: &[SecretString]) -> Option<String> {
+async fn excerpt(mut response: Response, confidential: &Redactor) -> Option<String> {
     let mut read = Vec::new();
     let until = Instant::now() + BODY_TIMEOUT;
     while let Ok(Ok(Some(chunk))) = timeout_at(until, response.chunk()).await {
@@ -175,15 +174,16 @@ async fn excerpt(mut response: Response, confidential: &[SecretString]) -> Optio
 }
 
 /// The part of a body that is kept, escaped.
-fn kept(response: &Response, body: &[u8], confidential: &[SecretString]) -> Option<String> {
+fn kept(response: &Response, body: &[u8], confidential: &Redactor) -> Option<String> {
     let is_problem = response
         .headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"application/problem+json"));
     let body = body.get(..READ_LIMIT).unwrap_or(body);
     let problem = if is_problem { problem(body) } else { None };
+    let is_cut = problem.is_none() && body.len() == READ_LIMIT;
     let text = problem.as_ref().map_or(body, String::as_bytes);
-    (!text.is_empty()).then(|| escape(text, confidential))
+    (!text.is_empty()).then(|| escape_part(text, confidential, is_cut))
 }
 
 /// An answer that was put together, within the limit of what is kept.
@@ -207,7 +207,12 @@ fn problem(body: &[u8]) -> Option<String> {
 
 /// Escapes foreign bytes for a terminal, a log and a text column: at most [`KEEP_LIMIT`] bytes, printable,
 /// without secrets.
-pub(super) fn escape(bytes: &[u8], confidential: &[SecretString]) -> String {
+pub(super) fn escape(bytes: &[u8], confidential: &Redactor) -> String {
+    escape_part(bytes, confidential, false)
+}
+
+/// Like [`escape`], also for what `is_cut`: the beginning of something longer.
+fn escape_part(bytes: &[u8], confidential: &Redactor, is_cut: bool) -> String {
     let mut text = String::with_capacity(bytes.len().min(KEEP_LIMIT));
     for part in bytes.utf8_chunks() {
         text.push_str(part.valid());
@@ -216,11 +221,7 @@ pub(super) fn escape(bytes: &[u8], confidential: &[SecretString]) -> String {
             let _ = write!(text, "\\x{byte:02x}");
         }
     }
-    for secret in confidential {
-        if text.contains(secret.expose_secret()) {
-            text = text.replace(secret.expose_secret(), "[redacted]");
-        }
-    }
+    let text = confidential.redact(&text, is_cut);
     let mut kept = String::with_capacity(text.len().min(KEEP_LIMIT));
     for character in text.chars() {
         let start = kept.len();
@@ -309,9 +310,13 @@ mod tests {
 
     #[test]
     fn an_excerpt_is_printable_short_and_without_secrets() {
-        let secret = [SecretString::from("canary")];
-        assert_eq!(escape(b"a\x1b[31m\0\n\xff\xc2\x9b", &[]), "a\\u{1b}[31m\\u{0}\\n\\xff\\u{9b}");
-        assert_eq!(escape("\u{202e}evil — ok".as_bytes(), &[]), "\\u{202e}evil — ok");
+        let mut secret = Redactor::default();
+        secret.add(&"canary".into());
+        assert_eq!(
+            escape(b"a\x1b[31m\0\n\xff\xc2\x9b", &Redactor::default()),
+            "a\\u{1b}[31m\\u{0}\\n\\xff\\u{9b}"
+        );
+        assert_eq!(escape("\u{202e}evil — ok".as_bytes(), &Redactor::default()), "\\u{202e}evil — ok");
         assert_eq!(escape(b"you sent canary, canary", &secret), "you sent [redacted], [redacted]");
         for hostile in [
             vec![0u8; READ_LIMIT],
@@ -319,7 +324,7 @@ mod tests {
             "é".repeat(5000).into_bytes(),
             vec![b'a'; READ_LIMIT],
         ] {
-            let kept = escape(&hostile, &[]);
+            let kept = escape(&hostile, &Redactor::default());
             assert!(
                 kept.len() <= KEEP_LIMIT && kept.ends_with('…') && kept.chars().all(is_harmless),
                 "{}",

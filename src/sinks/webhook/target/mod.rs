@@ -22,6 +22,7 @@ use crate::{
         Batch, Outgoing,
         body::{self, Body},
         egress::Guard,
+        redact::Redactor,
         secret::Secrets,
     },
 };
@@ -76,7 +77,7 @@ pub struct Target {
     /// Status codes that are not retried.
     pub(super) dead_letter_on: Vec<u16>,
     /// Secrets to remove from reports: a receiver may send them back.
-    pub(super) confidential: Vec<SecretString>,
+    pub(super) confidential: Redactor,
     /// Batching, if several events are sent in one request.
     pub(super) batch: Option<Batch>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -122,7 +123,7 @@ impl Target {
             timeout: DEFAULT_TIMEOUT,
             destination,
             dead_letter_on: Vec::new(),
-            confidential: Vec::new(),
+            confidential: Redactor::default(),
             batch: None,
             headers: Vec::new(),
             keys: Vec::new(),
@@ -173,7 +174,7 @@ impl Target {
             let text = value.as_str().ok_or_else(|| format!("{field}: its value must be a string"))?;
             let text = if Secrets::is_reference(text) {
                 let secret = secrets.resolve(text).map_err(|problem| format!("{field}: {problem}"))?;
-                self.keep_confidential(&secret);
+                self.confidential.add(&secret);
                 secret
             } else {
                 SecretString::from(text)
@@ -204,18 +205,9 @@ impl Target {
             self.keys.push(
                 Key::parse(&secret).map_err(|problem| format!("config.secret: {reference:?}: {problem}"))?,
             );
-            self.keep_confidential(&secret);
+            self.confidential.add(&secret);
         }
         Ok(())
-    }
-
-    /// Marks a secret and its long words as confidential: of `Bearer TOKEN` a receiver may send back only
-    /// the token.
-    fn keep_confidential(&mut self, secret: &SecretString) {
-        let text = secret.expose_secret();
-        let words = text.split_whitespace().filter(|word| word.len() >= 8);
-        let longest_first = std::iter::once(text).chain(words).filter(|text| !text.is_empty());
-        self.confidential.extend(longest_first.map(SecretString::from));
     }
 
     /// The request for these deliveries: for one, or for several if the target has a batch. Payloads are
