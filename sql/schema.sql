@@ -1252,6 +1252,24 @@ begin
         new.resumed_at := clock_timestamp();
     end if;
 
+    -- First: everything below reads all of it. What is compressed is written out only if it is
+    -- small.
+    for part in
+        select field.name
+          from (values ('config', pg_column_size(new.config), 65536),
+                       ('retry', pg_column_size(new.retry), 65536),
+                       ('match', pg_column_size(new.match), 65536),
+                       ('topics', pg_column_size(new.topics), 65536),
+                       ('keys', pg_column_size(new.keys), 524288)) as field (name, size, most)
+         where field.size > field.most
+    loop
+        raise exception using errcode = '22023', message = format('%s: is too large', part.name),
+            hint = 'At most 64 KiB, for keys 512 KiB.';
+    end loop;
+    if octet_length(new.config::text) > 65536 then
+        raise exception using errcode = '22023', message = 'config: is too large',
+            hint = 'At most 64 KiB.';
+    end if;
     if new.name is null or new.name !~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$' then
         raise exception using errcode = '22023',
             message = format('name: %L is not a subscription name', new.name),

@@ -10,6 +10,35 @@ async fn refusal(pool: &PgPool, columns: &str, values: &str) -> String {
     sqlx::query(sqlx::AssertSqlSafe(insert)).execute(pool).await.unwrap_err().to_string()
 }
 
+#[tokio::test]
+async fn a_subscription_of_200_megabytes_is_refused_by_its_field() {
+    let database = Database::new().await;
+    for (field, column, value) in [
+        ("config", "config", "jsonb_build_object('url', 'https://a.example', 'x', repeat('a', 200000000))"),
+        ("retry", "retry", "jsonb_build_object(repeat('a', 1000000), 1)"),
+        ("match", "match", "jsonb_build_object('x', repeat('a', 1000000))"),
+        ("topics", "topics", "array_fill('a.b'::text, array[100000])"),
+        ("keys", "keys", "array_fill('a'::text, array[1000000])"),
+    ] {
+        let columns =
+            if column == "topics" { "name, sink".to_owned() } else { "name, sink, topics".to_owned() };
+        let values = if column == "topics" { "'large', 'webhook'" } else { "'large', 'webhook', '{**}'" };
+        let insert =
+            format!("insert into outbox.subscriptions ({columns}, {column}) select {values}, {value}");
+        let refused = sqlx::query(sqlx::AssertSqlSafe(insert)).execute(&database.pool).await.unwrap_err();
+        let message = refused.into_database_error().unwrap().message().to_owned();
+        assert_eq!(message, format!("{field}: is too large"));
+    }
+    // What another table has stored is compressed.
+    let stored = "jsonb_build_object('url', 'https://a.example', 'x', repeat('a', 600000)) as config";
+    database.execute(format!("create table stored as select {stored}")).await;
+    let copy = "insert into outbox.subscriptions (name, sink, topics, config) \
+                select 'large', 'webhook', '{**}', config from stored";
+    let refused = sqlx::query(copy).execute(&database.pool).await.unwrap_err().to_string();
+    assert!(refused.contains("config: is too large"), "{refused}");
+    database.drop().await;
+}
+
 /// What another table has stored is compressed: 600 KB of one letter take 7 KB.
 #[tokio::test]
 async fn what_is_stored_compressed_is_measured_as_what_it_is() {

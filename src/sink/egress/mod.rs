@@ -54,22 +54,26 @@ const fn v6(a: u16, b: u16, length: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, 0, 0, 0, 0, 0, 0), length)
 }
 
+// Source of the ranges below: IANA's registries of special-purpose addresses for IPv4 and IPv6 (RFC 6890) as
+// they stand with RFC 9637, August 2024; IANA's list of the address space of IPv6, of 2024-09-10, for the
+// returned 6bone; and the documentation of clouds for the address that they serve secrets from.
 const FORBIDDEN_V4: &[Ipv4Net] = &[
-    v4(0, 0, 0, 0, 8),       // this network
-    v4(10, 0, 0, 0, 8),      // private
-    v4(100, 64, 0, 0, 10),   // carrier-grade NAT
-    v4(127, 0, 0, 0, 8),     // loopback
-    v4(169, 254, 0, 0, 16),  // link-local; the metadata service of clouds
-    v4(172, 16, 0, 0, 12),   // private
-    v4(192, 0, 0, 0, 24),    // protocol assignments
-    v4(192, 0, 2, 0, 24),    // documentation
-    v4(192, 88, 99, 0, 24),  // 6to4 relays
-    v4(192, 168, 0, 0, 16),  // private
-    v4(198, 18, 0, 0, 15),   // benchmarks
-    v4(198, 51, 100, 0, 24), // documentation
-    v4(203, 0, 113, 0, 24),  // documentation
-    v4(224, 0, 0, 0, 4),     // multicast
-    v4(240, 0, 0, 0, 4),     // reserved; broadcast
+    v4(0, 0, 0, 0, 8),        // this network
+    v4(10, 0, 0, 0, 8),       // private
+    v4(100, 64, 0, 0, 10),    // carrier-grade NAT
+    v4(127, 0, 0, 0, 8),      // loopback
+    v4(168, 63, 129, 16, 32), // Azure's services for its virtual machines, their certificates among them
+    v4(169, 254, 0, 0, 16),   // link-local; the metadata service of clouds
+    v4(172, 16, 0, 0, 12),    // private
+    v4(192, 0, 0, 0, 24),     // protocol assignments
+    v4(192, 0, 2, 0, 24),     // documentation
+    v4(192, 88, 99, 0, 24),   // 6to4 relays
+    v4(192, 168, 0, 0, 16),   // private
+    v4(198, 18, 0, 0, 15),    // benchmarks
+    v4(198, 51, 100, 0, 24),  // documentation
+    v4(203, 0, 113, 0, 24),   // documentation
+    v4(224, 0, 0, 0, 4),      // multicast
+    v4(240, 0, 0, 0, 4),      // reserved; broadcast
 ];
 
 const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 3);
@@ -78,6 +82,7 @@ const FORBIDDEN_V6: &[Ipv6Net] = &[
     v6(0x2001, 0, 23),     // protocol assignments, Teredo
     v6(0x2001, 0xdb8, 32), // documentation
     v6(0x2002, 0, 16),     // 6to4: contains an IPv4 address
+    v6(0x3ffe, 0, 16),     // the 6bone, returned in 2006: whoever announces it today may be anybody
     v6(0x3fff, 0, 20),     // documentation
 ];
 
