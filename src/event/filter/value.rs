@@ -272,7 +272,7 @@ fn number<'e>(text: &str) -> Box<dyn Val + 'e> {
 pub(super) fn whole<'e>(double: f64) -> Option<Box<dyn Val + 'e>> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     const LIMIT: f64 = 9_223_372_036_854_775_808.0;
-    if double.abs() < EXACT || double < -LIMIT || double >= LIMIT * 2.0 {
+    if double.abs() < EXACT || !(-LIMIT..LIMIT * 2.0).contains(&double) {
         None
     } else if double < LIMIT {
         Some(Box::new(CelInt::from(double as i64)))
