@@ -63,8 +63,8 @@ pub(super) fn all(count: usize, report: &Report) -> Vec<Report> {
     vec![report.clone(); count]
 }
 
-/// An answer as PostgreSQL can store it: at most 1 KiB, and nothing that controls a terminal. A NUL would hold
-/// up every verdict of its batch.
+/// An answer as PostgreSQL can store it: at most 1 KiB, and nothing that controls a terminal. A NUL would
+/// hold up every verdict of its batch.
 pub(super) fn storable(answer: String) -> String {
     let mut answer = harmless::escaped(&answer);
     answer.truncate(answer.floor_char_boundary(LONGEST_ANSWER));

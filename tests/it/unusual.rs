@@ -64,9 +64,10 @@ async fn unusual() -> Database {
     database
 }
 
-/// A session of an application: as the database says, but that it writes.
+/// A session of an application: as the database says, but that it writes, and stays however long it is idle.
 async fn application(database: &Database) -> PgConnection {
-    database.options.clone().options([("default_transaction_read_only", "off")]).connect().await.unwrap()
+    let own = [("default_transaction_read_only", "off"), ("idle_session_timeout", "0")];
+    database.options.clone().options(own).connect().await.unwrap()
 }
 
 fn run(database: &Database, arguments: &[&str]) -> String {
