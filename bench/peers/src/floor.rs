@@ -1,5 +1,5 @@
-//! The floor: the HTTP client of pgoutbox, set up as its webhook sink sets it up, posting the same bytes
-//! without a database.
+//! The floor: an HTTP client (reqwest), with the limits of the webhook sink of pgoutbox, posting the same
+//! bytes without a database.
 
 use std::{
     sync::{

@@ -1,6 +1,6 @@
 //! `pgoutbox bench`: each figure with its floor, measured on the same machine in the same minute.
 //!
-//! A floor is what the machine can do without pgoutbox: the same HTTP client without a database, PostgreSQL
+//! A floor is what the machine can do without pgoutbox: an HTTP client without a database, PostgreSQL
 //! alone, a table without triggers. Floor and figure take turns (A-B-A-B), each time on a fresh copy of a
 //! freshly migrated database in a private, durable PostgreSQL. The report shows the medians of the rounds,
 //! their extremes, and the ratio of the medians. Everything runs on loopback and in a temporary directory;

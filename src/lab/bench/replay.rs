@@ -1,4 +1,4 @@
-//! The floor of webhooks: the same HTTP client, configured as in the webhook sink, posts the same bytes
+//! The floor of webhooks: an HTTP client (reqwest), with the limits of the webhook sink, posts the same bytes
 //! repeatedly, without relay and database. Headers, signature and body are those of a request that a relay
 //! has sent, so nothing is signed.
 
@@ -7,12 +7,6 @@ use std::time::Duration;
 use anyhow::Context;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
-use http_body_util::{BodyExt, Full};
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioTimer},
-};
-use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
@@ -29,7 +23,7 @@ const IDLE_PER_HOST: usize = 256;
 /// A request that can be sent again.
 #[derive(Debug, Clone)]
 pub(super) struct Replay {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: reqwest::Client,
     headers: HeaderMap,
     body: Bytes,
 }
@@ -49,29 +43,30 @@ impl Replay {
         headers.remove(header::HOST);
         headers.remove(header::CONTENT_LENGTH);
         stage.discard(database).await?;
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(Duration::from_secs(5)));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .referer(false)
+            .timeout(SOON)
+            .connect_timeout(Duration::from_secs(5))
             .pool_max_idle_per_host(IDLE_PER_HOST)
-            .build(connector);
+            .tcp_nodelay(true)
+            .build()
+            .context("setting up the HTTP client")?;
         Ok(Self { client, headers, body: body.into() })
     }
 
     /// Sends the request, unchanged or with the id of another event.
     pub(super) async fn post(&self, url: &url::Url, event: Option<Uuid>) -> anyhow::Result<()> {
-        let mut request = http::Request::post(url.as_str()).body(Full::new(self.body.clone()))?;
+        let mut request = reqwest::Request::new(reqwest::Method::POST, url.clone());
         *request.headers_mut() = self.headers.clone();
         if let Some(event) = event {
             request.headers_mut().insert("webhook-id", HeaderValue::try_from(event.to_string())?);
         }
-        let answering = async {
-            let answer = self.client.request(request).await.context("posting")?;
-            anyhow::ensure!(answer.status().is_success(), "the receiver answered {}", answer.status());
-            // The connection is reused only after the response was read to its end.
-            answer.into_body().collect().await.context("reading the answer").map(drop)
-        };
-        timeout(SOON, answering).await.context("posting")?
+        *request.body_mut() = Some(self.body.clone().into());
+        let answer = self.client.execute(request).await.context("posting")?;
+        anyhow::ensure!(answer.status().is_success(), "the receiver answered {}", answer.status());
+        // The connection is reused only after the response was read to its end.
+        answer.bytes().await.context("reading the answer").map(drop)
     }
 }
