@@ -101,6 +101,17 @@ pub(super) struct Version {
     pub(super) ended: Option<(Instant, Instant)>,
 }
 
+/// A resume or an edit.
+#[derive(Debug)]
+pub(super) struct Change {
+    pub(super) begun: Instant,
+    pub(super) done: Instant,
+    /// Whether it was gone before and is not any more.
+    pub(super) was_gone: bool,
+    /// Whether it changed something: what was answered to earlier requests binds no longer.
+    pub(super) is_new: bool,
+}
+
 /// A subscription from `subscribe` to `unsubscribe`.
 #[derive(Debug)]
 pub(super) struct Subscription {
@@ -110,8 +121,8 @@ pub(super) struct Subscription {
     pub(super) versions: Vec<Version>,
     /// From the confirmation of a pause to the beginning of its end.
     pub(super) pauses: Vec<(Instant, Option<Instant>)>,
-    /// Resumes and changes, and whether they found it gone.
-    pub(super) resumes: Vec<(Instant, Instant, bool)>,
+    /// Resumes and edits.
+    pub(super) changes: Vec<Change>,
     pub(super) redrives: usize,
     pub(super) discarded: HashMap<Uuid, Instant>,
 }
@@ -123,6 +134,10 @@ impl Subscription {
 
     pub(super) fn is_alive(&self) -> bool {
         self.now().ended.is_none()
+    }
+
+    fn has(&self, path: u32) -> bool {
+        self.versions.iter().any(|version| version.path == path)
     }
 
     pub(super) fn is_paused(&self) -> bool {
@@ -139,10 +154,10 @@ impl Subscription {
         let gone = requests.iter().filter(|request| request.status == 410);
         gone.map(|request| {
             let from = request.answered.unwrap_or(request.arrived);
-            let of_destination = self.versions.iter().filter(|version| version.path == request.path);
-            let replaced = of_destination.map(|version| version.ended.map_or(far, |ended| ended.1)).max();
-            let resumed = self.resumes.iter().filter(|(_, done, found)| *found && *done > from);
-            (from, resumed.map(|resume| resume.1).chain(replaced).min().unwrap_or(far))
+            let ends = |change: &&Change| {
+                (change.is_new && change.begun > request.arrived) || (change.was_gone && change.done > from)
+            };
+            (from, self.changes.iter().filter(ends).map(|change| change.done).min().unwrap_or(far))
         })
         .collect()
     }
@@ -189,9 +204,8 @@ pub(super) struct Report {
 }
 
 impl History {
-    /// Compares with what a receiver has got. At the end everything was resumed, fixed and redriven.
-    pub(super) fn check(&self, requests: &[Request], permits: usize) -> Report {
-        let mut report = Report::default();
+    /// Compares with what a receiver has got, but for what is owed.
+    pub(super) fn check(&self, requests: &[Request], permits: usize, report: &mut Report) {
         let mut routed: HashMap<Uuid, Instant> = HashMap::new();
         for request in requests {
             let first = routed.entry(request.event).or_insert(request.arrived);
@@ -199,20 +213,18 @@ impl History {
         }
         let events: HashMap<Uuid, &Event> = self.events.iter().map(|event| (event.id, event)).collect();
         for (number, subscription) in self.subscriptions.iter().enumerate() {
-            let paths: HashSet<u32> = subscription.versions.iter().map(|version| version.path).collect();
-            let own: Vec<&Request> = requests.iter().filter(|one| paths.contains(&one.path)).collect();
+            let own: Vec<&Request> = requests.iter().filter(|one| subscription.has(one.path)).collect();
             let mut of_event: HashMap<Uuid, Vec<&Request>> = HashMap::new();
             let found = report.findings.len();
             for request in &own {
                 of_event.entry(request.event).or_default().push(request);
                 let event = events.get(&request.event).copied();
-                for fault in self.may(subscription, event, request, &routed, &mut report) {
+                for fault in self.may(subscription, event, request, &routed, report) {
                     let at = self.at(request.arrived);
                     report.findings.push(format!("subscription {number}: {fault}: {request:?} at {at:.3}"));
                 }
             }
-            self.check_answers(number, subscription, &own, &mut report);
-            let gone = subscription.gone(&own);
+            self.check_answers(number, subscription, &own, report);
             for (event, own) in &of_event {
                 let delivered =
                     own.iter().filter(|one| one.is_delivered()).filter_map(|one| one.answered).min();
@@ -226,28 +238,39 @@ impl History {
                         .push(format!("subscription {number}: {failed} of {most} attempts of {event}"));
                 }
             }
-            for event in self.events.iter().filter(|event| subscription.must(event, &gone)) {
-                report.owed += 1;
-                let is_delivered =
-                    of_event.get(&event.id).is_some_and(|own| own.iter().any(|one| one.is_delivered()));
-                if !is_delivered {
-                    let seen = of_event.get(&event.id);
-                    let at = event.committed.map(|committed| self.at(committed.0));
-                    let fault = format!("subscription {number} lost {event:?} of {at:?}; requests: {seen:?}");
-                    report.findings.push(fault);
-                }
-            }
             if report.findings.len() > found {
-                let gone: Vec<_> =
-                    gone.iter().map(|(from, until)| [self.at(*from), self.at(*until)]).collect();
-                report.findings.push(format!("{}\ngone: {gone:?}", self.describe(number)));
+                report.findings.push(self.describe(number, &own));
             }
         }
         let most = permits * self.kills.len();
         if report.copies > most {
             report.findings.push(format!("{} copies, at most {most}", report.copies));
         }
-        report
+    }
+
+    /// What is certainly owed, when everything has just been resumed, fixed and redriven, and what of it was
+    /// not delivered.
+    pub(super) fn owed(&self, requests: &[Request], report: &mut Report) {
+        report.owed = 0;
+        for (number, subscription) in self.subscriptions.iter().enumerate().filter(|(_, one)| one.is_alive())
+        {
+            let own: Vec<&Request> = requests.iter().filter(|one| subscription.has(one.path)).collect();
+            let delivered: HashSet<Uuid> =
+                own.iter().filter(|one| one.is_delivered()).map(|one| one.event).collect();
+            let gone = subscription.gone(&own);
+            let owed = self.events.iter().filter(|event| subscription.must(event, &gone));
+            let (there, lost): (Vec<_>, Vec<_>) = owed.partition(|event| delivered.contains(&event.id));
+            report.owed += there.len() + lost.len();
+            for event in &lost {
+                let at = event.committed.map(|committed| self.at(committed.0));
+                let seen: Vec<_> = own.iter().filter(|one| one.event == event.id).collect();
+                let fault = format!("subscription {number} lost {event:?} of {at:?}; requests: {seen:?}");
+                report.findings.push(fault);
+            }
+            if !lost.is_empty() {
+                report.findings.push(self.describe(number, &own));
+            }
+        }
     }
 
     /// Seconds since the beginning.
@@ -257,7 +280,7 @@ impl History {
     }
 
     /// The changes of a subscription, for a finding.
-    fn describe(&self, number: usize) -> String {
+    fn describe(&self, number: usize, own: &[&Request]) -> String {
         let one = &self.subscriptions[number];
         let mut lines = vec![format!("subscription {number}, id {}, {}", one.id, one.name)];
         for Version { path, spec, made, ended } in &one.versions {
@@ -267,10 +290,13 @@ impl History {
         for (from, until) in &one.pauses {
             lines.push(format!("paused {:.3} to {:?}", self.at(*from), until.map(|until| self.at(until))));
         }
-        for (begun, _, was_gone) in &one.resumes {
-            lines.push(format!("resumed or changed {:.3}, gone: {was_gone}", self.at(*begun)));
+        for Change { begun, was_gone, is_new, .. } in &one.changes {
+            lines.push(format!("changed {:.3}, gone: {was_gone}, new: {is_new}", self.at(*begun)));
         }
         let ends = |ends: &[Instant]| ends.iter().map(|end| self.at(*end)).collect::<Vec<_>>();
+        let gone = one.gone(own);
+        let gone: Vec<_> = gone.iter().map(|(from, until)| [self.at(*from), self.at(*until)]).collect();
+        lines.push(format!("gone {gone:?}"));
         lines.push(format!("kills {:?}, stops {:?}", ends(&self.kills), ends(&self.stops)));
         lines.join("\n")
     }
@@ -341,13 +367,13 @@ impl History {
                 continue; // it may not have been recorded
             }
             let before = asked.arrived - FOLLOWED..asked.arrived;
-            if subscription.resumes.iter().any(|resume| before.contains(&resume.0)) {
+            if subscription.changes.iter().any(|change| before.contains(&change.begun)) {
                 continue; // it may have been sent for the version before, and binds only that
             }
             let lasts =
                 if asked.status == 429 { RETRY_AFTER - 2 * CLOCKS } else { Duration::from_secs(3_600) };
             let ended =
-                subscription.resumes.iter().map(|resume| resume.0).filter(|begun| *begun > asked.arrived);
+                subscription.changes.iter().map(|change| change.begun).filter(|begun| *begun > asked.arrived);
             let until = ended.chain([answered + lasts]).min().unwrap_or(answered);
             for one in
                 own.iter().filter(|one| one.path == asked.path && one.arrived > from && one.arrived < until)

@@ -101,6 +101,8 @@ async fn answer(
     };
     let takes = match mode {
         Mode::Slow => rand::random_range(200..1_000),
+        // Some of these answers come when the subscription has changed.
+        Mode::Busy | Mode::Gone if rand::random_bool(0.3) => rand::random_range(200..1_500),
         _ => rand::random_range(0..60),
     };
     pause(Duration::from_millis(takes)).await;

@@ -10,7 +10,7 @@ use sqlx::{Connection, Executor, PgConnection};
 use uuid::Uuid;
 
 use super::{
-    model::{Event, History, Spec, Subscription, Version},
+    model::{Change, Event, History, Report, Spec, Subscription, Version},
     receiver::{Mode, Receiver},
 };
 use crate::support::{Database, RelayBox, pause};
@@ -19,6 +19,8 @@ const PERMITS: u32 = 16;
 const NAMES: [&str; 7] = ["shop", "bank", "mail", "search", "audit", "stock", "tax"];
 /// Subscriptions at once.
 const SUBSCRIPTIONS: usize = 4;
+/// Steps after which everything is settled and what is owed is compared: later edits make less of it certain.
+const STEPS: usize = 40;
 
 /// One database with its relays, receiver and history.
 pub(super) struct World {
@@ -51,31 +53,37 @@ impl World {
         for _ in 0..2 {
             self.subscribe().await;
         }
-        for _ in 0..steps {
+        let (mut report, mut settling) = (Report::default(), Duration::ZERO);
+        let mut owed = 0;
+        for step in 1..=steps {
             self.step().await;
             pause(Duration::from_millis(self.random.random_range(0..60))).await;
+            if step % STEPS == 0 {
+                let settles = Instant::now();
+                report.findings.extend(self.settle().await);
+                settling += settles.elapsed();
+                self.history.owed(&self.receiver.requests(), &mut report);
+                owed += report.owed;
+            }
         }
-        let stepped = began.elapsed();
-        let stuck = self.settle().await;
         let requests = self.receiver.requests();
-        let mut report = self.history.check(&requests, PERMITS as usize);
-        report.findings.extend(stuck);
+        self.history.check(&requests, PERMITS as usize, &mut report);
         eprintln!(
             "seed {}: {steps} steps, {} events, {} subscriptions in {} versions, {} owed, {} requests, \
              {} copies of {} kills, latest under an old version after {:.0?}, {} findings, \
-             {:.0?} and {:.0?} to settle",
+             {:.0?}, of which {:.0?} to settle",
             self.seed,
             self.history.events.iter().filter(|event| event.committed.is_some()).count(),
             self.history.subscriptions.len(),
             self.history.subscriptions.iter().map(|one| one.versions.len()).sum::<usize>(),
-            report.owed,
+            owed,
             requests.len(),
             report.copies,
             self.history.kills.len(),
             report.latest,
             report.findings.len(),
-            stepped,
-            began.elapsed() - stepped,
+            began.elapsed(),
+            settling,
         );
         for relay in self.relays.drain(..) {
             relay.stop().await;
@@ -231,9 +239,9 @@ impl World {
         let id = save(&mut connection, &name, &spec, &self.receiver.url(path), start).await;
         let made = (begun, Instant::now());
         let (versions, pauses) = (vec![Version { path, spec, made, ended: None }], Vec::new());
-        let (resumes, discarded) = (Vec::new(), std::collections::HashMap::new());
+        let (changes, discarded) = (Vec::new(), std::collections::HashMap::new());
         let one =
-            Subscription { id, name, from_beginning, versions, pauses, resumes, redrives: 0, discarded };
+            Subscription { id, name, from_beginning, versions, pauses, changes, redrives: 0, discarded };
         self.history.subscriptions.push(one);
         connection.close().await.unwrap();
     }
@@ -270,7 +278,7 @@ impl World {
         let mut connection = self.database.connection().await;
         let begun = Instant::now();
         connection.execute("begin").await.unwrap();
-        let was_gone = is_gone(&mut connection, one.id).await;
+        let before = state(&mut connection, one.id).await;
         if let Some(name) = name {
             sqlx::query("update outbox.subscriptions set name = $1 where id = $2")
                 .bind(&name)
@@ -283,11 +291,10 @@ impl World {
             let id = save(&mut connection, &one.name, &spec, &url, "now").await;
             assert_eq!(id, one.id);
         }
-        // What changes nothing is no change.
-        let was_gone = was_gone && !is_gone(&mut connection, one.id).await;
+        let after = state(&mut connection, one.id).await;
         connection.execute("commit").await.unwrap();
         let made = (begun, Instant::now());
-        one.resumes.push((made.0, made.1, was_gone));
+        one.changes.push(change(made, &before, &after));
         one.versions.last_mut().unwrap().ended = Some(made);
         one.versions.push(Version { path, spec, made, ended: None });
         connection.close().await.unwrap();
@@ -315,10 +322,11 @@ impl World {
         let mut connection = self.database.connection().await;
         let begun = Instant::now();
         connection.execute("begin").await.unwrap();
-        let was_gone = is_gone(&mut connection, one.id).await;
+        let before = state(&mut connection, one.id).await;
         sqlx::query("select outbox.resume($1)").bind(&one.name).execute(&mut connection).await.unwrap();
+        let after = state(&mut connection, one.id).await;
         connection.execute("commit").await.unwrap();
-        one.resumes.push((begun, Instant::now(), was_gone));
+        one.changes.push(change((begun, Instant::now()), &before, &after));
         if let Some((_, until @ None)) = one.pauses.last_mut() {
             *until = Some(begun);
         }
@@ -376,9 +384,20 @@ impl World {
     }
 }
 
-async fn is_gone(connection: &mut PgConnection, id: i64) -> bool {
-    let state = "select state = 'gone' from outbox.subscriptions where id = $1 for update";
-    sqlx::query_scalar(state).bind(id).fetch_one(connection).await.unwrap()
+/// Whether a subscription is gone, and when it was last changed or resumed.
+async fn state(connection: &mut PgConnection, id: i64) -> (bool, Option<String>) {
+    let state = "select state = 'gone', resumed_at::text from outbox.subscriptions where id = $1 for update";
+    sqlx::query_as(state).bind(id).fetch_one(connection).await.unwrap()
+}
+
+/// What changes nothing ends nothing.
+fn change(
+    made: (Instant, Instant),
+    before: &(bool, Option<String>),
+    after: &(bool, Option<String>),
+) -> Change {
+    let (begun, done) = made;
+    Change { begun, done, was_gone: before.0 && !after.0, is_new: before.1 != after.1 }
 }
 
 /// Creates or changes a subscription. Returns its id.

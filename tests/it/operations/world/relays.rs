@@ -83,7 +83,9 @@ impl World {
         }
         let began = Instant::now();
         while began.elapsed() < SETTLED_WITHIN {
-            let question = "select not exists (select from outbox.owed) \
+            let question = "select not exists (select from outbox.owed \
+                                             join outbox.subscriptions as existing \
+                                               on existing.id = owed.subscription_id) \
                                and not exists (select from outbox.starts) \
                                and (select unrouted from outbox.log_status) = 0 \
                                and not exists (select from outbox.subscriptions \
@@ -99,7 +101,17 @@ impl World {
             if settled && letters.is_empty() {
                 return None;
             }
+            let gone = "select id from outbox.subscriptions where state = 'gone'";
+            let gone: Vec<i64> = sqlx::query_scalar(gone).fetch_all(&self.database.pool).await.unwrap();
             for number in 0..self.history.subscriptions.len() {
+                let one = &self.history.subscriptions[number];
+                if gone.contains(&one.id) {
+                    // The answer may not have been recorded when it was resumed: then that changed nothing.
+                    if one.changes.last().is_some_and(|last| last.is_new) {
+                        return Some(format!("subscription {number} is gone again after it was resumed"));
+                    }
+                    self.resume_one(number).await;
+                }
                 if letters.contains(&self.history.subscriptions[number].id) {
                     self.redrive_one(number).await;
                 }
