@@ -13,7 +13,7 @@ use super::{
     webhook_drain::{floor, relay},
 };
 
-const FLOOR: &str = "an HTTP client (reqwest) posting the bytes of one of the relay's own requests to the same \
+const FLOOR: &str = "reqwest posting the bytes of one of the relay's own requests to the same \
                      receiver, at once as many as one subscription may have in flight; no database";
 const DELAY: Duration = Duration::from_millis(50);
 

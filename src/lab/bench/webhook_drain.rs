@@ -20,7 +20,7 @@ use super::{
     stage::Stage,
 };
 
-const FLOOR: &str = "an HTTP client (reqwest) posting the bytes of one of the relay's own requests, as many at \
+const FLOOR: &str = "reqwest posting the bytes of one of the relay's own requests, as many at \
                      once as there are permits, to the same receiver; no database, nothing signed or \
                      recorded";
 /// Deadline for 200,000 requests on a slow machine.
