@@ -1,12 +1,15 @@
 //! `dead-letters`: list, show, redrive and discard deliveries that were given up.
 
-use std::io::{IsTerminal, stderr, stdin};
-
 use crate::admin::{DeadLetter, DeadLetterFilter, Operator};
-use serde_json::json;
 
-use super::exit::Exit;
-use super::{Misuse, moment::Moment, print};
+use super::{
+    bulk::{Bulk, Consent},
+    exit::Exit,
+    moment::Moment,
+    print,
+};
+
+const WHAT: &str = "dead letter";
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum DeadLetters {
@@ -14,7 +17,7 @@ pub(super) enum DeadLetters {
     List {
         #[command(flatten)]
         filter: Filter,
-        /// Most dead letters.
+        /// List at most so many.
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i32).range(1..=100_000))]
         max_rows: i32,
         /// Print one JSON object a line.
@@ -30,14 +33,20 @@ pub(super) enum DeadLetters {
         json: bool,
     },
     /// Retry dead letters, oldest first, with the attempt count reset. Prints how many.
-    Redrive(Bulk),
+    Redrive {
+        #[command(flatten)]
+        filter: Filter,
+        #[command(flatten)]
+        bulk: Bulk,
+    },
     /// Delete dead letters permanently, oldest first. Prints how many.
     Discard {
         #[command(flatten)]
+        filter: Filter,
+        #[command(flatten)]
         bulk: Bulk,
-        /// Do not ask for confirmation.
-        #[arg(long)]
-        yes: bool,
+        #[command(flatten)]
+        consent: Consent,
     },
 }
 
@@ -57,21 +66,6 @@ pub(super) struct Filter {
     since: Option<Moment>,
 }
 
-#[derive(Debug, clap::Args)]
-pub(super) struct Bulk {
-    #[command(flatten)]
-    filter: Filter,
-    /// Most dead letters.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(i32).range(1..=100_000))]
-    max_rows: i32,
-    /// Print how many match, without changing anything.
-    #[arg(long)]
-    dry_run: bool,
-    /// Print one JSON object on one line.
-    #[arg(long)]
-    json: bool,
-}
-
 impl DeadLetters {
     pub(super) async fn execute(
         self,
@@ -82,57 +76,42 @@ impl DeadLetters {
                 list(&mut connect().await?, filter, max_rows, json).await?
             }
             Self::Show { id, json } => return show(&mut connect().await?, id, json).await,
-            Self::Redrive(bulk) => {
+            Self::Redrive { filter, bulk } => {
                 let mut operator = connect().await?;
-                let choice = bulk.filter.choice(&mut operator).await?;
+                let choice = filter.choice(&mut operator).await?;
                 let count = operator.count_dead_letters(&choice).await?;
                 if bulk.dry_run {
-                    bulk.report(
-                        "would_redrive",
-                        count.redrivable.min(bulk.max_rows.into()),
-                        count.redrivable,
-                    )?;
+                    bulk.report("would_redrive", WHAT, bulk.of(count.redrivable), count.redrivable)?;
                     return Ok(Exit::Done);
                 }
                 let redriven = operator.redrive_dead_letters(&choice, bulk.max_rows).await?;
                 let left = operator.count_dead_letters(&choice).await?;
-                bulk.report("redriven", redriven, left.redrivable)?;
+                bulk.report("redriven", WHAT, redriven, left.redrivable)?;
                 if left.matching > left.redrivable {
-                    let orphaned = print::counted(left.matching - left.redrivable, "dead letter");
+                    let orphaned = print::counted(left.matching - left.redrivable, WHAT);
                     print::note!(
                         "{orphaned} cannot be redriven: their subscription was removed, or their event could not be read"
                     );
                 }
             }
-            Self::Discard { bulk, yes } => {
-                let asks = stdin().is_terminal() && stderr().is_terminal();
-                if !(yes || bulk.dry_run || asks) {
-                    return Err(Misuse(
-                        "discard deletes permanently: add --yes, or --dry-run to see how many".to_owned(),
-                    )
-                    .into());
-                }
+            Self::Discard { filter, bulk, consent } => {
+                consent.check(&bulk, "discard deletes permanently")?;
                 let mut operator = connect().await?;
-                let choice = bulk.filter.choice(&mut operator).await?;
+                let choice = filter.choice(&mut operator).await?;
                 let matching = operator.count_dead_letters(&choice).await?.matching;
-                let count = matching.min(bulk.max_rows.into());
+                let count = bulk.of(matching);
                 if bulk.dry_run {
-                    bulk.report("would_discard", count, matching)?;
+                    bulk.report("would_discard", WHAT, count, matching)?;
                     return Ok(Exit::Done);
                 }
-                if !yes
-                    && count > 0
-                    && !print::confirmed(&format!(
-                        "Delete {} permanently?",
-                        print::counted(count, "dead letter")
-                    ))?
-                {
+                let question = format!("Delete {} permanently?", print::counted(count, WHAT));
+                if !consent.given(count, &question)? {
                     print::note!("nothing was discarded");
                     return Ok(Exit::Failed);
                 }
                 let discarded = operator.discard_dead_letters(&choice, bulk.max_rows).await?;
                 let left = operator.count_dead_letters(&choice).await?.matching;
-                bulk.report("discarded", discarded, left)?;
+                bulk.report("discarded", WHAT, discarded, left)?;
             }
         }
         Ok(Exit::Done)
@@ -151,25 +130,6 @@ impl Filter {
             error_like: self.error_like.clone(),
             since,
         })
-    }
-}
-
-impl Bulk {
-    fn report(&self, done: &str, count: i64, left: i64) -> anyhow::Result<()> {
-        if self.json {
-            let after = if self.dry_run { "matching" } else { "left" };
-            print::json([json!({ done: count, after: left })])?;
-        } else {
-            print::line(&count.to_string())?;
-        }
-        match (self.dry_run, left) {
-            (true, _) => {
-                print::note!("nothing was changed; {} match in total", print::counted(left, "dead letter"))
-            }
-            (false, 0) => {}
-            (false, _) => print::note!("{} left; run it again", print::counted(left, "dead letter")),
-        }
-        Ok(())
     }
 }
 

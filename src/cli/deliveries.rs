@@ -1,16 +1,19 @@
 //! `deliveries`: list, retry and cancel deliveries that wait.
 
-use std::io::{IsTerminal, stderr, stdin};
-
 use crate::{
     admin::{DeliveryFilter, Operator, WaitingDelivery},
     event::topic,
 };
 use chrono::{DateTime, Utc};
-use serde_json::json;
 use uuid::Uuid;
 
-use super::{Misuse, exit::Exit, print};
+use super::{
+    bulk::{Bulk, Consent},
+    exit::Exit,
+    print,
+};
+
+const WHAT: &str = "delivery";
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Deliveries {
@@ -18,7 +21,7 @@ pub(super) enum Deliveries {
     List {
         #[command(flatten)]
         filter: Filter,
-        /// Most deliveries.
+        /// List at most so many.
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i32).range(1..=100_000))]
         max_rows: i32,
         /// Print one JSON object a line.
@@ -26,17 +29,23 @@ pub(super) enum Deliveries {
         json: bool,
     },
     /// Send deliveries now that wait, also behind a breaker. Prints how many.
-    Retry(Bulk),
+    Retry {
+        #[command(flatten)]
+        filter: Filter,
+        #[command(flatten)]
+        bulk: Bulk,
+    },
     /// Remove deliveries that wait, so that they are never sent. Prints how many.
     Cancel {
+        #[command(flatten)]
+        filter: Filter,
         #[command(flatten)]
         bulk: Bulk,
         /// Leave a dead letter for each, which can be redriven.
         #[arg(long)]
         dead_letters: bool,
-        /// Do not ask for confirmation.
-        #[arg(long)]
-        yes: bool,
+        #[command(flatten)]
+        consent: Consent,
     },
 }
 
@@ -56,21 +65,6 @@ pub(super) struct Filter {
     error_like: Option<String>,
 }
 
-#[derive(Debug, clap::Args)]
-pub(super) struct Bulk {
-    #[command(flatten)]
-    filter: Filter,
-    /// Most deliveries.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(i32).range(1..=100_000))]
-    max_rows: i32,
-    /// Print how many match, without changing anything.
-    #[arg(long)]
-    dry_run: bool,
-    /// Print one JSON object on one line.
-    #[arg(long)]
-    json: bool,
-}
-
 /// A topic pattern as it was typed.
 pub(super) fn topic_pattern(text: &str) -> Result<String, topic::InvalidPattern> {
     topic::Pattern::parse(text).map(|_| text.to_owned())
@@ -85,44 +79,37 @@ impl Deliveries {
             Self::List { filter, max_rows, json } => {
                 list(&mut connect().await?, &filter.into(), max_rows, json).await?
             }
-            Self::Retry(bulk) => {
+            Self::Retry { filter, bulk } => {
                 let mut operator = connect().await?;
-                let choice = DeliveryFilter::from(bulk.filter);
-                let report = Report { dry_run: bulk.dry_run, json: bulk.json };
+                let choice = filter.into();
                 if bulk.dry_run {
-                    let count = operator.count_deliveries(&choice).await?;
-                    let first = count.retriable.min(bulk.max_rows.into());
-                    report.print("would_retry", first, count.retriable)?;
+                    let matching = operator.count_deliveries(&choice).await?.retriable;
+                    bulk.report("would_retry", WHAT, bulk.of(matching), matching)?;
                     return Ok(Exit::Done);
                 }
                 let retried = operator.retry_deliveries(&choice, bulk.max_rows).await?;
                 let left = operator.count_deliveries(&choice).await?.retriable;
-                report.print("retried", retried, if retried < bulk.max_rows.into() { 0 } else { left })?;
+                let left = if retried < bulk.max_rows.into() { 0 } else { left };
+                bulk.report("retried", WHAT, retried, left)?;
             }
-            Self::Cancel { bulk, dead_letters, yes } => {
-                let asks = stdin().is_terminal() && stderr().is_terminal();
-                if !(yes || bulk.dry_run || asks) {
-                    let what = "cancelled deliveries are never sent";
-                    return Err(Misuse(format!("{what}: add --yes, or --dry-run to see how many")).into());
-                }
+            Self::Cancel { filter, bulk, dead_letters, consent } => {
+                consent.check(&bulk, "cancelled deliveries are never sent")?;
                 let mut operator = connect().await?;
-                let choice = DeliveryFilter::from(bulk.filter);
-                let report = Report { dry_run: bulk.dry_run, json: bulk.json };
+                let choice = filter.into();
                 let matching = operator.count_deliveries(&choice).await?.matching;
-                let count = matching.min(bulk.max_rows.into());
+                let count = bulk.of(matching);
                 if bulk.dry_run {
-                    report.print("would_cancel", count, matching)?;
+                    bulk.report("would_cancel", WHAT, count, matching)?;
                     return Ok(Exit::Done);
                 }
-                let question =
-                    format!("Cancel {}, so that it is never sent?", print::counted(count, "delivery"));
-                if !yes && count > 0 && !print::confirmed(&question)? {
+                let question = format!("Cancel {}, so that it is never sent?", print::counted(count, WHAT));
+                if !consent.given(count, &question)? {
                     print::note!("nothing was cancelled");
                     return Ok(Exit::Failed);
                 }
                 let cancelled = operator.cancel_deliveries(&choice, bulk.max_rows, dead_letters).await?;
                 let left = operator.count_deliveries(&choice).await?.matching;
-                report.print("cancelled", cancelled, left)?;
+                bulk.report("cancelled", WHAT, cancelled, left)?;
             }
         }
         Ok(Exit::Done)
@@ -133,30 +120,6 @@ impl From<Filter> for DeliveryFilter {
     fn from(filter: Filter) -> Self {
         let Filter { subscription, topic, event, error_like } = filter;
         Self { subscription, topic, event, error_like }
-    }
-}
-
-/// How to print what was done.
-struct Report {
-    dry_run: bool,
-    json: bool,
-}
-
-impl Report {
-    fn print(&self, done: &str, count: i64, left: i64) -> anyhow::Result<()> {
-        if self.json {
-            let after = if self.dry_run { "matching" } else { "left" };
-            print::json([json!({ done: count, after: left })])?;
-        } else {
-            print::line(&count.to_string())?;
-        }
-        let left_over = print::counted(left, "delivery");
-        match (self.dry_run, left) {
-            (true, _) => print::note!("nothing was changed; {left_over} match in total"),
-            (false, 0) => {}
-            (false, _) => print::note!("{left_over} left; run it again"),
-        }
-        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 mod adopt;
 mod apply;
 mod bench;
+mod bulk;
 mod check;
 pub mod config;
 mod dead_letters;

@@ -1,0 +1,68 @@
+//! Commands that change many rows: how many at most, only counted or changed, and what is said of it.
+
+use std::io::{IsTerminal, stderr, stdin};
+
+use serde_json::json;
+
+use super::{Misuse, print};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Bulk {
+    /// Change at most so many.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(i32).range(1..=100_000))]
+    pub(super) max_rows: i32,
+    /// Print how many match, without changing anything.
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print one JSON object on one line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Whether to go on with what cannot be undone.
+#[derive(Debug, clap::Args)]
+pub(super) struct Consent {
+    /// Do not ask for confirmation.
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Bulk {
+    /// So many of these, and no more than the limit.
+    pub(super) fn of(&self, matching: i64) -> i64 {
+        matching.min(self.max_rows.into())
+    }
+
+    /// Prints how many `what` were changed, or would be, and how many are left.
+    pub(super) fn report(&self, done: &str, what: &str, count: i64, left: i64) -> anyhow::Result<()> {
+        if self.json {
+            let after = if self.dry_run { "matching" } else { "left" };
+            print::json([json!({ done: count, after: left })])?;
+        } else {
+            print::line(&count.to_string())?;
+        }
+        let counted = print::counted(left, what);
+        match (self.dry_run, left) {
+            (true, _) => print::note!("nothing was changed; {counted} match in total"),
+            (false, 0) => {}
+            (false, _) => print::note!("{counted} left; run it again"),
+        }
+        Ok(())
+    }
+}
+
+impl Consent {
+    /// Refuses at once what nobody could be asked about. `warning`: what cannot be undone.
+    pub(super) fn check(&self, bulk: &Bulk, warning: &str) -> Result<(), Misuse> {
+        let can_ask = stdin().is_terminal() && stderr().is_terminal();
+        if self.yes || bulk.dry_run || can_ask {
+            return Ok(());
+        }
+        Err(Misuse(format!("{warning}: add --yes, or --dry-run to see how many")))
+    }
+
+    /// Asks about so many, unless it was given.
+    pub(super) fn given(&self, count: i64, question: &str) -> anyhow::Result<bool> {
+        Ok(self.yes || count == 0 || print::confirmed(question)?)
+    }
+}
