@@ -65,7 +65,7 @@ pub(super) async fn maintain(
             }
             Err(error) => base.telemetry.database_failed("maintain", &error),
         }
-        if let Err(error) = sweeps.sweep(&base, &waiting).await {
+        if let Err(error) = sweeps.sweep(&base, &waiting, &shutdown).await {
             base.telemetry.database_failed("maintain", &error);
         }
         if round.is_multiple_of(MEASURE_ROUNDS) {

@@ -6,6 +6,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     await_work::DOORBELL,
     parts::{Base, Waiting},
@@ -53,8 +55,13 @@ pub(super) struct Sweeps {
 }
 
 impl Sweeps {
-    /// Sweeps if it is time to.
-    pub(super) async fn sweep(&mut self, base: &Base, waiting: &Waiting) -> Result<(), Error> {
+    /// Sweeps if it is time to, until the relay is stopped.
+    pub(super) async fn sweep(
+        &mut self,
+        base: &Base,
+        waiting: &Waiting,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Error> {
         let Some(floor) = waiting.schedule.floor() else {
             *self = Self::default();
             return Ok(());
@@ -67,7 +74,7 @@ impl Sweeps {
             return Ok(());
         }
         let (mut block, mut found) = (0, false);
-        loop {
+        while !shutdown.is_cancelled() {
             let Freshened { blocks, moved, subscriptions } =
                 base.store.freshen_due(block, BLOCKS, floor, AT_ONCE).await?;
             found |= moved > 0;
