@@ -31,8 +31,8 @@ async fn readiness(relay: &RelayBox, wanted: impl Fn(&Result<(), String>) -> boo
     tokio::time::timeout(Duration::from_secs(20), looking).await.expect("readiness as wanted")
 }
 
-#[tokio::test]
-async fn rows_without_which_nothing_works_are_named_and_migrate_makes_them() {
+/// A relay that has delivered the event `1`, and polls often.
+async fn working() -> (Database, Recorder, RelayBox) {
     let database = Database::new().await;
     database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
     let recorder = Recorder::new();
@@ -41,6 +41,12 @@ async fn rows_without_which_nothing_works_are_named_and_migrate_makes_them() {
         RelayBox::start_with(&database, |builder| builder.settings(settings).sink(recorder.clone())).await;
     publish(&database, "1").await;
     recorder.wait_for(1).await;
+    (database, recorder, relay)
+}
+
+#[tokio::test]
+async fn rows_without_which_nothing_works_are_named_and_migrate_makes_them() {
+    let (database, recorder, relay) = working().await;
 
     // As test cleaners do, which truncate every table that they find.
     database.execute("truncate outbox.events, outbox.cursor, outbox.generation, outbox.identity").await;
@@ -76,14 +82,7 @@ async fn rows_without_which_nothing_works_are_named_and_migrate_makes_them() {
 
 #[tokio::test]
 async fn a_lost_cursor_alone_is_made_again_and_no_event_in_the_log_is_lost() {
-    let database = Database::new().await;
-    database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
-    let recorder = Recorder::new();
-    let settings = Settings { poll: Some(Duration::from_millis(200)), ..settings("relay") };
-    let relay =
-        RelayBox::start_with(&database, |builder| builder.settings(settings).sink(recorder.clone())).await;
-    publish(&database, "1").await;
-    recorder.wait_for(1).await;
+    let (database, recorder, relay) = working().await;
     database.execute("truncate outbox.cursor").await;
     publish(&database, "2").await;
     readiness(&relay, Result::is_err).await;

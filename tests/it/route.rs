@@ -107,29 +107,13 @@ async fn what_takes_too_long_to_read_at_once_is_read_in_parts() {
     )
     .await
     .unwrap();
-    let stopped = std::cell::Cell::new(0);
-    let stopping = async {
-        let mut again = tokio::time::interval(Duration::from_millis(1));
-        let mut canceller = database.connection().await;
-        loop {
-            again.tick().await;
-            let reading = sqlx::query(
-                "select pg_cancel_backend(pid) from pg_stat_activity
-                  where datname = current_database() and state = 'active' and pid <> pg_backend_pid()
-                    and query like '-- Read events that are visible now%'",
-            );
-            stopped.set(stopped.get() + reading.fetch_all(&mut canceller).await.unwrap().len());
-        }
-    };
     let publishing = async {
         database.execute("select outbox.publish('some.thing', '1')").await;
         recorder.wait_for(1).await
     };
-    tokio::select! {
-        () = stopping => {},
-        seen = publishing => assert_eq!(seen.len(), 1),
-    }
-    assert!(stopped.get() > 0, "a read should have been stopped");
+    let (seen, stopped) = database.stopping(&["-- Read events that are visible now"], publishing).await;
+    assert_eq!(seen.len(), 1);
+    assert!(stopped > 0, "a read should have been stopped");
     relay.stop().await;
     drop(load);
     database.drop().await;

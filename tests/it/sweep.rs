@@ -32,31 +32,14 @@ async fn a_delivery_that_fell_due_long_ago_is_found_although_no_look_at_all_due_
     database.execute("delete from outbox.deliveries").await;
     database.execute(waiting(3)).await;
 
-    let stopped = std::cell::Cell::new(0);
-    let stopping = async {
-        let mut again = tokio::time::interval(Duration::from_millis(1));
-        let mut canceller = database.connection().await;
-        loop {
-            again.tick().await;
-            let looking = sqlx::query(
-                "select pg_cancel_backend(pid) from pg_stat_activity
-                  where datname = current_database() and state = 'active' and pid <> pg_backend_pid()
-                    and (query like '-- Find the subscriptions with deliveries%'
-                         or query like '-- Lease due deliveries%')",
-            );
-            stopped.set(stopped.get() + looking.fetch_all(&mut canceller).await.unwrap().len());
-        }
-    };
     let relaying = async {
         let relay = RelayBox::start(&database, &recorder).await;
         recorder.wait_for(4).await;
         relay
     };
-    let relay = tokio::select! {
-        () = stopping => unreachable!("it goes on"),
-        relay = relaying => relay,
-    };
-    assert!(stopped.get() > 0, "a look should have been stopped");
+    let looks = ["-- Find the subscriptions with deliveries", "-- Lease due deliveries"];
+    let (relay, stopped) = database.stopping(&looks, relaying).await;
+    assert!(stopped > 0, "a look should have been stopped");
     database.eventually("select not exists (select from outbox.owed)").await;
     assert!(relay.stop().await.complete);
     drop(holder);

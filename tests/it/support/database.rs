@@ -166,6 +166,30 @@ impl Database {
         assert!(answered.is_ok(), "not within {limit:?}: {question}");
     }
 
+    /// Does `work` while every statement that begins with one of these texts is cancelled, as by its time
+    /// limit. Returns also how many were.
+    pub(crate) async fn stopping<T>(&self, texts: &[&str], work: impl Future<Output = T>) -> (T, usize) {
+        let stopped = std::cell::Cell::new(0);
+        let stopping = async {
+            let mut again = tokio::time::interval(std::time::Duration::from_millis(1));
+            let mut canceller = self.connection().await;
+            loop {
+                again.tick().await;
+                let cancelled = sqlx::query(
+                    "select pg_cancel_backend(pid) from pg_stat_activity
+                      where datname = current_database() and state = 'active' and pid <> pg_backend_pid()
+                        and exists (select from unnest($1::text[]) as text where starts_with(query, text))",
+                );
+                let cancelled = cancelled.bind(texts).fetch_all(&mut canceller).await.unwrap();
+                stopped.set(stopped.get() + cancelled.len());
+            }
+        };
+        tokio::select! {
+            () = stopping => unreachable!("it goes on until the work is done"),
+            done = work => (done, stopped.get()),
+        }
+    }
+
     /// Runs the binary against this database with an otherwise empty environment.
     pub(crate) fn pgoutbox(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_pgoutbox"))
