@@ -722,7 +722,7 @@ begin
             ('outbox_publisher',
              'execute on function outbox.capture, outbox.release, outbox.attach_capture, '
              'outbox.capture_numbers, outbox.capture_settings, outbox.capture_changes'),
-            -- for the owner of capture_changes, whoever owns these
+            -- capture_changes calls these with the rights of its own owner, who may not own them
             ('outbox_publisher',
              'execute on function outbox.capture_key, outbox.capture_fit, outbox.capture_payload, '
              'outbox.capture_json, outbox.capture_is_plain, outbox.capture_expression, '

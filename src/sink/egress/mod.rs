@@ -82,7 +82,7 @@ const FORBIDDEN_V6: &[Ipv6Net] = &[
     v6(0x2001, 0, 23),     // protocol assignments, Teredo
     v6(0x2001, 0xdb8, 32), // documentation
     v6(0x2002, 0, 16),     // 6to4: contains an IPv4 address
-    v6(0x3ffe, 0, 16),     // the 6bone, returned in 2006: whoever announces it today may be anybody
+    v6(0x3ffe, 0, 16),     // once the 6bone, returned in 2006 and not assigned since
     v6(0x3fff, 0, 20),     // documentation
 ];
 
