@@ -45,6 +45,7 @@ use crate::{
 const REPORT_DELAY: Duration = Duration::from_secs(3);
 /// Time that the deadline of an attempt adds to `timeout`.
 const SLACK: Duration = Duration::from_secs(5);
+const _: () = assert!(REPORT_DELAY.as_secs() < SLACK.as_secs(), "a report comes before the deadline");
 /// Topics of one batch that a broker is asked for before their events become dead letters.
 const MOST_ASKED: usize = 8;
 /// Timeout of `check`, and of asking a broker for a topic.
