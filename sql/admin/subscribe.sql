@@ -4,18 +4,18 @@ select outbox.subscribe(
            name          => wanted.name,
            topics        => wanted.topics,
            sink          => wanted.sink,
-           config        => wanted.config,
-           match         => wanted.match,
+           config        => coalesce(wanted.config, '{}'),
+           match         => $1::jsonb -> 'match',
            filter        => wanted.filter,
            transform     => wanted.transform,
            organization  => wanted.organization,
            ordering      => coalesce(wanted.ordering, 'none'),
-           retry         => wanted.retry,
+           retry         => coalesce(wanted.retry, '{}'),
            keys          => wanted.keys,
            max_in_flight => wanted.max_in_flight,
            schema_version => wanted.schema_version,
            start         => coalesce(wanted.start, 'now'))
   from jsonb_to_record($1::jsonb) as wanted (
-           name text, topics text[], sink text, config jsonb, match jsonb, filter text,
+           name text, topics text[], sink text, config jsonb, filter text,
            transform text, organization text, ordering text, retry jsonb, keys text[],
            max_in_flight integer, schema_version integer, start text);

@@ -3,7 +3,7 @@
 --   $1 snapshot of the last load; null: all rows
 select part.snapshot, part.generation, part.ids,
        subscription.id, subscription.name, subscription.topics, subscription.sink,
-       subscription.config, subscription.match::text as match, subscription.filter,
+       subscription.config, subscription.match, subscription.filter,
        subscription.transform, subscription.schema_version, subscription.organization,
        subscription.keys, subscription.retry, subscription.max_in_flight, subscription.active,
        subscription.state,

@@ -3,55 +3,120 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
 
 use super::{Error, Operator};
 use crate::{
-    event::filter::{Filter, Transform},
+    event::{
+        JsonText,
+        filter::{Filter, Transform},
+    },
     store::SubscriptionRow,
 };
 
-/// A declared subscription: the parameters of `outbox.subscribe`.
+/// A declared subscription: the parameters of `outbox.subscribe`. `J` is how values of JSON are kept.
 #[derive(Debug, Clone, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, bound(deserialize = "J: Deserialize<'de>"))]
 #[non_exhaustive]
-pub struct SubscriptionSpec {
+pub struct SubscriptionSpec<J = JsonText> {
     /// Unique name.
     pub name: String,
     /// Topic patterns of the events it receives.
     pub topics: Vec<String>,
     /// Kind of sink.
     pub sink: String,
-    /// Configuration for the sink: an object.
-    #[serde(default = "empty")]
-    pub config: Value,
+    /// Configuration for the sink: an object; none: without fields.
+    #[serde(skip_serializing_if = "Option::is_none", default = "none", deserialize_with = "present")]
+    pub config: Option<J>,
     /// JSON that the payload must contain.
-    #[serde(rename = "match")]
-    pub matching: Option<Value>,
+    #[serde(
+        rename = "match",
+        skip_serializing_if = "Option::is_none",
+        default = "none",
+        deserialize_with = "present"
+    )]
+    pub matching: Option<J>,
     /// CEL expression that an event must satisfy.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
     /// CEL expression that makes the payload to be sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub transform: Option<String>,
     /// Tenant whose events it receives; none for every organization.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub organization: Option<String>,
     /// Order of deliveries: `none`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ordering: Option<String>,
-    /// Retry policy: an object.
-    #[serde(default = "empty")]
-    pub retry: Value,
+    /// Retry policy: an object; none: the defaults.
+    #[serde(skip_serializing_if = "Option::is_none", default = "none", deserialize_with = "present")]
+    pub retry: Option<J>,
     /// Prefixes of keys; an event must have a key that begins with one of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub keys: Option<Vec<String>>,
     /// Most deliveries in flight at once in one relay.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_in_flight: Option<i32>,
     /// Schema version that payloads are upcast to.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub schema_version: Option<i32>,
     /// First event: `beginning` or a time. Used only when the subscription is created.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<String>,
 }
 
-fn empty() -> Value {
-    json!({})
+/// What a field is that is not there. (`Default` would ask it of `J`.)
+fn none<J>() -> Option<J> {
+    None
+}
+
+/// A field that is there, although it may be null: JSON's null is a value that `match` may have.
+fn present<'de, J: Deserialize<'de>, D: Deserializer<'de>>(field: D) -> Result<Option<J>, D::Error> {
+    J::deserialize(field).map(Some)
+}
+
+impl From<SubscriptionSpec<Value>> for SubscriptionSpec {
+    fn from(spec: SubscriptionSpec<Value>) -> Self {
+        Self {
+            name: spec.name,
+            topics: spec.topics,
+            sink: spec.sink,
+            config: spec.config.map(Into::into),
+            matching: spec.matching.map(Into::into),
+            filter: spec.filter,
+            transform: spec.transform,
+            organization: spec.organization,
+            ordering: spec.ordering,
+            retry: spec.retry.map(Into::into),
+            keys: spec.keys,
+            max_in_flight: spec.max_in_flight,
+            schema_version: spec.schema_version,
+            start: spec.start,
+        }
+    }
+}
+
+impl From<&SubscriptionRow> for SubscriptionSpec {
+    fn from(row: &SubscriptionRow) -> Self {
+        let row = row.clone();
+        Self {
+            name: row.name,
+            topics: row.topics,
+            sink: row.sink,
+            config: Some(row.config),
+            matching: row.matching,
+            filter: row.filter,
+            transform: row.transform,
+            organization: row.organization,
+            ordering: None,
+            retry: Some(row.retry),
+            keys: row.keys,
+            max_in_flight: row.max_in_flight,
+            schema_version: row.schema_version,
+            start: None,
+        }
+    }
 }
 
 /// A mistake in a list of subscriptions, found before anything is written.
@@ -73,7 +138,7 @@ pub struct Change {
     #[serde(rename = "change")]
     pub kind: ChangeKind,
     /// For [`ChangeKind::Change`]: each field with its current and its new value.
-    pub fields: BTreeMap<&'static str, (Value, Value)>,
+    pub fields: BTreeMap<&'static str, (JsonText, JsonText)>,
 }
 
 /// What happens to a subscription.
@@ -121,9 +186,9 @@ pub fn compare(rows: &[SubscriptionRow], specs: &[SubscriptionSpec], prune: bool
         match existing.get(spec.name.as_str()) {
             None => changes.push(change(ChangeKind::Create, BTreeMap::new())),
             Some(row) => {
-                let fields: BTreeMap<_, _> = fields_of_row(row)
+                let fields: BTreeMap<_, _> = fields(&SubscriptionSpec::from(*row))
                     .into_iter()
-                    .zip(fields_of_spec(spec))
+                    .zip(fields(spec))
                     .filter(|((_, old), (_, new))| old != new)
                     .map(|((field, old), (_, new))| (field, (old, new)))
                     .collect();
@@ -145,39 +210,21 @@ pub fn compare(rows: &[SubscriptionRow], specs: &[SubscriptionSpec], prune: bool
     changes
 }
 
-/// The compared fields of a row.
-fn fields_of_row(row: &SubscriptionRow) -> [(&'static str, Value); 11] {
-    let matching =
-        row.matching.as_deref().map_or(Value::Null, |text| serde_json::from_str(text).unwrap_or(Value::Null));
+/// The fields that are compared. Those of JSON are as `jsonb` holds them.
+fn fields(spec: &SubscriptionSpec) -> [(&'static str, JsonText); 11] {
+    let object = |value: &Option<JsonText>| value.clone().unwrap_or_else(|| json!({}).into());
     [
-        ("topics", json!(row.topics)),
-        ("sink", json!(row.sink)),
-        ("config", row.config.clone()),
-        ("match", matching),
-        ("filter", json!(row.filter)),
-        ("transform", json!(row.transform)),
-        ("organization", json!(row.organization)),
-        ("keys", json!(row.keys)),
-        ("retry", row.retry.clone()),
-        ("max_in_flight", json!(row.max_in_flight)),
-        ("schema_version", json!(row.schema_version)),
-    ]
-}
-
-/// The compared fields of a spec, in the same order.
-fn fields_of_spec(spec: &SubscriptionSpec) -> [(&'static str, Value); 11] {
-    [
-        ("topics", json!(spec.topics)),
-        ("sink", json!(spec.sink)),
-        ("config", spec.config.clone()),
-        ("match", spec.matching.clone().unwrap_or(Value::Null)),
-        ("filter", json!(spec.filter)),
-        ("transform", json!(spec.transform)),
-        ("organization", json!(spec.organization)),
-        ("keys", json!(spec.keys)),
-        ("retry", spec.retry.clone()),
-        ("max_in_flight", json!(spec.max_in_flight)),
-        ("schema_version", json!(spec.schema_version)),
+        ("topics", json!(spec.topics).into()),
+        ("sink", json!(spec.sink).into()),
+        ("config", object(&spec.config)),
+        ("match", spec.matching.clone().unwrap_or_else(|| Value::Null.into())),
+        ("filter", json!(spec.filter).into()),
+        ("transform", json!(spec.transform).into()),
+        ("organization", json!(spec.organization).into()),
+        ("keys", json!(spec.keys).into()),
+        ("retry", object(&spec.retry)),
+        ("max_in_flight", json!(spec.max_in_flight).into()),
+        ("schema_version", json!(spec.schema_version).into()),
     ]
 }
 
@@ -198,9 +245,7 @@ impl Operator {
         for Change { subscription, kind, .. } in changes {
             let done = match (kind, specs.iter().find(|spec| spec.name == *subscription)) {
                 (ChangeKind::Remove, _) => self.remove_subscription(subscription).await.map(drop),
-                (ChangeKind::Create | ChangeKind::Change, Some(spec)) => {
-                    self.subscribe(&json!(spec)).await.map(drop)
-                }
+                (ChangeKind::Create | ChangeKind::Change, Some(spec)) => self.subscribe(spec).await.map(drop),
                 (ChangeKind::Create | ChangeKind::Change, None) => Ok(()),
             };
             done.map_err(|source| ApplyError { subscription: Some(subscription.clone()), source })?;
@@ -250,17 +295,16 @@ pub fn subscribe_statement(row: &SubscriptionRow) -> String {
         format!("topics => {}", array(&row.topics)),
         format!("sink => {}", quoted(&row.sink)),
     ];
-    let is_empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
     let mut add = |field: &str, value: Option<String>| {
         arguments.extend(value.map(|value| format!("{field} => {value}")))
     };
-    add("config", (!is_empty(&row.config)).then(|| quoted(&row.config.to_string())));
-    add("match", row.matching.as_deref().map(quoted));
+    add("config", (!row.config.is_empty_object()).then(|| quoted(row.config.as_str())));
+    add("match", row.matching.as_ref().map(|text| quoted(text.as_str())));
     add("filter", row.filter.as_deref().map(quoted));
     add("transform", row.transform.as_deref().map(quoted));
     add("organization", row.organization.as_deref().map(quoted));
     add("keys", row.keys.as_deref().map(array));
-    add("retry", (!is_empty(&row.retry)).then(|| quoted(&row.retry.to_string())));
+    add("retry", (!row.retry.is_empty_object()).then(|| quoted(row.retry.as_str())));
     add("max_in_flight", row.max_in_flight.map(|limit| limit.to_string()));
     add("schema_version", row.schema_version.map(|version| version.to_string()));
     let pause =

@@ -263,10 +263,12 @@ impl Operator {
     ///
     /// # Errors
     /// [`Error::Refused`] names the field; and those of the database.
-    pub async fn subscribe(&mut self, fields: &serde_json::Value) -> Result<i64, Error> {
+    pub async fn subscribe(&mut self, fields: &impl serde::Serialize) -> Result<i64, Error> {
         ask(
             "subscribing",
-            sqlx::query_scalar(sql!("admin/subscribe")).bind(fields).fetch_one(&mut self.connection),
+            sqlx::query_scalar(sql!("admin/subscribe"))
+                .bind(sqlx::types::Json(fields))
+                .fetch_one(&mut self.connection),
         )
         .await
     }

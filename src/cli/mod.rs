@@ -10,6 +10,7 @@ pub mod config;
 mod dead_letters;
 mod deliveries;
 mod exit;
+mod input;
 mod limits;
 pub mod logging;
 mod moment;

@@ -1,16 +1,16 @@
 //! `publish`: publishes one event in its own transaction.
 
-use std::io::Read;
+use std::path::Path;
 
 use crate::{admin::Operator, event::Event};
 use anyhow::Context;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Misuse, moment::Moment, print};
+use super::{Misuse, input, moment::Moment, print};
 
 /// Largest payload read from standard input, in bytes; the database accepts 256 KiB.
-const LONGEST: u64 = 1 << 20;
+const LONGEST: usize = 1 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Publish {
@@ -44,8 +44,13 @@ impl Publish {
         self,
         connect: impl AsyncFnOnce() -> anyhow::Result<Operator>,
     ) -> anyhow::Result<()> {
-        let payload = RawValue::from_string(self.payload()?).map_err(|error| {
-            Misuse(format!("the payload is not JSON: {error}; a string needs quotes: '\"text\"'"))
+        let text = match self.payload.as_str() {
+            "-" => input::read(Path::new("-"), LONGEST)?,
+            text => text.to_owned(),
+        };
+        let payload = RawValue::from_string(text.clone()).map_err(|error| {
+            let mistake = input::mistake(&text, &error);
+            Misuse(format!("the payload is not JSON: {mistake}; a string needs quotes: '\"text\"'"))
         })?;
         let mut operator = connect().await?;
         let mut draft =
@@ -67,22 +72,6 @@ impl Publish {
         }
         let id = operator.publish(&draft).await?;
         Ok(print::line(&id.to_string())?)
-    }
-
-    fn payload(&self) -> anyhow::Result<String> {
-        if self.payload != "-" {
-            return Ok(self.payload.clone());
-        }
-        let mut text = String::new();
-        let read = std::io::stdin()
-            .lock()
-            .take(LONGEST + 1)
-            .read_to_string(&mut text)
-            .context("reading the payload")?;
-        if read as u64 > LONGEST {
-            return Err(Misuse("the payload is longer than 256 KiB".to_owned()).into());
-        }
-        Ok(text)
     }
 }
 

@@ -2,9 +2,13 @@
 
 use crate::{
     cli::config::{self, Config},
+    delivery::SubscriptionId,
+    event::JsonText,
     store::{SubscriptionRow, SubscriptionState},
 };
-use serde_json::{Value, json, value::RawValue};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::json;
 
 use super::exit::Exit;
 use super::{apply, print, trial};
@@ -29,7 +33,11 @@ pub(super) enum Subscriptions {
     /// what is sent.
     Test(trial::Test),
     /// Print SQL that creates all subscriptions, except handlers of programs.
-    Export,
+    Export {
+        /// Print the JSON that `apply` reads instead. It does not say which are paused.
+        #[arg(long)]
+        json: bool,
+    },
     /// Create and change subscriptions from a file in one transaction, and show the changes.
     Apply(apply::Apply),
     /// Stop sending; new deliveries are still recorded.
@@ -63,14 +71,18 @@ impl Subscriptions {
         let operator = &mut super::connect(&config()?).await?;
         match self {
             Self::Test(_) | Self::Apply(_) => {}
-            Self::Export => apply::export(&operator.list_subscriptions(None).await?)?,
+            Self::Export { json } => apply::export(&operator.list_subscriptions(None).await?, json)?,
             Self::List { json } => list(&operator.list_subscriptions(None).await?, json)?,
             Self::Show { name, json } => {
                 let Some(row) = operator.list_subscriptions(Some(&name)).await?.pop() else {
                     return Ok(missing(&name));
                 };
-                let object = object(&row);
-                let text = if json { object.to_string() } else { serde_json::to_string_pretty(&object)? };
+                let columns = Columns::from(&row);
+                let text = if json {
+                    serde_json::to_string(&columns)?
+                } else {
+                    serde_json::to_string_pretty(&columns)?
+                };
                 print::written_json(&text)?;
             }
             Self::Pause(named) => {
@@ -109,7 +121,7 @@ fn missing(name: &str) -> Exit {
 
 fn list(rows: &[SubscriptionRow], json: bool) -> anyhow::Result<()> {
     if json {
-        return Ok(print::json(rows.iter().map(object))?);
+        return Ok(print::json(rows.iter().map(Columns::from))?);
     }
     if rows.is_empty() {
         print::note!("no subscriptions yet; create one with outbox.subscribe(…)");
@@ -133,25 +145,48 @@ fn list(rows: &[SubscriptionRow], json: bool) -> anyhow::Result<()> {
     )?)
 }
 
-/// The columns of the row as JSON.
-fn object(row: &SubscriptionRow) -> Value {
-    json!({
-        "id": row.id,
-        "name": row.name,
-        "topics": row.topics,
-        "sink": row.sink,
-        "config": row.config,
-        "match": row.matching.as_deref().and_then(|text| RawValue::from_string(text.to_owned()).ok()),
-        "filter": row.filter,
-        "transform": row.transform,
-        "schema_version": row.schema_version,
-        "organization": row.organization,
-        "keys": row.keys,
-        "retry": row.retry,
-        "max_in_flight": row.max_in_flight,
-        "active": row.active,
-        "state": row.state.code(),
-        "state_reason": row.state_reason,
-        "resumed_at": row.resumed_at,
-    })
+/// The columns of a row that are shown as JSON.
+#[derive(Serialize)]
+struct Columns<'r> {
+    id: SubscriptionId,
+    name: &'r str,
+    topics: &'r [String],
+    sink: &'r str,
+    config: &'r JsonText,
+    r#match: Option<&'r JsonText>,
+    filter: Option<&'r str>,
+    transform: Option<&'r str>,
+    schema_version: Option<i32>,
+    organization: Option<&'r str>,
+    keys: Option<&'r [String]>,
+    retry: &'r JsonText,
+    max_in_flight: Option<i32>,
+    active: bool,
+    state: &'static str,
+    state_reason: Option<&'r str>,
+    resumed_at: Option<DateTime<Utc>>,
+}
+
+impl<'r> From<&'r SubscriptionRow> for Columns<'r> {
+    fn from(row: &'r SubscriptionRow) -> Self {
+        Self {
+            id: row.id,
+            name: &row.name,
+            topics: &row.topics,
+            sink: &row.sink,
+            config: &row.config,
+            r#match: row.matching.as_ref(),
+            filter: row.filter.as_deref(),
+            transform: row.transform.as_deref(),
+            schema_version: row.schema_version,
+            organization: row.organization.as_deref(),
+            keys: row.keys.as_deref(),
+            retry: &row.retry,
+            max_in_flight: row.max_in_flight,
+            active: row.active,
+            state: row.state.code(),
+            state_reason: row.state_reason.as_deref(),
+            resumed_at: row.resumed_at,
+        }
+    }
 }

@@ -1,8 +1,11 @@
 //! `subscriptions test`: tries a subscription, or a draft of one, on past events. Sends and changes nothing.
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
-use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
@@ -12,7 +15,7 @@ use super::{
     Misuse, check,
     config::{self, Config},
     exit::Exit,
-    print,
+    input, print,
 };
 use crate::{
     admin::{self, Trial},
@@ -25,7 +28,7 @@ use crate::{
 };
 
 /// Largest file with an event, in bytes.
-const LONGEST: u64 = 1 << 20;
+const LONGEST: usize = 1 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Test {
@@ -100,7 +103,7 @@ impl Test {
             },
             _ => draft(),
         };
-        let (subscription, problem) = Subscription::bind(self.with_options(row), &sinks);
+        let (subscription, problem) = Subscription::bind(self.with_options(row)?, &sinks);
         if let Some(problem) = problem {
             // A problem of secrets or destination still allows a trial; an invalid expression
             // does not.
@@ -132,14 +135,18 @@ impl Test {
         Ok(if all_good { Exit::Done } else { Exit::Failed })
     }
 
-    fn with_options(&self, mut row: SubscriptionRow) -> SubscriptionRow {
+    fn with_options(&self, mut row: SubscriptionRow) -> Result<SubscriptionRow, Misuse> {
         if !self.topics.is_empty() {
             row.topics.clone_from(&self.topics);
         }
-        row.matching = self.matching.clone().or(row.matching);
+        if let Some(text) = &self.matching {
+            let matching = serde_json::from_str(text)
+                .map_err(|error| Misuse(format!("--match: {}", input::mistake(text, &error))))?;
+            row.matching = Some(matching);
+        }
         row.filter = self.filter.clone().or(row.filter);
         row.transform = self.transform.clone().or(row.transform);
-        row
+        Ok(row)
     }
 
     /// Prints the result for one event. Returns whether everything could be evaluated.
@@ -164,23 +171,13 @@ fn draft() -> SubscriptionRow {
     SubscriptionRow::new("draft", &["**"], "webhook", json!({ "url": "https://example.com/" }))
 }
 
-fn read(path: &PathBuf) -> anyhow::Result<Event> {
-    use std::io::Read;
-    let mut text = String::new();
-    let reading = || format!("reading the event from {}", path.display());
-    let file: Box<dyn Read> = if path.as_os_str() == "-" {
-        Box::new(std::io::stdin())
-    } else {
-        Box::new(std::fs::File::open(path).with_context(reading)?)
-    };
-    file.take(LONGEST + 1).read_to_string(&mut text).with_context(reading)?;
-    if text.len() as u64 > LONGEST {
-        bail!("{}: larger than 1 MiB", reading());
-    }
+fn read(path: &Path) -> anyhow::Result<Event> {
+    let text = input::read(path, LONGEST)?;
     let written: EventFile = serde_json::from_str(&text).map_err(|error| {
         Misuse(format!(
-            "{}: {error}; an event is {{\"topic\": \"shop.orders.create\", \"payload\": {{}}}}",
-            reading()
+            "the event in {}: {}; an event is {{\"topic\": \"shop.orders.create\", \"payload\": {{}}}}",
+            input::name(path),
+            input::mistake(&text, &error)
         ))
     })?;
     Ok(Event {

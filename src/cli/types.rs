@@ -1,20 +1,23 @@
 //! `types`: lists and writes event types, and checks past events against them.
 
-use std::{io::Read as _, path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     cli::config::Config,
     event::{
-        Event,
+        Event, JsonText,
         topic::Pattern,
         types::{self, EventType, LARGEST, Row, Types},
     },
 };
-use anyhow::{Context as _, bail};
-use serde_json::{Value, json, value::RawValue};
+use serde::Serialize;
+use serde_json::json;
 
 use super::exit::Exit;
-use super::{Misuse, print};
+use super::{Misuse, input, print};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum EventTypes {
@@ -80,7 +83,7 @@ impl Add {
             id: 0,
             topic: self.topic,
             version: self.version,
-            schema: self.schema.as_ref().map(read).transpose()?.unwrap_or_else(|| "true".to_owned()),
+            schema: self.schema.as_deref().map(read).transpose()?.unwrap_or_else(|| "true".to_owned()),
             mode: self.mode,
             description: self.description,
             upcast: self.upcast,
@@ -96,27 +99,18 @@ impl Add {
     }
 }
 
-fn read(path: &PathBuf) -> anyhow::Result<String> {
-    let reading = || format!("reading the schema from {}", path.display());
-    let file: Box<dyn std::io::Read> = if path.as_os_str() == "-" {
-        Box::new(std::io::stdin())
-    } else {
-        Box::new(std::fs::File::open(path).with_context(reading)?)
-    };
-    let mut text = String::new();
+fn read(path: &Path) -> anyhow::Result<String> {
     // Read more than the limit: PostgreSQL removes spaces before it applies the limit.
-    file.take(4 * LARGEST as u64 + 1).read_to_string(&mut text).with_context(reading)?;
-    if text.len() > 4 * LARGEST {
-        bail!("{}: larger than 256 KiB", reading());
-    }
-    let value: Value =
-        serde_json::from_str(&text).map_err(|error| Misuse(format!("{}: {error}", reading())))?;
-    Ok(value.to_string())
+    let text = input::read(path, 4 * LARGEST)?;
+    let schema: JsonText = serde_json::from_str(&text).map_err(|error| {
+        Misuse(format!("the schema in {}: {}", input::name(path), input::mistake(&text, &error)))
+    })?;
+    Ok(schema.to_string())
 }
 
 fn list(rows: &[Row], json: bool) -> anyhow::Result<()> {
     if json {
-        return Ok(print::json(rows.iter().map(object))?);
+        return Ok(print::json(rows.iter().map(Columns::from))?);
     }
     if rows.is_empty() {
         print::note!("no event types yet; write one with `pgoutbox types add` or outbox.event_type(…)");
@@ -136,18 +130,32 @@ fn list(rows: &[Row], json: bool) -> anyhow::Result<()> {
     Ok(print::table(names, &rows.iter().map(cells).collect::<Vec<_>>())?)
 }
 
-/// The columns of the row as JSON.
-fn object(row: &Row) -> Value {
-    json!({
-        "id": row.id,
-        "topic": row.topic,
-        "version": row.version,
-        "schema": RawValue::from_string(row.schema.clone()).ok(),
-        "mode": row.mode,
-        "description": row.description,
-        "upcast": row.upcast,
-        "state_reason": row.state_reason,
-    })
+/// The columns of a row that are shown as JSON.
+#[derive(Serialize)]
+struct Columns<'r> {
+    id: i64,
+    topic: &'r str,
+    version: i32,
+    schema: Option<JsonText>,
+    mode: &'r str,
+    description: Option<&'r str>,
+    upcast: Option<&'r str>,
+    state_reason: Option<&'r str>,
+}
+
+impl<'r> From<&'r Row> for Columns<'r> {
+    fn from(row: &'r Row) -> Self {
+        Self {
+            id: row.id,
+            topic: &row.topic,
+            version: row.version,
+            schema: serde_json::from_str(&row.schema).ok(),
+            mode: &row.mode,
+            description: row.description.as_deref(),
+            upcast: row.upcast.as_deref(),
+            state_reason: row.state_reason.as_deref(),
+        }
+    }
 }
 
 impl Check {

@@ -2,8 +2,11 @@
 
 pub mod filter;
 pub(crate) mod harmless;
+mod json_text;
 pub mod topic;
 pub mod types;
+
+pub use self::json_text::JsonText;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;

@@ -9,7 +9,7 @@ use sqlx::{FromRow, Row as _};
 use super::{connection::Store, error::Error, statement::first};
 use crate::{
     delivery::{LONGEST_PAUSE, SubscriptionId},
-    event::Position,
+    event::{JsonText, Position},
 };
 
 /// Whether relays deliver to a subscription.
@@ -59,10 +59,11 @@ pub struct SubscriptionRow {
     /// Kind of sink.
     pub sink: String,
     /// Target within that sink, such as a URL.
-    pub config: serde_json::Value,
+    #[sqlx(json)]
+    pub config: JsonText,
     /// JSON that the payload must contain; none: any payload.
-    #[sqlx(rename = "match")]
-    pub matching: Option<String>,
+    #[sqlx(rename = "match", json(nullable))]
+    pub matching: Option<JsonText>,
     /// CEL expression that must be true; none: no further condition.
     pub filter: Option<String>,
     /// CEL expression of the payload that is sent; none: the payload of the event.
@@ -74,7 +75,8 @@ pub struct SubscriptionRow {
     /// Prefixes of the keys it receives; none: every key.
     pub keys: Option<Vec<String>>,
     /// Retry policy as JSON.
-    pub retry: serde_json::Value,
+    #[sqlx(json)]
+    pub retry: JsonText,
     /// Largest number of deliveries in flight in one relay; none: the relay's own limit.
     pub max_in_flight: Option<i32>,
     /// False while an operator has paused it.
@@ -107,14 +109,14 @@ impl SubscriptionRow {
             name: name.to_owned(),
             topics: topics.iter().map(|&topic| topic.to_owned()).collect(),
             sink: sink.to_owned(),
-            config,
+            config: config.into(),
             matching: None,
             filter: None,
             transform: None,
             schema_version: None,
             organization: None,
             keys: None,
-            retry: serde_json::json!({}),
+            retry: serde_json::json!({}).into(),
             max_in_flight: None,
             active: true,
             state: SubscriptionState::Ok,
@@ -150,7 +152,7 @@ pub struct Version {
     /// Kind of sink.
     pub sink: String,
     /// Config of the sink.
-    pub config: serde_json::Value,
+    pub config: JsonText,
     /// When the subscription was last changed or resumed.
     pub since: Option<DateTime<Utc>>,
 }
@@ -249,7 +251,7 @@ impl Store {
                 .bind_each(part, |change| change.reason.as_deref())
                 .bind_each(part, |change| change.from.code())
                 .bind_each(part, |change| change.version.sink.as_str())
-                .bind_each(part, |change| change.version.config.to_string())
+                .bind_each(part, |change| change.version.config.as_str())
                 .bind_each(part, |change| change.version.since)
                 .rows(|row| row.try_get(0))
                 .await?;
@@ -285,7 +287,7 @@ impl Store {
             .bind_each(pauses, |pause| pause.id)
             .bind_each(pauses, |pause| pause.length.as_secs_f64())
             .bind_each(pauses, |pause| pause.version.sink.as_str())
-            .bind_each(pauses, |pause| pause.version.config.to_string())
+            .bind_each(pauses, |pause| pause.version.config.as_str())
             .bind(channel)
             .bind_each(pauses, |pause| pause.version.since)
             .rows(|row| row.try_get(0))

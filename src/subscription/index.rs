@@ -246,7 +246,7 @@ mod tests {
         let topic = if id.0 % 3 == 0 { "b.*" } else { "a.**" };
         let row = SubscriptionRow {
             id,
-            matching,
+            matching: matching.map(|text| serde_json::from_str(&text).unwrap()),
             filter,
             organization,
             keys,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::{
     delivery::RetryPolicy,
     event::{
-        Event, Position,
+        Event, JsonText, Position,
         filter::{Containment, Facts, Filter, FilterResult, Transform},
         topic::Pattern,
     },
@@ -80,12 +80,14 @@ impl Subscription {
                 Err(error) => problem = Some(format!("topics: {error}")),
             }
         }
-        let retry = RetryPolicy::parse(&row.retry).unwrap_or_else(|error| {
+        let retry = row.retry.value().map_err(|error| format!("retry: {error}"));
+        let retry = retry.and_then(|retry| RetryPolicy::parse(&retry)).unwrap_or_else(|error| {
             problem = Some(error);
             RetryPolicy::default()
         });
-        let outlet = sinks.bind(&row.sink, &row.config).unwrap_or_else(|error| {
-            problem = Some(error.into());
+        let config = row.config.value().map_err(|error| format!("config: {error}"));
+        let outlet = config.and_then(|config| Ok(sinks.bind(&row.sink, &config)?)).unwrap_or_else(|error| {
+            problem = Some(error);
             Outlet::none()
         });
         let transform =
@@ -98,8 +100,8 @@ impl Subscription {
             unusable_condition = Some(error);
             None
         });
-        let containment =
-            read("match", row.matching.as_deref(), Containment::parse).unwrap_or_else(|error| {
+        let containment = read("match", row.matching.as_ref().map(JsonText::as_str), Containment::parse)
+            .unwrap_or_else(|error| {
                 unusable_condition = Some(error);
                 None
             });

@@ -1,7 +1,7 @@
 //! The command line for scripts: exit codes and output streams.
 
 use std::{
-    io::Write,
+    io::{Seek as _, Write},
     process::{Command, Output, Stdio},
 };
 
@@ -98,6 +98,29 @@ fn wrong_usage_ends_with_2_and_a_message_on_standard_error() {
         let output = pgoutbox(arguments, &[("DATABASE_URL", NOBODY)]);
         assert_eq!(code(&output), 2, "{arguments:?}: {output:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}: {output:?}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_payload_is_named_with_its_place_before_anything_is_asked_of_the_database() {
+    for (payload, expected, problem) in [
+        (&b"\xef\xbb\xbf{}"[..], 69, ""),
+        (b"{\n  \"total\": 4,5\n}", 2, "line 2, column 14, where '5' is"),
+        ("{“total”: 1}".as_bytes(), 2, "line 1, column 2, where '“' is"),
+        (b"{\"name\": \"M\xfcller\"}", 2, "line 1, column 12 is the byte 0xfc, which is not UTF-8"),
+        (b"\xff\xfe{\0}\0", 2, "it is UTF-16; save it as UTF-8"),
+    ] {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(payload).unwrap();
+        file.rewind().unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_pgoutbox"))
+            .args(["publish", "shop.sold", "-"])
+            .env("DATABASE_URL", NOBODY)
+            .stdin(file)
+            .output()
+            .unwrap();
+        assert_eq!(code(&output), expected, "{output:?}");
+        assert!(text(&output.stderr).contains(problem), "{problem}: {output:?}");
     }
 }
 

@@ -369,7 +369,7 @@ async fn the_command_line_writes_lists_and_checks_types() {
     let database = Database::new().await;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let mut schema = tempfile::NamedTempFile::new().unwrap();
-    schema.write_all(br#"{"required": ["id"]}"#).unwrap();
+    schema.write_all(br#"{"required": ["id"], "example": 12345678901234567890123}"#).unwrap();
     let path = schema.path().to_str().unwrap().to_owned();
     let add = |more: &[&str]| database.pgoutbox(&[&["types", "add", "shop.**"], more].concat());
     let added =
@@ -379,14 +379,14 @@ async fn the_command_line_writes_lists_and_checks_types() {
         (&["--upcast", "payload."][..], 1, "upcast: line 1, column "),
         (&["--version", "0"], 2, "--version"),
         (&["--mode", "refuse"], 2, "--mode"),
-        (&["--schema", "/nowhere"], 1, "reading the schema from /nowhere"),
+        (&["--schema", "/nowhere"], 1, "reading /nowhere"),
     ] {
         let refused = add(more);
         assert_eq!(refused.status.code(), Some(code), "{refused:?}");
         assert!(text(&refused.stderr).contains(why), "{refused:?}");
     }
     schema.write_all(b"]").unwrap();
-    assert!(text(&add(&["--schema", &path]).stderr).contains("line 1 column 21"));
+    assert!(text(&add(&["--schema", &path]).stderr).contains("line 1, column 57, where ']' is"));
     assert_eq!(
         database.count("select count(*) from outbox.event_types").await,
         1,
@@ -394,8 +394,9 @@ async fn the_command_line_writes_lists_and_checks_types() {
     );
     let listed = text(&database.pgoutbox(&["types", "list"]).stdout);
     assert!(listed.starts_with("TOPIC ") && listed.contains("an order"), "{listed}");
-    let listed: Value =
-        serde_json::from_str(&text(&database.pgoutbox(&["types", "list", "--json"]).stdout)).unwrap();
+    let listed = text(&database.pgoutbox(&["types", "list", "--json"]).stdout);
+    assert!(listed.contains("12345678901234567890123"), "every digit: {listed}");
+    let listed: Value = serde_json::from_str(&listed).unwrap();
     assert_eq!(listed["schema"]["required"][0], "id");
 
     database.execute("select outbox.publish('shop.a', '{\"id\": 1}'), outbox.publish('other', '1')").await;

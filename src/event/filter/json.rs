@@ -82,6 +82,24 @@ impl<'t> Node<'t> {
         }
     }
 
+    /// Whether `jsonb` holds both as equal: order and repetition of fields do not matter, nor how a number is
+    /// written.
+    pub(crate) fn is_same(&self, other: &Node<'_>) -> bool {
+        match (self, other) {
+            (Self::Object(fields), Node::Object(others)) => {
+                let is_same = |name| match (self.get(name), other.get(name)) {
+                    (Some(one), Some(other)) => one.is_same(other),
+                    _ => false,
+                };
+                fields.iter().chain(others).all(|(name, _)| is_same(name))
+            }
+            (Self::List(items), Node::List(others)) => {
+                items.len() == others.len() && items.iter().zip(others).all(|(one, other)| one.is_same(other))
+            }
+            _ => self.is_scalar_equal(other),
+        }
+    }
+
     /// A scalar as normalized text: equal scalars have equal texts. None for lists and objects.
     pub(crate) fn as_scalar(&self) -> Option<String> {
         match self {

@@ -6,7 +6,7 @@
 mod clauses;
 mod compile;
 mod evaluate;
-mod json;
+pub(super) mod json;
 mod meter;
 mod names;
 mod transform;
@@ -17,13 +17,13 @@ use std::fmt;
 
 use cel::common::types::CelBool;
 
-pub(crate) use self::value::Field;
 use self::{
     clauses::conjunction,
     compile::{Compiled, Use},
     evaluate::run,
     json::Node,
 };
+pub(crate) use self::{json::is_same_number, value::Field};
 pub use self::{
     transform::{Changes, Transform},
     value::Facts,

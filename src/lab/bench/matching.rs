@@ -63,7 +63,7 @@ impl By {
             if has_own_topic { format!("shop-{number}.orders.*") } else { "shop.orders.*".to_owned() };
         SubscriptionRow {
             id: SubscriptionId(i64::try_from(number).unwrap_or_default()),
-            matching: matches!(self, Self::Match).then(|| format!("{{\"shop\": {number}}}")),
+            matching: matches!(self, Self::Match).then(|| json!({ "shop": number }).into()),
             filter: match self {
                 Self::Filter => Some(format!("payload.shop == {number} && payload.total > 100")),
                 Self::AnyFilter => Some(format!("payload.shop in [{number}]")),

@@ -75,6 +75,14 @@ async fn insert_unusable(database: &Database) -> HashMap<String, &'static str> {
             .unwrap();
         expected.insert(name, field);
     }
+    // A number that common types of JSON round.
+    database
+        .execute(
+            "select outbox.subscribe('long-number', array['**'], 'recorder', \
+                    '{\"bad\": true, \"n\": 12345678901234567890123}')",
+        )
+        .await;
+    expected.insert("long-number".to_owned(), "config.bad");
     // Each in its own transaction.
     database.execute("alter table outbox.subscriptions disable trigger check_subscription").await;
     database
