@@ -10,13 +10,16 @@ pub mod config;
 mod dead_letters;
 mod deliveries;
 mod exit;
+mod follow;
 mod input;
 mod limits;
 pub mod logging;
 mod moment;
 mod print;
+mod probes;
 mod publish;
 mod receive;
+mod relays;
 mod run;
 mod signals;
 mod status;
@@ -181,7 +184,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Bench(options) => crate::lab::bench::run(options.into()).await?,
         Command::Migrate(options) if options.sql => print::raw(&crate::store::schema::script())?,
         Command::Migrate(options) => options.execute(&config()?).await?,
-        Command::Run { migrate } => return run::run(&config()?, migrate).await,
+        Command::Run { migrate } => return run::run(&sources(), migrate).await,
         Command::Check { json } => return check::check(&config()?, json).await,
         Command::Status { json } => {
             let config = config()?;

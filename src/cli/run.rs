@@ -1,30 +1,25 @@
 //! `run` and `migrate`. The first signal that would end the process drains; a second one stops without
 //! draining. SIGHUP reloads.
 
-use std::time::Duration;
-
 use crate::{
     admin::Operator,
-    cli::{config::Config, logging},
-    http::{self, Server},
-    relay::{Relay, telemetry::Telemetry},
-    sink::{egress::Egress, secret::Secrets},
-    sinks::webhook::Webhook,
+    cli::{
+        config::{Config, Sources},
+        logging,
+    },
+    sinks,
     store::schema,
 };
-use anyhow::Context;
-use sqlx::postgres::PgPoolOptions;
-use tokio::{net::TcpListener, signal::unix::Signal};
+use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::Exit,
-    limits, print,
+    follow::Followed,
+    print,
+    relays::Relays,
     signals::{self, Signals},
 };
-
-/// Timeout of getting a connection from the pool.
-const ACQUIRE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Migrate {
@@ -58,17 +53,18 @@ impl Migrate {
 }
 
 /// Runs a relay until a signal, then drains.
-pub(super) async fn run(config: &Config, migrate_first: bool) -> anyhow::Result<Exit> {
+pub(super) async fn run(sources: &Sources, migrate_first: bool) -> anyhow::Result<Exit> {
+    let config = Config::load(sources, sinks::CONFIGURED)?;
     logging::init(&config.telemetry)?;
     let (mut signals, hangup) = (Signals::without_hangup()?, signals::hangup()?);
     let drain = CancellationToken::new();
-    let work = work(config, migrate_first, hangup, drain.clone());
+    let deadline = crate::delivery::duration::format(config.relay.drain);
+    let work = work(sources, config, migrate_first, hangup, drain.clone());
     tokio::pin!(work);
     tokio::select! {
         ended = &mut work => return ended,
         () = signals.next() => drain.cancel(),
     }
-    let deadline = crate::delivery::duration::format(config.relay.drain);
     tracing::info!(%deadline, "draining; a second signal stops at once");
     tokio::select! {
         ended = &mut work => ended,
@@ -82,87 +78,35 @@ pub(super) async fn run(config: &Config, migrate_first: bool) -> anyhow::Result<
 }
 
 async fn work(
-    config: &Config,
+    sources: &Sources,
+    config: Config,
     migrate_first: bool,
-    mut hangup: Signal,
+    hangup: Signal,
     drain: CancellationToken,
 ) -> anyhow::Result<Exit> {
     for warning in config.warnings() {
         tracing::warn!(warning, "configuration warning");
     }
+    // Read again after looking at the files, so that no change between the two is missed.
+    let followed = Followed::of(&config).await;
+    let config = Config::load(sources, sinks::CONFIGURED)?;
     // Listen first: a second relay on the same address must not start to work.
-    let listener = match config.http.listen {
-        Some(address) => Some(
-            TcpListener::bind(address)
-                .await
-                .with_context(|| format!("listening on {address} (http.listen)"))?,
-        ),
-        None => None,
-    };
-    let connections = limits::connections(limits::raise_descriptors(), config.database.pool_size);
-    let egress = Egress { connections, ..config.egress.clone() };
-    let telemetry = Telemetry::new();
+    let mut relays = Relays::new(sources, &config, followed, hangup, drain.clone()).await?;
     let built = async {
-        let options = config.connect_options()?;
         if migrate_first {
-            let applied = schema::run(&options).await?;
+            let applied = schema::run(&config.connect_options()?).await?;
             tracing::info!(migrations = applied.len(), "migrated");
         }
-        let pool = PgPoolOptions::new()
-            .max_connections(config.database.pool_size)
-            .acquire_timeout(ACQUIRE)
-            .connect_lazy_with(options);
-        let mut builder = Relay::builder(pool)
-            .settings(config.relay.clone())
-            .pooler(config.database.pooler)
-            .allow_superuser(config.database.allow_superuser)
-            .pool_size(config.database.pool_size)
-            .sink(Webhook::new(&egress, Secrets::new(config.secrets.folder.clone()))?)
-            .connections(&config.sinks)?
-            .telemetry(telemetry.clone());
-        if let Some(listen) = config.listen_options()? {
-            builder = builder.listen(listen);
-        }
-        anyhow::Ok(builder.build().await?)
+        relays.build(&config).await
     };
-    let relay = tokio::select! {
+    let first = tokio::select! {
         relay = built => relay?,
         () = drain.cancelled() => return Ok(Exit::Done),
     };
-
-    let health = relay.health();
-    let reloading = async {
-        while hangup.recv().await.is_some() {
-            tracing::info!("SIGHUP: reading every subscription and its secrets again");
-            health.reload();
-        }
-    };
-    let closed = CancellationToken::new();
-    let server = Server {
-        settings: config.http.clone(),
-        readiness: relay.health(),
-        telemetry,
-        draining: drain.clone(),
-    };
-    let serving = async {
-        match listener {
-            Some(listener) => http::serve(listener, server, closed.clone()).await,
-            None => Ok(()),
-        }
-    };
-    let relaying = async {
-        let drained = relay.run(drain).await;
-        closed.cancel();
-        drained
-    };
-    // Wait for both: probes are answered while the relay drains.
-    let working = async { tokio::join!(relaying, serving) };
-    let (drained, served) = tokio::select! {
-        ended = working => ended,
-        () = async { reloading.await; std::future::pending().await } => return Ok(Exit::Failed),
-    };
-    served.context("serving http")?;
-    let drained = drained?;
+    let drained = relays.run(first, config).await;
+    // Until here: probes are answered while the relay drains.
+    relays.close().await;
+    let Some(drained) = drained? else { return Ok(Exit::Done) };
     if drained.complete {
         tracing::info!("drained");
         return Ok(Exit::Done);

@@ -70,15 +70,30 @@ const FORM: &str = "write postgres://user@host:5432/database";
 /// # Errors
 /// A message that says what to write, without the address, which may contain a password.
 pub(crate) fn parse(address: &str) -> Result<PgConnectOptions, String> {
+    options(pairs(address)?)
+}
+
+fn pairs(address: &str) -> Result<Vec<Pair>, String> {
     let address = unquoted(address.trim());
-    let pairs = match address.split_once("://") {
-        Some(("postgres" | "postgresql", rest)) => of_url(rest)?,
+    match address.split_once("://") {
+        Some(("postgres" | "postgresql", rest)) => of_url(rest),
         Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.:".contains(c)) => {
-            return Err(format!("begins with {scheme}://; {FORM}"));
+            Err(format!("begins with {scheme}://; {FORM}"))
         }
-        _ => of_words(address)?,
-    };
-    options(pairs)
+        _ => of_words(address),
+    }
+}
+
+/// Files that an address names, which must have been parsed.
+pub(crate) fn files(address: &str) -> Vec<std::path::PathBuf> {
+    let pairs = pairs(address).unwrap_or_default();
+    let is_file =
+        |name: &str| ["sslrootcert", "sslcert", "sslkey"].contains(&name) || name.starts_with("ssl-c");
+    pairs
+        .into_iter()
+        .filter(|(name, value)| is_file(name) && value != "system")
+        .map(|(_, value)| value.into())
+        .collect()
 }
 
 /// Without the quotes around it that some programs keep when they read a file of variables.

@@ -5,16 +5,21 @@
 //! ([`operator_secret`]). Only this file and `cli/config` read the environment.
 
 use std::{
+    collections::HashMap,
     fmt, fs,
     io::Read,
     path::{Component, Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use secrecy::{ExposeSecret, SecretString};
 
 /// Prefix that the name in a subscription's `env:NAME` must have.
 pub const PREFIX: &str = "PGOUTBOX_SECRET_";
+
+/// How long a secret whose file was replaced still signs, beside the new one.
+pub const OVERLAP: Duration = Duration::from_secs(24 * 3_600);
 
 /// Largest file of a secret, in bytes.
 const LONGEST_FILE: u64 = 16 * 1024;
@@ -27,6 +32,13 @@ type Environment = dyn Fn(&str) -> Option<SecretString> + Send + Sync;
 pub struct Secrets {
     folder: Option<PathBuf>,
     environment: Arc<Environment>,
+    /// What was last used to sign, by its reference, and what it replaced less than [`OVERLAP`] ago.
+    signing: Arc<Mutex<HashMap<String, Signing>>>,
+}
+
+struct Signing {
+    secret: SecretString,
+    replaced: Option<(SecretString, Instant)>,
 }
 
 impl fmt::Debug for Secrets {
@@ -48,7 +60,38 @@ impl Secrets {
         folder: Option<PathBuf>,
         environment: impl Fn(&str) -> Option<SecretString> + Send + Sync + 'static,
     ) -> Self {
-        Self { folder, environment: Arc::new(environment) }
+        Self { folder, environment: Arc::new(environment), signing: Arc::default() }
+    }
+
+    /// Like [`Secrets::resolve`], for a secret that signs: with the one that it has replaced lately, so that
+    /// receivers have time to follow.
+    ///
+    /// # Errors
+    /// Those of [`Secrets::resolve`].
+    pub fn resolve_for_signing(&self, reference: &str) -> Result<Vec<SecretString>, String> {
+        let secret = self.resolve(reference)?;
+        let mut signing = self.signing.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = signing
+            .entry(reference.to_owned())
+            .or_insert_with(|| Signing { secret: secret.clone(), replaced: None });
+        if known.secret.expose_secret() != secret.expose_secret() {
+            let replaced = std::mem::replace(&mut known.secret, secret.clone());
+            known.replaced = Some((replaced, Instant::now()));
+        }
+        let replaced = known.replaced.as_ref().filter(|(_, at)| at.elapsed() < OVERLAP);
+        Ok(std::iter::once(secret).chain(replaced.map(|(secret, _)| secret.clone())).collect())
+    }
+
+    /// Forgets secrets that were replaced more than [`OVERLAP`] ago. Returns whether there was one.
+    pub fn forget_replaced(&self) -> bool {
+        let mut is_any = false;
+        for one in self.signing.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
+            if one.replaced.as_ref().is_some_and(|(_, at)| at.elapsed() >= OVERLAP) {
+                one.replaced = None;
+                is_any = true;
+            }
+        }
+        is_any
     }
 
     /// Whether a text is a reference.

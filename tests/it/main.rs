@@ -24,6 +24,7 @@ mod event_types; // payloads that do not fit, versions, invalid schemas
 mod faults; // killed, disconnected and panicking relays, crashing servers
 mod fence; // a copy of an outbox sends nothing before it is adopted
 mod filters; // match and filters, and events they cannot evaluate
+mod follow; // files that a relay refers to change while it runs
 mod health; // whether a relay gets anywhere is seen from outside
 mod http; // access, probes and metrics over HTTP
 mod isolation; // one bad subscriber, publisher or tenant costs the others nothing

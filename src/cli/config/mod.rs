@@ -42,6 +42,8 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// `[sinks.<kind>]`
     pub sinks: Vec<Connection>,
+    /// Files that the settings refer to: with secrets, certificates, authorities.
+    pub files: Vec<PathBuf>,
 }
 
 /// `[database]`
@@ -148,6 +150,7 @@ impl Config {
             http: http::Settings::default(),
             telemetry: Telemetry::default(),
             sinks: Vec::new(),
+            files: Vec::new(),
         }
     }
 
@@ -223,6 +226,11 @@ impl Config {
         sections::http(&mut config.http, &mut reader, sources);
         config.telemetry.read(&mut reader);
         config.sinks = sinks::read(&mut reader, sources, kinds);
+        config.files = reader.files();
+        let addresses = [Some(&config.database.url), config.database.listen_url.as_ref()];
+        config
+            .files
+            .extend(addresses.into_iter().flatten().flat_map(|url| address::files(url.expose_secret())));
         let (keys, mistakes) = reader.finish();
         (config, keys, mistakes)
     }

@@ -1,6 +1,9 @@
 //! Reads settings one by one, so that all mistakes are found at once, each with its origin.
 
-use std::{fmt, path::Path};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use figment::{
     Error, Figment, Metadata, Profile, Provider,
@@ -83,6 +86,23 @@ impl Reader {
         let mut keys = path.split('.');
         let first = self.settings.get(keys.next()?)?;
         keys.try_fold(first, |value, key| value.as_dict()?.get(key))
+    }
+
+    /// Files that settings refer to: `file:/path`, and keys that end in `_file`.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        fn add(key: &str, value: &Value, files: &mut Vec<PathBuf>) {
+            match value {
+                Value::Dict(_, keys) => keys.iter().for_each(|(key, value)| add(key, value, files)),
+                Value::String(_, text) => {
+                    let named = key.ends_with("_file").then_some(text.as_str());
+                    files.extend(text.strip_prefix("file:").or(named).map(PathBuf::from));
+                }
+                _ => {}
+            }
+        }
+        let mut files = Vec::new();
+        self.settings.iter().for_each(|(key, value)| add(key, value, &mut files));
+        files
     }
 
     /// Reads a key at a path, without adding it to the known keys.

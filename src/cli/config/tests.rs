@@ -300,3 +300,24 @@ fn a_section_of_sinks_without_effect_is_refused_with_a_fix() {
     );
     assert_eq!(both.sinks.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["default", "billing"]);
 }
+
+#[test]
+fn every_file_that_settings_refer_to_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = folder.path().join("address");
+    std::fs::write(&address, "postgres://relay@db/shop?sslmode=verify-full&sslrootcert=/ca/db.pem\n")
+        .unwrap();
+    let reference = format!("file:{}", address.display());
+    let file = "[egress]\nca_file = '/ca/receivers.pem'\n\
+                [sinks.nats]\nservers = ['tls://nats:4222']\ncreds_file = '/ca/nats.creds'\n\
+                cert_file = '/ca/nats.pem'\nkey_file = '/ca/nats.key'\n";
+    let (sources, _kept) = sources(file, &[("DATABASE_URL", &reference)]);
+    let (config, _, _) = Config::read(&sources, CONFIGURED);
+    let mut files: Vec<_> = config.files.iter().map(|path| path.to_str().unwrap()).collect();
+    files.sort_unstable();
+    let mut expected =
+        vec!["/ca/db.pem", "/ca/nats.creds", "/ca/nats.key", "/ca/nats.pem", "/ca/receivers.pem"];
+    expected.push(address.to_str().unwrap());
+    expected.sort_unstable();
+    assert_eq!(files, expected);
+}

@@ -63,12 +63,18 @@ impl ChildRelay {
 
     /// Waits until its log holds `text`, at most 20 s.
     pub(crate) async fn wait_for_log(&self, text: &str) {
+        self.wait_for_logs(text, 1).await;
+    }
+
+    /// Waits until this many lines of its log hold `text`, at most 20 s.
+    pub(crate) async fn wait_for_logs(&self, text: &str, count: usize) {
         let waiting = async {
             loop {
                 let more = self.lines.1.notified();
                 tokio::pin!(more);
                 more.as_mut().enable();
-                if self.lines.0.lock().unwrap().iter().any(|line| line.contains(text)) {
+                let held = self.lines.0.lock().unwrap().iter().filter(|line| line.contains(text)).count();
+                if held >= count {
                     return;
                 }
                 more.await;

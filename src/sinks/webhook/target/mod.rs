@@ -201,11 +201,18 @@ impl Target {
         };
         for reference in references {
             let reference = reference.as_str().ok_or_else(shape)?;
-            let secret = secrets.resolve(reference).map_err(|problem| format!("config.secret: {problem}"))?;
-            self.keys.push(
-                Key::parse(&secret).map_err(|problem| format!("config.secret: {reference:?}: {problem}"))?,
-            );
-            self.confidential.add(&secret);
+            let active = secrets
+                .resolve_for_signing(reference)
+                .map_err(|problem| format!("config.secret: {problem}"))?;
+            for (secret, is_replaced) in active.iter().zip([false, true]) {
+                self.confidential.add(secret);
+                match Key::parse(secret) {
+                    Ok(key) => self.keys.push(key),
+                    // It signed nothing.
+                    Err(_) if is_replaced => {}
+                    Err(problem) => return Err(format!("config.secret: {reference:?}: {problem}")),
+                }
+            }
         }
         Ok(())
     }

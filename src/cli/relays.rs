@@ -1,0 +1,200 @@
+//! The relays of a process: one, and the next when a file has changed that its connections depend on.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::bail;
+use sqlx::postgres::PgPoolOptions;
+use tokio::signal::unix::Signal;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    config::{Config, Sources},
+    exit::{self, Exit},
+    follow::{Change, Followed},
+    limits,
+    probes::Probes,
+};
+use crate::{
+    admin::Operator,
+    http::Server,
+    relay::{Drained, Health, Relay, telemetry::Telemetry},
+    sink::{egress::Egress, secret::Secrets},
+    sinks::{self, webhook::Webhook},
+};
+
+/// Timeout of getting a connection from the pool.
+const ACQUIRE: Duration = Duration::from_secs(5);
+/// Interval of trying to start again after a file has changed.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What outlives a relay of this process.
+pub(super) struct Relays<'s> {
+    sources: &'s Sources,
+    followed: Followed,
+    hangup: Signal,
+    drain: CancellationToken,
+    probes: Probes,
+    /// Files that the process may have open; none: no limit is known.
+    descriptors: Option<usize>,
+    secrets: Secrets,
+    telemetry: Arc<Telemetry>,
+}
+
+impl<'s> Relays<'s> {
+    /// Listens for probes; the relays drain when `drain` is cancelled.
+    pub(super) async fn new(
+        sources: &'s Sources,
+        config: &Config,
+        followed: Followed,
+        hangup: Signal,
+        drain: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            sources,
+            followed,
+            hangup,
+            drain,
+            probes: Probes::listen(&config.http).await?,
+            descriptors: limits::raise_descriptors(),
+            secrets: Secrets::new(config.secrets.folder.clone()),
+            telemetry: Telemetry::new(),
+        })
+    }
+
+    /// A relay with this configuration.
+    pub(super) async fn build(&self, config: &Config) -> anyhow::Result<Relay> {
+        let connections = limits::connections(self.descriptors, config.database.pool_size);
+        let egress = Egress { connections, ..config.egress.clone() };
+        let pool = PgPoolOptions::new()
+            .max_connections(config.database.pool_size)
+            .acquire_timeout(ACQUIRE)
+            .connect_lazy_with(config.connect_options()?);
+        let mut builder = Relay::builder(pool)
+            .settings(config.relay.clone())
+            .pooler(config.database.pooler)
+            .allow_superuser(config.database.allow_superuser)
+            .pool_size(config.database.pool_size)
+            .sink(Webhook::new(&egress, self.secrets.clone())?)
+            .connections(&config.sinks)?
+            .telemetry(self.telemetry.clone());
+        if let Some(listen) = config.listen_options()? {
+            builder = builder.listen(listen);
+        }
+        Ok(builder.build().await?)
+    }
+
+    /// Runs a relay, and the next one when connections need another, until the last has drained. None if
+    /// there was no relay when the drain began.
+    pub(super) async fn run(
+        &mut self,
+        mut relay: Relay,
+        mut config: Config,
+    ) -> anyhow::Result<Option<Drained>> {
+        loop {
+            let health = relay.health();
+            self.probes.answer(Server {
+                settings: config.http.clone(),
+                readiness: relay.health(),
+                telemetry: self.telemetry.clone(),
+                draining: self.drain.clone(),
+            })?;
+            let stop = self.drain.child_token();
+            let running = relay.run(stop.clone());
+            tokio::pin!(running);
+            let failed = self.probes.failed();
+            let fresh = tokio::select! {
+                drained = &mut running => return Ok(Some(drained?)),
+                fresh = self.follow(&health) => Some(fresh),
+                () = failed.cancelled() => None,
+            };
+            // Attempts in flight end as they began; the rest is given back, and is owed to the next relay.
+            stop.cancel();
+            let drained = running.await?;
+            if self.drain.is_cancelled() {
+                return Ok(Some(drained));
+            }
+            config = match fresh {
+                Some(fresh) => fresh,
+                None => bail!("serving http ended; the log says why"),
+            };
+            match self.next(&config).await {
+                Some(next) => relay = next,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Follows secrets and SIGHUP, until a file has changed that connections depend on. Returns what is
+    /// configured then. What cannot be used is reported, and the relay goes on as it is.
+    async fn follow(&mut self, health: &Health) -> Config {
+        loop {
+            let change = tokio::select! {
+                change = self.followed.changed(&self.secrets) => change,
+                Some(()) = self.hangup.recv() => {
+                    tracing::info!("SIGHUP: reading every subscription and its secrets again");
+                    health.reload();
+                    continue;
+                }
+            };
+            let files = match change {
+                Change::Secrets(files) => {
+                    let files = files.join(", ");
+                    tracing::info!(files, "secrets have changed, the relay follows them");
+                    self.followed.accept();
+                    health.reload();
+                    continue;
+                }
+                Change::Connections(files) => files.join(", "),
+            };
+            match self.usable().await {
+                Ok(config) => {
+                    tracing::info!(files, "files have changed, the relay follows them");
+                    self.followed.accept();
+                    return config;
+                }
+                Err(error) if matches!(Exit::of(&error), Exit::Unreachable) => {
+                    let error = exit::chain(&error);
+                    tracing::warn!(files, error, "files have changed and the database refuses, retrying");
+                }
+                Err(error) => {
+                    let error = exit::chain(&error);
+                    tracing::warn!(
+                        files,
+                        error,
+                        "files have changed and cannot be used; the relay goes on without"
+                    );
+                    self.followed.refuse();
+                }
+            }
+        }
+    }
+
+    /// What is configured now, if the database accepts it.
+    async fn usable(&self) -> anyhow::Result<Config> {
+        let config = Config::load(self.sources, sinks::CONFIGURED)?;
+        Operator::connect(&config.connect_options()?, config.database.pooler).await?;
+        Ok(config)
+    }
+
+    /// The next relay, as soon as it can be built; none if the drain begins before.
+    async fn next(&self, config: &Config) -> Option<Relay> {
+        let mut tries = tokio::time::interval(AGAIN);
+        loop {
+            tokio::select! {
+                _ = tries.tick() => {}
+                () = self.drain.cancelled() => return None,
+            }
+            match self.build(config).await {
+                Ok(relay) => return Some(relay),
+                Err(error) => {
+                    tracing::warn!(error = exit::chain(&error), "starting again failed, retrying");
+                }
+            }
+        }
+    }
+
+    /// Ends the probes.
+    pub(super) async fn close(self) {
+        self.probes.close().await;
+    }
+}
