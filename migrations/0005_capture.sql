@@ -6,6 +6,15 @@
 -- stored by name and by number: numbers survive a rename; names are used after a restore, which may
 -- change numbers.
 
+-- A value as text. A number has no zeros at the end of its fraction: 1.50 and 1.5 are the same key.
+create function outbox.capture_text(captured jsonb, column_name text) returns text
+language sql stable as $$
+    select case when strpos(captured ->> column_name, '.') > 0
+                     and jsonb_typeof(captured -> column_name) = 'number'
+                then trim_scale((captured ->> column_name)::numeric)::text
+                else captured ->> column_name end
+$$;
+
 -- The key of an event: the values of these columns, joined by '/', with '%' and '/' in values
 -- escaped as %25 and %2F. Null if a value is null. A key that is too long is cut and ends in its
 -- SHA-256.
@@ -16,10 +25,11 @@ declare
     part text;
 begin
     if cardinality(columns) = 1 then
-        key := captured ->> columns[1];
+        key := outbox.capture_text(captured, columns[1]);
     else
         for place in 1 .. cardinality(columns) loop
-            part := replace(replace(captured ->> columns[place], '%', '%25'), '/', '%2F');
+            part := replace(replace(outbox.capture_text(captured, columns[place]), '%', '%25'),
+                            '/', '%2F');
             key := case when place = 1 then part else key || '/' || part end;
         end loop;
     end if;
@@ -218,6 +228,7 @@ $$;
 create function outbox.capture_simple_key(captured jsonb, column_name text) returns text
 language sql stable as $$
     select case when length(captured ->> column_name) > 512
+                     or strpos(captured ->> column_name, '.') > 0
                 then outbox.capture_key(captured, array[column_name])
                 else captured ->> column_name end
 $$;
@@ -974,6 +985,29 @@ create view outbox.captures as
                case when found.key_gone
                     then 'a column of the key was dropped: events have no key' end,
                case when found.identity_gone then 'a column of the primary key was dropped' end,
+               case when found.identity_gone is not true
+                     and found.identity is distinct from actual.identity
+                    then 'the primary key has changed since, and the old one is still used' end,
+               case when class.relispartition and captured.by_statement and not exists (
+                        select from pg_partition_ancestors(captured.relation) as ancestor
+                          join pg_trigger as t on t.tgrelid = ancestor.relid
+                         where ancestor.relid <> captured.relation
+                           and t.tgfoid = captured.tgfoid)
+                    then format('it is a partition now: statements on %s are not captured',
+                                pg_partition_root(captured.relation)) end,
+               case when class.relkind = 'r' and exists (
+                        select from pg_inherits as i
+                         where i.inhparent = captured.relation
+                            or (i.inhrelid = captured.relation and not class.relispartition))
+                    then 'it inherits or is inherited from: changes through the parent are not '
+                         'those of the child, and are captured wrongly or not at all' end,
+               case when captured.settings ->> 'topic' ~ '^[^.]+[.][^.]+$'
+                     and to_regclass(format('%I.%I',
+                                            split_part(captured.settings ->> 'topic', '.', 1),
+                                            split_part(captured.settings ->> 'topic', '.', 2)))
+                         <> captured.relation
+                    then format('its topic %s is the name of another table',
+                                captured.settings ->> 'topic') end,
                case when captured.by_statement and exists (
                         select from pg_partition_tree(captured.relation) as tree
                           join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p')
@@ -1006,6 +1040,8 @@ create view outbox.captures as
            select array_agg(a.attname::text order by listed.place)
                       filter (where list.name = 'key') as key,
                   array_agg(a.attname::text order by listed.place)
+                      filter (where list.name = 'identity') as identity,
+                  array_agg(a.attname::text order by listed.place)
                       filter (where list.name = 'listed') as listed,
                   bool_or(a.attnum is null) filter (where list.name = 'key') as key_gone,
                   bool_or(a.attnum is null) filter (where list.name = 'identity') as identity_gone,
@@ -1019,7 +1055,15 @@ create view outbox.captures as
                    and a.attnum > 0
                    and not a.attisdropped
                    and case when captured.restored then a.attname = listed.name
-                            else a.attnum = listed.number end) as found;
+                            else a.attnum = listed.number end) as found
+     cross join lateral (
+           select array_agg(a.attname::text order by k.place) as identity
+             from pg_index as i
+            cross join lateral unnest(i.indkey::int2[]) with ordinality as k (attnum, place)
+             join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.attnum
+            where i.indrelid = captured.relation
+              and i.indisprimary
+              and k.place <= i.indnkeyatts) as actual;
 comment on view outbox.captures is
     'The captured tables and their settings. problem: fix it by capturing the table again or '
     'enabling the trigger; null if there is none.';

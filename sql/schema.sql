@@ -1034,10 +1034,11 @@ declare
     part text;
 begin
     if cardinality(columns) = 1 then
-        key := captured ->> columns[1];
+        key := outbox.capture_text(captured, columns[1]);
     else
         for place in 1 .. cardinality(columns) loop
-            part := replace(replace(captured ->> columns[place], '%', '%25'), '/', '%2F');
+            part := replace(replace(outbox.capture_text(captured, columns[place]), '%', '%25'),
+                            '/', '%2F');
             key := case when place = 1 then part else key || '/' || part end;
         end loop;
     end if;
@@ -1131,7 +1132,17 @@ CREATE FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) RETU
     LANGUAGE sql STABLE
     AS $$
     select case when length(captured ->> column_name) > 512
+                     or strpos(captured ->> column_name, '.') > 0
                 then outbox.capture_key(captured, array[column_name])
+                else captured ->> column_name end
+$$;
+
+CREATE FUNCTION outbox.capture_text(captured jsonb, column_name text) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select case when strpos(captured ->> column_name, '.') > 0
+                     and jsonb_typeof(captured -> column_name) = 'number'
+                then trim_scale((captured ->> column_name)::numeric)::text
                 else captured ->> column_name end
 $$;
 
@@ -1710,10 +1721,11 @@ begin
              'outbox.capture_numbers, outbox.capture_settings, outbox.capture_changes'),
             -- capture_changes calls these with the rights of its own owner, who may not own them
             ('outbox_publisher',
-             'execute on function outbox.capture_key, outbox.capture_fit, outbox.capture_payload, '
-             'outbox.capture_json, outbox.capture_is_plain, outbox.capture_expression, '
-             'outbox.capture_simple, outbox.capture_simple_key, outbox.capture_whole, '
-             'outbox.capture_setting, outbox.capture_valid_headers, outbox.capture_headers'),
+             'execute on function outbox.capture_key, outbox.capture_text, outbox.capture_fit, '
+             'outbox.capture_payload, outbox.capture_json, outbox.capture_is_plain, '
+             'outbox.capture_expression, outbox.capture_simple, outbox.capture_simple_key, '
+             'outbox.capture_whole, outbox.capture_setting, outbox.capture_valid_headers, '
+             'outbox.capture_headers'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox'),
             ('outbox_relay', 'select on all tables in schema outbox'),
@@ -2657,6 +2669,27 @@ CREATE VIEW outbox.captures AS
             ELSE NULL::text
         END,
         CASE
+            WHEN ((found.identity_gone IS NOT TRUE) AND (found.identity IS DISTINCT FROM actual.identity)) THEN 'the primary key has changed since, and the old one is still used'::text
+            ELSE NULL::text
+        END,
+        CASE
+            WHEN (class.relispartition AND captured.by_statement AND (NOT (EXISTS ( SELECT
+               FROM (pg_partition_ancestors(captured.relation) ancestor(relid)
+                 JOIN pg_trigger t ON ((t.tgrelid = (ancestor.relid)::oid)))
+              WHERE (((ancestor.relid)::oid <> (captured.relation)::oid) AND (t.tgfoid = captured.tgfoid)))))) THEN format('it is a partition now: statements on %s are not captured'::text, pg_partition_root(captured.relation))
+            ELSE NULL::text
+        END,
+        CASE
+            WHEN ((class.relkind = 'r'::"char") AND (EXISTS ( SELECT
+               FROM pg_inherits i
+              WHERE ((i.inhparent = (captured.relation)::oid) OR ((i.inhrelid = (captured.relation)::oid) AND (NOT class.relispartition)))))) THEN 'it inherits or is inherited from: changes through the parent are not those of the child, and are captured wrongly or not at all'::text
+            ELSE NULL::text
+        END,
+        CASE
+            WHEN (((captured.settings ->> 'topic'::text) ~ '^[^.]+[.][^.]+$'::text) AND ((to_regclass(format('%I.%I'::text, split_part((captured.settings ->> 'topic'::text), '.'::text, 1), split_part((captured.settings ->> 'topic'::text), '.'::text, 2))))::oid <> (captured.relation)::oid)) THEN format('its topic %s is the name of another table'::text, (captured.settings ->> 'topic'::text))
+            ELSE NULL::text
+        END,
+        CASE
             WHEN (captured.by_statement AND (EXISTS ( SELECT
                FROM (pg_partition_tree(captured.relation) tree(relid, parentrelid, isleaf, level)
                  JOIN pg_class c ON (((c.oid = (tree.relid)::oid) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"])))))
@@ -2665,7 +2698,7 @@ CREATE VIEW outbox.captures AS
                       WHERE ((t.tgrelid = (tree.relid)::oid) AND (t.tgfoid = captured.tgfoid) AND (t.tgargs = captured.tgargs))))))))) THEN 'a partition was added later: statements on it directly are not captured'::text
             ELSE NULL::text
         END), ''::text) AS problem
-   FROM (((( SELECT (t.tgrelid)::regclass AS relation,
+   FROM ((((( SELECT (t.tgrelid)::regclass AS relation,
             t.tgargs,
             t.tgfoid,
             decoded.settings,
@@ -2682,6 +2715,7 @@ CREATE VIEW outbox.captures AS
      JOIN pg_class class ON ((class.oid = (captured.relation)::oid)))
      JOIN pg_namespace named ON ((named.oid = class.relnamespace)))
      CROSS JOIN LATERAL ( SELECT array_agg((a.attname)::text ORDER BY listed.place) FILTER (WHERE (list.name = 'key'::text)) AS key,
+            array_agg((a.attname)::text ORDER BY listed.place) FILTER (WHERE (list.name = 'identity'::text)) AS identity,
             array_agg((a.attname)::text ORDER BY listed.place) FILTER (WHERE (list.name = 'listed'::text)) AS listed,
             bool_or((a.attnum IS NULL)) FILTER (WHERE (list.name = 'key'::text)) AS key_gone,
             bool_or((a.attnum IS NULL)) FILTER (WHERE (list.name = 'identity'::text)) AS identity_gone,
@@ -2692,7 +2726,12 @@ CREATE VIEW outbox.captures AS
                 CASE
                     WHEN captured.restored THEN (a.attname = listed.name)
                     ELSE (a.attnum = listed.number)
-                END)))) found);
+                END)))) found)
+     CROSS JOIN LATERAL ( SELECT array_agg((a.attname)::text ORDER BY k.place) AS identity
+           FROM ((pg_index i
+             CROSS JOIN LATERAL unnest((i.indkey)::smallint[]) WITH ORDINALITY k(attnum, place))
+             JOIN pg_attribute a ON (((a.attrelid = i.indrelid) AND (a.attnum = k.attnum))))
+          WHERE ((i.indrelid = (captured.relation)::oid) AND i.indisprimary AND (k.place <= i.indnkeyatts))) actual);
 
 COMMENT ON VIEW outbox.captures IS 'The captured tables and their settings. problem: fix it by capturing the table again or enabling the trigger; null if there is none.';
 
@@ -3313,6 +3352,10 @@ GRANT ALL ON FUNCTION outbox.capture_simple(relation oid, key_at smallint[]) TO 
 REVOKE ALL ON FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.capture_text(captured jsonb, column_name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_text(captured jsonb, column_name text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.capture_text(captured jsonb, column_name text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_valid_headers() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_valid_headers() TO outbox_publisher;

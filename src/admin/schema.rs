@@ -1,8 +1,9 @@
-//! What may be wrong with the schema `outbox` as it stands: owners, publications.
+//! What may be wrong with the schema `outbox` as it stands: owners, publications, captures.
 
 use sqlx::FromRow;
 
 use super::{Error, Finding, Operator, ask};
+use crate::store;
 
 /// An owner in the schema `outbox`.
 #[derive(Debug, FromRow)]
@@ -37,7 +38,20 @@ impl Operator {
             ),
             subject: format!("table {table}"),
         });
-        Ok(owners.into_iter().chain(published).collect())
+        let captured = self
+            .capture_problems()
+            .await?
+            .into_iter()
+            .map(|(table, problem)| Finding { subject: format!("capture of {table}"), problem });
+        Ok(owners.into_iter().chain(published).chain(captured).collect())
+    }
+
+    /// Captured tables with a problem, and the problem.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn capture_problems(&mut self) -> Result<Vec<(String, String)>, Error> {
+        ask("looking for problems of captures", store::capture_problems(&mut self.connection)).await
     }
 }
 

@@ -46,6 +46,9 @@ pub(super) async fn status(operator: &mut Operator, environment: &str, json: boo
         let age = duration::format(Duration::from_secs(age.max(0.0) as u64));
         print::note!("log: {} not routed yet, the oldest {age} old", print::counted(log.unrouted, "event"));
     }
+    for (table, problem) in operator.capture_problems().await? {
+        print::note!("capture of {table}: {problem}");
+    }
     if rows.is_empty() {
         print::note!("no subscriptions yet; create one with outbox.subscribe(…)");
     }

@@ -121,6 +121,14 @@ pub async fn unsuitable(
     Ok(found.problem(allow_superuser).map(str::to_owned).or_else(|| found.lack()))
 }
 
+/// Captured tables with a problem, and the problem.
+///
+/// # Errors
+/// Those of the database.
+pub async fn capture_problems(connection: &mut PgConnection) -> Result<Vec<(String, String)>, sqlx::Error> {
+    sqlx::query_as(sql!("admin/list_capture_problems")).persistent(false).fetch_all(connection).await
+}
+
 /// What a relay must know about a connection before it uses the database.
 #[derive(Debug, FromRow)]
 struct Inspection {

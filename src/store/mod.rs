@@ -27,7 +27,7 @@ pub use error::{Error, Kind};
 pub use event_types::LoadedTypes;
 pub use events::{LoadedEvent, NewEvent};
 pub use identity::why_fenced;
-pub use inspection::unsuitable;
+pub use inspection::{capture_problems, unsuitable};
 pub use pages::{
     BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
 };

@@ -3,6 +3,7 @@
 
 mod cost;
 mod options;
+mod problems;
 mod property;
 mod rights;
 mod shapes;

@@ -1,0 +1,137 @@
+//! Tables that change after they were captured: what is followed, and what is said instead.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{Shop, shapes::short};
+use crate::support::ChildRelay;
+
+#[tokio::test]
+async fn a_number_of_another_scale_is_the_same_key() {
+    let mut shop = Shop::new(
+        "create table prices (price numeric primary key, note text); select outbox.capture('prices');
+         create table parts (shop text, number numeric, note text, primary key (shop, number));
+         select outbox.capture('parts');
+         create table hosts (name text primary key, note text); select outbox.capture('hosts')",
+    )
+    .await;
+    let made = shop
+        .write(
+            "insert into prices values (1.0, 'a'), (10, 'b'), (0.50, 'c'); \
+             insert into parts values ('x', 2.50, 'a'); insert into hosts values ('1.50', 'text')",
+        )
+        .await;
+    assert_eq!(
+        short(&made),
+        ["create 1", "create 10", "create 0.5", "create x/2.5", "create 1.50"],
+        "text stays as it is"
+    );
+    // One row and many, with one column of the key and with two.
+    let moved = shop
+        .write(
+            "update prices set price = 1.00, note = 'd' where price = 1; \
+             update prices set price = price::numeric(9, 3), note = 'e'; \
+             update parts set number = 2.5000, note = 'b'",
+        )
+        .await;
+    assert_eq!(short(&moved), ["update 1", "update 10", "update 0.5", "update 1", "update x/2.5"]);
+    assert_eq!(moved[1].2["row"]["note"], "e");
+    shop.end().await;
+}
+
+#[tokio::test]
+async fn a_capture_that_fits_its_table_no_longer_says_so_everywhere() {
+    let mut shop = Shop::new(
+        "create table moved (id int primary key, code int not null unique); select outbox.capture('moved');
+         create table late (id int, note text); select outbox.capture('late');
+         create table part (id int primary key); select outbox.capture('part');
+         create table base (id int primary key); select outbox.capture('base');
+         create table renamed (id int primary key); select outbox.capture('renamed');
+         create table well (id int primary key); select outbox.capture('well', topic => 'shop.wells')",
+    )
+    .await;
+    assert_eq!(
+        shop.database.count("select count(*) from outbox.captures where problem is not null").await,
+        0
+    );
+    shop.owner(
+        "alter table moved drop constraint moved_pkey, add primary key (code);
+         alter table late add primary key (id);
+         create table whole (id int primary key) partition by range (id);
+         alter table whole attach partition part for values from (0) to (100);
+         create table child () inherits (base);
+         alter table renamed rename to former; create table renamed (id int primary key)",
+    )
+    .await;
+    let expected = [
+        ("public.base", "it inherits or is inherited from: changes through the parent"),
+        ("public.former", "its topic public.renamed is the name of another table"),
+        ("public.late", "the primary key has changed since"),
+        ("public.moved", "the primary key has changed since"),
+        ("public.part", "it is a partition now: statements on whole are not captured"),
+    ];
+    for (table, problem) in expected {
+        let found = shop.captured(table).await["problem"].clone();
+        assert!(found.as_str().is_some_and(|found| found.contains(problem)), "{table}: {found}");
+    }
+    assert_eq!(shop.captured("public.well").await["problem"], json!(null));
+
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let check = shop.database.pgoutbox(&["check"]);
+    assert_eq!(check.status.code(), Some(1));
+    let status = shop.database.pgoutbox(&["status"]);
+    for (table, problem) in expected {
+        let line = format!("capture of {table}: ");
+        for shown in [text(&check.stdout), text(&status.stderr)] {
+            assert!(shown.contains(&line) && shown.contains(problem), "{table}: {shown}");
+        }
+    }
+
+    // To capture it again is the way for what can still be captured.
+    shop.owner(
+        "select outbox.capture('moved'), outbox.capture('late'), outbox.release('part'), \
+                outbox.release('base'), outbox.release('former'), outbox.capture('former')",
+    )
+    .await;
+    assert_eq!(
+        shop.database.count("select count(*) from outbox.captures where problem is not null").await,
+        0
+    );
+    assert_eq!(short(&shop.write("insert into moved values (1, 7)").await), ["create 7"]);
+    assert_eq!(shop.database.pgoutbox(&["check"]).status.code(), Some(0));
+    shop.end().await;
+}
+
+#[tokio::test]
+async fn the_type_of_a_column_in_a_condition_changes_in_one_transaction_without_losing_an_event() {
+    let mut shop = Shop::new(
+        "create table orders (id int primary key, total int);
+         select outbox.capture('orders', condition => 'new.total > 10', operations => '{insert,update}')",
+    )
+    .await;
+    let refused = shop.refusal("alter table orders alter total type numeric").await;
+    assert!(refused.contains("used in a trigger definition"), "{refused}");
+    shop.owner(
+        "begin;
+         select outbox.release('orders');
+         alter table orders alter total type numeric;
+         select outbox.capture('orders', condition => 'new.total > 10', operations => '{insert,update}');
+         commit",
+    )
+    .await;
+    assert_eq!(short(&shop.write("insert into orders values (1, 10.5), (2, 9)").await), ["create 1"]);
+    shop.end().await;
+}
+
+#[tokio::test]
+async fn a_relay_says_at_its_start_what_is_wrong_with_a_capture() {
+    let mut shop = Shop::new("create table t (id int primary key); select outbox.capture('t')").await;
+    shop.owner("alter table t disable trigger outbox_capture_insert").await;
+    let mut relay = ChildRelay::start(&shop.database, "says", &[]).await;
+    relay.wait_for_log("a captured table has a problem").await;
+    relay.wait_for_log("a trigger is disabled").await;
+    relay.signal("TERM");
+    assert_eq!(relay.ended(Duration::from_secs(20)).await, Some(0));
+    shop.end().await;
+}
