@@ -1008,6 +1008,17 @@ create view outbox.captures as
                          <> captured.relation
                     then format('its topic %s is the name of another table',
                                 captured.settings ->> 'topic') end,
+               case when exists (
+                        select from pg_partition_tree(captured.relation) as tree
+                          join pg_trigger as t on t.tgrelid = tree.relid
+                         where tree.relid <> captured.relation
+                           and t.tgfoid = captured.tgfoid
+                           and t.tgargs = captured.tgargs
+                           and t.tgenabled in ('D', 'R'))
+                    then 'a trigger of a partition is disabled' end,
+               'trigger ' || reentrant.names || ' changes rows of this table, and the events of '
+                   'these changes may come before those of the statement that runs it: make it a '
+                   'constraint trigger that is initially deferred',
                case when captured.by_statement and exists (
                         select from pg_partition_tree(captured.relation) as tree
                           join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p')
@@ -1024,6 +1035,7 @@ create view outbox.captures as
                    (decoded.settings ->> 'table')::oid <> t.tgrelid as restored,
                    bool_or(t.tgenabled in ('D', 'R')) as disabled,
                    bool_or(t.tgtype::int & 1 = 0) as by_statement,
+                   bit_or(t.tgtype::int & 28) as kinds,  -- 4 insert, 8 delete, 16 update
                    array_agg(replace(t.tgname, 'outbox_capture_', '')
                              order by t.tgtype & 28 = 4 desc, t.tgtype & 28 = 16 desc) as operations
               from pg_trigger as t
@@ -1063,10 +1075,39 @@ create view outbox.captures as
              join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.attnum
             where i.indrelid = captured.relation
               and i.indisprimary
-              and k.place <= i.indnkeyatts) as actual;
+              and k.place <= i.indnkeyatts) as actual
+     cross join lateral (
+           -- Triggers of the application that run after a captured statement and before its
+           -- capture, and whose own function writes to the table in a way that is captured.
+           select string_agg(distinct quote_ident(t.tgname), ', ') as names
+             from pg_trigger as t
+             join pg_proc as p on p.oid = t.tgfoid
+            where (t.tgrelid = captured.relation
+                   or t.tgrelid in (select tree.relid
+                                      from pg_partition_tree(captured.relation) as tree))
+              and not t.tgisinternal
+              and t.tgparentid = 0
+              and t.tgfoid <> captured.tgfoid
+              and t.tgenabled <> 'D'
+              and not t.tginitdeferred
+              and t.tgtype::int & 2 = 0
+              and t.tgtype::int & captured.kinds <> 0
+              -- Row triggers run first, then those of the statement by their names.
+              and (t.tgtype::int & 1 = 1
+                   or captured.by_statement and t.tgname < 'outbox_capture_')
+              and regexp_replace(regexp_replace(p.prosrc, '/[*].*?[*]/', ' ', 'g'),
+                                 E'--[^\n]*', ' ', 'g')
+                  ~* format('(^|[^[:alnum:]_$])'
+                            '(insert[[:space:]]+into|merge[[:space:]]+into%s%s)[[:space:]]+'
+                            '(only[[:space:]]+)?("?%s"?[.])?"?%s("|[^[:alnum:]_$.]|$)',
+                            case when captured.kinds & 16 <> 0 then '|update' end,
+                            case when captured.kinds & 8 <> 0 then '|delete[[:space:]]+from' end,
+                            regexp_replace(named.nspname, '([^[:alnum:]_])', E'\\\\\\1', 'g'),
+                            regexp_replace(class.relname, '([^[:alnum:]_])', E'\\\\\\1', 'g'))
+           ) as reentrant;
 comment on view outbox.captures is
-    'The captured tables and their settings. problem: fix it by capturing the table again or '
-    'enabling the trigger; null if there is none.';
+    'The captured tables and their settings. problem: fix it by capturing the table again, '
+    'enabling the trigger, or as it says; null if there is none.';
 
 revoke execute on all functions in schema outbox from public;
 select outbox.grant_roles();

@@ -2690,6 +2690,13 @@ CREATE VIEW outbox.captures AS
             ELSE NULL::text
         END,
         CASE
+            WHEN (EXISTS ( SELECT
+               FROM (pg_partition_tree(captured.relation) tree(relid, parentrelid, isleaf, level)
+                 JOIN pg_trigger t ON ((t.tgrelid = (tree.relid)::oid)))
+              WHERE (((tree.relid)::oid <> (captured.relation)::oid) AND (t.tgfoid = captured.tgfoid) AND (t.tgargs = captured.tgargs) AND (t.tgenabled = ANY (ARRAY['D'::"char", 'R'::"char"]))))) THEN 'a trigger of a partition is disabled'::text
+            ELSE NULL::text
+        END, (('trigger '::text || reentrant.names) || ' changes rows of this table, and the events of these changes may come before those of the statement that runs it: make it a constraint trigger that is initially deferred'::text),
+        CASE
             WHEN (captured.by_statement AND (EXISTS ( SELECT
                FROM (pg_partition_tree(captured.relation) tree(relid, parentrelid, isleaf, level)
                  JOIN pg_class c ON (((c.oid = (tree.relid)::oid) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"])))))
@@ -2698,7 +2705,7 @@ CREATE VIEW outbox.captures AS
                       WHERE ((t.tgrelid = (tree.relid)::oid) AND (t.tgfoid = captured.tgfoid) AND (t.tgargs = captured.tgargs))))))))) THEN 'a partition was added later: statements on it directly are not captured'::text
             ELSE NULL::text
         END), ''::text) AS problem
-   FROM ((((( SELECT (t.tgrelid)::regclass AS relation,
+   FROM (((((( SELECT (t.tgrelid)::regclass AS relation,
             t.tgargs,
             t.tgfoid,
             decoded.settings,
@@ -2706,6 +2713,7 @@ CREATE VIEW outbox.captures AS
             (((decoded.settings ->> 'table'::text))::oid <> t.tgrelid) AS restored,
             bool_or((t.tgenabled = ANY (ARRAY['D'::"char", 'R'::"char"]))) AS disabled,
             bool_or((((t.tgtype)::integer & 1) = 0)) AS by_statement,
+            bit_or(((t.tgtype)::integer & 28)) AS kinds,
             array_agg(replace((t.tgname)::text, 'outbox_capture_'::text, ''::text) ORDER BY (((t.tgtype)::integer & 28) = 4) DESC, (((t.tgtype)::integer & 28) = 16) DESC) AS operations
            FROM (pg_trigger t
              CROSS JOIN LATERAL ( SELECT outbox.capture_settings(t.tgargs) AS settings
@@ -2731,9 +2739,23 @@ CREATE VIEW outbox.captures AS
            FROM ((pg_index i
              CROSS JOIN LATERAL unnest((i.indkey)::smallint[]) WITH ORDINALITY k(attnum, place))
              JOIN pg_attribute a ON (((a.attrelid = i.indrelid) AND (a.attnum = k.attnum))))
-          WHERE ((i.indrelid = (captured.relation)::oid) AND i.indisprimary AND (k.place <= i.indnkeyatts))) actual);
+          WHERE ((i.indrelid = (captured.relation)::oid) AND i.indisprimary AND (k.place <= i.indnkeyatts))) actual)
+     CROSS JOIN LATERAL ( SELECT string_agg(DISTINCT quote_ident((t.tgname)::text), ', '::text) AS names
+           FROM (pg_trigger t
+             JOIN pg_proc p ON ((p.oid = t.tgfoid)))
+          WHERE (((t.tgrelid = (captured.relation)::oid) OR (t.tgrelid IN ( SELECT tree.relid
+                   FROM pg_partition_tree(captured.relation) tree(relid, parentrelid, isleaf, level)))) AND (NOT t.tgisinternal) AND (t.tgparentid = (0)::oid) AND (t.tgfoid <> captured.tgfoid) AND (t.tgenabled <> 'D'::"char") AND (NOT t.tginitdeferred) AND (((t.tgtype)::integer & 2) = 0) AND (((t.tgtype)::integer & captured.kinds) <> 0) AND ((((t.tgtype)::integer & 1) = 1) OR (captured.by_statement AND (t.tgname < 'outbox_capture_'::name))) AND (regexp_replace(regexp_replace(p.prosrc, '/[*].*?[*]/'::text, ' '::text, 'g'::text), '--[^
+]*'::text, ' '::text, 'g'::text) ~* format('(^|[^[:alnum:]_$])(insert[[:space:]]+into|merge[[:space:]]+into%s%s)[[:space:]]+(only[[:space:]]+)?("?%s"?[.])?"?%s("|[^[:alnum:]_$.]|$)'::text,
+                CASE
+                    WHEN ((captured.kinds & 16) <> 0) THEN '|update'::text
+                    ELSE NULL::text
+                END,
+                CASE
+                    WHEN ((captured.kinds & 8) <> 0) THEN '|delete[[:space:]]+from'::text
+                    ELSE NULL::text
+                END, regexp_replace((named.nspname)::text, '([^[:alnum:]_])'::text, '\\\1'::text, 'g'::text), regexp_replace((class.relname)::text, '([^[:alnum:]_])'::text, '\\\1'::text, 'g'::text))))) reentrant);
 
-COMMENT ON VIEW outbox.captures IS 'The captured tables and their settings. problem: fix it by capturing the table again or enabling the trigger; null if there is none.';
+COMMENT ON VIEW outbox.captures IS 'The captured tables and their settings. problem: fix it by capturing the table again, enabling the trigger, or as it says; null if there is none.';
 
 CREATE TABLE outbox.cursor (
     step bigint NOT NULL,

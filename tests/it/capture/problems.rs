@@ -135,3 +135,79 @@ async fn a_relay_says_at_its_start_what_is_wrong_with_a_capture() {
     assert_eq!(relay.ended(Duration::from_secs(20)).await, Some(0));
     shop.end().await;
 }
+
+#[tokio::test]
+async fn a_trigger_whose_changes_come_before_those_of_its_statement_is_named() {
+    let mut shop = Shop::new(
+        "create table jobs (id int primary key, status text); select outbox.capture('jobs');
+         create table \"odd.Name (1)\" (id int primary key);
+         select outbox.capture('\"odd.Name (1)\"', topic => 'odd');
+         create function settle() returns trigger language plpgsql as $$ begin
+             update only public.jobs set status = 'done' where id = new.id; return null; end $$;
+         create function clear() returns trigger language plpgsql as $$ begin
+             delete
+               from \"odd.Name (1)\" where id < 0; return null; end $$;
+         create function other() returns trigger language plpgsql as $$ begin
+             -- update jobs later
+             insert into jobs_old values (1); update other.jobs set id = 1; return null; end $$;
+         create trigger other after insert on jobs for each row when (false) execute function other()",
+    )
+    .await;
+    let problem = async |shop: &Shop, table: &str| shop.captured(table).await["problem"].clone();
+    assert_eq!(problem(&shop, "public.jobs").await, json!(null), "it changes other tables");
+
+    shop.owner("create trigger settle after insert on jobs for each row execute function settle()").await;
+    assert_eq!(short(&shop.write("insert into jobs values (1, 'new')").await), ["update 1", "create 1"]);
+    let expected = json!(
+        "trigger settle changes rows of this table, and the events of these changes may come before those \
+         of the statement that runs it: make it a constraint trigger that is initially deferred"
+    );
+    assert_eq!(problem(&shop, "public.jobs").await, expected);
+    let check = shop.database.pgoutbox(&["check"]);
+    assert!(String::from_utf8_lossy(&check.stdout).contains("trigger settle changes rows of this table"));
+
+    // What it asks for puts the events in order.
+    shop.owner(
+        "drop trigger settle on jobs;
+         create constraint trigger settle after insert on jobs deferrable initially deferred
+             for each row execute function settle()",
+    )
+    .await;
+    assert_eq!(short(&shop.write("insert into jobs values (2, 'new')").await), ["create 2", "update 2"]);
+    assert_eq!(problem(&shop, "public.jobs").await, json!(null));
+
+    // A trigger of the statement runs before the capture or after it, by its name. Deletes count only
+    // where they are captured.
+    let odd = "\"odd.Name (1)\"";
+    for (name, operations, named) in [
+        ("a", "{insert,delete}", true),
+        ("p", "{insert,delete}", false),
+        ("a", "{insert}", false),
+        ("a", "{delete}", false),
+    ] {
+        shop.owner(&format!(
+            "select outbox.capture('{odd}', topic => 'odd', operations => '{operations}');
+             create trigger {name} after insert on {odd} execute function clear()"
+        ))
+        .await;
+        let found = problem(&shop, &format!("public.{odd}")).await;
+        assert_eq!(found != json!(null), named, "{name} {operations}: {found}");
+        shop.owner(&format!("drop trigger {name} on {odd}")).await;
+    }
+    shop.end().await;
+}
+
+#[tokio::test]
+async fn a_trigger_that_is_disabled_on_one_partition_is_a_problem_of_the_capture() {
+    let mut shop = Shop::new(
+        "create table parts (id int primary key) partition by range (id);
+         create table low partition of parts for values from (0) to (100);
+         select outbox.capture('parts')",
+    )
+    .await;
+    assert_eq!(shop.captured("public.parts").await["problem"], json!(null));
+    shop.owner("alter table low disable trigger outbox_capture_partition_insert").await;
+    assert_eq!(shop.captured("public.parts").await["problem"], json!("a trigger of a partition is disabled"));
+    assert_eq!(shop.write("insert into low values (1)").await, [], "as it says");
+    shop.end().await;
+}
