@@ -98,6 +98,7 @@ inserted as (
                        $26::integer[])
            as matched (position, created_at, subscription_id, deliver_after, priority)
 )
-select paged.id, moved.low, moved.low_xid, moved.window_low, moved.window_low_xid
+select paged.id, moved.low, moved.low_xid, moved.window_low, moved.window_low_xid,
+       now() as owed_since
   from moved
   left join paged on true

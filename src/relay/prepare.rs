@@ -14,7 +14,7 @@ use crate::{
         Event,
         types::{Refusal, RefusalKind, Types, Warning},
     },
-    sink::{Lease, Outgoing, Report},
+    sink::{Lease, Occasion, Outgoing, Report},
 };
 
 /// Shortest time between two warnings about one event type.
@@ -67,6 +67,7 @@ pub(super) fn outgoing(
     })?;
     let outgoing = Outgoing {
         attempt: delivery.attempt,
+        occasion: Some(Occasion { subscription: subscription.row.id, since: delivery.owed_since }),
         lease: Some(match &job.held {
             Held::Page(page, number) => Lease::of_pair(page.id, *number, page.lease.token()),
             Held::Row(row) => Lease::of_row(row.id, row.lease.token()),

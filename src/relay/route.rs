@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
@@ -184,7 +185,7 @@ impl Route {
             next_page
         );
         let advanced = advanced.inspect_err(|error| self.ask_for_less(error, plan.events));
-        let Some((next, ids)) = advanced? else { return Ok(self.overtaken()) };
+        let Some((next, ids, owed_since)) = advanced? else { return Ok(self.overtaken()) };
         self.most = LARGE_PAGE.min(self.most * 2);
         self.cursor = Some(next);
         // One that could not be read is read again.
@@ -223,7 +224,7 @@ impl Route {
         let oldest = read.events.iter().map(|new| new.event.created_at).min();
         let age = oldest.map_or(Duration::ZERO, |oldest| self.base.clock.age(oldest));
         let step = Step::Routed { age, waiting: plan.waiting };
-        let mut jobs = self.jobs(plan, read, &ids, token, began);
+        let mut jobs = self.jobs(plan, read, &ids, (token, began), owed_since);
         self.read_small_payloads(&mut jobs).await;
         deliver.take(jobs);
         Ok(step)
@@ -245,8 +246,14 @@ impl Route {
     }
 
     /// What this relay holds now of a step that is committed.
-    fn jobs(&self, plan: Plan, read: Read, ids: &[PageId], token: Uuid, began: Instant) -> Vec<Job> {
-        let owed_since = self.base.clock.now();
+    fn jobs(
+        &self,
+        plan: Plan,
+        read: Read,
+        ids: &[PageId],
+        (token, began): (Uuid, Instant),
+        owed_since: DateTime<Utc>,
+    ) -> Vec<Job> {
         let times = || read.events.iter().map(|new| new.event.created_at);
         let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
         let mut uses = vec![0usize; read.events.len()];

@@ -29,7 +29,7 @@ use serde::de::DeserializeOwned;
 
 pub(crate) use self::outgoing::{Lease, Place};
 pub use self::{
-    outgoing::Outgoing,
+    outgoing::{Occasion, Outgoing},
     problem::Problem,
     registry::{Connection, Kind, Outlet, Registry, UNNAMED},
     settings::Settings,

@@ -1,12 +1,12 @@
 //! The view of a delivery that a sink gets.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::{
-    delivery::{DeliveryId, PageId},
+    delivery::{DeliveryId, PageId, SubscriptionId},
     event::Event,
 };
 
@@ -24,8 +24,27 @@ pub struct Outgoing {
     pub attempt: u32,
     /// Start of this attempt, by the database's clock.
     pub attempted_at: DateTime<Utc>,
+    /// What the attempts of this delivery have in common, and no other delivery of the event has; none
+    /// outside of a relay.
+    pub occasion: Option<Occasion>,
     /// Where it is recorded that it is owed, for a sink that settles its deliveries itself.
     pub(crate) lease: Option<Lease>,
+}
+
+/// Why an event is delivered: the same for each attempt, also by another relay, and another one when somebody
+/// wants the event again, by another subscription, from the beginning, or by a redrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Occasion {
+    /// The subscription.
+    pub subscription: SubscriptionId,
+    /// When the event became owed to it.
+    pub since: DateTime<Utc>,
+}
+
+impl fmt::Display for Occasion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:x}", self.subscription.0, self.since.timestamp_micros())
+    }
 }
 
 /// Where it is recorded that a delivery is owed, and the token under which it is leased.
@@ -56,6 +75,6 @@ impl Outgoing {
     /// An unchanged event at its first attempt.
     #[must_use]
     pub fn new(event: Arc<Event>, subscription: Arc<str>, attempted_at: DateTime<Utc>) -> Self {
-        Self { event, fields: None, subscription, attempt: 1, attempted_at, lease: None }
+        Self { event, fields: None, subscription, attempt: 1, attempted_at, occasion: None, lease: None }
     }
 }

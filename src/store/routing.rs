@@ -210,8 +210,9 @@ impl Store {
         self.read_page(&next, window, page, None).await
     }
 
-    /// Moves the cursor and writes what was routed. Returns the cursor as it is now and the ids of the pages,
-    /// in their order; none when another relay has moved the cursor: then nothing was written.
+    /// Moves the cursor and writes what was routed. Returns the cursor as it is now, the ids of the pages in
+    /// their order, and since when their events are owed; none when another relay has moved the cursor: then
+    /// nothing was written.
     ///
     /// # Errors
     /// Those of the database. The step may be committed nevertheless: its leases then end by themselves.
@@ -228,7 +229,7 @@ impl Store {
         token: Uuid,
         lease: Duration,
         starting: &[SubscriptionId],
-    ) -> Result<Option<(Cursor, Vec<PageId>)>, Error> {
+    ) -> Result<Option<(Cursor, Vec<PageId>, DateTime<Utc>)>, Error> {
         let mut next = cursor.next(&read.reached, read.last(), advance);
         let low = next.low.clone();
         let window = next.window.clone();
@@ -286,7 +287,7 @@ impl Store {
                 if ids.len() != pages.len() {
                     return Err(sqlx::Error::Protocol("a page of a routing step is missing".to_owned()));
                 }
-                Ok(Some((next, ids)))
+                Ok(Some((next, ids, row.try_get("owed_since")?)))
             })
             .await?;
         if advanced.is_some() {

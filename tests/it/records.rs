@@ -384,3 +384,39 @@ async fn the_numbers_say_what_waits_in_the_log_and_what_is_not_due_has_no_age() 
     assert!(relay.stop().await.complete);
     database.drop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_attempts_of_a_delivery_have_one_occasion_and_a_redrive_has_another() {
+    let database = Database::new().await;
+    let subscribe =
+        "select outbox.subscribe('all', array['**'], 'recorder', retry => $${\"schedule\": [\"1ms\"]}$$)";
+    database.execute(subscribe).await;
+    let retry = Outcome::Retry { reason: Reason::Timeout, after: None };
+    // The first relay ends without a verdict for the second event, and repeats the first event.
+    let failing = Recorder::answering(move |seen| {
+        if seen.attempt == 1 && seen.payload == "1" { retry.clone() } else { Outcome::Delivered }
+    });
+    let relay = RelayBox::start(&database, &failing).await;
+    database.execute("select outbox.publish('a.b', '1')").await;
+    let seen = failing.wait_for(2).await;
+    assert_eq!(seen[0].occasion, seen[1].occasion, "in a page, then in a row");
+    assert!(seen[0].occasion.is_some());
+    let gate = failing.gate.clone();
+    let closed = gate.write().await;
+    database.execute("select outbox.publish('a.b', '2')").await;
+    let held = failing.wait_for(3).await.remove(2);
+    relay.abort().await;
+    drop(closed);
+    database.execute("update outbox.pages set due_at = now() - interval '1 s'").await;
+    let second = Recorder::answering(|_| Outcome::Rejected { reason: Reason::Refused });
+    let relay = RelayBox::start(&database, &second).await;
+    let again = second.wait_for(1).await.remove(0);
+    assert_eq!((again.event, again.occasion), (held.event, held.occasion), "taken over from a dead relay");
+    database.eventually("select count(*) = 1 from outbox.dead_letters").await;
+    database.execute("select outbox.redrive()").await;
+    let redriven = second.wait_for(2).await.remove(1);
+    assert_eq!(redriven.event, held.event);
+    assert_ne!(redriven.occasion, held.occasion);
+    relay.stop().await;
+    database.drop().await;
+}

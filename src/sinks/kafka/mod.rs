@@ -148,6 +148,7 @@ impl Sink for Kafka {
             }
         };
         let until = Instant::now() + self.config.timeout + REPORT_DELAY;
+        let stored = producer.stored();
         // Queue all records, then wait for the confirmations.
         let mut queued = Vec::with_capacity(deliveries.len());
         for delivery in deliveries {
@@ -172,6 +173,7 @@ impl Sink for Kafka {
                 }
             }
         }
+        let is_late = confirmations.iter().flatten().any(|(_, confirmation)| confirmation.is_late());
         let unknown =
             confirmations.iter().flatten().filter(|(_, confirmation)| confirmation.is_unknown_topic());
         let gone = self.gone(&producer, unknown.map(|(topic, _)| topic.clone()).collect(), until).await;
@@ -180,6 +182,9 @@ impl Sink for Kafka {
             Err(report) => report,
         });
         let reports = reports.collect();
+        if is_late && producer.stored() == stored {
+            self.renew(&producer, until + Duration::from_secs(1)).await;
+        }
         self.replace(&producer);
         reports
     }
@@ -210,6 +215,22 @@ impl Kafka {
     /// Drops a producer with a fatal error; the next attempt makes another.
     fn replace(&self, producer: &Arc<Producer>) {
         if producer.is_broken() {
+            let mut kept = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.take_if(|kept| Arc::ptr_eq(kept, producer));
+        }
+    }
+
+    /// Drops a producer that makes no progress although the cluster answers a new client: it may have been
+    /// rebuilt behind its address, and the producer still knows the brokers of before.
+    async fn renew(&self, producer: &Arc<Producer>, until: Instant) {
+        let limit = CHECK.min(until.saturating_duration_since(Instant::now()));
+        if limit.is_zero() {
+            return;
+        }
+        let config = self.config.for_metadata();
+        // The blocking task ends at its own limit, even if this future is dropped.
+        let asked = tokio::task::spawn_blocking(move || producer::check(&config, None, limit)).await;
+        if matches!(asked, Ok(Ok(()))) {
             let mut kept = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
             kept.take_if(|kept| Arc::ptr_eq(kept, producer));
         }

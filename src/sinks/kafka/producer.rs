@@ -3,9 +3,9 @@
 use std::{
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
@@ -21,6 +21,9 @@ use crate::{
     delivery::{Outcome, Reason},
     sink::Report,
 };
+
+/// How long an error of a broker explains why records are late. librdkafka repeats one that lasts every 30 s.
+const RECENT: Duration = Duration::from_secs(60);
 
 /// Result of sending a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +41,11 @@ pub(super) enum Confirmation {
 impl Confirmation {
     pub(super) fn is_unknown_topic(self) -> bool {
         matches!(self, Self::Failed(Code::UnknownTopic | Code::UnknownTopicOrPartition))
+    }
+
+    /// Whether no broker has said anything of it in time.
+    pub(super) fn is_late(self) -> bool {
+        matches!(self, Self::Nothing | Self::Failed(Code::MessageTimedOut))
     }
 
     /// Whether a broker refused a whole set of records, possibly because of one of them.
@@ -60,14 +68,15 @@ pub(super) type Confirm = Box<oneshot::Sender<Confirmation>>;
 /// Receives errors and delivery reports of librdkafka.
 #[derive(Debug, Default)]
 struct Callbacks {
-    /// The most telling error of a broker since the last stored record: why other records are late.
-    last_error: Mutex<Option<(Code, String)>>,
-    /// Whether a broker has stored a record before.
-    reached: AtomicBool,
+    /// The most telling error of a broker since the last stored record, and when it came: why other records
+    /// are late.
+    last_error: Mutex<Option<(Code, String, Instant)>>,
+    /// Number of records that brokers have stored.
+    stored: AtomicU64,
 }
 
 impl Callbacks {
-    fn last_error(&self) -> std::sync::MutexGuard<'_, Option<(Code, String)>> {
+    fn last_error(&self) -> std::sync::MutexGuard<'_, Option<(Code, String, Instant)>> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -84,8 +93,11 @@ impl ClientContext for Callbacks {
             Code::BrokerTransportFailure => 1,
             _ => 2,
         };
-        if last_error.as_ref().is_none_or(|(before, _)| weight(code) >= weight(*before)) {
-            *last_error = Some((code, message.to_owned()));
+        let is_less = |(before, _, at): &(Code, String, Instant)| {
+            weight(code) < weight(*before) && at.elapsed() < RECENT
+        };
+        if !last_error.as_ref().is_some_and(is_less) {
+            *last_error = Some((code, message.to_owned(), Instant::now()));
         }
     }
 }
@@ -96,7 +108,7 @@ impl ProducerContext for Callbacks {
     fn delivery(&self, result: &DeliveryResult<'_>, confirm: Confirm) {
         let confirmation = match result {
             Ok(_) => {
-                self.reached.store(true, Ordering::Relaxed);
+                self.stored.fetch_add(1, Ordering::Relaxed);
                 self.last_error().take();
                 Confirmation::Stored
             }
@@ -117,6 +129,11 @@ impl Producer {
 
     fn callbacks(&self) -> &Callbacks {
         self.0.client().context()
+    }
+
+    /// Number of records that brokers have stored.
+    pub(super) fn stored(&self) -> u64 {
+        self.callbacks().stored.load(Ordering::Relaxed)
     }
 
     /// Whether it has a fatal error: an idempotent producer then never sends again.
@@ -150,18 +167,20 @@ impl Producer {
             Confirmation::Failed(Code::MessageTimedOut) => {
                 // librdkafka retries by itself until the record times out; the last error of
                 // the client says why.
-                let (reason, message) = match &*self.callbacks().last_error() {
+                let last_error = self.callbacks().last_error();
+                let recent = last_error.as_ref().filter(|(.., at)| at.elapsed() < RECENT);
+                let (reason, message) = match recent {
                     // The broker accepted the connection and then did not answer.
-                    Some((code, message))
+                    Some((code, message, _))
                         if message.contains("timed out") && !message.contains("state CONNECT") =>
                     {
                         (Reason::Timeout, format!("{}: {message}", text(*code)))
                     }
-                    Some((code, message)) => (reason(*code), format!("{}: {message}", text(*code))),
+                    Some((code, message, _)) => (reason(*code), format!("{}: {message}", text(*code))),
                     None => (Reason::Timeout, text(Code::MessageTimedOut)),
                 };
                 let report = retry(reason).with_answer(message);
-                if self.callbacks().reached.load(Ordering::Relaxed) { report.ambiguous() } else { report }
+                if self.stored() > 0 { report.ambiguous() } else { report }
             }
             Confirmation::Failed(Code::Fatal | Code::PurgeQueue | Code::PurgeInflight) => {
                 match self.0.client().fatal_error() {
@@ -252,7 +271,8 @@ pub(super) fn check(config: &ClientConfig, topic: Option<&str>, limit: Duration)
         // The last error of the client says why.
         client.poll(Duration::ZERO);
         let last_error = client.context().last_error().take();
-        last_error.map_or_else(|| error.to_string(), |(code, message)| format!("{}: {message}", text(code)))
+        last_error
+            .map_or_else(|| error.to_string(), |(code, message, _)| format!("{}: {message}", text(code)))
     })?;
     let Some(topic) = topic else { return Ok(()) };
     let found = metadata.topics().iter().find(|found| found.name() == topic);

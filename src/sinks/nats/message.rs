@@ -31,9 +31,9 @@ pub struct Target {
     subject: Template,
     /// Stream that must own the subject.
     stream: Option<String>,
-    /// Id of the message.
-    #[serde(default = "id")]
-    message_id: Template,
+    /// Id of the message. Without it, an id of the event and of the occasion: a stream knows the repeats of
+    /// an attempt by it, and stores what somebody wants again.
+    message_id: Option<Template>,
     /// Form of the body.
     #[serde(default = "raw")]
     body: Body,
@@ -100,13 +100,24 @@ impl Target {
             return Err(Report::from(Outcome::Rejected { reason: Reason::TemplateFailed })
                 .with_answer("the subject has an empty segment or begins with \"$\""));
         }
-        let id = self.message_id.render_field("message_id", delivery, |value| Cow::Borrowed(value))?;
+        let id = self.id(delivery)?;
         let mut headers = self.headers(&delivery.event);
         insert(&mut headers, ID, &encoded(&id, false));
         if let Some(stream) = &self.stream {
             insert(&mut headers, EXPECTED_STREAM, stream);
         }
         Ok(Message { subject, headers, body: self.body.of(&delivery.event).into() })
+    }
+
+    fn id(&self, delivery: &Outgoing) -> Result<String, Report> {
+        let is_chosen = delivery.fields.as_ref().is_some_and(|fields| fields.contains_key("message_id"));
+        match (&self.message_id, delivery.occasion) {
+            (None, Some(occasion)) if !is_chosen => Ok(format!("{}/{occasion}", delivery.event.id)),
+            (template, _) => {
+                let template = template.clone().unwrap_or_else(id);
+                template.render_field("message_id", delivery, |value| Cow::Borrowed(value))
+            }
+        }
     }
 
     fn headers(&self, event: &Event) -> HeaderMap {

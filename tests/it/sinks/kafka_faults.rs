@@ -7,7 +7,7 @@ use std::{
 
 use pgoutbox::{
     cli::config::Config,
-    delivery::Reason,
+    delivery::{Outcome, Reason},
     sink::{Outgoing, Outlet},
 };
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Error};
@@ -18,7 +18,7 @@ use crate::{
     sink_contract::Destination as _,
     support::{
         Database, Recorder, RelayBox,
-        deliveries::{connections, deliveries, reasons},
+        deliveries::{connections, deliveries, reasons, registry},
         relay::settings,
         server::eventually,
     },
@@ -311,4 +311,41 @@ async fn a_relay_starts_without_the_cluster_serves_others_and_delivers_when_it_s
     }
     relay.stop().await;
     database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_was_rebuilt_behind_its_address_gets_the_next_attempt() {
+    let (old, new) = (Topic::mocked(1), Topic::mocked(1));
+    // The address stays, while each cluster names brokers of its own.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let first = |topic: &Topic| topic.brokers.split(',').next().unwrap().to_owned();
+    let behind = std::sync::Arc::new(std::sync::Mutex::new(first(&old)));
+    let target = std::sync::Arc::clone(&behind);
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((mut client, _)) = listener.accept().await {
+            let to = target.lock().unwrap().clone();
+            connections.spawn(async move {
+                if let Ok(mut server) = tokio::net::TcpStream::connect(to).await {
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                }
+            });
+        }
+    });
+    let section = format!("[sinks.kafka]\nbrokers = ['{address}']\ntimeout = '2s'");
+    let deliveries = deliveries(&registry(&section), "kafka", json!({ "topic": "orders" }), 2);
+    let outlet = &deliveries.outlet;
+    assert_eq!(outlet.send(&deliveries[..1]).await[0].outcome, Outcome::Delivered);
+    *behind.lock().unwrap() = first(&new);
+    drop(old);
+    let attempts = std::sync::atomic::AtomicU32::new(0);
+    eventually("the new cluster has it", async || {
+        attempts.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        outlet.send(&deliveries[1..]).await[0].outcome == Outcome::Delivered
+    })
+    .await;
+    assert!(attempts.into_inner() <= 3);
+    assert_eq!(new.records().await.len(), 1);
 }

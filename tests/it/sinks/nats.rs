@@ -195,7 +195,7 @@ async fn a_duplicate_counts_as_delivered_and_is_stored_once() {
 }
 
 #[tokio::test]
-async fn two_subscriptions_into_one_stream_need_different_message_ids() {
+async fn with_a_message_id_of_their_own_two_subscriptions_into_one_stream_are_two_messages() {
     let nats = Nats::start().await;
     let event = deliveries(&nats.registry(), "nats", json!({ "subject": "events.a" }), 1);
     let mut other =

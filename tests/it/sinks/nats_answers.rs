@@ -1,4 +1,4 @@
-//! Whose answer counts as that of a stream.
+//! Whose answer counts as that of a stream, and what a stream takes for a repeat.
 
 use async_nats::jetstream::stream;
 use futures_util::StreamExt as _;
@@ -9,7 +9,11 @@ use tokio::task::JoinSet;
 use super::nats::{Nats, events, reason, send_one};
 use crate::{
     sink_contract::Destination as _,
-    support::deliveries::{deliveries, registry},
+    support::{
+        Database, RelayBox,
+        deliveries::{connections, deliveries, registry},
+        relay::settings,
+    },
 };
 
 /// A subscriber that answers every message of a subject, as a service does.
@@ -58,4 +62,62 @@ async fn check_finds_a_stream_that_acknowledges_nothing() {
     assert!(problem.as_str().contains("EVENTS has no_ack"), "{problem:?}");
     context.update_stream(events()).await.unwrap();
     assert_eq!(check().await.map_err(|problem| problem.as_str().to_owned()), Ok(()));
+}
+
+/// Runs a relay until nothing is owed.
+async fn relayed(database: &Database, nats: &Nats) {
+    let relay = RelayBox::start_with(database, |builder| {
+        builder.settings(settings("relay")).connections(&connections(&nats.section())).unwrap()
+    })
+    .await;
+    database
+        .eventually(
+            "select not exists (select from outbox.owed) and not exists (select from outbox.starts) \
+             and (select count(*) from outbox.events) > 0",
+        )
+        .await;
+    relay.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_wants_again_is_stored_again_within_the_window_for_duplicates() {
+    let (database, nats) = (Database::new().await, Nats::start().await);
+    let subscribe = |name: &str| {
+        format!(
+            "select outbox.subscribe('{name}', array['**'], 'nats', start => 'beginning', \
+             config => '{{\"subject\": \"events.{{topic}}\"}}')"
+        )
+    };
+    database.execute("select outbox.publish('shop.a', '1'), outbox.publish('shop.a', '2')").await;
+    database.execute(&subscribe("all")).await;
+    relayed(&database, &nats).await;
+    assert_eq!(nats.messages("EVENTS").await.len(), 2);
+    let purge = async || {
+        let stream = nats.jetstream().await.get_stream("EVENTS").await.unwrap();
+        stream.purge().await.unwrap();
+    };
+    // The same subscription, made again.
+    purge().await;
+    database.execute("select outbox.unsubscribe('all')").await;
+    database.execute(&subscribe("all")).await;
+    relayed(&database, &nats).await;
+    assert_eq!(nats.messages("EVENTS").await.len(), 2, "a new subscription");
+    // Another one beside it.
+    database.execute(&subscribe("other")).await;
+    relayed(&database, &nats).await;
+    assert_eq!(nats.messages("EVENTS").await.len(), 4, "another subscription");
+    purge().await;
+    database
+        .execute(
+            "insert into outbox.dead_letters (subscription_id, subscription, reason, attempts, event_id, \
+                 position, created_at, topic, payload, headers, priority) \
+             select target.id, target.name, 'timeout', 1, event.id, event.position, event.created_at, \
+                    event.topic, event.payload, event.headers, event.priority \
+               from outbox.events as event cross join outbox.subscriptions as target \
+              where target.name = 'all'",
+        )
+        .await;
+    database.execute("select outbox.redrive()").await;
+    relayed(&database, &nats).await;
+    assert_eq!(nats.messages("EVENTS").await.len(), 2, "a redrive");
 }

@@ -21,6 +21,7 @@ pub(crate) struct Seen {
     pub(crate) payload: String,
     pub(crate) subscription: String,
     pub(crate) attempt: u32,
+    pub(crate) occasion: Option<pgoutbox::sink::Occasion>,
 }
 
 type Answer = Arc<dyn Fn(&Seen) -> Outcome + Send + Sync>;
@@ -110,6 +111,7 @@ impl Sink for Recorder {
             payload: delivery.event.payload.clone(),
             subscription: delivery.subscription.to_string(),
             attempt: delivery.attempt,
+            occasion: delivery.occasion,
         };
         self.seen.lock().unwrap().push(seen.clone());
         self.changed.notify_waiters();
