@@ -790,7 +790,8 @@ begin
         'identity_at', outbox.capture_numbers(relation, identity)::text,
         'exclude', columns is null,
         'listed', listed::text,
-        'listed_at', outbox.capture_numbers(relation, listed)::text);
+        'listed_at', outbox.capture_numbers(relation, listed)::text,
+        'operations', wanted::text);
 
     -- Compares existing with required triggers. If they are the same, nothing is locked.
     with operation as (
@@ -958,7 +959,8 @@ begin
             (settings ->> 'identity')::text[],
             (settings ->> 'identity_at')::int2[],
             (settings ->> 'listed')::text[],
-            (settings ->> 'listed_at')::int2[];
+            (settings ->> 'listed_at')::int2[],
+            (settings ->> 'operations')::text[];
     return case when settings ? 'table' then settings end;
 exception when others then
     return null;
@@ -976,6 +978,8 @@ create view outbox.captures as
            (captured.settings ->> 'diff')::boolean as diff,
            nullif(concat_ws('; ',
                case when captured.disabled then 'a trigger is disabled' end,
+               case when not captured.operations @> (captured.settings ->> 'operations')::text[]
+                    then 'a trigger is missing' end,
                case when captured.restored
                     then 'restored from a dump: renamed columns are not followed' end,
                case when captured.restored and captured.excludes and found.listed_gone

@@ -321,7 +321,8 @@ begin
         'identity_at', outbox.capture_numbers(relation, identity)::text,
         'exclude', columns is null,
         'listed', listed::text,
-        'listed_at', outbox.capture_numbers(relation, listed)::text);
+        'listed_at', outbox.capture_numbers(relation, listed)::text,
+        'operations', wanted::text);
 
     -- Compares existing with required triggers. If they are the same, nothing is locked.
     with operation as (
@@ -1110,7 +1111,8 @@ begin
             (settings ->> 'identity')::text[],
             (settings ->> 'identity_at')::int2[],
             (settings ->> 'listed')::text[],
-            (settings ->> 'listed_at')::int2[];
+            (settings ->> 'listed_at')::int2[],
+            (settings ->> 'operations')::text[];
     return case when settings ? 'table' then settings end;
 exception when others then
     return null;
@@ -2646,6 +2648,10 @@ CREATE VIEW outbox.captures AS
     NULLIF(concat_ws('; '::text,
         CASE
             WHEN captured.disabled THEN 'a trigger is disabled'::text
+            ELSE NULL::text
+        END,
+        CASE
+            WHEN (NOT (captured.operations @> ((captured.settings ->> 'operations'::text))::text[])) THEN 'a trigger is missing'::text
             ELSE NULL::text
         END,
         CASE

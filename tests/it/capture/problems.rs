@@ -211,3 +211,22 @@ async fn a_trigger_that_is_disabled_on_one_partition_is_a_problem_of_the_capture
     assert_eq!(shop.write("insert into low values (1)").await, [], "as it says");
     shop.end().await;
 }
+
+#[tokio::test]
+async fn a_trigger_that_was_dropped_is_a_problem_until_the_table_is_captured_again() {
+    let mut shop = Shop::new(
+        "create table t (id int primary key, n int); select outbox.capture('t');
+         create table few (id int primary key); select outbox.capture('few', operations => '{delete,insert}')",
+    )
+    .await;
+    shop.owner("drop trigger outbox_capture_update on t").await;
+    assert_eq!(shop.captured("public.t").await["problem"], json!("a trigger is missing"));
+    assert_eq!(shop.captured("public.few").await["problem"], json!(null), "it never captured updates");
+    shop.owner("select outbox.capture('t')").await;
+    assert_eq!(shop.captured("public.t").await["problem"], json!(null));
+    assert_eq!(
+        short(&shop.write("insert into t values (1, 1); update t set n = 2").await),
+        ["create 1", "update 1"]
+    );
+    shop.end().await;
+}
