@@ -35,6 +35,8 @@ pub(super) struct Followed {
     found: Contents,
     /// What was last reported as unusable, so that it is reported once.
     refused: Option<Contents>,
+    /// Files that were reported as unreadable.
+    unreadable: BTreeSet<PathBuf>,
 }
 
 /// Files that have changed.
@@ -51,7 +53,7 @@ impl Followed {
     pub(super) async fn of(config: &Config) -> Self {
         let (files, folder) = (config.files.clone(), config.secrets.folder.clone());
         let used = read(files.clone(), folder.clone()).await;
-        Self { files, folder, found: used.clone(), used, refused: None }
+        Self { files, folder, found: used.clone(), used, refused: None, unreadable: BTreeSet::new() }
     }
 
     /// Waits until something has changed.
@@ -63,23 +65,17 @@ impl Followed {
             if secrets.forget_replaced() {
                 return Change::Secrets(Vec::new());
             }
-            let found = self.read().await;
+            let found = self.look().await;
             if found == self.used || self.refused.as_ref() == Some(&found) {
                 continue;
             }
             let mut settled = tokio::time::interval(SETTLED);
             settled.tick().await;
             settled.tick().await;
-            if self.read().await != found {
+            if self.look().await != found {
                 continue;
             }
             self.found = found;
-            if let Some((path, _)) = self.found.iter().find(|(_, content)| content.is_none()) {
-                let file = path.display();
-                tracing::warn!(%file, "a file cannot be read; what was read before is used");
-                self.refuse();
-                continue;
-            }
             return self.change();
         }
     }
@@ -104,8 +100,23 @@ impl Followed {
         self.refused = Some(self.found.clone());
     }
 
-    async fn read(&self) -> Contents {
-        read(self.files.clone(), self.folder.clone()).await
+    /// The contents now. One that cannot be read, perhaps for a moment, is as it was, and keeps no change of
+    /// another from being followed.
+    async fn look(&mut self) -> Contents {
+        let mut found = read(self.files.clone(), self.folder.clone()).await;
+        for (path, content) in self.used.iter().filter(|(_, content)| content.is_some()) {
+            let now = found.entry(path.clone()).or_default();
+            if now.is_some() {
+                self.unreadable.remove(path);
+                continue;
+            }
+            *now = *content;
+            if self.unreadable.insert(path.clone()) {
+                let file = path.display();
+                tracing::warn!(%file, "a file cannot be read; what was read before is used");
+            }
+        }
+        found
     }
 }
 

@@ -149,8 +149,10 @@ impl<'s> Relays<'s> {
             match self.usable().await {
                 Ok(config) => {
                     tracing::info!(files, "files have changed, the relay follows them");
-                    self.followed.accept();
-                    return config;
+                    // It may refer to other files now. Read again after looking at them, so that no change
+                    // between the two is missed.
+                    self.followed = Followed::of(&config).await;
+                    return Config::load(self.sources, sinks::CONFIGURED).unwrap_or(config);
                 }
                 Err(error) if matches!(Exit::of(&error), Exit::Unreachable) => {
                     let error = exit::chain(&error);

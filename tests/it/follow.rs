@@ -49,6 +49,7 @@ async fn a_rotated_password_and_a_rotated_secret_are_followed_without_a_restart(
     write_address("one");
     fs::create_dir(&secrets).unwrap();
     fs::write(secrets.join("shop"), format!("{OLD}\n")).unwrap();
+    fs::write(secrets.join("other"), OLD).unwrap();
     let mut good = Good::start().await;
     sqlx::query("select outbox.subscribe('hooks', '{**}', 'webhook', $1)")
         .bind(json!({"url": good.url, "secret": "file:shop"}))
@@ -75,9 +76,9 @@ async fn a_rotated_password_and_a_rotated_secret_are_followed_without_a_restart(
 
     fs::remove_file(&address).unwrap();
     relay.wait_for_log("a file cannot be read; what was read before is used").await;
-    write_address("one");
 
-    // A secret alone interrupts nothing.
+    // A secret alone interrupts nothing, and no file that is missing keeps it from being followed.
+    fs::remove_file(secrets.join("other")).unwrap();
     fs::write(secrets.join("shop"), NEW).unwrap();
     relay.wait_for_log("secrets have changed, the relay follows them").await;
     let mut by = signed_by(&database, &mut good, &[OLD, NEW]).await;
