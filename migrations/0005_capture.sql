@@ -1106,8 +1106,8 @@ create view outbox.captures as
                             '(only[[:space:]]+)?("?%s"?[.])?"?%s("|[^[:alnum:]_$.]|$)',
                             case when captured.kinds & 16 <> 0 then '|update' end,
                             case when captured.kinds & 8 <> 0 then '|delete[[:space:]]+from' end,
-                            regexp_replace(named.nspname, '([^[:alnum:]_])', E'\\\\\\1', 'g'),
-                            regexp_replace(class.relname, '([^[:alnum:]_])', E'\\\\\\1', 'g'))
+                            regexp_replace(named.nspname, '[^[:alnum:]_]', '.', 'g'),
+                            regexp_replace(class.relname, '[^[:alnum:]_]', '.', 'g'))
            ) as reentrant;
 comment on view outbox.captures is
     'The captured tables and their settings. problem: fix it by capturing the table again, '

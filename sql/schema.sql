@@ -2759,7 +2759,7 @@ CREATE VIEW outbox.captures AS
                 CASE
                     WHEN ((captured.kinds & 8) <> 0) THEN '|delete[[:space:]]+from'::text
                     ELSE NULL::text
-                END, regexp_replace((named.nspname)::text, '([^[:alnum:]_])'::text, '\\\1'::text, 'g'::text), regexp_replace((class.relname)::text, '([^[:alnum:]_])'::text, '\\\1'::text, 'g'::text))))) reentrant);
+                END, regexp_replace((named.nspname)::text, '[^[:alnum:]_]'::text, '.'::text, 'g'::text), regexp_replace((class.relname)::text, '[^[:alnum:]_]'::text, '.'::text, 'g'::text))))) reentrant);
 
 COMMENT ON VIEW outbox.captures IS 'The captured tables and their settings. problem: fix it by capturing the table again, enabling the trigger, or as it says; null if there is none.';
 

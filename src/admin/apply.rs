@@ -11,6 +11,7 @@ use crate::{
     event::{
         JsonText,
         filter::{Filter, Transform},
+        harmless::is_harmless,
     },
     store::SubscriptionRow,
 };
@@ -312,14 +313,23 @@ pub fn subscribe_statement(row: &SubscriptionRow) -> String {
     format!("select outbox.subscribe(\n    {}\n);\n{pause}", arguments.join(",\n    "))
 }
 
-/// A string literal that does not depend on `standard_conforming_strings`.
+/// A string literal that does not depend on `standard_conforming_strings`. What could control a terminal is
+/// written by its number.
 fn quoted(text: &str) -> String {
+    let is_plain = |character: char| is_harmless(character) || "\n\t".contains(character);
     let doubled = text.replace('\'', "''");
-    if doubled.contains('\\') {
-        format!("E'{}'", doubled.replace('\\', "\\\\"))
-    } else {
-        format!("'{doubled}'")
+    if doubled.chars().all(|character| is_plain(character) && character != '\\') {
+        return format!("'{doubled}'");
     }
+    let mut written = String::from("E'");
+    for character in doubled.chars() {
+        match character {
+            '\\' => written.push_str("\\\\"),
+            _ if is_plain(character) => written.push(character),
+            _ => written.push_str(&format!("\\U{:08x}", u32::from(character))),
+        }
+    }
+    written + "'"
 }
 
 fn array(items: &[String]) -> String {

@@ -37,6 +37,8 @@ pub(super) struct Followed {
     refused: Option<Contents>,
     /// Files that were reported as unreadable.
     unreadable: BTreeSet<PathBuf>,
+    /// Those of them that can be read again. What needs them may have been given up meanwhile.
+    returned: Vec<String>,
 }
 
 /// Files that have changed.
@@ -53,7 +55,15 @@ impl Followed {
     pub(super) async fn of(config: &Config) -> Self {
         let (files, folder) = (config.files.clone(), config.secrets.folder.clone());
         let used = read(files.clone(), folder.clone()).await;
-        Self { files, folder, found: used.clone(), used, refused: None, unreadable: BTreeSet::new() }
+        Self {
+            files,
+            folder,
+            found: used.clone(),
+            used,
+            refused: None,
+            unreadable: BTreeSet::new(),
+            returned: Vec::new(),
+        }
     }
 
     /// Waits until something has changed.
@@ -66,6 +76,10 @@ impl Followed {
                 return Change::Secrets(Vec::new());
             }
             let found = self.look().await;
+            if found == self.used && !self.returned.is_empty() {
+                self.found = found;
+                return Change::Secrets(std::mem::take(&mut self.returned));
+            }
             if found == self.used || self.refused.as_ref() == Some(&found) {
                 continue;
             }
@@ -107,7 +121,9 @@ impl Followed {
         for (path, content) in self.used.iter().filter(|(_, content)| content.is_some()) {
             let now = found.entry(path.clone()).or_default();
             if now.is_some() {
-                self.unreadable.remove(path);
+                if self.unreadable.remove(path) {
+                    self.returned.push(path.display().to_string());
+                }
                 continue;
             }
             *now = *content;

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write, stderr};
 use tracing_subscriber::{EnvFilter, fmt};
 
 use super::config::{LogFormat, Telemetry};
+use crate::event::harmless;
 
 /// Why logging cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -26,8 +27,10 @@ pub fn init(settings: &Telemetry) -> Result<(), Error> {
     let filter = filter(&settings.log)?;
     let terminal = stderr().is_terminal();
     // The library would print its own errors, and panic when that fails.
-    let lines = fmt().with_env_filter(filter).with_writer(|| Lossy(stderr())).log_internal_errors(false);
-    match settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json }) {
+    let format = settings.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
+    let writer = move || Lossy { to: stderr(), format };
+    let lines = fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
+    match format {
         // On a terminal the default applies, which honours NO_COLOR.
         LogFormat::Text if terminal => lines.try_init(),
         LogFormat::Text => lines.with_ansi(false).try_init(),
@@ -36,18 +39,27 @@ pub fn init(settings: &Telemetry) -> Result<(), Error> {
     .map_err(Error::Taken)
 }
 
-/// Drops what cannot be written.
+/// Writes lines in which nothing that strangers wrote controls a terminal, and drops what cannot be written.
 #[derive(Debug)]
-struct Lossy<W>(W);
+struct Lossy<W> {
+    to: W,
+    format: LogFormat,
+}
 
 impl<W: Write> Write for Lossy<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let _ = self.0.write_all(line);
+        let text = String::from_utf8_lossy(line);
+        let text = match self.format {
+            LogFormat::Json => harmless::escaped_json(&text),
+            // The library has written out the colours of others.
+            LogFormat::Text => harmless::escaped_line(&text),
+        };
+        let _ = self.to.write_all(text.as_bytes());
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let _ = self.0.flush();
+        let _ = self.to.flush();
         Ok(())
     }
 }
@@ -79,6 +91,29 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn nothing_that_strangers_wrote_controls_the_terminal_of_a_log() {
+        let foreign = "a\u{1b}[31m\u{9b}2J\u{202e}\u{2028}\n\u{200b}z";
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let written = Written::default();
+            let to = written.clone();
+            let lines = fmt().with_ansi(false).with_writer(move || Lossy { to: to.clone(), format });
+            let logging = || tracing::warn!(topic = foreign, other = ?foreign, "{foreign}");
+            match format {
+                LogFormat::Text => tracing::subscriber::with_default(lines.finish(), logging),
+                LogFormat::Json => tracing::subscriber::with_default(lines.json().finish(), logging),
+            }
+            let written = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+            let line = written.strip_suffix('\n').unwrap();
+            let harmful: Vec<char> = line.chars().filter(|c| !harmless::is_harmless(*c)).collect();
+            assert!(harmful.iter().all(|c| *c == '\n'), "{format:?}: {harmful:?} in {written:?}");
+            if matches!(format, LogFormat::Json) {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                assert_eq!(line["fields"]["topic"], foreign, "it means the same");
+            }
         }
     }
 

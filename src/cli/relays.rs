@@ -8,6 +8,7 @@ use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    check,
     config::{Config, Sources},
     exit::{self, Exit},
     follow::{Change, Followed},
@@ -117,8 +118,8 @@ impl<'s> Relays<'s> {
                 Some(fresh) => fresh,
                 None => bail!("serving http ended; the log says why"),
             };
-            match self.next(&config).await {
-                Some(next) => relay = next,
+            match self.next(config).await {
+                Some((next, its)) => (relay, config) = (next, its),
                 None => return Ok(None),
             }
         }
@@ -149,10 +150,9 @@ impl<'s> Relays<'s> {
             match self.usable().await {
                 Ok(config) => {
                     tracing::info!(files, "files have changed, the relay follows them");
-                    // It may refer to other files now. Read again after looking at them, so that no change
-                    // between the two is missed.
+                    // It may refer to other files now. What is configured is read again after this.
                     self.followed = Followed::of(&config).await;
-                    return Config::load(self.sources, sinks::CONFIGURED).unwrap_or(config);
+                    return config;
                 }
                 Err(error) if matches!(Exit::of(&error), Exit::Unreachable) => {
                     let error = exit::chain(&error);
@@ -171,23 +171,26 @@ impl<'s> Relays<'s> {
         }
     }
 
-    /// What is configured now, if the database accepts it.
+    /// What is configured now, if the database accepts it and every sink can be made with it.
     async fn usable(&self) -> anyhow::Result<Config> {
         let config = Config::load(self.sources, sinks::CONFIGURED)?;
+        check::registry(&config)?;
         Operator::connect(&config.connect_options()?, config.database.pooler).await?;
         Ok(config)
     }
 
-    /// The next relay, as soon as it can be built; none if the drain begins before.
-    async fn next(&self, config: &Config) -> Option<Relay> {
+    /// The next relay, as soon as it can be built, and what it is configured with; none if the drain begins
+    /// before. Files may change again meanwhile.
+    async fn next(&self, mut config: Config) -> Option<(Relay, Config)> {
         let mut tries = tokio::time::interval(AGAIN);
         loop {
             tokio::select! {
                 _ = tries.tick() => {}
                 () = self.drain.cancelled() => return None,
             }
-            match self.build(config).await {
-                Ok(relay) => return Some(relay),
+            config = Config::load(self.sources, sinks::CONFIGURED).unwrap_or(config);
+            match self.build(&config).await {
+                Ok(relay) => return Some((relay, config)),
                 Err(error) => {
                     tracing::warn!(error = exit::chain(&error), "starting again failed, retrying");
                 }

@@ -26,6 +26,21 @@ pub(crate) fn escaped(text: &str) -> String {
     written
 }
 
+/// The same in a line for a terminal that has its own line breaks and colours; a stranger's were written out
+/// before.
+pub(crate) fn escaped_line(line: &str) -> String {
+    let is_own = |character: char| is_harmless(character) || "\n\u{1b}".contains(character);
+    let mut written = String::with_capacity(line.len());
+    for character in line.chars() {
+        if is_own(character) {
+            written.push(character);
+        } else {
+            written.extend(character.escape_default());
+        }
+    }
+    written
+}
+
 /// The same in JSON that was written already: the characters stand in its strings, where `\u001b` means the
 /// same. Line breaks between values stay.
 pub(crate) fn escaped_json(json: &str) -> String {

@@ -9,7 +9,7 @@ use pgoutbox::{
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor as _};
 
-use crate::support::{ChildRelay, Database, Good, database::RELAY_LOGIN};
+use crate::support::{ChildRelay, Database, Good, database::RELAY_LOGIN, server::certificates};
 
 const OLD: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 const NEW: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -48,6 +48,8 @@ async fn a_rotated_password_and_a_rotated_secret_are_followed_without_a_restart(
     };
     write_address("one");
     fs::create_dir(&secrets).unwrap();
+    certificates(folder.path());
+    let authorities = folder.path().join("ca.pem");
     fs::write(secrets.join("shop"), format!("{OLD}\n")).unwrap();
     fs::write(secrets.join("other"), OLD).unwrap();
     let mut good = Good::start().await;
@@ -63,6 +65,7 @@ async fn a_rotated_password_and_a_rotated_secret_are_followed_without_a_restart(
         &[
             ("DATABASE_URL", reference.as_str()),
             ("PGOUTBOX__SECRETS__FOLDER", secrets.to_str().unwrap()),
+            ("PGOUTBOX__EGRESS__CA_FILE", authorities.to_str().unwrap()),
             ("PGOUTBOX__TELEMETRY__LOG", "info"),
         ],
     )
@@ -90,6 +93,20 @@ async fn a_rotated_password_and_a_rotated_secret_are_followed_without_a_restart(
     }
     assert_eq!(by, [true, true]);
     assert_eq!(relay.log().iter().filter(|line| line.contains("relay started")).count(), 1);
+
+    // It may be missing while everything is read again.
+    fs::remove_file(secrets.join("shop")).unwrap();
+    relay.signal("HUP");
+    database.eventually("select state = 'invalid' from outbox.subscriptions").await;
+    fs::write(secrets.join("shop"), NEW).unwrap();
+    database.eventually("select state = 'ok' from outbox.subscriptions").await;
+
+    // A file that no connection could be made with, and another change.
+    let authority = fs::read(&authorities).unwrap();
+    fs::write(&authorities, "nonsense").unwrap();
+    relay.wait_for_logs("cannot be used; the relay goes on without", 2).await;
+    assert_eq!(signed_by(&database, &mut good, &[OLD, NEW]).await, [true, true]);
+    fs::write(&authorities, authority).unwrap();
 
     set_password(&database, "two").await;
     write_address("two");

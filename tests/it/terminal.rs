@@ -52,6 +52,24 @@ async fn what_strangers_wrote_is_shown_harmless_and_means_the_same_in_json() {
             );
         }
     }
+    // Exported as SQL it means the same.
+    let subscribe = "select outbox.subscribe('shop', array['**'], 'stdout', \
+                                             jsonb_build_object('note', $1::text), filter => $2)";
+    sqlx::query(subscribe)
+        .bind(HOSTILE)
+        .bind(format!("topic != '{HOSTILE}\\\\'"))
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    let all =
+        "select to_jsonb(s) - '{id,changed,created_at,updated_at}'::text[] from outbox.subscriptions as s";
+    let before: Value = sqlx::query_scalar(all).fetch_one(&database.pool).await.unwrap();
+    let exported = String::from_utf8(database.pgoutbox(&["subscriptions", "export"]).stdout).unwrap();
+    assert!(is_harmless(&exported), "{exported:?}");
+    database.execute("delete from outbox.subscriptions").await;
+    database.execute(exported).await;
+    let after: Value = sqlx::query_scalar(all).fetch_one(&database.pool).await.unwrap();
+    assert_eq!(after, before);
     database.drop().await;
 }
 

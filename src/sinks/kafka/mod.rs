@@ -57,6 +57,8 @@ pub struct Kafka {
     connection: String,
     producer: Mutex<Option<Arc<Producer>>>,
     missing: Mutex<Missing>,
+    /// Held while a new client asks whether the cluster answers.
+    asking: tokio::sync::Mutex<()>,
 }
 
 impl fmt::Debug for Kafka {
@@ -101,6 +103,7 @@ impl Configured for Kafka {
             connection: connection.to_owned(),
             producer: Mutex::default(),
             missing: Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
         })
     }
 }
@@ -223,16 +226,19 @@ impl Kafka {
     /// Drops a producer that makes no progress although the cluster answers a new client: it may have been
     /// rebuilt behind its address, and the producer still knows the brokers of before.
     async fn renew(&self, producer: &Arc<Producer>, until: Instant) {
+        // Of several batches that are late together, one asks.
+        let Ok(_asking) = self.asking.try_lock() else { return };
+        let is_kept = |kept: &mut Arc<Producer>| Arc::ptr_eq(kept, producer);
         let limit = CHECK.min(until.saturating_duration_since(Instant::now()));
-        if limit.is_zero() {
+        let kept = || self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if limit.is_zero() || !kept().as_mut().is_some_and(is_kept) {
             return;
         }
         let config = self.config.for_metadata();
         // The blocking task ends at its own limit, even if this future is dropped.
         let asked = tokio::task::spawn_blocking(move || producer::check(&config, None, limit)).await;
         if matches!(asked, Ok(Ok(()))) {
-            let mut kept = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.take_if(|kept| Arc::ptr_eq(kept, producer));
+            kept().take_if(is_kept);
         }
     }
 

@@ -86,13 +86,13 @@ impl ClientContext for Callbacks {
 
     fn error(&self, error: KafkaError, message: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
+        // That no broker is connected says nothing of the cause, which came before.
+        if code == Code::AllBrokersDown {
+            return;
+        }
         let mut last_error = self.last_error();
         // A lost connection says less than its cause, such as a timeout or refused credentials.
-        let weight = |code: Code| match code {
-            Code::AllBrokersDown => 0,
-            Code::BrokerTransportFailure => 1,
-            _ => 2,
-        };
+        let weight = |code: Code| u8::from(code != Code::BrokerTransportFailure);
         let is_less = |(before, _, at): &(Code, String, Instant)| {
             weight(code) < weight(*before) && at.elapsed() < RECENT
         };
