@@ -82,7 +82,7 @@ impl Secrets {
         Ok(std::iter::once(secret).chain(replaced.map(|(secret, _)| secret.clone())).collect())
     }
 
-    /// Forgets secrets that were replaced more than [`OVERLAP`] ago. Returns whether there was one.
+    /// Forgets secrets that were replaced more than a day ago (`OVERLAP`). Returns whether there was one.
     pub fn forget_replaced(&self) -> bool {
         let mut is_any = false;
         for one in self.signing.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
