@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::anyhow;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use toml_edit::{ImDocument, Item, TableLike};
 
-use super::{Misuse, config::Config, connect, exit::Exit, input, print};
+use super::{config::Config, connect, exit::Exit, input, print};
 use crate::{
     admin::{self, SubscriptionSpec},
     event::{JsonText, filter::is_same_number},
@@ -75,7 +76,7 @@ fn read(path: &Path) -> anyhow::Result<Vec<SubscriptionSpec>> {
             .map(|file: File<JsonText>| file.subscriptions)
             .map_err(|error| input::mistake(&text, &error))
     };
-    let specs = specs.map_err(|problem| Misuse(format!("{}: {problem}", input::name(path))))?;
+    let specs = specs.map_err(|problem| anyhow!("{}: {problem}", input::name(path)))?;
     admin::check_specs(&specs)?;
     Ok(specs)
 }

@@ -136,7 +136,7 @@ async fn a_drain_that_runs_out_of_time_releases_its_leases_at_once_and_reports_i
     let began = Instant::now();
     assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(75), "{:#?}", relay.log());
     assert!(
-        began.elapsed() >= Duration::from_secs(1) && began.elapsed() < Duration::from_secs(9),
+        began.elapsed() >= Duration::from_secs(1) && began.elapsed() < Duration::from_secs(4),
         "it took {:?}",
         began.elapsed()
     );
@@ -166,7 +166,7 @@ async fn a_second_signal_stops_at_once() {
     let began = Instant::now();
     relay.signal("TERM");
     assert_eq!(relay.ended(Duration::from_secs(10)).await, Some(75), "{:#?}", relay.log());
-    assert!(began.elapsed() < Duration::from_secs(9), "it took {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
     // Its lease was not released and expires.
     assert_eq!(database.count("select count(*) from outbox.owed where lease_token is not null").await, 1);
     database.drop().await;

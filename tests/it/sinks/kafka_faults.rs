@@ -129,9 +129,9 @@ async fn a_broker_that_does_not_answer_is_a_timeout_in_time() {
     let outlet = &deliveries.outlet;
     stored(outlet, &deliveries[..1]).await;
     topic.mock().broker_round_trip_time(-1, Duration::from_secs(60)).unwrap();
-    // Its own limit is before the deadline; a busy machine may need longer for both.
-    let sending = tokio::time::timeout(outlet.deadline() * 5, outlet.send(&deliveries[1..]));
-    let reports = sending.await.expect("the sink itself ends the attempt");
+    let began = Instant::now();
+    let reports = outlet.send(&deliveries[1..]).await;
+    assert!(began.elapsed() < outlet.deadline() - Duration::from_secs(1), "{:?}", began.elapsed());
     assert_eq!(reasons(&reports), [("retry", Some(Reason::Timeout))], "{reports:#?}");
     assert!(reports[0].ambiguous, "{reports:#?}");
 }
@@ -193,7 +193,7 @@ async fn dropping_the_sink_discards_queued_records_and_ends_its_threads() {
     let began = Instant::now();
     drop(sink);
     drop(deliveries);
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     topic.mock().broker_up(-1).unwrap();
     assert_eq!(topic.records().await, [], "records were discarded and threads have ended");
 }
