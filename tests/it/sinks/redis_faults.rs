@@ -78,6 +78,7 @@ async fn the_next_attempt_reaches_a_server_that_was_down_without_a_restart_of_th
     redis.server.stop();
     assert_eq!(outlet.send(&deliveries[1..]).await[0].outcome.code(), "retry");
     redis.server.start_again().unwrap();
+    eventually("its file is loaded", async || redis.cli(&["PING"]) == "PONG").await;
     assert_eq!(outlet.send(&deliveries[1..]).await[0].outcome, Outcome::Delivered);
     assert_eq!(redis.received().await.len(), 2, "kept by the append-only file");
 }
