@@ -15,24 +15,19 @@ pub(crate) fn is_harmless(character: char) -> bool {
 
 /// A text on one line in which every other character is written like `\u{1b}` or `\n`.
 pub(crate) fn escaped(text: &str) -> String {
-    let mut written = String::with_capacity(text.len());
-    for character in text.chars() {
-        if is_harmless(character) {
-            written.push(character);
-        } else {
-            written.extend(character.escape_default());
-        }
-    }
-    written
+    escaped_unless(text, is_harmless)
 }
 
 /// The same in a line for a terminal that has its own line breaks and colours; a stranger's were written out
 /// before.
 pub(crate) fn escaped_line(line: &str) -> String {
-    let is_own = |character: char| is_harmless(character) || "\n\u{1b}".contains(character);
-    let mut written = String::with_capacity(line.len());
-    for character in line.chars() {
-        if is_own(character) {
+    escaped_unless(line, |character| is_harmless(character) || "\n\u{1b}".contains(character))
+}
+
+fn escaped_unless(text: &str, is_kept: impl Fn(char) -> bool) -> String {
+    let mut written = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_kept(character) {
             written.push(character);
         } else {
             written.extend(character.escape_default());
