@@ -19,7 +19,7 @@ const EVERY: Duration = Duration::from_secs(5);
 const SETTLED: Duration = Duration::from_secs(1);
 /// Most files of the folder of secrets.
 const MOST_FILES: usize = 10_000;
-/// Largest file.
+/// Bytes of a file that are compared; what follows them is not looked at.
 const LARGEST: u64 = 1024 * 1024;
 
 /// The contents of files, as digests. None: it cannot be read.

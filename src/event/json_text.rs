@@ -12,21 +12,13 @@ use super::filter::json::Node;
 pub struct JsonText(Box<RawValue>);
 
 impl JsonText {
-    /// JSON of anything that can be written as such.
-    ///
-    /// # Errors
-    /// When it cannot: a map whose keys are no strings.
-    pub fn of(value: &(impl Serialize + ?Sized)) -> Result<Self, serde_json::Error> {
-        serde_json::value::to_raw_value(value).map(Self)
-    }
-
-    /// The text.
+    /// The JSON, as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
         self.0.get()
     }
 
-    /// The value, whose numbers are rounded to 64 bits.
+    /// The JSON as a tree, whose numbers are rounded to 64 bits.
     ///
     /// # Errors
     /// A number is too large for that.

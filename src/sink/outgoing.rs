@@ -35,9 +35,9 @@ pub struct Outgoing {
 /// wants the event again, by another subscription, from the beginning, or by a redrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Occasion {
-    /// The subscription.
+    /// Id of the subscription that wants the event.
     pub subscription: SubscriptionId,
-    /// When the event became owed to it.
+    /// When the event became owed to it, by the database's clock.
     pub since: DateTime<Utc>,
 }
 
