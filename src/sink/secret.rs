@@ -19,7 +19,10 @@ use secrecy::{ExposeSecret, SecretString};
 pub const PREFIX: &str = "PGOUTBOX_SECRET_";
 
 /// How long a secret whose file was replaced still signs, beside the new one.
-pub const OVERLAP: Duration = Duration::from_secs(24 * 3_600);
+const OVERLAP: Duration = Duration::from_secs(24 * 3_600);
+
+/// Replaced secrets of one reference that still sign. With a mistake in between, the one before it counts too.
+const MOST_REPLACED: usize = 2;
 
 /// Largest file of a secret, in bytes.
 const LONGEST_FILE: u64 = 16 * 1024;
@@ -38,7 +41,17 @@ pub struct Secrets {
 
 struct Signing {
     secret: SecretString,
-    replaced: Option<(SecretString, Instant)>,
+    /// The newest first.
+    replaced: Vec<(SecretString, Instant)>,
+}
+
+impl Signing {
+    /// Forgets what was replaced too long ago. Returns whether there was something.
+    fn expire(&mut self) -> bool {
+        let before = self.replaced.len();
+        self.replaced.retain(|(_, at)| at.elapsed() < OVERLAP);
+        self.replaced.len() < before
+    }
 }
 
 impl fmt::Debug for Secrets {
@@ -63,8 +76,8 @@ impl Secrets {
         Self { folder, environment: Arc::new(environment), signing: Arc::default() }
     }
 
-    /// Like [`Secrets::resolve`], for a secret that signs: with the one that it has replaced lately, so that
-    /// receivers have time to follow.
+    /// Like [`Secrets::resolve`], for a secret that signs: with the ones that it has replaced lately, at most
+    /// two, so that receivers have time to follow.
     ///
     /// # Errors
     /// Those of [`Secrets::resolve`].
@@ -73,25 +86,22 @@ impl Secrets {
         let mut signing = self.signing.lock().unwrap_or_else(PoisonError::into_inner);
         let known = signing
             .entry(reference.to_owned())
-            .or_insert_with(|| Signing { secret: secret.clone(), replaced: None });
+            .or_insert_with(|| Signing { secret: secret.clone(), replaced: Vec::new() });
+        known.expire();
         if known.secret.expose_secret() != secret.expose_secret() {
             let replaced = std::mem::replace(&mut known.secret, secret.clone());
-            known.replaced = Some((replaced, Instant::now()));
+            known.replaced.retain(|(before, _)| before.expose_secret() != secret.expose_secret());
+            known.replaced.insert(0, (replaced, Instant::now()));
+            known.replaced.truncate(MOST_REPLACED);
         }
-        let replaced = known.replaced.as_ref().filter(|(_, at)| at.elapsed() < OVERLAP);
-        Ok(std::iter::once(secret).chain(replaced.map(|(secret, _)| secret.clone())).collect())
+        let replaced = known.replaced.iter().map(|(secret, _)| secret.clone());
+        Ok(std::iter::once(secret).chain(replaced).collect())
     }
 
     /// Forgets secrets that were replaced more than a day ago (`OVERLAP`). Returns whether there was one.
     pub fn forget_replaced(&self) -> bool {
-        let mut is_any = false;
-        for one in self.signing.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
-            if one.replaced.as_ref().is_some_and(|(_, at)| at.elapsed() >= OVERLAP) {
-                one.replaced = None;
-                is_any = true;
-            }
-        }
-        is_any
+        let mut signing = self.signing.lock().unwrap_or_else(PoisonError::into_inner);
+        signing.values_mut().fold(false, |is_any, one| one.expire() || is_any)
     }
 
     /// Whether a text is a reference.
@@ -204,6 +214,29 @@ mod tests {
         for reference in ["env:PGOUTBOX_SECRET_SHOP", "file:shop"] {
             assert_eq!(secrets.resolve(reference).unwrap().expose_secret(), "canary", "{reference}");
         }
+    }
+
+    #[test]
+    fn replaced_secrets_sign_for_a_day_also_when_one_in_between_was_a_mistake() {
+        let folder = tempfile::tempdir().unwrap();
+        let secrets = secrets(Some(folder.path()));
+        let signing = |written: &str| {
+            fs::write(folder.path().join("shop"), written).unwrap();
+            let active = secrets.resolve_for_signing("file:shop").unwrap();
+            active.iter().map(|secret| secret.expose_secret().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(signing("one"), ["one"]);
+        assert_eq!(signing("one"), ["one"], "it is the same");
+        assert_eq!(signing("mistake"), ["mistake", "one"]);
+        assert_eq!(signing("two"), ["two", "mistake", "one"]);
+        assert_eq!(signing("one"), ["one", "two", "mistake"], "taken back");
+        assert_eq!(signing("three"), ["three", "one", "two"], "two of them at most");
+        assert!(!secrets.forget_replaced());
+        for (_, at) in &mut secrets.signing.lock().unwrap().get_mut("file:shop").unwrap().replaced[1..] {
+            *at = at.checked_sub(OVERLAP).unwrap();
+        }
+        assert!(secrets.forget_replaced() && !secrets.forget_replaced());
+        assert_eq!(signing("three"), ["three", "one"]);
     }
 
     #[test]

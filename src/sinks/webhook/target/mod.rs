@@ -204,12 +204,12 @@ impl Target {
             let active = secrets
                 .resolve_for_signing(reference)
                 .map_err(|problem| format!("config.secret: {problem}"))?;
-            for (secret, is_replaced) in active.iter().zip([false, true]) {
+            for (place, secret) in active.iter().enumerate() {
                 self.confidential.add(secret);
                 match Key::parse(secret) {
                     Ok(key) => self.keys.push(key),
-                    // It signed nothing.
-                    Err(_) if is_replaced => {}
+                    // It was replaced, and signed nothing.
+                    Err(_) if place > 0 => {}
                     Err(problem) => return Err(format!("config.secret: {reference:?}: {problem}")),
                 }
             }
