@@ -1013,9 +1013,9 @@ create view outbox.captures as
                     then format('its topic %s is the name of another table',
                                 captured.settings ->> 'topic') end,
                case when exists (
-                        select from pg_partition_tree(captured.relation) as tree
-                          join pg_trigger as t on t.tgrelid = tree.relid
-                         where tree.relid <> captured.relation
+                        select from pg_trigger as t
+                         where t.tgrelid = any (whole.tables)
+                           and t.tgrelid <> captured.relation
                            and t.tgfoid = captured.tgfoid
                            and t.tgargs = captured.tgargs
                            and t.tgenabled in ('D', 'R'))
@@ -1081,14 +1081,17 @@ create view outbox.captures as
               and i.indisprimary
               and k.place <= i.indnkeyatts) as actual
      cross join lateral (
+           -- The table and its partitions, as an array by which an index finds their triggers.
+           select array_append(array(select tree.relid::oid
+                                       from pg_partition_tree(captured.relation) as tree),
+                               captured.relation::oid) as tables) as whole
+     cross join lateral (
            -- Triggers of the application that run after a captured statement and before its
            -- capture, and whose own function writes to the table in a way that is captured.
            select string_agg(distinct quote_ident(t.tgname), ', ') as names
              from pg_trigger as t
              join pg_proc as p on p.oid = t.tgfoid
-            where (t.tgrelid = captured.relation
-                   or t.tgrelid in (select tree.relid
-                                      from pg_partition_tree(captured.relation) as tree))
+            where t.tgrelid = any (whole.tables)
               and not t.tgisinternal
               and t.tgparentid = 0
               and t.tgfoid <> captured.tgfoid

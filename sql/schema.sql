@@ -2697,9 +2697,8 @@ CREATE VIEW outbox.captures AS
         END,
         CASE
             WHEN (EXISTS ( SELECT
-               FROM (pg_partition_tree(captured.relation) tree(relid, parentrelid, isleaf, level)
-                 JOIN pg_trigger t ON ((t.tgrelid = (tree.relid)::oid)))
-              WHERE (((tree.relid)::oid <> (captured.relation)::oid) AND (t.tgfoid = captured.tgfoid) AND (t.tgargs = captured.tgargs) AND (t.tgenabled = ANY (ARRAY['D'::"char", 'R'::"char"]))))) THEN 'a trigger of a partition is disabled'::text
+               FROM pg_trigger t
+              WHERE ((t.tgrelid = ANY (whole.tables)) AND (t.tgrelid <> (captured.relation)::oid) AND (t.tgfoid = captured.tgfoid) AND (t.tgargs = captured.tgargs) AND (t.tgenabled = ANY (ARRAY['D'::"char", 'R'::"char"]))))) THEN 'a trigger of a partition is disabled'::text
             ELSE NULL::text
         END, (('trigger '::text || reentrant.names) || ' changes rows of this table, and the events of these changes may come before those of the statement that runs it: make it a constraint trigger that is initially deferred'::text),
         CASE
@@ -2711,7 +2710,7 @@ CREATE VIEW outbox.captures AS
                       WHERE ((t.tgrelid = (tree.relid)::oid) AND (t.tgfoid = captured.tgfoid) AND (t.tgargs = captured.tgargs))))))))) THEN 'a partition was added later: statements on it directly are not captured'::text
             ELSE NULL::text
         END), ''::text) AS problem
-   FROM (((((( SELECT (t.tgrelid)::regclass AS relation,
+   FROM ((((((( SELECT (t.tgrelid)::regclass AS relation,
             t.tgargs,
             t.tgfoid,
             decoded.settings,
@@ -2746,11 +2745,12 @@ CREATE VIEW outbox.captures AS
              CROSS JOIN LATERAL unnest((i.indkey)::smallint[]) WITH ORDINALITY k(attnum, place))
              JOIN pg_attribute a ON (((a.attrelid = i.indrelid) AND (a.attnum = k.attnum))))
           WHERE ((i.indrelid = (captured.relation)::oid) AND i.indisprimary AND (k.place <= i.indnkeyatts))) actual)
+     CROSS JOIN LATERAL ( SELECT array_append(ARRAY( SELECT (tree.relid)::oid AS relid
+                   FROM pg_partition_tree(captured.relation) tree(relid, parentrelid, isleaf, level)), (captured.relation)::oid) AS tables) whole)
      CROSS JOIN LATERAL ( SELECT string_agg(DISTINCT quote_ident((t.tgname)::text), ', '::text) AS names
            FROM (pg_trigger t
              JOIN pg_proc p ON ((p.oid = t.tgfoid)))
-          WHERE (((t.tgrelid = (captured.relation)::oid) OR (t.tgrelid IN ( SELECT tree.relid
-                   FROM pg_partition_tree(captured.relation) tree(relid, parentrelid, isleaf, level)))) AND (NOT t.tgisinternal) AND (t.tgparentid = (0)::oid) AND (t.tgfoid <> captured.tgfoid) AND (t.tgenabled <> 'D'::"char") AND (NOT t.tginitdeferred) AND (((t.tgtype)::integer & 2) = 0) AND (((t.tgtype)::integer & captured.kinds) <> 0) AND ((((t.tgtype)::integer & 1) = 1) OR (captured.by_statement AND (t.tgname < 'outbox_capture_'::name))) AND (regexp_replace(regexp_replace(p.prosrc, '/[*].*?[*]/'::text, ' '::text, 'g'::text), '--[^
+          WHERE ((t.tgrelid = ANY (whole.tables)) AND (NOT t.tgisinternal) AND (t.tgparentid = (0)::oid) AND (t.tgfoid <> captured.tgfoid) AND (t.tgenabled <> 'D'::"char") AND (NOT t.tginitdeferred) AND (((t.tgtype)::integer & 2) = 0) AND (((t.tgtype)::integer & captured.kinds) <> 0) AND ((((t.tgtype)::integer & 1) = 1) OR (captured.by_statement AND (t.tgname < 'outbox_capture_'::name))) AND (regexp_replace(regexp_replace(p.prosrc, '/[*].*?[*]/'::text, ' '::text, 'g'::text), '--[^
 ]*'::text, ' '::text, 'g'::text) ~* format('(^|[^[:alnum:]_$])(insert[[:space:]]+into|merge[[:space:]]+into%s%s)[[:space:]]+(only[[:space:]]+)?("?%s"?[.])?"?%s("|[^[:alnum:]_$.]|$)'::text,
                 CASE
                     WHEN ((captured.kinds & 16) <> 0) THEN '|update'::text

@@ -29,6 +29,9 @@ use crate::{
     store::{self, ConnectionSettings, Store, connections_wanted, schema},
 };
 
+/// Longest look at captures when a relay starts; a thousand captured tables take a third of a second.
+const LOOK_AT_CAPTURES: Duration = Duration::from_secs(3);
+
 /// Collects what a relay needs.
 #[derive(Debug)]
 pub struct Builder {
@@ -221,7 +224,9 @@ impl Builder {
             let pending = schema::pending(&mut connection).await?;
             if pending.is_empty() {
                 // Best effort: a relay works without knowing about captures.
-                for (table, problem) in store::capture_problems(&mut connection).await.unwrap_or_default() {
+                let problems = store::capture_problems(&mut connection);
+                let problems = tokio::time::timeout(LOOK_AT_CAPTURES, problems).await;
+                for (table, problem) in problems.map(Result::unwrap_or_default).unwrap_or_default() {
                     tracing::warn!(table, problem, "a captured table has a problem; see outbox.captures");
                 }
             }

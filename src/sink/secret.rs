@@ -21,7 +21,7 @@ pub const PREFIX: &str = "PGOUTBOX_SECRET_";
 /// How long a secret whose file was replaced still signs, beside the new one.
 const OVERLAP: Duration = Duration::from_secs(24 * 3_600);
 
-/// Replaced secrets of one reference that still sign. With a mistake in between, the one before it counts too.
+/// Replaced secrets of one reference that still sign: with a mistake in between, also the one before it.
 const MOST_REPLACED: usize = 2;
 
 /// Largest file of a secret, in bytes.
