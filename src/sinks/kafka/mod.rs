@@ -48,6 +48,8 @@ const SLACK: Duration = Duration::from_secs(5);
 const _: () = assert!(REPORT_DELAY.as_secs() < SLACK.as_secs(), "a report comes before the deadline");
 /// Topics of one batch that a broker is asked for before their events become dead letters.
 const MOST_ASKED: usize = 8;
+/// Time in which a cluster answers a new client, if nothing is wrong with it.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// Timeout of `check`, and of asking a broker for a topic.
 const CHECK: Duration = Duration::from_secs(5);
 
@@ -180,14 +182,14 @@ impl Sink for Kafka {
         let unknown =
             confirmations.iter().flatten().filter(|(_, confirmation)| confirmation.is_unknown_topic());
         let gone = self.gone(&producer, unknown.map(|(topic, _)| topic.clone()).collect(), until).await;
+        if is_late && producer.stored() == stored {
+            self.renew(&producer, until + Duration::from_secs(1)).await;
+        }
         let reports = confirmations.into_iter().map(|one| match one {
             Ok((topic, confirmation)) => self.report(&producer, &topic, &confirmation, &gone),
             Err(report) => report,
         });
         let reports = reports.collect();
-        if is_late && producer.stored() == stored {
-            self.renew(&producer, until + Duration::from_secs(1)).await;
-        }
         self.replace(&producer);
         reports
     }
@@ -229,7 +231,7 @@ impl Kafka {
         // Of several batches that are late together, one asks.
         let Ok(_asking) = self.asking.try_lock() else { return };
         let is_kept = |kept: &mut Arc<Producer>| Arc::ptr_eq(kept, producer);
-        let limit = CHECK.min(until.saturating_duration_since(Instant::now()));
+        let limit = ANSWERS_WITHIN.min(until.saturating_duration_since(Instant::now()));
         let kept = || self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if limit.is_zero() || !kept().as_mut().is_some_and(is_kept) {
             return;
@@ -238,6 +240,8 @@ impl Kafka {
         // The blocking task ends at its own limit, even if this future is dropped.
         let asked = tokio::task::spawn_blocking(move || producer::check(&config, None, limit)).await;
         if matches!(asked, Ok(Ok(()))) {
+            // What it says of brokers that it knew before explains nothing now.
+            producer.forget_errors();
             kept().take_if(is_kept);
         }
     }

@@ -136,6 +136,11 @@ impl Producer {
         self.callbacks().stored.load(Ordering::Relaxed)
     }
 
+    /// Forgets why records were late.
+    pub(super) fn forget_errors(&self) {
+        self.callbacks().last_error().take();
+    }
+
     /// Whether it has a fatal error: an idempotent producer then never sends again.
     pub(super) fn is_broken(&self) -> bool {
         self.0.client().fatal_error().is_some()

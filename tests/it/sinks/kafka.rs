@@ -49,7 +49,7 @@ impl Record {
 /// A cluster with a topic for one test.
 pub(crate) struct Topic {
     mock: Option<MockCluster<'static, DefaultProducerContext>>,
-    _server: Option<PrivateServer>,
+    pub(crate) server: Option<PrivateServer>,
     pub(crate) brokers: String,
     pub(crate) name: String,
 }
@@ -77,19 +77,21 @@ fn tansu() -> PrivateServer {
 impl Topic {
     /// A topic on a broker.
     pub(crate) async fn new(partitions: i32) -> Self {
-        let (brokers, server) = match std::env::var_os("KAFKA_BROKERS") {
-            Some(brokers) => (brokers.into_string().unwrap(), None),
-            None => {
-                let server = tansu();
-                (format!("127.0.0.1:{}", server.port()), Some(server))
-            }
-        };
-        let topic = Self {
-            mock: None,
-            _server: server,
-            brokers,
-            name: format!("it-{}", uuid::Uuid::new_v4().simple()),
-        };
+        match std::env::var_os("KAFKA_BROKERS") {
+            Some(brokers) => Self::on(brokers.into_string().unwrap(), None, partitions).await,
+            None => Self::private(partitions).await,
+        }
+    }
+
+    /// A topic on a broker of its own, which forgets everything when it is started again.
+    pub(crate) async fn private(partitions: i32) -> Self {
+        let server = tansu();
+        Self::on(format!("127.0.0.1:{}", server.port()), Some(server), partitions).await
+    }
+
+    async fn on(brokers: String, server: Option<PrivateServer>, partitions: i32) -> Self {
+        let name = format!("it-{}", uuid::Uuid::new_v4().simple());
+        let topic = Self { mock: None, server, brokers, name };
         topic.create(&topic.name, partitions).await;
         topic
     }
@@ -98,7 +100,7 @@ impl Topic {
     pub(crate) fn mocked(partitions: i32) -> Self {
         let mock = MockCluster::new(1).unwrap();
         mock.create_topic("orders", partitions, 1).unwrap();
-        Self { brokers: mock.bootstrap_servers(), mock: Some(mock), _server: None, name: "orders".to_owned() }
+        Self { brokers: mock.bootstrap_servers(), mock: Some(mock), server: None, name: "orders".to_owned() }
     }
 
     pub(crate) fn mock(&self) -> &MockCluster<'static, DefaultProducerContext> {

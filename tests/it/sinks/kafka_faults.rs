@@ -8,7 +8,7 @@ use std::{
 use pgoutbox::{
     cli::config::Config,
     delivery::{Outcome, Reason},
-    sink::{Outgoing, Outlet},
+    sink::{Outgoing, Outlet, Report},
 };
 use rdkafka::types::{RDKafkaApiKey as Api, RDKafkaRespErr as Error};
 use serde_json::json;
@@ -18,7 +18,7 @@ use crate::{
     sink_contract::Destination as _,
     support::{
         Database, Recorder, RelayBox,
-        deliveries::{connections, deliveries, reasons, registry},
+        deliveries::{connections, deliveries, reasons},
         relay::settings,
         server::eventually,
     },
@@ -313,39 +313,23 @@ async fn a_relay_starts_without_the_cluster_serves_others_and_delivers_when_it_s
     database.drop().await;
 }
 
+/// A producer that knew the old broker would go on looking for it for minutes.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_that_was_rebuilt_behind_its_address_gets_the_next_attempt() {
-    let (old, new) = (Topic::mocked(1), Topic::mocked(1));
-    // The address stays, while each cluster names brokers of its own.
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let first = |topic: &Topic| topic.brokers.split(',').next().unwrap().to_owned();
-    let behind = std::sync::Arc::new(std::sync::Mutex::new(first(&old)));
-    let target = std::sync::Arc::clone(&behind);
-    let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(async move {
-        let mut connections = tokio::task::JoinSet::new();
-        while let Ok((mut client, _)) = listener.accept().await {
-            let to = target.lock().unwrap().clone();
-            connections.spawn(async move {
-                if let Ok(mut server) = tokio::net::TcpStream::connect(to).await {
-                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-                }
-            });
-        }
-    });
-    let section = format!("[sinks.kafka]\nbrokers = ['{address}']\ntimeout = '2s'");
-    let deliveries = deliveries(&registry(&section), "kafka", json!({ "topic": "orders" }), 2);
+async fn a_broker_that_comes_back_without_its_state_gets_one_of_the_next_attempts() {
+    let mut topic = Topic::private(1).await;
+    let deliveries = deliveries(&topic.sink("timeout = '2s'"), "kafka", topic.config(), 3);
     let outlet = &deliveries.outlet;
-    assert_eq!(outlet.send(&deliveries[..1]).await[0].outcome, Outcome::Delivered);
-    *behind.lock().unwrap() = first(&new);
-    drop(old);
-    let attempts = std::sync::atomic::AtomicU32::new(0);
-    eventually("the new cluster has it", async || {
-        attempts.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        outlet.send(&deliveries[1..]).await[0].outcome == Outcome::Delivered
-    })
-    .await;
-    assert!(attempts.into_inner() <= 3);
-    assert_eq!(new.records().await.len(), 1);
+    stored(outlet, &deliveries[..1]).await;
+    topic.server.as_mut().unwrap().stop();
+    let down = outlet.send(&deliveries[1..2]).await;
+    assert_eq!(reasons(&down), [("retry", Some(Reason::ConnectFailed))], "{down:#?}");
+    topic.server.as_mut().unwrap().start_again().unwrap();
+    topic.create(&topic.name, 1).await;
+    let mut attempts = Vec::new();
+    while attempts.last().is_none_or(|report: &Report| report.outcome != Outcome::Delivered) {
+        assert!(attempts.len() < 3, "{attempts:#?}");
+        attempts.extend(outlet.send(&deliveries[2..]).await);
+    }
+    let old = attempts.iter().find(|report| report.outcome.reason() == Some(Reason::ConnectFailed));
+    assert!(old.is_none(), "it answers: {attempts:#?}");
 }
