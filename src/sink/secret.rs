@@ -101,7 +101,8 @@ impl Secrets {
     /// Forgets secrets that were replaced more than a day ago (`OVERLAP`). Returns whether there was one.
     pub fn forget_replaced(&self) -> bool {
         let mut signing = self.signing.lock().unwrap_or_else(PoisonError::into_inner);
-        signing.values_mut().fold(false, |is_any, one| one.expire() || is_any)
+        // Of all, not only up to the first that has one.
+        signing.values_mut().filter_map(|one| one.expire().then_some(())).count() > 0
     }
 
     /// Whether a text is a reference.
