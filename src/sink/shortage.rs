@@ -28,8 +28,22 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
 
 /// What this machine lacks according to an error of the system.
 pub(crate) fn of_system(error: &io::Error) -> Option<&'static str> {
+    of_number(error.raw_os_error()?)
+}
+
+/// What this machine lacks according to the message of a library that keeps no numbers.
+#[cfg(feature = "kafka")]
+pub(crate) fn of_text(message: &str) -> Option<&'static str> {
+    [12, 23, 24, 99, 100, 101, 105].into_iter().find_map(|number| {
+        let text = io::Error::from_raw_os_error(number).to_string();
+        let text = text.split(" (os error").next()?;
+        message.contains(text).then(|| of_number(number))?
+    })
+}
+
+fn of_number(number: i32) -> Option<&'static str> {
     // Numbers of Linux; those of other systems differ, and are then the peer's as before.
-    match error.raw_os_error()? {
+    match number {
         23 | 24 => Some("this machine has no file descriptor left"),
         12 | 105 => Some("this machine has no memory left for a connection"),
         99 => Some("this machine has no local port left"),
@@ -82,6 +96,12 @@ mod tests {
             assert_eq!(of(&io::Error::from_raw_os_error(theirs)), None, "{theirs}");
         }
         assert_eq!(of(&io::Error::other("refused")), None);
+        #[cfg(feature = "kafka")]
+        {
+            let told = "localhost:9092/bootstrap: Failed to create socket: Too many open files (after 0ms)";
+            assert_eq!(of_text(told), of_number(24));
+            assert_eq!(of_text("Connect to 127.0.0.1:1 failed: Connection refused"), None);
+        }
     }
 
     #[test]

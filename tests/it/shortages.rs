@@ -13,8 +13,17 @@ use pgoutbox::{
     delivery::{Outcome, Reason},
     relay::telemetry::Signal,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
 
-use crate::support::{Books, Database, Recorder, RelayBox, Server};
+use crate::{
+    sinks::kafka::Topic,
+    support::{
+        Books, Database, Recorder, RelayBox, Server,
+        deliveries::{deliveries, registry},
+        server::eventually,
+    },
+};
 
 /// Receivers, each at an address of its own: more than the relay below may have connections.
 const RECEIVERS: usize = 40;
@@ -92,4 +101,38 @@ async fn a_delivery_for_which_the_relay_lacks_something_waits_and_no_attempt_is_
     assert_eq!(database.count("select count(*) from outbox.attempts").await, 0);
     relay.stop().await;
     database.drop().await;
+}
+
+/// The limit belongs to a process, so the client is in one of its own: the test below.
+#[tokio::test]
+async fn a_kafka_client_without_descriptors_waits() {
+    let topic = Topic::mocked(1);
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "shortages::a_kafka_client_in_a_process_of_its_own", "--ignored", "--nocapture"])
+        .env("PGOUTBOX_TEST_BROKERS", &topic.brokers)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(60), child.wait()).await.unwrap().unwrap();
+    assert!(ended.success(), "{ended:?}");
+    assert_eq!(topic.records().await.len(), 1);
+}
+
+#[tokio::test]
+#[ignore = "the test above runs it"]
+async fn a_kafka_client_in_a_process_of_its_own() {
+    let brokers = std::env::var("PGOUTBOX_TEST_BROKERS").expect("brokers");
+    let sink = registry(&format!("[sinks.kafka]\nbrokers = '{brokers}'\ntimeout = '4s'"));
+    let deliveries = deliveries(&sink, "kafka", json!({ "topic": "orders" }), 1);
+    let is_free = |number: &u64| !std::path::Path::new(&format!("/proc/self/fd/{number}")).exists();
+    let before = getrlimit(Resource::Nofile);
+    let none_left = Rlimit { current: (3..).find(is_free), ..before };
+    setrlimit(Resource::Nofile, none_left).unwrap();
+    let report = deliveries.outlet.send(&deliveries).await.remove(0);
+    setrlimit(Resource::Nofile, before).unwrap();
+    assert_eq!((report.outcome.reason(), report.ambiguous), (Some(Reason::NoResources), false), "{report:?}");
+    eventually("the record is stored", async || {
+        deliveries.outlet.send(&deliveries).await[0].outcome == Outcome::Delivered
+    })
+    .await;
 }

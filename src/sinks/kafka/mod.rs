@@ -36,7 +36,7 @@ use crate::{
     sink::{
         Batch, Configured, Outgoing, Problem, Report, Settings, Sink,
         body::{self, Body},
-        only, parse_config,
+        only, parse_config, shortage,
         template::Template,
     },
 };
@@ -147,8 +147,11 @@ impl Sink for Kafka {
         let producer = match self.producer() {
             Ok(producer) => producer,
             Err(problem) => {
-                let report = Report::from(Outcome::Retry { reason: Reason::Refused, after: None })
-                    .with_answer(problem);
+                let report = match shortage::of_text(&problem) {
+                    Some(lack) => shortage::report(lack),
+                    None => Report::from(Outcome::Retry { reason: Reason::Refused, after: None })
+                        .with_answer(problem),
+                };
                 return vec![report; deliveries.len()];
             }
         };
@@ -182,10 +185,15 @@ impl Sink for Kafka {
         let unknown =
             confirmations.iter().flatten().filter(|(_, confirmation)| confirmation.is_unknown_topic());
         let gone = self.gone(&producer, unknown.map(|(topic, _)| topic.clone()).collect(), until).await;
+        let lack = producer.lack();
         if is_late && producer.stored() == stored {
             self.renew(&producer, until + Duration::from_secs(1)).await;
         }
         let reports = confirmations.into_iter().map(|one| match one {
+            Ok((_, confirmation)) if confirmation.is_late() && lack.is_some() => {
+                let report = shortage::report(lack.unwrap_or_default());
+                if producer.stored() > 0 { report.ambiguous() } else { report }
+            }
             Ok((topic, confirmation)) => self.report(&producer, &topic, &confirmation, &gone),
             Err(report) => report,
         });

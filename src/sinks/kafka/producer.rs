@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     delivery::{Outcome, Reason},
-    sink::Report,
+    sink::{Report, shortage},
 };
 
 /// How long an error of a broker explains why records are late. librdkafka repeats one that lasts every 30 s.
@@ -134,6 +134,13 @@ impl Producer {
     /// Number of records that brokers have stored.
     pub(super) fn stored(&self) -> u64 {
         self.callbacks().stored.load(Ordering::Relaxed)
+    }
+
+    /// What this machine lacks, if that is why records are late.
+    pub(super) fn lack(&self) -> Option<&'static str> {
+        let last_error = self.callbacks().last_error();
+        let recent = last_error.as_ref().filter(|(.., at)| at.elapsed() < RECENT);
+        recent.and_then(|(_, message, _)| shortage::of_text(message))
     }
 
     /// Forgets why records were late.

@@ -27,6 +27,8 @@ pub const INBOX: &str = include_str!("inbox.sql");
 
 /// Timeout of getting a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long the attempt may then ask why it got none.
+const ASK_LIMIT: Duration = Duration::from_secs(1);
 /// Time that the relay's deadline adds to `timeout`, so that the server reports the timeout itself.
 const GRACE: Duration = Duration::from_secs(7);
 /// Longest `timeout`.
@@ -209,7 +211,7 @@ impl Sink for Postgres {
         let events: Vec<String> = deliveries.iter().map(|delivery| body::whole(&delivery.event)).collect();
         let begun = Instant::now();
         match tokio::time::timeout(
-            target.timeout + CONNECT_LIMIT + Duration::from_secs(1),
+            target.timeout + CONNECT_LIMIT + 2 * ASK_LIMIT,
             self.write(target, &sources, &events),
         )
         .await
@@ -275,13 +277,30 @@ impl From<sqlx::Error> for Failure {
 }
 
 impl Postgres {
+    /// Why no connection came free in time. The pool tries again by itself while a server refuses, and does
+    /// not say why.
+    async fn why_none_is_free(&self) -> sqlx::Error {
+        let options = self.pool.connect_options();
+        match tokio::time::timeout(ASK_LIMIT, session::connect(&options, false)).await {
+            Ok(Ok(connection)) => {
+                let _ = tokio::time::timeout(ASK_LIMIT, connection.close()).await;
+                sqlx::Error::PoolTimedOut
+            }
+            Ok(Err(error)) => error,
+            Err(_) => std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
+        }
+    }
+
     async fn write(
         &self,
         target: &Target,
         sources: &[String],
         events: &[String],
     ) -> Result<Vec<Report>, Failure> {
-        let mut transaction = self.pool.begin_with(session::BEGIN).await?;
+        let mut transaction = match self.pool.begin_with(session::BEGIN).await {
+            Err(sqlx::Error::PoolTimedOut) => return Err(self.why_none_is_free().await.into()),
+            begun => begun?,
+        };
         let limit = format!("{}ms", target.timeout.as_millis().max(1));
         sqlx::query(include_str!("limit.sql"))
             .bind(limit)
@@ -329,6 +348,7 @@ fn report(error: &sqlx::Error) -> Report {
         return shortage::report(lack);
     }
     let reason = match error {
+        sqlx::Error::PoolTimedOut => Reason::NoResources,
         sqlx::Error::Database(_) if class_of(error) == Some(Class::Busy) => Reason::NoResources,
         sqlx::Error::Database(database) => reason(&database.code().unwrap_or_default(), Reason::Refused),
         sqlx::Error::Tls(_) => Reason::TlsFailed,
@@ -362,7 +382,10 @@ fn message(error: &sqlx::Error) -> String {
         sqlx::Error::Database(database) => {
             format!("{}: {}", database.code().unwrap_or_default(), database.message())
         }
-        sqlx::Error::PoolTimedOut => "no connection to the database within 5s".to_owned(),
+        sqlx::Error::PoolTimedOut => "all connections to the database are in use".to_owned(),
+        sqlx::Error::Io(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+            "no connection to the database within 5s".to_owned()
+        }
         other => other.to_string(),
     }
 }

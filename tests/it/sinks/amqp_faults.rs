@@ -68,6 +68,22 @@ async fn batches_wait_for_the_channels_that_the_server_grants() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_may_have_no_more_connections_waits_for_one() {
+    let server = start();
+    declare(&server).await;
+    rabbitmqctl(&server, &["set_user_limits", "guest", r#"{"max-connections": 1}"#]);
+    let (other, _channel) = client(&server).await;
+    let sink = registry(&format!("[sinks.amqp]\nurl = '{}'", url(&server)));
+    let deliveries = deliveries(&sink, "amqp", json!({ "routing_key": "orders" }), 1);
+    let outlet = &deliveries.outlet;
+    let report = outlet.send(&deliveries).await.remove(0);
+    assert_eq!(report.outcome.reason(), Some(Reason::NoResources), "{report:?}");
+    assert!(!report.ambiguous);
+    other.close(200, "done".into()).await.unwrap();
+    confirmed(outlet, &deliveries).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_frozen_killed_or_full_loses_no_event() {
     let mut server = start();
     declare(&server).await;

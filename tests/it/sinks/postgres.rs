@@ -8,7 +8,7 @@ use pgoutbox::{
     sinks::postgres::INBOX,
 };
 use serde_json::{Value, json};
-use sqlx::Executor as _;
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
 
 use crate::{
     sink_contract::Destination,
@@ -16,6 +16,7 @@ use crate::{
         Database, RelayBox, clients,
         deliveries::{deliveries, registry},
         relay::settings,
+        server::eventually,
     },
 };
 
@@ -210,6 +211,43 @@ async fn missing_and_forbidden_objects_have_different_reasons() {
     assert_eq!(report.outcome, Outcome::Retry { reason: Reason::AccessDenied, after: None }, "{report:?}");
     assert!(refused.outlet.check().await.is_err());
     inbox.database.pool.execute(sqlx::AssertSqlSafe(format!("drop role {role}"))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_more_connections_is_waited_for() {
+    let inbox = Inbox::start().await;
+    let (name, role) = (inbox.database.name(), format!("narrow_{}", uuid::Uuid::new_v4().simple()));
+    let grants = format!(
+        "create role {role} login connection limit 1;
+         grant usage on schema outbox to {role}; grant select, insert on outbox.inbox to {role}"
+    );
+    inbox.database.execute(grants).await;
+    let mut url: url::Url = inbox.url().parse().unwrap();
+    url.set_username(&role).unwrap();
+    let deliveries = deliveries(
+        &registry(&format!("[sinks.postgres]\nurl = {:?}", url.as_str())),
+        "postgres",
+        json!({}),
+        1,
+    );
+    let outlet = &deliveries.outlet;
+    let other = inbox.database.options.clone().username(&role).connect().await.unwrap();
+    let report = &outlet.send(&deliveries).await[0];
+    assert_eq!(report.outcome.reason(), Some(Reason::NoResources), "{report:?}");
+    assert!(!report.ambiguous);
+    other.close().await.unwrap();
+    // As the server has it for all: the same code, 53300.
+    inbox.database.execute(format!("alter role {role} connection limit -1")).await;
+    inbox.database.execute(format!("alter database {name} connection limit 0")).await;
+    let report = &outlet.send(&deliveries).await[0];
+    assert_eq!(report.outcome.reason(), Some(Reason::NoResources), "{report:?}");
+    inbox.database.execute(format!("alter database {name} connection limit -1")).await;
+    eventually("there is room again", async || {
+        outlet.send(&deliveries).await[0].outcome == Outcome::Delivered
+    })
+    .await;
+    drop(deliveries);
+    inbox.database.execute(format!("drop owned by {role}; drop role {role}")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
