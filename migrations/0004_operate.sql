@@ -721,14 +721,15 @@ begin
              'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
             ('outbox_publisher',
              'execute on function outbox.capture, outbox.release, outbox.attach_capture, '
-             'outbox.capture_numbers, outbox.capture_settings, outbox.capture_changes'),
+             'outbox.capture_numbers, outbox.capture_settings, outbox.capture_mark, '
+             'outbox.capture_changes'),
             -- capture_changes calls these with the rights of its own owner, who may not own them
             ('outbox_publisher',
              'execute on function outbox.capture_key, outbox.capture_text, outbox.capture_fit, '
              'outbox.capture_payload, outbox.capture_json, outbox.capture_is_plain, '
              'outbox.capture_expression, outbox.capture_simple, outbox.capture_simple_key, '
              'outbox.capture_whole, outbox.capture_setting, outbox.capture_valid_headers, '
-             'outbox.capture_headers'),
+             'outbox.capture_headers, outbox.capture_position, outbox.capture_in_order'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox'),
             ('outbox_relay', 'select on all tables in schema outbox'),

@@ -273,6 +273,103 @@ language sql stable as $$
                 then outbox.capture_valid_headers() else '{}' end
 $$;
 
+-- The order of events when triggers of the application change rows of the table again. Their
+-- statements end, and write their events, before the capture of the statement that runs the
+-- triggers has written its own. So the condition of each trigger for statements, which PostgreSQL
+-- evaluates when the rows are changed and before any such trigger runs, adds the initial of the
+-- operation to a setting of the transaction: what is captured from then on, until the trigger runs,
+-- belongs behind its own events.
+create function outbox.capture_mark(relation oid, operation text) returns text
+language sql immutable as $$
+    select format('pg_catalog.set_config(%1$L, pg_catalog.concat('
+                  'pg_catalog.current_setting(%1$L, true), %2$L), true) is not null',
+                  'outbox.capturing_' || relation, upper(left(operation, 1)))
+$$;
+
+-- A position before those of the events that are written next. Null if the owner of the capture may
+-- not use the log's sequence: then events stay where they are.
+create function outbox.capture_position() returns bigint
+language plpgsql as $$
+begin
+    return nextval('outbox.events_position_seq');
+exception when insufficient_privilege then
+    return null;
+end;
+$$;
+
+-- Ends the capture of a statement when it is not the only open one of its table, or when others
+-- have ended since its rows were changed. `mine` is the initial of this one, whose events have
+-- positions above `first`. Before the initials the setting holds, for each number of open ones,
+-- from which position on events belong behind theirs (`behind`), and where those of the same
+-- statement began that have ended (`began`): an upsert is an insert and an update.
+create function outbox.capture_in_order(
+    relation text,
+    mine     text,
+    first    bigint,
+    prefix   text
+) returns void
+language plpgsql as $$
+declare
+    held    text    := current_setting('outbox.capturing_' || relation, true);
+    open    text    := substring(held from '[A-Z]*$');
+    place   integer := length(open) + 1 - strpos(reverse(open), mine);
+    level   text    := length(open);
+    around  text    := length(open) - 1;
+    marks   jsonb   := '{}';
+    behind  bigint;
+    began   bigint;
+    earlier bigint;
+    later   bigint;
+    moved   bigint;
+begin
+    if place is null or place > length(open) then  -- somebody has removed the condition
+        return;
+    end if;
+    begin
+        if held <> open then
+            marks := left(held, -length(open));
+        end if;
+        behind := marks -> level ->> 'behind';
+        began := marks -> level ->> 'began';
+    exception when others then
+        marks := '{}';
+    end;
+    begin
+        for earlier in
+            select e.position
+              from outbox.events as e
+             where e.xid = pg_current_xact_id()
+               and e.position >= behind
+               and e.position < first
+               and starts_with(e.topic, prefix || '.')
+             order by e.position
+        loop
+            update outbox.events as e set position = default
+             where e.xid = pg_current_xact_id() and e.position = earlier
+            returning e.position into later;
+            moved := coalesce(moved, later);
+        end loop;
+    exception when insufficient_privilege then
+        moved := null;
+    end;
+    marks := marks - level;
+    if around <> '0' then
+        marks := marks || jsonb_build_object(around, case
+            when place = length(open)
+            then jsonb_build_object('behind', least((marks -> around ->> 'behind')::bigint,
+                                                    behind, began, first),
+                                    'began', marks -> around -> 'began')
+            else jsonb_build_object('behind', least((marks -> around ->> 'behind')::bigint, moved),
+                                    'began', least((marks -> around ->> 'began')::bigint,
+                                                   began, first)) end);
+    end if;
+    perform set_config('outbox.capturing_' || relation,
+                       case when marks <> '{}' then marks::text else '' end
+                           || overlay(open placing '' from place for 1),
+                       true);
+end;
+$$;
+
 -- The trigger function of all captured tables. It runs as its owner, so that writers of a captured
 -- table need no rights on the outbox. Its settings make payloads and keys independent of the
 -- session.
@@ -319,313 +416,334 @@ declare
     payload      jsonb;
     befores      jsonb[];
     afters       jsonb[];
+    first        bigint;
+    -- whether no other capture of the table is open or has ended meanwhile; then this one is ended
+    is_alone     boolean :=
+        case when current_setting('outbox.capturing_' || (settings ->> 'table'), true)
+                  = left(tg_op, 1)
+             then set_config('outbox.capturing_' || (settings ->> 'table'), '', true) = ''
+             else tg_level = 'ROW' end;
 begin
-    if tg_level = 'STATEMENT' then
-        -- A trigger made by hand without transition tables would read these instead, with the
-        -- rights of the owner.
-        if to_regclass('pg_temp.outbox_before') is not null
-           or to_regclass('pg_temp.outbox_after') is not null then
-            raise exception using errcode = '42501',
-                message = 'a temporary relation must not be called outbox_before or outbox_after',
-                hint = 'outbox.capture uses these names for the changed rows.';
-        end if;
-        if tg_op = 'DELETE' then
-            rows := (select count(*) from (select from outbox_before limit 2) as n);
-        else
-            rows := (select count(*) from (select from outbox_after limit 2) as n);
-        end if;
-        if rows = 0 then  -- no event, so no notification
-            return null;
-        end if;
+    if not is_alone then
+        first := outbox.capture_position();
     end if;
 
-    -- The short path. No row is converted before capture_simple has read its types: to_jsonb of
-    -- another type could call code of the type's owner.
-    if is_simple and tg_level = 'STATEMENT' and tg_op = 'INSERT' then
-        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select (settings ->> 'topic') || '.create',
-               outbox.capture_simple_key(n.held, simple.key_column), outbox.capture_whole(n.held),
-               outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
-               outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
-          from outbox.capture_simple(tg_relid, key_at) as simple
-         cross join lateral (select to_jsonb(n.*) as held
-                               from outbox_after as n
-                              where simple.key_column is not null offset 0) as n;
-        if found then
-            return null;
-        end if;
-    elsif is_simple and tg_level = 'STATEMENT' and tg_op = 'DELETE' then
-        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select (settings ->> 'topic') || '.delete',
-               outbox.capture_simple_key(n.held, simple.key_column), outbox.capture_whole(n.held),
-               outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
-               outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
-          from outbox.capture_simple(tg_relid, key_at) as simple
-         cross join lateral (select to_jsonb(n.*) as held
-                               from outbox_before as n
-                              where simple.key_column is not null offset 0) as n;
-        if found then
-            return null;
-        end if;
-    elsif is_simple then
-        select simple.key_column into simple_key
-          from outbox.capture_simple(tg_relid, key_at) as simple;
-    end if;
-
-    if rows = 1 and simple_key is not null then
+    <<written>>
+    begin
         if tg_level = 'STATEMENT' then
-            select o.held, n.held into row_before, row_after
-              from (select to_jsonb(o.*) as held from outbox_before as o) as o,
-                   (select to_jsonb(n.*) as held from outbox_after as n) as n;
-        else
-            if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
-            if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
-        end if;
-        if row_before = row_after then  -- no visible column changed
-            return null;
-        end if;
-        if row_before is null or row_after is null
-           or row_before ->> simple_key is not distinct from row_after ->> simple_key then
-            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-            values (
-                (settings ->> 'topic') || case when row_before is null then '.create'
-                                               when row_after is null then '.delete'
-                                               else '.update' end,
-                outbox.capture_simple_key(coalesce(row_after, row_before), simple_key),
-                outbox.capture_payload(row_before, row_after, '{}',
-                                       (settings ->> 'diff')::boolean),
-                outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
-                outbox.capture_setting('outbox.user_id'),
-                outbox.capture_setting('outbox.source'));
-            return null;
-        end if;
-    end if;
-
-    prefix       := settings ->> 'topic';
-    diff         := settings ->> 'diff';
-    described    := settings ->> 'table';
-    identity_at  := settings ->> 'identity_at';
-    listed       := settings ->> 'listed';
-    listed_at    := settings ->> 'listed_at';
-    exclude      := settings ->> 'exclude';
-    organization := outbox.capture_setting('outbox.organization');
-    user_id      := outbox.capture_setting('outbox.user_id');
-    source       := outbox.capture_setting('outbox.source');
-    headers      := outbox.capture_headers();
-
-    if tg_relid <> described
-       and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation)
-                        where ancestor.relation = described) then
-        -- The table was restored from a dump, or is a detached partition, whose triggers do
-        -- nothing.
-        if starts_with(tg_name, 'outbox_capture_partition_') and not exists (
-               select from pg_partition_ancestors(tg_relid) as ancestor (relation)
-                 join pg_trigger as own on own.tgrelid = tg_relid and own.tgname = tg_name
-                 join pg_trigger as other
-                   on other.tgrelid = ancestor.relation
-                  and other.tgfoid = own.tgfoid
-                  and other.tgargs = own.tgargs
-                where ancestor.relation <> tg_relid) then
-            return null;
-        end if;
-        described   := tg_relid;
-        key_at      := outbox.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
-        identity_at := outbox.capture_numbers(tg_relid, (settings ->> 'identity')::text[]);
-        listed_at   := outbox.capture_numbers(tg_relid, listed);
-        -- An excluded column was renamed before the dump: hide all columns, so that it is not
-        -- shown.
-        all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
-    end if;
-
-    if simple_key is not null then
-        key_columns := array[simple_key];
-        identity_columns := key_columns;
-        hidden   := '{}';
-        is_plain := true;
-    else
-        select coalesce(array_agg(a.name order by array_position(key_at, a.attnum))
-                            filter (where a.attnum = any (key_at)),
-                        '{}'),
-               coalesce(array_agg(a.name order by array_position(identity_at, a.attnum))
-                            filter (where a.attnum = any (identity_at)),
-                        '{}'),
-               coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
-               -- Do not read a long value that is not shown.
-               bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199)
-                              else outbox.capture_is_plain(a.atttypid) end)
-                        and not (a.is_hidden and a.attlen < 0))
-          into key_columns, identity_columns, hidden, is_plain
-          from (select attribute.attnum, attribute.atttypid, attribute.attlen,
-                       attribute.attname::text as name,
-                       all_hidden or attribute.attgenerated = 'v'  -- not computed in a trigger
-                       or case when exclude
-                               then attribute.attnum = any (listed_at)
-                                    or attribute.attname = any (listed)
-                               else not attribute.attnum = any (listed_at) end as is_hidden
-                  from pg_attribute as attribute
-                 where attribute.attrelid = described
-                   and attribute.attnum > 0
-                   and not attribute.attisdropped) as a;
-        if cardinality(key_columns) < cardinality(key_at) then
-            key_columns := '{}';  -- a column of the key was dropped
-        end if;
-        if cardinality(identity_columns) < cardinality(identity_at) then
-            identity_columns := '{}';
-        end if;
-    end if;
-
-    if not is_plain then
-        select format('(select to_jsonb(part.*) from (select %s) as part)',
-                      string_agg(case when a.atttypid < 16384 and a.atttypid not in (114, 199)
-                                      then format('n.%I', a.attname)
-                                      else format('%s as %I',
-                                                  outbox.capture_expression(
-                                                      a.atttypid, format('n.%I', a.attname)),
-                                                  a.attname) end,
-                                 ', ' order by a.attnum))
-          into expression
-          from pg_attribute as a
-         where a.attrelid = described and a.attnum > 0 and not a.attisdropped
-           and (a.attname <> all (hidden) or a.attname = any (key_columns || identity_columns));
-    end if;
-
-    -- Three variants: one row, which is the usual case; many rows; many rows that need an
-    -- expression.
-    if rows = 1 then
-        if not is_plain then
-            if tg_level = 'ROW' then
-                if tg_op <> 'INSERT' then
-                    execute format('select %s from (select ($1).*) as n', expression)
-                       into row_before using old;
-                end if;
-                if tg_op <> 'DELETE' then
-                    execute format('select %s from (select ($1).*) as n', expression)
-                       into row_after using new;
-                end if;
+            -- A trigger made by hand without transition tables would read these instead, with the
+            -- rights of the owner.
+            if to_regclass('pg_temp.outbox_before') is not null
+               or to_regclass('pg_temp.outbox_after') is not null then
+                raise exception using errcode = '42501',
+                    message = 'a temporary relation must not be called outbox_before or '
+                              'outbox_after',
+                    hint = 'outbox.capture uses these names for the changed rows.';
+            end if;
+            if tg_op = 'DELETE' then
+                rows := (select count(*) from (select from outbox_before limit 2) as n);
             else
-                if tg_op <> 'INSERT' then
-                    execute format('select %s from outbox_before as n', expression) into row_before;
-                end if;
-                if tg_op <> 'DELETE' then
-                    execute format('select %s from outbox_after as n', expression) into row_after;
-                end if;
+                rows := (select count(*) from (select from outbox_after limit 2) as n);
             end if;
-        elsif tg_level = 'ROW' then
-            if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
-            if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
-        else
-            if tg_op <> 'INSERT' then
-                row_before := (select to_jsonb(n.*) from outbox_before as n);
-            end if;
-            if tg_op <> 'DELETE' then
-                row_after := (select to_jsonb(n.*) from outbox_after as n);
+            if rows = 0 then  -- no event, so no notification
+                exit written;
             end if;
         end if;
-        if row_before is not null and row_after is not null
-           and outbox.capture_key(row_before, identity_columns)
-               is distinct from outbox.capture_key(row_after, identity_columns) then
-            befores := array[row_before, null];
-            afters  := array[null, row_after];
-        else
-            befores := array[row_before];
-            afters  := array[row_after];
+
+        -- The short path. No row is converted before capture_simple has read its types: to_jsonb of
+        -- another type could call code of the type's owner.
+        if is_simple and tg_level = 'STATEMENT' and tg_op = 'INSERT' then
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select (settings ->> 'topic') || '.create',
+                   outbox.capture_simple_key(n.held, simple.key_column),
+                   outbox.capture_whole(n.held),
+                   outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
+                   outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
+              from outbox.capture_simple(tg_relid, key_at) as simple
+             cross join lateral (select to_jsonb(n.*) as held
+                                   from outbox_after as n
+                                  where simple.key_column is not null offset 0) as n;
+            if found then
+                exit written;
+            end if;
+        elsif is_simple and tg_level = 'STATEMENT' and tg_op = 'DELETE' then
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select (settings ->> 'topic') || '.delete',
+                   outbox.capture_simple_key(n.held, simple.key_column),
+                   outbox.capture_whole(n.held),
+                   outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
+                   outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
+              from outbox.capture_simple(tg_relid, key_at) as simple
+             cross join lateral (select to_jsonb(n.*) as held
+                                   from outbox_before as n
+                                  where simple.key_column is not null offset 0) as n;
+            if found then
+                exit written;
+            end if;
+        elsif is_simple then
+            select simple.key_column into simple_key
+              from outbox.capture_simple(tg_relid, key_at) as simple;
         end if;
-        for place in 1 .. cardinality(befores) loop
-            payload := outbox.capture_payload(befores[place], afters[place], hidden, diff);
-            if payload is not null then
+
+        if rows = 1 and simple_key is not null then
+            if tg_level = 'STATEMENT' then
+                select o.held, n.held into row_before, row_after
+                  from (select to_jsonb(o.*) as held from outbox_before as o) as o,
+                       (select to_jsonb(n.*) as held from outbox_after as n) as n;
+            else
+                if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
+                if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
+            end if;
+            if row_before = row_after then  -- no visible column changed
+                exit written;
+            end if;
+            if row_before is null or row_after is null
+               or row_before ->> simple_key is not distinct from row_after ->> simple_key then
                 insert into outbox.events (
                     topic, key, payload, headers, organization, user_id, source)
                 values (
-                    prefix || case when befores[place] is null then '.create'
-                                   when afters[place] is null then '.delete'
-                                   else '.update' end,
-                    outbox.capture_key(coalesce(afters[place], befores[place]), key_columns),
-                    payload, headers, organization, user_id, source);
+                    (settings ->> 'topic') || case when row_before is null then '.create'
+                                                   when row_after is null then '.delete'
+                                                   else '.update' end,
+                    outbox.capture_simple_key(coalesce(row_after, row_before), simple_key),
+                    outbox.capture_payload(row_before, row_after, '{}',
+                                           (settings ->> 'diff')::boolean),
+                    outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
+                    outbox.capture_setting('outbox.user_id'),
+                    outbox.capture_setting('outbox.source'));
+                exit written;
             end if;
-        end loop;
+        end if;
 
-    elsif is_plain and tg_op = 'INSERT' then
-        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select prefix || '.create', outbox.capture_key(n.held, key_columns),
-               outbox.capture_payload(null, n.held, hidden, diff),
-               headers, organization, user_id, source
-          from (select to_jsonb(n.*) as held from outbox_after as n offset 0) as n;
+        prefix       := settings ->> 'topic';
+        diff         := settings ->> 'diff';
+        described    := settings ->> 'table';
+        identity_at  := settings ->> 'identity_at';
+        listed       := settings ->> 'listed';
+        listed_at    := settings ->> 'listed_at';
+        exclude      := settings ->> 'exclude';
+        organization := outbox.capture_setting('outbox.organization');
+        user_id      := outbox.capture_setting('outbox.user_id');
+        source       := outbox.capture_setting('outbox.source');
+        headers      := outbox.capture_headers();
 
-    elsif is_plain and tg_op = 'DELETE' then
-        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select prefix || '.delete', outbox.capture_key(n.held, key_columns),
-               outbox.capture_payload(n.held, null, hidden, diff),
-               headers, organization, user_id, source
-          from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
+        if tg_relid <> described
+           and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation)
+                            where ancestor.relation = described) then
+            -- The table was restored from a dump, or is a detached partition, whose triggers do
+            -- nothing.
+            if starts_with(tg_name, 'outbox_capture_partition_') and not exists (
+                   select from pg_partition_ancestors(tg_relid) as ancestor (relation)
+                     join pg_trigger as own on own.tgrelid = tg_relid and own.tgname = tg_name
+                     join pg_trigger as other
+                       on other.tgrelid = ancestor.relation
+                      and other.tgfoid = own.tgfoid
+                      and other.tgargs = own.tgargs
+                    where ancestor.relation <> tg_relid) then
+                exit written;
+            end if;
+            described   := tg_relid;
+            key_at      := outbox.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
+            identity_at := outbox.capture_numbers(tg_relid, (settings ->> 'identity')::text[]);
+            listed_at   := outbox.capture_numbers(tg_relid, listed);
+            -- An excluded column was renamed before the dump: hide all columns, so that it is not
+            -- shown.
+            all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
+        end if;
 
-    elsif is_plain then
-        -- PostgreSQL does not tell which old row became which new one, so they are paired by
-        -- identity, the primary key. A row whose identity changed counts as deleted and created. A
-        -- row may occur twice in a statement (by foreign key cascades); its occurrences are paired
-        -- in order. If a column of the identity was dropped, all rows are paired in order. A full
-        -- join
-        -- is never a nested loop.
-        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select prefix || case when pair.before is null then '.create'
-                              when pair.after is null then '.delete'
-                              else '.update' end,
-               outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload,
-               headers, organization, user_id, source
-          from (select pair.*,
-                       outbox.capture_payload(pair.before, pair.after, hidden, diff) as payload
-                  from (select o.held as before, n.held as after,
-                               coalesce(n.place, o.place) as place
-                          from (select n.*,
-                                       row_number() over (partition by n.identity
-                                                              order by n.place) as time
-                                  from (select n.*,
-                                               coalesce(outbox.capture_key(n.held,
-                                                                           identity_columns),
-                                                        n.place::text) collate "C" as identity
-                                          from (select to_jsonb(n.*) as held,
-                                                       row_number() over () as place
-                                                  from outbox_before as n) as n) as n) as o
-                          full join (select n.*,
-                                            row_number() over (partition by n.identity
-                                                                   order by n.place) as time
-                                       from (select n.*,
-                                                    coalesce(outbox.capture_key(n.held,
-                                                                                identity_columns),
-                                                             n.place::text) collate "C" as identity
-                                               from (select to_jsonb(n.*) as held,
-                                                            row_number() over () as place
-                                                       from outbox_after as n) as n) as n) as n
-                            on n.identity = o.identity and n.time = o.time) as pair
-                offset 0) as pair
-         where pair.payload is not null
-         order by pair.place, pair.after is not null;
+        if simple_key is not null then
+            key_columns := array[simple_key];
+            identity_columns := key_columns;
+            hidden   := '{}';
+            is_plain := true;
+        else
+            select coalesce(array_agg(a.name order by array_position(key_at, a.attnum))
+                                filter (where a.attnum = any (key_at)),
+                            '{}'),
+                   coalesce(array_agg(a.name order by array_position(identity_at, a.attnum))
+                                filter (where a.attnum = any (identity_at)),
+                            '{}'),
+                   coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
+                   -- Do not read a long value that is not shown.
+                   bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199)
+                                  else outbox.capture_is_plain(a.atttypid) end)
+                            and not (a.is_hidden and a.attlen < 0))
+              into key_columns, identity_columns, hidden, is_plain
+              from (select attribute.attnum, attribute.atttypid, attribute.attlen,
+                           attribute.attname::text as name,
+                           all_hidden or attribute.attgenerated = 'v'  -- not computed in a trigger
+                           or case when exclude
+                                   then attribute.attnum = any (listed_at)
+                                        or attribute.attname = any (listed)
+                                   else not attribute.attnum = any (listed_at) end as is_hidden
+                      from pg_attribute as attribute
+                     where attribute.attrelid = described
+                       and attribute.attnum > 0
+                       and not attribute.attisdropped) as a;
+            if cardinality(key_columns) < cardinality(key_at) then
+                key_columns := '{}';  -- a column of the key was dropped
+            end if;
+            if cardinality(identity_columns) < cardinality(identity_at) then
+                identity_columns := '{}';
+            end if;
+        end if;
 
-    else
-        execute format('
+        if not is_plain then
+            select format('(select to_jsonb(part.*) from (select %s) as part)',
+                          string_agg(case when a.atttypid < 16384 and a.atttypid not in (114, 199)
+                                          then format('n.%I', a.attname)
+                                          else format('%s as %I',
+                                                      outbox.capture_expression(
+                                                          a.atttypid, format('n.%I', a.attname)),
+                                                      a.attname) end,
+                                     ', ' order by a.attnum))
+              into expression
+              from pg_attribute as a
+             where a.attrelid = described and a.attnum > 0 and not a.attisdropped
+               and (a.attname <> all (hidden) or a.attname = any (key_columns || identity_columns));
+        end if;
+
+        -- Three variants: one row, which is the usual case; many rows; many rows that need an
+        -- expression.
+        if rows = 1 then
+            if not is_plain then
+                if tg_level = 'ROW' then
+                    if tg_op <> 'INSERT' then
+                        execute format('select %s from (select ($1).*) as n', expression)
+                           into row_before using old;
+                    end if;
+                    if tg_op <> 'DELETE' then
+                        execute format('select %s from (select ($1).*) as n', expression)
+                           into row_after using new;
+                    end if;
+                else
+                    if tg_op <> 'INSERT' then
+                        execute format('select %s from outbox_before as n', expression)
+                           into row_before;
+                    end if;
+                    if tg_op <> 'DELETE' then
+                        execute format('select %s from outbox_after as n', expression)
+                           into row_after;
+                    end if;
+                end if;
+            elsif tg_level = 'ROW' then
+                if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
+                if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
+            else
+                if tg_op <> 'INSERT' then
+                    row_before := (select to_jsonb(n.*) from outbox_before as n);
+                end if;
+                if tg_op <> 'DELETE' then
+                    row_after := (select to_jsonb(n.*) from outbox_after as n);
+                end if;
+            end if;
+            if row_before is not null and row_after is not null
+               and outbox.capture_key(row_before, identity_columns)
+                   is distinct from outbox.capture_key(row_after, identity_columns) then
+                befores := array[row_before, null];
+                afters  := array[null, row_after];
+            else
+                befores := array[row_before];
+                afters  := array[row_after];
+            end if;
+            for place in 1 .. cardinality(befores) loop
+                payload := outbox.capture_payload(befores[place], afters[place], hidden, diff);
+                if payload is not null then
+                    insert into outbox.events (
+                        topic, key, payload, headers, organization, user_id, source)
+                    values (
+                        prefix || case when befores[place] is null then '.create'
+                                       when afters[place] is null then '.delete'
+                                       else '.update' end,
+                        outbox.capture_key(coalesce(afters[place], befores[place]), key_columns),
+                        payload, headers, organization, user_id, source);
+                end if;
+            end loop;
+
+        elsif is_plain and tg_op = 'INSERT' then
             insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-            select $1 || case when pair.before is null then ''.create'' when pair.after is null then ''.delete'' else ''.update'' end,
-                   outbox.capture_key(coalesce(pair.after, pair.before), $2), pair.payload, $6, $7, $8, $9
-              from (select pair.*, outbox.capture_payload(pair.before, pair.after, $4, $5) as payload from (%s) as pair offset 0) as pair
+            select prefix || '.create', outbox.capture_key(n.held, key_columns),
+                   outbox.capture_payload(null, n.held, hidden, diff),
+                   headers, organization, user_id, source
+              from (select to_jsonb(n.*) as held from outbox_after as n offset 0) as n;
+
+        elsif is_plain and tg_op = 'DELETE' then
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select prefix || '.delete', outbox.capture_key(n.held, key_columns),
+                   outbox.capture_payload(n.held, null, hidden, diff),
+                   headers, organization, user_id, source
+              from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
+
+        elsif is_plain then
+            -- PostgreSQL does not tell which old row became which new one, so they are paired by
+            -- identity, the primary key. A row whose identity changed counts as deleted and
+            -- created. A row may occur twice in a statement (by foreign key cascades); its
+            -- occurrences are paired in order. If a column of the identity was dropped, all rows
+            -- are paired in order. A full join is never a nested loop.
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select prefix || case when pair.before is null then '.create'
+                                  when pair.after is null then '.delete'
+                                  else '.update' end,
+                   outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload,
+                   headers, organization, user_id, source
+              from (select pair.*,
+                           outbox.capture_payload(pair.before, pair.after, hidden, diff) as payload
+                      from (select o.held as before, n.held as after,
+                                   coalesce(n.place, o.place) as place
+                              from (select o.*, row_number() over (partition by o.identity
+                                                                       order by o.place) as time
+                                      from (select o.*, coalesce(
+                                                       outbox.capture_key(o.held, identity_columns),
+                                                       o.place::text) collate "C" as identity
+                                              from (select to_jsonb(o.*) as held,
+                                                           row_number() over () as place
+                                                      from outbox_before as o) as o) as o) as o
+                              full join
+                                   (select n.*, row_number() over (partition by n.identity
+                                                                       order by n.place) as time
+                                      from (select n.*, coalesce(
+                                                       outbox.capture_key(n.held, identity_columns),
+                                                       n.place::text) collate "C" as identity
+                                              from (select to_jsonb(n.*) as held,
+                                                           row_number() over () as place
+                                                      from outbox_after as n) as n) as n) as n
+                                on n.identity = o.identity and n.time = o.time) as pair
+                    offset 0) as pair
              where pair.payload is not null
-             order by pair.place, pair.after is not null',
-            replace(case tg_op
-                when 'INSERT' then
-                    'select null::jsonb as before, {row} as after, row_number() over () as place '
-                    'from outbox_after as n'
-                when 'DELETE' then
-                    'select {row} as before, null::jsonb as after, row_number() over () as place '
-                    'from outbox_before as n'
-                else '
-                    select o.held as before, n.held as after, coalesce(n.place, o.place) as place
-                      from (select n.*, row_number() over (partition by n.identity order by n.place) as time
-                              from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
-                                      from (select {row} as held, row_number() over () as place from outbox_before as n) as n) as n) as o
-                      full join (select n.*, row_number() over (partition by n.identity order by n.place) as time
-                              from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
-                                      from (select {row} as held, row_number() over () as place from outbox_after as n) as n) as n) as n
-                        on n.identity = o.identity and n.time = o.time' end, '{row}', expression))
-        using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id,
-              source;
+             order by pair.place, pair.after is not null;
+
+        else
+            execute format('
+                insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+                select $1 || case when pair.before is null then ''.create'' when pair.after is null then ''.delete'' else ''.update'' end,
+                       outbox.capture_key(coalesce(pair.after, pair.before), $2), pair.payload, $6, $7, $8, $9
+                  from (select pair.*, outbox.capture_payload(pair.before, pair.after, $4, $5) as payload from (%s) as pair offset 0) as pair
+                 where pair.payload is not null
+                 order by pair.place, pair.after is not null',
+                replace(case tg_op
+                    when 'INSERT' then
+                        'select null::jsonb as before, {row} as after, row_number() over () as place '
+                        'from outbox_after as n'
+                    when 'DELETE' then
+                        'select {row} as before, null::jsonb as after, row_number() over () as place '
+                        'from outbox_before as n'
+                    else '
+                        select o.held as before, n.held as after, coalesce(n.place, o.place) as place
+                          from (select n.*, row_number() over (partition by n.identity order by n.place) as time
+                                  from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
+                                          from (select {row} as held, row_number() over () as place from outbox_before as n) as n) as n) as o
+                          full join (select n.*, row_number() over (partition by n.identity order by n.place) as time
+                                  from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
+                                          from (select {row} as held, row_number() over () as place from outbox_after as n) as n) as n) as n
+                            on n.identity = o.identity and n.time = o.time' end, '{row}', expression))
+            using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id,
+                  source;
+        end if;
+    end written;
+
+    if not is_alone then
+        perform outbox.capture_in_order(settings ->> 'table', left(tg_op, 1), first,
+                                        settings ->> 'topic');
     end if;
     return null;
 end;
@@ -849,8 +967,11 @@ begin
                                                 || case when d.operation <> 'delete'
                                                         then ' new table as outbox_after'
                                                         else '' end end,
-                                      case when d.by_row then 'row' else 'statement' end
-                                          || coalesce(E' when ((' || condition || E'\n))', ''),
+                                      case when not d.by_row
+                                           then format('statement when (%s)',
+                                                       outbox.capture_mark(relation, d.operation))
+                                           when condition is null then 'row'
+                                           else E'row when ((' || condition || E'\n))' end,
                                       argument) end
                      order by d.old is null, d.name, d.old, d.new)
       into statements
@@ -1020,9 +1141,12 @@ create view outbox.captures as
                            and t.tgargs = captured.tgargs
                            and t.tgenabled in ('D', 'R'))
                     then 'a trigger of a partition is disabled' end,
-               'trigger ' || reentrant.names || ' changes rows of this table, and the events of '
-                   'these changes may come before those of the statement that runs it: make it a '
-                   'constraint trigger that is initially deferred',
+               'trigger ' || reentrant.after || ' changes rows of this table, which is captured row '
+                   'by row, and the events of these changes may come before those of the '
+                   'statement that runs it: make it a constraint trigger that is initially deferred',
+               'trigger ' || reentrant.before || ' changes other rows of this table before each row '
+                   'of a statement, and the events of these changes may come before those of the '
+                   'statement: make it an AFTER trigger',
                case when captured.by_statement and exists (
                         select from pg_partition_tree(captured.relation) as tree
                           join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p')
@@ -1039,6 +1163,7 @@ create view outbox.captures as
                    (decoded.settings ->> 'table')::oid <> t.tgrelid as restored,
                    bool_or(t.tgenabled in ('D', 'R')) as disabled,
                    bool_or(t.tgtype::int & 1 = 0) as by_statement,
+                   bool_or(t.tgtype::int & 1 = 1) as by_row,
                    bit_or(t.tgtype::int & 28) as kinds,  -- 4 insert, 8 delete, 16 update
                    array_agg(replace(t.tgname, 'outbox_capture_', '')
                              order by t.tgtype & 28 = 4 desc, t.tgtype & 28 = 16 desc) as operations
@@ -1086,9 +1211,14 @@ create view outbox.captures as
                                        from pg_partition_tree(captured.relation) as tree),
                                captured.relation::oid) as tables) as whole
      cross join lateral (
-           -- Triggers of the application that run after a captured statement and before its
-           -- capture, and whose own function writes to the table in a way that is captured.
-           select string_agg(distinct quote_ident(t.tgname), ', ') as names
+           -- Triggers of the application whose own function writes to the table in a way that is
+           -- captured, where capture_in_order does not put the events in order: those that run
+           -- between the triggers of a capture row by row, and those that update a row which the
+           -- same statement has just inserted or updated, before the others.
+           select string_agg(distinct quote_ident(t.tgname), ', ')
+                      filter (where t.tgtype::int & 2 = 0) as after,
+                  string_agg(distinct quote_ident(t.tgname), ', ')
+                      filter (where t.tgtype::int & 2 <> 0) as before
              from pg_trigger as t
              join pg_proc as p on p.oid = t.tgfoid
             where t.tgrelid = any (whole.tables)
@@ -1097,18 +1227,21 @@ create view outbox.captures as
               and t.tgfoid <> captured.tgfoid
               and t.tgenabled <> 'D'
               and not t.tginitdeferred
-              and t.tgtype::int & 2 = 0
               and t.tgtype::int & captured.kinds <> 0
-              -- Row triggers run first, then those of the statement by their names.
-              and (t.tgtype::int & 1 = 1
-                   or captured.by_statement and t.tgname < 'outbox_capture_')
+              and t.tgtype::int & 1 = 1
+              and case when t.tgtype::int & 2 = 0 then captured.by_row
+                       else t.tgtype::int & 20 <> 0 and captured.kinds & 16 <> 0 end
               and regexp_replace(regexp_replace(p.prosrc, '/[*].*?[*]/', ' ', 'g'),
                                  E'--[^\n]*', ' ', 'g')
                   ~* format('(^|[^[:alnum:]_$])'
-                            '(insert[[:space:]]+into|merge[[:space:]]+into%s%s)[[:space:]]+'
+                            '(%s)[[:space:]]+'
                             '(only[[:space:]]+)?("?%s"?[.])?"?%s("|[^[:alnum:]_$.]|$)',
-                            case when captured.kinds & 16 <> 0 then '|update' end,
-                            case when captured.kinds & 8 <> 0 then '|delete[[:space:]]+from' end,
+                            case when t.tgtype::int & 2 <> 0 then 'update'
+                                 else 'insert[[:space:]]+into|merge[[:space:]]+into'
+                                      || case when captured.kinds & 16 <> 0 then '|update'
+                                              else '' end
+                                      || case when captured.kinds & 8 <> 0
+                                              then '|delete[[:space:]]+from' else '' end end,
                             regexp_replace(named.nspname, '[^[:alnum:]_]', '.', 'g'),
                             regexp_replace(class.relname, '[^[:alnum:]_]', '.', 'g'))
            ) as reentrant;

@@ -380,8 +380,11 @@ begin
                                                 || case when d.operation <> 'delete'
                                                         then ' new table as outbox_after'
                                                         else '' end end,
-                                      case when d.by_row then 'row' else 'statement' end
-                                          || coalesce(E' when ((' || condition || E'\n))', ''),
+                                      case when not d.by_row
+                                           then format('statement when (%s)',
+                                                       outbox.capture_mark(relation, d.operation))
+                                           when condition is null then 'row'
+                                           else E'row when ((' || condition || E'\n))' end,
                                       argument) end
                      order by d.old is null, d.name, d.old, d.new)
       into statements
@@ -584,313 +587,334 @@ declare
     payload      jsonb;
     befores      jsonb[];
     afters       jsonb[];
+    first        bigint;
+    -- whether no other capture of the table is open or has ended meanwhile; then this one is ended
+    is_alone     boolean :=
+        case when current_setting('outbox.capturing_' || (settings ->> 'table'), true)
+                  = left(tg_op, 1)
+             then set_config('outbox.capturing_' || (settings ->> 'table'), '', true) = ''
+             else tg_level = 'ROW' end;
 begin
-    if tg_level = 'STATEMENT' then
-        -- A trigger made by hand without transition tables would read these instead, with the
-        -- rights of the owner.
-        if to_regclass('pg_temp.outbox_before') is not null
-           or to_regclass('pg_temp.outbox_after') is not null then
-            raise exception using errcode = '42501',
-                message = 'a temporary relation must not be called outbox_before or outbox_after',
-                hint = 'outbox.capture uses these names for the changed rows.';
-        end if;
-        if tg_op = 'DELETE' then
-            rows := (select count(*) from (select from outbox_before limit 2) as n);
-        else
-            rows := (select count(*) from (select from outbox_after limit 2) as n);
-        end if;
-        if rows = 0 then  -- no event, so no notification
-            return null;
-        end if;
+    if not is_alone then
+        first := outbox.capture_position();
     end if;
 
-    -- The short path. No row is converted before capture_simple has read its types: to_jsonb of
-    -- another type could call code of the type's owner.
-    if is_simple and tg_level = 'STATEMENT' and tg_op = 'INSERT' then
-        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select (settings ->> 'topic') || '.create',
-               outbox.capture_simple_key(n.held, simple.key_column), outbox.capture_whole(n.held),
-               outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
-               outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
-          from outbox.capture_simple(tg_relid, key_at) as simple
-         cross join lateral (select to_jsonb(n.*) as held
-                               from outbox_after as n
-                              where simple.key_column is not null offset 0) as n;
-        if found then
-            return null;
-        end if;
-    elsif is_simple and tg_level = 'STATEMENT' and tg_op = 'DELETE' then
-        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select (settings ->> 'topic') || '.delete',
-               outbox.capture_simple_key(n.held, simple.key_column), outbox.capture_whole(n.held),
-               outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
-               outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
-          from outbox.capture_simple(tg_relid, key_at) as simple
-         cross join lateral (select to_jsonb(n.*) as held
-                               from outbox_before as n
-                              where simple.key_column is not null offset 0) as n;
-        if found then
-            return null;
-        end if;
-    elsif is_simple then
-        select simple.key_column into simple_key
-          from outbox.capture_simple(tg_relid, key_at) as simple;
-    end if;
-
-    if rows = 1 and simple_key is not null then
+    <<written>>
+    begin
         if tg_level = 'STATEMENT' then
-            select o.held, n.held into row_before, row_after
-              from (select to_jsonb(o.*) as held from outbox_before as o) as o,
-                   (select to_jsonb(n.*) as held from outbox_after as n) as n;
-        else
-            if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
-            if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
-        end if;
-        if row_before = row_after then  -- no visible column changed
-            return null;
-        end if;
-        if row_before is null or row_after is null
-           or row_before ->> simple_key is not distinct from row_after ->> simple_key then
-            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-            values (
-                (settings ->> 'topic') || case when row_before is null then '.create'
-                                               when row_after is null then '.delete'
-                                               else '.update' end,
-                outbox.capture_simple_key(coalesce(row_after, row_before), simple_key),
-                outbox.capture_payload(row_before, row_after, '{}',
-                                       (settings ->> 'diff')::boolean),
-                outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
-                outbox.capture_setting('outbox.user_id'),
-                outbox.capture_setting('outbox.source'));
-            return null;
-        end if;
-    end if;
-
-    prefix       := settings ->> 'topic';
-    diff         := settings ->> 'diff';
-    described    := settings ->> 'table';
-    identity_at  := settings ->> 'identity_at';
-    listed       := settings ->> 'listed';
-    listed_at    := settings ->> 'listed_at';
-    exclude      := settings ->> 'exclude';
-    organization := outbox.capture_setting('outbox.organization');
-    user_id      := outbox.capture_setting('outbox.user_id');
-    source       := outbox.capture_setting('outbox.source');
-    headers      := outbox.capture_headers();
-
-    if tg_relid <> described
-       and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation)
-                        where ancestor.relation = described) then
-        -- The table was restored from a dump, or is a detached partition, whose triggers do
-        -- nothing.
-        if starts_with(tg_name, 'outbox_capture_partition_') and not exists (
-               select from pg_partition_ancestors(tg_relid) as ancestor (relation)
-                 join pg_trigger as own on own.tgrelid = tg_relid and own.tgname = tg_name
-                 join pg_trigger as other
-                   on other.tgrelid = ancestor.relation
-                  and other.tgfoid = own.tgfoid
-                  and other.tgargs = own.tgargs
-                where ancestor.relation <> tg_relid) then
-            return null;
-        end if;
-        described   := tg_relid;
-        key_at      := outbox.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
-        identity_at := outbox.capture_numbers(tg_relid, (settings ->> 'identity')::text[]);
-        listed_at   := outbox.capture_numbers(tg_relid, listed);
-        -- An excluded column was renamed before the dump: hide all columns, so that it is not
-        -- shown.
-        all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
-    end if;
-
-    if simple_key is not null then
-        key_columns := array[simple_key];
-        identity_columns := key_columns;
-        hidden   := '{}';
-        is_plain := true;
-    else
-        select coalesce(array_agg(a.name order by array_position(key_at, a.attnum))
-                            filter (where a.attnum = any (key_at)),
-                        '{}'),
-               coalesce(array_agg(a.name order by array_position(identity_at, a.attnum))
-                            filter (where a.attnum = any (identity_at)),
-                        '{}'),
-               coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
-               -- Do not read a long value that is not shown.
-               bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199)
-                              else outbox.capture_is_plain(a.atttypid) end)
-                        and not (a.is_hidden and a.attlen < 0))
-          into key_columns, identity_columns, hidden, is_plain
-          from (select attribute.attnum, attribute.atttypid, attribute.attlen,
-                       attribute.attname::text as name,
-                       all_hidden or attribute.attgenerated = 'v'  -- not computed in a trigger
-                       or case when exclude
-                               then attribute.attnum = any (listed_at)
-                                    or attribute.attname = any (listed)
-                               else not attribute.attnum = any (listed_at) end as is_hidden
-                  from pg_attribute as attribute
-                 where attribute.attrelid = described
-                   and attribute.attnum > 0
-                   and not attribute.attisdropped) as a;
-        if cardinality(key_columns) < cardinality(key_at) then
-            key_columns := '{}';  -- a column of the key was dropped
-        end if;
-        if cardinality(identity_columns) < cardinality(identity_at) then
-            identity_columns := '{}';
-        end if;
-    end if;
-
-    if not is_plain then
-        select format('(select to_jsonb(part.*) from (select %s) as part)',
-                      string_agg(case when a.atttypid < 16384 and a.atttypid not in (114, 199)
-                                      then format('n.%I', a.attname)
-                                      else format('%s as %I',
-                                                  outbox.capture_expression(
-                                                      a.atttypid, format('n.%I', a.attname)),
-                                                  a.attname) end,
-                                 ', ' order by a.attnum))
-          into expression
-          from pg_attribute as a
-         where a.attrelid = described and a.attnum > 0 and not a.attisdropped
-           and (a.attname <> all (hidden) or a.attname = any (key_columns || identity_columns));
-    end if;
-
-    -- Three variants: one row, which is the usual case; many rows; many rows that need an
-    -- expression.
-    if rows = 1 then
-        if not is_plain then
-            if tg_level = 'ROW' then
-                if tg_op <> 'INSERT' then
-                    execute format('select %s from (select ($1).*) as n', expression)
-                       into row_before using old;
-                end if;
-                if tg_op <> 'DELETE' then
-                    execute format('select %s from (select ($1).*) as n', expression)
-                       into row_after using new;
-                end if;
+            -- A trigger made by hand without transition tables would read these instead, with the
+            -- rights of the owner.
+            if to_regclass('pg_temp.outbox_before') is not null
+               or to_regclass('pg_temp.outbox_after') is not null then
+                raise exception using errcode = '42501',
+                    message = 'a temporary relation must not be called outbox_before or '
+                              'outbox_after',
+                    hint = 'outbox.capture uses these names for the changed rows.';
+            end if;
+            if tg_op = 'DELETE' then
+                rows := (select count(*) from (select from outbox_before limit 2) as n);
             else
-                if tg_op <> 'INSERT' then
-                    execute format('select %s from outbox_before as n', expression) into row_before;
-                end if;
-                if tg_op <> 'DELETE' then
-                    execute format('select %s from outbox_after as n', expression) into row_after;
-                end if;
+                rows := (select count(*) from (select from outbox_after limit 2) as n);
             end if;
-        elsif tg_level = 'ROW' then
-            if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
-            if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
-        else
-            if tg_op <> 'INSERT' then
-                row_before := (select to_jsonb(n.*) from outbox_before as n);
-            end if;
-            if tg_op <> 'DELETE' then
-                row_after := (select to_jsonb(n.*) from outbox_after as n);
+            if rows = 0 then  -- no event, so no notification
+                exit written;
             end if;
         end if;
-        if row_before is not null and row_after is not null
-           and outbox.capture_key(row_before, identity_columns)
-               is distinct from outbox.capture_key(row_after, identity_columns) then
-            befores := array[row_before, null];
-            afters  := array[null, row_after];
-        else
-            befores := array[row_before];
-            afters  := array[row_after];
+
+        -- The short path. No row is converted before capture_simple has read its types: to_jsonb of
+        -- another type could call code of the type's owner.
+        if is_simple and tg_level = 'STATEMENT' and tg_op = 'INSERT' then
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select (settings ->> 'topic') || '.create',
+                   outbox.capture_simple_key(n.held, simple.key_column),
+                   outbox.capture_whole(n.held),
+                   outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
+                   outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
+              from outbox.capture_simple(tg_relid, key_at) as simple
+             cross join lateral (select to_jsonb(n.*) as held
+                                   from outbox_after as n
+                                  where simple.key_column is not null offset 0) as n;
+            if found then
+                exit written;
+            end if;
+        elsif is_simple and tg_level = 'STATEMENT' and tg_op = 'DELETE' then
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select (settings ->> 'topic') || '.delete',
+                   outbox.capture_simple_key(n.held, simple.key_column),
+                   outbox.capture_whole(n.held),
+                   outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
+                   outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
+              from outbox.capture_simple(tg_relid, key_at) as simple
+             cross join lateral (select to_jsonb(n.*) as held
+                                   from outbox_before as n
+                                  where simple.key_column is not null offset 0) as n;
+            if found then
+                exit written;
+            end if;
+        elsif is_simple then
+            select simple.key_column into simple_key
+              from outbox.capture_simple(tg_relid, key_at) as simple;
         end if;
-        for place in 1 .. cardinality(befores) loop
-            payload := outbox.capture_payload(befores[place], afters[place], hidden, diff);
-            if payload is not null then
+
+        if rows = 1 and simple_key is not null then
+            if tg_level = 'STATEMENT' then
+                select o.held, n.held into row_before, row_after
+                  from (select to_jsonb(o.*) as held from outbox_before as o) as o,
+                       (select to_jsonb(n.*) as held from outbox_after as n) as n;
+            else
+                if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
+                if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
+            end if;
+            if row_before = row_after then  -- no visible column changed
+                exit written;
+            end if;
+            if row_before is null or row_after is null
+               or row_before ->> simple_key is not distinct from row_after ->> simple_key then
                 insert into outbox.events (
                     topic, key, payload, headers, organization, user_id, source)
                 values (
-                    prefix || case when befores[place] is null then '.create'
-                                   when afters[place] is null then '.delete'
-                                   else '.update' end,
-                    outbox.capture_key(coalesce(afters[place], befores[place]), key_columns),
-                    payload, headers, organization, user_id, source);
+                    (settings ->> 'topic') || case when row_before is null then '.create'
+                                                   when row_after is null then '.delete'
+                                                   else '.update' end,
+                    outbox.capture_simple_key(coalesce(row_after, row_before), simple_key),
+                    outbox.capture_payload(row_before, row_after, '{}',
+                                           (settings ->> 'diff')::boolean),
+                    outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
+                    outbox.capture_setting('outbox.user_id'),
+                    outbox.capture_setting('outbox.source'));
+                exit written;
             end if;
-        end loop;
+        end if;
 
-    elsif is_plain and tg_op = 'INSERT' then
-        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select prefix || '.create', outbox.capture_key(n.held, key_columns),
-               outbox.capture_payload(null, n.held, hidden, diff),
-               headers, organization, user_id, source
-          from (select to_jsonb(n.*) as held from outbox_after as n offset 0) as n;
+        prefix       := settings ->> 'topic';
+        diff         := settings ->> 'diff';
+        described    := settings ->> 'table';
+        identity_at  := settings ->> 'identity_at';
+        listed       := settings ->> 'listed';
+        listed_at    := settings ->> 'listed_at';
+        exclude      := settings ->> 'exclude';
+        organization := outbox.capture_setting('outbox.organization');
+        user_id      := outbox.capture_setting('outbox.user_id');
+        source       := outbox.capture_setting('outbox.source');
+        headers      := outbox.capture_headers();
 
-    elsif is_plain and tg_op = 'DELETE' then
-        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select prefix || '.delete', outbox.capture_key(n.held, key_columns),
-               outbox.capture_payload(n.held, null, hidden, diff),
-               headers, organization, user_id, source
-          from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
+        if tg_relid <> described
+           and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation)
+                            where ancestor.relation = described) then
+            -- The table was restored from a dump, or is a detached partition, whose triggers do
+            -- nothing.
+            if starts_with(tg_name, 'outbox_capture_partition_') and not exists (
+                   select from pg_partition_ancestors(tg_relid) as ancestor (relation)
+                     join pg_trigger as own on own.tgrelid = tg_relid and own.tgname = tg_name
+                     join pg_trigger as other
+                       on other.tgrelid = ancestor.relation
+                      and other.tgfoid = own.tgfoid
+                      and other.tgargs = own.tgargs
+                    where ancestor.relation <> tg_relid) then
+                exit written;
+            end if;
+            described   := tg_relid;
+            key_at      := outbox.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
+            identity_at := outbox.capture_numbers(tg_relid, (settings ->> 'identity')::text[]);
+            listed_at   := outbox.capture_numbers(tg_relid, listed);
+            -- An excluded column was renamed before the dump: hide all columns, so that it is not
+            -- shown.
+            all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
+        end if;
 
-    elsif is_plain then
-        -- PostgreSQL does not tell which old row became which new one, so they are paired by
-        -- identity, the primary key. A row whose identity changed counts as deleted and created. A
-        -- row may occur twice in a statement (by foreign key cascades); its occurrences are paired
-        -- in order. If a column of the identity was dropped, all rows are paired in order. A full
-        -- join
-        -- is never a nested loop.
-        insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-        select prefix || case when pair.before is null then '.create'
-                              when pair.after is null then '.delete'
-                              else '.update' end,
-               outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload,
-               headers, organization, user_id, source
-          from (select pair.*,
-                       outbox.capture_payload(pair.before, pair.after, hidden, diff) as payload
-                  from (select o.held as before, n.held as after,
-                               coalesce(n.place, o.place) as place
-                          from (select n.*,
-                                       row_number() over (partition by n.identity
-                                                              order by n.place) as time
-                                  from (select n.*,
-                                               coalesce(outbox.capture_key(n.held,
-                                                                           identity_columns),
-                                                        n.place::text) collate "C" as identity
-                                          from (select to_jsonb(n.*) as held,
-                                                       row_number() over () as place
-                                                  from outbox_before as n) as n) as n) as o
-                          full join (select n.*,
-                                            row_number() over (partition by n.identity
-                                                                   order by n.place) as time
-                                       from (select n.*,
-                                                    coalesce(outbox.capture_key(n.held,
-                                                                                identity_columns),
-                                                             n.place::text) collate "C" as identity
-                                               from (select to_jsonb(n.*) as held,
-                                                            row_number() over () as place
-                                                       from outbox_after as n) as n) as n) as n
-                            on n.identity = o.identity and n.time = o.time) as pair
-                offset 0) as pair
-         where pair.payload is not null
-         order by pair.place, pair.after is not null;
+        if simple_key is not null then
+            key_columns := array[simple_key];
+            identity_columns := key_columns;
+            hidden   := '{}';
+            is_plain := true;
+        else
+            select coalesce(array_agg(a.name order by array_position(key_at, a.attnum))
+                                filter (where a.attnum = any (key_at)),
+                            '{}'),
+                   coalesce(array_agg(a.name order by array_position(identity_at, a.attnum))
+                                filter (where a.attnum = any (identity_at)),
+                            '{}'),
+                   coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
+                   -- Do not read a long value that is not shown.
+                   bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199)
+                                  else outbox.capture_is_plain(a.atttypid) end)
+                            and not (a.is_hidden and a.attlen < 0))
+              into key_columns, identity_columns, hidden, is_plain
+              from (select attribute.attnum, attribute.atttypid, attribute.attlen,
+                           attribute.attname::text as name,
+                           all_hidden or attribute.attgenerated = 'v'  -- not computed in a trigger
+                           or case when exclude
+                                   then attribute.attnum = any (listed_at)
+                                        or attribute.attname = any (listed)
+                                   else not attribute.attnum = any (listed_at) end as is_hidden
+                      from pg_attribute as attribute
+                     where attribute.attrelid = described
+                       and attribute.attnum > 0
+                       and not attribute.attisdropped) as a;
+            if cardinality(key_columns) < cardinality(key_at) then
+                key_columns := '{}';  -- a column of the key was dropped
+            end if;
+            if cardinality(identity_columns) < cardinality(identity_at) then
+                identity_columns := '{}';
+            end if;
+        end if;
 
-    else
-        execute format('
+        if not is_plain then
+            select format('(select to_jsonb(part.*) from (select %s) as part)',
+                          string_agg(case when a.atttypid < 16384 and a.atttypid not in (114, 199)
+                                          then format('n.%I', a.attname)
+                                          else format('%s as %I',
+                                                      outbox.capture_expression(
+                                                          a.atttypid, format('n.%I', a.attname)),
+                                                      a.attname) end,
+                                     ', ' order by a.attnum))
+              into expression
+              from pg_attribute as a
+             where a.attrelid = described and a.attnum > 0 and not a.attisdropped
+               and (a.attname <> all (hidden) or a.attname = any (key_columns || identity_columns));
+        end if;
+
+        -- Three variants: one row, which is the usual case; many rows; many rows that need an
+        -- expression.
+        if rows = 1 then
+            if not is_plain then
+                if tg_level = 'ROW' then
+                    if tg_op <> 'INSERT' then
+                        execute format('select %s from (select ($1).*) as n', expression)
+                           into row_before using old;
+                    end if;
+                    if tg_op <> 'DELETE' then
+                        execute format('select %s from (select ($1).*) as n', expression)
+                           into row_after using new;
+                    end if;
+                else
+                    if tg_op <> 'INSERT' then
+                        execute format('select %s from outbox_before as n', expression)
+                           into row_before;
+                    end if;
+                    if tg_op <> 'DELETE' then
+                        execute format('select %s from outbox_after as n', expression)
+                           into row_after;
+                    end if;
+                end if;
+            elsif tg_level = 'ROW' then
+                if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
+                if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
+            else
+                if tg_op <> 'INSERT' then
+                    row_before := (select to_jsonb(n.*) from outbox_before as n);
+                end if;
+                if tg_op <> 'DELETE' then
+                    row_after := (select to_jsonb(n.*) from outbox_after as n);
+                end if;
+            end if;
+            if row_before is not null and row_after is not null
+               and outbox.capture_key(row_before, identity_columns)
+                   is distinct from outbox.capture_key(row_after, identity_columns) then
+                befores := array[row_before, null];
+                afters  := array[null, row_after];
+            else
+                befores := array[row_before];
+                afters  := array[row_after];
+            end if;
+            for place in 1 .. cardinality(befores) loop
+                payload := outbox.capture_payload(befores[place], afters[place], hidden, diff);
+                if payload is not null then
+                    insert into outbox.events (
+                        topic, key, payload, headers, organization, user_id, source)
+                    values (
+                        prefix || case when befores[place] is null then '.create'
+                                       when afters[place] is null then '.delete'
+                                       else '.update' end,
+                        outbox.capture_key(coalesce(afters[place], befores[place]), key_columns),
+                        payload, headers, organization, user_id, source);
+                end if;
+            end loop;
+
+        elsif is_plain and tg_op = 'INSERT' then
             insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-            select $1 || case when pair.before is null then ''.create'' when pair.after is null then ''.delete'' else ''.update'' end,
-                   outbox.capture_key(coalesce(pair.after, pair.before), $2), pair.payload, $6, $7, $8, $9
-              from (select pair.*, outbox.capture_payload(pair.before, pair.after, $4, $5) as payload from (%s) as pair offset 0) as pair
+            select prefix || '.create', outbox.capture_key(n.held, key_columns),
+                   outbox.capture_payload(null, n.held, hidden, diff),
+                   headers, organization, user_id, source
+              from (select to_jsonb(n.*) as held from outbox_after as n offset 0) as n;
+
+        elsif is_plain and tg_op = 'DELETE' then
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select prefix || '.delete', outbox.capture_key(n.held, key_columns),
+                   outbox.capture_payload(n.held, null, hidden, diff),
+                   headers, organization, user_id, source
+              from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
+
+        elsif is_plain then
+            -- PostgreSQL does not tell which old row became which new one, so they are paired by
+            -- identity, the primary key. A row whose identity changed counts as deleted and
+            -- created. A row may occur twice in a statement (by foreign key cascades); its
+            -- occurrences are paired in order. If a column of the identity was dropped, all rows
+            -- are paired in order. A full join is never a nested loop.
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select prefix || case when pair.before is null then '.create'
+                                  when pair.after is null then '.delete'
+                                  else '.update' end,
+                   outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload,
+                   headers, organization, user_id, source
+              from (select pair.*,
+                           outbox.capture_payload(pair.before, pair.after, hidden, diff) as payload
+                      from (select o.held as before, n.held as after,
+                                   coalesce(n.place, o.place) as place
+                              from (select o.*, row_number() over (partition by o.identity
+                                                                       order by o.place) as time
+                                      from (select o.*, coalesce(
+                                                       outbox.capture_key(o.held, identity_columns),
+                                                       o.place::text) collate "C" as identity
+                                              from (select to_jsonb(o.*) as held,
+                                                           row_number() over () as place
+                                                      from outbox_before as o) as o) as o) as o
+                              full join
+                                   (select n.*, row_number() over (partition by n.identity
+                                                                       order by n.place) as time
+                                      from (select n.*, coalesce(
+                                                       outbox.capture_key(n.held, identity_columns),
+                                                       n.place::text) collate "C" as identity
+                                              from (select to_jsonb(n.*) as held,
+                                                           row_number() over () as place
+                                                      from outbox_after as n) as n) as n) as n
+                                on n.identity = o.identity and n.time = o.time) as pair
+                    offset 0) as pair
              where pair.payload is not null
-             order by pair.place, pair.after is not null',
-            replace(case tg_op
-                when 'INSERT' then
-                    'select null::jsonb as before, {row} as after, row_number() over () as place '
-                    'from outbox_after as n'
-                when 'DELETE' then
-                    'select {row} as before, null::jsonb as after, row_number() over () as place '
-                    'from outbox_before as n'
-                else '
-                    select o.held as before, n.held as after, coalesce(n.place, o.place) as place
-                      from (select n.*, row_number() over (partition by n.identity order by n.place) as time
-                              from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
-                                      from (select {row} as held, row_number() over () as place from outbox_before as n) as n) as n) as o
-                      full join (select n.*, row_number() over (partition by n.identity order by n.place) as time
-                              from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
-                                      from (select {row} as held, row_number() over () as place from outbox_after as n) as n) as n) as n
-                        on n.identity = o.identity and n.time = o.time' end, '{row}', expression))
-        using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id,
-              source;
+             order by pair.place, pair.after is not null;
+
+        else
+            execute format('
+                insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+                select $1 || case when pair.before is null then ''.create'' when pair.after is null then ''.delete'' else ''.update'' end,
+                       outbox.capture_key(coalesce(pair.after, pair.before), $2), pair.payload, $6, $7, $8, $9
+                  from (select pair.*, outbox.capture_payload(pair.before, pair.after, $4, $5) as payload from (%s) as pair offset 0) as pair
+                 where pair.payload is not null
+                 order by pair.place, pair.after is not null',
+                replace(case tg_op
+                    when 'INSERT' then
+                        'select null::jsonb as before, {row} as after, row_number() over () as place '
+                        'from outbox_after as n'
+                    when 'DELETE' then
+                        'select {row} as before, null::jsonb as after, row_number() over () as place '
+                        'from outbox_before as n'
+                    else '
+                        select o.held as before, n.held as after, coalesce(n.place, o.place) as place
+                          from (select n.*, row_number() over (partition by n.identity order by n.place) as time
+                                  from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
+                                          from (select {row} as held, row_number() over () as place from outbox_before as n) as n) as n) as o
+                          full join (select n.*, row_number() over (partition by n.identity order by n.place) as time
+                                  from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
+                                          from (select {row} as held, row_number() over () as place from outbox_after as n) as n) as n) as n
+                            on n.identity = o.identity and n.time = o.time' end, '{row}', expression))
+            using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id,
+                  source;
+        end if;
+    end written;
+
+    if not is_alone then
+        perform outbox.capture_in_order(settings ->> 'table', left(tg_op, 1), first,
+                                        settings ->> 'topic');
     end if;
     return null;
 end;
@@ -987,6 +1011,70 @@ CREATE FUNCTION outbox.capture_headers() RETURNS jsonb
                 then outbox.capture_valid_headers() else '{}' end
 $$;
 
+CREATE FUNCTION outbox.capture_in_order(relation text, mine text, first bigint, prefix text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+declare
+    held    text    := current_setting('outbox.capturing_' || relation, true);
+    open    text    := substring(held from '[A-Z]*$');
+    place   integer := length(open) + 1 - strpos(reverse(open), mine);
+    level   text    := length(open);
+    around  text    := length(open) - 1;
+    marks   jsonb   := '{}';
+    behind  bigint;
+    began   bigint;
+    earlier bigint;
+    later   bigint;
+    moved   bigint;
+begin
+    if place is null or place > length(open) then  -- somebody has removed the condition
+        return;
+    end if;
+    begin
+        if held <> open then
+            marks := left(held, -length(open));
+        end if;
+        behind := marks -> level ->> 'behind';
+        began := marks -> level ->> 'began';
+    exception when others then
+        marks := '{}';
+    end;
+    begin
+        for earlier in
+            select e.position
+              from outbox.events as e
+             where e.xid = pg_current_xact_id()
+               and e.position >= behind
+               and e.position < first
+               and starts_with(e.topic, prefix || '.')
+             order by e.position
+        loop
+            update outbox.events as e set position = default
+             where e.xid = pg_current_xact_id() and e.position = earlier
+            returning e.position into later;
+            moved := coalesce(moved, later);
+        end loop;
+    exception when insufficient_privilege then
+        moved := null;
+    end;
+    marks := marks - level;
+    if around <> '0' then
+        marks := marks || jsonb_build_object(around, case
+            when place = length(open)
+            then jsonb_build_object('behind', least((marks -> around ->> 'behind')::bigint,
+                                                    behind, began, first),
+                                    'began', marks -> around -> 'began')
+            else jsonb_build_object('behind', least((marks -> around ->> 'behind')::bigint, moved),
+                                    'began', least((marks -> around ->> 'began')::bigint,
+                                                   began, first)) end);
+    end if;
+    perform set_config('outbox.capturing_' || relation,
+                       case when marks <> '{}' then marks::text else '' end
+                           || overlay(open placing '' from place for 1),
+                       true);
+end;
+$_$;
+
 CREATE FUNCTION outbox.capture_is_plain(kind oid) RETURNS boolean
     LANGUAGE plpgsql STABLE
     AS $$
@@ -1050,6 +1138,14 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox.capture_mark(relation oid, operation text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $_$
+    select format('pg_catalog.set_config(%1$L, pg_catalog.concat('
+                  'pg_catalog.current_setting(%1$L, true), %2$L), true) is not null',
+                  'outbox.capturing_' || relation, upper(left(operation, 1)))
+$_$;
+
 CREATE FUNCTION outbox.capture_numbers(relation oid, names text[]) RETURNS smallint[]
     LANGUAGE sql STABLE
     AS $$
@@ -1086,6 +1182,16 @@ begin
         payload := outbox.capture_fit(payload);
     end if;
     return payload;
+end;
+$$;
+
+CREATE FUNCTION outbox.capture_position() RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+begin
+    return nextval('outbox.events_position_seq');
+exception when insufficient_privilege then
+    return null;
 end;
 $$;
 
@@ -1720,14 +1826,15 @@ begin
              'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
             ('outbox_publisher',
              'execute on function outbox.capture, outbox.release, outbox.attach_capture, '
-             'outbox.capture_numbers, outbox.capture_settings, outbox.capture_changes'),
+             'outbox.capture_numbers, outbox.capture_settings, outbox.capture_mark, '
+             'outbox.capture_changes'),
             -- capture_changes calls these with the rights of its own owner, who may not own them
             ('outbox_publisher',
              'execute on function outbox.capture_key, outbox.capture_text, outbox.capture_fit, '
              'outbox.capture_payload, outbox.capture_json, outbox.capture_is_plain, '
              'outbox.capture_expression, outbox.capture_simple, outbox.capture_simple_key, '
              'outbox.capture_whole, outbox.capture_setting, outbox.capture_valid_headers, '
-             'outbox.capture_headers'),
+             'outbox.capture_headers, outbox.capture_position, outbox.capture_in_order'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox'),
             ('outbox_relay', 'select on all tables in schema outbox'),
@@ -2700,7 +2807,7 @@ CREATE VIEW outbox.captures AS
                FROM pg_trigger t
               WHERE ((t.tgrelid = ANY (whole.tables)) AND (t.tgrelid <> (captured.relation)::oid) AND (t.tgfoid = captured.tgfoid) AND (t.tgargs = captured.tgargs) AND (t.tgenabled = ANY (ARRAY['D'::"char", 'R'::"char"]))))) THEN 'a trigger of a partition is disabled'::text
             ELSE NULL::text
-        END, (('trigger '::text || reentrant.names) || ' changes rows of this table, and the events of these changes may come before those of the statement that runs it: make it a constraint trigger that is initially deferred'::text),
+        END, (('trigger '::text || reentrant.after) || ' changes rows of this table, which is captured row by row, and the events of these changes may come before those of the statement that runs it: make it a constraint trigger that is initially deferred'::text), (('trigger '::text || reentrant.before) || ' changes other rows of this table before each row of a statement, and the events of these changes may come before those of the statement: make it an AFTER trigger'::text),
         CASE
             WHEN (captured.by_statement AND (EXISTS ( SELECT
                FROM (pg_partition_tree(captured.relation) tree(relid, parentrelid, isleaf, level)
@@ -2718,6 +2825,7 @@ CREATE VIEW outbox.captures AS
             (((decoded.settings ->> 'table'::text))::oid <> t.tgrelid) AS restored,
             bool_or((t.tgenabled = ANY (ARRAY['D'::"char", 'R'::"char"]))) AS disabled,
             bool_or((((t.tgtype)::integer & 1) = 0)) AS by_statement,
+            bool_or((((t.tgtype)::integer & 1) = 1)) AS by_row,
             bit_or(((t.tgtype)::integer & 28)) AS kinds,
             array_agg(replace((t.tgname)::text, 'outbox_capture_'::text, ''::text) ORDER BY (((t.tgtype)::integer & 28) = 4) DESC, (((t.tgtype)::integer & 28) = 16) DESC) AS operations
            FROM (pg_trigger t
@@ -2747,18 +2855,27 @@ CREATE VIEW outbox.captures AS
           WHERE ((i.indrelid = (captured.relation)::oid) AND i.indisprimary AND (k.place <= i.indnkeyatts))) actual)
      CROSS JOIN LATERAL ( SELECT array_append(ARRAY( SELECT (tree.relid)::oid AS relid
                    FROM pg_partition_tree(captured.relation) tree(relid, parentrelid, isleaf, level)), (captured.relation)::oid) AS tables) whole)
-     CROSS JOIN LATERAL ( SELECT string_agg(DISTINCT quote_ident((t.tgname)::text), ', '::text) AS names
+     CROSS JOIN LATERAL ( SELECT string_agg(DISTINCT quote_ident((t.tgname)::text), ', '::text) FILTER (WHERE (((t.tgtype)::integer & 2) = 0)) AS after,
+            string_agg(DISTINCT quote_ident((t.tgname)::text), ', '::text) FILTER (WHERE (((t.tgtype)::integer & 2) <> 0)) AS before
            FROM (pg_trigger t
              JOIN pg_proc p ON ((p.oid = t.tgfoid)))
-          WHERE ((t.tgrelid = ANY (whole.tables)) AND (NOT t.tgisinternal) AND (t.tgparentid = (0)::oid) AND (t.tgfoid <> captured.tgfoid) AND (t.tgenabled <> 'D'::"char") AND (NOT t.tginitdeferred) AND (((t.tgtype)::integer & 2) = 0) AND (((t.tgtype)::integer & captured.kinds) <> 0) AND ((((t.tgtype)::integer & 1) = 1) OR (captured.by_statement AND (t.tgname < 'outbox_capture_'::name))) AND (regexp_replace(regexp_replace(p.prosrc, '/[*].*?[*]/'::text, ' '::text, 'g'::text), '--[^
-]*'::text, ' '::text, 'g'::text) ~* format('(^|[^[:alnum:]_$])(insert[[:space:]]+into|merge[[:space:]]+into%s%s)[[:space:]]+(only[[:space:]]+)?("?%s"?[.])?"?%s("|[^[:alnum:]_$.]|$)'::text,
+          WHERE ((t.tgrelid = ANY (whole.tables)) AND (NOT t.tgisinternal) AND (t.tgparentid = (0)::oid) AND (t.tgfoid <> captured.tgfoid) AND (t.tgenabled <> 'D'::"char") AND (NOT t.tginitdeferred) AND (((t.tgtype)::integer & captured.kinds) <> 0) AND (((t.tgtype)::integer & 1) = 1) AND
                 CASE
-                    WHEN ((captured.kinds & 16) <> 0) THEN '|update'::text
-                    ELSE NULL::text
-                END,
+                    WHEN (((t.tgtype)::integer & 2) = 0) THEN captured.by_row
+                    ELSE ((((t.tgtype)::integer & 20) <> 0) AND ((captured.kinds & 16) <> 0))
+                END AND (regexp_replace(regexp_replace(p.prosrc, '/[*].*?[*]/'::text, ' '::text, 'g'::text), '--[^
+]*'::text, ' '::text, 'g'::text) ~* format('(^|[^[:alnum:]_$])(%s)[[:space:]]+(only[[:space:]]+)?("?%s"?[.])?"?%s("|[^[:alnum:]_$.]|$)'::text,
                 CASE
-                    WHEN ((captured.kinds & 8) <> 0) THEN '|delete[[:space:]]+from'::text
-                    ELSE NULL::text
+                    WHEN (((t.tgtype)::integer & 2) <> 0) THEN 'update'::text
+                    ELSE (('insert[[:space:]]+into|merge[[:space:]]+into'::text ||
+                    CASE
+                        WHEN ((captured.kinds & 16) <> 0) THEN '|update'::text
+                        ELSE ''::text
+                    END) ||
+                    CASE
+                        WHEN ((captured.kinds & 8) <> 0) THEN '|delete[[:space:]]+from'::text
+                        ELSE ''::text
+                    END)
                 END, regexp_replace((named.nspname)::text, '[^[:alnum:]_]'::text, '.'::text, 'g'::text), regexp_replace((class.relname)::text, '[^[:alnum:]_]'::text, '.'::text, 'g'::text))))) reentrant);
 
 COMMENT ON VIEW outbox.captures IS 'The captured tables and their settings. problem: fix it by capturing the table again, enabling the trigger, or as it says; null if there is none.';
@@ -3343,6 +3460,10 @@ REVOKE ALL ON FUNCTION outbox.capture_headers() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_headers() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_headers() TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.capture_in_order(relation text, mine text, first bigint, prefix text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_in_order(relation text, mine text, first bigint, prefix text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.capture_in_order(relation text, mine text, first bigint, prefix text) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.capture_is_plain(kind oid) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_is_plain(kind oid) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_is_plain(kind oid) TO outbox_admin;
@@ -3355,6 +3476,10 @@ REVOKE ALL ON FUNCTION outbox.capture_key(captured jsonb, columns text[]) FROM P
 GRANT ALL ON FUNCTION outbox.capture_key(captured jsonb, columns text[]) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_key(captured jsonb, columns text[]) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.capture_mark(relation oid, operation text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_mark(relation oid, operation text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.capture_mark(relation oid, operation text) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) TO outbox_admin;
@@ -3362,6 +3487,10 @@ GRANT ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) TO outb
 REVOKE ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.capture_position() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.capture_position() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.capture_position() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture_setting(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture_setting(name text) TO outbox_publisher;

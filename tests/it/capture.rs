@@ -3,6 +3,7 @@
 
 mod cost;
 mod options;
+mod order;
 mod problems;
 mod property;
 mod rights;
