@@ -20,7 +20,7 @@ use super::{
     meter::{ADD, CUT, ENV, EXACT, FIND, MATCHES, RANGE, WEIGH},
     names::{EVENT, FIELDS, FUNCTIONS, TYPES, WALKERS},
     tree::{call, count, deepest, is_constant, meter, whole_literal, wrap},
-    value::VARIABLES,
+    value::{VARIABLES, whole},
 };
 
 /// Deepest nesting of an expression, in levels, including the calls of the meter. Evaluation is recursive and
@@ -379,11 +379,16 @@ impl Checker<'_> {
 /// Makes one side of a comparison exact: large doubles are the integers that they are.
 fn make_exact(side: &mut IdedExpr) {
     match &mut side.expr {
-        Expr::Literal(literal) => {
-            if let Some(whole) = whole_literal(literal) {
-                *literal = whole;
+        Expr::Literal(literal) => match whole_literal(literal) {
+            Some(whole) => *literal = whole,
+            None => {
+                // 2^64 is an integer that the language has no literal for.
+                let LiteralValue::Double(double) = literal else { return };
+                if whole(*double.inner()).is_some() {
+                    wrap(side, EXACT);
+                }
             }
-        }
+        },
         Expr::List(list) => list.elements.iter_mut().for_each(make_exact),
         Expr::Call(call) if COMPUTING.contains(&call.func_name.as_str()) => wrap(side, EXACT),
         _ => {}

@@ -103,6 +103,20 @@ fn no_filter_compares_a_rounded_number() {
         let order = order.replace("-9007199254740993", "-9007199254740992");
         assert_eq!(evaluate(&yes, &order), FilterResult::Match, "{yes}");
     }
+    // Both are rounded to 2^64 as doubles.
+    let largest = r#"{"u": 18446744073709551615, "d": 18446744073709551616, "e": 1.8446744073709551616e19}"#;
+    for no in [
+        "payload.u == 18446744073709551616.0",
+        "payload.u == payload.d",
+        "payload.u in [18446744073709551616.0]",
+        "payload.u == 9223372036854775808.0 * 2.0",
+        "payload.d == 18446744073709551615u",
+    ] {
+        assert!(matches!(evaluate(no, largest), FilterResult::NoMatch { .. }), "{no}");
+        let yes = no.replace("payload.u", "payload.e").replace("18446744073709551615u", "payload.e");
+        assert_eq!(evaluate(&yes, largest), FilterResult::Match, "{yes}");
+    }
+    assert!(!matches!(evaluate("payload.u >= 18446744073709551616.0", largest), FilterResult::Match));
     for yes in [
         "payload.i != 9007199254740992.0",
         "payload.i > 9007199254740992.0",

@@ -269,10 +269,13 @@ fn number<'e>(text: &str) -> Box<dyn Val + 'e> {
 
 /// A double of 2^53 and more as the integer that it is, if it is in the range of one. An integer that is
 /// compared with a double is rounded to one, which changes nothing below: so these two are compared exactly.
+/// 2^64, to which the largest integers are rounded, is a number that only itself equals.
 pub(super) fn whole<'e>(double: f64) -> Option<Box<dyn Val + 'e>> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     const LIMIT: f64 = 9_223_372_036_854_775_808.0;
-    if double.abs() < EXACT || !(-LIMIT..LIMIT * 2.0).contains(&double) {
+    if double == LIMIT * 2.0 {
+        Some(Box::new(Number("18446744073709551616".into())))
+    } else if double.abs() < EXACT || !(-LIMIT..LIMIT * 2.0).contains(&double) {
         None
     } else if double < LIMIT {
         Some(Box::new(CelInt::from(double as i64)))
