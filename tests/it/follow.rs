@@ -9,7 +9,10 @@ use pgoutbox::{
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor as _};
 
-use crate::support::{ChildRelay, Database, Good, database::RELAY_LOGIN, server::certificates};
+use crate::{
+    sinks::redis::Redis,
+    support::{ChildRelay, Database, Good, database::RELAY_LOGIN, server::certificates},
+};
 
 const OLD: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 const NEW: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -119,4 +122,58 @@ async fn a_rotated_password_and_a_rotated_secret_are_followed_without_a_restart(
     assert_eq!(signed_by(&database, &mut good, &[OLD, NEW]).await, [true, true]);
     assert_eq!(relay.log().iter().filter(|line| line.contains("two")).count(), 0);
     assert!(good.next(Duration::from_millis(1)).await.is_none(), "nothing is sent twice");
+}
+
+#[tokio::test]
+async fn a_rotated_authority_and_password_of_a_broker_are_followed_without_a_restart() {
+    let redis = Redis::with_tls("one");
+    let database = Database::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (authority, password) = (folder.path().join("ca.pem"), folder.path().join("password"));
+    fs::copy(redis.server.directory().join("ca.pem"), &authority).unwrap();
+    fs::write(&password, "one\n").unwrap();
+    database
+        .execute(
+            r#"select outbox.subscribe('stream', array['**'], 'redis', '{"stream": "events"}',
+                                       retry => '{"initial": "200ms", "multiplier": 1, "max_attempts": 100}')"#,
+        )
+        .await;
+    let (url, reference) =
+        (format!("rediss://localhost:{}", redis.server.port()), format!("file:{}", password.display()));
+    let relay = ChildRelay::start(
+        &database,
+        "follows",
+        &[
+            ("PGOUTBOX__SINKS__REDIS__URL", &url),
+            ("PGOUTBOX__SINKS__REDIS__PASSWORD", &reference),
+            ("PGOUTBOX__SINKS__REDIS__CA_FILE", authority.to_str().unwrap()),
+            ("PGOUTBOX__TELEMETRY__LOG", "info"),
+        ],
+    )
+    .await;
+    let publish = "select outbox.publish('a.b', '1')";
+    let settled = "select not exists (select from outbox.owed)";
+    database.execute(publish).await;
+    database.eventually(settled).await;
+
+    // Another authority has signed the server's certificate, and the password is another.
+    let renewed = tempfile::tempdir().unwrap();
+    certificates(renewed.path());
+    let path = |name: &str| renewed.path().join(name).display().to_string();
+    redis.tls_cli("one", &["CONFIG", "SET", "requirepass", "two"]);
+    redis.tls_cli(
+        "two",
+        &["CONFIG", "SET", "tls-cert-file", &path("server.pem"), "tls-key-file", &path("server.key")],
+    );
+    redis.tls_cli("two", &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    database.execute(publish).await;
+    let refused = "select exists (select from outbox.attempts where reason = 'tls_failed')";
+    database.eventually(refused).await;
+    fs::copy(renewed.path().join("ca.pem"), &authority).unwrap();
+    database.eventually("select exists (select from outbox.attempts where reason = 'access_denied')").await;
+    fs::write(&password, "two\n").unwrap();
+    database.eventually(settled).await;
+    assert_eq!(redis.tls_cli("two", &["XLEN", "events"]), "2");
+    assert_eq!(database.count("select count(*) from outbox.dead_letters").await, 0);
+    assert!(relay.log().iter().any(|line| line.contains("files have changed, the relay follows them")));
 }

@@ -221,3 +221,30 @@ async fn a_trigger_that_was_dropped_is_a_problem_until_the_table_is_captured_aga
     );
     shop.end().await;
 }
+
+#[tokio::test]
+async fn a_column_that_gets_another_type_is_followed() {
+    let mut shop = Shop::new(
+        "create table t (id int primary key, total int, note text);
+         select outbox.capture('t');
+         create type mood as enum ('fine')",
+    )
+    .await;
+    assert_eq!(short(&shop.write("insert into t values (1, 5, 'fine')").await), ["create 1"]);
+    for (column, kind, set, row) in [
+        ("total", "numeric(9, 2)", "total = 6", json!({"id": 1, "total": 6.00, "note": "fine"})),
+        ("note", "mood using note::mood", "total = 7", json!({"id": 1, "total": 7.00, "note": "fine"})),
+        ("note", "json using to_json(note)", "total = 8", json!({"id": 1, "total": 8.00, "note": "fine"})),
+        ("id", "numeric(9, 3)", "total = 9", json!({"id": 1.000, "total": 9.00, "note": "fine"})),
+        ("id", "text", "total = 10", json!({"id": "1.000", "total": 10.00, "note": "fine"})),
+    ] {
+        shop.owner(&format!("alter table t alter {column} type {kind}")).await;
+        // By a session that has written to the table before.
+        let made = shop.write(&format!("update t set {set}")).await;
+        let key = if kind == "text" { "update 1.000" } else { "update 1" };
+        assert_eq!(short(&made), [key], "{column} {kind}");
+        assert_eq!(made[0].2["row"], row, "{column} {kind}");
+        assert_eq!(shop.captured("public.t").await["problem"], json!(null), "{column} {kind}");
+    }
+    shop.end().await;
+}

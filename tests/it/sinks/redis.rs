@@ -31,6 +31,27 @@ const REDIS: Kind = Kind {
     },
 };
 
+/// A server that speaks only TLS, with certificates in its directory.
+fn tls_server(more: &[&str]) -> PrivateServer {
+    let kind = Kind {
+        arguments: |_, port| {
+            ["--port", "0", "--save", "", "--tls-port", &port.to_string()].iter().map(Into::into).collect()
+        },
+        ..REDIS
+    };
+    let server = PrivateServer::start_in(kind, |folder| {
+        certificates(folder);
+        let files = [
+            ("--tls-cert-file", "server.pem"),
+            ("--tls-key-file", "server.key"),
+            ("--tls-ca-cert-file", "ca.pem"),
+        ];
+        let files = files.map(|(option, name)| [option.into(), folder.join(name).into_os_string()]);
+        files.into_iter().flatten().chain(more.iter().map(Into::into)).collect()
+    });
+    server.unwrap()
+}
+
 /// A server, and the section with its address.
 pub(crate) struct Redis {
     pub(crate) server: PrivateServer,
@@ -43,6 +64,17 @@ impl Redis {
     pub(crate) fn with(arguments: &[&str]) -> Self {
         let server = PrivateServer::start(REDIS, arguments).unwrap();
         Self { url: format!("redis://127.0.0.1:{}", server.port()), more: String::new(), server }
+    }
+
+    /// A server with TLS and a password, which takes clients without a certificate.
+    pub(crate) fn with_tls(password: &str) -> Self {
+        let server = tls_server(&["--tls-auth-clients", "no", "--requirepass", password]);
+        Self { url: format!("rediss://localhost:{}", server.port()), more: String::new(), server }
+    }
+
+    /// Runs a command over TLS.
+    pub(crate) fn tls_cli(&self, password: &str, arguments: &[&str]) -> String {
+        self.cli(&[&["--tls", "--insecure", "-a", password], arguments].concat())
     }
 
     pub(crate) fn section(&self) -> String {
@@ -231,31 +263,7 @@ async fn a_key_of_another_type_fails_only_its_own_entries() {
 
 #[tokio::test]
 async fn tls_needs_the_authority_of_the_configuration() {
-    let server = PrivateServer::start_in(
-        Kind {
-            arguments: |_, port| {
-                ["--port", "0", "--save", "", "--tls-port", &port.to_string()]
-                    .iter()
-                    .map(Into::into)
-                    .collect()
-            },
-            ..REDIS
-        },
-        |folder| {
-            certificates(folder);
-            let path = |name: &str| folder.join(name).into_os_string();
-            [
-                "--tls-cert-file".into(),
-                path("server.pem"),
-                "--tls-key-file".into(),
-                path("server.key"),
-                "--tls-ca-cert-file".into(),
-                path("ca.pem"),
-            ]
-            .to_vec()
-        },
-    )
-    .unwrap();
+    let server = tls_server(&[]);
     let path = |name: &str| server.directory().join(name).display().to_string();
     let with = format!(
         "ca_file = '{}'\ncert_file = '{}'\nkey_file = '{}'",
