@@ -125,7 +125,7 @@ async fn a_draining_relay_is_not_ready_but_still_answers() {
 async fn connections_that_send_half_a_request_keep_no_probe_waiting() {
     let server = started("127.0.0.1:0", None, Ok(())).await;
     let mut strangers = Vec::new();
-    for number in 0..300 {
+    for number in 0..400 {
         let mut stranger = TcpStream::connect(server.address).await.unwrap();
         let half = if number % 2 == 0 { "GET /livez HTTP/1.1\r\nHost: loc" } else { "" };
         stranger.write_all(half.as_bytes()).await.unwrap();
