@@ -1,8 +1,11 @@
 -- The log of events. Applications write it in the transaction that writes their data.
 -- Publishers pay for every index, default and check, so each has its reason beside it.
 
+-- `outbox` is what applications and operators use, `outbox_internal` what that is made of.
 create schema if not exists outbox;
-revoke all on schema outbox from public;
+create schema outbox_internal;
+revoke all on schema outbox, outbox_internal from public;
+comment on schema outbox_internal is 'Helpers of the schema outbox. Any version may change them.';
 
 -- Group roles without login. If the migrating role may not create roles, they and their grants are
 -- skipped; see outbox.grant_roles().
@@ -53,21 +56,66 @@ begin
 end;
 $$;
 
+-- Raises the error of a value that a field refuses. Checks call it where their condition is false.
+create function outbox_internal.refuse(field text, value anyelement) returns boolean
+language plpgsql as $$
+declare
+    letters text := format('has %s characters', length(value::text));
+    shown   text := left(value::text, 300);
+    problem text;
+    hint    text;
+begin
+    case field
+        when 'topic' then
+            problem := format('%L is not a topic', shown);
+            hint := 'Use segments separated by dots, without blanks, stars and control characters, '
+                    'at most 255 characters, such as shop.orders.create.';
+        when 'payload' then
+            problem := format('has %s bytes as text', octet_length(value::text));
+            hint := 'Use at most 262144 (256 KiB). Keep what is larger elsewhere and publish where '
+                    'it is.';
+        when 'headers' then
+            problem := format('%s cannot be sent', shown);
+            hint := 'Use an object of strings without control characters, at most 16 KiB. Names '
+                    'have 1 to 64 lower-case letters, digits, _ and -, such as '
+                    '{"traceparent": "00-…"}.';
+        when 'organization' then
+            problem := letters;
+            hint := 'Use 1 to 255 characters, or null.';
+        when 'priority' then
+            problem := format('%s is not between 0 and 1000', shown);
+            hint := 'Use 0 where nothing is urgent.';
+        when 'deliver_after' then
+            problem := format('%s is not between the years 2000 and 2200', shown);
+            hint := 'Use null for at once.';
+        else
+            problem := letters;
+            hint := format('Use at most %s characters.',
+                           case field when 'key' then 512 else 255 end);
+    end case;
+    raise exception using errcode = '23514', message = concat_ws(': ', field, problem), hint = hint;
+end;
+$$;
+
 -- Types of the fields of an event. Domains instead of table checks: PostgreSQL parses and plans a
 -- table's checks for each statement, but caches those of domains. Eight table checks halve a
 -- publisher's rate.
 create domain outbox.topic as text
     constraint topic_must_be_dotted_segments_without_stars_up_to_255_letters
-    check (length(value) <= 255 and value ~ '^[^.*[:cntrl:]]+([.][^.*[:cntrl:]]+)*$');
+    check (length(value) <= 255 and value ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'
+           or value is null or outbox_internal.refuse('topic', value));
 create domain outbox.key as text
-    constraint key_must_be_at_most_512_characters check (length(value) <= 512);
+    constraint key_must_be_at_most_512_characters
+    check (value is null or length(value) <= 512 or outbox_internal.refuse('key', value));
 create domain outbox.payload as jsonb
     -- As text, which is what is sent: twelve bytes such as 1e131071 are 131 KB of text. It costs an
     -- insert a microsecond.
-    constraint payload_must_be_at_most_256_kib check (octet_length(value::text) <= 262144);
+    constraint payload_must_be_at_most_256_kib
+    check (octet_length(value::text) <= 262144
+           or value is null or outbox_internal.refuse('payload', value));
 -- Whether headers can be sent as HTTP headers: names are lower-case tokens, values strings without
 -- control characters.
-create function outbox.headers_are_valid(headers jsonb) returns boolean
+create function outbox_internal.headers_are_valid(headers jsonb) returns boolean
 language sql immutable parallel safe as $$
     select jsonb_typeof(headers) = 'object'
        and octet_length(headers::text) <= 16384
@@ -80,16 +128,26 @@ language sql immutable parallel safe as $$
 $$;
 create domain outbox.headers as jsonb
     constraint headers_must_be_an_object_of_strings_without_control_characters
-    check (value = '{}' or outbox.headers_are_valid(value));
+    check (value = '{}' or value is null or outbox_internal.headers_are_valid(value)
+           or outbox_internal.refuse('headers', value));
 create domain outbox.organization as text
-    constraint organization_must_be_1_to_255_characters check (length(value) between 1 and 255);
-create domain outbox.origin as text
-    constraint source_and_user_id_must_be_at_most_255_characters check (length(value) <= 255);
+    constraint organization_must_be_1_to_255_characters
+    check (value is null or length(value) between 1 and 255
+           or outbox_internal.refuse('organization', value));
+create domain outbox.source as text
+    constraint source_must_be_at_most_255_characters
+    check (value is null or length(value) <= 255 or outbox_internal.refuse('source', value));
+create domain outbox.user_id as text
+    constraint user_id_must_be_at_most_255_characters
+    check (value is null or length(value) <= 255 or outbox_internal.refuse('user_id', value));
 create domain outbox.priority as integer
-    constraint priority_must_be_between_0_and_1000 check (value between 0 and 1000);
+    constraint priority_must_be_between_0_and_1000
+    check (value between 0 and 1000 or value is null or outbox_internal.refuse('priority', value));
 create domain outbox.instant as timestamptz
     constraint instant_must_be_between_the_years_2000_and_2200
-    check (value >= '2000-01-01 00:00:00+00' and value < '2200-01-01 00:00:00+00');
+    check (value is null
+           or value >= '2000-01-01 00:00:00+00' and value < '2200-01-01 00:00:00+00'
+           or outbox_internal.refuse('deliver_after', value));
 
 create table outbox.events (
     -- The first column, so that it is assigned before `position`: an event of a transaction that
@@ -104,8 +162,8 @@ create table outbox.events (
     payload        outbox.payload not null,
     headers        outbox.headers not null default '{}',
     organization   outbox.organization,
-    source         outbox.origin,
-    user_id        outbox.origin,
+    source         outbox.source,
+    user_id        outbox.user_id,
     priority       outbox.priority not null default 0,
     deliver_after  outbox.instant,
     schema_version integer
@@ -142,7 +200,7 @@ comment on table outbox.event_ids is
 -- publisher first tries a shared lock that only a sleeping relay holds exclusively. It never waits.
 -- `set outbox.doorbell = 'off'` disables it for transactions that will be prepared: NOTIFY forbids
 -- PREPARE TRANSACTION.
-create function outbox.ring_doorbell() returns trigger
+create function outbox_internal.ring_doorbell() returns trigger
 language plpgsql as $$
 begin
     if current_setting('outbox.doorbell', true) is not distinct from 'off' then
@@ -159,7 +217,7 @@ end;
 $$;
 
 create trigger ring_doorbell after insert on outbox.events
-    for each statement execute function outbox.ring_doorbell();
+    for each statement execute function outbox_internal.ring_doorbell();
 
 create function outbox.publish(
     topic          text,
@@ -176,8 +234,24 @@ create function outbox.publish(
 ) returns uuid
 language plpgsql as $$
 declare
-    event_id uuid := publish.id;
+    event_id       uuid                := publish.id;
+    -- Checked here, an error does not show the statement below.
+    topic          outbox.topic        := publish.topic;
+    payload        outbox.payload      := publish.payload;
+    key            outbox.key          := publish.key;
+    headers        outbox.headers      := coalesce(publish.headers, '{}');
+    organization   outbox.organization := publish.organization;
+    priority       outbox.priority     := coalesce(publish.priority, 0);
+    deliver_after  outbox.instant      := publish.deliver_after;
+    source         outbox.source       := publish.source;
+    user_id        outbox.user_id      := publish.user_id;
 begin
+    if topic is null or payload is null then
+        raise exception using errcode = '23502',
+            message = case when topic is null then 'topic: is null' else 'payload: is null' end,
+            hint = case when topic is null then 'Name what happened, such as shop.orders.create.'
+                        else 'The null of JSON is ''null''::jsonb.' end;
+    end if;
     if event_id is null then
         event_id := outbox.new_id();
     else
@@ -190,11 +264,30 @@ begin
         id, topic, key, payload, headers, organization, priority, deliver_after, source, user_id,
         schema_version)
     values (
-        event_id, publish.topic, publish.key, publish.payload, coalesce(publish.headers, '{}'),
-        publish.organization, coalesce(publish.priority, 0), publish.deliver_after, publish.source,
-        publish.user_id, publish.schema_version);
+        event_id, topic, key, payload, headers, organization, priority, deliver_after, source,
+        user_id, publish.schema_version);
     return event_id;
 end;
 $$;
 comment on function outbox.publish is
     'Publish one event in the current transaction. Returns its id. The same id twice is one event.';
+
+-- Runs as its owner, because publishers may not read the log.
+create function outbox.published(topic text default null) returns setof outbox.events
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform outbox_internal.check_topic_pattern(published.topic);
+    return query
+        select event.*
+          from outbox.events as event
+         where event.xid = pg_current_xact_id_if_assigned()
+           and (published.topic is null or outbox.topic_matches(published.topic, event.topic))
+         order by event.position;
+end;
+$$;
+comment on function outbox.published is
+    'The events that the current transaction has published so far, in the order of publishing, of '
+    'topics that match the pattern. For tests of applications.';
+
+comment on function outbox.new_id is
+    'An id for an event, a UUID of version 7, to know the id before publishing.';

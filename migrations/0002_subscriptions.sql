@@ -52,15 +52,15 @@ comment on column outbox.subscriptions.resumed_at is
 
 -- Whether a text is a topic pattern: segments separated by dots; `*` is one segment, `**` any
 -- number, `ord*` a prefix.
-create function outbox.topic_pattern_is_valid(pattern text) returns boolean
+create function outbox_internal.topic_pattern_is_valid(pattern text) returns boolean
 language sql immutable strict parallel safe as $$
     select length(pattern) between 1 and 255
-       and pattern ~ '^([*][*]|[^.*[:cntrl:]]*[*]|[^.*[:cntrl:]]+)'
-                     '([.]([*][*]|[^.*[:cntrl:]]*[*]|[^.*[:cntrl:]]+))*$'
+       and pattern ~ '^([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+)'
+                     '([.]([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+))*$'
 $$;
 
 -- Whether a text is a duration: a number and a unit, at most ten years.
-create function outbox.duration_is_valid(duration text) returns boolean
+create function outbox_internal.duration_is_valid(duration text) returns boolean
 language sql immutable strict parallel safe as $$
     select case when duration ~ '^[0-9]+([.][0-9]+)?(ms|s|m|h|d)$'
                 then rtrim(duration, 'mshd')::numeric
@@ -76,7 +76,7 @@ $$;
 
 -- Refuses mistakes that the database can detect, with the field and a hint. A relay reports others
 -- as state = 'invalid'.
-create function outbox.check_subscription() returns trigger
+create function outbox_internal.check_subscription() returns trigger
 language plpgsql as $$
 declare
     item text;
@@ -136,11 +136,12 @@ begin
             hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
     end if;
     foreach item in array new.topics loop
-        if item is null or not outbox.topic_pattern_is_valid(item) then
+        if item is null or not outbox_internal.topic_pattern_is_valid(item) then
             raise exception using errcode = '22023',
                 message = format('topics: %L is not a topic pattern', item),
-                hint = 'Segments are separated by dots; "*" is one segment, "**" any number, '
-                       '"ord*" a prefix; a star must be the last character of its segment.';
+                hint = 'Segments are separated by dots and have no blanks; "*" is one segment, '
+                       '"**" any number, "ord*" a prefix; a star must be the last character of '
+                       'its segment.';
         end if;
     end loop;
     if new.sink is null or new.sink !~ '^[a-z][a-z0-9_-]{0,49}$' then
@@ -193,7 +194,7 @@ begin
                                  new.name),
                 hint = 'For example {"function": "shop.on_order"}.';
         end if;
-        perform outbox.function_call(new.config ->> 'function');
+        perform outbox_internal.function_call(new.config ->> 'function');
     end if;
     if new.organization = '' then
         raise exception using errcode = '22023',
@@ -247,7 +248,7 @@ begin
     for part in select * from jsonb_each(new.retry) loop
         if part.key in ('initial', 'max', 'max_age') then
             if jsonb_typeof(part.value) <> 'string'
-               or not outbox.duration_is_valid(part.value #>> '{}') then
+               or not outbox_internal.duration_is_valid(part.value #>> '{}') then
                 raise exception using errcode = '22023',
                     message = format('retry.%s: %s is not a duration', part.key, part.value),
                     hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
@@ -258,7 +259,7 @@ begin
                or exists (
                    select from jsonb_array_elements(part.value) as wait (value)
                     where jsonb_typeof(wait.value) <> 'string'
-                       or not outbox.duration_is_valid(wait.value #>> '{}')) then
+                       or not outbox_internal.duration_is_valid(wait.value #>> '{}')) then
                 raise exception using errcode = '22023',
                     message = 'retry.schedule: must be 1 to 100 durations',
                     hint = 'For example ["5s", "5m", "30m", "2h"].';
@@ -295,7 +296,7 @@ end;
 $$;
 
 create trigger check_subscription before insert or update on outbox.subscriptions
-    for each row execute function outbox.check_subscription();
+    for each row execute function outbox_internal.check_subscription();
 
 -- A number that grows with every committed change of a subscription. Routing reads it in the
 -- snapshot in which it reads events, so an event committed after a subscription is always matched
@@ -308,7 +309,7 @@ insert into outbox.generation (value) values (1);
 
 -- Deferred to the commit, so that a long transaction with a changed subscription blocks no other;
 -- once per transaction.
-create function outbox.bump_generation() returns trigger
+create function outbox_internal.bump_generation() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     if current_setting('outbox.generation_bumped_by', true)
@@ -321,10 +322,10 @@ end;
 $$;
 
 create constraint trigger bump_generation after insert or update or delete on outbox.subscriptions
-    deferrable initially deferred for each row execute function outbox.bump_generation();
+    deferrable initially deferred for each row execute function outbox_internal.bump_generation();
 
 -- Notifies sleeping relays, so that they follow a change at once instead of at the next poll.
-create function outbox.ring_subscriptions() returns trigger
+create function outbox_internal.ring_subscriptions() returns trigger
 language plpgsql as $$
 begin
     if current_setting('outbox.doorbell', true) is distinct from 'off' then
@@ -335,7 +336,7 @@ end;
 $$;
 
 create trigger ring_subscriptions after insert or update or delete on outbox.subscriptions
-    for each statement execute function outbox.ring_subscriptions();
+    for each statement execute function outbox_internal.ring_subscriptions();
 
 -- Pauses that destinations asked for (Retry-After). Not in outbox.subscriptions: a destination that
 -- asks every second makes no relay reload. Rows of deleted subscriptions are removed when they end.
@@ -393,6 +394,8 @@ declare
     subscription_id bigint;
     is_new          boolean;
     since           timestamptz;
+    detail          text;
+    hint            text;
 begin
     if subscribe.start is distinct from 'now' and subscribe.start is distinct from 'beginning' then
         begin
@@ -407,28 +410,36 @@ begin
                        'is created.';
         end if;
     end if;
-    insert into outbox.subscriptions as existing (
-        name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys,
-        max_in_flight, schema_version)
-    values (
-        subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'),
-        subscribe.match, subscribe.filter, subscribe.transform, subscribe.organization,
-        coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys,
-        subscribe.max_in_flight, subscribe.schema_version)
-    on conflict on constraint subscriptions_name_key do update
-       set topics = excluded.topics, sink = excluded.sink, config = excluded.config,
-           match = excluded.match, filter = excluded.filter, transform = excluded.transform,
-           organization = excluded.organization, ordering = excluded.ordering,
-           retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight,
-           schema_version = excluded.schema_version
-     where (existing.topics, existing.sink, existing.config, existing.match, existing.filter,
-            existing.transform, existing.organization, existing.ordering, existing.retry,
-            existing.keys, existing.max_in_flight, existing.schema_version)
-           is distinct from
-           (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter,
-            excluded.transform, excluded.organization, excluded.ordering, excluded.retry,
-            excluded.keys, excluded.max_in_flight, excluded.schema_version)
-    returning existing.id, existing.xmax = 0 into subscription_id, is_new;
+    begin
+        insert into outbox.subscriptions as existing (
+            name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys,
+            max_in_flight, schema_version)
+        values (
+            subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'),
+            subscribe.match, subscribe.filter, subscribe.transform, subscribe.organization,
+            coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys,
+            subscribe.max_in_flight, subscribe.schema_version)
+        on conflict on constraint subscriptions_name_key do update
+           set topics = excluded.topics, sink = excluded.sink, config = excluded.config,
+               match = excluded.match, filter = excluded.filter, transform = excluded.transform,
+               organization = excluded.organization, ordering = excluded.ordering,
+               retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight,
+               schema_version = excluded.schema_version
+         where (existing.topics, existing.sink, existing.config, existing.match, existing.filter,
+                existing.transform, existing.organization, existing.ordering, existing.retry,
+                existing.keys, existing.max_in_flight, existing.schema_version)
+               is distinct from
+               (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter,
+                excluded.transform, excluded.organization, excluded.ordering, excluded.retry,
+                excluded.keys, excluded.max_in_flight, excluded.schema_version)
+        returning existing.id, existing.xmax = 0 into subscription_id, is_new;
+    exception when data_exception or integrity_constraint_violation or feature_not_supported then
+        -- Raised again, an error does not show the statement above.
+        get stacked diagnostics detail = pg_exception_detail, hint = pg_exception_hint;
+        raise exception using errcode = sqlstate,
+            message = concat_ws('. ', sqlerrm, nullif(detail, '')),
+            hint = coalesce(nullif(hint, ''), 'See docs/subscribe.md.');
+    end;
     if is_new and subscribe.start <> 'now' then
         insert into outbox.starts (subscription_id, since)
         select made.id, made.since from (select subscription_id, since) as made (id, since);
@@ -446,7 +457,7 @@ comment on function outbox.subscribe is
     'events are delivered only with start. Returns the id.';
 
 -- The id of a subscription, or an error with its name.
-create function outbox.subscription_id(name text) returns bigint
+create function outbox_internal.subscription_id(name text) returns bigint
 language plpgsql stable as $$
 declare
     found_id bigint;
@@ -478,7 +489,7 @@ create function outbox.pause(name text) returns boolean
 language plpgsql as $$
 begin
     update outbox.subscriptions as existing set active = false
-     where existing.id = outbox.subscription_id(pause.name) and existing.active;
+     where existing.id = outbox_internal.subscription_id(pause.name) and existing.active;
     return found;
 end;
 $$;
@@ -494,7 +505,7 @@ begin
                         else existing.state end,
            state_reason = case when existing.state in ('gone', 'disabled') then null
                                else existing.state_reason end
-     where existing.id = outbox.subscription_id(resume.name)
+     where existing.id = outbox_internal.subscription_id(resume.name)
        and (not existing.active
             or exists (select from outbox.asked_pauses as pause
                         where pause.subscription_id = existing.id)
@@ -506,7 +517,7 @@ comment on function outbox.resume is
     'Send again after a pause, 410 (gone) or disabling. Returns whether this changed anything.';
 
 -- For programs that embed a relay: their login may edit only the subscriptions of its handlers.
-create function outbox.declare_handler(name text, topics text[]) returns bigint
+create function outbox_internal.declare_handler(name text, topics text[]) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     subscription_id bigint;
@@ -533,6 +544,6 @@ begin
     return subscription_id;
 end;
 $$;
-comment on function outbox.declare_handler is
+comment on function outbox_internal.declare_handler is
     'Called by programs with handlers when their relay starts. Creates the subscription or updates '
     'its topics. Returns the id.';

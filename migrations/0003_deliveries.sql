@@ -95,13 +95,13 @@ create table outbox.backlog (
 create index backlog_subscription on outbox.backlog (subscription_id, is_suspect, id);
 
 -- How many positions there are.
-create function outbox.count_positions(positions int8multirange) returns bigint
+create function outbox_internal.count_positions(positions int8multirange) returns bigint
 language sql immutable strict parallel safe as $$
     select coalesce(sum(upper(span) - lower(span)), 0)::bigint from unnest(positions) as span
 $$;
 
 -- The first so many of them.
-create function outbox.first_positions(positions int8multirange, wanted bigint)
+create function outbox_internal.first_positions(positions int8multirange, wanted bigint)
 returns int8multirange
 language sql immutable strict parallel safe as $$
     select coalesce(range_agg(int8range(lower(part.span),
@@ -118,7 +118,7 @@ language sql immutable strict parallel safe as $$
 $$;
 
 -- The pairs of a page that are not settled.
-create function outbox.left_of(page outbox.pages)
+create function outbox_internal.left_of(page outbox.pages)
 returns table (subscription_id bigint, "position" bigint, number integer)
 language sql stable as $$
     select pair.subscription_id, pair.at, pair.number
@@ -133,7 +133,7 @@ $$;
 
 -- The first of these positions whose event has a value that cannot be read: it is too long as text,
 -- or damaged. Null: all can be read. The codes are those of `sink/sqlstate.rs` and class 22.
-create function outbox.first_unreadable(
+create function outbox_internal.first_unreadable(
     positions     bigint[],
     created_from  timestamptz,
     created_until timestamptz
@@ -244,7 +244,7 @@ create table outbox.relay_subscriptions (
 -- How a SQL function takes an event: the statement that calls it, with the event as $1. One unnamed
 -- parameter, or one named "event", takes all of it as jsonb; parameters named after its fields take
 -- those, each in its own type.
-create function outbox.function_call(function text) returns text
+create function outbox_internal.function_call(function text) returns text
 language plpgsql stable as $$
 declare
     target    pg_catalog.pg_proc;
@@ -273,7 +273,7 @@ begin
     select namespace.nspname into schema
       from pg_catalog.pg_namespace as namespace
      where namespace.oid = target.pronamespace;
-    if schema in ('pg_catalog', 'information_schema', 'outbox') then
+    if schema in ('pg_catalog', 'information_schema', 'outbox', 'outbox_internal') then
         raise exception using errcode = '42501',
             message = format('config.function: %s belongs to the system', function),
             hint = 'Write a function of your own that calls it.';
@@ -318,7 +318,7 @@ $$;
 -- transaction. Each call has a savepoint of its own. What is settled is locked only after the last
 -- call: until then a relay must be able to renew its leases. A delivery is a pair of a page
 -- (`pages` and `numbers`) or a row of outbox.deliveries (`pages` null, `numbers` its id).
-create function outbox.call_function(
+create function outbox_internal.call_function(
     function     text,
     pages        bigint[],
     numbers      bigint[],
@@ -328,7 +328,7 @@ create function outbox.call_function(
 returns table (number integer, code text, message text)
 language plpgsql as $$
 declare
-    call    text := outbox.function_call(function);
+    call    text := outbox_internal.function_call(function);
     rows    bigint[] := '{}';
     worked  integer[] := '{}';
     caller  text := current_user;

@@ -1,21 +1,22 @@
 -- Functions and views for operators: redrive, discard, status; and the grants of all roles.
 
 -- Refuses what is not a topic pattern, also where there is nothing to compare it with.
-create function outbox.check_topic_pattern(pattern text) returns boolean
+create function outbox_internal.check_topic_pattern(pattern text) returns boolean
 language plpgsql immutable strict parallel safe as $$
 begin
-    if not outbox.topic_pattern_is_valid(pattern) then
+    if not outbox_internal.topic_pattern_is_valid(pattern) then
         raise exception using errcode = '22023',
             message = format('topic: %L is not a topic pattern', pattern),
-            hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a '
-                   'prefix; a star must be the last character of its segment.';
+            hint = 'Segments are separated by dots and have no blanks; "*" is one segment, "**" '
+                   'any number, "ord*" a prefix; a star must be the last character of its '
+                   'segment.';
     end if;
     return true;
 end;
 $$;
 
 -- Refuses a limit that would be no limit.
-create function outbox.check_max_rows(max_rows integer) returns boolean
+create function outbox_internal.check_max_rows(max_rows integer) returns boolean
 language plpgsql immutable parallel safe as $$
 begin
     if max_rows is null or max_rows not between 1 and 100000 then
@@ -28,14 +29,14 @@ end;
 $$;
 
 -- The regular expression of a pattern of topics. The topic is matched with a dot before it.
-create function outbox.topic_expression(pattern text) returns text
+create function outbox_internal.topic_expression(pattern text) returns text
 language plpgsql immutable strict parallel safe as $$
 declare
     segments  text[] := string_to_array(pattern, '.');
     expression text := '';
     segment   text;
 begin
-    perform outbox.check_topic_pattern(pattern);
+    perform outbox_internal.check_topic_pattern(pattern);
     -- Each segment is matched with the dot before it, so that `**` can match none.
     foreach segment in array segments loop
         if segment = '**' then
@@ -57,11 +58,11 @@ $$;
 -- prefix of one segment. The expression is made once for a pattern that is the same in all rows.
 create function outbox.topic_matches(pattern text, topic text) returns boolean
 language sql immutable strict parallel safe as $$
-    select ('.' || topic) ~ outbox.topic_expression(pattern)
+    select ('.' || topic) ~ outbox_internal.topic_expression(pattern)
 $$;
 
 -- What redrive, discard and the lists of dead letters filter by.
-create function outbox.is_asked_for(
+create function outbox_internal.is_asked_for(
     letter       outbox.dead_letters,
     topic        text,
     error_like   text,
@@ -93,7 +94,7 @@ language sql stable as $$
       left join outbox.subscriptions as target on target.id = letter.subscription_id
      where (matching_dead_letters.subscription is null
             or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
-       and outbox.is_asked_for(
+       and outbox_internal.is_asked_for(
                letter, matching_dead_letters.topic, matching_dead_letters.error_like,
                matching_dead_letters.since)
 $$;
@@ -114,17 +115,18 @@ set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan
 set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     target_id bigint := case when redrive.subscription is not null
-                             then outbox.subscription_id(redrive.subscription) end;
+                             then outbox_internal.subscription_id(redrive.subscription) end;
     chosen  bigint[];
     redriven bigint;
 begin
-    perform outbox.check_max_rows(redrive.max_rows);
-    perform outbox.check_topic_pattern(redrive.topic);
+    perform outbox_internal.check_max_rows(redrive.max_rows);
+    perform outbox_internal.check_topic_pattern(redrive.topic);
     select array_agg(taken.id) into chosen
       from (select letter.id
               from outbox.dead_letters as letter
              where (target_id is null or letter.subscription_id = target_id)
-               and outbox.is_asked_for(letter, redrive.topic, redrive.error_like, redrive.since)
+               and outbox_internal.is_asked_for(letter, redrive.topic, redrive.error_like,
+                                                redrive.since)
                and letter.event_id is not null  -- what could not be read is never sent
                and exists (select from outbox.subscriptions as target
                             where target.id = letter.subscription_id)
@@ -188,8 +190,8 @@ set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
     discarded bigint;
 begin
-    perform outbox.check_max_rows(discard.max_rows);
-    perform outbox.check_topic_pattern(discard.topic);
+    perform outbox_internal.check_max_rows(discard.max_rows);
+    perform outbox_internal.check_topic_pattern(discard.topic);
     delete from outbox.dead_letters as letter
      where letter.id = any (array(
                select candidate.id
@@ -214,7 +216,7 @@ create view outbox.owed as
     select pair.subscription_id, pair.position, page.owed_since[1], page.due_at,
            page.lease_token, 1, 'page'
       from outbox.pages as page
-     cross join lateral outbox.left_of(page) as pair
+     cross join lateral outbox_internal.left_of(page) as pair
     union all
     select backlog.subscription_id, at.position, backlog.owed_since, backlog.owed_since,
            null, 0, 'backlog'
@@ -251,7 +253,7 @@ create view outbox.waiting as
                             page.owed_since[1]),
                    null, 0, 'page', page.id, pair.number, least(page.deaths + 1, 2), false
               from outbox.pages as page
-             cross join lateral outbox.left_of(page) as pair
+             cross join lateral outbox_internal.left_of(page) as pair
              where page.due_at <= now()
             union all
             select backlog.subscription_id, at.position, backlog.created_from,
@@ -308,7 +310,7 @@ comment on function outbox.matching_deliveries is
 
 -- Remove matching deliveries from where they wait, and return them. What a relay holds, or somebody
 -- else has locked, stays. With `to_retry`, those stay too that outbox.retry leaves out.
-create function outbox.take_waiting(
+create function outbox_internal.take_waiting(
     subscription text,
     topic        text,
     event        uuid,
@@ -324,10 +326,10 @@ declare
     taken  int8multirange[] := '{}';
     found_now int8multirange;
 begin
-    perform outbox.check_max_rows(take_waiting.max_rows);
-    perform outbox.check_topic_pattern(take_waiting.topic);
+    perform outbox_internal.check_max_rows(take_waiting.max_rows);
+    perform outbox_internal.check_topic_pattern(take_waiting.topic);
     if take_waiting.subscription is not null then
-        perform outbox.subscription_id(take_waiting.subscription);
+        perform outbox_internal.subscription_id(take_waiting.subscription);
     end if;
     chosen := array(
         select matching
@@ -400,7 +402,7 @@ begin
         continue when not found;
         delete from outbox.pages as page
          where page.id = part.id
-           and not exists (select from outbox.left_of(page));
+           and not exists (select from outbox_internal.left_of(page));
         ids := ids || part.id;
         taken := taken || part.as_positions;
     end loop;
@@ -426,8 +428,8 @@ begin
         subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
            least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true
-      from outbox.take_waiting(retry.subscription, retry.topic, retry.event, retry.error_like,
-                               retry.max_rows, true) as taken
+      from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
+                                        retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
     get diagnostics retried = row_count;
     if retried > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
@@ -457,7 +459,7 @@ declare
 begin
     with taken as materialized (
         select one.*
-          from outbox.take_waiting(cancel.subscription, cancel.topic, cancel.event,
+          from outbox_internal.take_waiting(cancel.subscription, cancel.topic, cancel.event,
                                    cancel.error_like, cancel.max_rows, false) as one
     ),
     kept as (
@@ -488,7 +490,7 @@ comment on function outbox.cancel is
 -- A corrected address or configuration makes due what waits for a retry: 100 a second, and all of
 -- it within five minutes. The first is asked for: relays then look at all due rows, however late
 -- this commits, and it probes an open breaker.
-create function outbox.retry_after_correction() returns trigger
+create function outbox_internal.retry_after_correction() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     with waiting as materialized (
@@ -521,7 +523,7 @@ $$;
 
 create trigger retry_after_correction after update on outbox.subscriptions
     for each row when ((old.sink, old.config) is distinct from (new.sink, new.config))
-    execute function outbox.retry_after_correction();
+    execute function outbox_internal.retry_after_correction();
 
 create view outbox.subscription_status as
     select subscription.name, subscription.sink, subscription.organization, subscription.active,
@@ -556,7 +558,7 @@ create view outbox.subscription_status as
                           group by delivery.subscription_id
                           union all
                          select backlog.subscription_id,
-                                sum(outbox.count_positions(backlog.positions)), 0, 0,
+                                sum(outbox_internal.count_positions(backlog.positions)), 0, 0,
                                 min(backlog.owed_since)
                            from outbox.backlog as backlog
                           group by backlog.subscription_id
@@ -565,7 +567,7 @@ create view outbox.subscription_status as
                                 count(*) filter (where page.due_at > now()), 0,
                                 min((select min(since) from unnest(page.owed_since) as since))
                            from outbox.pages as page
-                          cross join lateral outbox.left_of(page) as pair
+                          cross join lateral outbox_internal.left_of(page) as pair
                           group by pair.subscription_id) as one
                   group by one.subscription_id) as owed on owed.subscription_id = subscription.id
       left join (select report.subscription_id, sum(report.delivered)::bigint as delivered,
@@ -685,7 +687,7 @@ create view outbox.event_status as
                          select pair.position, count(*) filter (where page.due_at <= now()),
                                 count(*) filter (where page.due_at > now()), 0
                            from outbox.pages as page
-                          cross join lateral outbox.left_of(page) as pair
+                          cross join lateral outbox_internal.left_of(page) as pair
                           group by pair.position) as one
                   group by one.position) as owed on owed.position = event.position
      cross join lateral (
@@ -712,26 +714,15 @@ declare
 begin
     for grant_row in
         select * from (values
-            ('outbox_publisher', 'usage on schema outbox'),
+            ('outbox_publisher', 'usage on schema outbox, outbox_internal'),
             ('outbox_publisher',
              'insert (id, topic, key, payload, headers, organization, source, user_id, priority, '
              'deliver_after, schema_version) on outbox.events'),
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
-            ('outbox_publisher',
-             'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
-            ('outbox_publisher',
-             'execute on function outbox.capture, outbox.release, outbox.attach_capture, '
-             'outbox.capture_numbers, outbox.capture_settings, outbox.capture_mark, '
-             'outbox.capture_changes'),
-            -- capture_changes calls these with the rights of its own owner, who may not own them
-            ('outbox_publisher',
-             'execute on function outbox.capture_key, outbox.capture_text, outbox.capture_fit, '
-             'outbox.capture_payload, outbox.capture_json, outbox.capture_is_plain, '
-             'outbox.capture_expression, outbox.capture_simple, outbox.capture_simple_key, '
-             'outbox.capture_whole, outbox.capture_setting, outbox.capture_valid_headers, '
-             'outbox.capture_headers, outbox.capture_position, outbox.capture_in_order'),
+            ('outbox_publisher', 'execute on function outbox.publish, outbox.published, outbox.new_id'),
+            ('outbox_publisher', 'execute on function outbox.capture, outbox.release'),
             ('outbox_publisher', 'select on outbox.captures'),
-            ('outbox_relay', 'usage on schema outbox'),
+            ('outbox_relay', 'usage on schema outbox, outbox_internal'),
             ('outbox_relay', 'select on all tables in schema outbox'),
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
             ('outbox_relay',
@@ -743,31 +734,21 @@ begin
             ('outbox_relay', 'update, delete on outbox.starts'),
             ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
-            ('outbox_relay',
-             'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, '
-             'outbox.function_call, outbox.call_function, outbox.declare_handler'),
-            ('outbox_relay',
-             'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of, '
-             'outbox.first_unreadable'),
-            ('outbox_relay', 'execute on function outbox.capture_settings'),
-            ('outbox_relay', 'execute on function outbox.is_written_by'),
-            ('outbox_admin', 'usage on schema outbox'),
+            ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
+            ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
             ('outbox_admin', 'insert, update, delete on outbox.subscriptions, outbox.starts'),
             ('outbox_admin', 'insert, update, delete on outbox.event_types'),
-            ('outbox_admin', 'execute on all functions in schema outbox'),
-            ('outbox_monitor', 'usage on schema outbox'),
+            ('outbox_admin', 'execute on all functions in schema outbox, outbox_internal'),
+            ('outbox_monitor', 'usage on schema outbox, outbox_internal'),
             ('outbox_monitor',
              'select on outbox.subscription_status, outbox.event_status, outbox.log_status, '
              'outbox.relays, '
              'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
-            ('outbox_monitor', 'select on outbox.captures'),
-            ('outbox_monitor',
-             'execute on function outbox.count_positions, outbox.left_of, outbox.is_written_by'),
-            ('outbox_monitor', 'execute on function outbox.capture_settings')
+            ('outbox_monitor', 'select on outbox.captures')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
@@ -781,13 +762,27 @@ begin
             end;
         end if;
     end loop;
-    -- Captured writes run with the rights of the owner of outbox.capture_changes. As a publisher it
-    -- keeps them when somebody else becomes the owner of the tables.
+    -- What most helpers do, they do with the rights of the caller.
+    for grant_row in
+        select proc.oid::regprocedure as helper, wanted.role
+          from pg_catalog.pg_proc as proc
+         cross join unnest(array['outbox_publisher', 'outbox_relay', 'outbox_monitor'])
+               as wanted (role)
+          join pg_catalog.pg_roles as known on known.rolname = wanted.role
+         where proc.pronamespace = 'outbox_internal'::regnamespace
+           and (not proc.prosecdef or proc.proname = 'capture_changes')
+         order by proc.proname, wanted.role
+    loop
+        execute format('grant execute on function %s to %I', grant_row.helper, grant_row.role);
+    end loop;
+    -- Captured writes run with the rights of the owner of capture_changes. As a publisher it keeps
+    -- them when somebody else becomes the owner of the tables.
     for grant_row in
         select distinct pg_catalog.pg_get_userbyid(proc.proowner) as role
           from pg_catalog.pg_proc as proc
           join pg_catalog.pg_roles as owner on owner.oid = proc.proowner and not owner.rolsuper
-         where proc.pronamespace = 'outbox'::regnamespace and proc.proname = 'capture_changes'
+         where proc.pronamespace = 'outbox_internal'::regnamespace
+           and proc.proname = 'capture_changes'
     loop
         begin
             execute format('grant outbox_publisher to %I', grant_row.role);
@@ -800,5 +795,9 @@ begin
 end;
 $$;
 
-revoke execute on all functions in schema outbox from public;
+comment on function outbox.grant_roles is
+    'Grant the groups outbox_publisher, outbox_relay, outbox_admin and outbox_monitor their '
+    'rights. Run it after creating one of them. Returns the statements that it ran.';
+
+revoke execute on all functions in schema outbox, outbox_internal from public;
 select outbox.grant_roles();

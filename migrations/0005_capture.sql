@@ -7,7 +7,7 @@
 -- change numbers.
 
 -- A value as text. A number has no zeros at the end of its fraction: 1.50 and 1.5 are the same key.
-create function outbox.capture_text(captured jsonb, column_name text) returns text
+create function outbox_internal.capture_text(captured jsonb, column_name text) returns text
 language sql stable as $$
     select case when strpos(captured ->> column_name, '.') > 0
                      and jsonb_typeof(captured -> column_name) = 'number'
@@ -18,18 +18,18 @@ $$;
 -- The key of an event: the values of these columns, joined by '/', with '%' and '/' in values
 -- escaped as %25 and %2F. Null if a value is null. A key that is too long is cut and ends in its
 -- SHA-256.
-create function outbox.capture_key(captured jsonb, columns text[]) returns text
+create function outbox_internal.capture_key(captured jsonb, columns text[]) returns text
 language plpgsql stable as $$
 declare
     key  text;
     part text;
 begin
     if cardinality(columns) = 1 then
-        key := outbox.capture_text(captured, columns[1]);
+        key := outbox_internal.capture_text(captured, columns[1]);
     else
         for place in 1 .. cardinality(columns) loop
-            part := replace(replace(outbox.capture_text(captured, columns[place]), '%', '%25'),
-                            '/', '%2F');
+            part := outbox_internal.capture_text(captured, columns[place]);
+            part := replace(replace(part, '%', '%25'), '/', '%2F');
             key := case when place = 1 then part else key || '/' || part end;
         end loop;
     end if;
@@ -41,7 +41,7 @@ end;
 $$;
 
 -- A payload within the limit: removes the largest values and lists their names in "omitted".
-create function outbox.capture_fit(payload jsonb) returns jsonb
+create function outbox_internal.capture_fit(payload jsonb) returns jsonb
 language plpgsql stable as $$
 declare
     size    bigint := octet_length(payload::text) + 20;
@@ -72,8 +72,12 @@ $$;
 
 -- The payload for a change of a row. `before` is null for an insert, `after` for a delete. Null if
 -- no visible column changed.
-create function outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean)
-returns jsonb
+create function outbox_internal.capture_payload(
+    before jsonb,
+    after  jsonb,
+    hidden text[],
+    diff   boolean
+) returns jsonb
 language plpgsql stable as $$
 declare
     shown    jsonb := coalesce(after, before) - hidden;
@@ -97,7 +101,7 @@ begin
     end if;
     -- A few bytes such as 1e131071 can be long as text.
     if pg_column_size(payload) > 8192 or octet_length(payload::text) > 262144 then
-        payload := outbox.capture_fit(payload);
+        payload := outbox_internal.capture_fit(payload);
     end if;
     return payload;
 end;
@@ -105,7 +109,7 @@ $$;
 
 -- Converts json to jsonb. A value that jsonb cannot hold (a NUL character, half a surrogate pair,
 -- 1e999999) becomes a string, so that it does not fail the write.
-create function outbox.capture_json(document json) returns jsonb
+create function outbox_internal.capture_json(document json) returns jsonb
 language plpgsql stable as $$
 begin
     return document::jsonb;
@@ -119,7 +123,7 @@ $$;
 -- owner, the current user. to_jsonb calls casts to json, and the owner of a type can define such a
 -- cast with any function. So the owners of all contained types must already have the rights of the
 -- current user. The type must not contain json, which may hold values that jsonb cannot.
-create function outbox.capture_is_plain(kind oid) returns boolean
+create function outbox_internal.capture_is_plain(kind oid) returns boolean
 language plpgsql stable as $$
 declare
     known record;
@@ -131,9 +135,9 @@ begin
       from pg_catalog.pg_type as t
      where t.oid = kind;
     if known.typtype = 'd' then
-        return outbox.capture_is_plain(known.typbasetype);
+        return outbox_internal.capture_is_plain(known.typbasetype);
     elsif known.typelem <> 0 and known.typlen = -1 then
-        return outbox.capture_is_plain(known.typelem);
+        return outbox_internal.capture_is_plain(known.typelem);
     elsif known.typtype = 'c' then
         -- The owner of the type could add an attribute at any time.
         return pg_catalog.pg_has_role(known.typowner, current_user, 'member')
@@ -141,7 +145,7 @@ begin
                             where a.attrelid = known.typrelid
                               and a.attnum > 0
                               and not a.attisdropped
-                              and not outbox.capture_is_plain(a.atttypid));
+                              and not outbox_internal.capture_is_plain(a.atttypid));
     end if;
     return pg_catalog.pg_has_role(known.typowner, current_user, 'member');
 end;
@@ -149,7 +153,7 @@ $$;
 
 -- An expression that converts a value of this type like to_jsonb, but runs only code of PostgreSQL:
 -- `format` calls the type's output function, which only superusers can define, and never a cast.
-create function outbox.capture_expression(kind oid, value text) returns text
+create function outbox_internal.capture_expression(kind oid, value text) returns text
 language plpgsql stable as $$
 declare
     known  record;
@@ -157,15 +161,15 @@ declare
     fields text;
 begin
     if kind = 'pg_catalog.json'::regtype then
-        return format('outbox.capture_json(%s)', value);
-    elsif outbox.capture_is_plain(kind) then
+        return format('outbox_internal.capture_json(%s)', value);
+    elsif outbox_internal.capture_is_plain(kind) then
         return format('to_jsonb(%s)', value);
     end if;
     select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid into known
       from pg_catalog.pg_type as t
      where t.oid = kind;
     if known.typtype = 'd' then
-        return outbox.capture_expression(known.typbasetype, value);
+        return outbox_internal.capture_expression(known.typbasetype, value);
     elsif known.typelem <> 0 and known.typlen = -1 then
         item := known.typelem;
         while exists (select from pg_catalog.pg_type as t where t.oid = item and t.typtype = 'd')
@@ -183,10 +187,10 @@ begin
         end if;
         return format('(case when %1$s is not null then (select coalesce(jsonb_agg(%2$s), ''[]'') '
                       'from (select unnest(%1$s) as item offset 0) as part) end)',
-                      value, outbox.capture_expression(known.typelem, 'part.item'));
+                      value, outbox_internal.capture_expression(known.typelem, 'part.item'));
     elsif known.typtype = 'c' then
         select string_agg(format('%s as %I',
-                                 outbox.capture_expression(a.atttypid,
+                                 outbox_internal.capture_expression(a.atttypid,
                                                            format('(%s).%I', value, a.attname)),
                                  a.attname),
                           ', ' order by a.attnum)
@@ -202,7 +206,7 @@ end;
 $$;
 
 -- The numbers of those of these columns that exist, in this order.
-create function outbox.capture_numbers(relation oid, names text[]) returns int2[]
+create function outbox_internal.capture_numbers(relation oid, names text[]) returns int2[]
 language sql stable as $$
     select coalesce(array_agg(a.attnum order by array_position(names, a.attname::text)), '{}')
       from pg_catalog.pg_attribute as a
@@ -214,7 +218,8 @@ $$;
 
 -- The name of the column of the key, for a table whose rows to_jsonb can convert as they are: no
 -- type may contain json or have a cast of somebody else's. Otherwise null.
-create function outbox.capture_simple(relation oid, key_at int2[]) returns table (key_column text)
+create function outbox_internal.capture_simple(relation oid, key_at int2[])
+returns table (key_column text)
 language sql stable as $$
     select case when bool_and(a.atttypid < 16384
                               and a.atttypid not in (114, 199)
@@ -225,31 +230,31 @@ language sql stable as $$
 $$;
 
 -- capture_key for one column.
-create function outbox.capture_simple_key(captured jsonb, column_name text) returns text
+create function outbox_internal.capture_simple_key(captured jsonb, column_name text) returns text
 language sql stable as $$
     select case when length(captured ->> column_name) > 512
                      or strpos(captured ->> column_name, '.') > 0
-                then outbox.capture_key(captured, array[column_name])
+                then outbox_internal.capture_key(captured, array[column_name])
                 else captured ->> column_name end
 $$;
 
 -- capture_payload for an insert or a delete, without hidden columns.
-create function outbox.capture_whole(captured jsonb) returns jsonb
+create function outbox_internal.capture_whole(captured jsonb) returns jsonb
 language sql stable as $$
     select case when pg_column_size(captured) <= 8000 and octet_length(captured::text) <= 262000
                 then jsonb_build_object('row', captured)
-                else outbox.capture_payload(null, captured, '{}', false) end
+                else outbox_internal.capture_payload(null, captured, '{}', false) end
 $$;
 
 -- A setting of the session; an empty one counts as none.
-create function outbox.capture_setting(name text) returns text
+create function outbox_internal.capture_setting(name text) returns text
 language sql stable as $$
     select nullif(current_setting(name, true), '')
 $$;
 
 -- Headers from the settings of the session. They may come from a client, so invalid ones are left
 -- out and do not fail the write.
-create function outbox.capture_valid_headers() returns jsonb
+create function outbox_internal.capture_valid_headers() returns jsonb
 language plpgsql stable as $$
 declare
     headers jsonb := '{}';
@@ -266,11 +271,11 @@ begin
 end;
 $$;
 
-create function outbox.capture_headers() returns jsonb
+create function outbox_internal.capture_headers() returns jsonb
 language sql stable as $$
     select case when current_setting('outbox.traceparent', true) <> ''
                      or current_setting('outbox.tracestate', true) <> ''
-                then outbox.capture_valid_headers() else '{}' end
+                then outbox_internal.capture_valid_headers() else '{}' end
 $$;
 
 -- The order of events when triggers of the application change rows of the table again. Their
@@ -279,7 +284,7 @@ $$;
 -- evaluates when the rows are changed and before any such trigger runs, adds the initial of the
 -- operation to a setting of the transaction: what is captured from then on, until the trigger runs,
 -- belongs behind its own events.
-create function outbox.capture_mark(relation oid, operation text) returns text
+create function outbox_internal.capture_mark(relation oid, operation text) returns text
 language sql immutable as $$
     select format('pg_catalog.set_config(%1$L, pg_catalog.concat('
                   'pg_catalog.current_setting(%1$L, true), %2$L), true) is not null',
@@ -288,7 +293,7 @@ $$;
 
 -- A position before those of the events that are written next. Null if the owner of the capture may
 -- not use the log's sequence: then events stay where they are.
-create function outbox.capture_position() returns bigint
+create function outbox_internal.capture_position() returns bigint
 language plpgsql as $$
 begin
     return nextval('outbox.events_position_seq');
@@ -302,7 +307,7 @@ $$;
 -- positions above `first`. Before the initials the setting holds, for each number of open ones,
 -- from which position on events belong behind theirs (`behind`), and where those of the same
 -- statement began that have ended (`began`): an upsert is an insert and an update.
-create function outbox.capture_in_order(
+create function outbox_internal.capture_in_order(
     relation text,
     mine     text,
     first    bigint,
@@ -376,7 +381,7 @@ $$;
 --
 -- A table that shows all its columns and has a primary key of one column takes a short path of few
 -- queries and few expressions, for PL/pgSQL prepares each of them again in each transaction.
-create function outbox.capture_changes() returns trigger
+create function outbox_internal.capture_changes() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
@@ -425,7 +430,7 @@ declare
              else tg_level = 'ROW' end;
 begin
     if not is_alone then
-        first := outbox.capture_position();
+        first := outbox_internal.capture_position();
     end if;
 
     <<written>>
@@ -455,11 +460,13 @@ begin
         if is_simple and tg_level = 'STATEMENT' and tg_op = 'INSERT' then
             insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
             select (settings ->> 'topic') || '.create',
-                   outbox.capture_simple_key(n.held, simple.key_column),
-                   outbox.capture_whole(n.held),
-                   outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
-                   outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
-              from outbox.capture_simple(tg_relid, key_at) as simple
+                   outbox_internal.capture_simple_key(n.held, simple.key_column),
+                   outbox_internal.capture_whole(n.held),
+                   outbox_internal.capture_headers(),
+                   outbox_internal.capture_setting('outbox.organization'),
+                   outbox_internal.capture_setting('outbox.user_id'),
+                   outbox_internal.capture_setting('outbox.source')
+              from outbox_internal.capture_simple(tg_relid, key_at) as simple
              cross join lateral (select to_jsonb(n.*) as held
                                    from outbox_after as n
                                   where simple.key_column is not null offset 0) as n;
@@ -469,11 +476,13 @@ begin
         elsif is_simple and tg_level = 'STATEMENT' and tg_op = 'DELETE' then
             insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
             select (settings ->> 'topic') || '.delete',
-                   outbox.capture_simple_key(n.held, simple.key_column),
-                   outbox.capture_whole(n.held),
-                   outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
-                   outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
-              from outbox.capture_simple(tg_relid, key_at) as simple
+                   outbox_internal.capture_simple_key(n.held, simple.key_column),
+                   outbox_internal.capture_whole(n.held),
+                   outbox_internal.capture_headers(),
+                   outbox_internal.capture_setting('outbox.organization'),
+                   outbox_internal.capture_setting('outbox.user_id'),
+                   outbox_internal.capture_setting('outbox.source')
+              from outbox_internal.capture_simple(tg_relid, key_at) as simple
              cross join lateral (select to_jsonb(n.*) as held
                                    from outbox_before as n
                                   where simple.key_column is not null offset 0) as n;
@@ -482,7 +491,7 @@ begin
             end if;
         elsif is_simple then
             select simple.key_column into simple_key
-              from outbox.capture_simple(tg_relid, key_at) as simple;
+              from outbox_internal.capture_simple(tg_relid, key_at) as simple;
         end if;
 
         if rows = 1 and simple_key is not null then
@@ -505,12 +514,13 @@ begin
                     (settings ->> 'topic') || case when row_before is null then '.create'
                                                    when row_after is null then '.delete'
                                                    else '.update' end,
-                    outbox.capture_simple_key(coalesce(row_after, row_before), simple_key),
-                    outbox.capture_payload(row_before, row_after, '{}',
+                    outbox_internal.capture_simple_key(coalesce(row_after, row_before), simple_key),
+                    outbox_internal.capture_payload(row_before, row_after, '{}',
                                            (settings ->> 'diff')::boolean),
-                    outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
-                    outbox.capture_setting('outbox.user_id'),
-                    outbox.capture_setting('outbox.source'));
+                    outbox_internal.capture_headers(),
+                    outbox_internal.capture_setting('outbox.organization'),
+                    outbox_internal.capture_setting('outbox.user_id'),
+                    outbox_internal.capture_setting('outbox.source'));
                 exit written;
             end if;
         end if;
@@ -522,10 +532,10 @@ begin
         listed       := settings ->> 'listed';
         listed_at    := settings ->> 'listed_at';
         exclude      := settings ->> 'exclude';
-        organization := outbox.capture_setting('outbox.organization');
-        user_id      := outbox.capture_setting('outbox.user_id');
-        source       := outbox.capture_setting('outbox.source');
-        headers      := outbox.capture_headers();
+        organization := outbox_internal.capture_setting('outbox.organization');
+        user_id      := outbox_internal.capture_setting('outbox.user_id');
+        source       := outbox_internal.capture_setting('outbox.source');
+        headers      := outbox_internal.capture_headers();
 
         if tg_relid <> described
            and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation)
@@ -543,9 +553,10 @@ begin
                 exit written;
             end if;
             described   := tg_relid;
-            key_at      := outbox.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
-            identity_at := outbox.capture_numbers(tg_relid, (settings ->> 'identity')::text[]);
-            listed_at   := outbox.capture_numbers(tg_relid, listed);
+            key_at      := outbox_internal.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
+            identity_at := outbox_internal.capture_numbers(tg_relid,
+                                                           (settings ->> 'identity')::text[]);
+            listed_at   := outbox_internal.capture_numbers(tg_relid, listed);
             -- An excluded column was renamed before the dump: hide all columns, so that it is not
             -- shown.
             all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
@@ -566,7 +577,7 @@ begin
                    coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
                    -- Do not read a long value that is not shown.
                    bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199)
-                                  else outbox.capture_is_plain(a.atttypid) end)
+                                  else outbox_internal.capture_is_plain(a.atttypid) end)
                             and not (a.is_hidden and a.attlen < 0))
               into key_columns, identity_columns, hidden, is_plain
               from (select attribute.attnum, attribute.atttypid, attribute.attlen,
@@ -593,7 +604,7 @@ begin
                           string_agg(case when a.atttypid < 16384 and a.atttypid not in (114, 199)
                                           then format('n.%I', a.attname)
                                           else format('%s as %I',
-                                                      outbox.capture_expression(
+                                                      outbox_internal.capture_expression(
                                                           a.atttypid, format('n.%I', a.attname)),
                                                       a.attname) end,
                                      ', ' order by a.attnum))
@@ -638,8 +649,8 @@ begin
                 end if;
             end if;
             if row_before is not null and row_after is not null
-               and outbox.capture_key(row_before, identity_columns)
-                   is distinct from outbox.capture_key(row_after, identity_columns) then
+               and outbox_internal.capture_key(row_before, identity_columns)
+                   is distinct from outbox_internal.capture_key(row_after, identity_columns) then
                 befores := array[row_before, null];
                 afters  := array[null, row_after];
             else
@@ -647,7 +658,8 @@ begin
                 afters  := array[row_after];
             end if;
             for place in 1 .. cardinality(befores) loop
-                payload := outbox.capture_payload(befores[place], afters[place], hidden, diff);
+                payload := outbox_internal.capture_payload(befores[place], afters[place],
+                                                           hidden, diff);
                 if payload is not null then
                     insert into outbox.events (
                         topic, key, payload, headers, organization, user_id, source)
@@ -655,22 +667,23 @@ begin
                         prefix || case when befores[place] is null then '.create'
                                        when afters[place] is null then '.delete'
                                        else '.update' end,
-                        outbox.capture_key(coalesce(afters[place], befores[place]), key_columns),
+                        outbox_internal.capture_key(coalesce(afters[place], befores[place]),
+                                                    key_columns),
                         payload, headers, organization, user_id, source);
                 end if;
             end loop;
 
         elsif is_plain and tg_op = 'INSERT' then
             insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-            select prefix || '.create', outbox.capture_key(n.held, key_columns),
-                   outbox.capture_payload(null, n.held, hidden, diff),
+            select prefix || '.create', outbox_internal.capture_key(n.held, key_columns),
+                   outbox_internal.capture_payload(null, n.held, hidden, diff),
                    headers, organization, user_id, source
               from (select to_jsonb(n.*) as held from outbox_after as n offset 0) as n;
 
         elsif is_plain and tg_op = 'DELETE' then
             insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-            select prefix || '.delete', outbox.capture_key(n.held, key_columns),
-                   outbox.capture_payload(n.held, null, hidden, diff),
+            select prefix || '.delete', outbox_internal.capture_key(n.held, key_columns),
+                   outbox_internal.capture_payload(n.held, null, hidden, diff),
                    headers, organization, user_id, source
               from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
 
@@ -684,26 +697,29 @@ begin
             select prefix || case when pair.before is null then '.create'
                                   when pair.after is null then '.delete'
                                   else '.update' end,
-                   outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload,
-                   headers, organization, user_id, source
+                   outbox_internal.capture_key(coalesce(pair.after, pair.before), key_columns),
+                   pair.payload, headers, organization, user_id, source
               from (select pair.*,
-                           outbox.capture_payload(pair.before, pair.after, hidden, diff) as payload
+                           outbox_internal.capture_payload(pair.before, pair.after, hidden,
+                                                           diff) as payload
                       from (select o.held as before, n.held as after,
                                    coalesce(n.place, o.place) as place
                               from (select o.*, row_number() over (partition by o.identity
                                                                        order by o.place) as time
-                                      from (select o.*, coalesce(
-                                                       outbox.capture_key(o.held, identity_columns),
-                                                       o.place::text) collate "C" as identity
+                                      from (select o.*,
+                                                   coalesce(outbox_internal.capture_key(
+                                                                o.held, identity_columns),
+                                                            o.place::text) collate "C" as identity
                                               from (select to_jsonb(o.*) as held,
                                                            row_number() over () as place
                                                       from outbox_before as o) as o) as o) as o
                               full join
                                    (select n.*, row_number() over (partition by n.identity
                                                                        order by n.place) as time
-                                      from (select n.*, coalesce(
-                                                       outbox.capture_key(n.held, identity_columns),
-                                                       n.place::text) collate "C" as identity
+                                      from (select n.*,
+                                                   coalesce(outbox_internal.capture_key(
+                                                                n.held, identity_columns),
+                                                            n.place::text) collate "C" as identity
                                               from (select to_jsonb(n.*) as held,
                                                            row_number() over () as place
                                                       from outbox_after as n) as n) as n) as n
@@ -716,8 +732,8 @@ begin
             execute format('
                 insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
                 select $1 || case when pair.before is null then ''.create'' when pair.after is null then ''.delete'' else ''.update'' end,
-                       outbox.capture_key(coalesce(pair.after, pair.before), $2), pair.payload, $6, $7, $8, $9
-                  from (select pair.*, outbox.capture_payload(pair.before, pair.after, $4, $5) as payload from (%s) as pair offset 0) as pair
+                       outbox_internal.capture_key(coalesce(pair.after, pair.before), $2), pair.payload, $6, $7, $8, $9
+                  from (select pair.*, outbox_internal.capture_payload(pair.before, pair.after, $4, $5) as payload from (%s) as pair offset 0) as pair
                  where pair.payload is not null
                  order by pair.place, pair.after is not null',
                 replace(case tg_op
@@ -730,10 +746,10 @@ begin
                     else '
                         select o.held as before, n.held as after, coalesce(n.place, o.place) as place
                           from (select n.*, row_number() over (partition by n.identity order by n.place) as time
-                                  from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
+                                  from (select n.*, coalesce(outbox_internal.capture_key(n.held, $3), n.place::text) collate "C" as identity
                                           from (select {row} as held, row_number() over () as place from outbox_before as n) as n) as n) as o
                           full join (select n.*, row_number() over (partition by n.identity order by n.place) as time
-                                  from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
+                                  from (select n.*, coalesce(outbox_internal.capture_key(n.held, $3), n.place::text) collate "C" as identity
                                           from (select {row} as held, row_number() over () as place from outbox_after as n) as n) as n) as n
                             on n.identity = o.identity and n.time = o.time' end, '{row}', expression))
             using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id,
@@ -742,7 +758,7 @@ begin
     end written;
 
     if not is_alone then
-        perform outbox.capture_in_order(settings ->> 'table', left(tg_op, 1), first,
+        perform outbox_internal.capture_in_order(settings ->> 'table', left(tg_op, 1), first,
                                         settings ->> 'topic');
     end if;
     return null;
@@ -751,7 +767,7 @@ $$;
 
 -- Implements outbox.capture, with the rights of the caller and a safe search path. The caller's
 -- search path is used only for the condition.
-create function outbox.attach_capture(
+create function outbox_internal.attach_capture(
     relation    regclass,
     topic       text,
     operations  text[],
@@ -808,7 +824,7 @@ begin
     elsif known.nspname in ('pg_catalog', 'information_schema') or known.oid < 16384 then
         raise exception using errcode = '42809',
             message = format('table: %s is a system table', relation);
-    elsif known.nspname = 'outbox' then
+    elsif known.nspname in ('outbox', 'outbox_internal') then
         raise exception using errcode = '42809',
             message = format('table: %s belongs to the outbox; each event would create another',
                              relation);
@@ -835,10 +851,10 @@ begin
       from pg_attribute as a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
 
     prefix := coalesce(topic, known.nspname || '.' || known.relname);
-    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:]]+([.][^.*[:cntrl:]]+)*$' then
+    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
         raise exception using errcode = '22023',
             message = format('topic: %L is not a valid prefix of topics', prefix),
-            hint = 'Use segments separated by dots, without stars, at most 248 characters '
+            hint = 'Use segments separated by dots, without blanks and stars, at most 248 characters '
                    '(".create" is appended), such as topic => ''shop.orders''.';
     end if;
 
@@ -903,12 +919,12 @@ begin
         'condition', condition,
         'table', relation::oid::bigint,
         'key', key_names::text,
-        'key_at', outbox.capture_numbers(relation, key_names)::text,
+        'key_at', outbox_internal.capture_numbers(relation, key_names)::text,
         'identity', identity::text,
-        'identity_at', outbox.capture_numbers(relation, identity)::text,
+        'identity_at', outbox_internal.capture_numbers(relation, identity)::text,
         'exclude', columns is null,
         'listed', listed::text,
-        'listed_at', outbox.capture_numbers(relation, listed)::text,
+        'listed_at', outbox_internal.capture_numbers(relation, listed)::text,
         'operations', wanted::text);
 
     -- Compares existing with required triggers. If they are the same, nothing is locked.
@@ -940,7 +956,7 @@ begin
                t.tgtype::int & 1 = 1 as by_row,
                t.tgargs = convert_to(argument, getdatabaseencoding()) || decode('00', 'hex') as same
           from pg_trigger as t
-         where t.tgfoid = 'outbox.capture_changes()'::regprocedure and t.tgparentid = 0
+         where t.tgfoid = 'outbox_internal.capture_changes()'::regprocedure and t.tgparentid = 0
            and (t.tgrelid = relation
                 or t.tgrelid in (select tree.relid from pg_partition_tree(relation) as tree))
     ),
@@ -957,7 +973,7 @@ begin
     )
     select array_agg(case when d.old is not null then format('drop trigger %I on %s', d.name, d.old)
                           else format('create trigger %I after %s on %s %s for each %s '
-                                      'execute function outbox.capture_changes(%L)',
+                                      'execute function outbox_internal.capture_changes(%L)',
                                       d.name, d.operation, d.new,
                                       case when d.by_row then ''
                                            else 'referencing'
@@ -969,7 +985,8 @@ begin
                                                         else '' end end,
                                       case when not d.by_row
                                            then format('statement when (%s)',
-                                                       outbox.capture_mark(relation, d.operation))
+                                                       outbox_internal.capture_mark(relation,
+                                                                                    d.operation))
                                            when condition is null then 'row'
                                            else E'row when ((' || condition || E'\n))' end,
                                       argument) end
@@ -1026,8 +1043,8 @@ create function outbox.capture(
 ) returns text
 language plpgsql as $$
 begin
-    return outbox.attach_capture("table", topic, operations, columns, exclude, condition, key, diff,
-                                 pg_catalog.current_setting('search_path'));
+    return outbox_internal.attach_capture("table", topic, operations, columns, exclude, condition,
+                                          key, diff, pg_catalog.current_setting('search_path'));
 end;
 $$;
 comment on function outbox.capture is
@@ -1050,7 +1067,7 @@ begin
     for attached in
         select t.tgrelid::regclass as captured, t.tgname as name
           from pg_trigger as t
-         where t.tgfoid = 'outbox.capture_changes()'::regprocedure and t.tgparentid = 0
+         where t.tgfoid = 'outbox_internal.capture_changes()'::regprocedure and t.tgparentid = 0
            and (t.tgrelid = "table"
                 or t.tgrelid in (select tree.relid from pg_partition_tree("table") as tree))
     loop
@@ -1065,7 +1082,7 @@ comment on function outbox.release is
 
 -- The settings that outbox.capture() has stored in a trigger; null for a trigger that was made
 -- otherwise.
-create function outbox.capture_settings(arguments bytea) returns jsonb
+create function outbox_internal.capture_settings(arguments bytea) returns jsonb
 language plpgsql stable as $$
 declare
     settings jsonb;
@@ -1141,12 +1158,13 @@ create view outbox.captures as
                            and t.tgargs = captured.tgargs
                            and t.tgenabled in ('D', 'R'))
                     then 'a trigger of a partition is disabled' end,
-               'trigger ' || reentrant.after || ' changes rows of this table, which is captured row '
-                   'by row, and the events of these changes may come before those of the '
-                   'statement that runs it: make it a constraint trigger that is initially deferred',
-               'trigger ' || reentrant.before || ' changes other rows of this table before each row '
-                   'of a statement, and the events of these changes may come before those of the '
-                   'statement: make it an AFTER trigger',
+               'trigger ' || reentrant.after || ' changes rows of this table, which is captured '
+                   'row by row, and the events of these changes may come before those of the '
+                   'statement that runs it: make it a constraint trigger that is initially '
+                   'deferred',
+               'trigger ' || reentrant.before || ' changes other rows of this table before each '
+                   'row of a statement, and the events of these changes may come before those of '
+                   'the statement: make it an AFTER trigger',
                case when captured.by_statement and exists (
                         select from pg_partition_tree(captured.relation) as tree
                           join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p')
@@ -1169,9 +1187,10 @@ create view outbox.captures as
                              order by t.tgtype & 28 = 4 desc, t.tgtype & 28 = 16 desc) as operations
               from pg_trigger as t
              cross join lateral (
-                   select outbox.capture_settings(t.tgargs) as settings offset 0) as decoded
+                   select outbox_internal.capture_settings(t.tgargs) as settings
+                   offset 0) as decoded
              where decoded.settings is not null
-               and t.tgfoid = 'outbox.capture_changes()'::regprocedure
+               and t.tgfoid = 'outbox_internal.capture_changes()'::regprocedure
                and t.tgparentid = 0
                and not starts_with(t.tgname, 'outbox_capture_partition_')
              group by t.tgrelid, t.tgargs, t.tgfoid, decoded.settings) as captured
@@ -1249,5 +1268,5 @@ comment on view outbox.captures is
     'The captured tables and their settings. problem: fix it by capturing the table again, '
     'enabling the trigger, or as it says; null if there is none.';
 
-revoke execute on all functions in schema outbox from public;
+revoke execute on all functions in schema outbox, outbox_internal from public;
 select outbox.grant_roles();

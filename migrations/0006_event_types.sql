@@ -34,7 +34,7 @@ comment on column outbox.event_types.state_reason is
 
 -- Refuses mistakes that the database can detect, with the field and a hint. A relay reports others
 -- in state_reason.
-create function outbox.check_event_type() returns trigger
+create function outbox_internal.check_event_type() returns trigger
 language plpgsql as $$
 begin
     if tg_op = 'UPDATE' then
@@ -48,7 +48,7 @@ begin
     end if;
     new.changed := pg_current_xact_id();
 
-    if new.topic is null or not outbox.topic_pattern_is_valid(new.topic) then
+    if new.topic is null or not outbox_internal.topic_pattern_is_valid(new.topic) then
         raise exception using errcode = '22023',
             message = format('topic: %L is not a topic pattern', new.topic),
             hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a '
@@ -86,21 +86,21 @@ end;
 $$;
 
 create trigger check_event_type before insert or update on outbox.event_types
-    for each row execute function outbox.check_event_type();
+    for each row execute function outbox_internal.check_event_type();
 
 -- Relays follow changes as for subscriptions, except changes of state_reason, which they make
 -- themselves.
 create constraint trigger bump_generation
     after insert or delete or update of topic, version, schema, mode, description, upcast
     on outbox.event_types
-    deferrable initially deferred for each row execute function outbox.bump_generation();
+    deferrable initially deferred for each row execute function outbox_internal.bump_generation();
 
 create trigger ring_event_types
     after insert or delete or update of topic, version, schema, mode, description, upcast
     on outbox.event_types
-    for each statement execute function outbox.ring_subscriptions();
+    for each statement execute function outbox_internal.ring_subscriptions();
 
-create function outbox.event_type(
+create function outbox.define_event_type(
     topic       text,
     version     integer default 1,
     schema      jsonb   default 'true',
@@ -111,26 +111,39 @@ create function outbox.event_type(
 language plpgsql as $$
 declare
     type_id bigint;
+    detail  text;
+    hint    text;
 begin
-    insert into outbox.event_types as existing (topic, version, schema, mode, description, upcast)
-    values (event_type.topic, coalesce(event_type.version, 1),
-            coalesce(event_type.schema, 'true'), coalesce(event_type.mode, 'reject'),
-            event_type.description, event_type.upcast)
-    on conflict on constraint event_types_topic_version_key do update
-       set schema = excluded.schema, mode = excluded.mode, description = excluded.description,
-           upcast = excluded.upcast
-     where (existing.schema, existing.mode, existing.description, existing.upcast)
-           is distinct from (excluded.schema, excluded.mode, excluded.description, excluded.upcast)
-    returning existing.id into type_id;
+    begin
+        insert into outbox.event_types as existing (
+            topic, version, schema, mode, description, upcast)
+        values (define_event_type.topic, coalesce(define_event_type.version, 1),
+                coalesce(define_event_type.schema, 'true'),
+                coalesce(define_event_type.mode, 'reject'),
+                define_event_type.description, define_event_type.upcast)
+        on conflict on constraint event_types_topic_version_key do update
+           set schema = excluded.schema, mode = excluded.mode, description = excluded.description,
+               upcast = excluded.upcast
+         where (existing.schema, existing.mode, existing.description, existing.upcast)
+               is distinct from
+               (excluded.schema, excluded.mode, excluded.description, excluded.upcast)
+        returning existing.id into type_id;
+    exception when data_exception or integrity_constraint_violation then
+        -- Raised again, an error does not show the statement above.
+        get stacked diagnostics detail = pg_exception_detail, hint = pg_exception_hint;
+        raise exception using errcode = sqlstate,
+            message = concat_ws('. ', sqlerrm, nullif(detail, '')),
+            hint = coalesce(nullif(hint, ''), 'See docs/event-types.md.');
+    end;
     if type_id is null then  -- it existed already and did not change
         select existing.id into type_id from outbox.event_types as existing
-         where existing.topic = event_type.topic
-           and existing.version = coalesce(event_type.version, 1);
+         where existing.topic = define_event_type.topic
+           and existing.version = coalesce(define_event_type.version, 1);
     end if;
     return type_id;
 end;
 $$;
-comment on function outbox.event_type is
+comment on function outbox.define_event_type is
     'Create or change the type of a topic pattern and version. Calling it twice changes nothing. '
     'Returns the id.';
 
@@ -146,5 +159,5 @@ $$;
 comment on function outbox.drop_event_type is
     'Delete an event type. Its events are no longer checked. Returns whether it existed.';
 
-revoke execute on all functions in schema outbox from public;
+revoke execute on all functions in schema outbox, outbox_internal from public;
 select outbox.grant_roles();

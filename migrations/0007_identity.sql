@@ -28,7 +28,7 @@ create view outbox.here as
       from pg_control_system() as control
       join pg_database as base on base.datname = current_database();
 
-create function outbox.record_writer() returns trigger
+create function outbox_internal.record_writer() returns trigger
 language plpgsql as $$
 begin
     new.recorded_by := pg_current_xact_id();
@@ -36,19 +36,19 @@ begin
 end;
 $$;
 create trigger record_writer before update on outbox.identity
-    for each row execute function outbox.record_writer();
+    for each row execute function outbox_internal.record_writer();
 comment on table outbox.identity is
     'The database that this outbox belongs to. See outbox.adopt.';
 
 -- Whether a row was written by this transaction, and not by a restore.
-create function outbox.is_written_by(row_xmin xid, xact xid8) returns boolean
+create function outbox_internal.is_written_by(row_xmin xid, xact xid8) returns boolean
 language sql immutable strict parallel safe as $$
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
 $$;
 
 do $$
 begin
-    if not (select outbox.is_written_by(identity.xmin, identity.recorded_by)
+    if not (select outbox_internal.is_written_by(identity.xmin, identity.recorded_by)
               from outbox.identity as identity) then
         raise exception 'outbox.identity cannot be written inside a savepoint'
             using hint = 'Run the migrations without savepoints and exception blocks.';
@@ -78,7 +78,7 @@ begin
                outbox.deliveries, outbox.events in share row exclusive mode;
     select * into strict was from outbox.cursor as one order by one.step desc limit 1;
     select identity.* into strict kept from outbox.identity as identity;
-    select not outbox.is_written_by(identity.xmin, identity.recorded_by)
+    select not outbox_internal.is_written_by(identity.xmin, identity.recorded_by)
            or was.low > (select sequence.last_value from outbox.events_position_seq as sequence)
            or pg_snapshot_xmax(was.settled) > pg_snapshot_xmax(pg_current_snapshot())
       into strict is_restored
@@ -100,7 +100,7 @@ begin
                                        and event.position <= was.page_after
                                        and pg_visible_in_snapshot(event.xid, was.window_end))
                             -- it was published here, after the restore
-                            or outbox.is_written_by(event.xmin, event.xid)
+                            or outbox_internal.is_written_by(event.xmin, event.xid)
                             or event.position > greatest(was.low + 1, was.page_after)
                           then this
                           else (first_xid
@@ -144,11 +144,12 @@ begin
     select coalesce(sum(part.owed), 0)::bigint into strict owed
       from (select count(*) as owed from outbox.deliveries
             union all
-            select sum(outbox.count_positions(backlog.positions)) from outbox.backlog as backlog
+            select sum(outbox_internal.count_positions(backlog.positions))
+              from outbox.backlog as backlog
             union all
             select count(*)
               from outbox.pages as page
-             cross join lateral outbox.left_of(page)) as part;
+             cross join lateral outbox_internal.left_of(page)) as part;
     if keep_pending then
         update outbox.pages set due_at = clock_timestamp(), lease_token = gen_random_uuid();
         update outbox.deliveries set due_at = clock_timestamp(), lease_token = null
@@ -181,7 +182,7 @@ begin
            timeline = here.timeline, set_back = null,
            environment = coalesce(adopt.environment, identity.environment)
       from outbox.here as here;
-    if not (select outbox.is_written_by(identity.xmin, identity.recorded_by)
+    if not (select outbox_internal.is_written_by(identity.xmin, identity.recorded_by)
               from outbox.identity as identity) then
         raise exception 'outbox.adopt cannot be called inside a savepoint or an exception block';
     end if;
@@ -193,5 +194,5 @@ comment on function outbox.adopt is
     'send nothing there before. keep_pending: deliver what the original had not delivered; false: '
     'deliver none of it. Returns how many events were not routed and how many deliveries waited.';
 
-revoke execute on all functions in schema outbox from public;
+revoke execute on all functions in schema outbox, outbox_internal from public;
 select outbox.grant_roles();

@@ -1,9 +1,13 @@
--- The schema outbox after all migrations, as pg_dump shows it: to be read, never run.
+-- The schemas outbox and outbox_internal after all migrations, as pg_dump shows it: to be read, never run.
 -- A test keeps it true; after a change of migrations/: UPDATE_SCHEMA=1 cargo test --test it schema_sql
 
 CREATE SCHEMA outbox;
 
-CREATE FUNCTION outbox.headers_are_valid(headers jsonb) RETURNS boolean
+CREATE SCHEMA outbox_internal;
+
+COMMENT ON SCHEMA outbox_internal IS 'Helpers of the schema outbox. Any version may change them.';
+
+CREATE FUNCTION outbox_internal.headers_are_valid(headers jsonb) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $_$
     select jsonb_typeof(headers) = 'object'
@@ -16,29 +20,73 @@ CREATE FUNCTION outbox.headers_are_valid(headers jsonb) RETURNS boolean
                    or header.value #>> '{}' ~ '[[:cntrl:]]')
 $_$;
 
+CREATE FUNCTION outbox_internal.refuse(field text, value anyelement) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+declare
+    letters text := format('has %s characters', length(value::text));
+    shown   text := left(value::text, 300);
+    problem text;
+    hint    text;
+begin
+    case field
+        when 'topic' then
+            problem := format('%L is not a topic', shown);
+            hint := 'Use segments separated by dots, without blanks, stars and control characters, '
+                    'at most 255 characters, such as shop.orders.create.';
+        when 'payload' then
+            problem := format('has %s bytes as text', octet_length(value::text));
+            hint := 'Use at most 262144 (256 KiB). Keep what is larger elsewhere and publish where '
+                    'it is.';
+        when 'headers' then
+            problem := format('%s cannot be sent', shown);
+            hint := 'Use an object of strings without control characters, at most 16 KiB. Names '
+                    'have 1 to 64 lower-case letters, digits, _ and -, such as '
+                    '{"traceparent": "00-…"}.';
+        when 'organization' then
+            problem := letters;
+            hint := 'Use 1 to 255 characters, or null.';
+        when 'priority' then
+            problem := format('%s is not between 0 and 1000', shown);
+            hint := 'Use 0 where nothing is urgent.';
+        when 'deliver_after' then
+            problem := format('%s is not between the years 2000 and 2200', shown);
+            hint := 'Use null for at once.';
+        else
+            problem := letters;
+            hint := format('Use at most %s characters.',
+                           case field when 'key' then 512 else 255 end);
+    end case;
+    raise exception using errcode = '23514', message = concat_ws(': ', field, problem), hint = hint;
+end;
+$$;
+
 CREATE DOMAIN outbox.headers AS jsonb
-	CONSTRAINT headers_must_be_an_object_of_strings_without_control_characters CHECK (((VALUE = '{}'::jsonb) OR outbox.headers_are_valid(VALUE)));
+	CONSTRAINT headers_must_be_an_object_of_strings_without_control_characters CHECK (((VALUE = '{}'::jsonb) OR (VALUE IS NULL) OR outbox_internal.headers_are_valid(VALUE) OR outbox_internal.refuse('headers'::text, VALUE)));
 
 CREATE DOMAIN outbox.instant AS timestamp with time zone
-	CONSTRAINT instant_must_be_between_the_years_2000_and_2200 CHECK (((VALUE >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (VALUE < '2200-01-01 00:00:00+00'::timestamp with time zone)));
+	CONSTRAINT instant_must_be_between_the_years_2000_and_2200 CHECK (((VALUE IS NULL) OR ((VALUE >= '2000-01-01 00:00:00+00'::timestamp with time zone) AND (VALUE < '2200-01-01 00:00:00+00'::timestamp with time zone)) OR outbox_internal.refuse('deliver_after'::text, VALUE)));
 
 CREATE DOMAIN outbox.key AS text
-	CONSTRAINT key_must_be_at_most_512_characters CHECK ((length(VALUE) <= 512));
+	CONSTRAINT key_must_be_at_most_512_characters CHECK (((VALUE IS NULL) OR (length(VALUE) <= 512) OR outbox_internal.refuse('key'::text, VALUE)));
 
 CREATE DOMAIN outbox.organization AS text
-	CONSTRAINT organization_must_be_1_to_255_characters CHECK (((length(VALUE) >= 1) AND (length(VALUE) <= 255)));
-
-CREATE DOMAIN outbox.origin AS text
-	CONSTRAINT source_and_user_id_must_be_at_most_255_characters CHECK ((length(VALUE) <= 255));
+	CONSTRAINT organization_must_be_1_to_255_characters CHECK (((VALUE IS NULL) OR ((length(VALUE) >= 1) AND (length(VALUE) <= 255)) OR outbox_internal.refuse('organization'::text, VALUE)));
 
 CREATE DOMAIN outbox.payload AS jsonb
-	CONSTRAINT payload_must_be_at_most_256_kib CHECK ((octet_length((VALUE)::text) <= 262144));
+	CONSTRAINT payload_must_be_at_most_256_kib CHECK (((octet_length((VALUE)::text) <= 262144) OR (VALUE IS NULL) OR outbox_internal.refuse('payload'::text, VALUE)));
 
 CREATE DOMAIN outbox.priority AS integer
-	CONSTRAINT priority_must_be_between_0_and_1000 CHECK (((VALUE >= 0) AND (VALUE <= 1000)));
+	CONSTRAINT priority_must_be_between_0_and_1000 CHECK ((((VALUE >= 0) AND (VALUE <= 1000)) OR (VALUE IS NULL) OR outbox_internal.refuse('priority'::text, VALUE)));
+
+CREATE DOMAIN outbox.source AS text
+	CONSTRAINT source_must_be_at_most_255_characters CHECK (((VALUE IS NULL) OR (length(VALUE) <= 255) OR outbox_internal.refuse('source'::text, VALUE)));
 
 CREATE DOMAIN outbox.topic AS text
-	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK (((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:]]+([.][^.*[:cntrl:]]+)*$'::text)));
+	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK ((((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'::text)) OR (VALUE IS NULL) OR outbox_internal.refuse('topic'::text, VALUE)));
+
+CREATE DOMAIN outbox.user_id AS text
+	CONSTRAINT user_id_must_be_at_most_255_characters CHECK (((VALUE IS NULL) OR (length(VALUE) <= 255) OR outbox_internal.refuse('user_id'::text, VALUE)));
 
 CREATE FUNCTION outbox.adopt(keep_pending boolean, environment text DEFAULT NULL::text) RETURNS TABLE(events bigint, deliveries bigint)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -59,7 +107,7 @@ begin
                outbox.deliveries, outbox.events in share row exclusive mode;
     select * into strict was from outbox.cursor as one order by one.step desc limit 1;
     select identity.* into strict kept from outbox.identity as identity;
-    select not outbox.is_written_by(identity.xmin, identity.recorded_by)
+    select not outbox_internal.is_written_by(identity.xmin, identity.recorded_by)
            or was.low > (select sequence.last_value from outbox.events_position_seq as sequence)
            or pg_snapshot_xmax(was.settled) > pg_snapshot_xmax(pg_current_snapshot())
       into strict is_restored
@@ -81,7 +129,7 @@ begin
                                        and event.position <= was.page_after
                                        and pg_visible_in_snapshot(event.xid, was.window_end))
                             -- it was published here, after the restore
-                            or outbox.is_written_by(event.xmin, event.xid)
+                            or outbox_internal.is_written_by(event.xmin, event.xid)
                             or event.position > greatest(was.low + 1, was.page_after)
                           then this
                           else (first_xid
@@ -125,11 +173,12 @@ begin
     select coalesce(sum(part.owed), 0)::bigint into strict owed
       from (select count(*) as owed from outbox.deliveries
             union all
-            select sum(outbox.count_positions(backlog.positions)) from outbox.backlog as backlog
+            select sum(outbox_internal.count_positions(backlog.positions))
+              from outbox.backlog as backlog
             union all
             select count(*)
               from outbox.pages as page
-             cross join lateral outbox.left_of(page)) as part;
+             cross join lateral outbox_internal.left_of(page)) as part;
     if keep_pending then
         update outbox.pages set due_at = clock_timestamp(), lease_token = gen_random_uuid();
         update outbox.deliveries set due_at = clock_timestamp(), lease_token = null
@@ -162,7 +211,7 @@ begin
            timeline = here.timeline, set_back = null,
            environment = coalesce(adopt.environment, identity.environment)
       from outbox.here as here;
-    if not (select outbox.is_written_by(identity.xmin, identity.recorded_by)
+    if not (select outbox_internal.is_written_by(identity.xmin, identity.recorded_by)
               from outbox.identity as identity) then
         raise exception 'outbox.adopt cannot be called inside a savepoint or an exception block';
     end if;
@@ -171,334 +220,6 @@ end;
 $_$;
 
 COMMENT ON FUNCTION outbox.adopt(keep_pending boolean, environment text) IS 'Take a copy of this outbox into use: a restored dump, a copied or upgraded cluster. Relays send nothing there before. keep_pending: deliver what the original had not delivered; false: deliver none of it. Returns how many events were not routed and how many deliveries waited.';
-
-CREATE FUNCTION outbox.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) RETURNS text
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$
-declare
-    known       record;
-    prefix      text;
-    wanted      text[] := coalesce(operations, '{insert,update,delete}');
-    listed      text[] := array(select distinct l.name
-                                  from unnest(coalesce(columns, exclude)) as l (name)
-                                 order by l.name);
-    key_names   text[] := '{}';
-    identity    text[];
-    names       text[];
-    item        text;
-    argument    text;
-    statements  text[];
-    probe       refcursor;
-begin
-    if relation is null then
-        raise exception using errcode = '22023',
-            message = 'table: is null',
-            hint = 'Name a table, for example outbox.capture(''public.orders'').';
-    end if;
-    select c.oid, c.relkind, c.relpersistence, c.relispartition, c.relowner, n.nspname, c.relname,
-           exists (select from pg_inherits as i
-                    where i.inhrelid = c.oid
-                       or (i.inhparent = c.oid and c.relkind = 'r')) as inherits
-      into known
-      from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
-     where c.oid = relation;
-
-    if known.relkind not in ('r', 'p') then
-        raise exception using errcode = '42809',
-            message = format('table: %s is a %s, and only tables can be captured', relation,
-                             case known.relkind when 'v' then 'view'
-                                                when 'm' then 'materialized view'
-                                                when 'f' then 'foreign table'
-                                                when 'S' then 'sequence'
-                                                when 't' then 'TOAST table'
-                                                else 'relation without rows' end),
-            hint = case when known.relkind in ('v', 'm') then 'Capture the tables that it reads.'
-                        when known.relkind = 'f'
-                        then 'Capture the table in its own database; changes made there do not run '
-                             'triggers here.'
-                        else 'Name a table.' end;
-    elsif known.nspname in ('pg_catalog', 'information_schema') or known.oid < 16384 then
-        raise exception using errcode = '42809',
-            message = format('table: %s is a system table', relation);
-    elsif known.nspname = 'outbox' then
-        raise exception using errcode = '42809',
-            message = format('table: %s belongs to the outbox; each event would create another',
-                             relation);
-    elsif known.relpersistence = 't' then
-        raise exception using errcode = '42809',
-            message = format('table: %s is temporary', relation),
-            hint = 'Only its session sees it. Publish events with outbox.publish instead.';
-    elsif known.relispartition then
-        raise exception using errcode = '42809',
-            message = format('table: %s is a partition', relation),
-            hint = format('Capture the whole table: outbox.capture(%L).',
-                          pg_partition_root(relation)::text);
-    elsif known.inherits then
-        raise exception using errcode = '42809',
-            message = format('table: %s inherits or is inherited from', relation),
-            hint = 'A change through the parent does not run the triggers of the child. Tables '
-                   'with declarative partitions can be captured.';
-    elsif not pg_has_role(known.relowner, 'usage') then
-        raise exception using errcode = '42501',
-            message = format('table: must be owner of table %s', relation);
-    end if;
-
-    select coalesce(array_agg(a.attname::text order by a.attnum), '{}') into names
-      from pg_attribute as a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
-
-    prefix := coalesce(topic, known.nspname || '.' || known.relname);
-    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:]]+([.][^.*[:cntrl:]]+)*$' then
-        raise exception using errcode = '22023',
-            message = format('topic: %L is not a valid prefix of topics', prefix),
-            hint = 'Use segments separated by dots, without stars, at most 248 characters '
-                   '(".create" is appended), such as topic => ''shop.orders''.';
-    end if;
-
-    if cardinality(wanted) = 0 then
-        raise exception using errcode = '22023',
-            message = 'operations: is empty',
-            hint = 'To stop capturing a table: outbox.release.';
-    end if;
-    foreach item in array wanted loop
-        if item is null or item not in ('insert', 'update', 'delete') then
-            raise exception using errcode = '22023',
-                message = format('operations: %L is not an operation', item),
-                hint = 'Use insert, update and delete.';
-        end if;
-    end loop;
-    select array_agg(distinct o.operation) into wanted from unnest(wanted) as o (operation);
-
-    if columns is not null and exclude is not null then
-        raise exception using errcode = '22023',
-            message = 'exclude: cannot be combined with columns',
-            hint = 'List either the columns to show or those to hide.';
-    end if;
-    foreach item in array listed loop
-        if item is null or item <> all (names) then
-            raise exception using errcode = '42703',
-                message = format('%s: table %s has no column %L',
-                                 case when columns is null then 'exclude' else 'columns' end,
-                                 relation, item);
-        end if;
-    end loop;
-    if cardinality(columns) = 0 or listed @> names and columns is null then
-        raise exception using errcode = '22023',
-            message = format('%s: leaves no column to show',
-                             case when columns is null then 'exclude' else 'columns' end);
-    end if;
-
-    select coalesce(array_agg(a.attname::text order by k.place), '{}') into identity
-      from pg_index as i
-     cross join lateral unnest(i.indkey::int2[]) with ordinality as k (attnum, place)
-      join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.attnum
-     where i.indrelid = relation and i.indisprimary and k.place <= i.indnkeyatts;
-    if key is null then
-        key_names := identity;
-    else
-        foreach item in array
-            case when key = '' or key = any (names) then array[key]
-                 else string_to_array(key, ',') end
-        loop
-            item := case when item = any (names) then item else btrim(item) end;
-            if item <> all (names) then
-                raise exception using errcode = '42703',
-                    message = format('key: table %s has no column %L', relation, item),
-                    hint = 'Use one column, or several separated by commas.';
-            end if;
-            key_names := key_names || item;
-        end loop;
-    end if;
-
-    argument := jsonb_build_object(
-        'topic', prefix,
-        'diff', coalesce(diff, true),
-        'condition', condition,
-        'table', relation::oid::bigint,
-        'key', key_names::text,
-        'key_at', outbox.capture_numbers(relation, key_names)::text,
-        'identity', identity::text,
-        'identity_at', outbox.capture_numbers(relation, identity)::text,
-        'exclude', columns is null,
-        'listed', listed::text,
-        'listed_at', outbox.capture_numbers(relation, listed)::text,
-        'operations', wanted::text);
-
-    -- Compares existing with required triggers. If they are the same, nothing is locked.
-    with operation as (
-        -- Row triggers are needed for a condition, for updates without an identity to pair rows by,
-        -- and for partitioned tables without one, where an update may become a delete and an insert
-        -- in two partitions.
-        select o.operation,
-               condition is not null
-               or (identity = '{}'
-                   and (known.relkind = 'p' or o.operation = 'update')) as by_row
-          from unnest(wanted) as o (operation)
-    ),
-    should as (
-        select relation as captured, 'outbox_capture_' || o.operation as name, o.operation,
-               o.by_row, true as same
-          from operation as o
-        union all
-        -- A statement on a partition runs only the triggers of that partition. PostgreSQL copies
-        -- row triggers to partitions itself.
-        select tree.relid, 'outbox_capture_partition_' || o.operation, o.operation, false, true
-          from pg_partition_tree(relation) as tree
-          join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p'),
-               operation as o
-         where tree.relid <> relation and not o.by_row
-    ),
-    present as (
-        select t.tgrelid::regclass as captured, t.tgname::text as name,
-               t.tgtype::int & 1 = 1 as by_row,
-               t.tgargs = convert_to(argument, getdatabaseencoding()) || decode('00', 'hex') as same
-          from pg_trigger as t
-         where t.tgfoid = 'outbox.capture_changes()'::regprocedure and t.tgparentid = 0
-           and (t.tgrelid = relation
-                or t.tgrelid in (select tree.relid from pg_partition_tree(relation) as tree))
-    ),
-    difference as (
-        select present.captured as old, should.captured as new,
-               coalesce(present.name, should.name) as name, should.operation, should.by_row
-          from should
-          full join present
-            on present.captured = should.captured
-           and present.name = should.name
-           and present.by_row = should.by_row
-           and present.same = should.same
-         where present.captured is null or should.captured is null
-    )
-    select array_agg(case when d.old is not null then format('drop trigger %I on %s', d.name, d.old)
-                          else format('create trigger %I after %s on %s %s for each %s '
-                                      'execute function outbox.capture_changes(%L)',
-                                      d.name, d.operation, d.new,
-                                      case when d.by_row then ''
-                                           else 'referencing'
-                                                || case when d.operation <> 'insert'
-                                                        then ' old table as outbox_before'
-                                                        else '' end
-                                                || case when d.operation <> 'delete'
-                                                        then ' new table as outbox_after'
-                                                        else '' end end,
-                                      case when not d.by_row
-                                           then format('statement when (%s)',
-                                                       outbox.capture_mark(relation, d.operation))
-                                           when condition is null then 'row'
-                                           else E'row when ((' || condition || E'\n))' end,
-                                      argument) end
-                     order by d.old is null, d.name, d.old, d.new)
-      into statements
-      from difference as d;
-    if statements is null then
-        return prefix;
-    end if;
-
-    execute format('lock table %s in share row exclusive mode', relation);
-    begin
-        perform set_config('search_path', caller_path, true);
-        if condition is not null then
-            -- A cursor accepts only one statement, so a condition with a second statement is
-            -- refused before it runs.
-            open probe for execute
-                pg_catalog.format(E'select (%s\n) from %s as new, %s as old where false',
-                                  condition, relation, relation);
-            close probe;
-        end if;
-        foreach item in array statements loop
-            execute item;
-        end loop;
-        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-    exception
-        when syntax_error_or_access_rule_violation
-            or feature_not_supported
-            or data_exception
-            or invalid_object_definition
-            or invalid_cursor_definition
-        then
-            if condition is null or sqlstate = '42501' then
-                raise;
-            end if;
-            raise exception using errcode = sqlstate, message = format('condition: %s', sqlerrm),
-                hint = 'Write an expression about NEW and OLD, as in WHEN of a trigger. An insert '
-                       'has no OLD and a delete no NEW, so limit the operations, such as '
-                       'operations => ''{update}''.';
-    end;
-    return prefix;
-end;
-$_$;
-
-CREATE FUNCTION outbox.bump_generation() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    if current_setting('outbox.generation_bumped_by', true)
-       is distinct from pg_current_xact_id()::text then
-        perform set_config('outbox.generation_bumped_by', pg_current_xact_id()::text, true);
-        update outbox.generation set value = value + 1;
-    end if;
-    return null;
-end;
-$$;
-
-CREATE FUNCTION outbox.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) RETURNS TABLE(number integer, code text, message text)
-    LANGUAGE plpgsql
-    AS $$
-declare
-    call    text := outbox.function_call(function);
-    rows    bigint[] := '{}';
-    worked  integer[] := '{}';
-    caller  text := current_user;
-    settled bigint;
-    n       integer;
-    held    record;
-begin
-    for n in 1 .. cardinality(numbers) loop
-        number := n;
-        begin
-            execute call using events[n]::jsonb;
-            if current_user <> caller then
-                raise exception using errcode = '42501',
-                    message = format('the function left the role as %s', current_user);
-            end if;
-            if pages[n] is null then
-                rows := rows || numbers[n];
-            else
-                worked := worked || n;
-            end if;
-            code := null;
-            message := null;
-        exception when others then
-            get stacked diagnostics code = returned_sqlstate, message = message_text;
-        end;
-        return next;
-    end loop;
-    -- What the application put off to the commit runs now, while the limit for statements holds and
-    -- no delivery is locked.
-    set constraints all immediate;
-    for held in
-        select pages[at] as page,
-               range_agg(int4range(numbers[at]::integer, numbers[at]::integer + 1)) as done
-          from unnest(worked) as at group by pages[at] order by pages[at]
-    loop
-        update outbox.pages as page set done = page.done + held.done
-         where page.id = held.page
-           and page.lease_token = any (lease_tokens)
-           and not page.done && held.done;
-        if not found then
-            raise exception using errcode = '40001',
-                message = 'the lease of a delivery was lost while its function ran: all is undone';
-        end if;
-    end loop;
-    delete from outbox.deliveries as delivery
-     where delivery.id = any (rows) and delivery.lease_token = any (lease_tokens);
-    get diagnostics settled = row_count;
-    if settled <> cardinality(rows) then
-        raise exception using errcode = '40001',
-            message = 'the lease of a delivery was lost while its function ran: all is undone';
-    end if;
-end;
-$$;
 
 CREATE FUNCTION outbox.cancel(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, error_like text DEFAULT NULL::text, max_rows integer DEFAULT 1000, dead_letters boolean DEFAULT false) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -510,7 +231,7 @@ declare
 begin
     with taken as materialized (
         select one.*
-          from outbox.take_waiting(cancel.subscription, cancel.topic, cancel.event,
+          from outbox_internal.take_waiting(cancel.subscription, cancel.topic, cancel.event,
                                    cancel.error_like, cancel.max_rows, false) as one
     ),
     kept as (
@@ -540,1081 +261,52 @@ CREATE FUNCTION outbox.capture("table" regclass, topic text DEFAULT NULL::text, 
     LANGUAGE plpgsql
     AS $$
 begin
-    return outbox.attach_capture("table", topic, operations, columns, exclude, condition, key, diff,
-                                 pg_catalog.current_setting('search_path'));
+    return outbox_internal.attach_capture("table", topic, operations, columns, exclude, condition,
+                                          key, diff, pg_catalog.current_setting('search_path'));
 end;
 $$;
 
 COMMENT ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) IS 'Publish each change of a table as an event: <topic>.create, .update or .delete, by default schema.table.create and so on. Returns <topic>. Calling it twice changes nothing; other arguments replace the capture. For the owner of the table who is also a member of outbox_publisher or outbox_admin. topic: instead of schema.table. operations: insert, update, delete. columns or exclude: the columns in the payload; an update of other columns makes no event. condition: an expression about NEW and OLD, for each row. key: the columns of the event''s key, separated by commas, instead of the primary key. diff: whether an update contains the changed columns and their previous values.';
 
-CREATE FUNCTION outbox.capture_changes() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET "TimeZone" TO 'UTC'
-    SET "DateStyle" TO 'ISO, YMD'
-    SET "IntervalStyle" TO 'iso_8601'
-    SET bytea_output TO 'hex'
-    SET extra_float_digits TO '1'
-    AS $_$
-declare
-    settings     jsonb   := tg_argv[0];
-    key_at       int2[]  := settings ->> 'key_at';
-    -- whether the settings allow the short path; the columns are looked up later
-    is_simple    boolean := settings ->> 'listed' = '{}' and cardinality(key_at) = 1
-                            and settings ->> 'identity_at' = settings ->> 'key_at'
-                            and (settings ->> 'table')::oid = tg_relid;
-    simple_key   text;
-    rows         bigint  := 1;                        -- rows of the statement: 0, 1, or 2 for more
-    row_before   jsonb;
-    row_after    jsonb;
-    prefix       text;
-    diff         boolean;
-    described    oid;                                 -- table to which the numbers refer
-    identity_at  int2[];
-    listed       text[];                              -- columns shown, or with exclude, hidden
-    listed_at    int2[];
-    exclude      boolean;
-    all_hidden   boolean := false;
-    key_columns  text[];
-    identity_columns text[];
-    hidden       text[];
-    is_plain     boolean;
-    organization text;
-    user_id      text;
-    source       text;
-    headers      jsonb;
-    expression   text;
-    payload      jsonb;
-    befores      jsonb[];
-    afters       jsonb[];
-    first        bigint;
-    -- whether no other capture of the table is open or has ended meanwhile; then this one is ended
-    is_alone     boolean :=
-        case when current_setting('outbox.capturing_' || (settings ->> 'table'), true)
-                  = left(tg_op, 1)
-             then set_config('outbox.capturing_' || (settings ->> 'table'), '', true) = ''
-             else tg_level = 'ROW' end;
-begin
-    if not is_alone then
-        first := outbox.capture_position();
-    end if;
-
-    <<written>>
-    begin
-        if tg_level = 'STATEMENT' then
-            -- A trigger made by hand without transition tables would read these instead, with the
-            -- rights of the owner.
-            if to_regclass('pg_temp.outbox_before') is not null
-               or to_regclass('pg_temp.outbox_after') is not null then
-                raise exception using errcode = '42501',
-                    message = 'a temporary relation must not be called outbox_before or '
-                              'outbox_after',
-                    hint = 'outbox.capture uses these names for the changed rows.';
-            end if;
-            if tg_op = 'DELETE' then
-                rows := (select count(*) from (select from outbox_before limit 2) as n);
-            else
-                rows := (select count(*) from (select from outbox_after limit 2) as n);
-            end if;
-            if rows = 0 then  -- no event, so no notification
-                exit written;
-            end if;
-        end if;
-
-        -- The short path. No row is converted before capture_simple has read its types: to_jsonb of
-        -- another type could call code of the type's owner.
-        if is_simple and tg_level = 'STATEMENT' and tg_op = 'INSERT' then
-            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-            select (settings ->> 'topic') || '.create',
-                   outbox.capture_simple_key(n.held, simple.key_column),
-                   outbox.capture_whole(n.held),
-                   outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
-                   outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
-              from outbox.capture_simple(tg_relid, key_at) as simple
-             cross join lateral (select to_jsonb(n.*) as held
-                                   from outbox_after as n
-                                  where simple.key_column is not null offset 0) as n;
-            if found then
-                exit written;
-            end if;
-        elsif is_simple and tg_level = 'STATEMENT' and tg_op = 'DELETE' then
-            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-            select (settings ->> 'topic') || '.delete',
-                   outbox.capture_simple_key(n.held, simple.key_column),
-                   outbox.capture_whole(n.held),
-                   outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
-                   outbox.capture_setting('outbox.user_id'), outbox.capture_setting('outbox.source')
-              from outbox.capture_simple(tg_relid, key_at) as simple
-             cross join lateral (select to_jsonb(n.*) as held
-                                   from outbox_before as n
-                                  where simple.key_column is not null offset 0) as n;
-            if found then
-                exit written;
-            end if;
-        elsif is_simple then
-            select simple.key_column into simple_key
-              from outbox.capture_simple(tg_relid, key_at) as simple;
-        end if;
-
-        if rows = 1 and simple_key is not null then
-            if tg_level = 'STATEMENT' then
-                select o.held, n.held into row_before, row_after
-                  from (select to_jsonb(o.*) as held from outbox_before as o) as o,
-                       (select to_jsonb(n.*) as held from outbox_after as n) as n;
-            else
-                if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
-                if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
-            end if;
-            if row_before = row_after then  -- no visible column changed
-                exit written;
-            end if;
-            if row_before is null or row_after is null
-               or row_before ->> simple_key is not distinct from row_after ->> simple_key then
-                insert into outbox.events (
-                    topic, key, payload, headers, organization, user_id, source)
-                values (
-                    (settings ->> 'topic') || case when row_before is null then '.create'
-                                                   when row_after is null then '.delete'
-                                                   else '.update' end,
-                    outbox.capture_simple_key(coalesce(row_after, row_before), simple_key),
-                    outbox.capture_payload(row_before, row_after, '{}',
-                                           (settings ->> 'diff')::boolean),
-                    outbox.capture_headers(), outbox.capture_setting('outbox.organization'),
-                    outbox.capture_setting('outbox.user_id'),
-                    outbox.capture_setting('outbox.source'));
-                exit written;
-            end if;
-        end if;
-
-        prefix       := settings ->> 'topic';
-        diff         := settings ->> 'diff';
-        described    := settings ->> 'table';
-        identity_at  := settings ->> 'identity_at';
-        listed       := settings ->> 'listed';
-        listed_at    := settings ->> 'listed_at';
-        exclude      := settings ->> 'exclude';
-        organization := outbox.capture_setting('outbox.organization');
-        user_id      := outbox.capture_setting('outbox.user_id');
-        source       := outbox.capture_setting('outbox.source');
-        headers      := outbox.capture_headers();
-
-        if tg_relid <> described
-           and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation)
-                            where ancestor.relation = described) then
-            -- The table was restored from a dump, or is a detached partition, whose triggers do
-            -- nothing.
-            if starts_with(tg_name, 'outbox_capture_partition_') and not exists (
-                   select from pg_partition_ancestors(tg_relid) as ancestor (relation)
-                     join pg_trigger as own on own.tgrelid = tg_relid and own.tgname = tg_name
-                     join pg_trigger as other
-                       on other.tgrelid = ancestor.relation
-                      and other.tgfoid = own.tgfoid
-                      and other.tgargs = own.tgargs
-                    where ancestor.relation <> tg_relid) then
-                exit written;
-            end if;
-            described   := tg_relid;
-            key_at      := outbox.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
-            identity_at := outbox.capture_numbers(tg_relid, (settings ->> 'identity')::text[]);
-            listed_at   := outbox.capture_numbers(tg_relid, listed);
-            -- An excluded column was renamed before the dump: hide all columns, so that it is not
-            -- shown.
-            all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
-        end if;
-
-        if simple_key is not null then
-            key_columns := array[simple_key];
-            identity_columns := key_columns;
-            hidden   := '{}';
-            is_plain := true;
-        else
-            select coalesce(array_agg(a.name order by array_position(key_at, a.attnum))
-                                filter (where a.attnum = any (key_at)),
-                            '{}'),
-                   coalesce(array_agg(a.name order by array_position(identity_at, a.attnum))
-                                filter (where a.attnum = any (identity_at)),
-                            '{}'),
-                   coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
-                   -- Do not read a long value that is not shown.
-                   bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199)
-                                  else outbox.capture_is_plain(a.atttypid) end)
-                            and not (a.is_hidden and a.attlen < 0))
-              into key_columns, identity_columns, hidden, is_plain
-              from (select attribute.attnum, attribute.atttypid, attribute.attlen,
-                           attribute.attname::text as name,
-                           all_hidden or attribute.attgenerated = 'v'  -- not computed in a trigger
-                           or case when exclude
-                                   then attribute.attnum = any (listed_at)
-                                        or attribute.attname = any (listed)
-                                   else not attribute.attnum = any (listed_at) end as is_hidden
-                      from pg_attribute as attribute
-                     where attribute.attrelid = described
-                       and attribute.attnum > 0
-                       and not attribute.attisdropped) as a;
-            if cardinality(key_columns) < cardinality(key_at) then
-                key_columns := '{}';  -- a column of the key was dropped
-            end if;
-            if cardinality(identity_columns) < cardinality(identity_at) then
-                identity_columns := '{}';
-            end if;
-        end if;
-
-        if not is_plain then
-            select format('(select to_jsonb(part.*) from (select %s) as part)',
-                          string_agg(case when a.atttypid < 16384 and a.atttypid not in (114, 199)
-                                          then format('n.%I', a.attname)
-                                          else format('%s as %I',
-                                                      outbox.capture_expression(
-                                                          a.atttypid, format('n.%I', a.attname)),
-                                                      a.attname) end,
-                                     ', ' order by a.attnum))
-              into expression
-              from pg_attribute as a
-             where a.attrelid = described and a.attnum > 0 and not a.attisdropped
-               and (a.attname <> all (hidden) or a.attname = any (key_columns || identity_columns));
-        end if;
-
-        -- Three variants: one row, which is the usual case; many rows; many rows that need an
-        -- expression.
-        if rows = 1 then
-            if not is_plain then
-                if tg_level = 'ROW' then
-                    if tg_op <> 'INSERT' then
-                        execute format('select %s from (select ($1).*) as n', expression)
-                           into row_before using old;
-                    end if;
-                    if tg_op <> 'DELETE' then
-                        execute format('select %s from (select ($1).*) as n', expression)
-                           into row_after using new;
-                    end if;
-                else
-                    if tg_op <> 'INSERT' then
-                        execute format('select %s from outbox_before as n', expression)
-                           into row_before;
-                    end if;
-                    if tg_op <> 'DELETE' then
-                        execute format('select %s from outbox_after as n', expression)
-                           into row_after;
-                    end if;
-                end if;
-            elsif tg_level = 'ROW' then
-                if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
-                if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
-            else
-                if tg_op <> 'INSERT' then
-                    row_before := (select to_jsonb(n.*) from outbox_before as n);
-                end if;
-                if tg_op <> 'DELETE' then
-                    row_after := (select to_jsonb(n.*) from outbox_after as n);
-                end if;
-            end if;
-            if row_before is not null and row_after is not null
-               and outbox.capture_key(row_before, identity_columns)
-                   is distinct from outbox.capture_key(row_after, identity_columns) then
-                befores := array[row_before, null];
-                afters  := array[null, row_after];
-            else
-                befores := array[row_before];
-                afters  := array[row_after];
-            end if;
-            for place in 1 .. cardinality(befores) loop
-                payload := outbox.capture_payload(befores[place], afters[place], hidden, diff);
-                if payload is not null then
-                    insert into outbox.events (
-                        topic, key, payload, headers, organization, user_id, source)
-                    values (
-                        prefix || case when befores[place] is null then '.create'
-                                       when afters[place] is null then '.delete'
-                                       else '.update' end,
-                        outbox.capture_key(coalesce(afters[place], befores[place]), key_columns),
-                        payload, headers, organization, user_id, source);
-                end if;
-            end loop;
-
-        elsif is_plain and tg_op = 'INSERT' then
-            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-            select prefix || '.create', outbox.capture_key(n.held, key_columns),
-                   outbox.capture_payload(null, n.held, hidden, diff),
-                   headers, organization, user_id, source
-              from (select to_jsonb(n.*) as held from outbox_after as n offset 0) as n;
-
-        elsif is_plain and tg_op = 'DELETE' then
-            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-            select prefix || '.delete', outbox.capture_key(n.held, key_columns),
-                   outbox.capture_payload(n.held, null, hidden, diff),
-                   headers, organization, user_id, source
-              from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
-
-        elsif is_plain then
-            -- PostgreSQL does not tell which old row became which new one, so they are paired by
-            -- identity, the primary key. A row whose identity changed counts as deleted and
-            -- created. A row may occur twice in a statement (by foreign key cascades); its
-            -- occurrences are paired in order. If a column of the identity was dropped, all rows
-            -- are paired in order. A full join is never a nested loop.
-            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-            select prefix || case when pair.before is null then '.create'
-                                  when pair.after is null then '.delete'
-                                  else '.update' end,
-                   outbox.capture_key(coalesce(pair.after, pair.before), key_columns), pair.payload,
-                   headers, organization, user_id, source
-              from (select pair.*,
-                           outbox.capture_payload(pair.before, pair.after, hidden, diff) as payload
-                      from (select o.held as before, n.held as after,
-                                   coalesce(n.place, o.place) as place
-                              from (select o.*, row_number() over (partition by o.identity
-                                                                       order by o.place) as time
-                                      from (select o.*, coalesce(
-                                                       outbox.capture_key(o.held, identity_columns),
-                                                       o.place::text) collate "C" as identity
-                                              from (select to_jsonb(o.*) as held,
-                                                           row_number() over () as place
-                                                      from outbox_before as o) as o) as o) as o
-                              full join
-                                   (select n.*, row_number() over (partition by n.identity
-                                                                       order by n.place) as time
-                                      from (select n.*, coalesce(
-                                                       outbox.capture_key(n.held, identity_columns),
-                                                       n.place::text) collate "C" as identity
-                                              from (select to_jsonb(n.*) as held,
-                                                           row_number() over () as place
-                                                      from outbox_after as n) as n) as n) as n
-                                on n.identity = o.identity and n.time = o.time) as pair
-                    offset 0) as pair
-             where pair.payload is not null
-             order by pair.place, pair.after is not null;
-
-        else
-            execute format('
-                insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
-                select $1 || case when pair.before is null then ''.create'' when pair.after is null then ''.delete'' else ''.update'' end,
-                       outbox.capture_key(coalesce(pair.after, pair.before), $2), pair.payload, $6, $7, $8, $9
-                  from (select pair.*, outbox.capture_payload(pair.before, pair.after, $4, $5) as payload from (%s) as pair offset 0) as pair
-                 where pair.payload is not null
-                 order by pair.place, pair.after is not null',
-                replace(case tg_op
-                    when 'INSERT' then
-                        'select null::jsonb as before, {row} as after, row_number() over () as place '
-                        'from outbox_after as n'
-                    when 'DELETE' then
-                        'select {row} as before, null::jsonb as after, row_number() over () as place '
-                        'from outbox_before as n'
-                    else '
-                        select o.held as before, n.held as after, coalesce(n.place, o.place) as place
-                          from (select n.*, row_number() over (partition by n.identity order by n.place) as time
-                                  from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
-                                          from (select {row} as held, row_number() over () as place from outbox_before as n) as n) as n) as o
-                          full join (select n.*, row_number() over (partition by n.identity order by n.place) as time
-                                  from (select n.*, coalesce(outbox.capture_key(n.held, $3), n.place::text) collate "C" as identity
-                                          from (select {row} as held, row_number() over () as place from outbox_after as n) as n) as n) as n
-                            on n.identity = o.identity and n.time = o.time' end, '{row}', expression))
-            using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id,
-                  source;
-        end if;
-    end written;
-
-    if not is_alone then
-        perform outbox.capture_in_order(settings ->> 'table', left(tg_op, 1), first,
-                                        settings ->> 'topic');
-    end if;
-    return null;
-end;
-$_$;
-
-CREATE FUNCTION outbox.capture_expression(kind oid, value text) RETURNS text
-    LANGUAGE plpgsql STABLE
-    AS $_$
-declare
-    known  record;
-    item   oid;
-    fields text;
-begin
-    if kind = 'pg_catalog.json'::regtype then
-        return format('outbox.capture_json(%s)', value);
-    elsif outbox.capture_is_plain(kind) then
-        return format('to_jsonb(%s)', value);
-    end if;
-    select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid into known
-      from pg_catalog.pg_type as t
-     where t.oid = kind;
-    if known.typtype = 'd' then
-        return outbox.capture_expression(known.typbasetype, value);
-    elsif known.typelem <> 0 and known.typlen = -1 then
-        item := known.typelem;
-        while exists (select from pg_catalog.pg_type as t where t.oid = item and t.typtype = 'd')
-        loop
-            select t.typbasetype into item from pg_catalog.pg_type as t where t.oid = item;
-        end loop;
-        if exists (select from pg_catalog.pg_type as t
-                    where t.oid = item
-                      and t.typtype <> 'c'
-                      and t.typelem = 0
-                      and item <> 'pg_catalog.json'::regtype) then
-            return format('(case when %1$s is not null then '
-                          'to_jsonb(format(''%%s'', %1$s)::text[]) end)',
-                          value);
-        end if;
-        return format('(case when %1$s is not null then (select coalesce(jsonb_agg(%2$s), ''[]'') '
-                      'from (select unnest(%1$s) as item offset 0) as part) end)',
-                      value, outbox.capture_expression(known.typelem, 'part.item'));
-    elsif known.typtype = 'c' then
-        select string_agg(format('%s as %I',
-                                 outbox.capture_expression(a.atttypid,
-                                                           format('(%s).%I', value, a.attname)),
-                                 a.attname),
-                          ', ' order by a.attnum)
-          into fields
-          from pg_catalog.pg_attribute as a
-         where a.attrelid = known.typrelid and a.attnum > 0 and not a.attisdropped;
-        return format('(case when %1$s is distinct from null then '
-                      '(select to_jsonb(part.*) from (select %2$s) as part) end)',
-                      value, fields);
-    end if;
-    return format('(case when %1$s is not null then to_jsonb(format(''%%s'', %1$s)) end)', value);
-end;
-$_$;
-
-CREATE FUNCTION outbox.capture_fit(payload jsonb) RETURNS jsonb
-    LANGUAGE plpgsql STABLE
-    AS $$
-declare
-    size    bigint := octet_length(payload::text) + 20;
-    omitted text[] := '{}';
-    large   record;
-begin
-    if size <= 262144 then
-        return payload;
-    end if;
-    for large in
-        select held.key,
-               octet_length(held.value::text)
-                   + coalesce(octet_length((payload -> 'previous' -> held.key)::text), 0) as size,
-               octet_length(to_json(held.key)::text) + 2 as name_size
-          from jsonb_each(payload -> 'row') as held
-         order by 2 desc, 1
-    loop
-        exit when size <= 262144;
-        omitted := omitted || large.key;
-        size := size - large.size + large.name_size;
-    end loop;
-    return payload || jsonb_build_object('row', (payload -> 'row') - omitted, 'omitted', omitted)
-           || case when payload ? 'previous'
-                   then jsonb_build_object('previous', (payload -> 'previous') - omitted)
-                   else '{}' end;
-end;
-$$;
-
-CREATE FUNCTION outbox.capture_headers() RETURNS jsonb
-    LANGUAGE sql STABLE
-    AS $$
-    select case when current_setting('outbox.traceparent', true) <> ''
-                     or current_setting('outbox.tracestate', true) <> ''
-                then outbox.capture_valid_headers() else '{}' end
-$$;
-
-CREATE FUNCTION outbox.capture_in_order(relation text, mine text, first bigint, prefix text) RETURNS void
+CREATE FUNCTION outbox.define_event_type(topic text, version integer DEFAULT 1, schema jsonb DEFAULT 'true'::jsonb, mode text DEFAULT 'reject'::text, description text DEFAULT NULL::text, upcast text DEFAULT NULL::text) RETURNS bigint
     LANGUAGE plpgsql
-    AS $_$
+    AS $$
 declare
-    held    text    := current_setting('outbox.capturing_' || relation, true);
-    open    text    := substring(held from '[A-Z]*$');
-    place   integer := length(open) + 1 - strpos(reverse(open), mine);
-    level   text    := length(open);
-    around  text    := length(open) - 1;
-    marks   jsonb   := '{}';
-    behind  bigint;
-    began   bigint;
-    earlier bigint;
-    later   bigint;
-    moved   bigint;
+    type_id bigint;
+    detail  text;
+    hint    text;
 begin
-    if place is null or place > length(open) then  -- somebody has removed the condition
-        return;
-    end if;
     begin
-        if held <> open then
-            marks := left(held, -length(open));
-        end if;
-        behind := marks -> level ->> 'behind';
-        began := marks -> level ->> 'began';
-    exception when others then
-        marks := '{}';
+        insert into outbox.event_types as existing (
+            topic, version, schema, mode, description, upcast)
+        values (define_event_type.topic, coalesce(define_event_type.version, 1),
+                coalesce(define_event_type.schema, 'true'),
+                coalesce(define_event_type.mode, 'reject'),
+                define_event_type.description, define_event_type.upcast)
+        on conflict on constraint event_types_topic_version_key do update
+           set schema = excluded.schema, mode = excluded.mode, description = excluded.description,
+               upcast = excluded.upcast
+         where (existing.schema, existing.mode, existing.description, existing.upcast)
+               is distinct from
+               (excluded.schema, excluded.mode, excluded.description, excluded.upcast)
+        returning existing.id into type_id;
+    exception when data_exception or integrity_constraint_violation then
+        -- Raised again, an error does not show the statement above.
+        get stacked diagnostics detail = pg_exception_detail, hint = pg_exception_hint;
+        raise exception using errcode = sqlstate,
+            message = concat_ws('. ', sqlerrm, nullif(detail, '')),
+            hint = coalesce(nullif(hint, ''), 'See docs/event-types.md.');
     end;
-    begin
-        for earlier in
-            select e.position
-              from outbox.events as e
-             where e.xid = pg_current_xact_id()
-               and e.position >= behind
-               and e.position < first
-               and starts_with(e.topic, prefix || '.')
-             order by e.position
-        loop
-            update outbox.events as e set position = default
-             where e.xid = pg_current_xact_id() and e.position = earlier
-            returning e.position into later;
-            moved := coalesce(moved, later);
-        end loop;
-    exception when insufficient_privilege then
-        moved := null;
-    end;
-    marks := marks - level;
-    if around <> '0' then
-        marks := marks || jsonb_build_object(around, case
-            when place = length(open)
-            then jsonb_build_object('behind', least((marks -> around ->> 'behind')::bigint,
-                                                    behind, began, first),
-                                    'began', marks -> around -> 'began')
-            else jsonb_build_object('behind', least((marks -> around ->> 'behind')::bigint, moved),
-                                    'began', least((marks -> around ->> 'began')::bigint,
-                                                   began, first)) end);
+    if type_id is null then  -- it existed already and did not change
+        select existing.id into type_id from outbox.event_types as existing
+         where existing.topic = define_event_type.topic
+           and existing.version = coalesce(define_event_type.version, 1);
     end if;
-    perform set_config('outbox.capturing_' || relation,
-                       case when marks <> '{}' then marks::text else '' end
-                           || overlay(open placing '' from place for 1),
-                       true);
-end;
-$_$;
-
-CREATE FUNCTION outbox.capture_is_plain(kind oid) RETURNS boolean
-    LANGUAGE plpgsql STABLE
-    AS $$
-declare
-    known record;
-begin
-    if kind < 16384 then
-        return kind not in ('pg_catalog.json'::regtype, 'pg_catalog.json[]'::regtype);
-    end if;
-    select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid, t.typowner into known
-      from pg_catalog.pg_type as t
-     where t.oid = kind;
-    if known.typtype = 'd' then
-        return outbox.capture_is_plain(known.typbasetype);
-    elsif known.typelem <> 0 and known.typlen = -1 then
-        return outbox.capture_is_plain(known.typelem);
-    elsif known.typtype = 'c' then
-        -- The owner of the type could add an attribute at any time.
-        return pg_catalog.pg_has_role(known.typowner, current_user, 'member')
-           and not exists (select from pg_catalog.pg_attribute as a
-                            where a.attrelid = known.typrelid
-                              and a.attnum > 0
-                              and not a.attisdropped
-                              and not outbox.capture_is_plain(a.atttypid));
-    end if;
-    return pg_catalog.pg_has_role(known.typowner, current_user, 'member');
+    return type_id;
 end;
 $$;
 
-CREATE FUNCTION outbox.capture_json(document json) RETURNS jsonb
-    LANGUAGE plpgsql STABLE
-    AS $$
-begin
-    return document::jsonb;
-exception
-    when others then
-        return to_jsonb(document::text);
-end;
-$$;
-
-CREATE FUNCTION outbox.capture_key(captured jsonb, columns text[]) RETURNS text
-    LANGUAGE plpgsql STABLE
-    AS $$
-declare
-    key  text;
-    part text;
-begin
-    if cardinality(columns) = 1 then
-        key := outbox.capture_text(captured, columns[1]);
-    else
-        for place in 1 .. cardinality(columns) loop
-            part := replace(replace(outbox.capture_text(captured, columns[place]), '%', '%25'),
-                            '/', '%2F');
-            key := case when place = 1 then part else key || '/' || part end;
-        end loop;
-    end if;
-    if length(key) > 512 then
-        key := left(key, 447) || '~' || encode(sha256(convert_to(key, 'UTF8')), 'hex');
-    end if;
-    return key;
-end;
-$$;
-
-CREATE FUNCTION outbox.capture_mark(relation oid, operation text) RETURNS text
-    LANGUAGE sql IMMUTABLE
-    AS $_$
-    select format('pg_catalog.set_config(%1$L, pg_catalog.concat('
-                  'pg_catalog.current_setting(%1$L, true), %2$L), true) is not null',
-                  'outbox.capturing_' || relation, upper(left(operation, 1)))
-$_$;
-
-CREATE FUNCTION outbox.capture_numbers(relation oid, names text[]) RETURNS smallint[]
-    LANGUAGE sql STABLE
-    AS $$
-    select coalesce(array_agg(a.attnum order by array_position(names, a.attname::text)), '{}')
-      from pg_catalog.pg_attribute as a
-     where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and a.attname = any (names)
-$$;
-
-CREATE FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) RETURNS jsonb
-    LANGUAGE plpgsql STABLE
-    AS $$
-declare
-    shown    jsonb := coalesce(after, before) - hidden;
-    payload  jsonb := jsonb_build_object('row', shown);
-    changed  jsonb;
-    previous jsonb;
-begin
-    if before is not null and after is not null then
-        before := before - hidden;
-        if before = shown then
-            return null;
-        end if;
-        if diff then
-            select jsonb_agg(held.key order by held.key collate "C"),
-                   jsonb_object_agg(held.key, before -> held.key)
-              into changed, previous
-              from jsonb_each(shown) as held
-             where held.value is distinct from before -> held.key;
-            payload := payload || jsonb_build_object('changed', changed, 'previous', previous);
-        end if;
-    end if;
-    -- A few bytes such as 1e131071 can be long as text.
-    if pg_column_size(payload) > 8192 or octet_length(payload::text) > 262144 then
-        payload := outbox.capture_fit(payload);
-    end if;
-    return payload;
-end;
-$$;
-
-CREATE FUNCTION outbox.capture_position() RETURNS bigint
-    LANGUAGE plpgsql
-    AS $$
-begin
-    return nextval('outbox.events_position_seq');
-exception when insufficient_privilege then
-    return null;
-end;
-$$;
-
-CREATE FUNCTION outbox.capture_setting(name text) RETURNS text
-    LANGUAGE sql STABLE
-    AS $$
-    select nullif(current_setting(name, true), '')
-$$;
-
-CREATE FUNCTION outbox.capture_settings(arguments bytea) RETURNS jsonb
-    LANGUAGE plpgsql STABLE
-    AS $$
-declare
-    settings jsonb;
-begin
-    settings := convert_from(substring(arguments for length(arguments) - 1),
-                             getdatabaseencoding())::jsonb;
-    perform (settings ->> 'table')::oid,
-            (settings ->> 'exclude')::boolean,
-            (settings ->> 'diff')::boolean,
-            (settings ->> 'key')::text[],
-            (settings ->> 'key_at')::int2[],
-            (settings ->> 'identity')::text[],
-            (settings ->> 'identity_at')::int2[],
-            (settings ->> 'listed')::text[],
-            (settings ->> 'listed_at')::int2[],
-            (settings ->> 'operations')::text[];
-    return case when settings ? 'table' then settings end;
-exception when others then
-    return null;
-end;
-$$;
-
-CREATE FUNCTION outbox.capture_simple(relation oid, key_at smallint[]) RETURNS TABLE(key_column text)
-    LANGUAGE sql STABLE
-    AS $$
-    select case when bool_and(a.atttypid < 16384
-                              and a.atttypid not in (114, 199)
-                              and a.attgenerated <> 'v')  -- not computed in a trigger
-                then max(a.attname::text) filter (where a.attnum = any (key_at)) end
-      from pg_catalog.pg_attribute as a
-     where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
-$$;
-
-CREATE FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) RETURNS text
-    LANGUAGE sql STABLE
-    AS $$
-    select case when length(captured ->> column_name) > 512
-                     or strpos(captured ->> column_name, '.') > 0
-                then outbox.capture_key(captured, array[column_name])
-                else captured ->> column_name end
-$$;
-
-CREATE FUNCTION outbox.capture_text(captured jsonb, column_name text) RETURNS text
-    LANGUAGE sql STABLE
-    AS $$
-    select case when strpos(captured ->> column_name, '.') > 0
-                     and jsonb_typeof(captured -> column_name) = 'number'
-                then trim_scale((captured ->> column_name)::numeric)::text
-                else captured ->> column_name end
-$$;
-
-CREATE FUNCTION outbox.capture_valid_headers() RETURNS jsonb
-    LANGUAGE plpgsql STABLE
-    AS $$
-declare
-    headers jsonb := '{}';
-    name    text;
-    header  text;
-begin
-    foreach name in array '{traceparent,tracestate}'::text[] loop
-        header := current_setting('outbox.' || name, true);
-        if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then
-            headers := headers || jsonb_build_object(name, header);
-        end if;
-    end loop;
-    return headers;
-end;
-$$;
-
-CREATE FUNCTION outbox.capture_whole(captured jsonb) RETURNS jsonb
-    LANGUAGE sql STABLE
-    AS $$
-    select case when pg_column_size(captured) <= 8000 and octet_length(captured::text) <= 262000
-                then jsonb_build_object('row', captured)
-                else outbox.capture_payload(null, captured, '{}', false) end
-$$;
-
-CREATE FUNCTION outbox.check_event_type() RETURNS trigger
-    LANGUAGE plpgsql
-    AS $_$
-begin
-    if tg_op = 'UPDATE' then
-        if (new.topic, new.version, new.schema, new.mode, new.description, new.upcast)
-           is not distinct from
-           (old.topic, old.version, old.schema, old.mode, old.description, old.upcast) then
-            return new;  -- only the state reported by a relay changed
-        end if;
-        new.updated_at := now();
-        new.state_reason := null;  -- a relay checks the changed type
-    end if;
-    new.changed := pg_current_xact_id();
-
-    if new.topic is null or not outbox.topic_pattern_is_valid(new.topic) then
-        raise exception using errcode = '22023',
-            message = format('topic: %L is not a topic pattern', new.topic),
-            hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a '
-                   'prefix; a star must be the last character of its segment.';
-    end if;
-    if new.version is null or new.version < 1 then
-        raise exception using errcode = '22023',
-            message = format('version: %s is less than 1', coalesce(new.version::text, 'null')),
-            hint = 'Versions are 1, 2, 3 and so on; an event without schema_version has version 1.';
-    end if;
-    if new.schema is null or jsonb_typeof(new.schema) not in ('object', 'boolean') then
-        raise exception using errcode = '22023',
-            message = format('schema: must be a JSON object, true or false, not %s',
-                             coalesce(jsonb_typeof(new.schema), 'null')),
-            hint = 'Write a JSON Schema such as {"type": "object", "required": ["id"]}, or true '
-                   'for every payload.';
-    end if;
-    if octet_length(new.schema::text) > 65536 then
-        raise exception using errcode = '22023', message = 'schema: must have at most 65536 bytes',
-            hint = 'Remove descriptions and examples, or allow any value for parts of the payload.';
-    end if;
-    if new.mode is null or new.mode not in ('reject', 'warn') then
-        raise exception using errcode = '22023',
-            message = format('mode: %L is not a mode', new.mode),
-            hint = 'Use ''reject'' (an event that does not fit becomes a dead letter) or ''warn'' '
-                   '(it is delivered and counted).';
-    end if;
-    -- Only a relay can check CEL; `pgoutbox types add` checks it before it is saved.
-    if new.upcast ~ '^[[:space:]]*$' or octet_length(new.upcast) > 8192 then
-        raise exception using errcode = '22023', message = 'upcast: must have 1 to 8192 bytes',
-            hint = 'Write a CEL expression such as {"id": payload.id, "currency": "EUR"}, or null.';
-    end if;
-    return new;
-end;
-$_$;
-
-CREATE FUNCTION outbox.check_max_rows(max_rows integer) RETURNS boolean
-    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-    AS $$
-begin
-    if max_rows is null or max_rows not between 1 and 100000 then
-        raise exception using errcode = '22023',
-            message = format('max_rows: %s is not between 1 and 100000',
-                             coalesce(max_rows::text, 'null'));
-    end if;
-    return true;
-end;
-$$;
-
-CREATE FUNCTION outbox.check_subscription() RETURNS trigger
-    LANGUAGE plpgsql
-    AS $_$
-declare
-    item text;
-    part record;
-begin
-    new.changed := pg_current_xact_id();
-    if tg_op = 'UPDATE' then
-        if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform,
-            new.schema_version, new.organization, new.keys, new.ordering, new.retry,
-            new.max_in_flight)
-           is not distinct from
-           (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform,
-            old.schema_version, old.organization, old.keys, old.ordering, old.retry,
-            old.max_in_flight) then
-            return new;  -- only the state changed: a relay must be able to mark a row as invalid
-        end if;
-        new.updated_at := now();
-        if new.state in ('invalid', 'gone') and new.state = old.state then
-            new.state := 'ok';  -- a relay checks the changed row
-            new.state_reason := null;
-        end if;
-        new.resumed_at := clock_timestamp();
-    end if;
-
-    -- First: everything below reads all of it. What is compressed is written out only if it is
-    -- small.
-    for part in
-        select field.name
-          from (values ('config', pg_column_size(new.config), 65536),
-                       ('retry', pg_column_size(new.retry), 65536),
-                       ('match', pg_column_size(new.match), 65536),
-                       ('topics', pg_column_size(new.topics), 65536),
-                       ('keys', pg_column_size(new.keys), 524288)) as field (name, size, most)
-         where field.size > field.most
-    loop
-        raise exception using errcode = '22023', message = format('%s: is too large', part.name),
-            hint = 'At most 64 KiB, for keys 512 KiB.';
-    end loop;
-    if octet_length(new.config::text) > 65536 then
-        raise exception using errcode = '22023', message = 'config: is too large',
-            hint = 'At most 64 KiB.';
-    end if;
-    if new.name is null or new.name !~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$' then
-        raise exception using errcode = '22023',
-            message = format('name: %L is not a subscription name', new.name),
-            hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
-    end if;
-    -- Most clients, including relays, support only arrays of one dimension that begin at 1.
-    if new.topics is null
-       or cardinality(new.topics) not between 1 and 100
-       or array_ndims(new.topics) <> 1
-       or array_lower(new.topics, 1) <> 1 then
-        raise exception using errcode = '22023',
-            message = format('topics: subscription %L needs a plain array of 1 to 100 topic '
-                             'patterns',
-                             new.name),
-            hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
-    end if;
-    foreach item in array new.topics loop
-        if item is null or not outbox.topic_pattern_is_valid(item) then
-            raise exception using errcode = '22023',
-                message = format('topics: %L is not a topic pattern', item),
-                hint = 'Segments are separated by dots; "*" is one segment, "**" any number, '
-                       '"ord*" a prefix; a star must be the last character of its segment.';
-        end if;
-    end loop;
-    if new.sink is null or new.sink !~ '^[a-z][a-z0-9_-]{0,49}$' then
-        raise exception using errcode = '22023',
-            message = format('sink: %L is not the name of a sink', new.sink),
-            hint = 'For example ''webhook''.';
-    end if;
-    if jsonb_typeof(new.config) is distinct from 'object' then
-        raise exception using errcode = '22023',
-            message = format('config: must be a JSON object, not %s',
-                             coalesce(jsonb_typeof(new.config), 'null'));
-    end if;
-    -- The JSON parser of relays is limited to 127 levels and 64-bit numbers.
-    if length(regexp_replace(new.config::text, '[^[{]', '', 'g')) > 120 then
-        raise exception using errcode = '22023',
-            message = 'config: has more than 120 objects and arrays';
-    end if;
-    begin
-        perform (found.number #>> '{}')::float8
-           from jsonb_path_query(new.config, '$.** ? (@.type() == "number")') as found (number);
-    exception when numeric_value_out_of_range then
-        raise exception using errcode = '22023',
-            message = 'config: has a number that is out of range';
-    end;
-    if new.sink = 'webhook' then
-        if jsonb_typeof(new.config -> 'url') is distinct from 'string' then
-            raise exception using errcode = '22023',
-                message = format('config.url: subscription %L (webhook) needs a "url"', new.name),
-                hint = 'For example {"url": "https://example.com/hooks", "secret": '
-                       '"env:PGOUTBOX_SECRET_SHOP"}.';
-        end if;
-        if new.config ->> 'url' !~* '^https?://[^[:space:]]+$' then
-            raise exception using errcode = '22023',
-                message = format('config.url: %L is not an http or https address',
-                                 new.config ->> 'url');
-        end if;
-        if new.config ? 'secret' and exists (
-               select from jsonb_path_query(new.config -> 'secret', '$[*]') as secret (reference)
-                where jsonb_typeof(reference) <> 'string'
-                   or reference #>> '{}' !~ '^(env|file):.+$') then
-            raise exception using errcode = '22023',
-                message = 'config.secret: must be a reference, not the secret itself',
-                hint = 'Write "env:PGOUTBOX_SECRET_NAME" or "file:NAME", or an array of them.';
-        end if;
-    end if;
-    if new.sink = 'function' then
-        if jsonb_typeof(new.config -> 'function') is distinct from 'string' then
-            raise exception using errcode = '22023',
-                message = format('config.function: subscription %L (function) needs a "function"',
-                                 new.name),
-                hint = 'For example {"function": "shop.on_order"}.';
-        end if;
-        perform outbox.function_call(new.config ->> 'function');
-    end if;
-    if new.organization = '' then
-        raise exception using errcode = '22023',
-            message = 'organization: is empty',
-            hint = 'Use null for all organizations.';
-    end if;
-    -- Check the dimensions first: array_position() fails for several.
-    if new.keys is not null
-       and (case when cardinality(new.keys) not between 1 and 100
-                      or array_ndims(new.keys) <> 1
-                      or array_lower(new.keys, 1) <> 1 then true
-                 else array_position(new.keys, null) is not null or '' = any (new.keys) end) then
-        raise exception using errcode = '22023',
-            message = 'keys: must be a plain array of 1 to 100 key prefixes, none empty',
-            hint = 'Use null for all keys.';
-    end if;
-    -- Only a relay can check CEL; `pgoutbox subscriptions test` checks it before it is saved.
-    if new.filter ~ '^[[:space:]]*$' or octet_length(new.filter) > 8192 then
-        raise exception using errcode = '22023', message = 'filter: must have 1 to 8192 bytes',
-            hint = 'Write a CEL expression such as payload.total > 100, or null for all events.';
-    end if;
-    if new.transform ~ '^[[:space:]]*$' or octet_length(new.transform) > 8192 then
-        raise exception using errcode = '22023', message = 'transform: must have 1 to 8192 bytes',
-            hint = 'Write a CEL expression such as {"id": payload.id}, or null for the payload as '
-                   'it is.';
-    end if;
-    if new.schema_version < 1 then
-        raise exception using errcode = '22023',
-            message = format('schema_version: %s is less than 1', new.schema_version),
-            hint = 'Use the version of an event type, or null for payloads as they are.';
-    end if;
-    if octet_length(new.match::text) > 4096 then
-        raise exception using errcode = '22023', message = 'match: must have at most 4096 bytes',
-            hint = 'Write what the payload must contain, such as {"status": "paid"}, or null for '
-                   'all events.';
-    end if;
-    if new.ordering is distinct from 'none' then
-        raise exception using errcode = '0A000',
-            message = format('ordering: %L is not supported by this version', new.ordering),
-            hint = 'Use ''none''.';
-    end if;
-    if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
-        raise exception using errcode = '22023',
-            message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);
-    end if;
-    if jsonb_typeof(new.retry) is distinct from 'object' then
-        raise exception using errcode = '22023',
-            message = format('retry: must be a JSON object, not %s',
-                             coalesce(jsonb_typeof(new.retry), 'null'));
-    end if;
-    for part in select * from jsonb_each(new.retry) loop
-        if part.key in ('initial', 'max', 'max_age') then
-            if jsonb_typeof(part.value) <> 'string'
-               or not outbox.duration_is_valid(part.value #>> '{}') then
-                raise exception using errcode = '22023',
-                    message = format('retry.%s: %s is not a duration', part.key, part.value),
-                    hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
-            end if;
-        elsif part.key = 'schedule' then
-            if jsonb_typeof(part.value) <> 'array'
-               or jsonb_array_length(part.value) not between 1 and 100
-               or exists (
-                   select from jsonb_array_elements(part.value) as wait (value)
-                    where jsonb_typeof(wait.value) <> 'string'
-                       or not outbox.duration_is_valid(wait.value #>> '{}')) then
-                raise exception using errcode = '22023',
-                    message = 'retry.schedule: must be 1 to 100 durations',
-                    hint = 'For example ["5s", "5m", "30m", "2h"].';
-            end if;
-        elsif part.key in ('max_attempts', 'multiplier', 'jitter') then
-            if jsonb_typeof(part.value) <> 'number'
-               or (part.key = 'max_attempts'
-                   -- 5.0 is no whole number to a relay
-                   and not (part.value #>> '{}' ~ '^[0-9]+$'
-                            and (part.value #>> '{}')::numeric between 1 and 1000))
-               or (part.key = 'multiplier' and (part.value #>> '{}')::numeric not between 1 and 100)
-               or (part.key = 'jitter' and (part.value #>> '{}')::numeric not between 0 and 1) then
-                raise exception using errcode = '22023',
-                    message = format('retry.%s: %s is out of range', part.key, part.value),
-                    hint = 'max_attempts is a whole number from 1 to 1000, multiplier 1 to 100, '
-                           'jitter 0 to 1.';
-            end if;
-        else
-            raise exception using errcode = '22023',
-                message = format('retry.%s: unknown key', part.key),
-                hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, '
-                       'schedule.';
-        end if;
-    end loop;
-    if new.retry ? 'schedule'
-       and new.retry ?| array['initial', 'multiplier', 'max', 'max_attempts'] then
-        raise exception using errcode = '22023',
-            message = 'retry.schedule: cannot be combined with initial, multiplier, max or '
-                      'max_attempts',
-            hint = 'The schedule sets the number of attempts and the waits.';
-    end if;
-    return new;
-end;
-$_$;
-
-CREATE FUNCTION outbox.check_topic_pattern(pattern text) RETURNS boolean
-    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-    AS $$
-begin
-    if not outbox.topic_pattern_is_valid(pattern) then
-        raise exception using errcode = '22023',
-            message = format('topic: %L is not a topic pattern', pattern),
-            hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a '
-                   'prefix; a star must be the last character of its segment.';
-    end if;
-    return true;
-end;
-$$;
-
-CREATE FUNCTION outbox.count_positions(positions int8multirange) RETURNS bigint
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    AS $$
-    select coalesce(sum(upper(span) - lower(span)), 0)::bigint from unnest(positions) as span
-$$;
-
-CREATE FUNCTION outbox.declare_handler(name text, topics text[]) RETURNS bigint
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-declare
-    subscription_id bigint;
-    taken_by        text;
-begin
-    select existing.id, existing.sink into subscription_id, taken_by
-      from outbox.subscriptions as existing
-     where existing.name = declare_handler.name;
-    if taken_by <> 'handler' then
-        raise exception using errcode = '22023',
-            message = format('name: subscription %L has the sink %L; use another name for the '
-                             'handler',
-                             declare_handler.name, taken_by);
-    end if;
-    if subscription_id is null then
-        return outbox.subscribe(name => declare_handler.name,
-                                topics => declare_handler.topics,
-                                sink => 'handler',
-                                config => jsonb_build_object('handler', declare_handler.name));
-    end if;
-    update outbox.subscriptions as existing set topics = declare_handler.topics
-     where existing.id = subscription_id
-       and existing.topics is distinct from declare_handler.topics;
-    return subscription_id;
-end;
-$$;
-
-COMMENT ON FUNCTION outbox.declare_handler(name text, topics text[]) IS 'Called by programs with handlers when their relay starts. Creates the subscription or updates its topics. Returns the id.';
+COMMENT ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) IS 'Create or change the type of a topic pattern and version. Calling it twice changes nothing. Returns the id.';
 
 CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1626,8 +318,8 @@ CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text 
 declare
     discarded bigint;
 begin
-    perform outbox.check_max_rows(discard.max_rows);
-    perform outbox.check_topic_pattern(discard.topic);
+    perform outbox_internal.check_max_rows(discard.max_rows);
+    perform outbox_internal.check_topic_pattern(discard.topic);
     delete from outbox.dead_letters as letter
      where letter.id = any (array(
                select candidate.id
@@ -1656,157 +348,6 @@ $$;
 
 COMMENT ON FUNCTION outbox.drop_event_type(topic text, version integer) IS 'Delete an event type. Its events are no longer checked. Returns whether it existed.';
 
-CREATE FUNCTION outbox.duration_is_valid(duration text) RETURNS boolean
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    AS $_$
-    select case when duration ~ '^[0-9]+([.][0-9]+)?(ms|s|m|h|d)$'
-                then rtrim(duration, 'mshd')::numeric
-                     * case substring(duration from '[a-z]+$')
-                            when 'ms' then 0.001
-                            when 's' then 1
-                            when 'm' then 60
-                            when 'h' then 3600
-                            else 86400 end
-                     <= 10 * 366 * 86400
-                else false end
-$_$;
-
-CREATE FUNCTION outbox.event_type(topic text, version integer DEFAULT 1, schema jsonb DEFAULT 'true'::jsonb, mode text DEFAULT 'reject'::text, description text DEFAULT NULL::text, upcast text DEFAULT NULL::text) RETURNS bigint
-    LANGUAGE plpgsql
-    AS $$
-declare
-    type_id bigint;
-begin
-    insert into outbox.event_types as existing (topic, version, schema, mode, description, upcast)
-    values (event_type.topic, coalesce(event_type.version, 1),
-            coalesce(event_type.schema, 'true'), coalesce(event_type.mode, 'reject'),
-            event_type.description, event_type.upcast)
-    on conflict on constraint event_types_topic_version_key do update
-       set schema = excluded.schema, mode = excluded.mode, description = excluded.description,
-           upcast = excluded.upcast
-     where (existing.schema, existing.mode, existing.description, existing.upcast)
-           is distinct from (excluded.schema, excluded.mode, excluded.description, excluded.upcast)
-    returning existing.id into type_id;
-    if type_id is null then  -- it existed already and did not change
-        select existing.id into type_id from outbox.event_types as existing
-         where existing.topic = event_type.topic
-           and existing.version = coalesce(event_type.version, 1);
-    end if;
-    return type_id;
-end;
-$$;
-
-COMMENT ON FUNCTION outbox.event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) IS 'Create or change the type of a topic pattern and version. Calling it twice changes nothing. Returns the id.';
-
-CREATE FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) RETURNS int8multirange
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    AS $$
-    select coalesce(range_agg(int8range(lower(part.span),
-                                        least(upper(part.span),
-                                              lower(part.span) + wanted - part.before))),
-                    '{}')
-      from (select span,
-                   coalesce(sum(upper(span) - lower(span))
-                                over (order by span
-                                       rows between unbounded preceding and 1 preceding),
-                            0)::bigint as before
-              from unnest(positions) as span) as part
-     where part.before < wanted
-$$;
-
-CREATE FUNCTION outbox.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) RETURNS bigint
-    LANGUAGE plpgsql STABLE
-    AS $$
-declare
-    at bigint;
-begin
-    foreach at in array first_unreadable.positions loop
-        begin
-            perform octet_length(event.payload::text), octet_length(event.headers::text),
-                    octet_length(concat(event.topic, event.key, event.organization, event.source,
-                                        event.user_id))
-               from outbox.events as event
-              where event.position = at
-                and event.created_at between created_from and created_until;
-        exception
-            when data_exception or program_limit_exceeded or internal_error then return at;
-        end;
-    end loop;
-    return null;
-end;
-$$;
-
-CREATE FUNCTION outbox.function_call(function text) RETURNS text
-    LANGUAGE plpgsql STABLE
-    AS $_$
-declare
-    target    pg_catalog.pg_proc;
-    arguments text[] := '{}';
-    n         integer;
-    name      text;
-    takes     text;
-    schema    text;
-begin
-    if function !~ '^[^.(]+[.][^.(]+([(].*[)])?$' then
-        raise exception using errcode = '22023',
-            message = format('config.function: %L is not the name of a function with its schema',
-                             function),
-            hint = 'For example {"function": "shop.on_order"}; where there are several of that '
-                   'name, "shop.on_order(jsonb)".';
-    end if;
-    select * into target from pg_catalog.pg_proc as candidate
-     where candidate.oid = case when function like '%(%' then to_regprocedure(function)::oid
-                                else to_regproc(function)::oid end;
-    if target.oid is null then
-        raise exception using errcode = '42883',
-            message = format('config.function: there is no function %s, or several', function),
-            hint = 'Create it first, and let the relay use it: grant usage on its schema and '
-                   'execute on it to outbox_relay.';
-    end if;
-    select namespace.nspname into schema
-      from pg_catalog.pg_namespace as namespace
-     where namespace.oid = target.pronamespace;
-    if schema in ('pg_catalog', 'information_schema', 'outbox') then
-        raise exception using errcode = '42501',
-            message = format('config.function: %s belongs to the system', function),
-            hint = 'Write a function of your own that calls it.';
-    end if;
-    if target.prokind <> 'f' or target.proretset or target.provariadic <> 0 then
-        raise exception using errcode = '42809',
-            message = format('config.function: %s is not a plain function', function),
-            hint = 'No procedures, aggregates, sets and variadic parameters.';
-    end if;
-    if target.pronargs = 1
-       and target.proargtypes[0] = 'jsonb'::regtype
-       and coalesce(target.proargnames[1], '') in ('', 'event') then
-        return format('select %I.%I($1)', schema, target.proname);
-    end if;
-    for n in 1 .. target.pronargs loop
-        name := coalesce(target.proargnames[n], '');
-        takes := format_type(target.proargtypes[n - 1], null);
-        if name in ('payload', 'headers') then
-            arguments := arguments || format('%I => ($1 -> %L)::%s', name, name, takes);
-        elsif name = 'event' then
-            arguments := arguments || format('%I => $1::%s', name, takes);
-        elsif name in ('id', 'topic', 'key', 'organization', 'source', 'user_id', 'schema_version',
-                       'created_at', 'position') then
-            arguments := arguments || format('%I => ($1 ->> %L)::%s', name, name, takes);
-        elsif n > target.pronargs - target.pronargdefaults then
-            null;  -- it has a default
-        else
-            raise exception using errcode = '42809',
-                message = format('config.function: %s has a parameter %L that is no field of an '
-                                 'event',
-                                 function, name),
-                hint = 'Take one jsonb, or parameters named event, id, topic, key, payload, '
-                       'headers, organization, source, user_id, schema_version, created_at, '
-                       'position.';
-        end if;
-    end loop;
-    return format('select %I.%I(%s)', schema, target.proname, array_to_string(arguments, ', '));
-end;
-$_$;
-
 CREATE FUNCTION outbox.grant_roles() RETURNS text[]
     LANGUAGE plpgsql
     AS $$
@@ -1817,26 +358,15 @@ declare
 begin
     for grant_row in
         select * from (values
-            ('outbox_publisher', 'usage on schema outbox'),
+            ('outbox_publisher', 'usage on schema outbox, outbox_internal'),
             ('outbox_publisher',
              'insert (id, topic, key, payload, headers, organization, source, user_id, priority, '
              'deliver_after, schema_version) on outbox.events'),
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
-            ('outbox_publisher',
-             'execute on function outbox.publish, outbox.new_id, outbox.headers_are_valid'),
-            ('outbox_publisher',
-             'execute on function outbox.capture, outbox.release, outbox.attach_capture, '
-             'outbox.capture_numbers, outbox.capture_settings, outbox.capture_mark, '
-             'outbox.capture_changes'),
-            -- capture_changes calls these with the rights of its own owner, who may not own them
-            ('outbox_publisher',
-             'execute on function outbox.capture_key, outbox.capture_text, outbox.capture_fit, '
-             'outbox.capture_payload, outbox.capture_json, outbox.capture_is_plain, '
-             'outbox.capture_expression, outbox.capture_simple, outbox.capture_simple_key, '
-             'outbox.capture_whole, outbox.capture_setting, outbox.capture_valid_headers, '
-             'outbox.capture_headers, outbox.capture_position, outbox.capture_in_order'),
+            ('outbox_publisher', 'execute on function outbox.publish, outbox.published, outbox.new_id'),
+            ('outbox_publisher', 'execute on function outbox.capture, outbox.release'),
             ('outbox_publisher', 'select on outbox.captures'),
-            ('outbox_relay', 'usage on schema outbox'),
+            ('outbox_relay', 'usage on schema outbox, outbox_internal'),
             ('outbox_relay', 'select on all tables in schema outbox'),
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
             ('outbox_relay',
@@ -1848,31 +378,21 @@ begin
             ('outbox_relay', 'update, delete on outbox.starts'),
             ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
-            ('outbox_relay',
-             'execute on function outbox.topic_pattern_is_valid, outbox.duration_is_valid, '
-             'outbox.function_call, outbox.call_function, outbox.declare_handler'),
-            ('outbox_relay',
-             'execute on function outbox.count_positions, outbox.first_positions, outbox.left_of, '
-             'outbox.first_unreadable'),
-            ('outbox_relay', 'execute on function outbox.capture_settings'),
-            ('outbox_relay', 'execute on function outbox.is_written_by'),
-            ('outbox_admin', 'usage on schema outbox'),
+            ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
+            ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
             ('outbox_admin', 'insert, update, delete on outbox.subscriptions, outbox.starts'),
             ('outbox_admin', 'insert, update, delete on outbox.event_types'),
-            ('outbox_admin', 'execute on all functions in schema outbox'),
-            ('outbox_monitor', 'usage on schema outbox'),
+            ('outbox_admin', 'execute on all functions in schema outbox, outbox_internal'),
+            ('outbox_monitor', 'usage on schema outbox, outbox_internal'),
             ('outbox_monitor',
              'select on outbox.subscription_status, outbox.event_status, outbox.log_status, '
              'outbox.relays, '
              'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
-            ('outbox_monitor', 'select on outbox.captures'),
-            ('outbox_monitor',
-             'execute on function outbox.count_positions, outbox.left_of, outbox.is_written_by'),
-            ('outbox_monitor', 'execute on function outbox.capture_settings')
+            ('outbox_monitor', 'select on outbox.captures')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
@@ -1886,13 +406,27 @@ begin
             end;
         end if;
     end loop;
-    -- Captured writes run with the rights of the owner of outbox.capture_changes. As a publisher it
-    -- keeps them when somebody else becomes the owner of the tables.
+    -- What most helpers do, they do with the rights of the caller.
+    for grant_row in
+        select proc.oid::regprocedure as helper, wanted.role
+          from pg_catalog.pg_proc as proc
+         cross join unnest(array['outbox_publisher', 'outbox_relay', 'outbox_monitor'])
+               as wanted (role)
+          join pg_catalog.pg_roles as known on known.rolname = wanted.role
+         where proc.pronamespace = 'outbox_internal'::regnamespace
+           and (not proc.prosecdef or proc.proname = 'capture_changes')
+         order by proc.proname, wanted.role
+    loop
+        execute format('grant execute on function %s to %I', grant_row.helper, grant_row.role);
+    end loop;
+    -- Captured writes run with the rights of the owner of capture_changes. As a publisher it keeps
+    -- them when somebody else becomes the owner of the tables.
     for grant_row in
         select distinct pg_catalog.pg_get_userbyid(proc.proowner) as role
           from pg_catalog.pg_proc as proc
           join pg_catalog.pg_roles as owner on owner.oid = proc.proowner and not owner.rolsuper
-         where proc.pronamespace = 'outbox'::regnamespace and proc.proname = 'capture_changes'
+         where proc.pronamespace = 'outbox_internal'::regnamespace
+           and proc.proname = 'capture_changes'
     loop
         begin
             execute format('grant outbox_publisher to %I', grant_row.role);
@@ -1904,6 +438,8 @@ begin
     return granted;
 end;
 $$;
+
+COMMENT ON FUNCTION outbox.grant_roles() IS 'Grant the groups outbox_publisher, outbox_relay, outbox_admin and outbox_monitor their rights. Run it after creating one of them. Returns the statements that it ran.';
 
 CREATE TABLE outbox.dead_letters (
     id bigint NOT NULL,
@@ -1928,22 +464,36 @@ CREATE TABLE outbox.dead_letters (
     schema_version integer
 );
 
-CREATE FUNCTION outbox.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) RETURNS boolean
+CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS SETOF outbox.dead_letters
     LANGUAGE sql STABLE
     AS $$
-    select (topic is null or outbox.topic_matches(topic, letter.topic))
-       and (error_like is null
-            or letter.reason like error_like
-            or letter.answer like error_like
-            or letter.status::text like error_like)
-       and (since is null or letter.died_at >= since)
+    -- A dead letter belongs to the subscription with its id, whatever that is called now.
+    select letter.id, letter.died_at, letter.subscription_id,
+           coalesce(target.name, letter.subscription), letter.reason, letter.status, letter.answer,
+           letter.attempts, letter.event_id, letter.position, letter.created_at, letter.topic,
+           letter.key, letter.payload, letter.headers, letter.organization, letter.source,
+           letter.user_id, letter.priority, letter.schema_version
+      from outbox.dead_letters as letter
+      left join outbox.subscriptions as target on target.id = letter.subscription_id
+     where (matching_dead_letters.subscription is null
+            or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
+       and outbox_internal.is_asked_for(
+               letter, matching_dead_letters.topic, matching_dead_letters.error_like,
+               matching_dead_letters.since)
 $$;
 
-CREATE FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) RETURNS boolean
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
+
+CREATE FUNCTION outbox.new_id() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
     AS $$
-    select row_xmin::text::bigint = xact::text::bigint % 4294967296
-$$;
+                select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
+                       placing substring(
+                           int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+                       from 1 for 6),
+                       52, 1), 53, 1), 'hex')::uuid$$;
+
+COMMENT ON FUNCTION outbox.new_id() IS 'An id for an event, a UUID of version 7, to know the id before publishing.';
 
 CREATE TABLE outbox.pages (
     id bigint NOT NULL,
@@ -1961,7 +511,7 @@ CREATE TABLE outbox.pages (
 )
 WITH (fillfactor='40', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
 
-CREATE FUNCTION outbox.left_of(page outbox.pages) RETURNS TABLE(subscription_id bigint, "position" bigint, number integer)
+CREATE FUNCTION outbox_internal.left_of(page outbox.pages) RETURNS TABLE(subscription_id bigint, "position" bigint, number integer)
     LANGUAGE sql STABLE
     AS $$
     select pair.subscription_id, pair.at, pair.number
@@ -1973,35 +523,6 @@ CREATE FUNCTION outbox.left_of(page outbox.pages) RETURNS TABLE(subscription_id 
              cross join lateral generate_series(lower(span), upper(span) - 1) as at) as pair
      where not page.done @> pair.number
 $$;
-
-CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS SETOF outbox.dead_letters
-    LANGUAGE sql STABLE
-    AS $$
-    -- A dead letter belongs to the subscription with its id, whatever that is called now.
-    select letter.id, letter.died_at, letter.subscription_id,
-           coalesce(target.name, letter.subscription), letter.reason, letter.status, letter.answer,
-           letter.attempts, letter.event_id, letter.position, letter.created_at, letter.topic,
-           letter.key, letter.payload, letter.headers, letter.organization, letter.source,
-           letter.user_id, letter.priority, letter.schema_version
-      from outbox.dead_letters as letter
-      left join outbox.subscriptions as target on target.id = letter.subscription_id
-     where (matching_dead_letters.subscription is null
-            or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
-       and outbox.is_asked_for(
-               letter, matching_dead_letters.topic, matching_dead_letters.error_like,
-               matching_dead_letters.since)
-$$;
-
-COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
-
-CREATE FUNCTION outbox.new_id() RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    AS $$
-                select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
-                       placing substring(
-                           int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
-                       from 1 for 6),
-                       52, 1), 53, 1), 'hex')::uuid$$;
 
 CREATE TABLE outbox.attempts (
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
@@ -2060,8 +581,8 @@ CREATE TABLE outbox.events (
     payload outbox.payload NOT NULL,
     headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
     organization outbox.organization,
-    source outbox.origin,
-    user_id outbox.origin,
+    source outbox.source,
+    user_id outbox.user_id,
     priority outbox.priority DEFAULT 0 NOT NULL,
     deliver_after outbox.instant,
     schema_version integer
@@ -2166,7 +687,7 @@ CREATE VIEW outbox.waiting AS
             LEAST((page.deaths + 1), 2) AS "least",
             false
            FROM (outbox.pages page
-             CROSS JOIN LATERAL outbox.left_of(page.*) pair(subscription_id, "position", number))
+             CROSS JOIN LATERAL outbox_internal.left_of(page.*) pair(subscription_id, "position", number))
           WHERE (page.due_at <= now())
         UNION ALL
          SELECT backlog.subscription_id,
@@ -2227,7 +748,7 @@ CREATE FUNCTION outbox.pause(name text) RETURNS boolean
     AS $$
 begin
     update outbox.subscriptions as existing set active = false
-     where existing.id = outbox.subscription_id(pause.name) and existing.active;
+     where existing.id = outbox_internal.subscription_id(pause.name) and existing.active;
     return found;
 end;
 $$;
@@ -2238,8 +759,24 @@ CREATE FUNCTION outbox.publish(topic text, payload jsonb, key text DEFAULT NULL:
     LANGUAGE plpgsql
     AS $$
 declare
-    event_id uuid := publish.id;
+    event_id       uuid                := publish.id;
+    -- Checked here, an error does not show the statement below.
+    topic          outbox.topic        := publish.topic;
+    payload        outbox.payload      := publish.payload;
+    key            outbox.key          := publish.key;
+    headers        outbox.headers      := coalesce(publish.headers, '{}');
+    organization   outbox.organization := publish.organization;
+    priority       outbox.priority     := coalesce(publish.priority, 0);
+    deliver_after  outbox.instant      := publish.deliver_after;
+    source         outbox.source       := publish.source;
+    user_id        outbox.user_id      := publish.user_id;
 begin
+    if topic is null or payload is null then
+        raise exception using errcode = '23502',
+            message = case when topic is null then 'topic: is null' else 'payload: is null' end,
+            hint = case when topic is null then 'Name what happened, such as shop.orders.create.'
+                        else 'The null of JSON is ''null''::jsonb.' end;
+    end if;
     if event_id is null then
         event_id := outbox.new_id();
     else
@@ -2252,23 +789,30 @@ begin
         id, topic, key, payload, headers, organization, priority, deliver_after, source, user_id,
         schema_version)
     values (
-        event_id, publish.topic, publish.key, publish.payload, coalesce(publish.headers, '{}'),
-        publish.organization, coalesce(publish.priority, 0), publish.deliver_after, publish.source,
-        publish.user_id, publish.schema_version);
+        event_id, topic, key, payload, headers, organization, priority, deliver_after, source,
+        user_id, publish.schema_version);
     return event_id;
 end;
 $$;
 
 COMMENT ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) IS 'Publish one event in the current transaction. Returns its id. The same id twice is one event.';
 
-CREATE FUNCTION outbox.record_writer() RETURNS trigger
-    LANGUAGE plpgsql
+CREATE FUNCTION outbox.published(topic text DEFAULT NULL::text) RETURNS SETOF outbox.events
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
-    new.recorded_by := pg_current_xact_id();
-    return new;
+    perform outbox_internal.check_topic_pattern(published.topic);
+    return query
+        select event.*
+          from outbox.events as event
+         where event.xid = pg_current_xact_id_if_assigned()
+           and (published.topic is null or outbox.topic_matches(published.topic, event.topic))
+         order by event.position;
 end;
 $$;
+
+COMMENT ON FUNCTION outbox.published(topic text) IS 'The events that the current transaction has published so far, in the order of publishing, of topics that match the pattern. For tests of applications.';
 
 CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2279,17 +823,18 @@ CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text 
     AS $$
 declare
     target_id bigint := case when redrive.subscription is not null
-                             then outbox.subscription_id(redrive.subscription) end;
+                             then outbox_internal.subscription_id(redrive.subscription) end;
     chosen  bigint[];
     redriven bigint;
 begin
-    perform outbox.check_max_rows(redrive.max_rows);
-    perform outbox.check_topic_pattern(redrive.topic);
+    perform outbox_internal.check_max_rows(redrive.max_rows);
+    perform outbox_internal.check_topic_pattern(redrive.topic);
     select array_agg(taken.id) into chosen
       from (select letter.id
               from outbox.dead_letters as letter
              where (target_id is null or letter.subscription_id = target_id)
-               and outbox.is_asked_for(letter, redrive.topic, redrive.error_like, redrive.since)
+               and outbox_internal.is_asked_for(letter, redrive.topic, redrive.error_like,
+                                                redrive.since)
                and letter.event_id is not null  -- what could not be read is never sent
                and exists (select from outbox.subscriptions as target
                             where target.id = letter.subscription_id)
@@ -2350,7 +895,7 @@ begin
     for attached in
         select t.tgrelid::regclass as captured, t.tgname as name
           from pg_trigger as t
-         where t.tgfoid = 'outbox.capture_changes()'::regprocedure and t.tgparentid = 0
+         where t.tgfoid = 'outbox_internal.capture_changes()'::regprocedure and t.tgparentid = 0
            and (t.tgrelid = "table"
                 or t.tgrelid in (select tree.relid from pg_partition_tree("table") as tree))
     loop
@@ -2373,7 +918,7 @@ begin
                         else existing.state end,
            state_reason = case when existing.state in ('gone', 'disabled') then null
                                else existing.state_reason end
-     where existing.id = outbox.subscription_id(resume.name)
+     where existing.id = outbox_internal.subscription_id(resume.name)
        and (not existing.active
             or exists (select from outbox.asked_pauses as pause
                         where pause.subscription_id = existing.id)
@@ -2395,8 +940,8 @@ begin
         subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
            least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true
-      from outbox.take_waiting(retry.subscription, retry.topic, retry.event, retry.error_like,
-                               retry.max_rows, true) as taken
+      from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
+                                        retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
     get diagnostics retried = row_count;
     if retried > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
@@ -2408,7 +953,1653 @@ $$;
 
 COMMENT ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) IS 'Make matching deliveries due that wait, also behind a breaker. Their attempts go on counting. Returns how many; call again while it returns max_rows. Those of a paused subscription wait until it is resumed, and what an application scheduled for later is sent early only if its event is named.';
 
-CREATE FUNCTION outbox.retry_after_correction() RETURNS trigger
+CREATE FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb DEFAULT '{}'::jsonb, filter text DEFAULT NULL::text, transform text DEFAULT NULL::text, organization text DEFAULT NULL::text, ordering text DEFAULT 'none'::text, retry jsonb DEFAULT '{}'::jsonb, keys text[] DEFAULT NULL::text[], max_in_flight integer DEFAULT NULL::integer, match jsonb DEFAULT NULL::jsonb, start text DEFAULT 'now'::text, schema_version integer DEFAULT NULL::integer) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+declare
+    subscription_id bigint;
+    is_new          boolean;
+    since           timestamptz;
+    detail          text;
+    hint            text;
+begin
+    if subscribe.start is distinct from 'now' and subscribe.start is distinct from 'beginning' then
+        begin
+            since := subscribe.start::timestamptz;
+        exception when others then
+            since := null;
+        end;
+        if since is null or not isfinite(since) then
+            raise exception using errcode = '22023',
+                message = format('start: %L is neither now, beginning nor a time', subscribe.start),
+                hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription '
+                       'is created.';
+        end if;
+    end if;
+    begin
+        insert into outbox.subscriptions as existing (
+            name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys,
+            max_in_flight, schema_version)
+        values (
+            subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'),
+            subscribe.match, subscribe.filter, subscribe.transform, subscribe.organization,
+            coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys,
+            subscribe.max_in_flight, subscribe.schema_version)
+        on conflict on constraint subscriptions_name_key do update
+           set topics = excluded.topics, sink = excluded.sink, config = excluded.config,
+               match = excluded.match, filter = excluded.filter, transform = excluded.transform,
+               organization = excluded.organization, ordering = excluded.ordering,
+               retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight,
+               schema_version = excluded.schema_version
+         where (existing.topics, existing.sink, existing.config, existing.match, existing.filter,
+                existing.transform, existing.organization, existing.ordering, existing.retry,
+                existing.keys, existing.max_in_flight, existing.schema_version)
+               is distinct from
+               (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter,
+                excluded.transform, excluded.organization, excluded.ordering, excluded.retry,
+                excluded.keys, excluded.max_in_flight, excluded.schema_version)
+        returning existing.id, existing.xmax = 0 into subscription_id, is_new;
+    exception when data_exception or integrity_constraint_violation or feature_not_supported then
+        -- Raised again, an error does not show the statement above.
+        get stacked diagnostics detail = pg_exception_detail, hint = pg_exception_hint;
+        raise exception using errcode = sqlstate,
+            message = concat_ws('. ', sqlerrm, nullif(detail, '')),
+            hint = coalesce(nullif(hint, ''), 'See docs/subscribe.md.');
+    end;
+    if is_new and subscribe.start <> 'now' then
+        insert into outbox.starts (subscription_id, since)
+        select made.id, made.since from (select subscription_id, since) as made (id, since);
+    end if;
+    if subscription_id is null then  -- it existed already and did not change
+        select existing.id into subscription_id
+          from outbox.subscriptions as existing
+         where existing.name = subscribe.name;
+    end if;
+    return subscription_id;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) IS 'Create or change a subscription. Calling it twice changes nothing. A pause is kept. Past events are delivered only with start. Returns the id.';
+
+CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+    select ('.' || topic) ~ outbox_internal.topic_expression(pattern)
+$$;
+
+CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    delete from outbox.subscriptions as existing where existing.name = unsubscribe.name;
+    return found;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
+
+CREATE FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    known       record;
+    prefix      text;
+    wanted      text[] := coalesce(operations, '{insert,update,delete}');
+    listed      text[] := array(select distinct l.name
+                                  from unnest(coalesce(columns, exclude)) as l (name)
+                                 order by l.name);
+    key_names   text[] := '{}';
+    identity    text[];
+    names       text[];
+    item        text;
+    argument    text;
+    statements  text[];
+    probe       refcursor;
+begin
+    if relation is null then
+        raise exception using errcode = '22023',
+            message = 'table: is null',
+            hint = 'Name a table, for example outbox.capture(''public.orders'').';
+    end if;
+    select c.oid, c.relkind, c.relpersistence, c.relispartition, c.relowner, n.nspname, c.relname,
+           exists (select from pg_inherits as i
+                    where i.inhrelid = c.oid
+                       or (i.inhparent = c.oid and c.relkind = 'r')) as inherits
+      into known
+      from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+     where c.oid = relation;
+
+    if known.relkind not in ('r', 'p') then
+        raise exception using errcode = '42809',
+            message = format('table: %s is a %s, and only tables can be captured', relation,
+                             case known.relkind when 'v' then 'view'
+                                                when 'm' then 'materialized view'
+                                                when 'f' then 'foreign table'
+                                                when 'S' then 'sequence'
+                                                when 't' then 'TOAST table'
+                                                else 'relation without rows' end),
+            hint = case when known.relkind in ('v', 'm') then 'Capture the tables that it reads.'
+                        when known.relkind = 'f'
+                        then 'Capture the table in its own database; changes made there do not run '
+                             'triggers here.'
+                        else 'Name a table.' end;
+    elsif known.nspname in ('pg_catalog', 'information_schema') or known.oid < 16384 then
+        raise exception using errcode = '42809',
+            message = format('table: %s is a system table', relation);
+    elsif known.nspname in ('outbox', 'outbox_internal') then
+        raise exception using errcode = '42809',
+            message = format('table: %s belongs to the outbox; each event would create another',
+                             relation);
+    elsif known.relpersistence = 't' then
+        raise exception using errcode = '42809',
+            message = format('table: %s is temporary', relation),
+            hint = 'Only its session sees it. Publish events with outbox.publish instead.';
+    elsif known.relispartition then
+        raise exception using errcode = '42809',
+            message = format('table: %s is a partition', relation),
+            hint = format('Capture the whole table: outbox.capture(%L).',
+                          pg_partition_root(relation)::text);
+    elsif known.inherits then
+        raise exception using errcode = '42809',
+            message = format('table: %s inherits or is inherited from', relation),
+            hint = 'A change through the parent does not run the triggers of the child. Tables '
+                   'with declarative partitions can be captured.';
+    elsif not pg_has_role(known.relowner, 'usage') then
+        raise exception using errcode = '42501',
+            message = format('table: must be owner of table %s', relation);
+    end if;
+
+    select coalesce(array_agg(a.attname::text order by a.attnum), '{}') into names
+      from pg_attribute as a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
+
+    prefix := coalesce(topic, known.nspname || '.' || known.relname);
+    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
+        raise exception using errcode = '22023',
+            message = format('topic: %L is not a valid prefix of topics', prefix),
+            hint = 'Use segments separated by dots, without blanks and stars, at most 248 characters '
+                   '(".create" is appended), such as topic => ''shop.orders''.';
+    end if;
+
+    if cardinality(wanted) = 0 then
+        raise exception using errcode = '22023',
+            message = 'operations: is empty',
+            hint = 'To stop capturing a table: outbox.release.';
+    end if;
+    foreach item in array wanted loop
+        if item is null or item not in ('insert', 'update', 'delete') then
+            raise exception using errcode = '22023',
+                message = format('operations: %L is not an operation', item),
+                hint = 'Use insert, update and delete.';
+        end if;
+    end loop;
+    select array_agg(distinct o.operation) into wanted from unnest(wanted) as o (operation);
+
+    if columns is not null and exclude is not null then
+        raise exception using errcode = '22023',
+            message = 'exclude: cannot be combined with columns',
+            hint = 'List either the columns to show or those to hide.';
+    end if;
+    foreach item in array listed loop
+        if item is null or item <> all (names) then
+            raise exception using errcode = '42703',
+                message = format('%s: table %s has no column %L',
+                                 case when columns is null then 'exclude' else 'columns' end,
+                                 relation, item);
+        end if;
+    end loop;
+    if cardinality(columns) = 0 or listed @> names and columns is null then
+        raise exception using errcode = '22023',
+            message = format('%s: leaves no column to show',
+                             case when columns is null then 'exclude' else 'columns' end);
+    end if;
+
+    select coalesce(array_agg(a.attname::text order by k.place), '{}') into identity
+      from pg_index as i
+     cross join lateral unnest(i.indkey::int2[]) with ordinality as k (attnum, place)
+      join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = k.attnum
+     where i.indrelid = relation and i.indisprimary and k.place <= i.indnkeyatts;
+    if key is null then
+        key_names := identity;
+    else
+        foreach item in array
+            case when key = '' or key = any (names) then array[key]
+                 else string_to_array(key, ',') end
+        loop
+            item := case when item = any (names) then item else btrim(item) end;
+            if item <> all (names) then
+                raise exception using errcode = '42703',
+                    message = format('key: table %s has no column %L', relation, item),
+                    hint = 'Use one column, or several separated by commas.';
+            end if;
+            key_names := key_names || item;
+        end loop;
+    end if;
+
+    argument := jsonb_build_object(
+        'topic', prefix,
+        'diff', coalesce(diff, true),
+        'condition', condition,
+        'table', relation::oid::bigint,
+        'key', key_names::text,
+        'key_at', outbox_internal.capture_numbers(relation, key_names)::text,
+        'identity', identity::text,
+        'identity_at', outbox_internal.capture_numbers(relation, identity)::text,
+        'exclude', columns is null,
+        'listed', listed::text,
+        'listed_at', outbox_internal.capture_numbers(relation, listed)::text,
+        'operations', wanted::text);
+
+    -- Compares existing with required triggers. If they are the same, nothing is locked.
+    with operation as (
+        -- Row triggers are needed for a condition, for updates without an identity to pair rows by,
+        -- and for partitioned tables without one, where an update may become a delete and an insert
+        -- in two partitions.
+        select o.operation,
+               condition is not null
+               or (identity = '{}'
+                   and (known.relkind = 'p' or o.operation = 'update')) as by_row
+          from unnest(wanted) as o (operation)
+    ),
+    should as (
+        select relation as captured, 'outbox_capture_' || o.operation as name, o.operation,
+               o.by_row, true as same
+          from operation as o
+        union all
+        -- A statement on a partition runs only the triggers of that partition. PostgreSQL copies
+        -- row triggers to partitions itself.
+        select tree.relid, 'outbox_capture_partition_' || o.operation, o.operation, false, true
+          from pg_partition_tree(relation) as tree
+          join pg_class as c on c.oid = tree.relid and c.relkind in ('r', 'p'),
+               operation as o
+         where tree.relid <> relation and not o.by_row
+    ),
+    present as (
+        select t.tgrelid::regclass as captured, t.tgname::text as name,
+               t.tgtype::int & 1 = 1 as by_row,
+               t.tgargs = convert_to(argument, getdatabaseencoding()) || decode('00', 'hex') as same
+          from pg_trigger as t
+         where t.tgfoid = 'outbox_internal.capture_changes()'::regprocedure and t.tgparentid = 0
+           and (t.tgrelid = relation
+                or t.tgrelid in (select tree.relid from pg_partition_tree(relation) as tree))
+    ),
+    difference as (
+        select present.captured as old, should.captured as new,
+               coalesce(present.name, should.name) as name, should.operation, should.by_row
+          from should
+          full join present
+            on present.captured = should.captured
+           and present.name = should.name
+           and present.by_row = should.by_row
+           and present.same = should.same
+         where present.captured is null or should.captured is null
+    )
+    select array_agg(case when d.old is not null then format('drop trigger %I on %s', d.name, d.old)
+                          else format('create trigger %I after %s on %s %s for each %s '
+                                      'execute function outbox_internal.capture_changes(%L)',
+                                      d.name, d.operation, d.new,
+                                      case when d.by_row then ''
+                                           else 'referencing'
+                                                || case when d.operation <> 'insert'
+                                                        then ' old table as outbox_before'
+                                                        else '' end
+                                                || case when d.operation <> 'delete'
+                                                        then ' new table as outbox_after'
+                                                        else '' end end,
+                                      case when not d.by_row
+                                           then format('statement when (%s)',
+                                                       outbox_internal.capture_mark(relation,
+                                                                                    d.operation))
+                                           when condition is null then 'row'
+                                           else E'row when ((' || condition || E'\n))' end,
+                                      argument) end
+                     order by d.old is null, d.name, d.old, d.new)
+      into statements
+      from difference as d;
+    if statements is null then
+        return prefix;
+    end if;
+
+    execute format('lock table %s in share row exclusive mode', relation);
+    begin
+        perform set_config('search_path', caller_path, true);
+        if condition is not null then
+            -- A cursor accepts only one statement, so a condition with a second statement is
+            -- refused before it runs.
+            open probe for execute
+                pg_catalog.format(E'select (%s\n) from %s as new, %s as old where false',
+                                  condition, relation, relation);
+            close probe;
+        end if;
+        foreach item in array statements loop
+            execute item;
+        end loop;
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    exception
+        when syntax_error_or_access_rule_violation
+            or feature_not_supported
+            or data_exception
+            or invalid_object_definition
+            or invalid_cursor_definition
+        then
+            if condition is null or sqlstate = '42501' then
+                raise;
+            end if;
+            raise exception using errcode = sqlstate, message = format('condition: %s', sqlerrm),
+                hint = 'Write an expression about NEW and OLD, as in WHEN of a trigger. An insert '
+                       'has no OLD and a delete no NEW, so limit the operations, such as '
+                       'operations => ''{update}''.';
+    end;
+    return prefix;
+end;
+$_$;
+
+CREATE FUNCTION outbox_internal.bump_generation() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if current_setting('outbox.generation_bumped_by', true)
+       is distinct from pg_current_xact_id()::text then
+        perform set_config('outbox.generation_bumped_by', pg_current_xact_id()::text, true);
+        update outbox.generation set value = value + 1;
+    end if;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) RETURNS TABLE(number integer, code text, message text)
+    LANGUAGE plpgsql
+    AS $$
+declare
+    call    text := outbox_internal.function_call(function);
+    rows    bigint[] := '{}';
+    worked  integer[] := '{}';
+    caller  text := current_user;
+    settled bigint;
+    n       integer;
+    held    record;
+begin
+    for n in 1 .. cardinality(numbers) loop
+        number := n;
+        begin
+            execute call using events[n]::jsonb;
+            if current_user <> caller then
+                raise exception using errcode = '42501',
+                    message = format('the function left the role as %s', current_user);
+            end if;
+            if pages[n] is null then
+                rows := rows || numbers[n];
+            else
+                worked := worked || n;
+            end if;
+            code := null;
+            message := null;
+        exception when others then
+            get stacked diagnostics code = returned_sqlstate, message = message_text;
+        end;
+        return next;
+    end loop;
+    -- What the application put off to the commit runs now, while the limit for statements holds and
+    -- no delivery is locked.
+    set constraints all immediate;
+    for held in
+        select pages[at] as page,
+               range_agg(int4range(numbers[at]::integer, numbers[at]::integer + 1)) as done
+          from unnest(worked) as at group by pages[at] order by pages[at]
+    loop
+        update outbox.pages as page set done = page.done + held.done
+         where page.id = held.page
+           and page.lease_token = any (lease_tokens)
+           and not page.done && held.done;
+        if not found then
+            raise exception using errcode = '40001',
+                message = 'the lease of a delivery was lost while its function ran: all is undone';
+        end if;
+    end loop;
+    delete from outbox.deliveries as delivery
+     where delivery.id = any (rows) and delivery.lease_token = any (lease_tokens);
+    get diagnostics settled = row_count;
+    if settled <> cardinality(rows) then
+        raise exception using errcode = '40001',
+            message = 'the lease of a delivery was lost while its function ran: all is undone';
+    end if;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.capture_changes() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET "DateStyle" TO 'ISO, YMD'
+    SET "IntervalStyle" TO 'iso_8601'
+    SET bytea_output TO 'hex'
+    SET extra_float_digits TO '1'
+    AS $_$
+declare
+    settings     jsonb   := tg_argv[0];
+    key_at       int2[]  := settings ->> 'key_at';
+    -- whether the settings allow the short path; the columns are looked up later
+    is_simple    boolean := settings ->> 'listed' = '{}' and cardinality(key_at) = 1
+                            and settings ->> 'identity_at' = settings ->> 'key_at'
+                            and (settings ->> 'table')::oid = tg_relid;
+    simple_key   text;
+    rows         bigint  := 1;                        -- rows of the statement: 0, 1, or 2 for more
+    row_before   jsonb;
+    row_after    jsonb;
+    prefix       text;
+    diff         boolean;
+    described    oid;                                 -- table to which the numbers refer
+    identity_at  int2[];
+    listed       text[];                              -- columns shown, or with exclude, hidden
+    listed_at    int2[];
+    exclude      boolean;
+    all_hidden   boolean := false;
+    key_columns  text[];
+    identity_columns text[];
+    hidden       text[];
+    is_plain     boolean;
+    organization text;
+    user_id      text;
+    source       text;
+    headers      jsonb;
+    expression   text;
+    payload      jsonb;
+    befores      jsonb[];
+    afters       jsonb[];
+    first        bigint;
+    -- whether no other capture of the table is open or has ended meanwhile; then this one is ended
+    is_alone     boolean :=
+        case when current_setting('outbox.capturing_' || (settings ->> 'table'), true)
+                  = left(tg_op, 1)
+             then set_config('outbox.capturing_' || (settings ->> 'table'), '', true) = ''
+             else tg_level = 'ROW' end;
+begin
+    if not is_alone then
+        first := outbox_internal.capture_position();
+    end if;
+
+    <<written>>
+    begin
+        if tg_level = 'STATEMENT' then
+            -- A trigger made by hand without transition tables would read these instead, with the
+            -- rights of the owner.
+            if to_regclass('pg_temp.outbox_before') is not null
+               or to_regclass('pg_temp.outbox_after') is not null then
+                raise exception using errcode = '42501',
+                    message = 'a temporary relation must not be called outbox_before or '
+                              'outbox_after',
+                    hint = 'outbox.capture uses these names for the changed rows.';
+            end if;
+            if tg_op = 'DELETE' then
+                rows := (select count(*) from (select from outbox_before limit 2) as n);
+            else
+                rows := (select count(*) from (select from outbox_after limit 2) as n);
+            end if;
+            if rows = 0 then  -- no event, so no notification
+                exit written;
+            end if;
+        end if;
+
+        -- The short path. No row is converted before capture_simple has read its types: to_jsonb of
+        -- another type could call code of the type's owner.
+        if is_simple and tg_level = 'STATEMENT' and tg_op = 'INSERT' then
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select (settings ->> 'topic') || '.create',
+                   outbox_internal.capture_simple_key(n.held, simple.key_column),
+                   outbox_internal.capture_whole(n.held),
+                   outbox_internal.capture_headers(),
+                   outbox_internal.capture_setting('outbox.organization'),
+                   outbox_internal.capture_setting('outbox.user_id'),
+                   outbox_internal.capture_setting('outbox.source')
+              from outbox_internal.capture_simple(tg_relid, key_at) as simple
+             cross join lateral (select to_jsonb(n.*) as held
+                                   from outbox_after as n
+                                  where simple.key_column is not null offset 0) as n;
+            if found then
+                exit written;
+            end if;
+        elsif is_simple and tg_level = 'STATEMENT' and tg_op = 'DELETE' then
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select (settings ->> 'topic') || '.delete',
+                   outbox_internal.capture_simple_key(n.held, simple.key_column),
+                   outbox_internal.capture_whole(n.held),
+                   outbox_internal.capture_headers(),
+                   outbox_internal.capture_setting('outbox.organization'),
+                   outbox_internal.capture_setting('outbox.user_id'),
+                   outbox_internal.capture_setting('outbox.source')
+              from outbox_internal.capture_simple(tg_relid, key_at) as simple
+             cross join lateral (select to_jsonb(n.*) as held
+                                   from outbox_before as n
+                                  where simple.key_column is not null offset 0) as n;
+            if found then
+                exit written;
+            end if;
+        elsif is_simple then
+            select simple.key_column into simple_key
+              from outbox_internal.capture_simple(tg_relid, key_at) as simple;
+        end if;
+
+        if rows = 1 and simple_key is not null then
+            if tg_level = 'STATEMENT' then
+                select o.held, n.held into row_before, row_after
+                  from (select to_jsonb(o.*) as held from outbox_before as o) as o,
+                       (select to_jsonb(n.*) as held from outbox_after as n) as n;
+            else
+                if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
+                if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
+            end if;
+            if row_before = row_after then  -- no visible column changed
+                exit written;
+            end if;
+            if row_before is null or row_after is null
+               or row_before ->> simple_key is not distinct from row_after ->> simple_key then
+                insert into outbox.events (
+                    topic, key, payload, headers, organization, user_id, source)
+                values (
+                    (settings ->> 'topic') || case when row_before is null then '.create'
+                                                   when row_after is null then '.delete'
+                                                   else '.update' end,
+                    outbox_internal.capture_simple_key(coalesce(row_after, row_before), simple_key),
+                    outbox_internal.capture_payload(row_before, row_after, '{}',
+                                           (settings ->> 'diff')::boolean),
+                    outbox_internal.capture_headers(),
+                    outbox_internal.capture_setting('outbox.organization'),
+                    outbox_internal.capture_setting('outbox.user_id'),
+                    outbox_internal.capture_setting('outbox.source'));
+                exit written;
+            end if;
+        end if;
+
+        prefix       := settings ->> 'topic';
+        diff         := settings ->> 'diff';
+        described    := settings ->> 'table';
+        identity_at  := settings ->> 'identity_at';
+        listed       := settings ->> 'listed';
+        listed_at    := settings ->> 'listed_at';
+        exclude      := settings ->> 'exclude';
+        organization := outbox_internal.capture_setting('outbox.organization');
+        user_id      := outbox_internal.capture_setting('outbox.user_id');
+        source       := outbox_internal.capture_setting('outbox.source');
+        headers      := outbox_internal.capture_headers();
+
+        if tg_relid <> described
+           and not exists (select from pg_partition_ancestors(tg_relid) as ancestor (relation)
+                            where ancestor.relation = described) then
+            -- The table was restored from a dump, or is a detached partition, whose triggers do
+            -- nothing.
+            if starts_with(tg_name, 'outbox_capture_partition_') and not exists (
+                   select from pg_partition_ancestors(tg_relid) as ancestor (relation)
+                     join pg_trigger as own on own.tgrelid = tg_relid and own.tgname = tg_name
+                     join pg_trigger as other
+                       on other.tgrelid = ancestor.relation
+                      and other.tgfoid = own.tgfoid
+                      and other.tgargs = own.tgargs
+                    where ancestor.relation <> tg_relid) then
+                exit written;
+            end if;
+            described   := tg_relid;
+            key_at      := outbox_internal.capture_numbers(tg_relid, (settings ->> 'key')::text[]);
+            identity_at := outbox_internal.capture_numbers(tg_relid,
+                                                           (settings ->> 'identity')::text[]);
+            listed_at   := outbox_internal.capture_numbers(tg_relid, listed);
+            -- An excluded column was renamed before the dump: hide all columns, so that it is not
+            -- shown.
+            all_hidden  := exclude and cardinality(listed_at) < cardinality(listed);
+        end if;
+
+        if simple_key is not null then
+            key_columns := array[simple_key];
+            identity_columns := key_columns;
+            hidden   := '{}';
+            is_plain := true;
+        else
+            select coalesce(array_agg(a.name order by array_position(key_at, a.attnum))
+                                filter (where a.attnum = any (key_at)),
+                            '{}'),
+                   coalesce(array_agg(a.name order by array_position(identity_at, a.attnum))
+                                filter (where a.attnum = any (identity_at)),
+                            '{}'),
+                   coalesce(array_agg(a.name) filter (where a.is_hidden), '{}'),
+                   -- Do not read a long value that is not shown.
+                   bool_and((case when a.atttypid < 16384 then a.atttypid not in (114, 199)
+                                  else outbox_internal.capture_is_plain(a.atttypid) end)
+                            and not (a.is_hidden and a.attlen < 0))
+              into key_columns, identity_columns, hidden, is_plain
+              from (select attribute.attnum, attribute.atttypid, attribute.attlen,
+                           attribute.attname::text as name,
+                           all_hidden or attribute.attgenerated = 'v'  -- not computed in a trigger
+                           or case when exclude
+                                   then attribute.attnum = any (listed_at)
+                                        or attribute.attname = any (listed)
+                                   else not attribute.attnum = any (listed_at) end as is_hidden
+                      from pg_attribute as attribute
+                     where attribute.attrelid = described
+                       and attribute.attnum > 0
+                       and not attribute.attisdropped) as a;
+            if cardinality(key_columns) < cardinality(key_at) then
+                key_columns := '{}';  -- a column of the key was dropped
+            end if;
+            if cardinality(identity_columns) < cardinality(identity_at) then
+                identity_columns := '{}';
+            end if;
+        end if;
+
+        if not is_plain then
+            select format('(select to_jsonb(part.*) from (select %s) as part)',
+                          string_agg(case when a.atttypid < 16384 and a.atttypid not in (114, 199)
+                                          then format('n.%I', a.attname)
+                                          else format('%s as %I',
+                                                      outbox_internal.capture_expression(
+                                                          a.atttypid, format('n.%I', a.attname)),
+                                                      a.attname) end,
+                                     ', ' order by a.attnum))
+              into expression
+              from pg_attribute as a
+             where a.attrelid = described and a.attnum > 0 and not a.attisdropped
+               and (a.attname <> all (hidden) or a.attname = any (key_columns || identity_columns));
+        end if;
+
+        -- Three variants: one row, which is the usual case; many rows; many rows that need an
+        -- expression.
+        if rows = 1 then
+            if not is_plain then
+                if tg_level = 'ROW' then
+                    if tg_op <> 'INSERT' then
+                        execute format('select %s from (select ($1).*) as n', expression)
+                           into row_before using old;
+                    end if;
+                    if tg_op <> 'DELETE' then
+                        execute format('select %s from (select ($1).*) as n', expression)
+                           into row_after using new;
+                    end if;
+                else
+                    if tg_op <> 'INSERT' then
+                        execute format('select %s from outbox_before as n', expression)
+                           into row_before;
+                    end if;
+                    if tg_op <> 'DELETE' then
+                        execute format('select %s from outbox_after as n', expression)
+                           into row_after;
+                    end if;
+                end if;
+            elsif tg_level = 'ROW' then
+                if tg_op <> 'INSERT' then row_before := to_jsonb(old.*); end if;
+                if tg_op <> 'DELETE' then row_after := to_jsonb(new.*); end if;
+            else
+                if tg_op <> 'INSERT' then
+                    row_before := (select to_jsonb(n.*) from outbox_before as n);
+                end if;
+                if tg_op <> 'DELETE' then
+                    row_after := (select to_jsonb(n.*) from outbox_after as n);
+                end if;
+            end if;
+            if row_before is not null and row_after is not null
+               and outbox_internal.capture_key(row_before, identity_columns)
+                   is distinct from outbox_internal.capture_key(row_after, identity_columns) then
+                befores := array[row_before, null];
+                afters  := array[null, row_after];
+            else
+                befores := array[row_before];
+                afters  := array[row_after];
+            end if;
+            for place in 1 .. cardinality(befores) loop
+                payload := outbox_internal.capture_payload(befores[place], afters[place],
+                                                           hidden, diff);
+                if payload is not null then
+                    insert into outbox.events (
+                        topic, key, payload, headers, organization, user_id, source)
+                    values (
+                        prefix || case when befores[place] is null then '.create'
+                                       when afters[place] is null then '.delete'
+                                       else '.update' end,
+                        outbox_internal.capture_key(coalesce(afters[place], befores[place]),
+                                                    key_columns),
+                        payload, headers, organization, user_id, source);
+                end if;
+            end loop;
+
+        elsif is_plain and tg_op = 'INSERT' then
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select prefix || '.create', outbox_internal.capture_key(n.held, key_columns),
+                   outbox_internal.capture_payload(null, n.held, hidden, diff),
+                   headers, organization, user_id, source
+              from (select to_jsonb(n.*) as held from outbox_after as n offset 0) as n;
+
+        elsif is_plain and tg_op = 'DELETE' then
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select prefix || '.delete', outbox_internal.capture_key(n.held, key_columns),
+                   outbox_internal.capture_payload(n.held, null, hidden, diff),
+                   headers, organization, user_id, source
+              from (select to_jsonb(n.*) as held from outbox_before as n offset 0) as n;
+
+        elsif is_plain then
+            -- PostgreSQL does not tell which old row became which new one, so they are paired by
+            -- identity, the primary key. A row whose identity changed counts as deleted and
+            -- created. A row may occur twice in a statement (by foreign key cascades); its
+            -- occurrences are paired in order. If a column of the identity was dropped, all rows
+            -- are paired in order. A full join is never a nested loop.
+            insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+            select prefix || case when pair.before is null then '.create'
+                                  when pair.after is null then '.delete'
+                                  else '.update' end,
+                   outbox_internal.capture_key(coalesce(pair.after, pair.before), key_columns),
+                   pair.payload, headers, organization, user_id, source
+              from (select pair.*,
+                           outbox_internal.capture_payload(pair.before, pair.after, hidden,
+                                                           diff) as payload
+                      from (select o.held as before, n.held as after,
+                                   coalesce(n.place, o.place) as place
+                              from (select o.*, row_number() over (partition by o.identity
+                                                                       order by o.place) as time
+                                      from (select o.*,
+                                                   coalesce(outbox_internal.capture_key(
+                                                                o.held, identity_columns),
+                                                            o.place::text) collate "C" as identity
+                                              from (select to_jsonb(o.*) as held,
+                                                           row_number() over () as place
+                                                      from outbox_before as o) as o) as o) as o
+                              full join
+                                   (select n.*, row_number() over (partition by n.identity
+                                                                       order by n.place) as time
+                                      from (select n.*,
+                                                   coalesce(outbox_internal.capture_key(
+                                                                n.held, identity_columns),
+                                                            n.place::text) collate "C" as identity
+                                              from (select to_jsonb(n.*) as held,
+                                                           row_number() over () as place
+                                                      from outbox_after as n) as n) as n) as n
+                                on n.identity = o.identity and n.time = o.time) as pair
+                    offset 0) as pair
+             where pair.payload is not null
+             order by pair.place, pair.after is not null;
+
+        else
+            execute format('
+                insert into outbox.events (topic, key, payload, headers, organization, user_id, source)
+                select $1 || case when pair.before is null then ''.create'' when pair.after is null then ''.delete'' else ''.update'' end,
+                       outbox_internal.capture_key(coalesce(pair.after, pair.before), $2), pair.payload, $6, $7, $8, $9
+                  from (select pair.*, outbox_internal.capture_payload(pair.before, pair.after, $4, $5) as payload from (%s) as pair offset 0) as pair
+                 where pair.payload is not null
+                 order by pair.place, pair.after is not null',
+                replace(case tg_op
+                    when 'INSERT' then
+                        'select null::jsonb as before, {row} as after, row_number() over () as place '
+                        'from outbox_after as n'
+                    when 'DELETE' then
+                        'select {row} as before, null::jsonb as after, row_number() over () as place '
+                        'from outbox_before as n'
+                    else '
+                        select o.held as before, n.held as after, coalesce(n.place, o.place) as place
+                          from (select n.*, row_number() over (partition by n.identity order by n.place) as time
+                                  from (select n.*, coalesce(outbox_internal.capture_key(n.held, $3), n.place::text) collate "C" as identity
+                                          from (select {row} as held, row_number() over () as place from outbox_before as n) as n) as n) as o
+                          full join (select n.*, row_number() over (partition by n.identity order by n.place) as time
+                                  from (select n.*, coalesce(outbox_internal.capture_key(n.held, $3), n.place::text) collate "C" as identity
+                                          from (select {row} as held, row_number() over () as place from outbox_after as n) as n) as n) as n
+                            on n.identity = o.identity and n.time = o.time' end, '{row}', expression))
+            using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id,
+                  source;
+        end if;
+    end written;
+
+    if not is_alone then
+        perform outbox_internal.capture_in_order(settings ->> 'table', left(tg_op, 1), first,
+                                        settings ->> 'topic');
+    end if;
+    return null;
+end;
+$_$;
+
+CREATE FUNCTION outbox_internal.capture_expression(kind oid, value text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    AS $_$
+declare
+    known  record;
+    item   oid;
+    fields text;
+begin
+    if kind = 'pg_catalog.json'::regtype then
+        return format('outbox_internal.capture_json(%s)', value);
+    elsif outbox_internal.capture_is_plain(kind) then
+        return format('to_jsonb(%s)', value);
+    end if;
+    select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid into known
+      from pg_catalog.pg_type as t
+     where t.oid = kind;
+    if known.typtype = 'd' then
+        return outbox_internal.capture_expression(known.typbasetype, value);
+    elsif known.typelem <> 0 and known.typlen = -1 then
+        item := known.typelem;
+        while exists (select from pg_catalog.pg_type as t where t.oid = item and t.typtype = 'd')
+        loop
+            select t.typbasetype into item from pg_catalog.pg_type as t where t.oid = item;
+        end loop;
+        if exists (select from pg_catalog.pg_type as t
+                    where t.oid = item
+                      and t.typtype <> 'c'
+                      and t.typelem = 0
+                      and item <> 'pg_catalog.json'::regtype) then
+            return format('(case when %1$s is not null then '
+                          'to_jsonb(format(''%%s'', %1$s)::text[]) end)',
+                          value);
+        end if;
+        return format('(case when %1$s is not null then (select coalesce(jsonb_agg(%2$s), ''[]'') '
+                      'from (select unnest(%1$s) as item offset 0) as part) end)',
+                      value, outbox_internal.capture_expression(known.typelem, 'part.item'));
+    elsif known.typtype = 'c' then
+        select string_agg(format('%s as %I',
+                                 outbox_internal.capture_expression(a.atttypid,
+                                                           format('(%s).%I', value, a.attname)),
+                                 a.attname),
+                          ', ' order by a.attnum)
+          into fields
+          from pg_catalog.pg_attribute as a
+         where a.attrelid = known.typrelid and a.attnum > 0 and not a.attisdropped;
+        return format('(case when %1$s is distinct from null then '
+                      '(select to_jsonb(part.*) from (select %2$s) as part) end)',
+                      value, fields);
+    end if;
+    return format('(case when %1$s is not null then to_jsonb(format(''%%s'', %1$s)) end)', value);
+end;
+$_$;
+
+CREATE FUNCTION outbox_internal.capture_fit(payload jsonb) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    size    bigint := octet_length(payload::text) + 20;
+    omitted text[] := '{}';
+    large   record;
+begin
+    if size <= 262144 then
+        return payload;
+    end if;
+    for large in
+        select held.key,
+               octet_length(held.value::text)
+                   + coalesce(octet_length((payload -> 'previous' -> held.key)::text), 0) as size,
+               octet_length(to_json(held.key)::text) + 2 as name_size
+          from jsonb_each(payload -> 'row') as held
+         order by 2 desc, 1
+    loop
+        exit when size <= 262144;
+        omitted := omitted || large.key;
+        size := size - large.size + large.name_size;
+    end loop;
+    return payload || jsonb_build_object('row', (payload -> 'row') - omitted, 'omitted', omitted)
+           || case when payload ? 'previous'
+                   then jsonb_build_object('previous', (payload -> 'previous') - omitted)
+                   else '{}' end;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.capture_headers() RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    select case when current_setting('outbox.traceparent', true) <> ''
+                     or current_setting('outbox.tracestate', true) <> ''
+                then outbox_internal.capture_valid_headers() else '{}' end
+$$;
+
+CREATE FUNCTION outbox_internal.capture_in_order(relation text, mine text, first bigint, prefix text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+declare
+    held    text    := current_setting('outbox.capturing_' || relation, true);
+    open    text    := substring(held from '[A-Z]*$');
+    place   integer := length(open) + 1 - strpos(reverse(open), mine);
+    level   text    := length(open);
+    around  text    := length(open) - 1;
+    marks   jsonb   := '{}';
+    behind  bigint;
+    began   bigint;
+    earlier bigint;
+    later   bigint;
+    moved   bigint;
+begin
+    if place is null or place > length(open) then  -- somebody has removed the condition
+        return;
+    end if;
+    begin
+        if held <> open then
+            marks := left(held, -length(open));
+        end if;
+        behind := marks -> level ->> 'behind';
+        began := marks -> level ->> 'began';
+    exception when others then
+        marks := '{}';
+    end;
+    begin
+        for earlier in
+            select e.position
+              from outbox.events as e
+             where e.xid = pg_current_xact_id()
+               and e.position >= behind
+               and e.position < first
+               and starts_with(e.topic, prefix || '.')
+             order by e.position
+        loop
+            update outbox.events as e set position = default
+             where e.xid = pg_current_xact_id() and e.position = earlier
+            returning e.position into later;
+            moved := coalesce(moved, later);
+        end loop;
+    exception when insufficient_privilege then
+        moved := null;
+    end;
+    marks := marks - level;
+    if around <> '0' then
+        marks := marks || jsonb_build_object(around, case
+            when place = length(open)
+            then jsonb_build_object('behind', least((marks -> around ->> 'behind')::bigint,
+                                                    behind, began, first),
+                                    'began', marks -> around -> 'began')
+            else jsonb_build_object('behind', least((marks -> around ->> 'behind')::bigint, moved),
+                                    'began', least((marks -> around ->> 'began')::bigint,
+                                                   began, first)) end);
+    end if;
+    perform set_config('outbox.capturing_' || relation,
+                       case when marks <> '{}' then marks::text else '' end
+                           || overlay(open placing '' from place for 1),
+                       true);
+end;
+$_$;
+
+CREATE FUNCTION outbox_internal.capture_is_plain(kind oid) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    known record;
+begin
+    if kind < 16384 then
+        return kind not in ('pg_catalog.json'::regtype, 'pg_catalog.json[]'::regtype);
+    end if;
+    select t.typtype, t.typbasetype, t.typelem, t.typlen, t.typrelid, t.typowner into known
+      from pg_catalog.pg_type as t
+     where t.oid = kind;
+    if known.typtype = 'd' then
+        return outbox_internal.capture_is_plain(known.typbasetype);
+    elsif known.typelem <> 0 and known.typlen = -1 then
+        return outbox_internal.capture_is_plain(known.typelem);
+    elsif known.typtype = 'c' then
+        -- The owner of the type could add an attribute at any time.
+        return pg_catalog.pg_has_role(known.typowner, current_user, 'member')
+           and not exists (select from pg_catalog.pg_attribute as a
+                            where a.attrelid = known.typrelid
+                              and a.attnum > 0
+                              and not a.attisdropped
+                              and not outbox_internal.capture_is_plain(a.atttypid));
+    end if;
+    return pg_catalog.pg_has_role(known.typowner, current_user, 'member');
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.capture_json(document json) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+begin
+    return document::jsonb;
+exception
+    when others then
+        return to_jsonb(document::text);
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.capture_key(captured jsonb, columns text[]) RETURNS text
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    key  text;
+    part text;
+begin
+    if cardinality(columns) = 1 then
+        key := outbox_internal.capture_text(captured, columns[1]);
+    else
+        for place in 1 .. cardinality(columns) loop
+            part := outbox_internal.capture_text(captured, columns[place]);
+            part := replace(replace(part, '%', '%25'), '/', '%2F');
+            key := case when place = 1 then part else key || '/' || part end;
+        end loop;
+    end if;
+    if length(key) > 512 then
+        key := left(key, 447) || '~' || encode(sha256(convert_to(key, 'UTF8')), 'hex');
+    end if;
+    return key;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.capture_mark(relation oid, operation text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $_$
+    select format('pg_catalog.set_config(%1$L, pg_catalog.concat('
+                  'pg_catalog.current_setting(%1$L, true), %2$L), true) is not null',
+                  'outbox.capturing_' || relation, upper(left(operation, 1)))
+$_$;
+
+CREATE FUNCTION outbox_internal.capture_numbers(relation oid, names text[]) RETURNS smallint[]
+    LANGUAGE sql STABLE
+    AS $$
+    select coalesce(array_agg(a.attnum order by array_position(names, a.attname::text)), '{}')
+      from pg_catalog.pg_attribute as a
+     where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and a.attname = any (names)
+$$;
+
+CREATE FUNCTION outbox_internal.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    shown    jsonb := coalesce(after, before) - hidden;
+    payload  jsonb := jsonb_build_object('row', shown);
+    changed  jsonb;
+    previous jsonb;
+begin
+    if before is not null and after is not null then
+        before := before - hidden;
+        if before = shown then
+            return null;
+        end if;
+        if diff then
+            select jsonb_agg(held.key order by held.key collate "C"),
+                   jsonb_object_agg(held.key, before -> held.key)
+              into changed, previous
+              from jsonb_each(shown) as held
+             where held.value is distinct from before -> held.key;
+            payload := payload || jsonb_build_object('changed', changed, 'previous', previous);
+        end if;
+    end if;
+    -- A few bytes such as 1e131071 can be long as text.
+    if pg_column_size(payload) > 8192 or octet_length(payload::text) > 262144 then
+        payload := outbox_internal.capture_fit(payload);
+    end if;
+    return payload;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.capture_position() RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+begin
+    return nextval('outbox.events_position_seq');
+exception when insufficient_privilege then
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.capture_setting(name text) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select nullif(current_setting(name, true), '')
+$$;
+
+CREATE FUNCTION outbox_internal.capture_settings(arguments bytea) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    settings jsonb;
+begin
+    settings := convert_from(substring(arguments for length(arguments) - 1),
+                             getdatabaseencoding())::jsonb;
+    perform (settings ->> 'table')::oid,
+            (settings ->> 'exclude')::boolean,
+            (settings ->> 'diff')::boolean,
+            (settings ->> 'key')::text[],
+            (settings ->> 'key_at')::int2[],
+            (settings ->> 'identity')::text[],
+            (settings ->> 'identity_at')::int2[],
+            (settings ->> 'listed')::text[],
+            (settings ->> 'listed_at')::int2[],
+            (settings ->> 'operations')::text[];
+    return case when settings ? 'table' then settings end;
+exception when others then
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.capture_simple(relation oid, key_at smallint[]) RETURNS TABLE(key_column text)
+    LANGUAGE sql STABLE
+    AS $$
+    select case when bool_and(a.atttypid < 16384
+                              and a.atttypid not in (114, 199)
+                              and a.attgenerated <> 'v')  -- not computed in a trigger
+                then max(a.attname::text) filter (where a.attnum = any (key_at)) end
+      from pg_catalog.pg_attribute as a
+     where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+$$;
+
+CREATE FUNCTION outbox_internal.capture_simple_key(captured jsonb, column_name text) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select case when length(captured ->> column_name) > 512
+                     or strpos(captured ->> column_name, '.') > 0
+                then outbox_internal.capture_key(captured, array[column_name])
+                else captured ->> column_name end
+$$;
+
+CREATE FUNCTION outbox_internal.capture_text(captured jsonb, column_name text) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select case when strpos(captured ->> column_name, '.') > 0
+                     and jsonb_typeof(captured -> column_name) = 'number'
+                then trim_scale((captured ->> column_name)::numeric)::text
+                else captured ->> column_name end
+$$;
+
+CREATE FUNCTION outbox_internal.capture_valid_headers() RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    headers jsonb := '{}';
+    name    text;
+    header  text;
+begin
+    foreach name in array '{traceparent,tracestate}'::text[] loop
+        header := current_setting('outbox.' || name, true);
+        if header <> '' and length(header) <= 512 and header !~ '[^ -~]' then
+            headers := headers || jsonb_build_object(name, header);
+        end if;
+    end loop;
+    return headers;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.capture_whole(captured jsonb) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    select case when pg_column_size(captured) <= 8000 and octet_length(captured::text) <= 262000
+                then jsonb_build_object('row', captured)
+                else outbox_internal.capture_payload(null, captured, '{}', false) end
+$$;
+
+CREATE FUNCTION outbox_internal.check_event_type() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $_$
+begin
+    if tg_op = 'UPDATE' then
+        if (new.topic, new.version, new.schema, new.mode, new.description, new.upcast)
+           is not distinct from
+           (old.topic, old.version, old.schema, old.mode, old.description, old.upcast) then
+            return new;  -- only the state reported by a relay changed
+        end if;
+        new.updated_at := now();
+        new.state_reason := null;  -- a relay checks the changed type
+    end if;
+    new.changed := pg_current_xact_id();
+
+    if new.topic is null or not outbox_internal.topic_pattern_is_valid(new.topic) then
+        raise exception using errcode = '22023',
+            message = format('topic: %L is not a topic pattern', new.topic),
+            hint = 'Segments are separated by dots; "*" is one segment, "**" any number, "ord*" a '
+                   'prefix; a star must be the last character of its segment.';
+    end if;
+    if new.version is null or new.version < 1 then
+        raise exception using errcode = '22023',
+            message = format('version: %s is less than 1', coalesce(new.version::text, 'null')),
+            hint = 'Versions are 1, 2, 3 and so on; an event without schema_version has version 1.';
+    end if;
+    if new.schema is null or jsonb_typeof(new.schema) not in ('object', 'boolean') then
+        raise exception using errcode = '22023',
+            message = format('schema: must be a JSON object, true or false, not %s',
+                             coalesce(jsonb_typeof(new.schema), 'null')),
+            hint = 'Write a JSON Schema such as {"type": "object", "required": ["id"]}, or true '
+                   'for every payload.';
+    end if;
+    if octet_length(new.schema::text) > 65536 then
+        raise exception using errcode = '22023', message = 'schema: must have at most 65536 bytes',
+            hint = 'Remove descriptions and examples, or allow any value for parts of the payload.';
+    end if;
+    if new.mode is null or new.mode not in ('reject', 'warn') then
+        raise exception using errcode = '22023',
+            message = format('mode: %L is not a mode', new.mode),
+            hint = 'Use ''reject'' (an event that does not fit becomes a dead letter) or ''warn'' '
+                   '(it is delivered and counted).';
+    end if;
+    -- Only a relay can check CEL; `pgoutbox types add` checks it before it is saved.
+    if new.upcast ~ '^[[:space:]]*$' or octet_length(new.upcast) > 8192 then
+        raise exception using errcode = '22023', message = 'upcast: must have 1 to 8192 bytes',
+            hint = 'Write a CEL expression such as {"id": payload.id, "currency": "EUR"}, or null.';
+    end if;
+    return new;
+end;
+$_$;
+
+CREATE FUNCTION outbox_internal.check_max_rows(max_rows integer) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+begin
+    if max_rows is null or max_rows not between 1 and 100000 then
+        raise exception using errcode = '22023',
+            message = format('max_rows: %s is not between 1 and 100000',
+                             coalesce(max_rows::text, 'null'));
+    end if;
+    return true;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.check_subscription() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $_$
+declare
+    item text;
+    part record;
+begin
+    new.changed := pg_current_xact_id();
+    if tg_op = 'UPDATE' then
+        if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform,
+            new.schema_version, new.organization, new.keys, new.ordering, new.retry,
+            new.max_in_flight)
+           is not distinct from
+           (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform,
+            old.schema_version, old.organization, old.keys, old.ordering, old.retry,
+            old.max_in_flight) then
+            return new;  -- only the state changed: a relay must be able to mark a row as invalid
+        end if;
+        new.updated_at := now();
+        if new.state in ('invalid', 'gone') and new.state = old.state then
+            new.state := 'ok';  -- a relay checks the changed row
+            new.state_reason := null;
+        end if;
+        new.resumed_at := clock_timestamp();
+    end if;
+
+    -- First: everything below reads all of it. What is compressed is written out only if it is
+    -- small.
+    for part in
+        select field.name
+          from (values ('config', pg_column_size(new.config), 65536),
+                       ('retry', pg_column_size(new.retry), 65536),
+                       ('match', pg_column_size(new.match), 65536),
+                       ('topics', pg_column_size(new.topics), 65536),
+                       ('keys', pg_column_size(new.keys), 524288)) as field (name, size, most)
+         where field.size > field.most
+    loop
+        raise exception using errcode = '22023', message = format('%s: is too large', part.name),
+            hint = 'At most 64 KiB, for keys 512 KiB.';
+    end loop;
+    if octet_length(new.config::text) > 65536 then
+        raise exception using errcode = '22023', message = 'config: is too large',
+            hint = 'At most 64 KiB.';
+    end if;
+    if new.name is null or new.name !~ '^[A-Za-z0-9][A-Za-z0-9_.:-]{0,99}$' then
+        raise exception using errcode = '22023',
+            message = format('name: %L is not a subscription name', new.name),
+            hint = 'Use 1 to 100 letters, digits, and _ . : - , beginning with a letter or digit.';
+    end if;
+    -- Most clients, including relays, support only arrays of one dimension that begin at 1.
+    if new.topics is null
+       or cardinality(new.topics) not between 1 and 100
+       or array_ndims(new.topics) <> 1
+       or array_lower(new.topics, 1) <> 1 then
+        raise exception using errcode = '22023',
+            message = format('topics: subscription %L needs a plain array of 1 to 100 topic '
+                             'patterns',
+                             new.name),
+            hint = 'For example array[''public.orders.*''], or array[''**''] for everything.';
+    end if;
+    foreach item in array new.topics loop
+        if item is null or not outbox_internal.topic_pattern_is_valid(item) then
+            raise exception using errcode = '22023',
+                message = format('topics: %L is not a topic pattern', item),
+                hint = 'Segments are separated by dots and have no blanks; "*" is one segment, '
+                       '"**" any number, "ord*" a prefix; a star must be the last character of '
+                       'its segment.';
+        end if;
+    end loop;
+    if new.sink is null or new.sink !~ '^[a-z][a-z0-9_-]{0,49}$' then
+        raise exception using errcode = '22023',
+            message = format('sink: %L is not the name of a sink', new.sink),
+            hint = 'For example ''webhook''.';
+    end if;
+    if jsonb_typeof(new.config) is distinct from 'object' then
+        raise exception using errcode = '22023',
+            message = format('config: must be a JSON object, not %s',
+                             coalesce(jsonb_typeof(new.config), 'null'));
+    end if;
+    -- The JSON parser of relays is limited to 127 levels and 64-bit numbers.
+    if length(regexp_replace(new.config::text, '[^[{]', '', 'g')) > 120 then
+        raise exception using errcode = '22023',
+            message = 'config: has more than 120 objects and arrays';
+    end if;
+    begin
+        perform (found.number #>> '{}')::float8
+           from jsonb_path_query(new.config, '$.** ? (@.type() == "number")') as found (number);
+    exception when numeric_value_out_of_range then
+        raise exception using errcode = '22023',
+            message = 'config: has a number that is out of range';
+    end;
+    if new.sink = 'webhook' then
+        if jsonb_typeof(new.config -> 'url') is distinct from 'string' then
+            raise exception using errcode = '22023',
+                message = format('config.url: subscription %L (webhook) needs a "url"', new.name),
+                hint = 'For example {"url": "https://example.com/hooks", "secret": '
+                       '"env:PGOUTBOX_SECRET_SHOP"}.';
+        end if;
+        if new.config ->> 'url' !~* '^https?://[^[:space:]]+$' then
+            raise exception using errcode = '22023',
+                message = format('config.url: %L is not an http or https address',
+                                 new.config ->> 'url');
+        end if;
+        if new.config ? 'secret' and exists (
+               select from jsonb_path_query(new.config -> 'secret', '$[*]') as secret (reference)
+                where jsonb_typeof(reference) <> 'string'
+                   or reference #>> '{}' !~ '^(env|file):.+$') then
+            raise exception using errcode = '22023',
+                message = 'config.secret: must be a reference, not the secret itself',
+                hint = 'Write "env:PGOUTBOX_SECRET_NAME" or "file:NAME", or an array of them.';
+        end if;
+    end if;
+    if new.sink = 'function' then
+        if jsonb_typeof(new.config -> 'function') is distinct from 'string' then
+            raise exception using errcode = '22023',
+                message = format('config.function: subscription %L (function) needs a "function"',
+                                 new.name),
+                hint = 'For example {"function": "shop.on_order"}.';
+        end if;
+        perform outbox_internal.function_call(new.config ->> 'function');
+    end if;
+    if new.organization = '' then
+        raise exception using errcode = '22023',
+            message = 'organization: is empty',
+            hint = 'Use null for all organizations.';
+    end if;
+    -- Check the dimensions first: array_position() fails for several.
+    if new.keys is not null
+       and (case when cardinality(new.keys) not between 1 and 100
+                      or array_ndims(new.keys) <> 1
+                      or array_lower(new.keys, 1) <> 1 then true
+                 else array_position(new.keys, null) is not null or '' = any (new.keys) end) then
+        raise exception using errcode = '22023',
+            message = 'keys: must be a plain array of 1 to 100 key prefixes, none empty',
+            hint = 'Use null for all keys.';
+    end if;
+    -- Only a relay can check CEL; `pgoutbox subscriptions test` checks it before it is saved.
+    if new.filter ~ '^[[:space:]]*$' or octet_length(new.filter) > 8192 then
+        raise exception using errcode = '22023', message = 'filter: must have 1 to 8192 bytes',
+            hint = 'Write a CEL expression such as payload.total > 100, or null for all events.';
+    end if;
+    if new.transform ~ '^[[:space:]]*$' or octet_length(new.transform) > 8192 then
+        raise exception using errcode = '22023', message = 'transform: must have 1 to 8192 bytes',
+            hint = 'Write a CEL expression such as {"id": payload.id}, or null for the payload as '
+                   'it is.';
+    end if;
+    if new.schema_version < 1 then
+        raise exception using errcode = '22023',
+            message = format('schema_version: %s is less than 1', new.schema_version),
+            hint = 'Use the version of an event type, or null for payloads as they are.';
+    end if;
+    if octet_length(new.match::text) > 4096 then
+        raise exception using errcode = '22023', message = 'match: must have at most 4096 bytes',
+            hint = 'Write what the payload must contain, such as {"status": "paid"}, or null for '
+                   'all events.';
+    end if;
+    if new.ordering is distinct from 'none' then
+        raise exception using errcode = '0A000',
+            message = format('ordering: %L is not supported by this version', new.ordering),
+            hint = 'Use ''none''.';
+    end if;
+    if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
+        raise exception using errcode = '22023',
+            message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);
+    end if;
+    if jsonb_typeof(new.retry) is distinct from 'object' then
+        raise exception using errcode = '22023',
+            message = format('retry: must be a JSON object, not %s',
+                             coalesce(jsonb_typeof(new.retry), 'null'));
+    end if;
+    for part in select * from jsonb_each(new.retry) loop
+        if part.key in ('initial', 'max', 'max_age') then
+            if jsonb_typeof(part.value) <> 'string'
+               or not outbox_internal.duration_is_valid(part.value #>> '{}') then
+                raise exception using errcode = '22023',
+                    message = format('retry.%s: %s is not a duration', part.key, part.value),
+                    hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
+            end if;
+        elsif part.key = 'schedule' then
+            if jsonb_typeof(part.value) <> 'array'
+               or jsonb_array_length(part.value) not between 1 and 100
+               or exists (
+                   select from jsonb_array_elements(part.value) as wait (value)
+                    where jsonb_typeof(wait.value) <> 'string'
+                       or not outbox_internal.duration_is_valid(wait.value #>> '{}')) then
+                raise exception using errcode = '22023',
+                    message = 'retry.schedule: must be 1 to 100 durations',
+                    hint = 'For example ["5s", "5m", "30m", "2h"].';
+            end if;
+        elsif part.key in ('max_attempts', 'multiplier', 'jitter') then
+            if jsonb_typeof(part.value) <> 'number'
+               or (part.key = 'max_attempts'
+                   -- 5.0 is no whole number to a relay
+                   and not (part.value #>> '{}' ~ '^[0-9]+$'
+                            and (part.value #>> '{}')::numeric between 1 and 1000))
+               or (part.key = 'multiplier' and (part.value #>> '{}')::numeric not between 1 and 100)
+               or (part.key = 'jitter' and (part.value #>> '{}')::numeric not between 0 and 1) then
+                raise exception using errcode = '22023',
+                    message = format('retry.%s: %s is out of range', part.key, part.value),
+                    hint = 'max_attempts is a whole number from 1 to 1000, multiplier 1 to 100, '
+                           'jitter 0 to 1.';
+            end if;
+        else
+            raise exception using errcode = '22023',
+                message = format('retry.%s: unknown key', part.key),
+                hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, '
+                       'schedule.';
+        end if;
+    end loop;
+    if new.retry ? 'schedule'
+       and new.retry ?| array['initial', 'multiplier', 'max', 'max_attempts'] then
+        raise exception using errcode = '22023',
+            message = 'retry.schedule: cannot be combined with initial, multiplier, max or '
+                      'max_attempts',
+            hint = 'The schedule sets the number of attempts and the waits.';
+    end if;
+    return new;
+end;
+$_$;
+
+CREATE FUNCTION outbox_internal.check_topic_pattern(pattern text) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+begin
+    if not outbox_internal.topic_pattern_is_valid(pattern) then
+        raise exception using errcode = '22023',
+            message = format('topic: %L is not a topic pattern', pattern),
+            hint = 'Segments are separated by dots and have no blanks; "*" is one segment, "**" '
+                   'any number, "ord*" a prefix; a star must be the last character of its '
+                   'segment.';
+    end if;
+    return true;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.count_positions(positions int8multirange) RETURNS bigint
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+    select coalesce(sum(upper(span) - lower(span)), 0)::bigint from unnest(positions) as span
+$$;
+
+CREATE FUNCTION outbox_internal.declare_handler(name text, topics text[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    subscription_id bigint;
+    taken_by        text;
+begin
+    select existing.id, existing.sink into subscription_id, taken_by
+      from outbox.subscriptions as existing
+     where existing.name = declare_handler.name;
+    if taken_by <> 'handler' then
+        raise exception using errcode = '22023',
+            message = format('name: subscription %L has the sink %L; use another name for the '
+                             'handler',
+                             declare_handler.name, taken_by);
+    end if;
+    if subscription_id is null then
+        return outbox.subscribe(name => declare_handler.name,
+                                topics => declare_handler.topics,
+                                sink => 'handler',
+                                config => jsonb_build_object('handler', declare_handler.name));
+    end if;
+    update outbox.subscriptions as existing set topics = declare_handler.topics
+     where existing.id = subscription_id
+       and existing.topics is distinct from declare_handler.topics;
+    return subscription_id;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox_internal.declare_handler(name text, topics text[]) IS 'Called by programs with handlers when their relay starts. Creates the subscription or updates its topics. Returns the id.';
+
+CREATE FUNCTION outbox_internal.duration_is_valid(duration text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $_$
+    select case when duration ~ '^[0-9]+([.][0-9]+)?(ms|s|m|h|d)$'
+                then rtrim(duration, 'mshd')::numeric
+                     * case substring(duration from '[a-z]+$')
+                            when 'ms' then 0.001
+                            when 's' then 1
+                            when 'm' then 60
+                            when 'h' then 3600
+                            else 86400 end
+                     <= 10 * 366 * 86400
+                else false end
+$_$;
+
+CREATE FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) RETURNS int8multirange
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+    select coalesce(range_agg(int8range(lower(part.span),
+                                        least(upper(part.span),
+                                              lower(part.span) + wanted - part.before))),
+                    '{}')
+      from (select span,
+                   coalesce(sum(upper(span) - lower(span))
+                                over (order by span
+                                       rows between unbounded preceding and 1 preceding),
+                            0)::bigint as before
+              from unnest(positions) as span) as part
+     where part.before < wanted
+$$;
+
+CREATE FUNCTION outbox_internal.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    at bigint;
+begin
+    foreach at in array first_unreadable.positions loop
+        begin
+            perform octet_length(event.payload::text), octet_length(event.headers::text),
+                    octet_length(concat(event.topic, event.key, event.organization, event.source,
+                                        event.user_id))
+               from outbox.events as event
+              where event.position = at
+                and event.created_at between created_from and created_until;
+        exception
+            when data_exception or program_limit_exceeded or internal_error then return at;
+        end;
+    end loop;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.function_call(function text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    AS $_$
+declare
+    target    pg_catalog.pg_proc;
+    arguments text[] := '{}';
+    n         integer;
+    name      text;
+    takes     text;
+    schema    text;
+begin
+    if function !~ '^[^.(]+[.][^.(]+([(].*[)])?$' then
+        raise exception using errcode = '22023',
+            message = format('config.function: %L is not the name of a function with its schema',
+                             function),
+            hint = 'For example {"function": "shop.on_order"}; where there are several of that '
+                   'name, "shop.on_order(jsonb)".';
+    end if;
+    select * into target from pg_catalog.pg_proc as candidate
+     where candidate.oid = case when function like '%(%' then to_regprocedure(function)::oid
+                                else to_regproc(function)::oid end;
+    if target.oid is null then
+        raise exception using errcode = '42883',
+            message = format('config.function: there is no function %s, or several', function),
+            hint = 'Create it first, and let the relay use it: grant usage on its schema and '
+                   'execute on it to outbox_relay.';
+    end if;
+    select namespace.nspname into schema
+      from pg_catalog.pg_namespace as namespace
+     where namespace.oid = target.pronamespace;
+    if schema in ('pg_catalog', 'information_schema', 'outbox', 'outbox_internal') then
+        raise exception using errcode = '42501',
+            message = format('config.function: %s belongs to the system', function),
+            hint = 'Write a function of your own that calls it.';
+    end if;
+    if target.prokind <> 'f' or target.proretset or target.provariadic <> 0 then
+        raise exception using errcode = '42809',
+            message = format('config.function: %s is not a plain function', function),
+            hint = 'No procedures, aggregates, sets and variadic parameters.';
+    end if;
+    if target.pronargs = 1
+       and target.proargtypes[0] = 'jsonb'::regtype
+       and coalesce(target.proargnames[1], '') in ('', 'event') then
+        return format('select %I.%I($1)', schema, target.proname);
+    end if;
+    for n in 1 .. target.pronargs loop
+        name := coalesce(target.proargnames[n], '');
+        takes := format_type(target.proargtypes[n - 1], null);
+        if name in ('payload', 'headers') then
+            arguments := arguments || format('%I => ($1 -> %L)::%s', name, name, takes);
+        elsif name = 'event' then
+            arguments := arguments || format('%I => $1::%s', name, takes);
+        elsif name in ('id', 'topic', 'key', 'organization', 'source', 'user_id', 'schema_version',
+                       'created_at', 'position') then
+            arguments := arguments || format('%I => ($1 ->> %L)::%s', name, name, takes);
+        elsif n > target.pronargs - target.pronargdefaults then
+            null;  -- it has a default
+        else
+            raise exception using errcode = '42809',
+                message = format('config.function: %s has a parameter %L that is no field of an '
+                                 'event',
+                                 function, name),
+                hint = 'Take one jsonb, or parameters named event, id, topic, key, payload, '
+                       'headers, organization, source, user_id, schema_version, created_at, '
+                       'position.';
+        end if;
+    end loop;
+    return format('select %I.%I(%s)', schema, target.proname, array_to_string(arguments, ', '));
+end;
+$_$;
+
+CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    select (topic is null or outbox.topic_matches(topic, letter.topic))
+       and (error_like is null
+            or letter.reason like error_like
+            or letter.answer like error_like
+            or letter.status::text like error_like)
+       and (since is null or letter.died_at >= since)
+$$;
+
+CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS boolean
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+    select row_xmin::text::bigint = xact::text::bigint % 4294967296
+$$;
+
+CREATE FUNCTION outbox_internal.record_writer() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    new.recorded_by := pg_current_xact_id();
+    return new;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.retry_after_correction() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
@@ -2441,7 +2632,7 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox.ring_doorbell() RETURNS trigger
+CREATE FUNCTION outbox_internal.ring_doorbell() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 begin
@@ -2458,7 +2649,7 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox.ring_subscriptions() RETURNS trigger
+CREATE FUNCTION outbox_internal.ring_subscriptions() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 begin
@@ -2469,65 +2660,7 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb DEFAULT '{}'::jsonb, filter text DEFAULT NULL::text, transform text DEFAULT NULL::text, organization text DEFAULT NULL::text, ordering text DEFAULT 'none'::text, retry jsonb DEFAULT '{}'::jsonb, keys text[] DEFAULT NULL::text[], max_in_flight integer DEFAULT NULL::integer, match jsonb DEFAULT NULL::jsonb, start text DEFAULT 'now'::text, schema_version integer DEFAULT NULL::integer) RETURNS bigint
-    LANGUAGE plpgsql
-    AS $$
-declare
-    subscription_id bigint;
-    is_new          boolean;
-    since           timestamptz;
-begin
-    if subscribe.start is distinct from 'now' and subscribe.start is distinct from 'beginning' then
-        begin
-            since := subscribe.start::timestamptz;
-        exception when others then
-            since := null;
-        end;
-        if since is null or not isfinite(since) then
-            raise exception using errcode = '22023',
-                message = format('start: %L is neither now, beginning nor a time', subscribe.start),
-                hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription '
-                       'is created.';
-        end if;
-    end if;
-    insert into outbox.subscriptions as existing (
-        name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys,
-        max_in_flight, schema_version)
-    values (
-        subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'),
-        subscribe.match, subscribe.filter, subscribe.transform, subscribe.organization,
-        coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys,
-        subscribe.max_in_flight, subscribe.schema_version)
-    on conflict on constraint subscriptions_name_key do update
-       set topics = excluded.topics, sink = excluded.sink, config = excluded.config,
-           match = excluded.match, filter = excluded.filter, transform = excluded.transform,
-           organization = excluded.organization, ordering = excluded.ordering,
-           retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight,
-           schema_version = excluded.schema_version
-     where (existing.topics, existing.sink, existing.config, existing.match, existing.filter,
-            existing.transform, existing.organization, existing.ordering, existing.retry,
-            existing.keys, existing.max_in_flight, existing.schema_version)
-           is distinct from
-           (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter,
-            excluded.transform, excluded.organization, excluded.ordering, excluded.retry,
-            excluded.keys, excluded.max_in_flight, excluded.schema_version)
-    returning existing.id, existing.xmax = 0 into subscription_id, is_new;
-    if is_new and subscribe.start <> 'now' then
-        insert into outbox.starts (subscription_id, since)
-        select made.id, made.since from (select subscription_id, since) as made (id, since);
-    end if;
-    if subscription_id is null then  -- it existed already and did not change
-        select existing.id into subscription_id
-          from outbox.subscriptions as existing
-         where existing.name = subscribe.name;
-    end if;
-    return subscription_id;
-end;
-$$;
-
-COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) IS 'Create or change a subscription. Calling it twice changes nothing. A pause is kept. Past events are delivered only with start. Returns the id.';
-
-CREATE FUNCTION outbox.subscription_id(name text) RETURNS bigint
+CREATE FUNCTION outbox_internal.subscription_id(name text) RETURNS bigint
     LANGUAGE plpgsql STABLE
     AS $$
 declare
@@ -2545,7 +2678,7 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) RETURNS SETOF outbox.waiting
+CREATE FUNCTION outbox_internal.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) RETURNS SETOF outbox.waiting
     LANGUAGE plpgsql
     AS $$
 declare
@@ -2555,10 +2688,10 @@ declare
     taken  int8multirange[] := '{}';
     found_now int8multirange;
 begin
-    perform outbox.check_max_rows(take_waiting.max_rows);
-    perform outbox.check_topic_pattern(take_waiting.topic);
+    perform outbox_internal.check_max_rows(take_waiting.max_rows);
+    perform outbox_internal.check_topic_pattern(take_waiting.topic);
     if take_waiting.subscription is not null then
-        perform outbox.subscription_id(take_waiting.subscription);
+        perform outbox_internal.subscription_id(take_waiting.subscription);
     end if;
     chosen := array(
         select matching
@@ -2631,7 +2764,7 @@ begin
         continue when not found;
         delete from outbox.pages as page
          where page.id = part.id
-           and not exists (select from outbox.left_of(page));
+           and not exists (select from outbox_internal.left_of(page));
         ids := ids || part.id;
         taken := taken || part.as_positions;
     end loop;
@@ -2642,7 +2775,7 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox.topic_expression(pattern text) RETURNS text
+CREATE FUNCTION outbox_internal.topic_expression(pattern text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
     AS $_$
 declare
@@ -2650,7 +2783,7 @@ declare
     expression text := '';
     segment   text;
 begin
-    perform outbox.check_topic_pattern(pattern);
+    perform outbox_internal.check_topic_pattern(pattern);
     -- Each segment is matched with the dot before it, so that `**` can match none.
     foreach segment in array segments loop
         if segment = '**' then
@@ -2668,30 +2801,13 @@ begin
 end;
 $_$;
 
-CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    AS $$
-    select ('.' || topic) ~ outbox.topic_expression(pattern)
-$$;
-
-CREATE FUNCTION outbox.topic_pattern_is_valid(pattern text) RETURNS boolean
+CREATE FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $_$
     select length(pattern) between 1 and 255
-       and pattern ~ '^([*][*]|[^.*[:cntrl:]]*[*]|[^.*[:cntrl:]]+)'
-                     '([.]([*][*]|[^.*[:cntrl:]]*[*]|[^.*[:cntrl:]]+))*$'
+       and pattern ~ '^([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+)'
+                     '([.]([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+))*$'
 $_$;
-
-CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean
-    LANGUAGE plpgsql
-    AS $$
-begin
-    delete from outbox.subscriptions as existing where existing.name = unsubscribe.name;
-    return found;
-end;
-$$;
-
-COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
 
 CREATE TABLE outbox.pauses (
     subscription_id bigint NOT NULL,
@@ -2829,9 +2945,9 @@ CREATE VIEW outbox.captures AS
             bit_or(((t.tgtype)::integer & 28)) AS kinds,
             array_agg(replace((t.tgname)::text, 'outbox_capture_'::text, ''::text) ORDER BY (((t.tgtype)::integer & 28) = 4) DESC, (((t.tgtype)::integer & 28) = 16) DESC) AS operations
            FROM (pg_trigger t
-             CROSS JOIN LATERAL ( SELECT outbox.capture_settings(t.tgargs) AS settings
+             CROSS JOIN LATERAL ( SELECT outbox_internal.capture_settings(t.tgargs) AS settings
                  OFFSET 0) decoded)
-          WHERE ((decoded.settings IS NOT NULL) AND (t.tgfoid = ('outbox.capture_changes()'::regprocedure)::oid) AND (t.tgparentid = (0)::oid) AND (NOT starts_with((t.tgname)::text, 'outbox_capture_partition_'::text)))
+          WHERE ((decoded.settings IS NOT NULL) AND (t.tgfoid = ('outbox_internal.capture_changes()'::regprocedure)::oid) AND (t.tgparentid = (0)::oid) AND (NOT starts_with((t.tgname)::text, 'outbox_capture_partition_'::text)))
           GROUP BY t.tgrelid, t.tgargs, t.tgfoid, decoded.settings) captured
      JOIN pg_class class ON ((class.oid = (captured.relation)::oid)))
      JOIN pg_namespace named ON ((named.oid = class.relnamespace)))
@@ -2969,7 +3085,7 @@ CREATE VIEW outbox.event_status AS
                     count(*) FILTER (WHERE (page.due_at > now())) AS count,
                     0
                    FROM (outbox.pages page
-                     CROSS JOIN LATERAL outbox.left_of(page.*) pair(subscription_id, "position", number))
+                     CROSS JOIN LATERAL outbox_internal.left_of(page.*) pair(subscription_id, "position", number))
                   GROUP BY pair."position") one
           GROUP BY one."position") owed ON ((owed."position" = event."position")))
      CROSS JOIN LATERAL ( SELECT count(*) AS rows
@@ -3028,8 +3144,8 @@ CREATE TABLE outbox.events_default (
     payload outbox.payload NOT NULL,
     headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
     organization outbox.organization,
-    source outbox.origin,
-    user_id outbox.origin,
+    source outbox.source,
+    user_id outbox.user_id,
     priority outbox.priority DEFAULT 0 NOT NULL,
     deliver_after outbox.instant,
     schema_version integer
@@ -3165,7 +3281,7 @@ UNION ALL
     1 AS attempt,
     'page'::text AS place
    FROM (outbox.pages page
-     CROSS JOIN LATERAL outbox.left_of(page.*) pair(subscription_id, "position", number))
+     CROSS JOIN LATERAL outbox_internal.left_of(page.*) pair(subscription_id, "position", number))
 UNION ALL
  SELECT backlog.subscription_id,
     at."position",
@@ -3253,7 +3369,7 @@ CREATE VIEW outbox.subscription_status AS
                   GROUP BY delivery.subscription_id
                 UNION ALL
                  SELECT backlog.subscription_id,
-                    sum(outbox.count_positions(backlog.positions)) AS sum,
+                    sum(outbox_internal.count_positions(backlog.positions)) AS sum,
                     0,
                     0,
                     min(backlog.owed_since) AS min
@@ -3267,7 +3383,7 @@ CREATE VIEW outbox.subscription_status AS
                     min(( SELECT min(since.since) AS min
                            FROM unnest(page.owed_since) since(since))) AS min
                    FROM (outbox.pages page
-                     CROSS JOIN LATERAL outbox.left_of(page.*) pair(subscription_id, "position", number))
+                     CROSS JOIN LATERAL outbox_internal.left_of(page.*) pair(subscription_id, "position", number))
                   GROUP BY pair.subscription_id) one
           GROUP BY one.subscription_id) owed ON ((owed.subscription_id = subscription.id)))
      LEFT JOIN ( SELECT report.subscription_id,
@@ -3393,23 +3509,23 @@ ALTER INDEX outbox.events_position ATTACH PARTITION outbox.events_default_positi
 
 ALTER INDEX outbox.events_xid_position ATTACH PARTITION outbox.events_default_xid_position_idx;
 
-CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox.bump_generation();
+CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
 
-CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox.bump_generation();
+CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
 
-CREATE TRIGGER check_event_type BEFORE INSERT OR UPDATE ON outbox.event_types FOR EACH ROW EXECUTE FUNCTION outbox.check_event_type();
+CREATE TRIGGER check_event_type BEFORE INSERT OR UPDATE ON outbox.event_types FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_event_type();
 
-CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox.check_subscription();
+CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_subscription();
 
-CREATE TRIGGER record_writer BEFORE UPDATE ON outbox.identity FOR EACH ROW EXECUTE FUNCTION outbox.record_writer();
+CREATE TRIGGER record_writer BEFORE UPDATE ON outbox.identity FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_writer();
 
-CREATE TRIGGER retry_after_correction AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.sink IS DISTINCT FROM new.sink) OR (old.config IS DISTINCT FROM new.config))) EXECUTE FUNCTION outbox.retry_after_correction();
+CREATE TRIGGER retry_after_correction AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.sink IS DISTINCT FROM new.sink) OR (old.config IS DISTINCT FROM new.config))) EXECUTE FUNCTION outbox_internal.retry_after_correction();
 
-CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_doorbell();
+CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_doorbell();
 
-CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_subscriptions();
+CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
-CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox.ring_subscriptions();
+CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
@@ -3419,23 +3535,25 @@ GRANT USAGE ON SCHEMA outbox TO outbox_relay;
 GRANT USAGE ON SCHEMA outbox TO outbox_admin;
 GRANT USAGE ON SCHEMA outbox TO outbox_monitor;
 
-REVOKE ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.headers_are_valid(headers jsonb) TO outbox_admin;
+GRANT USAGE ON SCHEMA outbox_internal TO outbox_publisher;
+GRANT USAGE ON SCHEMA outbox_internal TO outbox_relay;
+GRANT USAGE ON SCHEMA outbox_internal TO outbox_admin;
+GRANT USAGE ON SCHEMA outbox_internal TO outbox_monitor;
+
+REVOKE ALL ON FUNCTION outbox_internal.headers_are_valid(headers jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.headers_are_valid(headers jsonb) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.headers_are_valid(headers jsonb) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.headers_are_valid(headers jsonb) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.headers_are_valid(headers jsonb) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.refuse(field text, value anyelement) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.refuse(field text, value anyelement) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.refuse(field text, value anyelement) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.refuse(field text, value anyelement) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.refuse(field text, value anyelement) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox.adopt(keep_pending boolean, environment text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.adopt(keep_pending boolean, environment text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.bump_generation() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.bump_generation() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) TO outbox_admin;
@@ -3444,104 +3562,8 @@ REVOKE ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations t
 GRANT ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.capture_changes() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_changes() TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_changes() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_expression(kind oid, value text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_expression(kind oid, value text) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_expression(kind oid, value text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_fit(payload jsonb) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_fit(payload jsonb) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_fit(payload jsonb) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_headers() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_headers() TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_headers() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_in_order(relation text, mine text, first bigint, prefix text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_in_order(relation text, mine text, first bigint, prefix text) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_in_order(relation text, mine text, first bigint, prefix text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_is_plain(kind oid) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_is_plain(kind oid) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_is_plain(kind oid) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_json(document json) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_json(document json) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_json(document json) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_key(captured jsonb, columns text[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_key(captured jsonb, columns text[]) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_key(captured jsonb, columns text[]) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_mark(relation oid, operation text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_mark(relation oid, operation text) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_mark(relation oid, operation text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_numbers(relation oid, names text[]) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_position() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_position() TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_position() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_setting(name text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_setting(name text) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_setting(name text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_settings(arguments bytea) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox.capture_settings(arguments bytea) TO outbox_monitor;
-
-REVOKE ALL ON FUNCTION outbox.capture_simple(relation oid, key_at smallint[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_simple(relation oid, key_at smallint[]) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_simple(relation oid, key_at smallint[]) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_simple_key(captured jsonb, column_name text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_text(captured jsonb, column_name text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_text(captured jsonb, column_name text) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_text(captured jsonb, column_name text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_valid_headers() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_valid_headers() TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_valid_headers() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.capture_whole(captured jsonb) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.capture_whole(captured jsonb) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.capture_whole(captured jsonb) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.check_event_type() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.check_event_type() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.check_max_rows(max_rows integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.check_max_rows(max_rows integer) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.check_subscription() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.check_subscription() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.check_topic_pattern(pattern text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.check_topic_pattern(pattern text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.count_positions(positions int8multirange) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.count_positions(positions int8multirange) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.count_positions(positions int8multirange) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox.count_positions(positions int8multirange) TO outbox_monitor;
-
-REVOKE ALL ON FUNCTION outbox.declare_handler(name text, topics text[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.declare_handler(name text, topics text[]) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.declare_handler(name text, topics text[]) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) TO outbox_admin;
@@ -3549,46 +3571,11 @@ GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like t
 REVOKE ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.duration_is_valid(duration text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.duration_is_valid(duration text) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.duration_is_valid(duration text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.first_positions(positions int8multirange, wanted bigint) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.function_call(function text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.function_call(function text) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.function_call(function text) TO outbox_admin;
-
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
 
 GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
 GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox.is_written_by(row_xmin xid, xact xid8) TO outbox_monitor;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
-GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.left_of(page outbox.pages) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.left_of(page outbox.pages) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.left_of(page outbox.pages) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox.left_of(page outbox.pages) TO outbox_monitor;
 
 REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) TO outbox_admin;
@@ -3596,6 +3583,15 @@ GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text
 REVOKE ALL ON FUNCTION outbox.new_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
+GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_relay;
 
 GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
 GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
@@ -3653,8 +3649,9 @@ REVOKE ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, heade
 GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.record_writer() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.record_writer() TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.published(topic text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.published(topic text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.published(topic text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) TO outbox_admin;
@@ -3669,36 +3666,258 @@ GRANT ALL ON FUNCTION outbox.resume(name text) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.retry_after_correction() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.retry_after_correction() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.ring_doorbell() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.ring_doorbell() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.ring_subscriptions() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.ring_subscriptions() TO outbox_admin;
-
 REVOKE ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.subscription_id(name text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.subscription_id(name text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.topic_expression(pattern text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.topic_expression(pattern text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.topic_pattern_is_valid(pattern text) TO outbox_admin;
-
 REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.bump_generation() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.bump_generation() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.call_function(function text, pages bigint[], numbers bigint[], lease_tokens uuid[], events text[]) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_changes() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_changes() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_changes() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_changes() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_changes() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_expression(kind oid, value text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_expression(kind oid, value text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_expression(kind oid, value text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_expression(kind oid, value text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_expression(kind oid, value text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_fit(payload jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_fit(payload jsonb) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_fit(payload jsonb) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_fit(payload jsonb) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_fit(payload jsonb) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_headers() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_headers() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_headers() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_headers() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_headers() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_in_order(relation text, mine text, first bigint, prefix text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_in_order(relation text, mine text, first bigint, prefix text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_in_order(relation text, mine text, first bigint, prefix text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_in_order(relation text, mine text, first bigint, prefix text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_in_order(relation text, mine text, first bigint, prefix text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_is_plain(kind oid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_is_plain(kind oid) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_is_plain(kind oid) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_is_plain(kind oid) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_is_plain(kind oid) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_json(document json) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_json(document json) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_json(document json) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_json(document json) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_json(document json) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_key(captured jsonb, columns text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_key(captured jsonb, columns text[]) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_key(captured jsonb, columns text[]) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_key(captured jsonb, columns text[]) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_key(captured jsonb, columns text[]) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_mark(relation oid, operation text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_mark(relation oid, operation text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_mark(relation oid, operation text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_mark(relation oid, operation text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_mark(relation oid, operation text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_numbers(relation oid, names text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_numbers(relation oid, names text[]) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_numbers(relation oid, names text[]) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_numbers(relation oid, names text[]) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_numbers(relation oid, names text[]) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_payload(before jsonb, after jsonb, hidden text[], diff boolean) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_position() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_position() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_position() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_position() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_position() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_setting(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_setting(name text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_setting(name text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_setting(name text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_setting(name text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_settings(arguments bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_settings(arguments bytea) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_settings(arguments bytea) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_settings(arguments bytea) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_settings(arguments bytea) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_simple(relation oid, key_at smallint[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_simple(relation oid, key_at smallint[]) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_simple(relation oid, key_at smallint[]) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_simple(relation oid, key_at smallint[]) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_simple(relation oid, key_at smallint[]) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_simple_key(captured jsonb, column_name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_simple_key(captured jsonb, column_name text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_simple_key(captured jsonb, column_name text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_simple_key(captured jsonb, column_name text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_simple_key(captured jsonb, column_name text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_text(captured jsonb, column_name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_text(captured jsonb, column_name text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_text(captured jsonb, column_name text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_text(captured jsonb, column_name text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_text(captured jsonb, column_name text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_valid_headers() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_valid_headers() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_valid_headers() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_valid_headers() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_valid_headers() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.capture_whole(captured jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.capture_whole(captured jsonb) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.capture_whole(captured jsonb) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.capture_whole(captured jsonb) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.capture_whole(captured jsonb) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.check_event_type() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_event_type() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_event_type() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_event_type() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_event_type() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.check_subscription() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.check_topic_pattern(pattern text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_topic_pattern(pattern text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_topic_pattern(pattern text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_topic_pattern(pattern text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_topic_pattern(pattern text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.declare_handler(name text, topics text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.declare_handler(name text, topics text[]) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox_internal.declare_handler(name text, topics text[]) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.function_call(function text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.record_writer() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.retry_after_correction() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.retry_after_correction() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.ring_doorbell() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.ring_subscriptions() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.subscription_id(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.subscription_id(name text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.subscription_id(name text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.subscription_id(name text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.subscription_id(name text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.topic_expression(pattern text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.topic_expression(pattern text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.topic_expression(pattern text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.topic_expression(pattern text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.topic_expression(pattern text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_relay;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
 GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;

@@ -21,14 +21,14 @@ select coalesce(sum(part.matching), 0)::bigint as matching,
         union all
         select count(*), count(*)
           from outbox.pages as page
-         cross join lateral outbox.left_of(page) as pair
+         cross join lateral outbox_internal.left_of(page) as pair
           join outbox.subscriptions as subscription on subscription.id = pair.subscription_id
          where $2::text is null and $3::uuid is null and $4::text is null
            and ($1::text is null or subscription.name = $1::text)
            and page.due_at <= now()
         union all
         select size.all_of_them, size.all_of_them
-          from (select sum(outbox.count_positions(backlog.positions)) as all_of_them
+          from (select sum(outbox_internal.count_positions(backlog.positions)) as all_of_them
                   from outbox.backlog as backlog
                   join outbox.subscriptions as subscription
                     on subscription.id = backlog.subscription_id

@@ -6,4 +6,5 @@
 -- A function that raises an error is rolled back alone and reported with its SQLSTATE. A lost lease
 -- rolls back everything.
 select called.number, called.code, called.message
-  from outbox.call_function($1::text, $2::bigint[], $3::bigint[], $4::uuid[], $5::text[]) as called
+  from outbox_internal.call_function($1::text, $2::bigint[], $3::bigint[], $4::uuid[],
+                                     $5::text[]) as called

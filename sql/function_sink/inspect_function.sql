@@ -6,7 +6,7 @@ select (inspected.call is not null
                                     from pg_catalog.pg_proc as proc
                                    where proc.oid = inspected.function),
                                  'usage')) as may_call
-  from (select outbox.function_call($1::text) as call,
+  from (select outbox_internal.function_call($1::text) as call,
                case when $1::text like '%(%' then to_regprocedure($1::text)::oid
                     else to_regproc($1::text)::oid end as function
         offset 0) as inspected

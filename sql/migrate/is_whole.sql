@@ -6,4 +6,6 @@ select not exists (select from unnest($1::text[]) as wanted (name)
        and not exists (select from unnest($2::text[]) as wanted (name)
                         where not exists (select from pg_proc as found
                                            where found.proname = wanted.name
-                                             and found.pronamespace = to_regnamespace('outbox')))
+                                             and found.pronamespace
+                                                 in (to_regnamespace('outbox'),
+                                                     to_regnamespace('outbox_internal'))))

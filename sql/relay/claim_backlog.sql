@@ -30,7 +30,7 @@ due as materialized (
      cross join lateral (
            select backlog.ctid as address, backlog.id, backlog.subscription_id, backlog.positions,
                   backlog.owed_since, backlog.created_from, backlog.created_until, backlog.deaths,
-                  backlog.alone, outbox.count_positions(backlog.positions) as size
+                  backlog.alone, outbox_internal.count_positions(backlog.positions) as size
              from outbox.backlog as backlog
             where backlog.subscription_id = room.subscription_id
               and backlog.is_suspect = $5::boolean
@@ -42,7 +42,7 @@ due as materialized (
 ),
 taken as materialized (
     select sized.*, case when sized.before + sized.size <= sized.wanted then sized.positions
-                         else outbox.first_positions(sized.positions,
+                         else outbox_internal.first_positions(sized.positions,
                                                      sized.wanted - sized.before) end as part
       from (select due.*,
                    (sum(due.size) over (partition by due.subscription_id order by due.id)

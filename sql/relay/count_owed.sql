@@ -7,7 +7,7 @@ select (select count(*)
                    and delivery.due_at >= coalesce($3::timestamptz, '-infinity')
                  limit $2::bigint) as counted)
        + coalesce((select sum(counted.size)
-                     from (select outbox.count_positions(backlog.positions) as size
+                     from (select outbox_internal.count_positions(backlog.positions) as size
                              from outbox.backlog as backlog
                             where backlog.subscription_id = $1::bigint
                             limit $2::bigint) as counted), 0)::bigint as owed;

@@ -4,7 +4,7 @@
 --
 -- The number of rows that are looked at for each subscription is limited; pages are few.
 with held as materialized (
-    select entry.subscription_id, sum(outbox.count_positions(entry.owed))::bigint as pairs,
+    select entry.subscription_id, sum(outbox_internal.count_positions(entry.owed))::bigint as pairs,
            min((select min(since) from unnest(page.owed_since) as since)) as oldest
       from outbox.pages as page
      cross join lateral unnest(page.subscriptions, page.owed) as entry (subscription_id, owed)
@@ -17,7 +17,7 @@ select subscription.id as subscription_id, subscription.name,
                    and delivery.due_at >= coalesce($1::timestamptz, '-infinity')
                  limit 100000) as counted)
        + coalesce((select sum(counted.size)
-                     from (select outbox.count_positions(backlog.positions) as size
+                     from (select outbox_internal.count_positions(backlog.positions) as size
                              from outbox.backlog as backlog
                             where backlog.subscription_id = subscription.id
                             limit 10000) as counted), 0)::bigint

@@ -7,7 +7,7 @@ select here.system_identifier as found_system_identifier,
        here.database_oid::bigint as found_database_oid, here.timeline as found_timeline,
        identity.system_identifier, identity.database_oid::bigint as database_oid,
        identity.environment, identity.timeline, identity.set_back,
-       not outbox.is_written_by(identity.xmin, identity.recorded_by) as is_restored,
+       not outbox_internal.is_written_by(identity.xmin, identity.recorded_by) as is_restored,
        cursor.step,
        pg_snapshot_xmax(cursor.settled) > pg_snapshot_xmax(pg_current_snapshot())
            as transactions_went_back,

@@ -8,6 +8,6 @@ update outbox.identity as identity
        environment = coalesce(identity.environment, $1::text),
        set_back = coalesce(identity.set_back, $2::text)
   from outbox.here as here
- where outbox.is_written_by(identity.xmin, identity.recorded_by)
+ where outbox_internal.is_written_by(identity.xmin, identity.recorded_by)
    and coalesce(identity.system_identifier = here.system_identifier, true)
    and coalesce(identity.database_oid = here.database_oid, true)

@@ -2,6 +2,4 @@
 select event.id, event.position, event.created_at, event.topic, event.key,
        event.payload::text as payload, event.headers::text as headers, event.organization,
        event.source, event.user_id, event.schema_version
-  from outbox.events as event
- where event.xid = pg_current_xact_id()
- order by event.position
+  from outbox.published() as event

@@ -113,7 +113,9 @@ fn list(rows: &[Row], json: bool) -> anyhow::Result<()> {
         return Ok(print::json(rows.iter().map(Columns::from))?);
     }
     if rows.is_empty() {
-        print::note!("no event types yet; write one with `pgoutbox types add` or outbox.event_type(…)");
+        print::note!(
+            "no event types yet; write one with `pgoutbox types add` or outbox.define_event_type(…)"
+        );
     }
     let cells = |row: &Row| {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();

@@ -29,10 +29,10 @@ pub struct InvalidPattern {
 }
 
 impl Pattern {
-    /// Parses a pattern by the same rule as `outbox.topic_pattern_is_valid`.
+    /// Parses a pattern by the same rule as `outbox_internal.topic_pattern_is_valid`.
     ///
     /// # Errors
-    /// When it is empty or longer than 255 characters, has an empty segment or a control character, or a star
+    /// When it is empty or longer than 255 characters, has an empty segment, a blank or a control character, or a star
     /// elsewhere than at the end of a segment.
     pub fn parse(text: &str) -> Result<Self, InvalidPattern> {
         let invalid = |why| InvalidPattern { text: text.chars().take(255).collect(), why };
@@ -42,6 +42,9 @@ impl Pattern {
         }
         if text.chars().any(char::is_control) {
             return Err(invalid("it has a control character"));
+        }
+        if text.contains(' ') {
+            return Err(invalid("it has a blank"));
         }
         let segments = text
             .split('.')

@@ -80,7 +80,7 @@ impl TestDatabase {
 /// The events that the current transaction has published, in the order of publishing.
 ///
 /// # Errors
-/// Those of the database; the login must be allowed to read `outbox.events`.
+/// Those of the database; the login must be allowed to publish.
 pub async fn published(transaction: &mut PgConnection) -> Result<Vec<Event>, sqlx::Error> {
     sqlx::query_as(sql!("testing/published")).fetch_all(transaction).await
 }

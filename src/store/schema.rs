@@ -143,12 +143,13 @@ async fn restore_history(connection: &mut PgConnection) -> Result<(), Error> {
     Ok(())
 }
 
-/// Names of the objects of these kinds that a migration creates in the schema outbox.
+/// Names of the objects of these kinds that a migration creates in our schemas.
 fn created(migration: &str, kinds: &[&str], names: &mut Vec<String>) {
     for line in migration.lines() {
         let line = line.strip_prefix("create ").unwrap_or_default();
         let line = line.strip_prefix("or replace ").unwrap_or(line);
-        let Some((kind, name)) = line.split_once(" outbox.") else { continue };
+        let Some((kind, name)) = line.split_once(" outbox") else { continue };
+        let Some(name) = name.strip_prefix("_internal").unwrap_or(name).strip_prefix('.') else { continue };
         if kinds.contains(&kind) {
             let end = name.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(name.len());
             names.extend(name.get(..end).map(ToOwned::to_owned));

@@ -33,8 +33,8 @@ async fn a_payload_that_does_not_fit_becomes_a_dead_letter_that_names_the_path_a
     database.execute("select outbox.subscribe('shop', array['**'], 'recorder')").await;
     database
         .execute(
-            r#"select outbox.event_type('shop.orders.*', 1, '{"required": ["id"], "properties": {"total": {"minimum": 0}}}'),
-                      outbox.event_type('shop.orders.*', 2, '{"required": ["number"]}')"#,
+            r#"select outbox.define_event_type('shop.orders.*', 1, '{"required": ["id"], "properties": {"total": {"minimum": 0}}}'),
+                      outbox.define_event_type('shop.orders.*', 2, '{"required": ["number"]}')"#,
         )
         .await;
     let recorder = Recorder::new();
@@ -71,7 +71,7 @@ async fn a_payload_that_does_not_fit_becomes_a_dead_letter_that_names_the_path_a
     assert!(letters.iter().all(|(_, reason, _)| reason == "schema_mismatch"), "{letters:?}");
     // After the schema is fixed and the dead letter redriven, the event is checked again.
     database
-        .execute("select outbox.event_type('shop.orders.*', 1, '{\"properties\": {\"total\": true}}')")
+        .execute("select outbox.define_event_type('shop.orders.*', 1, '{\"properties\": {\"total\": true}}')")
         .await;
     database.execute("select outbox.redrive(error_like => '%/total%')").await;
     recorder.wait_until(|seen| seen.iter().any(|one| one.payload.contains("4711"))).await;
@@ -84,7 +84,9 @@ async fn a_type_that_warns_counts_and_delivers() {
     let database = Database::new().await;
     database.execute("select outbox.subscribe('shop', array['**'], 'recorder')").await;
     database
-        .execute("select outbox.event_type('shop.**', schema => '{\"type\": \"object\"}', mode => 'warn')")
+        .execute(
+            "select outbox.define_event_type('shop.**', schema => '{\"type\": \"object\"}', mode => 'warn')",
+        )
         .await;
     let recorder = Recorder::new();
     let telemetry = pgoutbox::relay::telemetry::Telemetry::new();
@@ -125,11 +127,11 @@ async fn a_schema_that_cannot_be_used_is_shown_and_rejects_nothing() {
     database.execute("select outbox.subscribe('shop', array['**'], 'recorder')").await;
     database
         .execute(
-            r#"select outbox.event_type('a.**', schema => '{"$ref": "https://example.com/order.json"}'),
-                      outbox.event_type('b.**', schema => '{"properties": {"total": {"type": "nmuber"}}}'),
-                      outbox.event_type('c.**', upcast => 'payload.'),
-                      outbox.event_type('d.**', schema => '{"$ref": "file:///etc/passwd"}'),
-                      outbox.event_type('e.**', schema => '{"type": "object"}')"#,
+            r#"select outbox.define_event_type('a.**', schema => '{"$ref": "https://example.com/order.json"}'),
+                      outbox.define_event_type('b.**', schema => '{"properties": {"total": {"type": "nmuber"}}}'),
+                      outbox.define_event_type('c.**', upcast => 'payload.'),
+                      outbox.define_event_type('d.**', schema => '{"$ref": "file:///etc/passwd"}'),
+                      outbox.define_event_type('e.**', schema => '{"type": "object"}')"#,
         )
         .await;
     let recorder = Recorder::new();
@@ -161,7 +163,7 @@ async fn a_schema_that_cannot_be_used_is_shown_and_rejects_nothing() {
     let before = database.count(generation).await;
     database.execute("update outbox.event_types set state_reason = 'because' where topic = 'a.**'").await;
     assert_eq!(database.count(generation).await, before);
-    database.execute("select outbox.event_type('a.**', schema => '{\"type\": \"object\"}')").await;
+    database.execute("select outbox.define_event_type('a.**', schema => '{\"type\": \"object\"}')").await;
     relay.wait(is_reloaded).await;
     database.execute("select outbox.publish('a.x', '7')").await;
     database.eventually("select count(*) = 1 from outbox.dead_letters where topic = 'a.x'").await;
@@ -182,9 +184,9 @@ async fn old_payloads_are_upcast_for_subscriptions_that_ask_for_a_version() {
             r#"select outbox.subscribe('old', array['**'], 'recorder'),
                       outbox.subscribe('new', array['**'], 'recorder', schema_version => 3),
                       outbox.subscribe('short', array['**'], 'recorder', schema_version => 3, transform => '{"v": schema_version, "n": payload.number}');
-               select outbox.event_type('shop.**', 1, '{"required": ["id"]}', upcast => '{"number": payload.id}'),
-                      outbox.event_type('shop.**', 2, upcast => '{"number": payload.number, "currency": "EUR"}'),
-                      outbox.event_type('shop.**', 3, '{"required": ["currency"]}')"#,
+               select outbox.define_event_type('shop.**', 1, '{"required": ["id"]}', upcast => '{"number": payload.id}'),
+                      outbox.define_event_type('shop.**', 2, upcast => '{"number": payload.number, "currency": "EUR"}'),
+                      outbox.define_event_type('shop.**', 3, '{"required": ["currency"]}')"#,
         )
         .await;
     let recorder = Recorder::new();
@@ -224,7 +226,7 @@ async fn old_payloads_are_upcast_for_subscriptions_that_ask_for_a_version() {
         assert!(answer.contains("the event has version 4; the subscription asks for version 3"), "{answer}");
     }
     // Without an upcast, and redriven once there is one.
-    database.execute("select outbox.discard(), outbox.event_type('shop.**', 2)").await;
+    database.execute("select outbox.discard(), outbox.define_event_type('shop.**', 2)").await;
     database.execute("select outbox.publish('shop.a', '{\"id\": 5}')").await;
     database
         .eventually(
@@ -233,7 +235,7 @@ async fn old_payloads_are_upcast_for_subscriptions_that_ask_for_a_version() {
         .await;
     database
         .execute(
-            "select outbox.event_type('shop.**', 2, \
+            "select outbox.define_event_type('shop.**', 2, \
              upcast => '{\"number\": 5, \"currency\": payload.number}')",
         )
         .await;
@@ -258,7 +260,7 @@ async fn a_batch_of_mixed_versions_arrives_whole() {
             r#"create schema shop; create table shop.seen (version int, payload jsonb);
                create function shop.see(event jsonb) returns void language sql security definer as
                    'insert into shop.seen values ((event ->> ''schema_version'')::int, event -> ''payload'')';
-               select outbox.event_type('**', 1, upcast => '{"number": payload.id}');
+               select outbox.define_event_type('**', 1, upcast => '{"number": payload.id}');
                select outbox.subscribe('shop', array['**'], 'function', '{"function": "shop.see"}', schema_version => 2);
                grant usage on schema shop to outbox_relay"#,
         )
@@ -290,8 +292,8 @@ async fn a_changed_type_is_followed_within_a_second() {
     let mut relay = RelayBox::start(&database, &recorder).await;
     let mut took = Vec::new();
     for (change, fits) in [
-        ("select outbox.event_type('a.**', schema => '{\"type\": \"string\"}')", false),
-        ("select outbox.event_type('a.**', schema => '{\"type\": \"object\"}')", true),
+        ("select outbox.define_event_type('a.**', schema => '{\"type\": \"string\"}')", false),
+        ("select outbox.define_event_type('a.**', schema => '{\"type\": \"object\"}')", true),
         ("update outbox.event_types set schema = 'false'", false),
         ("select outbox.drop_event_type('a.**')", true),
     ] {
@@ -311,8 +313,8 @@ async fn a_changed_type_is_followed_within_a_second() {
     }
     assert!(took.iter().all(|one| *one < Duration::from_secs(1)), "{took:?}");
     let generation = database.count("select value from outbox.generation").await;
-    database.execute("select outbox.event_type('b.**'), outbox.event_type('b.**')").await;
-    database.execute("select outbox.event_type('b.**')").await;
+    database.execute("select outbox.define_event_type('b.**'), outbox.define_event_type('b.**')").await;
+    database.execute("select outbox.define_event_type('b.**')").await;
     assert_eq!(
         database.count("select value from outbox.generation").await,
         generation + 1,
@@ -326,18 +328,18 @@ async fn a_changed_type_is_followed_within_a_second() {
 async fn a_malformed_type_is_refused_with_its_field_and_a_hint() {
     let database = Database::new().await;
     for (call, field) in [
-        ("select outbox.event_type('a..b')", "topic: "),
-        ("select outbox.event_type(null)", "topic: "),
-        ("select outbox.event_type('a', 0)", "version: "),
-        ("select outbox.event_type('a', schema => '[]')", "schema: "),
-        ("select outbox.event_type('a', schema => '\"true\"')", "schema: "),
-        ("select outbox.event_type('a', schema => to_jsonb(repeat('x', 70000)))", "schema: "),
+        ("select outbox.define_event_type('a..b')", "topic: "),
+        ("select outbox.define_event_type(null)", "topic: "),
+        ("select outbox.define_event_type('a', 0)", "version: "),
+        ("select outbox.define_event_type('a', schema => '[]')", "schema: "),
+        ("select outbox.define_event_type('a', schema => '\"true\"')", "schema: "),
+        ("select outbox.define_event_type('a', schema => to_jsonb(repeat('x', 70000)))", "schema: "),
         (
-            "select outbox.event_type('a', schema => jsonb_build_object('title', repeat('x', 70000)))",
+            "select outbox.define_event_type('a', schema => jsonb_build_object('title', repeat('x', 70000)))",
             "schema: ",
         ),
-        ("select outbox.event_type('a', mode => 'refuse')", "mode: "),
-        ("select outbox.event_type('a', upcast => ' ')", "upcast: "),
+        ("select outbox.define_event_type('a', mode => 'refuse')", "mode: "),
+        ("select outbox.define_event_type('a', upcast => ' ')", "upcast: "),
         ("insert into outbox.event_types (topic, mode) values ('a', null)", "mode: "),
         ("select outbox.subscribe('s', array['a'], 'recorder', schema_version => 0)", "schema_version: "),
     ] {
@@ -403,12 +405,14 @@ async fn the_command_line_writes_lists_and_checks_types() {
     let checked = database.pgoutbox(&["types", "check"]);
     assert!(checked.status.success() && checked.stdout.is_empty(), "{checked:?}");
     database
-        .execute("select outbox.event_type('shop.**', 2, '{\"required\": [\"currency\"]}', mode => 'warn')")
+        .execute(
+            "select outbox.define_event_type('shop.**', 2, '{\"required\": [\"currency\"]}', mode => 'warn')",
+        )
         .await;
     database
         .execute(
             "select outbox.publish('shop.b', '{\"canary\": 1}'), \
-             outbox.event_type('x', schema => '{\"type\": 1}')",
+             outbox.define_event_type('x', schema => '{\"type\": 1}')",
         )
         .await;
     let checked = database.pgoutbox(&["types", "check", "--last", "10"]);

@@ -318,7 +318,8 @@ async fn adoption_changes_nothing_where_there_is_nothing_to_adopt_or_it_would_no
     assert!(inside.contains("inside a savepoint"), "{inside}");
     // Whoever writes the row is noted.
     database.execute("update outbox.identity set environment = 'staging'").await;
-    let is_written = "select count(*) from outbox.identity where outbox.is_written_by(xmin, recorded_by)";
+    let is_written =
+        "select count(*) from outbox.identity where outbox_internal.is_written_by(xmin, recorded_by)";
     assert_eq!(database.count(is_written).await, 1);
     database.drop().await;
 }

@@ -17,7 +17,14 @@ use crate::support::{Database, database::server};
 /// The schema as one text: the output of `pg_dump` without parts that depend on its version.
 fn dump(database: &Database) -> String {
     let output = Command::new(server().programs().join("pg_dump"))
-        .args(["--schema-only", "--schema=outbox", "--no-owner", "--dbname", &database.plain_url()])
+        .args([
+            "--schema-only",
+            "--schema=outbox",
+            "--schema=outbox_internal",
+            "--no-owner",
+            "--dbname",
+            &database.plain_url(),
+        ])
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -39,7 +46,7 @@ fn dump(database: &Database) -> String {
     lines.join("\n").trim().to_owned() + "\n"
 }
 
-const HEADER: &str = "-- The schema outbox after all migrations, as pg_dump shows it: to be read, never run.
+const HEADER: &str = "-- The schemas outbox and outbox_internal after all migrations, as pg_dump shows it: to be read, never run.
 -- A test keeps it true; after a change of migrations/: UPDATE_SCHEMA=1 cargo test --test it schema_sql
 ";
 
@@ -202,7 +209,7 @@ async fn the_database_and_the_relay_accept_the_same_topic_patterns() {
         "\n".into(),
     ]);
     let rows = sqlx::query(
-        "select pattern, outbox.topic_pattern_is_valid(pattern) as valid from unnest($1::text[]) as pattern",
+        "select pattern, outbox_internal.topic_pattern_is_valid(pattern) as valid from unnest($1::text[]) as pattern",
     )
     .bind(&patterns)
     .fetch_all(&database.pool)

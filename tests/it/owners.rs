@@ -55,9 +55,9 @@ async fn no_write_fails_whoever_owns_what_and_check_names_several_owners() {
         "alter schema outbox owner to outbox_owner",
         "alter table outbox.events owner to outbox_owner",
         "alter table outbox.events_default owner to outbox_owner",
-        "alter function outbox.capture_payload owner to outbox_owner",
-        "alter function outbox.ring_doorbell owner to outbox_owner",
-        "alter function outbox.headers_are_valid owner to outbox_owner",
+        "alter function outbox_internal.capture_payload owner to outbox_owner",
+        "alter function outbox_internal.ring_doorbell owner to outbox_owner",
+        "alter function outbox_internal.headers_are_valid owner to outbox_owner",
     ] {
         database.execute(changed).await;
         let mut write = login(&writer).connect().await.unwrap();
@@ -82,7 +82,7 @@ async fn no_write_fails_whoever_owns_what_and_check_names_several_owners() {
     }
     let (printed, good) = check(&database);
     assert!(!good && printed.contains(&format!("{owner} owns most of it")), "{printed}");
-    assert!(printed.contains("outbox_owner (outbox.capture_payload, and 6 more)"), "{printed}");
+    assert!(printed.contains("outbox_owner (outbox_internal.capture_payload, and 6 more)"), "{printed}");
 
     drop_all(database, &[&owner, &writer, &publisher]).await;
 }

@@ -253,7 +253,7 @@ async fn a_load_returns_the_list_of_all_ids_once_and_not_with_each_row() {
     database
         .execute(
             "select outbox.subscribe('s' || n, array['a.b'], 'recorder') from generate_series(1, 50) as n; \
-             select outbox.event_type('a.t' || n) from generate_series(1, 50) as n",
+             select outbox.define_event_type('a.t' || n) from generate_series(1, 50) as n",
         )
         .await;
     for (statement, ids) in [

@@ -162,7 +162,7 @@ async fn a_relay_changes_deliveries_but_neither_events_nor_definitions_of_subscr
                 "select outbox.subscribe('mine', array['**'], 'recorder')",
                 "update outbox.event_types set schema = 'false'",
                 "insert into outbox.event_types (topic) values ('mine')",
-                "select outbox.event_type('mine')",
+                "select outbox.define_event_type('mine')",
                 "select outbox.redrive()",
                 "select outbox.discard()",
                 "select outbox.retry()",
@@ -238,7 +238,7 @@ async fn an_admin_subscribes_redrives_and_discards_and_does_not_write_the_log() 
                 "select outbox.subscribe('mine', array['a.*'], 'webhook', '{\"url\": \"https://example.com\"}')",
                 "insert into outbox.subscriptions (name, topics, sink) values ('mine', array['**'], 'recorder')",
                 "update outbox.subscriptions set topics = array['a.**']",
-                "select outbox.event_type('a.*'), outbox.event_type('a.*', mode => 'warn'), outbox.drop_event_type('a.*')",
+                "select outbox.define_event_type('a.*'), outbox.define_event_type('a.*', mode => 'warn'), outbox.drop_event_type('a.*')",
                 "select outbox.pause('shop')",
                 "select outbox.pause('shop'), outbox.resume('shop')",
                 "select outbox.unsubscribe('shop')",
@@ -307,7 +307,8 @@ async fn functions_that_run_as_their_owner_pin_their_search_path_and_are_not_pub
     let functions = sqlx::query(
         "select p.proname, p.prosecdef, coalesce(array_to_string(p.proconfig, ','), '') as settings,
                 exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) as granted where granted.grantee = 0) as is_public
-           from pg_proc as p where p.pronamespace = 'outbox'::regnamespace",
+           from pg_proc as p
+          where p.pronamespace in ('outbox'::regnamespace, 'outbox_internal'::regnamespace)",
     )
     .fetch_all(&database.pool)
     .await
@@ -330,7 +331,7 @@ async fn functions_that_run_as_their_owner_pin_their_search_path_and_are_not_pub
                   where c.relnamespace = 'outbox'::regnamespace and granted.grantee = 0";
     assert_eq!(database.count(tables).await, 0, "nothing is granted to PUBLIC");
     let schema = "select count(*) from pg_namespace as n, aclexplode(n.nspacl) as granted \
-                  where n.nspname = 'outbox' and granted.grantee = 0";
+                  where n.nspname in ('outbox', 'outbox_internal') and granted.grantee = 0";
     assert_eq!(database.count(schema).await, 0, "the schema is closed to PUBLIC");
     database.drop().await;
 }

@@ -98,7 +98,7 @@ async fn everything_works_where_all_settings_are_unusual() {
              perform pg_sleep(1.5);
          end $$;
          select outbox.capture('shop.orders');
-         select outbox.event_type('a.*', schema => '{\"type\": \"object\"}');
+         select outbox.define_event_type('a.*', schema => '{\"type\": \"object\"}');
          select outbox.subscribe('all', '{**}', 'recorder');
          select outbox.subscribe('slow', '{slow.*}', 'function', '{\"function\": \"shop.slowly\"}');
          select outbox.subscribe('bad', '{a.*,axb}', 'recorder', match => '{\"bad\": true}',

@@ -128,7 +128,7 @@ fn key(value: &dyn Val) -> Result<Option<String>, String> {
     }
 }
 
-/// Checks headers as `outbox.headers_are_valid` does, because sinks send them as headers.
+/// Checks headers as `outbox_internal.headers_are_valid` does, because sinks send them as headers.
 fn headers(value: &dyn Val, expression: &str) -> Result<String, String> {
     let Some(map) = value.downcast_ref::<CelMap>() else {
         return Err(format!("headers must be a map of strings, not {}", value.get_type().name()));

@@ -243,7 +243,7 @@ async fn a_trigger_made_by_hand_hides_no_capture() {
     for arguments in ["", "'x'", "'{\"table\": \"y\"}'"] {
         shop.owner(&format!(
             "drop trigger if exists outbox_capture_insert on shop.other;
-             create trigger outbox_capture_insert after insert on shop.other for each row execute function outbox.capture_changes({arguments})"
+             create trigger outbox_capture_insert after insert on shop.other for each row execute function outbox_internal.capture_changes({arguments})"
         ))
         .await;
         assert_eq!(shop.captured("shop.orders").await["topic"], "shop.orders", "{arguments}");

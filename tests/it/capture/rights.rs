@@ -87,7 +87,7 @@ async fn writing_to_a_captured_table_needs_no_right_on_the_outbox_and_gives_none
         "select outbox.publish('a.b', '{}')",
         "select * from outbox.captures",
         "select outbox.capture('orders')",
-        "create trigger mine after insert on orders for each row execute function outbox.capture_changes('{}')",
+        "create trigger mine after insert on orders for each row execute function outbox_internal.capture_changes('{}')",
     ] {
         let refused = run(&mut shop.application, sql).await.unwrap_err();
         assert!(refused.starts_with("42501"), "{sql}: {refused}");
@@ -173,7 +173,7 @@ async fn a_trigger_made_by_hand_does_not_read_a_hostile_temporary_view() {
         &mut evil,
         &format!(
             "create trigger by_hand after insert on t for each statement \
-             execute function outbox.capture_changes{settings}"
+             execute function outbox_internal.capture_changes{settings}"
         ),
     )
     .await
@@ -202,7 +202,7 @@ async fn a_trigger_made_by_hand_does_not_read_a_hostile_temporary_view() {
         &format!(
             "create trigger by_hand after insert on t referencing new table as \
              outbox_after for each statement execute function \
-             outbox.capture_changes{foreign}; delete from t; insert into t values (5)"
+             outbox_internal.capture_changes{foreign}; delete from t; insert into t values (5)"
         ),
     )
     .await

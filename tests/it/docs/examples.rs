@@ -189,7 +189,7 @@ async fn every_piece_of_configuration_is_taken_and_every_file_of_subscriptions_c
 
 /// The test helpers of docs/test.md work as documented.
 #[tokio::test]
-async fn the_events_of_the_current_transaction_are_those_with_its_id_also_across_savepoints() {
+async fn what_the_current_transaction_has_published_is_shown_also_across_savepoints() {
     let database = Database::new().await;
     database.execute("select outbox.publish('earlier', '{}')").await;
     let mut connection = database.connection().await;
@@ -197,12 +197,8 @@ async fn the_events_of_the_current_transaction_are_those_with_its_id_also_across
         "begin; select outbox.publish('first', '{}'); savepoint one; select outbox.publish('second', '{}');
                      release one; savepoint two; select outbox.publish('undone', '{}'); rollback to two";
     connection.execute(published).await.unwrap();
-    let query = "select topic::text from outbox.events where xid = pg_current_xact_id() order by position";
-    assert!(
-        Page::read("docs/test.md")
-            .text
-            .contains("from outbox.events where xid = pg_current_xact_id() order by position;")
-    );
+    let query = "select topic::text from outbox.published()";
+    assert!(Page::read("docs/test.md").text.contains("from outbox.published();"));
     let topics: Vec<String> = sqlx::query_scalar(query).fetch_all(&mut connection).await.unwrap();
     assert_eq!(topics, ["first", "second"]);
     connection.execute("rollback").await.unwrap();

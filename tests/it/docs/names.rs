@@ -18,7 +18,7 @@ fn every_function_and_table_of_the_schema_that_is_named_exists() {
     let functions = Regex::new(r"(?i)function outbox\.([a-z_]+)\(").unwrap();
     let functions: BTreeSet<&str> =
         functions.captures_iter(&schema).map(|found| found.extract::<1>().1[0]).collect();
-    let names = Regex::new(r"\boutbox\.([a-z_]+)").unwrap();
+    let names = Regex::new(r"\boutbox(?:_internal)?\.([a-z_]+)").unwrap();
     let known: BTreeSet<&str> = names.captures_iter(&schema).map(|found| found.extract::<1>().1[0]).collect();
     let used = Regex::new(r"\boutbox\.([a-z_]+)(\(?)").unwrap();
     for page in documents() {
