@@ -110,18 +110,25 @@ install-brokers:
 	perl -MIPC::Cmd -MFile::Compare -e 1 2>/dev/null || missing="$$missing perl"; \
 	$(install_missing)
 
-# Python with venv, and Node with npm.
+# The JDBC driver, where Debian installs it.
+PGJDBC ?= /usr/share/java/postgresql.jar
+
+# Python with venv, Node with npm, Ruby with ActiveRecord, and a JDK with the JDBC driver.
 install-clients:
 	@missing=""; \
 	python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
 	command -v node >/dev/null || missing="$$missing nodejs"; \
 	command -v npm >/dev/null || missing="$$missing npm"; \
+	ruby -e 'require "active_record"; require "pg"' 2>/dev/null || missing="$$missing ruby ruby-pg ruby-activerecord"; \
+	command -v javac >/dev/null || missing="$$missing default-jdk-headless"; \
+	[ -e "$(PGJDBC)" ] || missing="$$missing libpostgresql-jdbc-java"; \
 	$(install_missing)
 
 # If the installed lists equal those in tests/clients, it does nothing and needs no network.
 # Node looks for packages in the folders above a script, so scripts are run through links next to node_modules.
 clients: install-clients
 	@mkdir -p target/clients && ln -sfn ../../tests target/clients/tests && ln -sfn ../../examples target/clients/examples
+	@ln -sfn "$(PGJDBC)" target/clients/postgresql.jar
 	@if ! cmp -s tests/clients/requirements.txt target/clients/requirements.installed; then \
 		echo "installing Python packages of tests/clients/requirements.txt into target/clients/venv"; \
 		rm -rf target/clients/venv && \

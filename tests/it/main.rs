@@ -19,6 +19,7 @@ mod cli; // help, exit codes, output streams
 mod clients; // programs in other languages publish
 mod demo; // everything together, to its end and interrupted
 mod docs; // README and the book against the program: links, commands, names, tables, examples
+mod drivers; // drivers of other languages publish, and the page that says how
 mod encodings; // databases that cannot hold an answer
 mod event_types; // payloads that do not fit, versions, invalid schemas
 mod faults; // killed, disconnected and panicking relays, crashing servers

@@ -6,7 +6,7 @@ mod examples;
 mod five_minutes;
 mod links;
 mod names;
-mod tables;
+pub(crate) mod tables;
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,7 @@ use std::{
 
 /// A Markdown file.
 #[derive(Debug)]
-struct Page {
+pub(crate) struct Page {
     /// Path in the repository.
     name: String,
     text: String,
@@ -37,7 +37,7 @@ fn root() -> PathBuf {
 }
 
 impl Page {
-    fn read(name: &str) -> Self {
+    pub(crate) fn read(name: &str) -> Self {
         let text = fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
         Self { name: name.to_owned(), text }
     }
@@ -47,7 +47,7 @@ impl Page {
     }
 
     /// The text outside of fenced blocks; each line keeps its number.
-    fn prose(&self) -> String {
+    pub(crate) fn prose(&self) -> String {
         self.split().1
     }
 
@@ -92,7 +92,7 @@ impl Page {
     }
 
     /// The text below a heading, up to the next heading of the same level.
-    fn section(&self, heading: &str) -> Self {
+    pub(crate) fn section(&self, heading: &str) -> Self {
         let level = heading.split(' ').next().unwrap_or_default();
         let begin = self
             .text

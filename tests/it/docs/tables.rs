@@ -10,21 +10,22 @@ use super::{
     first_table, pgoutbox, root,
 };
 
-/// Compares the text between two markers with the expected table, or writes it.
-fn assert_table(name: &str, marker: &str, head: &str, rows: &[String]) {
+/// Compares the table between two markers with the expected one, or writes it.
+pub(crate) fn assert_table(name: &str, marker: &str, head: &str, rows: &[String]) {
+    let line = format!("|{}", " --- |".repeat(head.matches('|').count() - 1));
+    assert_between(name, marker, &format!("{head}\n{line}\n{}\n", rows.join("\n")));
+}
+
+/// Compares the text between two markers with the expected one, or writes it.
+pub(crate) fn assert_between(name: &str, marker: &str, made: &str) {
     let Page { text, .. } = Page::read(name);
     let (begin, end) = (format!("<!-- {marker}:begin -->\n"), format!("<!-- {marker}:end -->"));
     let (before, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("{name} should hold {begin}"));
     let (kept, after) = rest.split_once(&end).unwrap_or_else(|| panic!("{name} should hold {end}"));
-    let line = format!("|{}", " --- |".repeat(head.matches('|').count() - 1));
-    let made = format!("{head}\n{line}\n{}\n", rows.join("\n"));
     if std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(root().join(name), format!("{before}{begin}{made}{end}{after}")).unwrap();
     } else {
-        assert_eq!(
-            kept, made,
-            "the table {marker} of {name} is old: UPDATE_DOCS=1 cargo test --test it docs::tables writes it"
-        );
+        assert_eq!(kept, made, "{marker} of {name} is old; this test writes it with UPDATE_DOCS=1");
     }
 }
 

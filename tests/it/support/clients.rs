@@ -43,11 +43,34 @@ pub(crate) async fn node(script: &str, settings: &[(&str, &str)]) -> String {
     ended_well(script, command, settings).await
 }
 
+/// Runs a script with Ruby.
+pub(crate) async fn ruby(script: &str, settings: &[(&str, &str)]) -> String {
+    let mut command = Command::new("ruby");
+    command.arg(scripts().join(script));
+    ended_well(script, command, settings).await
+}
+
+/// Runs a Java program of one file, with the JDBC driver.
+pub(crate) async fn java(script: &str, settings: &[(&str, &str)]) -> String {
+    let driver = folder().join("postgresql.jar");
+    assert!(driver.is_file(), "{} does not exist; run: make clients", driver.display());
+    let mut command = Command::new("java");
+    command.arg("-cp").arg(driver).arg(scripts().join(script));
+    ended_well(script, command, settings).await
+}
+
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/clients")
+}
+
 /// The folder of the installed libraries, if they are those of the list.
 fn installed(list: &str, copy: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let environment = root.join("target/clients");
-    let wanted = fs::read(root.join("tests/clients").join(list)).unwrap();
+    let environment = folder();
+    let wanted = fs::read(scripts().join(list)).unwrap();
     let fits = fs::read(environment.join(copy)).is_ok_and(|installed| installed == wanted);
     assert!(fits, "the libraries of tests/clients/{list} are not installed, or not these; run: make clients");
     environment
