@@ -2,10 +2,10 @@
 # One binary on an image without shell or package manager. Runs as an unprivileged user and writes nothing:
 # docker run --read-only --cap-drop=ALL -e DATABASE_URL=… pgoutbox run
 
-# The image has the C compiler that `ring` needs; librdkafka also needs make and a C++ compiler.
+# The image has the C compiler that `ring` needs; librdkafka also needs make, a C++ compiler and OpenSSL.
 FROM rust:1.95-slim-bookworm AS build
 RUN apt-get update \
- && apt-get install -y --no-install-recommends g++ make \
+ && apt-get install -y --no-install-recommends g++ libssl-dev make pkg-config \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY . .
@@ -14,7 +14,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     cargo build --release --locked --bin pgoutbox \
  && cp target/release/pgoutbox /pgoutbox
 
-# glibc, the system's certificate authorities, a user `nonroot` (65532), and nothing else
+# glibc, OpenSSL, the system's certificate authorities, a user `nonroot` (65532), and nothing else
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /pgoutbox /usr/local/bin/pgoutbox
 USER 65532:65532

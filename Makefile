@@ -10,17 +10,17 @@
 
 CARGO ?= cargo
 ARGS ?=
-# Everything except kafka-tls, whose OpenSSL takes minutes to build; that feature is only linted.
+# Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-kafka-tls bench bench-peers fuzz operations scale clients install install-brokers install-clients install-peers install-deny
+.PHONY: demo test check check-vendored-openssl bench bench-peers fuzz operations scale clients install install-openssl install-brokers install-clients install-peers install-deny
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
 	@if [ ! -x target/demo/pgoutbox ]; then echo "building pgoutbox; the first time takes two to three minutes on two cores"; fi
 	$(CARGO) run --profile demo --locked --no-default-features --features cli -- demo $(ARGS)
 
-test: install install-brokers install-deny clients
+test: install install-openssl install-brokers install-deny clients
 	$(MAKE) check
 
 check:
@@ -39,28 +39,28 @@ check:
 		echo "advisories: NOT CHECKED, their database could not be fetched"; \
 	fi
 
-# TLS and SASL for Kafka. A separate target, because building OpenSSL takes minutes.
-check-kafka-tls:
-	$(CARGO) check --locked --lib --features kafka-tls
+# A separate target, because building OpenSSL takes minutes.
+check-vendored-openssl:
+	$(CARGO) check --locked --lib --features kafka-vendored-openssl
 
 # Property tests are in the library; the one of captured values in the integration tests has its own limit.
 CASES ?= 100000
-fuzz: install
+fuzz: install install-openssl
 	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --release --lib $(FEATURES)
 
 # Millions of rows in the way of a relay. Takes a quarter of an hour and 10 GB of disk.
-scale: install
+scale: install install-openssl
 	$(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture --test-threads 1 scale::
 
 MINUTES ?= 10
-operations: install
+operations: install install-openssl
 	PGOUTBOX_TEST_MINUTES=$(MINUTES) $(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture operations::
 
-bench: install
+bench: install install-openssl
 	$(CARGO) run --release --locked -- bench $(ARGS)
 
 # Not part of the tests: needs the registries of crates.io and npm once.
-bench-peers: install install-peers
+bench-peers: install install-openssl install-peers
 	$(CARGO) build --release --locked
 	$(CARGO) run --release --locked --manifest-path bench/peers/Cargo.toml --target-dir target/peers/build -- $(ARGS)
 
@@ -97,7 +97,14 @@ install:
 	command -v setpriv >/dev/null || missing="$$missing util-linux"; \
 	$(install_missing)
 
-# Servers that tests and the benchmark start, their clients, openssl for certificates, and Perl, which builds OpenSSL.
+# What librdkafka finds OpenSSL by, for TLS to Kafka.
+install-openssl:
+	@missing=""; \
+	command -v pkg-config >/dev/null || missing="$$missing pkg-config"; \
+	pkg-config --exists openssl 2>/dev/null || missing="$$missing libssl-dev"; \
+	$(install_missing)
+
+# Servers that tests and the benchmark start, their clients, and openssl for certificates.
 # Debian also starts a server for some of these packages; pgoutbox does not use those.
 install-brokers:
 	@missing=""; \
@@ -107,7 +114,6 @@ install-brokers:
 	have nats-server || missing="$$missing nats-server"; \
 	have rabbitmq-server || missing="$$missing rabbitmq-server"; \
 	have openssl || missing="$$missing openssl"; \
-	perl -MIPC::Cmd -MFile::Compare -e 1 2>/dev/null || missing="$$missing perl"; \
 	$(install_missing)
 
 # The JDBC driver, where Debian installs it.

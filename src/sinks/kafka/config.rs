@@ -47,11 +47,11 @@ pub struct Config {
     pub brokers: Vec<String>,
     /// Client id that brokers see.
     pub client_id: String,
-    /// Whether to use TLS; needs the feature `kafka-tls`.
+    /// Whether to use TLS.
     pub tls: bool,
     /// Certificates for `tls`.
     pub tls_files: TlsFiles,
-    /// SASL user; requires `password` and the feature `kafka-tls`.
+    /// SASL user; requires `password`.
     pub username: Option<String>,
     /// SASL password.
     pub password: Option<SecretString>,
@@ -141,9 +141,6 @@ impl Config {
     pub(super) fn usable(&self) -> Result<(), String> {
         if let Some((key, problem)) = self.problems().into_iter().next() {
             return Err(format!("{key}: {problem}"));
-        }
-        if !cfg!(feature = "kafka-tls") && (self.tls || self.username.is_some()) {
-            return Err("TLS and passwords for Kafka need a build with the feature kafka-tls".to_owned());
         }
         // librdkafka checks the values. Its messages contain the name of the option, never a
         // password.

@@ -188,6 +188,13 @@ impl Producer {
                     {
                         (Reason::Timeout, format!("{}: {message}", text(*code)))
                     }
+                    // With TLS 1.3 a broker refuses the client's certificate after the handshake.
+                    Some((_, message, _)) if message.contains("alert certificate required") => {
+                        (Reason::TlsFailed, format!("the broker asks for a client certificate: {message}"))
+                    }
+                    Some((_, message, _)) if message.contains("SSL routines") => {
+                        (Reason::TlsFailed, message.clone())
+                    }
                     Some((code, message, _)) => (reason(*code), format!("{}: {message}", text(*code))),
                     None => (Reason::Timeout, text(Code::MessageTimedOut)),
                 };

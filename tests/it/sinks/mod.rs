@@ -19,11 +19,13 @@ mod nats_faults;
 pub(crate) mod kafka;
 #[cfg(feature = "kafka")]
 mod kafka_faults;
+mod kafka_tls;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 #[cfg(feature = "redis")]
 mod redis_faults;
 mod stdout;
+mod tansu;
 
 use pgoutbox::{
     cli::config,
