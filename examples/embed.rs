@@ -3,6 +3,7 @@
 //! Subscribe once, as a member of `outbox_admin`:
 //!
 //! ```sql
+//! select outbox.declare_sink('search');
 //! select outbox.subscribe('search', array['shop.**'], 'search', '{"index": "orders"}');
 //! ```
 //!

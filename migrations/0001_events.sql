@@ -78,7 +78,7 @@ begin
             problem := format('%s cannot be sent', shown);
             hint := 'Use an object of strings without control characters, at most 16 KiB. Names '
                     'have 1 to 64 lower-case letters, digits, _ and -, such as '
-                    '{"traceparent": "00-…"}.';
+                    '{"traceparent": "00-..."}.';
         when 'organization' then
             problem := letters;
             hint := 'Use 1 to 255 characters, or null.';
@@ -234,22 +234,23 @@ create function outbox.publish(
 ) returns uuid
 language plpgsql as $$
 declare
-    event_id       uuid                := publish.id;
+    event_id     uuid                := publish.id;
     -- Checked here, an error does not show the statement below.
-    topic          outbox.topic        := publish.topic;
-    payload        outbox.payload      := publish.payload;
-    key            outbox.key          := publish.key;
-    headers        outbox.headers      := coalesce(publish.headers, '{}');
-    organization   outbox.organization := publish.organization;
-    priority       outbox.priority     := coalesce(publish.priority, 0);
-    deliver_after  outbox.instant      := publish.deliver_after;
-    source         outbox.source       := publish.source;
-    user_id        outbox.user_id      := publish.user_id;
+    its_topic    outbox.topic        := publish.topic;
+    its_payload  outbox.payload      := publish.payload;
+    its_key      outbox.key          := publish.key;
+    its_headers  outbox.headers      := coalesce(publish.headers, '{}');
+    tenant       outbox.organization := publish.organization;
+    its_priority outbox.priority     := coalesce(publish.priority, 0);
+    due_after    outbox.instant      := publish.deliver_after;
+    its_source   outbox.source       := publish.source;
+    its_user     outbox.user_id      := publish.user_id;
 begin
-    if topic is null or payload is null then
+    if its_topic is null or its_payload is null then
         raise exception using errcode = '23502',
-            message = case when topic is null then 'topic: is null' else 'payload: is null' end,
-            hint = case when topic is null then 'Name what happened, such as shop.orders.create.'
+            message = case when its_topic is null then 'topic: is null' else 'payload: is null' end,
+            hint = case when its_topic is null
+                        then 'Name what happened, such as shop.orders.create.'
                         else 'The null of JSON is ''null''::jsonb.' end;
     end if;
     if event_id is null then
@@ -264,8 +265,8 @@ begin
         id, topic, key, payload, headers, organization, priority, deliver_after, source, user_id,
         schema_version)
     values (
-        event_id, topic, key, payload, headers, organization, priority, deliver_after, source,
-        user_id, publish.schema_version);
+        event_id, its_topic, its_key, its_payload, its_headers, tenant, its_priority, due_after,
+        its_source, its_user, publish.schema_version);
     return event_id;
 end;
 $$;

@@ -74,6 +74,147 @@ language sql immutable strict parallel safe as $$
                 else false end
 $$;
 
+-- The sinks of this version, and the fields of their configs with the types that JSON has for them.
+-- A test compares them with the code.
+create function outbox_internal.sink_fields()
+returns table (sink text, field text, types text[], is_required boolean)
+language sql immutable parallel safe as $$
+    values ('webhook', 'url', '{string}'::text[], true),
+           ('webhook', 'method', '{string}', false),
+           ('webhook', 'headers', '{object}', false),
+           ('webhook', 'secret', '{string,array}', false),
+           ('webhook', 'body', '{string}', false),
+           ('webhook', 'batch', '{object}', false),
+           ('webhook', 'timeout', '{string}', false),
+           ('webhook', 'dead_letter_on', '{array}', false),
+           ('function', 'function', '{string}', true),
+           ('function', 'timeout', '{string}', false),
+           ('function', 'batch', '{number}', false),
+           ('function', 'concurrency', '{number}', false),
+           ('postgres', 'connection', '{string}', false),
+           ('postgres', 'table', '{string}', false),
+           ('postgres', 'function', '{string}', false),
+           ('postgres', 'source', '{string}', false),
+           ('postgres', 'timeout', '{string}', false),
+           ('postgres', 'batch', '{number}', false),
+           ('kafka', 'connection', '{string}', false),
+           ('kafka', 'topic', '{string}', true),
+           ('kafka', 'key', '{string}', false),
+           ('kafka', 'body', '{string}', false),
+           ('nats', 'connection', '{string}', false),
+           ('nats', 'subject', '{string}', true),
+           ('nats', 'stream', '{string}', false),
+           ('nats', 'message_id', '{string}', false),
+           ('nats', 'body', '{string}', false),
+           ('redis', 'connection', '{string}', false),
+           ('redis', 'stream', '{string}', true),
+           ('redis', 'maxlen', '{number}', false),
+           ('redis', 'body', '{string}', false),
+           ('amqp', 'connection', '{string}', false),
+           ('amqp', 'exchange', '{string}', false),
+           ('amqp', 'routing_key', '{string}', false),
+           ('amqp', 'mandatory', '{boolean}', false),
+           ('amqp', 'body', '{string}', false),
+           ('handler', 'handler', '{string}', true),
+           ('handler', 'timeout', '{string}', false),
+           ('file', 'connection', '{string}', false),
+           ('file', 'path', '{string}', true),
+           ('file', 'sync', '{boolean}', false),
+           ('stdout', null, null, null)
+$$;
+
+-- Sinks of other programs, which embed a relay.
+create table outbox.declared_sinks (
+    name text primary key check (name ~ '^[a-z][a-z0-9_-]{0,49}$')
+);
+
+create view outbox.sinks as
+    select known.sink as name, true as is_built_in,
+           coalesce(jsonb_object_agg(known.field,
+                                     array_to_string(known.types, ' or ')
+                                         || case when known.is_required then ', required'
+                                                 else '' end)
+                        filter (where known.field is not null),
+                    '{}') as fields
+      from outbox_internal.sink_fields() as known
+     group by known.sink
+    union all
+    select declared.name, false, null
+      from outbox.declared_sinks as declared
+     where declared.name not in (select known.sink from outbox_internal.sink_fields() as known);
+comment on view outbox.sinks is
+    'The sinks that a subscription can name, and the fields of their configs. fields is null for '
+    'sinks of other programs, which outbox.declare_sink made known.';
+
+create function outbox.declare_sink(name text) returns boolean
+language plpgsql as $$
+begin
+    if exists (select from outbox.sinks as known where known.name = declare_sink.name) then
+        return false;
+    end if;
+    insert into outbox.declared_sinks (name) values (declare_sink.name) on conflict do nothing;
+    return found;
+end;
+$$;
+comment on function outbox.declare_sink is
+    'Let subscriptions name a sink of your own program. Relays declare theirs when they start. '
+    'Returns whether it was new.';
+
+-- Refuses a config that no sink of this name takes.
+create function outbox_internal.check_config(sink text, config jsonb) returns void
+language plpgsql stable as $$
+declare
+    wrong record;
+    known text := (select string_agg(name, ', ' order by name) from outbox.sinks);
+begin
+    if not exists (select from outbox.sinks as one where one.name = check_config.sink) then
+        raise exception using errcode = '22023',
+            message = format('sink: there is no sink %L', sink),
+            hint = format('There are %s. A sink of your own program: select '
+                          'outbox.declare_sink(%L).',
+                          known, sink);
+    end if;
+    if not exists (select from outbox_internal.sink_fields() as one
+                    where one.sink = check_config.sink) then
+        return;  -- of another program
+    end if;
+    select given.field, given.type, one.types into wrong
+      from (select held.key as field, jsonb_typeof(held.value) as type
+              from jsonb_each(config) as held) as given
+      left join outbox_internal.sink_fields() as one
+        on one.sink = check_config.sink and one.field = given.field
+     where one.field is null or given.type <> all ('null'::text || one.types)
+     order by given.field
+     limit 1;
+    if found then
+        raise exception using errcode = '22023',
+            message = case when wrong.types is null
+                           then format('config.%s: unknown field', wrong.field)
+                           else format('config.%s: must be %s, not %s', wrong.field,
+                                       array_to_string(wrong.types, ' or '), wrong.type) end,
+            hint = (select format('The sink %s has %s.', check_config.sink,
+                                  coalesce(string_agg(one.field || case when one.is_required
+                                                                        then ' (required)'
+                                                                        else '' end,
+                                                      ', '),
+                                           'no fields'))
+                      from outbox_internal.sink_fields() as one
+                     where one.sink = check_config.sink);
+    end if;
+    select one.field into wrong
+      from outbox_internal.sink_fields() as one
+     where one.sink = check_config.sink
+       and one.sink not in ('webhook', 'function')  -- for which the caller has an example
+       and one.is_required
+       and coalesce(config -> one.field, 'null') = 'null';
+    if found then
+        raise exception using errcode = '22023',
+            message = format('config.%s: is missing', wrong.field),
+            hint = format('For example {"%s": "..."}.', wrong.field);
+    end if;
+end;
+$$;
+
 -- Refuses mistakes that the database can detect, with the field and a hint. A relay reports others
 -- as state = 'invalid'.
 create function outbox_internal.check_subscription() returns trigger
@@ -166,6 +307,9 @@ begin
         raise exception using errcode = '22023',
             message = 'config: has a number that is out of range';
     end;
+    if tg_op = 'INSERT' or (new.sink, new.config) is distinct from (old.sink, old.config) then
+        perform outbox_internal.check_config(new.sink, new.config);
+    end if;
     if new.sink = 'webhook' then
         if jsonb_typeof(new.config -> 'url') is distinct from 'string' then
             raise exception using errcode = '22023',
@@ -412,8 +556,8 @@ begin
     end if;
     begin
         insert into outbox.subscriptions as existing (
-            name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys,
-            max_in_flight, schema_version)
+            name, topics, sink, config, match, filter, transform, organization, ordering, retry,
+            keys, max_in_flight, schema_version)
         values (
             subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'),
             subscribe.match, subscribe.filter, subscribe.transform, subscribe.organization,

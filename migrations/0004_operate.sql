@@ -719,7 +719,8 @@ begin
              'insert (id, topic, key, payload, headers, organization, source, user_id, priority, '
              'deliver_after, schema_version) on outbox.events'),
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
-            ('outbox_publisher', 'execute on function outbox.publish, outbox.published, outbox.new_id'),
+            ('outbox_publisher',
+             'execute on function outbox.publish, outbox.published, outbox.new_id'),
             ('outbox_publisher', 'execute on function outbox.capture, outbox.release'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox, outbox_internal'),
@@ -729,6 +730,8 @@ begin
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
              'outbox.relays, outbox.relay_subscriptions, outbox.pauses'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
+            ('outbox_relay', 'insert on outbox.declared_sinks'),
+            ('outbox_relay', 'execute on function outbox.declare_sink'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
@@ -738,7 +741,9 @@ begin
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
-            ('outbox_admin', 'insert, update, delete on outbox.subscriptions, outbox.starts'),
+            ('outbox_admin',
+             'insert, update, delete on outbox.subscriptions, outbox.starts, '
+             'outbox.declared_sinks'),
             ('outbox_admin', 'insert, update, delete on outbox.event_types'),
             ('outbox_admin', 'execute on all functions in schema outbox, outbox_internal'),
             ('outbox_monitor', 'usage on schema outbox, outbox_internal'),

@@ -738,11 +738,11 @@ begin
                  order by pair.place, pair.after is not null',
                 replace(case tg_op
                     when 'INSERT' then
-                        'select null::jsonb as before, {row} as after, row_number() over () as place '
-                        'from outbox_after as n'
+                        'select null::jsonb as before, {row} as after, '
+                        'row_number() over () as place from outbox_after as n'
                     when 'DELETE' then
-                        'select {row} as before, null::jsonb as after, row_number() over () as place '
-                        'from outbox_before as n'
+                        'select {row} as before, null::jsonb as after, '
+                        'row_number() over () as place from outbox_before as n'
                     else '
                         select o.held as before, n.held as after, coalesce(n.place, o.place) as place
                           from (select n.*, row_number() over (partition by n.identity order by n.place) as time
@@ -751,9 +751,10 @@ begin
                           full join (select n.*, row_number() over (partition by n.identity order by n.place) as time
                                   from (select n.*, coalesce(outbox_internal.capture_key(n.held, $3), n.place::text) collate "C" as identity
                                           from (select {row} as held, row_number() over () as place from outbox_after as n) as n) as n) as n
-                            on n.identity = o.identity and n.time = o.time' end, '{row}', expression))
-            using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id,
-                  source;
+                            on n.identity = o.identity and n.time = o.time'
+                    end, '{row}', expression))
+            using prefix, key_columns, identity_columns, hidden, diff, headers, organization,
+                  user_id, source;
         end if;
     end written;
 
@@ -854,8 +855,8 @@ begin
     if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
         raise exception using errcode = '22023',
             message = format('topic: %L is not a valid prefix of topics', prefix),
-            hint = 'Use segments separated by dots, without blanks and stars, at most 248 characters '
-                   '(".create" is appended), such as topic => ''shop.orders''.';
+            hint = 'Use segments separated by dots, without blanks and stars, at most 248 '
+                   'characters (".create" is appended), such as topic => ''shop.orders''.';
     end if;
 
     if cardinality(wanted) = 0 then

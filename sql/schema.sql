@@ -1,4 +1,4 @@
--- The schemas outbox and outbox_internal after all migrations, as pg_dump shows it: to be read, never run.
+-- The schemas outbox and outbox_internal after all migrations, as pg_dump shows them: to be read.
 -- A test keeps it true; after a change of migrations/: UPDATE_SCHEMA=1 cargo test --test it schema_sql
 
 CREATE SCHEMA outbox;
@@ -42,7 +42,7 @@ begin
             problem := format('%s cannot be sent', shown);
             hint := 'Use an object of strings without control characters, at most 16 KiB. Names '
                     'have 1 to 64 lower-case letters, digits, _ and -, such as '
-                    '{"traceparent": "00-…"}.';
+                    '{"traceparent": "00-..."}.';
         when 'organization' then
             problem := letters;
             hint := 'Use 1 to 255 characters, or null.';
@@ -268,6 +268,20 @@ $$;
 
 COMMENT ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) IS 'Publish each change of a table as an event: <topic>.create, .update or .delete, by default schema.table.create and so on. Returns <topic>. Calling it twice changes nothing; other arguments replace the capture. For the owner of the table who is also a member of outbox_publisher or outbox_admin. topic: instead of schema.table. operations: insert, update, delete. columns or exclude: the columns in the payload; an update of other columns makes no event. condition: an expression about NEW and OLD, for each row. key: the columns of the event''s key, separated by commas, instead of the primary key. diff: whether an update contains the changed columns and their previous values.';
 
+CREATE FUNCTION outbox.declare_sink(name text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if exists (select from outbox.sinks as known where known.name = declare_sink.name) then
+        return false;
+    end if;
+    insert into outbox.declared_sinks (name) values (declare_sink.name) on conflict do nothing;
+    return found;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.declare_sink(name text) IS 'Let subscriptions name a sink of your own program. Relays declare theirs when they start. Returns whether it was new.';
+
 CREATE FUNCTION outbox.define_event_type(topic text, version integer DEFAULT 1, schema jsonb DEFAULT 'true'::jsonb, mode text DEFAULT 'reject'::text, description text DEFAULT NULL::text, upcast text DEFAULT NULL::text) RETURNS bigint
     LANGUAGE plpgsql
     AS $$
@@ -363,7 +377,8 @@ begin
              'insert (id, topic, key, payload, headers, organization, source, user_id, priority, '
              'deliver_after, schema_version) on outbox.events'),
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
-            ('outbox_publisher', 'execute on function outbox.publish, outbox.published, outbox.new_id'),
+            ('outbox_publisher',
+             'execute on function outbox.publish, outbox.published, outbox.new_id'),
             ('outbox_publisher', 'execute on function outbox.capture, outbox.release'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox, outbox_internal'),
@@ -373,6 +388,8 @@ begin
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
              'outbox.relays, outbox.relay_subscriptions, outbox.pauses'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
+            ('outbox_relay', 'insert on outbox.declared_sinks'),
+            ('outbox_relay', 'execute on function outbox.declare_sink'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
@@ -382,7 +399,9 @@ begin
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
-            ('outbox_admin', 'insert, update, delete on outbox.subscriptions, outbox.starts'),
+            ('outbox_admin',
+             'insert, update, delete on outbox.subscriptions, outbox.starts, '
+             'outbox.declared_sinks'),
             ('outbox_admin', 'insert, update, delete on outbox.event_types'),
             ('outbox_admin', 'execute on all functions in schema outbox, outbox_internal'),
             ('outbox_monitor', 'usage on schema outbox, outbox_internal'),
@@ -759,22 +778,23 @@ CREATE FUNCTION outbox.publish(topic text, payload jsonb, key text DEFAULT NULL:
     LANGUAGE plpgsql
     AS $$
 declare
-    event_id       uuid                := publish.id;
+    event_id     uuid                := publish.id;
     -- Checked here, an error does not show the statement below.
-    topic          outbox.topic        := publish.topic;
-    payload        outbox.payload      := publish.payload;
-    key            outbox.key          := publish.key;
-    headers        outbox.headers      := coalesce(publish.headers, '{}');
-    organization   outbox.organization := publish.organization;
-    priority       outbox.priority     := coalesce(publish.priority, 0);
-    deliver_after  outbox.instant      := publish.deliver_after;
-    source         outbox.source       := publish.source;
-    user_id        outbox.user_id      := publish.user_id;
+    its_topic    outbox.topic        := publish.topic;
+    its_payload  outbox.payload      := publish.payload;
+    its_key      outbox.key          := publish.key;
+    its_headers  outbox.headers      := coalesce(publish.headers, '{}');
+    tenant       outbox.organization := publish.organization;
+    its_priority outbox.priority     := coalesce(publish.priority, 0);
+    due_after    outbox.instant      := publish.deliver_after;
+    its_source   outbox.source       := publish.source;
+    its_user     outbox.user_id      := publish.user_id;
 begin
-    if topic is null or payload is null then
+    if its_topic is null or its_payload is null then
         raise exception using errcode = '23502',
-            message = case when topic is null then 'topic: is null' else 'payload: is null' end,
-            hint = case when topic is null then 'Name what happened, such as shop.orders.create.'
+            message = case when its_topic is null then 'topic: is null' else 'payload: is null' end,
+            hint = case when its_topic is null
+                        then 'Name what happened, such as shop.orders.create.'
                         else 'The null of JSON is ''null''::jsonb.' end;
     end if;
     if event_id is null then
@@ -789,8 +809,8 @@ begin
         id, topic, key, payload, headers, organization, priority, deliver_after, source, user_id,
         schema_version)
     values (
-        event_id, topic, key, payload, headers, organization, priority, deliver_after, source,
-        user_id, publish.schema_version);
+        event_id, its_topic, its_key, its_payload, its_headers, tenant, its_priority, due_after,
+        its_source, its_user, publish.schema_version);
     return event_id;
 end;
 $$;
@@ -978,8 +998,8 @@ begin
     end if;
     begin
         insert into outbox.subscriptions as existing (
-            name, topics, sink, config, match, filter, transform, organization, ordering, retry, keys,
-            max_in_flight, schema_version)
+            name, topics, sink, config, match, filter, transform, organization, ordering, retry,
+            keys, max_in_flight, schema_version)
         values (
             subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'),
             subscribe.match, subscribe.filter, subscribe.transform, subscribe.organization,
@@ -1117,8 +1137,8 @@ begin
     if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
         raise exception using errcode = '22023',
             message = format('topic: %L is not a valid prefix of topics', prefix),
-            hint = 'Use segments separated by dots, without blanks and stars, at most 248 characters '
-                   '(".create" is appended), such as topic => ''shop.orders''.';
+            hint = 'Use segments separated by dots, without blanks and stars, at most 248 '
+                   'characters (".create" is appended), such as topic => ''shop.orders''.';
     end if;
 
     if cardinality(wanted) = 0 then
@@ -1724,11 +1744,11 @@ begin
                  order by pair.place, pair.after is not null',
                 replace(case tg_op
                     when 'INSERT' then
-                        'select null::jsonb as before, {row} as after, row_number() over () as place '
-                        'from outbox_after as n'
+                        'select null::jsonb as before, {row} as after, '
+                        'row_number() over () as place from outbox_after as n'
                     when 'DELETE' then
-                        'select {row} as before, null::jsonb as after, row_number() over () as place '
-                        'from outbox_before as n'
+                        'select {row} as before, null::jsonb as after, '
+                        'row_number() over () as place from outbox_before as n'
                     else '
                         select o.held as before, n.held as after, coalesce(n.place, o.place) as place
                           from (select n.*, row_number() over (partition by n.identity order by n.place) as time
@@ -1737,9 +1757,10 @@ begin
                           full join (select n.*, row_number() over (partition by n.identity order by n.place) as time
                                   from (select n.*, coalesce(outbox_internal.capture_key(n.held, $3), n.place::text) collate "C" as identity
                                           from (select {row} as held, row_number() over () as place from outbox_after as n) as n) as n) as n
-                            on n.identity = o.identity and n.time = o.time' end, '{row}', expression))
-            using prefix, key_columns, identity_columns, hidden, diff, headers, organization, user_id,
-                  source;
+                            on n.identity = o.identity and n.time = o.time'
+                    end, '{row}', expression))
+            using prefix, key_columns, identity_columns, hidden, diff, headers, organization,
+                  user_id, source;
         end if;
     end written;
 
@@ -2111,6 +2132,61 @@ CREATE FUNCTION outbox_internal.capture_whole(captured jsonb) RETURNS jsonb
                 else outbox_internal.capture_payload(null, captured, '{}', false) end
 $$;
 
+CREATE FUNCTION outbox_internal.check_config(sink text, config jsonb) RETURNS void
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    wrong record;
+    known text := (select string_agg(name, ', ' order by name) from outbox.sinks);
+begin
+    if not exists (select from outbox.sinks as one where one.name = check_config.sink) then
+        raise exception using errcode = '22023',
+            message = format('sink: there is no sink %L', sink),
+            hint = format('There are %s. A sink of your own program: select '
+                          'outbox.declare_sink(%L).',
+                          known, sink);
+    end if;
+    if not exists (select from outbox_internal.sink_fields() as one
+                    where one.sink = check_config.sink) then
+        return;  -- of another program
+    end if;
+    select given.field, given.type, one.types into wrong
+      from (select held.key as field, jsonb_typeof(held.value) as type
+              from jsonb_each(config) as held) as given
+      left join outbox_internal.sink_fields() as one
+        on one.sink = check_config.sink and one.field = given.field
+     where one.field is null or given.type <> all ('null'::text || one.types)
+     order by given.field
+     limit 1;
+    if found then
+        raise exception using errcode = '22023',
+            message = case when wrong.types is null
+                           then format('config.%s: unknown field', wrong.field)
+                           else format('config.%s: must be %s, not %s', wrong.field,
+                                       array_to_string(wrong.types, ' or '), wrong.type) end,
+            hint = (select format('The sink %s has %s.', check_config.sink,
+                                  coalesce(string_agg(one.field || case when one.is_required
+                                                                        then ' (required)'
+                                                                        else '' end,
+                                                      ', '),
+                                           'no fields'))
+                      from outbox_internal.sink_fields() as one
+                     where one.sink = check_config.sink);
+    end if;
+    select one.field into wrong
+      from outbox_internal.sink_fields() as one
+     where one.sink = check_config.sink
+       and one.sink not in ('webhook', 'function')  -- for which the caller has an example
+       and one.is_required
+       and coalesce(config -> one.field, 'null') = 'null';
+    if found then
+        raise exception using errcode = '22023',
+            message = format('config.%s: is missing', wrong.field),
+            hint = format('For example {"%s": "..."}.', wrong.field);
+    end if;
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.check_event_type() RETURNS trigger
     LANGUAGE plpgsql
     AS $_$
@@ -2267,6 +2343,9 @@ begin
         raise exception using errcode = '22023',
             message = 'config: has a number that is out of range';
     end;
+    if tg_op = 'INSERT' or (new.sink, new.config) is distinct from (old.sink, old.config) then
+        perform outbox_internal.check_config(new.sink, new.config);
+    end if;
     if new.sink = 'webhook' then
         if jsonb_typeof(new.config -> 'url') is distinct from 'string' then
             raise exception using errcode = '22023',
@@ -2660,6 +2739,53 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.sink_fields() RETURNS TABLE(sink text, field text, types text[], is_required boolean)
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    values ('webhook', 'url', '{string}'::text[], true),
+           ('webhook', 'method', '{string}', false),
+           ('webhook', 'headers', '{object}', false),
+           ('webhook', 'secret', '{string,array}', false),
+           ('webhook', 'body', '{string}', false),
+           ('webhook', 'batch', '{object}', false),
+           ('webhook', 'timeout', '{string}', false),
+           ('webhook', 'dead_letter_on', '{array}', false),
+           ('function', 'function', '{string}', true),
+           ('function', 'timeout', '{string}', false),
+           ('function', 'batch', '{number}', false),
+           ('function', 'concurrency', '{number}', false),
+           ('postgres', 'connection', '{string}', false),
+           ('postgres', 'table', '{string}', false),
+           ('postgres', 'function', '{string}', false),
+           ('postgres', 'source', '{string}', false),
+           ('postgres', 'timeout', '{string}', false),
+           ('postgres', 'batch', '{number}', false),
+           ('kafka', 'connection', '{string}', false),
+           ('kafka', 'topic', '{string}', true),
+           ('kafka', 'key', '{string}', false),
+           ('kafka', 'body', '{string}', false),
+           ('nats', 'connection', '{string}', false),
+           ('nats', 'subject', '{string}', true),
+           ('nats', 'stream', '{string}', false),
+           ('nats', 'message_id', '{string}', false),
+           ('nats', 'body', '{string}', false),
+           ('redis', 'connection', '{string}', false),
+           ('redis', 'stream', '{string}', true),
+           ('redis', 'maxlen', '{number}', false),
+           ('redis', 'body', '{string}', false),
+           ('amqp', 'connection', '{string}', false),
+           ('amqp', 'exchange', '{string}', false),
+           ('amqp', 'routing_key', '{string}', false),
+           ('amqp', 'mandatory', '{boolean}', false),
+           ('amqp', 'body', '{string}', false),
+           ('handler', 'handler', '{string}', true),
+           ('handler', 'timeout', '{string}', false),
+           ('file', 'connection', '{string}', false),
+           ('file', 'path', '{string}', true),
+           ('file', 'sync', '{boolean}', false),
+           ('stdout', null, null, null)
+$$;
+
 CREATE FUNCTION outbox_internal.subscription_id(name text) RETURNS bigint
     LANGUAGE plpgsql STABLE
     AS $$
@@ -3018,6 +3144,11 @@ ALTER TABLE outbox.dead_letters ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY
     CACHE 1
 );
 
+CREATE TABLE outbox.declared_sinks (
+    name text NOT NULL,
+    CONSTRAINT declared_sinks_name_check CHECK ((name ~ '^[a-z][a-z0-9_-]{0,49}$'::text))
+);
+
 ALTER TABLE outbox.deliveries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.deliveries_id_seq
     START WITH 1
@@ -3332,6 +3463,26 @@ CREATE TABLE outbox.relays (
 )
 WITH (fillfactor='50');
 
+CREATE VIEW outbox.sinks AS
+ SELECT known.sink AS name,
+    true AS is_built_in,
+    COALESCE(jsonb_object_agg(known.field, (array_to_string(known.types, ' or '::text) ||
+        CASE
+            WHEN known.is_required THEN ', required'::text
+            ELSE ''::text
+        END)) FILTER (WHERE (known.field IS NOT NULL)), '{}'::jsonb) AS fields
+   FROM outbox_internal.sink_fields() known(sink, field, types, is_required)
+  GROUP BY known.sink
+UNION ALL
+ SELECT declared.name,
+    false AS is_built_in,
+    NULL::jsonb AS fields
+   FROM outbox.declared_sinks declared
+  WHERE (NOT (declared.name IN ( SELECT known.sink
+           FROM outbox_internal.sink_fields() known(sink, field, types, is_required))));
+
+COMMENT ON VIEW outbox.sinks IS 'The sinks that a subscription can name, and the fields of their configs. fields is null for sinks of other programs, which outbox.declare_sink made known.';
+
 CREATE VIEW outbox.subscription_status AS
  SELECT subscription.name,
     subscription.sink,
@@ -3423,6 +3574,9 @@ ALTER TABLE ONLY outbox.cursor
 
 ALTER TABLE ONLY outbox.dead_letters
     ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.declared_sinks
+    ADD CONSTRAINT declared_sinks_pkey PRIMARY KEY (name);
 
 ALTER TABLE ONLY outbox.deliveries
     ADD CONSTRAINT deliveries_pkey PRIMARY KEY (id);
@@ -3561,6 +3715,10 @@ GRANT ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, e
 REVOKE ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.declare_sink(name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.declare_sink(name text) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.declare_sink(name text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) TO outbox_admin;
@@ -3804,6 +3962,12 @@ GRANT ALL ON FUNCTION outbox_internal.capture_whole(captured jsonb) TO outbox_mo
 GRANT ALL ON FUNCTION outbox_internal.capture_whole(captured jsonb) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.capture_whole(captured jsonb) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.check_config(sink text, config jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_config(sink text, config jsonb) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_config(sink text, config jsonb) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_config(sink text, config jsonb) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_config(sink text, config jsonb) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.check_event_type() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.check_event_type() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.check_event_type() TO outbox_monitor;
@@ -3895,6 +4059,12 @@ GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.sink_fields() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.sink_fields() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.sink_fields() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.sink_fields() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.sink_fields() TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.subscription_id(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.subscription_id(name text) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.subscription_id(name text) TO outbox_monitor;
@@ -3936,6 +4106,9 @@ GRANT SELECT ON TABLE outbox.captures TO outbox_monitor;
 GRANT SELECT,UPDATE ON TABLE outbox.cursor TO outbox_relay;
 GRANT SELECT ON TABLE outbox.cursor TO outbox_admin;
 GRANT SELECT ON TABLE outbox.cursor TO outbox_monitor;
+
+GRANT SELECT,INSERT ON TABLE outbox.declared_sinks TO outbox_relay;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.declared_sinks TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.event_ids TO outbox_relay;
 GRANT SELECT ON TABLE outbox.event_ids TO outbox_admin;
@@ -3989,6 +4162,9 @@ GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_monitor;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relays TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relays TO outbox_admin;
 GRANT SELECT ON TABLE outbox.relays TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.sinks TO outbox_relay;
+GRANT SELECT ON TABLE outbox.sinks TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_relay;
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_admin;

@@ -32,8 +32,8 @@ impl Pattern {
     /// Parses a pattern by the same rule as `outbox_internal.topic_pattern_is_valid`.
     ///
     /// # Errors
-    /// When it is empty or longer than 255 characters, has an empty segment, a blank or a control character, or a star
-    /// elsewhere than at the end of a segment.
+    /// When it is empty or longer than 255 characters, has an empty segment, a blank or a control character,
+    /// or a star elsewhere than at the end of a segment.
     pub fn parse(text: &str) -> Result<Self, InvalidPattern> {
         let invalid = |why| InvalidPattern { text: text.chars().take(255).collect(), why };
         let length = text.chars().count();

@@ -61,7 +61,9 @@ impl TestDatabase {
         let url = server.url(DATABASE);
         let options: PgConnectOptions = url.parse()?;
         schema::run(&options).await?;
-        Ok(Self { pool: PgPool::connect_with(options).await?, url, _server: server })
+        let pool = PgPool::connect_with(options).await?;
+        sqlx::query("select outbox.declare_sink($1)").bind(RecordingSink::KIND).execute(&pool).await?;
+        Ok(Self { pool, url, _server: server })
     }
 
     /// Connections as a superuser.

@@ -186,9 +186,10 @@ impl Builder {
             self.sinks.add(self.handlers);
         }
         self.telemetry.sinks_known(self.sinks.kinds());
+        let sinks: Vec<_> = self.sinks.kinds().collect();
         let store = Store::connect(settings).await.map_err(Error::Start)?;
         if !store.is_tripped() {
-            declare(&store, &self.declared).await?;
+            declare(&store, &sinks, &self.declared).await?;
         }
         // Through a transaction pooler LISTEN reports success and never delivers, and a session lock would
         // stay with a connection that is not ours.
@@ -212,7 +213,7 @@ impl Builder {
             failed: Failed::default(),
             started: Instant::now(),
         };
-        Ok(Relay { parts, listen, declared: self.declared, health })
+        Ok(Relay { parts, listen, sinks, declared: self.declared, health })
     }
 
     /// Refuses a schema that is older or newer than this binary, before anything is written.
@@ -270,8 +271,13 @@ impl Builder {
     }
 }
 
-/// Creates the subscriptions of handlers, or updates their topics.
-pub(super) async fn declare(store: &Store, handlers: &[(String, Vec<String>)]) -> Result<(), Error> {
+/// Lets subscriptions name the sinks of this program, and creates those of handlers or updates their topics.
+pub(super) async fn declare(
+    store: &Store,
+    sinks: &[&str],
+    handlers: &[(String, Vec<String>)],
+) -> Result<(), Error> {
+    store.declare_sinks(sinks).await.map_err(Error::Start)?;
     for (name, topics) in handlers {
         store.declare_handler(name, topics).await.map_err(Error::Start)?;
     }

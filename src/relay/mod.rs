@@ -129,6 +129,8 @@ pub struct Relay {
     parts: Parts,
     listen: Option<PgConnectOptions>,
     /// Names and topics of the handlers.
+    /// Names of its sinks.
+    sinks: Vec<&'static str>,
     declared: Vec<(String, Vec<String>)>,
     health: Health,
 }
@@ -175,7 +177,7 @@ impl Relay {
     /// When a stage panicked or ended, or a handler cannot be declared. A database that is away is waited
     /// for.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Drained, Error> {
-        let Self { mut parts, listen, declared, health } = self;
+        let Self { mut parts, listen, sinks, declared, health } = self;
         let mut must_declare = false;
         loop {
             let fence = fence::pass(&parts.base, &shutdown).await;
@@ -185,7 +187,7 @@ impl Relay {
             // They may be missing in a database that was adopted or set back.
             must_declare |= fence == Fence::Lifted;
             if must_declare {
-                match builder::declare(&parts.base.store, &declared).await {
+                match builder::declare(&parts.base.store, &sinks, &declared).await {
                     Ok(()) => {}
                     Err(Error::Start(error)) if error.class() != Some(Class::Refused) => {
                         parts.base.telemetry.database_failed("start", &error);

@@ -272,6 +272,17 @@ impl Store {
             .await
     }
 
+    /// Lets subscriptions name these sinks. Returns how many of them were new.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn declare_sinks(&self, names: &[&str]) -> Result<i64, Error> {
+        self.statement("declaring the sinks of this program", sql!("relay/declare_sinks"))
+            .bind(names)
+            .row(|row| row.try_get(0))
+            .await
+    }
+
     /// Makes all relays wait before they send to these subscriptions again, if they are still the version
     /// whose destination asked for it. Relays are notified on `channel`. Returns the subscriptions whose
     /// pause became longer.

@@ -4,7 +4,7 @@ use pgoutbox::{
     Event,
     admin::{DeadLetterFilter, Error, Operator},
 };
-use sqlx::PgConnection;
+use sqlx::{Executor as _, PgConnection};
 
 use crate::support::Database;
 
@@ -63,7 +63,7 @@ async fn refused_input_shows_the_message_and_hint_of_postgresql() {
     let error = operator.pause_subscription("nobody").await.unwrap_err().to_string();
     assert_eq!(error, "there is no subscription 'nobody' (List all: select name from outbox.subscriptions.)");
     let error = operator.publish(&Event::new("a..b", 1).unwrap()).await.unwrap_err().to_string();
-    assert_eq!(error, "topic must be dotted segments without stars up to 255 letters");
+    assert!(error.starts_with("topic: 'a..b' is not a topic (Use segments separated by dots"), "{error}");
     let output = database.pgoutbox(&["publish", "a.*"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty());
@@ -149,10 +149,8 @@ async fn check_names_each_subscription_that_cannot_be_served() {
         .execute(&mut connection)
         .await
         .unwrap();
-    sqlx::query("select outbox.subscribe('bad', array['a'], 'telegraph')")
-        .execute(&mut connection)
-        .await
-        .unwrap();
+    let bad = "select outbox.declare_sink('telegraph'), outbox.subscribe('bad', array['a'], 'telegraph')";
+    connection.execute(bad).await.unwrap();
     let output = database.pgoutbox(&["check", "--json"]);
     assert_eq!(
         serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()["subject"],

@@ -46,7 +46,8 @@ fn dump(database: &Database) -> String {
     lines.join("\n").trim().to_owned() + "\n"
 }
 
-const HEADER: &str = "-- The schemas outbox and outbox_internal after all migrations, as pg_dump shows it: to be read, never run.
+const HEADER: &str =
+    "-- The schemas outbox and outbox_internal after all migrations, as pg_dump shows them: to be read.
 -- A test keeps it true; after a change of migrations/: UPDATE_SCHEMA=1 cargo test --test it schema_sql
 ";
 
@@ -209,7 +210,8 @@ async fn the_database_and_the_relay_accept_the_same_topic_patterns() {
         "\n".into(),
     ]);
     let rows = sqlx::query(
-        "select pattern, outbox_internal.topic_pattern_is_valid(pattern) as valid from unnest($1::text[]) as pattern",
+        "select pattern, outbox_internal.topic_pattern_is_valid(pattern) as valid \
+           from unnest($1::text[]) as pattern",
     )
     .bind(&patterns)
     .fetch_all(&database.pool)

@@ -82,7 +82,7 @@ async fn no_write_fails_whoever_owns_what_and_check_names_several_owners() {
     }
     let (printed, good) = check(&database);
     assert!(!good && printed.contains(&format!("{owner} owns most of it")), "{printed}");
-    assert!(printed.contains("outbox_owner (outbox_internal.capture_payload, and 6 more)"), "{printed}");
+    assert!(printed.contains("outbox_owner (outbox.events, and 6 more)"), "{printed}");
 
     drop_all(database, &[&owner, &writer, &publisher]).await;
 }

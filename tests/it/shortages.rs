@@ -121,7 +121,7 @@ async fn a_kafka_client_without_descriptors_waits() {
 #[tokio::test]
 #[ignore = "the test above runs it"]
 async fn a_kafka_client_in_a_process_of_its_own() {
-    let brokers = std::env::var("PGOUTBOX_TEST_BROKERS").expect("brokers");
+    let brokers = std::env::var_os("PGOUTBOX_TEST_BROKERS").expect("brokers").into_string().unwrap();
     let sink = registry(&format!("[sinks.kafka]\nbrokers = '{brokers}'\ntimeout = '4s'"));
     let deliveries = deliveries(&sink, "kafka", json!({ "topic": "orders" }), 1);
     let is_free = |number: &u64| !std::path::Path::new(&format!("/proc/self/fd/{number}")).exists();

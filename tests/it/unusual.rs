@@ -99,6 +99,7 @@ async fn everything_works_where_all_settings_are_unusual() {
          end $$;
          select outbox.capture('shop.orders');
          select outbox.define_event_type('a.*', schema => '{\"type\": \"object\"}');
+         select outbox.declare_sink('recorder');
          select outbox.subscribe('all', '{**}', 'recorder');
          select outbox.subscribe('slow', '{slow.*}', 'function', '{\"function\": \"shop.slowly\"}');
          select outbox.subscribe('bad', '{a.*,axb}', 'recorder', match => '{\"bad\": true}',

@@ -132,6 +132,7 @@ impl Stage {
 impl Database {
     /// Subscribes to all topics, with the sink that does nothing.
     pub(super) async fn subscribe_noop(&self, name: &str) -> anyhow::Result<()> {
+        execute(&self.pool, "select outbox.declare_sink('noop')".to_owned()).await?;
         self.subscribe(name, "noop", "{}".to_owned()).await
     }
 

@@ -135,31 +135,31 @@ async fn columns_may_be_called_anything() {
     ];
     let columns: Vec<String> =
         names.iter().map(|name| format!("\"{}\" text", name.replace('"', "\"\""))).collect();
-    let mut shop = Shop::new("create schema \"My \"\"shop\"\"\"").await;
+    let mut shop = Shop::new("create schema \"My-\"\"shop\"\"\"").await;
     for extra in ["extra int", "extra json"] {
         shop.owner(&format!(
-            "drop table if exists \"My \"\"shop\"\"\".\"or'ders\"; create table \"My \"\"shop\"\"\".\"or'ders\" (\"i%d\" int primary key, {}, {extra});
-             select outbox.capture('\"My \"\"shop\"\"\".\"or''ders\"')",
+            "drop table if exists \"My-\"\"shop\"\"\".\"or'ders\"; create table \"My-\"\"shop\"\"\".\"or'ders\" (\"i%d\" int primary key, {}, {extra});
+             select outbox.capture('\"My-\"\"shop\"\"\".\"or''ders\"')",
             columns.join(", ")
         ))
         .await;
         for count in [1, 2] {
             let insert = format!(
-                "insert into \"My \"\"shop\"\"\".\"or'ders\" select i, {} from generate_series(1, {count}) as i",
+                "insert into \"My-\"\"shop\"\"\".\"or'ders\" select i, {} from generate_series(1, {count}) as i",
                 vec!["'x'"; names.len()].join(", ")
             );
             let events = shop.write(&insert).await;
             assert_eq!(events.len(), count);
             assert_eq!(
                 (events[0].0.as_str(), events[0].1.as_deref()),
-                ("My \"shop\".or'ders.create", Some("1"))
+                ("My-\"shop\".or'ders.create", Some("1"))
             );
             assert!(names.iter().all(|name| events[0].2["row"][*name] == "x"), "{events:?}");
             assert_eq!(
-                shop.write("update \"My \"\"shop\"\"\".\"or'ders\" set \"n\" = 'y'").await[0].2["changed"],
+                shop.write("update \"My-\"\"shop\"\"\".\"or'ders\" set \"n\" = 'y'").await[0].2["changed"],
                 json!(["n"])
             );
-            assert_eq!(shop.write("delete from \"My \"\"shop\"\"\".\"or'ders\"").await.len(), count);
+            assert_eq!(shop.write("delete from \"My-\"\"shop\"\"\".\"or'ders\"").await.len(), count);
         }
     }
     shop.end().await;

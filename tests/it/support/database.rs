@@ -231,7 +231,13 @@ fn root() -> PgConnectOptions {
 async fn make_template() {
     let mut connection = root().connect().await.unwrap();
     connection.execute(AssertSqlSafe(format!("create database {TEMPLATE}"))).await.unwrap();
-    pgoutbox::store::schema::run(&root().database(TEMPLATE)).await.unwrap();
+    let template = root().database(TEMPLATE);
+    pgoutbox::store::schema::run(&template).await.unwrap();
+    let mut migrated = template.connect().await.unwrap();
+    for sink in ["recorder", "ledger", "keeper", "panicking"] {
+        sqlx::query("select outbox.declare_sink($1)").bind(sink).execute(&mut migrated).await.unwrap();
+    }
+    migrated.close().await.unwrap();
     connection
         .execute(AssertSqlSafe(format!("create role {RELAY_LOGIN} login in role outbox_relay")))
         .await
