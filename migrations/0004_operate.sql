@@ -81,7 +81,8 @@ create function outbox.matching_dead_letters(
     subscription text        default null,
     topic        text        default null,
     error_like   text        default null,
-    since        timestamptz default null
+    since        timestamptz default null,
+    id           bigint      default null
 ) returns setof outbox.dead_letters
 language sql stable as $$
     -- A dead letter belongs to the subscription with its id, whatever that is called now.
@@ -92,7 +93,8 @@ language sql stable as $$
            letter.user_id, letter.priority, letter.schema_version
       from outbox.dead_letters as letter
       left join outbox.subscriptions as target on target.id = letter.subscription_id
-     where (matching_dead_letters.subscription is null
+     where (matching_dead_letters.id is null or letter.id = matching_dead_letters.id)
+       and (matching_dead_letters.subscription is null
             or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
        and outbox_internal.is_asked_for(
                letter, matching_dead_letters.topic, matching_dead_letters.error_like,
@@ -108,7 +110,8 @@ create function outbox.redrive(
     topic        text        default null,
     error_like   text        default null,
     since        timestamptz default null,
-    max_rows     integer     default 1000
+    max_rows     integer     default 1000,
+    id           bigint      default null
 ) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan
@@ -125,6 +128,7 @@ begin
       from (select letter.id
               from outbox.dead_letters as letter
              where (target_id is null or letter.subscription_id = target_id)
+               and (redrive.id is null or letter.id = redrive.id)
                and outbox_internal.is_asked_for(letter, redrive.topic, redrive.error_like,
                                                 redrive.since)
                and letter.event_id is not null  -- what could not be read is never sent
@@ -182,7 +186,8 @@ create function outbox.discard(
     topic        text        default null,
     error_like   text        default null,
     since        timestamptz default null,
-    max_rows     integer     default 1000
+    max_rows     integer     default 1000,
+    id           bigint      default null
 ) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan
@@ -197,7 +202,7 @@ begin
                select candidate.id
                  from outbox.matching_dead_letters(
                           discard.subscription, discard.topic, discard.error_like,
-                          discard.since) as candidate
+                          discard.since, discard.id) as candidate
                 order by candidate.position, candidate.id
                 limit max_rows));
     get diagnostics discarded = row_count;

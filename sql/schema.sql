@@ -322,7 +322,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) IS 'Create or change the type of a topic pattern and version. Calling it twice changes nothing. Returns the id.';
 
-CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000) RETURNS bigint
+CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -339,7 +339,7 @@ begin
                select candidate.id
                  from outbox.matching_dead_letters(
                           discard.subscription, discard.topic, discard.error_like,
-                          discard.since) as candidate
+                          discard.since, discard.id) as candidate
                 order by candidate.position, candidate.id
                 limit max_rows));
     get diagnostics discarded = row_count;
@@ -347,7 +347,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) IS 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
+COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) IS 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
 
 CREATE FUNCTION outbox.drop_event_type(topic text, version integer DEFAULT 1) RETURNS boolean
     LANGUAGE plpgsql
@@ -483,7 +483,7 @@ CREATE TABLE outbox.dead_letters (
     schema_version integer
 );
 
-CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS SETOF outbox.dead_letters
+CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, id bigint DEFAULT NULL::bigint) RETURNS SETOF outbox.dead_letters
     LANGUAGE sql STABLE
     AS $$
     -- A dead letter belongs to the subscription with its id, whatever that is called now.
@@ -494,14 +494,15 @@ CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::tex
            letter.user_id, letter.priority, letter.schema_version
       from outbox.dead_letters as letter
       left join outbox.subscriptions as target on target.id = letter.subscription_id
-     where (matching_dead_letters.subscription is null
+     where (matching_dead_letters.id is null or letter.id = matching_dead_letters.id)
+       and (matching_dead_letters.subscription is null
             or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
        and outbox_internal.is_asked_for(
                letter, matching_dead_letters.topic, matching_dead_letters.error_like,
                matching_dead_letters.since)
 $$;
 
-COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
+COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
 
 CREATE FUNCTION outbox.new_id() RETURNS uuid
     LANGUAGE sql PARALLEL SAFE
@@ -834,7 +835,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.published(topic text) IS 'The events that the current transaction has published so far, in the order of publishing, of topics that match the pattern. For tests of applications.';
 
-CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000) RETURNS bigint
+CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -853,6 +854,7 @@ begin
       from (select letter.id
               from outbox.dead_letters as letter
              where (target_id is null or letter.subscription_id = target_id)
+               and (redrive.id is null or letter.id = redrive.id)
                and outbox_internal.is_asked_for(letter, redrive.topic, redrive.error_like,
                                                 redrive.since)
                and letter.event_id is not null  -- what could not be read is never sent
@@ -902,7 +904,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) IS 'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
+COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) IS 'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
 
 CREATE FUNCTION outbox.release("table" regclass) RETURNS boolean
     LANGUAGE plpgsql
@@ -3723,8 +3725,8 @@ GRANT ALL ON FUNCTION outbox.declare_sink(name text) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO outbox_admin;
@@ -3735,8 +3737,8 @@ GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
 GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
 GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.new_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_publisher;
@@ -3811,8 +3813,8 @@ REVOKE ALL ON FUNCTION outbox.published(topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.published(topic text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.published(topic text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.release("table" regclass) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_publisher;

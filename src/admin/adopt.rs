@@ -24,7 +24,7 @@ impl Operator {
     /// whether what is pending is delivered from here. Nobody can publish while it runs.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the login may not, and those of the database: a lock timeout when a
+    /// [`Error::Denied`] when the login may not, and those of the database: a lock timeout when a
     /// transaction that has published stays open for 10 s.
     pub async fn adopt(&mut self, keep: bool, environment: &str) -> Result<Adopted, Error> {
         let doing = "adopting the outbox";

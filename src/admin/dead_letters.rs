@@ -108,6 +108,25 @@ impl Operator {
         Ok(ask("redriving dead letters", query.fetch_one(&mut self.connection)).await?.0)
     }
 
+    /// Retries one dead letter. Returns whether it was there, its subscription exists, and its event could be
+    /// read.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn redrive_dead_letter(&mut self, id: i64) -> Result<bool, Error> {
+        let query = sqlx::query_scalar(sql!("admin/redrive_dead_letter")).bind(id);
+        ask("redriving dead letters", query.fetch_one(&mut self.connection)).await
+    }
+
+    /// Deletes one dead letter permanently. Returns whether it was there.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn discard_dead_letter(&mut self, id: i64) -> Result<bool, Error> {
+        let query = sqlx::query_scalar(sql!("admin/discard_dead_letter")).bind(id);
+        ask("discarding dead letters", query.fetch_one(&mut self.connection)).await
+    }
+
     /// Deletes matching dead letters, oldest first. Returns how many; fewer than `max_rows` means that none
     /// is left.
     ///

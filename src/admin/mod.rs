@@ -70,7 +70,15 @@ pub enum Error {
     /// There is no schema `outbox`, or an older one.
     #[error("outbox is not migrated: run `pgoutbox migrate`")]
     NotMigrated,
-    /// PostgreSQL refused the input: a malformed topic, an unknown subscription, a missing privilege.
+    /// The login lacks rights.
+    #[error("{message} ({hint})")]
+    Denied {
+        /// PostgreSQL's message.
+        message: String,
+        /// What gives the rights.
+        hint: String,
+    },
+    /// PostgreSQL refused the input: a malformed topic, an unknown subscription.
     #[error("{message}{}", hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default())]
     Refused {
         /// PostgreSQL's message, which names the field.
@@ -352,13 +360,19 @@ impl Error {
             Class::Refused => {
                 Self::Refused { message: refusal(answer), hint: answer.hint().map(ToOwned::to_owned) }
             }
-            Class::NoRights => Self::Refused {
+            Class::NoRights => Self::Denied {
                 message: refusal(answer),
-                hint: Some(answer.hint().map_or_else(|| lacking(doing), ToOwned::to_owned)),
+                hint: answer.hint().map_or_else(|| lacking(doing), ToOwned::to_owned),
             },
             _ => Self::Failed { doing, source },
         }
     }
+}
+
+/// Whether the database refuses the login, or the login lacks rights.
+#[must_use]
+pub fn is_denied(error: &sqlx::Error) -> bool {
+    matches!(sqlstate::class_of(error), Some(Class::NoRights | Class::LoginRefused))
 }
 
 /// Whether the database did not answer, or is starting up or shutting down.

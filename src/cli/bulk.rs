@@ -8,8 +8,17 @@ use super::{Misuse, print};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Bulk {
+    /// Change all of them; needed where there is no filter.
+    #[arg(long)]
+    all: bool,
     /// Change at most so many.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(i32).range(1..=100_000))]
+    #[arg(
+        long = "limit",
+        alias = "max-rows",
+        value_name = "COUNT",
+        default_value_t = 1000,
+        value_parser = clap::value_parser!(i32).range(1..=100_000)
+    )]
     pub(super) max_rows: i32,
     /// Print how many match, without changing anything.
     #[arg(long)]
@@ -28,6 +37,17 @@ pub(super) struct Consent {
 }
 
 impl Bulk {
+    /// Refuses to change everything that was not asked for. `is_chosen`: whether there is a filter.
+    pub(super) fn check(&self, is_chosen: bool) -> Result<(), Misuse> {
+        match (is_chosen, self.all) {
+            (false, false) if !self.dry_run => {
+                Err(Misuse("nothing is chosen: add a filter, or --all for all of them".to_owned()))
+            }
+            (true, true) => Err(Misuse("--all cannot be combined with a filter".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
     /// So many of these, and no more than the limit.
     pub(super) fn of(&self, matching: i64) -> i64 {
         matching.min(self.max_rows.into())

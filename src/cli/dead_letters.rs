@@ -10,6 +10,8 @@ use super::{
 };
 
 const WHAT: &str = "dead letter";
+/// What ids cannot be combined with.
+const FILTERS: [&str; 6] = ["subscription", "topic", "error_like", "since", "all", "dry_run"];
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum DeadLetters {
@@ -18,22 +20,32 @@ pub(super) enum DeadLetters {
         #[command(flatten)]
         filter: Filter,
         /// List at most so many.
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i32).range(1..=100_000))]
+        #[arg(
+            long = "limit",
+            alias = "max-rows",
+            value_name = "COUNT",
+            default_value_t = 100,
+            value_parser = clap::value_parser!(i32).range(1..=100_000)
+        )]
         max_rows: i32,
         /// Print one JSON object a line.
         #[arg(long)]
         json: bool,
     },
-    /// Show a dead letter with the event's payload.
+    /// Show dead letters with their events' payloads.
     Show {
-        /// Id of the dead letter.
-        id: i64,
-        /// Print one JSON object on one line.
+        /// Ids of the dead letters.
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<i64>,
+        /// Print one JSON object a line.
         #[arg(long)]
         json: bool,
     },
     /// Retry dead letters, oldest first, with the attempt count reset. Prints how many.
     Redrive {
+        /// Ids of dead letters, instead of a filter.
+        #[arg(value_name = "ID", conflicts_with_all = FILTERS)]
+        ids: Vec<i64>,
         #[command(flatten)]
         filter: Filter,
         #[command(flatten)]
@@ -41,6 +53,9 @@ pub(super) enum DeadLetters {
     },
     /// Delete dead letters permanently, oldest first. Prints how many.
     Discard {
+        /// Ids of dead letters, instead of a filter.
+        #[arg(value_name = "ID", conflicts_with_all = FILTERS)]
+        ids: Vec<i64>,
         #[command(flatten)]
         filter: Filter,
         #[command(flatten)]
@@ -75,8 +90,20 @@ impl DeadLetters {
             Self::List { filter, max_rows, json } => {
                 list(&mut connect().await?, filter, max_rows, json).await?
             }
-            Self::Show { id, json } => return show(&mut connect().await?, id, json).await,
-            Self::Redrive { filter, bulk } => {
+            Self::Show { ids, json } => return show(&mut connect().await?, &ids, json).await,
+            Self::Redrive { ids, bulk, .. } if !ids.is_empty() => {
+                let mut operator = connect().await?;
+                let mut missing = Vec::new();
+                for id in &ids {
+                    if !operator.redrive_dead_letter(*id).await? {
+                        missing.push(*id);
+                    }
+                }
+                let why = "is not there, its subscription was removed, or its event could not be read";
+                return done(&bulk, "redriven", &ids, &missing, why);
+            }
+            Self::Redrive { filter, bulk, .. } => {
+                bulk.check(filter.chooses())?;
                 let mut operator = connect().await?;
                 let choice = filter.choice(&mut operator).await?;
                 let count = operator.count_dead_letters(&choice).await?;
@@ -94,7 +121,25 @@ impl DeadLetters {
                     );
                 }
             }
-            Self::Discard { filter, bulk, consent } => {
+            Self::Discard { ids, bulk, consent, .. } if !ids.is_empty() => {
+                consent.check(&bulk, "discard deletes permanently")?;
+                let mut operator = connect().await?;
+                let count = ids.len() as i64;
+                let question = format!("Delete {} permanently?", print::counted(count, WHAT));
+                if !consent.given(count, &question)? {
+                    print::note!("nothing was discarded");
+                    return Ok(Exit::Failed);
+                }
+                let mut missing = Vec::new();
+                for id in &ids {
+                    if !operator.discard_dead_letter(*id).await? {
+                        missing.push(*id);
+                    }
+                }
+                return done(&bulk, "discarded", &ids, &missing, "is not there");
+            }
+            Self::Discard { filter, bulk, consent, .. } => {
+                bulk.check(filter.chooses())?;
                 consent.check(&bulk, "discard deletes permanently")?;
                 let mut operator = connect().await?;
                 let choice = filter.choice(&mut operator).await?;
@@ -118,7 +163,22 @@ impl DeadLetters {
     }
 }
 
+/// Says how many of these were changed, and names the others.
+fn done(bulk: &Bulk, done: &str, ids: &[i64], missing: &[i64], why: &str) -> anyhow::Result<Exit> {
+    bulk.report(done, WHAT, (ids.len() - missing.len()) as i64, 0)?;
+    for id in missing {
+        print::note!("dead letter {id} {why}");
+    }
+    Ok(if missing.is_empty() { Exit::Done } else { Exit::Failed })
+}
+
 impl Filter {
+    /// Whether it leaves anything out.
+    fn chooses(&self) -> bool {
+        let Self { subscription, topic, error_like, since } = self;
+        subscription.is_some() || topic.is_some() || error_like.is_some() || since.is_some()
+    }
+
     async fn choice(&self, operator: &mut Operator) -> anyhow::Result<DeadLetterFilter> {
         let since = match self.since {
             Some(moment) => Some(moment.past(operator).await?),
@@ -137,7 +197,7 @@ async fn list(operator: &mut Operator, filter: Filter, max_rows: i32, json: bool
     let choice = filter.choice(operator).await?;
     let letters = operator.list_dead_letters(&choice, max_rows).await?;
     if letters.len() as i64 == i64::from(max_rows) {
-        print::note!("these are the newest {max_rows}; --max-rows shows more");
+        print::note!("these are the newest {max_rows}; --limit shows more");
     }
     if json {
         return Ok(print::json(&letters)?);
@@ -161,18 +221,22 @@ async fn list(operator: &mut Operator, filter: Filter, max_rows: i32, json: bool
     Ok(print::table(names, &letters.iter().map(cells).collect::<Vec<_>>())?)
 }
 
-async fn show(operator: &mut Operator, id: i64, json: bool) -> anyhow::Result<Exit> {
-    let Some(letter) = operator.show_dead_letter(id).await? else {
-        print::note!("pgoutbox: there is no dead letter {id}");
-        return Ok(Exit::Failed);
-    };
-    if json {
-        print::written_json(letter.get())?;
-    } else {
-        // Keep the text of each column: parsing would change long numbers of the payload.
-        let columns: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
-            serde_json::from_str(letter.get())?;
-        print::written_json(&serde_json::to_string_pretty(&columns)?)?;
+async fn show(operator: &mut Operator, ids: &[i64], json: bool) -> anyhow::Result<Exit> {
+    let mut exit = Exit::Done;
+    for id in ids {
+        let Some(letter) = operator.show_dead_letter(*id).await? else {
+            print::note!("pgoutbox: there is no dead letter {id}");
+            exit = Exit::Failed;
+            continue;
+        };
+        if json {
+            print::written_json(letter.get())?;
+        } else {
+            // Keep the text of each column: parsing would change long numbers of the payload.
+            let columns: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
+                serde_json::from_str(letter.get())?;
+            print::written_json(&serde_json::to_string_pretty(&columns)?)?;
+        }
     }
-    Ok(Exit::Done)
+    Ok(exit)
 }

@@ -22,7 +22,13 @@ pub(super) enum Deliveries {
         #[command(flatten)]
         filter: Filter,
         /// List at most so many.
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(i32).range(1..=100_000))]
+        #[arg(
+            long = "limit",
+            alias = "max-rows",
+            value_name = "COUNT",
+            default_value_t = 100,
+            value_parser = clap::value_parser!(i32).range(1..=100_000)
+        )]
         max_rows: i32,
         /// Print one JSON object a line.
         #[arg(long)]
@@ -80,6 +86,7 @@ impl Deliveries {
                 list(&mut connect().await?, &filter.into(), max_rows, json).await?
             }
             Self::Retry { filter, bulk } => {
+                bulk.check(filter.chooses())?;
                 let mut operator = connect().await?;
                 let choice = filter.into();
                 if bulk.dry_run {
@@ -93,6 +100,7 @@ impl Deliveries {
                 bulk.report("retried", WHAT, retried, left)?;
             }
             Self::Cancel { filter, bulk, dead_letters, consent } => {
+                bulk.check(filter.chooses())?;
                 consent.check(&bulk, "cancelled deliveries are never sent")?;
                 let mut operator = connect().await?;
                 let choice = filter.into();
@@ -116,6 +124,14 @@ impl Deliveries {
     }
 }
 
+impl Filter {
+    /// Whether it leaves anything out.
+    fn chooses(&self) -> bool {
+        let Self { subscription, topic, event, error_like } = self;
+        subscription.is_some() || topic.is_some() || event.is_some() || error_like.is_some()
+    }
+}
+
 impl From<Filter> for DeliveryFilter {
     fn from(filter: Filter) -> Self {
         let Filter { subscription, topic, event, error_like } = filter;
@@ -131,7 +147,7 @@ async fn list(
 ) -> anyhow::Result<()> {
     let waiting = operator.list_deliveries(choice, max_rows).await?;
     if waiting.len() as i64 == i64::from(max_rows) {
-        print::note!("these are {max_rows}; --max-rows shows more");
+        print::note!("these are {max_rows}; --limit shows more");
     }
     if json {
         return Ok(print::json(&waiting)?);

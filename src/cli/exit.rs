@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::{Misuse, config};
-use crate::admin;
+use crate::{admin, store::schema};
 
 /// Exit code of the program; `pgoutbox --help` prints the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,11 +13,12 @@ pub(crate) enum Exit {
     Usage = 2,
     Unreachable = 69,
     Unfinished = 75,
+    Denied = 77,
     Misconfigured = 78,
 }
 
 impl Exit {
-    pub(super) const ALL: [(Self, &'static str); 6] = [
+    pub(super) const ALL: [(Self, &'static str); 7] = [
         (Self::Done, "done"),
         (Self::Failed, "failed, or a check found something"),
         (Self::Usage, "wrong usage"),
@@ -26,11 +27,20 @@ impl Exit {
             Self::Unfinished,
             "the drain ran out of time or was interrupted; deliveries in flight will be retried",
         ),
+        (Self::Denied, "not permitted: the database refuses the login, or the login lacks rights"),
         (Self::Misconfigured, "the configuration is wrong"),
     ];
 
     /// The exit code for an error.
     pub(super) fn of(error: &anyhow::Error) -> Self {
+        let is_denied = |cause: &(dyn std::error::Error + 'static)| {
+            cause.downcast_ref().is_some_and(admin::is_denied)
+                || matches!(cause.downcast_ref(), Some(admin::Error::Denied { .. }))
+                || matches!(cause.downcast_ref(), Some(schema::Error::Rights(_)))
+        };
+        if error.chain().any(is_denied) {
+            return Self::Denied;
+        }
         for cause in error.chain() {
             if cause.is::<Misuse>() {
                 return Self::Usage;

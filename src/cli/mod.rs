@@ -97,20 +97,20 @@ enum Command {
     Publish(publish::Publish),
     /// Print SQL for a database that receives events from the sink postgres or detects duplicates.
     Inbox {
-        /// Print SQL to run in the receiving database.
-        #[arg(long, required = true)]
+        /// What it does anyway.
+        #[arg(long, hide = true)]
         sql: bool,
     },
     /// Receive and print webhooks on this machine; can verify signatures, fail and delay.
     Receive(receive::Receive),
     /// List, show, test, export, apply, pause, resume and remove subscriptions.
-    #[command(subcommand)]
+    #[command(subcommand, visible_alias = "subs")]
     Subscriptions(subscriptions::Subscriptions),
     /// List, write and check event types: schemas of payloads by topic and version.
     #[command(subcommand)]
     Types(types::EventTypes),
     /// List, show, redrive and discard dead letters: deliveries that were given up.
-    #[command(subcommand)]
+    #[command(subcommand, visible_alias = "dlq")]
     DeadLetters(dead_letters::DeadLetters),
     /// List, retry and cancel deliveries that wait.
     #[command(subcommand)]

@@ -169,6 +169,15 @@ async fn check_names_each_subscription_that_cannot_be_served() {
     database.drop().await;
 }
 
+/// Ids of the dead letters of a subscription.
+async fn letters_of(database: &Database, subscription: &str) -> Vec<i64> {
+    sqlx::query_scalar("select id from outbox.dead_letters where subscription = $1 order by id")
+        .bind(subscription)
+        .fetch_all(&database.pool)
+        .await
+        .unwrap()
+}
+
 #[tokio::test]
 async fn dead_letters_are_listed_counted_redriven_and_discarded() {
     let database = Database::new().await;
@@ -207,12 +216,32 @@ async fn dead_letters_are_listed_counted_redriven_and_discarded() {
     assert_eq!(stdout(&["dead-letters", "list", "--json", "--since", "1h"]).lines().count(), 7);
     assert_eq!(stdout(&["dead-letters", "redrive", "--dry-run"]), "5");
     assert_eq!(
-        stdout(&["dead-letters", "redrive", "--subscription", "shop", "--max-rows", "2", "--json"]),
+        stdout(&["dead-letters", "redrive", "--subscription", "shop", "--limit", "2", "--json"]),
         "{\"left\":3,\"redriven\":2}"
     );
-    assert_eq!(stdout(&["dead-letters", "redrive"]), "3");
-    assert_eq!(stdout(&["dead-letters", "discard", "--dry-run"]), "2");
-    assert_eq!(stdout(&["dead-letters", "discard", "--yes"]), "2");
+    // Nothing is chosen: everything would be.
+    for all in
+        [&["dead-letters", "redrive"][..], &["dead-letters", "discard", "--yes"], &["deliveries", "retry"]]
+    {
+        let output = database.pgoutbox(all);
+        assert_eq!(output.status.code(), Some(2), "{all:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--all"), "{output:?}");
+    }
+    // By id; one that is not there fails and keeps no other from it.
+    let of = |name| letters_of(&database, name);
+    let (shop, removed) = (of("shop").await, of("removed").await);
+    let (first, gone) = (shop[0].to_string(), removed[0].to_string());
+    assert_eq!(stdout(&["dlq", "redrive", &first]), "1");
+    let output = database.pgoutbox(&["dead-letters", "redrive", &first, &gone, &shop[1].to_string()]);
+    assert_eq!((output.status.code(), &*output.stdout), (Some(1), &b"1\n"[..]), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains(&format!("dead letter {first} is not there")) && said.contains(&gone), "{said}");
+    assert_eq!(stdout(&["dead-letters", "show", &gone, &shop[2].to_string(), "--json"]).lines().count(), 2);
+    assert_eq!(stdout(&["dead-letters", "discard", "--yes", &gone]), "1");
+    assert_eq!(of("removed").await, removed[1..]);
+    assert_eq!(stdout(&["dead-letters", "redrive", "--all"]), "1");
+    assert_eq!(stdout(&["dead-letters", "discard", "--dry-run"]), "1");
+    assert_eq!(stdout(&["dead-letters", "discard", "--yes", "--all"]), "1");
     assert_eq!(operator.count_dead_letters(&all).await.unwrap().matching, 0);
     assert_eq!(operator.subscription_status().await.unwrap()[0].backlog, 5);
     assert!(matches!(operator.show_dead_letter(1).await, Ok(None)));

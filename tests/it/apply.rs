@@ -180,7 +180,7 @@ async fn every_value_that_jsonb_holds_survives_export_and_apply() {
     }
     database
         .execute(
-            "select outbox.subscribe('rounded', array['**'], 'stdout', '{\"n\": 12345678901234567890123}', \
+            "select outbox.subscribe('rounded', array['**'], 'recorder', '{\"n\": 12345678901234567890123}', \
                     filter => 'payload.n > 1', transform => 'payload', organization => 'acme', \
                     keys => array['k'], retry => '{\"max_attempts\": 3, \"jitter\": 0.30}', \
                     max_in_flight => 7, schema_version => 2)",

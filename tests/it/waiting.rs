@@ -86,14 +86,14 @@ async fn what_waits_is_listed_wherever_it_waits_and_taken_by_every_filter() {
         .await
         .unwrap();
     assert_eq!(topics(&database, &["--event", &event.to_string()]), ["mail shop.order.6"]);
-    assert_eq!(printed(&database, &["list", "--max-rows", "3", "--json"]).lines().count(), 3);
+    assert_eq!(printed(&database, &["list", "--limit", "3", "--json"]).lines().count(), 3);
     assert!(printed(&database, &["list"]).contains("when possible"), "a table for people");
 
     // A dry run says what would be done, and does nothing.
     let before = "select count(*) from outbox.owed";
     assert_eq!(database.count(before).await, 10);
     assert_eq!(printed(&database, &["retry", "--dry-run"]), "7", "what is scheduled for later stays");
-    assert_eq!(printed(&database, &["cancel", "--dry-run", "--max-rows", "2"]), "2");
+    assert_eq!(printed(&database, &["cancel", "--dry-run", "--limit", "2"]), "2");
     assert_eq!(
         printed(&database, &["cancel", "--dry-run", "--json", "--topic", "shop.order.7"]),
         r#"{"matching":2,"would_cancel":2}"#
@@ -113,8 +113,12 @@ async fn what_waits_is_listed_wherever_it_waits_and_taken_by_every_filter() {
             .await,
         1
     );
-    assert_eq!(printed(&database, &["retry"]), "5", "those that were asked for are not asked for again");
-    assert_eq!(printed(&database, &["retry"]), "0");
+    assert_eq!(
+        printed(&database, &["retry", "--all"]),
+        "5",
+        "those that were asked for are not asked for again"
+    );
+    assert_eq!(printed(&database, &["retry", "--all"]), "0");
     assert_eq!(database.count(before).await, 10);
     database.drop().await;
 }

@@ -2,18 +2,24 @@
 
 use std::process::{Command, Output, Stdio};
 
-use pgoutbox::sinks::postgres::INBOX;
+use pgoutbox::{
+    lab::private_postgres::{Options, PrivatePostgres},
+    sinks::postgres::INBOX,
+};
 use sqlx::{ConnectOptions as _, Executor as _};
 use uuid::Uuid;
 
 use crate::support::{ChildRelay, Database};
 
-/// Exit code and standard error of the binary as this login.
+/// Exit code and standard error of the binary as this login, `NAME` or `NAME:PASSWORD`.
 fn run(database: &Database, login: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let (name, password) = login.split_once(':').unwrap_or((login, ""));
+    let options = database.options.clone().username(name);
+    let options = if password.is_empty() { options } else { options.password(password) };
     let Output { status, stderr, .. } = Command::new(env!("CARGO_BIN_EXE_pgoutbox"))
         .args(arguments)
         .env_clear()
-        .env("DATABASE_URL", database.options.clone().username(login).to_url_lossy().to_string())
+        .env("DATABASE_URL", options.to_url_lossy().to_string())
         .env("PGOUTBOX__HTTP__LISTEN", "off")
         .current_dir(std::env::temp_dir())
         .stdin(Stdio::null())
@@ -40,12 +46,12 @@ async fn a_login_that_lacks_rights_is_told_the_role_and_the_statement() {
         (&stranger, &["status"], ["outbox_monitor", "grant outbox_monitor to"]),
         (&stranger, &["publish", "a.b", "1"], ["outbox_publisher", "grant outbox_publisher to"]),
         (&stranger, &["subscriptions", "pause", "all"], ["outbox_admin", "grant outbox_admin to"]),
-        (&stranger, &["dead-letters", "redrive"], ["outbox_admin", "grant outbox_admin to"]),
+        (&stranger, &["dead-letters", "redrive", "--all"], ["outbox_admin", "grant outbox_admin to"]),
         (&heir, &["run"], ["does not inherit", &format!("alter role {heir} inherit")]),
         (&heir, &["dead-letters", "list"], ["inherits the rights of outbox_admin", "grant"]),
     ] {
         let (code, said) = run(&database, name, arguments);
-        assert_eq!(code, Some(1), "{arguments:?}: {said}");
+        assert_eq!(code, Some(77), "{arguments:?}: {said}");
         for word in words {
             assert!(said.contains(word), "{arguments:?} does not say {word:?}: {said}");
         }
@@ -104,4 +110,21 @@ async fn a_schema_outbox_of_somebody_else_is_refused_before_anything_is_written(
     let (code, said) = run(&receiver, "postgres", &["migrate"]);
     assert_eq!(code, Some(0), "{said}");
     receiver.drop().await;
+}
+
+#[tokio::test]
+async fn a_login_that_the_server_refuses_ends_with_77_and_its_words() {
+    let server = PrivatePostgres::start(Options::default()).unwrap();
+    let database = Database::new_on(&server).await;
+    let name = login(&database, "password 'right'").await;
+    let rules = server.directory().join("data/pg_hba.conf");
+    let others = std::fs::read_to_string(&rules).unwrap();
+    std::fs::write(&rules, format!("host all {name} 127.0.0.1/32 scram-sha-256\n{others}")).unwrap();
+    database.execute("select pg_reload_conf()").await;
+    for arguments in [&["status"][..], &["check"], &["migrate"], &["run"]] {
+        let (code, said) = run(&database, &format!("{name}:wrong"), arguments);
+        assert_eq!(code, Some(77), "{arguments:?}: {said}");
+        assert!(said.contains("password authentication failed for user"), "{arguments:?}: {said}");
+        assert!(!said.contains("at line") && !said.contains("wrong"), "{arguments:?}: {said}");
+    }
 }

@@ -1,5 +1,5 @@
 -- Tables and functions for a database that receives events, each exactly once by (source, id). Printed by
--- `pgoutbox inbox --sql`. Run it there as the owner of the database; it can be repeated. It needs nothing
+-- `pgoutbox inbox`. Run it there as the owner of the database; it can be repeated. It needs nothing
 -- else of pgoutbox.
 --
 -- Grant access to the relay's login: grant usage on schema outbox to …; grant insert, select on outbox.inbox,

@@ -1,5 +1,5 @@
 //! The postgres sink: inserts events into a table of another database, or calls a function there. Each event
-//! has its effect exactly once, by the unique key `(source, id)`. `pgoutbox inbox --sql` prints the tables
+//! has its effect exactly once, by the unique key `(source, id)`. `pgoutbox inbox` prints the tables
 //! and functions it needs there.
 
 use std::time::{Duration, Instant};
@@ -67,7 +67,7 @@ impl Config {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
-    /// Table for events: that of `pgoutbox inbox --sql`, or one with the same columns.
+    /// Table for events: that of `pgoutbox inbox`, or one with the same columns.
     table: Option<String>,
     /// Function there with one jsonb parameter, instead of a table.
     function: Option<String>,
@@ -257,7 +257,7 @@ impl Sink for Postgres {
             Ok(Ok(Some(true))) => Ok(()),
             Ok(Ok(Some(false))) => Err(format!("the login may not use {name}").into()),
             Ok(Ok(None)) => {
-                Err(format!("{name} does not exist; run the SQL that `pgoutbox inbox --sql` prints").into())
+                Err(format!("{name} does not exist; run the SQL that `pgoutbox inbox` prints").into())
             }
             Ok(Err(error)) => Err(message(&error).into()),
             Err(_) => Err("no answer within 5s".to_owned().into()),

@@ -9,7 +9,7 @@ use super::{documents, pgoutbox, root};
 
 /// The schema, and the SQL for the inbox of another database.
 fn schema() -> String {
-    format!("{}{}", fs::read_to_string(root().join("sql/schema.sql")).unwrap(), pgoutbox(&["inbox", "--sql"]))
+    format!("{}{}", fs::read_to_string(root().join("sql/schema.sql")).unwrap(), pgoutbox(&["inbox"]))
 }
 
 #[test]
