@@ -727,6 +727,7 @@ begin
             ('outbox_publisher',
              'execute on function outbox.publish, outbox.published, outbox.new_id'),
             ('outbox_publisher', 'execute on function outbox.capture, outbox.release'),
+            ('outbox_publisher', 'execute on function outbox.bridge'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox, outbox_internal'),
             ('outbox_relay', 'select on all tables in schema outbox'),
@@ -780,7 +781,7 @@ begin
                as wanted (role)
           join pg_catalog.pg_roles as known on known.rolname = wanted.role
          where proc.pronamespace = 'outbox_internal'::regnamespace
-           and (not proc.prosecdef or proc.proname = 'capture_changes')
+           and (not proc.prosecdef or proc.proname in ('capture_changes', 'bridge_rows'))
          order by proc.proname, wanted.role
     loop
         execute format('grant execute on function %s to %I', grant_row.helper, grant_row.role);

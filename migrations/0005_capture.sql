@@ -1068,7 +1068,9 @@ begin
     for attached in
         select t.tgrelid::regclass as captured, t.tgname as name
           from pg_trigger as t
-         where t.tgfoid = 'outbox_internal.capture_changes()'::regprocedure and t.tgparentid = 0
+         where t.tgfoid in ('outbox_internal.capture_changes()'::regprocedure,
+                            to_regprocedure('outbox_internal.bridge_rows()'))
+           and t.tgparentid = 0
            and (t.tgrelid = "table"
                 or t.tgrelid in (select tree.relid from pg_partition_tree("table") as tree))
     loop
@@ -1079,7 +1081,7 @@ begin
 end;
 $$;
 comment on function outbox.release is
-    'Stop capturing a table. Existing events stay. Returns whether it was captured.';
+    'Stop capturing or bridging a table. Existing events stay. Returns whether it was.';
 
 -- The settings that outbox.capture() has stored in a trigger; null for a trigger that was made
 -- otherwise.

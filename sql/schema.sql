@@ -221,6 +221,113 @@ $_$;
 
 COMMENT ON FUNCTION outbox.adopt(keep_pending boolean, environment text) IS 'Take a copy of this outbox into use: a restored dump, a copied or upgraded cluster. Relays send nothing there before. keep_pending: deliver what the original had not delivered; false: deliver none of it. Returns how many events were not routed and how many deliveries waited.';
 
+CREATE FUNCTION outbox.bridge("table" regclass, topic text DEFAULT NULL::text, key text DEFAULT NULL::text, payload text DEFAULT NULL::text, id text DEFAULT NULL::text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+declare
+    known    record;
+    columns  text[];
+    template text := topic;
+    key_name text := key;
+    id_name  text := id;
+    body     text := payload;
+    pieces   jsonb := '[]';
+    argument text;
+    part     text;
+    given    record;
+begin
+    select c.relkind, c.relpersistence, c.relowner, n.nspname into known
+      from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+     where c.oid = "table";
+    if known.relkind is null or known.relkind not in ('r', 'p') or known.relpersistence = 't'
+       or known.nspname in ('pg_catalog', 'information_schema', 'outbox', 'outbox_internal') then
+        raise exception using errcode = '42809',
+            message = format('table: %s is not a table of an application',
+                             coalesce("table"::text, 'null')),
+            hint = 'Name the outbox table that your application inserts into.';
+    elsif not pg_has_role(known.relowner, 'usage') then
+        raise exception using errcode = '42501',
+            message = format('table: must be owner of table %s', "table");
+    end if;
+    select coalesce(array_agg(a.attname::text order by a.attnum), '{}') into columns
+      from pg_attribute as a where a.attrelid = "table" and a.attnum > 0 and not a.attisdropped;
+
+    -- The columns of Debezium's outbox event router.
+    if columns @> '{aggregatetype,aggregateid,type,payload}' then
+        template := coalesce(template, '{aggregatetype}.{type}');
+        key_name := coalesce(key_name, 'aggregateid');
+    end if;
+    if template is null then
+        raise exception using errcode = '22023',
+            message = format('topic: is needed for table %s', "table"),
+            hint = 'Write a topic with the names of columns in braces, such as topic => '
+                   '''shop.{kind}''.';
+    end if;
+    if body is null and 'payload' = any (columns) then
+        body := 'payload';
+    end if;
+    if id_name is null and 'id' = any (columns) then
+        id_name := 'id';
+    end if;
+    for given in
+        select one.field, one.name
+          from (values ('key', key_name), ('payload', coalesce(body, '')), ('id', id_name))
+               as one (field, name)
+         where one.name is not null and one.name <> all (columns)
+    loop
+        raise exception using errcode = '42703',
+            message = case when given.name = '' then 'payload: is needed'
+                           else format('%s: table %s has no column %L', given.field, "table",
+                                       given.name) end,
+            hint = format('Its columns are %s.', array_to_string(columns, ', '));
+    end loop;
+
+    foreach part in array regexp_split_to_array(template, '(?=[{])|(?<=[}])') loop
+        if part ~ '^[{].*[}]$' then
+            part := substr(part, 2, length(part) - 2);
+            if part <> all (columns) then
+                raise exception using errcode = '42703',
+                    message = format('topic: table %s has no column %L', "table", part),
+                    hint = format('Its columns are %s.', array_to_string(columns, ', '));
+            end if;
+            pieces := pieces || jsonb_build_object('column', part);
+        elsif part <> '' then
+            pieces := pieces || jsonb_build_object('text', part);
+        end if;
+    end loop;
+    if regexp_replace(template, '[{][^{}]*[}]', 'x', 'g')
+       !~ '^[^.*{}[:cntrl:] ]+([.][^.*{}[:cntrl:] ]+)*$' then
+        raise exception using errcode = '22023',
+            message = format('topic: %L is not a topic', template),
+            hint = 'Use segments separated by dots, without blanks and stars, and names of columns '
+                   'in braces, such as shop.{kind}.';
+    end if;
+
+    argument := jsonb_strip_nulls(jsonb_build_object(
+        'template', template, 'topic', pieces, 'key', key_name, 'payload', body,
+        'id', id_name))::text;
+    if exists (select from pg_trigger as t
+                where t.tgrelid = "table"
+                  and t.tgname = 'outbox_bridge'
+                  and t.tgargs = convert_to(argument, getdatabaseencoding()) || decode('00', 'hex'))
+    then
+        return template;
+    end if;
+    if exists (select from pg_trigger as t
+                where t.tgrelid = "table" and t.tgname = 'outbox_bridge') then
+        execute format('drop trigger outbox_bridge on %s', "table");
+    end if;
+    execute format('create trigger outbox_bridge after insert on %s '
+                   'referencing new table as outbox_after for each statement '
+                   'execute function outbox_internal.bridge_rows(%L)',
+                   "table", argument);
+    return template;
+end;
+$_$;
+
+COMMENT ON FUNCTION outbox.bridge("table" regclass, topic text, key text, payload text, id text) IS 'Publish each row that is inserted into an outbox table of your own. topic: text with names of columns in braces. key, payload, id: names of columns. The columns of Debezium are known. Calling it twice changes nothing. outbox.release ends it. For the owner of the table who is also a member of outbox_publisher or outbox_admin.';
+
 CREATE FUNCTION outbox.cancel(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, error_like text DEFAULT NULL::text, max_rows integer DEFAULT 1000, dead_letters boolean DEFAULT false) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -380,6 +487,7 @@ begin
             ('outbox_publisher',
              'execute on function outbox.publish, outbox.published, outbox.new_id'),
             ('outbox_publisher', 'execute on function outbox.capture, outbox.release'),
+            ('outbox_publisher', 'execute on function outbox.bridge'),
             ('outbox_publisher', 'select on outbox.captures'),
             ('outbox_relay', 'usage on schema outbox, outbox_internal'),
             ('outbox_relay', 'select on all tables in schema outbox'),
@@ -433,7 +541,7 @@ begin
                as wanted (role)
           join pg_catalog.pg_roles as known on known.rolname = wanted.role
          where proc.pronamespace = 'outbox_internal'::regnamespace
-           and (not proc.prosecdef or proc.proname = 'capture_changes')
+           and (not proc.prosecdef or proc.proname in ('capture_changes', 'bridge_rows'))
          order by proc.proname, wanted.role
     loop
         execute format('grant execute on function %s to %I', grant_row.helper, grant_row.role);
@@ -917,7 +1025,9 @@ begin
     for attached in
         select t.tgrelid::regclass as captured, t.tgname as name
           from pg_trigger as t
-         where t.tgfoid = 'outbox_internal.capture_changes()'::regprocedure and t.tgparentid = 0
+         where t.tgfoid in ('outbox_internal.capture_changes()'::regprocedure,
+                            to_regprocedure('outbox_internal.bridge_rows()'))
+           and t.tgparentid = 0
            and (t.tgrelid = "table"
                 or t.tgrelid in (select tree.relid from pg_partition_tree("table") as tree))
     loop
@@ -928,7 +1038,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.release("table" regclass) IS 'Stop capturing a table. Existing events stay. Returns whether it was captured.';
+COMMENT ON FUNCTION outbox.release("table" regclass) IS 'Stop capturing or bridging a table. Existing events stay. Returns whether it was.';
 
 CREATE FUNCTION outbox.resume(name text) RETURNS boolean
     LANGUAGE plpgsql
@@ -1315,6 +1425,90 @@ begin
     return prefix;
 end;
 $_$;
+
+CREATE FUNCTION outbox_internal.bridge_json(value text) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+begin
+    return value::jsonb;
+exception
+    when others then
+        return to_jsonb(value);
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.bridge_rows() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "TimeZone" TO 'UTC'
+    SET "DateStyle" TO 'ISO, YMD'
+    SET "IntervalStyle" TO 'iso_8601'
+    SET bytea_output TO 'hex'
+    SET extra_float_digits TO '1'
+    AS $_$
+declare
+    settings jsonb := tg_argv[0];
+    topic    text;
+    payload  text;
+    id       text;
+begin
+    -- A trigger made by hand without transition tables would read this instead.
+    if to_regclass('pg_temp.outbox_after') is not null then
+        raise exception using errcode = '42501',
+            message = 'a temporary relation must not be called outbox_after',
+            hint = 'outbox.bridge uses this name for the inserted rows.';
+    end if;
+    if not exists (select from outbox_after) then  -- no event, so no notification
+        return null;
+    end if;
+    -- `format` calls the output function of a type, which only superusers can define, and never a
+    -- cast.
+    select string_agg(case when piece.value ? 'column'
+                           then format('outbox_internal.bridge_topic(format(''%%s'', n.%I))',
+                                       piece.value ->> 'column')
+                           else quote_literal(piece.value ->> 'text') end,
+                      ' || ' order by piece.place)
+      into topic
+      from jsonb_array_elements(settings -> 'topic') with ordinality as piece (value, place);
+    select case a.atttypid
+                when 'jsonb'::regtype then format('n.%I', a.attname)
+                when 'json'::regtype then format('outbox_internal.capture_json(n.%I)', a.attname)
+                else format('outbox_internal.bridge_json(format(''%%s'', n.%I))', a.attname) end
+      into payload
+      from pg_attribute as a
+     where a.attrelid = tg_relid and a.attname = settings ->> 'payload';
+    select format('n.%I', a.attname) into id
+      from pg_attribute as a
+     where a.attrelid = tg_relid and a.attname = settings ->> 'id'
+       and a.atttypid = 'uuid'::regtype;
+    execute format('insert into outbox.events (
+                        id, topic, key, payload, headers, organization, user_id, source)
+                    select coalesce(%s, outbox.new_id()), rtrim(left(%s, 255), ''.''), %s,
+                           coalesce(%s, ''null''), $1, $2, $3, $4
+                      from outbox_after as n',
+                   coalesce(id, 'null'), topic,
+                   case when settings ? 'key'
+                        then format('outbox_internal.capture_simple_key(jsonb_build_object('
+                                    '''key'', nullif(format(''%%s'', n.%I), '''')), ''key'')',
+                                    settings ->> 'key')
+                        else 'null' end,
+                   payload)
+      using outbox_internal.capture_headers(),
+            outbox_internal.capture_setting('outbox.organization'),
+            outbox_internal.capture_setting('outbox.user_id'),
+            outbox_internal.capture_setting('outbox.source');
+    return null;
+end;
+$_$;
+
+CREATE FUNCTION outbox_internal.bridge_topic(value text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    select btrim(regexp_replace(
+                     '.' || regexp_replace(coalesce(value, ''), '[*[:cntrl:] ]', '_', 'g') || '.',
+                     '[.](?=[.])', '._', 'g'),
+                 '.')
+$$;
 
 CREATE FUNCTION outbox_internal.bump_generation() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3711,6 +3905,10 @@ GRANT ALL ON FUNCTION outbox_internal.refuse(field text, value anyelement) TO ou
 REVOKE ALL ON FUNCTION outbox.adopt(keep_pending boolean, environment text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.adopt(keep_pending boolean, environment text) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.bridge("table" regclass, topic text, key text, payload text, id text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.bridge("table" regclass, topic text, key text, payload text, id text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.bridge("table" regclass, topic text, key text, payload text, id text) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) TO outbox_admin;
 
@@ -3840,6 +4038,24 @@ GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic te
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.bridge_json(value text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.bridge_json(value text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.bridge_json(value text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.bridge_json(value text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.bridge_json(value text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.bridge_rows() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.bridge_rows() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.bridge_rows() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.bridge_rows() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.bridge_rows() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.bridge_topic(value text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.bridge_topic(value text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.bridge_topic(value text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.bridge_topic(value text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.bridge_topic(value text) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.bump_generation() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.bump_generation() TO outbox_admin;

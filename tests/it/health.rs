@@ -118,6 +118,7 @@ async fn a_dump_of_the_schema_alone_is_taken_into_use_by_migrate() {
         assert!(migrated.status.success(), "{migrated:?}");
         assert!(String::from_utf8_lossy(&migrated.stderr).contains(said), "{migrated:?}");
     }
+    copy.execute("select outbox.declare_sink('recorder')").await;
     copy.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
     let recorder = Recorder::new();
     let relay = RelayBox::start(&copy, &recorder).await;

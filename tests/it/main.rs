@@ -14,6 +14,7 @@ mod backfill; // subscriptions that receive past events
 mod batched; // nothing begins under an old version, also behind a batch
 mod bench; // every figure has its floor
 mod breakers; // breakers of webhooks, and what relays share of them
+mod bridge; // rows of an outbox table that an application has already
 mod capture; // each change of a captured table is an event
 mod cli; // help, exit codes, output streams
 mod clients; // programs in other languages publish

@@ -99,6 +99,7 @@ fn the_tables_of_arguments_have_those_of_the_functions_and_no_other() {
         ("docs/publish.md", "## Arguments", "publish", ""),
         ("docs/subscribe.md", "## Arguments", "subscribe", ""),
         ("docs/capture.md", "## Options", "capture", "table"),
+        ("docs/bridge.md", "## Arguments", "bridge", "table"),
         ("docs/event-types.md", "# Event types: what payloads look like", "define_event_type", ""),
         ("docs/operate/dead-letters.md", "# Dead letters", "redrive", ""),
         ("docs/operate/deliveries.md", "# Deliveries that wait", "cancel", ""),

@@ -60,7 +60,7 @@ impl Database {
         TEMPLATE_MADE.get_or_init(make_template).await; // makes the login of relays
         let how = format!("encoding '{encoding}' lc_collate 'C' lc_ctype 'C' template template0");
         let database = Self::create(&how).await;
-        pgoutbox::store::schema::run(&database.options).await.unwrap();
+        migrate(&database.options).await;
         database
     }
 
@@ -68,7 +68,7 @@ impl Database {
     pub(crate) async fn new_on(server: &PrivatePostgres) -> Self {
         server.create_database("shop").unwrap();
         let options: PgConnectOptions = server.url("shop").parse().unwrap();
-        pgoutbox::store::schema::run(&options).await.unwrap();
+        migrate(&options).await;
         let mut connection = options.connect().await.unwrap();
         connection
             .execute(AssertSqlSafe(format!("create role {RELAY_LOGIN} login in role outbox_relay")))
@@ -228,16 +228,21 @@ fn root() -> PgConnectOptions {
     server().url("postgres").parse().unwrap()
 }
 
+/// Makes the schema outbox, in which subscriptions may name the sinks of the tests.
+async fn migrate(options: &PgConnectOptions) {
+    pgoutbox::store::schema::run(options).await.unwrap();
+    let mut migrated = options.connect().await.unwrap();
+    for sink in ["recorder", "ledger", "keeper", "panicking", "in_turn"] {
+        sqlx::query("select outbox.declare_sink($1)").bind(sink).execute(&mut migrated).await.unwrap();
+    }
+    migrated.close().await.unwrap();
+}
+
 async fn make_template() {
     let mut connection = root().connect().await.unwrap();
     connection.execute(AssertSqlSafe(format!("create database {TEMPLATE}"))).await.unwrap();
     let template = root().database(TEMPLATE);
-    pgoutbox::store::schema::run(&template).await.unwrap();
-    let mut migrated = template.connect().await.unwrap();
-    for sink in ["recorder", "ledger", "keeper", "panicking"] {
-        sqlx::query("select outbox.declare_sink($1)").bind(sink).execute(&mut migrated).await.unwrap();
-    }
-    migrated.close().await.unwrap();
+    migrate(&template).await;
     connection
         .execute(AssertSqlSafe(format!("create role {RELAY_LOGIN} login in role outbox_relay")))
         .await
