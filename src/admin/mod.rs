@@ -211,6 +211,14 @@ impl Operator {
         ask(READING_LOG, sqlx::query_as(sql!("admin/log_status")).fetch_one(&mut self.connection)).await
     }
 
+    /// How much a relay could do now: events that are not routed, and deliveries that are due or in flight.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn count_due(&mut self) -> Result<i64, Error> {
+        ask(READING_LOG, sqlx::query_scalar(sql!("admin/count_due")).fetch_one(&mut self.connection)).await
+    }
+
     /// Relays that reported within the last minute, by name.
     ///
     /// # Errors

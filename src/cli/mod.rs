@@ -15,6 +15,7 @@ mod input;
 mod limits;
 pub mod logging;
 mod moment;
+mod once;
 mod print;
 mod probes;
 mod publish;
@@ -78,6 +79,9 @@ enum Command {
         /// Migrate before starting.
         #[arg(long)]
         migrate: bool,
+        /// Deliver what is due, then end: for cron and tests. What waits for a later retry is left.
+        #[arg(long)]
+        once: bool,
     },
     /// Check the configuration and, if the database answers, all subscriptions.
     Check {
@@ -184,7 +188,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Bench(options) => crate::lab::bench::run(options.into()).await?,
         Command::Migrate(options) if options.sql => print::raw(&crate::store::schema::script())?,
         Command::Migrate(options) => options.execute(&config()?).await?,
-        Command::Run { migrate } => return run::run(&sources(), migrate).await,
+        Command::Run { migrate, once } => return run::run(&sources(), migrate, once).await,
         Command::Check { json } => return check::check(&config()?, json).await,
         Command::Status { json } => {
             let config = config()?;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     exit::Exit,
     follow::Followed,
-    print,
+    once, print,
     relays::Relays,
     signals::{self, Signals},
 };
@@ -52,22 +52,33 @@ impl Migrate {
     }
 }
 
-/// Runs a relay until a signal, then drains.
-pub(super) async fn run(sources: &Sources, migrate_first: bool) -> anyhow::Result<Exit> {
+/// Runs a relay until a signal, or with `once` until nothing is due, then drains.
+pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> anyhow::Result<Exit> {
     let config = Config::load(sources, sinks::CONFIGURED)?;
     logging::init(&config.telemetry)?;
     let (mut signals, hangup) = (Signals::without_hangup()?, signals::hangup()?);
     let drain = CancellationToken::new();
     let deadline = crate::delivery::duration::format(config.relay.drain);
+    let connects = config.clone();
     let work = work(sources, config, migrate_first, hangup, drain.clone());
     tokio::pin!(work);
+    let mut left = Some(0);
     tokio::select! {
         ended = &mut work => return ended,
-        () = signals.next() => drain.cancel(),
+        () = signals.next() => {}
+        due = once::until_idle(&connects), if once => left = due,
     }
+    drain.cancel();
     tracing::info!(%deadline, "draining; a second signal stops at once");
     tokio::select! {
-        ended = &mut work => ended,
+        ended = &mut work => match (ended?, left) {
+            (Exit::Done, Some(0)) => Ok(Exit::Done),
+            (Exit::Done, left) => {
+                tracing::warn!(left, "what is due does not get on; see `pgoutbox status`");
+                Ok(Exit::Failed)
+            }
+            (ended, _) => Ok(ended),
+        },
         () = signals.next() => {
             tracing::warn!(
                 "stopped by a second signal; deliveries in flight are retried when their lease ends"

@@ -33,6 +33,7 @@ mod isolation; // one bad subscriber, publisher or tenant costs the others nothi
 mod ledger; // the ledger checker finds each kind of defect
 mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
+mod once; // a relay for cron
 mod operations; // whatever is operated, each version of a subscription gets what it may and must
 mod outputs; // logs and output that cannot be written stop nothing
 mod owners; // whoever owns what, and whatever is published, no write fails

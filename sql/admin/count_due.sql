@@ -1,0 +1,22 @@
+-- How much a relay could do now: events that are not routed, and deliveries that are due or in the
+-- hands of a relay, of subscriptions that are neither paused nor unusable.
+with usable as (
+    select subscription.id
+      from outbox.subscriptions as subscription
+     where subscription.active
+       and subscription.state = 'ok'
+       and subscription.id not in (select pause.subscription_id from outbox.asked_pauses as pause)
+)
+select (log.unrouted
+        + (select count(*)
+             from outbox.deliveries as delivery
+             join usable on usable.id = delivery.subscription_id
+            where delivery.due_at <= clock_timestamp() or delivery.lease_token is not null)
+        + (select count(*)
+             from outbox.pages as page
+            cross join lateral outbox_internal.left_of(page) as pair
+             join usable on usable.id = pair.subscription_id)
+        + (select coalesce(sum(outbox_internal.count_positions(backlog.positions)), 0)
+             from outbox.backlog as backlog
+             join usable on usable.id = backlog.subscription_id))::bigint
+  from outbox.log_status as log;
