@@ -77,8 +77,8 @@ pub(super) fn registry(config: &Config) -> anyhow::Result<Registry> {
 
 /// Requests `/readyz` of the relay with the same configuration.
 pub(super) async fn healthcheck(config: &Config) -> anyhow::Result<Exit> {
-    let Some(mut address) = config.http.listen else {
-        bail!("http.listen is off: the relay serves no probes")
+    let Some(mut address) = config.http.listen.or(config.http.probes) else {
+        bail!("http.listen and http.probes are off: the relay serves no probes")
     };
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {

@@ -1,7 +1,8 @@
-//! The address for probes and metrics, which stays open while one relay of the process follows another.
+//! The addresses for probes and metrics, which stay open while one relay of the process follows another.
+
+use std::net::{SocketAddr, TcpListener};
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -9,10 +10,13 @@ use crate::{
     relay::Health,
 };
 
-/// The address, and what answers there.
+/// The addresses, and what answers there.
 #[derive(Debug)]
 pub(super) struct Probes {
-    listener: Option<std::net::TcpListener>,
+    /// `http.listen`
+    listen: Option<TcpListener>,
+    /// `http.probes`, which serves nothing but probes.
+    probes: Option<TcpListener>,
     serving: TaskTracker,
     /// Ends what answers now.
     closed: CancellationToken,
@@ -20,36 +24,37 @@ pub(super) struct Probes {
 }
 
 impl Probes {
-    /// Listens, if the settings name an address.
+    /// Listens where the settings name an address.
     pub(super) async fn listen(settings: &Settings) -> anyhow::Result<Self> {
-        let listener = match settings.listen {
-            Some(address) => Some(
-                TcpListener::bind(address)
-                    .await
-                    .and_then(TcpListener::into_std)
-                    .with_context(|| format!("listening on {address} (http.listen)"))?,
-            ),
-            None => None,
-        };
         let (closed, failed) = (CancellationToken::new(), CancellationToken::new());
-        Ok(Self { listener, serving: TaskTracker::new(), closed, failed })
+        let (listen, probes) =
+            (bound("http.listen", settings.listen).await?, bound("http.probes", settings.probes).await?);
+        Ok(Self { listen, probes, serving: TaskTracker::new(), closed, failed })
     }
 
     /// Answers for this relay from now on, and no longer for the one before.
     pub(super) fn answer(&mut self, server: Server<Health>) -> anyhow::Result<()> {
-        let Some(listener) = &self.listener else { return Ok(()) };
-        let listener = listener.try_clone().and_then(TcpListener::from_std).context("serving http")?;
+        let (listen, probes) = (again(self.listen.as_ref())?, again(self.probes.as_ref())?);
         std::mem::take(&mut self.closed).cancel();
-        let (closed, failed) = (self.closed.clone(), self.failed.clone());
+        if let Some(listener) = listen {
+            self.serve(http::serve(listener, server.clone(), self.closed.clone()));
+        }
+        if let Some(listener) = probes {
+            self.serve(http::serve_probes(listener, server, self.closed.clone()));
+        }
+        Ok(())
+    }
+
+    fn serve(&self, serving: impl Future<Output = std::io::Result<()>> + Send + 'static) {
+        let failed = self.failed.clone();
         self.serving.spawn(async move {
             // Also when it panics.
             let failing = failed.drop_guard();
-            match http::serve(listener, server, closed).await {
+            match serving.await {
                 Ok(()) => drop(failing.disarm()),
                 Err(error) => tracing::error!(%error, "serving http failed"),
             }
         });
-        Ok(())
     }
 
     /// Cancelled when nobody answers although nobody asked for that.
@@ -63,4 +68,17 @@ impl Probes {
         self.serving.close();
         self.serving.wait().await;
     }
+}
+
+async fn bound(key: &str, address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = tokio::net::TcpListener::bind(address).await;
+    let listener = listener.and_then(tokio::net::TcpListener::into_std);
+    listener.map(Some).with_context(|| format!("listening on {address} ({key})"))
+}
+
+/// The same listener for another server.
+fn again(listener: Option<&TcpListener>) -> anyhow::Result<Option<tokio::net::TcpListener>> {
+    let again = listener.map(|one| one.try_clone().and_then(tokio::net::TcpListener::from_std));
+    again.transpose().context("serving http")
 }

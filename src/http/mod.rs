@@ -1,4 +1,5 @@
-//! HTTP for operators: probes and metrics, by default on 127.0.0.1:7411. Calls no stage and shows no secret.
+//! HTTP for operators: probes and metrics, by default on 127.0.0.1:7411, and if wanted probes alone on an
+//! address that anybody may reach. Calls no stage and shows no secret.
 //!
 //! A request passes, in this order: a place for its connection (`places.rs`); Host, Origin and token
 //! (`auth.rs`); the deadline and the limit of bodies; a handler.
@@ -55,20 +56,22 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct Settings {
     /// Address to listen on; none disables the server.
     pub listen: Option<SocketAddr>,
+    /// Address that serves nothing but probes, without details; none disables it.
+    pub probes: Option<SocketAddr>,
     /// Token for every request except probes. Required unless `listen` is on loopback.
     pub token: Option<SecretString>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 7411))), token: None }
+        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 7411))), probes: None, token: None }
     }
 }
 
 /// The state that handlers use.
 #[derive(Debug, Clone)]
 pub struct Server<R> {
-    /// Settings. `listen` is ignored: the listener is an argument of [`serve`].
+    /// Settings. The addresses are ignored: the listener is an argument of [`serve`].
     pub settings: Settings,
     /// Whether the relay can work.
     pub readiness: R,
@@ -78,7 +81,7 @@ pub struct Server<R> {
     pub draining: CancellationToken,
 }
 
-/// Serves until `shutdown`, then waits up to 3 s for open requests.
+/// Serves probes and metrics until `shutdown`, then waits up to 3 s for open requests.
 ///
 /// # Errors
 /// When the listener has no address.
@@ -88,6 +91,25 @@ pub async fn serve<R: Readiness>(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let router = router(server, listener.local_addr()?);
+    serve_router(listener, router, shutdown).await;
+    Ok(())
+}
+
+/// Serves nothing but probes, without details, as [`serve`] does.
+///
+/// # Errors
+/// When the listener has no address.
+pub async fn serve_probes<R: Readiness>(
+    listener: TcpListener,
+    server: Server<R>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let router = probes_router(server, listener.local_addr()?);
+    serve_router(listener, router, shutdown).await;
+    Ok(())
+}
+
+async fn serve_router(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let places = Arc::new(Places::default());
     let connections = TaskTracker::new();
     loop {
@@ -111,7 +133,6 @@ pub async fn serve<R: Readiness>(
     connections.close();
     // Connections that are left end with the runtime, or after CONNECTION.
     let _ = tokio::time::timeout(CLOSING, connections.wait()).await;
-    Ok(())
 }
 
 /// Serves one connection until it ends or the server stops. Errors of a client are ignored.
@@ -144,19 +165,32 @@ async fn serve_connection(
 }
 
 fn router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router {
-    let guard = Arc::new(auth::Guard::new(address, server.settings.token.as_ref()));
-    Router::new()
+    let guard = auth::Guard::new(address, server.settings.token.as_ref());
+    let routes = Router::new()
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz::<R>))
         .route("/metrics", get(probes::metrics::<R>))
-        .fallback(|| async { problem(StatusCode::NOT_FOUND, "not found; see /livez, /readyz and /metrics") })
+        .fallback(|| async { problem(StatusCode::NOT_FOUND, "not found; see /livez, /readyz and /metrics") });
+    guarded(routes, guard).with_state(server)
+}
+
+fn probes_router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router {
+    let routes = Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(probes::ready_or_not::<R>))
+        .fallback(|| async { problem(StatusCode::NOT_FOUND, "not found; see /livez and /readyz") });
+    // There is nothing that would need a token.
+    guarded(routes, auth::Guard::new(address, None)).with_state(server)
+}
+
+fn guarded<R: Readiness>(routes: Router<Server<R>>, guard: auth::Guard) -> Router<Server<R>> {
+    routes
         .method_not_allowed_fallback(|| async {
             problem(StatusCode::METHOD_NOT_ALLOWED, "this path allows only GET")
         })
         .layer(RequestBodyLimitLayer::new(LARGEST_BODY))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST))
-        .layer(middleware::from_fn_with_state(guard, auth::check))
-        .with_state(server)
+        .layer(middleware::from_fn_with_state(Arc::new(guard), auth::check))
 }
 
 /// An error response in the format of RFC 9457.

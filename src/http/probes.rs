@@ -48,15 +48,8 @@ pub(super) async fn readyz<R: Readiness>(
     State(server): State<Server<R>>,
     RawQuery(query): RawQuery,
 ) -> Response {
-    let ready = if server.draining.is_cancelled() {
-        Err("draining".to_owned())
-    } else {
-        let late = || {
-            Err(format!("the database did not answer within {}", crate::delivery::duration::format(READY)))
-        };
-        tokio::time::timeout(READY, server.readiness.ready()).await.unwrap_or_else(|_| late())
-    };
-    let status = if ready.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let ready = ready(&server).await;
+    let status = status(ready.is_ok());
     if is_verbose(query.as_deref()) {
         return json(
             status,
@@ -69,6 +62,24 @@ pub(super) async fn readyz<R: Readiness>(
     }
     (status, ready.map_or_else(|reason| format!("not ready: {reason}\n"), |()| "ok\n".to_owned()))
         .into_response()
+}
+
+/// The same for anybody: without the reason, which may name what others should not know.
+pub(super) async fn ready_or_not<R: Readiness>(State(server): State<Server<R>>) -> Response {
+    let ready = ready(&server).await.is_ok();
+    (status(ready), if ready { "ok\n" } else { "not ready\n" }).into_response()
+}
+
+async fn ready<R: Readiness>(server: &Server<R>) -> Result<(), String> {
+    if server.draining.is_cancelled() {
+        return Err("draining".to_owned());
+    }
+    let late = || format!("the database did not answer within {}", crate::delivery::duration::format(READY));
+    tokio::time::timeout(READY, server.readiness.ready()).await.unwrap_or_else(|_| Err(late()))
+}
+
+fn status(ready: bool) -> StatusCode {
+    if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 /// All metrics in the OpenMetrics text format.

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use pgoutbox::{
-    http::{Readiness, Server, Settings, serve},
+    http::{Readiness, Server, Settings, serve, serve_probes},
     relay::telemetry::Telemetry,
 };
 use tokio::{
@@ -36,15 +36,33 @@ struct Running {
     tasks: TaskTracker,
 }
 
+/// The address that serves nothing but probes.
+async fn started_probes(ready: Result<(), &'static str>) -> Running {
+    started_as(true, "0.0.0.0:0", None, ready).await
+}
+
 async fn started(listen: &str, token: Option<&str>, ready: Result<(), &'static str>) -> Running {
+    started_as(false, listen, token, ready).await
+}
+
+async fn started_as(
+    only_probes: bool,
+    listen: &str,
+    token: Option<&str>,
+    ready: Result<(), &'static str>,
+) -> Running {
     let listener = TcpListener::bind(listen).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
-    let settings = Settings { listen: Some(address), token: token.map(Into::into) };
+    let settings = Settings { token: token.map(Into::into), ..Settings::default() };
     let server =
         Server { settings, readiness: Stub(ready), telemetry: Telemetry::new(), draining: draining.clone() };
     let tasks = TaskTracker::new();
-    tasks.spawn(serve(listener, server, shutdown.clone()));
+    if only_probes {
+        tasks.spawn(serve_probes(listener, server, shutdown.clone()));
+    } else {
+        tasks.spawn(serve(listener, server, shutdown.clone()));
+    }
     tasks.close();
     Running { address: SocketAddr::from(([127, 0, 0, 1], address.port())), draining, shutdown, tasks }
 }
@@ -97,6 +115,25 @@ async fn probes_and_metrics_answer() {
     assert!(metrics.trim_end().ends_with("# EOF"), "{metrics}");
     let verbose = server.get("/readyz?verbose", &[]).await;
     assert!(verbose.contains("\"permits\":7") && verbose.contains("application/json"), "{verbose}");
+}
+
+#[tokio::test]
+async fn the_address_of_probes_tells_anybody_whether_the_relay_is_ready_and_nothing_else() {
+    let server = started_probes(Err("the login shop_relay lacks rights")).await;
+    for host in ["Host: 10.0.0.7:7413", "Host: relay.internal"] {
+        assert_eq!(server.status("/livez", &[host]).await, 200);
+        let answer = server.get("/readyz?verbose", &[host]).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 503 ") && body == "not ready\n", "{answer}");
+    }
+    assert!(server.get("/livez?verbose", &[]).await.ends_with("\r\n\r\nok\n"));
+    for path in ["/metrics", "/v1/status", "/", "/livez/../metrics"] {
+        assert_eq!(server.status(path, &[]).await, 404, "{path}");
+    }
+    let server = started_probes(Ok(())).await;
+    assert_eq!(server.status("/readyz", &[]).await, 200);
+    server.draining.cancel();
+    assert_eq!(server.status("/readyz", &[]).await, 503);
 }
 
 #[tokio::test]

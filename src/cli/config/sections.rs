@@ -88,6 +88,7 @@ pub(super) fn http(settings: &mut http::Settings, reader: &mut Reader, sources: 
         })
     };
     set(&mut settings.listen, reader.read("http.listen", off_or(address)));
+    set(&mut settings.probes, reader.read("http.probes", off_or(address)));
     settings.token = reader.read_secret("http.token", |value| {
         let token = sources.resolve(&text(value)?)?;
         let usable = !token.expose_secret().is_empty()

@@ -207,6 +207,7 @@ fn limits_hold_at_both_ends() {
         ("TELEMETRY__FORMAT", ["text", "json"], ["xml", "TEXT"]),
         ("RELAY__NAME", ["a", "host-1"], ["a b", ""]),
         ("HTTP__LISTEN", ["127.0.0.1:0", "off"], ["7411", "example.com:80"]),
+        ("HTTP__PROBES", ["0.0.0.0:7413", "off"], ["7413", "example.com:80"]),
     ] {
         let name = format!("PGOUTBOX__{name}");
         for value in inside {

@@ -176,7 +176,7 @@ impl Stage {
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("opening a port for HTTP")?;
         self.http = Some(listener.local_addr()?);
         let server = Server {
-            settings: http::Settings { listen: self.http, token: None },
+            settings: http::Settings { listen: self.http, ..http::Settings::default() },
             readiness: relay.health(),
             telemetry,
             draining: self.stop_relay.clone(),
