@@ -25,6 +25,7 @@ mod run;
 mod signals;
 mod status;
 mod subscriptions;
+mod systemd;
 mod trial;
 mod types;
 

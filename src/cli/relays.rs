@@ -14,6 +14,7 @@ use super::{
     follow::{Change, Followed},
     limits,
     probes::Probes,
+    systemd,
 };
 use crate::{
     admin::Operator,
@@ -102,6 +103,7 @@ impl<'s> Relays<'s> {
             let stop = self.drain.child_token();
             let running = relay.run(stop.clone());
             tokio::pin!(running);
+            systemd::ready();
             let failed = self.probes.failed();
             let fresh = tokio::select! {
                 drained = &mut running => return Ok(Some(drained?)),
@@ -133,7 +135,9 @@ impl<'s> Relays<'s> {
                 change = self.followed.changed(&self.secrets) => change,
                 Some(()) = self.hangup.recv() => {
                     tracing::info!("SIGHUP: reading every subscription and its secrets again");
+                    systemd::reloading();
                     health.reload();
+                    systemd::ready();
                     continue;
                 }
             };

@@ -19,6 +19,7 @@ use super::{
     once, print,
     relays::Relays,
     signals::{self, Signals},
+    systemd,
 };
 
 #[derive(Debug, clap::Args)]
@@ -58,9 +59,9 @@ pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> a
     logging::init(&config.telemetry)?;
     let (mut signals, hangup) = (Signals::without_hangup()?, signals::hangup()?);
     let drain = CancellationToken::new();
-    let deadline = crate::delivery::duration::format(config.relay.drain);
+    let longest = config.relay.drain;
     let connects = config.clone();
-    let work = work(sources, config, migrate_first, hangup, drain.clone());
+    let work = systemd::watched(work(sources, config, migrate_first, hangup, drain.clone()));
     tokio::pin!(work);
     let mut left = Some(0);
     tokio::select! {
@@ -68,7 +69,9 @@ pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> a
         () = signals.next() => {}
         due = once::until_idle(&connects), if once => left = due,
     }
+    systemd::stopping(longest);
     drain.cancel();
+    let deadline = crate::delivery::duration::format(longest);
     tracing::info!(%deadline, "draining; a second signal stops at once");
     tokio::select! {
         ended = &mut work => match (ended?, left) {
