@@ -18,8 +18,9 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /pgoutbox /usr/local/bin/pgoutbox
 USER 65532:65532
-# HTTP listens only on the container's loopback, unless PGOUTBOX__HTTP__LISTEN and PGOUTBOX__HTTP__TOKEN are set.
-EXPOSE 7411
+# HTTP listens only on the container's loopback, unless PGOUTBOX__HTTP__LISTEN and PGOUTBOX__HTTP__TOKEN are set, or, for
+# probes alone, PGOUTBOX__HTTP__PROBES=0.0.0.0:7413.
+EXPOSE 7411 7413
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/pgoutbox"]
 CMD ["run"]

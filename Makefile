@@ -6,6 +6,7 @@
 # make fuzz    the property tests with more cases than in make test; CASES=100000
 # make scale   tests with millions of rows in the way, which take a quarter of an hour and 10 GB of disk
 # make bench-peers   measure pgoutbox beside tuned job queues, which it installs from their registries into target/peers (bench/peers)
+# make test-image  assemble the root of the Dockerfile's image and run a relay in it; part of make check too
 # make clients install the client libraries of other languages that tests use (tests/clients) into target/clients
 
 CARGO ?= cargo
@@ -13,7 +14,7 @@ ARGS ?=
 # Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-vendored-openssl bench bench-peers fuzz operations scale clients install install-openssl install-brokers install-clients install-peers install-deny
+.PHONY: demo test check check-vendored-openssl bench bench-peers fuzz operations scale clients test-image install install-openssl install-brokers install-clients install-peers install-deny
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
@@ -58,6 +59,9 @@ operations: install install-openssl
 
 bench: install install-openssl
 	$(CARGO) run --release --locked -- bench $(ARGS)
+
+test-image: install install-openssl
+	$(CARGO) test --locked $(FEATURES) --test it -- image::
 
 # Not part of the tests: needs the registries of crates.io and npm once.
 bench-peers: install install-openssl install-peers
@@ -104,7 +108,7 @@ install-openssl:
 	pkg-config --exists openssl 2>/dev/null || missing="$$missing libssl-dev"; \
 	$(install_missing)
 
-# Servers that tests and the benchmark start, their clients, and openssl for certificates.
+# Servers that tests and the benchmark start, their clients, openssl for certificates, and the authorities of the image.
 # Debian also starts a server for some of these packages; pgoutbox does not use those.
 install-brokers:
 	@missing=""; \
@@ -114,6 +118,7 @@ install-brokers:
 	have nats-server || missing="$$missing nats-server"; \
 	have rabbitmq-server || missing="$$missing rabbitmq-server"; \
 	have openssl || missing="$$missing openssl"; \
+	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$$missing ca-certificates"; \
 	$(install_missing)
 
 # The JDBC driver, where Debian installs it.

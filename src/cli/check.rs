@@ -78,7 +78,7 @@ pub(super) fn registry(config: &Config) -> anyhow::Result<Registry> {
 /// Requests `/readyz` of the relay with the same configuration.
 pub(super) async fn healthcheck(config: &Config) -> anyhow::Result<Exit> {
     let Some(mut address) = config.http.listen.or(config.http.probes) else {
-        bail!("http.listen and http.probes are off: the relay serves no probes")
+        bail!("http.listen is off, and so is http.probes: the relay serves no probes")
     };
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {

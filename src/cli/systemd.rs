@@ -1,5 +1,5 @@
-//! What a service manager is told over `NOTIFY_SOCKET`: ready, reloading, stopping, and that the process lives.
-//! Says nothing where that variable is not set.
+//! What a service manager is told over `NOTIFY_SOCKET`: ready, reloading, stopping, and that the process
+//! lives. Says nothing where that variable is not set.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -36,7 +36,8 @@ pub(super) async fn watched<T>(work: impl Future<Output = T>) -> T {
     }
 }
 
-/// Feeds the watchdog from the threads on which stages run and probes are answered: as long as they run tasks.
+/// Feeds the watchdog from the threads on which stages run and probes are answered, as long as they run
+/// tasks: when `/livez` would answer.
 async fn feed() -> Infallible {
     let Some(limit) = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()) else {
         return std::future::pending().await;

@@ -29,6 +29,7 @@ mod filters; // match and filters, and events they cannot evaluate
 mod follow; // files that a relay refers to change while it runs
 mod health; // whether a relay gets anywhere is seen from outside
 mod http; // access, probes and metrics over HTTP
+mod image; // the program runs in the image with no more than its base has
 mod isolation; // one bad subscriber, publisher or tenant costs the others nothing
 mod ledger; // the ledger checker finds each kind of defect
 mod locked; // rows that another session has locked
