@@ -6,6 +6,8 @@
 # make fuzz    the property tests with more cases than in make test; CASES=100000
 # make scale   tests with millions of rows in the way, which take a quarter of an hour and 10 GB of disk
 # make bench-peers   measure pgoutbox beside tuned job queues, which it installs from their registries into target/peers (bench/peers)
+# make deb     build a Debian package into target/debian
+# make test-deb    build, inspect and install the Debian package in an empty root; needs root
 # make test-image  assemble the root of the Dockerfile's image and run a relay in it; part of make check too
 # make clients install the client libraries of other languages that tests use (tests/clients) into target/clients
 
@@ -14,7 +16,7 @@ ARGS ?=
 # Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-vendored-openssl bench bench-peers fuzz operations scale clients test-image install install-openssl install-brokers install-clients install-peers install-deny
+.PHONY: demo test check check-vendored-openssl bench bench-peers fuzz operations scale clients deb test-deb test-image install install-openssl install-brokers install-clients install-peers install-deny install-deb
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
@@ -59,6 +61,15 @@ operations: install install-openssl
 
 bench: install install-openssl
 	$(CARGO) run --release --locked -- bench $(ARGS)
+
+# The package of this system's architecture: target/debian/pgoutbox_VERSION_ARCHITECTURE.deb
+deb: install-openssl install-deb
+	$(CARGO) build --release --locked --bin pgoutbox
+	packaging/prepare.sh "$${CARGO_TARGET_DIR:-target}/release/pgoutbox"
+	$(CARGO) deb --no-build --locked
+
+test-deb: install install-openssl install-deb
+	$(CARGO) test --locked $(FEATURES) --test it -- --ignored packages::
 
 test-image: install install-openssl
 	$(CARGO) test --locked $(FEATURES) --test it -- image::
@@ -173,4 +184,17 @@ install-deny:
 	@if ! $(CARGO) deny --version >/dev/null 2>&1; then \
 		echo "installing cargo-deny (cargo install --locked cargo-deny)"; \
 		$(CARGO) install --locked cargo-deny; \
+	fi
+
+# cargo-deb builds the package, lintian reads it, dpkg-dev and binutils are what cargo-deb uses.
+install-deb:
+	@missing=""; \
+	command -v lintian >/dev/null || missing="$$missing lintian"; \
+	command -v dpkg-shlibdeps >/dev/null || missing="$$missing dpkg-dev"; \
+	command -v strip >/dev/null || missing="$$missing binutils"; \
+	command -v systemd-sysusers >/dev/null || missing="$$missing systemd"; \
+	$(install_missing)
+	@if ! $(CARGO) deb --version >/dev/null 2>&1; then \
+		echo "installing cargo-deb (cargo install --locked cargo-deb)"; \
+		$(CARGO) install --locked cargo-deb; \
 	fi

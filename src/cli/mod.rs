@@ -14,6 +14,7 @@ mod follow;
 mod input;
 mod limits;
 pub mod logging;
+mod manual;
 mod moment;
 mod once;
 mod print;
@@ -134,6 +135,12 @@ enum Command {
         /// Name of the shell.
         shell: clap_complete::Shell,
     },
+    /// Write a manual page for each command into a folder, for packages.
+    #[command(hide = true)]
+    Man {
+        /// An existing folder.
+        folder: PathBuf,
+    },
 }
 
 /// Runs the command line, including the program's name. Returns the exit code.
@@ -210,6 +217,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
             clap_complete::generate(shell, &mut command(), "pgoutbox", &mut script);
             print::raw(&String::from_utf8_lossy(&script))?
         }
+        Command::Man { folder } => manual::write(&command(), &folder)?,
     }
     Ok(Exit::Done)
 }

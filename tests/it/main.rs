@@ -38,6 +38,7 @@ mod once; // a relay for cron
 mod operations; // whatever is operated, each version of a subscription gets what it may and must
 mod outputs; // logs and output that cannot be written stop nothing
 mod owners; // whoever owns what, and whatever is published, no write fails
+mod packages; // the Debian package, built, looked into and installed
 mod pages; // the protocol of pages against a model, with a death between any two statements
 mod private_postgres; // a private server starts as root, survives crashes, leaves nothing
 mod processes; // the binary killed, stopped and frozen
