@@ -9,6 +9,7 @@
 # make deb     build a Debian package into target/debian
 # make test-deb    build, inspect and install the Debian package in an empty root; needs root
 # make test-image  assemble the root of the Dockerfile's image and run a relay in it; part of make check too
+# make lint-deploy check Dockerfile, compose file, manifests and chart with the tools made for each
 # make clients install the client libraries of other languages that tests use (tests/clients) into target/clients
 
 CARGO ?= cargo
@@ -16,7 +17,7 @@ ARGS ?=
 # Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-vendored-openssl bench bench-peers fuzz operations scale clients deb test-deb test-image install install-openssl install-brokers install-clients install-peers install-deny install-deb
+.PHONY: demo test check check-vendored-openssl bench bench-peers fuzz operations scale clients deb test-deb test-image lint-deploy install install-openssl install-brokers install-clients install-peers install-deny install-deb
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
@@ -73,6 +74,18 @@ test-deb: install install-openssl install-deb
 
 test-image: install install-openssl
 	$(CARGO) test --locked $(FEATURES) --test it -- image::
+
+# If the installed list equals that in deploy/lint, it installs nothing and needs no network.
+lint-deploy: install-clients
+	@mkdir -p target/lint
+	@if ! cmp -s deploy/lint/requirements.txt target/lint/requirements.installed; then \
+		echo "installing Python packages of deploy/lint/requirements.txt into target/lint/venv"; \
+		rm -rf target/lint/venv && \
+		python3 -m venv target/lint/venv && \
+		target/lint/venv/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -r deploy/lint/requirements.txt && \
+		cp deploy/lint/requirements.txt target/lint/requirements.installed; \
+	fi
+	@target/lint/venv/bin/python deploy/lint/lint.py
 
 # Not part of the tests: needs the registries of crates.io and npm once.
 bench-peers: install install-openssl install-peers

@@ -18,6 +18,7 @@ mod bridge; // rows of an outbox table that an application has already
 mod capture; // each change of a captured table is an event
 mod cli; // help, exit codes, output streams
 mod clients; // programs in other languages publish
+mod deploy; // manifests, chart, compose file and units agree with the program
 mod demo; // everything together, to its end and interrupted
 mod docs; // README and the book against the program: links, commands, names, tables, examples
 mod drivers; // drivers of other languages publish, and the page that says how
