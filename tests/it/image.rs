@@ -44,8 +44,8 @@ impl Image {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let dockerfile = dockerfile();
         let last = |instruction: &str| {
-            let lines = dockerfile.lines().filter_map(|line| line.strip_prefix(instruction));
-            lines.last().unwrap_or_else(|| panic!("no {instruction}")).trim().to_owned()
+            let mut lines = dockerfile.lines().filter_map(|line| line.strip_prefix(instruction));
+            lines.next_back().unwrap_or_else(|| panic!("no {instruction}")).trim().to_owned()
         };
         let program = last("COPY --from=build /pgoutbox ");
         let user = last("USER ");
