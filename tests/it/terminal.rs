@@ -53,7 +53,7 @@ async fn what_strangers_wrote_is_shown_harmless_and_means_the_same_in_json() {
         }
     }
     // Exported as SQL it means the same.
-    let subscribe = "select outbox.subscribe('shop', array['**'], 'stdout', \
+    let subscribe = "select outbox.subscribe('shop', array['**'], 'recorder', \
                                              jsonb_build_object('note', $1::text), filter => $2)";
     sqlx::query(subscribe)
         .bind(HOSTILE)

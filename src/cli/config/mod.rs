@@ -44,6 +44,8 @@ pub struct Config {
     pub sinks: Vec<Connection>,
     /// Files that the settings refer to: with secrets, certificates, authorities.
     pub files: Vec<PathBuf>,
+    /// Variables that are no settings, and those that may be meant.
+    misnamed: Vec<(String, String)>,
 }
 
 /// `[database]`
@@ -151,6 +153,7 @@ impl Config {
             telemetry: Telemetry::default(),
             sinks: Vec::new(),
             files: Vec::new(),
+            misnamed: Vec::new(),
         }
     }
 
@@ -186,7 +189,7 @@ impl Config {
 
     /// Warnings about settings that are valid but may be unintended.
     #[must_use]
-    pub fn warnings(&self) -> Vec<&'static str> {
+    pub fn warnings(&self) -> Vec<String> {
         let found = [
             (
                 self.database.pooler && self.database.listen_url.is_none(),
@@ -206,7 +209,10 @@ impl Config {
                 "egress.proxy is set: the proxy decides which addresses can be reached",
             ),
         ];
-        found.into_iter().filter_map(|(applies, warning)| applies.then_some(warning)).collect()
+        let misnamed =
+            self.misnamed.iter().map(|(name, meant)| format!("{name} is no setting; write {meant}"));
+        let found = found.into_iter().filter(|(applies, _)| *applies);
+        misnamed.chain(found.map(|(_, warning)| warning.to_owned())).collect()
     }
 
     /// The configuration, all keys and the mistakes, in the order of the manual.
@@ -227,6 +233,7 @@ impl Config {
         config.telemetry.read(&mut reader);
         config.sinks = sinks::read(&mut reader, sources, kinds);
         config.files = reader.files();
+        config.misnamed = reader.misnamed(sources);
         let addresses = [Some(&config.database.url), config.database.listen_url.as_ref()];
         config
             .files

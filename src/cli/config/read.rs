@@ -88,6 +88,18 @@ impl Reader {
         keys.try_fold(first, |value, key| value.as_dict()?.get(key))
     }
 
+    /// Variables that would be settings if their underscores were doubled. Those of secrets may be meant for
+    /// a reference, such as `env:PGOUTBOX_HTTP_TOKEN`.
+    pub(super) fn misnamed(&self, sources: &Sources) -> Vec<(String, String)> {
+        let open = self.known.iter().filter(|(_, secrecy)| *secrecy != Secrecy::Secret);
+        let named = |key: &str, between: &str| {
+            format!("PGOUTBOX{between}{}", key.to_uppercase().replace('.', between))
+        };
+        open.map(|(key, _)| (named(key, "_"), named(key, "__")))
+            .filter(|(name, _)| sources.variable(name).is_some())
+            .collect()
+    }
+
     /// Files that settings refer to: `file:/path`, and keys that end in `_file`.
     pub(super) fn files(&self) -> Vec<PathBuf> {
         fn add(key: &str, value: &Value, files: &mut Vec<PathBuf>) {

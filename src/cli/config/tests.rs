@@ -177,6 +177,15 @@ fn off_switches_polling_and_http_off() {
 }
 
 #[test]
+fn a_variable_with_one_underscore_is_warned_of_unless_it_may_be_a_reference() {
+    let variables =
+        [URL, ("PGOUTBOX_RELAY_PERMITS", "8"), ("PGOUTBOX_HTTP_TOKEN", "a"), ("PGOUTBOX_PORT", "tcp://a")];
+    let config = load("", &variables);
+    assert_eq!(config.warnings(), ["PGOUTBOX_RELAY_PERMITS is no setting; write PGOUTBOX__RELAY__PERMITS"]);
+    assert_eq!(load("", &[URL]).warnings(), [""; 0]);
+}
+
+#[test]
 fn an_address_others_can_reach_needs_a_token() {
     for listen in ["0.0.0.0:7411", "[::]:7411", "192.168.1.5:80"] {
         let found = mistakes("", &[URL, ("PGOUTBOX__HTTP__LISTEN", listen)]);
