@@ -166,6 +166,13 @@ impl Decimal {
         let point = i64::try_from(whole.len()).unwrap_or(i64::MAX / 4) - leading;
         Self { negative, digits, exponent: exponent.saturating_add(point) }
     }
+
+    /// The number without point and exponent, if it is an integer of at most 20 digits.
+    pub(crate) fn as_integer(&self) -> Option<String> {
+        let zeros = usize::try_from(self.exponent).ok()?.checked_sub(self.digits.len())?;
+        let sign = if self.negative { "-" } else { "" };
+        (self.digits.len() + zeros <= 20).then(|| format!("{sign}{}{}", self.digits, "0".repeat(zeros)))
+    }
 }
 
 struct Reader<'t> {

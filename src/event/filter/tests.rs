@@ -103,6 +103,12 @@ fn no_filter_compares_a_rounded_number() {
         let order = order.replace("-9007199254740993", "-9007199254740992");
         assert_eq!(evaluate(&yes, &order), FilterResult::Match, "{yes}");
     }
+    // Integers that are written as doubles hold them only nearly.
+    let written = r#"{"a": 3000000000.0001e8, "b": 300000000000010000, "c": 9007199254740993.0}"#;
+    assert_eq!(payload("payload.a", written), "300000000000010000");
+    for yes in ["payload.a == payload.b", "payload.c == 9007199254740993", "payload.a > payload.c"] {
+        assert_eq!(evaluate(yes, written), FilterResult::Match, "{yes}");
+    }
     // Both are rounded to 2^64 as doubles.
     let largest = r#"{"u": 18446744073709551615, "d": 18446744073709551616, "e": 1.8446744073709551616e19}"#;
     for no in [

@@ -257,11 +257,17 @@ fn number<'e>(text: &str) -> Box<dyn Val + 'e> {
     if let Ok(uint) = text.parse::<u64>() {
         return Box::new(CelUInt::from(uint));
     }
+    let decimal = Decimal::of(text);
     match text.parse::<f64>() {
+        // From 2^53 on a double may be another integer than its shortest form, which is how it is written.
+        Ok(double) if whole(double).is_some() => match decimal.as_integer() {
+            Some(integer) if integer != text => number(&integer),
+            _ => Box::new(Number(text.into())),
+        },
         // Only numbers that a double holds exactly: comparing a rounded number could give a wrong answer. The
         // shortest form of the double must be the number as it is written.
-        Ok(double) if double.is_finite() && Decimal::of(&json_of(&double)) == Decimal::of(text) => {
-            whole(double).unwrap_or_else(|| Box::new(CelDouble::from(double)))
+        Ok(double) if double.is_finite() && Decimal::of(&json_of(&double)) == decimal => {
+            Box::new(CelDouble::from(double))
         }
         _ => Box::new(Number(text.into())),
     }
