@@ -16,11 +16,12 @@ use crate::support::{
 };
 
 /// Statements for operators that count or list everything.
-const FOR_PEOPLE: [&str; 9] = [
+const FOR_PEOPLE: [&str; 10] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
     "count_dead_letters",
+    "count_due", // run --once
     "list_deliveries",
     "count_deliveries",
     "recent_events",
