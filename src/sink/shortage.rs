@@ -98,8 +98,9 @@ mod tests {
         assert_eq!(of(&io::Error::other("refused")), None);
         #[cfg(feature = "kafka")]
         {
-            let told = "localhost:9092/bootstrap: Failed to create socket: Too many open files (after 0ms)";
-            assert_eq!(of_text(told), of_number(24));
+            let message =
+                "localhost:9092/bootstrap: Failed to create socket: Too many open files (after 0ms)";
+            assert_eq!(of_text(message), of_number(24));
             assert_eq!(of_text("Connect to 127.0.0.1:1 failed: Connection refused"), None);
         }
     }

@@ -190,11 +190,7 @@ impl Sink for Kafka {
             self.renew(&producer, until + Duration::from_secs(1)).await;
         }
         let reports = confirmations.into_iter().map(|one| match one {
-            Ok((_, confirmation)) if confirmation.is_late() && lack.is_some() => {
-                let report = shortage::report(lack.unwrap_or_default());
-                if producer.stored() > 0 { report.ambiguous() } else { report }
-            }
-            Ok((topic, confirmation)) => self.report(&producer, &topic, &confirmation, &gone),
+            Ok((topic, confirmation)) => self.report(&producer, &topic, &confirmation, &gone, lack),
             Err(report) => report,
         });
         let reports = reports.collect();
@@ -324,8 +320,9 @@ impl Kafka {
         topic: &str,
         confirmation: &Confirmation,
         gone: &HashSet<String>,
+        lack: Option<&'static str>,
     ) -> Report {
-        let report = producer.report(confirmation);
+        let report = producer.report(confirmation, lack);
         if report.outcome == Outcome::Delivered {
             self.missing.lock().unwrap_or_else(PoisonError::into_inner).found(topic);
         }

@@ -172,8 +172,17 @@ impl Producer {
         self.0.send(record).map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(Code::InvalidArgument))
     }
 
-    /// The report for a record.
-    pub(super) fn report(&self, confirmation: &Confirmation) -> Report {
+    /// The report for a record. `lack`: what this machine lacked when the record was late.
+    pub(super) fn report(&self, confirmation: &Confirmation, lack: Option<&'static str>) -> Report {
+        // Without a report in time the record is still queued, and may be sent when there is room again.
+        let timed_out = |report: Report| if self.stored() > 0 { report.ambiguous() } else { report };
+        match (confirmation, lack) {
+            (Confirmation::Failed(Code::MessageTimedOut), Some(lack)) => {
+                return timed_out(shortage::report(lack));
+            }
+            (Confirmation::Nothing, Some(lack)) => return shortage::report(lack).ambiguous(),
+            _ => {}
+        }
         match confirmation {
             Confirmation::Stored => Outcome::Delivered.into(),
             Confirmation::Failed(Code::MessageTimedOut) => {
@@ -198,8 +207,7 @@ impl Producer {
                     Some((code, message, _)) => (reason(*code), format!("{}: {message}", text(*code))),
                     None => (Reason::Timeout, text(Code::MessageTimedOut)),
                 };
-                let report = retry(reason).with_answer(message);
-                if self.stored() > 0 { report.ambiguous() } else { report }
+                timed_out(retry(reason).with_answer(message))
             }
             Confirmation::Failed(Code::Fatal | Code::PurgeQueue | Code::PurgeInflight) => {
                 match self.0.client().fatal_error() {
