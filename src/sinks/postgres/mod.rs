@@ -27,7 +27,7 @@ pub const INBOX: &str = include_str!("inbox.sql");
 
 /// Timeout of getting a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How long the attempt may then ask why it got none.
+/// How long the attempt may then ask why it got none. With it an attempt ends before the relay's deadline.
 const ASK_LIMIT: Duration = Duration::from_secs(1);
 /// Time that the relay's deadline adds to `timeout`, so that the server reports the timeout itself.
 const GRACE: Duration = Duration::from_secs(7);
@@ -211,7 +211,7 @@ impl Sink for Postgres {
         let events: Vec<String> = deliveries.iter().map(|delivery| body::whole(&delivery.event)).collect();
         let begun = Instant::now();
         match tokio::time::timeout(
-            target.timeout + CONNECT_LIMIT + 2 * ASK_LIMIT,
+            target.timeout + CONNECT_LIMIT + ASK_LIMIT,
             self.write(target, &sources, &events),
         )
         .await
@@ -281,11 +281,9 @@ impl Postgres {
     /// not say why.
     async fn why_none_is_free(&self) -> sqlx::Error {
         let options = self.pool.connect_options();
-        match tokio::time::timeout(ASK_LIMIT, session::connect(&options, false)).await {
-            Ok(Ok(connection)) => {
-                let _ = tokio::time::timeout(ASK_LIMIT, connection.close()).await;
-                sqlx::Error::PoolTimedOut
-            }
+        let asking = async { session::connect(&options, false).await?.close().await };
+        match tokio::time::timeout(ASK_LIMIT, asking).await {
+            Ok(Ok(())) => sqlx::Error::PoolTimedOut,
             Ok(Err(error)) => error,
             Err(_) => std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
         }
