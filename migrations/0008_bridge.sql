@@ -61,7 +61,9 @@ begin
     select case a.atttypid
                 when 'jsonb'::regtype then format('n.%I', a.attname)
                 when 'json'::regtype then format('outbox_internal.capture_json(n.%I)', a.attname)
-                else format('outbox_internal.bridge_json(format(''%%s'', n.%I))', a.attname) end
+                else format('case when n.%1$I is distinct from null '
+                            'then outbox_internal.bridge_json(format(''%%s'', n.%1$I)) end',
+                            a.attname) end
       into payload
       from pg_attribute as a
      where a.attrelid = tg_relid and a.attname = settings ->> 'payload';
