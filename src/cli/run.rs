@@ -60,14 +60,14 @@ pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> a
     let (mut signals, hangup) = (Signals::without_hangup()?, signals::hangup()?);
     let drain = CancellationToken::new();
     let longest = config.relay.drain;
-    let connects = config.clone();
+    let (options, pooler) = (config.connect_options()?, config.database.pooler);
     let work = systemd::watched(work(sources, config, migrate_first, hangup, drain.clone()));
     tokio::pin!(work);
     let mut left = Some(0);
     tokio::select! {
         ended = &mut work => return ended,
         () = signals.next() => {}
-        due = once::until_idle(&connects), if once => left = due,
+        due = once::until_idle(&options, pooler), if once => left = due,
     }
     systemd::stopping(longest);
     drain.cancel();
