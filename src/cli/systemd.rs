@@ -1,5 +1,5 @@
-//! What a service manager is told over `NOTIFY_SOCKET`: ready, reloading, stopping, and that the process
-//! lives. Says nothing where that variable is not set.
+//! Notifications for systemd (`sd_notify`): ready, reloading, stopping, and for its watchdog that the process
+//! is alive. Sends nothing where `NOTIFY_SOCKET` is not set.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -11,24 +11,28 @@ const BEYOND_DRAIN: Duration = Duration::from_secs(10);
 
 /// A relay works; or it works again after [`reloading`].
 pub(super) fn ready() {
-    tell(&[NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
 }
 
 /// SIGHUP came. [`ready`] ends it.
 pub(super) fn reloading() {
     // Without the time systemd would not know which of several reloads has ended.
     if let Ok(now) = NotifyState::monotonic_usec_now() {
-        tell(&[NotifyState::Reloading, now]);
+        notify(&[NotifyState::Reloading, now]);
     }
 }
 
 /// The drain begins, and takes at most so long. It may be longer than the manager would wait by itself.
 pub(super) fn stopping(drain: Duration) {
     let longest = u32::try_from((drain + BEYOND_DRAIN).as_micros()).unwrap_or(u32::MAX);
-    tell(&[NotifyState::Stopping, NotifyState::Status("draining"), NotifyState::ExtendTimeoutUsec(longest)]);
+    notify(&[
+        NotifyState::Stopping,
+        NotifyState::Status("draining"),
+        NotifyState::ExtendTimeoutUsec(longest),
+    ]);
 }
 
-/// Does this work, and tells a watchdog meanwhile that the process lives.
+/// Does this work, and notifies the watchdog meanwhile that the process is alive.
 pub(super) async fn watched<T>(work: impl Future<Output = T>) -> T {
     tokio::select! {
         done = work => done,
@@ -47,13 +51,13 @@ async fn feed() -> Infallible {
     let mut feeding = JoinSet::new();
     loop {
         turns.tick().await;
-        feeding.spawn(async { tell(&[NotifyState::Watchdog]) });
+        feeding.spawn(async { notify(&[NotifyState::Watchdog]) });
         let _ = feeding.join_next().await;
     }
 }
 
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "telling the service manager failed");
+        tracing::warn!(%error, "notifying systemd failed");
     }
 }

@@ -58,7 +58,7 @@ mod sizes; // events that are too large are refused at the insert
 mod sql; // the plan of every statement, with stale statistics and a million rows
 mod support; // shared by the tests
 mod sweep; // due deliveries among dead entries
-mod systemd; // what a service manager is told: ready, alive, reloading, stopping
+mod systemd; // notifications for systemd: ready, alive, reloading, stopping
 mod terminal; // what strangers wrote never controls a terminal
 mod testing; // helpers for tests of an application
 mod tidy; // rules of rooms, files and lines

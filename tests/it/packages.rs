@@ -30,7 +30,7 @@ fn built(folder: &Path) -> PathBuf {
     package
 }
 
-/// An empty system that dpkg can install into. Scripts run outside of it, and are told where it is.
+/// An empty system that dpkg can install into. Scripts run outside of it; `DPKG_ROOT` is its folder.
 fn dpkg(root: &Path, arguments: &[&str]) {
     let mut dpkg = Command::new("dpkg");
     dpkg.arg(format!("--root={}", root.display()));

@@ -1,4 +1,4 @@
-//! What a service manager is told over `NOTIFY_SOCKET`, by the binary.
+//! The notifications for systemd that the binary sends to `NOTIFY_SOCKET`.
 
 use std::{
     process::{Command, Stdio},
