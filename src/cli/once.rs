@@ -30,15 +30,24 @@ pub(super) async fn until_idle(options: &PgConnectOptions, pooler: bool) -> Opti
                 None
             }
         };
-        if counted != due {
+        if gets_on(due, counted) {
             (due, since) = (counted, Instant::now());
         }
         if since.elapsed() > PATIENCE {
-            return due;
+            return counted;
         }
         let mut pause = tokio::time::interval(PACE.max(10 * looked.elapsed()));
         pause.tick().await;
         pause.tick().await;
+    }
+}
+
+/// Whether clearly less is due now, or more came. The probes of a breaker take one after the other away,
+/// which could go on for hours: less than a tenth does not count.
+fn gets_on(before: Option<i64>, now: Option<i64>) -> bool {
+    match (before, now) {
+        (Some(before), Some(now)) => now > before || before - now >= (before / 10).max(1),
+        (before, now) => before.is_none() && now.is_some(),
     }
 }
 
@@ -52,4 +61,25 @@ async fn count(
         None => Operator::connect(options, pooler).await?,
     };
     operator.insert(connected).count_due().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gets_on;
+
+    #[test]
+    fn what_the_probes_of_a_breaker_take_away_is_no_progress() {
+        for (before, now, expected) in [
+            (None, Some(5), true),
+            (None, None, false),
+            (Some(5), None, false),
+            (Some(500), Some(490), false),
+            (Some(500), Some(450), true),
+            (Some(500), Some(500), false),
+            (Some(500), Some(501), true),
+            (Some(3), Some(2), true),
+        ] {
+            assert_eq!(gets_on(before, now), expected, "{before:?} {now:?}");
+        }
+    }
 }
