@@ -17,7 +17,7 @@ create table outbox.subscriptions (
     retry         jsonb       not null default '{}',
     max_in_flight integer,
     active        boolean     not null default true,
-    state         text        not null default 'ok',
+    state         text        not null default 'pending',
     state_reason  text,
     -- while it is gone: events up to this position are owed, which were committed before
     owed_until    bigint,
@@ -26,7 +26,7 @@ create table outbox.subscriptions (
     updated_at    timestamptz not null default now(),
     -- last transaction that changed the row; relays reload by it
     changed       xid8        not null default pg_current_xact_id(),
-    constraint state_is_known check (state in ('ok', 'invalid', 'gone', 'disabled'))
+    constraint state_is_known check (state in ('pending', 'ok', 'invalid', 'gone', 'disabled'))
 );
 comment on table outbox.subscriptions is 'Which events are sent where.';
 comment on column outbox.subscriptions.match is
@@ -42,8 +42,8 @@ comment on column outbox.subscriptions.schema_version is
 comment on column outbox.subscriptions.organization is
     'Only events of this organization. Null: events of every organization.';
 comment on column outbox.subscriptions.state is
-    'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered '
-    '410); disabled (not used yet).';
+    'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, '
+    'see state_reason); gone (the destination answered 410); disabled (not used yet).';
 comment on column outbox.subscriptions.owed_until is
     'While the state is gone: what lies up to this position was committed before, and is delivered '
     'after outbox.resume().';
@@ -235,8 +235,8 @@ begin
             return new;  -- only the state changed: a relay must be able to mark a row as invalid
         end if;
         new.updated_at := now();
-        if new.state in ('invalid', 'gone') and new.state = old.state then
-            new.state := 'ok';  -- a relay checks the changed row
+        if new.state in ('ok', 'invalid', 'gone') and new.state = old.state then
+            new.state := 'pending';  -- a relay checks the changed row
             new.state_reason := null;
         end if;
         new.resumed_at := clock_timestamp();
@@ -645,7 +645,7 @@ language plpgsql as $$
 begin
     update outbox.subscriptions as existing
        set active = true, resumed_at = clock_timestamp(),
-           state = case when existing.state in ('gone', 'disabled') then 'ok'
+           state = case when existing.state in ('gone', 'disabled') then 'pending'
                         else existing.state end,
            state_reason = case when existing.state in ('gone', 'disabled') then null
                                else existing.state_reason end

@@ -233,6 +233,7 @@ create table outbox.relay_subscriptions (
     subscription_id bigint      not null,
     delivered       bigint      not null,   -- attempts since the relay started
     failed          bigint      not null,
+    delivered_lately bigint     not null default 0,  -- in the last 15 minutes
     -- events it was not sent because match or filter could not be evaluated
     filter_errors   bigint      not null default 0,
     last_filter_error text,

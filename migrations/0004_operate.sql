@@ -542,8 +542,10 @@ create view outbox.subscription_status as
               from outbox.dead_letters as letter
              where letter.subscription_id = subscription.id) as dead_letters,
            reported.delivered, reported.failed,
-           round(reported.delivered::numeric / nullif(reported.delivered + reported.failed, 0), 4)
-               as success_rate,
+           -- of each delivery the last attempt counts
+           round(coalesce(reported.delivered_lately, 0)
+                 / nullif(coalesce(reported.delivered_lately, 0) + coalesce(owed.retrying, 0)
+                          + coalesce(given_up.lately, 0), 0), 4) as success_rate,
            coalesce(reported.breaker, 'closed') as breaker,
            reported.filter_errors, reported.last_filter_error
       from outbox.subscriptions as subscription
@@ -577,6 +579,7 @@ create view outbox.subscription_status as
                   group by one.subscription_id) as owed on owed.subscription_id = subscription.id
       left join (select report.subscription_id, sum(report.delivered)::bigint as delivered,
                         sum(report.failed)::bigint as failed,
+                        sum(report.delivered_lately) as delivered_lately,
                         sum(report.filter_errors)::bigint as filter_errors,
                         (array_agg(report.last_filter_error order by report.reported_at desc)
                             filter (where report.last_filter_error is not null))[1]
@@ -589,10 +592,17 @@ create view outbox.subscription_status as
                      on relay.name = report.relay
                     and relay.seen_at > now() - interval '1 minute'
                   group by report.subscription_id) as reported
-        on reported.subscription_id = subscription.id;
+        on reported.subscription_id = subscription.id
+      left join (select letter.subscription_id, count(*) as lately
+                   from outbox.dead_letters as letter
+                  where letter.died_at > now() - interval '15 minutes'
+                    and letter.attempts > 0
+                  group by letter.subscription_id) as given_up
+        on given_up.subscription_id = subscription.id;
 comment on view outbox.subscription_status is
     'One row per subscription: pending deliveries, age of the oldest, and reports of running '
-    'relays (success rate, breaker, filter errors).';
+    'relays (breaker, filter errors). success_rate: of what was delivered or given up in the last '
+    '15 minutes and of what is retried, the share whose last attempt succeeded.';
 
 create view outbox.log_status as
     with cursor as materialized (

@@ -737,14 +737,14 @@ CREATE TABLE outbox.subscriptions (
     retry jsonb DEFAULT '{}'::jsonb NOT NULL,
     max_in_flight integer,
     active boolean DEFAULT true NOT NULL,
-    state text DEFAULT 'ok'::text NOT NULL,
+    state text DEFAULT 'pending'::text NOT NULL,
     state_reason text,
     owed_until bigint,
     resumed_at timestamp with time zone,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     changed xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['ok'::text, 'invalid'::text, 'gone'::text, 'disabled'::text])))
+    CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['pending'::text, 'ok'::text, 'invalid'::text, 'gone'::text, 'disabled'::text])))
 );
 
 COMMENT ON TABLE outbox.subscriptions IS 'Which events are sent where.';
@@ -759,7 +759,7 @@ COMMENT ON COLUMN outbox.subscriptions.schema_version IS 'Version of payloads to
 
 COMMENT ON COLUMN outbox.subscriptions.organization IS 'Only events of this organization. Null: events of every organization.';
 
-COMMENT ON COLUMN outbox.subscriptions.state IS 'ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
+COMMENT ON COLUMN outbox.subscriptions.state IS 'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
 
 COMMENT ON COLUMN outbox.subscriptions.owed_until IS 'While the state is gone: what lies up to this position was committed before, and is delivered after outbox.resume().';
 
@@ -1046,7 +1046,7 @@ CREATE FUNCTION outbox.resume(name text) RETURNS boolean
 begin
     update outbox.subscriptions as existing
        set active = true, resumed_at = clock_timestamp(),
-           state = case when existing.state in ('gone', 'disabled') then 'ok'
+           state = case when existing.state in ('gone', 'disabled') then 'pending'
                         else existing.state end,
            state_reason = case when existing.state in ('gone', 'disabled') then null
                                else existing.state_reason end
@@ -2469,8 +2469,8 @@ begin
             return new;  -- only the state changed: a relay must be able to mark a row as invalid
         end if;
         new.updated_at := now();
-        if new.state in ('invalid', 'gone') and new.state = old.state then
-            new.state := 'ok';  -- a relay checks the changed row
+        if new.state in ('ok', 'invalid', 'gone') and new.state = old.state then
+            new.state := 'pending';  -- a relay checks the changed row
             new.state_reason := null;
         end if;
         new.resumed_at := clock_timestamp();
@@ -3639,6 +3639,7 @@ CREATE TABLE outbox.relay_subscriptions (
     subscription_id bigint NOT NULL,
     delivered bigint NOT NULL,
     failed bigint NOT NULL,
+    delivered_lately bigint DEFAULT 0 NOT NULL,
     filter_errors bigint DEFAULT 0 NOT NULL,
     last_filter_error text,
     breaker text NOT NULL,
@@ -3698,11 +3699,11 @@ CREATE VIEW outbox.subscription_status AS
           WHERE (letter.subscription_id = subscription.id)) AS dead_letters,
     reported.delivered,
     reported.failed,
-    round(((reported.delivered)::numeric / (NULLIF((reported.delivered + reported.failed), 0))::numeric), 4) AS success_rate,
+    round((COALESCE(reported.delivered_lately, (0)::numeric) / NULLIF(((COALESCE(reported.delivered_lately, (0)::numeric) + (COALESCE(owed.retrying, (0)::bigint))::numeric) + (COALESCE(given_up.lately, (0)::bigint))::numeric), (0)::numeric)), 4) AS success_rate,
     COALESCE(reported.breaker, 'closed'::text) AS breaker,
     reported.filter_errors,
     reported.last_filter_error
-   FROM (((outbox.subscriptions subscription
+   FROM ((((outbox.subscriptions subscription
      LEFT JOIN outbox.asked_pauses pause ON ((pause.subscription_id = subscription.id)))
      LEFT JOIN ( SELECT one.subscription_id,
             (sum(one.owed))::bigint AS backlog,
@@ -3738,6 +3739,7 @@ CREATE VIEW outbox.subscription_status AS
      LEFT JOIN ( SELECT report.subscription_id,
             (sum(report.delivered))::bigint AS delivered,
             (sum(report.failed))::bigint AS failed,
+            sum(report.delivered_lately) AS delivered_lately,
             (sum(report.filter_errors))::bigint AS filter_errors,
             (array_agg(report.last_filter_error ORDER BY report.reported_at DESC) FILTER (WHERE (report.last_filter_error IS NOT NULL)))[1] AS last_filter_error,
                 CASE
@@ -3747,9 +3749,14 @@ CREATE VIEW outbox.subscription_status AS
                 END AS breaker
            FROM (outbox.relay_subscriptions report
              JOIN outbox.relays relay ON (((relay.name = report.relay) AND (relay.seen_at > (now() - '00:01:00'::interval)))))
-          GROUP BY report.subscription_id) reported ON ((reported.subscription_id = subscription.id)));
+          GROUP BY report.subscription_id) reported ON ((reported.subscription_id = subscription.id)))
+     LEFT JOIN ( SELECT letter.subscription_id,
+            count(*) AS lately
+           FROM outbox.dead_letters letter
+          WHERE ((letter.died_at > (now() - '00:15:00'::interval)) AND (letter.attempts > 0))
+          GROUP BY letter.subscription_id) given_up ON ((given_up.subscription_id = subscription.id)));
 
-COMMENT ON VIEW outbox.subscription_status IS 'One row per subscription: pending deliveries, age of the oldest, and reports of running relays (success rate, breaker, filter errors).';
+COMMENT ON VIEW outbox.subscription_status IS 'One row per subscription: pending deliveries, age of the oldest, and reports of running relays (breaker, filter errors). success_rate: of what was delivered or given up in the last 15 minutes and of what is retried, the share whose last attempt succeeded.';
 
 ALTER TABLE outbox.subscriptions ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.subscriptions_id_seq

@@ -4,7 +4,7 @@ with usable as (
     select subscription.id
       from outbox.subscriptions as subscription
      where subscription.active
-       and subscription.state = 'ok'
+       and subscription.state in ('pending', 'ok')
        and subscription.id not in (select pause.subscription_id from outbox.asked_pauses as pause)
 )
 select (log.unrouted

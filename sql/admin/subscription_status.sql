@@ -21,4 +21,5 @@ select status.name,
        status.filter_errors,
        status.last_filter_error
   from outbox.subscription_status as status
- order by (status.state <> 'ok') desc, status.oldest_age desc nulls last, status.name;
+ order by (status.state not in ('pending', 'ok')) desc,
+          status.oldest_age desc nulls last, status.name;

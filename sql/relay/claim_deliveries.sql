@@ -23,7 +23,8 @@ due as materialized (
       join outbox.subscriptions as subscription
         on subscription.id = room.subscription_id
        and subscription.active
-       and subscription.state in ('ok', 'invalid')  -- invalid for one relay may be ok for another
+       -- invalid for one relay may be ok for another
+       and subscription.state in ('pending', 'ok', 'invalid')
        and not exists (select from outbox.pauses as pause
                         where pause.subscription_id = room.subscription_id
                           and pause.until > now()

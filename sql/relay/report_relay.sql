@@ -14,6 +14,7 @@
 --   $13 deliveries answered and not recorded
 --   $14 seconds since it makes no progress; null while it does
 --   $15 the error that it meets
+--   $16 attempts that succeeded in the last 15 minutes, in the order of $6
 with seen as (
     insert into outbox.relays as relay (
         name, version, started_at, seen_at, permits, in_flight, leased_ahead, unsettled,
@@ -35,15 +36,17 @@ with seen as (
 reported as (
     insert into outbox.relay_subscriptions as report (
         relay, subscription_id, delivered, failed, breaker, filter_errors, last_filter_error,
-        reported_at)
+        delivered_lately, reported_at)
     select $1::text, did.subscription_id, did.delivered, did.failed, did.breaker, did.filter_errors,
-           did.last_filter_error, now()
-      from unnest($6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::text[])
-           as did (subscription_id, delivered, failed, breaker, filter_errors, last_filter_error)
+           did.last_filter_error, did.delivered_lately, now()
+      from unnest($6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::bigint[], $11::text[],
+                  $16::bigint[])
+           as did (subscription_id, delivered, failed, breaker, filter_errors, last_filter_error,
+                   delivered_lately)
     on conflict (relay, subscription_id) do update
        set delivered = excluded.delivered, failed = excluded.failed, breaker = excluded.breaker,
            filter_errors = excluded.filter_errors, last_filter_error = excluded.last_filter_error,
-           reported_at = excluded.reported_at
+           delivered_lately = excluded.delivered_lately, reported_at = excluded.reported_at
 )
 select seen.seen_at,
        (select count(*)

@@ -1,5 +1,6 @@
 -- Record states of subscriptions. Nothing is written about a subscription whose row is locked, or
--- whose state or version is not the one that it must have: the relay checks it again later.
+-- whose state or version is not the one that it must have: the relay checks it again later. Between
+-- `pending` and `ok` nothing is lost: another relay may have judged it meanwhile.
 --   $1 subscriptions; $2 to $6 are in their order
 --   $2 new states   $3 reasons   $4 states that they must have now
 --   $5 sinks and $6 configs that they must have now, as text
@@ -16,7 +17,11 @@ update outbox.subscriptions as subscription
            select judged.id
              from outbox.subscriptions as judged
             where judged.id = any ($1::bigint[])
-              and judged.state = ($4::text[])[array_position($1::bigint[], judged.id)]
+              and (judged.state = ($4::text[])[array_position($1::bigint[], judged.id)]
+                   or judged.state in ('pending', 'ok')
+                      and ($4::text[])[array_position($1::bigint[], judged.id)]
+                          in ('pending', 'ok'))
+              and judged.state <> ($2::text[])[array_position($1::bigint[], judged.id)]
               and judged.sink = ($5::text[])[array_position($1::bigint[], judged.id)]
               and judged.config = ($6::text[])[array_position($1::bigint[], judged.id)]::jsonb
               and least(greatest(judged.resumed_at, '2000-01-01Z'), '2200-01-01Z')

@@ -102,7 +102,7 @@ pub struct Operator {
     connection: PgConnection,
 }
 
-/// Status of a subscription. Counters cover the running relays since their start.
+/// Status of a subscription. `delivered` and `failed` cover the running relays since their start.
 #[derive(Debug, Clone, PartialEq, Serialize, FromRow)]
 pub struct Status {
     /// Name of the subscription.
@@ -113,7 +113,7 @@ pub struct Status {
     pub organization: Option<String>,
     /// False while an operator has paused it.
     pub active: bool,
-    /// State: `ok`, `invalid`, `gone` or `disabled`.
+    /// State: `pending`, `ok`, `invalid`, `gone` or `disabled`.
     pub state: String,
     /// Why the state is not `ok`.
     pub state_reason: Option<String>,
@@ -133,7 +133,8 @@ pub struct Status {
     pub delivered: Option<i64>,
     /// Attempts that failed, as the relays reported; none if none has.
     pub failed: Option<i64>,
-    /// Share of attempts that succeeded, 0 to 1.
+    /// Of the deliveries that succeeded or were given up in the last 15 minutes, and of those that wait for a
+    /// retry: the share whose last attempt succeeded, 0 to 1; none if there are none.
     pub success_rate: Option<f64>,
     /// State of the breaker: `closed`, `half_open` or `open`.
     pub breaker: String,

@@ -61,7 +61,7 @@ pub(super) async fn status(operator: &mut Operator, environment: &str, json: boo
         "RETRYING",
         "OLDEST",
         "DEAD LETTERS",
-        "SUCCESS",
+        "SUCCESS 15 MIN",
         "BREAKER",
     ];
     Ok(print::table(names, &rows.iter().map(cells).collect::<Vec<_>>())?)
@@ -87,11 +87,10 @@ fn cells(row: &Status) -> [String; 10] {
 
 fn state(row: &Status) -> String {
     let state = match (&row.state_reason, row.paused_until) {
-        (Some(reason), _) if row.state != "ok" => format!("{} ({reason})", row.state),
-        _ if row.state != "ok" => row.state.clone(),
+        (Some(reason), _) => format!("{} ({reason})", row.state),
         _ if !row.active => "paused".to_owned(),
         (_, Some(until)) => format!("paused until {}", until.format("%H:%M:%SZ")),
-        _ => "ok".to_owned(),
+        _ => row.state.clone(),
     };
     match row.filter_errors {
         Some(errors @ 1..) => format!("{state}, {}", print::counted(errors, "filter error")),

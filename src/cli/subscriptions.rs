@@ -4,7 +4,7 @@ use crate::{
     cli::config::{self, Config},
     delivery::SubscriptionId,
     event::JsonText,
-    store::{SubscriptionRow, SubscriptionState},
+    store::SubscriptionRow,
 };
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -127,8 +127,7 @@ fn list(rows: &[SubscriptionRow], json: bool) -> anyhow::Result<()> {
         print::note!("no subscriptions yet; create one with outbox.subscribe(…)");
     }
     let cells = |row: &SubscriptionRow| {
-        let state =
-            if row.state == SubscriptionState::Ok && !row.active { "paused" } else { row.state.code() };
+        let state = if row.state.has_no_problem() && !row.active { "paused" } else { row.state.code() };
         let reason = row.state_reason.clone().unwrap_or_default();
         [
             row.name.clone(),

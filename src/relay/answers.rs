@@ -77,7 +77,7 @@ impl Answers {
             }
             let row = &one.job.delivery.subscription.row;
             // Late answers of attempts that were in flight together say nothing new.
-            if is_gone && !is_ok(index, row.id) {
+            if is_gone && !has_no_problem(index, row.id) {
                 continue;
             }
             paused.pause(row.id, length, Instant::now());
@@ -146,7 +146,7 @@ async fn write(base: &Base, sending: &Sending) -> bool {
     }
     // Somebody has locked the row. After a change of subscriptions the destination is asked again.
     let index = base.index.load_full();
-    gone.retain(|id, (generation, _)| *generation == index.generation && is_ok(&index, *id));
+    gone.retain(|id, (generation, _)| *generation == index.generation && has_no_problem(&index, *id));
     for (id, change) in gone {
         sending.pauses.pause(id, GONE_FOR, Instant::now());
         answers.waiting().gone.entry(id).or_insert(change);
@@ -172,8 +172,8 @@ async fn write(base: &Base, sending: &Sending) -> bool {
     written
 }
 
-fn is_ok(index: &Index, id: SubscriptionId) -> bool {
-    index.get(id).is_some_and(|one| one.row.state == SubscriptionState::Ok)
+fn has_no_problem(index: &Index, id: SubscriptionId) -> bool {
+    index.get(id).is_some_and(|one| one.row.state.has_no_problem())
 }
 
 fn name(base: &Base, id: SubscriptionId) -> String {

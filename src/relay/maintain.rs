@@ -102,15 +102,16 @@ async fn report(
     let figures: Vec<SubscriptionReport> = ids
         .into_iter()
         .filter_map(|id| {
-            let (delivered, failed) = tallies.get(&id).copied().unwrap_or_default();
+            let counts = tallies.get(&id).copied().unwrap_or_default();
             let host = index.get(id)?.outlet.destination().cloned();
             let of_host = host.and_then(|host| breakers.get(&About::Host(host))).copied();
             let breaker = breakers.get(&About::Subscription(id)).copied().or(of_host).unwrap_or_default();
             let (filter_errors, last_filter_error) = filter_errors.get(&id).cloned().unzip();
             let figures = SubscriptionReport {
                 id,
-                delivered,
-                failed,
+                delivered: counts.delivered,
+                failed: counts.failed,
+                delivered_lately: counts.delivered_lately,
                 breaker,
                 filter_errors: filter_errors.unwrap_or_default(),
                 last_filter_error,

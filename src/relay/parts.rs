@@ -18,7 +18,7 @@ use super::{
     pauses::Pauses,
     prepare::LastWarned,
     schedule::Schedule,
-    settle::Tallies,
+    settle::tallies::Tallies,
     telemetry::Telemetry,
 };
 use crate::{sink::Registry, store::Store, subscription::Index};

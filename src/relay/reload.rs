@@ -17,7 +17,7 @@ use crate::{
     delivery::SubscriptionId,
     event::types::{EventType, Types},
     sink::Registry,
-    store::Error,
+    store::{Error, StateChange},
     subscription::{Index, Subscription},
 };
 
@@ -148,7 +148,9 @@ impl Reload {
         let states = self.unusable.states(&self.subscriptions);
         let recorded = self.base.store.set_subscription_states(&states).await?;
         self.unusable.recorded(states.len(), &recorded);
-        for change in states.iter().filter(|change| recorded.contains(&change.id)) {
+        // That a new subscription is good is no news.
+        let is_news = |change: &StateChange| !(change.from.has_no_problem() && change.to.has_no_problem());
+        for change in states.iter().filter(|change| recorded.contains(&change.id) && is_news(change)) {
             let name = self.subscriptions.get(&change.id).map_or("", |one| &one.row.name);
             let reason = change.reason.as_deref().unwrap_or("");
             self.base.telemetry.subscription_changed(name, change.to, reason);

@@ -76,8 +76,10 @@ impl Unusable {
             .values()
             .filter_map(|one| match (self.problems.get(&one.row.id), one.row.state) {
                 // A relay that can serve it overrules one that cannot.
-                (None, SubscriptionState::Invalid) => Some(change(&one.row, SubscriptionState::Ok, None)),
-                (Some(problem), SubscriptionState::Ok) if !problem.is_recorded => {
+                (None, SubscriptionState::Pending | SubscriptionState::Invalid) => {
+                    Some(change(&one.row, SubscriptionState::Ok, None))
+                }
+                (Some(problem), state) if state.has_no_problem() && !problem.is_recorded => {
                     Some(change(&one.row, SubscriptionState::Invalid, Some(problem.reason.clone())))
                 }
                 _ => None,

@@ -63,6 +63,8 @@ pub struct SubscriptionReport {
     pub delivered: i64,
     /// Number of attempts that failed.
     pub failed: i64,
+    /// Number of attempts that succeeded in the last 15 minutes.
+    pub delivered_lately: i64,
     /// State of its breaker.
     pub breaker: BreakerState,
     /// Number of events that were not sent because its match or filter could not be evaluated.
@@ -96,6 +98,7 @@ impl Store {
             .bind(report.unsettled)
             .bind(report.no_progress_for.map(|length| length.as_secs_f64()))
             .bind(report.no_progress_why.as_deref())
+            .bind_each(subscriptions, |one| one.delivered_lately)
             .row(|row| Ok((row.try_get("seen_at")?, row.try_get("others")?)))
             .await?;
         self.guard.saw_report(seen_at);

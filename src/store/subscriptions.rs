@@ -18,7 +18,9 @@ use crate::{
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SubscriptionState {
-    /// They deliver.
+    /// No relay has judged it since it was written; they deliver.
+    Pending,
+    /// A relay can use it: they deliver.
     Ok,
     /// A relay found that it cannot be used as it is written; its events wait.
     Invalid,
@@ -29,10 +31,17 @@ pub enum SubscriptionState {
 }
 
 impl SubscriptionState {
+    /// Whether nobody has found a problem: ok, or not judged yet.
+    #[must_use]
+    pub const fn has_no_problem(self) -> bool {
+        matches!(self, Self::Pending | Self::Ok)
+    }
+
     /// The word that is stored.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
+            Self::Pending => "pending",
             Self::Ok => "ok",
             Self::Invalid => "invalid",
             Self::Gone => "gone",
@@ -119,7 +128,7 @@ impl SubscriptionRow {
             retry: serde_json::json!({}).into(),
             max_in_flight: None,
             active: true,
-            state: SubscriptionState::Ok,
+            state: SubscriptionState::Pending,
             state_reason: None,
             starting: false,
             owed_until: None,

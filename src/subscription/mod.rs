@@ -233,7 +233,7 @@ impl Subscription {
     pub fn may_send(&self) -> bool {
         self.usable
             && self.row.active
-            && matches!(self.row.state, SubscriptionState::Ok | SubscriptionState::Invalid)
+            && (self.row.state.has_no_problem() || self.row.state == SubscriptionState::Invalid)
     }
 
     /// Whether it is owed the event at this position: also while paused, disabled or invalid. Once gone it is

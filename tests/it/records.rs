@@ -422,3 +422,27 @@ async fn all_attempts_of_a_delivery_have_one_occasion_and_a_redrive_has_another(
     relay.stop().await;
     database.drop().await;
 }
+
+/// The rate of attempts would be 0.5 for what succeeds the second time.
+#[tokio::test]
+async fn success_is_that_of_the_last_attempt_of_each_delivery() {
+    let database = Database::new().await;
+    let subscribe = "select outbox.subscribe('shop', array['**'], 'recorder', \
+                                             retry => '{\"schedule\": [\"1ms\", \"1h\"]}')";
+    database.execute(subscribe).await;
+    let recorder = Recorder::answering(|seen| match (seen.payload.as_str(), seen.attempt) {
+        ("0", 2) => Outcome::Delivered,
+        ("2", _) => Outcome::Rejected { reason: Reason::Refused },
+        _ => Outcome::Retry { reason: Reason::Timeout, after: None },
+    });
+    let relay = RelayBox::start(&database, &recorder).await;
+    let rate = |rate: &str| format!("select success_rate = {rate} from outbox.subscription_status");
+    database.execute("select outbox.publish('a.b', '0')").await;
+    database.eventually(&rate("1")).await;
+    database.execute("select outbox.publish('a.b', '1'), outbox.publish('a.b', '2')").await;
+    database.eventually(&rate("0.3333")).await;
+    database.execute("update outbox.dead_letters set died_at = now() - interval '16 minutes'").await;
+    database.eventually(&rate("0.5")).await;
+    assert!(relay.stop().await.complete);
+    database.drop().await;
+}

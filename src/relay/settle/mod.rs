@@ -4,6 +4,7 @@
 mod aside;
 mod batches;
 mod inbox;
+pub(super) mod tallies;
 mod write;
 
 use std::{
@@ -29,32 +30,10 @@ use super::{
     parts::{Base, Counted, Parts, Sending, Waiting},
 };
 use crate::{
-    delivery::{DeliveryId, Outcome, PageId, SubscriptionId, Verdict, verdict},
+    delivery::{DeliveryId, Outcome, PageId, Verdict, verdict},
     sink::sqlstate::Class,
     store::{AttemptRow, Locked, Settler},
 };
-
-/// Attempts of each subscription since the relay started: delivered, failed.
-#[derive(Debug, Default)]
-pub(super) struct Tallies {
-    counts: Mutex<HashMap<SubscriptionId, (i64, i64)>>,
-}
-
-impl Tallies {
-    fn add(&self, subscription: SubscriptionId, delivered: bool) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(subscription).or_default();
-        if delivered {
-            count.0 += 1;
-        } else {
-            count.1 += 1;
-        }
-    }
-
-    pub(super) fn all(&self) -> HashMap<SubscriptionId, (i64, i64)> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
 
 /// Pages with nothing left that no batch has deleted, because their last pairs were in two batches at once or
 /// were settled by the sink.
