@@ -2,16 +2,17 @@
 --   $1 subscription   $2 topic pattern   $3 LIKE pattern for reason, answer or status
 --   $4 since (null: any)   $5 most rows
 select letter.id,
-       letter.died_at,
        letter.subscription,
-       letter.reason,
-       letter.status,
-       letter.answer,
-       letter.attempts,
        letter.event_id,
+       letter.position,
        letter.topic,
        letter.key,
-       letter.organization
+       letter.organization,
+       letter.died_at,
+       letter.attempts,
+       letter.reason,
+       letter.status,
+       letter.answer
   from outbox.matching_dead_letters($1::text, $2::text, $3::text, $4::timestamptz) as letter
  order by letter.died_at desc, letter.id desc
  limit $5::bigint;

@@ -3,9 +3,10 @@
 use futures_util::StreamExt as _;
 use serde::Serialize;
 
+use super::Status;
 use crate::{
     sink::Registry,
-    store::{SubscriptionRow, SubscriptionState},
+    store::{BreakerState, SubscriptionRow, SubscriptionState},
     subscription::Subscription,
 };
 
@@ -21,29 +22,57 @@ pub struct Finding {
     pub problem: String,
 }
 
-/// Checks each subscription and its destination. Leaves nothing at the destination.
-pub async fn check_subscriptions(rows: Vec<SubscriptionRow>, sinks: &Registry) -> Vec<Finding> {
-    let mut checks =
-        futures_util::stream::iter(rows.into_iter().map(|row| check(row, sinks))).buffered(AT_ONCE);
-    let mut findings = Vec::new();
-    while let Some(finding) = checks.next().await {
-        findings.extend(finding);
+/// What a check of subscriptions found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Problems that an operator must fix.
+    pub problems: Vec<Finding>,
+    /// What cannot be judged here: running relays use these subscriptions, or their sinks belong to another
+    /// program.
+    pub elsewhere: Vec<Finding>,
+}
+
+/// Checks each subscription and its destination. Leaves nothing at the destination. `running`: the status of
+/// subscriptions, if a relay runs. Where that finds a subscription good, a problem of this process alone is
+/// none, such as a secret that is not set here.
+pub async fn check_subscriptions(
+    rows: Vec<SubscriptionRow>,
+    sinks: &Registry,
+    running: Option<&[Status]>,
+) -> Findings {
+    let checks = rows.into_iter().map(|row| {
+        let status = running.and_then(|all| all.iter().find(|status| status.name == row.name)).cloned();
+        check(row, sinks, status)
+    });
+    let mut checks = futures_util::stream::iter(checks).buffered(AT_ONCE);
+    let mut findings = Findings::default();
+    while let Some(found) = checks.next().await {
+        match found {
+            Some((finding, true)) => findings.elsewhere.push(finding),
+            Some((finding, false)) => findings.problems.push(finding),
+            None => {}
+        }
     }
     findings
 }
 
-async fn check(row: SubscriptionRow, sinks: &Registry) -> Option<Finding> {
+/// Returns what was found, and whether that cannot be judged here.
+async fn check(row: SubscriptionRow, sinks: &Registry, status: Option<Status>) -> Option<(Finding, bool)> {
     let subject = format!("subscription {}", row.name);
-    let ended = matches!(row.state, SubscriptionState::Gone | SubscriptionState::Disabled).then(|| {
-        format!("is {}: {}", row.state, row.state_reason.as_deref().unwrap_or("no reason is recorded"))
-    });
+    let finding = |problem| Finding { subject, problem };
+    if matches!(row.state, SubscriptionState::Gone | SubscriptionState::Disabled) {
+        let reason = row.state_reason.as_deref().unwrap_or("no reason is recorded");
+        return Some((finding(format!("is {}: {reason}", row.state)), false));
+    }
+    let is_used = status.is_some() && row.state == SubscriptionState::Ok;
+    let is_foreign = sinks.is_foreign(&row.sink);
     let (subscription, problem) = Subscription::bind(row, sinks);
-    let problem = match problem.or(ended) {
-        Some(problem) => problem,
-        None => {
-            let answer = subscription.outlet.check().await;
-            answer.err().map(|problem| format!("its destination failed the check: {problem}"))?
-        }
-    };
-    Some(Finding { subject, problem })
+    if let Some(problem) = problem {
+        return Some((finding(problem), is_used || is_foreign));
+    }
+    let problem = subscription.outlet.check().await.err()?;
+    let is_reached = status.is_some_and(|status| {
+        status.breaker == BreakerState::Closed.code() && status.success_rate.is_some_and(|rate| rate > 0.0)
+    });
+    Some((finding(format!("its destination failed the check: {problem}")), is_used && is_reached))
 }

@@ -2,37 +2,64 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use sqlx::{FromRow, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{Error, Operator, ask};
+use crate::event::JsonText;
 
 /// A delivery that was given up. Does not include the event's payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
 pub struct DeadLetter {
     /// Id of the dead letter.
     pub id: i64,
-    /// Time when it was given up.
-    pub died_at: DateTime<Utc>,
     /// Name of the subscription.
     pub subscription: String,
-    /// Stable code of the reason.
-    pub reason: String,
-    /// HTTP status of the last answer.
-    pub status: Option<i32>,
-    /// Beginning of the last answer, escaped.
-    pub answer: Option<String>,
-    /// Number of attempts.
-    pub attempts: i32,
     /// Public id of the event; none if the event could not be read, so that it cannot be redriven.
     pub event_id: Option<Uuid>,
+    /// Place of the event in the log.
+    pub position: i64,
     /// Topic of the event.
     pub topic: String,
     /// Key of the event.
     pub key: Option<String>,
     /// Tenant of the event.
     pub organization: Option<String>,
+    /// Time when it was given up.
+    pub died_at: DateTime<Utc>,
+    /// Number of attempts.
+    pub attempts: i32,
+    /// Stable code of the reason.
+    pub reason: String,
+    /// HTTP status of the last answer.
+    pub status: Option<i32>,
+    /// Beginning of the last answer, escaped.
+    pub answer: Option<String>,
+}
+
+/// A dead letter with its event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+pub struct WholeDeadLetter {
+    /// The dead letter.
+    #[sqlx(flatten)]
+    #[serde(flatten)]
+    pub letter: DeadLetter,
+    /// Name of the application that published the event.
+    pub source: Option<String>,
+    /// User who caused it.
+    pub user_id: Option<String>,
+    /// Version of the payload's schema.
+    pub schema_version: Option<i32>,
+    /// Priority from 0 to 1000.
+    pub priority: i32,
+    /// Time of the insert, by the database's clock.
+    pub created_at: DateTime<Utc>,
+    /// Headers: an object of strings.
+    #[sqlx(json)]
+    pub headers: JsonText,
+    /// Payload.
+    #[sqlx(json)]
+    pub payload: JsonText,
 }
 
 /// Selects dead letters; the default selects all.
@@ -83,14 +110,13 @@ impl Operator {
         .await
     }
 
-    /// One dead letter with all its fields and the payload, as PostgreSQL writes it.
+    /// One dead letter with its event.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn show_dead_letter(&mut self, id: i64) -> Result<Option<Box<RawValue>>, Error> {
-        let query = sqlx::query_scalar::<_, String>(sql!("admin/show_dead_letter")).bind(id);
-        let text = ask("reading a dead letter", query.fetch_optional(&mut self.connection)).await?;
-        Ok(text.map(|text| RawValue::from_string(text).expect("PostgreSQL writes valid JSON")))
+    pub async fn show_dead_letter(&mut self, id: i64) -> Result<Option<WholeDeadLetter>, Error> {
+        let query = sqlx::query_as(sql!("admin/show_dead_letter")).bind(id);
+        ask("reading a dead letter", query.fetch_optional(&mut self.connection)).await
     }
 
     /// Turns matching dead letters back into deliveries, oldest first, with the attempt count reset. Returns

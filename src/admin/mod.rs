@@ -3,10 +3,13 @@
 
 mod adopt;
 mod apply;
+mod attempts;
 mod check;
 mod dead_letters;
 mod deliveries;
+mod error;
 mod event_types;
+mod events;
 mod schema;
 mod trial;
 
@@ -14,10 +17,7 @@ use std::{future::Future, io, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::{
-    Connection, FromRow, PgConnection,
-    postgres::{PgConnectOptions, PgDatabaseError},
-};
+use sqlx::{Connection, FromRow, PgConnection, postgres::PgConnectOptions};
 use uuid::Uuid;
 
 pub use self::{
@@ -26,18 +26,17 @@ pub use self::{
         ApplyError, Change, ChangeKind, SpecError, SubscriptionSpec, check_specs, compare,
         subscribe_statement,
     },
-    check::{Finding, check_subscriptions},
-    dead_letters::{DeadLetter, DeadLetterCount, DeadLetterFilter},
+    attempts::{AttemptFilter, LoggedAttempt},
+    check::{Finding, Findings, check_subscriptions},
+    dead_letters::{DeadLetter, DeadLetterCount, DeadLetterFilter, WholeDeadLetter},
     deliveries::{DeliveryCount, DeliveryFilter, WaitingDelivery},
+    error::{Error, is_denied, is_unreachable},
+    events::{EventFilter, LOOKED_AT, LoggedEvent, WholeEvent},
     trial::{Trial, try_subscription},
 };
 use crate::{
     event::{Draft, Event},
-    sink::{
-        plain::plain,
-        session,
-        sqlstate::{self, Class},
-    },
+    sink::{plain::plain, session},
     store::{LogStatus, SubscriptionRow},
 };
 
@@ -55,46 +54,6 @@ const ANSWER: Duration = Duration::from_secs(35);
 /// Settings of an operator's connection, in addition to those of all sessions.
 const SETTINGS: &[(&str, &str)] =
     &[("statement_timeout", "30s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
-
-/// Why an operation failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is no connection, or it was lost.
-    #[error("{doing}: the database cannot be reached")]
-    Unreachable {
-        /// The operation, such as `listing relays`.
-        doing: &'static str,
-        /// Error of the driver.
-        source: sqlx::Error,
-    },
-    /// There is no schema `outbox`, or an older one.
-    #[error("outbox is not migrated: run `pgoutbox migrate`")]
-    NotMigrated,
-    /// The login lacks rights.
-    #[error("{message} ({hint})")]
-    Denied {
-        /// PostgreSQL's message.
-        message: String,
-        /// What gives the rights.
-        hint: String,
-    },
-    /// PostgreSQL refused the input: a malformed topic, an unknown subscription.
-    #[error("{message}{}", hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default())]
-    Refused {
-        /// PostgreSQL's message, which names the field.
-        message: String,
-        /// PostgreSQL's hint.
-        hint: Option<String>,
-    },
-    /// Any other error.
-    #[error("{doing}")]
-    Failed {
-        /// The operation, such as `listing relays`.
-        doing: &'static str,
-        /// Error of the driver.
-        source: sqlx::Error,
-    },
-}
 
 /// An operator's connection to the database.
 #[derive(Debug)]
@@ -350,57 +309,6 @@ impl Operator {
     }
 }
 
-impl Error {
-    /// Classifies an error of the driver.
-    #[must_use]
-    pub fn of(doing: &'static str, source: sqlx::Error) -> Self {
-        let source = plain(source);
-        if is_unreachable(&source) {
-            return Self::Unreachable { doing, source };
-        }
-        let Some(answer) =
-            source.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
-        else {
-            return Self::Failed { doing, source };
-        };
-        match sqlstate::class(answer.code()) {
-            // Every statement names only tables and functions of the schema `outbox`.
-            Class::Missing => Self::NotMigrated,
-            Class::Refused => {
-                Self::Refused { message: refusal(answer), hint: answer.hint().map(ToOwned::to_owned) }
-            }
-            Class::NoRights => Self::Denied {
-                message: refusal(answer),
-                hint: answer.hint().map_or_else(|| lacking(doing), ToOwned::to_owned),
-            },
-            _ => Self::Failed { doing, source },
-        }
-    }
-}
-
-/// Whether the database refuses the login, or the login lacks rights.
-#[must_use]
-pub fn is_denied(error: &sqlx::Error) -> bool {
-    matches!(sqlstate::class_of(error), Some(Class::NoRights | Class::LoginRefused))
-}
-
-/// Whether the database did not answer, or is starting up or shutting down.
-#[must_use]
-pub fn is_unreachable(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        sqlx::Error::Database(_) => {
-            let unreachable = [Class::Unavailable, Class::LoginRefused, Class::NoDatabase, Class::Busy];
-            sqlstate::class_of(error).is_some_and(|class| unreachable.contains(&class))
-        }
-        _ => false,
-    }
-}
-
 async fn ask<T>(
     doing: &'static str,
     question: impl Future<Output = Result<T, sqlx::Error>>,
@@ -416,26 +324,4 @@ fn late(limit: Duration) -> sqlx::Error {
         io::ErrorKind::TimedOut,
         format!("no answer within {}", crate::delivery::duration::format(limit)),
     ))
-}
-
-/// Which group a login needs for an operation.
-fn lacking(doing: &str) -> String {
-    let group = match doing {
-        PUBLISHING => "outbox_publisher",
-        READING_IDENTITY | READING_STATUS | READING_LOG | LISTING_RELAYS => "outbox_monitor",
-        _ => "outbox_admin",
-    };
-    format!(
-        "{doing} needs a login that inherits the rights of {group}; let the owner of the outbox run \
-         `grant {group} to …`"
-    )
-}
-
-/// The message of a refusal. Constraints are named after their rule; PostgreSQL's own message would print the
-/// whole row.
-fn refusal(answer: &PgDatabaseError) -> String {
-    match answer.constraint() {
-        Some(constraint) if answer.code() == "23514" => constraint.replace('_', " "),
-        _ => answer.message().to_owned(),
-    }
 }

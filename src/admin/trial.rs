@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 use uuid::Uuid;
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 #[non_exhaustive]
 pub struct Trial {
     /// Public id of the event.
-    pub event: Uuid,
+    pub event_id: Uuid,
     /// Place of the event in the log.
     pub position: Position,
     /// Topic of the event.
@@ -30,14 +30,16 @@ pub struct Trial {
     pub part: Option<String>,
     /// Why a condition, an event type, the transform or the body failed.
     pub error: Option<String>,
-    /// The body that would be sent.
-    pub body: Option<String>,
     /// The key that would be sent.
     pub key: Option<String>,
     /// The headers that would be sent.
     pub headers: Option<Box<RawValue>>,
     /// The fields that the transform sets for the sink.
     pub sink: Option<Map<String, Value>>,
+    /// The lines before the body, such as those of an HTTP request with its signature, without secrets.
+    pub request: Vec<String>,
+    /// The body that would be sent.
+    pub body: Option<String>,
 }
 
 /// Tries a subscription on an event.
@@ -45,7 +47,7 @@ pub struct Trial {
 pub fn try_subscription(subscription: &Subscription, types: &Types, event: Event) -> Trial {
     let wanted = subscription.explain(&event);
     let mut trial = Trial {
-        event: event.id,
+        event_id: event.id,
         position: event.position,
         topic: event.topic.clone(),
         wanted: wanted == Wanted::Yes,
@@ -56,6 +58,7 @@ pub fn try_subscription(subscription: &Subscription, types: &Types, event: Event
         key: None,
         headers: None,
         sink: None,
+        request: Vec::new(),
     };
     match wanted {
         Wanted::Failed(why) => trial.error = Some(why),
@@ -66,7 +69,10 @@ pub fn try_subscription(subscription: &Subscription, types: &Types, event: Event
         Wanted::Yes => match prepare(subscription, types, event) {
             Ok(outgoing) => {
                 match subscription.outlet.preview(&outgoing) {
-                    Some(Ok(body)) => trial.body = Some(body),
+                    Some(Ok(preview)) => {
+                        trial.request = preview.head;
+                        trial.body = Some(preview.body);
+                    }
                     Some(Err(why)) => trial.error = Some(why.into()),
                     None => trial.body = Some(outgoing.event.payload.clone()),
                 }
@@ -82,11 +88,10 @@ pub fn try_subscription(subscription: &Subscription, types: &Types, event: Event
 
 /// Prepares a first attempt, as a relay does.
 fn prepare(subscription: &Subscription, types: &Types, event: Event) -> Result<Outgoing, String> {
-    let created_at = event.created_at;
     let prepared = types.prepare(&Arc::new(event), subscription.row.schema_version, &mut Vec::new());
     subscription.shape(Outgoing::new(
         prepared.map_err(|refusal| refusal.why)?,
         subscription.name.clone(),
-        created_at,
+        SystemTime::now().into(),
     ))
 }

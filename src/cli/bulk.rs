@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, stderr, stdin};
 
-use serde_json::json;
+use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use super::{Misuse, print};
 
@@ -57,7 +57,7 @@ impl Bulk {
     pub(super) fn report(&self, done: &str, what: &str, count: i64, left: i64) -> anyhow::Result<()> {
         if self.json {
             let after = if self.dry_run { "matching" } else { "left" };
-            print::json([json!({ done: count, after: left })])?;
+            print::json([Counts { done, count, after, left }])?;
         } else {
             print::line(&count.to_string())?;
         }
@@ -68,6 +68,23 @@ impl Bulk {
             (false, _) => print::note!("{counted} left; run it again"),
         }
         Ok(())
+    }
+}
+
+/// How many were changed, and how many are left, under these names and in this order.
+struct Counts<'c> {
+    done: &'c str,
+    count: i64,
+    after: &'c str,
+    left: i64,
+}
+
+impl Serialize for Counts<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(2))?;
+        map.serialize_entry(self.done, &self.count)?;
+        map.serialize_entry(self.after, &self.left)?;
+        map.end()
     }
 }
 

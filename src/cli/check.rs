@@ -13,7 +13,7 @@ use crate::{
     admin::{self, Error, Finding, Operator},
     delivery::Reason,
     sink::{Registry, secret::Secrets},
-    sinks::{self, webhook::Webhook},
+    sinks::{self, function::Functions, webhook::Webhook},
     store::{self, schema},
 };
 
@@ -25,6 +25,11 @@ pub(super) async fn check(config: &Config, json: bool) -> anyhow::Result<Exit> {
     for warning in config.warnings() {
         print::note!("note: {warning}");
     }
+    let database = &config.database;
+    print::note!(
+        "a relay opens {}",
+        store::connections_wanted(database.pool_size, database.function_pool_size)
+    );
     let findings = match Operator::connect(&config.connect_options()?, config.database.pooler).await {
         Ok(mut operator) => findings(config, &mut operator).await?,
         Err(error @ Error::Unreachable { .. }) => {
@@ -34,7 +39,7 @@ pub(super) async fn check(config: &Config, json: bool) -> anyhow::Result<Exit> {
         Err(error) => return Err(error.into()),
     };
     if findings.is_empty() {
-        print::note!("the configuration and all subscriptions are valid");
+        print::note!("the configuration and all subscriptions are valid, as far as this process can judge");
         return Ok(Exit::Done);
     }
     if json {
@@ -60,9 +65,17 @@ async fn findings(config: &Config, operator: &mut Operator) -> anyhow::Result<Ve
     let fenced = fenced.map(|problem| Finding { subject: "database".to_owned(), problem });
     let of_schema = operator.check_schema().await?;
     let registry = registry(config)?;
-    let of_subscriptions =
-        admin::check_subscriptions(operator.list_subscriptions(None).await?, &registry).await;
-    Ok(unsuitable.into_iter().chain(fenced).chain(of_schema).chain(of_subscriptions).collect())
+    let running = if operator.list_relays().await?.is_empty() {
+        None
+    } else {
+        Some(operator.subscription_status().await?)
+    };
+    let rows = operator.list_subscriptions(None).await?;
+    let of_subscriptions = admin::check_subscriptions(rows, &registry, running.as_deref()).await;
+    for Finding { subject, problem } in of_subscriptions.elsewhere {
+        print::note!("{subject} is not judged here, because it is used elsewhere: {problem}");
+    }
+    Ok(unsuitable.into_iter().chain(fenced).chain(of_schema).chain(of_subscriptions.problems).collect())
 }
 
 /// The sinks of a relay with this configuration.
@@ -71,7 +84,10 @@ pub(super) fn registry(config: &Config) -> anyhow::Result<Registry> {
     let mut registry = sinks::registry();
     registry.add(webhook);
     registry.open(&config.sinks)?;
-    sinks::add_built_in(&mut registry, config.connect_options()?, &config.relay.name, config.database.pooler);
+    let database = &config.database;
+    let (relay, functions) = (&config.relay.name, database.function_pool_size);
+    let functions = Functions::new(config.connect_options()?, relay, database.pooler, functions);
+    sinks::add_built_in(&mut registry, functions);
     Ok(registry)
 }
 

@@ -5,7 +5,7 @@ use crate::admin::{DeadLetter, DeadLetterFilter, Operator};
 use super::{
     bulk::{Bulk, Consent},
     exit::Exit,
-    moment::Moment,
+    moment::{self, Moment},
     print,
 };
 
@@ -208,7 +208,7 @@ async fn list(operator: &mut Operator, filter: Filter, max_rows: i32, json: bool
     let cells = |letter: &DeadLetter| {
         [
             letter.id.to_string(),
-            letter.died_at.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            moment::shown(letter.died_at),
             letter.subscription.clone(),
             letter.topic.clone(),
             letter.reason.clone(),
@@ -230,13 +230,29 @@ async fn show(operator: &mut Operator, ids: &[i64], json: bool) -> anyhow::Resul
             continue;
         };
         if json {
-            print::written_json(letter.get())?;
-        } else {
-            // Keep the text of each column: parsing would change long numbers of the payload.
-            let columns: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
-                serde_json::from_str(letter.get())?;
-            print::written_json(&serde_json::to_string_pretty(&columns)?)?;
+            print::json([letter])?;
+            continue;
         }
+        let one = &letter.letter;
+        print::fields(&[
+            ("dead letter", one.id.to_string()),
+            ("subscription", one.subscription.clone()),
+            ("event", one.event_id.map_or_else(|| "unreadable".to_owned(), |id| id.to_string())),
+            ("topic", one.topic.clone()),
+            ("key", print::or_empty(one.key.as_ref())),
+            ("organization", print::or_empty(one.organization.as_ref())),
+            ("source", print::or_empty(letter.source.as_ref())),
+            ("user", print::or_empty(letter.user_id.as_ref())),
+            ("schema version", print::or_empty(letter.schema_version.as_ref())),
+            ("published at", moment::shown(letter.created_at)),
+            ("given up at", moment::shown(one.died_at)),
+            ("attempts", one.attempts.to_string()),
+            ("reason", one.reason.clone()),
+            ("status", print::or_empty(one.status.as_ref())),
+            ("answer", print::or_empty(one.answer.as_ref())),
+            ("headers", letter.headers.to_string()),
+            ("payload", letter.payload.to_string()),
+        ])?;
     }
     Ok(exit)
 }

@@ -4,13 +4,12 @@ use crate::{
     admin::{DeliveryFilter, Operator, WaitingDelivery},
     event::topic,
 };
-use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
     bulk::{Bulk, Consent},
     exit::Exit,
-    print,
+    moment, print,
 };
 
 const WHAT: &str = "delivery";
@@ -155,13 +154,12 @@ async fn list(
     if waiting.is_empty() {
         print::note!("no delivery waits");
     }
-    let time = |at: DateTime<Utc>| at.format("%Y-%m-%dT%H:%M:%SZ").to_string();
     let cells = |one: &WaitingDelivery| {
         [
             one.subscription.clone(),
             one.topic.clone().unwrap_or_else(|| "unknown".to_owned()),
-            time(one.owed_since),
-            one.due_at.map_or_else(|| "when possible".to_owned(), time),
+            moment::shown(one.owed_since),
+            one.due_at.map_or_else(|| "when possible".to_owned(), moment::shown),
             one.attempts.to_string(),
             one.reason.clone().unwrap_or_default(),
             one.status.map(|status| status.to_string()).unwrap_or_default(),

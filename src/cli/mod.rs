@@ -3,12 +3,15 @@
 
 mod adopt;
 mod apply;
+mod attempts;
 mod bench;
 mod bulk;
 mod check;
 pub mod config;
+mod create;
 mod dead_letters;
 mod deliveries;
+mod events;
 mod exit;
 mod follow;
 mod input;
@@ -60,6 +63,9 @@ pub(crate) struct Arguments {
     /// or file:/path.
     #[arg(long, global = true, value_name = "URL")]
     database_url: Option<String>,
+    /// Show times in UTC instead of this machine's time zone; JSON always has UTC.
+    #[arg(long, global = true)]
+    utc: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -109,7 +115,7 @@ enum Command {
     },
     /// Receive and print webhooks on this machine; can verify signatures, fail and delay.
     Receive(receive::Receive),
-    /// List, show, test, export, apply, pause, resume and remove subscriptions.
+    /// List, show, create, test, export, apply, pause, resume and delete subscriptions.
     #[command(subcommand, visible_alias = "subs")]
     Subscriptions(subscriptions::Subscriptions),
     /// List, write and check event types: schemas of payloads by topic and version.
@@ -121,6 +127,11 @@ enum Command {
     /// List, retry and cancel deliveries that wait.
     #[command(subcommand)]
     Deliveries(deliveries::Deliveries),
+    /// List and show events of the log.
+    #[command(subcommand)]
+    Events(events::Events),
+    /// List attempts of deliveries, newest first: failures only, unless relay.attempt_log is "all".
+    Attempts(attempts::Attempts),
     /// Measure how fast this machine delivers, on a private PostgreSQL, each figure with its floor.
     Bench(bench::Bench),
     /// Check that a running relay is ready, for container probes: exit code 0 or 1.
@@ -183,6 +194,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arg
 
 /// Executes the command.
 pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
+    if arguments.utc {
+        moment::show_utc();
+    }
     let sources = || {
         let mut sources = Sources::of_process(arguments.config.clone());
         sources
@@ -210,6 +224,8 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Types(command) => return command.execute(&config()?).await,
         Command::DeadLetters(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Deliveries(command) => return command.execute(async || connect(&config()?).await).await,
+        Command::Events(command) => return command.execute(async || connect(&config()?).await).await,
+        Command::Attempts(options) => options.execute(async || connect(&config()?).await).await?,
         Command::Healthcheck => return check::healthcheck(&config()?).await,
         Command::Explain { code } => check::explain(code.as_deref())?,
         Command::Completions { shell } => {

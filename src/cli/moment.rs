@@ -1,15 +1,37 @@
-//! Times on the command line: `2026-01-31T12:00:00Z`, or a duration such as `2h` from now.
+//! Times on the command line. Read: `2026-01-31T12:00:00Z`, or a duration such as `2h` from now. Shown to
+//! people: the time of this machine, to the second; JSON has UTC.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    str::FromStr,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use crate::{admin::Operator, delivery::duration};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Local, Utc};
+
+/// Whether people are shown UTC.
+static IN_UTC: AtomicBool = AtomicBool::new(false);
 
 /// A time, or a duration from now by the database's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Moment {
     At(DateTime<Utc>),
     Duration(Duration),
+}
+
+/// Shows people UTC from now on.
+pub(super) fn show_utc() {
+    IN_UTC.store(true, Ordering::Relaxed);
+}
+
+/// A time as people are shown it.
+pub(super) fn shown(at: DateTime<Utc>) -> String {
+    if IN_UTC.load(Ordering::Relaxed) {
+        at.format("%Y-%m-%d %H:%M:%SZ").to_string()
+    } else {
+        at.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S").to_string()
+    }
 }
 
 impl FromStr for Moment {

@@ -80,6 +80,20 @@ pub(super) fn table<const N: usize>(names: [&str; N], rows: &[[String; N]]) -> i
     raw(&text)
 }
 
+/// Prints names and values, one of them a line; those without a value are left out.
+pub(super) fn fields(rows: &[(&str, String)]) -> io::Result<()> {
+    let rows: Vec<_> = rows.iter().filter(|(_, value)| !value.is_empty()).collect();
+    let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or_default();
+    let text: String =
+        rows.iter().map(|(name, value)| format!("{name:width$}  {}\n", escaped(value))).collect();
+    raw(&text)
+}
+
+/// Text of what may be missing, empty if it is.
+pub(super) fn or_empty<T: fmt::Display>(value: Option<&T>) -> String {
+    value.map(ToString::to_string).unwrap_or_default()
+}
+
 /// Asks on the terminal, and says whether the answer is yes.
 pub(super) fn confirmed(question: &str) -> io::Result<bool> {
     write_prompt(format_args!("{question} [y/N] "));

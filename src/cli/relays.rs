@@ -76,6 +76,7 @@ impl<'s> Relays<'s> {
             .pooler(config.database.pooler)
             .allow_superuser(config.database.allow_superuser)
             .pool_size(config.database.pool_size)
+            .function_pool_size(config.database.function_pool_size)
             .sink(Webhook::new(&egress, self.secrets.clone())?)
             .connections(&config.sinks)?
             .telemetry(self.telemetry.clone());

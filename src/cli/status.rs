@@ -7,7 +7,7 @@ use crate::{
     delivery::duration,
 };
 
-use super::print;
+use super::{moment, print};
 
 pub(super) async fn status(operator: &mut Operator, environment: &str, json: bool) -> anyhow::Result<()> {
     if let Some(why) = operator.fenced(environment).await? {
@@ -35,7 +35,7 @@ pub(super) async fn status(operator: &mut Operator, environment: &str, json: boo
             print::note!(
                 "relay {}: no progress since {}: {}",
                 relay.name,
-                since.format("%Y-%m-%d %H:%M:%SZ"),
+                moment::shown(since),
                 print::escaped(why)
             );
         }
@@ -89,7 +89,7 @@ fn state(row: &Status) -> String {
     let state = match (&row.state_reason, row.paused_until) {
         (Some(reason), _) => format!("{} ({reason})", row.state),
         _ if !row.active => "paused".to_owned(),
-        (_, Some(until)) => format!("paused until {}", until.format("%H:%M:%SZ")),
+        (_, Some(until)) => format!("paused until {}", moment::shown(until)),
         _ => row.state.clone(),
     };
     match row.filter_errors {

@@ -1,4 +1,4 @@
-//! `subscriptions`: list, show, pause, resume and remove subscriptions.
+//! `subscriptions`: list, show, create, pause, resume and delete subscriptions.
 
 use crate::{
     cli::config::{self, Config},
@@ -8,10 +8,9 @@ use crate::{
 };
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use serde_json::json;
 
-use super::exit::Exit;
-use super::{apply, print, trial};
+use super::{apply, create, print, trial};
+use super::{exit::Exit, moment};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Subscriptions {
@@ -40,12 +39,15 @@ pub(super) enum Subscriptions {
     },
     /// Create and change subscriptions from a file in one transaction, and show the changes.
     Apply(apply::Apply),
+    /// Create a subscription; `apply` and outbox.subscribe(…) also change one.
+    Create(create::Create),
     /// Stop sending; new deliveries are still recorded.
     Pause(Named),
     /// Send again after a pause, a 410 of the destination, or disabling.
     Resume(Named),
     /// Delete a subscription with its pending deliveries; dead letters stay.
-    Remove(Named),
+    #[command(visible_alias = "remove")]
+    Delete(Named),
 }
 
 #[derive(Debug, clap::Args)]
@@ -68,22 +70,23 @@ impl Subscriptions {
         if let Self::Apply(apply) = self {
             return apply.execute(&config()?).await;
         }
+        if let Self::Create(create) = self {
+            return create.execute(&config()?).await;
+        }
         let operator = &mut super::connect(&config()?).await?;
         match self {
-            Self::Test(_) | Self::Apply(_) => {}
+            Self::Test(_) | Self::Apply(_) | Self::Create(_) => {}
             Self::Export { json } => apply::export(&operator.list_subscriptions(None).await?, json)?,
             Self::List { json } => list(&operator.list_subscriptions(None).await?, json)?,
             Self::Show { name, json } => {
                 let Some(row) = operator.list_subscriptions(Some(&name)).await?.pop() else {
                     return Ok(missing(&name));
                 };
-                let columns = Columns::from(&row);
-                let text = if json {
-                    serde_json::to_string(&columns)?
+                if json {
+                    print::json([Columns::from(&row)])?;
                 } else {
-                    serde_json::to_string_pretty(&columns)?
-                };
-                print::written_json(&text)?;
+                    show(&row)?;
+                }
             }
             Self::Pause(named) => {
                 let changed = operator.pause_subscription(&named.name).await?;
@@ -93,21 +96,28 @@ impl Subscriptions {
                 let changed = operator.resume_subscription(&named.name).await?;
                 named.report(changed, "resumed", "was not paused")?;
             }
-            Self::Remove(named) => {
+            Self::Delete(named) => {
                 if !operator.remove_subscription(&named.name).await? {
                     return Ok(missing(&named.name));
                 }
-                named.report(true, "removed", "")?;
+                named.report(true, "deleted", "")?;
             }
         }
         Ok(Exit::Done)
     }
 }
 
+/// Whether a command changed something.
+#[derive(Serialize)]
+struct Changed<'n> {
+    subscription: &'n str,
+    changed: bool,
+}
+
 impl Named {
     fn report(&self, changed: bool, done: &str, already: &str) -> anyhow::Result<()> {
         if self.json {
-            print::json([json!({ "subscription": self.name, "changed": changed })])?;
+            print::json([Changed { subscription: &self.name, changed }])?;
         }
         print::note!("{} {}", self.name, if changed { done } else { already });
         Ok(())
@@ -127,13 +137,12 @@ fn list(rows: &[SubscriptionRow], json: bool) -> anyhow::Result<()> {
         print::note!("no subscriptions yet; create one with outbox.subscribe(…)");
     }
     let cells = |row: &SubscriptionRow| {
-        let state = if row.state.has_no_problem() && !row.active { "paused" } else { row.state.code() };
         let reason = row.state_reason.clone().unwrap_or_default();
         [
             row.name.clone(),
             row.sink.clone(),
             row.organization.clone().unwrap_or_default(),
-            state.to_owned(),
+            state(row).to_owned(),
             row.topics.join(" "),
             reason,
         ]
@@ -142,6 +151,31 @@ fn list(rows: &[SubscriptionRow], json: bool) -> anyhow::Result<()> {
         ["NAME", "SINK", "ORGANIZATION", "STATE", "TOPICS", "REASON"],
         &rows.iter().map(cells).collect::<Vec<_>>(),
     )?)
+}
+
+fn state(row: &SubscriptionRow) -> &'static str {
+    if row.state.has_no_problem() && !row.active { "paused" } else { row.state.code() }
+}
+
+fn show(row: &SubscriptionRow) -> anyhow::Result<()> {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    Ok(print::fields(&[
+        ("name", row.name.clone()),
+        ("topics", row.topics.join(" ")),
+        ("sink", row.sink.clone()),
+        ("config", row.config.to_string()),
+        ("match", print::or_empty(row.matching.as_ref())),
+        ("filter", text(&row.filter)),
+        ("transform", text(&row.transform)),
+        ("organization", text(&row.organization)),
+        ("schema version", print::or_empty(row.schema_version.as_ref())),
+        ("keys", row.keys.as_deref().unwrap_or_default().join(" ")),
+        ("retry", row.retry.to_string()),
+        ("max in flight", print::or_empty(row.max_in_flight.as_ref())),
+        ("state", state(row).to_owned()),
+        ("reason", text(&row.state_reason)),
+        ("changed or resumed", row.resumed_at.map(moment::shown).unwrap_or_default()),
+    ])?)
 }
 
 /// The columns of a row that are shown as JSON.
@@ -155,8 +189,8 @@ struct Columns<'r> {
     r#match: Option<&'r JsonText>,
     filter: Option<&'r str>,
     transform: Option<&'r str>,
-    schema_version: Option<i32>,
     organization: Option<&'r str>,
+    schema_version: Option<i32>,
     keys: Option<&'r [String]>,
     retry: &'r JsonText,
     max_in_flight: Option<i32>,
@@ -177,8 +211,8 @@ impl<'r> From<&'r SubscriptionRow> for Columns<'r> {
             r#match: row.matching.as_ref(),
             filter: row.filter.as_deref(),
             transform: row.transform.as_deref(),
-            schema_version: row.schema_version,
             organization: row.organization.as_deref(),
+            schema_version: row.schema_version,
             keys: row.keys.as_deref(),
             retry: &row.retry,
             max_in_flight: row.max_in_flight,

@@ -129,8 +129,20 @@ impl Test {
         };
         let types = Types::new(types.into_iter().map(|row| Arc::new(EventType::read(row))));
         let mut all_good = true;
+        let mut newest = None;
         for event in events {
-            all_good &= self.show(&admin::try_subscription(&subscription, &types, event))?;
+            let trial = admin::try_subscription(&subscription, &types, event);
+            all_good &= self.show(&trial)?;
+            newest = newest.or((!trial.request.is_empty()).then_some(trial));
+        }
+        if let Some(trial) = newest.filter(|_| !self.json) {
+            // What it would be now: an attempt has its own time and signature.
+            print::line("")?;
+            print::line(&format!("The request for {}:", trial.event_id))?;
+            print::line("")?;
+            trial.request.iter().try_for_each(|line| print::line(line))?;
+            print::line("")?;
+            print::line(trial.body.as_deref().unwrap_or_default())?;
         }
         Ok(if all_good { Exit::Done } else { Exit::Failed })
     }
@@ -162,7 +174,7 @@ impl Test {
             (None, None, _) => ("yes", trial.body.clone().unwrap_or_default()),
         };
         let (topic, more) = (print::escaped(&trial.topic), print::escaped(&more));
-        print::line(&format!("{answer:<5}  {}  {topic}  {more}", trial.event))?;
+        print::line(&format!("{answer:<5}  {}  {topic}  {more}", trial.event_id))?;
         Ok(trial.error.is_none())
     }
 }

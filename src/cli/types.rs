@@ -14,7 +14,7 @@ use crate::{
     },
 };
 use serde::Serialize;
-use serde_json::json;
+use uuid::Uuid;
 
 use super::exit::Exit;
 use super::{Misuse, input, print};
@@ -160,6 +160,15 @@ impl<'r> From<&'r Row> for Columns<'r> {
     }
 }
 
+/// What `check` found, as JSON.
+#[derive(Serialize)]
+struct Failure<'f> {
+    event_id: Option<Uuid>,
+    topic: Option<&'f str>,
+    failure: &'f str,
+    why: &'f str,
+}
+
 impl Check {
     async fn execute(self, config: &Config) -> anyhow::Result<Exit> {
         let pattern = self
@@ -225,8 +234,8 @@ impl Check {
 
     fn report(&self, what: &str, event: Option<&Event>, why: &str) -> anyhow::Result<()> {
         if self.json {
-            let (id, topic) = (event.map(|event| event.id), event.map(|event| &event.topic));
-            return Ok(print::json([json!({ "failure": what, "event": id, "topic": topic, "why": why })])?);
+            let (event_id, topic) = (event.map(|event| event.id), event.map(|event| event.topic.as_str()));
+            return Ok(print::json([Failure { event_id, topic, failure: what, why }])?);
         }
         let event = event.map(|event| format!("{}  {}  ", event.id, event.topic)).unwrap_or_default();
         Ok(print::line(&format!("{what:<15}  {}", print::escaped(&format!("{event}{why}"))))?)

@@ -24,9 +24,10 @@ use crate::{
     },
     sinks::{
         self,
+        function::Functions,
         handler::{HandlerError, Handlers},
     },
-    store::{self, ConnectionSettings, Store, connections_wanted, schema},
+    store::{self, ConnectionSettings, Store, schema},
 };
 
 /// Longest look at captures when a relay starts; a thousand captured tables take a third of a second.
@@ -39,6 +40,7 @@ pub struct Builder {
     listen: Option<PgConnectOptions>,
     settings: Settings,
     pool_size: u32,
+    function_pool_size: u32,
     pooler: bool,
     allow_superuser: bool,
     sinks: Registry,
@@ -55,6 +57,7 @@ impl Builder {
             listen: None,
             settings: Settings::default(),
             pool_size: 4,
+            function_pool_size: sinks::FUNCTION_CONNECTIONS,
             pooler: false,
             allow_superuser: false,
             sinks: sinks::registry(),
@@ -98,6 +101,13 @@ impl Builder {
     #[must_use]
     pub fn pool_size(mut self, size: u32) -> Self {
         self.pool_size = size.max(1);
+        self
+    }
+
+    /// Most connections for SQL functions of subscriptions, which are opened on demand. 32 by default.
+    #[must_use]
+    pub fn function_pool_size(mut self, size: u32) -> Self {
+        self.function_pool_size = size.max(1);
         self
     }
 
@@ -178,10 +188,17 @@ impl Builder {
             relay: self.settings.name.clone(),
             environment: self.settings.environment.clone(),
             pool_size: self.pool_size,
+            function_pool_size: self.function_pool_size,
             pooler: self.pooler,
             allow_superuser: self.allow_superuser,
         };
-        sinks::add_built_in(&mut self.sinks, settings.options.clone(), &settings.relay, settings.pooler);
+        let functions = Functions::new(
+            settings.options.clone(),
+            &settings.relay,
+            settings.pooler,
+            settings.function_pool_size,
+        );
+        sinks::add_built_in(&mut self.sinks, functions);
         if !self.declared.is_empty() {
             self.sinks.add(self.handlers);
         }
@@ -239,8 +256,8 @@ impl Builder {
             Ok(Ok(pending)) if pending.is_empty() => Ok(()),
             Ok(Ok(pending)) => Err(Error::Outdated { missing: pending.join(", ") }),
             Ok(Err(schema::Error::Connect(error))) if class_of(&error) == Some(Class::Busy) => {
-                let wants = connections_wanted(self.pool_size);
-                Err(Error::Start(store::Error::crowded("connecting to the database", error, wants)))
+                let (pool, functions) = (self.pool_size, self.function_pool_size);
+                Err(Error::Start(store::crowded("connecting to the database", error, pool, functions)))
             }
             Ok(Err(error)) => Err(Error::Schema(error)),
             Err(_) => Err(Error::Silent),

@@ -71,6 +71,15 @@ impl From<Outcome> for Report {
     }
 }
 
+/// What a sink would send in one attempt.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Preview {
+    /// Lines before the body, such as those of an HTTP request, without secrets.
+    pub head: Vec<String>,
+    /// The body.
+    pub body: String,
+}
+
 /// How deliveries are batched for a sink that takes several at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
@@ -143,9 +152,9 @@ pub trait Sink: Send + Sync + 'static {
         }
     }
 
-    /// The body that [`Sink::send`] would send, or why it cannot be made; used to try a subscription. Sends
-    /// nothing.
-    fn preview(&self, target: &Self::Target, delivery: &Outgoing) -> Option<Result<String, Problem>> {
+    /// What [`Sink::send`] would send, or why it cannot be made; used to try a subscription. Sends nothing.
+    /// None if it is the payload.
+    fn preview(&self, target: &Self::Target, delivery: &Outgoing) -> Option<Result<Preview, Problem>> {
         let _ = (target, delivery);
         None
     }

@@ -5,7 +5,7 @@ use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::
 
 use serde_json::Value;
 
-use super::{Batch, Configured, Outgoing, Problem, Report, Settings, Sink};
+use super::{Batch, Configured, Outgoing, Preview, Problem, Report, Settings, Sink};
 use crate::delivery::{Outcome, Reason};
 
 /// Name of the connection for subscriptions that name none.
@@ -53,7 +53,7 @@ impl Outlet {
 
     /// The body that would be sent, or why it cannot be made; none if the sink cannot show it.
     #[must_use]
-    pub fn preview(&self, delivery: &Outgoing) -> Option<Result<String, Problem>> {
+    pub fn preview(&self, delivery: &Outgoing) -> Option<Result<Preview, Problem>> {
         self.sink.preview(&*self.target, delivery)
     }
 
@@ -155,6 +155,14 @@ impl Registry {
     /// All kinds of sink that are present.
     pub fn kinds(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.sinks.keys().copied()
+    }
+
+    /// Whether no build and no configuration of this program has such a sink: it belongs to another program.
+    #[must_use]
+    pub fn is_foreign(&self, kind: &str) -> bool {
+        !self.sinks.contains_key(kind)
+            && !self.optional.contains(&kind)
+            && !self.configured.iter().any(|known| known.name == kind)
     }
 
     /// Checks a subscription's config with its sink. The field `connection` selects one of several
@@ -305,7 +313,7 @@ pub(crate) trait ErasedSink: Send + Sync {
         &self,
         target: &(dyn Any + Send + Sync),
         delivery: &Outgoing,
-    ) -> Option<Result<String, Problem>>;
+    ) -> Option<Result<Preview, Problem>>;
 }
 
 impl<S: Sink> ErasedSink for S {
@@ -343,7 +351,7 @@ impl<S: Sink> ErasedSink for S {
         &self,
         target: &(dyn Any + Send + Sync),
         delivery: &Outgoing,
-    ) -> Option<Result<String, Problem>> {
+    ) -> Option<Result<Preview, Problem>> {
         Sink::preview(self, own::<S>(target), delivery)
     }
 }

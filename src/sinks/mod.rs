@@ -17,8 +17,6 @@ pub mod redis;
 pub mod stdout;
 pub mod webhook;
 
-use sqlx::postgres::PgConnectOptions;
-
 use crate::sink::{Kind, Registry};
 
 /// Sinks that an operator configures in `[sinks.<kind>]`, in the order of the manual.
@@ -45,18 +43,12 @@ pub fn registry() -> Registry {
     Registry::new(CONFIGURED, OPTIONAL)
 }
 
-/// Most connections for SQL functions of the application, opened on demand. A few functions that hang, with
-/// four transactions each, leave room for the others.
+/// Default for the most connections for SQL functions of the application, opened on demand. A few functions
+/// that hang, with four transactions each, leave room for the others.
 pub(crate) const FUNCTION_CONNECTIONS: u32 = 32;
 
-/// Adds the sinks that need no configuration: `function` and `stdout`. Does not connect. `relay` is the name
-/// shown in `pg_stat_activity`, `pooler` whether a transaction pooler is in between.
-pub fn add_built_in(sinks: &mut Registry, database: PgConnectOptions, relay: &str, pooler: bool) {
-    sinks.add(function::Function::new(function::Functions::new(
-        database,
-        relay,
-        pooler,
-        FUNCTION_CONNECTIONS,
-    )));
+/// Adds the sinks that need no configuration: `function`, with these connections, and `stdout`.
+pub fn add_built_in(sinks: &mut Registry, functions: function::Functions) {
+    sinks.add(function::Function::new(functions));
     sinks.add(stdout::Stdout::default());
 }

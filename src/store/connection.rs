@@ -69,6 +69,8 @@ pub struct ConnectionSettings {
     pub environment: String,
     /// Number of connections in addition to the reserved ones.
     pub pool_size: u32,
+    /// Most connections for SQL functions of subscriptions.
+    pub function_pool_size: u32,
     /// Whether a transaction pooler is between: statements are then not prepared, and each transaction sets
     /// the settings.
     pub pooler: bool,
@@ -320,7 +322,8 @@ impl Store {
             other => other,
         };
         if class_of(&error) == Some(Class::Busy) {
-            return Error::crowded(doing, error, connections_wanted(self.settings.pool_size));
+            let ConnectionSettings { pool_size, function_pool_size, .. } = self.settings;
+            return crowded(doing, error, pool_size, function_pool_size);
         }
         Error::database(doing, error)
     }
@@ -351,15 +354,21 @@ impl Store {
     }
 }
 
-/// How many connections a relay takes, in words.
-pub fn connections_wanted(pool_size: u32) -> String {
-    let own = u32::try_from(Reserved::COUNT).unwrap_or(u32::MAX).saturating_add(1);
+/// How many connections a relay opens at most, by part, in words.
+pub fn connections_wanted(pool_size: u32, function_pool_size: u32) -> String {
+    let stages = u32::try_from(Reserved::COUNT).unwrap_or(u32::MAX);
     format!(
-        "up to {}: {pool_size} (database.pool_size) and {own} of its own, and up to {} more for SQL functions \
-         of subscriptions; raise max_connections or the limit of the login or database, or end others",
-        pool_size.saturating_add(own),
-        crate::sinks::FUNCTION_CONNECTIONS,
+        "up to {}: {pool_size} for reports and reloads (database.pool_size), {stages} to route, claim, settle \
+         and renew, 1 to listen, {function_pool_size} for SQL functions (database.function_pool_size)",
+        pool_size.saturating_add(stages).saturating_add(1).saturating_add(function_pool_size),
     )
+}
+
+/// What a server says that has no connection left, with how many a relay wants.
+pub fn crowded(doing: &'static str, error: sqlx::Error, pool_size: u32, function_pool_size: u32) -> Error {
+    let wanted = connections_wanted(pool_size, function_pool_size);
+    let remedy = "raise max_connections or the limit of the login or database, or end others";
+    Error::crowded(doing, error, format!("{wanted}; {remedy}"))
 }
 
 fn pool(settings: &ConnectionSettings, guard: &Arc<Guard>) -> PgPool {

@@ -17,7 +17,7 @@ mod starts;
 mod statement;
 mod subscriptions;
 
-pub use connection::{ConnectionSettings, Settler, Store, connections_wanted, settings};
+pub use connection::{ConnectionSettings, Settler, Store, connections_wanted, crowded, settings};
 pub use cursor::{Advance, Cursor};
 pub use deliveries::{
     AttemptRow, Backlog, Batch, Cancelled, Claim, Claimed, DeadRow, DueSubscription, Freshened, Locked,

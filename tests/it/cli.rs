@@ -45,6 +45,9 @@ fn help_lists_every_command_and_every_exit_code() {
         "subscriptions",
         "types",
         "dead-letters",
+        "deliveries",
+        "events",
+        "attempts",
         "bench",
         "inbox",
         "healthcheck",
@@ -65,10 +68,14 @@ fn help_lists_every_command_and_every_exit_code() {
         );
     }
     for (group, commands) in [
-        ("subscriptions", ["list", "show", "pause", "resume", "remove"].as_slice()),
+        (
+            "subscriptions",
+            ["list", "show", "test", "export", "apply", "create", "pause", "resume", "delete"].as_slice(),
+        ),
         ("types", &["list", "add", "check"]),
         ("dead-letters", &["list", "show", "redrive", "discard"]),
         ("deliveries", &["list", "retry", "cancel"]),
+        ("events", &["list", "show"]),
     ] {
         let help = text(&pgoutbox(&[group, "--help"], &[]).stdout);
         for command in commands {

@@ -74,11 +74,7 @@ async fn rows_without_which_nothing_works_are_named_and_migrate_makes_them() {
     readiness(&relay, Result::is_ok).await;
     publish(&database, "3").await;
     recorder.wait_until(|seen| seen.iter().any(|one| one.payload == "3")).await;
-    assert_eq!(
-        database.pgoutbox(&["check"]).status.code(),
-        Some(1),
-        "the sink of this test is unknown to it"
-    );
+    assert_eq!(database.pgoutbox(&["check"]).status.code(), Some(0));
     relay.stop().await;
     database.drop().await;
 }

@@ -51,6 +51,7 @@ mod rooms; // rooms use each other in one direction
 mod route; // each committed event once to each matching subscription
 mod scale; // millions of rows that are in the way
 mod shortages; // what this relay lacks is charged to no destination
+mod shown; // people see tables and local times, programs one kind of JSON
 mod signals; // every signal that would end a relay drains it
 mod sink_contract; // one suite for every sink
 mod sinks; // each sink beyond the contract, against real destinations

@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// Statements for operators that count or list everything.
-const FOR_PEOPLE: [&str; 10] = [
+const FOR_PEOPLE: [&str; 14] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
@@ -25,6 +25,10 @@ const FOR_PEOPLE: [&str; 10] = [
     "list_deliveries",
     "count_deliveries",
     "recent_events",
+    "list_events",
+    "show_event",
+    "show_dead_letter",
+    "list_attempts",
     "published",
     "make_missing_rows",
 ];

@@ -58,6 +58,8 @@ pub struct Database {
     /// Connections for reports and reloads. Routing, settling, renewing and the listener have one each in
     /// addition.
     pub pool_size: u32,
+    /// Most connections for SQL functions of subscriptions, opened on demand.
+    pub function_pool_size: u32,
     /// Whether `url` connects to a transaction pooler such as PgBouncer.
     pub pooler: bool,
     /// Whether the relay starts although its login is a superuser.
@@ -143,6 +145,7 @@ impl Config {
                 url: database_url,
                 listen_url: None,
                 pool_size: 4,
+                function_pool_size: crate::sinks::FUNCTION_CONNECTIONS,
                 pooler: false,
                 allow_superuser: false,
             },

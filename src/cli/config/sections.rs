@@ -37,6 +37,7 @@ impl Database {
         }
         self.listen_url = reader.read_secret("database.listen_url", url);
         set(&mut self.pool_size, reader.read("database.pool_size", number(1..=100)));
+        set(&mut self.function_pool_size, reader.read("database.function_pool_size", number(1..=100)));
         set(&mut self.pooler, reader.read("database.pooler", switch));
         set(&mut self.allow_superuser, reader.read("database.allow_superuser", switch));
     }

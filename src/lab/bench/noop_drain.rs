@@ -103,6 +103,7 @@ async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
         options: options.clone(),
         relay: "bench".to_owned(),
         environment: crate::relay::Settings::default().environment,
+        function_pool_size: 1,
         pool_size: 1,
         pooler: false,
         allow_superuser: false,

@@ -22,6 +22,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -29,7 +30,7 @@ pub use self::target::Target;
 use crate::{
     delivery::{Outcome, Reason},
     sink::{
-        Batch, Outgoing, Problem, Report, Sink,
+        Batch, Outgoing, Preview, Problem, Report, Sink,
         egress::{Egress, Guard},
         secret::Secrets,
     },
@@ -132,12 +133,20 @@ impl Sink for Webhook {
         (target.timeout + GRACE).min(target::LONGEST_TIMEOUT)
     }
 
-    fn preview(&self, target: &Target, delivery: &Outgoing) -> Option<Result<String, Problem>> {
-        let message = target.message(std::slice::from_ref(delivery)).map_err(too_large);
-        Some(
-            message.map(|message| String::from_utf8_lossy(&message.body).into_owned()).map_err(Problem::from),
-        )
+    fn preview(&self, target: &Target, delivery: &Outgoing) -> Option<Result<Preview, Problem>> {
+        let message = match target.message(std::slice::from_ref(delivery)) {
+            Ok(message) => message,
+            Err(length) => return Some(Err(too_large(length).into())),
+        };
+        let (headers, body) = target.sign(message, seconds(delivery.attempted_at));
+        let body = String::from_utf8_lossy(&body).into_owned();
+        Some(Ok(Preview { head: target.head(&headers), body }))
     }
+}
+
+/// Seconds since 1970, and no less than 0.
+fn seconds(at: DateTime<Utc>) -> i64 {
+    at.timestamp().max(0)
 }
 
 fn too_large(length: usize) -> String {
@@ -163,9 +172,8 @@ impl Webhook {
         let now = SystemTime::from(
             deliveries.first().map_or(chrono::DateTime::UNIX_EPOCH, |first| first.attempted_at),
         );
-        let seconds = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let until = Instant::now() + target.timeout;
-        let (headers, body) = target.sign(message, i64::try_from(seconds).unwrap_or_default());
+        let (headers, body) = target.sign(message, seconds(now.into()));
         let mut request = client::Request::new(body.into());
         *request.method_mut() = target.method.clone();
         *request.uri_mut() = target.uri.clone();

@@ -30,7 +30,7 @@ mod tansu;
 use pgoutbox::{
     cli::config,
     sink::{Registry, egress::Egress, secret::Secrets},
-    sinks::{handler::Handlers, webhook::Webhook},
+    sinks::{function::Functions, handler::Handlers, webhook::Webhook},
 };
 
 /// Required keys of connections.
@@ -54,7 +54,7 @@ pub(crate) fn every_sink() -> Registry {
         Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
     registry.add(Webhook::new(&egress, Secrets::with_environment(None, |_| None)).unwrap());
     let database = "postgres://nobody@localhost/nothing".parse().unwrap();
-    pgoutbox::sinks::add_built_in(&mut registry, database, "docs", false);
+    pgoutbox::sinks::add_built_in(&mut registry, Functions::new(database, "docs", false, 1));
     let mut handlers = Handlers::default();
     handlers.add("product-cache", |_| async { Ok::<(), std::convert::Infallible>(()) });
     registry.add(handlers);

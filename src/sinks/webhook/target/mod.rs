@@ -271,6 +271,15 @@ impl Target {
         }
         (headers, body)
     }
+
+    /// The lines before the body of a request with these headers, as people are shown them.
+    pub(super) fn head(&self, headers: &HeaderMap) -> Vec<String> {
+        let value =
+            |value: &HeaderValue| self.confidential.redact(&String::from_utf8_lossy(value.as_bytes()), false);
+        std::iter::once(format!("{} {}", self.method, self.uri))
+            .chain(headers.iter().map(|(name, text)| format!("{name}: {}", value(text))))
+            .collect()
+    }
 }
 
 fn parse_url(value: &Value, guard: &Guard) -> Result<Url, String> {

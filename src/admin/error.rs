@@ -1,0 +1,122 @@
+//! Why an operation failed, from the driver's error.
+
+use sqlx::postgres::PgDatabaseError;
+
+use super::{LISTING_RELAYS, PUBLISHING, READING_IDENTITY, READING_LOG, READING_STATUS};
+use crate::sink::{
+    plain::plain,
+    sqlstate::{self, Class},
+};
+
+/// Why an operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no connection, or it was lost.
+    #[error("{doing}: the database cannot be reached")]
+    Unreachable {
+        /// The operation, such as `listing relays`.
+        doing: &'static str,
+        /// Error of the driver.
+        source: sqlx::Error,
+    },
+    /// There is no schema `outbox`, or an older one.
+    #[error("outbox is not migrated: run `pgoutbox migrate`")]
+    NotMigrated,
+    /// The login lacks rights.
+    #[error("{message} ({hint})")]
+    Denied {
+        /// PostgreSQL's message.
+        message: String,
+        /// What gives the rights.
+        hint: String,
+    },
+    /// PostgreSQL refused the input: a malformed topic, an unknown subscription.
+    #[error("{message}{}", hint.as_deref().map(|hint| format!(" ({hint})")).unwrap_or_default())]
+    Refused {
+        /// PostgreSQL's message, which names the field.
+        message: String,
+        /// PostgreSQL's hint.
+        hint: Option<String>,
+    },
+    /// Any other error.
+    #[error("{doing}")]
+    Failed {
+        /// The operation, such as `listing relays`.
+        doing: &'static str,
+        /// Error of the driver.
+        source: sqlx::Error,
+    },
+}
+
+impl Error {
+    /// Classifies an error of the driver.
+    #[must_use]
+    pub fn of(doing: &'static str, source: sqlx::Error) -> Self {
+        let source = plain(source);
+        if is_unreachable(&source) {
+            return Self::Unreachable { doing, source };
+        }
+        let Some(answer) =
+            source.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        else {
+            return Self::Failed { doing, source };
+        };
+        match sqlstate::class(answer.code()) {
+            // Every statement names only tables and functions of the schema `outbox`.
+            Class::Missing => Self::NotMigrated,
+            Class::Refused => {
+                Self::Refused { message: refusal(answer), hint: answer.hint().map(ToOwned::to_owned) }
+            }
+            Class::NoRights => Self::Denied {
+                message: refusal(answer),
+                hint: answer.hint().map_or_else(|| lacking(doing), ToOwned::to_owned),
+            },
+            _ => Self::Failed { doing, source },
+        }
+    }
+}
+
+/// Whether the database refuses the login, or the login lacks rights.
+#[must_use]
+pub fn is_denied(error: &sqlx::Error) -> bool {
+    matches!(sqlstate::class_of(error), Some(Class::NoRights | Class::LoginRefused))
+}
+
+/// Whether the database did not answer, or is starting up or shutting down.
+#[must_use]
+pub fn is_unreachable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(_) => {
+            let unreachable = [Class::Unavailable, Class::LoginRefused, Class::NoDatabase, Class::Busy];
+            sqlstate::class_of(error).is_some_and(|class| unreachable.contains(&class))
+        }
+        _ => false,
+    }
+}
+
+/// Which group a login needs for an operation.
+fn lacking(doing: &str) -> String {
+    let group = match doing {
+        PUBLISHING => "outbox_publisher",
+        READING_IDENTITY | READING_STATUS | READING_LOG | LISTING_RELAYS => "outbox_monitor",
+        _ => "outbox_admin",
+    };
+    format!(
+        "{doing} needs a login that inherits the rights of {group}; let the owner of the outbox run \
+         `grant {group} to …`"
+    )
+}
+
+/// The message of a refusal. Constraints are named after their rule; PostgreSQL's own message would print the
+/// whole row.
+fn refusal(answer: &PgDatabaseError) -> String {
+    match answer.constraint() {
+        Some(constraint) if answer.code() == "23514" => constraint.replace('_', " "),
+        _ => answer.message().to_owned(),
+    }
+}

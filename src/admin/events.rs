@@ -1,0 +1,97 @@
+//! Events of the log: list and show them.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use super::{Error, Operator, ask};
+use crate::event::{JsonText, Position};
+
+/// How many of the newest events are looked at for a list.
+pub const LOOKED_AT: i32 = 100_000;
+
+/// An event of the log, without its headers and payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+pub struct LoggedEvent {
+    /// Public id.
+    pub event_id: Uuid,
+    /// Place in the log.
+    pub position: Position,
+    /// Topic.
+    pub topic: String,
+    /// Key.
+    pub key: Option<String>,
+    /// Tenant.
+    pub organization: Option<String>,
+    /// Name of the application that published it.
+    pub source: Option<String>,
+    /// User who caused it.
+    pub user_id: Option<String>,
+    /// Version of the payload's schema.
+    pub schema_version: Option<i32>,
+    /// Priority from 0 to 1000.
+    pub priority: i32,
+    /// Time of the insert, by the database's clock.
+    pub created_at: DateTime<Utc>,
+    /// Earliest delivery.
+    pub deliver_after: Option<DateTime<Utc>>,
+}
+
+/// An event of the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+pub struct WholeEvent {
+    /// The event without its headers and payload.
+    #[sqlx(flatten)]
+    #[serde(flatten)]
+    pub event: LoggedEvent,
+    /// Headers: an object of strings.
+    #[sqlx(json)]
+    pub headers: JsonText,
+    /// Payload.
+    #[sqlx(json)]
+    pub payload: JsonText,
+}
+
+/// Selects events; the default selects all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Topic pattern.
+    pub topic: Option<String>,
+    /// Key.
+    pub key: Option<String>,
+    /// Tenant.
+    pub organization: Option<String>,
+    /// Earliest time of the insert.
+    pub since: Option<DateTime<Utc>>,
+}
+
+impl Operator {
+    /// Lists matching events among the newest [`LOOKED_AT`], newest first.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the topic is no pattern; and those of the database.
+    pub async fn list_events(
+        &mut self,
+        filter: &EventFilter,
+        max_rows: i32,
+    ) -> Result<Vec<LoggedEvent>, Error> {
+        let query = sqlx::query_as(sql!("admin/list_events"))
+            .bind(&filter.topic)
+            .bind(&filter.key)
+            .bind(&filter.organization)
+            .bind(filter.since)
+            .bind(i64::from(max_rows))
+            .bind(i64::from(LOOKED_AT));
+        ask("listing events", query.fetch_all(&mut self.connection)).await
+    }
+
+    /// The event with this id, if the log still has it.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn show_event(&mut self, id: Uuid) -> Result<Option<WholeEvent>, Error> {
+        let query = sqlx::query_as(sql!("admin/show_event")).bind(id);
+        ask("reading an event", query.fetch_optional(&mut self.connection)).await
+    }
+}

@@ -1,0 +1,94 @@
+//! `attempts`: lists the attempt log.
+
+use uuid::Uuid;
+
+use super::{
+    moment::{self, Moment},
+    print,
+};
+use crate::{
+    admin::{AttemptFilter, LoggedAttempt, Operator},
+    delivery::duration,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Attempts {
+    /// Only those of this subscription.
+    #[arg(long, value_name = "NAME")]
+    subscription: Option<String>,
+    /// Only those of the event with this id.
+    #[arg(long, value_name = "ID")]
+    event: Option<Uuid>,
+    /// Only those whose reason, answer or status is LIKE this, such as 5__ or %certificate%
+    #[arg(long, value_name = "LIKE")]
+    error_like: Option<String>,
+    /// Only those since this time, or within this duration, such as 2h [default: 1d, for one event all].
+    #[arg(long, value_name = "WHEN")]
+    since: Option<Moment>,
+    /// List at most so many.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(i32).range(1..=100_000)
+    )]
+    limit: i32,
+    /// Print one JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Attempts {
+    pub(super) async fn execute(
+        self,
+        connect: impl AsyncFnOnce() -> anyhow::Result<Operator>,
+    ) -> anyhow::Result<()> {
+        let operator = &mut connect().await?;
+        let a_day = Moment::Duration(std::time::Duration::from_secs(24 * 60 * 60));
+        let since = match self.since.or_else(|| self.event.is_none().then_some(a_day)) {
+            Some(moment) => Some(moment.past(operator).await?),
+            None => None,
+        };
+        let choice = AttemptFilter {
+            subscription: self.subscription,
+            event: self.event,
+            error_like: self.error_like,
+            since,
+        };
+        let attempts = operator.list_attempts(&choice, self.limit).await?;
+        if attempts.len() as i64 == i64::from(self.limit) {
+            print::note!("these are the newest {}; --limit shows more", self.limit);
+        }
+        if self.json {
+            return Ok(print::json(&attempts)?);
+        }
+        if attempts.is_empty() {
+            print::note!("no attempts; relays record those that relay.attempt_log says");
+        }
+        let names =
+            ["AT", "SUBSCRIPTION", "ATTEMPT", "OUTCOME", "REASON", "STATUS", "TOOK", "EVENT", "ANSWER"];
+        Ok(print::table(names, &attempts.iter().map(cells).collect::<Vec<_>>())?)
+    }
+}
+
+fn cells(one: &LoggedAttempt) -> [String; 9] {
+    let mut outcome = one.outcome.clone();
+    if one.ambiguous {
+        outcome.push_str(", may have arrived");
+    }
+    if one.stale {
+        outcome.push_str(", lease lost");
+    }
+    let took = std::time::Duration::try_from_secs_f64(one.seconds).unwrap_or_default();
+    [
+        moment::shown(one.at),
+        one.subscription.clone().unwrap_or_else(|| "deleted".to_owned()),
+        one.attempt.to_string(),
+        outcome,
+        one.reason.clone().unwrap_or_default(),
+        print::or_empty(one.status.as_ref()),
+        duration::format(std::time::Duration::from_millis(took.as_millis() as u64)),
+        one.event_id.map_or_else(|| "unreadable".to_owned(), |id| id.to_string()),
+        one.answer.clone().unwrap_or_default(),
+    ]
+}

@@ -1,0 +1,106 @@
+//! `subscriptions create`: one subscription from options.
+
+use anyhow::bail;
+use serde_json::json;
+
+use super::{Misuse, config::Config, exit::Exit, input, print};
+use crate::{
+    admin::{self, SubscriptionSpec},
+    event::JsonText,
+    store::SubscriptionRow,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Create {
+    /// Unique name.
+    name: String,
+    /// Topic pattern of the events it receives, such as shop.orders.*; may be repeated.
+    #[arg(long, value_name = "PATTERN", required = true)]
+    topics: Vec<String>,
+    /// Send webhooks to this URL: short for --sink webhook --sink-config '{"url": …}'.
+    #[arg(long, conflicts_with_all = ["sink", "target"], required_unless_present = "sink")]
+    url: Option<String>,
+    /// Kind of sink, such as webhook, kafka or function.
+    #[arg(long)]
+    sink: Option<String>,
+    /// Target within the sink: a JSON object with the fields that outbox.sinks lists.
+    #[arg(long = "sink-config", value_name = "JSON", requires = "sink")]
+    target: Option<String>,
+    /// JSON that the payload must contain.
+    #[arg(long = "match", value_name = "JSON")]
+    matching: Option<String>,
+    /// CEL expression that an event must satisfy.
+    #[arg(long, value_name = "CEL")]
+    filter: Option<String>,
+    /// CEL expression that makes the payload that is sent.
+    #[arg(long, value_name = "CEL")]
+    transform: Option<String>,
+    /// Tenant whose events it receives [default: every organization].
+    #[arg(long)]
+    organization: Option<String>,
+    /// Retry policy: a JSON object such as {"max_attempts": 5}.
+    #[arg(long, value_name = "JSON")]
+    retry: Option<String>,
+    /// Begin with past events: beginning, or a time such as 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "WHEN")]
+    start: Option<String>,
+    /// Print one JSON object on one line.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Create {
+    pub(super) async fn execute(self, config: &Config) -> anyhow::Result<Exit> {
+        let spec = self.spec()?;
+        admin::check_specs(std::slice::from_ref(&spec))?;
+        let mut operator = super::connect(config).await?;
+        if !operator.list_subscriptions(Some(&spec.name)).await?.is_empty() {
+            bail!(
+                "there is a subscription {:?} already; change it with `pgoutbox subscriptions apply` or \
+                 outbox.subscribe(…)",
+                spec.name
+            );
+        }
+        let id = operator.subscribe(&spec).await?;
+        if self.json {
+            print::json([Created { id, subscription: &spec.name }])?;
+        }
+        print::note!("{} created", spec.name);
+        Ok(Exit::Done)
+    }
+
+    fn spec(&self) -> Result<SubscriptionSpec, Misuse> {
+        let (sink, target) = match (&self.url, &self.sink) {
+            (Some(url), _) => ("webhook", Some(json!({ "url": url }).into())),
+            (None, sink) => {
+                (sink.as_deref().unwrap_or_default(), json("--sink-config", self.target.as_deref())?)
+            }
+        };
+        let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+        let row = SubscriptionRow::new(&self.name, &topics, sink, json!({}));
+        Ok(SubscriptionSpec {
+            config: target,
+            matching: json("--match", self.matching.as_deref())?,
+            filter: self.filter.clone(),
+            transform: self.transform.clone(),
+            organization: self.organization.clone(),
+            retry: json("--retry", self.retry.as_deref())?,
+            start: self.start.clone(),
+            ..SubscriptionSpec::from(&row)
+        })
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Created<'s> {
+    id: i64,
+    subscription: &'s str,
+}
+
+fn json(option: &str, text: Option<&str>) -> Result<Option<JsonText>, Misuse> {
+    text.map(|text| {
+        serde_json::from_str(text)
+            .map_err(|error| Misuse(format!("{option}: {}", input::mistake(text, &error))))
+    })
+    .transpose()
+}

@@ -1,0 +1,330 @@
+//! What commands show: people get tables, fields and local times, programs one kind of JSON.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::{Command, Output, Stdio},
+    time::SystemTime,
+};
+
+use chrono::{DateTime, Utc};
+use http::HeaderMap;
+use pgoutbox::{
+    delivery::{Outcome, Reason},
+    sinks::webhook::sign,
+};
+use serde_json::{Value, json};
+
+use crate::support::{Database, Recorder, RelayBox};
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+/// Runs the binary with more in its environment.
+fn with(database: &Database, environment: &[(&str, &str)], arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pgoutbox"))
+        .args(arguments)
+        .env_clear()
+        .env("DATABASE_URL", database.url())
+        .env("PGOUTBOX__DATABASE__ALLOW_SUPERUSER", "true")
+        .envs(environment.iter().copied())
+        .current_dir(std::env::temp_dir())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// One dead letter and one delivery that waits, each of an event of its own.
+async fn fill(database: &Database) {
+    database
+        .execute(
+            "select outbox.subscribe('shop', array['shop.**'], 'recorder', \
+                                     retry => '{\"schedule\": [\"1h\"]}')",
+        )
+        .await;
+    let recorder = Recorder::answering(|seen| match seen.topic.as_str() {
+        "shop.lost" => Outcome::Rejected { reason: Reason::Refused },
+        _ => Outcome::Retry { reason: Reason::Timeout, after: None },
+    });
+    let relay = RelayBox::start(database, &recorder).await;
+    database
+        .execute(
+            "select outbox.publish('shop.lost', '{\"total\": 12345678901234567890.10}', key => 'o-1', \
+                                   headers => '{\"x\": \"y\"}', organization => 'acme'), \
+                    outbox.publish('shop.late', '1', key => 'o-2')",
+        )
+        .await;
+    database.eventually("select count(*) = 1 from outbox.dead_letters").await;
+    database.eventually("select count(*) = 1 from outbox.deliveries where attempt = 1").await;
+    assert!(relay.stop().await.complete);
+}
+
+async fn event(database: &Database, topic: &str) -> String {
+    sqlx::query_scalar("select id::text from outbox.events where topic = $1")
+        .bind(topic)
+        .fetch_one(&mut database.connection().await)
+        .await
+        .unwrap()
+}
+
+/// The fields of an object in the order of its text, and those that are times.
+fn fields(line: &str) -> Vec<String> {
+    let values: BTreeMap<String, Value> = serde_json::from_str(line).unwrap();
+    let mut names: Vec<String> = values.keys().cloned().collect();
+    names.sort_by_key(|name| line.find(&format!("\"{name}\":")).unwrap());
+    for (name, value) in values {
+        if name.ends_with("_at") || name == "at" {
+            let Some(time) = value.as_str() else { continue };
+            assert!(time.ends_with('Z') && time.parse::<DateTime<Utc>>().is_ok(), "{name}: {time}");
+        }
+    }
+    names
+}
+
+#[tokio::test]
+async fn all_json_has_its_fields_in_one_order_and_times_in_utc() {
+    let database = Database::new().await;
+    fill(&database).await;
+    database
+        .execute("select outbox.subscribe('bad', array['x'], 'webhook', '{\"url\": \"http://a.example\"}')")
+        .await;
+    database.execute("select outbox.define_event_type('shop.*', 1, '{\"type\": \"string\"}')").await;
+    let lost = event(&database, "shop.lost").await;
+    let id = database.count("select id from outbox.dead_letters").await.to_string();
+    let mut orders: BTreeMap<(String, String), String> = BTreeMap::new();
+    for arguments in [
+        &["status"][..],
+        &["subscriptions", "list"],
+        &["subscriptions", "show", "shop"],
+        &["subscriptions", "test", "shop"],
+        &["subscriptions", "pause", "shop"],
+        &["subscriptions", "create", "more", "--topics", "*", "--sink", "stdout"],
+        &["subscriptions", "delete", "more"],
+        &["types", "list"],
+        &["types", "check"],
+        &["dead-letters", "list"],
+        &["dead-letters", "show", &id],
+        &["dead-letters", "redrive", "--dry-run"],
+        &["dead-letters", "redrive", &id],
+        &["deliveries", "list"],
+        &["deliveries", "retry", "--dry-run"],
+        &["deliveries", "cancel", "--all", "--yes"],
+        &["events", "list"],
+        &["events", "show", &lost],
+        &["attempts"],
+        &["check"],
+    ] {
+        let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
+        let output = database.pgoutbox(&arguments);
+        let said = text(&output.stdout);
+        assert!(!said.is_empty(), "{arguments:?}: {output:?}");
+        for line in said.lines() {
+            let names = fields(line);
+            for (n, first) in names.iter().enumerate() {
+                for second in &names[n + 1..] {
+                    let pair = (first.clone(), second.clone());
+                    orders.entry(pair).or_insert_with(|| format!("{arguments:?}"));
+                }
+            }
+        }
+    }
+    let contradictions: BTreeSet<String> = orders
+        .iter()
+        .filter_map(|((first, second), here)| {
+            let there = orders.get(&(second.clone(), first.clone()))?;
+            (first < second).then(|| format!("{first} and {second}: {here} and {there}"))
+        })
+        .collect();
+    assert!(contradictions.is_empty(), "{contradictions:#?}");
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn people_see_the_time_of_their_machine_and_utc_when_they_ask_for_it() {
+    let database = Database::new().await;
+    fill(&database).await;
+    database.execute("update outbox.dead_letters set died_at = '2026-01-31 23:30:05.6Z'").await;
+    let zone = [("TZ", "Asia/Tokyo")];
+    let list = |more: &[&str]| {
+        let arguments: Vec<&str> = ["dead-letters", "list"].iter().chain(more).copied().collect();
+        text(&with(&database, &zone, &arguments).stdout)
+    };
+    assert!(list(&[]).contains(" 2026-02-01 08:30:05  shop"), "{}", list(&[]));
+    assert!(list(&["--utc"]).contains(" 2026-01-31 23:30:05Z  shop"), "{}", list(&["--utc"]));
+    assert!(list(&["--json"]).contains("\"2026-01-31T23:30:05.600Z\""), "{}", list(&["--json"]));
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_and_an_event_are_shown_as_lines_with_the_payload_as_it_is() {
+    let database = Database::new().await;
+    fill(&database).await;
+    let id = database.count("select id from outbox.dead_letters").await.to_string();
+    let lost = event(&database, "shop.lost").await;
+    for arguments in [&["dead-letters", "show", &id][..], &["events", "show", &lost]] {
+        let said = text(&database.pgoutbox(arguments).stdout);
+        let lines: BTreeMap<&str, &str> =
+            said.lines().map(|line| line.split_once("  ").unwrap()).map(|(a, b)| (a, b.trim())).collect();
+        assert_eq!(lines["topic"], "shop.lost", "{said}");
+        assert_eq!(lines["organization"], "acme");
+        assert_eq!(lines["payload"], "{\"total\": 12345678901234567890.10}");
+        assert_eq!(lines["headers"], "{\"x\": \"y\"}");
+        assert_eq!(lines.get("reason").copied(), (arguments[0] == "dead-letters").then_some("refused"));
+        assert!(!lines.contains_key("user"), "what is not there takes no line: {said}");
+    }
+    let missing = database.pgoutbox(&["events", "show", "00000000-0000-0000-0000-000000000000"]);
+    assert_eq!(missing.status.code(), Some(1));
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn events_and_attempts_are_found_by_what_is_known_of_them() {
+    let database = Database::new().await;
+    fill(&database).await;
+    // An id of a publisher says nothing of the time.
+    let own = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+    database.execute(format!("select outbox.publish('other.thing', '{{}}', id => '{own}')")).await;
+    let events = |more: &[&str]| {
+        let arguments: Vec<&str> = ["events", "list", "--json"].iter().chain(more).copied().collect();
+        let said = text(&database.pgoutbox(&arguments).stdout);
+        said.lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["topic"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(events(&[]), ["other.thing", "shop.late", "shop.lost"]);
+    assert_eq!(events(&["--limit", "1"]), ["other.thing"]);
+    assert_eq!(events(&["--topic", "shop.*"]), ["shop.late", "shop.lost"]);
+    assert_eq!(events(&["--key", "o-2"]), ["shop.late"]);
+    assert_eq!(events(&["--organization", "acme"]), ["shop.lost"]);
+    assert_eq!(events(&["--since", "2100-01-01T00:00:00Z"]), [""; 0]);
+    let shown = text(&database.pgoutbox(&["events", "show", own, "--json"]).stdout);
+    assert!(shown.contains("\"topic\":\"other.thing\""), "{shown}");
+
+    let lost = event(&database, "shop.lost").await;
+    let attempts = |more: &[&str]| {
+        let arguments: Vec<&str> = ["attempts"].iter().chain(more).copied().collect();
+        text(&database.pgoutbox(&arguments).stdout)
+    };
+    assert!(attempts(&[]).contains("timeout") && attempts(&[]).contains("refused"), "{}", attempts(&[]));
+    assert_eq!(attempts(&["--event", &lost]).lines().count(), 2, "{}", attempts(&["--event", &lost]));
+    assert!(attempts(&["--error-like", "time%"]).contains("timeout"));
+    assert!(!attempts(&["--error-like", "time%"]).contains("refused"));
+    assert_eq!(attempts(&["--subscription", "other"]), "");
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_subscription_is_created_and_deleted_by_options() {
+    let database = Database::new().await;
+    let create = ["subscriptions", "create", "shop", "--topics", "shop.**"];
+    let run = |more: &[&str]| {
+        let arguments: Vec<&str> = create.iter().chain(more).copied().collect();
+        let output = database.pgoutbox(&arguments);
+        (output.status.code(), text(&output.stderr))
+    };
+    let usage = |more: &[&str], word: &str| {
+        let (code, said) = run(more);
+        assert!(code == Some(2) && said.contains(word), "{more:?}: {code:?} {said}");
+    };
+    usage(&[], "--url");
+    usage(&["--url", "https://a.example", "--sink", "stdout"], "--sink");
+    usage(&["--sink", "stdout", "--sink-config", "{\"a\": }"], "--sink-config: ");
+    let (code, said) = run(&["--sink", "webhok"]);
+    assert!(code == Some(1) && said.contains("webhok"), "{code:?} {said}");
+    let (code, said) =
+        run(&["--url", "https://a.example/x", "--match", "{\"a\": 1}", "--retry", "{\"max_attempts\": 3}"]);
+    assert_eq!(code, Some(0), "{said}");
+    let made: Value = sqlx::query_scalar(
+        "select jsonb_build_array(sink, config, match, retry, topics) from outbox.subscriptions",
+    )
+    .fetch_one(&mut database.connection().await)
+    .await
+    .unwrap();
+    let url = json!({"url": "https://a.example/x"});
+    assert_eq!(made, json!(["webhook", url, {"a": 1}, {"max_attempts": 3}, ["shop.**"]]));
+    let (code, said) = run(&["--sink", "stdout"]);
+    assert!(code == Some(1) && said.contains("apply"), "what exists is not changed: {code:?} {said}");
+    assert_eq!(database.pgoutbox(&["subs", "delete", "shop"]).status.code(), Some(0));
+    assert_eq!(database.pgoutbox(&["subs", "remove", "shop"]).status.code(), Some(1));
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_trial_shows_the_request_with_a_signature_that_verifies_and_without_secrets() {
+    let database = Database::new().await;
+    let config = json!({
+        "url": "https://hooks.example.com/in?a=b", "secret": "env:PGOUTBOX_SECRET_SHOP",
+        "headers": {"authorization": "env:PGOUTBOX_SECRET_TOKEN", "x-shop": "7"},
+    });
+    database
+        .execute(format!(
+            "select outbox.subscribe('shop', array['shop.**'], 'webhook', '{config}'); \
+             select outbox.publish('shop.sold', '{{\"a\": 1.50}}'); select outbox.publish('else', '2')"
+        ))
+        .await;
+    let secrets = [("PGOUTBOX_SECRET_SHOP", SECRET), ("PGOUTBOX_SECRET_TOKEN", "Bearer very-secret-token")];
+    let output = with(&database, &secrets, &["subscriptions", "test", "shop"]);
+    let said = text(&output.stdout);
+    assert!(!said.contains("very-secret"), "{said}");
+    let request = said.split_once("\n\nPOST ").unwrap().1;
+    let (head, body) = request.split_once("\n\n").unwrap();
+    let mut lines = head.lines();
+    assert_eq!(lines.next(), Some("https://hooks.example.com/in?a=b"));
+    let headers: HeaderMap = lines
+        .map(|line| line.split_once(": ").unwrap())
+        .map(|(name, value)| (name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap()))
+        .collect();
+    assert_eq!(
+        (&headers["x-shop"], &headers["content-type"]),
+        (&"7".parse().unwrap(), &"application/json".parse().unwrap())
+    );
+    let body = body.trim_end_matches('\n');
+    assert!(body.contains("\"data\":{\"a\": 1.50}"), "{body}");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let key = sign::Key::parse(&SECRET.into()).unwrap();
+    assert!(sign::verify(&[key], &headers, body.as_bytes(), now), "{said}");
+    let rows = text(&with(&database, &secrets, &["subscriptions", "test", "shop", "--json"]).stdout);
+    let row: Value = serde_json::from_str(rows.lines().nth(1).unwrap()).unwrap();
+    assert_eq!(row["request"][0], "POST https://hooks.example.com/in?a=b", "{rows}");
+    database.drop().await;
+}
+
+/// The relay has the sink `recorder`, and its own secrets; the command line has neither.
+#[tokio::test]
+async fn check_says_what_it_cannot_judge_because_a_relay_elsewhere_uses_it() {
+    let database = Database::new().await;
+    database
+        .execute(
+            "select outbox.subscribe('here', array['x'], 'stdout'), \
+                    outbox.subscribe('shop', array['**'], 'recorder')",
+        )
+        .await;
+    let secret = json!({"url": "https://hooks.example.com/", "secret": "env:PGOUTBOX_SECRET_ELSEWHERE"});
+    let subscribe = format!("select outbox.subscribe('hook', array['never'], 'webhook', '{secret}')");
+    database.execute(subscribe).await;
+    let check = || {
+        let output = database.pgoutbox(&["check"]);
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, found, said) = check();
+    assert_eq!(code, Some(1), "nobody has judged the secret: {found}");
+    assert!(found.contains("subscription hook: ") && !found.contains("subscription shop"), "{found}");
+    assert!(said.contains("subscription shop is not judged here"), "{said}");
+    assert!(said.contains("a relay opens up to 43: 4 for reports"), "{said}");
+    // As a relay that has the secret and sends it would leave them.
+    database
+        .execute(
+            "update outbox.subscriptions set state = 'ok'; \
+             insert into outbox.relays (name, version, started_at, seen_at, permits, leased_ahead, in_flight, \
+                                        unsettled) values ('relay', '0', now(), now(), 1, 0, 0, 0)",
+        )
+        .await;
+    let (code, found, said) = check();
+    assert_eq!((code, found.as_str()), (Some(0), ""), "{said}");
+    assert!(said.contains("subscription hook is not judged here"), "{said}");
+    database.execute("update outbox.subscriptions set topics = array['other'] where name = 'hook'").await;
+    assert_eq!(check().0, Some(1), "the relay has not judged the change");
+    database.drop().await;
+}
