@@ -4,6 +4,8 @@
 pub(crate) mod amqp;
 #[cfg(feature = "amqp")]
 mod amqp_faults;
+#[cfg(feature = "amqp")]
+mod amqp_tls;
 pub(crate) mod file;
 mod function;
 mod function_sessions;
