@@ -26,6 +26,8 @@ mod kafka_tls;
 pub(crate) mod redis;
 #[cfg(feature = "redis")]
 mod redis_faults;
+#[cfg(feature = "redis")]
+mod redis_tls;
 mod stdout;
 mod tansu;
 
