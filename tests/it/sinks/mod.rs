@@ -16,6 +16,8 @@ pub(crate) mod nats;
 #[cfg(feature = "nats")]
 mod nats_answers;
 #[cfg(feature = "nats")]
+mod nats_creds;
+#[cfg(feature = "nats")]
 mod nats_faults;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
