@@ -23,6 +23,9 @@ mod nats_faults;
 pub(crate) mod kafka;
 #[cfg(feature = "kafka")]
 mod kafka_faults;
+#[cfg(feature = "kafka")]
+mod kafka_sasl;
+#[cfg(feature = "kafka")]
 mod kafka_tls;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
@@ -31,6 +34,7 @@ mod redis_faults;
 #[cfg(feature = "redis")]
 mod redis_tls;
 mod stdout;
+#[cfg(feature = "kafka")]
 mod tansu;
 
 use pgoutbox::{
