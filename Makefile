@@ -17,7 +17,7 @@ ARGS ?=
 # Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-vendored-openssl bench bench-peers fuzz operations scale clients deb test-deb test-image lint-deploy install install-openssl install-brokers install-clients install-peers install-deny install-deb
+.PHONY: demo test check check-vendored-openssl bench bench-peers fuzz operations scale clients deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-clients install-peers install-deny install-deb
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
@@ -134,7 +134,7 @@ install-openssl:
 
 # Servers that tests and the benchmark start, their clients, openssl for certificates, and the authorities of the image.
 # Debian also starts a server for some of these packages; pgoutbox does not use those.
-install-brokers:
+install-brokers: install-tansu
 	@missing=""; \
 	have() { PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v "$$1" >/dev/null; }; \
 	have redis-server || missing="$$missing redis-server"; \
@@ -144,6 +144,16 @@ install-brokers:
 	have openssl || missing="$$missing openssl"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$$missing ca-certificates"; \
 	$(install_missing)
+
+# A broker of Kafka's protocol that asks for passwords. The one of `make clients` keeps none, so cargo builds this one,
+# once, in a few minutes.
+TANSU = 0.6.0
+install-tansu:
+	@if ! { tansu --version && tansu --help; } 2>/dev/null | tr '\n' ' ' | grep -q '^tansu $(TANSU) .*engines:.*libsql'; then \
+		echo "building the broker tansu, which takes a few minutes (cargo install --locked tansu@$(TANSU))"; \
+		env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_STRIP=true \
+			$(CARGO) install --locked --debug --force --features libsql tansu@$(TANSU); \
+	fi
 
 # The JDBC driver, where Debian installs it.
 PGJDBC ?= /usr/share/java/postgresql.jar

@@ -8,16 +8,32 @@ use super::{Error, Kind, PrivateServer};
 const PROGRAM: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 const MISSING: Error = Error::Missing { program: "rabbitmq-server", package: "rabbitmq-server" };
 
+/// Lines that are added to its configuration.
+const FURTHER: &str = "further.conf";
+
 /// Starts RabbitMQ with the user guest and messages of at most 100,000 bytes. Returns when it listens,
 /// shortly before it knows its users.
 ///
 /// # Errors
 /// When RabbitMQ is not installed or does not start.
 pub fn start() -> Result<PrivateServer, Error> {
+    start_with(|_| String::new())
+}
+
+/// Starts RabbitMQ with further lines of its configuration, which may depend on its directory.
+///
+/// # Errors
+/// Those of [`start`].
+pub fn start_with(further: impl FnOnce(&Path) -> String) -> Result<PrivateServer, Error> {
     if !Path::new(PROGRAM).is_file() {
         return Err(MISSING);
     }
-    PrivateServer::start(Kind { program: "sh", package: "rabbitmq-server", arguments }, &[])
+    let kind = Kind { program: "sh", package: "rabbitmq-server", arguments };
+    PrivateServer::start_in(kind, |directory| {
+        // Without the file it does not start, as without those that `settings` writes.
+        let _ = fs::write(directory.join(FURTHER), further(directory));
+        Vec::new()
+    })
 }
 
 fn arguments(directory: &Path, port: u16) -> Vec<OsString> {
@@ -39,10 +55,12 @@ fn settings(directory: &Path, port: u16) -> io::Result<()> {
             .map(|address| address.port())
     };
     fs::write(directory.join("enabled_plugins"), "[].")?;
+    let further = fs::read_to_string(directory.join(FURTHER))?;
     fs::write(
         directory.join("rabbitmq.conf"),
         format!(
-            "listeners.tcp.local = 127.0.0.1:{port}\nmax_message_size = 100000\nlog.console.level = warning\n"
+            "listeners.tcp.local = 127.0.0.1:{port}\nmax_message_size = 100000\nlog.console.level = warning\n\
+             {further}"
         ),
     )?;
     fs::write(

@@ -87,8 +87,8 @@ fn largest(closed: &AMQPError) -> Option<usize> {
         .ok()
 }
 
-/// The report when no connection or channel was opened: nothing was sent.
-pub(super) fn unconnected(error: &Error) -> Report {
+/// The report when no connection or channel was opened: nothing was sent. `secure`: over TLS.
+pub(super) fn unconnected(error: &Error, secure: bool) -> Report {
     if let Some(lack) = lack(error) {
         return shortage::report(lack);
     }
@@ -98,6 +98,11 @@ pub(super) fn unconnected(error: &Error) -> Report {
         (None, ErrorKind::IOError(error)) if is_tls(error) => Reason::TlsFailed,
         (None, ErrorKind::IOError(error)) if error.to_string().contains("lookup address") => {
             Reason::DnsFailed
+        }
+        // With TLS 1.3 a server refuses the client's certificate after the handshake.
+        (None, ErrorKind::IOError(io)) if secure && is_end(io) => {
+            let hint = "a server that refuses the client's certificate closes the connection so";
+            return retry(Reason::ConnectFailed).with_answer(format!("{}: {hint}", text(error)));
         }
         (None, _) => Reason::ConnectFailed,
     };
@@ -150,6 +155,11 @@ fn reason(error: &AMQPError) -> Reason {
         CONNECTION_FORCED => Reason::BrokenAnswer,
         _ => Reason::Refused,
     }
+}
+
+fn is_end(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), ConnectionReset | ConnectionAborted | BrokenPipe | UnexpectedEof)
 }
 
 fn is_tls(error: &std::io::Error) -> bool {

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use lapin::{
-    tcp::{OwnedIdentity, OwnedTLSConfig},
+    tcp::{RustlsConnector, RustlsConnectorConfig},
     uri::AMQPUri,
 };
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
@@ -74,7 +75,8 @@ impl Config {
     pub(super) fn usable(&self) -> Result<(), String> {
         match self.problems().into_iter().next() {
             Some((key, problem)) => Err(format!("{key}: {problem}")),
-            None => self.tls().map(drop),
+            None if self.tls_files.is_set() => self.tls().map(drop),
+            None => Ok(()),
         }
     }
 
@@ -98,13 +100,29 @@ impl Config {
         Ok(uri)
     }
 
-    /// Reads the certificates at each call: the files may have been replaced.
-    pub(super) fn tls(&self) -> Result<OwnedTLSConfig, String> {
-        let cert_chain = self.tls_files.authorities()?.map(String::from_utf8).transpose();
-        let cert_chain = cert_chain.map_err(|_| "ca_file: it is not PEM".to_owned())?;
-        let identity =
-            self.tls_files.identity()?.map(|Identity { cert: pem, key }| OwnedIdentity::PKCS8 { pem, key });
-        Ok(OwnedTLSConfig { identity, cert_chain })
+    /// Whom to trust, and the client's certificate. Read at each call: the files may have been replaced.
+    pub(super) fn tls(&self) -> Result<RustlsConnector, String> {
+        let certificates = |key: &str, pem: &[u8]| {
+            let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+            let found = found.map_err(|_| format!("{key}: it is not PEM"))?;
+            if found.is_empty() { Err(format!("{key}: contains no certificate")) } else { Ok(found) }
+        };
+        let config = match self.tls_files.authorities()? {
+            Some(pem) => {
+                RustlsConnectorConfig::default().with_parsable_certificates(certificates("ca_file", &pem)?)
+            }
+            None => RustlsConnectorConfig::new_with_native_certs()
+                .map_err(|error| format!("reading the system's certificate authorities: {error}"))?,
+        };
+        let connector = match self.tls_files.identity()? {
+            Some(Identity { cert, key }) => {
+                let key = PrivateKeyDer::from_pem_slice(&key)
+                    .map_err(|_| "key_file: contains no private key".to_owned())?;
+                config.connector_with_single_cert(certificates("cert_file", &cert)?, key)
+            }
+            None => config.connector_with_no_client_auth(),
+        };
+        connector.map_err(|error| format!("ca_file, cert_file or key_file: {error}"))
     }
 }
 

@@ -25,6 +25,7 @@ use lapin::{
     runtime::default_runtime,
     tcp::AMQPUriTcpExt as _,
     types::FieldTable,
+    uri::{AMQPScheme, AMQPUri},
 };
 use serde_json::Value;
 use tokio::{
@@ -200,14 +201,24 @@ impl Amqp {
 
     async fn connect(&self) -> Result<Arc<Link>, Report> {
         let refused = |problem: String| answer::retry(Reason::ConnectFailed).with_answer(problem);
-        let (uri, tls) = (self.config.uri().map_err(refused)?, self.config.tls().map_err(refused)?);
+        let uri = self.config.uri().map_err(refused)?;
+        let secure = uri.scheme == AMQPScheme::AMQPS;
+        let tls = secure.then(|| self.config.tls()).transpose().map_err(refused)?;
         let runtime = default_runtime().map_err(|error| refused(error.to_string()))?;
         let properties = ConnectionProperties::default().with_connection_name("pgoutbox".into());
         let connecting = Connection::connector(
             uri,
             runtime,
             async move |uri, runtime| {
-                let dialling = uri.connect_with_config_async(tls.as_ref(), &runtime);
+                let dialling = async {
+                    // The library would trust the system's authorities besides those of `ca_file`.
+                    let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..uri.clone() };
+                    let stream = plain.connect_async(&runtime).await?;
+                    match &tls {
+                        Some(tls) => stream.into_rustls(tls, &uri.authority.host).await,
+                        None => Ok(stream),
+                    }
+                };
                 let dialled = tokio::time::timeout(CONNECT, dialling)
                     .await
                     .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
@@ -215,7 +226,7 @@ impl Amqp {
             },
             properties,
         );
-        let connection = connecting.await.map_err(|error| answer::unconnected(&error))?;
+        let connection = connecting.await.map_err(|error| answer::unconnected(&error, secure))?;
         let most = usize::from(connection.configuration().channel_max());
         // 0 means no limit but that of the protocol.
         let channels = Semaphore::new(if most == 0 { usize::from(u16::MAX) } else { most });
@@ -243,11 +254,11 @@ impl Amqp {
             Ok(Ok(channel)) => channel,
             // The connection works: others go on using it.
             Ok(Err(error)) if answer::lack(&error).is_some() && status.connected() => {
-                return vec![answer::unconnected(&error); messages.len()];
+                return vec![answer::unconnected(&error, false); messages.len()];
             }
             Ok(Err(error)) => {
                 self.shared.give_up(link.number);
-                return vec![answer::unconnected(&error); messages.len()];
+                return vec![answer::unconnected(&error, false); messages.len()];
             }
             Err(_) => {
                 self.shared.give_up(link.number);

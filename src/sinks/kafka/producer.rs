@@ -25,6 +25,10 @@ use crate::{
 /// How long an error of a broker explains why records are late. librdkafka repeats one that lasts every 30 s.
 const RECENT: Duration = Duration::from_secs(60);
 
+/// What to look at when no record was ever stored and no error says why.
+const SILENT: &str =
+    "no broker says why; one that asks for TLS or a password closes connections that come without";
+
 /// Result of sending a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Confirmation {
@@ -205,6 +209,9 @@ impl Producer {
                         (Reason::TlsFailed, message.clone())
                     }
                     Some((code, message, _)) => (reason(*code), format!("{}: {message}", text(*code))),
+                    None if self.stored() == 0 => {
+                        (Reason::Timeout, format!("{}: {SILENT}", text(Code::MessageTimedOut)))
+                    }
                     None => (Reason::Timeout, text(Code::MessageTimedOut)),
                 };
                 timed_out(retry(reason).with_answer(message))
@@ -298,8 +305,10 @@ pub(super) fn check(config: &ClientConfig, topic: Option<&str>, limit: Duration)
         // The last error of the client says why.
         client.poll(Duration::ZERO);
         let last_error = client.context().last_error().take();
-        last_error
-            .map_or_else(|| error.to_string(), |(code, message, _)| format!("{}: {message}", text(code)))
+        last_error.map_or_else(
+            || format!("{error}: {SILENT}"),
+            |(code, message, _)| format!("{}: {message}", text(code)),
+        )
     })?;
     let Some(topic) = topic else { return Ok(()) };
     let found = metadata.topics().iter().find(|found| found.name() == topic);

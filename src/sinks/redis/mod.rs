@@ -241,10 +241,7 @@ impl Redis {
     async fn link(&self) -> Result<Numbered<Link>, Report> {
         let mut link = self.shared.get(CONNECT_DEADLINE, || self.connect()).await?;
         if link.connection.is_quiet() {
-            let ping = redis::cmd("PING");
-            let asked =
-                tokio::time::timeout(PING_DEADLINE, ping.query_async::<()>(&mut link.connection.connection))
-                    .await;
+            let asked = tokio::time::timeout(PING_DEADLINE, ping(&mut link.connection.connection)).await;
             if !matches!(asked, Ok(Ok(()))) {
                 self.shared.give_up(link.number);
                 return self.shared.get(CONNECT_DEADLINE, || self.connect()).await;
@@ -261,7 +258,7 @@ impl Redis {
             .set_response_timeout(Some(self.timeout));
         let connecting = async {
             let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-            redis::cmd("PING").query_async::<()>(&mut connection).await?;
+            ping(&mut connection).await?;
             Ok(connection)
         };
         match connecting.await {
@@ -280,6 +277,15 @@ impl Link {
     fn is_quiet(&self) -> bool {
         self.began.elapsed().saturating_sub(Duration::from_millis(self.answered.load(Ordering::Relaxed)))
             > QUIET
+    }
+}
+
+/// Waits for an answer of the server. A user need not have the right to ask: that it is refused is an answer
+/// too.
+async fn ping(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    match redis::cmd("PING").query_async::<()>(connection).await {
+        Err(error) if error.code() == Some("NOPERM") => Ok(()),
+        answered => answered,
     }
 }
 

@@ -1,5 +1,5 @@
-//! The Kafka sink with TLS, as managed clusters have it: a real broker behind a proxy that speaks TLS,
-//! because the broker's own switches for it do not work.
+//! The Kafka sink with TLS and certificates of clients: a real broker behind a proxy that speaks TLS, because
+//! the broker's own switches for it do not work.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -32,20 +32,23 @@ use crate::support::{
     server::{PrivateServer, certificates},
 };
 
-/// A broker that clients reach only by TLS and with a certificate.
-struct Secured {
+/// A broker that clients reach only by TLS.
+pub(super) struct Secured {
     broker: PrivateServer,
     address: String,
+    /// Settings of clients besides the sink.
+    pub(super) client: ClientConfig,
     _proxying: JoinSet<()>,
 }
 
 impl Secured {
-    async fn start() -> Self {
+    /// Starts a broker, which tells its clients the address that it is given, behind the proxy.
+    pub(super) async fn start(start: impl FnOnce(&str) -> PrivateServer, asks: Asks) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("localhost:{}", listener.local_addr().unwrap().port());
-        let broker = tansu::start(Some(&address));
+        let broker = start(&address);
         certificates(broker.directory());
-        let acceptor = acceptor(broker.directory());
+        let acceptor = acceptor(broker.directory(), asks);
         let port = broker.port();
         let mut proxying = JoinSet::new();
         proxying.spawn(async move {
@@ -59,32 +62,26 @@ impl Secured {
                 });
             }
         });
-        Self { broker, address, _proxying: proxying }
+        let mut client = ClientConfig::new();
+        client
+            .set("bootstrap.servers", &address)
+            .set("group.id", "test")
+            .set("security.protocol", "ssl")
+            .set("ssl.ca.location", broker.directory().join("ca.pem").to_str().unwrap());
+        Self { broker, address, client, _proxying: proxying }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.broker.directory().join(name).display().to_string()
     }
 
-    fn client(&self) -> ClientConfig {
-        let mut config = ClientConfig::new();
-        config
-            .set("bootstrap.servers", &self.address)
-            .set("group.id", "test")
-            .set("security.protocol", "ssl")
-            .set("ssl.ca.location", self.path("ca.pem"))
-            .set("ssl.certificate.location", self.path("client.pem"))
-            .set("ssl.key.location", self.path("client.key"));
-        config
-    }
-
-    fn sink(&self, more: &str) -> Registry {
+    pub(super) fn sink(&self, more: &str) -> Registry {
         registry(&format!("[sinks.kafka]\nbrokers = '{}'\ntimeout = '3s'\n{more}", self.address))
     }
 
     /// Payloads of the first records of a topic.
-    async fn payloads(&self, topic: &str, count: usize) -> Vec<String> {
-        let (config, topic) = (self.client(), topic.to_owned());
+    pub(super) async fn payloads(&self, topic: &str, count: usize) -> Vec<String> {
+        let (config, topic) = (self.client.clone(), topic.to_owned());
         let reading = tokio::task::spawn_blocking(move || {
             let consumer: BaseConsumer = config.create().unwrap();
             let mut from = TopicPartitionList::new();
@@ -97,12 +94,20 @@ impl Secured {
     }
 }
 
-fn acceptor(folder: &Path) -> TlsAcceptor {
+/// What the proxy asks of clients.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asks {
+    Certificate,
+    Nothing,
+}
+
+fn acceptor(folder: &Path, asks: Asks) -> TlsAcceptor {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(folder.join("ca.pem")).unwrap()).unwrap();
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build().unwrap();
+    let verifier = if asks == Asks::Certificate { verifier } else { WebPkiClientVerifier::no_client_auth() };
     let config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .unwrap()
@@ -117,8 +122,10 @@ fn acceptor(folder: &Path) -> TlsAcceptor {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_needs_the_authority_and_the_certificate_of_the_configuration() {
-    let secured = Secured::start().await;
-    let admin: AdminClient<DefaultClientContext> = secured.client().create().unwrap();
+    let mut secured = Secured::start(|address| tansu::start(Some(address)), Asks::Certificate).await;
+    let (certificate, key) = (secured.path("client.pem"), secured.path("client.key"));
+    secured.client.set("ssl.certificate.location", certificate).set("ssl.key.location", key);
+    let admin: AdminClient<DefaultClientContext> = secured.client.create().unwrap();
     let topic = NewTopic::new("orders", 1, TopicReplication::Fixed(1));
     admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
 

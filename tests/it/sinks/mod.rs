@@ -4,6 +4,8 @@
 pub(crate) mod amqp;
 #[cfg(feature = "amqp")]
 mod amqp_faults;
+#[cfg(feature = "amqp")]
+mod amqp_tls;
 pub(crate) mod file;
 mod function;
 mod function_sessions;
@@ -14,17 +16,25 @@ pub(crate) mod nats;
 #[cfg(feature = "nats")]
 mod nats_answers;
 #[cfg(feature = "nats")]
+mod nats_creds;
+#[cfg(feature = "nats")]
 mod nats_faults;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
 #[cfg(feature = "kafka")]
 mod kafka_faults;
+#[cfg(feature = "kafka")]
+mod kafka_sasl;
+#[cfg(feature = "kafka")]
 mod kafka_tls;
 #[cfg(feature = "redis")]
 pub(crate) mod redis;
 #[cfg(feature = "redis")]
 mod redis_faults;
+#[cfg(feature = "redis")]
+mod redis_tls;
 mod stdout;
+#[cfg(feature = "kafka")]
 mod tansu;
 
 use pgoutbox::{

@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-const NATS: Kind = Kind {
+pub(super) const NATS: Kind = Kind {
     program: "nats-server",
     package: "nats-server",
     arguments: |folder, port| {

@@ -32,7 +32,7 @@ const REDIS: Kind = Kind {
 };
 
 /// A server that speaks only TLS, with certificates in its directory.
-fn tls_server(more: &[&str]) -> PrivateServer {
+pub(super) fn tls_server(more: &[&str]) -> PrivateServer {
     let kind = Kind {
         arguments: |_, port| {
             ["--port", "0", "--save", "", "--tls-port", &port.to_string()].iter().map(Into::into).collect()

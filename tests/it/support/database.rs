@@ -192,14 +192,19 @@ impl Database {
 
     /// Runs the binary against this database with an otherwise empty environment.
     pub(crate) fn pgoutbox(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_pgoutbox"))
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Such a command, which is not started yet.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pgoutbox"));
+        command
             .args(arguments)
             .env_clear()
             .env("DATABASE_URL", self.url())
             .env("PGOUTBOX__DATABASE__ALLOW_SUPERUSER", "true")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+            .stdin(Stdio::null());
+        command
     }
 
     /// The rows that explain a failed test.

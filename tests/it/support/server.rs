@@ -3,6 +3,7 @@
 
 use std::{path::Path, process::Command};
 
+use pgoutbox::delivery::Reason;
 pub(crate) use pgoutbox::lab::private_server::{Kind, PrivateServer};
 
 /// Waits until a condition holds, at most 60 s: breakers of destinations that were down stay open for a
@@ -19,6 +20,10 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut so: imp
         "not within 60 s: {what}"
     );
 }
+
+/// Reasons when a server refuses a client's certificate. With TLS 1.3 it does so after the handshake, and its
+/// alert may be lost when it closes the connection.
+pub(crate) const REFUSED_CERTIFICATE: &[Reason] = &[Reason::TlsFailed, Reason::ConnectFailed];
 
 /// Creates an authority and its certificates for the server localhost and for a client.
 pub(crate) fn certificates(folder: &Path) {
