@@ -17,7 +17,7 @@ ARGS ?=
 # Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-vendored-openssl bench bench-peers fuzz operations scale clients deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-clients install-peers install-deny install-deb
+.PHONY: demo test check check-vendored-openssl test-sasl bench bench-peers fuzz operations scale clients deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-clients install-peers install-deny install-deb
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
@@ -51,6 +51,10 @@ check-vendored-openssl:
 CASES ?= 100000
 fuzz: install install-openssl
 	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --release --lib $(FEATURES)
+
+# Passwords of Kafka, with a broker that takes a few minutes to build.
+test-sasl: install install-openssl install-brokers install-tansu clients
+	$(CARGO) test --locked $(FEATURES) --test it -- --ignored kafka_sasl::
 
 # Millions of rows in the way of a relay. Takes a quarter of an hour and 10 GB of disk.
 scale: install install-openssl
@@ -134,7 +138,7 @@ install-openssl:
 
 # Servers that tests and the benchmark start, their clients, openssl for certificates, and the authorities of the image.
 # Debian also starts a server for some of these packages; pgoutbox does not use those.
-install-brokers: install-tansu
+install-brokers:
 	@missing=""; \
 	have() { PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v "$$1" >/dev/null; }; \
 	have redis-server || missing="$$missing redis-server"; \
@@ -145,8 +149,7 @@ install-brokers: install-tansu
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$$missing ca-certificates"; \
 	$(install_missing)
 
-# A broker of Kafka's protocol that asks for passwords. The one of `make clients` keeps none, so cargo builds this one,
-# once, in a few minutes.
+# A broker of Kafka's protocol that asks for passwords, built once. The one of `make clients` keeps none.
 TANSU = 0.6.0
 install-tansu:
 	@if ! { tansu --version && tansu --help; } 2>/dev/null | tr '\n' ' ' | grep -q '^tansu $(TANSU) .*engines:.*libsql'; then \

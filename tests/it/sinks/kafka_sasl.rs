@@ -11,6 +11,7 @@ use super::{
 use crate::support::deliveries::{deliveries, reasons};
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a broker that takes minutes to build: make test-sasl"]
 async fn a_password_over_tls_delivers_and_a_wrong_one_is_retried_as_access_denied_in_time() {
     let users =
         [("shop", "scram256", "secret-of-the-shop"), ("shop", "scram512", "another-secret-of-the-shop")];

@@ -38,7 +38,7 @@ fn listening(storage: &str, port: u16) -> [OsString; 5] {
 /// A broker that keeps its users. That of `make clients` stores none.
 const WITH_USERS: Kind = Kind {
     program: "tansu",
-    package: "(none: make install-brokers)",
+    package: "(none: make install-tansu)",
     arguments: |_, port| listening("sqlite://tansu.db", port).into(),
 };
 
