@@ -169,6 +169,8 @@ install-clients:
 	command -v npm >/dev/null || missing="$$missing npm"; \
 	ruby -e 'require "active_record"; require "pg"' 2>/dev/null || missing="$$missing ruby ruby-pg ruby-activerecord"; \
 	command -v javac >/dev/null || missing="$$missing default-jdk-headless"; \
+	command -v go >/dev/null || missing="$$missing golang-go"; \
+	[ -e /usr/share/gocode/src/github.com/jackc/pgx ] || missing="$$missing golang-github-jackc-pgx-v4-dev"; \
 	[ -e "$(PGJDBC)" ] || missing="$$missing libpostgresql-jdbc-java"; \
 	$(install_missing)
 

@@ -33,6 +33,7 @@ const DRIVERS: &[(&str, &str)] = &[
     ("Prisma", "prisma_.mjs"),
     ("JDBC", "Jdbc.java"),
     ("Rails", "rails.rb"),
+    ("pgx", "pgx.go"),
 ];
 
 /// Labels of keys that are strings, in any language.
@@ -108,6 +109,7 @@ async fn run(database: &Database, url: &str, order: i32, name: &'static str, scr
         Some("py") => clients::python(&path, &settings).await,
         Some("mjs") => clients::node(&path, &settings).await,
         Some("java") => clients::java(&path, &settings).await,
+        Some("go") => clients::go(&path, &settings).await,
         _ => clients::ruby(&path, &settings).await,
     };
     let mut driver = Driver { name, repeated: None, events: Vec::new(), calls: Vec::new() };

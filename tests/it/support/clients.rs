@@ -59,6 +59,16 @@ pub(crate) async fn java(script: &str, settings: &[(&str, &str)]) -> String {
     ended_well(script, command, settings).await
 }
 
+/// Runs a Go program of one file, with the packages that Debian installs.
+pub(crate) async fn go(script: &str, settings: &[(&str, &str)]) -> String {
+    let mut command = Command::new("go");
+    command.arg("run").arg(scripts().join(script));
+    let cache = folder().join("go-build");
+    let packages = [("GO111MODULE", "off"), ("GOPATH", "/usr/share/gocode")];
+    let cache = [("GOCACHE", cache.to_str().unwrap())];
+    ended_well(script, command, &[settings, &packages, &cache].concat()).await
+}
+
 fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients")
 }
