@@ -73,6 +73,8 @@ pub struct DeadLetterFilter {
     pub error_like: Option<String>,
     /// Earliest time when they were given up.
     pub since: Option<DateTime<Utc>>,
+    /// Id of one dead letter.
+    pub id: Option<i64>,
 }
 
 /// Number of dead letters that match a [`DeadLetterFilter`].
@@ -134,25 +136,6 @@ impl Operator {
         Ok(ask("redriving dead letters", query.fetch_one(&mut self.connection)).await?.0)
     }
 
-    /// Retries one dead letter. Returns whether it was there, its subscription exists, and its event could be
-    /// read.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn redrive_dead_letter(&mut self, id: i64) -> Result<bool, Error> {
-        let query = sqlx::query_scalar(sql!("admin/redrive_dead_letter")).bind(id);
-        ask("redriving dead letters", query.fetch_one(&mut self.connection)).await
-    }
-
-    /// Deletes one dead letter permanently. Returns whether it was there.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn discard_dead_letter(&mut self, id: i64) -> Result<bool, Error> {
-        let query = sqlx::query_scalar(sql!("admin/discard_dead_letter")).bind(id);
-        ask("discarding dead letters", query.fetch_one(&mut self.connection)).await
-    }
-
     /// Deletes matching dead letters, oldest first. Returns how many; fewer than `max_rows` means that none
     /// is left.
     ///
@@ -172,8 +155,8 @@ impl Operator {
 type Query<'q, T> = sqlx::query::QueryAs<'q, sqlx::Postgres, T, sqlx::postgres::PgArguments>;
 
 impl DeadLetterFilter {
-    /// Binds $1 to $4, the same in every statement about dead letters.
+    /// Binds $1 to $5, the same in every statement about dead letters.
     fn bind<'q, T: for<'r> FromRow<'r, PgRow>>(&'q self, query: Query<'q, T>) -> Query<'q, T> {
-        query.bind(&self.subscription).bind(&self.topic).bind(&self.error_like).bind(self.since)
+        query.bind(&self.subscription).bind(&self.topic).bind(&self.error_like).bind(self.since).bind(self.id)
     }
 }

@@ -95,7 +95,7 @@ impl DeadLetters {
                 let mut operator = connect().await?;
                 let mut missing = Vec::new();
                 for id in &ids {
-                    if !operator.redrive_dead_letter(*id).await? {
+                    if operator.redrive_dead_letters(&only(*id), 1).await? == 0 {
                         missing.push(*id);
                     }
                 }
@@ -132,7 +132,7 @@ impl DeadLetters {
                 }
                 let mut missing = Vec::new();
                 for id in &ids {
-                    if !operator.discard_dead_letter(*id).await? {
+                    if operator.discard_dead_letters(&only(*id), 1).await? == 0 {
                         missing.push(*id);
                     }
                 }
@@ -163,6 +163,11 @@ impl DeadLetters {
     }
 }
 
+/// Selects one dead letter.
+fn only(id: i64) -> DeadLetterFilter {
+    DeadLetterFilter { id: Some(id), ..DeadLetterFilter::default() }
+}
+
 /// Says how many of these were changed, and names the others.
 fn done(bulk: &Bulk, done: &str, ids: &[i64], missing: &[i64], why: &str) -> anyhow::Result<Exit> {
     bulk.report(done, WHAT, (ids.len() - missing.len()) as i64, 0)?;
@@ -189,6 +194,7 @@ impl Filter {
             topic: self.topic.clone(),
             error_like: self.error_like.clone(),
             since,
+            id: None,
         })
     }
 }
