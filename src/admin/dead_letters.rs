@@ -62,6 +62,27 @@ pub struct WholeDeadLetter {
     pub payload: JsonText,
 }
 
+/// Dead letters of one subscription that were given up for the same reason with the same answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+pub struct DeadLetterGroup {
+    /// Name of the subscription.
+    pub subscription: String,
+    /// Stable code of the reason.
+    pub reason: String,
+    /// HTTP status of the last answer.
+    pub status: Option<i32>,
+    /// Beginning of the last answer, escaped.
+    pub answer: Option<String>,
+    /// How many they are.
+    pub dead_letters: i64,
+    /// When the oldest was given up.
+    pub oldest_at: DateTime<Utc>,
+    /// When the newest was given up.
+    pub newest_at: DateTime<Utc>,
+    /// Id of the newest.
+    pub newest_id: i64,
+}
+
 /// Selects dead letters; the default selects all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeadLetterFilter {
@@ -98,6 +119,19 @@ impl Operator {
     ) -> Result<Vec<DeadLetter>, Error> {
         let query = filter.bind(sqlx::query_as(sql!("admin/list_dead_letters"))).bind(i64::from(max_rows));
         ask("listing dead letters", query.fetch_all(&mut self.connection)).await
+    }
+
+    /// Groups matching dead letters by what went wrong, the largest group first.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn group_dead_letters(
+        &mut self,
+        filter: &DeadLetterFilter,
+        max_rows: i32,
+    ) -> Result<Vec<DeadLetterGroup>, Error> {
+        let query = filter.bind(sqlx::query_as(sql!("admin/group_dead_letters"))).bind(i64::from(max_rows));
+        ask("grouping dead letters", query.fetch_all(&mut self.connection)).await
     }
 
     /// Counts matching dead letters.

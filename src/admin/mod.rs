@@ -28,7 +28,7 @@ pub use self::{
     },
     attempts::{AttemptFilter, LoggedAttempt},
     check::{Finding, Findings, check_subscriptions},
-    dead_letters::{DeadLetter, DeadLetterCount, DeadLetterFilter, WholeDeadLetter},
+    dead_letters::{DeadLetter, DeadLetterCount, DeadLetterFilter, DeadLetterGroup, WholeDeadLetter},
     deliveries::{DeliveryCount, DeliveryFilter, WaitingDelivery},
     error::{Error, is_denied, is_unreachable},
     events::{EventFilter, LOOKED_AT, LoggedEvent, WholeEvent},

@@ -1,6 +1,6 @@
 //! `dead-letters`: list, show, redrive and discard deliveries that were given up.
 
-use crate::admin::{DeadLetter, DeadLetterFilter, Operator};
+use crate::admin::{DeadLetter, DeadLetterFilter, DeadLetterGroup, Operator};
 
 use super::{
     bulk::{Bulk, Consent},
@@ -28,6 +28,9 @@ pub(super) enum DeadLetters {
             value_parser = clap::value_parser!(i32).range(1..=100_000)
         )]
         max_rows: i32,
+        /// List one row for each subscription, reason and answer, with counts and the newest.
+        #[arg(long)]
+        grouped: bool,
         /// Print one JSON object a line.
         #[arg(long)]
         json: bool,
@@ -87,7 +90,10 @@ impl DeadLetters {
         connect: impl AsyncFnOnce() -> anyhow::Result<Operator>,
     ) -> anyhow::Result<Exit> {
         match self {
-            Self::List { filter, max_rows, json } => {
+            Self::List { filter, max_rows, grouped: true, json } => {
+                group(&mut connect().await?, filter, max_rows, json).await?
+            }
+            Self::List { filter, max_rows, grouped: false, json } => {
                 list(&mut connect().await?, filter, max_rows, json).await?
             }
             Self::Show { ids, json } => return show(&mut connect().await?, &ids, json).await,
@@ -225,6 +231,30 @@ async fn list(operator: &mut Operator, filter: Filter, max_rows: i32, json: bool
     };
     let names = ["ID", "DIED AT", "SUBSCRIPTION", "TOPIC", "REASON", "STATUS", "ATTEMPTS", "EVENT"];
     Ok(print::table(names, &letters.iter().map(cells).collect::<Vec<_>>())?)
+}
+
+async fn group(operator: &mut Operator, filter: Filter, max_rows: i32, json: bool) -> anyhow::Result<()> {
+    let choice = filter.choice(operator).await?;
+    let groups = operator.group_dead_letters(&choice, max_rows).await?;
+    if json {
+        return Ok(print::json(&groups)?);
+    }
+    if groups.is_empty() {
+        print::note!("no dead letters");
+    }
+    let cells = |group: &DeadLetterGroup| {
+        [
+            group.dead_letters.to_string(),
+            group.subscription.clone(),
+            group.reason.clone(),
+            print::or_empty(group.status.as_ref()),
+            moment::shown(group.newest_at),
+            group.newest_id.to_string(),
+            group.answer.clone().unwrap_or_default(),
+        ]
+    };
+    let names = ["COUNT", "SUBSCRIPTION", "REASON", "STATUS", "NEWEST AT", "NEWEST", "ANSWER"];
+    Ok(print::table(names, &groups.iter().map(cells).collect::<Vec<_>>())?)
 }
 
 async fn show(operator: &mut Operator, ids: &[i64], json: bool) -> anyhow::Result<Exit> {

@@ -105,6 +105,7 @@ async fn all_json_has_its_fields_in_one_order_and_times_in_utc() {
         &["types", "list"],
         &["types", "check"],
         &["dead-letters", "list"],
+        &["dead-letters", "list", "--grouped"],
         &["dead-letters", "show", &id],
         &["dead-letters", "redrive", "--dry-run"],
         &["dead-letters", "redrive", &id],
@@ -176,6 +177,32 @@ async fn a_dead_letter_and_an_event_are_shown_as_lines_with_the_payload_as_it_is
     }
     let missing = database.pgoutbox(&["events", "show", "00000000-0000-0000-0000-000000000000"]);
     assert_eq!(missing.status.code(), Some(1));
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn dead_letters_are_grouped_by_what_went_wrong_with_their_count_and_the_newest() {
+    let database = Database::new().await;
+    fill(&database).await;
+    database
+        .execute(
+            "insert into outbox.dead_letters (subscription_id, subscription, reason, status, answer, attempts, \
+                                              position, created_at, topic, payload, headers, priority) \
+             select 0, 'other', 'server_error', 500, 'oh', 1, n, now(), 'a.b', '1', '{}', 0 \
+               from generate_series(1, 40) as n",
+        )
+        .await;
+    let newest = database.count("select max(id) from outbox.dead_letters").await.to_string();
+    let said = text(&database.pgoutbox(&["dlq", "list", "--grouped"]).stdout);
+    let rows: Vec<Vec<&str>> = said.lines().skip(1).map(|row| row.split_whitespace().collect()).collect();
+    assert_eq!(
+        (rows.len(), &rows[0][..4], rows[0][6], rows[0][7]),
+        (2, &["40", "other", "server_error", "500"][..], newest.as_str(), "oh"),
+        "{said}"
+    );
+    assert_eq!(rows[1][..3], ["1", "shop", "refused"], "{said}");
+    let filtered = text(&database.pgoutbox(&["dlq", "list", "--grouped", "--error-like", "5__"]).stdout);
+    assert_eq!(filtered.lines().count(), 2, "{filtered}");
     database.drop().await;
 }
 

@@ -16,10 +16,11 @@ use crate::support::{
 };
 
 /// Statements for operators that count or list everything.
-const FOR_PEOPLE: [&str; 14] = [
+const FOR_PEOPLE: [&str; 15] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
+    "group_dead_letters",
     "count_dead_letters",
     "count_due", // run --once
     "list_deliveries",
