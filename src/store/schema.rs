@@ -96,6 +96,7 @@ pub async fn run(options: &PgConnectOptions) -> Result<Vec<String>, Error> {
     let missing = pending(&mut connection).await?;
     migrator().run(&mut connection).await.map_err(Error::apply)?;
     sqlx::query(sql!("migrate/make_missing_rows"))
+        .persistent(false)
         .execute(&mut connection)
         .await
         .map_err(|error| Error::Restore(plain(error)))?;
@@ -123,6 +124,7 @@ async fn restore_history(connection: &mut PgConnection) -> Result<(), Error> {
         created(migration.sql.as_str(), &["function"], &mut functions);
     }
     let is_whole: bool = sqlx::query_scalar(sql!("migrate/is_whole"))
+        .persistent(false)
         .bind(&tables)
         .bind(&functions)
         .fetch_one(&mut *connection)
@@ -133,6 +135,7 @@ async fn restore_history(connection: &mut PgConnection) -> Result<(), Error> {
     }
     for migration in migrator().iter() {
         sqlx::query(sql!("migrate/record_migration"))
+            .persistent(false)
             .bind(migration.version)
             .bind(&*migration.description)
             .bind(&*migration.checksum)
@@ -188,12 +191,15 @@ pub async fn pending(connection: &mut PgConnection) -> Result<Vec<String>, Error
 /// Versions of the migrations that were applied, in order.
 async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
     let read = |error| Error::Read(plain(error));
-    let (is_migrated, holds): (bool, Option<String>) =
-        sqlx::query_as(sql!("relay/inspect_schema")).fetch_one(&mut *connection).await.map_err(read)?;
+    let (is_migrated, holds): (bool, Option<String>) = sqlx::query_as(sql!("relay/inspect_schema"))
+        .persistent(false)
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(read)?;
     match (is_migrated, holds) {
         (true, _) => {
             let versions = "select version from outbox.migrations where success order by version";
-            match sqlx::query_scalar(versions).fetch_all(&mut *connection).await {
+            match sqlx::query_scalar(versions).persistent(false).fetch_all(&mut *connection).await {
                 Err(error) if class_of(&error) == Some(Class::NoRights) => {
                     Err(Error::Rights(lacking(connection, "outbox_relay").await.map_err(read)?))
                 }
@@ -211,7 +217,11 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
 /// Those of the database.
 pub(super) async fn lacking(connection: &mut PgConnection, group: &str) -> Result<String, sqlx::Error> {
     let (login, is_member, version): (String, Option<bool>, i32) =
-        sqlx::query_as(sql!("relay/inspect_login")).bind(group).fetch_one(connection).await?;
+        sqlx::query_as(sql!("relay/inspect_login"))
+            .persistent(false)
+            .bind(group)
+            .fetch_one(connection)
+            .await?;
     Ok(match is_member {
         None => format!(
             "the role {group} does not exist; create it, let the owner of the outbox run \

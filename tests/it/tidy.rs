@@ -174,6 +174,17 @@ fn only_config_and_secret_read_settings_from_the_environment() {
     }
 }
 
+/// A transaction pooler gives a session to one relay after the other: a prepared statement of the first is in
+/// the way of the second.
+#[test]
+fn the_store_says_of_each_query_whether_it_stays_prepared() {
+    for (name, text) in files("src/store", ".rs") {
+        let text = code(&text);
+        let (queries, said) = (text.matches("sqlx::query").count(), text.matches(".persistent(").count());
+        assert!(said >= queries, "{name}: {said} of {queries} queries say `.persistent(…)`");
+    }
+}
+
 #[test]
 fn every_statement_is_used_exactly_once() {
     // The benchmark runs statements of the relay too, to measure a floor.

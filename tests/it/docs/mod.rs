@@ -3,10 +3,11 @@
 
 mod commands;
 mod examples;
-mod five_minutes;
 mod links;
 mod names;
+mod reader;
 pub(crate) mod tables;
+mod walks;
 
 use std::{
     collections::BTreeMap,

@@ -140,3 +140,16 @@ fn the_figures_of_the_readme_are_those_of_the_book() {
         );
     }
 }
+
+#[test]
+fn the_page_of_sizing_counts_the_connections_that_a_relay_asks_for() {
+    let page = Page::read("docs/operate/sizing.md").text;
+    let said = ["up to **11** connections to its database (`pool_size` + 7)", "**43**", "_pool_size` | 32 |"];
+    for said in said {
+        assert!(page.contains(said), "{said}");
+    }
+    for (functions, counted) in [(32, "up to 43:"), (0, "up to 11:")] {
+        let wanted = pgoutbox::store::connections_wanted(4, functions);
+        assert!(wanted.starts_with(counted), "docs/operate/sizing.md counts {counted} a relay: {wanted}");
+    }
+}
