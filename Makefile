@@ -144,6 +144,7 @@ install-brokers:
 	have redis-server || missing="$$missing redis-server"; \
 	have redis-cli || missing="$$missing redis-tools"; \
 	have nats-server || missing="$$missing nats-server"; \
+	have pgbouncer || missing="$$missing pgbouncer"; \
 	have rabbitmq-server || missing="$$missing rabbitmq-server"; \
 	have openssl || missing="$$missing openssl"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$$missing ca-certificates"; \

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sqlx::FromRow;
 
+use super::statement::{rows, statement};
 use super::{Error, Operator, late};
 use crate::store;
 
@@ -29,8 +30,8 @@ impl Operator {
     pub async fn adopt(&mut self, keep: bool, environment: &str) -> Result<Adopted, Error> {
         let doing = "adopting the outbox";
         let adopting = async {
-            sqlx::query("set statement_timeout = 0").execute(&mut self.connection).await?;
-            let adopted = sqlx::query_as(sql!("admin/adopt")).bind(keep).bind(environment);
+            statement("set statement_timeout = 0").execute(&mut self.connection).await?;
+            let adopted = rows(sql!("admin/adopt")).bind(keep).bind(environment);
             adopted.fetch_one(&mut self.connection).await
         };
         match tokio::time::timeout(ADOPT, adopting).await {

@@ -5,6 +5,7 @@ use serde::Serialize;
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use super::statement::rows;
 use super::{Error, Operator, ask};
 
 /// An attempt of a delivery.
@@ -65,7 +66,7 @@ impl Operator {
             Some(id) => self.show_event(id).await?.map(|event| event.event.position.0),
             None => None,
         };
-        let query = sqlx::query_as(sql!("admin/list_attempts"))
+        let query = rows(sql!("admin/list_attempts"))
             .bind(&filter.subscription)
             .bind(filter.event)
             .bind(position)

@@ -5,6 +5,7 @@ use serde::Serialize;
 use sqlx::{FromRow, postgres::PgRow};
 use uuid::Uuid;
 
+use super::statement::rows;
 use super::{Error, Operator, ask};
 use crate::event::JsonText;
 
@@ -117,7 +118,7 @@ impl Operator {
         filter: &DeadLetterFilter,
         max_rows: i32,
     ) -> Result<Vec<DeadLetter>, Error> {
-        let query = filter.bind(sqlx::query_as(sql!("admin/list_dead_letters"))).bind(i64::from(max_rows));
+        let query = filter.bind(rows(sql!("admin/list_dead_letters"))).bind(i64::from(max_rows));
         ask("listing dead letters", query.fetch_all(&mut self.connection)).await
     }
 
@@ -130,7 +131,7 @@ impl Operator {
         filter: &DeadLetterFilter,
         max_rows: i32,
     ) -> Result<Vec<DeadLetterGroup>, Error> {
-        let query = filter.bind(sqlx::query_as(sql!("admin/group_dead_letters"))).bind(i64::from(max_rows));
+        let query = filter.bind(rows(sql!("admin/group_dead_letters"))).bind(i64::from(max_rows));
         ask("grouping dead letters", query.fetch_all(&mut self.connection)).await
     }
 
@@ -141,7 +142,7 @@ impl Operator {
     pub async fn count_dead_letters(&mut self, filter: &DeadLetterFilter) -> Result<DeadLetterCount, Error> {
         ask(
             "counting dead letters",
-            filter.bind(sqlx::query_as(sql!("admin/count_dead_letters"))).fetch_one(&mut self.connection),
+            filter.bind(rows(sql!("admin/count_dead_letters"))).fetch_one(&mut self.connection),
         )
         .await
     }
@@ -151,7 +152,7 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn show_dead_letter(&mut self, id: i64) -> Result<Option<WholeDeadLetter>, Error> {
-        let query = sqlx::query_as(sql!("admin/show_dead_letter")).bind(id);
+        let query = rows(sql!("admin/show_dead_letter")).bind(id);
         ask("reading a dead letter", query.fetch_optional(&mut self.connection)).await
     }
 
@@ -165,8 +166,7 @@ impl Operator {
         filter: &DeadLetterFilter,
         max_rows: i32,
     ) -> Result<i64, Error> {
-        let query =
-            filter.bind(sqlx::query_as::<_, (i64,)>(sql!("admin/redrive_dead_letters"))).bind(max_rows);
+        let query = filter.bind(rows::<(i64,)>(sql!("admin/redrive_dead_letters"))).bind(max_rows);
         Ok(ask("redriving dead letters", query.fetch_one(&mut self.connection)).await?.0)
     }
 
@@ -180,8 +180,7 @@ impl Operator {
         filter: &DeadLetterFilter,
         max_rows: i32,
     ) -> Result<i64, Error> {
-        let query =
-            filter.bind(sqlx::query_as::<_, (i64,)>(sql!("admin/discard_dead_letters"))).bind(max_rows);
+        let query = filter.bind(rows::<(i64,)>(sql!("admin/discard_dead_letters"))).bind(max_rows);
         Ok(ask("discarding dead letters", query.fetch_one(&mut self.connection)).await?.0)
     }
 }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use sqlx::{FromRow, postgres::PgRow};
 use uuid::Uuid;
 
+use super::statement::rows;
 use super::{Error, Operator, ask};
 
 /// A delivery that no relay holds. Does not include the event's payload.
@@ -66,7 +67,7 @@ impl Operator {
         filter: &DeliveryFilter,
         max_rows: i32,
     ) -> Result<Vec<WaitingDelivery>, Error> {
-        let query = filter.bind(sqlx::query_as(sql!("admin/list_deliveries"))).bind(i64::from(max_rows));
+        let query = filter.bind(rows(sql!("admin/list_deliveries"))).bind(i64::from(max_rows));
         ask("listing deliveries", query.fetch_all(&mut self.connection)).await
     }
 
@@ -75,7 +76,7 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn count_deliveries(&mut self, filter: &DeliveryFilter) -> Result<DeliveryCount, Error> {
-        let query = filter.bind(sqlx::query_as(sql!("admin/count_deliveries")));
+        let query = filter.bind(rows(sql!("admin/count_deliveries")));
         ask("counting deliveries", query.fetch_one(&mut self.connection)).await
     }
 
@@ -86,7 +87,7 @@ impl Operator {
     /// [`Error::Refused`] when there is no such subscription, the topic is no pattern, or `max_rows` is not 1
     /// to 100000.
     pub async fn retry_deliveries(&mut self, filter: &DeliveryFilter, max_rows: i32) -> Result<i64, Error> {
-        let query = filter.bind(sqlx::query_as::<_, (i64,)>(sql!("admin/retry_deliveries"))).bind(max_rows);
+        let query = filter.bind(rows::<(i64,)>(sql!("admin/retry_deliveries"))).bind(max_rows);
         Ok(ask("retrying deliveries", query.fetch_one(&mut self.connection)).await?.0)
     }
 
@@ -102,7 +103,7 @@ impl Operator {
         max_rows: i32,
         dead_letters: bool,
     ) -> Result<i64, Error> {
-        let query = filter.bind(sqlx::query_as::<_, (i64,)>(sql!("admin/cancel_deliveries")));
+        let query = filter.bind(rows::<(i64,)>(sql!("admin/cancel_deliveries")));
         let query = query.bind(max_rows).bind(dead_letters);
         Ok(ask("cancelling deliveries", query.fetch_one(&mut self.connection)).await?.0)
     }

@@ -1,5 +1,6 @@
 //! Lists and writes event types.
 
+use super::statement::{rows, value};
 use super::{Error, Operator, ask};
 use crate::event::types::Row;
 
@@ -9,7 +10,7 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn list_event_types(&mut self) -> Result<Vec<Row>, Error> {
-        let query = sqlx::query_as(sql!("admin/list_event_types"));
+        let query = rows(sql!("admin/list_event_types"));
         ask("listing event types", query.fetch_all(&mut self.connection)).await
     }
 
@@ -19,7 +20,7 @@ impl Operator {
     /// # Errors
     /// [`Error::Refused`] when the database refuses a field.
     pub async fn set_event_type(&mut self, row: &Row) -> Result<i64, Error> {
-        let query = sqlx::query_scalar(sql!("admin/set_event_type"))
+        let query = value(sql!("admin/set_event_type"))
             .bind(&row.topic)
             .bind(row.version)
             .bind(&row.schema)

@@ -5,6 +5,7 @@ use serde::Serialize;
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use super::statement::rows;
 use super::{Error, Operator, ask};
 use crate::event::{JsonText, Position};
 
@@ -76,7 +77,7 @@ impl Operator {
         filter: &EventFilter,
         max_rows: i32,
     ) -> Result<Vec<LoggedEvent>, Error> {
-        let query = sqlx::query_as(sql!("admin/list_events"))
+        let query = rows(sql!("admin/list_events"))
             .bind(&filter.topic)
             .bind(&filter.key)
             .bind(&filter.organization)
@@ -91,7 +92,7 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn show_event(&mut self, id: Uuid) -> Result<Option<WholeEvent>, Error> {
-        let query = sqlx::query_as(sql!("admin/show_event")).bind(id);
+        let query = rows(sql!("admin/show_event")).bind(id);
         ask("reading an event", query.fetch_optional(&mut self.connection)).await
     }
 }

@@ -11,6 +11,7 @@ mod error;
 mod event_types;
 mod events;
 mod schema;
+mod statement;
 mod trial;
 
 use std::{future::Future, io, time::Duration};
@@ -20,6 +21,7 @@ use serde::Serialize;
 use sqlx::{Connection, FromRow, PgConnection, postgres::PgConnectOptions};
 use uuid::Uuid;
 
+use self::statement::{rows, statement, value};
 pub use self::{
     adopt::Adopted,
     apply::{
@@ -159,8 +161,7 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn subscription_status(&mut self) -> Result<Vec<Status>, Error> {
-        ask(READING_STATUS, sqlx::query_as(sql!("admin/subscription_status")).fetch_all(&mut self.connection))
-            .await
+        ask(READING_STATUS, rows(sql!("admin/subscription_status")).fetch_all(&mut self.connection)).await
     }
 
     /// How much of the log is not routed yet.
@@ -168,7 +169,7 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn log_status(&mut self) -> Result<LogStatus, Error> {
-        ask(READING_LOG, sqlx::query_as(sql!("admin/log_status")).fetch_one(&mut self.connection)).await
+        ask(READING_LOG, rows(sql!("admin/log_status")).fetch_one(&mut self.connection)).await
     }
 
     /// How much a relay could do now: events that are not routed, and deliveries that are due or in flight.
@@ -176,7 +177,7 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn count_due(&mut self) -> Result<i64, Error> {
-        ask(READING_LOG, sqlx::query_scalar(sql!("admin/count_due")).fetch_one(&mut self.connection)).await
+        ask(READING_LOG, value(sql!("admin/count_due")).fetch_one(&mut self.connection)).await
     }
 
     /// Relays that reported within the last minute, by name.
@@ -184,7 +185,7 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn list_relays(&mut self) -> Result<Vec<RunningRelay>, Error> {
-        ask(LISTING_RELAYS, sqlx::query_as(sql!("admin/list_relays")).fetch_all(&mut self.connection)).await
+        ask(LISTING_RELAYS, rows(sql!("admin/list_relays")).fetch_all(&mut self.connection)).await
     }
 
     /// All subscriptions, or the one with this name, by name.
@@ -194,7 +195,7 @@ impl Operator {
     pub async fn list_subscriptions(&mut self, name: Option<&str>) -> Result<Vec<SubscriptionRow>, Error> {
         ask(
             "listing subscriptions",
-            sqlx::query_as(sql!("admin/list_subscriptions")).bind(name).fetch_all(&mut self.connection),
+            rows(sql!("admin/list_subscriptions")).bind(name).fetch_all(&mut self.connection),
         )
         .await
     }
@@ -206,7 +207,7 @@ impl Operator {
     pub async fn recent_events(&mut self, count: i64) -> Result<Vec<Event>, Error> {
         ask(
             "reading the newest events",
-            sqlx::query_as(sql!("admin/recent_events")).bind(count).fetch_all(&mut self.connection),
+            rows(sql!("admin/recent_events")).bind(count).fetch_all(&mut self.connection),
         )
         .await
     }
@@ -218,7 +219,7 @@ impl Operator {
     pub async fn pause_subscription(&mut self, name: &str) -> Result<bool, Error> {
         ask(
             "pausing a subscription",
-            sqlx::query_scalar(sql!("admin/pause_subscription")).bind(name).fetch_one(&mut self.connection),
+            value(sql!("admin/pause_subscription")).bind(name).fetch_one(&mut self.connection),
         )
         .await
     }
@@ -230,7 +231,7 @@ impl Operator {
     pub async fn resume_subscription(&mut self, name: &str) -> Result<bool, Error> {
         ask(
             "resuming a subscription",
-            sqlx::query_scalar(sql!("admin/resume_subscription")).bind(name).fetch_one(&mut self.connection),
+            value(sql!("admin/resume_subscription")).bind(name).fetch_one(&mut self.connection),
         )
         .await
     }
@@ -242,9 +243,7 @@ impl Operator {
     pub async fn subscribe(&mut self, fields: &impl serde::Serialize) -> Result<i64, Error> {
         ask(
             "subscribing",
-            sqlx::query_scalar(sql!("admin/subscribe"))
-                .bind(sqlx::types::Json(fields))
-                .fetch_one(&mut self.connection),
+            value(sql!("admin/subscribe")).bind(sqlx::types::Json(fields)).fetch_one(&mut self.connection),
         )
         .await
     }
@@ -254,7 +253,7 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn begin(&mut self) -> Result<(), Error> {
-        ask("beginning a transaction", sqlx::query("begin").execute(&mut self.connection)).await.map(drop)
+        ask("beginning a transaction", statement("begin").execute(&mut self.connection)).await.map(drop)
     }
 
     /// Ends the transaction of [`Operator::begin`]: commits if `keep` is set, otherwise rolls back.
@@ -264,7 +263,7 @@ impl Operator {
     pub async fn end(&mut self, keep: bool) -> Result<(), Error> {
         ask(
             "ending a transaction",
-            sqlx::query(if keep { "commit" } else { "rollback" }).execute(&mut self.connection),
+            statement(if keep { "commit" } else { "rollback" }).execute(&mut self.connection),
         )
         .await
         .map(drop)
@@ -277,7 +276,7 @@ impl Operator {
     pub async fn remove_subscription(&mut self, name: &str) -> Result<bool, Error> {
         ask(
             "removing a subscription",
-            sqlx::query_scalar(sql!("admin/remove_subscription")).bind(name).fetch_one(&mut self.connection),
+            value(sql!("admin/remove_subscription")).bind(name).fetch_one(&mut self.connection),
         )
         .await
     }
@@ -289,7 +288,7 @@ impl Operator {
     pub async fn read_clock(&mut self, seconds_ago: f64) -> Result<DateTime<Utc>, Error> {
         ask(
             "reading the clock",
-            sqlx::query_scalar(sql!("admin/read_clock")).bind(seconds_ago).fetch_one(&mut self.connection),
+            value(sql!("admin/read_clock")).bind(seconds_ago).fetch_one(&mut self.connection),
         )
         .await
     }
@@ -301,7 +300,7 @@ impl Operator {
     pub async fn publish(&mut self, draft: &Draft) -> Result<Uuid, Error> {
         ask(PUBLISHING, async {
             let mut transaction = self.connection.begin().await?;
-            let id = draft.publish(&mut transaction).await?;
+            let id = draft.statement().persistent(false).fetch_one(&mut *transaction).await?;
             transaction.commit().await?;
             Ok(id)
         })

@@ -2,6 +2,7 @@
 
 use sqlx::FromRow;
 
+use super::statement::rows;
 use super::{Error, Finding, Operator, ask};
 use crate::store;
 
@@ -22,12 +23,12 @@ impl Operator {
     pub async fn check_schema(&mut self) -> Result<Vec<Finding>, Error> {
         let owners: Vec<Owner> = ask(
             "listing the owners of the outbox",
-            sqlx::query_as(sql!("admin/list_owners")).fetch_all(&mut self.connection),
+            rows(sql!("admin/list_owners")).fetch_all(&mut self.connection),
         )
         .await?;
         let unidentified: Vec<(String, String)> = ask(
             "listing tables that are published without a replica identity",
-            sqlx::query_as(sql!("admin/list_unidentified")).fetch_all(&mut self.connection),
+            rows(sql!("admin/list_unidentified")).fetch_all(&mut self.connection),
         )
         .await?;
         let owners = several(&owners).map(|problem| Finding { subject: "schema outbox".to_owned(), problem });

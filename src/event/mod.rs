@@ -10,7 +10,7 @@ pub use self::json_text::JsonText;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, postgres::PgArguments, query::QueryScalar};
 use uuid::Uuid;
 
 id! {
@@ -171,6 +171,11 @@ impl Draft {
     /// # Errors
     /// Those of the database: a malformed topic or header, a payload above 256 KiB, a lost connection.
     pub async fn publish(&self, transaction: &mut PgConnection) -> Result<Uuid, sqlx::Error> {
+        self.statement().fetch_one(transaction).await
+    }
+
+    /// The statement that publishes it.
+    pub(crate) fn statement(&self) -> QueryScalar<'_, Postgres, Uuid, PgArguments> {
         sqlx::query_scalar(
             "select outbox.publish($1, $2::text::jsonb, key => $3, headers => $4::text::jsonb, \
              organization => $5, id => $6, priority => $7, deliver_after => $8, source => $9, \
@@ -187,7 +192,5 @@ impl Draft {
         .bind(&self.source)
         .bind(&self.user_id)
         .bind(self.schema_version)
-        .fetch_one(transaction)
-        .await
     }
 }

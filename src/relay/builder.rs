@@ -239,16 +239,19 @@ impl Builder {
         let checking = async {
             let mut connection =
                 session::connect(&self.options, self.pooler).await.map_err(schema::Error::connect)?;
-            let pending = schema::pending(&mut connection).await?;
+            // Within a transaction a pooler gives all steps of a statement to one session.
+            let mut transaction = connection.begin().await.map_err(schema::Error::connect)?;
+            let pending = schema::pending(&mut transaction).await?;
             if pending.is_empty() {
                 // Best effort: a relay works without knowing about captures.
-                let problems = store::capture_problems(&mut connection);
+                let problems = store::capture_problems(&mut transaction);
                 let problems = tokio::time::timeout(LOOK_AT_CAPTURES, problems).await;
                 for (table, problem) in problems.map(Result::unwrap_or_default).unwrap_or_default() {
                     tracing::warn!(table, problem, "a captured table has a problem; see outbox.captures");
                 }
             }
             // Best effort: everything was read.
+            drop(transaction);
             let _ = connection.close().await;
             Ok::<_, schema::Error>(pending)
         };

@@ -199,7 +199,11 @@ async fn applied(connection: &mut PgConnection) -> Result<Vec<i64>, Error> {
     match (is_migrated, holds) {
         (true, _) => {
             let versions = "select version from outbox.migrations where success order by version";
-            match sqlx::query_scalar(versions).persistent(false).fetch_all(&mut *connection).await {
+            // A refusal must not end a transaction in which the next question is asked.
+            let mut asking = connection.begin().await.map_err(read)?;
+            let applied = sqlx::query_scalar(versions).persistent(false).fetch_all(&mut *asking).await;
+            asking.rollback().await.map_err(read)?;
+            match applied {
                 Err(error) if class_of(&error) == Some(Class::NoRights) => {
                     Err(Error::Rights(lacking(connection, "outbox_relay").await.map_err(read)?))
                 }

@@ -41,6 +41,7 @@ mod outputs; // logs and output that cannot be written stop nothing
 mod owners; // whoever owns what, and whatever is published, no write fails
 mod packages; // the Debian package, built, looked into and installed
 mod pages; // the protocol of pages against a model, with a death between any two statements
+mod pooler; // relays and commands behind the real PgBouncer
 mod private_postgres; // a private server starts as root, survives crashes, leaves nothing
 mod processes; // the binary killed, stopped and frozen
 mod promises; // nothing lost, nothing before its commit, nothing twice, no tenant crossed

@@ -177,10 +177,13 @@ fn only_config_and_secret_read_settings_from_the_environment() {
 /// A transaction pooler gives a session to one relay after the other: a prepared statement of the first is in
 /// the way of the second.
 #[test]
-fn the_store_says_of_each_query_whether_it_stays_prepared() {
-    for (name, text) in files("src/store", ".rs") {
+fn each_query_of_store_and_admin_says_whether_it_stays_prepared() {
+    let (store, admin) = (files("src/store", ".rs"), files("src/admin", ".rs"));
+    for (name, text) in store.into_iter().chain(admin) {
         let text = code(&text);
-        let (queries, said) = (text.matches("sqlx::query").count(), text.matches(".persistent(").count());
+        let made = ["sqlx::query(", "sqlx::query_as", "sqlx::query_scalar"];
+        let queries: usize = made.iter().map(|made| text.matches(made).count()).sum();
+        let said = text.matches(".persistent(").count();
         assert!(said >= queries, "{name}: {said} of {queries} queries say `.persistent(…)`");
     }
 }
