@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use super::{Error, Operator};
+use super::{Error, Operator, ask, statement::statement};
 use crate::{
     event::{
         JsonText,
@@ -230,6 +230,21 @@ fn fields(spec: &SubscriptionSpec) -> [(&'static str, JsonText); 11] {
 }
 
 impl Operator {
+    /// Creates a subscription, and changes none. Returns its id; none if there is one of this name.
+    ///
+    /// # Errors
+    /// Those of [`Operator::subscribe`], and a lock timeout while others write subscriptions.
+    pub async fn create_subscription(&mut self, spec: &SubscriptionSpec) -> Result<Option<i64>, Error> {
+        self.begin().await?;
+        // Until the end nobody else makes one.
+        let lock = "lock table outbox.subscriptions in share row exclusive mode";
+        ask("locking subscriptions", statement(lock).execute(&mut self.connection)).await?;
+        let is_new = self.list_subscriptions(Some(&spec.name)).await?.is_empty();
+        let id = if is_new { Some(self.subscribe(spec).await?) } else { None };
+        self.end(true).await?;
+        Ok(id)
+    }
+
     /// Makes these changes in one transaction. Unless `keep` is set, the transaction is rolled back at the
     /// end: a dry run that finds what PostgreSQL refuses.
     ///

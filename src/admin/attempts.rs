@@ -62,16 +62,17 @@ impl Operator {
         filter: &AttemptFilter,
         max_rows: i32,
     ) -> Result<Vec<LoggedAttempt>, Error> {
-        let position = match filter.event {
-            Some(id) => self.show_event(id).await?.map(|event| event.event.position.0),
+        let found = match filter.event {
+            Some(id) => self.find_event(id).await?,
             None => None,
         };
+        let (position, published_at) = found.unzip();
         let query = rows(sql!("admin/list_attempts"))
             .bind(&filter.subscription)
             .bind(filter.event)
             .bind(position)
             .bind(&filter.error_like)
-            .bind(filter.since)
+            .bind(filter.since.max(published_at))
             .bind(i64::from(max_rows));
         ask("listing attempts", query.fetch_all(&mut self.connection)).await
     }

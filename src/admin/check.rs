@@ -27,52 +27,78 @@ pub struct Finding {
 pub struct Findings {
     /// Problems that an operator must fix.
     pub problems: Vec<Finding>,
-    /// What cannot be judged here: running relays use these subscriptions, or their sinks belong to another
-    /// program.
-    pub elsewhere: Vec<Finding>,
+    /// What this process cannot judge: the problem, and why it is perhaps none.
+    pub unjudged: Vec<Finding>,
 }
 
-/// Checks each subscription and its destination. Leaves nothing at the destination. `running`: the status of
-/// subscriptions, if a relay runs. Where that finds a subscription good, a problem of this process alone is
-/// none, such as a secret that is not set here.
+/// What is known beyond this process.
+#[derive(Debug, Default)]
+pub struct Elsewhere {
+    /// Status of subscriptions, if a relay runs.
+    pub running: Option<Vec<Status>>,
+    /// Whether this process has the configuration of a relay. If so, what it lacks is a problem, even if a
+    /// running relay has it: the next one may lack it too.
+    pub is_like_a_relay: bool,
+}
+
+enum Found {
+    Nothing,
+    Problem(Finding),
+    Unjudged(Finding),
+}
+
+/// Checks each subscription and its destination. Leaves nothing at the destination.
 pub async fn check_subscriptions(
     rows: Vec<SubscriptionRow>,
     sinks: &Registry,
-    running: Option<&[Status]>,
+    elsewhere: &Elsewhere,
 ) -> Findings {
-    let checks = rows.into_iter().map(|row| {
-        let status = running.and_then(|all| all.iter().find(|status| status.name == row.name)).cloned();
-        check(row, sinks, status)
-    });
-    let mut checks = futures_util::stream::iter(checks).buffered(AT_ONCE);
+    let mut checks = futures_util::stream::iter(rows.into_iter().map(|row| check(row, sinks, elsewhere)))
+        .buffered(AT_ONCE);
     let mut findings = Findings::default();
     while let Some(found) = checks.next().await {
         match found {
-            Some((finding, true)) => findings.elsewhere.push(finding),
-            Some((finding, false)) => findings.problems.push(finding),
-            None => {}
+            Found::Nothing => {}
+            Found::Problem(finding) => findings.problems.push(finding),
+            Found::Unjudged(finding) => findings.unjudged.push(finding),
         }
     }
     findings
 }
 
-/// Returns what was found, and whether that cannot be judged here.
-async fn check(row: SubscriptionRow, sinks: &Registry, status: Option<Status>) -> Option<(Finding, bool)> {
+async fn check(row: SubscriptionRow, sinks: &Registry, elsewhere: &Elsewhere) -> Found {
     let subject = format!("subscription {}", row.name);
-    let finding = |problem| Finding { subject, problem };
+    let finding = |problem| Finding { subject: subject.clone(), problem };
+    let reason = row.state_reason.clone().unwrap_or_else(|| "no reason is recorded".to_owned());
     if matches!(row.state, SubscriptionState::Gone | SubscriptionState::Disabled) {
-        let reason = row.state_reason.as_deref().unwrap_or("no reason is recorded");
-        return Some((finding(format!("is {}: {reason}", row.state)), false));
+        return Found::Problem(finding(format!("is {}: {reason}", row.state)));
     }
-    let is_used = status.is_some() && row.state == SubscriptionState::Ok;
-    let is_foreign = sinks.is_foreign(&row.sink);
+    let status = elsewhere.running.as_ref().and_then(|all| all.iter().find(|one| one.name == row.name));
+    let status = status.filter(|_| row.state == SubscriptionState::Ok);
+    let (is_invalid, is_foreign) = (row.state == SubscriptionState::Invalid, sinks.is_foreign(&row.sink));
     let (subscription, problem) = Subscription::bind(row, sinks);
-    if let Some(problem) = problem {
-        return Some((finding(problem), is_used || is_foreign));
+    if is_invalid {
+        let problem = problem.unwrap_or_else(|| format!("a relay cannot use it: {reason}"));
+        return Found::Problem(finding(problem));
     }
-    let problem = subscription.outlet.check().await.err()?;
+    if let Some(problem) = problem {
+        return if is_foreign {
+            Found::Unjudged(finding(format!("its sink belongs to another program: {problem}")))
+        } else if status.is_some() && !elsewhere.is_like_a_relay {
+            Found::Unjudged(finding(format!(
+                "a running relay can use it, and this process cannot: {problem}"
+            )))
+        } else {
+            Found::Problem(finding(problem))
+        };
+    }
+    let Err(problem) = subscription.outlet.check().await else { return Found::Nothing };
     let is_reached = status.is_some_and(|status| {
-        status.breaker == BreakerState::Closed.code() && status.success_rate.is_some_and(|rate| rate > 0.0)
+        status.breaker == BreakerState::Closed.code() && status.success_rate == Some(1.0)
     });
-    Some((finding(format!("its destination failed the check: {problem}")), is_used && is_reached))
+    if is_reached && !elsewhere.is_like_a_relay {
+        Found::Unjudged(finding(format!("a running relay reaches its destination, and not this: {problem}")))
+    } else {
+        Found::Problem(finding(format!("its destination failed the check: {problem}")))
+    }
 }

@@ -92,7 +92,14 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn show_event(&mut self, id: Uuid) -> Result<Option<WholeEvent>, Error> {
-        let query = rows(sql!("admin/show_event")).bind(id);
+        let Some((position, created_at)) = self.find_event(id).await? else { return Ok(None) };
+        let query = rows(sql!("admin/show_event")).bind(position).bind(created_at);
         ask("reading an event", query.fetch_optional(&mut self.connection)).await
+    }
+
+    /// Position and time of an event, if the log still has it.
+    pub(super) async fn find_event(&mut self, id: Uuid) -> Result<Option<(i64, DateTime<Utc>)>, Error> {
+        let query = rows(sql!("admin/find_event")).bind(id);
+        ask("looking for an event", query.fetch_optional(&mut self.connection)).await
     }
 }

@@ -29,7 +29,7 @@ pub use self::{
         subscribe_statement,
     },
     attempts::{AttemptFilter, LoggedAttempt},
-    check::{Finding, Findings, check_subscriptions},
+    check::{Elsewhere, Finding, Findings, check_subscriptions},
     dead_letters::{DeadLetter, DeadLetterCount, DeadLetterFilter, DeadLetterGroup, WholeDeadLetter},
     deliveries::{DeliveryCount, DeliveryFilter, WaitingDelivery},
     error::{Error, is_denied, is_unreachable},

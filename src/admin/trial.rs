@@ -74,6 +74,8 @@ pub fn try_subscription(subscription: &Subscription, types: &Types, event: Event
                         trial.body = Some(preview.body);
                     }
                     Some(Err(why)) => trial.error = Some(why.into()),
+                    // What cannot be sent from here has no body that is known.
+                    None if !subscription.is_usable() => {}
                     None => trial.body = Some(outgoing.event.payload.clone()),
                 }
                 trial.key.clone_from(&outgoing.event.key);

@@ -22,7 +22,7 @@ pub(super) struct Attempts {
     /// Only those whose reason, answer or status is LIKE this, such as 5__ or %certificate%
     #[arg(long, value_name = "LIKE")]
     error_like: Option<String>,
-    /// Only those since this time, or within this duration, such as 2h [default: 1d, for one event all].
+    /// Only those since this time, or within this duration, such as 2h [default: 1h, for one event all].
     #[arg(long, value_name = "WHEN")]
     since: Option<Moment>,
     /// List at most so many.
@@ -44,8 +44,8 @@ impl Attempts {
         connect: impl AsyncFnOnce() -> anyhow::Result<Operator>,
     ) -> anyhow::Result<()> {
         let operator = &mut connect().await?;
-        let a_day = Moment::Duration(std::time::Duration::from_secs(24 * 60 * 60));
-        let since = match self.since.or_else(|| self.event.is_none().then_some(a_day)) {
+        let an_hour = Moment::Duration(std::time::Duration::from_secs(60 * 60));
+        let since = match self.since.or_else(|| self.event.is_none().then_some(an_hour)) {
             Some(moment) => Some(moment.past(operator).await?),
             None => None,
         };
@@ -63,7 +63,9 @@ impl Attempts {
             return Ok(print::json(&attempts)?);
         }
         if attempts.is_empty() {
-            print::note!("no attempts; relays record those that relay.attempt_log says");
+            print::note!(
+                "no such attempts in the last hour or since --since; relays record what relay.attempt_log says"
+            );
         }
         let names =
             ["AT", "SUBSCRIPTION", "ATTEMPT", "OUTCOME", "REASON", "STATUS", "TOOK", "EVENT", "ANSWER"];

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{Misuse, config::Config, exit::Exit, print};
 use crate::{
-    admin::{self, Error, Finding, Operator},
+    admin::{self, Elsewhere, Error, Finding, Operator},
     delivery::Reason,
     sink::{Registry, secret::Secrets},
     sinks::{self, function::Functions, webhook::Webhook},
@@ -21,7 +21,8 @@ use crate::{
 const PROBE: Duration = Duration::from_secs(5);
 
 /// Checks the database and all subscriptions. Loading has checked the configuration already.
-pub(super) async fn check(config: &Config, json: bool) -> anyhow::Result<Exit> {
+/// `is_of_a_relay`: whether that is the configuration of a relay.
+pub(super) async fn check(config: &Config, is_of_a_relay: bool, json: bool) -> anyhow::Result<Exit> {
     for warning in config.warnings() {
         print::note!("note: {warning}");
     }
@@ -31,7 +32,7 @@ pub(super) async fn check(config: &Config, json: bool) -> anyhow::Result<Exit> {
         store::connections_wanted(database.pool_size, database.function_pool_size)
     );
     let findings = match Operator::connect(&config.connect_options()?, config.database.pooler).await {
-        Ok(mut operator) => findings(config, &mut operator).await?,
+        Ok(mut operator) => findings(config, is_of_a_relay, &mut operator).await?,
         Err(error @ Error::Unreachable { .. }) => {
             print::note!("the configuration is valid; the database and the subscriptions were not checked");
             return Err(error.into());
@@ -52,7 +53,11 @@ pub(super) async fn check(config: &Config, json: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Failed)
 }
 
-async fn findings(config: &Config, operator: &mut Operator) -> anyhow::Result<Vec<Finding>> {
+async fn findings(
+    config: &Config,
+    is_like_a_relay: bool,
+    operator: &mut Operator,
+) -> anyhow::Result<Vec<Finding>> {
     let pending = schema::pending(operator.connection()).await?;
     if !pending.is_empty() {
         let problem = format!("not migrated ({} pending): run `pgoutbox migrate`", pending.join(", "));
@@ -65,15 +70,15 @@ async fn findings(config: &Config, operator: &mut Operator) -> anyhow::Result<Ve
     let fenced = fenced.map(|problem| Finding { subject: "database".to_owned(), problem });
     let of_schema = operator.check_schema().await?;
     let registry = registry(config)?;
-    let running = if operator.list_relays().await?.is_empty() {
-        None
-    } else {
-        Some(operator.subscription_status().await?)
+    let is_running = !operator.list_relays().await?.is_empty();
+    let elsewhere = Elsewhere {
+        running: if is_running { Some(operator.subscription_status().await?) } else { None },
+        is_like_a_relay,
     };
     let rows = operator.list_subscriptions(None).await?;
-    let of_subscriptions = admin::check_subscriptions(rows, &registry, running.as_deref()).await;
-    for Finding { subject, problem } in of_subscriptions.elsewhere {
-        print::note!("{subject} is not judged here, because it is used elsewhere: {problem}");
+    let of_subscriptions = admin::check_subscriptions(rows, &registry, &elsewhere).await;
+    for Finding { subject, problem } in of_subscriptions.unjudged {
+        print::note!("{subject} is not judged here: {problem}");
     }
     Ok(unsuitable.into_iter().chain(fenced).chain(of_schema).chain(of_subscriptions.problems).collect())
 }

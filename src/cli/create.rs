@@ -54,14 +54,13 @@ impl Create {
         let spec = self.spec()?;
         admin::check_specs(std::slice::from_ref(&spec))?;
         let mut operator = super::connect(config).await?;
-        if !operator.list_subscriptions(Some(&spec.name)).await?.is_empty() {
+        let Some(id) = operator.create_subscription(&spec).await? else {
             bail!(
                 "there is a subscription {:?} already; change it with `pgoutbox subscriptions apply` or \
                  outbox.subscribe(…)",
                 spec.name
             );
-        }
-        let id = operator.subscribe(&spec).await?;
+        };
         if self.json {
             print::json([Created { id, subscription: &spec.name }])?;
         }

@@ -70,14 +70,14 @@ impl Events {
 }
 
 fn list(events: &[LoggedEvent], limit: i32, json: bool) -> anyhow::Result<()> {
-    if events.len() as i64 == i64::from(limit) {
+    if events.len() as i64 == i64::from(limit) && limit < LOOKED_AT {
         print::note!("these are the newest {limit}; --limit shows more");
     }
     if json {
         return Ok(print::json(events)?);
     }
     if events.is_empty() {
-        print::note!("no events");
+        print::note!("none among the newest {LOOKED_AT} events");
     }
     let cells = |event: &LoggedEvent| {
         [

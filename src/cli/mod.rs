@@ -211,7 +211,9 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Migrate(options) if options.sql => print::raw(&crate::store::schema::script())?,
         Command::Migrate(options) => options.execute(&config()?).await?,
         Command::Run { migrate, once } => return run::run(&sources(), migrate, once).await,
-        Command::Check { json } => return check::check(&config()?, json).await,
+        Command::Check { json } => {
+            return check::check(&config()?, sources().are_of_a_relay(), json).await;
+        }
         Command::Status { json } => {
             let config = config()?;
             status::status(&mut connect(&config).await?, &config.relay.environment, json).await?

@@ -134,7 +134,9 @@ fn list(rows: &[SubscriptionRow], json: bool) -> anyhow::Result<()> {
         return Ok(print::json(rows.iter().map(Columns::from))?);
     }
     if rows.is_empty() {
-        print::note!("no subscriptions yet; create one with outbox.subscribe(…)");
+        print::note!(
+            "no subscriptions yet; create one with `pgoutbox subscriptions create` or outbox.subscribe(…)"
+        );
     }
     let cells = |row: &SubscriptionRow| {
         let reason = row.state_reason.clone().unwrap_or_default();

@@ -148,7 +148,7 @@ impl Reload {
         let states = self.unusable.states(&self.subscriptions);
         let recorded = self.base.store.set_subscription_states(&states).await?;
         self.unusable.recorded(states.len(), &recorded);
-        // That a new subscription is good is no news.
+        // Nobody needs to hear that a new subscription can be used.
         let is_news = |change: &StateChange| !(change.from.has_no_problem() && change.to.has_no_problem());
         for change in states.iter().filter(|change| recorded.contains(&change.id) && is_news(change)) {
             let name = self.subscriptions.get(&change.id).map_or("", |one| &one.row.name);

@@ -220,6 +220,12 @@ impl Subscription {
         self.containment.is_some() || self.filter.is_some() || self.unusable_condition.is_some()
     }
 
+    /// Whether this process can send to it: the row is valid, and its sink is here.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.usable
+    }
+
     /// Whether its conditions read the payload.
     #[must_use]
     pub fn needs_payload(&self) -> bool {

@@ -279,6 +279,29 @@ async fn a_subscription_is_created_and_deleted_by_options() {
 }
 
 #[tokio::test]
+async fn a_subscription_that_another_session_has_just_made_is_not_changed_by_create() {
+    let database = Database::new().await;
+    let mut other = database.pool.begin().await.unwrap();
+    sqlx::query("select outbox.subscribe('shop', array['mine'], 'stdout')")
+        .execute(&mut *other)
+        .await
+        .unwrap();
+    let create = async {
+        let arguments = ["subscriptions", "create", "shop", "--topics", "other", "--sink", "stdout"];
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgoutbox"));
+        command.args(arguments).env("DATABASE_URL", database.url()).output().await.unwrap()
+    };
+    let commit = async {
+        database.eventually("select exists (select from pg_locks where not granted)").await;
+        other.commit().await.unwrap();
+    };
+    let (output, ()) = tokio::join!(create, commit);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(database.count("select count(*) from outbox.subscriptions where topics = '{mine}'").await, 1);
+    database.drop().await;
+}
+
+#[tokio::test]
 async fn a_trial_shows_the_request_with_a_signature_that_verifies_and_without_secrets() {
     let database = Database::new().await;
     let config = json!({
@@ -312,6 +335,9 @@ async fn a_trial_shows_the_request_with_a_signature_that_verifies_and_without_se
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let key = sign::Key::parse(&SECRET.into()).unwrap();
     assert!(sign::verify(&[key], &headers, body.as_bytes(), now), "{said}");
+    let rows = text(&database.pgoutbox(&["subscriptions", "test", "shop", "--json"]).stdout);
+    let row: Value = serde_json::from_str(rows.lines().nth(1).unwrap()).unwrap();
+    assert_eq!(row["body"], Value::Null, "without its secret it has no request: {rows}");
     let rows = text(&with(&database, &secrets, &["subscriptions", "test", "shop", "--json"]).stdout);
     let row: Value = serde_json::from_str(rows.lines().nth(1).unwrap()).unwrap();
     assert_eq!(row["request"][0], "POST https://hooks.example.com/in?a=b", "{rows}");
@@ -351,6 +377,12 @@ async fn check_says_what_it_cannot_judge_because_a_relay_elsewhere_uses_it() {
     let (code, found, said) = check();
     assert_eq!((code, found.as_str()), (Some(0), ""), "{said}");
     assert!(said.contains("subscription hook is not judged here"), "{said}");
+    let like_a_relay = with(&database, &[("PGOUTBOX__RELAY__PERMITS", "8")], &["check"]);
+    assert_eq!(like_a_relay.status.code(), Some(1), "the next relay would lack the secret: {like_a_relay:?}");
+    database.execute("update outbox.subscriptions set state = 'invalid' where name = 'shop'").await;
+    let (code, found, _) = check();
+    assert!(code == Some(1) && found.contains("shop: sink: "), "no relay can use it: {found}");
+    database.execute("update outbox.subscriptions set state = 'ok' where name = 'shop'").await;
     database.execute("update outbox.subscriptions set topics = array['other'] where name = 'hook'").await;
     assert_eq!(check().0, Some(1), "the relay has not judged the change");
     database.drop().await;

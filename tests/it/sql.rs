@@ -28,7 +28,7 @@ const FOR_PEOPLE: [&str; 15] = [
     "recent_events",
     "list_events",
     "show_event",
-    "show_dead_letter",
+    "find_event",
     "list_attempts",
     "published",
     "make_missing_rows",

@@ -44,5 +44,9 @@ async fn an_event_that_cannot_be_read_is_a_dead_letter_and_the_others_are_delive
     database.execute("select outbox.publish('shop.orders.create', '{\"n\": 1}')").await;
     recorder.wait_until(|seen| seen.len() == 3 * 41).await;
     assert!(relay.stop().await.complete);
+    let unreadable = "select id::text from outbox.events order by position offset 20 limit 1";
+    let id: String = sqlx::query_scalar(unreadable).fetch_one(&database.pool).await.unwrap();
+    let output = database.pgoutbox(&["attempts", "--event", &id]);
+    assert!(output.status.success(), "where it is can be read: {output:?}");
     database.drop().await;
 }

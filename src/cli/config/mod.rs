@@ -55,8 +55,8 @@ pub struct Database {
     pub url: SecretString,
     /// Address for LISTEN without a pooler; none means `url`.
     pub listen_url: Option<SecretString>,
-    /// Connections for reports and reloads. Routing, settling, renewing and the listener have one each in
-    /// addition.
+    /// Connections for reports and reloads. Routing, claiming, settling, renewing and the listener have seven
+    /// in addition.
     pub pool_size: u32,
     /// Most connections for SQL functions of subscriptions, opened on demand.
     pub function_pool_size: u32,

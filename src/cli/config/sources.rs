@@ -45,6 +45,16 @@ impl Sources {
             .and_then(|(_, value)| value.to_str().map(ToOwned::to_owned))
     }
 
+    /// Whether there are settings beyond the database's: a file, or variables of other sections.
+    #[must_use]
+    pub fn are_of_a_relay(&self) -> bool {
+        let is_of_a_relay = |name: &str| {
+            name.strip_prefix("PGOUTBOX__").is_some_and(|section| !section.starts_with("DATABASE__"))
+        };
+        self.existing_file().is_ok_and(|file| file.is_some())
+            || self.environment.iter().any(|(name, _)| name.to_str().is_some_and(is_of_a_relay))
+    }
+
     /// Whether the environment variables of PostgreSQL clients name a database.
     pub(super) fn has_postgres_variables(&self) -> bool {
         ["PGHOST", "PGHOSTADDR", "PGDATABASE"]

@@ -25,7 +25,7 @@ struct Tally {
     failed: i64,
     /// Successes in the minutes since the start, each at its number modulo their count.
     minutes: [i64; MINUTES as usize],
-    /// Number of the last minute that has one.
+    /// Number of the last minute that was counted.
     newest: u64,
 }
 

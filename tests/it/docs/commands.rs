@@ -59,7 +59,9 @@ impl Help {
                 {
                     help.commands.push((*word).to_owned());
                 }
-                ("Options:", Some(word)) if word.starts_with('-') && *word != "-" => {
+                ("Options:", Some(word))
+                    if word.starts_with('-') && *word != "-" && !line.starts_with("          ") =>
+                {
                     let names = words.iter().take(2).filter(|word| word.starts_with('-'));
                     help.options.extend(names.map(|word| word.trim_end_matches(',').to_owned()));
                 }
