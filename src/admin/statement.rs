@@ -1,4 +1,4 @@
-//! Statements of operators. None stays prepared: a transaction pooler gives the session to others, and there it
+//! Statements of operators. None stays prepared: a transaction pooler gives the session to others, where it
 //! would be in the way.
 
 use sqlx::{
