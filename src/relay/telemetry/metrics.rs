@@ -60,8 +60,10 @@ macro_rules! metrics {
             }
         }
 
-        /// All metrics: their names without `_total`, and their meanings.
-        pub const METRICS: &[(&str, &str)] = &[$(($name, concat!($($doc),*)),)*];
+        /// All metrics: names as they are registered, types, and meanings. Where metrics are read, a counter
+        /// has the suffix `_total`, and a histogram `_bucket`, `_sum` or `_count`.
+        pub const METRICS: &[(&str, &str, &str)] =
+            &[$(($name, stringify!($type), concat!($($doc),*)),)*];
     };
 }
 

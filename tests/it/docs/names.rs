@@ -47,7 +47,7 @@ fn every_metric_that_is_named_exists() {
                 .iter()
                 .find_map(|end| name.strip_suffix(end))
                 .unwrap_or(name);
-            let exists = METRICS.iter().any(|(metric, _)| *metric == name || *metric == plain);
+            let exists = METRICS.iter().any(|(metric, ..)| *metric == name || *metric == plain);
             assert!(exists, "{}: there is no metric {name}", page.name);
         }
     }

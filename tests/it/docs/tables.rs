@@ -46,7 +46,20 @@ fn the_tables_of_the_book_equal_the_code() {
     let rows: Vec<_> = printed(&reasons).iter().map(row).collect();
     assert!(rows.len() > 20, "{reasons}");
     assert_table("docs/reference/reasons.md", "reasons", "| reason | meaning |", &rows);
-    let rows: Vec<_> = METRICS.iter().map(|(name, meaning)| row(&(name, meaning.trim()))).collect();
+    // Names as Prometheus shows them.
+    let rows: Vec<_> = METRICS
+        .iter()
+        .map(|(name, kind, meaning)| {
+            let name = match kind {
+                kind if kind.contains("Counter") => format!("{name}_total"),
+                kind if kind.contains("Histogram") || kind.ends_with("Seconds") => {
+                    format!("{name}_bucket` `{name}_sum` `{name}_count")
+                }
+                _ => (*name).to_owned(),
+            };
+            row(&(&name, meaning.trim()))
+        })
+        .collect();
     assert_table("docs/operate/metrics.md", "metrics", "| metric | meaning |", &rows);
 
     let page = "docs/reference/command-line.md";
