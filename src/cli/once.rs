@@ -12,16 +12,26 @@ const PACE: Duration = Duration::from_millis(100);
 /// migrations take does not count.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Waits until nothing is due. Returns how much of it is left because it does not get on; none if that could
-/// not be read.
-pub(super) async fn until_idle(options: &PgConnectOptions, pooler: bool) -> Option<i64> {
+/// What a relay that runs once leaves.
+pub(super) enum Left {
+    /// Nothing that is due.
+    Nothing,
+    /// So much that is due and does not get on; none if that could not be read.
+    Stuck(Option<i64>),
+    /// All of it, because the outbox belongs to another database. Why, as a sentence.
+    Fenced(String),
+}
+
+/// Waits until nothing is due, or what is due does not get on. `environment` is that of the relay.
+pub(super) async fn until_idle(options: &PgConnectOptions, pooler: bool, environment: &str) -> Left {
     let mut operator = None;
     let (mut due, mut since) = (None, Instant::now());
     loop {
         let looked = Instant::now();
-        let counted = match count(options, pooler, &mut operator).await {
-            Ok(0) => return Some(0),
-            Ok(counted) => Some(counted),
+        let counted = match look(options, pooler, environment, &mut operator).await {
+            Ok((_, Some(why))) => return Left::Fenced(why),
+            Ok((0, None)) => return Left::Nothing,
+            Ok((counted, None)) => Some(counted),
             Err(error) => {
                 operator = None;
                 if matches!(error, Error::NotMigrated) {
@@ -34,7 +44,7 @@ pub(super) async fn until_idle(options: &PgConnectOptions, pooler: bool) -> Opti
             (due, since) = (counted, Instant::now());
         }
         if since.elapsed() > PATIENCE {
-            return counted;
+            return Left::Stuck(counted);
         }
         let mut pause = tokio::time::interval(PACE.max(10 * looked.elapsed()));
         pause.tick().await;
@@ -51,16 +61,20 @@ fn gets_on(before: Option<i64>, now: Option<i64>) -> bool {
     }
 }
 
-async fn count(
+/// How much is due, and why nothing may be sent, if so.
+async fn look(
     options: &PgConnectOptions,
     pooler: bool,
+    environment: &str,
     operator: &mut Option<Operator>,
-) -> Result<i64, Error> {
+) -> Result<(i64, Option<String>), Error> {
     let connected = match operator.take() {
         Some(connected) => connected,
         None => Operator::connect(options, pooler).await?,
     };
-    operator.insert(connected).count_due().await
+    let operator = operator.insert(connected);
+    let due = operator.count_due().await?;
+    Ok((due, operator.fenced(environment).await?))
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     exit::Exit,
     follow::Followed,
-    once, print,
+    once::{self, Left},
+    print,
     relays::Relays,
     signals::{self, Signals},
     systemd,
@@ -61,13 +62,14 @@ pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> a
     let drain = CancellationToken::new();
     let longest = config.relay.drain;
     let (options, pooler) = (config.connect_options()?, config.database.pooler);
+    let environment = config.relay.environment.clone();
     let work = systemd::watched(work(sources, config, migrate_first, hangup, drain.clone()));
     tokio::pin!(work);
-    let mut left = Some(0);
+    let mut left = Left::Nothing;
     tokio::select! {
         ended = &mut work => return ended,
         () = signals.next() => {}
-        due = once::until_idle(&options, pooler), if once => left = due,
+        due = once::until_idle(&options, pooler, &environment), if once => left = due,
     }
     systemd::stopping(longest);
     drain.cancel();
@@ -75,8 +77,12 @@ pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> a
     tracing::info!(%deadline, "draining; a second signal stops at once");
     tokio::select! {
         ended = &mut work => match (ended?, left) {
-            (Exit::Done, Some(0)) => Ok(Exit::Done),
-            (Exit::Done, left) => {
+            (Exit::Done, Left::Nothing) => Ok(Exit::Done),
+            (Exit::Done, Left::Fenced(why)) => {
+                tracing::error!(why, "nothing was sent");
+                Ok(Exit::Failed)
+            }
+            (Exit::Done, Left::Stuck(left)) => {
                 tracing::warn!(left, "what is due does not get on; see `pgoutbox status`");
                 Ok(Exit::Failed)
             }

@@ -80,6 +80,28 @@ async fn a_relay_that_runs_once_does_not_wait_for_a_retry_nor_for_a_destination_
 }
 
 #[tokio::test]
+async fn a_relay_that_runs_once_on_a_copy_sends_nothing_and_says_why() {
+    let database = Database::new().await;
+    let mut good = Good::start().await;
+    sqlx::query("select outbox.subscribe('all', '{**}', 'webhook', $1)")
+        .bind(json!({ "url": good.url }))
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(run_once(&database).await.status.code(), Some(0), "it is this database's outbox now");
+    database.execute("select outbox.publish('shop.sold', '1')").await;
+    let copy = database.copied().await;
+    let output = run_once(&copy).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(said.contains("nothing was sent") && said.contains("pgoutbox adopt"), "{said}");
+    assert!(!said.contains("does not get on"), "{said}");
+    assert!(good.next(Duration::from_millis(1)).await.is_none());
+    copy.drop().await;
+    database.drop().await;
+}
+
+#[tokio::test]
 async fn a_relay_that_runs_once_where_it_cannot_work_ends_too() {
     let database = Database::empty_beside_roles().await;
     let output = run_once(&database).await;

@@ -96,7 +96,7 @@ async fn what_waits_is_listed_wherever_it_waits_and_taken_by_every_filter() {
     assert_eq!(printed(&database, &["cancel", "--dry-run", "--limit", "2"]), "2");
     assert_eq!(
         printed(&database, &["cancel", "--dry-run", "--json", "--topic", "shop.order.7"]),
-        r#"{"matching":2,"would_cancel":2}"#
+        r#"{"would_cancel":2,"matching":2}"#
     );
     assert_eq!(database.count("select count(*) from outbox.deliveries where asked").await, 0);
     assert_eq!(database.count(before).await, 10);
