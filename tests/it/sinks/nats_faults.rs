@@ -109,18 +109,15 @@ async fn a_server_that_is_down_at_the_start_delays_no_other_and_gets_everything_
 async fn a_server_that_takes_no_more_connections_is_waited_for() {
     let nats = Nats::with("jetstream: enabled\nmax_connections: 1", None);
     nats.stream(events()).await;
-    eventually("the connection of the test is gone", async || {
-        std::net::TcpStream::connect(("127.0.0.1", nats.server.port())).is_ok_and(|mut taken| {
-            taken.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
-            let mut greeting = [0; 512];
-            let read = std::io::Read::read(&mut taken, &mut greeting).unwrap();
-            String::from_utf8_lossy(&greeting[..read]).starts_with("INFO")
-        })
-    })
-    .await;
     let deliveries = deliveries(&nats.registry(), "nats", nats.config(), 1);
     let outlet = &deliveries.outlet;
-    let other = async_nats::connect(format!("127.0.0.1:{}", nats.server.port())).await.unwrap();
+    // The connection that made the stream goes a little later.
+    let other = std::cell::OnceCell::new();
+    eventually("another has the only connection", async || {
+        let made = async_nats::connect(format!("127.0.0.1:{}", nats.server.port())).await;
+        made.is_ok_and(|made| other.set(made).is_ok())
+    })
+    .await;
     let report = outlet.send(&deliveries).await.remove(0);
     assert_eq!(reason(&report), (Some(Reason::NoResources), false), "{report:?}");
     drop(other);
