@@ -68,7 +68,7 @@ pub struct EventFilter {
 }
 
 impl Operator {
-    /// Lists matching events among the newest [`LOOKED_AT`], newest first.
+    /// Lists matching events among the newest 100,000, newest first.
     ///
     /// # Errors
     /// [`Error::Refused`] when the topic is no pattern; and those of the database.
