@@ -75,16 +75,16 @@ async fn check(row: SubscriptionRow, sinks: &Registry, elsewhere: &Elsewhere) ->
     }
     let status = elsewhere.running.as_ref().and_then(|all| all.iter().find(|one| one.name == row.name));
     let status = status.filter(|_| row.state == SubscriptionState::Ok);
-    let (is_invalid, is_foreign) = (row.state == SubscriptionState::Invalid, sinks.is_foreign(&row.sink));
+    let is_invalid = row.state == SubscriptionState::Invalid;
+    // The next relay of this configuration need not have a sink of another program.
+    let is_excused = !elsewhere.is_like_a_relay || sinks.is_foreign(&row.sink);
     let (subscription, problem) = Subscription::bind(row, sinks);
     if is_invalid {
         let problem = problem.unwrap_or_else(|| format!("a relay cannot use it: {reason}"));
         return Found::Problem(finding(problem));
     }
     if let Some(problem) = problem {
-        return if is_foreign {
-            Found::Unjudged(finding(format!("its sink belongs to another program: {problem}")))
-        } else if status.is_some() && !elsewhere.is_like_a_relay {
+        return if status.is_some() && is_excused {
             Found::Unjudged(finding(format!(
                 "a running relay can use it, and this process cannot: {problem}"
             )))

@@ -149,7 +149,7 @@ async fn check_names_each_subscription_that_cannot_be_served() {
         .execute(&mut connection)
         .await
         .unwrap();
-    let bad = "select outbox.subscribe('bad', array['a'], 'webhook', '{\"url\": \"http://a.example\"}')";
+    let bad = "select outbox.declare_sink('telegraph'), outbox.subscribe('bad', array['a'], 'telegraph')";
     connection.execute(bad).await.unwrap();
     let output = database.pgoutbox(&["check", "--json"]);
     assert_eq!(
@@ -159,7 +159,11 @@ async fn check_names_each_subscription_that_cannot_be_served() {
     let output = database.pgoutbox(&["check"]);
     let printed = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(printed.starts_with("subscription bad: config.url: ") && !printed.contains("good"), "{printed}");
+    assert!(
+        printed.starts_with("subscription bad: sink: this relay has no sink \"telegraph\"")
+            && !printed.contains("good"),
+        "{printed}"
+    );
     sqlx::query("select outbox.unsubscribe('bad')").execute(&mut connection).await.unwrap();
     assert_eq!(database.pgoutbox(&["check"]).status.code(), Some(0));
     database.drop().await;
