@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use super::{
+    listing::Listing,
     moment::{self, Moment},
     print,
 };
@@ -25,17 +26,8 @@ pub(super) struct Attempts {
     /// Only those since this time, or within this duration, such as 2h [default: 1h, for one event all].
     #[arg(long, value_name = "WHEN")]
     since: Option<Moment>,
-    /// List at most so many.
-    #[arg(
-        long,
-        value_name = "COUNT",
-        default_value_t = 20,
-        value_parser = clap::value_parser!(i32).range(1..=100_000)
-    )]
-    limit: i32,
-    /// Print one JSON object a line.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    listing: Listing,
 }
 
 impl Attempts {
@@ -45,21 +37,17 @@ impl Attempts {
     ) -> anyhow::Result<()> {
         let operator = &mut connect().await?;
         let an_hour = Moment::Duration(std::time::Duration::from_secs(60 * 60));
-        let since = match self.since.or_else(|| self.event.is_none().then_some(an_hour)) {
-            Some(moment) => Some(moment.past(operator).await?),
-            None => None,
-        };
+        let since = self.since.or_else(|| self.event.is_none().then_some(an_hour));
+        let since = moment::past(since, operator).await?;
         let choice = AttemptFilter {
             subscription: self.subscription,
             event: self.event,
             error_like: self.error_like,
             since,
         };
-        let attempts = operator.list_attempts(&choice, self.limit).await?;
-        if attempts.len() as i64 == i64::from(self.limit) {
-            print::note!("these are the newest {}; --limit shows more", self.limit);
-        }
-        if self.json {
+        let attempts = operator.list_attempts(&choice, self.listing.limit).await?;
+        self.listing.note(attempts.len(), "the newest ");
+        if self.listing.json {
             return Ok(print::json(&attempts)?);
         }
         if attempts.is_empty() {

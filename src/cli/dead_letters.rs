@@ -5,6 +5,7 @@ use crate::admin::{DeadLetter, DeadLetterFilter, DeadLetterGroup, Operator};
 use super::{
     bulk::{Bulk, Consent},
     exit::Exit,
+    listing::Listing,
     moment::{self, Moment},
     print,
 };
@@ -19,21 +20,11 @@ pub(super) enum DeadLetters {
     List {
         #[command(flatten)]
         filter: Filter,
-        /// List at most so many.
-        #[arg(
-            long = "limit",
-            alias = "max-rows",
-            value_name = "COUNT",
-            default_value_t = 100,
-            value_parser = clap::value_parser!(i32).range(1..=100_000)
-        )]
-        max_rows: i32,
         /// List one row for each subscription, reason and answer, with counts and the newest.
         #[arg(long)]
         grouped: bool,
-        /// Print one JSON object a line.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        listing: Listing,
     },
     /// Show dead letters with their events' payloads.
     Show {
@@ -90,11 +81,11 @@ impl DeadLetters {
         connect: impl AsyncFnOnce() -> anyhow::Result<Operator>,
     ) -> anyhow::Result<Exit> {
         match self {
-            Self::List { filter, max_rows, grouped: true, json } => {
-                group(&mut connect().await?, filter, max_rows, json).await?
+            Self::List { filter, grouped: true, listing } => {
+                group(&mut connect().await?, filter, &listing).await?
             }
-            Self::List { filter, max_rows, grouped: false, json } => {
-                list(&mut connect().await?, filter, max_rows, json).await?
+            Self::List { filter, grouped: false, listing } => {
+                list(&mut connect().await?, filter, &listing).await?
             }
             Self::Show { ids, json } => return show(&mut connect().await?, &ids, json).await,
             Self::Redrive { ids, bulk, .. } if !ids.is_empty() => {
@@ -191,10 +182,7 @@ impl Filter {
     }
 
     async fn choice(&self, operator: &mut Operator) -> anyhow::Result<DeadLetterFilter> {
-        let since = match self.since {
-            Some(moment) => Some(moment.past(operator).await?),
-            None => None,
-        };
+        let since = moment::past(self.since, operator).await?;
         Ok(DeadLetterFilter {
             subscription: self.subscription.clone(),
             topic: self.topic.clone(),
@@ -205,13 +193,11 @@ impl Filter {
     }
 }
 
-async fn list(operator: &mut Operator, filter: Filter, max_rows: i32, json: bool) -> anyhow::Result<()> {
+async fn list(operator: &mut Operator, filter: Filter, listing: &Listing) -> anyhow::Result<()> {
     let choice = filter.choice(operator).await?;
-    let letters = operator.list_dead_letters(&choice, max_rows).await?;
-    if letters.len() as i64 == i64::from(max_rows) {
-        print::note!("these are the newest {max_rows}; --limit shows more");
-    }
-    if json {
+    let letters = operator.list_dead_letters(&choice, listing.limit).await?;
+    listing.note(letters.len(), "the newest ");
+    if listing.json {
         return Ok(print::json(&letters)?);
     }
     if letters.is_empty() {
@@ -233,10 +219,11 @@ async fn list(operator: &mut Operator, filter: Filter, max_rows: i32, json: bool
     Ok(print::table(names, &letters.iter().map(cells).collect::<Vec<_>>())?)
 }
 
-async fn group(operator: &mut Operator, filter: Filter, max_rows: i32, json: bool) -> anyhow::Result<()> {
+async fn group(operator: &mut Operator, filter: Filter, listing: &Listing) -> anyhow::Result<()> {
     let choice = filter.choice(operator).await?;
-    let groups = operator.group_dead_letters(&choice, max_rows).await?;
-    if json {
+    let groups = operator.group_dead_letters(&choice, listing.limit).await?;
+    listing.note(groups.len(), "the largest ");
+    if listing.json {
         return Ok(print::json(&groups)?);
     }
     if groups.is_empty() {

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     bulk::{Bulk, Consent},
     exit::Exit,
+    listing::Listing,
     moment, print,
 };
 
@@ -20,18 +21,8 @@ pub(super) enum Deliveries {
     List {
         #[command(flatten)]
         filter: Filter,
-        /// List at most so many.
-        #[arg(
-            long = "limit",
-            alias = "max-rows",
-            value_name = "COUNT",
-            default_value_t = 100,
-            value_parser = clap::value_parser!(i32).range(1..=100_000)
-        )]
-        max_rows: i32,
-        /// Print one JSON object a line.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        listing: Listing,
     },
     /// Send deliveries now that wait, also behind a breaker. Prints how many.
     Retry {
@@ -81,9 +72,7 @@ impl Deliveries {
         connect: impl AsyncFnOnce() -> anyhow::Result<Operator>,
     ) -> anyhow::Result<Exit> {
         match self {
-            Self::List { filter, max_rows, json } => {
-                list(&mut connect().await?, &filter.into(), max_rows, json).await?
-            }
+            Self::List { filter, listing } => list(&mut connect().await?, &filter.into(), &listing).await?,
             Self::Retry { filter, bulk } => {
                 bulk.check(filter.chooses())?;
                 let mut operator = connect().await?;
@@ -138,17 +127,10 @@ impl From<Filter> for DeliveryFilter {
     }
 }
 
-async fn list(
-    operator: &mut Operator,
-    choice: &DeliveryFilter,
-    max_rows: i32,
-    json: bool,
-) -> anyhow::Result<()> {
-    let waiting = operator.list_deliveries(choice, max_rows).await?;
-    if waiting.len() as i64 == i64::from(max_rows) {
-        print::note!("these are {max_rows}; --limit shows more");
-    }
-    if json {
+async fn list(operator: &mut Operator, choice: &DeliveryFilter, listing: &Listing) -> anyhow::Result<()> {
+    let waiting = operator.list_deliveries(choice, listing.limit).await?;
+    listing.note(waiting.len(), "");
+    if listing.json {
         return Ok(print::json(&waiting)?);
     }
     if waiting.is_empty() {

@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::{
     exit::Exit,
+    listing::Listing,
     moment::{self, Moment},
     print,
 };
@@ -25,17 +26,8 @@ pub(super) enum Events {
         /// Only those published since this time, or within this duration, such as 2h.
         #[arg(long, value_name = "WHEN")]
         since: Option<Moment>,
-        /// List at most so many.
-        #[arg(
-            long,
-            value_name = "COUNT",
-            default_value_t = 20,
-            value_parser = clap::value_parser!(i32).range(1..=LOOKED_AT as i64)
-        )]
-        limit: i32,
-        /// Print one JSON object a line.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        listing: Listing,
     },
     /// Show events with their headers and payloads.
     Show {
@@ -55,13 +47,10 @@ impl Events {
     ) -> anyhow::Result<Exit> {
         let operator = &mut connect().await?;
         match self {
-            Self::List { topic, key, organization, since, limit, json } => {
-                let since = match since {
-                    Some(moment) => Some(moment.past(operator).await?),
-                    None => None,
-                };
+            Self::List { topic, key, organization, since, listing } => {
+                let since = moment::past(since, operator).await?;
                 let choice = EventFilter { topic, key, organization, since };
-                list(&operator.list_events(&choice, limit).await?, limit, json)?;
+                list(&operator.list_events(&choice, listing.limit).await?, &listing)?;
                 Ok(Exit::Done)
             }
             Self::Show { ids, json } => show(operator, &ids, json).await,
@@ -69,11 +58,9 @@ impl Events {
     }
 }
 
-fn list(events: &[LoggedEvent], limit: i32, json: bool) -> anyhow::Result<()> {
-    if events.len() as i64 == i64::from(limit) && limit < LOOKED_AT {
-        print::note!("these are the newest {limit}; --limit shows more");
-    }
-    if json {
+fn list(events: &[LoggedEvent], listing: &Listing) -> anyhow::Result<()> {
+    listing.note(events.len(), "the newest ");
+    if listing.json {
         return Ok(print::json(events)?);
     }
     if events.is_empty() {

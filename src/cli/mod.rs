@@ -16,6 +16,7 @@ mod exit;
 mod follow;
 mod input;
 mod limits;
+mod listing;
 pub mod logging;
 mod manual;
 mod moment;

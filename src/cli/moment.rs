@@ -48,9 +48,19 @@ impl FromStr for Moment {
     }
 }
 
+/// The time of a `--since`, if there is one; a duration is subtracted from now.
+pub(super) async fn past(
+    since: Option<Moment>,
+    operator: &mut Operator,
+) -> anyhow::Result<Option<DateTime<Utc>>> {
+    match since {
+        Some(moment) => Ok(Some(moment.past(operator).await?)),
+        None => Ok(None),
+    }
+}
+
 impl Moment {
-    /// The time; a duration is subtracted from now.
-    pub(super) async fn past(self, operator: &mut Operator) -> anyhow::Result<DateTime<Utc>> {
+    async fn past(self, operator: &mut Operator) -> anyhow::Result<DateTime<Utc>> {
         match self {
             Self::At(instant) => Ok(instant),
             Self::Duration(length) => Ok(operator.read_clock(length.as_secs_f64()).await?),
