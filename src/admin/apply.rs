@@ -236,13 +236,18 @@ impl Operator {
     /// Those of [`Operator::subscribe`], and a lock timeout while others write subscriptions.
     pub async fn create_subscription(&mut self, spec: &SubscriptionSpec) -> Result<Option<i64>, Error> {
         self.begin().await?;
-        // Until the end nobody else makes one.
+        let made = self.create_alone(spec).await;
+        let ended = self.end(made.is_ok()).await;
+        let id = made?;
+        ended.map(|()| id)
+    }
+
+    async fn create_alone(&mut self, spec: &SubscriptionSpec) -> Result<Option<i64>, Error> {
+        // Until the end of the transaction nobody else makes one.
         let lock = "lock table outbox.subscriptions in share row exclusive mode";
         ask("locking subscriptions", statement(lock).execute(&mut self.connection)).await?;
         let is_new = self.list_subscriptions(Some(&spec.name)).await?.is_empty();
-        let id = if is_new { Some(self.subscribe(spec).await?) } else { None };
-        self.end(true).await?;
-        Ok(id)
+        if is_new { self.subscribe(spec).await.map(Some) } else { Ok(None) }
     }
 
     /// Makes these changes in one transaction. Unless `keep` is set, the transaction is rolled back at the

@@ -6,7 +6,6 @@ use serde_json::json;
 use super::{Misuse, config::Config, exit::Exit, input, print};
 use crate::{
     admin::{self, SubscriptionSpec},
-    event::JsonText,
     store::SubscriptionRow,
 };
 
@@ -72,18 +71,18 @@ impl Create {
         let (sink, target) = match (&self.url, &self.sink) {
             (Some(url), _) => ("webhook", Some(json!({ "url": url }).into())),
             (None, sink) => {
-                (sink.as_deref().unwrap_or_default(), json("--sink-config", self.target.as_deref())?)
+                (sink.as_deref().unwrap_or_default(), input::json("--sink-config", self.target.as_deref())?)
             }
         };
         let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
         let row = SubscriptionRow::new(&self.name, &topics, sink, json!({}));
         Ok(SubscriptionSpec {
             config: target,
-            matching: json("--match", self.matching.as_deref())?,
+            matching: input::json("--match", self.matching.as_deref())?,
             filter: self.filter.clone(),
             transform: self.transform.clone(),
             organization: self.organization.clone(),
-            retry: json("--retry", self.retry.as_deref())?,
+            retry: input::json("--retry", self.retry.as_deref())?,
             start: self.start.clone(),
             ..SubscriptionSpec::from(&row)
         })
@@ -94,12 +93,4 @@ impl Create {
 struct Created<'s> {
     id: i64,
     subscription: &'s str,
-}
-
-fn json(option: &str, text: Option<&str>) -> Result<Option<JsonText>, Misuse> {
-    text.map(|text| {
-        serde_json::from_str(text)
-            .map_err(|error| Misuse(format!("{option}: {}", input::mistake(text, &error))))
-    })
-    .transpose()
 }

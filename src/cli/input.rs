@@ -9,6 +9,7 @@ use std::{
 use anyhow::Context as _;
 
 use super::Misuse;
+use crate::event::JsonText;
 
 /// Reads a file, or standard input for `-`: UTF-8 of at most `limit` bytes, without a byte order mark.
 ///
@@ -27,6 +28,17 @@ pub(super) fn read(path: &Path, limit: usize) -> anyhow::Result<String> {
         return Err(Misuse(format!("{}: longer than {} KiB", name(path), limit / 1024)).into());
     }
     text(bytes).map_err(|problem| Misuse(format!("{}: {problem}", name(path))).into())
+}
+
+/// The JSON of an option, if there is one.
+///
+/// # Errors
+/// [`Misuse`] with the option and the place of the mistake.
+pub(super) fn json(option: &str, text: Option<&str>) -> Result<Option<JsonText>, Misuse> {
+    text.map(|text| {
+        serde_json::from_str(text).map_err(|error| Misuse(format!("{option}: {}", mistake(text, &error))))
+    })
+    .transpose()
 }
 
 /// How messages name it.

@@ -151,11 +151,7 @@ impl Test {
         if !self.topics.is_empty() {
             row.topics.clone_from(&self.topics);
         }
-        if let Some(text) = &self.matching {
-            let matching = serde_json::from_str(text)
-                .map_err(|error| Misuse(format!("--match: {}", input::mistake(text, &error))))?;
-            row.matching = Some(matching);
-        }
+        row.matching = input::json("--match", self.matching.as_deref())?.or(row.matching);
         row.filter = self.filter.clone().or(row.filter);
         row.transform = self.transform.clone().or(row.transform);
         Ok(row)
