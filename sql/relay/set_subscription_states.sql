@@ -1,6 +1,6 @@
 -- Record states of subscriptions. Nothing is written about a subscription whose row is locked, or
--- whose state or version is not the one that it must have: the relay checks it again later. Between
--- `pending` and `ok` nothing is lost: another relay may have judged it meanwhile.
+-- whose state or version is not the one that it must have: the relay checks it again later. A row
+-- that must be `ok` may be `pending` and the other way round: another relay may have judged it.
 --   $1 subscriptions; $2 to $6 are in their order
 --   $2 new states   $3 reasons   $4 states that they must have now
 --   $5 sinks and $6 configs that they must have now, as text

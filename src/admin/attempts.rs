@@ -48,7 +48,7 @@ pub struct AttemptFilter {
     pub event: Option<Uuid>,
     /// LIKE pattern for the reason, the answer or the status.
     pub error_like: Option<String>,
-    /// Earliest time.
+    /// Only attempts that were recorded at this time or later.
     pub since: Option<DateTime<Utc>>,
 }
 

@@ -58,7 +58,7 @@ pub struct WholeDeadLetter {
     /// Headers: an object of strings.
     #[sqlx(json)]
     pub headers: JsonText,
-    /// Payload.
+    /// Payload of the event: any JSON, of at most 256 KiB.
     #[sqlx(json)]
     pub payload: JsonText,
 }

@@ -15,15 +15,15 @@ pub const LOOKED_AT: i32 = 100_000;
 /// An event of the log, without its headers and payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
 pub struct LoggedEvent {
-    /// Public id.
+    /// Public id of the event: a UUID.
     pub event_id: Uuid,
     /// Place in the log.
     pub position: Position,
-    /// Topic.
+    /// Dotted name, such as `shop.orders.create`.
     pub topic: String,
-    /// Key.
+    /// What the event is about, such as the id of an order; none if the publisher gave none.
     pub key: Option<String>,
-    /// Tenant.
+    /// Tenant that the event belongs to; none for events outside any tenant.
     pub organization: Option<String>,
     /// Name of the application that published it.
     pub source: Option<String>,
@@ -49,7 +49,7 @@ pub struct WholeEvent {
     /// Headers: an object of strings.
     #[sqlx(json)]
     pub headers: JsonText,
-    /// Payload.
+    /// Payload: any JSON, of at most 256 KiB.
     #[sqlx(json)]
     pub payload: JsonText,
 }
@@ -57,13 +57,13 @@ pub struct WholeEvent {
 /// Selects events; the default selects all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EventFilter {
-    /// Topic pattern.
+    /// Only events whose topic matches this pattern, such as `shop.orders.*`.
     pub topic: Option<String>,
-    /// Key.
+    /// Only events with exactly this key.
     pub key: Option<String>,
-    /// Tenant.
+    /// Only events of this tenant.
     pub organization: Option<String>,
-    /// Earliest time of the insert.
+    /// Only events that were inserted at this time or later.
     pub since: Option<DateTime<Utc>>,
 }
 
