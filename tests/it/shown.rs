@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    process::{Command, Output, Stdio},
     time::SystemTime,
 };
 
@@ -17,20 +16,6 @@ use serde_json::{Value, json};
 use crate::support::{Database, Recorder, RelayBox};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-
-/// Runs the binary with more in its environment.
-fn with(database: &Database, environment: &[(&str, &str)], arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pgoutbox"))
-        .args(arguments)
-        .env_clear()
-        .env("DATABASE_URL", database.url())
-        .env("PGOUTBOX__DATABASE__ALLOW_SUPERUSER", "true")
-        .envs(environment.iter().copied())
-        .current_dir(std::env::temp_dir())
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
-}
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -150,7 +135,7 @@ async fn people_see_the_time_of_their_machine_and_utc_when_they_ask_for_it() {
     let zone = [("TZ", "Asia/Tokyo")];
     let list = |more: &[&str]| {
         let arguments: Vec<&str> = ["dead-letters", "list"].iter().chain(more).copied().collect();
-        text(&with(&database, &zone, &arguments).stdout)
+        text(&database.pgoutbox_with(&zone, &arguments).stdout)
     };
     assert!(list(&[]).contains(" 2026-02-01 08:30:05  shop"), "{}", list(&[]));
     assert!(list(&["--utc"]).contains(" 2026-01-31 23:30:05Z  shop"), "{}", list(&["--utc"]));
@@ -243,65 +228,6 @@ async fn events_and_attempts_are_found_by_what_is_known_of_them() {
 }
 
 #[tokio::test]
-async fn a_subscription_is_created_and_deleted_by_options() {
-    let database = Database::new().await;
-    let create = ["subscriptions", "create", "shop", "--topics", "shop.**"];
-    let run = |more: &[&str]| {
-        let arguments: Vec<&str> = create.iter().chain(more).copied().collect();
-        let output = database.pgoutbox(&arguments);
-        (output.status.code(), text(&output.stderr))
-    };
-    let usage = |more: &[&str], word: &str| {
-        let (code, said) = run(more);
-        assert!(code == Some(2) && said.contains(word), "{more:?}: {code:?} {said}");
-    };
-    usage(&[], "--url");
-    usage(&["--url", "https://a.example", "--sink", "stdout"], "--sink");
-    usage(&["--sink", "stdout", "--sink-config", "{\"a\": }"], "--sink-config: ");
-    let (code, said) = run(&["--sink", "webhok"]);
-    assert!(code == Some(1) && said.contains("webhok"), "{code:?} {said}");
-    let (code, said) =
-        run(&["--url", "https://a.example/x", "--match", "{\"a\": 1}", "--retry", "{\"max_attempts\": 3}"]);
-    assert_eq!(code, Some(0), "{said}");
-    let made: Value = sqlx::query_scalar(
-        "select jsonb_build_array(sink, config, match, retry, topics) from outbox.subscriptions",
-    )
-    .fetch_one(&mut database.connection().await)
-    .await
-    .unwrap();
-    let url = json!({"url": "https://a.example/x"});
-    assert_eq!(made, json!(["webhook", url, {"a": 1}, {"max_attempts": 3}, ["shop.**"]]));
-    let (code, said) = run(&["--sink", "stdout"]);
-    assert!(code == Some(1) && said.contains("apply"), "what exists is not changed: {code:?} {said}");
-    assert_eq!(database.pgoutbox(&["subs", "delete", "shop"]).status.code(), Some(0));
-    assert_eq!(database.pgoutbox(&["subs", "remove", "shop"]).status.code(), Some(1));
-    database.drop().await;
-}
-
-#[tokio::test]
-async fn a_subscription_that_another_session_has_just_made_is_not_changed_by_create() {
-    let database = Database::new().await;
-    let mut other = database.pool.begin().await.unwrap();
-    sqlx::query("select outbox.subscribe('shop', array['mine'], 'stdout')")
-        .execute(&mut *other)
-        .await
-        .unwrap();
-    let create = async {
-        let arguments = ["subscriptions", "create", "shop", "--topics", "other", "--sink", "stdout"];
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgoutbox"));
-        command.args(arguments).env("DATABASE_URL", database.url()).output().await.unwrap()
-    };
-    let commit = async {
-        database.eventually("select exists (select from pg_locks where not granted)").await;
-        other.commit().await.unwrap();
-    };
-    let (output, ()) = tokio::join!(create, commit);
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert_eq!(database.count("select count(*) from outbox.subscriptions where topics = '{mine}'").await, 1);
-    database.drop().await;
-}
-
-#[tokio::test]
 async fn a_trial_shows_the_request_with_a_signature_that_verifies_and_without_secrets() {
     let database = Database::new().await;
     let config = json!({
@@ -315,7 +241,7 @@ async fn a_trial_shows_the_request_with_a_signature_that_verifies_and_without_se
         ))
         .await;
     let secrets = [("PGOUTBOX_SECRET_SHOP", SECRET), ("PGOUTBOX_SECRET_TOKEN", "Bearer very-secret-token")];
-    let output = with(&database, &secrets, &["subscriptions", "test", "shop"]);
+    let output = database.pgoutbox_with(&secrets, &["subscriptions", "test", "shop"]);
     let said = text(&output.stdout);
     assert!(!said.contains("very-secret"), "{said}");
     let request = said.split_once("\n\nPOST ").unwrap().1;
@@ -338,53 +264,8 @@ async fn a_trial_shows_the_request_with_a_signature_that_verifies_and_without_se
     let rows = text(&database.pgoutbox(&["subscriptions", "test", "shop", "--json"]).stdout);
     let row: Value = serde_json::from_str(rows.lines().nth(1).unwrap()).unwrap();
     assert_eq!(row["body"], Value::Null, "without its secret it has no request: {rows}");
-    let rows = text(&with(&database, &secrets, &["subscriptions", "test", "shop", "--json"]).stdout);
+    let rows = text(&database.pgoutbox_with(&secrets, &["subscriptions", "test", "shop", "--json"]).stdout);
     let row: Value = serde_json::from_str(rows.lines().nth(1).unwrap()).unwrap();
     assert_eq!(row["request"][0], "POST https://hooks.example.com/in?a=b", "{rows}");
-    database.drop().await;
-}
-
-/// The relay has the sink `recorder`, and its own secrets; the command line has neither.
-#[tokio::test]
-async fn check_says_what_it_cannot_judge_because_a_relay_elsewhere_uses_it() {
-    let database = Database::new().await;
-    database
-        .execute(
-            "select outbox.subscribe('here', array['x'], 'stdout'), \
-                    outbox.subscribe('shop', array['**'], 'recorder')",
-        )
-        .await;
-    let secret = json!({"url": "https://hooks.example.com/", "secret": "env:PGOUTBOX_SECRET_ELSEWHERE"});
-    let subscribe = format!("select outbox.subscribe('hook', array['never'], 'webhook', '{secret}')");
-    database.execute(subscribe).await;
-    let check = || {
-        let output = database.pgoutbox(&["check"]);
-        (output.status.code(), text(&output.stdout), text(&output.stderr))
-    };
-    let (code, found, said) = check();
-    assert_eq!(code, Some(1), "nobody has judged the secret: {found}");
-    assert!(found.contains("subscription hook: ") && found.contains("subscription shop: "), "{found}");
-    assert!(!found.contains("subscription here"), "{found}");
-    assert!(said.contains("a relay opens up to 43: 4 for reports"), "{said}");
-    // As a relay that has the secret and sends it would leave them.
-    database
-        .execute(
-            "update outbox.subscriptions set state = 'ok'; \
-             insert into outbox.relays (name, version, started_at, seen_at, permits, leased_ahead, in_flight, \
-                                        unsettled) values ('relay', '0', now(), now(), 1, 0, 0, 0)",
-        )
-        .await;
-    let (code, found, said) = check();
-    assert_eq!((code, found.as_str()), (Some(0), ""), "{said}");
-    assert!(said.contains("subscription hook is not judged here"), "{said}");
-    let like_a_relay = with(&database, &[("PGOUTBOX__RELAY__PERMITS", "8")], &["check"]);
-    assert_eq!(like_a_relay.status.code(), Some(1), "the next relay would lack the secret: {like_a_relay:?}");
-    assert!(!text(&like_a_relay.stdout).contains("shop"), "a sink of another program: {like_a_relay:?}");
-    database.execute("update outbox.subscriptions set state = 'invalid' where name = 'shop'").await;
-    let (code, found, _) = check();
-    assert!(code == Some(1) && found.contains("shop: sink: "), "no relay can use it: {found}");
-    database.execute("update outbox.subscriptions set state = 'ok' where name = 'shop'").await;
-    database.execute("update outbox.subscriptions set topics = array['other'] where name = 'hook'").await;
-    assert_eq!(check().0, Some(1), "the relay has not judged the change");
     database.drop().await;
 }

@@ -192,7 +192,12 @@ impl Database {
 
     /// Runs the binary against this database with an otherwise empty environment.
     pub(crate) fn pgoutbox(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
+        self.pgoutbox_with(&[], arguments)
+    }
+
+    /// Runs the binary against this database with these variables in an otherwise empty environment.
+    pub(crate) fn pgoutbox_with(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Output {
+        self.command(arguments).envs(environment.iter().copied()).output().unwrap()
     }
 
     /// Such a command, which is not started yet.
