@@ -14,6 +14,9 @@ create table outbox.subscriptions (
     organization  text,
     keys          text[],
     ordering      text        not null default 'none',
+    on_exhausted  text        not null default 'skip',
+    "coalesce"    text        not null default 'none',
+    rate          text,
     retry         jsonb       not null default '{}',
     max_in_flight integer,
     active        boolean     not null default true,
@@ -41,6 +44,18 @@ comment on column outbox.subscriptions.schema_version is
     'dead letters. Null: payloads are sent unchanged.';
 comment on column outbox.subscriptions.organization is
     'Only events of this organization. Null: events of every organization.';
+comment on column outbox.subscriptions.ordering is
+    'none, or key: of the events with one key at most one is in flight, in the order of positions, '
+    'also while one is retried.';
+comment on column outbox.subscriptions.on_exhausted is
+    'With ordering = key, when an event becomes a dead letter: skip (its key goes on), park (the '
+    'later events of its key wait for outbox.redrive or outbox.discard), halt (the subscription is '
+    'paused).';
+comment on column outbox.subscriptions."coalesce" is
+    'none, or key: an event that waits is not sent when a newer one of its key waits too. Needs '
+    'ordering = key.';
+comment on column outbox.subscriptions.rate is
+    'The most deliveries in a time, by all relays together, such as 50/s. Null: no limit.';
 comment on column outbox.subscriptions.state is
     'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, '
     'see state_reason); gone (the destination answered 410); disabled (not used yet).';
@@ -226,12 +241,12 @@ begin
     new.changed := pg_current_xact_id();
     if tg_op = 'UPDATE' then
         if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform,
-            new.schema_version, new.organization, new.keys, new.ordering, new.retry,
-            new.max_in_flight)
+            new.schema_version, new.organization, new.keys, new.ordering, new.on_exhausted,
+            new."coalesce", new.rate, new.retry, new.max_in_flight)
            is not distinct from
            (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform,
-            old.schema_version, old.organization, old.keys, old.ordering, old.retry,
-            old.max_in_flight) then
+            old.schema_version, old.organization, old.keys, old.ordering, old.on_exhausted,
+            old."coalesce", old.rate, old.retry, old.max_in_flight) then
             return new;  -- only the state changed: a relay must be able to mark a row as invalid
         end if;
         new.updated_at := now();
@@ -375,10 +390,28 @@ begin
             hint = 'Write what the payload must contain, such as {"status": "paid"}, or null for '
                    'all events.';
     end if;
-    if new.ordering is distinct from 'none' then
-        raise exception using errcode = '0A000',
-            message = format('ordering: %L is not supported by this version', new.ordering),
-            hint = 'Use ''none''.';
+    for part in
+        select field.*
+          from (values ('ordering', new.ordering, '{none,key}'::text[]),
+                       ('on_exhausted', new.on_exhausted, '{skip,park,halt}'),
+                       ('coalesce', new."coalesce", '{none,key}')) as field (name, value, known)
+         where field.value is null or field.value <> all (field.known)
+    loop
+        raise exception using errcode = '22023',
+            message = format('%s: %L is unknown', part.name, part.value),
+            hint = format('Use %s.', array_to_string(part.known, ' or '));
+    end loop;
+    if new.ordering = 'none' and (new.on_exhausted <> 'skip' or new."coalesce" <> 'none') then
+        raise exception using errcode = '22023',
+            message = format('%s: needs ordering => ''key''',
+                             case when new."coalesce" <> 'none' then 'coalesce'
+                                  else 'on_exhausted' end);
+    end if;
+    if new.rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
+        raise exception using errcode = '22023',
+            message = format('rate: %L is not a rate', new.rate),
+            hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
+                   'null for no limit.';
     end if;
     if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
         raise exception using errcode = '22023',
@@ -531,7 +564,10 @@ create function outbox.subscribe(
     max_in_flight integer default null,
     match         jsonb   default null,
     start         text    default 'now',
-    schema_version integer default null
+    schema_version integer default null,
+    on_exhausted  text    default 'skip',
+    rate          text    default null,
+    "coalesce"    text    default 'none'
 ) returns bigint
 language plpgsql as $$
 declare
@@ -557,25 +593,31 @@ begin
     begin
         insert into outbox.subscriptions as existing (
             name, topics, sink, config, match, filter, transform, organization, ordering, retry,
-            keys, max_in_flight, schema_version)
+            keys, max_in_flight, schema_version, on_exhausted, rate, "coalesce")
         values (
             subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'),
             subscribe.match, subscribe.filter, subscribe.transform, subscribe.organization,
             coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys,
-            subscribe.max_in_flight, subscribe.schema_version)
+            subscribe.max_in_flight, subscribe.schema_version,
+            coalesce(subscribe.on_exhausted, 'skip'), subscribe.rate,
+            coalesce(subscribe."coalesce", 'none'))
         on conflict on constraint subscriptions_name_key do update
            set topics = excluded.topics, sink = excluded.sink, config = excluded.config,
                match = excluded.match, filter = excluded.filter, transform = excluded.transform,
                organization = excluded.organization, ordering = excluded.ordering,
                retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight,
-               schema_version = excluded.schema_version
+               schema_version = excluded.schema_version,
+               on_exhausted = excluded.on_exhausted, rate = excluded.rate,
+               "coalesce" = excluded."coalesce"
          where (existing.topics, existing.sink, existing.config, existing.match, existing.filter,
                 existing.transform, existing.organization, existing.ordering, existing.retry,
-                existing.keys, existing.max_in_flight, existing.schema_version)
+                existing.keys, existing.max_in_flight, existing.schema_version,
+                existing.on_exhausted, existing.rate, existing."coalesce")
                is distinct from
                (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter,
                 excluded.transform, excluded.organization, excluded.ordering, excluded.retry,
-                excluded.keys, excluded.max_in_flight, excluded.schema_version)
+                excluded.keys, excluded.max_in_flight, excluded.schema_version,
+                excluded.on_exhausted, excluded.rate, excluded."coalesce")
         returning existing.id, existing.xmax = 0 into subscription_id, is_new;
     exception when data_exception or integrity_constraint_violation or feature_not_supported then
         -- Raised again, an error does not show the statement above.

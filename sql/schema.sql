@@ -734,6 +734,9 @@ CREATE TABLE outbox.subscriptions (
     organization text,
     keys text[],
     ordering text DEFAULT 'none'::text NOT NULL,
+    on_exhausted text DEFAULT 'skip'::text NOT NULL,
+    "coalesce" text DEFAULT 'none'::text NOT NULL,
+    rate text,
     retry jsonb DEFAULT '{}'::jsonb NOT NULL,
     max_in_flight integer,
     active boolean DEFAULT true NOT NULL,
@@ -758,6 +761,14 @@ COMMENT ON COLUMN outbox.subscriptions.transform IS 'A CEL expression whose valu
 COMMENT ON COLUMN outbox.subscriptions.schema_version IS 'Version of payloads to send: lower versions are upcast by event types, higher ones become dead letters. Null: payloads are sent unchanged.';
 
 COMMENT ON COLUMN outbox.subscriptions.organization IS 'Only events of this organization. Null: events of every organization.';
+
+COMMENT ON COLUMN outbox.subscriptions.ordering IS 'none, or key: of the events with one key at most one is in flight, in the order of positions, also while one is retried.';
+
+COMMENT ON COLUMN outbox.subscriptions.on_exhausted IS 'With ordering = key, when an event becomes a dead letter: skip (its key goes on), park (the later events of its key wait for outbox.redrive or outbox.discard), halt (the subscription is paused).';
+
+COMMENT ON COLUMN outbox.subscriptions."coalesce" IS 'none, or key: an event that waits is not sent when a newer one of its key waits too. Needs ordering = key.';
+
+COMMENT ON COLUMN outbox.subscriptions.rate IS 'The most deliveries in a time, by all relays together, such as 50/s. Null: no limit.';
 
 COMMENT ON COLUMN outbox.subscriptions.state IS 'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
 
@@ -1085,7 +1096,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) IS 'Make matching deliveries due that wait, also behind a breaker. Their attempts go on counting. Returns how many; call again while it returns max_rows. Those of a paused subscription wait until it is resumed, and what an application scheduled for later is sent early only if its event is named.';
 
-CREATE FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb DEFAULT '{}'::jsonb, filter text DEFAULT NULL::text, transform text DEFAULT NULL::text, organization text DEFAULT NULL::text, ordering text DEFAULT 'none'::text, retry jsonb DEFAULT '{}'::jsonb, keys text[] DEFAULT NULL::text[], max_in_flight integer DEFAULT NULL::integer, match jsonb DEFAULT NULL::jsonb, start text DEFAULT 'now'::text, schema_version integer DEFAULT NULL::integer) RETURNS bigint
+CREATE FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb DEFAULT '{}'::jsonb, filter text DEFAULT NULL::text, transform text DEFAULT NULL::text, organization text DEFAULT NULL::text, ordering text DEFAULT 'none'::text, retry jsonb DEFAULT '{}'::jsonb, keys text[] DEFAULT NULL::text[], max_in_flight integer DEFAULT NULL::integer, match jsonb DEFAULT NULL::jsonb, start text DEFAULT 'now'::text, schema_version integer DEFAULT NULL::integer, on_exhausted text DEFAULT 'skip'::text, rate text DEFAULT NULL::text, "coalesce" text DEFAULT 'none'::text) RETURNS bigint
     LANGUAGE plpgsql
     AS $$
 declare
@@ -1111,25 +1122,31 @@ begin
     begin
         insert into outbox.subscriptions as existing (
             name, topics, sink, config, match, filter, transform, organization, ordering, retry,
-            keys, max_in_flight, schema_version)
+            keys, max_in_flight, schema_version, on_exhausted, rate, "coalesce")
         values (
             subscribe.name, subscribe.topics, subscribe.sink, coalesce(subscribe.config, '{}'),
             subscribe.match, subscribe.filter, subscribe.transform, subscribe.organization,
             coalesce(subscribe.ordering, 'none'), coalesce(subscribe.retry, '{}'), subscribe.keys,
-            subscribe.max_in_flight, subscribe.schema_version)
+            subscribe.max_in_flight, subscribe.schema_version,
+            coalesce(subscribe.on_exhausted, 'skip'), subscribe.rate,
+            coalesce(subscribe."coalesce", 'none'))
         on conflict on constraint subscriptions_name_key do update
            set topics = excluded.topics, sink = excluded.sink, config = excluded.config,
                match = excluded.match, filter = excluded.filter, transform = excluded.transform,
                organization = excluded.organization, ordering = excluded.ordering,
                retry = excluded.retry, keys = excluded.keys, max_in_flight = excluded.max_in_flight,
-               schema_version = excluded.schema_version
+               schema_version = excluded.schema_version,
+               on_exhausted = excluded.on_exhausted, rate = excluded.rate,
+               "coalesce" = excluded."coalesce"
          where (existing.topics, existing.sink, existing.config, existing.match, existing.filter,
                 existing.transform, existing.organization, existing.ordering, existing.retry,
-                existing.keys, existing.max_in_flight, existing.schema_version)
+                existing.keys, existing.max_in_flight, existing.schema_version,
+                existing.on_exhausted, existing.rate, existing."coalesce")
                is distinct from
                (excluded.topics, excluded.sink, excluded.config, excluded.match, excluded.filter,
                 excluded.transform, excluded.organization, excluded.ordering, excluded.retry,
-                excluded.keys, excluded.max_in_flight, excluded.schema_version)
+                excluded.keys, excluded.max_in_flight, excluded.schema_version,
+                excluded.on_exhausted, excluded.rate, excluded."coalesce")
         returning existing.id, existing.xmax = 0 into subscription_id, is_new;
     exception when data_exception or integrity_constraint_violation or feature_not_supported then
         -- Raised again, an error does not show the statement above.
@@ -1151,7 +1168,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) IS 'Create or change a subscription. Calling it twice changes nothing. A pause is kept. Past events are delivered only with start. Returns the id.';
+COMMENT ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer, on_exhausted text, rate text, "coalesce" text) IS 'Create or change a subscription. Calling it twice changes nothing. A pause is kept. Past events are delivered only with start. Returns the id.';
 
 CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -2460,12 +2477,12 @@ begin
     new.changed := pg_current_xact_id();
     if tg_op = 'UPDATE' then
         if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform,
-            new.schema_version, new.organization, new.keys, new.ordering, new.retry,
-            new.max_in_flight)
+            new.schema_version, new.organization, new.keys, new.ordering, new.on_exhausted,
+            new."coalesce", new.rate, new.retry, new.max_in_flight)
            is not distinct from
            (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform,
-            old.schema_version, old.organization, old.keys, old.ordering, old.retry,
-            old.max_in_flight) then
+            old.schema_version, old.organization, old.keys, old.ordering, old.on_exhausted,
+            old."coalesce", old.rate, old.retry, old.max_in_flight) then
             return new;  -- only the state changed: a relay must be able to mark a row as invalid
         end if;
         new.updated_at := now();
@@ -2609,10 +2626,28 @@ begin
             hint = 'Write what the payload must contain, such as {"status": "paid"}, or null for '
                    'all events.';
     end if;
-    if new.ordering is distinct from 'none' then
-        raise exception using errcode = '0A000',
-            message = format('ordering: %L is not supported by this version', new.ordering),
-            hint = 'Use ''none''.';
+    for part in
+        select field.*
+          from (values ('ordering', new.ordering, '{none,key}'::text[]),
+                       ('on_exhausted', new.on_exhausted, '{skip,park,halt}'),
+                       ('coalesce', new."coalesce", '{none,key}')) as field (name, value, known)
+         where field.value is null or field.value <> all (field.known)
+    loop
+        raise exception using errcode = '22023',
+            message = format('%s: %L is unknown', part.name, part.value),
+            hint = format('Use %s.', array_to_string(part.known, ' or '));
+    end loop;
+    if new.ordering = 'none' and (new.on_exhausted <> 'skip' or new."coalesce" <> 'none') then
+        raise exception using errcode = '22023',
+            message = format('%s: needs ordering => ''key''',
+                             case when new."coalesce" <> 'none' then 'coalesce'
+                                  else 'on_exhausted' end);
+    end if;
+    if new.rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
+        raise exception using errcode = '22023',
+            message = format('rate: %L is not a rate', new.rate),
+            hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
+                   'null for no limit.';
     end if;
     if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
         raise exception using errcode = '22023',
@@ -4033,8 +4068,8 @@ GRANT ALL ON FUNCTION outbox.resume(name text) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer, on_exhausted text, rate text, "coalesce" text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, config jsonb, filter text, transform text, organization text, ordering text, retry jsonb, keys text[], max_in_flight integer, match jsonb, start text, schema_version integer, on_exhausted text, rate text, "coalesce" text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_admin;

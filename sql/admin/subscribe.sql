@@ -14,8 +14,12 @@ select outbox.subscribe(
            keys          => wanted.keys,
            max_in_flight => wanted.max_in_flight,
            schema_version => wanted.schema_version,
+           on_exhausted  => coalesce(wanted.on_exhausted, 'skip'),
+           rate          => wanted.rate,
+           "coalesce"    => coalesce(wanted."coalesce", 'none'),
            start         => coalesce(wanted.start, 'now'))
   from jsonb_to_record($1::jsonb) as wanted (
            name text, topics text[], sink text, config jsonb, filter text,
            transform text, organization text, ordering text, retry jsonb, keys text[],
-           max_in_flight integer, schema_version integer, start text);
+           max_in_flight integer, schema_version integer, on_exhausted text, rate text,
+           "coalesce" text, start text);

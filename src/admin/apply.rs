@@ -13,7 +13,7 @@ use crate::{
         filter::{Filter, Transform},
         harmless::is_harmless,
     },
-    store::SubscriptionRow,
+    store::{Coalesce, OnExhausted, Ordering, SubscriptionRow},
 };
 
 /// A declared subscription: the parameters of `outbox.subscribe`. `J` is how values of JSON are kept.
@@ -47,9 +47,18 @@ pub struct SubscriptionSpec<J = JsonText> {
     /// Tenant whose events it receives; none for every organization.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub organization: Option<String>,
-    /// Order of deliveries: `none`.
+    /// Order of deliveries: `none` or `key`; none: `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ordering: Option<String>,
+    /// What happens to a key when its event becomes a dead letter: `skip`, `park` or `halt`; none: `skip`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_exhausted: Option<String>,
+    /// Whether only the newest waiting event of a key is sent: `none` or `key`; none: `none`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coalesce: Option<String>,
+    /// Most deliveries in a time, such as `50/s`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<String>,
     /// Retry policy: an object; none: the defaults.
     #[serde(skip_serializing_if = "Option::is_none", default = "none", deserialize_with = "present")]
     pub retry: Option<J>,
@@ -89,6 +98,9 @@ impl From<SubscriptionSpec<Value>> for SubscriptionSpec {
             transform: spec.transform,
             organization: spec.organization,
             ordering: spec.ordering,
+            on_exhausted: spec.on_exhausted,
+            coalesce: spec.coalesce,
+            rate: spec.rate,
             retry: spec.retry.map(Into::into),
             keys: spec.keys,
             max_in_flight: spec.max_in_flight,
@@ -110,7 +122,10 @@ impl From<&SubscriptionRow> for SubscriptionSpec {
             filter: row.filter,
             transform: row.transform,
             organization: row.organization,
-            ordering: None,
+            ordering: Some(row.ordering.code().to_owned()),
+            on_exhausted: Some(row.on_exhausted.code().to_owned()),
+            coalesce: Some(row.coalesce.code().to_owned()),
+            rate: row.rate,
             retry: Some(row.retry),
             keys: row.keys,
             max_in_flight: row.max_in_flight,
@@ -212,7 +227,8 @@ pub fn compare(rows: &[SubscriptionRow], specs: &[SubscriptionSpec], prune: bool
 }
 
 /// The fields that are compared. Those of JSON are as `jsonb` holds them.
-fn fields(spec: &SubscriptionSpec) -> [(&'static str, JsonText); 11] {
+fn fields(spec: &SubscriptionSpec) -> [(&'static str, JsonText); 15] {
+    let word = |word: &Option<String>, default: &str| json!(word.as_deref().unwrap_or(default)).into();
     let object = |value: &Option<JsonText>| value.clone().unwrap_or_else(|| json!({}).into());
     [
         ("topics", json!(spec.topics).into()),
@@ -223,6 +239,10 @@ fn fields(spec: &SubscriptionSpec) -> [(&'static str, JsonText); 11] {
         ("transform", json!(spec.transform).into()),
         ("organization", json!(spec.organization).into()),
         ("keys", json!(spec.keys).into()),
+        ("ordering", word(&spec.ordering, Ordering::None.code())),
+        ("on_exhausted", word(&spec.on_exhausted, OnExhausted::Skip.code())),
+        ("coalesce", word(&spec.coalesce, Coalesce::None.code())),
+        ("rate", json!(spec.rate).into()),
         ("retry", object(&spec.retry)),
         ("max_in_flight", json!(spec.max_in_flight).into()),
         ("schema_version", json!(spec.schema_version).into()),
@@ -325,6 +345,12 @@ pub fn subscribe_statement(row: &SubscriptionRow) -> String {
     add("transform", row.transform.as_deref().map(quoted));
     add("organization", row.organization.as_deref().map(quoted));
     add("keys", row.keys.as_deref().map(array));
+    let word = |word: &'static str, default: &str| (word != default).then(|| quoted(word));
+    add("ordering", word(row.ordering.code(), Ordering::None.code()));
+    add("on_exhausted", word(row.on_exhausted.code(), OnExhausted::Skip.code()));
+    // A word of SQL, so the name of the parameter is quoted.
+    add("\"coalesce\"", word(row.coalesce.code(), Coalesce::None.code()));
+    add("rate", row.rate.as_deref().map(quoted));
     add("retry", (!row.retry.is_empty_object()).then(|| quoted(row.retry.as_str())));
     add("max_in_flight", row.max_in_flight.map(|limit| limit.to_string()));
     add("schema_version", row.schema_version.map(|version| version.to_string()));

@@ -37,6 +37,18 @@ pub(super) struct Create {
     /// Tenant whose events it receives [default: every organization].
     #[arg(long)]
     organization: Option<String>,
+    /// Keep the order of the events with one key.
+    #[arg(long, value_name = "ORDER", value_parser = ["none", "key"])]
+    ordering: Option<String>,
+    /// What happens to a key when its event becomes a dead letter.
+    #[arg(long, value_name = "WHAT", value_parser = ["skip", "park", "halt"])]
+    on_exhausted: Option<String>,
+    /// Send only the newest of the waiting events of a key.
+    #[arg(long, value_name = "WHAT", value_parser = ["none", "key"])]
+    coalesce: Option<String>,
+    /// Most deliveries in a time, by all relays together, such as 50/s.
+    #[arg(long)]
+    rate: Option<String>,
     /// Retry policy: a JSON object such as {"max_attempts": 5}.
     #[arg(long, value_name = "JSON")]
     retry: Option<String>,
@@ -82,6 +94,10 @@ impl Create {
             filter: self.filter.clone(),
             transform: self.transform.clone(),
             organization: self.organization.clone(),
+            ordering: self.ordering.clone(),
+            on_exhausted: self.on_exhausted.clone(),
+            coalesce: self.coalesce.clone(),
+            rate: self.rate.clone(),
             retry: input::json("--retry", self.retry.as_deref())?,
             start: self.start.clone(),
             ..SubscriptionSpec::from(&row)

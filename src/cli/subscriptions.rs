@@ -40,7 +40,7 @@ pub(super) enum Subscriptions {
     /// Create and change subscriptions from a file in one transaction, and show the changes.
     Apply(apply::Apply),
     /// Create a subscription; `apply` and outbox.subscribe(…) also change one.
-    Create(create::Create),
+    Create(Box<create::Create>),
     /// Stop sending; new deliveries are still recorded.
     Pause(Named),
     /// Send again after a pause, a 410 of the destination, or disabling.
@@ -172,6 +172,10 @@ fn show(row: &SubscriptionRow) -> anyhow::Result<()> {
         ("organization", text(&row.organization)),
         ("schema version", print::or_empty(row.schema_version.as_ref())),
         ("keys", row.keys.as_deref().unwrap_or_default().join(" ")),
+        ("ordering", row.ordering.code().to_owned()),
+        ("on exhausted", row.on_exhausted.code().to_owned()),
+        ("coalesce", row.coalesce.code().to_owned()),
+        ("rate", text(&row.rate)),
         ("retry", row.retry.to_string()),
         ("max in flight", print::or_empty(row.max_in_flight.as_ref())),
         ("state", state(row).to_owned()),
@@ -194,6 +198,10 @@ struct Columns<'r> {
     organization: Option<&'r str>,
     schema_version: Option<i32>,
     keys: Option<&'r [String]>,
+    ordering: &'static str,
+    on_exhausted: &'static str,
+    coalesce: &'static str,
+    rate: Option<&'r str>,
     retry: &'r JsonText,
     max_in_flight: Option<i32>,
     active: bool,
@@ -216,6 +224,10 @@ impl<'r> From<&'r SubscriptionRow> for Columns<'r> {
             organization: row.organization.as_deref(),
             schema_version: row.schema_version,
             keys: row.keys.as_deref(),
+            ordering: row.ordering.code(),
+            on_exhausted: row.on_exhausted.code(),
+            coalesce: row.coalesce.code(),
+            rate: row.rate.as_deref(),
             retry: &row.retry,
             max_in_flight: row.max_in_flight,
             active: row.active,

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{FromRow, Row as _};
 
-use super::{connection::Store, error::Error, statement::first};
+use super::{Coalesce, OnExhausted, Ordering, connection::Store, error::Error, statement::first};
 use crate::{
     delivery::{LONGEST_PAUSE, SubscriptionId},
     event::{JsonText, Position},
@@ -83,6 +83,14 @@ pub struct SubscriptionRow {
     pub organization: Option<String>,
     /// Prefixes of the keys it receives; none: every key.
     pub keys: Option<Vec<String>>,
+    /// Whether the events of a key keep their order.
+    pub ordering: Ordering,
+    /// What happens to a key whose event becomes a dead letter.
+    pub on_exhausted: OnExhausted,
+    /// Whether only the newest of the waiting events of a key is sent.
+    pub coalesce: Coalesce,
+    /// Most deliveries in a time by all relays together, such as `50/s`; none: no limit.
+    pub rate: Option<String>,
     /// Retry policy as JSON.
     #[sqlx(json)]
     pub retry: JsonText,
@@ -125,6 +133,10 @@ impl SubscriptionRow {
             schema_version: None,
             organization: None,
             keys: None,
+            ordering: Ordering::None,
+            on_exhausted: OnExhausted::Skip,
+            coalesce: Coalesce::None,
+            rate: None,
             retry: serde_json::json!({}).into(),
             max_in_flight: None,
             active: true,

@@ -281,7 +281,12 @@ async fn mistakes_in_filters_that_postgresql_can_detect_are_refused_at_once() {
         (format!("filter => '{long}'"), "filter: must have 1 to 8192 bytes"),
         ("transform => ''".to_owned(), "transform: must have 1 to 8192 bytes"),
         (format!("match => '[\"{long}\"]'"), "match: must have at most 4096 bytes"),
-        ("ordering => 'key'".to_owned(), "ordering"),
+        ("ordering => 'total'".to_owned(), "ordering: 'total' is unknown"),
+        ("on_exhausted => 'park'".to_owned(), "on_exhausted: needs ordering => 'key'"),
+        ("\"coalesce\" => 'key'".to_owned(), "coalesce: needs ordering => 'key'"),
+        ("ordering => 'key', on_exhausted => 'stop'".to_owned(), "on_exhausted: 'stop' is unknown"),
+        ("rate => '0/s'".to_owned(), "rate: '0/s' is not a rate"),
+        ("rate => '5 per s'".to_owned(), "rate: '5 per s' is not a rate"),
     ] {
         let refused = sqlx::query(sqlx::AssertSqlSafe(format!(
             "select outbox.subscribe('a', array['**'], 'recorder', {arguments})"
