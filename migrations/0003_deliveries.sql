@@ -19,6 +19,10 @@ create table outbox.cursor (
 ) with (fillfactor = 50);
 insert into outbox.cursor (step, settled) values (1, pg_current_snapshot());
 
+-- The due time of what waits for something else than a time. Later than any other due time.
+create function outbox_internal.never() returns timestamptz
+language sql immutable parallel safe as $$ select timestamptz '2300-01-01Z' $$;
+
 -- One event owed to one subscription that has a due time of its own: a retry, something for later
 -- or urgent, a redrive. Deleted on success: only what is outstanding is here.
 -- `due_at` is both when to try and when a lease ends; there is no "running" state to be stuck in.
@@ -33,7 +37,10 @@ create table outbox.deliveries (
     attempt         integer     not null default 0,   -- counted when claimed
     unfinished      integer     not null default 0,   -- claims whose lease ended without a verdict
     -- an operator wants it tried now, also where a breaker is open
-    asked           boolean     not null default false
+    asked           boolean     not null default false,
+    -- of an ordered subscription: it waits in the order of its key. Of the rows of a key only the
+    -- first can be due; the others have the due time outbox_internal.never().
+    key             text
 ) with (
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 5000,
@@ -41,6 +48,8 @@ create table outbox.deliveries (
 );
 create index deliveries_due on outbox.deliveries (subscription_id, due_at, id);
 create index deliveries_asked on outbox.deliveries (subscription_id, id) where asked;
+create index deliveries_key on outbox.deliveries (subscription_id, key, position, id)
+ where key is not null;
 
 -- What a relay holds to deliver at once: a row for each routing step or claim, not for each
 -- delivery. A success changes `done` and nothing else; a page with nothing left is deleted. What
@@ -86,12 +95,17 @@ create table outbox.backlog (
     positions       int8multirange not null,
     owed_since      timestamptz    not null default clock_timestamp(),
     created_from    timestamptz    not null,
-    created_until   timestamptz    not null
+    created_until   timestamptz    not null,
+    -- of an ordered subscription: claimed in the order of positions, not of ids
+    is_ordered      boolean        not null default false,
+    first_position  bigint         generated always as (lower(positions)) stored
 ) with (
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 1000,
     autovacuum_vacuum_cost_delay = 0
 );
+create index backlog_order on outbox.backlog (subscription_id, first_position, id)
+ where is_ordered;
 create index backlog_subscription on outbox.backlog (subscription_id, is_suspect, id);
 
 -- How many positions there are.

@@ -163,13 +163,16 @@ begin
 
     with gone as (
         delete from outbox.dead_letters as letter where letter.id = any (chosen)
-        returning letter.subscription_id, letter.position, letter.created_at
+        returning letter.subscription_id, letter.position, letter.created_at, letter.key
     )
-    insert into outbox.deliveries (subscription_id, due_at, position, created_at, asked)
-    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true
+    insert into outbox.deliveries (subscription_id, due_at, position, created_at, asked, key)
+    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true,
+           case when target.ordering = 'key' then gone.key end
       from gone
+      join outbox.subscriptions as target on target.id = gone.subscription_id
      order by gone.position;
     get diagnostics redriven = row_count;
+    perform outbox_internal.unpark(chosen);
 
     if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
@@ -193,19 +196,24 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan
 set enable_seqscan = off set enable_bitmapscan = off as $$
 declare
+    chosen    bigint[];
     discarded bigint;
 begin
     perform outbox_internal.check_max_rows(discard.max_rows);
     perform outbox_internal.check_topic_pattern(discard.topic);
-    delete from outbox.dead_letters as letter
-     where letter.id = any (array(
+    chosen := array(
                select candidate.id
                  from outbox.matching_dead_letters(
                           discard.subscription, discard.topic, discard.error_like,
                           discard.since, discard.id) as candidate
                 order by candidate.position, candidate.id
-                limit max_rows));
+                limit max_rows);
+    delete from outbox.dead_letters as letter where letter.id = any (chosen);
     get diagnostics discarded = row_count;
+    if outbox_internal.unpark(chosen) > 0
+       and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+    end if;
     return discarded;
 end;
 $$;
@@ -236,15 +244,17 @@ create view outbox.waiting as
     select place.subscription_id, subscription.name as subscription, place.position,
            event.id as event_id, event.topic, event.key, event.organization,
            coalesce(event.created_at, place.created_from) as created_at,
-           place.owed_since, place.due_at, place.attempts,
+           place.owed_since, nullif(place.due_at, outbox_internal.never()) as due_at,
+           place.attempts,
            last.reason, last.status, last.answer,
-           place.place, place.id, place.number, place.unfinished, place.asked
+           place.place, place.id, place.number, place.unfinished, place.asked,
+           place.ordered_key
       from (select delivery.subscription_id, delivery.position,
                    delivery.created_at as created_from, delivery.created_at as created_until,
                    delivery.owed_since, delivery.due_at, delivery.attempt as attempts,
                    'delivery' as place, delivery.id, null::integer as number,
                    delivery.unfinished + (delivery.lease_token is not null)::integer as unfinished,
-                   delivery.asked
+                   delivery.asked, delivery.key as ordered_key
               from outbox.deliveries as delivery
              where delivery.lease_token is null
                 or delivery.due_at <= now()
@@ -256,14 +266,15 @@ create view outbox.waiting as
                                     as entry (subscription_id, since)
                               where entry.subscription_id = pair.subscription_id),
                             page.owed_since[1]),
-                   null, 0, 'page', page.id, pair.number, least(page.deaths + 1, 2), false
+                   null, 0, 'page', page.id, pair.number, least(page.deaths + 1, 2), false,
+                   null
               from outbox.pages as page
              cross join lateral outbox_internal.left_of(page) as pair
              where page.due_at <= now()
             union all
             select backlog.subscription_id, at.position, backlog.created_from,
                    backlog.created_until, backlog.owed_since, null, 0, 'backlog', backlog.id, null,
-                   least(backlog.deaths, 2), false
+                   least(backlog.deaths, 2), false, null
               from outbox.backlog as backlog
              cross join lateral unnest(backlog.positions) as span
              cross join lateral generate_series(lower(span), upper(span) - 1) as at (position)
@@ -284,9 +295,10 @@ create view outbox.waiting as
             limit 1) as last on true;
 comment on view outbox.waiting is
     'One row for each delivery that no relay holds: one for a retry or for later (due_at), and one '
-    'that waits until its subscription can take it (due_at is null). With the reason, status and '
-    'answer of its last attempt, as far as outbox.attempts has it. Not for large backlogs: use '
-    'outbox.matching_deliveries with a limit.';
+    'that waits until its subscription can take it or, with ordered_key, behind an earlier event '
+    'of its key (due_at is null). With the reason, status and answer of its last attempt, as far '
+    'as outbox.attempts has it. Not for large backlogs: use outbox.matching_deliveries with a '
+    'limit.';
 
 create function outbox.matching_deliveries(
     subscription text default null,
@@ -342,7 +354,12 @@ begin
                                           take_waiting.event, take_waiting.error_like) as matching
          where not take_waiting.to_retry
             or (not matching.asked
-                and (take_waiting.event is not null or matching.owed_since <= now()))
+                and (take_waiting.event is not null or matching.owed_since <= now())
+                -- nothing overtakes the events of its key before it
+                and (matching.place = 'delivery' and matching.due_at is not null
+                     or not exists (select from outbox.subscriptions as target
+                                     where target.id = matching.subscription_id
+                                       and target.ordering = 'key')))
          limit take_waiting.max_rows);
 
     return query
@@ -430,9 +447,10 @@ declare
     retried bigint;
 begin
     insert into outbox.deliveries (
-        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked)
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked, key)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
-           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true
+           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true,
+           taken.ordered_key
       from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
@@ -460,6 +478,8 @@ create function outbox.cancel(
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
     cancelled bigint;
+    ids       bigint[];
+    keys      text[];
     keep      boolean := coalesce(cancel.dead_letters, false);
 begin
     with taken as materialized (
@@ -483,7 +503,14 @@ begin
            and event.created_at = taken.created_at
          where keep
     )
-    select count(*) into cancelled from taken;
+    select count(*), array_agg(taken.subscription_id) filter (where taken.ordered_key is not null),
+           array_agg(taken.ordered_key) filter (where taken.ordered_key is not null)
+      into cancelled, ids, keys
+      from taken;
+    if outbox_internal.promote_keys(ids, keys) > 0
+       and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+    end if;
     return cancelled;
 end;
 $$;
@@ -505,6 +532,7 @@ begin
                  where delivery.subscription_id = new.id
                    and delivery.lease_token is null
                    and delivery.due_at > now()
+                   and delivery.due_at < outbox_internal.never()
                    and delivery.owed_since <= now()  -- not what is scheduled for later
                  order by delivery.due_at, delivery.id
                  limit 100000
@@ -557,7 +585,9 @@ create view outbox.subscription_status as
                                 count(*) filter (where delivery.lease_token is not null
                                                    and delivery.due_at > now()) as leased,
                                 count(*) filter (where delivery.attempt > 0
-                                                   and delivery.lease_token is null) as retrying,
+                                                   and delivery.lease_token is null
+                                                   and delivery.due_at < outbox_internal.never())
+                                    as retrying,
                                 -- what is not due for the first time has no age
                                 min(delivery.owed_since)
                                     filter (where delivery.owed_since <= now()) as oldest
@@ -744,14 +774,16 @@ begin
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
             ('outbox_relay',
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
-             'outbox.relays, outbox.relay_subscriptions, outbox.pauses'),
+             'outbox.relays, outbox.relay_subscriptions, outbox.pauses, outbox.order_leases, '
+             'outbox.parked_keys'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'insert on outbox.declared_sinks'),
             ('outbox_relay', 'execute on function outbox.declare_sink'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
-            ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
+            ('outbox_relay',
+             'update (active, state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),

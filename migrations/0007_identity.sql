@@ -159,6 +159,7 @@ begin
         delete from outbox.backlog;
         delete from outbox.deliveries;
         delete from outbox.starts;
+        delete from outbox.parked_keys;
         update outbox.events as event set xid = first_xid::text::xid8 where event.xid = this;
     end if;
     if is_restored or not keep_pending then
@@ -175,6 +176,7 @@ begin
                low_xid = this, window_end = null, window_low = null, window_low_xid = null,
                page_after = null, page_until = null;
     end if;
+    delete from outbox.order_leases;
     delete from outbox.relay_subscriptions;
     delete from outbox.relays;
     update outbox.identity as identity

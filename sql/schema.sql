@@ -188,6 +188,7 @@ begin
         delete from outbox.backlog;
         delete from outbox.deliveries;
         delete from outbox.starts;
+        delete from outbox.parked_keys;
         update outbox.events as event set xid = first_xid::text::xid8 where event.xid = this;
     end if;
     if is_restored or not keep_pending then
@@ -204,6 +205,7 @@ begin
                low_xid = this, window_end = null, window_low = null, window_low_xid = null,
                page_after = null, page_until = null;
     end if;
+    delete from outbox.order_leases;
     delete from outbox.relay_subscriptions;
     delete from outbox.relays;
     update outbox.identity as identity
@@ -334,6 +336,8 @@ CREATE FUNCTION outbox.cancel(subscription text DEFAULT NULL::text, topic text D
     AS $$
 declare
     cancelled bigint;
+    ids       bigint[];
+    keys      text[];
     keep      boolean := coalesce(cancel.dead_letters, false);
 begin
     with taken as materialized (
@@ -357,7 +361,14 @@ begin
            and event.created_at = taken.created_at
          where keep
     )
-    select count(*) into cancelled from taken;
+    select count(*), array_agg(taken.subscription_id) filter (where taken.ordered_key is not null),
+           array_agg(taken.ordered_key) filter (where taken.ordered_key is not null)
+      into cancelled, ids, keys
+      from taken;
+    if outbox_internal.promote_keys(ids, keys) > 0
+       and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+    end if;
     return cancelled;
 end;
 $$;
@@ -437,19 +448,24 @@ CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text 
     SET enable_bitmapscan TO 'off'
     AS $$
 declare
+    chosen    bigint[];
     discarded bigint;
 begin
     perform outbox_internal.check_max_rows(discard.max_rows);
     perform outbox_internal.check_topic_pattern(discard.topic);
-    delete from outbox.dead_letters as letter
-     where letter.id = any (array(
+    chosen := array(
                select candidate.id
                  from outbox.matching_dead_letters(
                           discard.subscription, discard.topic, discard.error_like,
                           discard.since, discard.id) as candidate
                 order by candidate.position, candidate.id
-                limit max_rows));
+                limit max_rows);
+    delete from outbox.dead_letters as letter where letter.id = any (chosen);
     get diagnostics discarded = row_count;
+    if outbox_internal.unpark(chosen) > 0
+       and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+    end if;
     return discarded;
 end;
 $$;
@@ -494,14 +510,16 @@ begin
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
             ('outbox_relay',
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
-             'outbox.relays, outbox.relay_subscriptions, outbox.pauses'),
+             'outbox.relays, outbox.relay_subscriptions, outbox.pauses, outbox.order_leases, '
+             'outbox.parked_keys'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'insert on outbox.declared_sinks'),
             ('outbox_relay', 'execute on function outbox.declare_sink'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
-            ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
+            ('outbox_relay',
+             'update (active, state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
@@ -652,6 +670,10 @@ CREATE FUNCTION outbox_internal.left_of(page outbox.pages) RETURNS TABLE(subscri
      where not page.done @> pair.number
 $$;
 
+CREATE FUNCTION outbox_internal.never() RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select timestamptz '2300-01-01Z' $$;
+
 CREATE TABLE outbox.attempts (
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     delivery_id bigint,
@@ -681,7 +703,9 @@ CREATE TABLE outbox.backlog (
     positions int8multirange NOT NULL,
     owed_since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     created_from timestamp with time zone NOT NULL,
-    created_until timestamp with time zone NOT NULL
+    created_until timestamp with time zone NOT NULL,
+    is_ordered boolean DEFAULT false NOT NULL,
+    first_position bigint GENERATED ALWAYS AS (lower(positions)) STORED
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
 
@@ -695,7 +719,8 @@ CREATE TABLE outbox.deliveries (
     lease_token uuid,
     attempt integer DEFAULT 0 NOT NULL,
     unfinished integer DEFAULT 0 NOT NULL,
-    asked boolean DEFAULT false NOT NULL
+    asked boolean DEFAULT false NOT NULL,
+    key text
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
 
@@ -786,7 +811,7 @@ CREATE VIEW outbox.waiting AS
     event.organization,
     COALESCE(event.created_at, place.created_from) AS created_at,
     place.owed_since,
-    place.due_at,
+    NULLIF(place.due_at, outbox_internal.never()) AS due_at,
     place.attempts,
     last.reason,
     last.status,
@@ -795,7 +820,8 @@ CREATE VIEW outbox.waiting AS
     place.id,
     place.number,
     place.unfinished,
-    place.asked
+    place.asked,
+    place.ordered_key
    FROM (((( SELECT delivery.subscription_id,
             delivery."position",
             delivery.created_at AS created_from,
@@ -807,7 +833,8 @@ CREATE VIEW outbox.waiting AS
             delivery.id,
             NULL::integer AS number,
             (delivery.unfinished + ((delivery.lease_token IS NOT NULL))::integer) AS unfinished,
-            delivery.asked
+            delivery.asked,
+            delivery.key AS ordered_key
            FROM outbox.deliveries delivery
           WHERE ((delivery.lease_token IS NULL) OR (delivery.due_at <= now()))
         UNION ALL
@@ -824,7 +851,8 @@ CREATE VIEW outbox.waiting AS
             page.id,
             pair.number,
             LEAST((page.deaths + 1), 2) AS "least",
-            false
+            false,
+            NULL::text
            FROM (outbox.pages page
              CROSS JOIN LATERAL outbox_internal.left_of(page.*) pair(subscription_id, "position", number))
           WHERE (page.due_at <= now())
@@ -840,7 +868,8 @@ CREATE VIEW outbox.waiting AS
             backlog.id,
             NULL::integer,
             LEAST((backlog.deaths)::integer, 2) AS "least",
-            false
+            false,
+            NULL::text
            FROM ((outbox.backlog backlog
              CROSS JOIN LATERAL unnest(backlog.positions) span(span))
              CROSS JOIN LATERAL generate_series(lower(span.span), (upper(span.span) - 1)) at("position"))) place
@@ -861,7 +890,7 @@ CREATE VIEW outbox.waiting AS
           ORDER BY attempt.at DESC
          LIMIT 1) last ON (true));
 
-COMMENT ON VIEW outbox.waiting IS 'One row for each delivery that no relay holds: one for a retry or for later (due_at), and one that waits until its subscription can take it (due_at is null). With the reason, status and answer of its last attempt, as far as outbox.attempts has it. Not for large backlogs: use outbox.matching_deliveries with a limit.';
+COMMENT ON VIEW outbox.waiting IS 'One row for each delivery that no relay holds: one for a retry or for later (due_at), and one that waits until its subscription can take it or, with ordered_key, behind an earlier event of its key (due_at is null). With the reason, status and answer of its last attempt, as far as outbox.attempts has it. Not for large backlogs: use outbox.matching_deliveries with a limit.';
 
 CREATE FUNCTION outbox.matching_deliveries(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, error_like text DEFAULT NULL::text) RETURNS SETOF outbox.waiting
     LANGUAGE sql STABLE
@@ -1008,13 +1037,16 @@ begin
 
     with gone as (
         delete from outbox.dead_letters as letter where letter.id = any (chosen)
-        returning letter.subscription_id, letter.position, letter.created_at
+        returning letter.subscription_id, letter.position, letter.created_at, letter.key
     )
-    insert into outbox.deliveries (subscription_id, due_at, position, created_at, asked)
-    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true
+    insert into outbox.deliveries (subscription_id, due_at, position, created_at, asked, key)
+    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true,
+           case when target.ordering = 'key' then gone.key end
       from gone
+      join outbox.subscriptions as target on target.id = gone.subscription_id
      order by gone.position;
     get diagnostics redriven = row_count;
+    perform outbox_internal.unpark(chosen);
 
     if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
@@ -1080,9 +1112,10 @@ declare
     retried bigint;
 begin
     insert into outbox.deliveries (
-        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked)
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked, key)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
-           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true
+           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true,
+           taken.ordered_key
       from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
@@ -1175,6 +1208,28 @@ CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
     AS $$
     select ('.' || topic) ~ outbox_internal.topic_expression(pattern)
 $$;
+
+CREATE FUNCTION outbox.unpark(subscription text, key text DEFAULT NULL::text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    target   bigint := outbox_internal.subscription_id(unpark.subscription);
+    unparked bigint;
+begin
+    unparked := outbox_internal.unpark(array(
+        select parked.dead_letter_id
+          from outbox.parked_keys as parked
+         where parked.subscription_id = target
+           and (unpark.key is null or parked.key = unpark.key)));
+    if unparked > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+    end if;
+    return unparked;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.unpark(subscription text, key text) IS 'Let parked keys of a subscription go on with their next event, without the one that parked them: its dead letter stays. key: one of them; null: all. Returns how many.';
 
 CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean
     LANGUAGE plpgsql
@@ -2814,6 +2869,25 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.follow_ordering() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    update outbox.backlog set is_ordered = new.ordering = 'key'
+     where subscription_id = new.id;
+    if new.ordering = 'none' then
+        update outbox.deliveries as delivery
+           set key = null, due_at = least(delivery.due_at, clock_timestamp())
+         where delivery.subscription_id = new.id
+           and delivery.key is not null
+           and delivery.lease_token is null;
+        delete from outbox.parked_keys where subscription_id = new.id;
+    end if;
+    return null;
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.function_call(function text) RETURNS text
     LANGUAGE plpgsql STABLE
     AS $_$
@@ -2902,6 +2976,37 @@ CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS b
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
 $$;
 
+CREATE FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+declare
+    promoted bigint;
+begin
+    update outbox.deliveries as delivery
+       set due_at = clock_timestamp()
+     where delivery.id in (
+               select first.id
+                 from (select distinct one.subscription_id, one.key
+                         from unnest(promote_keys.subscription_ids, promote_keys.keys)
+                              as one (subscription_id, key)
+                        where one.key is not null) as wanted
+                cross join lateral (
+                      select one.id
+                        from outbox.deliveries as one
+                       where one.subscription_id = wanted.subscription_id
+                         and one.key = wanted.key
+                       order by one.position, one.id
+                       limit 1) as first
+                where not exists (select from outbox.parked_keys as parked
+                                   where parked.subscription_id = wanted.subscription_id
+                                     and parked.key = wanted.key))
+       and delivery.lease_token is null
+       and delivery.due_at = outbox_internal.never();
+    get diagnostics promoted = row_count;
+    return promoted;
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.record_writer() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -2923,6 +3028,7 @@ begin
                  where delivery.subscription_id = new.id
                    and delivery.lease_token is null
                    and delivery.due_at > now()
+                   and delivery.due_at < outbox_internal.never()
                    and delivery.owed_since <= now()  -- not what is scheduled for later
                  order by delivery.due_at, delivery.id
                  limit 100000
@@ -3058,7 +3164,12 @@ begin
                                           take_waiting.event, take_waiting.error_like) as matching
          where not take_waiting.to_retry
             or (not matching.asked
-                and (take_waiting.event is not null or matching.owed_since <= now()))
+                and (take_waiting.event is not null or matching.owed_since <= now())
+                -- nothing overtakes the events of its key before it
+                and (matching.place = 'delivery' and matching.due_at is not null
+                     or not exists (select from outbox.subscriptions as target
+                                     where target.id = matching.subscription_id
+                                       and target.ordering = 'key')))
          limit take_waiting.max_rows);
 
     return query
@@ -3167,6 +3278,25 @@ CREATE FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) RETURNS boo
        and pattern ~ '^([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+)'
                      '([.]([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+))*$'
 $_$;
+
+CREATE FUNCTION outbox_internal.unpark(dead_letters bigint[]) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+declare
+    ids  bigint[];
+    keys text[];
+begin
+    with unparked as (
+        delete from outbox.parked_keys as parked
+         where parked.dead_letter_id = any (unpark.dead_letters)
+        returning parked.subscription_id, parked.key
+    )
+    select array_agg(unparked.subscription_id), array_agg(unparked.key) into ids, keys
+      from unparked;
+    perform outbox_internal.promote_keys(ids, keys);
+    return coalesce(cardinality(ids), 0);
+end;
+$$;
 
 CREATE TABLE outbox.pauses (
     subscription_id bigint NOT NULL,
@@ -3627,6 +3757,14 @@ CREATE TABLE outbox.migrations (
     execution_time bigint NOT NULL
 );
 
+CREATE TABLE outbox.order_leases (
+    subscription_id bigint NOT NULL,
+    lease_token uuid NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    relay text NOT NULL
+)
+WITH (fillfactor='50');
+
 CREATE VIEW outbox.owed AS
  SELECT delivery.subscription_id,
     delivery."position",
@@ -3668,6 +3806,32 @@ ALTER TABLE outbox.pages ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
+
+CREATE TABLE outbox.parked_keys (
+    subscription_id bigint NOT NULL,
+    key text NOT NULL,
+    parked_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    dead_letter_id bigint NOT NULL
+);
+
+CREATE VIEW outbox.parked AS
+ SELECT subscription.name AS subscription,
+    parked.key,
+    parked.parked_at,
+    parked.dead_letter_id,
+    letter.event_id,
+    letter.topic,
+    letter.reason,
+    letter.status,
+    letter.answer,
+    ( SELECT count(*) AS count
+           FROM outbox.deliveries delivery
+          WHERE ((delivery.subscription_id = parked.subscription_id) AND (delivery.key = parked.key))) AS waiting
+   FROM ((outbox.parked_keys parked
+     JOIN outbox.subscriptions subscription ON ((subscription.id = parked.subscription_id)))
+     LEFT JOIN outbox.dead_letters letter ON ((letter.id = parked.dead_letter_id)));
+
+COMMENT ON VIEW outbox.parked IS 'One row for each key that is parked: the dead letter that parked it, and how many later events of the key wait. outbox.redrive or outbox.discard of that dead letter lets the key go on; so does outbox.unpark.';
 
 CREATE TABLE outbox.relay_subscriptions (
     relay text NOT NULL,
@@ -3748,7 +3912,7 @@ CREATE VIEW outbox.subscription_status AS
            FROM ( SELECT delivery.subscription_id,
                     count(*) AS owed,
                     count(*) FILTER (WHERE ((delivery.lease_token IS NOT NULL) AND (delivery.due_at > now()))) AS leased,
-                    count(*) FILTER (WHERE ((delivery.attempt > 0) AND (delivery.lease_token IS NULL))) AS retrying,
+                    count(*) FILTER (WHERE ((delivery.attempt > 0) AND (delivery.lease_token IS NULL) AND (delivery.due_at < outbox_internal.never()))) AS retrying,
                     min(delivery.owed_since) FILTER (WHERE (delivery.owed_since <= now())) AS oldest
                    FROM outbox.deliveries delivery
                   GROUP BY delivery.subscription_id
@@ -3836,8 +4000,14 @@ ALTER TABLE ONLY outbox.generation
 ALTER TABLE ONLY outbox.migrations
     ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
 
+ALTER TABLE ONLY outbox.order_leases
+    ADD CONSTRAINT order_leases_pkey PRIMARY KEY (subscription_id);
+
 ALTER TABLE ONLY outbox.pages
     ADD CONSTRAINT pages_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.parked_keys
+    ADD CONSTRAINT parked_keys_pkey PRIMARY KEY (subscription_id, key);
 
 ALTER TABLE ONLY outbox.pauses
     ADD CONSTRAINT pauses_pkey PRIMARY KEY (subscription_id);
@@ -3865,6 +4035,8 @@ CREATE INDEX attempts_position ON ONLY outbox.attempts USING btree ("position");
 
 CREATE INDEX attempts_default_position_idx ON outbox.attempts_default USING btree ("position");
 
+CREATE INDEX backlog_order ON outbox.backlog USING btree (subscription_id, first_position, id) WHERE is_ordered;
+
 CREATE INDEX backlog_subscription ON outbox.backlog USING btree (subscription_id, is_suspect, id);
 
 CREATE INDEX dead_letters_died_at ON outbox.dead_letters USING btree (died_at, id);
@@ -3876,6 +4048,8 @@ CREATE INDEX dead_letters_subscription ON outbox.dead_letters USING btree (subsc
 CREATE INDEX deliveries_asked ON outbox.deliveries USING btree (subscription_id, id) WHERE asked;
 
 CREATE INDEX deliveries_due ON outbox.deliveries USING btree (subscription_id, due_at, id);
+
+CREATE INDEX deliveries_key ON outbox.deliveries USING btree (subscription_id, key, "position", id) WHERE (key IS NOT NULL);
 
 CREATE INDEX events_created_at ON ONLY outbox.events USING brin (created_at);
 
@@ -3890,6 +4064,8 @@ CREATE INDEX events_xid_position ON ONLY outbox.events USING btree (xid, "positi
 CREATE INDEX events_default_xid_position_idx ON outbox.events_default USING btree (xid, "position");
 
 CREATE UNIQUE INDEX identity_only_row ON outbox.identity USING btree ((true));
+
+CREATE INDEX parked_keys_dead_letter ON outbox.parked_keys USING btree (dead_letter_id);
 
 CREATE INDEX pauses_asked_at ON outbox.pauses USING btree (asked_at);
 
@@ -3911,6 +4087,8 @@ CREATE TRIGGER check_event_type BEFORE INSERT OR UPDATE ON outbox.event_types FO
 
 CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_subscription();
 
+CREATE TRIGGER follow_ordering AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN ((old.ordering IS DISTINCT FROM new.ordering)) EXECUTE FUNCTION outbox_internal.follow_ordering();
+
 CREATE TRIGGER record_writer BEFORE UPDATE ON outbox.identity FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_writer();
 
 CREATE TRIGGER retry_after_correction AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.sink IS DISTINCT FROM new.sink) OR (old.config IS DISTINCT FROM new.config))) EXECUTE FUNCTION outbox_internal.retry_after_correction();
@@ -3920,6 +4098,12 @@ CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EX
 CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
 CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
+
+ALTER TABLE ONLY outbox.order_leases
+    ADD CONSTRAINT order_leases_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY outbox.parked_keys
+    ADD CONSTRAINT parked_keys_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
@@ -3995,6 +4179,12 @@ GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_monit
 GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.never() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.never() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.never() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.never() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.never() TO outbox_relay;
+
 GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
 GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
 
@@ -4031,6 +4221,8 @@ GRANT INSERT(schema_version) ON TABLE outbox.events TO outbox_publisher;
 
 GRANT SELECT ON TABLE outbox.subscriptions TO outbox_relay;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;
+
+GRANT UPDATE(active) ON TABLE outbox.subscriptions TO outbox_relay;
 
 GRANT UPDATE(state) ON TABLE outbox.subscriptions TO outbox_relay;
 
@@ -4073,6 +4265,9 @@ GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, conf
 
 REVOKE ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.unpark(subscription text, key text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.unpark(subscription text, key text) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
@@ -4282,6 +4477,9 @@ GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], creat
 GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.follow_ordering() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.follow_ordering() TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox_internal.function_call(function text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_monitor;
@@ -4299,6 +4497,12 @@ GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO 
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.record_writer() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_admin;
@@ -4350,6 +4554,12 @@ GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO ou
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_relay;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
 GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;
@@ -4414,8 +4624,17 @@ GRANT SELECT ON TABLE outbox.log_status TO outbox_monitor;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_relay;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_admin;
 
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.order_leases TO outbox_relay;
+GRANT SELECT ON TABLE outbox.order_leases TO outbox_admin;
+
 GRANT SELECT ON TABLE outbox.owed TO outbox_relay;
 GRANT SELECT ON TABLE outbox.owed TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.parked_keys TO outbox_relay;
+GRANT SELECT ON TABLE outbox.parked_keys TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.parked TO outbox_relay;
+GRANT SELECT ON TABLE outbox.parked TO outbox_admin;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relay_subscriptions TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_admin;

@@ -80,9 +80,13 @@ paged as (
     returning id
 ),
 waiting as (
-    insert into outbox.backlog (subscription_id, positions, owed_since, created_from, created_until)
+    insert into outbox.backlog (
+        subscription_id, positions, owed_since, created_from, created_until, is_ordered)
     select entry.subscription_id, entry.positions::int8multirange, now(),
-           $16::timestamptz, $17::timestamptz
+           $16::timestamptz, $17::timestamptz,
+           exists (select from outbox.subscriptions as subscription
+                    where subscription.id = entry.subscription_id
+                      and subscription.ordering = 'key')
       from moved
      cross join unnest($14::bigint[], $15::text[]) as entry (subscription_id, positions)
 ),

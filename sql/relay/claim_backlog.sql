@@ -22,6 +22,7 @@ due as materialized (
       join outbox.subscriptions as subscription
         on subscription.id = room.subscription_id
        and subscription.active
+       and subscription.ordering = 'none'
        -- invalid for one relay may be ok for another
        and subscription.state in ('pending', 'ok', 'invalid')
        and not exists (select from outbox.pauses as pause

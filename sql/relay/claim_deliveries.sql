@@ -23,6 +23,7 @@ due as materialized (
       join outbox.subscriptions as subscription
         on subscription.id = room.subscription_id
        and subscription.active
+       and subscription.ordering = 'none'
        -- invalid for one relay may be ok for another
        and subscription.state in ('pending', 'ok', 'invalid')
        and not exists (select from outbox.pauses as pause
@@ -50,4 +51,4 @@ update outbox.deliveries as delivery
  where delivery.ctid = any (array(select due.address from due))
 returning delivery.id, delivery.subscription_id, delivery.position, delivery.created_at,
           delivery.owed_since, delivery.attempt,
-          delivery.unfinished
+          delivery.unfinished, delivery.key

@@ -15,9 +15,13 @@ with moved as (
     returning subscription_id
 ),
 waiting as (
-    insert into outbox.backlog (subscription_id, positions, owed_since, created_from, created_until)
+    insert into outbox.backlog (
+        subscription_id, positions, owed_since, created_from, created_until, is_ordered)
     select moved.subscription_id, $4::text::int8multirange, now(),
-           $5::timestamptz, $6::timestamptz
+           $5::timestamptz, $6::timestamptz,
+           exists (select from outbox.subscriptions as subscription
+                    where subscription.id = moved.subscription_id
+                      and subscription.ordering = 'key')
       from moved
      where $4::text is not null
 ),

@@ -38,5 +38,17 @@ buried as (
         on event.position = dying.position
        and event.created_at >= case when dead.was_read then dying.created_at else '-infinity' end
        and event.created_at <= case when dead.was_read then dying.created_at else 'infinity' end
+    returning id, subscription_id, key
+),
+parked as (
+    insert into outbox.parked_keys (subscription_id, key, dead_letter_id)
+    select buried.subscription_id, buried.key, buried.id
+      from buried
+      join outbox.subscriptions as subscription
+        on subscription.id = buried.subscription_id
+       and subscription.ordering = 'key'
+       and subscription.on_exhausted = 'park'
+     where buried.key is not null
+    on conflict do nothing
 )
 select dying.id from dying

@@ -10,6 +10,7 @@
 --   $5 page   $6 number of the pair   $7 subscription   $8 position   $9 created_at of the event
 --   $10 owed_since   $11 attempts so far   $12 seconds until it is due
 --   $13 claims that ended without a verdict
+--   $32 key, where it waits in the order of its key; $12 null: until it is the first of its key
 --   Dead letters:
 --   $14 page   $15 number of the pair   $16 subscription   $17 position   $18 created_at of the
 --     event
@@ -39,14 +40,17 @@ moved as (
 ),
 retried as (
     insert into outbox.deliveries (
-        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished)
-    select failed.subscription_id, clock_timestamp() + make_interval(secs => failed.wait),
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, key)
+    select failed.subscription_id,
+           coalesce(clock_timestamp() + make_interval(secs => failed.wait),
+                    outbox_internal.never()),
            failed.position, failed.created_at,
-           failed.owed_since, failed.attempt, failed.unfinished
+           failed.owed_since, failed.attempt, failed.unfinished, failed.key
       from unnest($5::bigint[], $6::integer[], $7::bigint[], $8::bigint[], $9::timestamptz[],
-                  $10::timestamptz[], $11::integer[], $12::double precision[], $13::integer[])
+                  $10::timestamptz[], $11::integer[], $12::double precision[], $13::integer[],
+                  $32::text[])
            as failed (page, number, subscription_id, position, created_at, owed_since, attempt,
-                      wait, unfinished)
+                      wait, unfinished, key)
       join held on held.id = failed.page and not held.done @> failed.number
 ),
 buried as (
@@ -75,12 +79,28 @@ buried as (
         on event.position = dead.position
        and event.created_at >= case when read.was_read then dead.created_at else '-infinity' end
        and event.created_at <= case when read.was_read then dead.created_at else 'infinity' end
+    returning id, subscription_id, key
+),
+parked as (
+    insert into outbox.parked_keys (subscription_id, key, dead_letter_id)
+    select buried.subscription_id, buried.key, buried.id
+      from buried
+      join outbox.subscriptions as subscription
+        on subscription.id = buried.subscription_id
+       and subscription.ordering = 'key'
+       and subscription.on_exhausted = 'park'
+     where buried.key is not null
+    on conflict do nothing
 ),
 returned as (
     insert into outbox.backlog (
-        subscription_id, positions, owed_since, created_from, created_until, deaths, alone)
+        subscription_id, positions, owed_since, created_from, created_until, deaths, alone,
+        is_ordered)
     select back.subscription_id, back.positions::int8multirange, back.owed_since,
-           back.created_from, back.created_until, back.deaths, back.alone
+           back.created_from, back.created_until, back.deaths, back.alone,
+           exists (select from outbox.subscriptions as subscription
+                    where subscription.id = back.subscription_id
+                      and subscription.ordering = 'key')
       from unnest($23::bigint[], $24::text[], $25::bigint[], $26::text[], $27::timestamptz[],
                   $28::timestamptz[], $29::timestamptz[], $30::smallint[], $31::smallint[])
            as back (page, numbers, subscription_id, positions, owed_since, created_from,

@@ -164,6 +164,8 @@ pub enum Verdict {
         /// Why it was given up.
         reason: Reason,
     },
+    /// The delivery waits for its turn behind an earlier event of its key.
+    Waits,
     /// The subscription is gone. The delivery is held without a lease and not attempted.
     SubscriptionGone,
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{concurrency::Answer, dispatch::Job};
+use super::{
+    concurrency::Answer,
+    dispatch::{Job, Passage},
+};
 use crate::{
     delivery::{Outcome, Reason},
     event::harmless,
@@ -22,10 +25,23 @@ pub(super) struct Attempted {
     pub(super) counts: bool,
     /// Whether it counts for the breaker: of a batch one does, because a batch fails once.
     pub(super) decides: bool,
-    /// Whether the subscription does not want it any more, so that nothing is owed.
-    pub(super) unwanted: bool,
+    /// What is recorded of it.
+    pub(super) end: End,
     /// Whether it has a permit, which comes back when its verdict is committed.
     pub(super) has_permit: bool,
+}
+
+/// What is recorded of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// What its report says.
+    Reported,
+    /// The subscription does not want it any more: nothing is owed.
+    Unwanted,
+    /// A newer event of its key supersedes it: nothing is owed.
+    Superseded,
+    /// It waits for its turn behind an earlier event of its key.
+    Waits,
 }
 
 /// Whether the attempt was not made for want of something of this relay's own.
@@ -35,7 +51,23 @@ pub(super) fn lacks_resources(report: &Report) -> bool {
 
 /// The report of what was not attempted.
 pub(super) fn before(job: Job, report: Report, counts: bool) -> Attempted {
-    Attempted { job, report, took: Duration::ZERO, counts, decides: true, unwanted: false, has_permit: true }
+    let (took, end) = (Duration::ZERO, End::Reported);
+    Attempted { job, report, took, counts, decides: true, end, has_permit: true }
+}
+
+/// The report of what has not begun and does not begin now.
+pub(super) fn unbegun(job: Job, reason: Reason) -> Attempted {
+    let end = match job.passage {
+        Passage::Aside => End::Waits,
+        Passage::Superseded => End::Superseded,
+        Passage::Free | Passage::Passed | Passage::Back => End::Reported,
+    };
+    let report = match end {
+        End::Superseded => Outcome::Delivered.into(),
+        _ => not_tried(reason),
+    };
+    let took = Duration::ZERO;
+    Attempted { job, report, took, counts: false, decides: false, end, has_permit: false }
 }
 
 /// What an outcome says of the room at the destination.

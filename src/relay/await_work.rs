@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    breaker, follow_up,
+    breaker, follow_up, order,
     parts::{Base, Sending, Waiting},
     pauses,
 };
@@ -211,6 +211,7 @@ impl BellTask {
                 },
                 notification = listening.listener.try_recv() => match notification {
                     Ok(Some(notification)) if notification.channel() == DOORBELL => {
+                        order::hear(&self.waiting, notification.payload());
                         if notification.payload() == DUE {
                             self.missed.store(true, Ordering::Release);
                         }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::{
     breaker::Gate,
+    claim_in_order::InOrder,
     deliver::Deliver,
     dispatch::Job,
     held::{Lease, Leases},
@@ -23,29 +24,29 @@ use super::{
 use crate::{
     delivery::{Reason, SubscriptionId, ranges::Ranges},
     event::Position,
-    store::{BacklogClaim, Claim, Claimed, Error, PageBatch, Settler},
+    store::{BacklogClaim, Claim, Claimed, Error, LeasedPage, PageBatch, Settler},
     subscription::Subscription,
 };
 
 /// Subscriptions asked for in one statement at most.
-const SUBSCRIPTIONS_AT_ONCE: usize = 500;
+pub(super) const SUBSCRIPTIONS_AT_ONCE: usize = 500;
 /// Rows of the backlog that a claim takes for each subscription. After so many there may be more.
-const ROWS_AT_ONCE: usize = 64;
+pub(super) const ROWS_AT_ONCE: usize = 64;
 /// When to ask again for a subscription that had no room.
 const NO_ROOM: Duration = Duration::from_millis(20);
 /// How much later than its due time a row may become visible: the longest a statement of a relay can take.
 pub(super) const LATE: Duration = Duration::from_secs(15);
 /// Payloads up to so many bytes are read with a claim; larger ones when their attempts begin.
-const SMALL: i32 = 16_384;
+pub(super) const SMALL: i32 = 16_384;
 
 /// The claim stage.
 #[derive(Debug, Clone)]
 pub(super) struct Claims {
-    base: Arc<Base>,
-    sending: Arc<Sending>,
-    waiting: Arc<Waiting>,
+    pub(super) base: Arc<Base>,
+    pub(super) sending: Arc<Sending>,
+    pub(super) waiting: Arc<Waiting>,
     pub(super) leases: Arc<Leases>,
-    deliver: Arc<Deliver>,
+    pub(super) deliver: Arc<Deliver>,
 }
 
 impl Claims {
@@ -61,6 +62,7 @@ impl Claims {
         let mut rows: Vec<(Claim, Arc<Subscription>)> = Vec::new();
         let mut backlog: Vec<BacklogClaim> = Vec::new();
         let mut suspects: Vec<BacklogClaim> = Vec::new();
+        let mut in_order = InOrder::default();
         let mut budget = self.sending.dispatch.budget();
         let turn = SubscriptionId(self.waiting.bounds.turn.load(Ordering::Acquire));
         // A share for each, so that what is asked for speculatively does not spend all of it.
@@ -84,6 +86,10 @@ impl Claims {
                 continue;
             };
             let Some(most) = self.room(subscription) else { continue };
+            let is_ordered = subscription.is_ordered();
+            if is_ordered && !self.may_claim_in_order(subscription).await? {
+                continue;
+            }
             let to_begin =
                 self.sending.dispatch.room_to_begin(subscription, now, &budget).min(most).min(share);
             // A breaker's probe is what was redriven, if something was.
@@ -93,15 +99,29 @@ impl Claims {
             } else if to_begin > 0 {
                 budget.spend(to_begin);
                 let room = u32::try_from(to_begin).unwrap_or(u32::MAX);
-                rows.push((
-                    Claim { subscription: id, room, since: asked.or(self.waiting.schedule.since(id)) },
-                    subscription.clone(),
-                ));
+                let since = asked.or(self.waiting.schedule.since(id));
+                let rows = if is_ordered { &mut in_order.rows } else { &mut rows };
+                rows.push((Claim { subscription: id, room, since }, subscription.clone()));
             } else if !self.waiting.schedule.is_behind(id) {
                 self.waiting.schedule.note(id, now + NO_ROOM);
             }
             let (waits, has_suspects) = self.waiting.schedule.waits(id);
             let own_page = subscription.outlet.settles();
+            if is_ordered {
+                // Its suspects are the first of its backlog.
+                let wanted = if is_alone && self.sending.dispatch.has_suspects() {
+                    0
+                } else if waits || has_suspects {
+                    self.sending.dispatch.room_behind(subscription, now, &budget).min(most).min(share)
+                } else {
+                    0
+                };
+                if wanted > 0 {
+                    budget.spend(wanted);
+                    in_order.backlog.push(BacklogClaim { subscription: id, wanted, since: 0, own_page });
+                }
+                continue;
+            }
             if has_suspects {
                 let wanted = match is_alone {
                     true if self.sending.dispatch.has_suspects() || !suspects.is_empty() => 0,
@@ -131,7 +151,7 @@ impl Claims {
         for part in backlog.chunks(SUBSCRIPTIONS_AT_ONCE) {
             taken += self.claim_backlog(part, false).await?;
         }
-        Ok(taken)
+        Ok(taken + self.claim_in_order(in_order).await?)
     }
 
     /// How many to ask for at most; `None`: nothing may be sent now, and the schedule knows when to ask
@@ -227,10 +247,54 @@ impl Claims {
                     return Err(error);
                 }
             };
-        let index = self.base.index.load_full();
         let mut got: HashMap<SubscriptionId, (usize, usize)> = HashMap::new();
-        let mut jobs = Vec::new();
+        for entry in pages.iter().flat_map(|page| &page.entries) {
+            let count = got.entry(entry.subscription).or_default();
+            count.0 += 1;
+            count.1 += entry.positions.len();
+        }
         let mut cancelled = PageBatch { tokens: vec![token], ..PageBatch::default() };
+        let mut jobs = self.jobs_of(pages, (token, began), &mut cancelled);
+        if !cancelled.is_empty() {
+            self.base.store.settle_pages(&cancelled, Settler::First).await?;
+        }
+        for claim in claims {
+            let (rows, positions) = got.get(&claim.subscription).copied().unwrap_or_default();
+            if positions < claim.wanted && rows < ROWS_AT_ONCE.min(claim.wanted) {
+                if self.waiting.schedule.let_go(claim.subscription, suspects) {
+                    // The routing step beside this claim may have found no room because of it.
+                    self.sending.dispatch.room.notify_one();
+                }
+            } else {
+                self.waiting.schedule.hold_back(claim.subscription, suspects);
+            }
+        }
+        if suspects {
+            let back = self.keep_one_suspect(&mut jobs);
+            self.deliver.give_back(back, Reason::LeaseLost).await;
+        }
+        let expired = if suspects { jobs.len() } else { 0 };
+        self.hold(jobs, expired).await
+    }
+
+    /// After two deaths a relay holds one suspect that has not begun: the next death is blamed on few.
+    /// Returns the others.
+    pub(super) fn keep_one_suspect(&self, jobs: &mut Vec<Job>) -> Vec<Job> {
+        let is_alone = jobs.iter().any(|job| job.blame() > 0);
+        self.waiting.bounds.suspects_alone.store(is_alone, Ordering::Release);
+        if is_alone { jobs.split_off(1) } else { Vec::new() }
+    }
+
+    /// What this relay holds of pages that it has claimed. Adds to `cancelled` what belongs to subscriptions
+    /// that were deleted.
+    pub(super) fn jobs_of(
+        &self,
+        pages: Vec<LeasedPage>,
+        (token, began): (Uuid, Instant),
+        cancelled: &mut PageBatch,
+    ) -> Vec<Job> {
+        let index = self.base.index.load_full();
+        let mut jobs = Vec::new();
         for page in pages {
             let pairs = page.entries.iter().map(|entry| entry.positions.len()).sum();
             let held = self.leases.page(
@@ -242,9 +306,6 @@ impl Claims {
             );
             let (mut number, mut unwanted) = (0i32, Ranges::default());
             for entry in page.entries {
-                let count = got.entry(entry.subscription).or_default();
-                count.0 += 1;
-                count.1 += entry.positions.len();
                 let subscription = index.get(entry.subscription);
                 for position in entry.positions.iter() {
                     match subscription {
@@ -272,31 +333,7 @@ impl Claims {
                 }
             }
         }
-        if !cancelled.is_empty() {
-            self.base.store.settle_pages(&cancelled, Settler::First).await?;
-        }
-        for claim in claims {
-            let (rows, positions) = got.get(&claim.subscription).copied().unwrap_or_default();
-            if positions < claim.wanted && rows < ROWS_AT_ONCE.min(claim.wanted) {
-                if self.waiting.schedule.let_go(claim.subscription, suspects) {
-                    // The routing step beside this claim may have found no room because of it.
-                    self.sending.dispatch.room.notify_one();
-                }
-            } else {
-                self.waiting.schedule.hold_back(claim.subscription, suspects);
-            }
-        }
-        if suspects {
-            // After two deaths a relay holds one suspect that has not begun: the next death is blamed on few.
-            let is_alone = jobs.iter().any(|job| job.blame() > 0);
-            self.waiting.bounds.suspects_alone.store(is_alone, Ordering::Release);
-            if is_alone {
-                let back = jobs.split_off(1);
-                self.deliver.give_back(back, Reason::LeaseLost).await;
-            }
-        }
-        let expired = if suspects { jobs.len() } else { 0 };
-        self.hold(jobs, expired).await
+        jobs
     }
 
     /// Reads the events of what was claimed, and holds it. If they cannot be read, all of it is given back.

@@ -10,10 +10,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    attempted::{Attempted, all, answer, before, cut_off, lacks_resources, not_tried, storable},
+    attempted::{
+        Attempted, End, all, answer, before, cut_off, lacks_resources, not_tried, storable, unbegun,
+    },
     breaker::{self, Gate, News},
     concurrency::Answer,
-    dispatch::{Attempt, Job},
+    dispatch::{Attempt, Epochs, Job},
     follow_up,
     parts::{Base, Counted, Parts, Sending, Waiting},
     payloads, prepare,
@@ -86,6 +88,13 @@ impl Deliver {
         }
     }
 
+    /// Holds these of ordered subscriptions, which were claimed at these epochs, and begins what may begin.
+    pub(super) async fn take_in_order(&self, jobs: Vec<Job>, epochs: &Epochs) {
+        let setbacks = self.sending.dispatch.arrive(jobs, epochs);
+        self.begin();
+        self.give_back(setbacks.0, Reason::LeaseLost).await;
+    }
+
     /// Begins what may begin now.
     pub(super) fn begin(&self) {
         for attempt in self.next() {
@@ -131,16 +140,7 @@ impl Deliver {
     /// Gives back what has not begun.
     pub(super) async fn give_back(&self, jobs: Vec<Job>, reason: Reason) {
         for job in jobs {
-            let attempted = Attempted {
-                job,
-                report: not_tried(reason),
-                took: Duration::ZERO,
-                counts: false,
-                decides: false,
-                unwanted: false,
-                has_permit: false,
-            };
-            self.pass_on(attempted).await;
+            self.pass_on(unbegun(job, reason)).await;
         }
     }
 
@@ -213,7 +213,7 @@ impl Deliver {
                     && !self.wants(subscription, event).await
                 {
                     let unwanted = before(job, Outcome::Delivered.into(), false);
-                    reported.push(Attempted { unwanted: true, decides: false, ..unwanted });
+                    reported.push(Attempted { end: End::Unwanted, decides: false, ..unwanted });
                     continue;
                 }
             }
@@ -281,7 +281,7 @@ impl Deliver {
                 took,
                 counts,
                 decides: counts && deciding == Some(at),
-                unwanted: false,
+                end: End::Reported,
                 has_permit: true,
             });
         }

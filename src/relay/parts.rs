@@ -15,6 +15,7 @@ use super::{
     due::Bounds,
     held::Leases,
     matching::FilterErrors,
+    order::Order,
     pauses::Pauses,
     prepare::LastWarned,
     schedule::Schedule,
@@ -62,6 +63,8 @@ pub(super) struct Sending {
 pub(super) struct Waiting {
     pub(super) schedule: Schedule,
     pub(super) bounds: Bounds,
+    /// The ordered subscriptions that this relay delivers.
+    pub(super) order: Order,
     /// Notified when there may be past events to backfill.
     pub(super) starts: Notify,
     /// Another relay has ended.

@@ -36,6 +36,8 @@ pub(super) struct Plan {
     pub(super) advance: Option<Position>,
     /// Whether deliveries go to the backlog that could be sent.
     pub(super) waiting: bool,
+    /// Ordered subscriptions for which something goes to the backlog and that this relay does not deliver.
+    pub(super) elsewhere: Vec<SubscriptionId>,
 }
 
 /// The subscriptions that an event may be owed to.
@@ -52,6 +54,8 @@ pub(super) struct Standing {
     pub(super) room: usize,
     /// Whether it can be sent to now.
     pub(super) may_send: bool,
+    /// Whether all it is owed goes to the backlog, which keeps its order.
+    is_ordered: bool,
     leased: Vec<usize>,
     waiting: Ranges,
 }
@@ -67,8 +71,9 @@ pub(super) struct Room {
 
 impl Standing {
     pub(super) fn new(subscription: &Arc<Subscription>, may_send: bool, room: usize) -> Self {
+        let is_ordered = subscription.is_ordered();
         let subscription = subscription.clone();
-        Self { subscription, room, may_send, leased: Vec::new(), waiting: Ranges::default() }
+        Self { subscription, room, may_send, is_ordered, leased: Vec::new(), waiting: Ranges::default() }
     }
 }
 
@@ -116,6 +121,9 @@ pub(super) fn plan<'i>(
                     deliver_after: new.deliver_after,
                     priority: new.priority,
                 });
+            } else if standing.is_ordered {
+                standing.room = standing.room.saturating_sub(1);
+                standing.waiting.insert(position);
             } else if has_room {
                 leased += 1;
                 standing.room -= 1;
@@ -147,6 +155,9 @@ fn lay_out(events: &[NewEvent], standings: HashMap<SubscriptionId, Standing>, pl
         if !standing.waiting.is_empty() {
             plan.routed.waiting.push((id, standing.waiting));
             plan.held_back.push(id);
+            if standing.is_ordered && !standing.may_send {
+                plan.elsewhere.push(id);
+            }
         }
         if standing.leased.is_empty() {
             continue;

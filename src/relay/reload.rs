@@ -119,14 +119,17 @@ impl Reload {
         let index = Arc::new(index);
         base.index.store(index.clone());
         waiting.starts.notify_one();
+        let mut back = Vec::new();
         for id in resumed {
+            // What was redriven meanwhile comes before the later events of its key.
+            back.extend(sending.dispatch.close_gate(id).0);
             sending.pauses.end(id);
             waiting.schedule.note(id, Instant::now());
             waiting.schedule.hold_back(id, false);
             waiting.schedule.hold_back(id, true);
         }
         // Nothing begins under an old version.
-        let back = sending.dispatch.follow(|id| index.get(id));
+        back.extend(sending.dispatch.follow(|id| index.get(id)));
         self.deliver.give_back(back, crate::delivery::Reason::LeaseLost).await;
         // After the index was replaced: a transaction that has locked such a row must not delay that.
         for read in checked_types {

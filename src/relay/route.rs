@@ -15,11 +15,13 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
+    await_work::DOORBELL,
     deliver::Deliver,
     delivery::{Content, Delivery},
-    dispatch::Job,
+    dispatch::{Job, Passage, Place},
     held::{Held, Lease, Leases},
     matching::MatchCache,
+    order,
     parts::{Base, Counted, Parts, Sending, Waiting},
     pauses, payloads,
     plan::{Plan, Room, Standing, Wanting, plan},
@@ -224,6 +226,12 @@ impl Route {
         let oldest = read.events.iter().map(|new| new.event.created_at).min();
         let age = oldest.map_or(Duration::ZERO, |oldest| self.base.clock.age(oldest));
         let step = Step::Routed { age, waiting: plan.waiting };
+        if !plan.elsewhere.is_empty()
+            && let Err(error) = self.base.store.notify(DOORBELL, &order::messages(&plan.elsewhere)).await
+        {
+            // The poll of their relays finds it.
+            self.base.telemetry.database_failed("route", &error);
+        }
         let mut jobs = self.jobs(plan, read, &ids, (token, began), owed_since);
         self.read_small_payloads(&mut jobs).await;
         deliver.take(jobs);
@@ -290,6 +298,9 @@ impl Route {
                     queued: began,
                     is_urgent: *is_urgent,
                     is_checked: true,
+                    lane: None,
+                    place: Place::Backlog,
+                    passage: Passage::Free,
                 });
             }
         }
@@ -399,7 +410,9 @@ impl Route {
                 }
             },
             |subscription| {
-                let may_send = self.way(subscription, now) == Way::Free;
+                let may_send = self.way(subscription, now) == Way::Free
+                    && (!subscription.is_ordered()
+                        || self.sending.dispatch.is_gate_open(subscription.row.id));
                 let is_held_back = self.waiting.schedule.is_held_back(subscription.row.id);
                 let has_room = may_send && !is_held_back;
                 let room = if has_room { self.sending.dispatch.room(subscription, now) } else { 0 };

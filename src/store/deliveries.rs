@@ -45,6 +45,8 @@ pub struct Claimed {
     pub attempt: i32,
     /// Number of earlier claims that ended without a verdict.
     pub unfinished: i32,
+    /// Key of the event, if it waited in the order of its key.
+    pub key: Option<String>,
 }
 
 /// A subscription with outstanding deliveries.
@@ -65,8 +67,8 @@ pub struct DueSubscription {
 pub struct RetryRow {
     /// Row of `outbox.deliveries`.
     pub id: DeliveryId,
-    /// Time until it is due.
-    pub wait: Duration,
+    /// Time until it is due; none: it waits until it is the first of its key.
+    pub wait: Option<Duration>,
     /// Whether the last attempt counts towards the limit.
     pub counts: bool,
 }
@@ -239,7 +241,7 @@ impl Store {
                 statement(sql!("relay/settle_retries"))
                     .bind_each(retries, |retry| retry.id)
                     .bind(tokens)
-                    .bind_each(retries, |retry| retry.wait.as_secs_f64())
+                    .bind_each(retries, |retry| retry.wait.map(|wait| wait.as_secs_f64()))
                     .bind_each(retries, |retry| retry.counts),
             );
         }

@@ -9,6 +9,7 @@ mod event_types;
 mod events;
 mod identity;
 mod inspection;
+mod order;
 mod ordering;
 mod pages;
 mod relays;
@@ -29,6 +30,7 @@ pub use event_types::LoadedTypes;
 pub use events::{LoadedEvent, NewEvent};
 pub use identity::why_fenced;
 pub use inspection::{capture_problems, unsuitable};
+pub use order::{Keyed, Opened};
 pub use ordering::{Coalesce, OnExhausted, Ordering};
 pub use pages::{
     BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,

@@ -94,10 +94,12 @@ pub struct PairRetry {
     pub pair: Pair,
     /// Time from which the event could be delivered.
     pub owed_since: DateTime<Utc>,
-    /// Time until it is due.
-    pub wait: Duration,
+    /// Time until it is due; none: it waits until it is the first of its key.
+    pub wait: Option<Duration>,
     /// Number of claims that ended without a verdict.
     pub unfinished: i32,
+    /// Key of the event, where it waits in the order of its key.
+    pub key: Option<String>,
 }
 
 /// A pair that becomes a dead letter.
@@ -266,7 +268,7 @@ impl Store {
                 .bind_each(retries, |retry| retry.pair.created_at)
                 .bind_each(retries, |retry| retry.owed_since)
                 .bind_each(retries, |retry| retry.pair.attempts)
-                .bind_each(retries, |retry| retry.wait.as_secs_f64())
+                .bind_each(retries, |retry| retry.wait.map(|wait| wait.as_secs_f64()))
                 .bind_each(retries, |retry| retry.unfinished)
                 .bind_each(dead, |dead| dead.pair.page)
                 .bind_each(dead, |dead| dead.pair.number)
@@ -285,13 +287,14 @@ impl Store {
                 .bind_each(back, |part| part.span.0)
                 .bind_each(back, |part| part.span.1)
                 .bind_each(back, |part| part.deaths)
-                .bind_each(back, |part| part.alone);
+                .bind_each(back, |part| part.alone)
+                .bind_each(retries, |retry| retry.key.as_deref());
         }
         statement.rows(|row| row.try_get(0)).await
     }
 }
 
-fn read_page(row: &PgRow) -> Result<LeasedPage, sqlx::Error> {
+pub(super) fn read_page(row: &PgRow) -> Result<LeasedPage, sqlx::Error> {
     let unreadable = |error| sqlx::Error::Decode(Box::new(error));
     let read = |text: &str| text.parse::<Ranges>().map_err(unreadable);
     let subscriptions: Vec<SubscriptionId> = row.try_get("subscriptions")?;

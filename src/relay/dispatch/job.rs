@@ -4,9 +4,12 @@ use std::{sync::Arc, time::Instant};
 
 use chrono::{DateTime, Utc};
 
-use super::super::{
-    delivery::{Content, Delivery},
-    held::{Held, Page, Row},
+use super::{
+    super::{
+        delivery::{Content, Delivery},
+        held::{Held, Page, Row},
+    },
+    gate::{Ordered, Place},
 };
 use crate::{event::Position, store::Claimed, subscription::Subscription};
 
@@ -23,6 +26,37 @@ pub(crate) struct Job {
     pub(crate) is_urgent: bool,
     /// Whether its subscription is known to want the event. What was claimed is checked before the attempt.
     pub(crate) is_checked: bool,
+    /// Its key, if its subscription is ordered.
+    pub(crate) lane: Option<Arc<str>>,
+    /// Where it waited.
+    pub(crate) place: Place,
+    /// What its gate let it do.
+    pub(crate) passage: Passage,
+}
+
+/// What a gate let a delivery do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passage {
+    /// It has no gate.
+    Free,
+    /// It may begin.
+    Passed,
+    /// It becomes a row that waits for its turn.
+    Aside,
+    /// It goes back to where it waited.
+    Back,
+    /// A newer one supersedes it.
+    Superseded,
+}
+
+impl Ordered for Job {
+    fn position(&self) -> Position {
+        self.delivery.position
+    }
+
+    fn place(&self) -> Place {
+        self.place
+    }
 }
 
 impl Job {
@@ -44,6 +78,9 @@ impl Job {
             queued: Instant::now(),
             is_urgent: true,
             is_checked: false,
+            lane: row.key.as_deref().map(Arc::from),
+            place: if row.key.is_some() { Place::InOrder } else { Place::Timed },
+            passage: Passage::Free,
         }
     }
 
@@ -71,6 +108,9 @@ impl Job {
             queued: Instant::now(),
             is_urgent: page.deaths > 0,
             is_checked: false,
+            lane: None,
+            place: Place::Backlog,
+            passage: Passage::Free,
         }
     }
 

@@ -7,7 +7,9 @@
 
 mod attempt;
 mod begin;
+mod gate;
 mod job;
+mod order;
 mod queue;
 mod room;
 mod shares;
@@ -24,9 +26,11 @@ use tokio::sync::Notify;
 
 pub(super) use self::{
     attempt::{Attempt, Ended},
-    job::Job,
+    gate::{Fate, Place},
+    job::{Job, Passage},
+    order::{Committed, Epochs},
 };
-use self::{queue::Queue, shares::Limits, suspects::Suspects};
+use self::{gate::Gate, queue::Queue, shares::Limits, suspects::Suspects};
 use super::{concurrency::Answer, fair::Fair};
 
 /// What has waited here this long, and not for its turn, goes back to the database.
@@ -55,6 +59,8 @@ pub(super) struct Dispatch {
 #[derive(Debug, Default)]
 struct State {
     queues: HashMap<SubscriptionId, Queue>,
+    /// Of ordered subscriptions.
+    gates: HashMap<SubscriptionId, Gate<Job>>,
     /// A number for each organization.
     organizations: HashMap<Option<String>, u32>,
     fair: Fair,
@@ -106,35 +112,39 @@ impl Dispatch {
 
     /// Deliveries that this relay holds now.
     pub(super) fn add(&self, jobs: impl IntoIterator<Item = Job>) {
-        let now = Instant::now();
         let mut guard = self.state();
         let state = &mut *guard;
         for job in jobs {
             state.numbers.ahead += 1;
             state.numbers.ahead_bytes += job.bytes;
-            if job.blame() > 0 {
-                state.suspects.add(job);
-                continue;
-            }
-            let id = job.delivery.subscription.row.id;
-            let queue = state.queues.entry(id).or_insert_with(|| {
-                let subscription = job.delivery.subscription.clone();
-                let organization = number(&mut state.organizations, subscription.row.organization.as_ref());
-                let ceiling = self.ceiling(&subscription);
-                Queue::new(subscription, organization, ceiling, now)
-            });
-            queue.since.get_or_insert(job.queued);
-            if job.is_suspect() {
-                queue.rows.push_front(job);
-            } else if job.is_urgent {
-                queue.rows.push_back(job);
-            } else {
-                queue.queue.push_back(job);
-            }
-            if !queue.listed {
-                queue.listed = true;
-                state.fair.add(queue.organization, id);
-            }
+            self.enqueue(state, job);
+        }
+    }
+
+    /// Puts a delivery that is counted into the queue of its subscription.
+    fn enqueue(&self, state: &mut State, job: Job) {
+        if job.blame() > 0 {
+            state.suspects.add(job);
+            return;
+        }
+        let id = job.delivery.subscription.row.id;
+        let queue = state.queues.entry(id).or_insert_with(|| {
+            let subscription = job.delivery.subscription.clone();
+            let organization = number(&mut state.organizations, subscription.row.organization.as_ref());
+            let ceiling = self.ceiling(&subscription);
+            Queue::new(subscription, organization, ceiling, Instant::now())
+        });
+        queue.since.get_or_insert(job.queued);
+        if job.is_suspect() {
+            queue.rows.push_front(job);
+        } else if job.is_urgent {
+            queue.rows.push_back(job);
+        } else {
+            queue.queue.push_back(job);
+        }
+        if !queue.listed {
+            queue.listed = true;
+            state.fair.add(queue.organization, id);
         }
     }
 
@@ -146,7 +156,9 @@ impl Dispatch {
         let count = attempt.count;
         state.numbers.in_flight -= count;
         state.numbers.unsettled += count;
-        if state.free(&self.limits) <= self.limits.permits / 4 {
+        // A key goes on when its verdict is committed.
+        let holds_up = state.gates.get(&attempt.subscription).is_some_and(|gate| gate.waiting() > 0);
+        if holds_up || state.free(&self.limits) <= self.limits.permits / 4 {
             self.scarce.notify_one();
         }
         if let Some(suspect) = attempt.suspect {
@@ -234,6 +246,9 @@ impl Dispatch {
             back.extend(queue.drain());
         }
         state.took_back(&back);
+        let gates: Vec<SubscriptionId> = state.gates.keys().copied().collect();
+        drop(guard);
+        back.extend(gates.into_iter().flat_map(|id| self.close_gate(id).0));
         back
     }
 

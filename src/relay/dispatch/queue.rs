@@ -24,6 +24,8 @@ pub(super) struct Queue {
     pub(super) rows: VecDeque<Job>,
     /// Deliveries that are not urgent, which begin after those in `rows`.
     pub(super) queue: VecDeque<Job>,
+    /// Deliveries that wait at its gate, if it is ordered.
+    pub(super) gated: usize,
     pub(super) in_flight: u32,
     /// Attempts in flight; of a sink that takes batches each is one batch.
     pub(super) batches: usize,
@@ -54,6 +56,7 @@ impl Queue {
             window: Window::new(ceiling, now),
             rows: VecDeque::new(),
             queue: VecDeque::new(),
+            gated: 0,
             in_flight: 0,
             batches: 0,
             unproven: 0,
@@ -80,7 +83,11 @@ impl Queue {
 
     /// What it may have leased ahead, and has.
     pub(super) fn wants(&self, now: Instant) -> Wants {
-        Wants { mine: self.queue.len(), most: self.most_ahead(now), is_known: self.is_known(now) }
+        Wants {
+            mine: self.queue.len() + self.gated,
+            most: self.most_ahead(now),
+            is_known: self.is_known(now),
+        }
     }
 
     /// How many deliveries may be leased ahead for it.
@@ -95,7 +102,7 @@ impl Queue {
 
     /// Whether more may be leased for it again, after that was denied.
     pub(super) fn may_refill(&mut self) -> bool {
-        let may = self.refill_at.is_some_and(|at| self.queue.len() <= at);
+        let may = self.refill_at.is_some_and(|at| self.queue.len() + self.gated <= at);
         if may {
             self.refill_at = None;
         }

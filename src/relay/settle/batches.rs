@@ -27,8 +27,9 @@ pub(super) fn rows_of<'a>(decided: impl Iterator<Item = (&'a Attempted, &'a Verd
             Verdict::Settled if one.report.settled => {}
             Verdict::Settled => batch.delivered.push(id),
             Verdict::RetryIn(wait) => {
-                batch.retries.push(RetryRow { id, wait: *wait, counts: one.counts });
+                batch.retries.push(RetryRow { id, wait: Some(*wait), counts: one.counts });
             }
+            Verdict::Waits => batch.retries.push(RetryRow { id, wait: None, counts: false }),
             Verdict::DeadLetter { reason } => {
                 batch.dead.push(DeadRow {
                     id,
@@ -42,6 +43,11 @@ pub(super) fn rows_of<'a>(decided: impl Iterator<Item = (&'a Attempted, &'a Verd
     }
     batch.tokens = tokens.into_iter().collect();
     batch
+}
+
+/// The key in whose order a pair waits.
+fn key_of(one: &Attempted) -> Option<String> {
+    one.job.lane.as_deref().map(str::to_owned)
 }
 
 /// What is written of pages. A page whose last pairs are among these is deleted, and so are the `finished`
@@ -74,12 +80,14 @@ pub(super) fn pages_of<'a>(
         match verdict {
             Verdict::Settled => {}
             Verdict::RetryIn(wait) if one.counts => {
-                batch.retries.push(PairRetry {
-                    pair,
-                    owed_since: delivery.owed_since,
-                    wait: *wait,
-                    unfinished: 0,
-                });
+                let (owed_since, key) = (delivery.owed_since, key_of(one));
+                batch.retries.push(PairRetry { pair, owed_since, wait: Some(*wait), unfinished: 0, key });
+            }
+            Verdict::Waits => {
+                let pair = Pair { attempts: pair.attempts - 1, ..pair };
+                let (owed_since, key) = (delivery.owed_since, key_of(one));
+                let unfinished = i32::from(page.deaths.min(2));
+                batch.retries.push(PairRetry { pair, owed_since, wait: None, unfinished, key });
             }
             Verdict::RetryIn(_) | Verdict::SubscriptionGone => {
                 let key = (page.id, pair.subscription, delivery.owed_since);

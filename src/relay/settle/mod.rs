@@ -4,6 +4,7 @@
 mod aside;
 mod batches;
 mod inbox;
+mod order;
 pub(super) mod tallies;
 mod write;
 
@@ -22,7 +23,7 @@ use self::{
 };
 use super::{
     AttemptLog,
-    attempted::{Attempted, in_ascii},
+    attempted::{Attempted, End, in_ascii},
     deliver::Deliver,
     delivery::Delivery,
     follow_up,
@@ -96,13 +97,16 @@ impl Settle {
             let (free, finished) = aside.take_free(self.writer()).await;
             attempted.extend(free);
             finished.into_iter().for_each(|page| self.finished.push(page));
-            let permits = self.settle_batch(attempted, &mut aside).await;
-            // Their permits come back only now.
-            self.sending.dispatch.settled(permits);
-            if let Some(deliver) = self.deliver.upgrade() {
-                deliver.begin();
+            while !attempted.is_empty() {
+                let (permits, setbacks) = self.settle_batch(attempted, &mut aside).await;
+                // Their permits come back only now.
+                self.sending.dispatch.settled(permits);
+                if let Some(deliver) = self.deliver.upgrade() {
+                    deliver.begin();
+                }
+                self.sending.freed.notify_one();
+                attempted = setbacks;
             }
-            self.sending.freed.notify_one();
             if !self.finished.is_empty() {
                 self.write_verdicts(&[], &mut aside).await;
             }
@@ -122,9 +126,11 @@ impl Settle {
         Some(attempted)
     }
 
-    /// Settles what is not locked, and sets the rest aside. Returns the number of permits that come back.
-    async fn settle_batch(&self, attempted: Vec<Attempted>, aside: &mut Aside) -> u32 {
-        let verdicts: Vec<Verdict> = attempted.iter().map(|one| self.decide(one)).collect();
+    /// Settles what is not locked, and sets the rest aside. Returns the number of permits that come back, and
+    /// what is to be settled because of it.
+    async fn settle_batch(&self, attempted: Vec<Attempted>, aside: &mut Aside) -> (u32, Vec<Attempted>) {
+        let mut verdicts: Vec<Verdict> = attempted.iter().map(|one| self.decide(one)).collect();
+        self.halt(&attempted, &mut verdicts).await;
         let decided: Vec<(&Attempted, &Verdict)> =
             attempted.iter().zip(&verdicts).filter(|(one, _)| !aside.is_locked(one)).collect();
         let (rows, pages) = self.write_verdicts(&decided, aside).await;
@@ -148,8 +154,9 @@ impl Settle {
             self.announce(one, verdict, *counted);
         }
         let permits = decided.iter().filter(|(one, _)| one.has_permit).count();
+        let setbacks = self.go_on(&decided, &counted);
         aside.hold(attempted.into_iter().filter(|one| aside.is_locked(one)).collect(), Vec::new());
-        u32::try_from(permits).unwrap_or(u32::MAX)
+        (u32::try_from(permits).unwrap_or(u32::MAX), setbacks)
     }
 
     fn writer(&self) -> Writer<'_> {
@@ -173,6 +180,9 @@ impl Settle {
     fn decide(&self, one: &Attempted) -> Verdict {
         let Attempted { job, report, counts, .. } = one;
         let delivery = &job.delivery;
+        if one.end == End::Waits {
+            return Verdict::Waits;
+        }
         if !counts && matches!(report.outcome, Outcome::Retry { .. }) {
             return Verdict::RetryIn(Duration::ZERO);
         }
@@ -217,7 +227,7 @@ impl Settle {
     /// The delivery log is recorded once; it is worth less than the next verdict.
     async fn record_attempts(&self, decided: &[(&Attempted, &Verdict)], counted: &[bool]) {
         let wanted = |one: &Attempted| match self.base.settings.attempt_log {
-            AttemptLog::All => one.counts,
+            AttemptLog::All => one.counts || one.end == End::Superseded,
             AttemptLog::Failures => one.counts && one.report.outcome != Outcome::Delivered,
             AttemptLog::Off => false,
         };
@@ -232,7 +242,10 @@ impl Settle {
                 event: one.job.delivery.event_id(),
                 attempt: i32::try_from(one.job.delivery.attempt).unwrap_or(i32::MAX),
                 took: one.took,
-                outcome: one.report.outcome.code(),
+                outcome: match one.end {
+                    End::Superseded => "superseded",
+                    _ => one.report.outcome.code(),
+                },
                 reason: one.report.outcome.reason().map(crate::delivery::Reason::code),
                 status: one.report.status.map(i32::from),
                 answer: one.report.answer.clone(),
@@ -259,7 +272,7 @@ impl Settle {
         if one.counts {
             self.counted.tallies.add(id, one.report.outcome == Outcome::Delivered);
         }
-        if one.unwanted {
+        if one.end == End::Unwanted {
             return;
         }
         if !counted {
@@ -267,6 +280,8 @@ impl Settle {
             return;
         }
         match verdict {
+            Verdict::Settled if one.end == End::Superseded => self.base.telemetry.superseded(delivery),
+            Verdict::Waits => {}
             Verdict::Settled => {
                 self.base.telemetry.settled(delivery, self.base.clock.age(delivery.created_at))
             }

@@ -94,6 +94,8 @@ metrics! {
         Family::new_with_constructor(seconds_histogram as fn() -> Histogram);
     /// Time from the insert of an event until its delivery is settled.
     delivery_seconds: Histogram = "pgoutbox_delivery_latency_seconds", seconds_histogram();
+    /// Deliveries that were not sent because a newer event of their key waited.
+    superseded: Counter = "pgoutbox_deliveries_superseded", Counter::default();
     /// Dead letters by reason.
     dead_letters: Family<ReasonLabels, Counter> = "pgoutbox_dead_letters", Family::default();
     /// Verdicts that changed nothing because the lease was lost: possible duplicates.

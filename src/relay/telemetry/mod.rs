@@ -232,6 +232,11 @@ impl Telemetry {
         self.signal_settled(delivery, "settled");
     }
 
+    pub(crate) fn superseded(&self, delivery: &Delivery) {
+        self.metrics.superseded.inc();
+        self.signal_settled(delivery, "superseded");
+    }
+
     pub(crate) fn retry_scheduled(&self, delivery: &Delivery, wait: Duration) {
         tracing::debug!(
             event.id = delivery.event_id().map(tracing::field::display),

@@ -46,7 +46,7 @@ pub enum Signal {
         event: Option<Uuid>,
         /// Name of the subscription.
         subscription: String,
-        /// `settled`, `retry`, `dead_letter`, `gone` or `stale`.
+        /// `settled`, `retry`, `dead_letter`, `superseded`, `gone` or `stale`.
         verdict: &'static str,
     },
     /// The relay found no work and sleeps.

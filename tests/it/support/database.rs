@@ -242,7 +242,7 @@ fn root() -> PgConnectOptions {
 async fn migrate(options: &PgConnectOptions) {
     pgoutbox::store::schema::run(options).await.unwrap();
     let mut migrated = options.connect().await.unwrap();
-    for sink in ["recorder", "ledger", "keeper", "panicking", "in_turn"] {
+    for sink in ["recorder", "ledger", "keeper", "panicking", "in_turn", "by_key"] {
         sqlx::query("select outbox.declare_sink($1)").bind(sink).execute(&mut migrated).await.unwrap();
     }
     migrated.close().await.unwrap();

@@ -1,0 +1,200 @@
+//! Leases what waits in the database for ordered subscriptions, in the order of their keys.
+//! A crash here costs the wait of one lease.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use uuid::Uuid;
+
+use super::{
+    claim::{Claims, LATE, ROWS_AT_ONCE, SMALL, SUBSCRIPTIONS_AT_ONCE},
+    dispatch::{Epochs, Job},
+    held::Lease,
+    payloads::read_events,
+};
+use crate::{
+    delivery::{Reason, SubscriptionId},
+    store::{BacklogClaim, Claim, Error, PageBatch, Settler},
+    subscription::Subscription,
+};
+
+/// Keys of a subscription whose next rows are claimed in one statement.
+const KEYS_AT_ONCE: usize = 64;
+
+/// What is claimed for ordered subscriptions.
+#[derive(Debug, Default)]
+pub(super) struct InOrder {
+    pub(super) rows: Vec<(Claim, Arc<Subscription>)>,
+    pub(super) backlog: Vec<BacklogClaim>,
+}
+
+impl Claims {
+    /// Whether this relay may claim for an ordered subscription; if not, the schedule knows when to ask
+    /// again.
+    pub(super) async fn may_claim_in_order(&self, subscription: &Subscription) -> Result<bool, Error> {
+        let id = subscription.row.id;
+        match self.waiting.order.may_deliver(&self.base, &self.sending, subscription).await? {
+            Ok(()) => Ok(true),
+            Err(until) => {
+                self.waiting.schedule.catch_up(id);
+                // What waits in the backlog is found again with the rows.
+                self.waiting.schedule.note(id, until);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Claims for ordered subscriptions. Returns the number of deliveries.
+    pub(super) async fn claim_in_order(&self, claims: InOrder) -> Result<usize, Error> {
+        let mut taken = 0;
+        for part in claims.rows.chunks(SUBSCRIPTIONS_AT_ONCE) {
+            taken += self.claim_keyed(part).await?;
+        }
+        for part in claims.backlog.chunks(SUBSCRIPTIONS_AT_ONCE) {
+            taken += self.claim_ordered(part).await?;
+        }
+        Ok(taken)
+    }
+
+    async fn claim_keyed(&self, wanted: &[(Claim, Arc<Subscription>)]) -> Result<usize, Error> {
+        let dispatch = &self.sending.dispatch;
+        let claims: Vec<Claim> = wanted.iter().map(|(claim, _)| *claim).collect();
+        let mut keys = Vec::new();
+        for claim in &claims {
+            let taken = dispatch.take_wanted_keys(claim.subscription, KEYS_AT_ONCE);
+            keys.extend(taken.into_iter().map(|key| (claim.subscription, key)));
+        }
+        let names: Vec<(SubscriptionId, String)> =
+            keys.iter().map(|(id, key)| (*id, key.as_ref().to_owned())).collect();
+        let (token, began, started) = (Uuid::new_v4(), Instant::now(), self.base.clock.now());
+        let order = self.waiting.order.token();
+        let lease = self.base.settings.lease;
+        let keyed = match self.base.store.claim_keyed(&claims, &names, order, token, lease).await {
+            Ok(keyed) => keyed,
+            Err(error) => {
+                dispatch.want_keys(keys);
+                claims.iter().for_each(|claim| self.waiting.schedule.fall_behind(claim.subscription));
+                return Err(error);
+            }
+        };
+        let answered: HashSet<(SubscriptionId, &str)> = keyed
+            .claimed
+            .iter()
+            .filter_map(|row| Some((row.subscription_id, row.key.as_deref()?)))
+            .chain(keyed.without.iter().map(|(id, key, _)| (*id, key.as_str())))
+            .collect();
+        dispatch.want_keys(keys.iter().filter(|(id, key)| !answered.contains(&(*id, key.as_ref()))).cloned());
+        for (id, key, has_rows) in &keyed.without {
+            dispatch.found_none(*id, &Arc::from(key.as_str()), *has_rows);
+        }
+        let subscriptions: HashMap<SubscriptionId, &Arc<Subscription>> =
+            wanted.iter().map(|(claim, subscription)| (claim.subscription, subscription)).collect();
+        let (mut jobs, mut expired) = (Vec::new(), 0);
+        let mut counts: HashMap<SubscriptionId, usize> = HashMap::new();
+        for row in &keyed.claimed {
+            *counts.entry(row.subscription_id).or_default() += 1;
+            expired += usize::from(row.unfinished > 0);
+            // What is already in flight under an older lease of ours goes on under this one.
+            if let Some(subscription) = subscriptions.get(&row.subscription_id)
+                && let Some(held) = self.leases.row(row.id, Lease::new(token, began))
+            {
+                jobs.push(Job::of_row(row, (*subscription).clone(), held));
+            }
+        }
+        for claim in &claims {
+            let id = claim.subscription;
+            let count = counts.get(&id).copied().unwrap_or_default();
+            if count < claim.room as usize && !dispatch.wants_keys(id) {
+                self.waiting.schedule.catch_up(id);
+                if claim.since == self.waiting.schedule.since(id) {
+                    self.waiting.schedule.look_from(id, started - LATE);
+                }
+            } else {
+                self.waiting.schedule.fall_behind(id);
+            }
+        }
+        self.hold_in_order(jobs, expired, &Epochs::new()).await
+    }
+
+    async fn claim_ordered(&self, claims: &[BacklogClaim]) -> Result<usize, Error> {
+        let dispatch = &self.sending.dispatch;
+        let (token, began) = (Uuid::new_v4(), Instant::now());
+        let mut epochs = Epochs::new();
+        let mut ready = Vec::with_capacity(claims.len());
+        for claim in claims {
+            // While something goes back, what lies behind it must stay.
+            if let Some(epoch) = dispatch.epoch(claim.subscription) {
+                epochs.insert(claim.subscription, epoch);
+                ready.push(*claim);
+            }
+        }
+        if ready.is_empty() {
+            return Ok(0);
+        }
+        let order = self.waiting.order.token();
+        let lease = self.base.settings.lease;
+        let pages = match self.base.store.claim_ordered(&ready, order, token, lease).await {
+            Ok(pages) => pages,
+            Err(error) => {
+                ready.iter().for_each(|claim| self.waiting.schedule.hold_back(claim.subscription, false));
+                return Err(error);
+            }
+        };
+        let mut got: HashMap<SubscriptionId, (usize, usize, bool)> = HashMap::new();
+        for page in &pages {
+            for entry in &page.entries {
+                let count = got.entry(entry.subscription).or_default();
+                count.0 += 1;
+                count.1 += entry.positions.len();
+                count.2 |= page.deaths > 0;
+            }
+        }
+        let mut cancelled = PageBatch { tokens: vec![token], ..PageBatch::default() };
+        let suspects = pages.iter().filter(|page| page.deaths > 0).count();
+        let mut jobs = self.jobs_of(pages, (token, began), &mut cancelled);
+        if !cancelled.is_empty() {
+            self.base.store.settle_pages(&cancelled, Settler::First).await?;
+        }
+        for claim in &ready {
+            let (rows, positions, had_suspects) = got.get(&claim.subscription).copied().unwrap_or_default();
+            if !had_suspects && positions < claim.wanted && rows < ROWS_AT_ONCE.min(claim.wanted) {
+                self.waiting.schedule.let_go(claim.subscription, true);
+                if self.waiting.schedule.let_go(claim.subscription, false) {
+                    // The routing step beside this claim may have found no room because of it.
+                    dispatch.room.notify_one();
+                }
+            } else {
+                self.waiting.schedule.hold_back(claim.subscription, false);
+            }
+        }
+        let mut back = if suspects > 0 { self.keep_one_suspect(&mut jobs) } else { Vec::new() };
+        let held = self.hold_in_order(jobs, suspects, &epochs).await;
+        dispatch.return_unread(&mut back);
+        self.deliver.give_back(back, Reason::LeaseLost).await;
+        held
+    }
+
+    /// Reads the events of what was claimed, and holds it. If they cannot be read, all of it is given back.
+    async fn hold_in_order(
+        &self,
+        mut jobs: Vec<Job>,
+        expired: usize,
+        epochs: &Epochs,
+    ) -> Result<usize, Error> {
+        if jobs.is_empty() {
+            return Ok(0);
+        }
+        let count = jobs.len();
+        self.base.telemetry.claimed(count, expired);
+        if let Err(error) = read_events(&self.base.store, &mut jobs, SMALL).await {
+            self.sending.dispatch.return_unread(&mut jobs);
+            self.deliver.give_back(jobs, Reason::LeaseLost).await;
+            return Err(error);
+        }
+        self.deliver.take_in_order(jobs, epochs).await;
+        Ok(count)
+    }
+}

@@ -1,0 +1,235 @@
+//! Which relay delivers an ordered subscription: one at a time, under a lease. Another goes on when the lease
+//! has ended and nothing of the subscription is in anybody's hands.
+//!
+//! A crash here costs the wait of one lease.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{
+    deliver::Deliver,
+    parts::{Base, Sending, Waiting},
+};
+use crate::{
+    delivery::{Reason, SubscriptionId},
+    store::Error,
+    subscription::Subscription,
+};
+
+/// Age at which leases are renewed, or three tenths of a lease that is shorter than ten seconds.
+const RENEW_AFTER: Duration = Duration::from_secs(3);
+/// How often leases are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often a relay asks for a subscription that another delivers.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+/// How often a relay asks whether others still hold something of a subscription that it has leased.
+const OPEN_EVERY: Duration = Duration::from_millis(100);
+/// How often the first row of each key is made due, should nothing else have done it: an operator may have
+/// cancelled the one before.
+const MEND_EVERY: Duration = Duration::from_secs(10);
+
+/// The ordered subscriptions of a relay.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// The token of all its leases.
+    token: Uuid,
+    leased: Mutex<HashMap<SubscriptionId, Leased>>,
+}
+
+/// An ordered subscription, as far as this relay knows.
+#[derive(Debug, Clone, Copy)]
+struct Leased {
+    /// When the lease was last given or renewed; `None`: it is not this relay's.
+    given: Option<Instant>,
+    /// When to ask next.
+    ask_at: Instant,
+    mend_at: Instant,
+}
+
+impl Default for Order {
+    fn default() -> Self {
+        Self { token: Uuid::new_v4(), leased: Mutex::default() }
+    }
+}
+
+impl Order {
+    pub(super) fn token(&self) -> Uuid {
+        self.token
+    }
+
+    fn leased(&self) -> std::sync::MutexGuard<'_, HashMap<SubscriptionId, Leased>> {
+        self.leased.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this relay may deliver an ordered subscription now. Leases and opens it, if it can. If not,
+    /// `Err` has the time to ask again.
+    pub(super) async fn may_deliver(
+        &self,
+        base: &Base,
+        sending: &Sending,
+        subscription: &Subscription,
+    ) -> Result<Result<(), Instant>, Error> {
+        let id = subscription.row.id;
+        if sending.dispatch.is_gate_open(id) {
+            return Ok(Ok(()));
+        }
+        let now = Instant::now();
+        let known = self.leased().get(&id).copied();
+        if let Some(known) = known.filter(|known| known.ask_at > now) {
+            return Ok(Err(known.ask_at));
+        }
+        let later = |given: Option<Instant>, wait: Duration| {
+            let ask_at = now + wait;
+            self.leased().insert(id, Leased { given, ask_at, mend_at: now + MEND_EVERY });
+            Ok(Err(ask_at))
+        };
+        let mut given = known.and_then(|known| known.given);
+        if given.is_none() {
+            let acquired = base.store.acquire_order(&[id], self.token, base.settings.lease).await?;
+            if acquired.is_empty() {
+                return later(None, ASK_EVERY);
+            }
+            given = Some(now);
+        }
+        // What this relay still has of it must have ended, too.
+        if !sending.dispatch.has_no_gate(id) {
+            return later(given, OPEN_EVERY);
+        }
+        let opened = base.store.open_order(id, self.token, false).await?;
+        if !opened.is_free {
+            return later(given, OPEN_EVERY);
+        }
+        sending.dispatch.open_gate(subscription, opened.keys);
+        self.leased().insert(id, Leased { given, ask_at: now, mend_at: now + MEND_EVERY });
+        Ok(Ok(()))
+    }
+
+    /// Whether a lease is given. What is not opened is asked for again.
+    pub(super) fn is_leased(&self, id: SubscriptionId) -> bool {
+        self.leased().get(&id).is_some_and(|leased| leased.given.is_some())
+    }
+
+    fn renewed(&self, asked: &[SubscriptionId], ours: &[SubscriptionId], given: Instant) {
+        let mut leased = self.leased();
+        for id in asked {
+            if let Some(leased) = leased.get_mut(id) {
+                leased.given = ours.contains(id).then_some(given);
+            }
+        }
+    }
+
+    /// The leases that are at least so old.
+    fn old(&self, age: Duration, now: Instant) -> Vec<SubscriptionId> {
+        let is_old = |leased: &Leased| leased.given.is_some_and(|given| now.duration_since(given) >= age);
+        self.leased().iter().filter(|(_, leased)| is_old(leased)).map(|(id, _)| *id).collect()
+    }
+
+    /// Subscriptions whose rows are to be looked at now.
+    fn to_mend(&self, now: Instant) -> Vec<SubscriptionId> {
+        let mut leased = self.leased();
+        let due = leased.iter_mut().filter(|(_, leased)| leased.given.is_some() && leased.mend_at <= now);
+        due.map(|(id, leased)| {
+            leased.mend_at = now + MEND_EVERY;
+            *id
+        })
+        .collect()
+    }
+
+    fn known(&self) -> Vec<SubscriptionId> {
+        self.leased().keys().copied().collect()
+    }
+
+    fn forget(&self, id: SubscriptionId) {
+        self.leased().remove(&id);
+    }
+}
+
+/// Begins a notification that something was routed for ordered subscriptions: their ids follow.
+const ROUTED: &str = "order ";
+/// Ids in one notification, which has a limit of 8,000 bytes.
+const IDS_TOGETHER: usize = 300;
+
+/// What tells other relays that something was routed for ordered subscriptions.
+pub(super) fn messages(ids: &[SubscriptionId]) -> Vec<String> {
+    let message = |ids: &[SubscriptionId]| {
+        ROUTED.to_owned() + &ids.iter().map(|id| id.0.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    ids.chunks(IDS_TOGETHER).map(message).collect()
+}
+
+/// Something may have been routed for ordered subscriptions by another relay.
+pub(super) fn hear(waiting: &Waiting, message: &str) {
+    let Some(ids) = message.strip_prefix(ROUTED) else { return };
+    for id in ids.split(' ').filter_map(|id| id.parse().ok()) {
+        waiting.schedule.hold_back(SubscriptionId(id), false);
+    }
+}
+
+/// Renews the leases of ordered subscriptions until the relay has drained, and then ends them.
+pub(super) async fn keep(
+    base: Arc<Base>,
+    sending: Arc<Sending>,
+    waiting: Arc<Waiting>,
+    deliver: std::sync::Weak<Deliver>,
+    drained: CancellationToken,
+) {
+    let order = &waiting.order;
+    let length = base.settings.lease;
+    let mut look = tokio::time::interval(LOOK_EVERY.min(length / 6));
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            () = drained.cancelled() => break,
+        }
+        let old = order.old(RENEW_AFTER.min(length * 3 / 10), Instant::now());
+        if !old.is_empty() {
+            let asked = Instant::now();
+            let renewing = base.store.renew_order(&old, order.token, length);
+            match tokio::time::timeout(length / 5, renewing).await {
+                Ok(Ok(ours)) => order.renewed(&old, &ours, asked),
+                Ok(Err(error)) => base.telemetry.database_failed("renew", &error),
+                Err(late) => base.telemetry.database_failed("renew", &late),
+            }
+        }
+        // Before another relay may take it over.
+        let overdue = order.old(length * 2 / 3, Instant::now());
+        order.renewed(&overdue, &[], Instant::now());
+        let index = base.index.load_full();
+        let mut back = Vec::new();
+        for id in order.known() {
+            let is_ordered = index.get(id).is_some_and(|one| one.is_ordered());
+            if !is_ordered || !order.is_leased(id) {
+                back.extend(sending.dispatch.close_gate(id).0);
+            }
+            if !is_ordered {
+                order.forget(id);
+            }
+        }
+        if let Some(deliver) = deliver.upgrade() {
+            deliver.give_back(back, Reason::LeaseLost).await;
+        }
+        for id in order.to_mend(Instant::now()) {
+            if !sending.dispatch.is_gate_open(id) {
+                continue;
+            }
+            match base.store.open_order(id, order.token, true).await {
+                Ok(opened) if opened.promoted > 0 => waiting.schedule.fall_behind(id),
+                Ok(_) => {}
+                Err(error) => base.telemetry.database_failed("renew", &error),
+            }
+        }
+    }
+    let leased = order.old(Duration::ZERO, Instant::now());
+    if !leased.is_empty()
+        && let Err(error) = base.store.release_order(&leased, order.token).await
+    {
+        base.telemetry.database_failed("renew", &error);
+    }
+}

@@ -1,0 +1,203 @@
+//! Ordered subscriptions: which relay delivers them, and claims in the order of their keys.
+
+use std::time::Duration;
+
+use sqlx::{Row as _, postgres::PgRow};
+use uuid::Uuid;
+
+use super::{
+    connection::{Reserved, Store},
+    deliveries::{Claim, Claimed},
+    error::Error,
+    pages::{BacklogClaim, LeasedPage, read_page},
+    statement::by_name,
+};
+use crate::delivery::SubscriptionId;
+
+/// Rows of one key that a claim leases at most.
+const RUN: i64 = 32;
+
+/// What waits for an ordered subscription that a relay begins to deliver.
+#[derive(Debug)]
+pub struct Opened {
+    /// Whether nothing of it is in the hands of another relay. Only then may it be delivered.
+    pub is_free: bool,
+    /// Keys with rows in `outbox.deliveries`, and parked ones.
+    pub keys: Vec<String>,
+    /// How many of these rows were made due.
+    pub promoted: i64,
+}
+
+/// What a claim of rows of ordered subscriptions found.
+#[derive(Debug, Default)]
+pub struct Keyed {
+    /// What was leased: of each key the next rows, in the order of positions.
+    pub claimed: Vec<Claimed>,
+    /// Keys that were asked for of which nothing was leased, and whether they have rows.
+    pub without: Vec<(SubscriptionId, String, bool)>,
+}
+
+impl Store {
+    /// Leases ordered subscriptions that no relay has leased, and returns them.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn acquire_order(
+        &self,
+        subscriptions: &[SubscriptionId],
+        token: Uuid,
+        lease: Duration,
+    ) -> Result<Vec<SubscriptionId>, Error> {
+        self.statement("leasing ordered subscriptions", sql!("relay/acquire_order"))
+            .on(Reserved::Claim)
+            .bind(subscriptions)
+            .bind(token)
+            .bind(lease.as_secs_f64())
+            .bind(self.relay())
+            .rows(|row| row.try_get(0))
+            .await
+    }
+
+    /// Whether an ordered subscription that this relay has leased may be delivered, and its keys with waiting
+    /// rows. Makes the first row of each key due. `is_open`: this relay delivers it already.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn open_order(
+        &self,
+        subscription: SubscriptionId,
+        token: Uuid,
+        is_open: bool,
+    ) -> Result<Opened, Error> {
+        self.statement("opening an ordered subscription", sql!("relay/open_order"))
+            .on(Reserved::Claim)
+            .bind(subscription)
+            .bind(token)
+            .bind(is_open)
+            .row(|row| {
+                Ok(Opened {
+                    is_free: row.try_get("is_free")?,
+                    keys: row.try_get("keys")?,
+                    promoted: row.try_get("promoted")?,
+                })
+            })
+            .await
+    }
+
+    /// Extends the leases of ordered subscriptions. Returns those that this relay still has.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn renew_order(
+        &self,
+        subscriptions: &[SubscriptionId],
+        token: Uuid,
+        lease: Duration,
+    ) -> Result<Vec<SubscriptionId>, Error> {
+        self.statement("renewing leases of ordered subscriptions", sql!("relay/renew_order"))
+            .on(Reserved::Renew)
+            .bind(subscriptions)
+            .bind(token)
+            .bind(lease.as_secs_f64())
+            .rows(|row| row.try_get(0))
+            .await
+    }
+
+    /// Ends the leases of ordered subscriptions.
+    ///
+    /// # Errors
+    /// Those of the database. The leases then end by themselves.
+    pub async fn release_order(&self, subscriptions: &[SubscriptionId], token: Uuid) -> Result<(), Error> {
+        self.statement("releasing ordered subscriptions", sql!("relay/release_order"))
+            .on(Reserved::Renew)
+            .bind(subscriptions)
+            .bind(token)
+            .execute()
+            .await
+    }
+
+    /// Moves the first positions of the backlog of ordered subscriptions into pages that this relay leases.
+    /// `order` is the token under which the subscriptions are leased.
+    ///
+    /// # Errors
+    /// Those of the database. The claim may have taken place nevertheless: its leases then end by themselves.
+    pub async fn claim_ordered(
+        &self,
+        claims: &[BacklogClaim],
+        order: Uuid,
+        token: Uuid,
+        lease: Duration,
+    ) -> Result<Vec<LeasedPage>, Error> {
+        self.statement("claiming from the backlog in order", sql!("relay/claim_ordered"))
+            .on(Reserved::Claim)
+            .bind_each(claims, |claim| claim.subscription)
+            .bind_each(claims, |claim| i64::try_from(claim.wanted).unwrap_or(i64::MAX))
+            .bind(order)
+            .bind(token)
+            .bind(lease.as_secs_f64())
+            .bind(self.relay())
+            .rows(read_page)
+            .await
+    }
+
+    /// Leases rows of ordered subscriptions: what is due, and the next rows of the keys that are asked for.
+    ///
+    /// # Errors
+    /// Those of the database. The claim may have taken place nevertheless: its leases then end by themselves.
+    pub async fn claim_keyed(
+        &self,
+        claims: &[Claim],
+        keys: &[(SubscriptionId, String)],
+        order: Uuid,
+        token: Uuid,
+        lease: Duration,
+    ) -> Result<Keyed, Error> {
+        self.statement("claiming deliveries in order", sql!("relay/claim_keyed"))
+            .on(Reserved::Claim)
+            .bind_each(claims, |claim| claim.subscription)
+            .bind_each(claims, |claim| i32::try_from(claim.room).unwrap_or(i32::MAX))
+            .bind_each(claims, |claim| claim.since)
+            .bind_each(keys, |(subscription, _)| *subscription)
+            .bind_each(keys, |(_, key)| key.as_str())
+            .bind(RUN)
+            .bind(order)
+            .bind(token)
+            .bind(lease.as_secs_f64())
+            .all(|rows| {
+                let mut keyed = Keyed::default();
+                for row in rows {
+                    keyed.add(row)?;
+                }
+                keyed.claimed.sort_unstable_by_key(|row| row.position);
+                Ok(keyed)
+            })
+            .await
+    }
+
+    /// Pauses subscriptions, and returns those that were not paused.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn halt_subscriptions(
+        &self,
+        subscriptions: &[(SubscriptionId, String)],
+    ) -> Result<Vec<SubscriptionId>, Error> {
+        self.statement("pausing a subscription", sql!("relay/halt_subscriptions"))
+            .bind_each(subscriptions, |(id, _)| *id)
+            .bind_each(subscriptions, |(_, why)| why.as_str())
+            .rows(|row| row.try_get(0))
+            .await
+    }
+}
+
+impl Keyed {
+    fn add(&mut self, row: &PgRow) -> Result<(), sqlx::Error> {
+        if row.try_get::<Option<i64>, _>("id")?.is_some() {
+            self.claimed.push(by_name(row)?);
+        } else {
+            let has_rows = row.try_get::<i32, _>("remaining")? > 0;
+            self.without.push((row.try_get("subscription_id")?, row.try_get("key")?, has_rows));
+        }
+        Ok(())
+    }
+}
