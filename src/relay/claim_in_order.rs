@@ -63,7 +63,9 @@ impl Claims {
         let dispatch = &self.sending.dispatch;
         let claims: Vec<Claim> = wanted.iter().map(|(claim, _)| *claim).collect();
         let mut keys = Vec::new();
+        let mut epochs = Epochs::new();
         for claim in &claims {
+            epochs.insert(claim.subscription, dispatch.epoch(claim.subscription));
             let taken = dispatch.take_wanted_keys(claim.subscription, KEYS_AT_ONCE);
             keys.extend(taken.into_iter().map(|key| (claim.subscription, key)));
         }
@@ -88,7 +90,7 @@ impl Claims {
             .collect();
         dispatch.want_keys(keys.iter().filter(|(id, key)| !answered.contains(&(*id, key.as_ref()))).cloned());
         for (id, key, has_rows) in &keyed.without {
-            dispatch.found_none(*id, &Arc::from(key.as_str()), *has_rows);
+            dispatch.found_none(*id, &Arc::from(key.as_str()), *has_rows, &epochs);
         }
         let subscriptions: HashMap<SubscriptionId, &Arc<Subscription>> =
             wanted.iter().map(|(claim, subscription)| (claim.subscription, subscription)).collect();
@@ -116,7 +118,7 @@ impl Claims {
                 self.waiting.schedule.fall_behind(id);
             }
         }
-        self.hold_in_order(jobs, expired, &Epochs::new()).await
+        self.hold_in_order(jobs, expired, &epochs).await
     }
 
     async fn claim_ordered(&self, claims: &[BacklogClaim]) -> Result<usize, Error> {
@@ -126,7 +128,7 @@ impl Claims {
         let mut ready = Vec::with_capacity(claims.len());
         for claim in claims {
             // While something goes back, what lies behind it must stay.
-            if let Some(epoch) = dispatch.epoch(claim.subscription) {
+            if let Some(epoch) = dispatch.epoch_of_backlog(claim.subscription) {
                 epochs.insert(claim.subscription, epoch);
                 ready.push(*claim);
             }

@@ -37,8 +37,7 @@ mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
 mod once; // a relay for cron
 mod operations; // whatever is operated, each version of a subscription gets what it may and must
-// order per key
-mod order;
+mod order; // of the events with one key one is in flight, in order
 mod outputs; // logs and output that cannot be written stop nothing
 mod owners; // whoever owns what, and whatever is published, no write fails
 mod packages; // the Debian package, built, looked into and installed

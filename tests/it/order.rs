@@ -1,8 +1,8 @@
 //! Order per key: of the events with one key one is in flight at a time, in the order of positions.
 
-mod log;
-mod exhausted;
-mod storms;
+mod log; // a sink that records by key, and the check
+mod exhausted; // dead letters of a key, and newer events
+mod storms; // relays end and fail
 
 use self::log::{ByKey, Log};
 use crate::support::{Database, RelayBox, relay::settings};

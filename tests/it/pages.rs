@@ -600,6 +600,7 @@ impl Parts {
             .bind(vec![now; back.len()])
             .bind(back.iter().map(|one| one.4).collect::<Vec<_>>())
             .bind(back.iter().map(|one| one.5).collect::<Vec<_>>())
+            .bind(vec![None::<String>; retries.len()])
             .fetch_all(connection)
             .await
             .unwrap()

@@ -65,6 +65,15 @@ impl<J> Default for Released<J> {
     }
 }
 
+/// What a gate had seen when a claim began: what the claim brings may not know of what came after.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Epoch {
+    /// How many times something came back to the backlog.
+    returned: u64,
+    /// How many deliveries became rows that wait for their turn.
+    written: u64,
+}
+
 /// The deliveries of one subscription, by key.
 #[derive(Debug)]
 pub(super) struct Gate<J> {
@@ -73,8 +82,7 @@ pub(super) struct Gate<J> {
     waiting: usize,
     /// Deliveries on their way back that have not passed.
     returning: usize,
-    /// How many times something came back to the backlog.
-    epoch: u64,
+    epoch: Epoch,
     /// Keys whose next rows are to be claimed.
     wanted: BTreeSet<Arc<str>>,
     /// Whether this relay may deliver the subscription.
@@ -98,8 +106,8 @@ struct Lane<J> {
     superseding: usize,
     /// Whether rows may be left that nothing makes due but a claim.
     asks: bool,
-    /// Whether something was written to outbox.deliveries since its next rows were asked for.
-    wrote: bool,
+    /// What had been written when its last delivery became a row.
+    written: u64,
 }
 
 impl<J> Default for Lane<J> {
@@ -111,7 +119,7 @@ impl<J> Default for Lane<J> {
             writing: 0,
             superseding: 0,
             asks: false,
-            wrote: false,
+            written: 0,
         }
     }
 }
@@ -130,7 +138,7 @@ impl<J: Ordered> Gate<J> {
             lanes: keys.into_iter().map(with_rows).collect(),
             waiting: 0,
             returning: 0,
-            epoch: 0,
+            epoch: Epoch::default(),
             wanted: BTreeSet::new(),
             is_open: true,
             coalesces,
@@ -153,7 +161,7 @@ impl<J: Ordered> Gate<J> {
     }
 
     /// A claim that begins now brings deliveries of this epoch.
-    pub(super) fn epoch(&self) -> u64 {
+    pub(super) fn epoch(&self) -> Epoch {
         self.epoch
     }
 
@@ -167,9 +175,6 @@ impl<J: Ordered> Gate<J> {
         let taken: Vec<Arc<str>> = self.wanted.iter().take(most).cloned().collect();
         for key in &taken {
             self.wanted.remove(key);
-            if let Some(lane) = self.lanes.get_mut(key) {
-                lane.wrote = false;
-            }
         }
         taken
     }
@@ -185,12 +190,12 @@ impl<J: Ordered> Gate<J> {
     }
 
     /// No row of this key could be claimed: it has none, or its first one is not due.
-    pub(super) fn found_none(&mut self, key: &Arc<str>, has_rows: bool) {
+    pub(super) fn found_none(&mut self, key: &Arc<str>, has_rows: bool, epoch: Epoch) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         if has_rows {
             return; // it is due by itself
         }
-        if lane.writing > 0 || lane.wrote {
+        if lane.writing > 0 || lane.written > epoch.written {
             lane.asks = true;
         } else {
             lane.has_rows = false;
@@ -201,10 +206,10 @@ impl<J: Ordered> Gate<J> {
 
     /// Takes deliveries that were claimed, each with its key, by a claim that began at this epoch. Those of the
     /// backlog are in the order of its positions.
-    pub(super) fn arrive(&mut self, jobs: Vec<(Option<Arc<str>>, J)>, epoch: u64) -> Released<J> {
+    pub(super) fn arrive(&mut self, jobs: Vec<(Option<Arc<str>>, J)>, epoch: Epoch) -> Released<J> {
         let mut released = Released::default();
         let mut touched = Vec::new();
-        let is_in_order = self.may_claim() && self.epoch == epoch;
+        let is_in_order = self.may_claim() && self.epoch.returned == epoch.returned;
         for (key, job) in jobs {
             let place = job.place();
             if !self.is_open || place == Place::Backlog && !is_in_order {
@@ -222,8 +227,8 @@ impl<J: Ordered> Gate<J> {
                     lane.writing += 1;
                     released.aside.push(job);
                 }
-                // What is being written may come before it.
-                Place::InOrder if lane.writing > 0 => {
+                // What is being written, or was since the claim began, may come before it.
+                Place::InOrder if lane.writing > 0 || lane.written > epoch.written => {
                     lane.writing += 1;
                     lane.asks = true;
                     released.aside.push(job);
@@ -257,7 +262,7 @@ impl<J: Ordered> Gate<J> {
     pub(super) fn ended(&mut self, key: &Arc<str>, place: Place, fate: Fate) -> Released<J> {
         let mut released = Released::default();
         if fate == Fate::Returned && place == Place::Backlog {
-            self.epoch += 1;
+            self.epoch.returned += 1;
         }
         if fate == Fate::Lost {
             self.close(&mut released);
@@ -292,7 +297,8 @@ impl<J: Ordered> Gate<J> {
         let mut released = Released::default();
         if let Some(lane) = self.lanes.get_mut(key) {
             lane.writing -= 1;
-            lane.wrote = true;
+            self.epoch.written += 1;
+            lane.written = self.epoch.written;
         }
         self.go_on(key, &mut released);
         released
@@ -311,7 +317,7 @@ impl<J: Ordered> Gate<J> {
     /// A delivery that had not passed is where it waited.
     pub(super) fn returned(&mut self) {
         self.returning -= 1;
-        self.epoch += 1;
+        self.epoch.returned += 1;
     }
 
     /// So many deliveries that never arrived are on their way back.
@@ -367,3 +373,6 @@ impl<J: Ordered> Gate<J> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::{
     Dispatch, State,
-    gate::{Fate, Gate, Place, Released},
+    gate::{Epoch, Fate, Gate, Place, Released},
     job::{Job, Passage},
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The epoch of each gate when a claim began.
-pub(crate) type Epochs = HashMap<SubscriptionId, u64>;
+pub(crate) type Epochs = HashMap<SubscriptionId, Epoch>;
 
 /// Deliveries that do not begin: each becomes a row, goes back, or is superseded, as its passage says.
 #[derive(Debug, Default)]
@@ -71,8 +71,13 @@ impl Dispatch {
         self.state().gates.get(&subscription).is_some_and(Gate::is_open)
     }
 
+    /// The epoch of a claim of rows that begins now.
+    pub(crate) fn epoch(&self, subscription: SubscriptionId) -> Epoch {
+        self.state().gates.get(&subscription).map(Gate::epoch).unwrap_or_default()
+    }
+
     /// The epoch with which the backlog of an ordered subscription may be claimed; none: not now.
-    pub(crate) fn epoch(&self, subscription: SubscriptionId) -> Option<u64> {
+    pub(crate) fn epoch_of_backlog(&self, subscription: SubscriptionId) -> Option<Epoch> {
         self.state().gates.get(&subscription).filter(|gate| gate.may_claim()).map(Gate::epoch)
     }
 
@@ -98,9 +103,16 @@ impl Dispatch {
     }
 
     /// No row of this key could be claimed: it has none, or its first one is not due.
-    pub(crate) fn found_none(&self, subscription: SubscriptionId, key: &Arc<str>, has_rows: bool) {
+    pub(crate) fn found_none(
+        &self,
+        subscription: SubscriptionId,
+        key: &Arc<str>,
+        has_rows: bool,
+        epochs: &Epochs,
+    ) {
+        let epoch = epochs.get(&subscription).copied().unwrap_or_default();
         if let Some(gate) = self.state().gates.get_mut(&subscription) {
-            gate.found_none(key, has_rows);
+            gate.found_none(key, has_rows, epoch);
         }
     }
 
@@ -120,7 +132,7 @@ impl Dispatch {
         }
         for (id, mut jobs) in arrived {
             jobs.sort_by_key(|(_, job)| job.delivery.position);
-            let epoch = epochs.get(&id).copied().unwrap_or(u64::MAX);
+            let epoch = epochs.get(&id).copied().unwrap_or_default();
             let released = match state.gates.get_mut(&id) {
                 Some(gate) => gate.arrive(jobs, epoch),
                 None => {

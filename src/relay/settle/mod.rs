@@ -228,7 +228,9 @@ impl Settle {
     async fn record_attempts(&self, decided: &[(&Attempted, &Verdict)], counted: &[bool]) {
         let wanted = |one: &Attempted| match self.base.settings.attempt_log {
             AttemptLog::All => one.counts || one.end == End::Superseded,
-            AttemptLog::Failures => one.counts && one.report.outcome != Outcome::Delivered,
+            AttemptLog::Failures => {
+                one.counts && one.report.outcome != Outcome::Delivered || one.end == End::Superseded
+            }
             AttemptLog::Off => false,
         };
         let mut rows: Vec<AttemptRow> = decided

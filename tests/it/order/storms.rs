@@ -57,9 +57,8 @@ async fn storm(events: usize, relays: usize, kills: usize, failures: u32) {
     }
     let log = Log::default();
     let chance = Mutex::new(StdRng::seed_from_u64(seed ^ 1));
-    let sink = log
-        .sink(move |_| !chance.lock().unwrap().random_ratio(1, failures))
-        .taking(Duration::from_millis(1));
+    let sink =
+        log.sink(move |_| !chance.lock().unwrap().random_ratio(1, failures)).taking(Duration::from_millis(1));
     let mut running: HashMap<usize, RelayBox> = HashMap::new();
     for number in 0..relays {
         running.insert(number, relay(&database, &format!("relay-{number}"), &sink).await);
