@@ -736,6 +736,7 @@ begin
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
             ('outbox_publisher',
              'execute on function outbox.publish, outbox.published, outbox.new_id'),
+            ('outbox_publisher', 'execute on function outbox.wait'),
             ('outbox_publisher', 'execute on function outbox.capture, outbox.release'),
             ('outbox_publisher', 'execute on function outbox.bridge'),
             ('outbox_publisher', 'select on outbox.captures'),
@@ -754,6 +755,7 @@ begin
             ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
+            ('outbox_relay', 'execute on function outbox.wait, outbox.latest'),
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
@@ -769,7 +771,8 @@ begin
              'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
-            ('outbox_monitor', 'select on outbox.captures')
+            ('outbox_monitor', 'select on outbox.captures'),
+            ('outbox_monitor', 'execute on function outbox.wait')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)

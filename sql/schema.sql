@@ -486,6 +486,7 @@ begin
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
             ('outbox_publisher',
              'execute on function outbox.publish, outbox.published, outbox.new_id'),
+            ('outbox_publisher', 'execute on function outbox.wait'),
             ('outbox_publisher', 'execute on function outbox.capture, outbox.release'),
             ('outbox_publisher', 'execute on function outbox.bridge'),
             ('outbox_publisher', 'select on outbox.captures'),
@@ -504,6 +505,7 @@ begin
             ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
+            ('outbox_relay', 'execute on function outbox.wait, outbox.latest'),
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
@@ -519,7 +521,8 @@ begin
              'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
-            ('outbox_monitor', 'select on outbox.captures')
+            ('outbox_monitor', 'select on outbox.captures'),
+            ('outbox_monitor', 'execute on function outbox.wait')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
@@ -568,6 +571,93 @@ $$;
 
 COMMENT ON FUNCTION outbox.grant_roles() IS 'Grant the groups outbox_publisher, outbox_relay, outbox_admin and outbox_monitor their rights. Run it after creating one of them. Returns the statements that it ran.';
 
+CREATE FUNCTION outbox.new_id() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    AS $$
+                select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
+                       placing substring(
+                           int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+                       from 1 for 6),
+                       52, 1), 53, 1), 'hex')::uuid$$;
+
+COMMENT ON FUNCTION outbox.new_id() IS 'An id for an event, a UUID of version 7, to know the id before publishing.';
+
+CREATE TABLE outbox.events (
+    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    id uuid DEFAULT outbox.new_id() NOT NULL,
+    topic outbox.topic NOT NULL,
+    key outbox.key,
+    payload outbox.payload NOT NULL,
+    headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
+    organization outbox.organization,
+    source outbox.source,
+    user_id outbox.user_id,
+    priority outbox.priority DEFAULT 0 NOT NULL,
+    deliver_after outbox.instant,
+    schema_version integer
+)
+PARTITION BY RANGE (created_at);
+
+ALTER TABLE ONLY outbox.events REPLICA IDENTITY FULL;
+
+COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
+
+CREATE FUNCTION outbox.latest(topics text[], since timestamp with time zone DEFAULT NULL::timestamp with time zone, organization text DEFAULT NULL::text, max_events integer DEFAULT 1000000) RETURNS SETOF outbox.events
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    expressions text[] := '{}';
+    pattern     text;
+    looked_at   bigint;
+begin
+    if latest.topics is null or cardinality(latest.topics) not between 1 and 100 then
+        raise exception using errcode = '22023',
+            message = 'topics: must be an array of 1 to 100 topic patterns',
+            hint = 'For example array[''shop.orders.*''].';
+    end if;
+    foreach pattern in array latest.topics loop
+        if pattern is null then
+            raise exception using errcode = '22023', message = 'topics: has a null',
+                hint = 'For example array[''shop.orders.*''].';
+        end if;
+        expressions := expressions || outbox_internal.topic_expression(pattern);
+    end loop;
+    if latest.max_events is null or latest.max_events not between 1 and 100000000 then
+        raise exception using errcode = '22023',
+            message = format('max_events: %s is not between 1 and 100000000',
+                             coalesce(latest.max_events::text, 'null'));
+    end if;
+    -- What is not looked at might hold the newest event of a key: that is refused, not left out.
+    select count(*) into looked_at
+      from (select from outbox.events as event
+             where latest.since is null or event.created_at >= latest.since
+             limit latest.max_events + 1) as event;
+    if looked_at > latest.max_events then
+        raise exception using errcode = '22023',
+            message = format('max_events: the log has more than %s events to look at',
+                             latest.max_events),
+            hint = 'Give since, to look only at newer ones, or a larger max_events.';
+    end if;
+    return query
+        select event.*
+          from (select distinct on (one.organization, one.key) one.position, one.created_at
+                  from outbox.events as one
+                 where one.key is not null
+                   and (latest.since is null or one.created_at >= latest.since)
+                   and (latest.organization is null or one.organization = latest.organization)
+                   and ('.' || one.topic) ~ any (expressions)
+                 order by one.organization, one.key, one.position desc) as newest
+          join outbox.events as event
+            on event.position = newest.position
+           and event.created_at = newest.created_at
+         order by event.position;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) IS 'The newest event of each key (and organization) among those whose topic matches a pattern, in the order of positions, to begin from. Events without a key are left out. Reads the log, from since on if it is given, and refuses to read more than max_events.';
+
 CREATE TABLE outbox.dead_letters (
     id bigint NOT NULL,
     died_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
@@ -611,17 +701,6 @@ CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::tex
 $$;
 
 COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
-
-CREATE FUNCTION outbox.new_id() RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    AS $$
-                select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
-                       placing substring(
-                           int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
-                       from 1 for 6),
-                       52, 1), 53, 1), 'hex')::uuid$$;
-
-COMMENT ON FUNCTION outbox.new_id() IS 'An id for an event, a UUID of version 7, to know the id before publishing.';
 
 CREATE TABLE outbox.pages (
     id bigint NOT NULL,
@@ -698,28 +777,6 @@ CREATE TABLE outbox.deliveries (
     asked boolean DEFAULT false NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
-
-CREATE TABLE outbox.events (
-    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    "position" bigint NOT NULL,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    id uuid DEFAULT outbox.new_id() NOT NULL,
-    topic outbox.topic NOT NULL,
-    key outbox.key,
-    payload outbox.payload NOT NULL,
-    headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
-    organization outbox.organization,
-    source outbox.source,
-    user_id outbox.user_id,
-    priority outbox.priority DEFAULT 0 NOT NULL,
-    deliver_after outbox.instant,
-    schema_version integer
-)
-PARTITION BY RANGE (created_at);
-
-ALTER TABLE ONLY outbox.events REPLICA IDENTITY FULL;
-
-COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
 
 CREATE TABLE outbox.subscriptions (
     id bigint NOT NULL,
@@ -1186,6 +1243,85 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
+
+CREATE FUNCTION outbox.wait(event uuid, timeout interval DEFAULT '00:00:10'::interval) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare
+    began   timestamptz := clock_timestamp();
+    looked  timestamptz;
+    place   record;
+    status  text;
+    pause   double precision := 0.01;
+    left_to_wait double precision;
+begin
+    if wait.event is null then
+        raise exception using errcode = '22023', message = 'event: is null',
+            hint = 'Give the id that outbox.publish returned.';
+    end if;
+    if wait.timeout is null or wait.timeout <= interval '0' or wait.timeout > interval '1 hour' then
+        raise exception using errcode = '22023',
+            message = format('timeout: %s is not above 0 and at most 1 hour',
+                             coalesce(wait.timeout::text, 'null')),
+            hint = 'For example ''10s''. Call it again to wait longer.';
+    end if;
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception using errcode = '22023',
+            message = format('outbox.wait cannot see progress in a transaction that is %s',
+                             current_setting('transaction_isolation')),
+            hint = 'Call it outside of a transaction, or in one that is read committed.';
+    end if;
+    loop
+        looked := clock_timestamp();
+        if place is null then
+            select * into place from outbox_internal.find_event(wait.event);
+            if not found then
+                if exists (select from outbox.dead_letters as letter
+                            where letter.event_id = wait.event) then
+                    return 'failed';
+                end if;
+                raise exception using errcode = '22023',
+                    message = format('event: there is no event %s, and no dead letter of it',
+                                     wait.event),
+                    hint = 'Its transaction has not committed or was rolled back, or the event '
+                           'was removed from the log.';
+            end if;
+            if place.xid = pg_current_xact_id_if_assigned() then
+                raise exception using errcode = '22023',
+                    message = format('event: %s was published by this transaction, and is sent '
+                                     'only after its commit',
+                                     wait.event),
+                    hint = 'Commit first, then call outbox.wait.';
+            end if;
+        end if;
+        select current.status into status
+          from outbox.event_status as current
+         where current.position = place.position
+           and current.created_at = place.created_at
+           and current.id = wait.event;
+        if not found then
+            place := null;  -- it was removed meanwhile
+            continue;
+        end if;
+        if status in ('completed', 'failed') then
+            return status;
+        end if;
+        left_to_wait := extract(epoch from began + wait.timeout - clock_timestamp());
+        if left_to_wait <= 0 then
+            return 'pending';
+        end if;
+        -- Where a look takes long, because much is owed, it is made less often.
+        perform pg_sleep(least(left_to_wait,
+                               greatest(pause,
+                                        4 * extract(epoch from clock_timestamp() - looked))));
+        pause := least(pause * 1.5, 0.25);
+    end loop;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.wait(event uuid, timeout interval) IS 'Wait after the commit until nothing is owed of an event, at most for a timeout of up to an hour. Returns completed, failed (there is a dead letter), or pending: the time is over. An event that nobody wants is completed. While a call lasts it holds its connection and keeps vacuum back, so call it again rather than for long.';
 
 CREATE FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) RETURNS text
     LANGUAGE plpgsql
@@ -2776,6 +2912,34 @@ CREATE FUNCTION outbox_internal.duration_is_valid(duration text) RETURNS boolean
                 else false end
 $_$;
 
+CREATE FUNCTION outbox_internal.find_event(event uuid) RETURNS TABLE("position" bigint, created_at timestamp with time zone, xid xid8)
+    LANGUAGE sql STABLE
+    AS $$
+    with id as (
+        select given.at,
+               coalesce(given.at, to_timestamp(given.milliseconds / 1000.0)) as near,
+               given.at is not null or given.version = '7' as is_dated
+          from (select (select known.created_at
+                          from outbox.event_ids as known
+                         where known.id = find_event.event) as at,
+                       ('x' || left(replace(find_event.event::text, '-', ''), 12))::bit(48)::bigint
+                           as milliseconds,
+                       substring(find_event.event::text from 15 for 1) as version) as given
+    )
+    select found.position, found.created_at, found.xid
+      from (select one.position, one.created_at, one.xid
+              from id
+              join outbox.events as one
+                on one.created_at between id.near - interval '1 hour' and id.near + interval '1 day'
+             where one.id = find_event.event
+            union all
+            select one.position, one.created_at, one.xid
+              from outbox.events as one
+             where one.id = find_event.event
+               and not (select id.is_dated from id)) as found
+     limit 1
+$$;
+
 CREATE FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) RETURNS int8multirange
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
@@ -3976,33 +4140,9 @@ GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO out
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
 
-GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
-GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) TO outbox_admin;
-
 REVOKE ALL ON FUNCTION outbox.new_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
-GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_relay;
-
-GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
-GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.backlog TO outbox_relay;
-GRANT SELECT ON TABLE outbox.backlog TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.deliveries TO outbox_relay;
-GRANT SELECT ON TABLE outbox.deliveries TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.events TO outbox_relay;
 GRANT SELECT ON TABLE outbox.events TO outbox_admin;
@@ -4028,6 +4168,34 @@ GRANT INSERT(priority) ON TABLE outbox.events TO outbox_publisher;
 GRANT INSERT(deliver_after) ON TABLE outbox.events TO outbox_publisher;
 
 GRANT INSERT(schema_version) ON TABLE outbox.events TO outbox_publisher;
+
+REVOKE ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) TO outbox_admin;
+
+GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
+GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
+GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_relay;
+
+GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
+GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.backlog TO outbox_relay;
+GRANT SELECT ON TABLE outbox.backlog TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.deliveries TO outbox_relay;
+GRANT SELECT ON TABLE outbox.deliveries TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.subscriptions TO outbox_relay;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;
@@ -4076,6 +4244,12 @@ GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_a
 
 REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.wait(event uuid, timeout interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_monitor;
 
 REVOKE ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_admin;
@@ -4269,6 +4443,12 @@ GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.find_event(event uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_admin;

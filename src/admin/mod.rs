@@ -13,6 +13,7 @@ mod events;
 mod schema;
 mod statement;
 mod trial;
+mod wait;
 
 use std::{future::Future, io, time::Duration};
 
@@ -35,6 +36,7 @@ pub use self::{
     error::{Error, is_denied, is_unreachable},
     events::{EventFilter, LOOKED_AT, LoggedEvent, WholeEvent},
     trial::{Trial, try_subscription},
+    wait::{EventStatus, Said, SaidState, Waited, wait},
 };
 use crate::{
     event::{Draft, Event},

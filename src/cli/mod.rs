@@ -220,7 +220,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
             status::status(&mut connect(&config).await?, &config.relay.environment, json).await?
         }
         Command::Adopt(options) => options.execute(&config()?).await?,
-        Command::Publish(options) => options.execute(async || connect(&config()?).await).await?,
+        Command::Publish(options) => return options.execute(async || connect(&config()?).await).await,
         Command::Inbox { sql: _ } => print::raw(crate::sinks::postgres::INBOX)?,
         Command::Receive(options) => return options.execute(&sources()).await,
         Command::Subscriptions(command) => return command.execute(config).await,

@@ -32,6 +32,7 @@ mod health; // whether a relay gets anywhere is seen from outside
 mod http; // access, probes and metrics over HTTP
 mod image; // the program runs in the image with no more than its base has
 mod isolation; // one bad subscriber, publisher or tenant costs the others nothing
+mod latest; // the newest event of each key, to begin from
 mod ledger; // the ledger checker finds each kind of defect
 mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
@@ -69,6 +70,7 @@ mod unreadable; // an event that the database cannot read
 mod unusual; // settings of roles, databases and sessions change nothing
 mod urgent; // priority among waiting deliveries
 mod versions; // an answer binds the version of the subscription that it was sent for
+mod wait; // waiting for an event after its commit
 mod waiting; // deliveries that wait are listed, sent now and cancelled
 mod watch; // a stage that dies ends the relay
 mod webhook; // the webhook sink against receivers that misbehave
