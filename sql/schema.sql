@@ -215,6 +215,11 @@ begin
               from outbox.identity as identity) then
         raise exception 'outbox.adopt cannot be called inside a savepoint or an exception block';
     end if;
+    perform outbox_internal.record_audit(
+                'adopted', null,
+                jsonb_build_object('keep_pending', keep_pending,
+                                   'environment', adopt.environment, 'events', pending),
+                owed);
     return query select pending, owed;
 end;
 $_$;
@@ -358,6 +363,14 @@ begin
          where keep
     )
     select count(*) into cancelled from taken;
+    if cancelled > 0 then
+        perform outbox_internal.record_audit(
+                    'cancelled', cancel.subscription,
+                    jsonb_build_object('topic', cancel.topic, 'event', cancel.event,
+                                       'error_like', cancel.error_like,
+                                       'max_rows', cancel.max_rows, 'dead_letters', keep),
+                    cancelled);
+    end if;
     return cancelled;
 end;
 $$;
@@ -429,7 +442,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) IS 'Create or change the type of a topic pattern and version. Calling it twice changes nothing. Returns the id.';
 
-CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint) RETURNS bigint
+CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -446,15 +459,23 @@ begin
                select candidate.id
                  from outbox.matching_dead_letters(
                           discard.subscription, discard.topic, discard.error_like,
-                          discard.since, discard.id) as candidate
+                          discard.since, discard.id, discard.until) as candidate
                 order by candidate.position, candidate.id
                 limit max_rows));
     get diagnostics discarded = row_count;
+    if discarded > 0 then
+        perform outbox_internal.record_audit(
+                    'discarded', discard.subscription,
+                    jsonb_build_object('topic', discard.topic, 'error_like', discard.error_like,
+                                       'since', discard.since, 'until', discard.until,
+                                       'max_rows', discard.max_rows, 'id', discard.id),
+                    discarded);
+    end if;
     return discarded;
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) IS 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
+COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) IS 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
 
 CREATE FUNCTION outbox.drop_event_type(topic text, version integer DEFAULT 1) RETURNS boolean
     LANGUAGE plpgsql
@@ -522,6 +543,7 @@ begin
             ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
             ('outbox_monitor', 'select on outbox.captures'),
+            ('outbox_monitor', 'select on outbox.audit'),
             ('outbox_monitor', 'execute on function outbox.wait')
         ) as wanted (role, privilege)
     loop
@@ -536,6 +558,12 @@ begin
             end;
         end if;
     end loop;
+    -- What it writes is the word of the functions that call it.
+    begin
+        execute 'revoke execute on function outbox_internal.record_audit from outbox_admin';
+    exception
+        when undefined_function or undefined_object then null;
+    end;
     -- What most helpers do, they do with the rights of the caller.
     for grant_row in
         select proc.oid::regprocedure as helper, wanted.role
@@ -681,7 +709,7 @@ CREATE TABLE outbox.dead_letters (
     schema_version integer
 );
 
-CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, id bigint DEFAULT NULL::bigint) RETURNS SETOF outbox.dead_letters
+CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS SETOF outbox.dead_letters
     LANGUAGE sql STABLE
     AS $$
     -- A dead letter belongs to the subscription with its id, whatever that is called now.
@@ -697,10 +725,10 @@ CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::tex
             or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
        and outbox_internal.is_asked_for(
                letter, matching_dead_letters.topic, matching_dead_letters.error_like,
-               matching_dead_letters.since)
+               matching_dead_letters.since, matching_dead_letters.until)
 $$;
 
-COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
+COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint, until timestamp with time zone) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
 
 CREATE TABLE outbox.pages (
     id bigint NOT NULL,
@@ -1011,7 +1039,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.published(topic text) IS 'The events that the current transaction has published so far, in the order of publishing, of topics that match the pattern. For tests of applications.';
 
-CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint) RETURNS bigint
+CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -1032,7 +1060,7 @@ begin
              where (target_id is null or letter.subscription_id = target_id)
                and (redrive.id is null or letter.id = redrive.id)
                and outbox_internal.is_asked_for(letter, redrive.topic, redrive.error_like,
-                                                redrive.since)
+                                                redrive.since, redrive.until)
                and letter.event_id is not null  -- what could not be read is never sent
                and exists (select from outbox.subscriptions as target
                             where target.id = letter.subscription_id)
@@ -1073,6 +1101,14 @@ begin
      order by gone.position;
     get diagnostics redriven = row_count;
 
+    if redriven > 0 then
+        perform outbox_internal.record_audit(
+                    'redriven', redrive.subscription,
+                    jsonb_build_object('topic', redrive.topic, 'error_like', redrive.error_like,
+                                       'since', redrive.since, 'until', redrive.until,
+                                       'max_rows', redrive.max_rows, 'id', redrive.id),
+                    redriven);
+    end if;
     if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
     end if;
@@ -1080,7 +1116,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) IS 'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
+COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) IS 'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
 
 CREATE FUNCTION outbox.release("table" regclass) RETURNS boolean
     LANGUAGE plpgsql
@@ -1144,6 +1180,13 @@ begin
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
     get diagnostics retried = row_count;
+    if retried > 0 then
+        perform outbox_internal.record_audit(
+                    'retried', retry.subscription,
+                    jsonb_build_object('topic', retry.topic, 'event', retry.event,
+                                       'error_like', retry.error_like, 'max_rows', retry.max_rows),
+                    retried);
+    end if;
     if retried > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
     end if;
@@ -1578,6 +1621,49 @@ begin
     return prefix;
 end;
 $_$;
+
+CREATE FUNCTION outbox_internal.audit_subscription() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    fields text[];
+begin
+    if tg_op = 'INSERT' then
+        perform outbox_internal.record_audit('created', new.name,
+                                             jsonb_build_object('sink', new.sink));
+        return null;
+    elsif tg_op = 'DELETE' then
+        perform outbox_internal.record_audit('deleted', old.name);
+        return null;
+    end if;
+    select coalesce(array_agg(field.key order by field.key), '{}') into fields
+      from jsonb_each(to_jsonb(new)) as field
+     where field.value is distinct from to_jsonb(old) -> field.key
+       and field.key not in ('active', 'state', 'state_reason', 'owed_until', 'resumed_at',
+                             'created_at', 'updated_at', 'changed');
+    if fields <> '{}' then
+        perform outbox_internal.record_audit(
+                    'changed', new.name,
+                    jsonb_build_object('fields', fields,
+                                       'was', case when old.name <> new.name then old.name end));
+    end if;
+    if old.active and not new.active then
+        perform outbox_internal.record_audit('paused', new.name);
+    elsif new.active and not old.active
+          or fields = '{}'
+             and (new.resumed_at is distinct from old.resumed_at
+                  or old.state in ('gone', 'disabled')
+                     and new.state not in ('gone', 'disabled')) then
+        perform outbox_internal.record_audit('resumed', new.name);
+    end if;
+    if new.state in ('gone', 'disabled') and new.state <> old.state then
+        perform outbox_internal.record_audit(new.state, new.name,
+                                             jsonb_build_object('reason', new.state_reason));
+    end if;
+    return null;
+end;
+$$;
 
 CREATE FUNCTION outbox_internal.bridge_json(value text) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE
@@ -3049,7 +3135,7 @@ begin
 end;
 $_$;
 
-CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) RETURNS boolean
+CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) RETURNS boolean
     LANGUAGE sql STABLE
     AS $$
     select (topic is null or outbox.topic_matches(topic, letter.topic))
@@ -3058,6 +3144,7 @@ CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic t
             or letter.answer like error_like
             or letter.status::text like error_like)
        and (since is null or letter.died_at >= since)
+       and (until is null or letter.died_at < until)
 $$;
 
 CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS boolean
@@ -3065,6 +3152,31 @@ CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS b
     AS $$
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
 $$;
+
+CREATE FUNCTION outbox_internal.record_audit(action text, subscription text DEFAULT NULL::text, details jsonb DEFAULT '{}'::jsonb, rows bigint DEFAULT NULL::bigint) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+    insert into outbox.audit (action, subscription, rows, details, login, role, application)
+    select record_audit.action, record_audit.subscription, record_audit.rows,
+           coalesce(jsonb_strip_nulls(record_audit.details), '{}')
+           || case when done.by_relay then '{"by": "relay"}'::jsonb else '{}' end,
+           session_user, coalesce(nullif(current_setting('role'), 'none'), session_user),
+           done.application
+      from (select current_setting('application_name') as application,
+                   -- as relays call themselves, or a login that may be nothing else
+                   current_setting('application_name') ~ '^pgoutbox/[^/]+/'
+                   and current_setting('application_name') !~ '^pgoutbox/[^/]+/cli$'
+                   or coalesce((select pg_has_role(session_user, relay.oid, 'member')
+                                  from pg_roles as relay where relay.rolname = 'outbox_relay')
+                               and not (select pg_has_role(session_user, admin.oid, 'member')
+                                          from pg_roles as admin
+                                         where admin.rolname = 'outbox_admin'), false)
+                       as by_relay) as done
+    returning id
+$_$;
+
+COMMENT ON FUNCTION outbox_internal.record_audit(action text, subscription text, details jsonb, rows bigint) IS 'Write a row of outbox.audit: what was done, to which subscription, with which arguments, and how many rows it took. Returns its id.';
 
 CREATE FUNCTION outbox_internal.record_writer() RETURNS trigger
     LANGUAGE plpgsql
@@ -3366,6 +3478,33 @@ CREATE TABLE outbox.attempts_default (
 );
 
 ALTER TABLE ONLY outbox.attempts_default REPLICA IDENTITY FULL;
+
+CREATE TABLE outbox.audit (
+    id bigint NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    action text NOT NULL,
+    subscription text,
+    rows bigint,
+    details jsonb DEFAULT '{}'::jsonb NOT NULL,
+    login text NOT NULL,
+    role text NOT NULL,
+    application text NOT NULL
+);
+
+COMMENT ON TABLE outbox.audit IS 'Who changed subscriptions, dead letters and waiting deliveries, and when. Written with each change, in its transaction; only the owner of the outbox can change it.';
+
+COMMENT ON COLUMN outbox.audit.action IS 'created, changed, paused, resumed, gone, disabled or deleted (a subscription); redriven or discarded (dead letters); retried or cancelled (deliveries); adopted (the database).';
+
+COMMENT ON COLUMN outbox.audit.details IS 'The arguments that were given; for changed, the names of the fields; {"by": "relay"} where a relay did it.';
+
+ALTER TABLE outbox.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.audit_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
 
 ALTER TABLE outbox.backlog ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.backlog_id_seq
@@ -3970,6 +4109,9 @@ ALTER TABLE ONLY outbox.attempts ATTACH PARTITION outbox.attempts_default DEFAUL
 
 ALTER TABLE ONLY outbox.events ATTACH PARTITION outbox.events_default DEFAULT;
 
+ALTER TABLE ONLY outbox.audit
+    ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY outbox.backlog
     ADD CONSTRAINT backlog_pkey PRIMARY KEY (id);
 
@@ -4029,6 +4171,8 @@ CREATE INDEX attempts_position ON ONLY outbox.attempts USING btree ("position");
 
 CREATE INDEX attempts_default_position_idx ON outbox.attempts_default USING btree ("position");
 
+CREATE INDEX audit_subscription ON outbox.audit USING btree (subscription, id);
+
 CREATE INDEX backlog_subscription ON outbox.backlog USING btree (subscription_id, is_suspect, id);
 
 CREATE INDEX dead_letters_died_at ON outbox.dead_letters USING btree (died_at, id);
@@ -4066,6 +4210,8 @@ ALTER INDEX outbox.events_created_at ATTACH PARTITION outbox.events_default_crea
 ALTER INDEX outbox.events_position ATTACH PARTITION outbox.events_default_position_idx;
 
 ALTER INDEX outbox.events_xid_position ATTACH PARTITION outbox.events_default_xid_position_idx;
+
+CREATE TRIGGER audit_subscription AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.audit_subscription();
 
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
 
@@ -4131,8 +4277,8 @@ GRANT ALL ON FUNCTION outbox.declare_sink(name text) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO outbox_admin;
@@ -4176,8 +4322,8 @@ GRANT ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zon
 GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
 GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint, until timestamp with time zone) TO outbox_admin;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
 GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
@@ -4223,8 +4369,8 @@ REVOKE ALL ON FUNCTION outbox.published(topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.published(topic text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.published(topic text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.release("table" regclass) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_publisher;
@@ -4256,6 +4402,9 @@ GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic te
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.audit_subscription() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.audit_subscription() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.bridge_json(value text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.bridge_json(value text) TO outbox_admin;
@@ -4468,17 +4617,19 @@ GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_mon
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.record_audit(action text, subscription text, details jsonb, rows bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION outbox_internal.record_writer() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_admin;
@@ -4539,6 +4690,10 @@ GRANT SELECT ON TABLE outbox.asked_pauses TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_relay;
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.audit TO outbox_relay;
+GRANT SELECT ON TABLE outbox.audit TO outbox_admin;
+GRANT SELECT ON TABLE outbox.audit TO outbox_monitor;
 
 GRANT SELECT ON TABLE outbox.captures TO outbox_publisher;
 GRANT SELECT ON TABLE outbox.captures TO outbox_relay;

@@ -4,6 +4,7 @@
 mod adopt;
 mod apply;
 mod attempts;
+mod audit;
 mod check;
 mod dead_letters;
 mod deliveries;
@@ -30,6 +31,7 @@ pub use self::{
         subscribe_statement,
     },
     attempts::{AttemptFilter, LoggedAttempt},
+    audit::AuditEntry,
     check::{Elsewhere, Finding, Findings, check_subscriptions},
     dead_letters::{DeadLetter, DeadLetterCount, DeadLetterFilter, DeadLetterGroup, WholeDeadLetter},
     deliveries::{DeliveryCount, DeliveryFilter, WaitingDelivery},

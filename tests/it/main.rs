@@ -9,6 +9,7 @@
 mod addresses; // addresses of databases in each form, and words about those that lead nowhere
 mod admin; // operator functions
 mod apply; // subscriptions exported as SQL and applied from a file
+mod audit; // who changed what, and when
 mod await_work; // no event waits for a poll, and publishers do not pay for notifications
 mod backfill; // subscriptions that receive past events
 mod batched; // nothing begins under an old version, also behind a batch
@@ -46,6 +47,7 @@ mod pooler; // relays and commands behind the real PgBouncer
 mod private_postgres; // a private server starts as root, survives crashes, leaves nothing
 mod processes; // the binary killed, stopped and frozen
 mod promises; // nothing lost, nothing before its commit, nothing twice, no tenant crossed
+mod redrive; // dead letters at scale: by filter, at a rate, until an interrupt
 mod records; // dead letters, the attempt log, the status views
 mod reload; // changes of subscriptions are followed; an invalid row affects no other
 mod roles; // rights of each role

@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// Statements for operators that count or list everything.
-const FOR_PEOPLE: [&str; 17] = [
+const FOR_PEOPLE: [&str; 18] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
@@ -32,6 +32,7 @@ const FOR_PEOPLE: [&str; 17] = [
     "wait_for_event",
     "list_answers",
     "list_attempts",
+    "list_audit",
     "published",
     "make_missing_rows",
 ];
