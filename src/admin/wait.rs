@@ -76,7 +76,8 @@ pub struct Waited {
     /// What became of it.
     pub status: EventStatus,
     /// What each subscription said, by name. Those to which it was delivered at once are in it only where
-    /// `relay.attempt_log` is `all`. None: the login may not read it; it is no member of `outbox_admin`.
+    /// `relay.attempt_log` is `all`; a busy relay may record the last attempt a moment later. None: the login
+    /// may not read it, because it is no member of `outbox_admin`.
     pub subscriptions: Option<Vec<Said>>,
 }
 

@@ -111,6 +111,8 @@ async fn who_subscribes_and_then_begins_from_the_newest_events_misses_none_that_
     let recorder = Recorder::new();
     let relay = RelayBox::start(&database, &recorder).await;
     open[0].execute("commit").await.unwrap();
+    // It is routed: the subscription does not get it.
+    database.eventually("select bool_and(status = 'completed') from outbox.event_status").await;
     database
         .execute(
             "begin; select outbox.subscribe('stock', array['stock.*'], 'recorder'); \
