@@ -66,7 +66,8 @@ create function outbox_internal.is_asked_for(
     letter       outbox.dead_letters,
     topic        text,
     error_like   text,
-    since        timestamptz
+    since        timestamptz,
+    until        timestamptz
 ) returns boolean
 language sql stable as $$
     select (topic is null or outbox.topic_matches(topic, letter.topic))
@@ -75,6 +76,7 @@ language sql stable as $$
             or letter.answer like error_like
             or letter.status::text like error_like)
        and (since is null or letter.died_at >= since)
+       and (until is null or letter.died_at < until)
 $$;
 
 create function outbox.matching_dead_letters(
@@ -82,7 +84,8 @@ create function outbox.matching_dead_letters(
     topic        text        default null,
     error_like   text        default null,
     since        timestamptz default null,
-    id           bigint      default null
+    id           bigint      default null,
+    until        timestamptz default null
 ) returns setof outbox.dead_letters
 language sql stable as $$
     -- A dead letter belongs to the subscription with its id, whatever that is called now.
@@ -98,7 +101,7 @@ language sql stable as $$
             or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
        and outbox_internal.is_asked_for(
                letter, matching_dead_letters.topic, matching_dead_letters.error_like,
-               matching_dead_letters.since)
+               matching_dead_letters.since, matching_dead_letters.until)
 $$;
 comment on function outbox.matching_dead_letters is
     'The dead letters that outbox.redrive and outbox.discard would process with the same '
@@ -111,7 +114,8 @@ create function outbox.redrive(
     error_like   text        default null,
     since        timestamptz default null,
     max_rows     integer     default 1000,
-    id           bigint      default null
+    id           bigint      default null,
+    until        timestamptz default null
 ) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan
@@ -130,7 +134,7 @@ begin
              where (target_id is null or letter.subscription_id = target_id)
                and (redrive.id is null or letter.id = redrive.id)
                and outbox_internal.is_asked_for(letter, redrive.topic, redrive.error_like,
-                                                redrive.since)
+                                                redrive.since, redrive.until)
                and letter.event_id is not null  -- what could not be read is never sent
                and exists (select from outbox.subscriptions as target
                             where target.id = letter.subscription_id)
@@ -174,6 +178,14 @@ begin
     get diagnostics redriven = row_count;
     perform outbox_internal.unpark(chosen);
 
+    if redriven > 0 then
+        perform outbox_internal.record_audit(
+                    'redriven', redrive.subscription,
+                    jsonb_build_object('topic', redrive.topic, 'error_like', redrive.error_like,
+                                       'since', redrive.since, 'until', redrive.until,
+                                       'max_rows', redrive.max_rows, 'id', redrive.id),
+                    redriven);
+    end if;
     if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
     end if;
@@ -190,7 +202,8 @@ create function outbox.discard(
     error_like   text        default null,
     since        timestamptz default null,
     max_rows     integer     default 1000,
-    id           bigint      default null
+    id           bigint      default null,
+    until        timestamptz default null
 ) returns bigint
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan
@@ -205,7 +218,7 @@ begin
                select candidate.id
                  from outbox.matching_dead_letters(
                           discard.subscription, discard.topic, discard.error_like,
-                          discard.since, discard.id) as candidate
+                          discard.since, discard.id, discard.until) as candidate
                 order by candidate.position, candidate.id
                 limit max_rows);
     delete from outbox.dead_letters as letter where letter.id = any (chosen);
@@ -213,6 +226,14 @@ begin
     if outbox_internal.unpark(chosen) > 0
        and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
+    end if;
+    if discarded > 0 then
+        perform outbox_internal.record_audit(
+                    'discarded', discard.subscription,
+                    jsonb_build_object('topic', discard.topic, 'error_like', discard.error_like,
+                                       'since', discard.since, 'until', discard.until,
+                                       'max_rows', discard.max_rows, 'id', discard.id),
+                    discarded);
     end if;
     return discarded;
 end;
@@ -455,6 +476,13 @@ begin
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
     get diagnostics retried = row_count;
+    if retried > 0 then
+        perform outbox_internal.record_audit(
+                    'retried', retry.subscription,
+                    jsonb_build_object('topic', retry.topic, 'event', retry.event,
+                                       'error_like', retry.error_like, 'max_rows', retry.max_rows),
+                    retried);
+    end if;
     if retried > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
     end if;
@@ -510,6 +538,14 @@ begin
     if outbox_internal.promote_keys(ids, keys) > 0
        and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
+    end if;
+    if cancelled > 0 then
+        perform outbox_internal.record_audit(
+                    'cancelled', cancel.subscription,
+                    jsonb_build_object('topic', cancel.topic, 'event', cancel.event,
+                                       'error_like', cancel.error_like,
+                                       'max_rows', cancel.max_rows, 'dead_letters', keep),
+                    cancelled);
     end if;
     return cancelled;
 end;
@@ -766,6 +802,7 @@ begin
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
             ('outbox_publisher',
              'execute on function outbox.publish, outbox.published, outbox.new_id'),
+            ('outbox_publisher', 'execute on function outbox.wait'),
             ('outbox_publisher', 'execute on function outbox.capture, outbox.release'),
             ('outbox_publisher', 'execute on function outbox.bridge'),
             ('outbox_publisher', 'select on outbox.captures'),
@@ -786,6 +823,7 @@ begin
              'update (active, state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
+            ('outbox_relay', 'execute on function outbox.wait, outbox.latest'),
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
@@ -801,7 +839,9 @@ begin
              'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
-            ('outbox_monitor', 'select on outbox.captures')
+            ('outbox_monitor', 'select on outbox.captures'),
+            ('outbox_monitor', 'select on outbox.audit'),
+            ('outbox_monitor', 'execute on function outbox.wait')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
@@ -815,6 +855,12 @@ begin
             end;
         end if;
     end loop;
+    -- What it writes is the word of the functions that call it.
+    begin
+        execute 'revoke execute on function outbox_internal.record_audit from outbox_admin';
+    exception
+        when undefined_function or undefined_object then null;
+    end;
     -- What most helpers do, they do with the rights of the caller.
     for grant_row in
         select proc.oid::regprocedure as helper, wanted.role

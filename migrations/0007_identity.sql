@@ -188,6 +188,11 @@ begin
               from outbox.identity as identity) then
         raise exception 'outbox.adopt cannot be called inside a savepoint or an exception block';
     end if;
+    perform outbox_internal.record_audit(
+                'adopted', null,
+                jsonb_build_object('keep_pending', keep_pending,
+                                   'environment', adopt.environment, 'events', pending),
+                owed);
     return query select pending, owed;
 end;
 $$;

@@ -96,6 +96,10 @@ begin
           from outbox.parked_keys as parked
          where parked.subscription_id = target
            and (unpark.key is null or parked.key = unpark.key)));
+    if unparked > 0 then
+        perform outbox_internal.record_audit('unparked', unpark.subscription,
+                                             jsonb_build_object('key', unpark.key), unparked);
+    end if;
     if unparked > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
     end if;

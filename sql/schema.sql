@@ -188,7 +188,6 @@ begin
         delete from outbox.backlog;
         delete from outbox.deliveries;
         delete from outbox.starts;
-        delete from outbox.parked_keys;
         update outbox.events as event set xid = first_xid::text::xid8 where event.xid = this;
     end if;
     if is_restored or not keep_pending then
@@ -205,7 +204,6 @@ begin
                low_xid = this, window_end = null, window_low = null, window_low_xid = null,
                page_after = null, page_until = null;
     end if;
-    delete from outbox.order_leases;
     delete from outbox.relay_subscriptions;
     delete from outbox.relays;
     update outbox.identity as identity
@@ -217,6 +215,11 @@ begin
               from outbox.identity as identity) then
         raise exception 'outbox.adopt cannot be called inside a savepoint or an exception block';
     end if;
+    perform outbox_internal.record_audit(
+                'adopted', null,
+                jsonb_build_object('keep_pending', keep_pending,
+                                   'environment', adopt.environment, 'events', pending),
+                owed);
     return query select pending, owed;
 end;
 $_$;
@@ -336,8 +339,6 @@ CREATE FUNCTION outbox.cancel(subscription text DEFAULT NULL::text, topic text D
     AS $$
 declare
     cancelled bigint;
-    ids       bigint[];
-    keys      text[];
     keep      boolean := coalesce(cancel.dead_letters, false);
 begin
     with taken as materialized (
@@ -361,13 +362,14 @@ begin
            and event.created_at = taken.created_at
          where keep
     )
-    select count(*), array_agg(taken.subscription_id) filter (where taken.ordered_key is not null),
-           array_agg(taken.ordered_key) filter (where taken.ordered_key is not null)
-      into cancelled, ids, keys
-      from taken;
-    if outbox_internal.promote_keys(ids, keys) > 0
-       and current_setting('outbox.doorbell', true) is distinct from 'off' then
-        perform pg_notify('outbox_doorbell', 'due');
+    select count(*) into cancelled from taken;
+    if cancelled > 0 then
+        perform outbox_internal.record_audit(
+                    'cancelled', cancel.subscription,
+                    jsonb_build_object('topic', cancel.topic, 'event', cancel.event,
+                                       'error_like', cancel.error_like,
+                                       'max_rows', cancel.max_rows, 'dead_letters', keep),
+                    cancelled);
     end if;
     return cancelled;
 end;
@@ -440,7 +442,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) IS 'Create or change the type of a topic pattern and version. Calling it twice changes nothing. Returns the id.';
 
-CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint) RETURNS bigint
+CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -448,29 +450,32 @@ CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text 
     SET enable_bitmapscan TO 'off'
     AS $$
 declare
-    chosen    bigint[];
     discarded bigint;
 begin
     perform outbox_internal.check_max_rows(discard.max_rows);
     perform outbox_internal.check_topic_pattern(discard.topic);
-    chosen := array(
+    delete from outbox.dead_letters as letter
+     where letter.id = any (array(
                select candidate.id
                  from outbox.matching_dead_letters(
                           discard.subscription, discard.topic, discard.error_like,
-                          discard.since, discard.id) as candidate
+                          discard.since, discard.id, discard.until) as candidate
                 order by candidate.position, candidate.id
-                limit max_rows);
-    delete from outbox.dead_letters as letter where letter.id = any (chosen);
+                limit max_rows));
     get diagnostics discarded = row_count;
-    if outbox_internal.unpark(chosen) > 0
-       and current_setting('outbox.doorbell', true) is distinct from 'off' then
-        perform pg_notify('outbox_doorbell', 'due');
+    if discarded > 0 then
+        perform outbox_internal.record_audit(
+                    'discarded', discard.subscription,
+                    jsonb_build_object('topic', discard.topic, 'error_like', discard.error_like,
+                                       'since', discard.since, 'until', discard.until,
+                                       'max_rows', discard.max_rows, 'id', discard.id),
+                    discarded);
     end if;
     return discarded;
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) IS 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
+COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) IS 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
 
 CREATE FUNCTION outbox.drop_event_type(topic text, version integer DEFAULT 1) RETURNS boolean
     LANGUAGE plpgsql
@@ -502,6 +507,7 @@ begin
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
             ('outbox_publisher',
              'execute on function outbox.publish, outbox.published, outbox.new_id'),
+            ('outbox_publisher', 'execute on function outbox.wait'),
             ('outbox_publisher', 'execute on function outbox.capture, outbox.release'),
             ('outbox_publisher', 'execute on function outbox.bridge'),
             ('outbox_publisher', 'select on outbox.captures'),
@@ -510,18 +516,17 @@ begin
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
             ('outbox_relay',
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
-             'outbox.relays, outbox.relay_subscriptions, outbox.pauses, outbox.order_leases, '
-             'outbox.parked_keys'),
+             'outbox.relays, outbox.relay_subscriptions, outbox.pauses'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'insert on outbox.declared_sinks'),
             ('outbox_relay', 'execute on function outbox.declare_sink'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
-            ('outbox_relay',
-             'update (active, state, state_reason, owed_until) on outbox.subscriptions'),
+            ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
+            ('outbox_relay', 'execute on function outbox.wait, outbox.latest'),
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
@@ -537,7 +542,9 @@ begin
              'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
-            ('outbox_monitor', 'select on outbox.captures')
+            ('outbox_monitor', 'select on outbox.captures'),
+            ('outbox_monitor', 'select on outbox.audit'),
+            ('outbox_monitor', 'execute on function outbox.wait')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
@@ -551,6 +558,12 @@ begin
             end;
         end if;
     end loop;
+    -- What it writes is the word of the functions that call it.
+    begin
+        execute 'revoke execute on function outbox_internal.record_audit from outbox_admin';
+    exception
+        when undefined_function or undefined_object then null;
+    end;
     -- What most helpers do, they do with the rights of the caller.
     for grant_row in
         select proc.oid::regprocedure as helper, wanted.role
@@ -586,6 +599,93 @@ $$;
 
 COMMENT ON FUNCTION outbox.grant_roles() IS 'Grant the groups outbox_publisher, outbox_relay, outbox_admin and outbox_monitor their rights. Run it after creating one of them. Returns the statements that it ran.';
 
+CREATE FUNCTION outbox.new_id() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    AS $$
+                select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
+                       placing substring(
+                           int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+                       from 1 for 6),
+                       52, 1), 53, 1), 'hex')::uuid$$;
+
+COMMENT ON FUNCTION outbox.new_id() IS 'An id for an event, a UUID of version 7, to know the id before publishing.';
+
+CREATE TABLE outbox.events (
+    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    id uuid DEFAULT outbox.new_id() NOT NULL,
+    topic outbox.topic NOT NULL,
+    key outbox.key,
+    payload outbox.payload NOT NULL,
+    headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
+    organization outbox.organization,
+    source outbox.source,
+    user_id outbox.user_id,
+    priority outbox.priority DEFAULT 0 NOT NULL,
+    deliver_after outbox.instant,
+    schema_version integer
+)
+PARTITION BY RANGE (created_at);
+
+ALTER TABLE ONLY outbox.events REPLICA IDENTITY FULL;
+
+COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
+
+CREATE FUNCTION outbox.latest(topics text[], since timestamp with time zone DEFAULT NULL::timestamp with time zone, organization text DEFAULT NULL::text, max_events integer DEFAULT 1000000) RETURNS SETOF outbox.events
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    expressions text[] := '{}';
+    pattern     text;
+    looked_at   bigint;
+begin
+    if latest.topics is null or cardinality(latest.topics) not between 1 and 100 then
+        raise exception using errcode = '22023',
+            message = 'topics: must be an array of 1 to 100 topic patterns',
+            hint = 'For example array[''shop.orders.*''].';
+    end if;
+    foreach pattern in array latest.topics loop
+        if pattern is null then
+            raise exception using errcode = '22023', message = 'topics: has a null',
+                hint = 'For example array[''shop.orders.*''].';
+        end if;
+        expressions := expressions || outbox_internal.topic_expression(pattern);
+    end loop;
+    if latest.max_events is null or latest.max_events not between 1 and 100000000 then
+        raise exception using errcode = '22023',
+            message = format('max_events: %s is not between 1 and 100000000',
+                             coalesce(latest.max_events::text, 'null'));
+    end if;
+    -- What is not looked at might hold the newest event of a key: that is refused, not left out.
+    select count(*) into looked_at
+      from (select from outbox.events as event
+             where latest.since is null or event.created_at >= latest.since
+             limit latest.max_events + 1) as event;
+    if looked_at > latest.max_events then
+        raise exception using errcode = '22023',
+            message = format('max_events: the log has more than %s events to look at',
+                             latest.max_events),
+            hint = 'Give since, to look only at newer ones, or a larger max_events.';
+    end if;
+    return query
+        select event.*
+          from (select distinct on (one.organization, one.key) one.position, one.created_at
+                  from outbox.events as one
+                 where one.key is not null
+                   and (latest.since is null or one.created_at >= latest.since)
+                   and (latest.organization is null or one.organization = latest.organization)
+                   and ('.' || one.topic) ~ any (expressions)
+                 order by one.organization, one.key, one.position desc) as newest
+          join outbox.events as event
+            on event.position = newest.position
+           and event.created_at = newest.created_at
+         order by event.position;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) IS 'The newest event of each key (and organization) among those whose topic matches a pattern, in the order of positions, to begin from. Events without a key are left out. Reads the log, from since on if it is given, and refuses to read more than max_events.';
+
 CREATE TABLE outbox.dead_letters (
     id bigint NOT NULL,
     died_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
@@ -609,7 +709,7 @@ CREATE TABLE outbox.dead_letters (
     schema_version integer
 );
 
-CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, id bigint DEFAULT NULL::bigint) RETURNS SETOF outbox.dead_letters
+CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS SETOF outbox.dead_letters
     LANGUAGE sql STABLE
     AS $$
     -- A dead letter belongs to the subscription with its id, whatever that is called now.
@@ -625,21 +725,10 @@ CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::tex
             or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
        and outbox_internal.is_asked_for(
                letter, matching_dead_letters.topic, matching_dead_letters.error_like,
-               matching_dead_letters.since)
+               matching_dead_letters.since, matching_dead_letters.until)
 $$;
 
-COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
-
-CREATE FUNCTION outbox.new_id() RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    AS $$
-                select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
-                       placing substring(
-                           int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
-                       from 1 for 6),
-                       52, 1), 53, 1), 'hex')::uuid$$;
-
-COMMENT ON FUNCTION outbox.new_id() IS 'An id for an event, a UUID of version 7, to know the id before publishing.';
+COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint, until timestamp with time zone) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
 
 CREATE TABLE outbox.pages (
     id bigint NOT NULL,
@@ -670,10 +759,6 @@ CREATE FUNCTION outbox_internal.left_of(page outbox.pages) RETURNS TABLE(subscri
      where not page.done @> pair.number
 $$;
 
-CREATE FUNCTION outbox_internal.never() RETURNS timestamp with time zone
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$ select timestamptz '2300-01-01Z' $$;
-
 CREATE TABLE outbox.attempts (
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     delivery_id bigint,
@@ -703,9 +788,7 @@ CREATE TABLE outbox.backlog (
     positions int8multirange NOT NULL,
     owed_since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     created_from timestamp with time zone NOT NULL,
-    created_until timestamp with time zone NOT NULL,
-    is_ordered boolean DEFAULT false NOT NULL,
-    first_position bigint GENERATED ALWAYS AS (lower(positions)) STORED
+    created_until timestamp with time zone NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
 
@@ -719,32 +802,9 @@ CREATE TABLE outbox.deliveries (
     lease_token uuid,
     attempt integer DEFAULT 0 NOT NULL,
     unfinished integer DEFAULT 0 NOT NULL,
-    asked boolean DEFAULT false NOT NULL,
-    key text
+    asked boolean DEFAULT false NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
-
-CREATE TABLE outbox.events (
-    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    "position" bigint NOT NULL,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    id uuid DEFAULT outbox.new_id() NOT NULL,
-    topic outbox.topic NOT NULL,
-    key outbox.key,
-    payload outbox.payload NOT NULL,
-    headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
-    organization outbox.organization,
-    source outbox.source,
-    user_id outbox.user_id,
-    priority outbox.priority DEFAULT 0 NOT NULL,
-    deliver_after outbox.instant,
-    schema_version integer
-)
-PARTITION BY RANGE (created_at);
-
-ALTER TABLE ONLY outbox.events REPLICA IDENTITY FULL;
-
-COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
 
 CREATE TABLE outbox.subscriptions (
     id bigint NOT NULL,
@@ -811,7 +871,7 @@ CREATE VIEW outbox.waiting AS
     event.organization,
     COALESCE(event.created_at, place.created_from) AS created_at,
     place.owed_since,
-    NULLIF(place.due_at, outbox_internal.never()) AS due_at,
+    place.due_at,
     place.attempts,
     last.reason,
     last.status,
@@ -820,8 +880,7 @@ CREATE VIEW outbox.waiting AS
     place.id,
     place.number,
     place.unfinished,
-    place.asked,
-    place.ordered_key
+    place.asked
    FROM (((( SELECT delivery.subscription_id,
             delivery."position",
             delivery.created_at AS created_from,
@@ -833,8 +892,7 @@ CREATE VIEW outbox.waiting AS
             delivery.id,
             NULL::integer AS number,
             (delivery.unfinished + ((delivery.lease_token IS NOT NULL))::integer) AS unfinished,
-            delivery.asked,
-            delivery.key AS ordered_key
+            delivery.asked
            FROM outbox.deliveries delivery
           WHERE ((delivery.lease_token IS NULL) OR (delivery.due_at <= now()))
         UNION ALL
@@ -851,8 +909,7 @@ CREATE VIEW outbox.waiting AS
             page.id,
             pair.number,
             LEAST((page.deaths + 1), 2) AS "least",
-            false,
-            NULL::text
+            false
            FROM (outbox.pages page
              CROSS JOIN LATERAL outbox_internal.left_of(page.*) pair(subscription_id, "position", number))
           WHERE (page.due_at <= now())
@@ -868,8 +925,7 @@ CREATE VIEW outbox.waiting AS
             backlog.id,
             NULL::integer,
             LEAST((backlog.deaths)::integer, 2) AS "least",
-            false,
-            NULL::text
+            false
            FROM ((outbox.backlog backlog
              CROSS JOIN LATERAL unnest(backlog.positions) span(span))
              CROSS JOIN LATERAL generate_series(lower(span.span), (upper(span.span) - 1)) at("position"))) place
@@ -890,7 +946,7 @@ CREATE VIEW outbox.waiting AS
           ORDER BY attempt.at DESC
          LIMIT 1) last ON (true));
 
-COMMENT ON VIEW outbox.waiting IS 'One row for each delivery that no relay holds: one for a retry or for later (due_at), and one that waits until its subscription can take it or, with ordered_key, behind an earlier event of its key (due_at is null). With the reason, status and answer of its last attempt, as far as outbox.attempts has it. Not for large backlogs: use outbox.matching_deliveries with a limit.';
+COMMENT ON VIEW outbox.waiting IS 'One row for each delivery that no relay holds: one for a retry or for later (due_at), and one that waits until its subscription can take it (due_at is null). With the reason, status and answer of its last attempt, as far as outbox.attempts has it. Not for large backlogs: use outbox.matching_deliveries with a limit.';
 
 CREATE FUNCTION outbox.matching_deliveries(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, error_like text DEFAULT NULL::text) RETURNS SETOF outbox.waiting
     LANGUAGE sql STABLE
@@ -983,7 +1039,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.published(topic text) IS 'The events that the current transaction has published so far, in the order of publishing, of topics that match the pattern. For tests of applications.';
 
-CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint) RETURNS bigint
+CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -1004,7 +1060,7 @@ begin
              where (target_id is null or letter.subscription_id = target_id)
                and (redrive.id is null or letter.id = redrive.id)
                and outbox_internal.is_asked_for(letter, redrive.topic, redrive.error_like,
-                                                redrive.since)
+                                                redrive.since, redrive.until)
                and letter.event_id is not null  -- what could not be read is never sent
                and exists (select from outbox.subscriptions as target
                             where target.id = letter.subscription_id)
@@ -1037,17 +1093,22 @@ begin
 
     with gone as (
         delete from outbox.dead_letters as letter where letter.id = any (chosen)
-        returning letter.subscription_id, letter.position, letter.created_at, letter.key
+        returning letter.subscription_id, letter.position, letter.created_at
     )
-    insert into outbox.deliveries (subscription_id, due_at, position, created_at, asked, key)
-    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true,
-           case when target.ordering = 'key' then gone.key end
+    insert into outbox.deliveries (subscription_id, due_at, position, created_at, asked)
+    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true
       from gone
-      join outbox.subscriptions as target on target.id = gone.subscription_id
      order by gone.position;
     get diagnostics redriven = row_count;
-    perform outbox_internal.unpark(chosen);
 
+    if redriven > 0 then
+        perform outbox_internal.record_audit(
+                    'redriven', redrive.subscription,
+                    jsonb_build_object('topic', redrive.topic, 'error_like', redrive.error_like,
+                                       'since', redrive.since, 'until', redrive.until,
+                                       'max_rows', redrive.max_rows, 'id', redrive.id),
+                    redriven);
+    end if;
     if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
     end if;
@@ -1055,7 +1116,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) IS 'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
+COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) IS 'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
 
 CREATE FUNCTION outbox.release("table" regclass) RETURNS boolean
     LANGUAGE plpgsql
@@ -1112,14 +1173,20 @@ declare
     retried bigint;
 begin
     insert into outbox.deliveries (
-        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked, key)
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
-           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true,
-           taken.ordered_key
+           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true
       from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
     get diagnostics retried = row_count;
+    if retried > 0 then
+        perform outbox_internal.record_audit(
+                    'retried', retry.subscription,
+                    jsonb_build_object('topic', retry.topic, 'event', retry.event,
+                                       'error_like', retry.error_like, 'max_rows', retry.max_rows),
+                    retried);
+    end if;
     if retried > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
     end if;
@@ -1209,28 +1276,6 @@ CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
     select ('.' || topic) ~ outbox_internal.topic_expression(pattern)
 $$;
 
-CREATE FUNCTION outbox.unpark(subscription text, key text DEFAULT NULL::text) RETURNS bigint
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-declare
-    target   bigint := outbox_internal.subscription_id(unpark.subscription);
-    unparked bigint;
-begin
-    unparked := outbox_internal.unpark(array(
-        select parked.dead_letter_id
-          from outbox.parked_keys as parked
-         where parked.subscription_id = target
-           and (unpark.key is null or parked.key = unpark.key)));
-    if unparked > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
-        perform pg_notify('outbox_doorbell', 'due');
-    end if;
-    return unparked;
-end;
-$$;
-
-COMMENT ON FUNCTION outbox.unpark(subscription text, key text) IS 'Let parked keys of a subscription go on with their next event, without the one that parked them: its dead letter stays. key: one of them; null: all. Returns how many.';
-
 CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
@@ -1241,6 +1286,85 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
+
+CREATE FUNCTION outbox.wait(event uuid, timeout interval DEFAULT '00:00:10'::interval) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare
+    began   timestamptz := clock_timestamp();
+    looked  timestamptz;
+    place   record;
+    status  text;
+    pause   double precision := 0.01;
+    left_to_wait double precision;
+begin
+    if wait.event is null then
+        raise exception using errcode = '22023', message = 'event: is null',
+            hint = 'Give the id that outbox.publish returned.';
+    end if;
+    if wait.timeout is null or wait.timeout <= interval '0' or wait.timeout > interval '1 hour' then
+        raise exception using errcode = '22023',
+            message = format('timeout: %s is not above 0 and at most 1 hour',
+                             coalesce(wait.timeout::text, 'null')),
+            hint = 'For example ''10s''. Call it again to wait longer.';
+    end if;
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception using errcode = '22023',
+            message = format('outbox.wait cannot see progress in a transaction that is %s',
+                             current_setting('transaction_isolation')),
+            hint = 'Call it outside of a transaction, or in one that is read committed.';
+    end if;
+    loop
+        looked := clock_timestamp();
+        if place is null then
+            select * into place from outbox_internal.find_event(wait.event);
+            if not found then
+                if exists (select from outbox.dead_letters as letter
+                            where letter.event_id = wait.event) then
+                    return 'failed';
+                end if;
+                raise exception using errcode = '22023',
+                    message = format('event: there is no event %s, and no dead letter of it',
+                                     wait.event),
+                    hint = 'Its transaction has not committed or was rolled back, or the event '
+                           'was removed from the log.';
+            end if;
+            if place.xid = pg_current_xact_id_if_assigned() then
+                raise exception using errcode = '22023',
+                    message = format('event: %s was published by this transaction, and is sent '
+                                     'only after its commit',
+                                     wait.event),
+                    hint = 'Commit first, then call outbox.wait.';
+            end if;
+        end if;
+        select current.status into status
+          from outbox.event_status as current
+         where current.position = place.position
+           and current.created_at = place.created_at
+           and current.id = wait.event;
+        if not found then
+            place := null;  -- it was removed meanwhile
+            continue;
+        end if;
+        if status in ('completed', 'failed') then
+            return status;
+        end if;
+        left_to_wait := extract(epoch from began + wait.timeout - clock_timestamp());
+        if left_to_wait <= 0 then
+            return 'pending';
+        end if;
+        -- Where a look takes long, because much is owed, it is made less often.
+        perform pg_sleep(least(left_to_wait,
+                               greatest(pause,
+                                        4 * extract(epoch from clock_timestamp() - looked))));
+        pause := least(pause * 1.5, 0.25);
+    end loop;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.wait(event uuid, timeout interval) IS 'Wait after the commit until nothing is owed of an event, at most for a timeout of up to an hour. Returns completed, failed (there is a dead letter), or pending: the time is over. An event that nobody wants is completed. While a call lasts it holds its connection and keeps vacuum back, so call it again rather than for long.';
 
 CREATE FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) RETURNS text
     LANGUAGE plpgsql
@@ -1497,6 +1621,49 @@ begin
     return prefix;
 end;
 $_$;
+
+CREATE FUNCTION outbox_internal.audit_subscription() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    fields text[];
+begin
+    if tg_op = 'INSERT' then
+        perform outbox_internal.record_audit('created', new.name,
+                                             jsonb_build_object('sink', new.sink));
+        return null;
+    elsif tg_op = 'DELETE' then
+        perform outbox_internal.record_audit('deleted', old.name);
+        return null;
+    end if;
+    select coalesce(array_agg(field.key order by field.key), '{}') into fields
+      from jsonb_each(to_jsonb(new)) as field
+     where field.value is distinct from to_jsonb(old) -> field.key
+       and field.key not in ('active', 'state', 'state_reason', 'owed_until', 'resumed_at',
+                             'created_at', 'updated_at', 'changed');
+    if fields <> '{}' then
+        perform outbox_internal.record_audit(
+                    'changed', new.name,
+                    jsonb_build_object('fields', fields,
+                                       'was', case when old.name <> new.name then old.name end));
+    end if;
+    if old.active and not new.active then
+        perform outbox_internal.record_audit('paused', new.name);
+    elsif new.active and not old.active
+          or fields = '{}'
+             and (new.resumed_at is distinct from old.resumed_at
+                  or old.state in ('gone', 'disabled')
+                     and new.state not in ('gone', 'disabled')) then
+        perform outbox_internal.record_audit('resumed', new.name);
+    end if;
+    if new.state in ('gone', 'disabled') and new.state <> old.state then
+        perform outbox_internal.record_audit(new.state, new.name,
+                                             jsonb_build_object('reason', new.state_reason));
+    end if;
+    return null;
+end;
+$$;
 
 CREATE FUNCTION outbox_internal.bridge_json(value text) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE
@@ -2831,6 +2998,34 @@ CREATE FUNCTION outbox_internal.duration_is_valid(duration text) RETURNS boolean
                 else false end
 $_$;
 
+CREATE FUNCTION outbox_internal.find_event(event uuid) RETURNS TABLE("position" bigint, created_at timestamp with time zone, xid xid8)
+    LANGUAGE sql STABLE
+    AS $$
+    with id as (
+        select given.at,
+               coalesce(given.at, to_timestamp(given.milliseconds / 1000.0)) as near,
+               given.at is not null or given.version = '7' as is_dated
+          from (select (select known.created_at
+                          from outbox.event_ids as known
+                         where known.id = find_event.event) as at,
+                       ('x' || left(replace(find_event.event::text, '-', ''), 12))::bit(48)::bigint
+                           as milliseconds,
+                       substring(find_event.event::text from 15 for 1) as version) as given
+    )
+    select found.position, found.created_at, found.xid
+      from (select one.position, one.created_at, one.xid
+              from id
+              join outbox.events as one
+                on one.created_at between id.near - interval '1 hour' and id.near + interval '1 day'
+             where one.id = find_event.event
+            union all
+            select one.position, one.created_at, one.xid
+              from outbox.events as one
+             where one.id = find_event.event
+               and not (select id.is_dated from id)) as found
+     limit 1
+$$;
+
 CREATE FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) RETURNS int8multirange
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
@@ -2865,25 +3060,6 @@ begin
             when data_exception or program_limit_exceeded or internal_error then return at;
         end;
     end loop;
-    return null;
-end;
-$$;
-
-CREATE FUNCTION outbox_internal.follow_ordering() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    update outbox.backlog set is_ordered = new.ordering = 'key'
-     where subscription_id = new.id;
-    if new.ordering = 'none' then
-        update outbox.deliveries as delivery
-           set key = null, due_at = least(delivery.due_at, clock_timestamp())
-         where delivery.subscription_id = new.id
-           and delivery.key is not null
-           and delivery.lease_token is null;
-        delete from outbox.parked_keys where subscription_id = new.id;
-    end if;
     return null;
 end;
 $$;
@@ -2959,7 +3135,7 @@ begin
 end;
 $_$;
 
-CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) RETURNS boolean
+CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) RETURNS boolean
     LANGUAGE sql STABLE
     AS $$
     select (topic is null or outbox.topic_matches(topic, letter.topic))
@@ -2968,6 +3144,7 @@ CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic t
             or letter.answer like error_like
             or letter.status::text like error_like)
        and (since is null or letter.died_at >= since)
+       and (until is null or letter.died_at < until)
 $$;
 
 CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS boolean
@@ -2976,36 +3153,30 @@ CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS b
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
 $$;
 
-CREATE FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) RETURNS bigint
-    LANGUAGE plpgsql
-    AS $$
-declare
-    promoted bigint;
-begin
-    update outbox.deliveries as delivery
-       set due_at = clock_timestamp()
-     where delivery.id in (
-               select first.id
-                 from (select distinct one.subscription_id, one.key
-                         from unnest(promote_keys.subscription_ids, promote_keys.keys)
-                              as one (subscription_id, key)
-                        where one.key is not null) as wanted
-                cross join lateral (
-                      select one.id
-                        from outbox.deliveries as one
-                       where one.subscription_id = wanted.subscription_id
-                         and one.key = wanted.key
-                       order by one.position, one.id
-                       limit 1) as first
-                where not exists (select from outbox.parked_keys as parked
-                                   where parked.subscription_id = wanted.subscription_id
-                                     and parked.key = wanted.key))
-       and delivery.lease_token is null
-       and delivery.due_at = outbox_internal.never();
-    get diagnostics promoted = row_count;
-    return promoted;
-end;
-$$;
+CREATE FUNCTION outbox_internal.record_audit(action text, subscription text DEFAULT NULL::text, details jsonb DEFAULT '{}'::jsonb, rows bigint DEFAULT NULL::bigint) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+    insert into outbox.audit (action, subscription, rows, details, login, role, application)
+    select record_audit.action, record_audit.subscription, record_audit.rows,
+           coalesce(jsonb_strip_nulls(record_audit.details), '{}')
+           || case when done.by_relay then '{"by": "relay"}'::jsonb else '{}' end,
+           session_user, coalesce(nullif(current_setting('role'), 'none'), session_user),
+           done.application
+      from (select current_setting('application_name') as application,
+                   -- as relays call themselves, or a login that may be nothing else
+                   current_setting('application_name') ~ '^pgoutbox/[^/]+/'
+                   and current_setting('application_name') !~ '^pgoutbox/[^/]+/cli$'
+                   or coalesce((select pg_has_role(session_user, relay.oid, 'member')
+                                  from pg_roles as relay where relay.rolname = 'outbox_relay')
+                               and not (select pg_has_role(session_user, admin.oid, 'member')
+                                          from pg_roles as admin
+                                         where admin.rolname = 'outbox_admin'), false)
+                       as by_relay) as done
+    returning id
+$_$;
+
+COMMENT ON FUNCTION outbox_internal.record_audit(action text, subscription text, details jsonb, rows bigint) IS 'Write a row of outbox.audit: what was done, to which subscription, with which arguments, and how many rows it took. Returns its id.';
 
 CREATE FUNCTION outbox_internal.record_writer() RETURNS trigger
     LANGUAGE plpgsql
@@ -3028,7 +3199,6 @@ begin
                  where delivery.subscription_id = new.id
                    and delivery.lease_token is null
                    and delivery.due_at > now()
-                   and delivery.due_at < outbox_internal.never()
                    and delivery.owed_since <= now()  -- not what is scheduled for later
                  order by delivery.due_at, delivery.id
                  limit 100000
@@ -3164,12 +3334,7 @@ begin
                                           take_waiting.event, take_waiting.error_like) as matching
          where not take_waiting.to_retry
             or (not matching.asked
-                and (take_waiting.event is not null or matching.owed_since <= now())
-                -- nothing overtakes the events of its key before it
-                and (matching.place = 'delivery' and matching.due_at is not null
-                     or not exists (select from outbox.subscriptions as target
-                                     where target.id = matching.subscription_id
-                                       and target.ordering = 'key')))
+                and (take_waiting.event is not null or matching.owed_since <= now()))
          limit take_waiting.max_rows);
 
     return query
@@ -3279,25 +3444,6 @@ CREATE FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) RETURNS boo
                      '([.]([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+))*$'
 $_$;
 
-CREATE FUNCTION outbox_internal.unpark(dead_letters bigint[]) RETURNS bigint
-    LANGUAGE plpgsql
-    AS $$
-declare
-    ids  bigint[];
-    keys text[];
-begin
-    with unparked as (
-        delete from outbox.parked_keys as parked
-         where parked.dead_letter_id = any (unpark.dead_letters)
-        returning parked.subscription_id, parked.key
-    )
-    select array_agg(unparked.subscription_id), array_agg(unparked.key) into ids, keys
-      from unparked;
-    perform outbox_internal.promote_keys(ids, keys);
-    return coalesce(cardinality(ids), 0);
-end;
-$$;
-
 CREATE TABLE outbox.pauses (
     subscription_id bigint NOT NULL,
     until timestamp with time zone NOT NULL,
@@ -3332,6 +3478,33 @@ CREATE TABLE outbox.attempts_default (
 );
 
 ALTER TABLE ONLY outbox.attempts_default REPLICA IDENTITY FULL;
+
+CREATE TABLE outbox.audit (
+    id bigint NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    action text NOT NULL,
+    subscription text,
+    rows bigint,
+    details jsonb DEFAULT '{}'::jsonb NOT NULL,
+    login text NOT NULL,
+    role text NOT NULL,
+    application text NOT NULL
+);
+
+COMMENT ON TABLE outbox.audit IS 'Who changed subscriptions, dead letters and waiting deliveries, and when. Written with each change, in its transaction; only the owner of the outbox can change it.';
+
+COMMENT ON COLUMN outbox.audit.action IS 'created, changed, paused, resumed, gone, disabled or deleted (a subscription); redriven or discarded (dead letters); retried or cancelled (deliveries); adopted (the database).';
+
+COMMENT ON COLUMN outbox.audit.details IS 'The arguments that were given; for changed, the names of the fields; {"by": "relay"} where a relay did it.';
+
+ALTER TABLE outbox.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.audit_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
 
 ALTER TABLE outbox.backlog ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.backlog_id_seq
@@ -3757,14 +3930,6 @@ CREATE TABLE outbox.migrations (
     execution_time bigint NOT NULL
 );
 
-CREATE TABLE outbox.order_leases (
-    subscription_id bigint NOT NULL,
-    lease_token uuid NOT NULL,
-    due_at timestamp with time zone NOT NULL,
-    relay text NOT NULL
-)
-WITH (fillfactor='50');
-
 CREATE VIEW outbox.owed AS
  SELECT delivery.subscription_id,
     delivery."position",
@@ -3806,32 +3971,6 @@ ALTER TABLE outbox.pages ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
-
-CREATE TABLE outbox.parked_keys (
-    subscription_id bigint NOT NULL,
-    key text NOT NULL,
-    parked_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    dead_letter_id bigint NOT NULL
-);
-
-CREATE VIEW outbox.parked AS
- SELECT subscription.name AS subscription,
-    parked.key,
-    parked.parked_at,
-    parked.dead_letter_id,
-    letter.event_id,
-    letter.topic,
-    letter.reason,
-    letter.status,
-    letter.answer,
-    ( SELECT count(*) AS count
-           FROM outbox.deliveries delivery
-          WHERE ((delivery.subscription_id = parked.subscription_id) AND (delivery.key = parked.key))) AS waiting
-   FROM ((outbox.parked_keys parked
-     JOIN outbox.subscriptions subscription ON ((subscription.id = parked.subscription_id)))
-     LEFT JOIN outbox.dead_letters letter ON ((letter.id = parked.dead_letter_id)));
-
-COMMENT ON VIEW outbox.parked IS 'One row for each key that is parked: the dead letter that parked it, and how many later events of the key wait. outbox.redrive or outbox.discard of that dead letter lets the key go on; so does outbox.unpark.';
 
 CREATE TABLE outbox.relay_subscriptions (
     relay text NOT NULL,
@@ -3912,7 +4051,7 @@ CREATE VIEW outbox.subscription_status AS
            FROM ( SELECT delivery.subscription_id,
                     count(*) AS owed,
                     count(*) FILTER (WHERE ((delivery.lease_token IS NOT NULL) AND (delivery.due_at > now()))) AS leased,
-                    count(*) FILTER (WHERE ((delivery.attempt > 0) AND (delivery.lease_token IS NULL) AND (delivery.due_at < outbox_internal.never()))) AS retrying,
+                    count(*) FILTER (WHERE ((delivery.attempt > 0) AND (delivery.lease_token IS NULL))) AS retrying,
                     min(delivery.owed_since) FILTER (WHERE (delivery.owed_since <= now())) AS oldest
                    FROM outbox.deliveries delivery
                   GROUP BY delivery.subscription_id
@@ -3970,6 +4109,9 @@ ALTER TABLE ONLY outbox.attempts ATTACH PARTITION outbox.attempts_default DEFAUL
 
 ALTER TABLE ONLY outbox.events ATTACH PARTITION outbox.events_default DEFAULT;
 
+ALTER TABLE ONLY outbox.audit
+    ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY outbox.backlog
     ADD CONSTRAINT backlog_pkey PRIMARY KEY (id);
 
@@ -4000,14 +4142,8 @@ ALTER TABLE ONLY outbox.generation
 ALTER TABLE ONLY outbox.migrations
     ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
 
-ALTER TABLE ONLY outbox.order_leases
-    ADD CONSTRAINT order_leases_pkey PRIMARY KEY (subscription_id);
-
 ALTER TABLE ONLY outbox.pages
     ADD CONSTRAINT pages_pkey PRIMARY KEY (id);
-
-ALTER TABLE ONLY outbox.parked_keys
-    ADD CONSTRAINT parked_keys_pkey PRIMARY KEY (subscription_id, key);
 
 ALTER TABLE ONLY outbox.pauses
     ADD CONSTRAINT pauses_pkey PRIMARY KEY (subscription_id);
@@ -4035,7 +4171,7 @@ CREATE INDEX attempts_position ON ONLY outbox.attempts USING btree ("position");
 
 CREATE INDEX attempts_default_position_idx ON outbox.attempts_default USING btree ("position");
 
-CREATE INDEX backlog_order ON outbox.backlog USING btree (subscription_id, first_position, id) WHERE is_ordered;
+CREATE INDEX audit_subscription ON outbox.audit USING btree (subscription, id);
 
 CREATE INDEX backlog_subscription ON outbox.backlog USING btree (subscription_id, is_suspect, id);
 
@@ -4048,8 +4184,6 @@ CREATE INDEX dead_letters_subscription ON outbox.dead_letters USING btree (subsc
 CREATE INDEX deliveries_asked ON outbox.deliveries USING btree (subscription_id, id) WHERE asked;
 
 CREATE INDEX deliveries_due ON outbox.deliveries USING btree (subscription_id, due_at, id);
-
-CREATE INDEX deliveries_key ON outbox.deliveries USING btree (subscription_id, key, "position", id) WHERE (key IS NOT NULL);
 
 CREATE INDEX events_created_at ON ONLY outbox.events USING brin (created_at);
 
@@ -4065,8 +4199,6 @@ CREATE INDEX events_default_xid_position_idx ON outbox.events_default USING btre
 
 CREATE UNIQUE INDEX identity_only_row ON outbox.identity USING btree ((true));
 
-CREATE INDEX parked_keys_dead_letter ON outbox.parked_keys USING btree (dead_letter_id);
-
 CREATE INDEX pauses_asked_at ON outbox.pauses USING btree (asked_at);
 
 ALTER INDEX outbox.attempts_at ATTACH PARTITION outbox.attempts_default_at_idx;
@@ -4079,6 +4211,8 @@ ALTER INDEX outbox.events_position ATTACH PARTITION outbox.events_default_positi
 
 ALTER INDEX outbox.events_xid_position ATTACH PARTITION outbox.events_default_xid_position_idx;
 
+CREATE TRIGGER audit_subscription AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.audit_subscription();
+
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
 
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
@@ -4086,8 +4220,6 @@ CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON ou
 CREATE TRIGGER check_event_type BEFORE INSERT OR UPDATE ON outbox.event_types FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_event_type();
 
 CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_subscription();
-
-CREATE TRIGGER follow_ordering AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN ((old.ordering IS DISTINCT FROM new.ordering)) EXECUTE FUNCTION outbox_internal.follow_ordering();
 
 CREATE TRIGGER record_writer BEFORE UPDATE ON outbox.identity FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_writer();
 
@@ -4098,12 +4230,6 @@ CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EX
 CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
 CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
-
-ALTER TABLE ONLY outbox.order_leases
-    ADD CONSTRAINT order_leases_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
-
-ALTER TABLE ONLY outbox.parked_keys
-    ADD CONSTRAINT parked_keys_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
@@ -4151,8 +4277,8 @@ GRANT ALL ON FUNCTION outbox.declare_sink(name text) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO outbox_admin;
@@ -4160,39 +4286,9 @@ GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO out
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
 
-GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
-GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) TO outbox_admin;
-
 REVOKE ALL ON FUNCTION outbox.new_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
-GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_relay;
-
-REVOKE ALL ON FUNCTION outbox_internal.never() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.never() TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.never() TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.never() TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.never() TO outbox_relay;
-
-GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
-GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.backlog TO outbox_relay;
-GRANT SELECT ON TABLE outbox.backlog TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.deliveries TO outbox_relay;
-GRANT SELECT ON TABLE outbox.deliveries TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.events TO outbox_relay;
 GRANT SELECT ON TABLE outbox.events TO outbox_admin;
@@ -4219,10 +4315,36 @@ GRANT INSERT(deliver_after) ON TABLE outbox.events TO outbox_publisher;
 
 GRANT INSERT(schema_version) ON TABLE outbox.events TO outbox_publisher;
 
+REVOKE ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) TO outbox_admin;
+
+GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
+GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint, until timestamp with time zone) TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
+GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_relay;
+
+GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
+GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.backlog TO outbox_relay;
+GRANT SELECT ON TABLE outbox.backlog TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.deliveries TO outbox_relay;
+GRANT SELECT ON TABLE outbox.deliveries TO outbox_admin;
+
 GRANT SELECT ON TABLE outbox.subscriptions TO outbox_relay;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;
-
-GRANT UPDATE(active) ON TABLE outbox.subscriptions TO outbox_relay;
 
 GRANT UPDATE(state) ON TABLE outbox.subscriptions TO outbox_relay;
 
@@ -4247,8 +4369,8 @@ REVOKE ALL ON FUNCTION outbox.published(topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.published(topic text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.published(topic text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.release("table" regclass) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_publisher;
@@ -4266,17 +4388,23 @@ GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, conf
 REVOKE ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.unpark(subscription text, key text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.unpark(subscription text, key text) TO outbox_admin;
-
 REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.wait(event uuid, timeout interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_monitor;
 
 REVOKE ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.audit_subscription() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.audit_subscription() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.bridge_json(value text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.bridge_json(value text) TO outbox_admin;
@@ -4465,6 +4593,12 @@ GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.find_event(event uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_monitor;
@@ -4477,20 +4611,17 @@ GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], creat
 GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.follow_ordering() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.follow_ordering() TO outbox_admin;
-
 REVOKE ALL ON FUNCTION outbox_internal.function_call(function text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_admin;
@@ -4498,11 +4629,7 @@ GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO 
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.record_audit(action text, subscription text, details jsonb, rows bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION outbox_internal.record_writer() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_admin;
@@ -4555,12 +4682,6 @@ GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO ou
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_relay;
-
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
 GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;
 
@@ -4569,6 +4690,10 @@ GRANT SELECT ON TABLE outbox.asked_pauses TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_relay;
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.audit TO outbox_relay;
+GRANT SELECT ON TABLE outbox.audit TO outbox_admin;
+GRANT SELECT ON TABLE outbox.audit TO outbox_monitor;
 
 GRANT SELECT ON TABLE outbox.captures TO outbox_publisher;
 GRANT SELECT ON TABLE outbox.captures TO outbox_relay;
@@ -4624,17 +4749,8 @@ GRANT SELECT ON TABLE outbox.log_status TO outbox_monitor;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_relay;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_admin;
 
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.order_leases TO outbox_relay;
-GRANT SELECT ON TABLE outbox.order_leases TO outbox_admin;
-
 GRANT SELECT ON TABLE outbox.owed TO outbox_relay;
 GRANT SELECT ON TABLE outbox.owed TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.parked_keys TO outbox_relay;
-GRANT SELECT ON TABLE outbox.parked_keys TO outbox_admin;
-
-GRANT SELECT ON TABLE outbox.parked TO outbox_relay;
-GRANT SELECT ON TABLE outbox.parked TO outbox_admin;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relay_subscriptions TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_admin;

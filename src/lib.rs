@@ -171,6 +171,8 @@ pub use sinks::{
 };
 // Operating.
 pub use admin::{DeadLetter, DeadLetterFilter, Error as AdminError, Operator, SubscriptionSpec};
+// Waiting for what was published.
+pub use admin::{EventStatus, Said, SaidState, Waited, wait};
 #[cfg(any(feature = "cli", feature = "testing"))]
 pub use lab::testing;
 pub use store::schema::{Error as MigrateError, pending as pending_migrations, run as migrate};

@@ -1,6 +1,6 @@
 -- Matching dead letters without payloads, newest first.
 --   $1 subscription   $2 topic pattern   $3 LIKE pattern for reason, answer or status
---   $4 since   $5 id (null: any)   $6 most rows
+--   $4 since   $5 id (null: any)   $6 until   $7 most rows
 select letter.id,
        letter.subscription,
        letter.event_id,
@@ -14,6 +14,6 @@ select letter.id,
        letter.status,
        letter.answer
   from outbox.matching_dead_letters(
-           $1::text, $2::text, $3::text, $4::timestamptz, $5::bigint) as letter
+           $1::text, $2::text, $3::text, $4::timestamptz, $5::bigint, $6::timestamptz) as letter
  order by letter.died_at desc, letter.id desc
- limit $6::bigint;
+ limit $7::bigint;

@@ -97,6 +97,8 @@ pub struct DeadLetterFilter {
     pub since: Option<DateTime<Utc>>,
     /// Id of one dead letter.
     pub id: Option<i64>,
+    /// Only those that were given up before this time.
+    pub until: Option<DateTime<Utc>>,
 }
 
 /// Number of dead letters that match a [`DeadLetterFilter`].
@@ -188,8 +190,14 @@ impl Operator {
 type Query<'q, T> = sqlx::query::QueryAs<'q, sqlx::Postgres, T, sqlx::postgres::PgArguments>;
 
 impl DeadLetterFilter {
-    /// Binds $1 to $5, the same in every statement about dead letters.
+    /// Binds $1 to $6, the same in every statement about dead letters.
     fn bind<'q, T: for<'r> FromRow<'r, PgRow>>(&'q self, query: Query<'q, T>) -> Query<'q, T> {
-        query.bind(&self.subscription).bind(&self.topic).bind(&self.error_like).bind(self.since).bind(self.id)
+        query
+            .bind(&self.subscription)
+            .bind(&self.topic)
+            .bind(&self.error_like)
+            .bind(self.since)
+            .bind(self.id)
+            .bind(self.until)
     }
 }

@@ -2,7 +2,10 @@
 
 use sqlx::postgres::PgDatabaseError;
 
-use super::{LISTING_RELAYS, PUBLISHING, READING_IDENTITY, READING_LOG, READING_STATUS};
+use super::{
+    LISTING_RELAYS, PUBLISHING, READING_IDENTITY, READING_LOG, READING_STATUS, audit::LISTING_AUDIT,
+    wait::WAITING,
+};
 use crate::sink::{
     plain::plain,
     sqlstate::{self, Class},
@@ -102,8 +105,8 @@ pub fn is_unreachable(error: &sqlx::Error) -> bool {
 /// Which group a login needs for an operation.
 fn lacking(doing: &str) -> String {
     let group = match doing {
-        PUBLISHING => "outbox_publisher",
-        READING_IDENTITY | READING_STATUS | READING_LOG | LISTING_RELAYS => "outbox_monitor",
+        PUBLISHING | WAITING => "outbox_publisher",
+        READING_IDENTITY | READING_STATUS | READING_LOG | LISTING_RELAYS | LISTING_AUDIT => "outbox_monitor",
         _ => "outbox_admin",
     };
     format!(

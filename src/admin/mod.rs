@@ -4,6 +4,7 @@
 mod adopt;
 mod apply;
 mod attempts;
+mod audit;
 mod check;
 mod dead_letters;
 mod deliveries;
@@ -13,6 +14,7 @@ mod events;
 mod schema;
 mod statement;
 mod trial;
+mod wait;
 
 use std::{future::Future, io, time::Duration};
 
@@ -29,12 +31,14 @@ pub use self::{
         subscribe_statement,
     },
     attempts::{AttemptFilter, LoggedAttempt},
+    audit::AuditEntry,
     check::{Elsewhere, Finding, Findings, check_subscriptions},
     dead_letters::{DeadLetter, DeadLetterCount, DeadLetterFilter, DeadLetterGroup, WholeDeadLetter},
     deliveries::{DeliveryCount, DeliveryFilter, WaitingDelivery},
     error::{Error, is_denied, is_unreachable},
     events::{EventFilter, LOOKED_AT, LoggedEvent, WholeEvent},
     trial::{Trial, try_subscription},
+    wait::{EventStatus, Said, SaidState, Waited, wait},
 };
 use crate::{
     event::{Draft, Event},

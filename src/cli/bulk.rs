@@ -11,15 +11,14 @@ pub(super) struct Bulk {
     /// Change all of them; needed where there is no filter.
     #[arg(long)]
     all: bool,
-    /// Change at most so many.
+    /// Change at most so many [default: 1000].
     #[arg(
         long = "limit",
         alias = "max-rows",
         value_name = "COUNT",
-        default_value_t = 1000,
         value_parser = clap::value_parser!(i32).range(1..=100_000)
     )]
-    pub(super) max_rows: i32,
+    limit: Option<i32>,
     /// Print how many match, without changing anything.
     #[arg(long)]
     pub(super) dry_run: bool,
@@ -48,9 +47,19 @@ impl Bulk {
         }
     }
 
+    /// So many at most.
+    pub(super) fn max_rows(&self) -> i32 {
+        self.limit.unwrap_or(1000)
+    }
+
+    /// Whether there is a limit that was asked for.
+    pub(super) fn is_limited(&self) -> bool {
+        self.limit.is_some()
+    }
+
     /// So many of these, and no more than the limit.
     pub(super) fn of(&self, matching: i64) -> i64 {
-        matching.min(self.max_rows.into())
+        matching.min(self.max_rows().into())
     }
 
     /// Prints how many `what` were changed, or would be, and how many are left.

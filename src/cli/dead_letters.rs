@@ -7,12 +7,14 @@ use super::{
     exit::Exit,
     listing::Listing,
     moment::{self, Moment},
+    pace::Rate,
     print,
+    redrive::redrive,
 };
 
 const WHAT: &str = "dead letter";
 /// What ids cannot be combined with.
-const FILTERS: [&str; 6] = ["subscription", "topic", "error_like", "since", "all", "dry_run"];
+const FILTERS: [&str; 7] = ["subscription", "topic", "error_like", "since", "until", "all", "dry_run"];
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum DeadLetters {
@@ -44,6 +46,10 @@ pub(super) enum DeadLetters {
         filter: Filter,
         #[command(flatten)]
         bulk: Bulk,
+        /// Redrive so many in a time, such as 50/s, 300/m or 1000/h: all that match, unless --limit says
+        /// how many. An interrupt (Ctrl-C) stops it, and what was redriven stays.
+        #[arg(long, value_name = "COUNT/UNIT", conflicts_with = "ids")]
+        rate: Option<Rate>,
     },
     /// Delete dead letters permanently, oldest first. Prints how many.
     Discard {
@@ -73,6 +79,9 @@ pub(super) struct Filter {
     /// Only those given up since this time, or within this duration, such as 2h.
     #[arg(long, value_name = "WHEN")]
     since: Option<Moment>,
+    /// Only those given up before this time, or longer ago than this duration, such as 2h.
+    #[arg(long, value_name = "WHEN")]
+    until: Option<Moment>,
 }
 
 impl DeadLetters {
@@ -99,24 +108,11 @@ impl DeadLetters {
                 let why = "is not there, its subscription was removed, or its event could not be read";
                 return done(&bulk, "redriven", &ids, &missing, why);
             }
-            Self::Redrive { filter, bulk, .. } => {
+            Self::Redrive { filter, bulk, rate, .. } => {
                 bulk.check(filter.chooses())?;
                 let mut operator = connect().await?;
                 let choice = filter.choice(&mut operator).await?;
-                let count = operator.count_dead_letters(&choice).await?;
-                if bulk.dry_run {
-                    bulk.report("would_redrive", WHAT, bulk.of(count.redrivable), count.redrivable)?;
-                    return Ok(Exit::Done);
-                }
-                let redriven = operator.redrive_dead_letters(&choice, bulk.max_rows).await?;
-                let left = operator.count_dead_letters(&choice).await?;
-                bulk.report("redriven", WHAT, redriven, left.redrivable)?;
-                if left.matching > left.redrivable {
-                    let orphaned = print::counted(left.matching - left.redrivable, WHAT);
-                    print::note!(
-                        "{orphaned} cannot be redriven: their subscription was removed, or their event could not be read"
-                    );
-                }
+                return redrive(&mut operator, choice, &bulk, rate).await;
             }
             Self::Discard { ids, bulk, consent, .. } if !ids.is_empty() => {
                 consent.check(&bulk, "discard deletes permanently")?;
@@ -151,7 +147,7 @@ impl DeadLetters {
                     print::note!("nothing was discarded");
                     return Ok(Exit::Failed);
                 }
-                let discarded = operator.discard_dead_letters(&choice, bulk.max_rows).await?;
+                let discarded = operator.discard_dead_letters(&choice, bulk.max_rows()).await?;
                 let left = operator.count_dead_letters(&choice).await?.matching;
                 bulk.report("discarded", WHAT, discarded, left)?;
             }
@@ -177,18 +173,24 @@ fn done(bulk: &Bulk, done: &str, ids: &[i64], missing: &[i64], why: &str) -> any
 impl Filter {
     /// Whether it leaves anything out.
     fn chooses(&self) -> bool {
-        let Self { subscription, topic, error_like, since } = self;
-        subscription.is_some() || topic.is_some() || error_like.is_some() || since.is_some()
+        let Self { subscription, topic, error_like, since, until } = self;
+        subscription.is_some()
+            || topic.is_some()
+            || error_like.is_some()
+            || since.is_some()
+            || until.is_some()
     }
 
     async fn choice(&self, operator: &mut Operator) -> anyhow::Result<DeadLetterFilter> {
         let since = moment::past(self.since, operator).await?;
+        let until = moment::past(self.until, operator).await?;
         Ok(DeadLetterFilter {
             subscription: self.subscription.clone(),
             topic: self.topic.clone(),
             error_like: self.error_like.clone(),
             since,
             id: None,
+            until,
         })
     }
 }

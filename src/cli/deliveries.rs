@@ -82,9 +82,9 @@ impl Deliveries {
                     bulk.report("would_retry", WHAT, bulk.of(matching), matching)?;
                     return Ok(Exit::Done);
                 }
-                let retried = operator.retry_deliveries(&choice, bulk.max_rows).await?;
+                let retried = operator.retry_deliveries(&choice, bulk.max_rows()).await?;
                 let left = operator.count_deliveries(&choice).await?.retriable;
-                let left = if retried < bulk.max_rows.into() { 0 } else { left };
+                let left = if retried < bulk.max_rows().into() { 0 } else { left };
                 bulk.report("retried", WHAT, retried, left)?;
             }
             Self::Cancel { filter, bulk, dead_letters, consent } => {
@@ -103,7 +103,7 @@ impl Deliveries {
                     print::note!("nothing was cancelled");
                     return Ok(Exit::Failed);
                 }
-                let cancelled = operator.cancel_deliveries(&choice, bulk.max_rows, dead_letters).await?;
+                let cancelled = operator.cancel_deliveries(&choice, bulk.max_rows(), dead_letters).await?;
                 let left = operator.count_deliveries(&choice).await?.matching;
                 bulk.report("cancelled", WHAT, cancelled, left)?;
             }

@@ -4,6 +4,7 @@
 mod adopt;
 mod apply;
 mod attempts;
+mod audit;
 mod bench;
 mod bulk;
 mod check;
@@ -21,10 +22,13 @@ pub mod logging;
 mod manual;
 mod moment;
 mod once;
+mod pace;
 mod print;
 mod probes;
+mod progress;
 mod publish;
 mod receive;
+mod redrive;
 mod relays;
 mod run;
 mod signals;
@@ -133,6 +137,8 @@ enum Command {
     Events(events::Events),
     /// List attempts of deliveries, newest first: failures only, unless relay.attempt_log is "all".
     Attempts(attempts::Attempts),
+    /// List who changed subscriptions, dead letters and waiting deliveries, newest first.
+    Audit(audit::Audit),
     /// Measure how fast this machine delivers, on a private PostgreSQL, each figure with its floor.
     Bench(bench::Bench),
     /// Check that a running relay is ready, for container probes: exit code 0 or 1.
@@ -220,7 +226,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
             status::status(&mut connect(&config).await?, &config.relay.environment, json).await?
         }
         Command::Adopt(options) => options.execute(&config()?).await?,
-        Command::Publish(options) => options.execute(async || connect(&config()?).await).await?,
+        Command::Publish(options) => return options.execute(async || connect(&config()?).await).await,
         Command::Inbox { sql: _ } => print::raw(crate::sinks::postgres::INBOX)?,
         Command::Receive(options) => return options.execute(&sources()).await,
         Command::Subscriptions(command) => return command.execute(config).await,
@@ -229,6 +235,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Deliveries(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Events(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Attempts(options) => options.execute(async || connect(&config()?).await).await?,
+        Command::Audit(options) => options.execute(async || connect(&config()?).await).await?,
         Command::Healthcheck => return check::healthcheck(&config()?).await,
         Command::Explain { code } => check::explain(code.as_deref())?,
         Command::Completions { shell } => {

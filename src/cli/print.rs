@@ -47,6 +47,12 @@ pub(super) fn write_prompt(text: fmt::Arguments<'_>) {
     let _ = stderr().write_all(text.join("\n").as_bytes());
 }
 
+/// Writes a text over the last line of a terminal on standard error; an empty one removes it.
+pub(super) fn write_progress(text: &str) {
+    // Carriage return, and erase to the end of the line.
+    let _ = stderr().write_all(format!("\r{}\x1b[K", escaped(text)).as_bytes());
+}
+
 /// Prints one JSON object a line.
 pub(super) fn json<T: Serialize>(rows: impl IntoIterator<Item = T>) -> io::Result<()> {
     let mut text = String::new();

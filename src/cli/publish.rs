@@ -1,13 +1,24 @@
 //! `publish`: publishes one event in its own transaction.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
-use crate::{admin::Operator, event::Event};
+use crate::{
+    admin::{EventStatus, Operator, Said, SaidState, Waited},
+    delivery::duration,
+    event::Event,
+};
 use anyhow::Context;
+use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Misuse, input, moment::Moment, print};
+use super::{
+    Misuse,
+    exit::Exit,
+    input,
+    moment::{self, Moment},
+    print,
+};
 
 /// Largest payload read from standard input, in bytes; the database accepts 256 KiB.
 const LONGEST: usize = 1 << 20;
@@ -37,13 +48,26 @@ pub(super) struct Publish {
     /// Earliest delivery: a time, or a duration such as 10m.
     #[arg(long, value_name = "WHEN")]
     deliver_after: Option<Moment>,
+    /// Wait until it is delivered or given up, at most so long (up to 1h), and print what each subscription
+    /// said. Exit code 1: a subscription gave it up, or the time was over.
+    #[arg(long, value_name = "DURATION", value_parser = wait)]
+    wait: Option<Duration>,
+    /// Print one JSON object on one line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A published event, as JSON.
+#[derive(Serialize)]
+struct Published {
+    event_id: Uuid,
 }
 
 impl Publish {
     pub(super) async fn execute(
         self,
         connect: impl AsyncFnOnce() -> anyhow::Result<Operator>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Exit> {
         let text = match self.payload.as_str() {
             "-" => input::read(Path::new("-"), LONGEST)?,
             text => text.to_owned(),
@@ -71,8 +95,70 @@ impl Publish {
             draft = draft.header(name, value);
         }
         let id = operator.publish(&draft).await?;
-        Ok(print::line(&id.to_string())?)
+        if !self.json {
+            print::line(&id.to_string())?;
+        }
+        let Some(timeout) = self.wait else {
+            if self.json {
+                print::json([Published { event_id: id }])?;
+            }
+            return Ok(Exit::Done);
+        };
+        let waited = operator.wait_for_event(id, timeout).await?;
+        report(&waited, timeout, self.json)?;
+        Ok(if waited.status == EventStatus::Completed { Exit::Done } else { Exit::Failed })
     }
+}
+
+/// Prints what each subscription said, and how the event stands.
+fn report(waited: &Waited, timeout: Duration, json: bool) -> anyhow::Result<()> {
+    if json {
+        print::json([waited])?;
+    } else if let Some(said) = &waited.subscriptions {
+        let names = ["SUBSCRIPTION", "STATE", "DUE AT", "ATTEMPTS", "REASON", "STATUS", "ANSWER"];
+        print::table(names, &said.iter().map(cells).collect::<Vec<_>>())?;
+    }
+    match waited.status {
+        EventStatus::Completed => print::note!("completed: nothing is owed of it"),
+        EventStatus::Failed => print::note!("failed: nothing is owed of it, and there is a dead letter"),
+        EventStatus::Pending => print::note!(
+            "still pending after {}; `pgoutbox status` shows the relays",
+            duration::format(timeout)
+        ),
+    }
+    if waited.subscriptions.is_none() {
+        print::note!("what each subscription said can be read by members of outbox_admin");
+    } else if waited.status != EventStatus::Pending {
+        print::note!("deliveries that succeeded are named only where relay.attempt_log is \"all\"");
+    }
+    Ok(())
+}
+
+fn cells(said: &Said) -> [String; 7] {
+    let state = match said.state {
+        SaidState::Delivered => "delivered",
+        SaidState::DeadLetter => "dead letter",
+        SaidState::InFlight => "in flight",
+        SaidState::Waiting => "waiting",
+        SaidState::Settled => "settled",
+    };
+    [
+        said.subscription.clone(),
+        state.to_owned(),
+        said.due_at.map(moment::shown).unwrap_or_default(),
+        said.attempts.to_string(),
+        said.reason.clone().unwrap_or_default(),
+        print::or_empty(said.status.as_ref()),
+        said.answer.clone().unwrap_or_default(),
+    ]
+}
+
+fn wait(text: &str) -> Result<Duration, String> {
+    let wait = duration::parse(text).map_err(|error| error.to_string())?;
+    if wait.is_zero() || wait > Duration::from_secs(60 * 60) {
+        return Err("wait for more than 0s and at most 1h".to_owned());
+    }
+    Ok(wait)
 }
 
 fn header(text: &str) -> Result<(String, String), String> {

@@ -9,6 +9,7 @@
 mod addresses; // addresses of databases in each form, and words about those that lead nowhere
 mod admin; // operator functions
 mod apply; // subscriptions exported as SQL and applied from a file
+mod audit; // who changed what, and when
 mod await_work; // no event waits for a poll, and publishers do not pay for notifications
 mod backfill; // subscriptions that receive past events
 mod batched; // nothing begins under an old version, also behind a batch
@@ -32,6 +33,7 @@ mod health; // whether a relay gets anywhere is seen from outside
 mod http; // access, probes and metrics over HTTP
 mod image; // the program runs in the image with no more than its base has
 mod isolation; // one bad subscriber, publisher or tenant costs the others nothing
+mod latest; // the newest event of each key, to begin from
 mod ledger; // the ledger checker finds each kind of defect
 mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
@@ -46,6 +48,7 @@ mod pooler; // relays and commands behind the real PgBouncer
 mod private_postgres; // a private server starts as root, survives crashes, leaves nothing
 mod processes; // the binary killed, stopped and frozen
 mod promises; // nothing lost, nothing before its commit, nothing twice, no tenant crossed
+mod redrive; // dead letters at scale: by filter, at a rate, until an interrupt
 mod records; // dead letters, the attempt log, the status views
 mod reload; // changes of subscriptions are followed; an invalid row affects no other
 mod roles; // rights of each role
@@ -70,6 +73,7 @@ mod unreadable; // an event that the database cannot read
 mod unusual; // settings of roles, databases and sessions change nothing
 mod urgent; // priority among waiting deliveries
 mod versions; // an answer binds the version of the subscription that it was sent for
+mod wait; // waiting for an event after its commit
 mod waiting; // deliveries that wait are listed, sent now and cancelled
 mod watch; // a stage that dies ends the relay
 mod webhook; // the webhook sink against receivers that misbehave

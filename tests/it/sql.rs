@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// Statements for operators that count or list everything.
-const FOR_PEOPLE: [&str; 15] = [
+const FOR_PEOPLE: [&str; 18] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
@@ -29,7 +29,10 @@ const FOR_PEOPLE: [&str; 15] = [
     "list_events",
     "show_event",
     "find_event",
+    "wait_for_event",
+    "list_answers",
     "list_attempts",
+    "list_audit",
     "published",
     "make_missing_rows",
 ];
