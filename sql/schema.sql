@@ -161,6 +161,7 @@ begin
         update outbox.subscriptions as subscription set changed = this
          where subscription.changed > this;
         update outbox.event_types as type set changed = this where type.changed > this;
+        delete from outbox.beginnings;  -- their transaction ids were those of the original
     else
         select count(*) into strict pending
           from outbox.events as event
@@ -468,6 +469,29 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.drop_event_type(topic text, version integer) IS 'Delete an event type. Its events are no longer checked. Returns whether it existed.';
+
+CREATE FUNCTION outbox.explain(event uuid) RETURNS TABLE(subscription text, status text, reason text, waits_for text, until timestamp with time zone, attempts integer, last_attempt_at timestamp with time zone, detail jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    traced outbox.events;
+begin
+    select one.* into traced from outbox_internal.traced_event(explain.event) as one;
+    if traced.id is null then
+        return query
+            select null::text, 'unknown_event'::text,
+                   'not committed, or removed from the log, and no dead letter has it'::text,
+                   null::text, null::timestamptz, 0, null::timestamptz, '{}'::jsonb;
+        return;
+    end if;
+    return query
+        select one.subscription, one.status, one.reason, one.waits_for, one.until, one.attempts,
+               one.last_attempt_at, one.detail
+          from outbox_internal.explain_event(traced) as one;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.explain(event uuid) IS 'Why an event was not delivered: for each subscription what became of it, or the first condition that kept it away, and what it waits for. SQL cannot evaluate filters: where only the filter is left the status is unknown; pgoutbox trace evaluates it.';
 
 CREATE FUNCTION outbox.grant_roles() RETURNS text[]
     LANGUAGE plpgsql
@@ -2776,6 +2800,274 @@ CREATE FUNCTION outbox_internal.duration_is_valid(duration text) RETURNS boolean
                 else false end
 $_$;
 
+CREATE FUNCTION outbox_internal.explain_event(event outbox.events, named text DEFAULT NULL::text, decided bigint[] DEFAULT NULL::bigint[], refusals text[] DEFAULT NULL::text[], parts text[] DEFAULT NULL::text[]) RETURNS TABLE(subscription_id bigint, subscription text, status text, reason text, waits_for text, until timestamp with time zone, attempts integer, last_attempt_at timestamp with time zone, detail jsonb)
+    LANGUAGE sql STABLE
+    AS $$
+    with owed as materialized (
+        select delivery.subscription_id, 'delivery' as place, delivery.owed_since, delivery.due_at,
+               delivery.lease_token is not null as was_leased, delivery.attempt as attempts,
+               -- rows do not say who leased them
+               (select case when count(*) = 1 then min(relay.name) end
+                  from outbox.relays as relay
+                 where relay.seen_at > now() - interval '1 minute') as relay,
+               false as is_suspect
+          from outbox.deliveries as delivery
+         where delivery.position = (explain_event.event).position
+        union all
+        select pair.subscription_id, 'page', page.owed_since[1], page.due_at, true, 0, page.relay,
+               page.deaths > 0
+          from outbox.pages as page
+         cross join lateral outbox_internal.left_of(page) as pair
+         where (explain_event.event).created_at between page.created_from and page.created_until
+           and exists (select from unnest(page.owed) as positions
+                        where positions @> (explain_event.event).position)
+           and pair.position = (explain_event.event).position
+        union all
+        select backlog.subscription_id, 'backlog', backlog.owed_since, null, false, 0, null,
+               backlog.deaths > 0
+          from outbox.backlog as backlog
+         where backlog.positions @> (explain_event.event).position
+           and (explain_event.event).created_at between backlog.created_from
+                                                    and backlog.created_until
+    ),
+    -- after a lost lease there may be two
+    waiting as materialized (
+        select distinct on (one.subscription_id)
+               one.*, one.was_leased and one.due_at > now() as is_held
+          from owed as one
+         order by one.subscription_id, one.was_leased and one.due_at > now() desc, one.due_at
+    ),
+    tried as materialized (
+        select distinct on (attempt.subscription_id)
+               attempt.subscription_id, attempt.at, attempt.reason, attempt.status, attempt.answer,
+               max(attempt.attempt) over attempts_of as attempts,
+               max(attempt.at) filter (where attempt.outcome = 'delivered') over attempts_of
+                   as delivered_at
+          from outbox.attempts as attempt
+         where attempt.position = (explain_event.event).position
+           and attempt.at >= (explain_event.event).created_at
+           and coalesce(attempt.event_id = (explain_event.event).id, true)
+        window attempts_of as (partition by attempt.subscription_id)
+         order by attempt.subscription_id, attempt.at desc
+    ),
+    letters as materialized (
+        select distinct on (letter.subscription_id)
+               letter.id, letter.subscription_id, letter.subscription, letter.reason,
+               letter.status, letter.answer, letter.attempts, letter.event_id, letter.died_at
+          from outbox.dead_letters as letter
+         where letter.position = (explain_event.event).position
+           and coalesce(letter.event_id = (explain_event.event).id, true)
+         order by letter.subscription_id, letter.id desc
+    ),
+    breakers as materialized (
+        select report.subscription_id, jsonb_agg(report.relay order by report.relay) as relays
+          from outbox.relay_subscriptions as report
+          join outbox.relays as relay
+            on relay.name = report.relay
+           and relay.seen_at > now() - interval '1 minute'
+         where report.breaker <> 'closed'
+         group by report.subscription_id
+    ),
+    known as (
+        select one.id, one.name, one as row from outbox.subscriptions as one
+        union all
+        -- those that were deleted
+        select gone.subscription_id, min(gone.name), null
+          from (select letter.subscription_id, letter.subscription as name from letters as letter
+                union all
+                select attempt.subscription_id, null from tried as attempt) as gone
+         where not exists (select from outbox.subscriptions as one
+                            where one.id = gone.subscription_id)
+         group by gone.subscription_id
+    ),
+    facts as materialized (
+        select known.id, known.name,
+               known.row is null as is_deleted, (known.row).active, (known.row).state,
+               (known.row).state_reason,
+               case when (known.row).updated_at > (explain_event.event).created_at
+                         and (known.row).updated_at > (known.row).created_at
+                    then (known.row).updated_at end as changed_at,
+               (known.row).state = 'gone'
+                   and (explain_event.event).position
+                       > coalesce((known.row).owed_until, 0) as is_after_gone,
+               waiting.place, waiting.owed_since, waiting.due_at, waiting.was_leased,
+               waiting.is_held, waiting.is_suspect, waiting.relay,
+               waiting.attempts as attempts_of_row,
+               letter.id as letter_id, letter.reason as letter_reason,
+               letter.status as letter_status, letter.answer as letter_answer,
+               letter.attempts as letter_attempts, letter.event_id is not null as is_redrivable,
+               letter.died_at,
+               tried.at as tried_at, tried.reason as tried_reason, tried.status as tried_status,
+               tried.answer as tried_answer, tried.attempts as attempts_tried, tried.delivered_at,
+               pause.until as paused_until, breakers.relays as breakers,
+               case when known.row is null then null
+                    when explain_event.decided is null
+                    then outbox_internal.refusal(known.row, explain_event.event)
+                    else given.refusal end as refusal,
+               given.part,
+               -- of a subscription with a start: the backfill has not come to it
+               exists (select from outbox.starts as start
+                        where start.subscription_id = known.id
+                          and (explain_event.event).position > start.position
+                          and (start.since is null
+                               or (explain_event.event).created_at >= start.since)
+                          and ((explain_event.event).xid is null or start.settled is null
+                               or pg_visible_in_snapshot((explain_event.event).xid, start.settled)
+                               or coalesce(pg_visible_in_snapshot((explain_event.event).xid,
+                                                                  start.window_end)
+                                           and (explain_event.event).position
+                                               <= start.page_after, false)))
+                   as is_starting,
+               coalesce((explain_event.event).created_at < (known.row).created_at
+                        and coalesce((explain_event.event).created_at < beginning.starts_at, true)
+                        and case when (explain_event.event).xid is null or beginning.settled is null
+                                 then true  -- only the times are known
+                                 else pg_visible_in_snapshot((explain_event.event).xid,
+                                                             beginning.settled)
+                                      or coalesce(pg_visible_in_snapshot((explain_event.event).xid,
+                                                                         beginning.window_end)
+                                                  and (explain_event.event).position
+                                                      <= beginning.page_after, false) end,
+                        false) as is_before_start
+          from known
+          left join waiting on waiting.subscription_id = known.id
+          left join letters as letter on letter.subscription_id = known.id
+          left join tried on tried.subscription_id = known.id
+          left join breakers on breakers.subscription_id = known.id
+          left join outbox.asked_pauses as pause on pause.subscription_id = known.id
+          left join outbox.beginnings as beginning on beginning.subscription_id = known.id
+          left join unnest(explain_event.decided, explain_event.refusals, explain_event.parts)
+                    as given (subscription_id, refusal, part)
+            on given.subscription_id = known.id
+         where explain_event.named is null or known.name = explain_event.named
+    ),
+    judged as (
+        select facts.*,
+               -- the first that holds
+               case
+               when facts.is_held then 'in_flight'
+               when facts.place is not null and facts.state = 'gone' then 'gone'
+               when facts.place is not null and facts.state = 'disabled' then 'disabled'
+               when facts.place is not null and not facts.active then 'paused'
+               when facts.place is not null and facts.state = 'invalid' then 'invalid'
+               when facts.due_at > now() and facts.owed_since > now() then 'scheduled'
+               -- its own wait and the pause are counted from two moments
+               when facts.place is not null
+                    and facts.paused_until
+                        >= coalesce(facts.due_at, '-infinity') - interval '10 seconds'
+               then 'paused_by_destination'
+               when facts.due_at > now() then 'retrying'
+               when facts.is_suspect then 'suspect'
+               when facts.was_leased then 'lease_ended'
+               when facts.place is not null and facts.breakers is not null then 'breaker_open'
+               when facts.place = 'backlog' then 'backlog'
+               when facts.place is not null then 'due'
+               when facts.letter_reason = 'expired' then 'expired'
+               when facts.letter_reason in ('relay_killed', 'event_unreadable') then 'quarantined'
+               when facts.letter_id is not null then 'dead_letter'
+               when facts.delivered_at is not null then 'delivered'
+               when facts.is_deleted then 'deleted'
+               when facts.refusal = 'failed' then 'condition_failed'
+               when facts.refusal <> 'filter_unknown' then 'unwanted'
+               when facts.is_after_gone then 'after_gone'
+               when not outbox_internal.is_routed(explain_event.event) then 'not_routed'
+               when facts.is_starting then 'backfill'
+               when facts.is_before_start then 'before_start'
+               when facts.refusal = 'filter_unknown' then 'unknown'
+               else 'settled'
+               end as status
+          from facts
+    )
+    select judged.id, judged.name, judged.status,
+           case when judged.status = 'unwanted' then judged.refusal
+                when judged.status = 'condition_failed' then judged.part
+                when judged.status in ('gone', 'after_gone', 'disabled', 'invalid')
+                then judged.state_reason
+                when judged.status in ('expired', 'quarantined', 'dead_letter')
+                then judged.letter_reason
+                when judged.status <> 'delivered' then judged.tried_reason end,
+           case when judged.status in ('due', 'backlog', 'suspect', 'lease_ended', 'breaker_open',
+                                       'not_routed', 'backfill')
+                     and not exists (select from outbox.relays as relay
+                                      where relay.seen_at > now() - interval '1 minute')
+                then 'a running relay'
+                else case judged.status
+                     when 'in_flight' then 'an answer, or the end of the lease'
+                     when 'gone' then 'outbox.resume()'
+                     when 'disabled' then 'outbox.resume()'
+                     when 'paused' then 'outbox.resume()'
+                     when 'invalid' then 'a correction of the subscription'
+                     when 'scheduled' then 'its time'
+                     when 'paused_by_destination' then 'the end of the pause'
+                     when 'retrying' then 'its next attempt'
+                     when 'suspect' then 'its turn'
+                     when 'lease_ended' then 'a relay that takes it over'
+                     when 'breaker_open' then 'a probe that succeeds'
+                     when 'backlog' then 'room for its subscription'
+                     when 'due' then 'its turn'
+                     when 'not_routed' then 'a relay that routes it'
+                     when 'backfill' then 'the backfill'
+                     end end,
+           case when judged.status in ('in_flight', 'scheduled', 'retrying') then judged.due_at
+                when judged.status = 'paused_by_destination'
+                then greatest(judged.paused_until, judged.due_at)
+                when judged.status = 'not_routed'
+                     and (explain_event.event).deliver_after > now()
+                then (explain_event.event).deliver_after end,
+           greatest(judged.attempts_of_row - judged.is_held::integer, judged.letter_attempts,
+                    judged.attempts_tried, 0),
+           judged.tried_at,
+           jsonb_strip_nulls(jsonb_build_object(
+               'condition', judged.refusal,
+               'part', judged.part,
+               'place', judged.place,
+               'owed_since', judged.owed_since,
+               'due_at', judged.due_at,
+               'relay', case when judged.is_held then judged.relay end,
+               'breakers', judged.breakers,
+               'paused_until', judged.paused_until,
+               'dead_letter', judged.letter_id,
+               'died_at', judged.died_at,
+               'is_redrivable', case when judged.letter_id is not null and not judged.is_deleted
+                                     then judged.is_redrivable end,
+               'http_status', coalesce(judged.letter_status, judged.tried_status),
+               'answer', coalesce(judged.letter_answer, judged.tried_answer),
+               'delivered_at', judged.delivered_at,
+               'changed_at', judged.changed_at,
+               'is_deleted', nullif(judged.is_deleted, false)))
+      from judged
+     order by judged.name nulls last, judged.id
+$$;
+
+CREATE FUNCTION outbox_internal.find_event(id uuid) RETURNS TABLE("position" bigint, created_at timestamp with time zone)
+    LANGUAGE sql STABLE
+    AS $$
+    with id as (
+        select given.at,
+               coalesce(given.at, to_timestamp(given.milliseconds / 1000.0)) as near,
+               given.at is not null or given.version = '7' as is_dated
+          from (select (select known.created_at
+                          from outbox.event_ids as known
+                         where known.id = find_event.id) as at,
+                       ('x' || left(replace(find_event.id::text, '-', ''), 12))::bit(48)::bigint
+                           as milliseconds,
+                       substring(find_event.id::text from 15 for 1) as version) as given
+    )
+    select found.position, found.created_at
+      from (select event.position, event.created_at
+              from id
+              join outbox.events as event
+                on event.created_at between id.near - interval '1 hour'
+                                        and id.near + interval '1 day'
+             where event.id = find_event.id
+            union all
+            select event.position, event.created_at
+              from outbox.events as event
+             where event.id = find_event.id
+               and not (select id.is_dated from id)) as found
+     limit 1
+$$;
+
 CREATE FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) RETURNS int8multirange
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
@@ -2896,10 +3188,49 @@ CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic t
        and (since is null or letter.died_at >= since)
 $$;
 
+CREATE FUNCTION outbox_internal.is_routed(event outbox.events) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    -- without a transaction id it is from a dead letter
+    select event.xid is null
+           or pg_visible_in_snapshot(event.xid, cursor.settled)
+           or (cursor.window_end is not null
+               and pg_visible_in_snapshot(event.xid, cursor.window_end)
+               and event.position <= cursor.page_after)
+      from outbox.cursor as cursor
+     order by cursor.step desc
+     limit 1
+$$;
+
 CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
+$$;
+
+CREATE FUNCTION outbox_internal.record_beginning() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    insert into outbox.beginnings (subscription_id, settled, window_end, page_after)
+    select new.id, cursor.settled, cursor.window_end, cursor.page_after
+      from outbox.cursor as cursor
+     order by cursor.step desc
+     limit 1;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.record_start() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    update outbox.beginnings as beginning set starts_at = coalesce(new.since, '-infinity')
+     where beginning.subscription_id = new.subscription_id;
+    return null;
+end;
 $$;
 
 CREATE FUNCTION outbox_internal.record_writer() RETURNS trigger
@@ -2909,6 +3240,27 @@ begin
     new.recorded_by := pg_current_xact_id();
     return new;
 end;
+$$;
+
+CREATE FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select case
+           when subscription.organization is not null
+                and subscription.organization is distinct from event.organization::text
+           then 'organization'
+           when not exists (select from unnest(subscription.topics) as pattern
+                             where outbox.topic_matches(pattern, event.topic))
+           then 'topics'
+           when subscription.keys is not null
+                and not exists (select from unnest(subscription.keys) as prefix
+                                 where starts_with(event.key, prefix))
+           then 'keys'
+           when subscription.match is not null
+                and not event.payload::jsonb @> subscription.match
+           then 'match'
+           when subscription.filter is not null then 'filter_unknown'
+           end
 $$;
 
 CREATE FUNCTION outbox_internal.retry_after_correction() RETURNS trigger
@@ -3168,6 +3520,31 @@ CREATE FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) RETURNS boo
                      '([.]([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+))*$'
 $_$;
 
+CREATE FUNCTION outbox_internal.traced_event(id uuid) RETURNS SETOF outbox.events
+    LANGUAGE sql STABLE
+    AS $$
+    with place as materialized (
+        select found.position, found.created_at
+          from outbox_internal.find_event(traced_event.id) as found
+    )
+    select event.*
+      from place
+      join outbox.events as event
+        on event.position = place.position
+       and event.created_at = place.created_at
+    union all
+    select whole.*
+      from (select letter.*
+              from outbox.dead_letters as letter
+             where letter.event_id = traced_event.id
+             order by letter.id desc
+             limit 1) as letter
+     cross join lateral jsonb_populate_record(
+           null::outbox.events,
+           to_jsonb(letter) || jsonb_build_object('id', letter.event_id)) as whole
+     where not exists (select from place)
+$$;
+
 CREATE TABLE outbox.pauses (
     subscription_id bigint NOT NULL,
     until timestamp with time zone NOT NULL,
@@ -3211,6 +3588,16 @@ ALTER TABLE outbox.backlog ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
+
+CREATE TABLE outbox.beginnings (
+    subscription_id bigint NOT NULL,
+    settled pg_snapshot NOT NULL,
+    window_end pg_snapshot,
+    page_after bigint,
+    starts_at timestamp with time zone
+);
+
+COMMENT ON TABLE outbox.beginnings IS 'Which events had been routed when a subscription was made. Removed by outbox.adopt, because transaction ids of another cluster say nothing.';
 
 CREATE VIEW outbox.captures AS
  SELECT format('%I.%I'::text, named.nspname, class.relname) AS "table",
@@ -3809,6 +4196,9 @@ ALTER TABLE ONLY outbox.events ATTACH PARTITION outbox.events_default DEFAULT;
 ALTER TABLE ONLY outbox.backlog
     ADD CONSTRAINT backlog_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY outbox.beginnings
+    ADD CONSTRAINT beginnings_pkey PRIMARY KEY (subscription_id);
+
 ALTER TABLE ONLY outbox.cursor
     ADD CONSTRAINT cursor_pkey PRIMARY KEY (step);
 
@@ -3869,6 +4259,8 @@ CREATE INDEX backlog_subscription ON outbox.backlog USING btree (subscription_id
 
 CREATE INDEX dead_letters_died_at ON outbox.dead_letters USING btree (died_at, id);
 
+CREATE INDEX dead_letters_event ON outbox.dead_letters USING btree (event_id);
+
 CREATE INDEX dead_letters_position ON outbox.dead_letters USING btree ("position", id);
 
 CREATE INDEX dead_letters_subscription ON outbox.dead_letters USING btree (subscription_id, "position", id);
@@ -3911,6 +4303,10 @@ CREATE TRIGGER check_event_type BEFORE INSERT OR UPDATE ON outbox.event_types FO
 
 CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_subscription();
 
+CREATE TRIGGER record_beginning AFTER INSERT ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_beginning();
+
+CREATE TRIGGER record_start AFTER INSERT ON outbox.starts FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_start();
+
 CREATE TRIGGER record_writer BEFORE UPDATE ON outbox.identity FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_writer();
 
 CREATE TRIGGER retry_after_correction AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.sink IS DISTINCT FROM new.sink) OR (old.config IS DISTINCT FROM new.config))) EXECUTE FUNCTION outbox_internal.retry_after_correction();
@@ -3920,6 +4316,9 @@ CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EX
 CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
 CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
+
+ALTER TABLE ONLY outbox.beginnings
+    ADD CONSTRAINT beginnings_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
@@ -3972,6 +4371,9 @@ GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like t
 
 REVOKE ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.explain(event uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.explain(event uuid) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
@@ -4270,6 +4672,18 @@ GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, decided bigint[], refusals text[], parts text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, decided bigint[], refusals text[], parts text[]) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, decided bigint[], refusals text[], parts text[]) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, decided bigint[], refusals text[], parts text[]) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, decided bigint[], refusals text[], parts text[]) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.find_event(id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_monitor;
@@ -4294,17 +4708,35 @@ GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, t
 GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.record_beginning() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.record_beginning() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.record_start() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.record_start() TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox_internal.record_writer() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.retry_after_correction() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.retry_after_correction() TO outbox_admin;
@@ -4351,6 +4783,12 @@ GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO ou
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.traced_event(id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_relay;
+
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
 GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;
 
@@ -4359,6 +4797,9 @@ GRANT SELECT ON TABLE outbox.asked_pauses TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_relay;
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.beginnings TO outbox_relay;
+GRANT SELECT ON TABLE outbox.beginnings TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.captures TO outbox_publisher;
 GRANT SELECT ON TABLE outbox.captures TO outbox_relay;

@@ -12,6 +12,7 @@ mod event_types;
 mod events;
 mod schema;
 mod statement;
+mod trace;
 mod trial;
 
 use std::{future::Future, io, time::Duration};
@@ -34,6 +35,7 @@ pub use self::{
     deliveries::{DeliveryCount, DeliveryFilter, WaitingDelivery},
     error::{Error, is_denied, is_unreachable},
     events::{EventFilter, LOOKED_AT, LoggedEvent, WholeEvent},
+    trace::{Trace, TraceDetail, TraceGroup, TraceStatus, TracedEvent, TracedSubscription},
     trial::{Trial, try_subscription},
 };
 use crate::{

@@ -31,6 +31,7 @@ mod signals;
 mod status;
 mod subscriptions;
 mod systemd;
+mod trace;
 mod trial;
 mod types;
 
@@ -133,6 +134,8 @@ enum Command {
     Events(events::Events),
     /// List attempts of deliveries, newest first: failures only, unless relay.attempt_log is "all".
     Attempts(attempts::Attempts),
+    /// Say why an event was not delivered: for each subscription what became of it and what it waits for.
+    Trace(trace::Trace),
     /// Measure how fast this machine delivers, on a private PostgreSQL, each figure with its floor.
     Bench(bench::Bench),
     /// Check that a running relay is ready, for container probes: exit code 0 or 1.
@@ -229,6 +232,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Deliveries(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Events(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Attempts(options) => options.execute(async || connect(&config()?).await).await?,
+        Command::Trace(options) => return options.execute(async || connect(&config()?).await).await,
         Command::Healthcheck => return check::healthcheck(&config()?).await,
         Command::Explain { code } => check::explain(code.as_deref())?,
         Command::Completions { shell } => {

@@ -100,6 +100,7 @@ async fn all_json_has_its_fields_in_one_order_and_times_in_utc() {
         &["events", "list"],
         &["events", "show", &lost],
         &["attempts"],
+        &["trace", &lost],
         &["check"],
     ] {
         let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
