@@ -137,16 +137,15 @@ language sql stable as $$
            end
 $$;
 
--- What became of an event for each subscription. `refusals` are the conditions that the caller has
--- evaluated for the subscriptions `decided`, with their `parts`; null: SQL evaluates what it can.
+-- What became of an event for each subscription. `refusals` has what the caller has evaluated: by id
+-- of a subscription the condition that does not hold and its part; where all hold there is nothing.
+-- Null: SQL evaluates what it can.
 -- A further cause is a branch of `status`, a line of `waits_for` and a variant of
 -- TraceStatus in src/admin/trace.
 create function outbox_internal.explain_event(
-    event        outbox.events,
-    named        text     default null,
-    decided      bigint[] default null,
-    refusals     text[]   default null,
-    parts        text[]   default null
+    event    outbox.events,
+    named    text  default null,
+    refusals jsonb default null
 ) returns table (
     subscription_id bigint,
     subscription    text,
@@ -158,7 +157,9 @@ create function outbox_internal.explain_event(
     last_attempt_at timestamptz,
     detail          jsonb
 )
-language sql stable as $$
+-- Its estimated costs would start the compiler of PostgreSQL, which takes seconds; and many
+-- subscriptions may have a record each, where few are expected.
+language sql stable set jit = off set enable_nestloop = off as $$
     with owed as materialized (
         select delivery.subscription_id, 'delivery' as place, delivery.owed_since, delivery.due_at,
                delivery.lease_token is not null as was_leased, delivery.attempt as attempts,
@@ -257,10 +258,10 @@ language sql stable as $$
                tried.answer as tried_answer, tried.attempts as attempts_tried, tried.delivered_at,
                pause.until as paused_until, breakers.relays as breakers,
                case when known.row is null then null
-                    when explain_event.decided is null
+                    when explain_event.refusals is null
                     then outbox_internal.refusal(known.row, explain_event.event)
-                    else given.refusal end as refusal,
-               given.part,
+                    else explain_event.refusals -> known.id::text ->> 0 end as refusal,
+               explain_event.refusals -> known.id::text ->> 1 as part,
                -- of a subscription with a start: the backfill has not come to it
                exists (select from outbox.starts as start
                         where start.subscription_id = known.id
@@ -292,9 +293,6 @@ language sql stable as $$
           left join breakers on breakers.subscription_id = known.id
           left join outbox.asked_pauses as pause on pause.subscription_id = known.id
           left join outbox.beginnings as beginning on beginning.subscription_id = known.id
-          left join unnest(explain_event.decided, explain_event.refusals, explain_event.parts)
-                    as given (subscription_id, refusal, part)
-            on given.subscription_id = known.id
          where explain_event.named is null or known.name = explain_event.named
     ),
     judged as (

@@ -2800,8 +2800,10 @@ CREATE FUNCTION outbox_internal.duration_is_valid(duration text) RETURNS boolean
                 else false end
 $_$;
 
-CREATE FUNCTION outbox_internal.explain_event(event outbox.events, named text DEFAULT NULL::text, decided bigint[] DEFAULT NULL::bigint[], refusals text[] DEFAULT NULL::text[], parts text[] DEFAULT NULL::text[]) RETURNS TABLE(subscription_id bigint, subscription text, status text, reason text, waits_for text, until timestamp with time zone, attempts integer, last_attempt_at timestamp with time zone, detail jsonb)
+CREATE FUNCTION outbox_internal.explain_event(event outbox.events, named text DEFAULT NULL::text, refusals jsonb DEFAULT NULL::jsonb) RETURNS TABLE(subscription_id bigint, subscription text, status text, reason text, waits_for text, until timestamp with time zone, attempts integer, last_attempt_at timestamp with time zone, detail jsonb)
     LANGUAGE sql STABLE
+    SET jit TO 'off'
+    SET enable_nestloop TO 'off'
     AS $$
     with owed as materialized (
         select delivery.subscription_id, 'delivery' as place, delivery.owed_since, delivery.due_at,
@@ -2901,10 +2903,10 @@ CREATE FUNCTION outbox_internal.explain_event(event outbox.events, named text DE
                tried.answer as tried_answer, tried.attempts as attempts_tried, tried.delivered_at,
                pause.until as paused_until, breakers.relays as breakers,
                case when known.row is null then null
-                    when explain_event.decided is null
+                    when explain_event.refusals is null
                     then outbox_internal.refusal(known.row, explain_event.event)
-                    else given.refusal end as refusal,
-               given.part,
+                    else explain_event.refusals -> known.id::text ->> 0 end as refusal,
+               explain_event.refusals -> known.id::text ->> 1 as part,
                -- of a subscription with a start: the backfill has not come to it
                exists (select from outbox.starts as start
                         where start.subscription_id = known.id
@@ -2936,9 +2938,6 @@ CREATE FUNCTION outbox_internal.explain_event(event outbox.events, named text DE
           left join breakers on breakers.subscription_id = known.id
           left join outbox.asked_pauses as pause on pause.subscription_id = known.id
           left join outbox.beginnings as beginning on beginning.subscription_id = known.id
-          left join unnest(explain_event.decided, explain_event.refusals, explain_event.parts)
-                    as given (subscription_id, refusal, part)
-            on given.subscription_id = known.id
          where explain_event.named is null or known.name = explain_event.named
     ),
     judged as (
@@ -4672,11 +4671,11 @@ GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, decided bigint[], refusals text[], parts text[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, decided bigint[], refusals text[], parts text[]) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, decided bigint[], refusals text[], parts text[]) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, decided bigint[], refusals text[], parts text[]) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, decided bigint[], refusals text[], parts text[]) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.find_event(id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_admin;

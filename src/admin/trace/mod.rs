@@ -3,11 +3,11 @@
 
 mod status;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::FromRow;
+use sqlx::{FromRow, types::Json};
 use uuid::Uuid;
 
 pub use self::status::{TraceGroup, TraceStatus};
@@ -210,9 +210,9 @@ impl Operator {
         let Some(row) = ask(TRACING, query.fetch_optional(&mut self.connection)).await? else {
             return Ok(None);
         };
-        let conditions = Conditions::of(self.list_subscriptions(subscription).await?, &row);
+        let refusals = refusals(self.list_subscriptions(subscription).await?, &row);
         let query = rows::<Explained>(sql!("admin/explain_event")).bind(id).bind(subscription);
-        let query = query.bind(conditions.decided).bind(conditions.refusals).bind(conditions.parts);
+        let query = query.bind(Json(refusals));
         let explained = ask(TRACING, query.fetch_all(&mut self.connection)).await?;
         let query = rows::<AttemptRow>(sql!("admin/trace_attempts")).bind(id).bind(row.position);
         let query = query.bind(row.created_at).bind(subscription).bind(ATTEMPTS);
@@ -239,42 +239,31 @@ impl Operator {
     }
 }
 
-/// The conditions of subscriptions for one event, as `outbox_internal.explain_event` takes them.
-#[derive(Default)]
-struct Conditions {
-    decided: Vec<i64>,
-    refusals: Vec<Option<String>>,
-    parts: Vec<Option<String>>,
-}
+/// The condition that does not hold and its part, by id of the subscription; those that want the event are
+/// left out.
+type Refusals = BTreeMap<String, (String, Option<String>)>;
 
-impl Conditions {
-    fn of(subscriptions: Vec<SubscriptionRow>, row: &EventRow) -> Self {
-        let event = row.event();
-        let mut conditions = Self::default();
-        // Conditions need no sink: those of other programs are not here.
-        let sinks = Registry::default();
-        for one in subscriptions {
-            let (one, _) = Subscription::bind(one, &sinks);
-            let (refusal, part) = refusal(&one, &event, row.payload.is_some());
-            conditions.decided.push(one.row.id.0);
-            conditions.refusals.push(refusal);
-            conditions.parts.push(part);
-        }
-        conditions
-    }
+fn refusals(subscriptions: Vec<SubscriptionRow>, row: &EventRow) -> Refusals {
+    let event = row.event();
+    // Conditions need no sink: those of other programs are not here.
+    let sinks = Registry::default();
+    let subscriptions = subscriptions.into_iter().map(|one| Subscription::bind(one, &sinks).0);
+    let refused =
+        subscriptions.filter_map(|one| Some((one.row.id.0, refusal(&one, &event, row.payload.is_some())?)));
+    refused.map(|(id, refusal)| (id.to_string(), refusal)).collect()
 }
 
 /// The condition that does not hold, and its part.
-fn refusal(one: &Subscription, event: &Event, is_readable: bool) -> (Option<String>, Option<String>) {
+fn refusal(one: &Subscription, event: &Event, is_readable: bool) -> Option<(String, Option<String>)> {
     if !is_readable && one.needs_payload() && one.wants_plainly(event) {
-        return (Some("filter_unknown".to_owned()), None);
+        return Some(("filter_unknown".to_owned(), None));
     }
     match one.explain(event) {
-        Wanted::Yes => (None, None),
-        Wanted::Failed(why) => (Some("failed".to_owned()), Some(why)),
+        Wanted::Yes => None,
+        Wanted::Failed(why) => Some(("failed".to_owned(), Some(why))),
         Wanted::No(condition) => {
             let name = condition.to_string();
-            (Some(name), if let Condition::Filter(part) = condition { Some(part) } else { None })
+            Some((name, if let Condition::Filter(part) = condition { Some(part) } else { None }))
         }
     }
 }

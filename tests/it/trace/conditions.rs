@@ -181,5 +181,15 @@ async fn ten_thousand_subscriptions_are_counted_by_condition_in_seconds() {
     let rows = format!("select count(*) from outbox.explain('{event}')");
     assert_eq!(database.count(rows).await, 10_001);
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    // Each of them has a record.
+    database
+        .execute(
+            "insert into outbox.deliveries (subscription_id, due_at, position, created_at) \
+             select one.id, now(), position, event.created_at from outbox.subscriptions as one, outbox.events as event",
+        )
+        .await;
+    let began = Instant::now();
+    assert!(shown(&database, &[&event.to_string()]).ends_with("10001 waiting\n"));
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     database.drop().await;
 }
