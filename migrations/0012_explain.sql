@@ -137,9 +137,9 @@ language sql stable as $$
            end
 $$;
 
--- What became of an event for each subscription. `refusals` has what the caller has evaluated: by id
--- of a subscription the condition that does not hold and its part; where all hold there is nothing.
--- Null: SQL evaluates what it can.
+-- What became of an event for each subscription. `refusals` has what the caller has evaluated: by
+-- id of a subscription the condition that does not hold and its part; where all hold there is
+-- nothing. Null: SQL evaluates what it can.
 -- A further cause is a branch of `status`, a line of `waits_for` and a variant of
 -- TraceStatus in src/admin/trace.
 create function outbox_internal.explain_event(
