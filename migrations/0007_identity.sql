@@ -132,6 +132,7 @@ begin
         update outbox.subscriptions as subscription set changed = this
          where subscription.changed > this;
         update outbox.event_types as type set changed = this where type.changed > this;
+        delete from outbox.beginnings;  -- their transaction ids were those of the original
     else
         select count(*) into strict pending
           from outbox.events as event

@@ -161,6 +161,7 @@ begin
         update outbox.subscriptions as subscription set changed = this
          where subscription.changed > this;
         update outbox.event_types as type set changed = this where type.changed > this;
+        delete from outbox.beginnings;  -- their transaction ids were those of the original
     else
         select count(*) into strict pending
           from outbox.events as event
@@ -215,11 +216,6 @@ begin
               from outbox.identity as identity) then
         raise exception 'outbox.adopt cannot be called inside a savepoint or an exception block';
     end if;
-    perform outbox_internal.record_audit(
-                'adopted', null,
-                jsonb_build_object('keep_pending', keep_pending,
-                                   'environment', adopt.environment, 'events', pending),
-                owed);
     return query select pending, owed;
 end;
 $_$;
@@ -363,14 +359,6 @@ begin
          where keep
     )
     select count(*) into cancelled from taken;
-    if cancelled > 0 then
-        perform outbox_internal.record_audit(
-                    'cancelled', cancel.subscription,
-                    jsonb_build_object('topic', cancel.topic, 'event', cancel.event,
-                                       'error_like', cancel.error_like,
-                                       'max_rows', cancel.max_rows, 'dead_letters', keep),
-                    cancelled);
-    end if;
     return cancelled;
 end;
 $$;
@@ -442,7 +430,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) IS 'Create or change the type of a topic pattern and version. Calling it twice changes nothing. Returns the id.';
 
-CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS bigint
+CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -459,23 +447,15 @@ begin
                select candidate.id
                  from outbox.matching_dead_letters(
                           discard.subscription, discard.topic, discard.error_like,
-                          discard.since, discard.id, discard.until) as candidate
+                          discard.since, discard.id) as candidate
                 order by candidate.position, candidate.id
                 limit max_rows));
     get diagnostics discarded = row_count;
-    if discarded > 0 then
-        perform outbox_internal.record_audit(
-                    'discarded', discard.subscription,
-                    jsonb_build_object('topic', discard.topic, 'error_like', discard.error_like,
-                                       'since', discard.since, 'until', discard.until,
-                                       'max_rows', discard.max_rows, 'id', discard.id),
-                    discarded);
-    end if;
     return discarded;
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) IS 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
+COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) IS 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
 
 CREATE FUNCTION outbox.drop_event_type(topic text, version integer DEFAULT 1) RETURNS boolean
     LANGUAGE plpgsql
@@ -489,6 +469,29 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.drop_event_type(topic text, version integer) IS 'Delete an event type. Its events are no longer checked. Returns whether it existed.';
+
+CREATE FUNCTION outbox.explain(event uuid) RETURNS TABLE(subscription text, status text, reason text, waits_for text, until timestamp with time zone, attempts integer, last_attempt_at timestamp with time zone, detail jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    traced outbox.events;
+begin
+    select one.* into traced from outbox_internal.traced_event(explain.event) as one;
+    if traced.id is null then
+        return query
+            select null::text, 'unknown_event'::text,
+                   'not committed, or removed from the log, and no dead letter has it'::text,
+                   null::text, null::timestamptz, 0, null::timestamptz, '{}'::jsonb;
+        return;
+    end if;
+    return query
+        select one.subscription, one.status, one.reason, one.waits_for, one.until, one.attempts,
+               one.last_attempt_at, one.detail
+          from outbox_internal.explain_event(traced) as one;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.explain(event uuid) IS 'Why an event was not delivered: for each subscription what became of it, or the first condition that kept it away, and what it waits for. SQL cannot evaluate filters: where only the filter is left the status is unknown; pgoutbox trace evaluates it.';
 
 CREATE FUNCTION outbox.grant_roles() RETURNS text[]
     LANGUAGE plpgsql
@@ -507,7 +510,6 @@ begin
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
             ('outbox_publisher',
              'execute on function outbox.publish, outbox.published, outbox.new_id'),
-            ('outbox_publisher', 'execute on function outbox.wait'),
             ('outbox_publisher', 'execute on function outbox.capture, outbox.release'),
             ('outbox_publisher', 'execute on function outbox.bridge'),
             ('outbox_publisher', 'select on outbox.captures'),
@@ -526,7 +528,6 @@ begin
             ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
-            ('outbox_relay', 'execute on function outbox.wait, outbox.latest'),
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
@@ -542,9 +543,7 @@ begin
              'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
-            ('outbox_monitor', 'select on outbox.captures'),
-            ('outbox_monitor', 'select on outbox.audit'),
-            ('outbox_monitor', 'execute on function outbox.wait')
+            ('outbox_monitor', 'select on outbox.captures')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
@@ -558,12 +557,6 @@ begin
             end;
         end if;
     end loop;
-    -- What it writes is the word of the functions that call it.
-    begin
-        execute 'revoke execute on function outbox_internal.record_audit from outbox_admin';
-    exception
-        when undefined_function or undefined_object then null;
-    end;
     -- What most helpers do, they do with the rights of the caller.
     for grant_row in
         select proc.oid::regprocedure as helper, wanted.role
@@ -599,93 +592,6 @@ $$;
 
 COMMENT ON FUNCTION outbox.grant_roles() IS 'Grant the groups outbox_publisher, outbox_relay, outbox_admin and outbox_monitor their rights. Run it after creating one of them. Returns the statements that it ran.';
 
-CREATE FUNCTION outbox.new_id() RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    AS $$
-                select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
-                       placing substring(
-                           int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
-                       from 1 for 6),
-                       52, 1), 53, 1), 'hex')::uuid$$;
-
-COMMENT ON FUNCTION outbox.new_id() IS 'An id for an event, a UUID of version 7, to know the id before publishing.';
-
-CREATE TABLE outbox.events (
-    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    "position" bigint NOT NULL,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    id uuid DEFAULT outbox.new_id() NOT NULL,
-    topic outbox.topic NOT NULL,
-    key outbox.key,
-    payload outbox.payload NOT NULL,
-    headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
-    organization outbox.organization,
-    source outbox.source,
-    user_id outbox.user_id,
-    priority outbox.priority DEFAULT 0 NOT NULL,
-    deliver_after outbox.instant,
-    schema_version integer
-)
-PARTITION BY RANGE (created_at);
-
-ALTER TABLE ONLY outbox.events REPLICA IDENTITY FULL;
-
-COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
-
-CREATE FUNCTION outbox.latest(topics text[], since timestamp with time zone DEFAULT NULL::timestamp with time zone, organization text DEFAULT NULL::text, max_events integer DEFAULT 1000000) RETURNS SETOF outbox.events
-    LANGUAGE plpgsql STABLE
-    AS $$
-declare
-    expressions text[] := '{}';
-    pattern     text;
-    looked_at   bigint;
-begin
-    if latest.topics is null or cardinality(latest.topics) not between 1 and 100 then
-        raise exception using errcode = '22023',
-            message = 'topics: must be an array of 1 to 100 topic patterns',
-            hint = 'For example array[''shop.orders.*''].';
-    end if;
-    foreach pattern in array latest.topics loop
-        if pattern is null then
-            raise exception using errcode = '22023', message = 'topics: has a null',
-                hint = 'For example array[''shop.orders.*''].';
-        end if;
-        expressions := expressions || outbox_internal.topic_expression(pattern);
-    end loop;
-    if latest.max_events is null or latest.max_events not between 1 and 100000000 then
-        raise exception using errcode = '22023',
-            message = format('max_events: %s is not between 1 and 100000000',
-                             coalesce(latest.max_events::text, 'null'));
-    end if;
-    -- What is not looked at might hold the newest event of a key: that is refused, not left out.
-    select count(*) into looked_at
-      from (select from outbox.events as event
-             where latest.since is null or event.created_at >= latest.since
-             limit latest.max_events + 1) as event;
-    if looked_at > latest.max_events then
-        raise exception using errcode = '22023',
-            message = format('max_events: the log has more than %s events to look at',
-                             latest.max_events),
-            hint = 'Give since, to look only at newer ones, or a larger max_events.';
-    end if;
-    return query
-        select event.*
-          from (select distinct on (one.organization, one.key) one.position, one.created_at
-                  from outbox.events as one
-                 where one.key is not null
-                   and (latest.since is null or one.created_at >= latest.since)
-                   and (latest.organization is null or one.organization = latest.organization)
-                   and ('.' || one.topic) ~ any (expressions)
-                 order by one.organization, one.key, one.position desc) as newest
-          join outbox.events as event
-            on event.position = newest.position
-           and event.created_at = newest.created_at
-         order by event.position;
-end;
-$$;
-
-COMMENT ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) IS 'The newest event of each key (and organization) among those whose topic matches a pattern, in the order of positions, to begin from. Events without a key are left out. Reads the log, from since on if it is given, and refuses to read more than max_events.';
-
 CREATE TABLE outbox.dead_letters (
     id bigint NOT NULL,
     died_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
@@ -709,7 +615,7 @@ CREATE TABLE outbox.dead_letters (
     schema_version integer
 );
 
-CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS SETOF outbox.dead_letters
+CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, id bigint DEFAULT NULL::bigint) RETURNS SETOF outbox.dead_letters
     LANGUAGE sql STABLE
     AS $$
     -- A dead letter belongs to the subscription with its id, whatever that is called now.
@@ -725,10 +631,21 @@ CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::tex
             or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
        and outbox_internal.is_asked_for(
                letter, matching_dead_letters.topic, matching_dead_letters.error_like,
-               matching_dead_letters.since, matching_dead_letters.until)
+               matching_dead_letters.since)
 $$;
 
-COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint, until timestamp with time zone) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
+COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
+
+CREATE FUNCTION outbox.new_id() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    AS $$
+                select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
+                       placing substring(
+                           int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+                       from 1 for 6),
+                       52, 1), 53, 1), 'hex')::uuid$$;
+
+COMMENT ON FUNCTION outbox.new_id() IS 'An id for an event, a UUID of version 7, to know the id before publishing.';
 
 CREATE TABLE outbox.pages (
     id bigint NOT NULL,
@@ -805,6 +722,28 @@ CREATE TABLE outbox.deliveries (
     asked boolean DEFAULT false NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
+
+CREATE TABLE outbox.events (
+    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    id uuid DEFAULT outbox.new_id() NOT NULL,
+    topic outbox.topic NOT NULL,
+    key outbox.key,
+    payload outbox.payload NOT NULL,
+    headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
+    organization outbox.organization,
+    source outbox.source,
+    user_id outbox.user_id,
+    priority outbox.priority DEFAULT 0 NOT NULL,
+    deliver_after outbox.instant,
+    schema_version integer
+)
+PARTITION BY RANGE (created_at);
+
+ALTER TABLE ONLY outbox.events REPLICA IDENTITY FULL;
+
+COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
 
 CREATE TABLE outbox.subscriptions (
     id bigint NOT NULL,
@@ -1039,7 +978,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.published(topic text) IS 'The events that the current transaction has published so far, in the order of publishing, of topics that match the pattern. For tests of applications.';
 
-CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS bigint
+CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -1060,7 +999,7 @@ begin
              where (target_id is null or letter.subscription_id = target_id)
                and (redrive.id is null or letter.id = redrive.id)
                and outbox_internal.is_asked_for(letter, redrive.topic, redrive.error_like,
-                                                redrive.since, redrive.until)
+                                                redrive.since)
                and letter.event_id is not null  -- what could not be read is never sent
                and exists (select from outbox.subscriptions as target
                             where target.id = letter.subscription_id)
@@ -1101,14 +1040,6 @@ begin
      order by gone.position;
     get diagnostics redriven = row_count;
 
-    if redriven > 0 then
-        perform outbox_internal.record_audit(
-                    'redriven', redrive.subscription,
-                    jsonb_build_object('topic', redrive.topic, 'error_like', redrive.error_like,
-                                       'since', redrive.since, 'until', redrive.until,
-                                       'max_rows', redrive.max_rows, 'id', redrive.id),
-                    redriven);
-    end if;
     if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
     end if;
@@ -1116,7 +1047,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) IS 'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
+COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) IS 'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
 
 CREATE FUNCTION outbox.release("table" regclass) RETURNS boolean
     LANGUAGE plpgsql
@@ -1180,13 +1111,6 @@ begin
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
     get diagnostics retried = row_count;
-    if retried > 0 then
-        perform outbox_internal.record_audit(
-                    'retried', retry.subscription,
-                    jsonb_build_object('topic', retry.topic, 'event', retry.event,
-                                       'error_like', retry.error_like, 'max_rows', retry.max_rows),
-                    retried);
-    end if;
     if retried > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
     end if;
@@ -1286,85 +1210,6 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
-
-CREATE FUNCTION outbox.wait(event uuid, timeout interval DEFAULT '00:00:10'::interval) RETURNS text
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET jit TO 'off'
-    AS $$
-declare
-    began   timestamptz := clock_timestamp();
-    looked  timestamptz;
-    place   record;
-    status  text;
-    pause   double precision := 0.01;
-    left_to_wait double precision;
-begin
-    if wait.event is null then
-        raise exception using errcode = '22023', message = 'event: is null',
-            hint = 'Give the id that outbox.publish returned.';
-    end if;
-    if wait.timeout is null or wait.timeout <= interval '0' or wait.timeout > interval '1 hour' then
-        raise exception using errcode = '22023',
-            message = format('timeout: %s is not above 0 and at most 1 hour',
-                             coalesce(wait.timeout::text, 'null')),
-            hint = 'For example ''10s''. Call it again to wait longer.';
-    end if;
-    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
-        raise exception using errcode = '22023',
-            message = format('outbox.wait cannot see progress in a transaction that is %s',
-                             current_setting('transaction_isolation')),
-            hint = 'Call it outside of a transaction, or in one that is read committed.';
-    end if;
-    loop
-        looked := clock_timestamp();
-        if place is null then
-            select * into place from outbox_internal.find_event(wait.event);
-            if not found then
-                if exists (select from outbox.dead_letters as letter
-                            where letter.event_id = wait.event) then
-                    return 'failed';
-                end if;
-                raise exception using errcode = '22023',
-                    message = format('event: there is no event %s, and no dead letter of it',
-                                     wait.event),
-                    hint = 'Its transaction has not committed or was rolled back, or the event '
-                           'was removed from the log.';
-            end if;
-            if place.xid = pg_current_xact_id_if_assigned() then
-                raise exception using errcode = '22023',
-                    message = format('event: %s was published by this transaction, and is sent '
-                                     'only after its commit',
-                                     wait.event),
-                    hint = 'Commit first, then call outbox.wait.';
-            end if;
-        end if;
-        select current.status into status
-          from outbox.event_status as current
-         where current.position = place.position
-           and current.created_at = place.created_at
-           and current.id = wait.event;
-        if not found then
-            place := null;  -- it was removed meanwhile
-            continue;
-        end if;
-        if status in ('completed', 'failed') then
-            return status;
-        end if;
-        left_to_wait := extract(epoch from began + wait.timeout - clock_timestamp());
-        if left_to_wait <= 0 then
-            return 'pending';
-        end if;
-        -- Where a look takes long, because much is owed, it is made less often.
-        perform pg_sleep(least(left_to_wait,
-                               greatest(pause,
-                                        4 * extract(epoch from clock_timestamp() - looked))));
-        pause := least(pause * 1.5, 0.25);
-    end loop;
-end;
-$$;
-
-COMMENT ON FUNCTION outbox.wait(event uuid, timeout interval) IS 'Wait after the commit until nothing is owed of an event, at most for a timeout of up to an hour. Returns completed, failed (there is a dead letter), or pending: the time is over. An event that nobody wants is completed. While a call lasts it holds its connection and keeps vacuum back, so call it again rather than for long.';
 
 CREATE FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) RETURNS text
     LANGUAGE plpgsql
@@ -1621,49 +1466,6 @@ begin
     return prefix;
 end;
 $_$;
-
-CREATE FUNCTION outbox_internal.audit_subscription() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-declare
-    fields text[];
-begin
-    if tg_op = 'INSERT' then
-        perform outbox_internal.record_audit('created', new.name,
-                                             jsonb_build_object('sink', new.sink));
-        return null;
-    elsif tg_op = 'DELETE' then
-        perform outbox_internal.record_audit('deleted', old.name);
-        return null;
-    end if;
-    select coalesce(array_agg(field.key order by field.key), '{}') into fields
-      from jsonb_each(to_jsonb(new)) as field
-     where field.value is distinct from to_jsonb(old) -> field.key
-       and field.key not in ('active', 'state', 'state_reason', 'owed_until', 'resumed_at',
-                             'created_at', 'updated_at', 'changed');
-    if fields <> '{}' then
-        perform outbox_internal.record_audit(
-                    'changed', new.name,
-                    jsonb_build_object('fields', fields,
-                                       'was', case when old.name <> new.name then old.name end));
-    end if;
-    if old.active and not new.active then
-        perform outbox_internal.record_audit('paused', new.name);
-    elsif new.active and not old.active
-          or fields = '{}'
-             and (new.resumed_at is distinct from old.resumed_at
-                  or old.state in ('gone', 'disabled')
-                     and new.state not in ('gone', 'disabled')) then
-        perform outbox_internal.record_audit('resumed', new.name);
-    end if;
-    if new.state in ('gone', 'disabled') and new.state <> old.state then
-        perform outbox_internal.record_audit(new.state, new.name,
-                                             jsonb_build_object('reason', new.state_reason));
-    end if;
-    return null;
-end;
-$$;
 
 CREATE FUNCTION outbox_internal.bridge_json(value text) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE
@@ -2998,7 +2800,245 @@ CREATE FUNCTION outbox_internal.duration_is_valid(duration text) RETURNS boolean
                 else false end
 $_$;
 
-CREATE FUNCTION outbox_internal.find_event(event uuid) RETURNS TABLE("position" bigint, created_at timestamp with time zone, xid xid8)
+CREATE FUNCTION outbox_internal.explain_event(event outbox.events, named text DEFAULT NULL::text, refusals jsonb DEFAULT NULL::jsonb) RETURNS TABLE(subscription_id bigint, subscription text, status text, reason text, waits_for text, until timestamp with time zone, attempts integer, last_attempt_at timestamp with time zone, detail jsonb)
+    LANGUAGE sql STABLE
+    SET jit TO 'off'
+    SET enable_nestloop TO 'off'
+    AS $$
+    with owed as materialized (
+        select delivery.subscription_id, 'delivery' as place, delivery.owed_since, delivery.due_at,
+               delivery.lease_token is not null as was_leased, delivery.attempt as attempts,
+               -- rows do not say who leased them
+               (select case when count(*) = 1 then min(relay.name) end
+                  from outbox.relays as relay
+                 where relay.seen_at > now() - interval '1 minute') as relay,
+               false as is_suspect
+          from outbox.deliveries as delivery
+         where delivery.position = (explain_event.event).position
+        union all
+        select pair.subscription_id, 'page', page.owed_since[1], page.due_at, true, 0, page.relay,
+               page.deaths > 0
+          from outbox.pages as page
+         cross join lateral outbox_internal.left_of(page) as pair
+         where (explain_event.event).created_at between page.created_from and page.created_until
+           and exists (select from unnest(page.owed) as positions
+                        where positions @> (explain_event.event).position)
+           and pair.position = (explain_event.event).position
+        union all
+        select backlog.subscription_id, 'backlog', backlog.owed_since, null, false, 0, null,
+               backlog.deaths > 0
+          from outbox.backlog as backlog
+         where backlog.positions @> (explain_event.event).position
+           and (explain_event.event).created_at between backlog.created_from
+                                                    and backlog.created_until
+    ),
+    -- after a lost lease there may be two
+    waiting as materialized (
+        select distinct on (one.subscription_id)
+               one.*, one.was_leased and one.due_at > now() as is_held
+          from owed as one
+         order by one.subscription_id, one.was_leased and one.due_at > now() desc, one.due_at
+    ),
+    tried as materialized (
+        select distinct on (attempt.subscription_id)
+               attempt.subscription_id, attempt.at, attempt.reason, attempt.status, attempt.answer,
+               max(attempt.attempt) over attempts_of as attempts,
+               max(attempt.at) filter (where attempt.outcome = 'delivered') over attempts_of
+                   as delivered_at
+          from outbox.attempts as attempt
+         where attempt.position = (explain_event.event).position
+           and attempt.at >= (explain_event.event).created_at
+           and coalesce(attempt.event_id = (explain_event.event).id, true)
+        window attempts_of as (partition by attempt.subscription_id)
+         order by attempt.subscription_id, attempt.at desc
+    ),
+    letters as materialized (
+        select distinct on (letter.subscription_id)
+               letter.id, letter.subscription_id, letter.subscription, letter.reason,
+               letter.status, letter.answer, letter.attempts, letter.event_id, letter.died_at
+          from outbox.dead_letters as letter
+         where letter.position = (explain_event.event).position
+           and coalesce(letter.event_id = (explain_event.event).id, true)
+         order by letter.subscription_id, letter.id desc
+    ),
+    breakers as materialized (
+        select report.subscription_id, jsonb_agg(report.relay order by report.relay) as relays
+          from outbox.relay_subscriptions as report
+          join outbox.relays as relay
+            on relay.name = report.relay
+           and relay.seen_at > now() - interval '1 minute'
+         where report.breaker <> 'closed'
+         group by report.subscription_id
+    ),
+    known as (
+        select one.id, one.name, one as row from outbox.subscriptions as one
+        union all
+        -- those that were deleted
+        select gone.subscription_id, min(gone.name), null
+          from (select letter.subscription_id, letter.subscription as name from letters as letter
+                union all
+                select attempt.subscription_id, null from tried as attempt) as gone
+         where not exists (select from outbox.subscriptions as one
+                            where one.id = gone.subscription_id)
+         group by gone.subscription_id
+    ),
+    facts as materialized (
+        select known.id, known.name,
+               known.row is null as is_deleted, (known.row).active, (known.row).state,
+               (known.row).state_reason,
+               case when (known.row).updated_at > (explain_event.event).created_at
+                         and (known.row).updated_at > (known.row).created_at
+                    then (known.row).updated_at end as changed_at,
+               (known.row).state = 'gone'
+                   and (explain_event.event).position
+                       > coalesce((known.row).owed_until, 0) as is_after_gone,
+               waiting.place, waiting.owed_since, waiting.due_at, waiting.was_leased,
+               waiting.is_held, waiting.is_suspect, waiting.relay,
+               waiting.attempts as attempts_of_row,
+               letter.id as letter_id, letter.reason as letter_reason,
+               letter.status as letter_status, letter.answer as letter_answer,
+               letter.attempts as letter_attempts, letter.event_id is not null as is_redrivable,
+               letter.died_at,
+               tried.at as tried_at, tried.reason as tried_reason, tried.status as tried_status,
+               tried.answer as tried_answer, tried.attempts as attempts_tried, tried.delivered_at,
+               pause.until as paused_until, breakers.relays as breakers,
+               case when known.row is null then null
+                    when explain_event.refusals is null
+                    then outbox_internal.refusal(known.row, explain_event.event)
+                    else explain_event.refusals -> known.id::text ->> 0 end as refusal,
+               explain_event.refusals -> known.id::text ->> 1 as part,
+               -- of a subscription with a start: the backfill has not come to it
+               exists (select from outbox.starts as start
+                        where start.subscription_id = known.id
+                          and (explain_event.event).position > start.position
+                          and (start.since is null
+                               or (explain_event.event).created_at >= start.since)
+                          and ((explain_event.event).xid is null or start.settled is null
+                               or pg_visible_in_snapshot((explain_event.event).xid, start.settled)
+                               or coalesce(pg_visible_in_snapshot((explain_event.event).xid,
+                                                                  start.window_end)
+                                           and (explain_event.event).position
+                                               <= start.page_after, false)))
+                   as is_starting,
+               coalesce((explain_event.event).created_at < (known.row).created_at
+                        and coalesce((explain_event.event).created_at < beginning.starts_at, true)
+                        and case when (explain_event.event).xid is null or beginning.settled is null
+                                 then true  -- only the times are known
+                                 else pg_visible_in_snapshot((explain_event.event).xid,
+                                                             beginning.settled)
+                                      or coalesce(pg_visible_in_snapshot((explain_event.event).xid,
+                                                                         beginning.window_end)
+                                                  and (explain_event.event).position
+                                                      <= beginning.page_after, false) end,
+                        false) as is_before_start
+          from known
+          left join waiting on waiting.subscription_id = known.id
+          left join letters as letter on letter.subscription_id = known.id
+          left join tried on tried.subscription_id = known.id
+          left join breakers on breakers.subscription_id = known.id
+          left join outbox.asked_pauses as pause on pause.subscription_id = known.id
+          left join outbox.beginnings as beginning on beginning.subscription_id = known.id
+         where explain_event.named is null or known.name = explain_event.named
+    ),
+    judged as (
+        select facts.*,
+               -- the first that holds
+               case
+               when facts.is_held then 'in_flight'
+               when facts.place is not null and facts.state = 'gone' then 'gone'
+               when facts.place is not null and facts.state = 'disabled' then 'disabled'
+               when facts.place is not null and not facts.active then 'paused'
+               when facts.place is not null and facts.state = 'invalid' then 'invalid'
+               when facts.due_at > now() and facts.owed_since > now() then 'scheduled'
+               -- its own wait and the pause are counted from two moments
+               when facts.place is not null
+                    and facts.paused_until
+                        >= coalesce(facts.due_at, '-infinity') - interval '10 seconds'
+               then 'paused_by_destination'
+               when facts.due_at > now() then 'retrying'
+               when facts.is_suspect then 'suspect'
+               when facts.was_leased then 'lease_ended'
+               when facts.place is not null and facts.breakers is not null then 'breaker_open'
+               when facts.place = 'backlog' then 'backlog'
+               when facts.place is not null then 'due'
+               when facts.letter_reason = 'expired' then 'expired'
+               when facts.letter_reason in ('relay_killed', 'event_unreadable') then 'quarantined'
+               when facts.letter_id is not null then 'dead_letter'
+               when facts.delivered_at is not null then 'delivered'
+               when facts.is_deleted then 'deleted'
+               when facts.refusal = 'failed' then 'condition_failed'
+               when facts.refusal <> 'filter_unknown' then 'unwanted'
+               when facts.is_after_gone then 'after_gone'
+               when not outbox_internal.is_routed(explain_event.event) then 'not_routed'
+               when facts.is_starting then 'backfill'
+               when facts.is_before_start then 'before_start'
+               when facts.refusal = 'filter_unknown' then 'unknown'
+               else 'settled'
+               end as status
+          from facts
+    )
+    select judged.id, judged.name, judged.status,
+           case when judged.status = 'unwanted' then judged.refusal
+                when judged.status = 'condition_failed' then judged.part
+                when judged.status in ('gone', 'after_gone', 'disabled', 'invalid')
+                then judged.state_reason
+                when judged.status in ('expired', 'quarantined', 'dead_letter')
+                then judged.letter_reason
+                when judged.status <> 'delivered' then judged.tried_reason end,
+           case when judged.status in ('due', 'backlog', 'suspect', 'lease_ended', 'breaker_open',
+                                       'not_routed', 'backfill')
+                     and not exists (select from outbox.relays as relay
+                                      where relay.seen_at > now() - interval '1 minute')
+                then 'a running relay'
+                else case judged.status
+                     when 'in_flight' then 'an answer, or the end of the lease'
+                     when 'gone' then 'outbox.resume()'
+                     when 'disabled' then 'outbox.resume()'
+                     when 'paused' then 'outbox.resume()'
+                     when 'invalid' then 'a correction of the subscription'
+                     when 'scheduled' then 'its time'
+                     when 'paused_by_destination' then 'the end of the pause'
+                     when 'retrying' then 'its next attempt'
+                     when 'suspect' then 'its turn'
+                     when 'lease_ended' then 'a relay that takes it over'
+                     when 'breaker_open' then 'a probe that succeeds'
+                     when 'backlog' then 'room for its subscription'
+                     when 'due' then 'its turn'
+                     when 'not_routed' then 'a relay that routes it'
+                     when 'backfill' then 'the backfill'
+                     end end,
+           case when judged.status in ('in_flight', 'scheduled', 'retrying') then judged.due_at
+                when judged.status = 'paused_by_destination'
+                then greatest(judged.paused_until, judged.due_at)
+                when judged.status = 'not_routed'
+                     and (explain_event.event).deliver_after > now()
+                then (explain_event.event).deliver_after end,
+           greatest(judged.attempts_of_row - judged.is_held::integer, judged.letter_attempts,
+                    judged.attempts_tried, 0),
+           judged.tried_at,
+           jsonb_strip_nulls(jsonb_build_object(
+               'condition', judged.refusal,
+               'part', judged.part,
+               'place', judged.place,
+               'owed_since', judged.owed_since,
+               'due_at', judged.due_at,
+               'relay', case when judged.is_held then judged.relay end,
+               'breakers', judged.breakers,
+               'paused_until', judged.paused_until,
+               'dead_letter', judged.letter_id,
+               'died_at', judged.died_at,
+               'is_redrivable', case when judged.letter_id is not null and not judged.is_deleted
+                                     then judged.is_redrivable end,
+               'http_status', coalesce(judged.letter_status, judged.tried_status),
+               'answer', coalesce(judged.letter_answer, judged.tried_answer),
+               'delivered_at', judged.delivered_at,
+               'changed_at', judged.changed_at,
+               'is_deleted', nullif(judged.is_deleted, false)))
+      from judged
+     order by judged.name nulls last, judged.id
+$$;
+
+CREATE FUNCTION outbox_internal.find_event(id uuid) RETURNS TABLE("position" bigint, created_at timestamp with time zone)
     LANGUAGE sql STABLE
     AS $$
     with id as (
@@ -3007,21 +3047,22 @@ CREATE FUNCTION outbox_internal.find_event(event uuid) RETURNS TABLE("position" 
                given.at is not null or given.version = '7' as is_dated
           from (select (select known.created_at
                           from outbox.event_ids as known
-                         where known.id = find_event.event) as at,
-                       ('x' || left(replace(find_event.event::text, '-', ''), 12))::bit(48)::bigint
+                         where known.id = find_event.id) as at,
+                       ('x' || left(replace(find_event.id::text, '-', ''), 12))::bit(48)::bigint
                            as milliseconds,
-                       substring(find_event.event::text from 15 for 1) as version) as given
+                       substring(find_event.id::text from 15 for 1) as version) as given
     )
-    select found.position, found.created_at, found.xid
-      from (select one.position, one.created_at, one.xid
+    select found.position, found.created_at
+      from (select event.position, event.created_at
               from id
-              join outbox.events as one
-                on one.created_at between id.near - interval '1 hour' and id.near + interval '1 day'
-             where one.id = find_event.event
+              join outbox.events as event
+                on event.created_at between id.near - interval '1 hour'
+                                        and id.near + interval '1 day'
+             where event.id = find_event.id
             union all
-            select one.position, one.created_at, one.xid
-              from outbox.events as one
-             where one.id = find_event.event
+            select event.position, event.created_at
+              from outbox.events as event
+             where event.id = find_event.id
                and not (select id.is_dated from id)) as found
      limit 1
 $$;
@@ -3135,7 +3176,7 @@ begin
 end;
 $_$;
 
-CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) RETURNS boolean
+CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) RETURNS boolean
     LANGUAGE sql STABLE
     AS $$
     select (topic is null or outbox.topic_matches(topic, letter.topic))
@@ -3144,7 +3185,20 @@ CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic t
             or letter.answer like error_like
             or letter.status::text like error_like)
        and (since is null or letter.died_at >= since)
-       and (until is null or letter.died_at < until)
+$$;
+
+CREATE FUNCTION outbox_internal.is_routed(event outbox.events) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    -- without a transaction id it is from a dead letter
+    select event.xid is null
+           or pg_visible_in_snapshot(event.xid, cursor.settled)
+           or (cursor.window_end is not null
+               and pg_visible_in_snapshot(event.xid, cursor.window_end)
+               and event.position <= cursor.page_after)
+      from outbox.cursor as cursor
+     order by cursor.step desc
+     limit 1
 $$;
 
 CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS boolean
@@ -3153,30 +3207,30 @@ CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS b
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
 $$;
 
-CREATE FUNCTION outbox_internal.record_audit(action text, subscription text DEFAULT NULL::text, details jsonb DEFAULT '{}'::jsonb, rows bigint DEFAULT NULL::bigint) RETURNS bigint
-    LANGUAGE sql SECURITY DEFINER
+CREATE FUNCTION outbox_internal.record_beginning() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$
-    insert into outbox.audit (action, subscription, rows, details, login, role, application)
-    select record_audit.action, record_audit.subscription, record_audit.rows,
-           coalesce(jsonb_strip_nulls(record_audit.details), '{}')
-           || case when done.by_relay then '{"by": "relay"}'::jsonb else '{}' end,
-           session_user, coalesce(nullif(current_setting('role'), 'none'), session_user),
-           done.application
-      from (select current_setting('application_name') as application,
-                   -- as relays call themselves, or a login that may be nothing else
-                   current_setting('application_name') ~ '^pgoutbox/[^/]+/'
-                   and current_setting('application_name') !~ '^pgoutbox/[^/]+/cli$'
-                   or coalesce((select pg_has_role(session_user, relay.oid, 'member')
-                                  from pg_roles as relay where relay.rolname = 'outbox_relay')
-                               and not (select pg_has_role(session_user, admin.oid, 'member')
-                                          from pg_roles as admin
-                                         where admin.rolname = 'outbox_admin'), false)
-                       as by_relay) as done
-    returning id
-$_$;
+    AS $$
+begin
+    insert into outbox.beginnings (subscription_id, settled, window_end, page_after)
+    select new.id, cursor.settled, cursor.window_end, cursor.page_after
+      from outbox.cursor as cursor
+     order by cursor.step desc
+     limit 1;
+    return null;
+end;
+$$;
 
-COMMENT ON FUNCTION outbox_internal.record_audit(action text, subscription text, details jsonb, rows bigint) IS 'Write a row of outbox.audit: what was done, to which subscription, with which arguments, and how many rows it took. Returns its id.';
+CREATE FUNCTION outbox_internal.record_start() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    update outbox.beginnings as beginning set starts_at = coalesce(new.since, '-infinity')
+     where beginning.subscription_id = new.subscription_id;
+    return null;
+end;
+$$;
 
 CREATE FUNCTION outbox_internal.record_writer() RETURNS trigger
     LANGUAGE plpgsql
@@ -3185,6 +3239,27 @@ begin
     new.recorded_by := pg_current_xact_id();
     return new;
 end;
+$$;
+
+CREATE FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select case
+           when subscription.organization is not null
+                and subscription.organization is distinct from event.organization::text
+           then 'organization'
+           when not exists (select from unnest(subscription.topics) as pattern
+                             where outbox.topic_matches(pattern, event.topic))
+           then 'topics'
+           when subscription.keys is not null
+                and not exists (select from unnest(subscription.keys) as prefix
+                                 where starts_with(event.key, prefix))
+           then 'keys'
+           when subscription.match is not null
+                and not event.payload::jsonb @> subscription.match
+           then 'match'
+           when subscription.filter is not null then 'filter_unknown'
+           end
 $$;
 
 CREATE FUNCTION outbox_internal.retry_after_correction() RETURNS trigger
@@ -3444,6 +3519,31 @@ CREATE FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) RETURNS boo
                      '([.]([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+))*$'
 $_$;
 
+CREATE FUNCTION outbox_internal.traced_event(id uuid) RETURNS SETOF outbox.events
+    LANGUAGE sql STABLE
+    AS $$
+    with place as materialized (
+        select found.position, found.created_at
+          from outbox_internal.find_event(traced_event.id) as found
+    )
+    select event.*
+      from place
+      join outbox.events as event
+        on event.position = place.position
+       and event.created_at = place.created_at
+    union all
+    select whole.*
+      from (select letter.*
+              from outbox.dead_letters as letter
+             where letter.event_id = traced_event.id
+             order by letter.id desc
+             limit 1) as letter
+     cross join lateral jsonb_populate_record(
+           null::outbox.events,
+           to_jsonb(letter) || jsonb_build_object('id', letter.event_id)) as whole
+     where not exists (select from place)
+$$;
+
 CREATE TABLE outbox.pauses (
     subscription_id bigint NOT NULL,
     until timestamp with time zone NOT NULL,
@@ -3479,33 +3579,6 @@ CREATE TABLE outbox.attempts_default (
 
 ALTER TABLE ONLY outbox.attempts_default REPLICA IDENTITY FULL;
 
-CREATE TABLE outbox.audit (
-    id bigint NOT NULL,
-    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    action text NOT NULL,
-    subscription text,
-    rows bigint,
-    details jsonb DEFAULT '{}'::jsonb NOT NULL,
-    login text NOT NULL,
-    role text NOT NULL,
-    application text NOT NULL
-);
-
-COMMENT ON TABLE outbox.audit IS 'Who changed subscriptions, dead letters and waiting deliveries, and when. Written with each change, in its transaction; only the owner of the outbox can change it.';
-
-COMMENT ON COLUMN outbox.audit.action IS 'created, changed, paused, resumed, gone, disabled or deleted (a subscription); redriven or discarded (dead letters); retried or cancelled (deliveries); adopted (the database).';
-
-COMMENT ON COLUMN outbox.audit.details IS 'The arguments that were given; for changed, the names of the fields; {"by": "relay"} where a relay did it.';
-
-ALTER TABLE outbox.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
-    SEQUENCE NAME outbox.audit_id_seq
-    START WITH 1
-    INCREMENT BY 1
-    NO MINVALUE
-    NO MAXVALUE
-    CACHE 1
-);
-
 ALTER TABLE outbox.backlog ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.backlog_id_seq
     START WITH 1
@@ -3514,6 +3587,16 @@ ALTER TABLE outbox.backlog ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
+
+CREATE TABLE outbox.beginnings (
+    subscription_id bigint NOT NULL,
+    settled pg_snapshot NOT NULL,
+    window_end pg_snapshot,
+    page_after bigint,
+    starts_at timestamp with time zone
+);
+
+COMMENT ON TABLE outbox.beginnings IS 'Which events had been routed when a subscription was made. Removed by outbox.adopt, because transaction ids of another cluster say nothing.';
 
 CREATE VIEW outbox.captures AS
  SELECT format('%I.%I'::text, named.nspname, class.relname) AS "table",
@@ -4109,11 +4192,11 @@ ALTER TABLE ONLY outbox.attempts ATTACH PARTITION outbox.attempts_default DEFAUL
 
 ALTER TABLE ONLY outbox.events ATTACH PARTITION outbox.events_default DEFAULT;
 
-ALTER TABLE ONLY outbox.audit
-    ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
-
 ALTER TABLE ONLY outbox.backlog
     ADD CONSTRAINT backlog_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.beginnings
+    ADD CONSTRAINT beginnings_pkey PRIMARY KEY (subscription_id);
 
 ALTER TABLE ONLY outbox.cursor
     ADD CONSTRAINT cursor_pkey PRIMARY KEY (step);
@@ -4171,11 +4254,11 @@ CREATE INDEX attempts_position ON ONLY outbox.attempts USING btree ("position");
 
 CREATE INDEX attempts_default_position_idx ON outbox.attempts_default USING btree ("position");
 
-CREATE INDEX audit_subscription ON outbox.audit USING btree (subscription, id);
-
 CREATE INDEX backlog_subscription ON outbox.backlog USING btree (subscription_id, is_suspect, id);
 
 CREATE INDEX dead_letters_died_at ON outbox.dead_letters USING btree (died_at, id);
+
+CREATE INDEX dead_letters_event ON outbox.dead_letters USING btree (event_id);
 
 CREATE INDEX dead_letters_position ON outbox.dead_letters USING btree ("position", id);
 
@@ -4211,8 +4294,6 @@ ALTER INDEX outbox.events_position ATTACH PARTITION outbox.events_default_positi
 
 ALTER INDEX outbox.events_xid_position ATTACH PARTITION outbox.events_default_xid_position_idx;
 
-CREATE TRIGGER audit_subscription AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.audit_subscription();
-
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
 
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
@@ -4220,6 +4301,10 @@ CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON ou
 CREATE TRIGGER check_event_type BEFORE INSERT OR UPDATE ON outbox.event_types FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_event_type();
 
 CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_subscription();
+
+CREATE TRIGGER record_beginning AFTER INSERT ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_beginning();
+
+CREATE TRIGGER record_start AFTER INSERT ON outbox.starts FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_start();
 
 CREATE TRIGGER record_writer BEFORE UPDATE ON outbox.identity FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_writer();
 
@@ -4230,6 +4315,9 @@ CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EX
 CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
 CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
+
+ALTER TABLE ONLY outbox.beginnings
+    ADD CONSTRAINT beginnings_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
@@ -4277,18 +4365,45 @@ GRANT ALL ON FUNCTION outbox.declare_sink(name text) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.explain(event uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.explain(event uuid) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
+
+GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
+GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.new_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
+GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_relay;
+
+GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
+GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.backlog TO outbox_relay;
+GRANT SELECT ON TABLE outbox.backlog TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.deliveries TO outbox_relay;
+GRANT SELECT ON TABLE outbox.deliveries TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.events TO outbox_relay;
 GRANT SELECT ON TABLE outbox.events TO outbox_admin;
@@ -4314,34 +4429,6 @@ GRANT INSERT(priority) ON TABLE outbox.events TO outbox_publisher;
 GRANT INSERT(deliver_after) ON TABLE outbox.events TO outbox_publisher;
 
 GRANT INSERT(schema_version) ON TABLE outbox.events TO outbox_publisher;
-
-REVOKE ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) TO outbox_admin;
-
-GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
-GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint, until timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint, until timestamp with time zone) TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
-GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_relay;
-
-GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
-GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.backlog TO outbox_relay;
-GRANT SELECT ON TABLE outbox.backlog TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.deliveries TO outbox_relay;
-GRANT SELECT ON TABLE outbox.deliveries TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.subscriptions TO outbox_relay;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;
@@ -4369,8 +4456,8 @@ REVOKE ALL ON FUNCTION outbox.published(topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.published(topic text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.published(topic text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.release("table" regclass) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_publisher;
@@ -4391,20 +4478,11 @@ GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_a
 REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.wait(event uuid, timeout interval) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_monitor;
-
 REVOKE ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_relay;
-
-REVOKE ALL ON FUNCTION outbox_internal.audit_subscription() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.audit_subscription() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.bridge_json(value text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.bridge_json(value text) TO outbox_admin;
@@ -4593,11 +4671,17 @@ GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.find_event(event uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.find_event(id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_admin;
@@ -4617,11 +4701,17 @@ GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_mon
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_admin;
@@ -4629,13 +4719,23 @@ GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO 
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.record_audit(action text, subscription text, details jsonb, rows bigint) FROM PUBLIC;
+REVOKE ALL ON FUNCTION outbox_internal.record_beginning() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.record_beginning() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.record_start() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.record_start() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.record_writer() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.retry_after_correction() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.retry_after_correction() TO outbox_admin;
@@ -4682,6 +4782,12 @@ GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO ou
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.traced_event(id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_relay;
+
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
 GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;
 
@@ -4691,9 +4797,8 @@ GRANT SELECT ON TABLE outbox.asked_pauses TO outbox_admin;
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_relay;
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_admin;
 
-GRANT SELECT ON TABLE outbox.audit TO outbox_relay;
-GRANT SELECT ON TABLE outbox.audit TO outbox_admin;
-GRANT SELECT ON TABLE outbox.audit TO outbox_monitor;
+GRANT SELECT ON TABLE outbox.beginnings TO outbox_relay;
+GRANT SELECT ON TABLE outbox.beginnings TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.captures TO outbox_publisher;
 GRANT SELECT ON TABLE outbox.captures TO outbox_relay;

@@ -13,6 +13,7 @@ mod event_types;
 mod events;
 mod schema;
 mod statement;
+mod trace;
 mod trial;
 mod wait;
 
@@ -37,6 +38,7 @@ pub use self::{
     deliveries::{DeliveryCount, DeliveryFilter, WaitingDelivery},
     error::{Error, is_denied, is_unreachable},
     events::{EventFilter, LOOKED_AT, LoggedEvent, WholeEvent},
+    trace::{Trace, TraceDetail, TraceGroup, TraceStatus, TracedEvent, TracedSubscription},
     trial::{Trial, try_subscription},
     wait::{EventStatus, Said, SaidState, Waited, wait},
 };

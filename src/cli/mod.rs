@@ -35,6 +35,7 @@ mod signals;
 mod status;
 mod subscriptions;
 mod systemd;
+mod trace;
 mod trial;
 mod types;
 
@@ -139,6 +140,8 @@ enum Command {
     Attempts(attempts::Attempts),
     /// List who changed subscriptions, dead letters and waiting deliveries, newest first.
     Audit(audit::Audit),
+    /// Say why an event was not delivered: for each subscription what became of it and what it waits for.
+    Trace(trace::Trace),
     /// Measure how fast this machine delivers, on a private PostgreSQL, each figure with its floor.
     Bench(bench::Bench),
     /// Check that a running relay is ready, for container probes: exit code 0 or 1.
@@ -236,6 +239,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Events(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Attempts(options) => options.execute(async || connect(&config()?).await).await?,
         Command::Audit(options) => options.execute(async || connect(&config()?).await).await?,
+        Command::Trace(options) => return options.execute(async || connect(&config()?).await).await,
         Command::Healthcheck => return check::healthcheck(&config()?).await,
         Command::Explain { code } => check::explain(code.as_deref())?,
         Command::Completions { shell } => {

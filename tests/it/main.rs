@@ -68,6 +68,7 @@ mod systemd; // notifications for systemd: ready, alive, reloading, stopping
 mod terminal; // what strangers wrote never controls a terminal
 mod testing; // helpers for tests of an application
 mod tidy; // rules of rooms, files and lines
+mod trace; // why an event was not delivered: SQL and the command say the same
 mod transforms; // transforms, and trying them before they are saved
 mod unreadable; // an event that the database cannot read
 mod unusual; // settings of roles, databases and sessions change nothing

@@ -103,6 +103,7 @@ async fn all_json_has_its_fields_in_one_order_and_times_in_utc() {
         &["audit"],
         &["publish", "shop.more"],
         &["publish", "shop.more", "--wait", "10ms"],
+        &["trace", &lost],
         &["check"],
     ] {
         let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();

@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// Statements for operators that count or list everything.
-const FOR_PEOPLE: [&str; 18] = [
+const FOR_PEOPLE: [&str; 21] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
@@ -33,6 +33,9 @@ const FOR_PEOPLE: [&str; 18] = [
     "list_answers",
     "list_attempts",
     "list_audit",
+    "trace_event",
+    "explain_event",
+    "trace_attempts",
     "published",
     "make_missing_rows",
 ];

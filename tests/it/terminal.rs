@@ -32,8 +32,14 @@ async fn what_strangers_wrote_is_shown_harmless_and_means_the_same_in_json() {
     .execute(&database.pool)
     .await
     .unwrap();
+    let id: uuid::Uuid = sqlx::query_scalar("select event_id from outbox.dead_letters")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+    let id = id.to_string();
     for arguments in [
         ["dead-letters", "list"].as_slice(),
+        &["trace", &id],
         &["dead-letters", "list", "--json"],
         &["dead-letters", "show", "1"],
         &["dead-letters", "show", "1", "--json"],

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use pgoutbox::relay::telemetry::METRICS;
+use pgoutbox::{admin::TraceStatus, relay::telemetry::METRICS};
 
 use super::{
     Page,
@@ -46,6 +46,9 @@ fn the_tables_of_the_book_equal_the_code() {
     let rows: Vec<_> = printed(&reasons).iter().map(row).collect();
     assert!(rows.len() > 20, "{reasons}");
     assert_table("docs/reference/reasons.md", "reasons", "| reason | meaning |", &rows);
+    let rows: Vec<_> =
+        TraceStatus::ALL.iter().map(|status| row(&(status.code(), status.meaning()))).collect();
+    assert_table("docs/tasks/not-delivered.md", "trace", "| status | meaning |", &rows);
     // Names as Prometheus shows them.
     let rows: Vec<_> = METRICS
         .iter()

@@ -130,6 +130,23 @@ async fn a_login_that_may_only_create_schemas_migrates_and_a_relay_fits() {
 }
 
 #[tokio::test]
+async fn the_page_about_what_was_not_delivered_shows_what_is_printed() {
+    let (reader, _) = with_logins().await;
+    let page = Page::read("docs/tasks/not-delivered.md");
+    let [publish, trace] = steps(&page);
+    reader.works(&publish).await;
+    let said = reader.works(&trace).await;
+    let printed = page.blocks().into_iter().find(|block| block.language == "text").unwrap();
+    // Times and transactions are others.
+    let same = |line: &&str| !line.starts_with("published at ");
+    let (said, shown): (Vec<_>, Vec<_>) =
+        (said.lines().filter(same).collect(), printed.text.lines().filter(same).collect());
+    assert_eq!(said[..shown.len()], shown);
+    let second = "large-orders: not_routed; waits for a running relay";
+    assert!(said.contains(&second) && page.text.contains(&format!("`{second}`")), "{said:#?}");
+}
+
+#[tokio::test]
 async fn a_database_is_moved_by_a_dump_with_what_was_not_delivered() {
     let (reader, _) = with_logins().await;
     reader.sql("shop_owner", "select outbox.capture('orders'); insert into orders values (1, 2)").await;
