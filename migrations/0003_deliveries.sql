@@ -33,7 +33,8 @@ create table outbox.deliveries (
     attempt         integer     not null default 0,   -- counted when claimed
     unfinished      integer     not null default 0,   -- claims whose lease ended without a verdict
     -- an operator wants it tried now, also where a breaker is open
-    asked           boolean     not null default false
+    asked           boolean     not null default false,
+    replay_id       bigint                            -- null: it is no replay
 ) with (
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 5000,
@@ -206,7 +207,8 @@ create table outbox.dead_letters (
     source          text,
     user_id         text,
     priority        integer     not null,
-    schema_version  integer
+    schema_version  integer,
+    replay_id       bigint                            -- null: it was no replay
 );
 -- redriven and discarded in the order of events, of one subscription or of all
 create index dead_letters_subscription on outbox.dead_letters (subscription_id, position, id);

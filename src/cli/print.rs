@@ -47,6 +47,11 @@ pub(super) fn write_prompt(text: fmt::Arguments<'_>) {
     let _ = stderr().write_all(text.join("\n").as_bytes());
 }
 
+/// Replaces the last line on the terminal that is standard error.
+pub(super) fn write_status(text: &str) {
+    let _ = stderr().write_all(format!("\r{}\u{1b}[K", escaped(text)).as_bytes());
+}
+
 /// Prints one JSON object a line.
 pub(super) fn json<T: Serialize>(rows: impl IntoIterator<Item = T>) -> io::Result<()> {
     let mut text = String::new();

@@ -40,6 +40,7 @@ mod payloads;
 mod plan;
 mod prepare;
 mod reload;
+mod replay;
 mod route;
 mod schedule;
 mod send;

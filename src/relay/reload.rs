@@ -119,6 +119,7 @@ impl Reload {
         let index = Arc::new(index);
         base.index.store(index.clone());
         waiting.starts.notify_one();
+        waiting.replays.notify_one();
         for id in resumed {
             sending.pauses.end(id);
             waiting.schedule.note(id, Instant::now());

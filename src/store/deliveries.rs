@@ -13,7 +13,7 @@ use super::{
     statement::{by_name, rows_of_all},
 };
 use crate::{
-    delivery::{DeliveryId, PageId, SubscriptionId},
+    delivery::{DeliveryId, PageId, ReplayId, SubscriptionId},
     event::Position,
 };
 
@@ -45,6 +45,8 @@ pub struct Claimed {
     pub attempt: i32,
     /// Number of earlier claims that ended without a verdict.
     pub unfinished: i32,
+    /// Replay that it is part of.
+    pub replay_id: Option<ReplayId>,
 }
 
 /// A subscription with outstanding deliveries.

@@ -12,6 +12,7 @@ mod inspection;
 mod ordering;
 mod pages;
 mod relays;
+mod replays;
 mod routing;
 pub mod schema;
 mod starts;
@@ -34,6 +35,7 @@ pub use pages::{
     BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
 };
 pub use relays::{BreakerState, RelayReport, SubscriptionReport};
+pub use replays::Replay;
 pub use routing::{NewDelivery, NewPage, Page, Read, Routed};
 pub use starts::{Past, Start};
 pub use subscriptions::{

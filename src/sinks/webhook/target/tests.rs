@@ -126,6 +126,7 @@ fn reserved_headers_are_refused() {
         "Metadata",
         "Metadata-Flavor",
         "idempotency-key",
+        "pgoutbox-replay",
     ] {
         let refusal = target(json!({"headers": {name: "v"}})).expect_err(name);
         assert!(refusal.contains("reserved"), "{refusal}");
