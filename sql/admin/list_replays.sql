@@ -1,7 +1,7 @@
 -- Replays, newest first.
 --   $1 subscription (null: all)   $2 id (null: all)   $3 most rows
-select status.id, status.subscription, status.state, status.since, status.until, status.topic,
-       status.event as event_id, status.rate, status.progress::double precision as progress,
+select status.id, status.subscription, status.rate, status.state, status.since, status.until,
+       status.event as event_id, status.topic, status.progress::double precision as progress,
        status.seen, status.sent, status.waiting, status.failed, status.started_by,
        status.started_at, status.ended_at
   from outbox.replay_status as status

@@ -10,7 +10,16 @@
 -- With a rate, `paced_until` is when the next delivery may be due: the due times go on where those
 -- of the part before ended, whichever relay wrote it. One that comes late catches up on a tenth of
 -- a second, so that a stop is followed by no burst.
-with moved as (
+-- A row that somebody else has locked is left alone, as if another relay had been faster.
+with held as materialized (
+    select replay.ctid as address
+      from outbox.replays as replay
+     where replay.id = $1::bigint
+       and replay.position = $2::bigint
+       and replay.state = 'running'
+       for no key update skip locked
+),
+moved as (
     update outbox.replays as replay
        set position = $3::bigint,
            seen = replay.seen + $4::bigint,
@@ -18,9 +27,7 @@ with moved as (
            paced_until = greatest(replay.paced_until, now() - interval '100 milliseconds')
                          + make_interval(secs => cardinality($5::bigint[])
                                                  * $7::double precision)
-     where replay.id = $1::bigint
-       and replay.position = $2::bigint
-       and replay.state = 'running'
+     where replay.ctid = any (array(select held.address from held))
     returning replay.id, replay.subscription_id, replay.paced_until
 ),
 inserted as (

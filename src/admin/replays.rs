@@ -22,18 +22,18 @@ pub struct Replay {
     pub id: i64,
     /// Name of the subscription.
     pub subscription: String,
+    /// The most deliveries in a time, such as `50/s`; none: no limit.
+    pub rate: Option<String>,
     /// State: `running`, `paused`, `done` or `cancelled`.
     pub state: String,
     /// Time of the first event.
     pub since: DateTime<Utc>,
     /// Time before which its events were published; none: up to the start.
     pub until: Option<DateTime<Utc>>,
-    /// Topic pattern; none: all topics.
-    pub topic: Option<String>,
     /// The only event; none: all events.
     pub event_id: Option<Uuid>,
-    /// The most deliveries in a time, such as `50/s`; none: no limit.
-    pub rate: Option<String>,
+    /// Topic pattern; none: all topics.
+    pub topic: Option<String>,
     /// How much of the log was read, from 0 to 1.
     pub progress: f64,
     /// Events of the time and the topic that were looked at.

@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// Statements for operators that count or list everything.
-const FOR_PEOPLE: [&str; 15] = [
+const FOR_PEOPLE: [&str; 17] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
@@ -30,6 +30,8 @@ const FOR_PEOPLE: [&str; 15] = [
     "show_event",
     "find_event",
     "list_attempts",
+    "list_replays",
+    "read_replay",
     "published",
     "make_missing_rows",
 ];

@@ -143,10 +143,12 @@ impl Queue {
         let (mut count, mut bytes, mut full) = (0, 0, false);
         let first = self.first().map(|job| job.delivery.replay);
         for job in self.rows.iter().chain(&self.queue).chain(&self.replays) {
-            bytes += job.bytes.max(job.delivery.event().map_or(0, |event| event.payload.len()));
             // A batch is of one replay, or of none: its marker is that of all.
-            let is_of_others = first != Some(job.delivery.replay);
-            if count > 0 && (goes_alone(job) || bytes > batch.bytes || is_of_others) {
+            if first != Some(job.delivery.replay) {
+                break;
+            }
+            bytes += job.bytes.max(job.delivery.event().map_or(0, |event| event.payload.len()));
+            if count > 0 && (goes_alone(job) || bytes > batch.bytes) {
                 full = true;
                 break;
             }

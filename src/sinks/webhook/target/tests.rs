@@ -214,6 +214,17 @@ fn an_invalid_batch_is_refused_and_the_field_is_named() {
 }
 
 #[test]
+fn a_replayed_event_is_marked_alone_and_in_a_batch() {
+    let replayed = Outgoing { replay: Some(crate::delivery::ReplayId(47)), ..delivery(event("1")) };
+    for extra in [json!({}), json!({"batch": {}})] {
+        let target = target(extra).unwrap();
+        let headers = target.sign(target.message(&[replayed.clone()]).unwrap(), 1).0;
+        assert_eq!(headers["pgoutbox-replay"], "47");
+        assert!(!headers_of(&target, event("1"), 1).contains_key("pgoutbox-replay"));
+    }
+}
+
+#[test]
 fn only_a_valid_trace_is_copied() {
     let target = target(json!({})).unwrap();
     let valid = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
