@@ -210,6 +210,26 @@ async fn live_events_go_before_a_replay_of_many() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn replayed_deliveries_that_hang_leave_room_for_live_ones() {
+    let database = subscribed(", max_in_flight => 4").await;
+    let recorder = Recorder::new();
+    let relay = RelayBox::start(&database, &recorder).await;
+    publish(&database, "a.b", 1, 50).await;
+    recorder.wait_for(50).await;
+    let hung = recorder.gate.write().await;
+    let id = replay(&database, "now() - interval '1 hour'").await;
+    recorder.wait_for(53).await;
+    publish(&database, "a.live", 1, 1).await;
+    let seen = recorder.wait_until(|seen| seen.iter().any(|one| one.topic == "a.live")).await;
+    assert_eq!(replayed(&seen, id).len(), 3, "three of four may be of a replay");
+    drop(hung);
+    ended(&database, id, "done").await;
+    assert_eq!(numbers(&replayed(&recorder.seen(), id)), (1..=50).collect());
+    relay.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rate_holds_over_two_relays_together() {
     const RATE: usize = 100;
     const COUNT: usize = 450;
@@ -235,6 +255,7 @@ async fn a_rate_holds_over_two_relays_together() {
     .fetch_one(&database.pool)
     .await
     .unwrap();
+    assert_eq!(replayed(&recorder.seen(), id).len(), COUNT);
     let expected = COUNT as f64 / RATE as f64;
     println!("{COUNT} at {RATE}/s took {took:.2} s");
     assert!((expected * 0.9..=expected * 1.1).contains(&took), "{took} s instead of {expected} s");

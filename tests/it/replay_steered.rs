@@ -225,8 +225,10 @@ async fn a_replay_goes_on_in_a_restored_dump_or_ends_with_what_is_discarded() {
     publish(&original, "a.b", 1, 300).await;
     recorder.wait_for(300).await;
     assert!(relay.stop().await.complete);
+    // What is not routed yet is sent as always.
+    publish(&original, "a.b", 301, 310).await;
     let id = replay(&original, "now() - interval '1 hour'").await;
-    publish(&original, "a.b", 301, 320).await;
+    publish(&original, "a.b", 311, 320).await;
     for (how, again, live, state) in
         [("--keep-pending", 1..=300, 20, "done"), ("--discard-pending", 1..=0, 0, "cancelled")]
     {
