@@ -176,6 +176,7 @@ async fn live_events_go_before_a_replay_of_many() {
     let database = subscribed(", max_in_flight => 4").await;
     let recorder = Recorder::answering(|seen| {
         if seen.replay.is_some() {
+            #[expect(clippy::disallowed_methods, reason = "a receiver that takes a while")]
             std::thread::sleep(Duration::from_millis(2));
         }
         Outcome::Delivered

@@ -233,7 +233,7 @@ async fn a_replay_goes_on_in_a_restored_dump_or_ends_with_what_is_discarded() {
     let id = replay(&original, "now() - interval '1 hour'").await;
     publish(&original, "a.b", 311, 320).await;
     for (how, again, live, state) in
-        [("--keep-pending", 1..=300, 20, "done"), ("--discard-pending", 1..=0, 0, "cancelled")]
+        [("--keep-pending", 300, 20, "done"), ("--discard-pending", 0, 0, "cancelled")]
     {
         let copy = Database::empty().await;
         restore(&original, &copy.plain_url());
@@ -246,7 +246,7 @@ async fn a_replay_goes_on_in_a_restored_dump_or_ends_with_what_is_discarded() {
         recorder.wait_until(|seen| seen.iter().filter(|one| one.replay.is_none()).count() > live).await;
         assert!(relay.stop().await.complete);
         let seen = recorder.seen();
-        assert_eq!(numbers(&replayed(&seen, id)), again.collect(), "{how}");
+        assert_eq!(numbers(&replayed(&seen, id)), (1..=again).collect(), "{how}");
         assert_eq!(seen.iter().filter(|one| one.replay.is_none()).count(), live + 1, "{how}");
         copy.drop().await;
     }
@@ -258,4 +258,41 @@ async fn a_replay_goes_on_in_a_restored_dump_or_ends_with_what_is_discarded() {
     assert_eq!(seen.iter().filter(|one| one.replay.is_none()).count(), 20);
     assert!(relay.stop().await.complete);
     original.drop().await;
+}
+
+/// What a command writes to a terminal.
+async fn on_a_terminal(database: &Database, command: &str) -> String {
+    let program = env!("CARGO_BIN_EXE_pgoutbox");
+    let script = tokio::process::Command::new("script")
+        .args(["-qec", &command.replace("pgoutbox", program), "/dev/null"])
+        .env("DATABASE_URL", database.url())
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(Duration::from_secs(30), script).await.expect("it ends").unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_shows_how_far_a_replay_is_and_an_interrupt_ends_only_the_command() {
+    let database = subscribed("").await;
+    let recorder = Recorder::new();
+    let relay = RelayBox::start(&database, &recorder).await;
+    publish(&database, "a.b", 1, 20).await;
+    recorder.wait_for(20).await;
+    let shown = on_a_terminal(&database, "pgoutbox replay all --since 1h").await;
+    assert!(
+        shown.contains("\r[") && shown.contains("###]") && shown.contains("sent 20  waiting 0"),
+        "{shown:?}"
+    );
+    assert!(shown.contains("is done: 20 deliveries, 0 failed"), "{shown:?}");
+    let command = "timeout --foreground --preserve-status -s INT 2 pgoutbox replay all --since 1h --rate 1/h";
+    let shown = on_a_terminal(&database, command).await;
+    let id = database.count("select max(id) from outbox.replays").await;
+    let expected = format!("replay {id} goes on; `pgoutbox replays cancel {id}` ends it");
+    assert!(shown.contains(&expected), "{shown:?}");
+    assert_eq!(database.count("select count(*) from outbox.replays where state = 'running'").await, 1);
+    relay.stop().await;
+    database.drop().await;
 }

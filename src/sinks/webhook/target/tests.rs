@@ -218,7 +218,7 @@ fn a_replayed_event_is_marked_alone_and_in_a_batch() {
     let replayed = Outgoing { replay: Some(crate::delivery::ReplayId(47)), ..delivery(event("1")) };
     for extra in [json!({}), json!({"batch": {}})] {
         let target = target(extra).unwrap();
-        let headers = target.sign(target.message(&[replayed.clone()]).unwrap(), 1).0;
+        let headers = target.sign(target.message(std::slice::from_ref(&replayed)).unwrap(), 1).0;
         assert_eq!(headers["pgoutbox-replay"], "47");
         assert!(!headers_of(&target, event("1"), 1).contains_key("pgoutbox-replay"));
     }
