@@ -1,6 +1,6 @@
--- How much a relay could do now: events that are not routed, replays without a rate that
--- have not read all they should, and deliveries that are due or in the hands of a relay, of subscriptions that are neither
--- paused nor unusable.
+-- How much a relay could do now: events that are not routed, replays without a rate that have not
+-- read all they should, and deliveries that are due or in the hands of a relay, of subscriptions
+-- that are neither paused nor unusable.
 with usable as (
     select subscription.id
       from outbox.subscriptions as subscription

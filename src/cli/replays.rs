@@ -1,5 +1,5 @@
-//! `replay`: sends events of the log again, with its progress on a terminal. `replays`: lists, pauses, resumes
-//! and cancels what was started.
+//! `replay`: sends events of the log again, with its progress on a terminal. `replays`: lists, pauses,
+//! resumes and cancels what was started.
 
 use std::{
     io::{IsTerminal as _, stderr},

@@ -76,7 +76,12 @@ async fn several_replays_go_on_at_once_and_end_with_their_subscription() {
         ended(&database, id, "done").await;
         assert_eq!(numbers(&replayed(&recorder.seen(), id)), (1..=400).collect());
     }
-    database.execute("select outbox.replay('all', now() - interval '1 hour', rate => '1/h') from generate_series(1, 10)").await;
+    database
+        .execute(
+            "select outbox.replay('all', now() - interval '1 hour', rate => '1/h') \
+               from generate_series(1, 10)",
+        )
+        .await;
     let refusal = database.pool.execute("select outbox.replay('all', now() - interval '1 hour')").await;
     let refusal = refusal.unwrap_err();
     let refusal = refusal.as_database_error().unwrap().downcast_ref::<PgDatabaseError>();
