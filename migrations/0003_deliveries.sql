@@ -40,7 +40,8 @@ create table outbox.deliveries (
     asked           boolean     not null default false,
     -- of an ordered subscription: it waits in the order of its key. Of the rows of a key only the
     -- first can be due; the others have the due time outbox_internal.never().
-    key             text
+    key             text,
+    replay_id       bigint                            -- null: it is no replay
 ) with (
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 5000,
@@ -220,7 +221,8 @@ create table outbox.dead_letters (
     source          text,
     user_id         text,
     priority        integer     not null,
-    schema_version  integer
+    schema_version  integer,
+    replay_id       bigint                            -- null: it was no replay
 );
 -- redriven and discarded in the order of events, of one subscription or of all
 create index dead_letters_subscription on outbox.dead_letters (subscription_id, position, id);

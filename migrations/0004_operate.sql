@@ -93,7 +93,7 @@ language sql stable as $$
            coalesce(target.name, letter.subscription), letter.reason, letter.status, letter.answer,
            letter.attempts, letter.event_id, letter.position, letter.created_at, letter.topic,
            letter.key, letter.payload, letter.headers, letter.organization, letter.source,
-           letter.user_id, letter.priority, letter.schema_version
+           letter.user_id, letter.priority, letter.schema_version, letter.replay_id
       from outbox.dead_letters as letter
       left join outbox.subscriptions as target on target.id = letter.subscription_id
      where (matching_dead_letters.id is null or letter.id = matching_dead_letters.id)
@@ -269,13 +269,13 @@ create view outbox.waiting as
            place.attempts,
            last.reason, last.status, last.answer,
            place.place, place.id, place.number, place.unfinished, place.asked,
-           place.ordered_key
+           place.ordered_key, place.replay_id
       from (select delivery.subscription_id, delivery.position,
                    delivery.created_at as created_from, delivery.created_at as created_until,
                    delivery.owed_since, delivery.due_at, delivery.attempt as attempts,
                    'delivery' as place, delivery.id, null::integer as number,
                    delivery.unfinished + (delivery.lease_token is not null)::integer as unfinished,
-                   delivery.asked, delivery.key as ordered_key
+                   delivery.asked, delivery.key as ordered_key, delivery.replay_id
               from outbox.deliveries as delivery
              where delivery.lease_token is null
                 or delivery.due_at <= now()
@@ -288,14 +288,14 @@ create view outbox.waiting as
                               where entry.subscription_id = pair.subscription_id),
                             page.owed_since[1]),
                    null, 0, 'page', page.id, pair.number, least(page.deaths + 1, 2), false,
-                   null
+                   null, null
               from outbox.pages as page
              cross join lateral outbox_internal.left_of(page) as pair
              where page.due_at <= now()
             union all
             select backlog.subscription_id, at.position, backlog.created_from,
                    backlog.created_until, backlog.owed_since, null, 0, 'backlog', backlog.id, null,
-                   least(backlog.deaths, 2), false, null
+                   least(backlog.deaths, 2), false, null, null
               from outbox.backlog as backlog
              cross join lateral unnest(backlog.positions) as span
              cross join lateral generate_series(lower(span), upper(span) - 1) as at (position)
@@ -468,10 +468,11 @@ declare
     retried bigint;
 begin
     insert into outbox.deliveries (
-        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked, key)
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked, key,
+        replay_id)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
            least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true,
-           taken.ordered_key
+           taken.ordered_key, taken.replay_id
       from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
@@ -519,17 +520,25 @@ begin
         insert into outbox.dead_letters (
             subscription_id, subscription, reason, status, answer, attempts, event_id, position,
             created_at, topic, key, payload, headers, organization, source, user_id, priority,
-            schema_version)
+            schema_version, replay_id)
         select taken.subscription_id, taken.subscription, 'cancelled', taken.status, taken.answer,
                taken.attempts, event.id, taken.position, taken.created_at,
                coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'),
                coalesce(event.headers, '{}'), event.organization, event.source, event.user_id,
-               coalesce(event.priority, 0), event.schema_version
+               coalesce(event.priority, 0), event.schema_version, taken.replay_id
           from taken
           left join outbox.events as event  -- a deleted event leaves a dead letter too
             on event.position = taken.position
            and event.created_at = taken.created_at
          where keep
+    ),
+    -- A dead letter counts as failed.
+    left_out as (
+        update outbox.replays as replay
+           set queued = replay.queued - (select count(*) from taken
+                                          where taken.replay_id = replay.id)
+         where not keep
+           and replay.id in (select taken.replay_id from taken)
     )
     select count(*), array_agg(taken.subscription_id) filter (where taken.ordered_key is not null),
            array_agg(taken.ordered_key) filter (where taken.ordered_key is not null)
@@ -821,6 +830,7 @@ begin
             ('outbox_relay', 'update, delete on outbox.starts'),
             ('outbox_relay',
              'update (active, state, state_reason, owed_until) on outbox.subscriptions'),
+            ('outbox_relay', 'update on outbox.replays'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
             ('outbox_relay', 'execute on function outbox.wait, outbox.latest'),
@@ -841,7 +851,8 @@ begin
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
             ('outbox_monitor', 'select on outbox.captures'),
             ('outbox_monitor', 'select on outbox.audit'),
-            ('outbox_monitor', 'execute on function outbox.wait')
+            ('outbox_monitor', 'execute on function outbox.wait'),
+            ('outbox_monitor', 'select on outbox.replay_status')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)

@@ -74,8 +74,8 @@ declare
     first_xid   constant bigint := 3;     -- of what is routed: older than every transaction
 begin
     perform set_config('lock_timeout', '10s', true);
-    lock table outbox.identity, outbox.cursor, outbox.starts, outbox.pages, outbox.backlog,
-               outbox.deliveries, outbox.events in share row exclusive mode;
+    lock table outbox.identity, outbox.cursor, outbox.starts, outbox.replays, outbox.pages,
+               outbox.backlog, outbox.deliveries, outbox.events in share row exclusive mode;
     select * into strict was from outbox.cursor as one order by one.step desc limit 1;
     select identity.* into strict kept from outbox.identity as identity;
     select not outbox_internal.is_written_by(identity.xmin, identity.recorded_by)
@@ -123,6 +123,11 @@ begin
                   from outbox.starts as one
                  where one.settled is not null) as ranked
          where start.subscription_id = ranked.subscription_id;
+        -- What is routed by now; of that, what lies up to `until_position`.
+        update outbox.replays as replay
+           set settled = format('%1$s:%1$s:', first_xid + 1
+                                              + (select count(*) from outbox.starts))::pg_snapshot,
+               window_end = null, page_after = null;
         perform setval('outbox.events_position_seq',
                        greatest(sequence.last_value, was.low + 1,
                                 (select max(event.position) from outbox.events as event)))
@@ -156,6 +161,11 @@ begin
         update outbox.deliveries set due_at = clock_timestamp(), lease_token = null
          where lease_token is not null;
     else
+        update outbox.replays as replay
+           set state = 'cancelled', ended_at = clock_timestamp(),
+               queued = replay.queued - (select count(*) from outbox.deliveries as delivery
+                                          where delivery.replay_id = replay.id)
+         where replay.state in ('running', 'paused');
         delete from outbox.pages;
         delete from outbox.backlog;
         delete from outbox.deliveries;

@@ -103,8 +103,8 @@ declare
     first_xid   constant bigint := 3;     -- of what is routed: older than every transaction
 begin
     perform set_config('lock_timeout', '10s', true);
-    lock table outbox.identity, outbox.cursor, outbox.starts, outbox.pages, outbox.backlog,
-               outbox.deliveries, outbox.events in share row exclusive mode;
+    lock table outbox.identity, outbox.cursor, outbox.starts, outbox.replays, outbox.pages,
+               outbox.backlog, outbox.deliveries, outbox.events in share row exclusive mode;
     select * into strict was from outbox.cursor as one order by one.step desc limit 1;
     select identity.* into strict kept from outbox.identity as identity;
     select not outbox_internal.is_written_by(identity.xmin, identity.recorded_by)
@@ -152,6 +152,11 @@ begin
                   from outbox.starts as one
                  where one.settled is not null) as ranked
          where start.subscription_id = ranked.subscription_id;
+        -- What is routed by now; of that, what lies up to `until_position`.
+        update outbox.replays as replay
+           set settled = format('%1$s:%1$s:', first_xid + 1
+                                              + (select count(*) from outbox.starts))::pg_snapshot,
+               window_end = null, page_after = null;
         perform setval('outbox.events_position_seq',
                        greatest(sequence.last_value, was.low + 1,
                                 (select max(event.position) from outbox.events as event)))
@@ -161,7 +166,6 @@ begin
         update outbox.subscriptions as subscription set changed = this
          where subscription.changed > this;
         update outbox.event_types as type set changed = this where type.changed > this;
-        delete from outbox.beginnings;  -- their transaction ids were those of the original
     else
         select count(*) into strict pending
           from outbox.events as event
@@ -185,6 +189,11 @@ begin
         update outbox.deliveries set due_at = clock_timestamp(), lease_token = null
          where lease_token is not null;
     else
+        update outbox.replays as replay
+           set state = 'cancelled', ended_at = clock_timestamp(),
+               queued = replay.queued - (select count(*) from outbox.deliveries as delivery
+                                          where delivery.replay_id = replay.id)
+         where replay.state in ('running', 'paused');
         delete from outbox.pages;
         delete from outbox.backlog;
         delete from outbox.deliveries;
@@ -346,17 +355,25 @@ begin
         insert into outbox.dead_letters (
             subscription_id, subscription, reason, status, answer, attempts, event_id, position,
             created_at, topic, key, payload, headers, organization, source, user_id, priority,
-            schema_version)
+            schema_version, replay_id)
         select taken.subscription_id, taken.subscription, 'cancelled', taken.status, taken.answer,
                taken.attempts, event.id, taken.position, taken.created_at,
                coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'),
                coalesce(event.headers, '{}'), event.organization, event.source, event.user_id,
-               coalesce(event.priority, 0), event.schema_version
+               coalesce(event.priority, 0), event.schema_version, taken.replay_id
           from taken
           left join outbox.events as event  -- a deleted event leaves a dead letter too
             on event.position = taken.position
            and event.created_at = taken.created_at
          where keep
+    ),
+    -- A dead letter counts as failed.
+    left_out as (
+        update outbox.replays as replay
+           set queued = replay.queued - (select count(*) from taken
+                                          where taken.replay_id = replay.id)
+         where not keep
+           and replay.id in (select taken.replay_id from taken)
     )
     select count(*) into cancelled from taken;
     return cancelled;
@@ -364,6 +381,35 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) IS 'Remove matching deliveries that wait: they are never sent. With dead_letters => true each leaves a dead letter, which can be redriven. What a relay holds is not touched. Returns how many; call again while it returns max_rows.';
+
+CREATE FUNCTION outbox.cancel_replay(id bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    removed bigint;
+begin
+    perform outbox_internal.check_replay(cancel_replay.id);
+    update outbox.replays as one
+       set state = 'cancelled', ended_at = clock_timestamp()
+     where one.id = cancel_replay.id and one.state in ('running', 'paused');
+    if not found then
+        return false;
+    end if;
+    delete from outbox.deliveries as delivery
+     where delivery.id in (select free.id
+                             from outbox.deliveries as free
+                            where free.replay_id = cancel_replay.id
+                              and (free.lease_token is null or free.due_at <= now())
+                              for update skip locked);
+    get diagnostics removed = row_count;
+    update outbox.replays as one set queued = one.queued - removed
+     where one.id = cancel_replay.id;
+    return true;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.cancel_replay(id bigint) IS 'End a replay: what waits of it is never sent. What a relay is sending now may still arrive. Returns whether this changed anything.';
 
 CREATE FUNCTION outbox.capture("table" regclass, topic text DEFAULT NULL::text, operations text[] DEFAULT '{insert,update,delete}'::text[], columns text[] DEFAULT NULL::text[], exclude text[] DEFAULT NULL::text[], condition text DEFAULT NULL::text, key text DEFAULT NULL::text, diff boolean DEFAULT true) RETURNS text
     LANGUAGE plpgsql
@@ -470,29 +516,6 @@ $$;
 
 COMMENT ON FUNCTION outbox.drop_event_type(topic text, version integer) IS 'Delete an event type. Its events are no longer checked. Returns whether it existed.';
 
-CREATE FUNCTION outbox.explain(event uuid) RETURNS TABLE(subscription text, status text, reason text, waits_for text, until timestamp with time zone, attempts integer, last_attempt_at timestamp with time zone, detail jsonb)
-    LANGUAGE plpgsql STABLE
-    AS $$
-declare
-    traced outbox.events;
-begin
-    select one.* into traced from outbox_internal.traced_event(explain.event) as one;
-    if traced.id is null then
-        return query
-            select null::text, 'unknown_event'::text,
-                   'not committed, or removed from the log, and no dead letter has it'::text,
-                   null::text, null::timestamptz, 0, null::timestamptz, '{}'::jsonb;
-        return;
-    end if;
-    return query
-        select one.subscription, one.status, one.reason, one.waits_for, one.until, one.attempts,
-               one.last_attempt_at, one.detail
-          from outbox_internal.explain_event(traced) as one;
-end;
-$$;
-
-COMMENT ON FUNCTION outbox.explain(event uuid) IS 'Why an event was not delivered: for each subscription what became of it, or the first condition that kept it away, and what it waits for. SQL cannot evaluate filters: where only the filter is left the status is unknown; pgoutbox trace evaluates it.';
-
 CREATE FUNCTION outbox.grant_roles() RETURNS text[]
     LANGUAGE plpgsql
     AS $$
@@ -525,6 +548,7 @@ begin
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
+            ('outbox_relay', 'update on outbox.replays'),
             ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
@@ -543,7 +567,8 @@ begin
              'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
-            ('outbox_monitor', 'select on outbox.captures')
+            ('outbox_monitor', 'select on outbox.captures'),
+            ('outbox_monitor', 'select on outbox.replay_status')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
@@ -612,7 +637,8 @@ CREATE TABLE outbox.dead_letters (
     source text,
     user_id text,
     priority integer NOT NULL,
-    schema_version integer
+    schema_version integer,
+    replay_id bigint
 );
 
 CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, id bigint DEFAULT NULL::bigint) RETURNS SETOF outbox.dead_letters
@@ -623,7 +649,7 @@ CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::tex
            coalesce(target.name, letter.subscription), letter.reason, letter.status, letter.answer,
            letter.attempts, letter.event_id, letter.position, letter.created_at, letter.topic,
            letter.key, letter.payload, letter.headers, letter.organization, letter.source,
-           letter.user_id, letter.priority, letter.schema_version
+           letter.user_id, letter.priority, letter.schema_version, letter.replay_id
       from outbox.dead_letters as letter
       left join outbox.subscriptions as target on target.id = letter.subscription_id
      where (matching_dead_letters.id is null or letter.id = matching_dead_letters.id)
@@ -719,7 +745,8 @@ CREATE TABLE outbox.deliveries (
     lease_token uuid,
     attempt integer DEFAULT 0 NOT NULL,
     unfinished integer DEFAULT 0 NOT NULL,
-    asked boolean DEFAULT false NOT NULL
+    asked boolean DEFAULT false NOT NULL,
+    replay_id bigint
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
 
@@ -819,7 +846,8 @@ CREATE VIEW outbox.waiting AS
     place.id,
     place.number,
     place.unfinished,
-    place.asked
+    place.asked,
+    place.replay_id
    FROM (((( SELECT delivery.subscription_id,
             delivery."position",
             delivery.created_at AS created_from,
@@ -831,7 +859,8 @@ CREATE VIEW outbox.waiting AS
             delivery.id,
             NULL::integer AS number,
             (delivery.unfinished + ((delivery.lease_token IS NOT NULL))::integer) AS unfinished,
-            delivery.asked
+            delivery.asked,
+            delivery.replay_id
            FROM outbox.deliveries delivery
           WHERE ((delivery.lease_token IS NULL) OR (delivery.due_at <= now()))
         UNION ALL
@@ -848,7 +877,8 @@ CREATE VIEW outbox.waiting AS
             page.id,
             pair.number,
             LEAST((page.deaths + 1), 2) AS "least",
-            false
+            false,
+            NULL::bigint
            FROM (outbox.pages page
              CROSS JOIN LATERAL outbox_internal.left_of(page.*) pair(subscription_id, "position", number))
           WHERE (page.due_at <= now())
@@ -864,7 +894,8 @@ CREATE VIEW outbox.waiting AS
             backlog.id,
             NULL::integer,
             LEAST((backlog.deaths)::integer, 2) AS "least",
-            false
+            false,
+            NULL::bigint
            FROM ((outbox.backlog backlog
              CROSS JOIN LATERAL unnest(backlog.positions) span(span))
              CROSS JOIN LATERAL generate_series(lower(span.span), (upper(span.span) - 1)) at("position"))) place
@@ -917,6 +948,20 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.pause(name text) IS 'Stop sending. New deliveries are still recorded. Returns whether this changed anything.';
+
+CREATE FUNCTION outbox.pause_replay(id bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform outbox_internal.check_replay(pause_replay.id);
+    update outbox.replays as one set state = 'paused'
+     where one.id = pause_replay.id and one.state = 'running';
+    return found;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.pause_replay(id bigint) IS 'Pause a replay: nothing more is queued for it. What is queued, at most 256 deliveries and those that wait for a retry, is still sent. Returns whether this changed anything.';
 
 CREATE FUNCTION outbox.publish(topic text, payload jsonb, key text DEFAULT NULL::text, headers jsonb DEFAULT '{}'::jsonb, organization text DEFAULT NULL::text, id uuid DEFAULT NULL::uuid, priority integer DEFAULT 0, deliver_after timestamp with time zone DEFAULT NULL::timestamp with time zone, source text DEFAULT NULL::text, user_id text DEFAULT NULL::text, schema_version integer DEFAULT NULL::integer) RETURNS uuid
     LANGUAGE plpgsql
@@ -1075,6 +1120,39 @@ $$;
 
 COMMENT ON FUNCTION outbox.release("table" regclass) IS 'Stop capturing or bridging a table. Existing events stay. Returns whether it was.';
 
+CREATE FUNCTION outbox.replay(subscription text, since timestamp with time zone, until timestamp with time zone DEFAULT NULL::timestamp with time zone, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, rate text DEFAULT NULL::text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    planned constant outbox.replays := outbox_internal.plan_replay(
+        replay.subscription, replay.since, replay.until, replay.topic, replay.event, replay.rate);
+    most    constant integer := 10;
+    made    bigint;
+begin
+    if (select count(*) from outbox.replays as open
+         where open.subscription_id = planned.subscription_id
+           and open.state in ('running', 'paused')) >= most then
+        raise exception using errcode = '54000',
+            message = format('subscription %L has %s replays that have not ended',
+                             replay.subscription, most),
+            hint = 'Wait for one of them, or end one: select outbox.cancel_replay(id). '
+                   'outbox.replay_status lists them.';
+    end if;
+    insert into outbox.replays (
+        subscription_id, since, until, topic, event, rate, settled, window_end, page_after,
+        first_position, until_position, position)
+    values (planned.subscription_id, planned.since, planned.until, planned.topic, planned.event,
+            planned.rate, planned.settled, planned.window_end, planned.page_after,
+            planned.first_position, planned.until_position, planned.position)
+    returning id into made;
+    perform outbox_internal.ring_for_replay();
+    return made;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) IS 'Send events of the log again to a subscription: those from since on and before until (null: up to now) that it wants as it is now, also if they were delivered. topic: only of topics that match the pattern. event: only this one; since may then be null. rate: the most in a time, such as 50/s. Live events go first. Returns the id of the replay, see outbox.replay_status.';
+
 CREATE FUNCTION outbox.resume(name text) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
@@ -1096,6 +1174,24 @@ $$;
 
 COMMENT ON FUNCTION outbox.resume(name text) IS 'Send again after a pause, 410 (gone) or disabling. Returns whether this changed anything.';
 
+CREATE FUNCTION outbox.resume_replay(id bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform outbox_internal.check_replay(resume_replay.id);
+    update outbox.replays as one set state = 'running'
+     where one.id = resume_replay.id and one.state = 'paused';
+    if not found then
+        return false;
+    end if;
+    perform outbox_internal.ring_for_replay();
+    return true;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.resume_replay(id bigint) IS 'Go on with a paused replay. Returns whether this changed anything.';
+
 CREATE FUNCTION outbox.retry(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, error_like text DEFAULT NULL::text, max_rows integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1104,9 +1200,11 @@ declare
     retried bigint;
 begin
     insert into outbox.deliveries (
-        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked)
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked,
+        replay_id)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
-           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true
+           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true,
+           taken.replay_id
       from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
@@ -2491,6 +2589,33 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.check_rate(rate text) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $_$
+begin
+    if rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
+        raise exception using errcode = '22023',
+            message = format('rate: %L is not a rate', rate),
+            hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
+                   'null for no limit.';
+    end if;
+    return true;
+end;
+$_$;
+
+CREATE FUNCTION outbox_internal.check_replay(id bigint) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    AS $$
+begin
+    if not exists (select from outbox.replays as one where one.id = check_replay.id) then
+        raise exception using errcode = '22023',
+            message = format('id: there is no replay %s', coalesce(check_replay.id::text, 'null')),
+            hint = 'List all: select id, subscription, state from outbox.replay_status.';
+    end if;
+    return true;
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.check_subscription() RETURNS trigger
     LANGUAGE plpgsql
     AS $_$
@@ -2667,12 +2792,7 @@ begin
                              case when new."coalesce" <> 'none' then 'coalesce'
                                   else 'on_exhausted' end);
     end if;
-    if new.rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
-        raise exception using errcode = '22023',
-            message = format('rate: %L is not a rate', new.rate),
-            hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
-                   'null for no limit.';
-    end if;
+    perform outbox_internal.check_rate(new.rate);
     if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
         raise exception using errcode = '22023',
             message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);
@@ -2800,273 +2920,6 @@ CREATE FUNCTION outbox_internal.duration_is_valid(duration text) RETURNS boolean
                 else false end
 $_$;
 
-CREATE FUNCTION outbox_internal.explain_event(event outbox.events, named text DEFAULT NULL::text, refusals jsonb DEFAULT NULL::jsonb) RETURNS TABLE(subscription_id bigint, subscription text, status text, reason text, waits_for text, until timestamp with time zone, attempts integer, last_attempt_at timestamp with time zone, detail jsonb)
-    LANGUAGE sql STABLE
-    SET jit TO 'off'
-    SET enable_nestloop TO 'off'
-    AS $$
-    with owed as materialized (
-        select delivery.subscription_id, 'delivery' as place, delivery.owed_since, delivery.due_at,
-               delivery.lease_token is not null as was_leased, delivery.attempt as attempts,
-               -- rows do not say who leased them
-               (select case when count(*) = 1 then min(relay.name) end
-                  from outbox.relays as relay
-                 where relay.seen_at > now() - interval '1 minute') as relay,
-               false as is_suspect
-          from outbox.deliveries as delivery
-         where delivery.position = (explain_event.event).position
-        union all
-        select pair.subscription_id, 'page', page.owed_since[1], page.due_at, true, 0, page.relay,
-               page.deaths > 0
-          from outbox.pages as page
-         cross join lateral outbox_internal.left_of(page) as pair
-         where (explain_event.event).created_at between page.created_from and page.created_until
-           and exists (select from unnest(page.owed) as positions
-                        where positions @> (explain_event.event).position)
-           and pair.position = (explain_event.event).position
-        union all
-        select backlog.subscription_id, 'backlog', backlog.owed_since, null, false, 0, null,
-               backlog.deaths > 0
-          from outbox.backlog as backlog
-         where backlog.positions @> (explain_event.event).position
-           and (explain_event.event).created_at between backlog.created_from
-                                                    and backlog.created_until
-    ),
-    -- after a lost lease there may be two
-    waiting as materialized (
-        select distinct on (one.subscription_id)
-               one.*, one.was_leased and one.due_at > now() as is_held
-          from owed as one
-         order by one.subscription_id, one.was_leased and one.due_at > now() desc, one.due_at
-    ),
-    tried as materialized (
-        select distinct on (attempt.subscription_id)
-               attempt.subscription_id, attempt.at, attempt.reason, attempt.status, attempt.answer,
-               max(attempt.attempt) over attempts_of as attempts,
-               max(attempt.at) filter (where attempt.outcome = 'delivered') over attempts_of
-                   as delivered_at
-          from outbox.attempts as attempt
-         where attempt.position = (explain_event.event).position
-           and attempt.at >= (explain_event.event).created_at
-           and coalesce(attempt.event_id = (explain_event.event).id, true)
-        window attempts_of as (partition by attempt.subscription_id)
-         order by attempt.subscription_id, attempt.at desc
-    ),
-    letters as materialized (
-        select distinct on (letter.subscription_id)
-               letter.id, letter.subscription_id, letter.subscription, letter.reason,
-               letter.status, letter.answer, letter.attempts, letter.event_id, letter.died_at
-          from outbox.dead_letters as letter
-         where letter.position = (explain_event.event).position
-           and coalesce(letter.event_id = (explain_event.event).id, true)
-         order by letter.subscription_id, letter.id desc
-    ),
-    breakers as materialized (
-        select report.subscription_id, jsonb_agg(report.relay order by report.relay) as relays
-          from outbox.relay_subscriptions as report
-          join outbox.relays as relay
-            on relay.name = report.relay
-           and relay.seen_at > now() - interval '1 minute'
-         where report.breaker <> 'closed'
-         group by report.subscription_id
-    ),
-    known as (
-        select one.id, one.name, one as row from outbox.subscriptions as one
-        union all
-        -- those that were deleted
-        select gone.subscription_id, min(gone.name), null
-          from (select letter.subscription_id, letter.subscription as name from letters as letter
-                union all
-                select attempt.subscription_id, null from tried as attempt) as gone
-         where not exists (select from outbox.subscriptions as one
-                            where one.id = gone.subscription_id)
-         group by gone.subscription_id
-    ),
-    facts as materialized (
-        select known.id, known.name,
-               known.row is null as is_deleted, (known.row).active, (known.row).state,
-               (known.row).state_reason,
-               case when (known.row).updated_at > (explain_event.event).created_at
-                         and (known.row).updated_at > (known.row).created_at
-                    then (known.row).updated_at end as changed_at,
-               (known.row).state = 'gone'
-                   and (explain_event.event).position
-                       > coalesce((known.row).owed_until, 0) as is_after_gone,
-               waiting.place, waiting.owed_since, waiting.due_at, waiting.was_leased,
-               waiting.is_held, waiting.is_suspect, waiting.relay,
-               waiting.attempts as attempts_of_row,
-               letter.id as letter_id, letter.reason as letter_reason,
-               letter.status as letter_status, letter.answer as letter_answer,
-               letter.attempts as letter_attempts, letter.event_id is not null as is_redrivable,
-               letter.died_at,
-               tried.at as tried_at, tried.reason as tried_reason, tried.status as tried_status,
-               tried.answer as tried_answer, tried.attempts as attempts_tried, tried.delivered_at,
-               pause.until as paused_until, breakers.relays as breakers,
-               case when known.row is null then null
-                    when explain_event.refusals is null
-                    then outbox_internal.refusal(known.row, explain_event.event)
-                    else explain_event.refusals -> known.id::text ->> 0 end as refusal,
-               explain_event.refusals -> known.id::text ->> 1 as part,
-               -- of a subscription with a start: the backfill has not come to it
-               exists (select from outbox.starts as start
-                        where start.subscription_id = known.id
-                          and (explain_event.event).position > start.position
-                          and (start.since is null
-                               or (explain_event.event).created_at >= start.since)
-                          and ((explain_event.event).xid is null or start.settled is null
-                               or pg_visible_in_snapshot((explain_event.event).xid, start.settled)
-                               or coalesce(pg_visible_in_snapshot((explain_event.event).xid,
-                                                                  start.window_end)
-                                           and (explain_event.event).position
-                                               <= start.page_after, false)))
-                   as is_starting,
-               coalesce((explain_event.event).created_at < (known.row).created_at
-                        and coalesce((explain_event.event).created_at < beginning.starts_at, true)
-                        and case when (explain_event.event).xid is null or beginning.settled is null
-                                 then true  -- only the times are known
-                                 else pg_visible_in_snapshot((explain_event.event).xid,
-                                                             beginning.settled)
-                                      or coalesce(pg_visible_in_snapshot((explain_event.event).xid,
-                                                                         beginning.window_end)
-                                                  and (explain_event.event).position
-                                                      <= beginning.page_after, false) end,
-                        false) as is_before_start
-          from known
-          left join waiting on waiting.subscription_id = known.id
-          left join letters as letter on letter.subscription_id = known.id
-          left join tried on tried.subscription_id = known.id
-          left join breakers on breakers.subscription_id = known.id
-          left join outbox.asked_pauses as pause on pause.subscription_id = known.id
-          left join outbox.beginnings as beginning on beginning.subscription_id = known.id
-         where explain_event.named is null or known.name = explain_event.named
-    ),
-    judged as (
-        select facts.*,
-               -- the first that holds
-               case
-               when facts.is_held then 'in_flight'
-               when facts.place is not null and facts.state = 'gone' then 'gone'
-               when facts.place is not null and facts.state = 'disabled' then 'disabled'
-               when facts.place is not null and not facts.active then 'paused'
-               when facts.place is not null and facts.state = 'invalid' then 'invalid'
-               when facts.due_at > now() and facts.owed_since > now() then 'scheduled'
-               -- its own wait and the pause are counted from two moments
-               when facts.place is not null
-                    and facts.paused_until
-                        >= coalesce(facts.due_at, '-infinity') - interval '10 seconds'
-               then 'paused_by_destination'
-               when facts.due_at > now() then 'retrying'
-               when facts.is_suspect then 'suspect'
-               when facts.was_leased then 'lease_ended'
-               when facts.place is not null and facts.breakers is not null then 'breaker_open'
-               when facts.place = 'backlog' then 'backlog'
-               when facts.place is not null then 'due'
-               when facts.letter_reason = 'expired' then 'expired'
-               when facts.letter_reason in ('relay_killed', 'event_unreadable') then 'quarantined'
-               when facts.letter_id is not null then 'dead_letter'
-               when facts.delivered_at is not null then 'delivered'
-               when facts.is_deleted then 'deleted'
-               when facts.refusal = 'failed' then 'condition_failed'
-               when facts.refusal <> 'filter_unknown' then 'unwanted'
-               when facts.is_after_gone then 'after_gone'
-               when not outbox_internal.is_routed(explain_event.event) then 'not_routed'
-               when facts.is_starting then 'backfill'
-               when facts.is_before_start then 'before_start'
-               when facts.refusal = 'filter_unknown' then 'unknown'
-               else 'settled'
-               end as status
-          from facts
-    )
-    select judged.id, judged.name, judged.status,
-           case when judged.status = 'unwanted' then judged.refusal
-                when judged.status = 'condition_failed' then judged.part
-                when judged.status in ('gone', 'after_gone', 'disabled', 'invalid')
-                then judged.state_reason
-                when judged.status in ('expired', 'quarantined', 'dead_letter')
-                then judged.letter_reason
-                when judged.status <> 'delivered' then judged.tried_reason end,
-           case when judged.status in ('due', 'backlog', 'suspect', 'lease_ended', 'breaker_open',
-                                       'not_routed', 'backfill')
-                     and not exists (select from outbox.relays as relay
-                                      where relay.seen_at > now() - interval '1 minute')
-                then 'a running relay'
-                else case judged.status
-                     when 'in_flight' then 'an answer, or the end of the lease'
-                     when 'gone' then 'outbox.resume()'
-                     when 'disabled' then 'outbox.resume()'
-                     when 'paused' then 'outbox.resume()'
-                     when 'invalid' then 'a correction of the subscription'
-                     when 'scheduled' then 'its time'
-                     when 'paused_by_destination' then 'the end of the pause'
-                     when 'retrying' then 'its next attempt'
-                     when 'suspect' then 'its turn'
-                     when 'lease_ended' then 'a relay that takes it over'
-                     when 'breaker_open' then 'a probe that succeeds'
-                     when 'backlog' then 'room for its subscription'
-                     when 'due' then 'its turn'
-                     when 'not_routed' then 'a relay that routes it'
-                     when 'backfill' then 'the backfill'
-                     end end,
-           case when judged.status in ('in_flight', 'scheduled', 'retrying') then judged.due_at
-                when judged.status = 'paused_by_destination'
-                then greatest(judged.paused_until, judged.due_at)
-                when judged.status = 'not_routed'
-                     and (explain_event.event).deliver_after > now()
-                then (explain_event.event).deliver_after end,
-           greatest(judged.attempts_of_row - judged.is_held::integer, judged.letter_attempts,
-                    judged.attempts_tried, 0),
-           judged.tried_at,
-           jsonb_strip_nulls(jsonb_build_object(
-               'condition', judged.refusal,
-               'part', judged.part,
-               'place', judged.place,
-               'owed_since', judged.owed_since,
-               'due_at', judged.due_at,
-               'relay', case when judged.is_held then judged.relay end,
-               'breakers', judged.breakers,
-               'paused_until', judged.paused_until,
-               'dead_letter', judged.letter_id,
-               'died_at', judged.died_at,
-               'is_redrivable', case when judged.letter_id is not null and not judged.is_deleted
-                                     then judged.is_redrivable end,
-               'http_status', coalesce(judged.letter_status, judged.tried_status),
-               'answer', coalesce(judged.letter_answer, judged.tried_answer),
-               'delivered_at', judged.delivered_at,
-               'changed_at', judged.changed_at,
-               'is_deleted', nullif(judged.is_deleted, false)))
-      from judged
-     order by judged.name nulls last, judged.id
-$$;
-
-CREATE FUNCTION outbox_internal.find_event(id uuid) RETURNS TABLE("position" bigint, created_at timestamp with time zone)
-    LANGUAGE sql STABLE
-    AS $$
-    with id as (
-        select given.at,
-               coalesce(given.at, to_timestamp(given.milliseconds / 1000.0)) as near,
-               given.at is not null or given.version = '7' as is_dated
-          from (select (select known.created_at
-                          from outbox.event_ids as known
-                         where known.id = find_event.id) as at,
-                       ('x' || left(replace(find_event.id::text, '-', ''), 12))::bit(48)::bigint
-                           as milliseconds,
-                       substring(find_event.id::text from 15 for 1) as version) as given
-    )
-    select found.position, found.created_at
-      from (select event.position, event.created_at
-              from id
-              join outbox.events as event
-                on event.created_at between id.near - interval '1 hour'
-                                        and id.near + interval '1 day'
-             where event.id = find_event.id
-            union all
-            select event.position, event.created_at
-              from outbox.events as event
-             where event.id = find_event.id
-               and not (select id.is_dated from id)) as found
-     limit 1
-$$;
-
 CREATE FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) RETURNS int8multirange
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
@@ -3187,48 +3040,161 @@ CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic t
        and (since is null or letter.died_at >= since)
 $$;
 
-CREATE FUNCTION outbox_internal.is_routed(event outbox.events) RETURNS boolean
-    LANGUAGE sql STABLE
-    AS $$
-    -- without a transaction id it is from a dead letter
-    select event.xid is null
-           or pg_visible_in_snapshot(event.xid, cursor.settled)
-           or (cursor.window_end is not null
-               and pg_visible_in_snapshot(event.xid, cursor.window_end)
-               and event.position <= cursor.page_after)
-      from outbox.cursor as cursor
-     order by cursor.step desc
-     limit 1
-$$;
-
 CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
 $$;
 
-CREATE FUNCTION outbox_internal.record_beginning() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
+CREATE FUNCTION outbox_internal.place_of_event(id uuid) RETURNS TABLE("position" bigint, created_at timestamp with time zone)
+    LANGUAGE sql STABLE
     AS $$
+    with given as (
+        select id.at, coalesce(id.at, to_timestamp(id.milliseconds / 1000.0)) as near,
+               id.at is not null or id.version = '7' as is_dated
+          from (select (select known.created_at
+                          from outbox.event_ids as known
+                         where known.id = place_of_event.id) as at,
+                       ('x' || left(replace(place_of_event.id::text, '-', ''), 12))::bit(48)::bigint
+                           as milliseconds,
+                       substring(place_of_event.id::text from 15 for 1) as version) as id
+    )
+    select found.position, found.created_at
+      from (select event.position, event.created_at
+              from given
+              join outbox.events as event
+                on event.created_at between given.near - interval '1 hour'
+                                        and given.near + interval '1 day'
+             where event.id = place_of_event.id
+            union all
+            select event.position, event.created_at
+              from outbox.events as event
+             where event.id = place_of_event.id
+               and not (select given.is_dated from given)) as found
+     limit 1
+$$;
+
+CREATE TABLE outbox.replays (
+    id bigint NOT NULL,
+    subscription_id bigint NOT NULL,
+    state text DEFAULT 'running'::text NOT NULL,
+    since timestamp with time zone NOT NULL,
+    until timestamp with time zone,
+    topic text,
+    event uuid,
+    rate text,
+    started_by text DEFAULT SESSION_USER NOT NULL,
+    started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    ended_at timestamp with time zone,
+    settled pg_snapshot NOT NULL,
+    window_end pg_snapshot,
+    page_after bigint,
+    first_position bigint NOT NULL,
+    until_position bigint NOT NULL,
+    "position" bigint NOT NULL,
+    seen bigint DEFAULT 0 NOT NULL,
+    queued bigint DEFAULT 0 NOT NULL,
+    paced_until timestamp with time zone,
+    CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['running'::text, 'paused'::text, 'done'::text, 'cancelled'::text])))
+)
+WITH (fillfactor='50');
+
+COMMENT ON TABLE outbox.replays IS 'Events that are sent again, a row for each call of outbox.replay. See outbox.replay_status.';
+
+CREATE FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) RETURNS outbox.replays
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    planned outbox.replays;
+    target  outbox.subscriptions;
+    routed  outbox.cursor;
+    published timestamptz;  -- of the event
+    lowest  bigint;
 begin
-    insert into outbox.beginnings (subscription_id, settled, window_end, page_after)
-    select new.id, cursor.settled, cursor.window_end, cursor.page_after
-      from outbox.cursor as cursor
-     order by cursor.step desc
-     limit 1;
-    return null;
+    planned.subscription_id := outbox_internal.subscription_id(plan_replay.subscription);
+    if plan_replay.since is null and plan_replay.event is null then
+        raise exception using errcode = '22023', message = 'since: is null',
+            hint = 'Give the time of the first event, such as now() - interval ''2 days''.';
+    elsif plan_replay.since > now() then
+        raise exception using errcode = '22023',
+            message = format('since: %s is in the future', plan_replay.since);
+    elsif plan_replay.until <= plan_replay.since then
+        raise exception using errcode = '22023',
+            message = format('until: %s is not after since, %s', plan_replay.until,
+                             plan_replay.since),
+            hint = 'Events from since on and before until are sent again.';
+    end if;
+    perform outbox_internal.check_topic_pattern(plan_replay.topic);
+    perform outbox_internal.check_rate(plan_replay.rate);
+
+    select one.* into strict routed from outbox.cursor as one order by one.step desc limit 1;
+    select one.* into strict target
+      from outbox.subscriptions as one where one.id = planned.subscription_id;
+    if pg_visible_in_snapshot(target.changed, routed.settled) then
+        planned.settled := routed.settled;
+        planned.window_end := routed.window_end;
+        planned.page_after := routed.page_after;
+    else
+        -- A routing step that is under way may not know this version of the subscription: what it
+        -- routes would be missed by both.
+        planned.settled := pg_current_snapshot();
+    end if;
+    select sequence.last_value into strict planned.until_position
+      from outbox.events_position_seq as sequence;
+    if plan_replay.event is null then
+        select coalesce(min(one.position) - 1, planned.until_position) into lowest
+          from outbox.events as one;
+        planned.first_position := outbox_internal.position_before(
+            plan_replay.since, lowest, planned.until_position);
+    else
+        select one.position, one.created_at into planned.until_position, published
+          from outbox_internal.place_of_event(plan_replay.event) as one;
+        if published is null then
+            raise exception using errcode = '22023',
+                message = format('event: %s is not in the log', plan_replay.event);
+        elsif published < plan_replay.since or published >= plan_replay.until then
+            raise exception using errcode = '22023',
+                message = format('event: %s was published at %s, which is not between since and '
+                                 'until',
+                                 plan_replay.event, published);
+        end if;
+        planned.first_position := planned.until_position - 1;
+    end if;
+    planned.since := coalesce(plan_replay.since, published);
+    planned.until := plan_replay.until;
+    planned.topic := plan_replay.topic;
+    planned.event := plan_replay.event;
+    planned.rate := plan_replay.rate;
+    planned.position := planned.first_position;
+    return planned;
 end;
 $$;
 
-CREATE FUNCTION outbox_internal.record_start() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
+CREATE FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
     AS $$
+declare
+    below  bigint := lowest;
+    above  bigint := highest;
+    middle bigint;
+    found_event record;
 begin
-    update outbox.beginnings as beginning set starts_at = coalesce(new.since, '-infinity')
-     where beginning.subscription_id = new.subscription_id;
-    return null;
+    while highest - lowest > 100000 and above - below > 1000 loop
+        middle := below + (above - below) / 2;
+        select event.position, event.created_at into found_event
+          from outbox.events as event
+         where event.position > middle and event.position <= above
+         order by event.position
+         limit 1;
+        if found and found_event.created_at < position_before.at - interval '1 hour' then
+            below := found_event.position;
+        else
+            above := middle;
+        end if;
+    end loop;
+    return below;
 end;
 $$;
 
@@ -3239,27 +3205,6 @@ begin
     new.recorded_by := pg_current_xact_id();
     return new;
 end;
-$$;
-
-CREATE FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) RETURNS text
-    LANGUAGE sql STABLE
-    AS $$
-    select case
-           when subscription.organization is not null
-                and subscription.organization is distinct from event.organization::text
-           then 'organization'
-           when not exists (select from unnest(subscription.topics) as pattern
-                             where outbox.topic_matches(pattern, event.topic))
-           then 'topics'
-           when subscription.keys is not null
-                and not exists (select from unnest(subscription.keys) as prefix
-                                 where starts_with(event.key, prefix))
-           then 'keys'
-           when subscription.match is not null
-                and not event.payload::jsonb @> subscription.match
-           then 'match'
-           when subscription.filter is not null then 'filter_unknown'
-           end
 $$;
 
 CREATE FUNCTION outbox_internal.retry_after_correction() RETURNS trigger
@@ -3312,6 +3257,18 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.ring_for_replay() RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+        return true;
+    end if;
+    return false;
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.ring_subscriptions() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -3321,6 +3278,13 @@ begin
     end if;
     return null;
 end;
+$$;
+
+CREATE FUNCTION outbox_internal.seconds_between(rate text) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select case right(rate, 1) when 's' then 1 when 'm' then 60 else 3600 end
+           / split_part(rate, '/', 1)::double precision
 $$;
 
 CREATE FUNCTION outbox_internal.sink_fields() RETURNS TABLE(sink text, field text, types text[], is_required boolean)
@@ -3519,31 +3483,6 @@ CREATE FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) RETURNS boo
                      '([.]([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+))*$'
 $_$;
 
-CREATE FUNCTION outbox_internal.traced_event(id uuid) RETURNS SETOF outbox.events
-    LANGUAGE sql STABLE
-    AS $$
-    with place as materialized (
-        select found.position, found.created_at
-          from outbox_internal.find_event(traced_event.id) as found
-    )
-    select event.*
-      from place
-      join outbox.events as event
-        on event.position = place.position
-       and event.created_at = place.created_at
-    union all
-    select whole.*
-      from (select letter.*
-              from outbox.dead_letters as letter
-             where letter.event_id = traced_event.id
-             order by letter.id desc
-             limit 1) as letter
-     cross join lateral jsonb_populate_record(
-           null::outbox.events,
-           to_jsonb(letter) || jsonb_build_object('id', letter.event_id)) as whole
-     where not exists (select from place)
-$$;
-
 CREATE TABLE outbox.pauses (
     subscription_id bigint NOT NULL,
     until timestamp with time zone NOT NULL,
@@ -3587,16 +3526,6 @@ ALTER TABLE outbox.backlog ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
-
-CREATE TABLE outbox.beginnings (
-    subscription_id bigint NOT NULL,
-    settled pg_snapshot NOT NULL,
-    window_end pg_snapshot,
-    page_after bigint,
-    starts_at timestamp with time zone
-);
-
-COMMENT ON TABLE outbox.beginnings IS 'Which events had been routed when a subscription was made. Removed by outbox.adopt, because transaction ids of another cluster say nothing.';
 
 CREATE VIEW outbox.captures AS
  SELECT format('%I.%I'::text, named.nspname, class.relname) AS "table",
@@ -4083,6 +4012,48 @@ CREATE TABLE outbox.relays (
 )
 WITH (fillfactor='50');
 
+CREATE VIEW outbox.replay_status AS
+ SELECT replay.id,
+    subscription.name AS subscription,
+    replay.state,
+    replay.since,
+    replay.until,
+    replay.topic,
+    replay.event,
+    replay.rate,
+    round(
+        CASE
+            WHEN (replay.state = 'done'::text) THEN (1)::numeric
+            WHEN (replay.until_position <= replay.first_position) THEN (0)::numeric
+            ELSE (((replay."position" - replay.first_position))::numeric / ((replay.until_position - replay.first_position))::numeric)
+        END, 4) AS progress,
+    replay.seen,
+    GREATEST(((replay.queued - waiting.count) - given_up.count), (0)::bigint) AS sent,
+    waiting.count AS waiting,
+    given_up.count AS failed,
+    replay.started_by,
+    replay.started_at,
+    replay.ended_at
+   FROM (((outbox.replays replay
+     JOIN outbox.subscriptions subscription ON ((subscription.id = replay.subscription_id)))
+     CROSS JOIN LATERAL ( SELECT count(*) AS count
+           FROM outbox.deliveries delivery
+          WHERE (delivery.replay_id = replay.id)) waiting)
+     CROSS JOIN LATERAL ( SELECT count(*) AS count
+           FROM outbox.dead_letters letter
+          WHERE (letter.replay_id = replay.id)) given_up);
+
+COMMENT ON VIEW outbox.replay_status IS 'One row per replay. state: running, paused, done or cancelled. progress: how much of the log was read, 0 to 1. seen: events that were looked at. waiting: deliveries that are queued, in flight or wait for a retry. failed: dead letters that are still there. sent: all other deliveries.';
+
+ALTER TABLE outbox.replays ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.replays_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE VIEW outbox.sinks AS
  SELECT known.sink AS name,
     true AS is_built_in,
@@ -4195,9 +4166,6 @@ ALTER TABLE ONLY outbox.events ATTACH PARTITION outbox.events_default DEFAULT;
 ALTER TABLE ONLY outbox.backlog
     ADD CONSTRAINT backlog_pkey PRIMARY KEY (id);
 
-ALTER TABLE ONLY outbox.beginnings
-    ADD CONSTRAINT beginnings_pkey PRIMARY KEY (subscription_id);
-
 ALTER TABLE ONLY outbox.cursor
     ADD CONSTRAINT cursor_pkey PRIMARY KEY (step);
 
@@ -4237,6 +4205,9 @@ ALTER TABLE ONLY outbox.relay_subscriptions
 ALTER TABLE ONLY outbox.relays
     ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY outbox.replays
+    ADD CONSTRAINT replays_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_pkey PRIMARY KEY (subscription_id);
 
@@ -4258,15 +4229,17 @@ CREATE INDEX backlog_subscription ON outbox.backlog USING btree (subscription_id
 
 CREATE INDEX dead_letters_died_at ON outbox.dead_letters USING btree (died_at, id);
 
-CREATE INDEX dead_letters_event ON outbox.dead_letters USING btree (event_id);
-
 CREATE INDEX dead_letters_position ON outbox.dead_letters USING btree ("position", id);
+
+CREATE INDEX dead_letters_replay ON outbox.dead_letters USING btree (replay_id) WHERE (replay_id IS NOT NULL);
 
 CREATE INDEX dead_letters_subscription ON outbox.dead_letters USING btree (subscription_id, "position", id);
 
 CREATE INDEX deliveries_asked ON outbox.deliveries USING btree (subscription_id, id) WHERE asked;
 
 CREATE INDEX deliveries_due ON outbox.deliveries USING btree (subscription_id, due_at, id);
+
+CREATE INDEX deliveries_replay ON outbox.deliveries USING btree (replay_id) WHERE (replay_id IS NOT NULL);
 
 CREATE INDEX events_created_at ON ONLY outbox.events USING brin (created_at);
 
@@ -4283,6 +4256,10 @@ CREATE INDEX events_default_xid_position_idx ON outbox.events_default USING btre
 CREATE UNIQUE INDEX identity_only_row ON outbox.identity USING btree ((true));
 
 CREATE INDEX pauses_asked_at ON outbox.pauses USING btree (asked_at);
+
+CREATE INDEX replays_running ON outbox.replays USING btree (id) WHERE (state = 'running'::text);
+
+CREATE INDEX replays_subscription ON outbox.replays USING btree (subscription_id, state);
 
 ALTER INDEX outbox.attempts_at ATTACH PARTITION outbox.attempts_default_at_idx;
 
@@ -4302,10 +4279,6 @@ CREATE TRIGGER check_event_type BEFORE INSERT OR UPDATE ON outbox.event_types FO
 
 CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_subscription();
 
-CREATE TRIGGER record_beginning AFTER INSERT ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_beginning();
-
-CREATE TRIGGER record_start AFTER INSERT ON outbox.starts FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_start();
-
 CREATE TRIGGER record_writer BEFORE UPDATE ON outbox.identity FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_writer();
 
 CREATE TRIGGER retry_after_correction AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.sink IS DISTINCT FROM new.sink) OR (old.config IS DISTINCT FROM new.config))) EXECUTE FUNCTION outbox_internal.retry_after_correction();
@@ -4316,8 +4289,8 @@ CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, versi
 
 CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
-ALTER TABLE ONLY outbox.beginnings
-    ADD CONSTRAINT beginnings_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
+ALTER TABLE ONLY outbox.replays
+    ADD CONSTRAINT replays_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
@@ -4354,6 +4327,9 @@ GRANT ALL ON FUNCTION outbox.bridge("table" regclass, topic text, key text, payl
 REVOKE ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.cancel_replay(id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.cancel_replay(id bigint) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) TO outbox_admin;
@@ -4370,9 +4346,6 @@ GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like t
 
 REVOKE ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.explain(event uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.explain(event uuid) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
@@ -4448,6 +4421,9 @@ GRANT ALL ON FUNCTION outbox.matching_deliveries(subscription text, topic text, 
 REVOKE ALL ON FUNCTION outbox.pause(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.pause(name text) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.pause_replay(id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.pause_replay(id bigint) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_admin;
@@ -4463,8 +4439,14 @@ REVOKE ALL ON FUNCTION outbox.release("table" regclass) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.resume(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.resume(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.resume_replay(id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.resume_replay(id bigint) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) TO outbox_admin;
@@ -4643,6 +4625,18 @@ GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox
 GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.check_rate(rate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.check_replay(id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_replay(id bigint) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_replay(id bigint) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_replay(id bigint) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_replay(id bigint) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.check_subscription() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_monitor;
@@ -4671,18 +4665,6 @@ GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_relay;
-
-REVOKE ALL ON FUNCTION outbox_internal.find_event(id uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.find_event(id uuid) TO outbox_relay;
-
 REVOKE ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_monitor;
@@ -4707,35 +4689,38 @@ GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, t
 GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_relay;
-
 REVOKE ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.record_beginning() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.record_beginning() TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox_internal.place_of_event(id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.place_of_event(id uuid) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.place_of_event(id uuid) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.place_of_event(id uuid) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.place_of_event(id uuid) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.record_start() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.record_start() TO outbox_admin;
+GRANT SELECT,UPDATE ON TABLE outbox.replays TO outbox_relay;
+GRANT SELECT ON TABLE outbox.replays TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.record_writer() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_relay;
-
-REVOKE ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.retry_after_correction() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.retry_after_correction() TO outbox_admin;
@@ -4746,11 +4731,23 @@ GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.ring_for_replay() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.ring_for_replay() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.ring_for_replay() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.ring_for_replay() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.ring_for_replay() TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.ring_subscriptions() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.seconds_between(rate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.sink_fields() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.sink_fields() TO outbox_admin;
@@ -4782,12 +4779,6 @@ GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO ou
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.traced_event(id uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_relay;
-
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
 GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;
 
@@ -4796,9 +4787,6 @@ GRANT SELECT ON TABLE outbox.asked_pauses TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_relay;
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_admin;
-
-GRANT SELECT ON TABLE outbox.beginnings TO outbox_relay;
-GRANT SELECT ON TABLE outbox.beginnings TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.captures TO outbox_publisher;
 GRANT SELECT ON TABLE outbox.captures TO outbox_relay;
@@ -4864,6 +4852,10 @@ GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_monitor;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relays TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relays TO outbox_admin;
 GRANT SELECT ON TABLE outbox.relays TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.replay_status TO outbox_relay;
+GRANT SELECT ON TABLE outbox.replay_status TO outbox_admin;
+GRANT SELECT ON TABLE outbox.replay_status TO outbox_monitor;
 
 GRANT SELECT ON TABLE outbox.sinks TO outbox_relay;
 GRANT SELECT ON TABLE outbox.sinks TO outbox_admin;

@@ -1,5 +1,6 @@
--- How much a relay could do now: events that are not routed, and deliveries that are due or in the
--- hands of a relay, of subscriptions that are neither paused nor unusable.
+-- How much a relay could do now: events that are not routed, replays without a rate that have not
+-- read all they should, and deliveries that are due or in the hands of a relay, of subscriptions
+-- that are neither paused nor unusable.
 with usable as (
     select subscription.id
       from outbox.subscriptions as subscription
@@ -16,6 +17,12 @@ select (log.unrouted
              from outbox.pages as page
             cross join lateral outbox_internal.left_of(page) as pair
              join usable on usable.id = pair.subscription_id)
+        + (select count(*)
+             from outbox.replays as replay
+             join usable on usable.id = replay.subscription_id
+            where replay.state = 'running'
+              and replay.position < replay.until_position
+              and replay.rate is null)
         + (select coalesce(sum(outbox_internal.count_positions(backlog.positions)), 0)
              from outbox.backlog as backlog
              join usable on usable.id = backlog.subscription_id))::bigint

@@ -51,4 +51,4 @@ update outbox.deliveries as delivery
  where delivery.ctid = any (array(select due.address from due))
 returning delivery.id, delivery.subscription_id, delivery.position, delivery.created_at,
           delivery.owed_since, delivery.attempt,
-          delivery.unfinished, delivery.key
+          delivery.unfinished, delivery.key, delivery.replay_id

@@ -114,7 +114,8 @@ leased as (
            asked       = false
      where delivery.id = any (array(select taken.id from taken))
     returning delivery.id, delivery.subscription_id, delivery.position, delivery.created_at,
-              delivery.owed_since, delivery.attempt, delivery.unfinished, delivery.key
+              delivery.owed_since, delivery.attempt, delivery.unfinished, delivery.key,
+              delivery.replay_id
 ),
 behind as (
     update outbox.deliveries as delivery
@@ -131,10 +132,10 @@ behind as (
        and delivery.due_at <= now()
 )
 select leased.id, leased.subscription_id, leased.position, leased.created_at, leased.owed_since,
-       leased.attempt, leased.unfinished, leased.key, 0 as remaining
+       leased.attempt, leased.unfinished, leased.key, leased.replay_id, 0 as remaining
   from leased
 union all
-select null, asked.subscription_id, null, null, null, null, null, asked.key,
+select null, asked.subscription_id, null, null, null, null, null, asked.key, null,
        ((select count(*) from run
           where run.subscription_id = asked.subscription_id and run.key = asked.key)
         + (select count(*) from outbox.parked_keys as parked

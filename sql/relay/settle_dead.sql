@@ -11,13 +11,13 @@ with dying as materialized (
      where delivery.id = any ($1::bigint[])
        and delivery.lease_token = any ($2::uuid[])
     returning delivery.id, delivery.subscription_id, delivery.position, delivery.created_at,
-              delivery.attempt
+              delivery.attempt, delivery.replay_id
 ),
 buried as (
     insert into outbox.dead_letters (
         subscription_id, subscription, reason, status, answer, attempts, event_id, position,
         created_at, topic, key, payload, headers, organization, source, user_id, priority,
-        schema_version)
+        schema_version, replay_id)
     select dying.subscription_id, subscription.name, dead.reason,
            ($4::integer[])[array_position($1::bigint[], dying.id)],
            ($5::text[])[array_position($1::bigint[], dying.id)],
@@ -27,7 +27,7 @@ buried as (
            coalesce(case when dead.was_read then event.payload end, 'null'),
            coalesce(case when dead.was_read then event.headers end, '{}'),
            event.organization, event.source, event.user_id, coalesce(event.priority, 0),
-           event.schema_version
+           event.schema_version, dying.replay_id
       from dying
       join outbox.subscriptions as subscription on subscription.id = dying.subscription_id
      cross join lateral (

@@ -11,6 +11,7 @@ mod deliveries;
 mod error;
 mod event_types;
 mod events;
+mod replays;
 mod schema;
 mod statement;
 mod trace;
@@ -38,6 +39,7 @@ pub use self::{
     deliveries::{DeliveryCount, DeliveryFilter, WaitingDelivery},
     error::{Error, is_denied, is_unreachable},
     events::{EventFilter, LOOKED_AT, LoggedEvent, WholeEvent},
+    replays::{Replay, ReplayCount, ReplayOrder},
     trace::{Trace, TraceDetail, TraceGroup, TraceStatus, TracedEvent, TracedSubscription},
     trial::{Trial, try_subscription},
     wait::{EventStatus, Said, SaidState, Waited, wait},

@@ -30,6 +30,7 @@ mod publish;
 mod receive;
 mod redrive;
 mod relays;
+mod replays;
 mod run;
 mod signals;
 mod status;
@@ -133,6 +134,11 @@ enum Command {
     /// List, retry and cancel deliveries that wait.
     #[command(subcommand)]
     Deliveries(deliveries::Deliveries),
+    /// Send events of the log again to a subscription. Prints the id of the replay; relays do the work.
+    Replay(replays::Start),
+    /// List, pause, resume and cancel replays.
+    #[command(subcommand)]
+    Replays(replays::Replays),
     /// List and show events of the log.
     #[command(subcommand)]
     Events(events::Events),
@@ -236,6 +242,8 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Types(command) => return command.execute(&config()?).await,
         Command::DeadLetters(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Deliveries(command) => return command.execute(async || connect(&config()?).await).await,
+        Command::Replay(options) => return options.execute(config).await,
+        Command::Replays(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Events(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Attempts(options) => options.execute(async || connect(&config()?).await).await?,
         Command::Audit(options) => options.execute(async || connect(&config()?).await).await?,

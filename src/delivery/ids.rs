@@ -14,3 +14,8 @@ id! {
     /// Id of a row of `outbox.pages`.
     PageId
 }
+
+id! {
+    /// Id of a row of `outbox.replays`.
+    ReplayId
+}

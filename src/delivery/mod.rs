@@ -7,7 +7,7 @@ mod retry;
 mod verdict;
 
 pub use self::{
-    ids::{DeliveryId, PageId, SubscriptionId},
+    ids::{DeliveryId, PageId, ReplayId, SubscriptionId},
     retry::RetryPolicy,
     verdict::{LONGEST_PAUSE, Outcome, Reason, Verdict, verdict},
 };

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::{
+    delivery::ReplayId,
     event::{Event, Position},
     subscription::Subscription,
 };
@@ -26,6 +27,8 @@ pub(crate) struct Delivery {
     pub(crate) attempt: u32,
     /// Number of earlier claims that ended without a verdict.
     pub(crate) unfinished: u32,
+    /// Replay that it is part of.
+    pub(crate) replay: Option<ReplayId>,
 }
 
 /// What this relay has read of the event.

@@ -80,6 +80,7 @@ pub(super) async fn look_for_due(
             waiting.schedule.hold_back(held.subscription, held.is_suspect);
         }
     }
+    waiting.replays.notify_one();
     for (subscription, since) in waiting.schedule.orphans() {
         cancel_orphans(base, waiting, subscription, since).await?;
     }

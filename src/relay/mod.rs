@@ -42,6 +42,7 @@ mod payloads;
 mod plan;
 mod prepare;
 mod reload;
+mod replay;
 mod route;
 mod schedule;
 mod send;

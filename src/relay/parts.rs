@@ -67,6 +67,8 @@ pub(super) struct Waiting {
     pub(super) order: Order,
     /// Notified when there may be past events to backfill.
     pub(super) starts: Notify,
+    /// Notified when there may be replays.
+    pub(super) replays: Notify,
     /// Another relay has ended.
     pub(super) relay_ended: AtomicBool,
 }

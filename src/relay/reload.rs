@@ -119,6 +119,7 @@ impl Reload {
         let index = Arc::new(index);
         base.index.store(index.clone());
         waiting.starts.notify_one();
+        waiting.replays.notify_one();
         let mut back = Vec::new();
         for id in resumed {
             // What was redriven meanwhile comes before the later events of its key.

@@ -292,6 +292,7 @@ impl Route {
                         attempted_at: owed_since,
                         attempt: 1,
                         unfinished: 0,
+                        replay: None,
                     },
                     held: Held::Page(page.clone(), number),
                     bytes: *bytes,

@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, held, maintain, order,
     parts::Parts,
-    pauses, settle, tidy,
+    pauses, replay, settle, tidy,
     watch::{Failed, Watch},
     work,
 };
@@ -74,6 +74,7 @@ pub(super) async fn run(
             drained.clone(),
         ),
     ));
+    stages.spawn(watch.stage("replay", replay::replay(parts.clone(), stop.clone())));
     stages.spawn(watch.stage("tidy", tidy::tidy(sending.clone(), deliver.clone(), stop.clone())));
     let working = stages.spawn(watch.stage("work", work::work(parts, bell, deliver.clone(), stop.clone())));
     stages.close();

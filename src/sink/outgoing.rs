@@ -6,9 +6,12 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::{
-    delivery::{DeliveryId, PageId, SubscriptionId},
+    delivery::{DeliveryId, PageId, ReplayId, SubscriptionId},
     event::Event,
 };
+
+/// Name of the header that marks a replayed delivery.
+const REPLAY: &str = "pgoutbox-replay";
 
 /// An event to be sent, after upcasts and the subscription's transform.
 #[derive(Debug, Clone)]
@@ -27,6 +30,8 @@ pub struct Outgoing {
     /// What the attempts of this delivery have in common, and no other delivery of the event has; none
     /// outside of a relay.
     pub occasion: Option<Occasion>,
+    /// Replay that it is part of: somebody wants the event again.
+    pub replay: Option<ReplayId>,
     /// Where it is recorded that it is owed, for a sink that settles its deliveries itself.
     pub(crate) lease: Option<Lease>,
 }
@@ -75,6 +80,36 @@ impl Outgoing {
     /// An unchanged event at its first attempt.
     #[must_use]
     pub fn new(event: Arc<Event>, subscription: Arc<str>, attempted_at: DateTime<Utc>) -> Self {
-        Self { event, fields: None, subscription, attempt: 1, attempted_at, occasion: None, lease: None }
+        Self {
+            event,
+            fields: None,
+            subscription,
+            attempt: 1,
+            attempted_at,
+            occasion: None,
+            replay: None,
+            lease: None,
+        }
+    }
+
+    /// Headers that say how it is delivered, beside those of the event: `pgoutbox-replay`, the id of the
+    /// replay. No publisher's header may have the name of one.
+    #[must_use]
+    pub fn marks(&self) -> Vec<(&'static str, String)> {
+        self.replay.map(|replay| (REPLAY, replay.to_string())).into_iter().collect()
+    }
+
+    /// The event with these marks among its headers, for destinations that get it as a whole.
+    #[must_use]
+    pub fn marked(&self) -> Arc<Event> {
+        let marks = self.marks();
+        if marks.is_empty() {
+            return self.event.clone();
+        }
+        let mut headers: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(&self.event.headers).unwrap_or_default();
+        headers.extend(marks.into_iter().map(|(name, value)| (name.to_owned(), value.into())));
+        let headers = serde_json::Value::Object(headers).to_string();
+        Arc::new(Event { headers, ..Event::clone(&self.event) })
     }
 }

@@ -140,7 +140,7 @@ impl Sink for File {
                 Ok(path) => {
                     let mut lines = String::new();
                     for delivery in neighbours {
-                        lines.push_str(&body::whole(&delivery.event));
+                        lines.push_str(&body::whole(&delivery.marked()));
                         lines.push('\n');
                     }
                     self.append(path, lines, target.sync).await

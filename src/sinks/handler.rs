@@ -139,7 +139,7 @@ impl Sink for Handlers {
     }
 
     async fn send(&self, target: &Target, delivery: &Outgoing) -> Report {
-        match (target.handler)(delivery.event.clone()).await {
+        match (target.handler)(delivery.marked()).await {
             Ok(()) => Outcome::Delivered.into(),
             Err(error) => {
                 let outcome = if error.is::<Rejected>() {

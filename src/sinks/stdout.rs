@@ -54,7 +54,7 @@ impl Sink for Stdout {
     async fn send_batch(&self, _: &Target, deliveries: &[Outgoing]) -> Vec<Report> {
         let mut lines = String::new();
         for delivery in deliveries {
-            lines.push_str(&body::whole(&delivery.event));
+            lines.push_str(&body::whole(&delivery.marked()));
             lines.push('\n');
         }
         let writing = self.writing.clone().lock_owned().await;

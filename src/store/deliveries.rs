@@ -13,7 +13,7 @@ use super::{
     statement::{by_name, rows_of_all},
 };
 use crate::{
-    delivery::{DeliveryId, PageId, SubscriptionId},
+    delivery::{DeliveryId, PageId, ReplayId, SubscriptionId},
     event::Position,
 };
 
@@ -47,6 +47,8 @@ pub struct Claimed {
     pub unfinished: i32,
     /// Key of the event, if it waited in the order of its key.
     pub key: Option<String>,
+    /// Replay that it is part of.
+    pub replay_id: Option<ReplayId>,
 }
 
 /// A subscription with outstanding deliveries.

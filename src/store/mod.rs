@@ -13,6 +13,7 @@ mod order;
 mod ordering;
 mod pages;
 mod relays;
+mod replays;
 mod routing;
 pub mod schema;
 mod starts;
@@ -36,6 +37,7 @@ pub use pages::{
     BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
 };
 pub use relays::{BreakerState, RelayReport, SubscriptionReport};
+pub use replays::Replay;
 pub use routing::{NewDelivery, NewPage, Page, Read, Routed};
 pub use starts::{Past, Start};
 pub use subscriptions::{

@@ -15,8 +15,8 @@ use crate::{
     event::Position,
 };
 
-/// How far a subscription has got with events from before it was made.
-#[derive(Debug, Clone, FromRow)]
+/// How far a subscription has got with events from before it was made, or a replay with its events.
+#[derive(Debug, Clone, Default, FromRow)]
 pub struct Start {
     /// Subscription id.
     pub subscription_id: SubscriptionId,
@@ -31,16 +31,16 @@ pub struct Start {
     /// Position above all events from before that step.
     until: Option<Position>,
     /// Position up to which the log was read for it.
-    position: Position,
+    pub(super) position: Position,
 }
 
 /// A part of the log.
 #[derive(Debug)]
 pub struct Past {
-    /// Events of this part from before the subscription, in the order of positions.
+    /// Events of this part that are past, in the order of positions.
     pub events: Vec<NewEvent>,
     /// Position up to which every event was looked at.
-    reached: Position,
+    pub reached: Position,
 }
 
 impl Start {

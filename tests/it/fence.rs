@@ -73,7 +73,7 @@ async fn busy() -> Database {
 const ALL: usize = 200;
 const PAST: usize = BEFORE + 500 + 200;
 
-fn restore(from: &Database, to: &str) {
+pub(crate) fn restore(from: &Database, to: &str) {
     let mut dump = Command::new(server().programs().join("pg_dump"))
         .arg(from.plain_url())
         .stdout(Stdio::piped())

@@ -51,6 +51,8 @@ mod promises; // nothing lost, nothing before its commit, nothing twice, no tena
 mod redrive; // dead letters at scale: by filter, at a rate, until an interrupt
 mod records; // dead letters, the attempt log, the status views
 mod reload; // changes of subscriptions are followed; an invalid row affects no other
+mod replay; // events of the log are sent again beside live ones
+mod replay_steered; // replays are paused, cancelled, bounded and refused
 mod roles; // rights of each role
 mod rooms; // rooms use each other in one direction
 mod route; // each committed event once to each matching subscription

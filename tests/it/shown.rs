@@ -76,6 +76,7 @@ async fn all_json_has_its_fields_in_one_order_and_times_in_utc() {
         .execute("select outbox.subscribe('bad', array['x'], 'webhook', '{\"url\": \"http://a.example\"}')")
         .await;
     database.execute("select outbox.define_event_type('shop.*', 1, '{\"type\": \"string\"}')").await;
+    database.execute("select outbox.replay('shop', now() - interval '1 hour')").await;
     let lost = event(&database, "shop.lost").await;
     let id = database.count("select id from outbox.dead_letters").await.to_string();
     let mut orders: BTreeMap<(String, String), String> = BTreeMap::new();
@@ -104,6 +105,9 @@ async fn all_json_has_its_fields_in_one_order_and_times_in_utc() {
         &["publish", "shop.more"],
         &["publish", "shop.more", "--wait", "10ms"],
         &["trace", &lost],
+        &["replay", "shop", "--since", "1h", "--dry-run"],
+        &["replay", "shop", "--since", "1h", "--no-wait"],
+        &["replays", "list"],
         &["check"],
     ] {
         let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use pgoutbox::{
-    delivery::Outcome,
+    delivery::{Outcome, ReplayId},
     sink::{Outgoing, Outlet, Registry, Report},
 };
 use serde_json::Value;
@@ -28,6 +28,8 @@ pub(crate) trait Destination: Sized {
     fn config(&self) -> Value;
     /// Id and payload of all arrived events, in the order of arrival, read independently of the sink.
     async fn received(&self) -> Vec<(String, String)>;
+    /// The header `pgoutbox-replay` of all arrived events, in the order of arrival, read once.
+    async fn markers(&self) -> Vec<Option<String>>;
     /// Configs that are refused, and a part of the message.
     fn refused() -> Vec<(Value, &'static str)>;
 }
@@ -92,6 +94,16 @@ pub(crate) async fn a_payload_passes_byte_for_byte<D: Destination>() {
     assert_eq!(destination.received().await[0].1, payload);
 }
 
+pub(crate) async fn a_replayed_event_is_marked_and_no_other<D: Destination>() {
+    let destination = D::start().await;
+    let mut deliveries = deliveries(&destination.registry(), D::KIND, destination.config(), 2);
+    deliveries.outgoing[0].replay = Some(ReplayId(47));
+    for one in &deliveries.outgoing {
+        assert_delivered(&send(&deliveries.outlet, std::slice::from_ref(one)).await);
+    }
+    assert_eq!(destination.markers().await, [Some("47".to_owned()), None]);
+}
+
 pub(crate) async fn an_unreachable_destination_is_a_retry_in_time<D: Destination>() {
     let Some(registry) = D::nowhere() else { return };
     let config = D::start().await.config();
@@ -152,6 +164,7 @@ macro_rules! contract {
             a_batch_arrives_in_order_with_a_report_for_each
             the_same_delivery_twice_is_accepted
             a_payload_passes_byte_for_byte
+            a_replayed_event_is_marked_and_no_other
             an_unreachable_destination_is_a_retry_in_time
             check_passes_and_leaves_nothing
             a_bad_config_is_refused_and_names_the_field

@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// Statements for operators that count or list everything.
-const FOR_PEOPLE: [&str; 21] = [
+const FOR_PEOPLE: [&str; 23] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
@@ -36,6 +36,8 @@ const FOR_PEOPLE: [&str; 21] = [
     "trace_event",
     "explain_event",
     "trace_attempts",
+    "list_replays",
+    "read_replay",
     "published",
     "make_missing_rows",
 ];

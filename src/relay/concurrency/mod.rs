@@ -170,6 +170,11 @@ impl Window {
         }
     }
 
+    /// Of what is in flight no more may begin, because `reserve` is kept free: as if the window were full.
+    pub(crate) fn keep_free(&mut self, in_flight: u32, reserve: u32) {
+        self.round.full |= f64::from(in_flight + reserve) + 0.5 >= self.width.floor();
+    }
+
     /// A delivery that began at `began` has ended.
     pub(crate) fn end(&mut self, answer: Answer, began: Instant, now: Instant) {
         let took = now.saturating_duration_since(began);

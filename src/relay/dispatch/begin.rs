@@ -7,7 +7,7 @@ use super::{
     Dispatch, State,
     attempt::Attempt,
     job::Job,
-    shares::{AHEAD_BYTES, HANDFUL},
+    shares::{AHEAD_BYTES, HANDFUL, for_live_events},
 };
 use crate::{delivery::SubscriptionId, subscription::Subscription};
 
@@ -81,13 +81,16 @@ impl Dispatch {
             queue.unproven = queue.in_flight;
         }
         let batch = queue.batch();
+        // Live events find room beside a replay.
+        let all = batch.map_or(self.width(queue), |batch| u32::try_from(batch.in_flight).unwrap_or(u32::MAX));
+        let reserve = if queue.has_only_replays() { for_live_events(all) } else { 0 };
         // What a dead relay had sent does not wait until what hangs here has timed out.
         let is_suspect = queue.rows.front().is_some_and(Job::is_suspect);
         let in_flight = queue.in_flight.saturating_sub(if is_suspect { HANDFUL as u32 } else { 0 });
         let own_room = match batch {
-            Some(batch) if queue.batches >= batch.in_flight.max(1) => 0,
+            Some(batch) if queue.batches + reserve as usize >= batch.in_flight.max(1) => 0,
             Some(batch) => batch.max,
-            None => self.width(queue).saturating_sub(in_flight) as usize,
+            None => self.width(queue).saturating_sub(in_flight + reserve) as usize,
         };
         // Any way out but `Begins` takes it out of the turns.
         queue.listed = false;
@@ -125,6 +128,9 @@ impl Dispatch {
         queue.batches += 1;
         queue.waits_since.get_or_insert(now);
         queue.window.begin(queue.in_flight, now);
+        if reserve > 0 {
+            queue.window.keep_free(queue.in_flight, reserve);
+        }
         if !known {
             queue.unproven += count;
             state.unproven += count;

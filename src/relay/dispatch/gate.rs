@@ -244,7 +244,9 @@ impl<J: Ordered> Gate<J> {
                     self.waiting += 1;
                 }
                 Place::Timed => {
-                    lane.waiting.push_front(job);
+                    // Before what waits in the order, which may wait for long.
+                    let at = lane.waiting.iter().take_while(|other| other.place() == Place::Timed).count();
+                    lane.waiting.insert(at, job);
                     self.waiting += 1;
                 }
             }

@@ -22,7 +22,8 @@ pub(crate) struct Job {
     pub(crate) bytes: usize,
     /// When this relay leased it.
     pub(crate) queued: Instant,
-    /// True for retries, redrives and priorities: it begins before deliveries that are not urgent.
+    /// True for retries, redrives and priorities, but not in a replay: it begins before deliveries that are
+    /// not urgent.
     pub(crate) is_urgent: bool,
     /// Whether its subscription is known to want the event. What was claimed is checked before the attempt.
     pub(crate) is_checked: bool,
@@ -72,11 +73,12 @@ impl Job {
                 attempted_at: row.owed_since,
                 attempt: u32::try_from(row.attempt).unwrap_or(u32::MAX),
                 unfinished: u32::try_from(row.unfinished).unwrap_or(u32::MAX),
+                replay: row.replay_id,
             },
             held: Held::Row(held),
             bytes: 0,
             queued: Instant::now(),
-            is_urgent: true,
+            is_urgent: row.replay_id.is_none(),
             is_checked: false,
             lane: row.key.as_deref().map(Arc::from),
             place: if row.key.is_some() { Place::InOrder } else { Place::Timed },
@@ -102,6 +104,7 @@ impl Job {
                 attempted_at: owed_since,
                 attempt: 1,
                 unfinished: 0,
+                replay: None,
             },
             held: Held::Page(page.clone(), number),
             bytes: 0,

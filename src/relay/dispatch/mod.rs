@@ -139,6 +139,8 @@ impl Dispatch {
             queue.rows.push_front(job);
         } else if job.is_urgent {
             queue.rows.push_back(job);
+        } else if job.delivery.replay.is_some() {
+            queue.replays.push_back(job);
         } else {
             queue.queue.push_back(job);
         }

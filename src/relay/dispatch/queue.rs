@@ -24,6 +24,8 @@ pub(super) struct Queue {
     pub(super) rows: VecDeque<Job>,
     /// Deliveries that are not urgent, which begin after those in `rows`.
     pub(super) queue: VecDeque<Job>,
+    /// Deliveries of replays, which begin after all others and leave them some room.
+    pub(super) replays: VecDeque<Job>,
     /// Deliveries that wait at its gate, if it is ordered.
     pub(super) gated: usize,
     pub(super) in_flight: u32,
@@ -57,6 +59,7 @@ impl Queue {
             rows: VecDeque::new(),
             queue: VecDeque::new(),
             gated: 0,
+            replays: VecDeque::new(),
             in_flight: 0,
             batches: 0,
             unproven: 0,
@@ -69,7 +72,7 @@ impl Queue {
     }
 
     pub(super) fn waiting(&self) -> usize {
-        self.rows.len() + self.queue.len()
+        self.rows.len() + self.queue.len() + self.replays.len()
     }
 
     pub(super) fn batch(&self) -> Option<Batch> {
@@ -109,13 +112,23 @@ impl Queue {
         may
     }
 
+    /// The delivery that begins next.
+    fn first(&self) -> Option<&Job> {
+        self.rows.front().or_else(|| self.queue.front()).or_else(|| self.replays.front())
+    }
+
+    /// Whether nothing but replays waits.
+    pub(super) fn has_only_replays(&self) -> bool {
+        self.rows.is_empty() && self.queue.is_empty() && !self.replays.is_empty()
+    }
+
     /// All that waits, taken out.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Job> + '_ {
-        self.rows.drain(..).chain(self.queue.drain(..))
+        self.rows.drain(..).chain(self.queue.drain(..)).chain(self.replays.drain(..))
     }
 
     pub(super) fn take_one(&mut self) -> Option<Job> {
-        self.rows.pop_front().or_else(|| self.queue.pop_front())
+        self.rows.pop_front().or_else(|| self.queue.pop_front()).or_else(|| self.replays.pop_front())
     }
 
     /// The next batch.
@@ -135,7 +148,12 @@ impl Queue {
         };
         let limit = batch.max.min(most).max(1);
         let (mut count, mut bytes, mut full) = (0, 0, false);
-        for job in self.rows.iter().chain(&self.queue) {
+        let first = self.first().map(|job| job.delivery.replay);
+        for job in self.rows.iter().chain(&self.queue).chain(&self.replays) {
+            // A batch is of one replay, or of none: its marker is that of all.
+            if first != Some(job.delivery.replay) {
+                break;
+            }
             bytes += job.bytes.max(job.delivery.event().map_or(0, |event| event.payload.len()));
             if count > 0 && (goes_alone(job) || bytes > batch.bytes) {
                 full = true;

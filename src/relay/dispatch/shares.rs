@@ -114,6 +114,12 @@ impl Limits {
     }
 }
 
+/// Of so many deliveries in flight that a subscription may have, those that replays leave to live events: a
+/// quarter, but none of the only one.
+pub(super) fn for_live_events(width: u32) -> u32 {
+    width.div_ceil(4).min(width - width.min(1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +176,13 @@ mod tests {
             }
             assert!(ahead <= LIMITS.most_ahead * 2, "{ahead} with {sharers}");
             assert!(ahead >= 256, "{ahead} with {sharers}");
+        }
+    }
+
+    #[test]
+    fn a_replay_leaves_room_to_live_events_and_always_has_some_itself() {
+        for (width, left) in [(1, 0), (2, 1), (4, 1), (5, 2), (8, 2), (512, 128)] {
+            assert_eq!(for_live_events(width), left, "of {width}");
         }
     }
 

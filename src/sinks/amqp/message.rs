@@ -142,7 +142,8 @@ fn headers(form: Body, delivery: &Outgoing) -> Vec<(String, String)> {
             (name, value)
         }
     });
-    ours.chain(theirs).collect()
+    let marks = delivery.marks().into_iter().map(|(name, value)| (name.to_owned(), value));
+    ours.chain(marks).chain(theirs).collect()
 }
 
 fn properties(form: Body, delivery: &Outgoing, headers: Vec<(String, String)>) -> BasicProperties {

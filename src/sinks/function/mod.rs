@@ -132,7 +132,7 @@ impl Sink for Function {
                 deliveries.len()
             ];
         };
-        let events: Vec<String> = deliveries.iter().map(|delivery| body::whole(&delivery.event)).collect();
+        let events: Vec<String> = deliveries.iter().map(|delivery| body::whole(&delivery.marked())).collect();
         match self.functions.call(&target.function, target.timeout, &leases, &events).await {
             Ok(called) => called
                 .into_iter()

@@ -103,6 +103,9 @@ impl Target {
         let id = self.id(delivery)?;
         let mut headers = self.headers(&delivery.event);
         insert(&mut headers, ID, &encoded(&id, false));
+        for (name, value) in delivery.marks() {
+            insert(&mut headers, name, &value);
+        }
         if let Some(stream) = &self.stream {
             insert(&mut headers, EXPECTED_STREAM, stream);
         }

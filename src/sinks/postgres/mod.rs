@@ -208,7 +208,7 @@ impl Sink for Postgres {
                 ];
             }
         };
-        let events: Vec<String> = deliveries.iter().map(|delivery| body::whole(&delivery.event)).collect();
+        let events: Vec<String> = deliveries.iter().map(|delivery| body::whole(&delivery.marked())).collect();
         let begun = Instant::now();
         match tokio::time::timeout(
             target.timeout + CONNECT_LIMIT + ASK_LIMIT,

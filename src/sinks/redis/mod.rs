@@ -26,7 +26,6 @@ use serde_json::Value;
 pub use self::config::Config;
 use crate::{
     delivery::Outcome,
-    event::Event,
     sink::{
         Batch, Configured, Outgoing, Problem, Report, Settings, Sink,
         body::{self, Body},
@@ -158,7 +157,7 @@ impl Sink for Redis {
             reports.push(
                 match target.stream.render_field("stream", delivery, |value| Cow::Borrowed(value)) {
                     Ok(stream) => {
-                        pipeline.add_command(entry(&stream, target, &delivery.event));
+                        pipeline.add_command(entry(&stream, target, delivery));
                         None
                     }
                     Err(report) => Some(report),
@@ -290,21 +289,24 @@ async fn ping(connection: &mut MultiplexedConnection) -> Result<(), RedisError> 
 }
 
 /// The command that adds an entry: flat fields, the payload last.
-fn entry(stream: &str, target: &Target, event: &Event) -> Cmd {
+fn entry(stream: &str, target: &Target, delivery: &Outgoing) -> Cmd {
+    let event = &delivery.event;
     let mut command = redis::cmd("XADD");
     command.arg(stream);
     if let Some(maxlen) = target.maxlen {
         command.arg("MAXLEN").arg("~").arg(maxlen);
     }
     command.arg("*");
-    for (name, value) in body::attributes(event) {
+    for (name, value) in body::attributes(event).into_iter().chain(delivery.marks()) {
         command.arg(name).arg(value);
     }
     for (name, value) in body::headers(event) {
         // A header must not replace one of our fields.
         match name.as_str() {
             "id" | "topic" | "created-at" | "key" | "organization" | "source" | "user-id"
-            | "schema-version" | "content-type" | "payload" => command.arg(format!("header-{name}")),
+            | "schema-version" | "content-type" | "payload" | "pgoutbox-replay" => {
+                command.arg(format!("header-{name}"))
+            }
             _ => command.arg(name),
         };
         command.arg(value);

@@ -119,6 +119,7 @@ fn the_tables_of_arguments_have_those_of_the_functions_and_no_other() {
         ("docs/event-types.md", "# Event types: what payloads look like", "define_event_type", ""),
         ("docs/operate/dead-letters.md", "# Dead letters", "redrive", ""),
         ("docs/tasks/newest-state.md", "## What `outbox.latest` returns and costs", "latest", ""),
+        ("docs/tasks/send-again.md", "# Send again what was lost", "replay", ""),
         ("docs/operate/deliveries.md", "# Deliveries that wait", "cancel", ""),
     ] {
         let mut documented = first_table(&Page::read(page).section(section).text);

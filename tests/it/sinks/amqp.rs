@@ -139,6 +139,15 @@ impl Destination for Queue {
             .collect()
     }
 
+    async fn markers(&self) -> Vec<Option<String>> {
+        let header = |message: &BasicGetMessage| {
+            let headers = message.properties.headers().as_ref().unwrap();
+            let value = headers.inner().get("pgoutbox-replay")?;
+            Some(value.as_long_string().unwrap().to_string())
+        };
+        self.messages().await.iter().map(header).collect()
+    }
+
     fn refused() -> Vec<(Value, &'static str)> {
         vec![
             (json!({ "exchange": "{tenant}" }), "tenant"),

@@ -199,6 +199,10 @@ impl Destination for Topic {
             .collect()
     }
 
+    async fn markers(&self) -> Vec<Option<String>> {
+        self.records().await.iter().map(|record| record.headers.get("pgoutbox-replay").cloned()).collect()
+    }
+
     fn refused() -> Vec<(Value, &'static str)> {
         vec![
             (json!({}), "topic"),

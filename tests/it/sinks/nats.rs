@@ -123,6 +123,13 @@ impl Destination for Nats {
             .collect()
     }
 
+    async fn markers(&self) -> Vec<Option<String>> {
+        let messages = self.messages("EVENTS").await;
+        let header =
+            |message: &StreamMessage| message.headers.get("pgoutbox-replay").map(ToString::to_string);
+        messages.iter().map(header).collect()
+    }
+
     fn refused() -> Vec<(Value, &'static str)> {
         vec![
             (json!({}), "subject"),

@@ -71,6 +71,13 @@ impl Destination for Inbox {
         .unwrap()
     }
 
+    async fn markers(&self) -> Vec<Option<String>> {
+        sqlx::query_scalar("select headers ->> 'pgoutbox-replay' from outbox.inbox order by position")
+            .fetch_all(&self.database.pool)
+            .await
+            .unwrap()
+    }
+
     fn refused() -> Vec<(Value, &'static str)> {
         vec![
             (json!({"table": "a.b", "function": "a.b"}), "either table or function"),

@@ -136,6 +136,10 @@ impl Destination for Redis {
             .collect()
     }
 
+    async fn markers(&self) -> Vec<Option<String>> {
+        self.entries("events").into_iter().map(|mut entry| entry.remove("pgoutbox-replay")).collect()
+    }
+
     fn refused() -> Vec<(Value, &'static str)> {
         vec![
             (json!({}), "stream"),

@@ -22,6 +22,7 @@ pub(crate) struct Seen {
     pub(crate) subscription: String,
     pub(crate) attempt: u32,
     pub(crate) occasion: Option<pgoutbox::sink::Occasion>,
+    pub(crate) replay: Option<i64>,
 }
 
 type Answer = Arc<dyn Fn(&Seen) -> Outcome + Send + Sync>;
@@ -112,6 +113,7 @@ impl Sink for Recorder {
             subscription: delivery.subscription.to_string(),
             attempt: delivery.attempt,
             occasion: delivery.occasion,
+            replay: delivery.replay.map(|replay| replay.0),
         };
         self.seen.lock().unwrap().push(seen.clone());
         self.changed.notify_waiters();

@@ -64,6 +64,7 @@ const RESERVED: &[&str] = &[
     "traceparent",
     "tracestate",
     "idempotency-key",
+    "pgoutbox-replay",
 ];
 const RESERVED_PREFIXES: &[&str] =
     &["proxy-", "webhook-", "ce-", "x-amz-", "x-aws-", "x-goog", "x-azure-", "metadata"];
@@ -240,6 +241,12 @@ impl Target {
                 (batch::id(several), batch::body(self.body, several))
             }
         };
+        // Those of a batch are of one replay, or of none.
+        for (name, value) in deliveries.first().map(Outgoing::marks).unwrap_or_default() {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(name, value);
+            }
+        }
         if body.len() > LARGEST_BODY {
             Err(body.len())
         } else {

@@ -126,6 +126,7 @@ fn reserved_headers_are_refused() {
         "Metadata",
         "Metadata-Flavor",
         "idempotency-key",
+        "pgoutbox-replay",
     ] {
         let refusal = target(json!({"headers": {name: "v"}})).expect_err(name);
         assert!(refusal.contains("reserved"), "{refusal}");
@@ -209,6 +210,17 @@ fn an_invalid_batch_is_refused_and_the_field_is_named() {
     ] {
         let problem = target(config.clone()).expect_err(&config.to_string());
         assert!(problem.starts_with(expected), "{config}: {problem}");
+    }
+}
+
+#[test]
+fn a_replayed_event_is_marked_alone_and_in_a_batch() {
+    let replayed = Outgoing { replay: Some(crate::delivery::ReplayId(47)), ..delivery(event("1")) };
+    for extra in [json!({}), json!({"batch": {}})] {
+        let target = target(extra).unwrap();
+        let headers = target.sign(target.message(std::slice::from_ref(&replayed)).unwrap(), 1).0;
+        assert_eq!(headers["pgoutbox-replay"], "47");
+        assert!(!headers_of(&target, event("1"), 1).contains_key("pgoutbox-replay"));
     }
 }
 
