@@ -32,6 +32,8 @@ create table outbox.deliveries (
     lease_token     uuid,
     attempt         integer     not null default 0,   -- counted when claimed
     unfinished      integer     not null default 0,   -- claims whose lease ended without a verdict
+    -- an earlier attempt may have reached the destination
+    repeated        boolean     not null default false,
     -- an operator wants it tried now, also where a breaker is open
     asked           boolean     not null default false
 ) with (
@@ -175,6 +177,8 @@ create table outbox.attempts (
     ambiguous       boolean     not null default false,
     -- the lease was lost; the verdict changed nothing
     stale           boolean     not null default false,
+    -- an earlier attempt may have reached the destination
+    repeated        boolean     not null default false,
     relay           text        not null
 ) partition by range (at);
 create table outbox.attempts_default partition of outbox.attempts default;

@@ -238,13 +238,14 @@ create view outbox.waiting as
            coalesce(event.created_at, place.created_from) as created_at,
            place.owed_since, place.due_at, place.attempts,
            last.reason, last.status, last.answer,
-           place.place, place.id, place.number, place.unfinished, place.asked
+           place.place, place.id, place.number, place.unfinished, place.asked,
+           place.repeated
       from (select delivery.subscription_id, delivery.position,
                    delivery.created_at as created_from, delivery.created_at as created_until,
                    delivery.owed_since, delivery.due_at, delivery.attempt as attempts,
                    'delivery' as place, delivery.id, null::integer as number,
                    delivery.unfinished + (delivery.lease_token is not null)::integer as unfinished,
-                   delivery.asked
+                   delivery.asked, delivery.repeated or delivery.lease_token is not null as repeated
               from outbox.deliveries as delivery
              where delivery.lease_token is null
                 or delivery.due_at <= now()
@@ -256,14 +257,15 @@ create view outbox.waiting as
                                     as entry (subscription_id, since)
                               where entry.subscription_id = pair.subscription_id),
                             page.owed_since[1]),
-                   null, 0, 'page', page.id, pair.number, least(page.deaths + 1, 2), false
+                   null, 0, 'page', page.id, pair.number, least(page.deaths + 1, 2), false,
+                   true
               from outbox.pages as page
              cross join lateral outbox_internal.left_of(page) as pair
              where page.due_at <= now()
             union all
             select backlog.subscription_id, at.position, backlog.created_from,
                    backlog.created_until, backlog.owed_since, null, 0, 'backlog', backlog.id, null,
-                   least(backlog.deaths, 2), false
+                   least(backlog.deaths, 2), false, backlog.deaths > 0
               from outbox.backlog as backlog
              cross join lateral unnest(backlog.positions) as span
              cross join lateral generate_series(lower(span), upper(span) - 1) as at (position)
@@ -430,9 +432,11 @@ declare
     retried bigint;
 begin
     insert into outbox.deliveries (
-        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked)
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked,
+        repeated)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
-           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true
+           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true,
+           taken.repeated
       from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;

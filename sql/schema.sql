@@ -666,6 +666,7 @@ CREATE TABLE outbox.attempts (
     answer text,
     ambiguous boolean DEFAULT false NOT NULL,
     stale boolean DEFAULT false NOT NULL,
+    repeated boolean DEFAULT false NOT NULL,
     relay text NOT NULL
 )
 PARTITION BY RANGE (at);
@@ -695,6 +696,7 @@ CREATE TABLE outbox.deliveries (
     lease_token uuid,
     attempt integer DEFAULT 0 NOT NULL,
     unfinished integer DEFAULT 0 NOT NULL,
+    repeated boolean DEFAULT false NOT NULL,
     asked boolean DEFAULT false NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
@@ -795,7 +797,8 @@ CREATE VIEW outbox.waiting AS
     place.id,
     place.number,
     place.unfinished,
-    place.asked
+    place.asked,
+    place.repeated
    FROM (((( SELECT delivery.subscription_id,
             delivery."position",
             delivery.created_at AS created_from,
@@ -807,7 +810,8 @@ CREATE VIEW outbox.waiting AS
             delivery.id,
             NULL::integer AS number,
             (delivery.unfinished + ((delivery.lease_token IS NOT NULL))::integer) AS unfinished,
-            delivery.asked
+            delivery.asked,
+            (delivery.repeated OR (delivery.lease_token IS NOT NULL)) AS repeated
            FROM outbox.deliveries delivery
           WHERE ((delivery.lease_token IS NULL) OR (delivery.due_at <= now()))
         UNION ALL
@@ -824,7 +828,8 @@ CREATE VIEW outbox.waiting AS
             page.id,
             pair.number,
             LEAST((page.deaths + 1), 2) AS "least",
-            false
+            false,
+            true
            FROM (outbox.pages page
              CROSS JOIN LATERAL outbox_internal.left_of(page.*) pair(subscription_id, "position", number))
           WHERE (page.due_at <= now())
@@ -840,7 +845,8 @@ CREATE VIEW outbox.waiting AS
             backlog.id,
             NULL::integer,
             LEAST((backlog.deaths)::integer, 2) AS "least",
-            false
+            false,
+            (backlog.deaths > 0)
            FROM ((outbox.backlog backlog
              CROSS JOIN LATERAL unnest(backlog.positions) span(span))
              CROSS JOIN LATERAL generate_series(lower(span.span), (upper(span.span) - 1)) at("position"))) place
@@ -1080,9 +1086,11 @@ declare
     retried bigint;
 begin
     insert into outbox.deliveries (
-        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked)
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked,
+        repeated)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
-           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true
+           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true,
+           taken.repeated
       from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
@@ -3198,6 +3206,7 @@ CREATE TABLE outbox.attempts_default (
     answer text,
     ambiguous boolean DEFAULT false NOT NULL,
     stale boolean DEFAULT false NOT NULL,
+    repeated boolean DEFAULT false NOT NULL,
     relay text NOT NULL
 );
 

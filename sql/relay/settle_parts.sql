@@ -18,6 +18,8 @@
 --   $23 page   $24 numbers of the pairs   $25 subscription   $26 positions   $27 owed_since
 --   $28 $29 first and last created_at of the events
 --   $30 relays that died with them   $31 relays among them that held a single pair
+--   Retries, once more:
+--   $32 whether an attempt so far may have reached the destination
 with held as materialized (
     select page.id, page.done
       from outbox.pages as page
@@ -39,14 +41,16 @@ moved as (
 ),
 retried as (
     insert into outbox.deliveries (
-        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished)
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished,
+        repeated)
     select failed.subscription_id, clock_timestamp() + make_interval(secs => failed.wait),
            failed.position, failed.created_at,
-           failed.owed_since, failed.attempt, failed.unfinished
+           failed.owed_since, failed.attempt, failed.unfinished, failed.repeated
       from unnest($5::bigint[], $6::integer[], $7::bigint[], $8::bigint[], $9::timestamptz[],
-                  $10::timestamptz[], $11::integer[], $12::double precision[], $13::integer[])
+                  $10::timestamptz[], $11::integer[], $12::double precision[], $13::integer[],
+                  $32::boolean[])
            as failed (page, number, subscription_id, position, created_at, owed_since, attempt,
-                      wait, unfinished)
+                      wait, unfinished, repeated)
       join held on held.id = failed.page and not held.done @> failed.number
 ),
 buried as (

@@ -26,6 +26,8 @@ pub(crate) struct Delivery {
     pub(crate) attempt: u32,
     /// Number of earlier claims that ended without a verdict.
     pub(crate) unfinished: u32,
+    /// Whether an earlier attempt may have reached the destination.
+    pub(crate) repeated: bool,
 }
 
 /// What this relay has read of the event.

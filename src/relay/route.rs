@@ -284,6 +284,7 @@ impl Route {
                         attempted_at: owed_since,
                         attempt: 1,
                         unfinished: 0,
+                        repeated: false,
                     },
                     held: Held::Page(page.clone(), number),
                     bytes: *bytes,

@@ -22,6 +22,8 @@ pub struct Outgoing {
     pub subscription: Arc<str>,
     /// Number of this attempt; 1 is the first.
     pub attempt: u32,
+    /// Whether an earlier attempt may have reached the destination: its relay died, or no answer came.
+    pub repeated: bool,
     /// Start of this attempt, by the database's clock.
     pub attempted_at: DateTime<Utc>,
     /// What the attempts of this delivery have in common, and no other delivery of the event has; none
@@ -75,6 +77,15 @@ impl Outgoing {
     /// An unchanged event at its first attempt.
     #[must_use]
     pub fn new(event: Arc<Event>, subscription: Arc<str>, attempted_at: DateTime<Utc>) -> Self {
-        Self { event, fields: None, subscription, attempt: 1, attempted_at, occasion: None, lease: None }
+        Self {
+            event,
+            fields: None,
+            subscription,
+            attempt: 1,
+            repeated: false,
+            attempted_at,
+            occasion: None,
+            lease: None,
+        }
     }
 }

@@ -45,6 +45,8 @@ pub struct Claimed {
     pub attempt: i32,
     /// Number of earlier claims that ended without a verdict.
     pub unfinished: i32,
+    /// Whether an earlier attempt may have reached the destination.
+    pub repeated: bool,
 }
 
 /// A subscription with outstanding deliveries.
@@ -69,6 +71,8 @@ pub struct RetryRow {
     pub wait: Duration,
     /// Whether the last attempt counts towards the limit.
     pub counts: bool,
+    /// Whether the last attempt may have reached the destination.
+    pub ambiguous: bool,
 }
 
 /// A delivery that becomes a dead letter.
@@ -111,6 +115,8 @@ pub struct AttemptRow {
     pub ambiguous: bool,
     /// Whether the verdict changed nothing because the lease was lost.
     pub stale: bool,
+    /// Whether an earlier attempt may have reached the destination.
+    pub repeated: bool,
 }
 
 /// What is outstanding for one subscription.
@@ -240,7 +246,8 @@ impl Store {
                     .bind_each(retries, |retry| retry.id)
                     .bind(tokens)
                     .bind_each(retries, |retry| retry.wait.as_secs_f64())
-                    .bind_each(retries, |retry| retry.counts),
+                    .bind_each(retries, |retry| retry.counts)
+                    .bind_each(retries, |retry| retry.ambiguous),
             );
         }
         if !dead.is_empty() {
@@ -278,6 +285,7 @@ impl Store {
             .bind_each(attempts, |made| made.ambiguous)
             .bind_each(attempts, |made| made.stale)
             .bind(relay)
+            .bind_each(attempts, |made| made.repeated)
             .execute()
             .await
     }

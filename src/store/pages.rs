@@ -98,6 +98,8 @@ pub struct PairRetry {
     pub wait: Duration,
     /// Number of claims that ended without a verdict.
     pub unfinished: i32,
+    /// Whether an attempt so far may have reached the destination.
+    pub repeated: bool,
 }
 
 /// A pair that becomes a dead letter.
@@ -285,7 +287,8 @@ impl Store {
                 .bind_each(back, |part| part.span.0)
                 .bind_each(back, |part| part.span.1)
                 .bind_each(back, |part| part.deaths)
-                .bind_each(back, |part| part.alone);
+                .bind_each(back, |part| part.alone)
+                .bind_each(retries, |retry| retry.repeated);
         }
         statement.rows(|row| row.try_get(0)).await
     }

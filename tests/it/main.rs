@@ -32,6 +32,7 @@ mod health; // whether a relay gets anywhere is seen from outside
 mod http; // access, probes and metrics over HTTP
 mod image; // the program runs in the image with no more than its base has
 mod isolation; // one bad subscriber, publisher or tenant costs the others nothing
+mod layers; // layers around sinks
 mod ledger; // the ledger checker finds each kind of defect
 mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
@@ -47,6 +48,7 @@ mod processes; // the binary killed, stopped and frozen
 mod promises; // nothing lost, nothing before its commit, nothing twice, no tenant crossed
 mod records; // dead letters, the attempt log, the status views
 mod reload; // changes of subscriptions are followed; an invalid row affects no other
+mod repeats; // what may have arrived already is marked where it is sent again
 mod roles; // rights of each role
 mod rooms; // rooms use each other in one direction
 mod route; // each committed event once to each matching subscription

@@ -345,6 +345,7 @@ impl World {
             .bind(&tokens)
             .bind(vec![0f64; failed.len()])
             .bind(vec![true; failed.len()])
+            .bind(vec![false; failed.len()])
             .execute(&mut self.connection)
             .await
             .unwrap();
@@ -600,6 +601,7 @@ impl Parts {
             .bind(vec![now; back.len()])
             .bind(back.iter().map(|one| one.4).collect::<Vec<_>>())
             .bind(back.iter().map(|one| one.5).collect::<Vec<_>>())
+            .bind(vec![false; retries.len()])
             .fetch_all(connection)
             .await
             .unwrap()

@@ -27,7 +27,8 @@ pub(super) fn rows_of<'a>(decided: impl Iterator<Item = (&'a Attempted, &'a Verd
             Verdict::Settled if one.report.settled => {}
             Verdict::Settled => batch.delivered.push(id),
             Verdict::RetryIn(wait) => {
-                batch.retries.push(RetryRow { id, wait: *wait, counts: one.counts });
+                let ambiguous = one.report.ambiguous;
+                batch.retries.push(RetryRow { id, wait: *wait, counts: one.counts, ambiguous });
             }
             Verdict::DeadLetter { reason } => {
                 batch.dead.push(DeadRow {
@@ -79,6 +80,7 @@ pub(super) fn pages_of<'a>(
                     owed_since: delivery.owed_since,
                     wait: *wait,
                     unfinished: 0,
+                    repeated: delivery.repeated || one.report.ambiguous,
                 });
             }
             Verdict::RetryIn(_) | Verdict::SubscriptionGone => {

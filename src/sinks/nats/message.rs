@@ -13,7 +13,7 @@ use crate::{
     sink::{
         Outgoing, Report,
         body::{self, Body},
-        parse_config,
+        headers_about, parse_config,
         template::Template,
     },
 };
@@ -102,6 +102,9 @@ impl Target {
         }
         let id = self.id(delivery)?;
         let mut headers = self.headers(&delivery.event);
+        for (name, value) in headers_about(std::slice::from_ref(delivery)) {
+            insert(&mut headers, name, &value);
+        }
         insert(&mut headers, ID, &encoded(&id, false));
         if let Some(stream) = &self.stream {
             insert(&mut headers, EXPECTED_STREAM, stream);

@@ -26,12 +26,11 @@ use serde_json::Value;
 pub use self::config::Config;
 use crate::{
     delivery::Outcome,
-    event::Event,
     sink::{
         Batch, Configured, Outgoing, Problem, Report, Settings, Sink,
         body::{self, Body},
         broker::{Numbered, SharedConnection},
-        only, parse_config,
+        headers_about, only, parse_config,
         template::Template,
         tls,
     },
@@ -158,7 +157,7 @@ impl Sink for Redis {
             reports.push(
                 match target.stream.render_field("stream", delivery, |value| Cow::Borrowed(value)) {
                     Ok(stream) => {
-                        pipeline.add_command(entry(&stream, target, &delivery.event));
+                        pipeline.add_command(entry(&stream, target, delivery));
                         None
                     }
                     Err(report) => Some(report),
@@ -290,7 +289,8 @@ async fn ping(connection: &mut MultiplexedConnection) -> Result<(), RedisError> 
 }
 
 /// The command that adds an entry: flat fields, the payload last.
-fn entry(stream: &str, target: &Target, event: &Event) -> Cmd {
+fn entry(stream: &str, target: &Target, delivery: &Outgoing) -> Cmd {
+    let event = &*delivery.event;
     let mut command = redis::cmd("XADD");
     command.arg(stream);
     if let Some(maxlen) = target.maxlen {
@@ -300,7 +300,10 @@ fn entry(stream: &str, target: &Target, event: &Event) -> Cmd {
     for (name, value) in body::attributes(event) {
         command.arg(name).arg(value);
     }
-    for (name, value) in body::headers(event) {
+    for (name, value) in headers_about(std::slice::from_ref(delivery)) {
+        command.arg(name).arg(value);
+    }
+    for (name, value) in body::headers_beside(event, &["pgoutbox-"]) {
         // A header must not replace one of our fields.
         match name.as_str() {
             "id" | "topic" | "created-at" | "key" | "organization" | "source" | "user-id"

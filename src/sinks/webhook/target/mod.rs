@@ -22,6 +22,7 @@ use crate::{
         Batch, Outgoing,
         body::{self, Body},
         egress::Guard,
+        headers_about,
         redact::Redactor,
         secret::Secrets,
     },
@@ -66,7 +67,7 @@ const RESERVED: &[&str] = &[
     "idempotency-key",
 ];
 const RESERVED_PREFIXES: &[&str] =
-    &["proxy-", "webhook-", "ce-", "x-amz-", "x-aws-", "x-goog", "x-azure-", "metadata"];
+    &["proxy-", "webhook-", "ce-", "x-amz-", "x-aws-", "x-goog", "x-azure-", "metadata", "pgoutbox-"];
 
 /// A checked webhook config. `Debug` shows the destination, but neither the path nor the values of headers.
 pub struct Target {
@@ -240,6 +241,11 @@ impl Target {
                 (batch::id(several), batch::body(self.body, several))
             }
         };
+        for (name, value) in headers_about(deliveries) {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
         if body.len() > LARGEST_BODY {
             Err(body.len())
         } else {
