@@ -55,10 +55,12 @@ end;
 $$;
 
 -- Whether a topic matches a pattern: `*` is one segment, `**` any number (also none), `ord*` a
--- prefix of one segment. The expression is made once for a pattern that is the same in all rows.
+-- prefix of one segment. Topics that begin with `outbox.` match only patterns that do, so that
+-- `**` is what applications publish. The expression is made once for a pattern that is the same in all rows.
 create function outbox.topic_matches(pattern text, topic text) returns boolean
 language sql immutable strict parallel safe as $$
     select ('.' || topic) ~ outbox_internal.topic_expression(pattern)
+       and (starts_with(pattern, 'outbox.') or not starts_with(topic, 'outbox.'))
 $$;
 
 -- What redrive, discard and the lists of dead letters filter by.
@@ -749,6 +751,8 @@ begin
             ('outbox_relay',
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
              'outbox.relays, outbox.relay_subscriptions, outbox.pauses'),
+            ('outbox_relay', 'insert, update on outbox.subscription_health'),
+            ('outbox_relay', 'execute on function outbox_internal.note_backlogs'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'insert on outbox.declared_sinks'),
             ('outbox_relay', 'execute on function outbox.declare_sink'),

@@ -176,6 +176,7 @@ begin
                page_after = null, page_until = null;
     end if;
     delete from outbox.relay_subscriptions;
+    delete from outbox.subscription_health;
     delete from outbox.relays;
     update outbox.identity as identity
        set system_identifier = here.system_identifier, database_oid = here.database_oid,

@@ -22,7 +22,7 @@ $_$;
 
 CREATE FUNCTION outbox_internal.refuse(field text, value anyelement) RETURNS boolean
     LANGUAGE plpgsql
-    AS $$
+    AS $_$
 declare
     letters text := format('has %s characters', length(value::text));
     shown   text := left(value::text, 300);
@@ -31,6 +31,18 @@ declare
 begin
     case field
         when 'topic' then
+            -- Topics of operators' events: only for the owner of the outbox.
+            if starts_with(value::text, 'outbox.') then
+                if length(value::text) <= 255
+                   and value::text ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'
+                   and pg_has_role((select relation.relowner from pg_class as relation
+                                     where relation.oid = 'outbox.events'::regclass), 'usage') then
+                    return true;
+                end if;
+                raise exception using errcode = '23514',
+                    message = format('topic: %L begins with outbox., which is reserved', shown),
+                    hint = 'The outbox publishes its own events there. Use another first segment.';
+            end if;
             problem := format('%L is not a topic', shown);
             hint := 'Use segments separated by dots, without blanks, stars and control characters, '
                     'at most 255 characters, such as shop.orders.create.';
@@ -59,7 +71,7 @@ begin
     end case;
     raise exception using errcode = '23514', message = concat_ws(': ', field, problem), hint = hint;
 end;
-$$;
+$_$;
 
 CREATE DOMAIN outbox.headers AS jsonb
 	CONSTRAINT headers_must_be_an_object_of_strings_without_control_characters CHECK (((VALUE = '{}'::jsonb) OR (VALUE IS NULL) OR outbox_internal.headers_are_valid(VALUE) OR outbox_internal.refuse('headers'::text, VALUE)));
@@ -83,7 +95,7 @@ CREATE DOMAIN outbox.source AS text
 	CONSTRAINT source_must_be_at_most_255_characters CHECK (((VALUE IS NULL) OR (length(VALUE) <= 255) OR outbox_internal.refuse('source'::text, VALUE)));
 
 CREATE DOMAIN outbox.topic AS text
-	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK ((((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'::text)) OR (VALUE IS NULL) OR outbox_internal.refuse('topic'::text, VALUE)));
+	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK ((((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'::text) AND (NOT starts_with(VALUE, 'outbox.'::text))) OR (VALUE IS NULL) OR outbox_internal.refuse('topic'::text, VALUE)));
 
 CREATE DOMAIN outbox.user_id AS text
 	CONSTRAINT user_id_must_be_at_most_255_characters CHECK (((VALUE IS NULL) OR (length(VALUE) <= 255) OR outbox_internal.refuse('user_id'::text, VALUE)));
@@ -205,6 +217,7 @@ begin
                page_after = null, page_until = null;
     end if;
     delete from outbox.relay_subscriptions;
+    delete from outbox.subscription_health;
     delete from outbox.relays;
     update outbox.identity as identity
        set system_identifier = here.system_identifier, database_oid = here.database_oid,
@@ -495,6 +508,8 @@ begin
             ('outbox_relay',
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
              'outbox.relays, outbox.relay_subscriptions, outbox.pauses'),
+            ('outbox_relay', 'insert, update on outbox.subscription_health'),
+            ('outbox_relay', 'execute on function outbox_internal.note_backlogs'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'insert on outbox.declared_sinks'),
             ('outbox_relay', 'execute on function outbox.declare_sink'),
@@ -772,7 +787,7 @@ COMMENT ON COLUMN outbox.subscriptions."coalesce" IS 'none, or key: an event tha
 
 COMMENT ON COLUMN outbox.subscriptions.rate IS 'The most deliveries in a time, by all relays together, such as 50/s. Null: no limit.';
 
-COMMENT ON COLUMN outbox.subscriptions.state IS 'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
+COMMENT ON COLUMN outbox.subscriptions.state IS 'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (it failed for longer than retry.disable_after).';
 
 COMMENT ON COLUMN outbox.subscriptions.owed_until IS 'While the state is gone: what lies up to this position was committed before, and is delivered after outbox.resume().';
 
@@ -1182,6 +1197,7 @@ CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
     select ('.' || topic) ~ outbox_internal.topic_expression(pattern)
+       and (starts_with(pattern, 'outbox.') or not starts_with(topic, 'outbox.'))
 $$;
 
 CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean
@@ -1194,6 +1210,67 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
+
+CREATE FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb DEFAULT '{}'::jsonb) RETURNS uuid
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return outbox.publish(
+        topic => 'outbox.subscription.' || announce.what,
+        key => announce.subscription,
+        organization => announce.organization,
+        source => 'pgoutbox',
+        payload => jsonb_build_object(
+                       'subscription', announce.subscription,
+                       'organization', announce.organization,
+                       'reason', announce.reason,
+                       'at', clock_timestamp(),
+                       'by', session_user)
+                   || announce.details);
+exception when others then
+    raise warning 'outbox.subscription.% of % was not published: %', announce.what,
+                  announce.subscription, sqlerrm;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.announce_change() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    happened text[] := '{}';
+    one      text;
+begin
+    if old.active and not new.active then
+        happened := '{paused}';
+    elsif new.active
+          and (not old.active
+               or old.state in ('gone', 'disabled') and new.state in ('pending', 'ok')) then
+        happened := '{resumed}';
+    end if;
+    if new.state is distinct from old.state and new.state in ('invalid', 'gone', 'disabled') then
+        happened := happened || new.state;
+    end if;
+    foreach one in array happened loop
+        -- Relays may disagree about a subscription, again and again.
+        if one = 'invalid' then
+            insert into outbox.announcements as last (subscription_id, what, at, reason)
+            values (new.id, 'invalid', clock_timestamp(), new.state_reason)
+            on conflict (subscription_id, what) do update
+               set at = excluded.at, reason = excluded.reason
+             where last.reason is distinct from excluded.reason
+                or last.at < excluded.at - interval '10 minutes';
+            continue when not found;
+        end if;
+        perform outbox_internal.announce(
+                    one, new.name, new.organization,
+                    case when one in ('invalid', 'gone', 'disabled') then new.state_reason end);
+    end loop;
+    return null;
+end;
+$$;
 
 CREATE FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) RETURNS text
     LANGUAGE plpgsql
@@ -1271,7 +1348,12 @@ begin
       from pg_attribute as a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
 
     prefix := coalesce(topic, known.nspname || '.' || known.relname);
-    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
+    if prefix = 'outbox' or starts_with(prefix, 'outbox.') then
+        raise exception using errcode = '22023',
+            message = format('topic: %L is reserved: the outbox publishes its own events there',
+                             prefix),
+            hint = 'Use another first segment, such as topic => ''shop.orders''.';
+    elsif length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
         raise exception using errcode = '22023',
             message = format('topic: %L is not a valid prefix of topics', prefix),
             hint = 'Use segments separated by dots, without blanks and stars, at most 248 '
@@ -1510,7 +1592,8 @@ begin
        and a.atttypid = 'uuid'::regtype;
     execute format('insert into outbox.events (
                         id, topic, key, payload, headers, organization, user_id, source)
-                    select coalesce(%s, outbox.new_id()), rtrim(left(%s, 255), ''.''), %s,
+                    select coalesce(%s, outbox.new_id()), rtrim(regexp_replace(left(%s, 254), ''^outbox[.]'',
+                                                       ''_outbox.''), ''.''), %s,
                            coalesce(%s, ''null''), $1, $2, $3, $4
                       from outbox_after as n',
                    coalesce(id, 'null'), topic,
@@ -1658,6 +1741,11 @@ declare
              then set_config('outbox.capturing_' || (settings ->> 'table'), '', true) = ''
              else tg_level = 'ROW' end;
 begin
+    -- outbox.capture refuses it, and a trigger made by hand publishes nothing there either.
+    if starts_with(settings ->> 'topic', 'outbox.') or settings ->> 'topic' = 'outbox' then
+        raise exception using errcode = '42501',
+            message = 'topic: topics that begin with outbox. are reserved';
+    end if;
     if not is_alone then
         first := outbox_internal.capture_position();
     end if;
@@ -2491,7 +2579,12 @@ begin
            (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform,
             old.schema_version, old.organization, old.keys, old.ordering, old.on_exhausted,
             old."coalesce", old.rate, old.retry, old.max_in_flight) then
-            return new;  -- only the state changed: a relay must be able to mark a row as invalid
+            -- Only the state changed: a relay must be able to mark a row as invalid.
+            if new.active and not old.active and new.resumed_at is not distinct from old.resumed_at
+            then
+                new.resumed_at := clock_timestamp();
+            end if;
+            return new;
         end if;
         new.updated_at := now();
         if new.state in ('ok', 'invalid', 'gone') and new.state = old.state then
@@ -2667,12 +2760,18 @@ begin
                              coalesce(jsonb_typeof(new.retry), 'null'));
     end if;
     for part in select * from jsonb_each(new.retry) loop
-        if part.key in ('initial', 'max', 'max_age') then
+        if part.key in ('initial', 'max', 'max_age', 'disable_after') then
             if jsonb_typeof(part.value) <> 'string'
                or not outbox_internal.duration_is_valid(part.value #>> '{}') then
                 raise exception using errcode = '22023',
                     message = format('retry.%s: %s is not a duration', part.key, part.value),
                     hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
+            end if;
+            if part.key = 'disable_after' and (part.value #>> '{}')::interval < interval '1 minute'
+            then
+                raise exception using errcode = '22023',
+                    message = format('retry.disable_after: %s is too short', part.value),
+                    hint = 'Use at least "1m". Leave it out to go on for ever.';
             end if;
         elsif part.key = 'schedule' then
             if jsonb_typeof(part.value) <> 'array'
@@ -2702,7 +2801,7 @@ begin
             raise exception using errcode = '22023',
                 message = format('retry.%s: unknown key', part.key),
                 hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, '
-                       'schedule.';
+                       'schedule, disable_after.';
         end if;
     end loop;
     if new.retry ? 'schedule'
@@ -2909,6 +3008,64 @@ CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS b
     AS $$
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
 $$;
+
+CREATE FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    one       record;
+    published integer := 0;
+begin
+    delete from outbox.announcements as last
+     where not exists (select from outbox.subscriptions as subscription
+                        where subscription.id = last.subscription_id);
+    for one in
+        select subscription.id, subscription.name, subscription.organization, measured.age
+          from unnest(note_backlogs.subscriptions, note_backlogs.ages) as measured (id, age)
+          join outbox.subscriptions as subscription on subscription.id = measured.id
+         where measured.age >= note_backlogs.threshold
+           -- otherwise it was announced why nothing is sent
+           and subscription.active
+           and subscription.state in ('pending', 'ok', 'invalid')
+         order by subscription.id
+    loop
+        insert into outbox.announcements as last (subscription_id, what, at, threshold)
+        values (one.id, 'backlog', clock_timestamp(),
+                make_interval(secs => note_backlogs.threshold))
+        on conflict (subscription_id, what) do update
+           set at = excluded.at, threshold = excluded.threshold, cleared_at = null
+         where last.cleared_at < excluded.at - interval '10 minutes';
+        continue when not found;
+        perform outbox_internal.announce(
+                    'backlog', one.name, one.organization,
+                    format('its oldest event has been owed for %s s', round(one.age)),
+                    jsonb_build_object('state', 'over', 'oldest_age_seconds', round(one.age)));
+        published := published + 1;
+    end loop;
+    for one in
+        update outbox.announcements as last
+           set cleared_at = clock_timestamp()
+          from outbox.subscriptions as subscription
+         where last.what = 'backlog'
+           and last.cleared_at is null
+           and subscription.id = last.subscription_id
+           and not exists (
+                   select from unnest(note_backlogs.subscriptions, note_backlogs.ages)
+                               as measured (id, age)
+                    where measured.id = last.subscription_id
+                      and measured.age >= extract(epoch from last.threshold) / 2)
+        returning subscription.name, subscription.organization
+    loop
+        perform outbox_internal.announce('backlog', one.name, one.organization, null,
+                                         jsonb_build_object('state', 'cleared'));
+        published := published + 1;
+    end loop;
+    return published;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) IS 'Called by relays with the seconds for which the oldest event of each subscription has been owed. Publishes outbox.subscription.backlog where that became too long or is over. Returns how many.';
 
 CREATE FUNCTION outbox_internal.record_writer() RETURNS trigger
     LANGUAGE plpgsql
@@ -3175,6 +3332,18 @@ CREATE FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) RETURNS boo
        and pattern ~ '^([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+)'
                      '([.]([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+))*$'
 $_$;
+
+CREATE TABLE outbox.announcements (
+    subscription_id bigint NOT NULL,
+    what text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    reason text,
+    threshold interval,
+    cleared_at timestamp with time zone,
+    CONSTRAINT announcements_what_check CHECK ((what = ANY (ARRAY['invalid'::text, 'backlog'::text])))
+);
+
+COMMENT ON TABLE outbox.announcements IS 'The last outbox.subscription.invalid and outbox.subscription.backlog of each subscription.';
 
 CREATE TABLE outbox.pauses (
     subscription_id bigint NOT NULL,
@@ -3726,6 +3895,16 @@ UNION ALL
 
 COMMENT ON VIEW outbox.sinks IS 'The sinks that a subscription can name, and the fields of their configs. fields is null for sinks of other programs, which outbox.declare_sink made known.';
 
+CREATE TABLE outbox.subscription_health (
+    subscription_id bigint NOT NULL,
+    good_at timestamp with time zone,
+    failing_since timestamp with time zone,
+    failed_at timestamp with time zone
+)
+WITH (fillfactor='50');
+
+COMMENT ON TABLE outbox.subscription_health IS 'Since when subscriptions with retry.disable_after have failed without a success.';
+
 CREATE VIEW outbox.subscription_status AS
  SELECT subscription.name,
     subscription.sink,
@@ -3815,6 +3994,9 @@ ALTER TABLE ONLY outbox.attempts ATTACH PARTITION outbox.attempts_default DEFAUL
 
 ALTER TABLE ONLY outbox.events ATTACH PARTITION outbox.events_default DEFAULT;
 
+ALTER TABLE ONLY outbox.announcements
+    ADD CONSTRAINT announcements_pkey PRIMARY KEY (subscription_id, what);
+
 ALTER TABLE ONLY outbox.backlog
     ADD CONSTRAINT backlog_pkey PRIMARY KEY (id);
 
@@ -3859,6 +4041,9 @@ ALTER TABLE ONLY outbox.relays
 
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_pkey PRIMARY KEY (subscription_id);
+
+ALTER TABLE ONLY outbox.subscription_health
+    ADD CONSTRAINT subscription_health_pkey PRIMARY KEY (subscription_id);
 
 ALTER TABLE ONLY outbox.subscriptions
     ADD CONSTRAINT subscriptions_name_key UNIQUE (name);
@@ -3911,6 +4096,8 @@ ALTER INDEX outbox.events_created_at ATTACH PARTITION outbox.events_default_crea
 ALTER INDEX outbox.events_position ATTACH PARTITION outbox.events_default_position_idx;
 
 ALTER INDEX outbox.events_xid_position ATTACH PARTITION outbox.events_default_xid_position_idx;
+
+CREATE TRIGGER announce_change AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.active IS DISTINCT FROM new.active) OR (old.state IS DISTINCT FROM new.state))) EXECUTE FUNCTION outbox_internal.announce_change();
 
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
 
@@ -4085,6 +4272,15 @@ GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_a
 
 REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.announce_change() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.announce_change() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_admin;
@@ -4309,6 +4505,10 @@ GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO 
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox_internal.record_writer() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_monitor;
@@ -4359,6 +4559,9 @@ GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO ou
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_relay;
+
+GRANT SELECT ON TABLE outbox.announcements TO outbox_relay;
+GRANT SELECT ON TABLE outbox.announcements TO outbox_admin;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
 GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;
@@ -4436,6 +4639,9 @@ GRANT SELECT ON TABLE outbox.relays TO outbox_monitor;
 
 GRANT SELECT ON TABLE outbox.sinks TO outbox_relay;
 GRANT SELECT ON TABLE outbox.sinks TO outbox_admin;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE outbox.subscription_health TO outbox_relay;
+GRANT SELECT ON TABLE outbox.subscription_health TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_relay;
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_admin;

@@ -50,6 +50,7 @@ mod sweep;
 mod takeover;
 pub mod telemetry;
 mod tidy;
+mod trouble;
 mod usable;
 mod watch;
 mod way;

@@ -37,6 +37,7 @@ mod ledger; // the ledger checker finds each kind of defect
 mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
 mod once; // a relay for cron
+mod operator_events; // what happens to subscriptions is published through the outbox itself
 mod operations; // whatever is operated, each version of a subscription gets what it may and must
 mod outputs; // logs and output that cannot be written stop nothing
 mod owners; // whoever owns what, and whatever is published, no write fails
