@@ -56,7 +56,8 @@ $$;
 
 -- Whether a topic matches a pattern: `*` is one segment, `**` any number (also none), `ord*` a
 -- prefix of one segment. Topics that begin with `outbox.` match only patterns that do, so that
--- `**` is what applications publish. The expression is made once for a pattern that is the same in all rows.
+-- `**` is what applications publish. The expression is made once for a pattern that is the same in
+-- all rows.
 create function outbox.topic_matches(pattern text, topic text) returns boolean
 language sql immutable strict parallel safe as $$
     select ('.' || topic) ~ outbox_internal.topic_expression(pattern)

@@ -1,9 +1,9 @@
 //! Topic patterns, and a trie that finds the patterns a topic matches. Pure.
 //!
 //! A topic is segments separated by dots. In a pattern `*` is one segment, `**` any number of segments (also
-//! none), and a segment ending in `*` matches by prefix. Topics that begin with `outbox.` are those of operators'
-//! events: only patterns that begin so match them. The cost grows with the segments of the topic, not
-//! with the number of patterns.
+//! none), and a segment ending in `*` matches by prefix. Topics that begin with `outbox.` are those of
+//! operators' events: only patterns that begin so match them. The cost grows with the segments of the topic,
+//! not with the number of patterns.
 
 use std::collections::HashMap;
 

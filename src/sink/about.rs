@@ -1,5 +1,5 @@
-//! Headers about a delivery rather than its event: the same names at webhooks and brokers. They are not signed,
-//! for they may differ between attempts. Pure.
+//! Headers about a delivery rather than its event: the same names at webhooks and brokers. They are not
+//! signed, for they may differ between attempts. Pure.
 
 use super::Outgoing;
 

@@ -56,24 +56,31 @@ impl<L: Layer> ErasedLayer for L {
 /// The layers of a relay, the outermost first.
 #[derive(Default, Clone)]
 pub(super) struct Layers {
-    all: Vec<(Option<Arc<str>>, Arc<dyn ErasedLayer>)>,
+    all: Vec<Around>,
+}
+
+/// A layer, and the kind of sink that it is for; none for all.
+#[derive(Clone)]
+struct Around {
+    kind: Option<Arc<str>>,
+    layer: Arc<dyn ErasedLayer>,
 }
 
 impl Layers {
     /// Adds one inside of the others, for one kind of sink or for all.
     pub(super) fn add(&mut self, kind: Option<&str>, layer: impl Layer) {
-        self.all.push((kind.map(Arc::from), Arc::new(layer)));
+        self.all.push(Around { kind: kind.map(Arc::from), layer: Arc::new(layer) });
     }
 
     /// Those around a kind of sink.
     pub(super) fn of(&self, kind: &str) -> Arc<[Arc<dyn ErasedLayer>]> {
-        let is_for = |named: &Option<Arc<str>>| named.as_deref().is_none_or(|named| named == kind);
-        self.all.iter().filter(|(named, _)| is_for(named)).map(|(_, layer)| layer.clone()).collect()
+        let is_for = |one: &&Around| one.kind.as_deref().is_none_or(|named| named == kind);
+        self.all.iter().filter(is_for).map(|one| one.layer.clone()).collect()
     }
 
     /// The kinds that were named.
     pub(super) fn kinds(&self) -> impl Iterator<Item = &str> {
-        self.all.iter().filter_map(|(named, _)| named.as_deref())
+        self.all.iter().filter_map(|one| one.kind.as_deref())
     }
 }
 

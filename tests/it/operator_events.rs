@@ -183,7 +183,10 @@ async fn a_pause_succeeds_although_it_cannot_be_published() {
         )
         .await;
     database
-        .execute("create trigger never before insert on outbox.events for each row execute function public.never()")
+        .execute(
+            "create trigger never before insert on outbox.events for each row \
+             execute function public.never()",
+        )
         .await;
     database.execute("select outbox.pause('shop')").await;
     assert_eq!(database.count("select count(*) from outbox.subscriptions where not active").await, 1);
@@ -208,7 +211,10 @@ async fn a_backlog_that_is_too_old_is_announced_once_and_once_more_when_it_is_ov
     relay.stop().await;
     // Each relay measures when it starts.
     database
-        .execute("update outbox.deliveries set owed_since = now() - interval '2 minutes'; update outbox.backlog set owed_since = now() - interval '2 minutes'")
+        .execute(
+            "update outbox.deliveries set owed_since = now() - interval '2 minutes';
+             update outbox.backlog set owed_since = now() - interval '2 minutes'",
+        )
         .await;
     let logged = async |count: usize| {
         let counted = format!(
