@@ -67,6 +67,18 @@ declare
 begin
     case field
         when 'topic' then
+            -- Topics of operators' events: only for the owner of the outbox.
+            if starts_with(value::text, 'outbox.') then
+                if length(value::text) <= 255
+                   and value::text ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'
+                   and pg_has_role((select relation.relowner from pg_class as relation
+                                     where relation.oid = 'outbox.events'::regclass), 'usage') then
+                    return true;
+                end if;
+                raise exception using errcode = '23514',
+                    message = format('topic: %L begins with outbox., which is reserved', shown),
+                    hint = 'The outbox publishes its own events there. Use another first segment.';
+            end if;
             problem := format('%L is not a topic', shown);
             hint := 'Use segments separated by dots, without blanks, stars and control characters, '
                     'at most 255 characters, such as shop.orders.create.';
@@ -103,6 +115,7 @@ $$;
 create domain outbox.topic as text
     constraint topic_must_be_dotted_segments_without_stars_up_to_255_letters
     check (length(value) <= 255 and value ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'
+           and not starts_with(value, 'outbox.')
            or value is null or outbox_internal.refuse('topic', value));
 create domain outbox.key as text
     constraint key_must_be_at_most_512_characters

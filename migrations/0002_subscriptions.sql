@@ -58,7 +58,8 @@ comment on column outbox.subscriptions.rate is
     'The most deliveries in a time, by all relays together, such as 50/s. Null: no limit.';
 comment on column outbox.subscriptions.state is
     'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, '
-    'see state_reason); gone (the destination answered 410); disabled (not used yet).';
+    'see state_reason); gone (the destination answered 410); disabled (it failed for longer than '
+    'retry.disable_after).';
 comment on column outbox.subscriptions.owed_until is
     'While the state is gone: what lies up to this position was committed before, and is delivered '
     'after outbox.resume().';
@@ -261,7 +262,12 @@ begin
            (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform,
             old.schema_version, old.organization, old.keys, old.ordering, old.on_exhausted,
             old."coalesce", old.rate, old.retry, old.max_in_flight) then
-            return new;  -- only the state changed: a relay must be able to mark a row as invalid
+            -- Only the state changed: a relay must be able to mark a row as invalid.
+            if new.active and not old.active and new.resumed_at is not distinct from old.resumed_at
+            then
+                new.resumed_at := clock_timestamp();
+            end if;
+            return new;
         end if;
         new.updated_at := now();
         if new.state in ('ok', 'invalid', 'gone') and new.state = old.state then
@@ -432,12 +438,18 @@ begin
                              coalesce(jsonb_typeof(new.retry), 'null'));
     end if;
     for part in select * from jsonb_each(new.retry) loop
-        if part.key in ('initial', 'max', 'max_age') then
+        if part.key in ('initial', 'max', 'max_age', 'disable_after') then
             if jsonb_typeof(part.value) <> 'string'
                or not outbox_internal.duration_is_valid(part.value #>> '{}') then
                 raise exception using errcode = '22023',
                     message = format('retry.%s: %s is not a duration', part.key, part.value),
                     hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
+            end if;
+            if part.key = 'disable_after' and (part.value #>> '{}')::interval < interval '1 minute'
+            then
+                raise exception using errcode = '22023',
+                    message = format('retry.disable_after: %s is too short', part.value),
+                    hint = 'Use at least "1m". Leave it out to go on for ever.';
             end if;
         elsif part.key = 'schedule' then
             if jsonb_typeof(part.value) <> 'array'
@@ -467,7 +479,7 @@ begin
             raise exception using errcode = '22023',
                 message = format('retry.%s: unknown key', part.key),
                 hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, '
-                       'schedule.';
+                       'schedule, disable_after.';
         end if;
     end loop;
     if new.retry ? 'schedule'

@@ -36,6 +36,8 @@ create table outbox.deliveries (
     lease_token     uuid,
     attempt         integer     not null default 0,   -- counted when claimed
     unfinished      integer     not null default 0,   -- claims whose lease ended without a verdict
+    -- an earlier attempt may have reached the destination
+    repeated        boolean     not null default false,
     -- an operator wants it tried now, also where a breaker is open
     asked           boolean     not null default false,
     -- of an ordered subscription: it waits in the order of its key. Of the rows of a key only the
@@ -190,6 +192,8 @@ create table outbox.attempts (
     ambiguous       boolean     not null default false,
     -- the lease was lost; the verdict changed nothing
     stale           boolean     not null default false,
+    -- an earlier attempt may have reached the destination
+    repeated        boolean     not null default false,
     relay           text        not null
 ) partition by range (at);
 create table outbox.attempts_default partition of outbox.attempts default;

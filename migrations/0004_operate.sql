@@ -55,10 +55,13 @@ end;
 $$;
 
 -- Whether a topic matches a pattern: `*` is one segment, `**` any number (also none), `ord*` a
--- prefix of one segment. The expression is made once for a pattern that is the same in all rows.
+-- prefix of one segment. Topics that begin with `outbox.` match only patterns that do, so that
+-- `**` is what applications publish. The expression is made once for a pattern that is the same in
+-- all rows.
 create function outbox.topic_matches(pattern text, topic text) returns boolean
 language sql immutable strict parallel safe as $$
     select ('.' || topic) ~ outbox_internal.topic_expression(pattern)
+       and (starts_with(pattern, 'outbox.') or not starts_with(topic, 'outbox.'))
 $$;
 
 -- What redrive, discard and the lists of dead letters filter by.
@@ -269,13 +272,14 @@ create view outbox.waiting as
            place.attempts,
            last.reason, last.status, last.answer,
            place.place, place.id, place.number, place.unfinished, place.asked,
-           place.ordered_key, place.replay_id
+           place.ordered_key, place.replay_id, place.repeated
       from (select delivery.subscription_id, delivery.position,
                    delivery.created_at as created_from, delivery.created_at as created_until,
                    delivery.owed_since, delivery.due_at, delivery.attempt as attempts,
                    'delivery' as place, delivery.id, null::integer as number,
                    delivery.unfinished + (delivery.lease_token is not null)::integer as unfinished,
-                   delivery.asked, delivery.key as ordered_key, delivery.replay_id
+                   delivery.asked, delivery.key as ordered_key, delivery.replay_id,
+                   delivery.repeated or delivery.lease_token is not null as repeated
               from outbox.deliveries as delivery
              where delivery.lease_token is null
                 or delivery.due_at <= now()
@@ -288,14 +292,14 @@ create view outbox.waiting as
                               where entry.subscription_id = pair.subscription_id),
                             page.owed_since[1]),
                    null, 0, 'page', page.id, pair.number, least(page.deaths + 1, 2), false,
-                   null, null
+                   null, null, true
               from outbox.pages as page
              cross join lateral outbox_internal.left_of(page) as pair
              where page.due_at <= now()
             union all
             select backlog.subscription_id, at.position, backlog.created_from,
                    backlog.created_until, backlog.owed_since, null, 0, 'backlog', backlog.id, null,
-                   least(backlog.deaths, 2), false, null, null
+                   least(backlog.deaths, 2), false, null, null, backlog.deaths > 0
               from outbox.backlog as backlog
              cross join lateral unnest(backlog.positions) as span
              cross join lateral generate_series(lower(span), upper(span) - 1) as at (position)
@@ -469,10 +473,10 @@ declare
 begin
     insert into outbox.deliveries (
         subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked, key,
-        replay_id)
+        replay_id, repeated)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
            least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true,
-           taken.ordered_key, taken.replay_id
+           taken.ordered_key, taken.replay_id, taken.repeated
       from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
@@ -822,6 +826,8 @@ begin
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
              'outbox.relays, outbox.relay_subscriptions, outbox.pauses, outbox.order_leases, '
              'outbox.parked_keys'),
+            ('outbox_relay', 'insert, update on outbox.subscription_health'),
+            ('outbox_relay', 'execute on function outbox_internal.note_backlogs'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'insert on outbox.declared_sinks'),
             ('outbox_relay', 'execute on function outbox.declare_sink'),

@@ -429,6 +429,11 @@ declare
              then set_config('outbox.capturing_' || (settings ->> 'table'), '', true) = ''
              else tg_level = 'ROW' end;
 begin
+    -- outbox.capture refuses it, and a trigger made by hand publishes nothing there either.
+    if starts_with(settings ->> 'topic', 'outbox.') or settings ->> 'topic' = 'outbox' then
+        raise exception using errcode = '42501',
+            message = 'topic: topics that begin with outbox. are reserved';
+    end if;
     if not is_alone then
         first := outbox_internal.capture_position();
     end if;
@@ -852,7 +857,12 @@ begin
       from pg_attribute as a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
 
     prefix := coalesce(topic, known.nspname || '.' || known.relname);
-    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
+    if prefix = 'outbox' or starts_with(prefix, 'outbox.') then
+        raise exception using errcode = '22023',
+            message = format('topic: %L is reserved: the outbox publishes its own events there',
+                             prefix),
+            hint = 'Use another first segment, such as topic => ''shop.orders''.';
+    elsif length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
         raise exception using errcode = '22023',
             message = format('topic: %L is not a valid prefix of topics', prefix),
             hint = 'Use segments separated by dots, without blanks and stars, at most 248 '

@@ -189,6 +189,7 @@ begin
     end if;
     delete from outbox.order_leases;
     delete from outbox.relay_subscriptions;
+    delete from outbox.subscription_health;
     delete from outbox.relays;
     update outbox.identity as identity
        set system_identifier = here.system_identifier, database_oid = here.database_oid,

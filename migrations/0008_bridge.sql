@@ -73,7 +73,8 @@ begin
        and a.atttypid = 'uuid'::regtype;
     execute format('insert into outbox.events (
                         id, topic, key, payload, headers, organization, user_id, source)
-                    select coalesce(%s, outbox.new_id()), rtrim(left(%s, 255), ''.''), %s,
+                    select coalesce(%s, outbox.new_id()), rtrim(regexp_replace(left(%s, 254), ''^outbox[.]'',
+                                                       ''_outbox.''), ''.''), %s,
                            coalesce(%s, ''null''), $1, $2, $3, $4
                       from outbox_after as n',
                    coalesce(id, 'null'), topic,

@@ -22,7 +22,7 @@ $_$;
 
 CREATE FUNCTION outbox_internal.refuse(field text, value anyelement) RETURNS boolean
     LANGUAGE plpgsql
-    AS $$
+    AS $_$
 declare
     letters text := format('has %s characters', length(value::text));
     shown   text := left(value::text, 300);
@@ -31,6 +31,18 @@ declare
 begin
     case field
         when 'topic' then
+            -- Topics of operators' events: only for the owner of the outbox.
+            if starts_with(value::text, 'outbox.') then
+                if length(value::text) <= 255
+                   and value::text ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'
+                   and pg_has_role((select relation.relowner from pg_class as relation
+                                     where relation.oid = 'outbox.events'::regclass), 'usage') then
+                    return true;
+                end if;
+                raise exception using errcode = '23514',
+                    message = format('topic: %L begins with outbox., which is reserved', shown),
+                    hint = 'The outbox publishes its own events there. Use another first segment.';
+            end if;
             problem := format('%L is not a topic', shown);
             hint := 'Use segments separated by dots, without blanks, stars and control characters, '
                     'at most 255 characters, such as shop.orders.create.';
@@ -59,7 +71,7 @@ begin
     end case;
     raise exception using errcode = '23514', message = concat_ws(': ', field, problem), hint = hint;
 end;
-$$;
+$_$;
 
 CREATE DOMAIN outbox.headers AS jsonb
 	CONSTRAINT headers_must_be_an_object_of_strings_without_control_characters CHECK (((VALUE = '{}'::jsonb) OR (VALUE IS NULL) OR outbox_internal.headers_are_valid(VALUE) OR outbox_internal.refuse('headers'::text, VALUE)));
@@ -83,7 +95,7 @@ CREATE DOMAIN outbox.source AS text
 	CONSTRAINT source_must_be_at_most_255_characters CHECK (((VALUE IS NULL) OR (length(VALUE) <= 255) OR outbox_internal.refuse('source'::text, VALUE)));
 
 CREATE DOMAIN outbox.topic AS text
-	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK ((((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'::text)) OR (VALUE IS NULL) OR outbox_internal.refuse('topic'::text, VALUE)));
+	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK ((((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'::text) AND (NOT starts_with(VALUE, 'outbox.'::text))) OR (VALUE IS NULL) OR outbox_internal.refuse('topic'::text, VALUE)));
 
 CREATE DOMAIN outbox.user_id AS text
 	CONSTRAINT user_id_must_be_at_most_255_characters CHECK (((VALUE IS NULL) OR (length(VALUE) <= 255) OR outbox_internal.refuse('user_id'::text, VALUE)));
@@ -103,8 +115,8 @@ declare
     first_xid   constant bigint := 3;     -- of what is routed: older than every transaction
 begin
     perform set_config('lock_timeout', '10s', true);
-    lock table outbox.identity, outbox.cursor, outbox.starts, outbox.replays, outbox.pages,
-               outbox.backlog, outbox.deliveries, outbox.events in share row exclusive mode;
+    lock table outbox.identity, outbox.cursor, outbox.starts, outbox.pages, outbox.backlog,
+               outbox.deliveries, outbox.events in share row exclusive mode;
     select * into strict was from outbox.cursor as one order by one.step desc limit 1;
     select identity.* into strict kept from outbox.identity as identity;
     select not outbox_internal.is_written_by(identity.xmin, identity.recorded_by)
@@ -152,11 +164,6 @@ begin
                   from outbox.starts as one
                  where one.settled is not null) as ranked
          where start.subscription_id = ranked.subscription_id;
-        -- What is routed by now; of that, what lies up to `until_position`.
-        update outbox.replays as replay
-           set settled = format('%1$s:%1$s:', first_xid + 1
-                                              + (select count(*) from outbox.starts))::pg_snapshot,
-               window_end = null, page_after = null;
         perform setval('outbox.events_position_seq',
                        greatest(sequence.last_value, was.low + 1,
                                 (select max(event.position) from outbox.events as event)))
@@ -189,11 +196,6 @@ begin
         update outbox.deliveries set due_at = clock_timestamp(), lease_token = null
          where lease_token is not null;
     else
-        update outbox.replays as replay
-           set state = 'cancelled', ended_at = clock_timestamp(),
-               queued = replay.queued - (select count(*) from outbox.deliveries as delivery
-                                          where delivery.replay_id = replay.id)
-         where replay.state in ('running', 'paused');
         delete from outbox.pages;
         delete from outbox.backlog;
         delete from outbox.deliveries;
@@ -215,6 +217,7 @@ begin
                page_after = null, page_until = null;
     end if;
     delete from outbox.relay_subscriptions;
+    delete from outbox.subscription_health;
     delete from outbox.relays;
     update outbox.identity as identity
        set system_identifier = here.system_identifier, database_oid = here.database_oid,
@@ -355,25 +358,17 @@ begin
         insert into outbox.dead_letters (
             subscription_id, subscription, reason, status, answer, attempts, event_id, position,
             created_at, topic, key, payload, headers, organization, source, user_id, priority,
-            schema_version, replay_id)
+            schema_version)
         select taken.subscription_id, taken.subscription, 'cancelled', taken.status, taken.answer,
                taken.attempts, event.id, taken.position, taken.created_at,
                coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'),
                coalesce(event.headers, '{}'), event.organization, event.source, event.user_id,
-               coalesce(event.priority, 0), event.schema_version, taken.replay_id
+               coalesce(event.priority, 0), event.schema_version
           from taken
           left join outbox.events as event  -- a deleted event leaves a dead letter too
             on event.position = taken.position
            and event.created_at = taken.created_at
          where keep
-    ),
-    -- A dead letter counts as failed.
-    left_out as (
-        update outbox.replays as replay
-           set queued = replay.queued - (select count(*) from taken
-                                          where taken.replay_id = replay.id)
-         where not keep
-           and replay.id in (select taken.replay_id from taken)
     )
     select count(*) into cancelled from taken;
     return cancelled;
@@ -381,35 +376,6 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) IS 'Remove matching deliveries that wait: they are never sent. With dead_letters => true each leaves a dead letter, which can be redriven. What a relay holds is not touched. Returns how many; call again while it returns max_rows.';
-
-CREATE FUNCTION outbox.cancel_replay(id bigint) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-declare
-    removed bigint;
-begin
-    perform outbox_internal.check_replay(cancel_replay.id);
-    update outbox.replays as one
-       set state = 'cancelled', ended_at = clock_timestamp()
-     where one.id = cancel_replay.id and one.state in ('running', 'paused');
-    if not found then
-        return false;
-    end if;
-    delete from outbox.deliveries as delivery
-     where delivery.id in (select free.id
-                             from outbox.deliveries as free
-                            where free.replay_id = cancel_replay.id
-                              and (free.lease_token is null or free.due_at <= now())
-                              for update skip locked);
-    get diagnostics removed = row_count;
-    update outbox.replays as one set queued = one.queued - removed
-     where one.id = cancel_replay.id;
-    return true;
-end;
-$$;
-
-COMMENT ON FUNCTION outbox.cancel_replay(id bigint) IS 'End a replay: what waits of it is never sent. What a relay is sending now may still arrive. Returns whether this changed anything.';
 
 CREATE FUNCTION outbox.capture("table" regclass, topic text DEFAULT NULL::text, operations text[] DEFAULT '{insert,update,delete}'::text[], columns text[] DEFAULT NULL::text[], exclude text[] DEFAULT NULL::text[], condition text DEFAULT NULL::text, key text DEFAULT NULL::text, diff boolean DEFAULT true) RETURNS text
     LANGUAGE plpgsql
@@ -542,13 +508,14 @@ begin
             ('outbox_relay',
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
              'outbox.relays, outbox.relay_subscriptions, outbox.pauses'),
+            ('outbox_relay', 'insert, update on outbox.subscription_health'),
+            ('outbox_relay', 'execute on function outbox_internal.note_backlogs'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'insert on outbox.declared_sinks'),
             ('outbox_relay', 'execute on function outbox.declare_sink'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
-            ('outbox_relay', 'update on outbox.replays'),
             ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
@@ -567,8 +534,7 @@ begin
              'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
-            ('outbox_monitor', 'select on outbox.captures'),
-            ('outbox_monitor', 'select on outbox.replay_status')
+            ('outbox_monitor', 'select on outbox.captures')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
@@ -637,8 +603,7 @@ CREATE TABLE outbox.dead_letters (
     source text,
     user_id text,
     priority integer NOT NULL,
-    schema_version integer,
-    replay_id bigint
+    schema_version integer
 );
 
 CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, id bigint DEFAULT NULL::bigint) RETURNS SETOF outbox.dead_letters
@@ -649,7 +614,7 @@ CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::tex
            coalesce(target.name, letter.subscription), letter.reason, letter.status, letter.answer,
            letter.attempts, letter.event_id, letter.position, letter.created_at, letter.topic,
            letter.key, letter.payload, letter.headers, letter.organization, letter.source,
-           letter.user_id, letter.priority, letter.schema_version, letter.replay_id
+           letter.user_id, letter.priority, letter.schema_version
       from outbox.dead_letters as letter
       left join outbox.subscriptions as target on target.id = letter.subscription_id
      where (matching_dead_letters.id is null or letter.id = matching_dead_letters.id)
@@ -716,6 +681,7 @@ CREATE TABLE outbox.attempts (
     answer text,
     ambiguous boolean DEFAULT false NOT NULL,
     stale boolean DEFAULT false NOT NULL,
+    repeated boolean DEFAULT false NOT NULL,
     relay text NOT NULL
 )
 PARTITION BY RANGE (at);
@@ -745,8 +711,8 @@ CREATE TABLE outbox.deliveries (
     lease_token uuid,
     attempt integer DEFAULT 0 NOT NULL,
     unfinished integer DEFAULT 0 NOT NULL,
-    asked boolean DEFAULT false NOT NULL,
-    replay_id bigint
+    repeated boolean DEFAULT false NOT NULL,
+    asked boolean DEFAULT false NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
 
@@ -821,7 +787,7 @@ COMMENT ON COLUMN outbox.subscriptions."coalesce" IS 'none, or key: an event tha
 
 COMMENT ON COLUMN outbox.subscriptions.rate IS 'The most deliveries in a time, by all relays together, such as 50/s. Null: no limit.';
 
-COMMENT ON COLUMN outbox.subscriptions.state IS 'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
+COMMENT ON COLUMN outbox.subscriptions.state IS 'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (it failed for longer than retry.disable_after).';
 
 COMMENT ON COLUMN outbox.subscriptions.owed_until IS 'While the state is gone: what lies up to this position was committed before, and is delivered after outbox.resume().';
 
@@ -847,7 +813,7 @@ CREATE VIEW outbox.waiting AS
     place.number,
     place.unfinished,
     place.asked,
-    place.replay_id
+    place.repeated
    FROM (((( SELECT delivery.subscription_id,
             delivery."position",
             delivery.created_at AS created_from,
@@ -860,7 +826,7 @@ CREATE VIEW outbox.waiting AS
             NULL::integer AS number,
             (delivery.unfinished + ((delivery.lease_token IS NOT NULL))::integer) AS unfinished,
             delivery.asked,
-            delivery.replay_id
+            (delivery.repeated OR (delivery.lease_token IS NOT NULL)) AS repeated
            FROM outbox.deliveries delivery
           WHERE ((delivery.lease_token IS NULL) OR (delivery.due_at <= now()))
         UNION ALL
@@ -878,7 +844,7 @@ CREATE VIEW outbox.waiting AS
             pair.number,
             LEAST((page.deaths + 1), 2) AS "least",
             false,
-            NULL::bigint
+            true
            FROM (outbox.pages page
              CROSS JOIN LATERAL outbox_internal.left_of(page.*) pair(subscription_id, "position", number))
           WHERE (page.due_at <= now())
@@ -895,7 +861,7 @@ CREATE VIEW outbox.waiting AS
             NULL::integer,
             LEAST((backlog.deaths)::integer, 2) AS "least",
             false,
-            NULL::bigint
+            (backlog.deaths > 0)
            FROM ((outbox.backlog backlog
              CROSS JOIN LATERAL unnest(backlog.positions) span(span))
              CROSS JOIN LATERAL generate_series(lower(span.span), (upper(span.span) - 1)) at("position"))) place
@@ -948,20 +914,6 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.pause(name text) IS 'Stop sending. New deliveries are still recorded. Returns whether this changed anything.';
-
-CREATE FUNCTION outbox.pause_replay(id bigint) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    perform outbox_internal.check_replay(pause_replay.id);
-    update outbox.replays as one set state = 'paused'
-     where one.id = pause_replay.id and one.state = 'running';
-    return found;
-end;
-$$;
-
-COMMENT ON FUNCTION outbox.pause_replay(id bigint) IS 'Pause a replay: nothing more is queued for it. What is queued, at most 256 deliveries and those that wait for a retry, is still sent. Returns whether this changed anything.';
 
 CREATE FUNCTION outbox.publish(topic text, payload jsonb, key text DEFAULT NULL::text, headers jsonb DEFAULT '{}'::jsonb, organization text DEFAULT NULL::text, id uuid DEFAULT NULL::uuid, priority integer DEFAULT 0, deliver_after timestamp with time zone DEFAULT NULL::timestamp with time zone, source text DEFAULT NULL::text, user_id text DEFAULT NULL::text, schema_version integer DEFAULT NULL::integer) RETURNS uuid
     LANGUAGE plpgsql
@@ -1120,39 +1072,6 @@ $$;
 
 COMMENT ON FUNCTION outbox.release("table" regclass) IS 'Stop capturing or bridging a table. Existing events stay. Returns whether it was.';
 
-CREATE FUNCTION outbox.replay(subscription text, since timestamp with time zone, until timestamp with time zone DEFAULT NULL::timestamp with time zone, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, rate text DEFAULT NULL::text) RETURNS bigint
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-declare
-    planned constant outbox.replays := outbox_internal.plan_replay(
-        replay.subscription, replay.since, replay.until, replay.topic, replay.event, replay.rate);
-    most    constant integer := 10;
-    made    bigint;
-begin
-    if (select count(*) from outbox.replays as open
-         where open.subscription_id = planned.subscription_id
-           and open.state in ('running', 'paused')) >= most then
-        raise exception using errcode = '54000',
-            message = format('subscription %L has %s replays that have not ended',
-                             replay.subscription, most),
-            hint = 'Wait for one of them, or end one: select outbox.cancel_replay(id). '
-                   'outbox.replay_status lists them.';
-    end if;
-    insert into outbox.replays (
-        subscription_id, since, until, topic, event, rate, settled, window_end, page_after,
-        first_position, until_position, position)
-    values (planned.subscription_id, planned.since, planned.until, planned.topic, planned.event,
-            planned.rate, planned.settled, planned.window_end, planned.page_after,
-            planned.first_position, planned.until_position, planned.position)
-    returning id into made;
-    perform outbox_internal.ring_for_replay();
-    return made;
-end;
-$$;
-
-COMMENT ON FUNCTION outbox.replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) IS 'Send events of the log again to a subscription: those from since on and before until (null: up to now) that it wants as it is now, also if they were delivered. topic: only of topics that match the pattern. event: only this one; since may then be null. rate: the most in a time, such as 50/s. Live events go first. Returns the id of the replay, see outbox.replay_status.';
-
 CREATE FUNCTION outbox.resume(name text) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
@@ -1174,24 +1093,6 @@ $$;
 
 COMMENT ON FUNCTION outbox.resume(name text) IS 'Send again after a pause, 410 (gone) or disabling. Returns whether this changed anything.';
 
-CREATE FUNCTION outbox.resume_replay(id bigint) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    perform outbox_internal.check_replay(resume_replay.id);
-    update outbox.replays as one set state = 'running'
-     where one.id = resume_replay.id and one.state = 'paused';
-    if not found then
-        return false;
-    end if;
-    perform outbox_internal.ring_for_replay();
-    return true;
-end;
-$$;
-
-COMMENT ON FUNCTION outbox.resume_replay(id bigint) IS 'Go on with a paused replay. Returns whether this changed anything.';
-
 CREATE FUNCTION outbox.retry(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, error_like text DEFAULT NULL::text, max_rows integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1201,10 +1102,10 @@ declare
 begin
     insert into outbox.deliveries (
         subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked,
-        replay_id)
+        repeated)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
            least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true,
-           taken.replay_id
+           taken.repeated
       from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
@@ -1296,6 +1197,7 @@ CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
     select ('.' || topic) ~ outbox_internal.topic_expression(pattern)
+       and (starts_with(pattern, 'outbox.') or not starts_with(topic, 'outbox.'))
 $$;
 
 CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean
@@ -1308,6 +1210,67 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
+
+CREATE FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb DEFAULT '{}'::jsonb) RETURNS uuid
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return outbox.publish(
+        topic => 'outbox.subscription.' || announce.what,
+        key => announce.subscription,
+        organization => announce.organization,
+        source => 'pgoutbox',
+        payload => jsonb_build_object(
+                       'subscription', announce.subscription,
+                       'organization', announce.organization,
+                       'reason', announce.reason,
+                       'at', clock_timestamp(),
+                       'by', session_user)
+                   || announce.details);
+exception when others then
+    raise warning 'outbox.subscription.% of % was not published: %', announce.what,
+                  announce.subscription, sqlerrm;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.announce_change() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    happened text[] := '{}';
+    one      text;
+begin
+    if old.active and not new.active then
+        happened := '{paused}';
+    elsif new.active
+          and (not old.active
+               or old.state in ('gone', 'disabled') and new.state in ('pending', 'ok')) then
+        happened := '{resumed}';
+    end if;
+    if new.state is distinct from old.state and new.state in ('invalid', 'gone', 'disabled') then
+        happened := happened || new.state;
+    end if;
+    foreach one in array happened loop
+        -- Relays may disagree about a subscription, again and again.
+        if one = 'invalid' then
+            insert into outbox.announcements as last (subscription_id, what, at, reason)
+            values (new.id, 'invalid', clock_timestamp(), new.state_reason)
+            on conflict (subscription_id, what) do update
+               set at = excluded.at, reason = excluded.reason
+             where last.reason is distinct from excluded.reason
+                or last.at < excluded.at - interval '10 minutes';
+            continue when not found;
+        end if;
+        perform outbox_internal.announce(
+                    one, new.name, new.organization,
+                    case when one in ('invalid', 'gone', 'disabled') then new.state_reason end);
+    end loop;
+    return null;
+end;
+$$;
 
 CREATE FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) RETURNS text
     LANGUAGE plpgsql
@@ -1385,7 +1348,12 @@ begin
       from pg_attribute as a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
 
     prefix := coalesce(topic, known.nspname || '.' || known.relname);
-    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
+    if prefix = 'outbox' or starts_with(prefix, 'outbox.') then
+        raise exception using errcode = '22023',
+            message = format('topic: %L is reserved: the outbox publishes its own events there',
+                             prefix),
+            hint = 'Use another first segment, such as topic => ''shop.orders''.';
+    elsif length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
         raise exception using errcode = '22023',
             message = format('topic: %L is not a valid prefix of topics', prefix),
             hint = 'Use segments separated by dots, without blanks and stars, at most 248 '
@@ -1624,7 +1592,8 @@ begin
        and a.atttypid = 'uuid'::regtype;
     execute format('insert into outbox.events (
                         id, topic, key, payload, headers, organization, user_id, source)
-                    select coalesce(%s, outbox.new_id()), rtrim(left(%s, 255), ''.''), %s,
+                    select coalesce(%s, outbox.new_id()), rtrim(regexp_replace(left(%s, 254), ''^outbox[.]'',
+                                                       ''_outbox.''), ''.''), %s,
                            coalesce(%s, ''null''), $1, $2, $3, $4
                       from outbox_after as n',
                    coalesce(id, 'null'), topic,
@@ -1772,6 +1741,11 @@ declare
              then set_config('outbox.capturing_' || (settings ->> 'table'), '', true) = ''
              else tg_level = 'ROW' end;
 begin
+    -- outbox.capture refuses it, and a trigger made by hand publishes nothing there either.
+    if starts_with(settings ->> 'topic', 'outbox.') or settings ->> 'topic' = 'outbox' then
+        raise exception using errcode = '42501',
+            message = 'topic: topics that begin with outbox. are reserved';
+    end if;
     if not is_alone then
         first := outbox_internal.capture_position();
     end if;
@@ -2589,33 +2563,6 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox_internal.check_rate(rate text) RETURNS boolean
-    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-    AS $_$
-begin
-    if rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
-        raise exception using errcode = '22023',
-            message = format('rate: %L is not a rate', rate),
-            hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
-                   'null for no limit.';
-    end if;
-    return true;
-end;
-$_$;
-
-CREATE FUNCTION outbox_internal.check_replay(id bigint) RETURNS boolean
-    LANGUAGE plpgsql STABLE
-    AS $$
-begin
-    if not exists (select from outbox.replays as one where one.id = check_replay.id) then
-        raise exception using errcode = '22023',
-            message = format('id: there is no replay %s', coalesce(check_replay.id::text, 'null')),
-            hint = 'List all: select id, subscription, state from outbox.replay_status.';
-    end if;
-    return true;
-end;
-$$;
-
 CREATE FUNCTION outbox_internal.check_subscription() RETURNS trigger
     LANGUAGE plpgsql
     AS $_$
@@ -2632,7 +2579,12 @@ begin
            (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform,
             old.schema_version, old.organization, old.keys, old.ordering, old.on_exhausted,
             old."coalesce", old.rate, old.retry, old.max_in_flight) then
-            return new;  -- only the state changed: a relay must be able to mark a row as invalid
+            -- Only the state changed: a relay must be able to mark a row as invalid.
+            if new.active and not old.active and new.resumed_at is not distinct from old.resumed_at
+            then
+                new.resumed_at := clock_timestamp();
+            end if;
+            return new;
         end if;
         new.updated_at := now();
         if new.state in ('ok', 'invalid', 'gone') and new.state = old.state then
@@ -2792,7 +2744,12 @@ begin
                              case when new."coalesce" <> 'none' then 'coalesce'
                                   else 'on_exhausted' end);
     end if;
-    perform outbox_internal.check_rate(new.rate);
+    if new.rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
+        raise exception using errcode = '22023',
+            message = format('rate: %L is not a rate', new.rate),
+            hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
+                   'null for no limit.';
+    end if;
     if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
         raise exception using errcode = '22023',
             message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);
@@ -2803,12 +2760,18 @@ begin
                              coalesce(jsonb_typeof(new.retry), 'null'));
     end if;
     for part in select * from jsonb_each(new.retry) loop
-        if part.key in ('initial', 'max', 'max_age') then
+        if part.key in ('initial', 'max', 'max_age', 'disable_after') then
             if jsonb_typeof(part.value) <> 'string'
                or not outbox_internal.duration_is_valid(part.value #>> '{}') then
                 raise exception using errcode = '22023',
                     message = format('retry.%s: %s is not a duration', part.key, part.value),
                     hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
+            end if;
+            if part.key = 'disable_after' and (part.value #>> '{}')::interval < interval '1 minute'
+            then
+                raise exception using errcode = '22023',
+                    message = format('retry.disable_after: %s is too short', part.value),
+                    hint = 'Use at least "1m". Leave it out to go on for ever.';
             end if;
         elsif part.key = 'schedule' then
             if jsonb_typeof(part.value) <> 'array'
@@ -2838,7 +2801,7 @@ begin
             raise exception using errcode = '22023',
                 message = format('retry.%s: unknown key', part.key),
                 hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, '
-                       'schedule.';
+                       'schedule, disable_after.';
         end if;
     end loop;
     if new.retry ? 'schedule'
@@ -3046,157 +3009,63 @@ CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS b
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
 $$;
 
-CREATE FUNCTION outbox_internal.place_of_event(id uuid) RETURNS TABLE("position" bigint, created_at timestamp with time zone)
-    LANGUAGE sql STABLE
-    AS $$
-    with given as (
-        select id.at, coalesce(id.at, to_timestamp(id.milliseconds / 1000.0)) as near,
-               id.at is not null or id.version = '7' as is_dated
-          from (select (select known.created_at
-                          from outbox.event_ids as known
-                         where known.id = place_of_event.id) as at,
-                       ('x' || left(replace(place_of_event.id::text, '-', ''), 12))::bit(48)::bigint
-                           as milliseconds,
-                       substring(place_of_event.id::text from 15 for 1) as version) as id
-    )
-    select found.position, found.created_at
-      from (select event.position, event.created_at
-              from given
-              join outbox.events as event
-                on event.created_at between given.near - interval '1 hour'
-                                        and given.near + interval '1 day'
-             where event.id = place_of_event.id
-            union all
-            select event.position, event.created_at
-              from outbox.events as event
-             where event.id = place_of_event.id
-               and not (select given.is_dated from given)) as found
-     limit 1
-$$;
-
-CREATE TABLE outbox.replays (
-    id bigint NOT NULL,
-    subscription_id bigint NOT NULL,
-    state text DEFAULT 'running'::text NOT NULL,
-    since timestamp with time zone NOT NULL,
-    until timestamp with time zone,
-    topic text,
-    event uuid,
-    rate text,
-    started_by text DEFAULT SESSION_USER NOT NULL,
-    started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    ended_at timestamp with time zone,
-    settled pg_snapshot NOT NULL,
-    window_end pg_snapshot,
-    page_after bigint,
-    first_position bigint NOT NULL,
-    until_position bigint NOT NULL,
-    "position" bigint NOT NULL,
-    seen bigint DEFAULT 0 NOT NULL,
-    queued bigint DEFAULT 0 NOT NULL,
-    paced_until timestamp with time zone,
-    CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['running'::text, 'paused'::text, 'done'::text, 'cancelled'::text])))
-)
-WITH (fillfactor='50');
-
-COMMENT ON TABLE outbox.replays IS 'Events that are sent again, a row for each call of outbox.replay. See outbox.replay_status.';
-
-CREATE FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) RETURNS outbox.replays
-    LANGUAGE plpgsql STABLE
+CREATE FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    planned outbox.replays;
-    target  outbox.subscriptions;
-    routed  outbox.cursor;
-    published timestamptz;  -- of the event
-    lowest  bigint;
+    one       record;
+    published integer := 0;
 begin
-    planned.subscription_id := outbox_internal.subscription_id(plan_replay.subscription);
-    if plan_replay.since is null and plan_replay.event is null then
-        raise exception using errcode = '22023', message = 'since: is null',
-            hint = 'Give the time of the first event, such as now() - interval ''2 days''.';
-    elsif plan_replay.since > now() then
-        raise exception using errcode = '22023',
-            message = format('since: %s is in the future', plan_replay.since);
-    elsif plan_replay.until <= plan_replay.since then
-        raise exception using errcode = '22023',
-            message = format('until: %s is not after since, %s', plan_replay.until,
-                             plan_replay.since),
-            hint = 'Events from since on and before until are sent again.';
-    end if;
-    perform outbox_internal.check_topic_pattern(plan_replay.topic);
-    perform outbox_internal.check_rate(plan_replay.rate);
-
-    select one.* into strict routed from outbox.cursor as one order by one.step desc limit 1;
-    select one.* into strict target
-      from outbox.subscriptions as one where one.id = planned.subscription_id;
-    if pg_visible_in_snapshot(target.changed, routed.settled) then
-        planned.settled := routed.settled;
-        planned.window_end := routed.window_end;
-        planned.page_after := routed.page_after;
-    else
-        -- A routing step that is under way may not know this version of the subscription: what it
-        -- routes would be missed by both.
-        planned.settled := pg_current_snapshot();
-    end if;
-    select sequence.last_value into strict planned.until_position
-      from outbox.events_position_seq as sequence;
-    if plan_replay.event is null then
-        select coalesce(min(one.position) - 1, planned.until_position) into lowest
-          from outbox.events as one;
-        planned.first_position := outbox_internal.position_before(
-            plan_replay.since, lowest, planned.until_position);
-    else
-        select one.position, one.created_at into planned.until_position, published
-          from outbox_internal.place_of_event(plan_replay.event) as one;
-        if published is null then
-            raise exception using errcode = '22023',
-                message = format('event: %s is not in the log', plan_replay.event);
-        elsif published < plan_replay.since or published >= plan_replay.until then
-            raise exception using errcode = '22023',
-                message = format('event: %s was published at %s, which is not between since and '
-                                 'until',
-                                 plan_replay.event, published);
-        end if;
-        planned.first_position := planned.until_position - 1;
-    end if;
-    planned.since := coalesce(plan_replay.since, published);
-    planned.until := plan_replay.until;
-    planned.topic := plan_replay.topic;
-    planned.event := plan_replay.event;
-    planned.rate := plan_replay.rate;
-    planned.position := planned.first_position;
-    return planned;
-end;
-$$;
-
-CREATE FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) RETURNS bigint
-    LANGUAGE plpgsql STABLE
-    SET enable_seqscan TO 'off'
-    SET enable_bitmapscan TO 'off'
-    AS $$
-declare
-    below  bigint := lowest;
-    above  bigint := highest;
-    middle bigint;
-    found_event record;
-begin
-    while highest - lowest > 100000 and above - below > 1000 loop
-        middle := below + (above - below) / 2;
-        select event.position, event.created_at into found_event
-          from outbox.events as event
-         where event.position > middle and event.position <= above
-         order by event.position
-         limit 1;
-        if found and found_event.created_at < position_before.at - interval '1 hour' then
-            below := found_event.position;
-        else
-            above := middle;
-        end if;
+    delete from outbox.announcements as last
+     where not exists (select from outbox.subscriptions as subscription
+                        where subscription.id = last.subscription_id);
+    for one in
+        select subscription.id, subscription.name, subscription.organization, measured.age
+          from unnest(note_backlogs.subscriptions, note_backlogs.ages) as measured (id, age)
+          join outbox.subscriptions as subscription on subscription.id = measured.id
+         where measured.age >= note_backlogs.threshold
+           -- otherwise it was announced why nothing is sent
+           and subscription.active
+           and subscription.state in ('pending', 'ok', 'invalid')
+         order by subscription.id
+    loop
+        insert into outbox.announcements as last (subscription_id, what, at, threshold)
+        values (one.id, 'backlog', clock_timestamp(),
+                make_interval(secs => note_backlogs.threshold))
+        on conflict (subscription_id, what) do update
+           set at = excluded.at, threshold = excluded.threshold, cleared_at = null
+         where last.cleared_at < excluded.at - interval '10 minutes';
+        continue when not found;
+        perform outbox_internal.announce(
+                    'backlog', one.name, one.organization,
+                    format('its oldest event has been owed for %s s', round(one.age)),
+                    jsonb_build_object('state', 'over', 'oldest_age_seconds', round(one.age)));
+        published := published + 1;
     end loop;
-    return below;
+    for one in
+        update outbox.announcements as last
+           set cleared_at = clock_timestamp()
+          from outbox.subscriptions as subscription
+         where last.what = 'backlog'
+           and last.cleared_at is null
+           and subscription.id = last.subscription_id
+           and not exists (
+                   select from unnest(note_backlogs.subscriptions, note_backlogs.ages)
+                               as measured (id, age)
+                    where measured.id = last.subscription_id
+                      and measured.age >= extract(epoch from last.threshold) / 2)
+        returning subscription.name, subscription.organization
+    loop
+        perform outbox_internal.announce('backlog', one.name, one.organization, null,
+                                         jsonb_build_object('state', 'cleared'));
+        published := published + 1;
+    end loop;
+    return published;
 end;
 $$;
+
+COMMENT ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) IS 'Called by relays with the seconds for which the oldest event of each subscription has been owed. Publishes outbox.subscription.backlog where that became too long or is over. Returns how many.';
 
 CREATE FUNCTION outbox_internal.record_writer() RETURNS trigger
     LANGUAGE plpgsql
@@ -3257,18 +3126,6 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox_internal.ring_for_replay() RETURNS boolean
-    LANGUAGE plpgsql
-    AS $$
-begin
-    if current_setting('outbox.doorbell', true) is distinct from 'off' then
-        perform pg_notify('outbox_doorbell', 'due');
-        return true;
-    end if;
-    return false;
-end;
-$$;
-
 CREATE FUNCTION outbox_internal.ring_subscriptions() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -3278,13 +3135,6 @@ begin
     end if;
     return null;
 end;
-$$;
-
-CREATE FUNCTION outbox_internal.seconds_between(rate text) RETURNS double precision
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$
-    select case right(rate, 1) when 's' then 1 when 'm' then 60 else 3600 end
-           / split_part(rate, '/', 1)::double precision
 $$;
 
 CREATE FUNCTION outbox_internal.sink_fields() RETURNS TABLE(sink text, field text, types text[], is_required boolean)
@@ -3483,6 +3333,18 @@ CREATE FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) RETURNS boo
                      '([.]([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+))*$'
 $_$;
 
+CREATE TABLE outbox.announcements (
+    subscription_id bigint NOT NULL,
+    what text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    reason text,
+    threshold interval,
+    cleared_at timestamp with time zone,
+    CONSTRAINT announcements_what_check CHECK ((what = ANY (ARRAY['invalid'::text, 'backlog'::text])))
+);
+
+COMMENT ON TABLE outbox.announcements IS 'The last outbox.subscription.invalid and outbox.subscription.backlog of each subscription.';
+
 CREATE TABLE outbox.pauses (
     subscription_id bigint NOT NULL,
     until timestamp with time zone NOT NULL,
@@ -3513,6 +3375,7 @@ CREATE TABLE outbox.attempts_default (
     answer text,
     ambiguous boolean DEFAULT false NOT NULL,
     stale boolean DEFAULT false NOT NULL,
+    repeated boolean DEFAULT false NOT NULL,
     relay text NOT NULL
 );
 
@@ -4012,48 +3875,6 @@ CREATE TABLE outbox.relays (
 )
 WITH (fillfactor='50');
 
-CREATE VIEW outbox.replay_status AS
- SELECT replay.id,
-    subscription.name AS subscription,
-    replay.state,
-    replay.since,
-    replay.until,
-    replay.topic,
-    replay.event,
-    replay.rate,
-    round(
-        CASE
-            WHEN (replay.state = 'done'::text) THEN (1)::numeric
-            WHEN (replay.until_position <= replay.first_position) THEN (0)::numeric
-            ELSE (((replay."position" - replay.first_position))::numeric / ((replay.until_position - replay.first_position))::numeric)
-        END, 4) AS progress,
-    replay.seen,
-    GREATEST(((replay.queued - waiting.count) - given_up.count), (0)::bigint) AS sent,
-    waiting.count AS waiting,
-    given_up.count AS failed,
-    replay.started_by,
-    replay.started_at,
-    replay.ended_at
-   FROM (((outbox.replays replay
-     JOIN outbox.subscriptions subscription ON ((subscription.id = replay.subscription_id)))
-     CROSS JOIN LATERAL ( SELECT count(*) AS count
-           FROM outbox.deliveries delivery
-          WHERE (delivery.replay_id = replay.id)) waiting)
-     CROSS JOIN LATERAL ( SELECT count(*) AS count
-           FROM outbox.dead_letters letter
-          WHERE (letter.replay_id = replay.id)) given_up);
-
-COMMENT ON VIEW outbox.replay_status IS 'One row per replay. state: running, paused, done or cancelled. progress: how much of the log was read, 0 to 1. seen: events that were looked at. waiting: deliveries that are queued, in flight or wait for a retry. failed: dead letters that are still there. sent: all other deliveries.';
-
-ALTER TABLE outbox.replays ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
-    SEQUENCE NAME outbox.replays_id_seq
-    START WITH 1
-    INCREMENT BY 1
-    NO MINVALUE
-    NO MAXVALUE
-    CACHE 1
-);
-
 CREATE VIEW outbox.sinks AS
  SELECT known.sink AS name,
     true AS is_built_in,
@@ -4073,6 +3894,16 @@ UNION ALL
            FROM outbox_internal.sink_fields() known(sink, field, types, is_required))));
 
 COMMENT ON VIEW outbox.sinks IS 'The sinks that a subscription can name, and the fields of their configs. fields is null for sinks of other programs, which outbox.declare_sink made known.';
+
+CREATE TABLE outbox.subscription_health (
+    subscription_id bigint NOT NULL,
+    good_at timestamp with time zone,
+    failing_since timestamp with time zone,
+    failed_at timestamp with time zone
+)
+WITH (fillfactor='50');
+
+COMMENT ON TABLE outbox.subscription_health IS 'Since when subscriptions with retry.disable_after have failed without a success.';
 
 CREATE VIEW outbox.subscription_status AS
  SELECT subscription.name,
@@ -4163,6 +3994,9 @@ ALTER TABLE ONLY outbox.attempts ATTACH PARTITION outbox.attempts_default DEFAUL
 
 ALTER TABLE ONLY outbox.events ATTACH PARTITION outbox.events_default DEFAULT;
 
+ALTER TABLE ONLY outbox.announcements
+    ADD CONSTRAINT announcements_pkey PRIMARY KEY (subscription_id, what);
+
 ALTER TABLE ONLY outbox.backlog
     ADD CONSTRAINT backlog_pkey PRIMARY KEY (id);
 
@@ -4205,11 +4039,11 @@ ALTER TABLE ONLY outbox.relay_subscriptions
 ALTER TABLE ONLY outbox.relays
     ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
 
-ALTER TABLE ONLY outbox.replays
-    ADD CONSTRAINT replays_pkey PRIMARY KEY (id);
-
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_pkey PRIMARY KEY (subscription_id);
+
+ALTER TABLE ONLY outbox.subscription_health
+    ADD CONSTRAINT subscription_health_pkey PRIMARY KEY (subscription_id);
 
 ALTER TABLE ONLY outbox.subscriptions
     ADD CONSTRAINT subscriptions_name_key UNIQUE (name);
@@ -4231,15 +4065,11 @@ CREATE INDEX dead_letters_died_at ON outbox.dead_letters USING btree (died_at, i
 
 CREATE INDEX dead_letters_position ON outbox.dead_letters USING btree ("position", id);
 
-CREATE INDEX dead_letters_replay ON outbox.dead_letters USING btree (replay_id) WHERE (replay_id IS NOT NULL);
-
 CREATE INDEX dead_letters_subscription ON outbox.dead_letters USING btree (subscription_id, "position", id);
 
 CREATE INDEX deliveries_asked ON outbox.deliveries USING btree (subscription_id, id) WHERE asked;
 
 CREATE INDEX deliveries_due ON outbox.deliveries USING btree (subscription_id, due_at, id);
-
-CREATE INDEX deliveries_replay ON outbox.deliveries USING btree (replay_id) WHERE (replay_id IS NOT NULL);
 
 CREATE INDEX events_created_at ON ONLY outbox.events USING brin (created_at);
 
@@ -4257,10 +4087,6 @@ CREATE UNIQUE INDEX identity_only_row ON outbox.identity USING btree ((true));
 
 CREATE INDEX pauses_asked_at ON outbox.pauses USING btree (asked_at);
 
-CREATE INDEX replays_running ON outbox.replays USING btree (id) WHERE (state = 'running'::text);
-
-CREATE INDEX replays_subscription ON outbox.replays USING btree (subscription_id, state);
-
 ALTER INDEX outbox.attempts_at ATTACH PARTITION outbox.attempts_default_at_idx;
 
 ALTER INDEX outbox.attempts_position ATTACH PARTITION outbox.attempts_default_position_idx;
@@ -4270,6 +4096,8 @@ ALTER INDEX outbox.events_created_at ATTACH PARTITION outbox.events_default_crea
 ALTER INDEX outbox.events_position ATTACH PARTITION outbox.events_default_position_idx;
 
 ALTER INDEX outbox.events_xid_position ATTACH PARTITION outbox.events_default_xid_position_idx;
+
+CREATE TRIGGER announce_change AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.active IS DISTINCT FROM new.active) OR (old.state IS DISTINCT FROM new.state))) EXECUTE FUNCTION outbox_internal.announce_change();
 
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
 
@@ -4288,9 +4116,6 @@ CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EX
 CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
 CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
-
-ALTER TABLE ONLY outbox.replays
-    ADD CONSTRAINT replays_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
@@ -4326,9 +4151,6 @@ GRANT ALL ON FUNCTION outbox.bridge("table" regclass, topic text, key text, payl
 
 REVOKE ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.cancel_replay(id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.cancel_replay(id bigint) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) TO outbox_publisher;
@@ -4421,9 +4243,6 @@ GRANT ALL ON FUNCTION outbox.matching_deliveries(subscription text, topic text, 
 REVOKE ALL ON FUNCTION outbox.pause(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.pause(name text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.pause_replay(id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.pause_replay(id bigint) TO outbox_admin;
-
 REVOKE ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_admin;
@@ -4439,14 +4258,8 @@ REVOKE ALL ON FUNCTION outbox.release("table" regclass) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_admin;
-
 REVOKE ALL ON FUNCTION outbox.resume(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.resume(name text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.resume_replay(id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.resume_replay(id bigint) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) TO outbox_admin;
@@ -4459,6 +4272,15 @@ GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_a
 
 REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.announce_change() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.announce_change() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_admin;
@@ -4625,18 +4447,6 @@ GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox
 GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.check_rate(rate text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_relay;
-
-REVOKE ALL ON FUNCTION outbox_internal.check_replay(id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.check_replay(id bigint) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.check_replay(id bigint) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.check_replay(id bigint) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.check_replay(id bigint) TO outbox_relay;
-
 REVOKE ALL ON FUNCTION outbox_internal.check_subscription() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_monitor;
@@ -4695,26 +4505,9 @@ GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO 
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.place_of_event(id uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.place_of_event(id uuid) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.place_of_event(id uuid) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.place_of_event(id uuid) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.place_of_event(id uuid) TO outbox_relay;
-
-GRANT SELECT,UPDATE ON TABLE outbox.replays TO outbox_relay;
-GRANT SELECT ON TABLE outbox.replays TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_relay;
-
-REVOKE ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.record_writer() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_admin;
@@ -4731,23 +4524,11 @@ GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.ring_for_replay() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.ring_for_replay() TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.ring_for_replay() TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.ring_for_replay() TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.ring_for_replay() TO outbox_relay;
-
 REVOKE ALL ON FUNCTION outbox_internal.ring_subscriptions() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_relay;
-
-REVOKE ALL ON FUNCTION outbox_internal.seconds_between(rate text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.sink_fields() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.sink_fields() TO outbox_admin;
@@ -4778,6 +4559,9 @@ GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO ou
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_relay;
+
+GRANT SELECT ON TABLE outbox.announcements TO outbox_relay;
+GRANT SELECT ON TABLE outbox.announcements TO outbox_admin;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
 GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;
@@ -4853,12 +4637,11 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relays TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relays TO outbox_admin;
 GRANT SELECT ON TABLE outbox.relays TO outbox_monitor;
 
-GRANT SELECT ON TABLE outbox.replay_status TO outbox_relay;
-GRANT SELECT ON TABLE outbox.replay_status TO outbox_admin;
-GRANT SELECT ON TABLE outbox.replay_status TO outbox_monitor;
-
 GRANT SELECT ON TABLE outbox.sinks TO outbox_relay;
 GRANT SELECT ON TABLE outbox.sinks TO outbox_admin;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE outbox.subscription_health TO outbox_relay;
+GRANT SELECT ON TABLE outbox.subscription_health TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_relay;
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_admin;

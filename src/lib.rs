@@ -153,6 +153,8 @@ pub use tokio_util::sync::CancellationToken;
 // Writing your own sink.
 pub use delivery::{Outcome, Reason};
 pub use sink::{Batch, Outgoing, Problem, Report, Sink, parse_config};
+// Wrapping sinks.
+pub use sink::{Layer, Next, Timeout};
 // Built-in sinks and their configuration.
 pub use sink::{Connection, egress::Egress, secret::Secrets, tls::TlsFiles};
 #[cfg(feature = "amqp")]

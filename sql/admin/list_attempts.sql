@@ -4,7 +4,7 @@
 select subscription.name as subscription, attempt.event_id, attempt.position, attempt.at,
        attempt.attempt, attempt.outcome, attempt.reason, attempt.status, attempt.answer,
        extract(epoch from attempt.duration)::double precision as seconds,
-       attempt.ambiguous, attempt.stale, attempt.relay
+       attempt.ambiguous, attempt.stale, attempt.repeated, attempt.relay
   from outbox.attempts as attempt
   left join outbox.subscriptions as subscription on subscription.id = attempt.subscription_id
  where ($1::text is null or subscription.name = $1::text)

@@ -44,6 +44,7 @@ due as materialized (
 update outbox.deliveries as delivery
    set unfinished  = case when delivery.lease_token is null then delivery.unfinished
                           else delivery.unfinished + 1 end,
+       repeated    = delivery.repeated or delivery.lease_token is not null,
        lease_token = $4::uuid,
        due_at      = now() + make_interval(secs => $5::double precision),
        attempt     = delivery.attempt + 1,
@@ -51,4 +52,4 @@ update outbox.deliveries as delivery
  where delivery.ctid = any (array(select due.address from due))
 returning delivery.id, delivery.subscription_id, delivery.position, delivery.created_at,
           delivery.owed_since, delivery.attempt,
-          delivery.unfinished, delivery.key, delivery.replay_id
+          delivery.unfinished, delivery.key, delivery.replay_id, delivery.repeated

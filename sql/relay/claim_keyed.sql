@@ -115,7 +115,7 @@ leased as (
      where delivery.id = any (array(select taken.id from taken))
     returning delivery.id, delivery.subscription_id, delivery.position, delivery.created_at,
               delivery.owed_since, delivery.attempt, delivery.unfinished, delivery.key,
-              delivery.replay_id
+              delivery.replay_id, delivery.repeated
 ),
 behind as (
     update outbox.deliveries as delivery
@@ -132,10 +132,11 @@ behind as (
        and delivery.due_at <= now()
 )
 select leased.id, leased.subscription_id, leased.position, leased.created_at, leased.owed_since,
-       leased.attempt, leased.unfinished, leased.key, leased.replay_id, 0 as remaining
+       leased.attempt, leased.unfinished, leased.key, leased.replay_id,
+       leased.repeated, 0 as remaining
   from leased
 union all
-select null, asked.subscription_id, null, null, null, null, null, asked.key, null,
+select null, asked.subscription_id, null, null, null, null, null, asked.key, null, null,
        ((select count(*) from run
           where run.subscription_id = asked.subscription_id and run.key = asked.key)
         + (select count(*) from outbox.parked_keys as parked

@@ -12,14 +12,16 @@
 --   $11 ambiguous
 --   $12 stale
 --   $13 this relay
+--   $14 whether an earlier attempt may have reached the destination
 insert into outbox.attempts (
     delivery_id, subscription_id, position, event_id, attempt, duration, outcome, reason, status,
-    answer, ambiguous, stale, relay)
+    answer, ambiguous, stale, relay, repeated)
 select made.delivery_id, made.subscription_id, made.position, made.event_id, made.attempt,
        make_interval(secs => made.seconds),
-       made.outcome, made.reason, made.status, made.answer, made.ambiguous, made.stale, $13::text
+       made.outcome, made.reason, made.status, made.answer, made.ambiguous, made.stale, $13::text,
+       made.repeated
   from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::uuid[], $5::integer[],
               $6::double precision[], $7::text[], $8::text[], $9::integer[], $10::text[],
-              $11::boolean[], $12::boolean[])
+              $11::boolean[], $12::boolean[], $14::boolean[])
        as made (delivery_id, subscription_id, position, event_id, attempt, seconds, outcome, reason,
-                status, answer, ambiguous, stale)
+                status, answer, ambiguous, stale, repeated)

@@ -19,6 +19,8 @@
 --   $23 page   $24 numbers of the pairs   $25 subscription   $26 positions   $27 owed_since
 --   $28 $29 first and last created_at of the events
 --   $30 relays that died with them   $31 relays among them that held a single pair
+--   Retries, once more:
+--   $33 whether an attempt so far may have reached the destination
 with held as materialized (
     select page.id, page.done
       from outbox.pages as page
@@ -40,17 +42,19 @@ moved as (
 ),
 retried as (
     insert into outbox.deliveries (
-        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, key)
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, key,
+        repeated)
     select failed.subscription_id,
            coalesce(clock_timestamp() + make_interval(secs => failed.wait),
                     outbox_internal.never()),
            failed.position, failed.created_at,
-           failed.owed_since, failed.attempt, failed.unfinished, failed.key
+           failed.owed_since, failed.attempt, failed.unfinished, failed.key,
+           failed.repeated
       from unnest($5::bigint[], $6::integer[], $7::bigint[], $8::bigint[], $9::timestamptz[],
                   $10::timestamptz[], $11::integer[], $12::double precision[], $13::integer[],
-                  $32::text[])
+                  $32::text[], $33::boolean[])
            as failed (page, number, subscription_id, position, created_at, owed_since, attempt,
-                      wait, unfinished, key)
+                      wait, unfinished, key, repeated)
       join held on held.id = failed.page and not held.done @> failed.number
 ),
 buried as (

@@ -3,6 +3,7 @@
 --   $2 lease tokens of this relay
 --   $3 waits in seconds, in the order of $1; null: until it is the first of its key
 --   $4 whether the attempt counts, in the order of $1
+--   $5 whether the attempt may have reached the destination, in the order of $1
 --
 -- The waits are looked up by place, not joined: for a join the planner may read the whole table.
 update outbox.deliveries as delivery
@@ -14,6 +15,8 @@ update outbox.deliveries as delivery
        attempt     = case when ($4::boolean[])[array_position($1::bigint[], delivery.id)]
                           then delivery.attempt
                           else greatest(delivery.attempt - 1, 0) end,
+       repeated    = delivery.repeated
+                     or ($5::boolean[])[array_position($1::bigint[], delivery.id)],
        due_at      = coalesce(
                          clock_timestamp()
                          + make_interval(

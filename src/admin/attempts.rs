@@ -35,6 +35,8 @@ pub struct LoggedAttempt {
     pub ambiguous: bool,
     /// Whether the lease was lost meanwhile, so that it changed nothing.
     pub stale: bool,
+    /// Whether an earlier attempt may have reached the destination, so that it got the event twice.
+    pub repeated: bool,
     /// Name of the relay.
     pub relay: String,
 }

@@ -69,6 +69,9 @@ fn cells(one: &LoggedAttempt) -> [String; 9] {
     if one.stale {
         outcome.push_str(", lease lost");
     }
+    if one.repeated {
+        outcome.push_str(", possible duplicate");
+    }
     let took = std::time::Duration::try_from_secs_f64(one.seconds).unwrap_or_default();
     [
         moment::shown(one.at),

@@ -49,7 +49,7 @@ pub(super) struct Create {
     /// Most deliveries in a time, by all relays together, such as 50/s.
     #[arg(long)]
     rate: Option<String>,
-    /// Retry policy: a JSON object such as {"max_attempts": 5}.
+    /// Retry policy: a JSON object such as {"max_attempts": 5, "disable_after": "3d"}.
     #[arg(long, value_name = "JSON")]
     retry: Option<String>,
     /// Begin with past events: beginning, or a time such as 2026-01-31T12:00:00Z.

@@ -41,9 +41,10 @@ pub(super) enum Subscriptions {
     Apply(apply::Apply),
     /// Create a subscription; `apply` and outbox.subscribe(…) also change one.
     Create(Box<create::Create>),
-    /// Stop sending; new deliveries are still recorded.
+    /// Stop sending; new deliveries are still recorded. Published as outbox.subscription.paused.
     Pause(Named),
-    /// Send again after a pause, a 410 of the destination, or disabling.
+    /// Send again after a pause, a 410 of the destination, or disabling. Published as
+    /// outbox.subscription.resumed.
     Resume(Named),
     /// Delete a subscription with its pending deliveries; dead letters stay.
     #[command(visible_alias = "remove")]

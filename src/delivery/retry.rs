@@ -14,7 +14,13 @@ pub struct RetryPolicy {
     pub jitter: f64,
     /// A delivery that has been owed for longer is given up at its next failure.
     pub max_age: Duration,
+    /// Attempts that fail for so long without a success disable the subscription; at least a minute. None for
+    /// never.
+    pub disable_after: Option<Duration>,
 }
+
+/// Shortest `retry.disable_after`: relays report every ten seconds.
+const SHORTEST_DISABLE_AFTER: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, PartialEq)]
 enum Waits {
@@ -33,6 +39,7 @@ struct Json {
     jitter: Option<f64>,
     max_age: Option<String>,
     schedule: Option<Vec<String>>,
+    disable_after: Option<String>,
 }
 
 impl Default for RetryPolicy {
@@ -48,6 +55,7 @@ impl Default for RetryPolicy {
             max_attempts: 12,
             jitter: 0.2,
             max_age: Duration::from_secs(5 * 86_400),
+            disable_after: None,
         }
     }
 }
@@ -68,6 +76,14 @@ impl RetryPolicy {
         };
         let default = Self::default();
         let max_age = duration("max_age", &written.max_age, default.max_age)?;
+        let disable_after = written
+            .disable_after
+            .is_some()
+            .then(|| duration("disable_after", &written.disable_after, Duration::ZERO))
+            .transpose()?;
+        if disable_after.is_some_and(|time| time < SHORTEST_DISABLE_AFTER) {
+            return Err("retry.disable_after: must be at least 1m".to_owned());
+        }
         let jitter = written.jitter.unwrap_or(default.jitter);
         if !(0.0..=1.0).contains(&jitter) {
             return Err(format!("retry.jitter: {jitter} is not between 0 and 1"));
@@ -93,7 +109,7 @@ impl RetryPolicy {
                 return Err("retry.schedule: must be 1 to 100 durations".to_owned());
             }
             let max_attempts = u32::try_from(waits.len()).unwrap_or(100) + 1;
-            return Ok(Self { waits: Waits::Schedule(waits), max_attempts, jitter, max_age });
+            return Ok(Self { waits: Waits::Schedule(waits), max_attempts, jitter, max_age, disable_after });
         }
         let multiplier = written.multiplier.unwrap_or(4.0);
         if !(1.0..=100.0).contains(&multiplier) {
@@ -110,6 +126,7 @@ impl RetryPolicy {
             max_attempts,
             jitter,
             max_age,
+            disable_after,
         })
     }
 
@@ -178,6 +195,8 @@ mod tests {
             (json!({"multiplier": 0.5}), "retry.multiplier"),
             (json!({"schedule": []}), "retry.schedule"),
             (json!({"schedule": ["5s"], "max": "1h"}), "retry.schedule"),
+            (json!({"disable_after": "59s"}), "retry.disable_after"),
+            (json!({"disable_after": "5"}), "retry.disable_after"),
             (json!({"tries": 3}), "tries"),
         ] {
             let error = RetryPolicy::parse(&json).unwrap_err();

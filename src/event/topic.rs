@@ -1,10 +1,16 @@
 //! Topic patterns, and a trie that finds the patterns a topic matches. Pure.
 //!
 //! A topic is segments separated by dots. In a pattern `*` is one segment, `**` any number of segments (also
-//! none), and a segment ending in `*` matches by prefix. The cost grows with the segments of the topic, not
-//! with the number of patterns.
+//! none), and a segment ending in `*` matches by prefix. Topics that begin with `outbox.` are those of
+//! operators' events: only patterns that begin so match them. The cost grows with the segments of the topic,
+//! not with the number of patterns.
 
 use std::collections::HashMap;
+
+/// First segment of the topics of operators' events.
+const OURS: &str = "outbox";
+/// Beginning of the topics that no application can publish.
+pub const RESERVED: &str = "outbox.";
 
 /// A checked topic pattern.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -162,9 +168,18 @@ impl<V> Trie<V> {
     /// The values of all matching patterns. A value inserted under several patterns may come several times.
     pub fn find<'a>(&'a self, topic: &str) -> impl Iterator<Item = &'a V> + use<'a, V> {
         let mut here = Vec::with_capacity(8);
-        self.enter(0, &mut here);
         let mut there = Vec::with_capacity(8);
-        for segment in topic.split('.') {
+        let mut rest = topic;
+        match topic.strip_prefix(RESERVED) {
+            None => self.enter(0, &mut here),
+            Some(after) => {
+                rest = after;
+                if let Some(&child) = self.nodes.first().and_then(|root| root.exact.get(OURS)) {
+                    self.enter(child, &mut here);
+                }
+            }
+        }
+        for segment in rest.split('.') {
             for node in here.drain(..).filter_map(|at: usize| self.nodes.get(at).map(|node| (at, node))) {
                 let (at, node) = node;
                 if node.repeats {
@@ -291,6 +306,20 @@ mod tests {
         #[test]
         fn a_pattern_is_written_as_it_was_read(text in pattern()) {
             prop_assert_eq!(Pattern::parse(&text).unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn only_patterns_that_begin_with_outbox_match_the_topics_of_operators_events() {
+        let matches = |pattern: &str, topic: &str| Pattern::parse(pattern).unwrap().matches(topic);
+        for pattern in ["**", "*.**", "out*.**", "**.paused", "*.subscription.*", "**.**"] {
+            assert!(!matches(pattern, "outbox.subscription.paused"), "{pattern}");
+        }
+        for pattern in ["outbox.**", "outbox.subscription.*", "outbox.**.paused", "outbox.*.paused"] {
+            assert!(matches(pattern, "outbox.subscription.paused"), "{pattern}");
+        }
+        for topic in ["outbox", "outboxes.a", "shop.outbox.a"] {
+            assert!(matches("**", topic), "{topic}");
         }
     }
 }

@@ -19,7 +19,7 @@ use super::{Settings, telemetry::Telemetry, watch::Failed};
 use crate::{
     event::Event,
     sink::{
-        Connection, Problem, Registry, Sink, session,
+        Connection, Layer, Problem, Registry, Sink, session,
         sqlstate::{Class, class_of},
     },
     sinks::{
@@ -118,6 +118,21 @@ impl Builder {
         self
     }
 
+    /// Wraps the attempts of all sinks, also of handlers. Layers that were added before are further outside.
+    #[must_use]
+    pub fn layer(mut self, layer: impl Layer) -> Self {
+        self.sinks.layer(None, layer);
+        self
+    }
+
+    /// Wraps the attempts of the sinks of one kind, such as `webhook`. It is an error of [`Builder::build`]
+    /// if the relay has no such sink.
+    #[must_use]
+    pub fn layer_on(mut self, kind: &str, layer: impl Layer) -> Self {
+        self.sinks.layer(Some(kind), layer);
+        self
+    }
+
     /// Adds a function of this program, under a subscription of the same name that the relay creates when it
     /// starts. It gets every event of these topics at least once. An error is retried as the subscription's
     /// retry policy says; [`Rejected`](crate::sinks::handler::Rejected) is not retried. Other relays of the
@@ -201,6 +216,9 @@ impl Builder {
         sinks::add_built_in(&mut self.sinks, functions);
         if !self.declared.is_empty() {
             self.sinks.add(self.handlers);
+        }
+        if let Some(kind) = self.sinks.layer_without_sink() {
+            return Err(Error::LayerWithoutSink { kind: kind.to_owned() });
         }
         self.telemetry.sinks_known(self.sinks.kinds());
         let sinks: Vec<_> = self.sinks.kinds().collect();

@@ -29,6 +29,8 @@ pub(crate) struct Delivery {
     pub(crate) unfinished: u32,
     /// Replay that it is part of.
     pub(crate) replay: Option<ReplayId>,
+    /// Whether an earlier attempt may have reached the destination.
+    pub(crate) repeated: bool,
 }
 
 /// What this relay has read of the event.

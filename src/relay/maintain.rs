@@ -13,6 +13,7 @@ use super::{
     breaker::About,
     parts::{Base, Counted, Sending, Waiting},
     sweep::Sweeps,
+    trouble,
 };
 use crate::{
     delivery::SubscriptionId,
@@ -65,12 +66,20 @@ pub(super) async fn maintain(
             }
             Err(error) => base.telemetry.database_failed("maintain", &error),
         }
+        if let Err(error) = trouble::judge(&base, &counted).await {
+            base.telemetry.database_failed("maintain", &error);
+        }
         if let Err(error) = sweeps.sweep(&base, &waiting, &shutdown).await {
             base.telemetry.database_failed("maintain", &error);
         }
         if round.is_multiple_of(MEASURE_ROUNDS) {
             match base.store.measure_backlog(waiting.schedule.floor()).await {
-                Ok(rows) => base.telemetry.backlog_measured(&rows),
+                Ok(rows) => {
+                    base.telemetry.backlog_measured(&rows);
+                    if let Err(error) = trouble::alert(&base, &rows).await {
+                        base.telemetry.database_failed("maintain", &error);
+                    }
+                }
                 Err(error) => base.telemetry.database_failed("maintain", &error),
             }
             match base.store.measure_log().await {

@@ -53,6 +53,7 @@ mod sweep;
 mod takeover;
 pub mod telemetry;
 mod tidy;
+mod trouble;
 mod usable;
 mod watch;
 mod way;
@@ -109,6 +110,12 @@ pub enum Error {
     /// The database did not answer in time.
     #[error("the database did not answer within 10 s")]
     Silent,
+    /// A layer names a kind of sink that the relay does not have.
+    #[error("layer_on: this relay has no sink {kind:?}; add the sink, or use the kind of one that it has")]
+    LayerWithoutSink {
+        /// The kind.
+        kind: String,
+    },
     /// A stage of the relay panicked or ended, which is a bug. The relay has stopped: start it again.
     #[error("the stage {stage} of the relay ended unexpectedly, which is a bug; start the relay again")]
     StageEnded {

@@ -68,6 +68,7 @@ pub(super) fn outgoing(
     let outgoing = Outgoing {
         attempt: delivery.attempt,
         replay: delivery.replay,
+        repeated: delivery.repeated,
         occasion: Some(Occasion { subscription: subscription.row.id, since: delivery.owed_since }),
         lease: Some(match &job.held {
             Held::Page(page, number) => Lease::of_pair(page.id, *number, page.lease.token()),

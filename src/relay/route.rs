@@ -293,6 +293,7 @@ impl Route {
                         attempt: 1,
                         unfinished: 0,
                         replay: None,
+                        repeated: false,
                     },
                     held: Held::Page(page.clone(), number),
                     bytes: *bytes,

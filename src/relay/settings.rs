@@ -20,6 +20,9 @@ pub struct Settings {
     pub drain: Duration,
     /// Interval between looks for work without a notification. `None` for none.
     pub poll: Option<Duration>,
+    /// Age of a subscription's oldest owed event from which its backlog is announced as
+    /// `outbox.subscription.backlog`. `None` for never.
+    pub backlog_alert: Option<Duration>,
     /// Which attempts are recorded in `outbox.attempts`.
     pub attempt_log: AttemptLog,
 }
@@ -46,6 +49,7 @@ impl Default for Settings {
             lease: Duration::from_secs(10),
             drain: Duration::from_secs(20),
             poll: Some(Duration::from_secs(1)),
+            backlog_alert: Some(Duration::from_secs(15 * 60)),
             attempt_log: AttemptLog::Failures,
         }
     }

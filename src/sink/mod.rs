@@ -5,11 +5,13 @@
 //! outcomes, counts, or touches the outbox. It must accept the same event twice, and puts no payload and no
 //! secret into a report. `relay/` handles deadlines, panics, permits and verdicts.
 
+mod about;
 pub mod address;
 pub mod body;
 #[cfg(any(feature = "redis", feature = "nats", feature = "amqp"))]
 pub(crate) mod broker;
 pub mod egress;
+mod layer;
 mod outgoing;
 pub(crate) mod plain;
 mod problem;
@@ -29,6 +31,8 @@ use serde::de::DeserializeOwned;
 
 pub(crate) use self::outgoing::{Lease, Place};
 pub use self::{
+    about::headers_about,
+    layer::{Layer, Next, Timeout},
     outgoing::{Occasion, Outgoing},
     problem::Problem,
     registry::{Connection, Kind, Outlet, Registry, UNNAMED},

@@ -5,13 +5,11 @@ use std::{fmt, sync::Arc};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use super::about::REPLAY;
 use crate::{
     delivery::{DeliveryId, PageId, ReplayId, SubscriptionId},
     event::Event,
 };
-
-/// Name of the header that marks a replayed delivery.
-const REPLAY: &str = "pgoutbox-replay";
 
 /// An event to be sent, after upcasts and the subscription's transform.
 #[derive(Debug, Clone)]
@@ -25,6 +23,8 @@ pub struct Outgoing {
     pub subscription: Arc<str>,
     /// Number of this attempt; 1 is the first.
     pub attempt: u32,
+    /// Whether an earlier attempt may have reached the destination: its relay died, or no answer came.
+    pub repeated: bool,
     /// Start of this attempt, by the database's clock.
     pub attempted_at: DateTime<Utc>,
     /// What the attempts of this delivery have in common, and no other delivery of the event has; none
@@ -85,6 +85,7 @@ impl Outgoing {
             fields: None,
             subscription,
             attempt: 1,
+            repeated: false,
             attempted_at,
             occasion: None,
             replay: None,
@@ -92,23 +93,14 @@ impl Outgoing {
         }
     }
 
-    /// Headers that say how it is delivered, beside those of the event: `pgoutbox-replay`, the id of the
-    /// replay. No publisher's header may have the name of one.
-    #[must_use]
-    pub fn marks(&self) -> Vec<(&'static str, String)> {
-        self.replay.map(|replay| (REPLAY, replay.to_string())).into_iter().collect()
-    }
-
-    /// The event with these marks among its headers, for destinations that get it as a whole.
+    /// The event for destinations that get it as a whole: in a replay with `pgoutbox-replay`, the id of the
+    /// replay, among its headers.
     #[must_use]
     pub fn marked(&self) -> Arc<Event> {
-        let marks = self.marks();
-        if marks.is_empty() {
-            return self.event.clone();
-        }
+        let Some(replay) = self.replay else { return self.event.clone() };
         let mut headers: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(&self.event.headers).unwrap_or_default();
-        headers.extend(marks.into_iter().map(|(name, value)| (name.to_owned(), value.into())));
+        headers.insert(REPLAY.to_owned(), replay.to_string().into());
         let headers = serde_json::Value::Object(headers).to_string();
         Arc::new(Event { headers, ..Event::clone(&self.event) })
     }

@@ -5,7 +5,10 @@ use std::{any::Any, collections::BTreeMap, fmt, future::Future, pin::Pin, sync::
 
 use serde_json::Value;
 
-use super::{Batch, Configured, Outgoing, Preview, Problem, Report, Settings, Sink};
+use super::{
+    Batch, Configured, Layer, Next, Outgoing, Preview, Problem, Report, Settings, Sink,
+    layer::{ErasedLayer, Layers},
+};
 use crate::delivery::{Outcome, Reason};
 
 /// Name of the connection for subscriptions that name none.
@@ -20,6 +23,8 @@ pub struct Outlet {
     deadline: Duration,
     batch: Option<Batch>,
     settles: bool,
+    /// The outermost first.
+    layers: Arc<[Arc<dyn ErasedLayer>]>,
 }
 
 impl fmt::Debug for Outlet {
@@ -42,12 +47,18 @@ impl Outlet {
             deadline: Duration::ZERO,
             batch: None,
             settles: false,
+            layers: Arc::default(),
         }
     }
 
     /// Makes one attempt for one delivery, or for several if [`Outlet::batch`] allows it. Returns a report
     /// for each.
     pub async fn send(&self, deliveries: &[Outgoing]) -> Vec<Report> {
+        Next { layers: &self.layers, outlet: self }.send(deliveries).await
+    }
+
+    /// Makes the attempt without the layers around the sink.
+    pub(super) async fn send_bare(&self, deliveries: &[Outgoing]) -> Vec<Report> {
         self.sink.send(&*self.target, deliveries).await
     }
 
@@ -104,6 +115,7 @@ impl Outlet {
 #[derive(Default, Clone)]
 pub struct Registry {
     sinks: BTreeMap<&'static str, BTreeMap<String, Arc<dyn ErasedSink>>>,
+    layers: Layers,
     /// Kinds that an operator configures, for error messages.
     configured: &'static [Kind],
     /// Kinds that need a feature of the build, for error messages.
@@ -125,12 +137,23 @@ impl Registry {
     /// a feature of the build; error messages use both.
     #[must_use]
     pub fn new(configured: &'static [Kind], optional: &'static [&'static str]) -> Self {
-        Self { sinks: BTreeMap::new(), configured, optional }
+        Self { sinks: BTreeMap::new(), layers: Layers::default(), configured, optional }
     }
 
     /// Adds a sink; a second one of the same kind replaces the first.
     pub fn add<S: Sink>(&mut self, sink: S) {
         self.insert(UNNAMED, Arc::new(sink));
+    }
+
+    /// Wraps all sinks, or those of one kind, inside of the layers that were added before.
+    pub fn layer(&mut self, kind: Option<&str>, layer: impl Layer) {
+        self.layers.add(kind, layer);
+    }
+
+    /// The first kind that was named for a layer and is not present.
+    #[must_use]
+    pub fn layer_without_sink(&self) -> Option<&str> {
+        self.layers.kinds().find(|kind| !self.sinks.contains_key(kind))
     }
 
     /// Adds configured sinks. Does not connect.
@@ -204,7 +227,7 @@ impl Registry {
                 known.join(", ")
             )
         })?;
-        sink.clone().bind(&config)
+        Ok(Outlet { layers: self.layers.of(kind), ..sink.clone().bind(&config)? })
     }
 }
 
@@ -326,7 +349,15 @@ impl<S: Sink> ErasedSink for S {
         let destination = self.destination(&target).map(Arc::from);
         let deadline = self.deadline(&target);
         let batch = self.batch(&target);
-        Ok(Outlet { sink: self, target: Arc::new(target), destination, deadline, batch, settles: S::SETTLES })
+        Ok(Outlet {
+            sink: self,
+            target: Arc::new(target),
+            destination,
+            deadline,
+            batch,
+            settles: S::SETTLES,
+            layers: Arc::default(),
+        })
     }
 
     fn send<'a>(

@@ -49,6 +49,8 @@ pub struct Claimed {
     pub key: Option<String>,
     /// Replay that it is part of.
     pub replay_id: Option<ReplayId>,
+    /// Whether an earlier attempt may have reached the destination.
+    pub repeated: bool,
 }
 
 /// A subscription with outstanding deliveries.
@@ -73,6 +75,8 @@ pub struct RetryRow {
     pub wait: Option<Duration>,
     /// Whether the last attempt counts towards the limit.
     pub counts: bool,
+    /// Whether the last attempt may have reached the destination.
+    pub ambiguous: bool,
 }
 
 /// A delivery that becomes a dead letter.
@@ -115,6 +119,8 @@ pub struct AttemptRow {
     pub ambiguous: bool,
     /// Whether the verdict changed nothing because the lease was lost.
     pub stale: bool,
+    /// Whether an earlier attempt may have reached the destination.
+    pub repeated: bool,
 }
 
 /// What is outstanding for one subscription.
@@ -244,7 +250,8 @@ impl Store {
                     .bind_each(retries, |retry| retry.id)
                     .bind(tokens)
                     .bind_each(retries, |retry| retry.wait.map(|wait| wait.as_secs_f64()))
-                    .bind_each(retries, |retry| retry.counts),
+                    .bind_each(retries, |retry| retry.counts)
+                    .bind_each(retries, |retry| retry.ambiguous),
             );
         }
         if !dead.is_empty() {
@@ -282,6 +289,7 @@ impl Store {
             .bind_each(attempts, |made| made.ambiguous)
             .bind_each(attempts, |made| made.stale)
             .bind(relay)
+            .bind_each(attempts, |made| made.repeated)
             .execute()
             .await
     }

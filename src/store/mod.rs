@@ -7,6 +7,7 @@ mod deliveries;
 mod error;
 mod event_types;
 mod events;
+mod health;
 mod identity;
 mod inspection;
 mod order;
@@ -29,6 +30,7 @@ pub use deliveries::{
 pub use error::{Error, Kind};
 pub use event_types::LoadedTypes;
 pub use events::{LoadedEvent, NewEvent};
+pub use health::HealthReport;
 pub use identity::why_fenced;
 pub use inspection::{capture_problems, unsuitable};
 pub use order::{Keyed, Opened};

@@ -100,6 +100,8 @@ pub struct PairRetry {
     pub unfinished: i32,
     /// Key of the event, where it waits in the order of its key.
     pub key: Option<String>,
+    /// Whether an attempt so far may have reached the destination.
+    pub repeated: bool,
 }
 
 /// A pair that becomes a dead letter.
@@ -288,7 +290,8 @@ impl Store {
                 .bind_each(back, |part| part.span.1)
                 .bind_each(back, |part| part.deaths)
                 .bind_each(back, |part| part.alone)
-                .bind_each(retries, |retry| retry.key.as_deref());
+                .bind_each(retries, |retry| retry.key.as_deref())
+                .bind_each(retries, |retry| retry.repeated);
         }
         statement.rows(|row| row.try_get(0)).await
     }

@@ -101,6 +101,7 @@ impl Index {
             .filter_map(|id| self.subscriptions.get(&id))
             .filter(|subscription| subscription.is_owed(event.position))
             .filter(|subscription| subscription.wants_key(event.key.as_deref()))
+            .filter(|subscription| !subscription.is_subject_of(event))
             .collect()
     }
 

@@ -10,7 +10,7 @@ use crate::{
     event::{
         Event, JsonText, Position,
         filter::{Containment, Facts, Filter, FilterResult, Transform},
-        topic::Pattern,
+        topic::{Pattern, RESERVED},
     },
     sink::{Outgoing, Outlet, Registry},
     store::{SubscriptionRow, SubscriptionState},
@@ -60,6 +60,8 @@ pub enum Condition {
     Topics,
     /// `keys`
     Keys,
+    /// The event says what happened to this very subscription.
+    Itself,
     /// `match`
     Match,
     /// This part of `filter`, as text.
@@ -184,6 +186,8 @@ impl Subscription {
             Some(Condition::Topics)
         } else if !self.wants_key(event.key.as_deref()) {
             Some(Condition::Keys)
+        } else if self.is_subject_of(event) {
+            Some(Condition::Itself)
         } else {
             None
         }
@@ -261,6 +265,12 @@ impl Subscription {
             .or_else(|| batches().map(|limit| u32::try_from(limit).unwrap_or(u32::MAX)))
     }
 
+    /// Whether an event says what happened to this subscription. It never gets those: what happens to it then
+    /// would cause the next one.
+    fn is_subject_of(&self, event: &Event) -> bool {
+        event.topic.starts_with(RESERVED) && event.key.as_deref() == Some(&*self.name)
+    }
+
     fn wants_key(&self, key: Option<&str>) -> bool {
         match &self.row.keys {
             None => true,
@@ -277,6 +287,7 @@ impl std::fmt::Display for Condition {
             Self::Organization => "organization",
             Self::Topics => "topics",
             Self::Keys => "keys",
+            Self::Itself => "itself",
             Self::Match => "match",
             Self::Filter(_) => "filter",
         })

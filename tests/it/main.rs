@@ -34,10 +34,12 @@ mod http; // access, probes and metrics over HTTP
 mod image; // the program runs in the image with no more than its base has
 mod isolation; // one bad subscriber, publisher or tenant costs the others nothing
 mod latest; // the newest event of each key, to begin from
+mod layers; // layers around sinks
 mod ledger; // the ledger checker finds each kind of defect
 mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
 mod once; // a relay for cron
+mod operator_events; // what happens to subscriptions is published through the outbox itself
 mod operations; // whatever is operated, each version of a subscription gets what it may and must
 mod order; // of the events with one key one is in flight, in order
 mod outputs; // logs and output that cannot be written stop nothing
@@ -53,6 +55,7 @@ mod records; // dead letters, the attempt log, the status views
 mod reload; // changes of subscriptions are followed; an invalid row affects no other
 mod replay; // events of the log are sent again beside live ones
 mod replay_steered; // replays are paused, cancelled, bounded and refused
+mod repeats; // what may have arrived already is marked where it is sent again
 mod roles; // rights of each role
 mod rooms; // rooms use each other in one direction
 mod route; // each committed event once to each matching subscription

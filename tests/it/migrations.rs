@@ -242,6 +242,15 @@ async fn the_database_and_the_relay_agree_which_topics_a_pattern_matches() {
         .flat_map(|(n, pattern)| (0..10).map(move |k| (pattern.clone(), n * 31 + k * 7)))
         .map(|(p, n)| (p, topics[n % topics.len()].clone()))
         .collect();
+    // Topics of operators' events, and what looks like them.
+    let own = ["outbox", "outbox.a", "outbox.a.b", "outboxes.a", "a.outbox.b"];
+    let towards =
+        "** * *.** out* out*.** **.a *.a outbox outbox.* outbox.** outbox.a* outbox.a.** a.** **.**.b";
+    let pairs: Vec<(String, String)> = towards
+        .split(' ')
+        .flat_map(|pattern| own.map(|topic| (pattern.to_owned(), topic.to_owned())))
+        .chain(pairs)
+        .collect();
     let (left, right): (Vec<String>, Vec<String>) = pairs.iter().cloned().unzip();
     let answers: Vec<bool> = sqlx::query_scalar(
         "select outbox.topic_matches(pattern, topic) from unnest($1::text[], $2::text[]) with ordinality as pair (pattern, topic, n) order by n",

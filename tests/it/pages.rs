@@ -345,6 +345,7 @@ impl World {
             .bind(&tokens)
             .bind(vec![0f64; failed.len()])
             .bind(vec![true; failed.len()])
+            .bind(vec![false; failed.len()])
             .execute(&mut self.connection)
             .await
             .unwrap();
@@ -601,6 +602,7 @@ impl Parts {
             .bind(back.iter().map(|one| one.4).collect::<Vec<_>>())
             .bind(back.iter().map(|one| one.5).collect::<Vec<_>>())
             .bind(vec![None::<String>; retries.len()])
+            .bind(vec![false; retries.len()])
             .fetch_all(connection)
             .await
             .unwrap()

@@ -306,7 +306,7 @@ async fn the_status_views_distinguish_pending_processing_completed_and_failed() 
     .await;
     database.execute("select outbox.pause('paused')").await;
     let statuses = async || -> Vec<(String, String)> {
-        sqlx::query_as("select topic, status from outbox.event_status order by topic")
+        sqlx::query_as("select topic, status from outbox.event_status where topic like 't.%' order by topic")
             .fetch_all(&database.pool)
             .await
             .unwrap()

@@ -192,7 +192,13 @@ fn arguments(settled: &(String, Vec<String>), end: &str) -> BTreeMap<&'static st
         ("find_locked", vec![leased.clone(), "'{1,2,3}'".into()]),
         (
             "settle_retries",
-            vec![leased.clone(), token.clone(), list(&|_| "5".to_owned()), list(&|_| "true".to_owned())],
+            vec![
+                leased.clone(),
+                token.clone(),
+                list(&|_| "5".to_owned()),
+                list(&|_| "true".to_owned()),
+                list(&|_| "false".to_owned()),
+            ],
         ),
         (
             "settle_dead",

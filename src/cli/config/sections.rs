@@ -62,6 +62,9 @@ pub(super) fn relay(settings: &mut relay::Settings, reader: &mut Reader) {
     );
     set(&mut settings.drain, reader.read("relay.drain", duration(Duration::ZERO..=HOUR)));
     set(&mut settings.poll, reader.read("relay.poll", off_or(duration(Duration::from_millis(100)..=HOUR))));
+    let longest = Duration::from_secs(30 * 86_400);
+    let age = off_or(duration(Duration::from_secs(1)..=longest));
+    set(&mut settings.backlog_alert, reader.read("relay.backlog_alert", age));
     let attempt_log =
         [("all", AttemptLog::All), ("failures", AttemptLog::Failures), ("off", AttemptLog::Off)];
     set(&mut settings.attempt_log, reader.read("relay.attempt_log", one_of(&attempt_log)));

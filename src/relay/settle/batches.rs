@@ -27,9 +27,10 @@ pub(super) fn rows_of<'a>(decided: impl Iterator<Item = (&'a Attempted, &'a Verd
             Verdict::Settled if one.report.settled => {}
             Verdict::Settled => batch.delivered.push(id),
             Verdict::RetryIn(wait) => {
-                batch.retries.push(RetryRow { id, wait: Some(*wait), counts: one.counts });
+                let ambiguous = one.report.ambiguous;
+                batch.retries.push(RetryRow { id, wait: Some(*wait), counts: one.counts, ambiguous });
             }
-            Verdict::Waits => batch.retries.push(RetryRow { id, wait: None, counts: false }),
+            Verdict::Waits => batch.retries.push(RetryRow { id, wait: None, counts: false, ambiguous: false }),
             Verdict::DeadLetter { reason } => {
                 batch.dead.push(DeadRow {
                     id,
@@ -81,13 +82,16 @@ pub(super) fn pages_of<'a>(
             Verdict::Settled => {}
             Verdict::RetryIn(wait) if one.counts => {
                 let (owed_since, key) = (delivery.owed_since, key_of(one));
-                batch.retries.push(PairRetry { pair, owed_since, wait: Some(*wait), unfinished: 0, key });
+                let repeated = delivery.repeated || one.report.ambiguous;
+                let wait = Some(*wait);
+                batch.retries.push(PairRetry { pair, owed_since, wait, unfinished: 0, key, repeated });
             }
             Verdict::Waits => {
                 let pair = Pair { attempts: pair.attempts - 1, ..pair };
                 let (owed_since, key) = (delivery.owed_since, key_of(one));
                 let unfinished = i32::from(page.deaths.min(2));
-                batch.retries.push(PairRetry { pair, owed_since, wait: None, unfinished, key });
+                let repeated = delivery.repeated;
+                batch.retries.push(PairRetry { pair, owed_since, wait: None, unfinished, key, repeated });
             }
             Verdict::RetryIn(_) | Verdict::SubscriptionGone => {
                 let key = (page.id, pair.subscription, delivery.owed_since);

@@ -253,6 +253,7 @@ impl Settle {
                 answer: one.report.answer.clone(),
                 ambiguous: one.report.ambiguous,
                 stale: !counted,
+                repeated: one.job.delivery.repeated,
             })
             .collect();
         if rows.is_empty() {

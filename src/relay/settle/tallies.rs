@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -27,6 +28,21 @@ struct Tally {
     minutes: [i64; MINUTES as usize],
     /// Number of the last minute that was counted.
     newest: u64,
+    succeeded: Option<Instant>,
+    /// First failure after the last success.
+    failing: Option<Instant>,
+    failed_at: Option<Instant>,
+}
+
+/// How long ago attempts of one subscription succeeded and failed; none where there was none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::relay) struct Health {
+    /// The last success.
+    pub(in crate::relay) succeeded: Option<Duration>,
+    /// The first failure after it.
+    pub(in crate::relay) failing: Option<Duration>,
+    /// The last failure.
+    pub(in crate::relay) failed: Option<Duration>,
 }
 
 /// Attempts of one subscription.
@@ -51,10 +67,15 @@ impl Tallies {
         let minute = self.minute();
         let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
         let tally = of.entry(subscription).or_default();
+        let now = Instant::now();
         if !delivered {
+            tally.failing.get_or_insert(now);
+            tally.failed_at = Some(now);
             tally.failed += 1;
             return;
         }
+        tally.succeeded = Some(now);
+        tally.failing = None;
         tally.forget(minute);
         tally.delivered += 1;
         tally.minutes[(minute % MINUTES) as usize] += 1;
@@ -68,6 +89,17 @@ impl Tallies {
                 tally.forget(minute);
                 let delivered_lately = tally.minutes.iter().sum();
                 (*id, Counts { delivered: tally.delivered, failed: tally.failed, delivered_lately })
+            })
+            .collect()
+    }
+
+    pub(in crate::relay) fn health(&self) -> Vec<(SubscriptionId, Health)> {
+        let of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let ago = |at: Option<Instant>| at.map(|at| at.elapsed());
+        of.iter()
+            .map(|(id, tally)| {
+                let [succeeded, failing, failed] = [tally.succeeded, tally.failing, tally.failed_at].map(ago);
+                (*id, Health { succeeded, failing, failed })
             })
             .collect()
     }

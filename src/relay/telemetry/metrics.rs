@@ -84,6 +84,8 @@ metrics! {
     leases_expired: Counter = "pgoutbox_leases_expired", Counter::default();
     /// Attempts by sink and outcome.
     attempts: Family<AttemptLabels, Counter> = "pgoutbox_attempts", Family::default();
+    /// Attempts at deliveries that an earlier attempt may have brought to the destination already, by sink.
+    deliveries_repeated: Family<SinkLabels, Counter> = "pgoutbox_deliveries_repeated", Family::default();
     /// Failed attempts by reason.
     attempt_failures: Family<ReasonLabels, Counter> = "pgoutbox_attempt_failures", Family::default();
     /// Attempts that were not made because this relay lacked descriptors, ports, memory, a network, or

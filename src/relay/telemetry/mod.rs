@@ -22,7 +22,7 @@ use tokio::sync::broadcast;
 
 pub use self::{metrics::METRICS, signal::Signal};
 use self::{
-    metrics::{BuildLabels, CauseLabels, Metrics, ReasonLabels, StageLabels, SubscriptionLabels},
+    metrics::{BuildLabels, CauseLabels, Metrics, ReasonLabels, SinkLabels, StageLabels, SubscriptionLabels},
     outlets::Outlets,
     progress::Progress,
 };
@@ -203,6 +203,9 @@ impl Telemetry {
     pub(crate) fn attempted(&self, delivery: &Delivery, report: &Report, took: Duration) {
         let sink = delivery.subscription.outlet.kind();
         self.outlets.count(&self.metrics, sink, &report.outcome, took.as_secs_f64());
+        if delivery.repeated {
+            self.metrics.deliveries_repeated.get_or_create(&SinkLabels { sink }).inc();
+        }
         if let Some(reason) = report.outcome.reason() {
             self.metrics.attempt_failures.get_or_create(&ReasonLabels { reason: reason.code() }).inc();
             tracing::debug!(

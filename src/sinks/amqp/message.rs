@@ -14,7 +14,7 @@ use crate::{
     sink::{
         Outgoing, Report,
         body::{self, Body},
-        parse_config,
+        headers_about, parse_config,
         template::Template,
     },
 };
@@ -142,8 +142,9 @@ fn headers(form: Body, delivery: &Outgoing) -> Vec<(String, String)> {
             (name, value)
         }
     });
-    let marks = delivery.marks().into_iter().map(|(name, value)| (name.to_owned(), value));
-    ours.chain(marks).chain(theirs).collect()
+    let about = headers_about(std::slice::from_ref(delivery)).into_iter();
+    let about = about.map(|(name, value)| (name.to_owned(), value));
+    ours.chain(about).chain(theirs).collect()
 }
 
 fn properties(form: Body, delivery: &Outgoing, headers: Vec<(String, String)>) -> BasicProperties {

@@ -36,7 +36,7 @@ use crate::{
     sink::{
         Batch, Configured, Outgoing, Problem, Report, Settings, Sink,
         body::{self, Body},
-        only, parse_config, shortage,
+        headers_about, only, parse_config, shortage,
         template::Template,
     },
 };
@@ -373,17 +373,16 @@ fn headers(form: Body, delivery: &Outgoing) -> OwnedHeaders {
         Body::Standard | Body::Raw | Body::CloudEvents => ("pgoutbox-", body::attributes(event)),
     };
     let published = body::headers_beside(event, &["pgoutbox-", "ce_", "content-type"]);
-    let mut headers = OwnedHeaders::new_with_capacity(attributes.len() + published.len() + 2);
+    let mut headers = OwnedHeaders::new_with_capacity(attributes.len() + published.len() + 4);
     headers = headers.insert(Header { key: "content-type", value: Some(form.content_type()) });
     for (name, value) in &attributes {
         headers = headers.insert(Header { key: &format!("{prefix}{name}"), value: Some(value) });
     }
-    let marks = delivery.marks();
-    for (name, value) in &marks {
-        headers = headers.insert(Header { key: name, value: Some(value) });
-    }
     for (name, value) in &published {
         headers = headers.insert(Header { key: name, value: Some(value) });
+    }
+    for (name, value) in headers_about(std::slice::from_ref(delivery)) {
+        headers = headers.insert(Header { key: name, value: Some(&value) });
     }
     headers
 }

@@ -13,7 +13,7 @@ use crate::{
     sink::{
         Outgoing, Report,
         body::{self, Body},
-        parse_config,
+        headers_about, parse_config,
         template::Template,
     },
 };
@@ -102,10 +102,10 @@ impl Target {
         }
         let id = self.id(delivery)?;
         let mut headers = self.headers(&delivery.event);
-        insert(&mut headers, ID, &encoded(&id, false));
-        for (name, value) in delivery.marks() {
+        for (name, value) in headers_about(std::slice::from_ref(delivery)) {
             insert(&mut headers, name, &value);
         }
+        insert(&mut headers, ID, &encoded(&id, false));
         if let Some(stream) = &self.stream {
             insert(&mut headers, EXPECTED_STREAM, stream);
         }

@@ -30,7 +30,7 @@ use crate::{
         Batch, Configured, Outgoing, Problem, Report, Settings, Sink,
         body::{self, Body},
         broker::{Numbered, SharedConnection},
-        only, parse_config,
+        headers_about, only, parse_config,
         template::Template,
         tls,
     },
@@ -290,17 +290,20 @@ async fn ping(connection: &mut MultiplexedConnection) -> Result<(), RedisError> 
 
 /// The command that adds an entry: flat fields, the payload last.
 fn entry(stream: &str, target: &Target, delivery: &Outgoing) -> Cmd {
-    let event = &delivery.event;
+    let event = &*delivery.event;
     let mut command = redis::cmd("XADD");
     command.arg(stream);
     if let Some(maxlen) = target.maxlen {
         command.arg("MAXLEN").arg("~").arg(maxlen);
     }
     command.arg("*");
-    for (name, value) in body::attributes(event).into_iter().chain(delivery.marks()) {
+    for (name, value) in body::attributes(event) {
         command.arg(name).arg(value);
     }
-    for (name, value) in body::headers(event) {
+    for (name, value) in headers_about(std::slice::from_ref(delivery)) {
+        command.arg(name).arg(value);
+    }
+    for (name, value) in body::headers_beside(event, &["pgoutbox-"]) {
         // A header must not replace one of our fields.
         match name.as_str() {
             "id" | "topic" | "created-at" | "key" | "organization" | "source" | "user-id"

@@ -168,7 +168,7 @@ async fn events_committed_while_a_subscription_was_invalid_are_delivered_once_it
     let mut relay = RelayBox::start(&database, &recorder).await;
     database.eventually("select state = 'invalid' from outbox.subscriptions").await;
     database.execute("select outbox.publish('a.b', '1')").await;
-    relay.wait(|signal| matches!(signal, Signal::Routed { events: 1, deliveries: 1 })).await;
+    relay.wait(|signal| matches!(signal, Signal::Routed { deliveries: 1, .. })).await;
     database.execute("select outbox.subscribe('broken', array['**'], 'recorder')").await;
     let seen = timeout(Duration::from_secs(10), recorder.wait_for(1))
         .await

@@ -161,7 +161,8 @@ impl Destination for Queue {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_is_persistent_and_has_the_attributes_of_the_event() {
     let queue = Queue::new().await;
-    let deliveries = deliveries(&queue.sink(), "amqp", queue.config(), 1);
+    let mut deliveries = deliveries(&queue.sink(), "amqp", queue.config(), 1);
+    (deliveries[0].attempt, deliveries[0].repeated) = (2, true);
     deliveries.outlet.send(&deliveries).await;
     let event = &deliveries[0].event;
     let [message] = queue.messages().await.try_into().unwrap();
@@ -184,6 +185,8 @@ async fn a_message_is_persistent_and_has_the_attributes_of_the_event() {
         .collect();
     assert_eq!(headers["pgoutbox-key"], "order-1");
     assert_eq!(headers["pgoutbox-organization"], "acme");
+    assert_eq!(headers["pgoutbox-attempt"], "2");
+    assert_eq!(headers["pgoutbox-possible-duplicate"], "true");
     assert_eq!(headers["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
 }
 

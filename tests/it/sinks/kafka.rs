@@ -218,7 +218,8 @@ impl Destination for Topic {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_has_the_key_and_the_attributes_of_the_event_as_headers() {
     let topic = Topic::new(1).await;
-    let deliveries = deliveries(&topic.sink(""), "kafka", topic.config(), 1);
+    let mut deliveries = deliveries(&topic.sink(""), "kafka", topic.config(), 1);
+    (deliveries[0].attempt, deliveries[0].repeated) = (2, true);
     deliveries.outlet.send(&deliveries).await;
     let event = &deliveries[0].event;
     let [record] = topic.records().await.try_into().unwrap();
@@ -230,6 +231,8 @@ async fn a_record_has_the_key_and_the_attributes_of_the_event_as_headers() {
     assert_eq!(record.headers["content-type"], "application/json");
     assert_eq!(record.headers["traceparent"], "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     assert!(!record.headers.contains_key("pgoutbox-user-id"));
+    assert_eq!(record.headers["pgoutbox-attempt"], "2");
+    assert_eq!(record.headers["pgoutbox-possible-duplicate"], "true");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -147,7 +147,8 @@ impl Destination for Nats {
 async fn a_message_has_its_id_the_attributes_of_the_event_and_the_headers_of_the_publisher() {
     let nats = Nats::start().await;
     let config = json!({ "subject": "events.{topic}.{organization}.{key}", "stream": "EVENTS" });
-    let deliveries = deliveries(&nats.registry(), "nats", config, 1);
+    let mut deliveries = deliveries(&nats.registry(), "nats", config, 1);
+    (deliveries[0].attempt, deliveries[0].repeated) = (2, true);
     assert_eq!(deliveries.outlet.send(&deliveries).await[0].outcome, Outcome::Delivered);
     let message = nats.messages("EVENTS").await.remove(0);
     assert_eq!(message.subject.as_str(), "events.public.orders.create.acme.order-1");
@@ -166,6 +167,8 @@ async fn a_message_has_its_id_the_attributes_of_the_event_and_the_headers_of_the
         ("pgoutbox-organization", "acme"),
         ("pgoutbox-source", "shop"),
         ("pgoutbox-schema-version", "1"),
+        ("pgoutbox-attempt", "2"),
+        ("pgoutbox-possible-duplicate", "true"),
         ("content-type", "application/json"),
         ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ] {

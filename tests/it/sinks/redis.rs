@@ -155,7 +155,8 @@ impl Destination for Redis {
 async fn an_entry_has_flat_fields_and_the_headers_of_the_publisher() {
     let redis = Redis::start().await;
     let config = json!({ "stream": "events.{topic}.{organization}" });
-    let deliveries = deliveries(&redis.registry(), "redis", config, 1);
+    let mut deliveries = deliveries(&redis.registry(), "redis", config, 1);
+    (deliveries[0].attempt, deliveries[0].repeated) = (2, true);
     let outlet = &deliveries.outlet;
     assert_eq!(outlet.send(&deliveries).await[0].outcome, Outcome::Delivered);
     let entry = redis.entries("events.public.orders.create.acme").remove(0);
@@ -167,6 +168,8 @@ async fn an_entry_has_flat_fields_and_the_headers_of_the_publisher() {
         ("organization", "acme".to_owned()),
         ("source", "shop".to_owned()),
         ("schema-version", "1".to_owned()),
+        ("pgoutbox-attempt", "2".to_owned()),
+        ("pgoutbox-possible-duplicate", "true".to_owned()),
         ("content-type", "application/json".to_owned()),
         ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
         ("payload", event.payload.clone()),

@@ -203,11 +203,13 @@ impl Books {
 
 /// Reads the state of the database with plain queries.
 async fn afterwards(pool: &PgPool) -> Afterwards {
-    let log: Vec<(Uuid, String, Option<String>, String)> =
-        sqlx::query_as("select id, topic, organization, payload::text from outbox.events")
-            .fetch_all(pool)
-            .await
-            .unwrap();
+    let log: Vec<(Uuid, String, Option<String>, String)> = sqlx::query_as(
+        "select id, topic, organization, payload::text from outbox.events \
+             where not starts_with(topic, 'outbox.')",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
     let dead: Vec<(Uuid, String)> = sqlx::query_as("select event_id, subscription from outbox.dead_letters")
         .fetch_all(pool)
         .await

@@ -21,6 +21,7 @@ pub(crate) struct RelayBox {
     running: JoinSet<Result<Drained, pgoutbox::relay::Error>>,
     pub(crate) stop: CancellationToken,
     pub(crate) health: pgoutbox::relay::Health,
+    pub(crate) telemetry: std::sync::Arc<Telemetry>,
 }
 
 /// Default settings of tests: the poll is slow, so that a missed notification is noticed.
@@ -53,11 +54,11 @@ impl RelayBox {
         let pool = sqlx::PgPool::connect_lazy_with(database.relay_options.clone());
         let telemetry = Telemetry::new();
         let signals = telemetry.signals();
-        let relay = build(Relay::builder(pool)).telemetry(telemetry).build().await.unwrap();
+        let relay = build(Relay::builder(pool)).telemetry(telemetry.clone()).build().await.unwrap();
         let (stop, health) = (CancellationToken::new(), relay.health());
         let mut running = JoinSet::new();
         running.spawn(relay.run(stop.clone()));
-        let mut started = Self { signals, running, stop, health };
+        let mut started = Self { signals, running, stop, health, telemetry };
         started.wait(wanted).await;
         started
     }

@@ -22,6 +22,7 @@ use crate::{
         Batch, Outgoing,
         body::{self, Body},
         egress::Guard,
+        headers_about,
         redact::Redactor,
         secret::Secrets,
     },
@@ -64,10 +65,9 @@ const RESERVED: &[&str] = &[
     "traceparent",
     "tracestate",
     "idempotency-key",
-    "pgoutbox-replay",
 ];
 const RESERVED_PREFIXES: &[&str] =
-    &["proxy-", "webhook-", "ce-", "x-amz-", "x-aws-", "x-goog", "x-azure-", "metadata"];
+    &["proxy-", "webhook-", "ce-", "x-amz-", "x-aws-", "x-goog", "x-azure-", "metadata", "pgoutbox-"];
 
 /// A checked webhook config. `Debug` shows the destination, but neither the path nor the values of headers.
 pub struct Target {
@@ -241,10 +241,9 @@ impl Target {
                 (batch::id(several), batch::body(self.body, several))
             }
         };
-        // Those of a batch are of one replay, or of none.
-        for (name, value) in deliveries.first().map(Outgoing::marks).unwrap_or_default() {
-            if let Ok(value) = HeaderValue::from_str(&value) {
-                headers.insert(name, value);
+        for (name, value) in headers_about(deliveries) {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(HeaderName::from_static(name), value);
             }
         }
         if body.len() > LARGEST_BODY {
