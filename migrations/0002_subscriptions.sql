@@ -89,6 +89,19 @@ language sql immutable strict parallel safe as $$
                 else false end
 $$;
 
+-- Raises the error of a text that is not a rate.
+create function outbox_internal.check_rate(rate text) returns void
+language plpgsql immutable as $$
+begin
+    if rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
+        raise exception using errcode = '22023',
+            message = format('rate: %L is not a rate', rate),
+            hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
+                   'null for no limit.';
+    end if;
+end;
+$$;
+
 -- The sinks of this version, and the fields of their configs with the types that JSON has for them.
 -- A test compares them with the code.
 create function outbox_internal.sink_fields()
@@ -407,12 +420,7 @@ begin
                              case when new."coalesce" <> 'none' then 'coalesce'
                                   else 'on_exhausted' end);
     end if;
-    if new.rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
-        raise exception using errcode = '22023',
-            message = format('rate: %L is not a rate', new.rate),
-            hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
-                   'null for no limit.';
-    end if;
+    perform outbox_internal.check_rate(new.rate);
     if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
         raise exception using errcode = '22023',
             message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);

@@ -188,6 +188,7 @@ begin
         delete from outbox.backlog;
         delete from outbox.deliveries;
         delete from outbox.starts;
+        delete from outbox.routed_early;
         update outbox.events as event set xid = first_xid::text::xid8 where event.xid = this;
     end if;
     if is_restored or not keep_pending then
@@ -501,6 +502,8 @@ begin
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
+            ('outbox_relay', 'update on outbox.paces'),
+            ('outbox_relay', 'insert, delete on outbox.routed_early'),
             ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
@@ -511,6 +514,7 @@ begin
              'insert, update, delete on outbox.subscriptions, outbox.starts, '
              'outbox.declared_sinks'),
             ('outbox_admin', 'insert, update, delete on outbox.event_types'),
+            ('outbox_admin', 'insert, update, delete on outbox.organization_limits'),
             ('outbox_admin', 'execute on all functions in schema outbox, outbox_internal'),
             ('outbox_monitor', 'usage on schema outbox, outbox_internal'),
             ('outbox_monitor',
@@ -567,6 +571,26 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.grant_roles() IS 'Grant the groups outbox_publisher, outbox_relay, outbox_admin and outbox_monitor their rights. Run it after creating one of them. Returns the statements that it ran.';
+
+CREATE FUNCTION outbox.limit_organization(organization text, rate text DEFAULT NULL::text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if limit_organization.rate is null then
+        delete from outbox.organization_limits as limited
+         where limited.organization = limit_organization.organization;
+        return found;
+    end if;
+    insert into outbox.organization_limits as limited (organization, rate)
+    values (limit_organization.organization, limit_organization.rate)
+    on conflict on constraint organization_limits_pkey do update
+       set rate = excluded.rate
+     where limited.rate <> excluded.rate;
+    return found;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.limit_organization(organization text, rate text) IS 'Limit how fast all subscriptions of an organization together are sent to, such as 100/s; without a rate: remove the limit. Returns whether something changed.';
 
 CREATE TABLE outbox.dead_letters (
     id bigint NOT NULL,
@@ -2467,6 +2491,39 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.check_organization_limit() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if new.organization is null or length(new.organization) not between 1 and 255 then
+        raise exception using errcode = '22023',
+            message = format('organization: %L has not 1 to 255 characters', new.organization),
+            hint = 'Name the organization as its events and subscriptions do.';
+    end if;
+    perform outbox_internal.check_rate(new.rate);
+    if tg_op = 'UPDATE' and new.organization <> old.organization then
+        raise exception using errcode = '22023',
+            message = 'organization: the organization of a limit cannot be changed',
+            hint = 'Limit the other organization, and remove the limit of this one.';
+    end if;
+    new.updated_at := now();
+    return new;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.check_rate(rate text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    AS $_$
+begin
+    if rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
+        raise exception using errcode = '22023',
+            message = format('rate: %L is not a rate', rate),
+            hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
+                   'null for no limit.';
+    end if;
+end;
+$_$;
+
 CREATE FUNCTION outbox_internal.check_subscription() RETURNS trigger
     LANGUAGE plpgsql
     AS $_$
@@ -2643,12 +2700,7 @@ begin
                              case when new."coalesce" <> 'none' then 'coalesce'
                                   else 'on_exhausted' end);
     end if;
-    if new.rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
-        raise exception using errcode = '22023',
-            message = format('rate: %L is not a rate', new.rate),
-            hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
-                   'null for no limit.';
-    end if;
+    perform outbox_internal.check_rate(new.rate);
     if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
         raise exception using errcode = '22023',
             message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);
@@ -2900,6 +2952,30 @@ CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS b
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
+$$;
+
+CREATE FUNCTION outbox_internal.make_pace() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    tenant text   := '';
+    member bigint := 0;
+begin
+    if tg_table_name = 'subscriptions' then
+        member := coalesce(new.id, old.id);
+    else
+        tenant := coalesce(new.organization, old.organization);
+    end if;
+    if tg_op = 'DELETE' then
+        delete from outbox.paces as pace
+         where pace.organization = tenant and pace.subscription_id = member;
+    elsif not exists (select from outbox.paces as pace
+                       where pace.organization = tenant and pace.subscription_id = member) then
+        insert into outbox.paces (organization, subscription_id) values (tenant, member);
+    end if;
+    return null;
+end;
 $$;
 
 CREATE FUNCTION outbox_internal.record_writer() RETURNS trigger
@@ -3627,6 +3703,14 @@ CREATE TABLE outbox.migrations (
     execution_time bigint NOT NULL
 );
 
+CREATE TABLE outbox.organization_limits (
+    organization text NOT NULL,
+    rate text NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+COMMENT ON TABLE outbox.organization_limits IS 'The most that is sent for an organization, for all its subscriptions and by all relays together. Written by operators, with outbox.limit_organization().';
+
 CREATE VIEW outbox.owed AS
  SELECT delivery.subscription_id,
     delivery."position",
@@ -3659,6 +3743,13 @@ UNION ALL
      CROSS JOIN LATERAL generate_series(lower(span.span), (upper(span.span) - 1)) at("position"));
 
 COMMENT ON VIEW outbox.owed IS 'One row for each event owed to a subscription: in the hands of a relay (lease_token, due_at: when the lease ends), or waiting. Not for large backlogs.';
+
+CREATE TABLE outbox.paces (
+    organization text DEFAULT ''::text NOT NULL,
+    subscription_id bigint DEFAULT 0 NOT NULL,
+    next_at timestamp with time zone DEFAULT '2000-01-01 00:00:00+00'::timestamp with time zone NOT NULL
+)
+WITH (fillfactor='50', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
 
 ALTER TABLE outbox.pages ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.pages_id_seq
@@ -3696,6 +3787,14 @@ CREATE TABLE outbox.relays (
     no_progress_why text
 )
 WITH (fillfactor='50');
+
+CREATE TABLE outbox.routed_early (
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+
+COMMENT ON TABLE outbox.routed_early IS 'Urgent events that were routed before their turn and that routing has not come to yet.';
 
 CREATE VIEW outbox.sinks AS
  SELECT known.sink AS name,
@@ -3836,6 +3935,12 @@ ALTER TABLE ONLY outbox.generation
 ALTER TABLE ONLY outbox.migrations
     ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
 
+ALTER TABLE ONLY outbox.organization_limits
+    ADD CONSTRAINT organization_limits_pkey PRIMARY KEY (organization);
+
+ALTER TABLE ONLY outbox.paces
+    ADD CONSTRAINT paces_pkey PRIMARY KEY (organization, subscription_id, next_at);
+
 ALTER TABLE ONLY outbox.pages
     ADD CONSTRAINT pages_pkey PRIMARY KEY (id);
 
@@ -3847,6 +3952,9 @@ ALTER TABLE ONLY outbox.relay_subscriptions
 
 ALTER TABLE ONLY outbox.relays
     ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY outbox.routed_early
+    ADD CONSTRAINT routed_early_pkey PRIMARY KEY ("position");
 
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_pkey PRIMARY KEY (subscription_id);
@@ -3889,6 +3997,10 @@ CREATE INDEX events_xid_position ON ONLY outbox.events USING btree (xid, "positi
 
 CREATE INDEX events_default_xid_position_idx ON outbox.events_default USING btree (xid, "position");
 
+CREATE INDEX events_urgent ON ONLY outbox.events USING btree (xid, "position") WHERE ((priority)::integer > 0);
+
+CREATE INDEX events_default_xid_position_idx1 ON outbox.events_default USING btree (xid, "position") WHERE ((priority)::integer > 0);
+
 CREATE UNIQUE INDEX identity_only_row ON outbox.identity USING btree ((true));
 
 CREATE INDEX pauses_asked_at ON outbox.pauses USING btree (asked_at);
@@ -3903,21 +4015,35 @@ ALTER INDEX outbox.events_position ATTACH PARTITION outbox.events_default_positi
 
 ALTER INDEX outbox.events_xid_position ATTACH PARTITION outbox.events_default_xid_position_idx;
 
+ALTER INDEX outbox.events_urgent ATTACH PARTITION outbox.events_default_xid_position_idx1;
+
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
+
+CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON outbox.organization_limits DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
 
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
 
 CREATE TRIGGER check_event_type BEFORE INSERT OR UPDATE ON outbox.event_types FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_event_type();
 
+CREATE TRIGGER check_organization_limit BEFORE INSERT OR UPDATE ON outbox.organization_limits FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_organization_limit();
+
 CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_subscription();
 
+CREATE TRIGGER make_pace AFTER INSERT OR DELETE OR UPDATE ON outbox.organization_limits FOR EACH ROW EXECUTE FUNCTION outbox_internal.make_pace();
+
+CREATE TRIGGER make_pace AFTER INSERT OR UPDATE OF rate ON outbox.subscriptions FOR EACH ROW WHEN ((new.rate IS NOT NULL)) EXECUTE FUNCTION outbox_internal.make_pace();
+
 CREATE TRIGGER record_writer BEFORE UPDATE ON outbox.identity FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_writer();
+
+CREATE TRIGGER remove_pace AFTER DELETE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.make_pace();
 
 CREATE TRIGGER retry_after_correction AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.sink IS DISTINCT FROM new.sink) OR (old.config IS DISTINCT FROM new.config))) EXECUTE FUNCTION outbox_internal.retry_after_correction();
 
 CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_doorbell();
 
 CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
+
+CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.organization_limits FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
 CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
@@ -3975,6 +4101,9 @@ GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO out
 
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.limit_organization(organization text, rate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.limit_organization(organization text, rate text) TO outbox_admin;
 
 GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
 GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
@@ -4242,6 +4371,18 @@ GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox
 GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.check_organization_limit() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_organization_limit() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_organization_limit() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_organization_limit() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_organization_limit() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.check_rate(rate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.check_subscription() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_monitor;
@@ -4299,6 +4440,9 @@ GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO 
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.make_pace() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.make_pace() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.record_writer() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_admin;
@@ -4414,8 +4558,14 @@ GRANT SELECT ON TABLE outbox.log_status TO outbox_monitor;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_relay;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_admin;
 
+GRANT SELECT ON TABLE outbox.organization_limits TO outbox_relay;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.organization_limits TO outbox_admin;
+
 GRANT SELECT ON TABLE outbox.owed TO outbox_relay;
 GRANT SELECT ON TABLE outbox.owed TO outbox_admin;
+
+GRANT SELECT,UPDATE ON TABLE outbox.paces TO outbox_relay;
+GRANT SELECT ON TABLE outbox.paces TO outbox_admin;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relay_subscriptions TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_admin;
@@ -4424,6 +4574,9 @@ GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_monitor;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relays TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relays TO outbox_admin;
 GRANT SELECT ON TABLE outbox.relays TO outbox_monitor;
+
+GRANT SELECT,INSERT,DELETE ON TABLE outbox.routed_early TO outbox_relay;
+GRANT SELECT ON TABLE outbox.routed_early TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.sinks TO outbox_relay;
 GRANT SELECT ON TABLE outbox.sinks TO outbox_admin;

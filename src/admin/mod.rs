@@ -10,6 +10,7 @@ mod deliveries;
 mod error;
 mod event_types;
 mod events;
+mod limits;
 mod schema;
 mod statement;
 mod trial;
@@ -34,6 +35,7 @@ pub use self::{
     deliveries::{DeliveryCount, DeliveryFilter, WaitingDelivery},
     error::{Error, is_denied, is_unreachable},
     events::{EventFilter, LOOKED_AT, LoggedEvent, WholeEvent},
+    limits::OrganizationLimit,
     trial::{Trial, try_subscription},
 };
 use crate::{

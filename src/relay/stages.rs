@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, held, maintain,
+    Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, held, maintain, pace,
     parts::Parts,
     pauses, settle, tidy,
     watch::{Failed, Watch},
@@ -64,6 +64,8 @@ pub(super) async fn run(
         watch
             .stage("start", backfill::backfill(base.clone(), waiting.clone(), counted.clone(), stop.clone())),
     );
+    stages
+        .spawn(watch.stage("pace", pace::keep(base.clone(), sending.clone(), deliver.clone(), stop.clone())));
     stages.spawn(watch.stage("tidy", tidy::tidy(sending.clone(), deliver.clone(), stop.clone())));
     let working = stages.spawn(watch.stage("work", work::work(parts, bell, deliver.clone(), stop.clone())));
     stages.close();

@@ -10,6 +10,7 @@ mod events;
 mod identity;
 mod inspection;
 mod ordering;
+mod paces;
 mod pages;
 mod relays;
 mod routing;
@@ -17,6 +18,7 @@ pub mod schema;
 mod starts;
 mod statement;
 mod subscriptions;
+mod urgent;
 
 pub use connection::{ConnectionSettings, Settler, Store, connections_wanted, crowded, settings};
 pub use cursor::{Advance, Cursor};
@@ -30,6 +32,7 @@ pub use events::{LoadedEvent, NewEvent};
 pub use identity::why_fenced;
 pub use inspection::{capture_problems, unsuitable};
 pub use ordering::{Coalesce, OnExhausted, Ordering};
+pub use paces::{Paced, SlotsReserved, SlotsWanted};
 pub use pages::{
     BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
 };
@@ -39,3 +42,4 @@ pub use starts::{Past, Start};
 pub use subscriptions::{
     AskedPause, Loaded, LoadedPauses, StateChange, SubscriptionRow, SubscriptionState, Version,
 };
+pub use urgent::{Looked, Urgent};
