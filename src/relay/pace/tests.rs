@@ -127,7 +127,11 @@ fn whatever_relays_do_and_however_often_they_start_there_is_never_more_than_a_se
         let (sent, _) = run(seed, text, 20, relays, |random, _, all| {
             for relay in all.iter_mut() {
                 if random.random_bool(0.002) {
-                    relay.work += random.random_range(0..200);
+                    relay.work += random.random_range(0..1_000);
+                }
+                // What waits may go to another relay, and leaves its slots here.
+                if random.random_bool(0.002) {
+                    relay.work = 0;
                 }
                 if random.random_bool(0.000_5) {
                     *relay = Relay::new(Rate::parse(text).unwrap());
