@@ -837,6 +837,8 @@ begin
             ('outbox_relay',
              'update (active, state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update on outbox.replays'),
+            ('outbox_relay', 'update on outbox.paces'),
+            ('outbox_relay', 'insert, delete on outbox.routed_early'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
             ('outbox_relay', 'execute on function outbox.wait, outbox.latest'),
@@ -847,6 +849,7 @@ begin
              'insert, update, delete on outbox.subscriptions, outbox.starts, '
              'outbox.declared_sinks'),
             ('outbox_admin', 'insert, update, delete on outbox.event_types'),
+            ('outbox_admin', 'insert, update, delete on outbox.organization_limits'),
             ('outbox_admin', 'execute on all functions in schema outbox, outbox_internal'),
             ('outbox_monitor', 'usage on schema outbox, outbox_internal'),
             ('outbox_monitor',

@@ -171,6 +171,7 @@ begin
         delete from outbox.deliveries;
         delete from outbox.starts;
         delete from outbox.parked_keys;
+        delete from outbox.routed_early;
         update outbox.events as event set xid = first_xid::text::xid8 where event.xid = this;
     end if;
     if is_restored or not keep_pending then

@@ -22,7 +22,7 @@ $_$;
 
 CREATE FUNCTION outbox_internal.refuse(field text, value anyelement) RETURNS boolean
     LANGUAGE plpgsql
-    AS $_$
+    AS $$
 declare
     letters text := format('has %s characters', length(value::text));
     shown   text := left(value::text, 300);
@@ -31,18 +31,6 @@ declare
 begin
     case field
         when 'topic' then
-            -- Topics of operators' events: only for the owner of the outbox.
-            if starts_with(value::text, 'outbox.') then
-                if length(value::text) <= 255
-                   and value::text ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'
-                   and pg_has_role((select relation.relowner from pg_class as relation
-                                     where relation.oid = 'outbox.events'::regclass), 'usage') then
-                    return true;
-                end if;
-                raise exception using errcode = '23514',
-                    message = format('topic: %L begins with outbox., which is reserved', shown),
-                    hint = 'The outbox publishes its own events there. Use another first segment.';
-            end if;
             problem := format('%L is not a topic', shown);
             hint := 'Use segments separated by dots, without blanks, stars and control characters, '
                     'at most 255 characters, such as shop.orders.create.';
@@ -71,7 +59,7 @@ begin
     end case;
     raise exception using errcode = '23514', message = concat_ws(': ', field, problem), hint = hint;
 end;
-$_$;
+$$;
 
 CREATE DOMAIN outbox.headers AS jsonb
 	CONSTRAINT headers_must_be_an_object_of_strings_without_control_characters CHECK (((VALUE = '{}'::jsonb) OR (VALUE IS NULL) OR outbox_internal.headers_are_valid(VALUE) OR outbox_internal.refuse('headers'::text, VALUE)));
@@ -95,7 +83,7 @@ CREATE DOMAIN outbox.source AS text
 	CONSTRAINT source_must_be_at_most_255_characters CHECK (((VALUE IS NULL) OR (length(VALUE) <= 255) OR outbox_internal.refuse('source'::text, VALUE)));
 
 CREATE DOMAIN outbox.topic AS text
-	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK ((((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'::text) AND (NOT starts_with(VALUE, 'outbox.'::text))) OR (VALUE IS NULL) OR outbox_internal.refuse('topic'::text, VALUE)));
+	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK ((((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'::text)) OR (VALUE IS NULL) OR outbox_internal.refuse('topic'::text, VALUE)));
 
 CREATE DOMAIN outbox.user_id AS text
 	CONSTRAINT user_id_must_be_at_most_255_characters CHECK (((VALUE IS NULL) OR (length(VALUE) <= 255) OR outbox_internal.refuse('user_id'::text, VALUE)));
@@ -200,6 +188,7 @@ begin
         delete from outbox.backlog;
         delete from outbox.deliveries;
         delete from outbox.starts;
+        delete from outbox.routed_early;
         update outbox.events as event set xid = first_xid::text::xid8 where event.xid = this;
     end if;
     if is_restored or not keep_pending then
@@ -217,7 +206,6 @@ begin
                page_after = null, page_until = null;
     end if;
     delete from outbox.relay_subscriptions;
-    delete from outbox.subscription_health;
     delete from outbox.relays;
     update outbox.identity as identity
        set system_identifier = here.system_identifier, database_oid = here.database_oid,
@@ -508,14 +496,14 @@ begin
             ('outbox_relay',
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
              'outbox.relays, outbox.relay_subscriptions, outbox.pauses'),
-            ('outbox_relay', 'insert, update on outbox.subscription_health'),
-            ('outbox_relay', 'execute on function outbox_internal.note_backlogs'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'insert on outbox.declared_sinks'),
             ('outbox_relay', 'execute on function outbox.declare_sink'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
+            ('outbox_relay', 'update on outbox.paces'),
+            ('outbox_relay', 'insert, delete on outbox.routed_early'),
             ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
@@ -526,6 +514,7 @@ begin
              'insert, update, delete on outbox.subscriptions, outbox.starts, '
              'outbox.declared_sinks'),
             ('outbox_admin', 'insert, update, delete on outbox.event_types'),
+            ('outbox_admin', 'insert, update, delete on outbox.organization_limits'),
             ('outbox_admin', 'execute on all functions in schema outbox, outbox_internal'),
             ('outbox_monitor', 'usage on schema outbox, outbox_internal'),
             ('outbox_monitor',
@@ -582,6 +571,26 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.grant_roles() IS 'Grant the groups outbox_publisher, outbox_relay, outbox_admin and outbox_monitor their rights. Run it after creating one of them. Returns the statements that it ran.';
+
+CREATE FUNCTION outbox.limit_organization(organization text, rate text DEFAULT NULL::text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if limit_organization.rate is null then
+        delete from outbox.organization_limits as limited
+         where limited.organization = limit_organization.organization;
+        return found;
+    end if;
+    insert into outbox.organization_limits as limited (organization, rate)
+    values (limit_organization.organization, limit_organization.rate)
+    on conflict on constraint organization_limits_pkey do update
+       set rate = excluded.rate
+     where limited.rate <> excluded.rate;
+    return found;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.limit_organization(organization text, rate text) IS 'Limit how fast all subscriptions of an organization together are sent to, such as 100/s; without a rate: remove the limit. Returns whether something changed.';
 
 CREATE TABLE outbox.dead_letters (
     id bigint NOT NULL,
@@ -681,7 +690,6 @@ CREATE TABLE outbox.attempts (
     answer text,
     ambiguous boolean DEFAULT false NOT NULL,
     stale boolean DEFAULT false NOT NULL,
-    repeated boolean DEFAULT false NOT NULL,
     relay text NOT NULL
 )
 PARTITION BY RANGE (at);
@@ -711,7 +719,6 @@ CREATE TABLE outbox.deliveries (
     lease_token uuid,
     attempt integer DEFAULT 0 NOT NULL,
     unfinished integer DEFAULT 0 NOT NULL,
-    repeated boolean DEFAULT false NOT NULL,
     asked boolean DEFAULT false NOT NULL
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
@@ -787,7 +794,7 @@ COMMENT ON COLUMN outbox.subscriptions."coalesce" IS 'none, or key: an event tha
 
 COMMENT ON COLUMN outbox.subscriptions.rate IS 'The most deliveries in a time, by all relays together, such as 50/s. Null: no limit.';
 
-COMMENT ON COLUMN outbox.subscriptions.state IS 'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (it failed for longer than retry.disable_after).';
+COMMENT ON COLUMN outbox.subscriptions.state IS 'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
 
 COMMENT ON COLUMN outbox.subscriptions.owed_until IS 'While the state is gone: what lies up to this position was committed before, and is delivered after outbox.resume().';
 
@@ -812,8 +819,7 @@ CREATE VIEW outbox.waiting AS
     place.id,
     place.number,
     place.unfinished,
-    place.asked,
-    place.repeated
+    place.asked
    FROM (((( SELECT delivery.subscription_id,
             delivery."position",
             delivery.created_at AS created_from,
@@ -825,8 +831,7 @@ CREATE VIEW outbox.waiting AS
             delivery.id,
             NULL::integer AS number,
             (delivery.unfinished + ((delivery.lease_token IS NOT NULL))::integer) AS unfinished,
-            delivery.asked,
-            (delivery.repeated OR (delivery.lease_token IS NOT NULL)) AS repeated
+            delivery.asked
            FROM outbox.deliveries delivery
           WHERE ((delivery.lease_token IS NULL) OR (delivery.due_at <= now()))
         UNION ALL
@@ -843,8 +848,7 @@ CREATE VIEW outbox.waiting AS
             page.id,
             pair.number,
             LEAST((page.deaths + 1), 2) AS "least",
-            false,
-            true
+            false
            FROM (outbox.pages page
              CROSS JOIN LATERAL outbox_internal.left_of(page.*) pair(subscription_id, "position", number))
           WHERE (page.due_at <= now())
@@ -860,8 +864,7 @@ CREATE VIEW outbox.waiting AS
             backlog.id,
             NULL::integer,
             LEAST((backlog.deaths)::integer, 2) AS "least",
-            false,
-            (backlog.deaths > 0)
+            false
            FROM ((outbox.backlog backlog
              CROSS JOIN LATERAL unnest(backlog.positions) span(span))
              CROSS JOIN LATERAL generate_series(lower(span.span), (upper(span.span) - 1)) at("position"))) place
@@ -1101,11 +1104,9 @@ declare
     retried bigint;
 begin
     insert into outbox.deliveries (
-        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked,
-        repeated)
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
-           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true,
-           taken.repeated
+           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true
       from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
@@ -1197,7 +1198,6 @@ CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
     select ('.' || topic) ~ outbox_internal.topic_expression(pattern)
-       and (starts_with(pattern, 'outbox.') or not starts_with(topic, 'outbox.'))
 $$;
 
 CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean
@@ -1210,67 +1210,6 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
-
-CREATE FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb DEFAULT '{}'::jsonb) RETURNS uuid
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-begin
-    return outbox.publish(
-        topic => 'outbox.subscription.' || announce.what,
-        key => announce.subscription,
-        organization => announce.organization,
-        source => 'pgoutbox',
-        payload => jsonb_build_object(
-                       'subscription', announce.subscription,
-                       'organization', announce.organization,
-                       'reason', announce.reason,
-                       'at', clock_timestamp(),
-                       'by', session_user)
-                   || announce.details);
-exception when others then
-    raise warning 'outbox.subscription.% of % was not published: %', announce.what,
-                  announce.subscription, sqlerrm;
-    return null;
-end;
-$$;
-
-CREATE FUNCTION outbox_internal.announce_change() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$
-declare
-    happened text[] := '{}';
-    one      text;
-begin
-    if old.active and not new.active then
-        happened := '{paused}';
-    elsif new.active
-          and (not old.active
-               or old.state in ('gone', 'disabled') and new.state in ('pending', 'ok')) then
-        happened := '{resumed}';
-    end if;
-    if new.state is distinct from old.state and new.state in ('invalid', 'gone', 'disabled') then
-        happened := happened || new.state;
-    end if;
-    foreach one in array happened loop
-        -- Relays may disagree about a subscription, again and again.
-        if one = 'invalid' then
-            insert into outbox.announcements as last (subscription_id, what, at, reason)
-            values (new.id, 'invalid', clock_timestamp(), new.state_reason)
-            on conflict (subscription_id, what) do update
-               set at = excluded.at, reason = excluded.reason
-             where last.reason is distinct from excluded.reason
-                or last.at < excluded.at - interval '10 minutes';
-            continue when not found;
-        end if;
-        perform outbox_internal.announce(
-                    one, new.name, new.organization,
-                    case when one in ('invalid', 'gone', 'disabled') then new.state_reason end);
-    end loop;
-    return null;
-end;
-$$;
 
 CREATE FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) RETURNS text
     LANGUAGE plpgsql
@@ -1348,12 +1287,7 @@ begin
       from pg_attribute as a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
 
     prefix := coalesce(topic, known.nspname || '.' || known.relname);
-    if prefix = 'outbox' or starts_with(prefix, 'outbox.') then
-        raise exception using errcode = '22023',
-            message = format('topic: %L is reserved: the outbox publishes its own events there',
-                             prefix),
-            hint = 'Use another first segment, such as topic => ''shop.orders''.';
-    elsif length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
+    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
         raise exception using errcode = '22023',
             message = format('topic: %L is not a valid prefix of topics', prefix),
             hint = 'Use segments separated by dots, without blanks and stars, at most 248 '
@@ -1592,8 +1526,7 @@ begin
        and a.atttypid = 'uuid'::regtype;
     execute format('insert into outbox.events (
                         id, topic, key, payload, headers, organization, user_id, source)
-                    select coalesce(%s, outbox.new_id()), rtrim(regexp_replace(left(%s, 254), ''^outbox[.]'',
-                                                       ''_outbox.''), ''.''), %s,
+                    select coalesce(%s, outbox.new_id()), rtrim(left(%s, 255), ''.''), %s,
                            coalesce(%s, ''null''), $1, $2, $3, $4
                       from outbox_after as n',
                    coalesce(id, 'null'), topic,
@@ -1741,11 +1674,6 @@ declare
              then set_config('outbox.capturing_' || (settings ->> 'table'), '', true) = ''
              else tg_level = 'ROW' end;
 begin
-    -- outbox.capture refuses it, and a trigger made by hand publishes nothing there either.
-    if starts_with(settings ->> 'topic', 'outbox.') or settings ->> 'topic' = 'outbox' then
-        raise exception using errcode = '42501',
-            message = 'topic: topics that begin with outbox. are reserved';
-    end if;
     if not is_alone then
         first := outbox_internal.capture_position();
     end if;
@@ -2563,6 +2491,39 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.check_organization_limit() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if new.organization is null or length(new.organization) not between 1 and 255 then
+        raise exception using errcode = '22023',
+            message = format('organization: %L has not 1 to 255 characters', new.organization),
+            hint = 'Name the organization as its events and subscriptions do.';
+    end if;
+    perform outbox_internal.check_rate(new.rate);
+    if tg_op = 'UPDATE' and new.organization <> old.organization then
+        raise exception using errcode = '22023',
+            message = 'organization: the organization of a limit cannot be changed',
+            hint = 'Limit the other organization, and remove the limit of this one.';
+    end if;
+    new.updated_at := now();
+    return new;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.check_rate(rate text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    AS $_$
+begin
+    if rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
+        raise exception using errcode = '22023',
+            message = format('rate: %L is not a rate', rate),
+            hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
+                   'null for no limit.';
+    end if;
+end;
+$_$;
+
 CREATE FUNCTION outbox_internal.check_subscription() RETURNS trigger
     LANGUAGE plpgsql
     AS $_$
@@ -2579,12 +2540,7 @@ begin
            (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform,
             old.schema_version, old.organization, old.keys, old.ordering, old.on_exhausted,
             old."coalesce", old.rate, old.retry, old.max_in_flight) then
-            -- Only the state changed: a relay must be able to mark a row as invalid.
-            if new.active and not old.active and new.resumed_at is not distinct from old.resumed_at
-            then
-                new.resumed_at := clock_timestamp();
-            end if;
-            return new;
+            return new;  -- only the state changed: a relay must be able to mark a row as invalid
         end if;
         new.updated_at := now();
         if new.state in ('ok', 'invalid', 'gone') and new.state = old.state then
@@ -2744,12 +2700,7 @@ begin
                              case when new."coalesce" <> 'none' then 'coalesce'
                                   else 'on_exhausted' end);
     end if;
-    if new.rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
-        raise exception using errcode = '22023',
-            message = format('rate: %L is not a rate', new.rate),
-            hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
-                   'null for no limit.';
-    end if;
+    perform outbox_internal.check_rate(new.rate);
     if new.max_in_flight is not null and new.max_in_flight not between 1 and 10000 then
         raise exception using errcode = '22023',
             message = format('max_in_flight: %s is not between 1 and 10000', new.max_in_flight);
@@ -2760,18 +2711,12 @@ begin
                              coalesce(jsonb_typeof(new.retry), 'null'));
     end if;
     for part in select * from jsonb_each(new.retry) loop
-        if part.key in ('initial', 'max', 'max_age', 'disable_after') then
+        if part.key in ('initial', 'max', 'max_age') then
             if jsonb_typeof(part.value) <> 'string'
                or not outbox_internal.duration_is_valid(part.value #>> '{}') then
                 raise exception using errcode = '22023',
                     message = format('retry.%s: %s is not a duration', part.key, part.value),
                     hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
-            end if;
-            if part.key = 'disable_after' and (part.value #>> '{}')::interval < interval '1 minute'
-            then
-                raise exception using errcode = '22023',
-                    message = format('retry.disable_after: %s is too short', part.value),
-                    hint = 'Use at least "1m". Leave it out to go on for ever.';
             end if;
         elsif part.key = 'schedule' then
             if jsonb_typeof(part.value) <> 'array'
@@ -2801,7 +2746,7 @@ begin
             raise exception using errcode = '22023',
                 message = format('retry.%s: unknown key', part.key),
                 hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, '
-                       'schedule, disable_after.';
+                       'schedule.';
         end if;
     end loop;
     if new.retry ? 'schedule'
@@ -3009,63 +2954,29 @@ CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS b
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
 $$;
 
-CREATE FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) RETURNS integer
+CREATE FUNCTION outbox_internal.make_pace() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    one       record;
-    published integer := 0;
+    tenant text   := '';
+    member bigint := 0;
 begin
-    delete from outbox.announcements as last
-     where not exists (select from outbox.subscriptions as subscription
-                        where subscription.id = last.subscription_id);
-    for one in
-        select subscription.id, subscription.name, subscription.organization, measured.age
-          from unnest(note_backlogs.subscriptions, note_backlogs.ages) as measured (id, age)
-          join outbox.subscriptions as subscription on subscription.id = measured.id
-         where measured.age >= note_backlogs.threshold
-           -- otherwise it was announced why nothing is sent
-           and subscription.active
-           and subscription.state in ('pending', 'ok', 'invalid')
-         order by subscription.id
-    loop
-        insert into outbox.announcements as last (subscription_id, what, at, threshold)
-        values (one.id, 'backlog', clock_timestamp(),
-                make_interval(secs => note_backlogs.threshold))
-        on conflict (subscription_id, what) do update
-           set at = excluded.at, threshold = excluded.threshold, cleared_at = null
-         where last.cleared_at < excluded.at - interval '10 minutes';
-        continue when not found;
-        perform outbox_internal.announce(
-                    'backlog', one.name, one.organization,
-                    format('its oldest event has been owed for %s s', round(one.age)),
-                    jsonb_build_object('state', 'over', 'oldest_age_seconds', round(one.age)));
-        published := published + 1;
-    end loop;
-    for one in
-        update outbox.announcements as last
-           set cleared_at = clock_timestamp()
-          from outbox.subscriptions as subscription
-         where last.what = 'backlog'
-           and last.cleared_at is null
-           and subscription.id = last.subscription_id
-           and not exists (
-                   select from unnest(note_backlogs.subscriptions, note_backlogs.ages)
-                               as measured (id, age)
-                    where measured.id = last.subscription_id
-                      and measured.age >= extract(epoch from last.threshold) / 2)
-        returning subscription.name, subscription.organization
-    loop
-        perform outbox_internal.announce('backlog', one.name, one.organization, null,
-                                         jsonb_build_object('state', 'cleared'));
-        published := published + 1;
-    end loop;
-    return published;
+    if tg_table_name = 'subscriptions' then
+        member := coalesce(new.id, old.id);
+    else
+        tenant := coalesce(new.organization, old.organization);
+    end if;
+    if tg_op = 'DELETE' then
+        delete from outbox.paces as pace
+         where pace.organization = tenant and pace.subscription_id = member;
+    elsif not exists (select from outbox.paces as pace
+                       where pace.organization = tenant and pace.subscription_id = member) then
+        insert into outbox.paces (organization, subscription_id) values (tenant, member);
+    end if;
+    return null;
 end;
 $$;
-
-COMMENT ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) IS 'Called by relays with the seconds for which the oldest event of each subscription has been owed. Publishes outbox.subscription.backlog where that became too long or is over. Returns how many.';
 
 CREATE FUNCTION outbox_internal.record_writer() RETURNS trigger
     LANGUAGE plpgsql
@@ -3333,18 +3244,6 @@ CREATE FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) RETURNS boo
                      '([.]([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+))*$'
 $_$;
 
-CREATE TABLE outbox.announcements (
-    subscription_id bigint NOT NULL,
-    what text NOT NULL,
-    at timestamp with time zone NOT NULL,
-    reason text,
-    threshold interval,
-    cleared_at timestamp with time zone,
-    CONSTRAINT announcements_what_check CHECK ((what = ANY (ARRAY['invalid'::text, 'backlog'::text])))
-);
-
-COMMENT ON TABLE outbox.announcements IS 'The last outbox.subscription.invalid and outbox.subscription.backlog of each subscription.';
-
 CREATE TABLE outbox.pauses (
     subscription_id bigint NOT NULL,
     until timestamp with time zone NOT NULL,
@@ -3375,7 +3274,6 @@ CREATE TABLE outbox.attempts_default (
     answer text,
     ambiguous boolean DEFAULT false NOT NULL,
     stale boolean DEFAULT false NOT NULL,
-    repeated boolean DEFAULT false NOT NULL,
     relay text NOT NULL
 );
 
@@ -3805,6 +3703,14 @@ CREATE TABLE outbox.migrations (
     execution_time bigint NOT NULL
 );
 
+CREATE TABLE outbox.organization_limits (
+    organization text NOT NULL,
+    rate text NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+COMMENT ON TABLE outbox.organization_limits IS 'The most that is sent for an organization, for all its subscriptions and by all relays together. Written by operators, with outbox.limit_organization().';
+
 CREATE VIEW outbox.owed AS
  SELECT delivery.subscription_id,
     delivery."position",
@@ -3837,6 +3743,13 @@ UNION ALL
      CROSS JOIN LATERAL generate_series(lower(span.span), (upper(span.span) - 1)) at("position"));
 
 COMMENT ON VIEW outbox.owed IS 'One row for each event owed to a subscription: in the hands of a relay (lease_token, due_at: when the lease ends), or waiting. Not for large backlogs.';
+
+CREATE TABLE outbox.paces (
+    organization text DEFAULT ''::text NOT NULL,
+    subscription_id bigint DEFAULT 0 NOT NULL,
+    next_at timestamp with time zone DEFAULT '2000-01-01 00:00:00+00'::timestamp with time zone NOT NULL
+)
+WITH (fillfactor='50', autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
 
 ALTER TABLE outbox.pages ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.pages_id_seq
@@ -3875,6 +3788,14 @@ CREATE TABLE outbox.relays (
 )
 WITH (fillfactor='50');
 
+CREATE TABLE outbox.routed_early (
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+
+COMMENT ON TABLE outbox.routed_early IS 'Urgent events that were routed before their turn and that routing has not come to yet.';
+
 CREATE VIEW outbox.sinks AS
  SELECT known.sink AS name,
     true AS is_built_in,
@@ -3894,16 +3815,6 @@ UNION ALL
            FROM outbox_internal.sink_fields() known(sink, field, types, is_required))));
 
 COMMENT ON VIEW outbox.sinks IS 'The sinks that a subscription can name, and the fields of their configs. fields is null for sinks of other programs, which outbox.declare_sink made known.';
-
-CREATE TABLE outbox.subscription_health (
-    subscription_id bigint NOT NULL,
-    good_at timestamp with time zone,
-    failing_since timestamp with time zone,
-    failed_at timestamp with time zone
-)
-WITH (fillfactor='50');
-
-COMMENT ON TABLE outbox.subscription_health IS 'Since when subscriptions with retry.disable_after have failed without a success.';
 
 CREATE VIEW outbox.subscription_status AS
  SELECT subscription.name,
@@ -3994,9 +3905,6 @@ ALTER TABLE ONLY outbox.attempts ATTACH PARTITION outbox.attempts_default DEFAUL
 
 ALTER TABLE ONLY outbox.events ATTACH PARTITION outbox.events_default DEFAULT;
 
-ALTER TABLE ONLY outbox.announcements
-    ADD CONSTRAINT announcements_pkey PRIMARY KEY (subscription_id, what);
-
 ALTER TABLE ONLY outbox.backlog
     ADD CONSTRAINT backlog_pkey PRIMARY KEY (id);
 
@@ -4027,6 +3935,12 @@ ALTER TABLE ONLY outbox.generation
 ALTER TABLE ONLY outbox.migrations
     ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
 
+ALTER TABLE ONLY outbox.organization_limits
+    ADD CONSTRAINT organization_limits_pkey PRIMARY KEY (organization);
+
+ALTER TABLE ONLY outbox.paces
+    ADD CONSTRAINT paces_pkey PRIMARY KEY (organization, subscription_id, next_at);
+
 ALTER TABLE ONLY outbox.pages
     ADD CONSTRAINT pages_pkey PRIMARY KEY (id);
 
@@ -4039,11 +3953,11 @@ ALTER TABLE ONLY outbox.relay_subscriptions
 ALTER TABLE ONLY outbox.relays
     ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY outbox.routed_early
+    ADD CONSTRAINT routed_early_pkey PRIMARY KEY ("position");
+
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_pkey PRIMARY KEY (subscription_id);
-
-ALTER TABLE ONLY outbox.subscription_health
-    ADD CONSTRAINT subscription_health_pkey PRIMARY KEY (subscription_id);
 
 ALTER TABLE ONLY outbox.subscriptions
     ADD CONSTRAINT subscriptions_name_key UNIQUE (name);
@@ -4083,6 +3997,10 @@ CREATE INDEX events_xid_position ON ONLY outbox.events USING btree (xid, "positi
 
 CREATE INDEX events_default_xid_position_idx ON outbox.events_default USING btree (xid, "position");
 
+CREATE INDEX events_urgent ON ONLY outbox.events USING btree (xid, "position") WHERE ((priority)::integer > 0);
+
+CREATE INDEX events_default_xid_position_idx1 ON outbox.events_default USING btree (xid, "position") WHERE ((priority)::integer > 0);
+
 CREATE UNIQUE INDEX identity_only_row ON outbox.identity USING btree ((true));
 
 CREATE INDEX pauses_asked_at ON outbox.pauses USING btree (asked_at);
@@ -4097,23 +4015,35 @@ ALTER INDEX outbox.events_position ATTACH PARTITION outbox.events_default_positi
 
 ALTER INDEX outbox.events_xid_position ATTACH PARTITION outbox.events_default_xid_position_idx;
 
-CREATE TRIGGER announce_change AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.active IS DISTINCT FROM new.active) OR (old.state IS DISTINCT FROM new.state))) EXECUTE FUNCTION outbox_internal.announce_change();
+ALTER INDEX outbox.events_urgent ATTACH PARTITION outbox.events_default_xid_position_idx1;
 
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
+
+CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON outbox.organization_limits DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
 
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
 
 CREATE TRIGGER check_event_type BEFORE INSERT OR UPDATE ON outbox.event_types FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_event_type();
 
+CREATE TRIGGER check_organization_limit BEFORE INSERT OR UPDATE ON outbox.organization_limits FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_organization_limit();
+
 CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_subscription();
 
+CREATE TRIGGER make_pace AFTER INSERT OR DELETE OR UPDATE ON outbox.organization_limits FOR EACH ROW EXECUTE FUNCTION outbox_internal.make_pace();
+
+CREATE TRIGGER make_pace AFTER INSERT OR UPDATE OF rate ON outbox.subscriptions FOR EACH ROW WHEN ((new.rate IS NOT NULL)) EXECUTE FUNCTION outbox_internal.make_pace();
+
 CREATE TRIGGER record_writer BEFORE UPDATE ON outbox.identity FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_writer();
+
+CREATE TRIGGER remove_pace AFTER DELETE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.make_pace();
 
 CREATE TRIGGER retry_after_correction AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.sink IS DISTINCT FROM new.sink) OR (old.config IS DISTINCT FROM new.config))) EXECUTE FUNCTION outbox_internal.retry_after_correction();
 
 CREATE TRIGGER ring_doorbell AFTER INSERT ON outbox.events FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_doorbell();
 
 CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
+
+CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.organization_limits FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
 CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
@@ -4171,6 +4101,9 @@ GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO out
 
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.limit_organization(organization text, rate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.limit_organization(organization text, rate text) TO outbox_admin;
 
 GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
 GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
@@ -4272,15 +4205,6 @@ GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_a
 
 REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_relay;
-
-REVOKE ALL ON FUNCTION outbox_internal.announce_change() FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.announce_change() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_admin;
@@ -4447,6 +4371,18 @@ GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox
 GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.check_organization_limit() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_organization_limit() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_organization_limit() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_organization_limit() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_organization_limit() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.check_rate(rate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.check_subscription() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_monitor;
@@ -4505,9 +4441,8 @@ GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO 
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) TO outbox_relay;
-GRANT ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox_internal.make_pace() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.make_pace() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.record_writer() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_admin;
@@ -4559,9 +4494,6 @@ GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO ou
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_relay;
-
-GRANT SELECT ON TABLE outbox.announcements TO outbox_relay;
-GRANT SELECT ON TABLE outbox.announcements TO outbox_admin;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
 GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;
@@ -4626,8 +4558,14 @@ GRANT SELECT ON TABLE outbox.log_status TO outbox_monitor;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_relay;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_admin;
 
+GRANT SELECT ON TABLE outbox.organization_limits TO outbox_relay;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.organization_limits TO outbox_admin;
+
 GRANT SELECT ON TABLE outbox.owed TO outbox_relay;
 GRANT SELECT ON TABLE outbox.owed TO outbox_admin;
+
+GRANT SELECT,UPDATE ON TABLE outbox.paces TO outbox_relay;
+GRANT SELECT ON TABLE outbox.paces TO outbox_admin;
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relay_subscriptions TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_admin;
@@ -4637,11 +4575,11 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relays TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relays TO outbox_admin;
 GRANT SELECT ON TABLE outbox.relays TO outbox_monitor;
 
+GRANT SELECT,INSERT,DELETE ON TABLE outbox.routed_early TO outbox_relay;
+GRANT SELECT ON TABLE outbox.routed_early TO outbox_admin;
+
 GRANT SELECT ON TABLE outbox.sinks TO outbox_relay;
 GRANT SELECT ON TABLE outbox.sinks TO outbox_admin;
-
-GRANT SELECT,INSERT,UPDATE ON TABLE outbox.subscription_health TO outbox_relay;
-GRANT SELECT ON TABLE outbox.subscription_health TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_relay;
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_admin;

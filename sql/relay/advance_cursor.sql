@@ -25,6 +25,7 @@
 --   $22 positions   $23 created_at of the events   $24 subscriptions
 --   $25 earliest time of the first attempt; null: now
 --   $26 priorities
+--   $27 positions of events that were routed early
 --
 -- Returns one row for each page, or one row without a page.
 -- One point of priority counts as one minute of waiting: it moves the due time into the past, where
@@ -64,6 +65,29 @@ fixed as (
                   where cursor.step = $1::bigint) as before
      where start.subscription_id = any ($21::bigint[])
        and start.settled is null
+),
+-- A subscription did not get the urgent events that were routed early before this step knew it, and
+-- routing passes them.
+overtaken as (
+    insert into outbox.backlog (subscription_id, positions, owed_since, created_from, created_until)
+    select start.subscription_id, past.positions, now(), past.created_from, past.created_until
+      from moved
+     cross join unnest($21::bigint[]) as starting (id)
+      join outbox.starts as start
+        on start.subscription_id = starting.id
+       and start.settled is null
+     cross join lateral (
+           select range_agg(int8range(early.position, early.position + 1)) as positions,
+                  min(early.created_at) as created_from, max(early.created_at) as created_until
+             from outbox.routed_early as early
+            where early.position > start.position
+              and (start.since is null or early.created_at >= start.since)) as past
+     where past.positions is not null
+),
+passed as (
+    delete from outbox.routed_early as early
+     where early.position = any ($27::bigint[])
+       and exists (select from moved)
 ),
 paged as (
     insert into outbox.pages (

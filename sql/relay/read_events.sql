@@ -51,6 +51,10 @@ select fresh.position, fresh.created_at, fresh.id, fresh.topic, fresh.key, fresh
        fresh.user_id, fresh.schema_version, fresh.headers::text as headers,
        case when octet_length(fresh.payload) <= 16384 then fresh.payload end as payload,
        fresh.priority, fresh.deliver_after,
+       -- not `exists`, of which the planner could make one look at the whole table
+       case when fresh.priority > 0
+            then coalesce((select true from outbox.routed_early as early
+                            where early.position = fresh.position), false) end as routed_early,
        now_seen.snapshot, now_seen.generation, now_seen.newest_pause, now_seen.step, now_seen.drawn
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,

@@ -71,6 +71,10 @@ select page.position, page.created_at, page.id, page.topic, page.key, page.organ
        page.user_id, page.schema_version, page.headers::text as headers,
        case when octet_length(page.payload) <= 16384 then page.payload end as payload,
        page.priority, page.deliver_after,
+       -- not `exists`, of which the planner could make one look at the whole table
+       case when page.priority > 0
+            then coalesce((select true from outbox.routed_early as early
+                            where early.position = page.position), false) end as routed_early,
        now_seen.snapshot, now_seen.generation, now_seen.newest_pause, now_seen.step, now_seen.drawn
   from (select pg_current_snapshot()::text as snapshot,
                (select generation.value from outbox.generation) as generation,

@@ -11,6 +11,7 @@ mod deliveries;
 mod error;
 mod event_types;
 mod events;
+mod limits;
 mod replays;
 mod schema;
 mod statement;
@@ -39,6 +40,7 @@ pub use self::{
     deliveries::{DeliveryCount, DeliveryFilter, WaitingDelivery},
     error::{Error, is_denied, is_unreachable},
     events::{EventFilter, LOOKED_AT, LoggedEvent, WholeEvent},
+    limits::OrganizationLimit,
     replays::{Replay, ReplayCount, ReplayOrder},
     trace::{Trace, TraceDetail, TraceGroup, TraceStatus, TracedEvent, TracedSubscription},
     trial::{Trial, try_subscription},

@@ -22,6 +22,7 @@ pub mod logging;
 mod manual;
 mod moment;
 mod once;
+mod organizations;
 mod pace;
 mod print;
 mod probes;
@@ -128,6 +129,9 @@ enum Command {
     /// List, write and check event types: schemas of payloads by topic and version.
     #[command(subcommand)]
     Types(types::EventTypes),
+    /// Limit how fast organizations are sent to, and list these limits.
+    #[command(subcommand)]
+    Organizations(organizations::Organizations),
     /// List, show, redrive and discard dead letters: deliveries that were given up.
     #[command(subcommand, visible_alias = "dlq")]
     DeadLetters(dead_letters::DeadLetters),
@@ -240,6 +244,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Receive(options) => return options.execute(&sources()).await,
         Command::Subscriptions(command) => return command.execute(config).await,
         Command::Types(command) => return command.execute(&config()?).await,
+        Command::Organizations(command) => return command.execute(async || connect(&config()?).await).await,
         Command::DeadLetters(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Deliveries(command) => return command.execute(async || connect(&config()?).await).await,
         Command::Replay(options) => return options.execute(config).await,

@@ -3,6 +3,7 @@
 pub mod duration;
 mod ids;
 pub mod ranges;
+pub mod rate;
 mod retry;
 mod verdict;
 

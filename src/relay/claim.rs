@@ -176,6 +176,10 @@ impl Claims {
             later(Some(until));
             return None;
         }
+        if let Some(until) = self.sending.dispatch.paces.until(id, now) {
+            later(Some(until));
+            return None;
+        }
         let gate = subscription
             .outlet
             .destination()

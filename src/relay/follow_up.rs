@@ -52,6 +52,7 @@ pub(super) fn record(base: &Base, sending: &Sending, waiting: &Waiting, one: &At
                 }
                 Change::Closed => {
                     base.telemetry.breaker_changed(host, false, Duration::ZERO);
+                    begin_slowly(&base.index.load(), sending, &about);
                     serve_again(&base.index.load(), sending, waiting, &about);
                     sending.news.add(about, News::Works);
                 }
@@ -84,6 +85,18 @@ pub(super) async fn tell(base: Arc<Base>, sending: Arc<Sending>, drained: Cancel
         if let Err(error) = base.store.notify(CHANNEL, &news.take()).await {
             base.telemetry.database_failed("breakers", &error);
         }
+    }
+}
+
+/// What waits behind a breaker that has closed must not flood its destination.
+fn begin_slowly(index: &Index, sending: &Sending, about: &About) {
+    let now = Instant::now();
+    match about {
+        About::Subscription(id) => sending.dispatch.begin_slowly(*id, now),
+        About::Host(host) => index
+            .iter()
+            .filter(|one| one.outlet.destination() == Some(host))
+            .for_each(|one| sending.dispatch.begin_slowly(one.row.id, now)),
     }
 }
 

@@ -63,6 +63,7 @@ pub(super) async fn maintain(
                     }
                 }
                 relays = now;
+                sending.dispatch.paces.share_with(u32::try_from(now).unwrap_or(0));
             }
             Err(error) => base.telemetry.database_failed("maintain", &error),
         }

@@ -94,6 +94,11 @@ impl MatchCache {
         self.known.get(&position).map_or(&[], |matches| &matches.undecided)
     }
 
+    /// Forgets an event that was routed early: its conditions are counted already.
+    pub(super) fn pass(&mut self, position: Position) {
+        self.known.remove(&position);
+    }
+
     /// Counts the conditions that failed for events that are now routed, and forgets these events.
     pub(super) fn settle<'e>(
         &mut self,

@@ -94,7 +94,10 @@ pub(super) fn plan<'i>(
     let mut leased = 0;
     for (at, new) in events.iter().enumerate() {
         let position = new.event.position;
-        let Wanting { wanted_by, undecided } = wanting(&new.event);
+        let Wanting { wanted_by, undecided } = match new.routed_early {
+            true => Wanting { wanted_by: Vec::new(), undecided: Vec::new() },
+            false => wanting(&new.event),
+        };
         for subscription in wanted_by.iter().chain(&undecided) {
             standings.entry(subscription.row.id).or_insert_with(|| standing(subscription));
         }
@@ -224,6 +227,7 @@ mod tests {
                 payload_read: true,
                 priority: 0,
                 deliver_after: None,
+                routed_early: false,
             })
             .collect()
     }

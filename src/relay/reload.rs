@@ -2,7 +2,7 @@
 //! and replaces the index.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
@@ -14,7 +14,7 @@ use super::{
     usable::Unusable,
 };
 use crate::{
-    delivery::SubscriptionId,
+    delivery::{SubscriptionId, rate::Rate},
     event::types::{EventType, Types},
     sink::Registry,
     store::{Error, StateChange},
@@ -80,6 +80,9 @@ impl Reload {
         let loaded = base.store.load_subscriptions(self.snapshot.as_deref()).await?;
         // Read after the generation: a type that changes in between changes it again.
         let (types, checked_types) = self.load_types().await?;
+        let limits: HashMap<String, Rate> = (loaded.limits.into_iter())
+            .filter_map(|(organization, rate)| Some((organization, Rate::parse(&rate).ok()?)))
+            .collect();
         let ids: HashSet<SubscriptionId> = loaded.ids.into_iter().collect();
         for deleted in self.subscriptions.keys().filter(|id| !ids.contains(id)) {
             waiting.schedule.orphan(*deleted);
@@ -116,6 +119,7 @@ impl Reload {
             About::Host(host) => destinations.contains(host),
             About::Subscription(id) => ids.contains(id),
         });
+        sending.dispatch.paces.follow(&index, &limits);
         let index = Arc::new(index);
         base.index.store(index.clone());
         waiting.starts.notify_one();

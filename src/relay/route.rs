@@ -26,12 +26,13 @@ use super::{
     pauses, payloads,
     plan::{Plan, Room, Standing, Wanting, plan},
     reload::Reload,
+    urgent::Early,
     way::Way,
 };
 use crate::{
     delivery::{PageId, SubscriptionId},
     event::Event,
-    store::{Advance, Cursor, Error, NewEvent, Page, Read},
+    store::{Advance, Cursor, Error, NewDelivery, NewEvent, Page, Read},
     subscription::{Index, Subscription},
 };
 
@@ -74,17 +75,18 @@ pub(super) enum Step {
 /// The route stage.
 #[derive(Debug)]
 pub(super) struct Route {
-    base: Arc<Base>,
-    sending: Arc<Sending>,
-    waiting: Arc<Waiting>,
-    counted: Arc<Counted>,
+    pub(super) base: Arc<Base>,
+    pub(super) sending: Arc<Sending>,
+    pub(super) waiting: Arc<Waiting>,
+    pub(super) counted: Arc<Counted>,
     leases: Arc<Leases>,
     /// The cursor after the last step; none if another relay has moved it since.
-    cursor: Option<Cursor>,
+    pub(super) cursor: Option<Cursor>,
     /// Subscriptions with a backfill whose end a step of this relay has fixed.
-    fixed: HashSet<SubscriptionId>,
+    pub(super) fixed: HashSet<SubscriptionId>,
     /// The next page, read while the last step was committed.
-    ahead: Option<Read>,
+    pub(super) ahead: Option<Read>,
+    pub(super) early: Early,
     /// So many steps are read without payloads, because a page could not be read with them.
     without_payloads: u32,
     /// Events in one step at most: fewer after one that took too long.
@@ -106,6 +108,7 @@ impl Route {
             cursor: None,
             fixed: HashSet::new(),
             ahead: None,
+            early: Early::default(),
             without_payloads: 0,
             most: LARGE_PAGE,
             fanout: 1.0,
@@ -117,13 +120,19 @@ impl Route {
         self.sending.way(subscription, now)
     }
 
-    fn overtaken(&mut self) -> Step {
+    pub(super) fn overtaken(&mut self) -> Step {
         self.matches.forget();
         self.ahead = None;
         Step::OthersRoute // and the cursor is loaded again
     }
 
     pub(super) async fn route(&mut self, reload: &mut Reload, deliver: &Deliver) -> Result<Step, Error> {
+        let step = self.step(reload, deliver).await?;
+        self.route_urgent(reload, step).await?;
+        Ok(step)
+    }
+
+    async fn step(&mut self, reload: &mut Reload, deliver: &Deliver) -> Result<Step, Error> {
         let index = self.base.index.load_full();
         if self.must_hold(&index) {
             return Ok(Step::NoRoom);
@@ -163,6 +172,8 @@ impl Route {
         }
         let index = self.base.index.load_full();
         self.matches.evaluate(&self.base.store, &index, &read.events).await?;
+        let early = read.events.iter().filter(|new| new.routed_early);
+        early.for_each(|new| self.matches.pass(new.event.position));
         let plan = self.plan(&index, &read.events);
         if plan.events == 0 && !read.events.is_empty() {
             self.cursor = Some(cursor);
@@ -197,6 +208,9 @@ impl Route {
         });
         self.without_payloads = self.without_payloads.saturating_sub(1);
         if !starting.is_empty() {
+            for id in &starting {
+                self.waiting.schedule.hold_back(*id, false); // urgent events that it missed
+            }
             self.fixed.extend(starting);
             self.waiting.starts.notify_one();
         }
@@ -205,17 +219,7 @@ impl Route {
         for id in &plan.held_back {
             self.waiting.schedule.hold_back(*id, false);
         }
-        for new in &plan.routed.timed {
-            let wait = new
-                .deliver_after
-                .and_then(|then| (then - self.base.clock.now()).to_std().ok())
-                .unwrap_or_default();
-            self.waiting.schedule.note(new.subscription, Instant::now() + wait);
-            if new.priority > 0 {
-                // priority moves the due time into the past
-                self.waiting.schedule.look_back(new.subscription);
-            }
-        }
+        self.note_timed(&plan.routed.timed);
         self.base.telemetry.routed(plan.events, plan.pairs);
         if plan.events > 0 {
             #[expect(clippy::cast_precision_loss, reason = "a page is small")]
@@ -236,6 +240,21 @@ impl Route {
         self.read_small_payloads(&mut jobs).await;
         deliver.take(jobs);
         Ok(step)
+    }
+
+    /// What has a due time of its own is claimed when it is due.
+    pub(super) fn note_timed(&self, timed: &[NewDelivery]) {
+        for new in timed {
+            let wait = new
+                .deliver_after
+                .and_then(|then| (then - self.base.clock.now()).to_std().ok())
+                .unwrap_or_default();
+            self.waiting.schedule.note(new.subscription, Instant::now() + wait);
+            if new.priority > 0 {
+                // priority moves the due time into the past
+                self.waiting.schedule.look_back(new.subscription);
+            }
+        }
     }
 
     /// Reads the small payloads of a page that was read without them and of which many are wanted. What is
@@ -382,6 +401,8 @@ impl Route {
                 None if self.way(subscription, now) != Way::Free => (false, 0),
                 None => (true, room(subscription, now)),
             };
+            // What waits for a rate waits in the backlog: the log holds what others wait for, too.
+            let may_send = may_send && (room > 0 || !self.sending.dispatch.paces.limits(subscription.row.id));
             if may_send && room > 0 {
                 return false;
             }

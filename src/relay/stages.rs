@@ -14,6 +14,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, held, maintain, order,
+    pace,
     parts::Parts,
     pauses, replay, settle, tidy,
     watch::{Failed, Watch},
@@ -75,6 +76,8 @@ pub(super) async fn run(
         ),
     ));
     stages.spawn(watch.stage("replay", replay::replay(parts.clone(), stop.clone())));
+    stages
+        .spawn(watch.stage("pace", pace::keep(base.clone(), sending.clone(), deliver.clone(), stop.clone())));
     stages.spawn(watch.stage("tidy", tidy::tidy(sending.clone(), deliver.clone(), stop.clone())));
     let working = stages.spawn(watch.stage("work", work::work(parts, bell, deliver.clone(), stop.clone())));
     stages.close();

@@ -44,6 +44,8 @@ const DISTRUST: Duration = Duration::from_secs(10);
 
 /// How often a relay without room looks whether subscriptions have changed.
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+/// How often it looks for urgent events.
+const URGENT_EVERY: Duration = Duration::from_millis(100);
 /// How often new events are looked for while a backlog is claimed.
 const BESIDE_CLAIMS: Duration = Duration::from_millis(2);
 /// A backlog is being drained while the last claim is not older.
@@ -179,7 +181,7 @@ impl Work {
                 self.follow_changes().await?;
                 // What is new waits in the log, and publishers do not ring while this relay is awake.
                 self.ring_others().await;
-                self.await_room(FOLLOW_EVERY, shutdown).await;
+                self.await_room(URGENT_EVERY, shutdown).await;
             }
             Step::OthersRoute => self.wait(Duration::from_millis(5), shutdown).await,
             Step::Nothing | Step::Routed { .. } => self.await_work(shutdown).await,

@@ -81,6 +81,12 @@ impl Store {
 }
 
 impl Cursor {
+    /// Whether new events are being routed page by page.
+    #[must_use]
+    pub fn has_window(&self) -> bool {
+        self.window.is_some()
+    }
+
     /// The cursor after a step; `last` is the position of the last event that was read. Its new lower bounds
     /// are filled in when the step is committed.
     pub(super) fn next(&self, reached: &Reached, last: Option<Position>, advance: Advance) -> Self {
@@ -122,7 +128,7 @@ impl Cursor {
 }
 
 /// The end of a snapshot `xmin:xmax:xip,xip` and the transactions in progress in it.
-fn parts(snapshot: &str) -> (String, Vec<String>) {
+pub(super) fn parts(snapshot: &str) -> (String, Vec<String>) {
     let mut parts = snapshot.splitn(3, ':').skip(1);
     let xmax = parts.next().unwrap_or_default().to_owned();
     let xip = parts

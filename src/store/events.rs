@@ -25,6 +25,8 @@ pub struct NewEvent {
     pub priority: i32,
     /// Earliest time of its first attempt.
     pub deliver_after: Option<DateTime<Utc>>,
+    /// Whether it was routed before its turn, because it is urgent.
+    pub routed_early: bool,
 }
 
 /// An event as it is read for its deliveries.
@@ -185,7 +187,7 @@ pub(super) fn read_new_events(rows: &[PgRow]) -> Result<Vec<NewEvent>, sqlx::Err
     for row in rows {
         let Some(LoadedEvent { event, payload_read }) = read_event(row)? else { continue };
         let (priority, deliver_after) = (row.try_get(11)?, row.try_get(12)?);
-        events.push(NewEvent { event, payload_read, priority, deliver_after });
+        events.push(NewEvent { event, payload_read, priority, deliver_after, routed_early: false });
     }
     Ok(events)
 }

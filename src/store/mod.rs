@@ -12,6 +12,7 @@ mod identity;
 mod inspection;
 mod order;
 mod ordering;
+mod paces;
 mod pages;
 mod relays;
 mod replays;
@@ -20,6 +21,7 @@ pub mod schema;
 mod starts;
 mod statement;
 mod subscriptions;
+mod urgent;
 
 pub use connection::{ConnectionSettings, Settler, Store, connections_wanted, crowded, settings};
 pub use cursor::{Advance, Cursor};
@@ -35,6 +37,7 @@ pub use identity::why_fenced;
 pub use inspection::{capture_problems, unsuitable};
 pub use order::{Keyed, Opened};
 pub use ordering::{Coalesce, OnExhausted, Ordering};
+pub use paces::{Paced, SlotsReserved, SlotsWanted};
 pub use pages::{
     BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
 };
@@ -45,3 +48,4 @@ pub use starts::{Past, Start};
 pub use subscriptions::{
     AskedPause, Loaded, LoadedPauses, StateChange, SubscriptionRow, SubscriptionState, Version,
 };
+pub use urgent::{Looked, Urgent};

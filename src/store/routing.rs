@@ -239,6 +239,14 @@ impl Store {
             .zip(&routed.pages)
             .flat_map(|(number, page)| page.entries.iter().map(move |entry| (number, entry)))
             .collect();
+        let until = match advance {
+            Advance::All => Position(i64::MAX),
+            Advance::UpTo(position) => position,
+        };
+        let passed: Vec<Position> = (read.events.iter())
+            .filter(|new| new.routed_early && new.event.position <= until)
+            .map(|new| new.event.position)
+            .collect();
         let times = || read.events.iter().map(|new| new.event.created_at);
         let Routed { waiting, timed, pages } = routed;
         let step = next.step;
@@ -271,6 +279,7 @@ impl Store {
             .bind_each(timed, |new| new.subscription)
             .bind_each(timed, |new| new.deliver_after)
             .bind_each(timed, |new| new.priority)
+            .bind(passed)
             .all(|rows| {
                 let Some(row) = rows.first() else { return Ok(None) };
                 next.low = Some(Low { position: row.try_get("low")?, xid: row.try_get("low_xid")? });
@@ -335,6 +344,11 @@ fn read_rows(
         return Ok(None);
     }
     let mut events = read_new_events(rows)?;
+    if events.iter().any(|new| new.priority > 0) {
+        for (row, new) in rows.iter().zip(&mut events) {
+            new.routed_early = row.try_get::<Option<bool>, _>("routed_early")?.unwrap_or(false);
+        }
+    }
     events.sort_unstable_by_key(|new| new.event.position);
     Ok(Some(Read {
         events,

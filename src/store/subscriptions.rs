@@ -209,6 +209,8 @@ pub struct Loaded {
     pub unreadable: Vec<(SubscriptionId, String)>,
     /// Ids of all rows, changed or not.
     pub ids: Vec<SubscriptionId>,
+    /// Organizations that operators have limited, and their rates.
+    pub limits: Vec<(String, String)>,
     /// Value of `outbox.generation` in the snapshot of this load.
     pub generation: i64,
     /// Snapshot of this load, from which the next load starts.
@@ -225,7 +227,9 @@ impl Store {
             .bind(since)
             .all(|rows| {
                 let first = first(rows)?;
+                let limited: Vec<String> = first.try_get("limited")?;
                 let mut loaded = Loaded {
+                    limits: limited.into_iter().zip(first.try_get::<Vec<String>, _>("rates")?).collect(),
                     rows: Vec::new(),
                     unreadable: Vec::new(),
                     ids: first.try_get("ids")?,

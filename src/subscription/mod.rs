@@ -6,7 +6,7 @@ mod selections;
 use std::sync::Arc;
 
 use crate::{
-    delivery::RetryPolicy,
+    delivery::{RetryPolicy, rate::Rate},
     event::{
         Event, JsonText, Position,
         filter::{Containment, Facts, Filter, FilterResult, Transform},
@@ -26,6 +26,8 @@ pub struct Subscription {
     pub name: Arc<str>,
     /// Policy for failed attempts.
     pub retry: RetryPolicy,
+    /// Most deliveries in a time, by all relays together.
+    pub rate: Option<Rate>,
     /// Sink and target of its deliveries.
     pub outlet: Outlet,
     /// Expression that makes the payload to be sent.
@@ -87,6 +89,13 @@ impl Subscription {
             problem = Some(error);
             RetryPolicy::default()
         });
+        let rate = row.rate.as_deref().and_then(|text| match Rate::parse(text) {
+            Ok(rate) => Some(rate),
+            Err(error) => {
+                problem = Some(format!("rate: {error}"));
+                None
+            }
+        });
         let config = row.config.value().map_err(|error| format!("config: {error}"));
         let outlet = config.and_then(|config| Ok(sinks.bind(&row.sink, &config)?)).unwrap_or_else(|error| {
             problem = Some(error);
@@ -115,6 +124,7 @@ impl Subscription {
                 row,
                 name,
                 retry,
+                rate,
                 outlet,
                 transform,
                 patterns,

@@ -23,6 +23,7 @@ mod deploy; // manifests, chart, compose file and units agree with the program
 mod demo; // everything together, to its end and interrupted
 mod docs; // README and the book against the program: links, commands, names, tables, examples
 mod drivers; // drivers of other languages publish, and the page that says how
+mod early; // urgent events that are routed before their turn: random interleavings
 mod encodings; // databases that cannot hold an answer
 mod event_types; // payloads that do not fit, versions, invalid schemas
 mod faults; // killed, disconnected and panicking relays, crashing servers
@@ -44,6 +45,7 @@ mod operations; // whatever is operated, each version of a subscription gets wha
 mod order; // of the events with one key one is in flight, in order
 mod outputs; // logs and output that cannot be written stop nothing
 mod owners; // whoever owns what, and whatever is published, no write fails
+mod pace; // how fast subscriptions and organizations are sent to
 mod packages; // the Debian package, built, looked into and installed
 mod pages; // the protocol of pages against a model, with a death between any two statements
 mod pooler; // relays and commands behind the real PgBouncer

@@ -194,6 +194,7 @@ impl World {
                     .bind(rows.iter().map(|row| row.2).collect::<Vec<_>>())
                     .bind(rows.iter().map(|_| None::<DateTime<Utc>>).collect::<Vec<_>>())
                     .bind(rows.iter().map(|_| 0i32).collect::<Vec<_>>())
+                    .bind(Vec::<i64>::new())
                     .fetch_all(connection)
                     .await
                     .unwrap()

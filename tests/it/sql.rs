@@ -186,6 +186,7 @@ fn arguments(settled: &(String, Vec<String>), end: &str) -> BTreeMap<&'static st
                 list(&|n| (1 + n % 9).to_string()),
                 list(&|_| "null".to_owned()),
                 list(&|_| "0".to_owned()),
+                "'{}'".into(),
             ],
         ),
         ("settle_delivered", vec![leased.clone(), token.clone()]),
@@ -260,6 +261,7 @@ async fn statements_that_return_events_list_their_columns_first_and_in_one_order
         ("read_events", &all[..]),
         ("read_page", &all[..]),
         ("read_past", &all[..]),
+        ("read_urgent", &all[..]),
     ] {
         let statement = plans::statements().into_iter().find(|one| one.name == name).unwrap();
         let described = connection.prepare(AssertSqlSafe(statement.text).into_sql_str()).await.unwrap();
@@ -446,7 +448,7 @@ async fn an_old_transaction_that_holds_back_vacuum_does_not_slow_the_next_step()
         "'{}'".to_owned(),
     ]);
     step.extend(["null", "null", "0", "null", "null"].map(str::to_owned));
-    step.extend(vec!["'{}'".to_owned(); 6]);
+    step.extend(vec!["'{}'".to_owned(); 7]);
     let plan = plans::run(&mut relay, &statement, &step).await;
     assert_eq!(plan["Actual Rows"].as_f64(), Some(1.0), "the cursor moved: {plan:#}");
     assert!(buffers(&plan) <= 40, "{plan:#}");

@@ -10,7 +10,9 @@ async fn an_urgent_event_for_a_full_subscription_is_sent_as_soon_as_a_permit_is_
     database.execute("select outbox.subscribe('narrow', array['**'], 'recorder', max_in_flight => 1)").await;
     database.execute("select outbox.subscribe('wide', array['**'], 'recorder')").await;
     let recorder = Recorder::new();
-    let relay = RelayBox::start(&database, &recorder).await;
+    let mut relay = RelayBox::start(&database, &recorder).await;
+    // It knows then that nothing waits from before its start.
+    relay.wait_asleep().await;
     let topics = ["a.first", "a.ordinary", "a.urgent", "a.later"];
     // Twice: the second time the relay has read everything that was due.
     for round in 1..=2 {

@@ -201,6 +201,7 @@ async fn step(
         .bind(Vec::<i64>::new())
         .bind(Vec::<DateTime<Utc>>::new())
         .bind(Vec::<i32>::new())
+        .bind(Vec::<i64>::new())
         .fetch_all(&mut *connection)
         .await?;
     let ids = inserted.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;

@@ -158,6 +158,15 @@ impl Window {
         self.rate
     }
 
+    /// An outage is over: the window begins again as a new one does.
+    pub(crate) fn begin_again(&mut self, now: Instant) {
+        self.width = self.width.min(FIRST);
+        self.slow_start = true;
+        self.rate = 0.0;
+        self.round = Round::new(now);
+        self.trial = Trial::default();
+    }
+
     /// A delivery begins. `in_flight` includes it.
     pub(crate) fn begin(&mut self, in_flight: u32, now: Instant) {
         if in_flight <= 1 && self.answered.is_some_and(|then| now.duration_since(then) >= RESTED) {

@@ -112,6 +112,22 @@ impl Dispatch {
             // What it has leased ahead goes back when it gets old.
             Way::Probe | Way::Blocked => return Next::Waits,
         };
+        let most = match state.ramps.get_mut(&id).filter(|ramp| !ramp.is_over(now)) {
+            Some(ramp) if ramp.ready(now) == 0 => {
+                ramp.awaited = true;
+                self.paces.changed.notify_one();
+                return Next::Waits;
+            }
+            Some(ramp) => most.min(ramp.ready(now)),
+            None => most,
+        };
+        // A subscription for which there are no slots is woken when there are.
+        let demand = if queue.refill_at.is_some() { usize::MAX } else { queue.waiting() };
+        let slots = self.paces.ready(id, u32::try_from(demand).unwrap_or(u32::MAX), now);
+        if slots == 0 {
+            return Next::Waits;
+        }
+        let most = most.min(slots as usize);
         let jobs = match batch {
             None => queue.take_one().into_iter().collect(),
             Some(batch) => match queue.take_batch(&batch, most, now) {
@@ -122,6 +138,10 @@ impl Dispatch {
         let count = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
         if count == 0 {
             return Next::Waits;
+        }
+        self.paces.spend(id, count);
+        if let Some(ramp) = state.ramps.get_mut(&id) {
+            ramp.begin(count);
         }
         queue.listed = true;
         queue.in_flight += count;
@@ -159,8 +179,12 @@ impl Dispatch {
             if state.free(&self.limits) == 0 {
                 return;
             }
-            let may_send = |job: &Job| way(&job.delivery.subscription) != Way::Blocked;
+            let may_send = |job: &Job| {
+                way(&job.delivery.subscription) != Way::Blocked
+                    && self.paces.ready(job.delivery.subscription.row.id, 1, now) > 0
+            };
             let Some((job, suspect)) = state.suspects.next(may_send) else { continue };
+            self.paces.spend(job.delivery.subscription.row.id, 1);
             state.numbers.in_flight += 1;
             state.numbers.ahead -= 1;
             state.numbers.ahead_bytes -= job.bytes;

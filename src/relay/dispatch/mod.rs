@@ -11,6 +11,7 @@ mod gate;
 mod job;
 mod order;
 mod queue;
+mod ramp;
 mod room;
 mod shares;
 mod suspects;
@@ -30,8 +31,8 @@ pub(super) use self::{
     job::{Job, Passage},
     order::{Committed, Epochs},
 };
-use self::{gate::Gate, queue::Queue, shares::Limits, suspects::Suspects};
-use super::{concurrency::Answer, fair::Fair};
+use self::{gate::Gate, queue::Queue, ramp::Ramp, shares::Limits, suspects::Suspects};
+use super::{concurrency::Answer, fair::Fair, pace::Paces};
 
 /// What has waited here this long, and not for its turn, goes back to the database.
 const TOO_OLD: Duration = Duration::from_secs(2);
@@ -50,6 +51,8 @@ pub(super) struct Numbers {
 pub(super) struct Dispatch {
     state: Mutex<State>,
     limits: Limits,
+    /// The rates of limited subscriptions.
+    pub(super) paces: Paces,
     /// Rings when more may be leased after room was denied.
     pub(super) room: Notify,
     /// Rings when few permits are left.
@@ -67,6 +70,8 @@ struct State {
     /// Subscriptions for which no permit was left. They take part in the turns again when permits come back.
     parked: Vec<SubscriptionId>,
     suspects: Suspects,
+    /// Subscriptions that begin again after an outage.
+    ramps: HashMap<SubscriptionId, Ramp>,
     numbers: Numbers,
     /// In flight for subscriptions that had not answered lately.
     unproven: u32,
@@ -82,7 +87,8 @@ struct State {
 impl Dispatch {
     pub(super) fn new(permits: u32, per_subscription: u32) -> Self {
         let limits = Limits::new(permits, per_subscription);
-        Self { state: Mutex::default(), limits, room: Notify::new(), scarce: Notify::new() }
+        let paces = Paces::default();
+        Self { state: Mutex::default(), limits, paces, room: Notify::new(), scarce: Notify::new() }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -213,6 +219,40 @@ impl Dispatch {
             .collect();
         state.parked.clear();
         waiting.into_iter().for_each(|id| relist(state, id));
+    }
+
+    /// There are slots for these subscriptions.
+    pub(super) fn wake(&self, woken: &[SubscriptionId]) {
+        let mut state = self.state();
+        woken.iter().for_each(|id| relist(&mut state, *id));
+    }
+
+    /// When a subscription that begins slowly can begin the next.
+    pub(super) fn next_of_ramps(&self) -> Option<Instant> {
+        let state = self.state();
+        state.ramps.values().filter(|ramp| ramp.awaited).map(Ramp::next).min()
+    }
+
+    /// The subscriptions that begin slowly and can begin one now.
+    pub(super) fn woken_by_ramps(&self, now: Instant) -> Vec<SubscriptionId> {
+        let mut state = self.state();
+        let ready = state.ramps.iter_mut().filter(|(_, ramp)| ramp.awaited && ramp.next() <= now);
+        ready
+            .map(|(id, ramp)| {
+                ramp.awaited = false;
+                *id
+            })
+            .collect()
+    }
+
+    /// An outage of a subscription's destination is over: it begins as if it had never answered.
+    pub(super) fn begin_slowly(&self, id: SubscriptionId, now: Instant) {
+        let mut state = self.state();
+        state.ramps.retain(|_, ramp| !ramp.is_over(now));
+        state.ramps.insert(id, Ramp::new(now));
+        if let Some(queue) = state.queues.get_mut(&id) {
+            queue.window.begin_again(now);
+        }
     }
 
     /// Takes out what has waited too long, and what waits for subscriptions that are `blocked`.

@@ -12,6 +12,9 @@ use crate::{delivery::SubscriptionId, subscription::Subscription};
 /// Deliveries leased by one claim at most.
 const CLAIMED_AT_ONCE: usize = 2_000;
 
+/// Due rows of a subscription that may wait until what is in flight has ended.
+const ROWS_AHEAD: usize = 2;
+
 /// How many deliveries one claim may still lease.
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -51,11 +54,13 @@ impl Dispatch {
         now: Instant,
         least: impl Fn(usize) -> usize,
     ) -> usize {
+        let by_rate = self.paces.ahead(subscription.row.id, now);
         let mut state = self.state();
         let wants = match state.queues.get(&subscription.row.id) {
             Some(queue) => queue.wants(now),
             None => Wants { mine: 0, most: first_ahead(subscription), is_known: false },
         };
+        let wants = Wants { most: wants.most.min(by_rate), ..wants };
         let room = self.limits.ahead(wants, state.taken());
         let all = wants.mine + room;
         if room >= least(all) {
@@ -81,7 +86,9 @@ impl Dispatch {
         now: Instant,
         budget: &Budget,
     ) -> usize {
-        let room = self.room(subscription, now).min(budget.left);
+        // What its rate allows is leased in a few parts, not one by one.
+        let least = if self.paces.limits(subscription.row.id) { 2 } else { usize::MAX };
+        let room = self.room_of(subscription, now, |all| (all / least).max(1)).min(budget.left);
         let known = self.state().queues.get(&subscription.row.id).is_some_and(|queue| queue.is_known(now));
         if known || room == 0 { room } else { room.min(self.room_to_begin(subscription, now, budget)) }
     }
@@ -93,21 +100,27 @@ impl Dispatch {
         now: Instant,
         budget: &Budget,
     ) -> usize {
+        let by_rate = self.paces.ahead(subscription.row.id, now);
         let mut state = self.state();
         let free = state.free(&self.limits) as usize;
         let first = HANDFUL.max(subscription.outlet.batch().map_or(0, |batch| batch.max));
         let Some(queue) = state.queues.get(&subscription.row.id) else {
-            return free.max(1).min(first).min(budget.left);
+            return free.max(1).min(first).min(by_rate).min(budget.left);
         };
         let (in_flight, waiting) = (queue.in_flight as usize, queue.rows.len());
         let own = match queue.batch() {
             Some(batch) => batch.max * (batch.in_flight + 1),
             None => self.width(queue) as usize,
         };
-        let limit = if queue.is_known(now) { own } else { own.min(first) };
+        let mut limit = if queue.is_known(now) { own } else { own.min(first) };
+        if queue.is_known(now) && !queue.queue.is_empty() {
+            // What is due begins before what was leased ahead, and a window that is full stays full.
+            limit = limit.max(in_flight) + ROWS_AHEAD;
+        }
         let room = limit
             .saturating_sub(in_flight + waiting)
-            .min(free.max(usize::from(in_flight + waiting == 0)))
+            .min(free.max(usize::from(waiting == 0)))
+            .min(by_rate.saturating_sub(waiting))
             .min(budget.left);
         if room == 0 {
             state.was_full = true;

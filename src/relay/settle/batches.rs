@@ -30,7 +30,9 @@ pub(super) fn rows_of<'a>(decided: impl Iterator<Item = (&'a Attempted, &'a Verd
                 let ambiguous = one.report.ambiguous;
                 batch.retries.push(RetryRow { id, wait: Some(*wait), counts: one.counts, ambiguous });
             }
-            Verdict::Waits => batch.retries.push(RetryRow { id, wait: None, counts: false, ambiguous: false }),
+            Verdict::Waits => {
+                batch.retries.push(RetryRow { id, wait: None, counts: false, ambiguous: false })
+            }
             Verdict::DeadLetter { reason } => {
                 batch.dead.push(DeadRow {
                     id,
