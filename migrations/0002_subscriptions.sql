@@ -254,6 +254,9 @@ declare
     part record;
 begin
     new.changed := pg_current_xact_id();
+    if tg_op = 'UPDATE' and new.active and not old.active and new.state in ('pending', 'ok') then
+        new.state_reason := null;  -- why it was halted
+    end if;
     if tg_op = 'UPDATE' then
         if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform,
             new.schema_version, new.organization, new.keys, new.ordering, new.on_exhausted,

@@ -175,6 +175,18 @@ begin
 end;
 $$;
 
+-- Urgent events that were routed before their turn. Routing passes them when it comes to them.
+create table outbox.routed_early (
+    position   bigint      primary key,
+    created_at timestamptz not null              -- the event's: finds its partition
+) with (
+    autovacuum_vacuum_scale_factor = 0.02,
+    autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_cost_delay = 0
+);
+comment on table outbox.routed_early is
+    'Urgent events that were routed before their turn and that routing has not come to yet.';
+
 -- The delivery log. `relay.attempt_log` says what is kept: all, failures, or off.
 create table outbox.attempts (
     at              timestamptz not null default clock_timestamp(),

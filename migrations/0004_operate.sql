@@ -756,7 +756,9 @@ create view outbox.event_status as
            select pg_visible_in_snapshot(event.xid, cursor.settled)
                   or (cursor.window_end is not null
                       and pg_visible_in_snapshot(event.xid, cursor.window_end)
-                      and event.position <= cursor.page_after) as yes
+                      and event.position <= cursor.page_after)
+                  or exists (select from outbox.routed_early as early
+                              where early.position = event.position) as yes
              from outbox.cursor as cursor
             order by cursor.step desc limit 1) as routed
      cross join lateral (
@@ -834,8 +836,8 @@ begin
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
-            ('outbox_relay',
-             'update (active, state, state_reason, owed_until) on outbox.subscriptions'),
+            ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
+            ('outbox_relay', 'execute on function outbox_internal.halt'),
             ('outbox_relay', 'update on outbox.replays'),
             ('outbox_relay', 'update on outbox.paces'),
             ('outbox_relay', 'insert, delete on outbox.routed_early'),
@@ -878,6 +880,7 @@ begin
     -- What it writes is the word of the functions that call it.
     begin
         execute 'revoke execute on function outbox_internal.record_audit from outbox_admin';
+        execute 'revoke execute on function outbox_internal.audit_replay from outbox_admin';
     exception
         when undefined_function or undefined_object then null;
     end;

@@ -2,8 +2,9 @@
 
 -- An ordered subscription is delivered by one relay at a time, which knows what of each key is in
 -- flight. When it dies, its lease ends and another relay goes on.
+-- Without a foreign key: who has locked a subscription delays no delivery.
 create table outbox.order_leases (
-    subscription_id bigint      primary key references outbox.subscriptions on delete cascade,
+    subscription_id bigint      primary key,
     lease_token     uuid        not null,
     due_at          timestamptz not null,             -- end of the lease
     relay           text        not null
@@ -11,7 +12,7 @@ create table outbox.order_leases (
 
 -- Keys whose later events wait because an event became a dead letter (on_exhausted = park).
 create table outbox.parked_keys (
-    subscription_id bigint      not null references outbox.subscriptions on delete cascade,
+    subscription_id bigint      not null,
     key             text        not null,
     parked_at       timestamptz not null default clock_timestamp(),
     dead_letter_id  bigint      not null,
@@ -110,6 +111,26 @@ comment on function outbox.unpark is
     'Let parked keys of a subscription go on with their next event, without the one that parked '
     'them: its dead letter stays. key: one of them; null: all. Returns how many.';
 
+-- Pauses subscriptions whose order a dead letter would break, and returns them. Relays may pause no
+-- others. One that somebody has locked is not waited for.
+create function outbox_internal.halt(subscription_ids bigint[], reasons text[])
+returns setof bigint
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    update outbox.subscriptions as subscription
+       set active = false,
+           state_reason = case when subscription.active
+                               then (halt.reasons)[array_position(halt.subscription_ids,
+                                                                  subscription.id)]
+                               else subscription.state_reason end
+     where subscription.id in (select free.id
+                                 from outbox.subscriptions as free
+                                where free.id = any (halt.subscription_ids)
+                                  and free.ordering = 'key'
+                                  and free.on_exhausted = 'halt'
+                                  for no key update skip locked)
+    returning subscription.id
+$$;
+
 -- What waits follows a change of `ordering`.
 create function outbox_internal.follow_ordering() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -128,6 +149,29 @@ begin
 end;
 $$;
 
+create function outbox_internal.forget_order() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    delete from outbox.parked_keys where subscription_id = old.id;
+    return null;
+end;
+$$;
+
+create trigger forget_order after delete on outbox.subscriptions
+    for each row execute function outbox_internal.forget_order();
+-- A routing step that read the subscription as one without an order is made again, so that it leases
+-- nothing beside the relay that delivers it now. At the commit: nothing is locked before.
+create function outbox_internal.repeat_step() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    update outbox.cursor set step = step + 1;
+    return null;
+end;
+$$;
+create constraint trigger repeat_step after update on outbox.subscriptions
+    deferrable initially deferred
+    for each row when (old.ordering = 'none' and new.ordering = 'key')
+    execute function outbox_internal.repeat_step();
 create trigger follow_ordering after update on outbox.subscriptions
     for each row when (old.ordering is distinct from new.ordering)
     execute function outbox_internal.follow_ordering();

@@ -18,7 +18,9 @@ comment on table outbox.audit is
     'change, in its transaction; only the owner of the outbox can change it.';
 comment on column outbox.audit.action is
     'created, changed, paused, resumed, gone, disabled or deleted (a subscription); redriven or '
-    'discarded (dead letters); retried or cancelled (deliveries); adopted (the database).';
+    'discarded (dead letters); retried or cancelled (deliveries); unparked (keys); replay started, '
+    'replay paused, replay resumed or replay cancelled; limited (an organization); adopted (the '
+    'database).';
 comment on column outbox.audit.details is
     'The arguments that were given; for changed, the names of the fields; {"by": "relay"} where a '
     'relay did it.';

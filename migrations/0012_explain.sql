@@ -75,13 +75,16 @@ language sql stable as $$
            or (cursor.window_end is not null
                and pg_visible_in_snapshot(event.xid, cursor.window_end)
                and event.position <= cursor.page_after)
+           or exists (select from outbox.routed_early as early
+                       where early.position = event.position)
       from outbox.cursor as cursor
      order by cursor.step desc
      limit 1
 $$;
 
 -- The first condition of a subscription that an event does not meet: organization, topics, keys,
--- match; filter_unknown where only the filter is left, which SQL cannot evaluate; null: all hold.
+-- itself (it says what happened to this very subscription), match; filter_unknown where only the
+-- filter is left, which SQL cannot evaluate; null: all hold.
 -- A test compares it with the code that routes.
 create function outbox_internal.refusal(
     subscription outbox.subscriptions,
@@ -99,6 +102,8 @@ language sql stable as $$
                 and not exists (select from unnest(subscription.keys) as prefix
                                  where starts_with(event.key, prefix))
            then 'keys'
+           when starts_with(event.topic, 'outbox.') and event.key = subscription.name
+           then 'itself'
            when subscription.match is not null
                 and not event.payload::jsonb @> subscription.match
            then 'match'
@@ -131,6 +136,7 @@ create function outbox_internal.explain_event(
 language sql stable set jit = off set enable_nestloop = off as $$
     with owed as materialized (
         select delivery.subscription_id, 'delivery' as place, delivery.owed_since, delivery.due_at,
+               delivery.key as ordered_key, delivery.replay_id,
                delivery.lease_token is not null as was_leased, delivery.attempt as attempts,
                -- rows do not say who leased them
                (select case when count(*) = 1 then min(relay.name) end
@@ -140,7 +146,8 @@ language sql stable set jit = off set enable_nestloop = off as $$
           from outbox.deliveries as delivery
          where delivery.position = (explain_event.event).position
         union all
-        select pair.subscription_id, 'page', page.owed_since[1], page.due_at, true, 0, page.relay,
+        select pair.subscription_id, 'page', page.owed_since[1], page.due_at, null, null, true, 0,
+               page.relay,
                page.deaths > 0
           from outbox.pages as page
          cross join lateral outbox_internal.left_of(page) as pair
@@ -149,7 +156,8 @@ language sql stable set jit = off set enable_nestloop = off as $$
                         where positions @> (explain_event.event).position)
            and pair.position = (explain_event.event).position
         union all
-        select backlog.subscription_id, 'backlog', backlog.owed_since, null, false, 0, null,
+        select backlog.subscription_id, 'backlog', backlog.owed_since, null, null, null, false, 0,
+               null,
                backlog.deaths > 0
           from outbox.backlog as backlog
          where backlog.positions @> (explain_event.event).position
@@ -166,6 +174,7 @@ language sql stable set jit = off set enable_nestloop = off as $$
     tried as materialized (
         select distinct on (attempt.subscription_id)
                attempt.subscription_id, attempt.at, attempt.reason, attempt.status, attempt.answer,
+               attempt.outcome,
                max(attempt.attempt) over attempts_of as attempts,
                max(attempt.at) filter (where attempt.outcome = 'delivered') over attempts_of
                    as delivered_at
@@ -225,6 +234,13 @@ language sql stable set jit = off set enable_nestloop = off as $$
                letter.died_at,
                tried.at as tried_at, tried.reason as tried_reason, tried.status as tried_status,
                tried.answer as tried_answer, tried.attempts as attempts_tried, tried.delivered_at,
+               tried.outcome as tried_outcome, waiting.replay_id,
+               waiting.place is not null
+                   and exists (select from outbox.parked_keys as parked
+                                where parked.subscription_id = known.id
+                                  and parked.key = (explain_event.event).key) as is_parked,
+               waiting.ordered_key is not null
+                   and waiting.due_at >= outbox_internal.never() as is_behind,
                pause.until as paused_until, breakers.relays as breakers,
                case when known.row is null then null
                     when explain_event.refusals is null
@@ -273,6 +289,8 @@ language sql stable set jit = off set enable_nestloop = off as $$
                when facts.place is not null and facts.state = 'disabled' then 'disabled'
                when facts.place is not null and not facts.active then 'paused'
                when facts.place is not null and facts.state = 'invalid' then 'invalid'
+               when facts.is_parked then 'parked'
+               when facts.is_behind then 'behind_key'
                when facts.due_at > now() and facts.owed_since > now() then 'scheduled'
                -- its own wait and the pause are counted from two moments
                when facts.place is not null
@@ -285,6 +303,7 @@ language sql stable set jit = off set enable_nestloop = off as $$
                when facts.place is not null and facts.breakers is not null then 'breaker_open'
                when facts.place = 'backlog' then 'backlog'
                when facts.place is not null then 'due'
+               when facts.tried_outcome = 'superseded' then 'superseded'
                when facts.letter_reason = 'expired' then 'expired'
                when facts.letter_reason in ('relay_killed', 'event_unreadable') then 'quarantined'
                when facts.letter_id is not null then 'dead_letter'
@@ -304,7 +323,7 @@ language sql stable set jit = off set enable_nestloop = off as $$
     select judged.id, judged.name, judged.status,
            case when judged.status = 'unwanted' then judged.refusal
                 when judged.status = 'condition_failed' then judged.part
-                when judged.status in ('gone', 'after_gone', 'disabled', 'invalid')
+                when judged.status in ('gone', 'after_gone', 'disabled', 'invalid', 'paused')
                 then judged.state_reason
                 when judged.status in ('expired', 'quarantined', 'dead_letter')
                 then judged.letter_reason
@@ -320,6 +339,8 @@ language sql stable set jit = off set enable_nestloop = off as $$
                      when 'disabled' then 'outbox.resume()'
                      when 'paused' then 'outbox.resume()'
                      when 'invalid' then 'a correction of the subscription'
+                     when 'parked' then 'a redrive or discard of what parked its key'
+                     when 'behind_key' then 'an earlier event of its key'
                      when 'scheduled' then 'its time'
                      when 'paused_by_destination' then 'the end of the pause'
                      when 'retrying' then 'its next attempt'
@@ -345,7 +366,8 @@ language sql stable set jit = off set enable_nestloop = off as $$
                'part', judged.part,
                'place', judged.place,
                'owed_since', judged.owed_since,
-               'due_at', judged.due_at,
+               'due_at', nullif(judged.due_at, outbox_internal.never()),
+               'replay', judged.replay_id,
                'relay', case when judged.is_held then judged.relay end,
                'breakers', judged.breakers,
                'paused_until', judged.paused_until,

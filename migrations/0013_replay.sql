@@ -186,6 +186,11 @@ begin
             planned.rate, planned.settled, planned.window_end, planned.page_after,
             planned.first_position, planned.until_position, planned.position)
     returning id into made;
+    perform outbox_internal.record_audit(
+                'replay started', replay.subscription,
+                jsonb_build_object('id', made, 'since', planned.since, 'until', planned.until,
+                                   'topic', planned.topic, 'event', planned.event,
+                                   'rate', planned.rate));
     perform outbox_internal.ring_for_replay();
     return made;
 end;
@@ -221,13 +226,27 @@ begin
 end;
 $$;
 
+create function outbox_internal.audit_replay(action text, id bigint, rows bigint default null)
+returns bigint
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    select outbox_internal.record_audit(audit_replay.action, subscription.name,
+                                        jsonb_build_object('id', replay.id), audit_replay.rows)
+      from outbox.replays as replay
+      join outbox.subscriptions as subscription on subscription.id = replay.subscription_id
+     where replay.id = audit_replay.id
+$$;
+
 create function outbox.pause_replay(id bigint) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     perform outbox_internal.check_replay(pause_replay.id);
     update outbox.replays as one set state = 'paused'
      where one.id = pause_replay.id and one.state = 'running';
-    return found;
+    if not found then
+        return false;
+    end if;
+    perform outbox_internal.audit_replay('replay paused', pause_replay.id);
+    return true;
 end;
 $$;
 comment on function outbox.pause_replay is
@@ -243,6 +262,7 @@ begin
     if not found then
         return false;
     end if;
+    perform outbox_internal.audit_replay('replay resumed', resume_replay.id);
     perform outbox_internal.ring_for_replay();
     return true;
 end;
@@ -271,6 +291,7 @@ begin
     get diagnostics removed = row_count;
     update outbox.replays as one set queued = one.queued - removed
      where one.id = cancel_replay.id;
+    perform outbox_internal.audit_replay('replay cancelled', cancel_replay.id, removed);
     return true;
 end;
 $$;

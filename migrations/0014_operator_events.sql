@@ -75,7 +75,9 @@ begin
         end if;
         perform outbox_internal.announce(
                     one, new.name, new.organization,
-                    case when one in ('invalid', 'gone', 'disabled') then new.state_reason end);
+                    case when one in ('invalid', 'gone', 'disabled')
+                           or one = 'paused' and new.state_reason like 'halted:%'
+                         then new.state_reason end);
     end loop;
     return null;
 end;

@@ -58,7 +58,9 @@ create trigger remove_pace after delete on outbox.subscriptions
 create trigger make_pace after insert or update or delete on outbox.organization_limits
     for each row execute function outbox_internal.make_pace();
 insert into outbox.paces (subscription_id)
-select subscription.id from outbox.subscriptions as subscription where subscription.rate is not null;
+select subscription.id
+  from outbox.subscriptions as subscription
+ where subscription.rate is not null;
 
 create function outbox_internal.check_organization_limit() returns trigger
 language plpgsql as $$
@@ -87,6 +89,20 @@ create constraint trigger bump_generation
 create trigger ring_subscriptions after insert or update or delete on outbox.organization_limits
     for each statement execute function outbox_internal.ring_subscriptions();
 
+-- Also a plain update is recorded.
+create function outbox_internal.audit_limit() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform outbox_internal.record_audit(
+                'limited', null,
+                jsonb_build_object('organization', coalesce(new.organization, old.organization),
+                                   'rate', new.rate));
+    return null;
+end;
+$$;
+create trigger audit_limit after insert or update or delete on outbox.organization_limits
+    for each row execute function outbox_internal.audit_limit();
+
 create function outbox.limit_organization(organization text, rate text default null)
 returns boolean
 language plpgsql as $$
@@ -111,18 +127,6 @@ comment on function outbox.limit_organization is
 -- Urgent events that wait in the log: found without a look at the others. Events of priority 0 have
 -- no entry and cost nothing.
 create index events_urgent on outbox.events (xid, position) where priority > 0;
-
--- Urgent events that were routed before their turn. Routing passes them when it comes to them.
-create table outbox.routed_early (
-    position   bigint      primary key,
-    created_at timestamptz not null              -- the event's: finds its partition
-) with (
-    autovacuum_vacuum_scale_factor = 0.02,
-    autovacuum_vacuum_threshold = 1000,
-    autovacuum_vacuum_cost_delay = 0
-);
-comment on table outbox.routed_early is
-    'Urgent events that were routed before their turn and that routing has not come to yet.';
 
 revoke execute on all functions in schema outbox, outbox_internal from public;
 select outbox.grant_roles();

@@ -22,7 +22,7 @@ $_$;
 
 CREATE FUNCTION outbox_internal.refuse(field text, value anyelement) RETURNS boolean
     LANGUAGE plpgsql
-    AS $$
+    AS $_$
 declare
     letters text := format('has %s characters', length(value::text));
     shown   text := left(value::text, 300);
@@ -31,6 +31,18 @@ declare
 begin
     case field
         when 'topic' then
+            -- Topics of operators' events: only for the owner of the outbox.
+            if starts_with(value::text, 'outbox.') then
+                if length(value::text) <= 255
+                   and value::text ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'
+                   and pg_has_role((select relation.relowner from pg_class as relation
+                                     where relation.oid = 'outbox.events'::regclass), 'usage') then
+                    return true;
+                end if;
+                raise exception using errcode = '23514',
+                    message = format('topic: %L begins with outbox., which is reserved', shown),
+                    hint = 'The outbox publishes its own events there. Use another first segment.';
+            end if;
             problem := format('%L is not a topic', shown);
             hint := 'Use segments separated by dots, without blanks, stars and control characters, '
                     'at most 255 characters, such as shop.orders.create.';
@@ -59,7 +71,7 @@ begin
     end case;
     raise exception using errcode = '23514', message = concat_ws(': ', field, problem), hint = hint;
 end;
-$$;
+$_$;
 
 CREATE DOMAIN outbox.headers AS jsonb
 	CONSTRAINT headers_must_be_an_object_of_strings_without_control_characters CHECK (((VALUE = '{}'::jsonb) OR (VALUE IS NULL) OR outbox_internal.headers_are_valid(VALUE) OR outbox_internal.refuse('headers'::text, VALUE)));
@@ -83,7 +95,7 @@ CREATE DOMAIN outbox.source AS text
 	CONSTRAINT source_must_be_at_most_255_characters CHECK (((VALUE IS NULL) OR (length(VALUE) <= 255) OR outbox_internal.refuse('source'::text, VALUE)));
 
 CREATE DOMAIN outbox.topic AS text
-	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK ((((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'::text)) OR (VALUE IS NULL) OR outbox_internal.refuse('topic'::text, VALUE)));
+	CONSTRAINT topic_must_be_dotted_segments_without_stars_up_to_255_letters CHECK ((((length(VALUE) <= 255) AND (VALUE ~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$'::text) AND (NOT starts_with(VALUE, 'outbox.'::text))) OR (VALUE IS NULL) OR outbox_internal.refuse('topic'::text, VALUE)));
 
 CREATE DOMAIN outbox.user_id AS text
 	CONSTRAINT user_id_must_be_at_most_255_characters CHECK (((VALUE IS NULL) OR (length(VALUE) <= 255) OR outbox_internal.refuse('user_id'::text, VALUE)));
@@ -103,8 +115,8 @@ declare
     first_xid   constant bigint := 3;     -- of what is routed: older than every transaction
 begin
     perform set_config('lock_timeout', '10s', true);
-    lock table outbox.identity, outbox.cursor, outbox.starts, outbox.pages, outbox.backlog,
-               outbox.deliveries, outbox.events in share row exclusive mode;
+    lock table outbox.identity, outbox.cursor, outbox.starts, outbox.replays, outbox.pages,
+               outbox.backlog, outbox.deliveries, outbox.events in share row exclusive mode;
     select * into strict was from outbox.cursor as one order by one.step desc limit 1;
     select identity.* into strict kept from outbox.identity as identity;
     select not outbox_internal.is_written_by(identity.xmin, identity.recorded_by)
@@ -152,6 +164,11 @@ begin
                   from outbox.starts as one
                  where one.settled is not null) as ranked
          where start.subscription_id = ranked.subscription_id;
+        -- What is routed by now; of that, what lies up to `until_position`.
+        update outbox.replays as replay
+           set settled = format('%1$s:%1$s:', first_xid + 1
+                                              + (select count(*) from outbox.starts))::pg_snapshot,
+               window_end = null, page_after = null;
         perform setval('outbox.events_position_seq',
                        greatest(sequence.last_value, was.low + 1,
                                 (select max(event.position) from outbox.events as event)))
@@ -161,6 +178,7 @@ begin
         update outbox.subscriptions as subscription set changed = this
          where subscription.changed > this;
         update outbox.event_types as type set changed = this where type.changed > this;
+        delete from outbox.beginnings;  -- their transaction ids were those of the original
     else
         select count(*) into strict pending
           from outbox.events as event
@@ -184,10 +202,16 @@ begin
         update outbox.deliveries set due_at = clock_timestamp(), lease_token = null
          where lease_token is not null;
     else
+        update outbox.replays as replay
+           set state = 'cancelled', ended_at = clock_timestamp(),
+               queued = replay.queued - (select count(*) from outbox.deliveries as delivery
+                                          where delivery.replay_id = replay.id)
+         where replay.state in ('running', 'paused');
         delete from outbox.pages;
         delete from outbox.backlog;
         delete from outbox.deliveries;
         delete from outbox.starts;
+        delete from outbox.parked_keys;
         delete from outbox.routed_early;
         update outbox.events as event set xid = first_xid::text::xid8 where event.xid = this;
     end if;
@@ -205,7 +229,9 @@ begin
                low_xid = this, window_end = null, window_low = null, window_low_xid = null,
                page_after = null, page_until = null;
     end if;
+    delete from outbox.order_leases;
     delete from outbox.relay_subscriptions;
+    delete from outbox.subscription_health;
     delete from outbox.relays;
     update outbox.identity as identity
        set system_identifier = here.system_identifier, database_oid = here.database_oid,
@@ -216,6 +242,11 @@ begin
               from outbox.identity as identity) then
         raise exception 'outbox.adopt cannot be called inside a savepoint or an exception block';
     end if;
+    perform outbox_internal.record_audit(
+                'adopted', null,
+                jsonb_build_object('keep_pending', keep_pending,
+                                   'environment', adopt.environment, 'events', pending),
+                owed);
     return query select pending, owed;
 end;
 $_$;
@@ -335,6 +366,8 @@ CREATE FUNCTION outbox.cancel(subscription text DEFAULT NULL::text, topic text D
     AS $$
 declare
     cancelled bigint;
+    ids       bigint[];
+    keys      text[];
     keep      boolean := coalesce(cancel.dead_letters, false);
 begin
     with taken as materialized (
@@ -346,24 +379,77 @@ begin
         insert into outbox.dead_letters (
             subscription_id, subscription, reason, status, answer, attempts, event_id, position,
             created_at, topic, key, payload, headers, organization, source, user_id, priority,
-            schema_version)
+            schema_version, replay_id)
         select taken.subscription_id, taken.subscription, 'cancelled', taken.status, taken.answer,
                taken.attempts, event.id, taken.position, taken.created_at,
                coalesce(event.topic, 'unknown'), event.key, coalesce(event.payload, 'null'),
                coalesce(event.headers, '{}'), event.organization, event.source, event.user_id,
-               coalesce(event.priority, 0), event.schema_version
+               coalesce(event.priority, 0), event.schema_version, taken.replay_id
           from taken
           left join outbox.events as event  -- a deleted event leaves a dead letter too
             on event.position = taken.position
            and event.created_at = taken.created_at
          where keep
+    ),
+    -- A dead letter counts as failed.
+    left_out as (
+        update outbox.replays as replay
+           set queued = replay.queued - (select count(*) from taken
+                                          where taken.replay_id = replay.id)
+         where not keep
+           and replay.id in (select taken.replay_id from taken)
     )
-    select count(*) into cancelled from taken;
+    select count(*), array_agg(taken.subscription_id) filter (where taken.ordered_key is not null),
+           array_agg(taken.ordered_key) filter (where taken.ordered_key is not null)
+      into cancelled, ids, keys
+      from taken;
+    if outbox_internal.promote_keys(ids, keys) > 0
+       and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+    end if;
+    if cancelled > 0 then
+        perform outbox_internal.record_audit(
+                    'cancelled', cancel.subscription,
+                    jsonb_build_object('topic', cancel.topic, 'event', cancel.event,
+                                       'error_like', cancel.error_like,
+                                       'max_rows', cancel.max_rows, 'dead_letters', keep),
+                    cancelled);
+    end if;
     return cancelled;
 end;
 $$;
 
 COMMENT ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) IS 'Remove matching deliveries that wait: they are never sent. With dead_letters => true each leaves a dead letter, which can be redriven. What a relay holds is not touched. Returns how many; call again while it returns max_rows.';
+
+CREATE FUNCTION outbox.cancel_replay(id bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    removed bigint;
+begin
+    perform outbox_internal.check_replay(cancel_replay.id);
+    update outbox.replays as one
+       set state = 'cancelled', ended_at = clock_timestamp()
+     where one.id = cancel_replay.id and one.state in ('running', 'paused');
+    if not found then
+        return false;
+    end if;
+    delete from outbox.deliveries as delivery
+     where delivery.id in (select free.id
+                             from outbox.deliveries as free
+                            where free.replay_id = cancel_replay.id
+                              and (free.lease_token is null or free.due_at <= now())
+                              for update skip locked);
+    get diagnostics removed = row_count;
+    update outbox.replays as one set queued = one.queued - removed
+     where one.id = cancel_replay.id;
+    perform outbox_internal.audit_replay('replay cancelled', cancel_replay.id, removed);
+    return true;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.cancel_replay(id bigint) IS 'End a replay: what waits of it is never sent. What a relay is sending now may still arrive. Returns whether this changed anything.';
 
 CREATE FUNCTION outbox.capture("table" regclass, topic text DEFAULT NULL::text, operations text[] DEFAULT '{insert,update,delete}'::text[], columns text[] DEFAULT NULL::text[], exclude text[] DEFAULT NULL::text[], condition text DEFAULT NULL::text, key text DEFAULT NULL::text, diff boolean DEFAULT true) RETURNS text
     LANGUAGE plpgsql
@@ -430,7 +516,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) IS 'Create or change the type of a topic pattern and version. Calling it twice changes nothing. Returns the id.';
 
-CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint) RETURNS bigint
+CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -438,24 +524,37 @@ CREATE FUNCTION outbox.discard(subscription text DEFAULT NULL::text, topic text 
     SET enable_bitmapscan TO 'off'
     AS $$
 declare
+    chosen    bigint[];
     discarded bigint;
 begin
     perform outbox_internal.check_max_rows(discard.max_rows);
     perform outbox_internal.check_topic_pattern(discard.topic);
-    delete from outbox.dead_letters as letter
-     where letter.id = any (array(
+    chosen := array(
                select candidate.id
                  from outbox.matching_dead_letters(
                           discard.subscription, discard.topic, discard.error_like,
-                          discard.since, discard.id) as candidate
+                          discard.since, discard.id, discard.until) as candidate
                 order by candidate.position, candidate.id
-                limit max_rows));
+                limit max_rows);
+    delete from outbox.dead_letters as letter where letter.id = any (chosen);
     get diagnostics discarded = row_count;
+    if outbox_internal.unpark(chosen) > 0
+       and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+    end if;
+    if discarded > 0 then
+        perform outbox_internal.record_audit(
+                    'discarded', discard.subscription,
+                    jsonb_build_object('topic', discard.topic, 'error_like', discard.error_like,
+                                       'since', discard.since, 'until', discard.until,
+                                       'max_rows', discard.max_rows, 'id', discard.id),
+                    discarded);
+    end if;
     return discarded;
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) IS 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
+COMMENT ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) IS 'Delete matching dead letters permanently. Returns how many; call again while it returns max_rows.';
 
 CREATE FUNCTION outbox.drop_event_type(topic text, version integer DEFAULT 1) RETURNS boolean
     LANGUAGE plpgsql
@@ -469,6 +568,29 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.drop_event_type(topic text, version integer) IS 'Delete an event type. Its events are no longer checked. Returns whether it existed.';
+
+CREATE FUNCTION outbox.explain(event uuid) RETURNS TABLE(subscription text, status text, reason text, waits_for text, until timestamp with time zone, attempts integer, last_attempt_at timestamp with time zone, detail jsonb)
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    traced outbox.events;
+begin
+    select one.* into traced from outbox_internal.traced_event(explain.event) as one;
+    if traced.id is null then
+        return query
+            select null::text, 'unknown_event'::text,
+                   'not committed, or removed from the log, and no dead letter has it'::text,
+                   null::text, null::timestamptz, 0, null::timestamptz, '{}'::jsonb;
+        return;
+    end if;
+    return query
+        select one.subscription, one.status, one.reason, one.waits_for, one.until, one.attempts,
+               one.last_attempt_at, one.detail
+          from outbox_internal.explain_event(traced) as one;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.explain(event uuid) IS 'Why an event was not delivered: for each subscription what became of it, or the first condition that kept it away, and what it waits for. SQL cannot evaluate filters: where only the filter is left the status is unknown; pgoutbox trace evaluates it.';
 
 CREATE FUNCTION outbox.grant_roles() RETURNS text[]
     LANGUAGE plpgsql
@@ -487,6 +609,7 @@ begin
             ('outbox_publisher', 'insert (id) on outbox.event_ids'),
             ('outbox_publisher',
              'execute on function outbox.publish, outbox.published, outbox.new_id'),
+            ('outbox_publisher', 'execute on function outbox.wait'),
             ('outbox_publisher', 'execute on function outbox.capture, outbox.release'),
             ('outbox_publisher', 'execute on function outbox.bridge'),
             ('outbox_publisher', 'select on outbox.captures'),
@@ -495,18 +618,24 @@ begin
             ('outbox_relay', 'select on sequence outbox.events_position_seq'),
             ('outbox_relay',
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
-             'outbox.relays, outbox.relay_subscriptions, outbox.pauses'),
+             'outbox.relays, outbox.relay_subscriptions, outbox.pauses, outbox.order_leases, '
+             'outbox.parked_keys'),
+            ('outbox_relay', 'insert, update on outbox.subscription_health'),
+            ('outbox_relay', 'execute on function outbox_internal.note_backlogs'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
             ('outbox_relay', 'insert on outbox.declared_sinks'),
             ('outbox_relay', 'execute on function outbox.declare_sink'),
             ('outbox_relay', 'update on outbox.cursor'),
             ('outbox_relay', 'update on outbox.identity'),
             ('outbox_relay', 'update, delete on outbox.starts'),
+            ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
+            ('outbox_relay', 'execute on function outbox_internal.halt'),
+            ('outbox_relay', 'update on outbox.replays'),
             ('outbox_relay', 'update on outbox.paces'),
             ('outbox_relay', 'insert, delete on outbox.routed_early'),
-            ('outbox_relay', 'update (state, state_reason, owed_until) on outbox.subscriptions'),
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
+            ('outbox_relay', 'execute on function outbox.wait, outbox.latest'),
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
@@ -523,7 +652,10 @@ begin
              'outbox.relay_subscriptions'),
             ('outbox_monitor', 'select on outbox.identity, outbox.here, outbox.cursor'),
             ('outbox_monitor', 'select on sequence outbox.events_position_seq'),
-            ('outbox_monitor', 'select on outbox.captures')
+            ('outbox_monitor', 'select on outbox.captures'),
+            ('outbox_monitor', 'select on outbox.audit'),
+            ('outbox_monitor', 'execute on function outbox.wait'),
+            ('outbox_monitor', 'select on outbox.replay_status')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
@@ -537,6 +669,13 @@ begin
             end;
         end if;
     end loop;
+    -- What it writes is the word of the functions that call it.
+    begin
+        execute 'revoke execute on function outbox_internal.record_audit from outbox_admin';
+        execute 'revoke execute on function outbox_internal.audit_replay from outbox_admin';
+    exception
+        when undefined_function or undefined_object then null;
+    end;
     -- What most helpers do, they do with the rights of the caller.
     for grant_row in
         select proc.oid::regprocedure as helper, wanted.role
@@ -571,6 +710,93 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.grant_roles() IS 'Grant the groups outbox_publisher, outbox_relay, outbox_admin and outbox_monitor their rights. Run it after creating one of them. Returns the statements that it ran.';
+
+CREATE FUNCTION outbox.new_id() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    AS $$
+                select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
+                       placing substring(
+                           int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
+                       from 1 for 6),
+                       52, 1), 53, 1), 'hex')::uuid$$;
+
+COMMENT ON FUNCTION outbox.new_id() IS 'An id for an event, a UUID of version 7, to know the id before publishing.';
+
+CREATE TABLE outbox.events (
+    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    id uuid DEFAULT outbox.new_id() NOT NULL,
+    topic outbox.topic NOT NULL,
+    key outbox.key,
+    payload outbox.payload NOT NULL,
+    headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
+    organization outbox.organization,
+    source outbox.source,
+    user_id outbox.user_id,
+    priority outbox.priority DEFAULT 0 NOT NULL,
+    deliver_after outbox.instant,
+    schema_version integer
+)
+PARTITION BY RANGE (created_at);
+
+ALTER TABLE ONLY outbox.events REPLICA IDENTITY FULL;
+
+COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
+
+CREATE FUNCTION outbox.latest(topics text[], since timestamp with time zone DEFAULT NULL::timestamp with time zone, organization text DEFAULT NULL::text, max_events integer DEFAULT 1000000) RETURNS SETOF outbox.events
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    expressions text[] := '{}';
+    pattern     text;
+    looked_at   bigint;
+begin
+    if latest.topics is null or cardinality(latest.topics) not between 1 and 100 then
+        raise exception using errcode = '22023',
+            message = 'topics: must be an array of 1 to 100 topic patterns',
+            hint = 'For example array[''shop.orders.*''].';
+    end if;
+    foreach pattern in array latest.topics loop
+        if pattern is null then
+            raise exception using errcode = '22023', message = 'topics: has a null',
+                hint = 'For example array[''shop.orders.*''].';
+        end if;
+        expressions := expressions || outbox_internal.topic_expression(pattern);
+    end loop;
+    if latest.max_events is null or latest.max_events not between 1 and 100000000 then
+        raise exception using errcode = '22023',
+            message = format('max_events: %s is not between 1 and 100000000',
+                             coalesce(latest.max_events::text, 'null'));
+    end if;
+    -- What is not looked at might hold the newest event of a key: that is refused, not left out.
+    select count(*) into looked_at
+      from (select from outbox.events as event
+             where latest.since is null or event.created_at >= latest.since
+             limit latest.max_events + 1) as event;
+    if looked_at > latest.max_events then
+        raise exception using errcode = '22023',
+            message = format('max_events: the log has more than %s events to look at',
+                             latest.max_events),
+            hint = 'Give since, to look only at newer ones, or a larger max_events.';
+    end if;
+    return query
+        select event.*
+          from (select distinct on (one.organization, one.key) one.position, one.created_at
+                  from outbox.events as one
+                 where one.key is not null
+                   and (latest.since is null or one.created_at >= latest.since)
+                   and (latest.organization is null or one.organization = latest.organization)
+                   and ('.' || one.topic) ~ any (expressions)
+                 order by one.organization, one.key, one.position desc) as newest
+          join outbox.events as event
+            on event.position = newest.position
+           and event.created_at = newest.created_at
+         order by event.position;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) IS 'The newest event of each key (and organization) among those whose topic matches a pattern, in the order of positions, to begin from. Events without a key are left out. Reads the log, from since on if it is given, and refuses to read more than max_events.';
 
 CREATE FUNCTION outbox.limit_organization(organization text, rate text DEFAULT NULL::text) RETURNS boolean
     LANGUAGE plpgsql
@@ -612,10 +838,11 @@ CREATE TABLE outbox.dead_letters (
     source text,
     user_id text,
     priority integer NOT NULL,
-    schema_version integer
+    schema_version integer,
+    replay_id bigint
 );
 
-CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, id bigint DEFAULT NULL::bigint) RETURNS SETOF outbox.dead_letters
+CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS SETOF outbox.dead_letters
     LANGUAGE sql STABLE
     AS $$
     -- A dead letter belongs to the subscription with its id, whatever that is called now.
@@ -623,7 +850,7 @@ CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::tex
            coalesce(target.name, letter.subscription), letter.reason, letter.status, letter.answer,
            letter.attempts, letter.event_id, letter.position, letter.created_at, letter.topic,
            letter.key, letter.payload, letter.headers, letter.organization, letter.source,
-           letter.user_id, letter.priority, letter.schema_version
+           letter.user_id, letter.priority, letter.schema_version, letter.replay_id
       from outbox.dead_letters as letter
       left join outbox.subscriptions as target on target.id = letter.subscription_id
      where (matching_dead_letters.id is null or letter.id = matching_dead_letters.id)
@@ -631,21 +858,10 @@ CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::tex
             or coalesce(target.name, letter.subscription) = matching_dead_letters.subscription)
        and outbox_internal.is_asked_for(
                letter, matching_dead_letters.topic, matching_dead_letters.error_like,
-               matching_dead_letters.since)
+               matching_dead_letters.since, matching_dead_letters.until)
 $$;
 
-COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
-
-CREATE FUNCTION outbox.new_id() RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    AS $$
-                select encode(set_bit(set_bit(overlay(uuid_send(gen_random_uuid())
-                       placing substring(
-                           int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3)
-                       from 1 for 6),
-                       52, 1), 53, 1), 'hex')::uuid$$;
-
-COMMENT ON FUNCTION outbox.new_id() IS 'An id for an event, a UUID of version 7, to know the id before publishing.';
+COMMENT ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint, until timestamp with time zone) IS 'The dead letters that outbox.redrive and outbox.discard would process with the same arguments.';
 
 CREATE TABLE outbox.pages (
     id bigint NOT NULL,
@@ -676,6 +892,10 @@ CREATE FUNCTION outbox_internal.left_of(page outbox.pages) RETURNS TABLE(subscri
      where not page.done @> pair.number
 $$;
 
+CREATE FUNCTION outbox_internal.never() RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select timestamptz '2300-01-01Z' $$;
+
 CREATE TABLE outbox.attempts (
     at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     delivery_id bigint,
@@ -690,6 +910,7 @@ CREATE TABLE outbox.attempts (
     answer text,
     ambiguous boolean DEFAULT false NOT NULL,
     stale boolean DEFAULT false NOT NULL,
+    repeated boolean DEFAULT false NOT NULL,
     relay text NOT NULL
 )
 PARTITION BY RANGE (at);
@@ -705,7 +926,9 @@ CREATE TABLE outbox.backlog (
     positions int8multirange NOT NULL,
     owed_since timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     created_from timestamp with time zone NOT NULL,
-    created_until timestamp with time zone NOT NULL
+    created_until timestamp with time zone NOT NULL,
+    is_ordered boolean DEFAULT false NOT NULL,
+    first_position bigint GENERATED ALWAYS AS (lower(positions)) STORED
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
 
@@ -719,31 +942,12 @@ CREATE TABLE outbox.deliveries (
     lease_token uuid,
     attempt integer DEFAULT 0 NOT NULL,
     unfinished integer DEFAULT 0 NOT NULL,
-    asked boolean DEFAULT false NOT NULL
+    repeated boolean DEFAULT false NOT NULL,
+    asked boolean DEFAULT false NOT NULL,
+    key text,
+    replay_id bigint
 )
 WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_cost_delay='0');
-
-CREATE TABLE outbox.events (
-    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    "position" bigint NOT NULL,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    id uuid DEFAULT outbox.new_id() NOT NULL,
-    topic outbox.topic NOT NULL,
-    key outbox.key,
-    payload outbox.payload NOT NULL,
-    headers outbox.headers DEFAULT '{}'::jsonb NOT NULL,
-    organization outbox.organization,
-    source outbox.source,
-    user_id outbox.user_id,
-    priority outbox.priority DEFAULT 0 NOT NULL,
-    deliver_after outbox.instant,
-    schema_version integer
-)
-PARTITION BY RANGE (created_at);
-
-ALTER TABLE ONLY outbox.events REPLICA IDENTITY FULL;
-
-COMMENT ON TABLE outbox.events IS 'The log of events. Insert (topic, payload) in the transaction that writes the data. Never updated. Partitioned by created_at.';
 
 CREATE TABLE outbox.subscriptions (
     id bigint NOT NULL,
@@ -794,7 +998,7 @@ COMMENT ON COLUMN outbox.subscriptions."coalesce" IS 'none, or key: an event tha
 
 COMMENT ON COLUMN outbox.subscriptions.rate IS 'The most deliveries in a time, by all relays together, such as 50/s. Null: no limit.';
 
-COMMENT ON COLUMN outbox.subscriptions.state IS 'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (not used yet).';
+COMMENT ON COLUMN outbox.subscriptions.state IS 'pending (no relay has read this version of the row); ok; invalid (a relay cannot use the row, see state_reason); gone (the destination answered 410); disabled (it failed for longer than retry.disable_after).';
 
 COMMENT ON COLUMN outbox.subscriptions.owed_until IS 'While the state is gone: what lies up to this position was committed before, and is delivered after outbox.resume().';
 
@@ -810,7 +1014,7 @@ CREATE VIEW outbox.waiting AS
     event.organization,
     COALESCE(event.created_at, place.created_from) AS created_at,
     place.owed_since,
-    place.due_at,
+    NULLIF(place.due_at, outbox_internal.never()) AS due_at,
     place.attempts,
     last.reason,
     last.status,
@@ -819,7 +1023,10 @@ CREATE VIEW outbox.waiting AS
     place.id,
     place.number,
     place.unfinished,
-    place.asked
+    place.asked,
+    place.ordered_key,
+    place.replay_id,
+    place.repeated
    FROM (((( SELECT delivery.subscription_id,
             delivery."position",
             delivery.created_at AS created_from,
@@ -831,7 +1038,10 @@ CREATE VIEW outbox.waiting AS
             delivery.id,
             NULL::integer AS number,
             (delivery.unfinished + ((delivery.lease_token IS NOT NULL))::integer) AS unfinished,
-            delivery.asked
+            delivery.asked,
+            delivery.key AS ordered_key,
+            delivery.replay_id,
+            (delivery.repeated OR (delivery.lease_token IS NOT NULL)) AS repeated
            FROM outbox.deliveries delivery
           WHERE ((delivery.lease_token IS NULL) OR (delivery.due_at <= now()))
         UNION ALL
@@ -848,7 +1058,10 @@ CREATE VIEW outbox.waiting AS
             page.id,
             pair.number,
             LEAST((page.deaths + 1), 2) AS "least",
-            false
+            false,
+            NULL::text,
+            NULL::bigint,
+            true
            FROM (outbox.pages page
              CROSS JOIN LATERAL outbox_internal.left_of(page.*) pair(subscription_id, "position", number))
           WHERE (page.due_at <= now())
@@ -864,7 +1077,10 @@ CREATE VIEW outbox.waiting AS
             backlog.id,
             NULL::integer,
             LEAST((backlog.deaths)::integer, 2) AS "least",
-            false
+            false,
+            NULL::text,
+            NULL::bigint,
+            (backlog.deaths > 0)
            FROM ((outbox.backlog backlog
              CROSS JOIN LATERAL unnest(backlog.positions) span(span))
              CROSS JOIN LATERAL generate_series(lower(span.span), (upper(span.span) - 1)) at("position"))) place
@@ -885,7 +1101,7 @@ CREATE VIEW outbox.waiting AS
           ORDER BY attempt.at DESC
          LIMIT 1) last ON (true));
 
-COMMENT ON VIEW outbox.waiting IS 'One row for each delivery that no relay holds: one for a retry or for later (due_at), and one that waits until its subscription can take it (due_at is null). With the reason, status and answer of its last attempt, as far as outbox.attempts has it. Not for large backlogs: use outbox.matching_deliveries with a limit.';
+COMMENT ON VIEW outbox.waiting IS 'One row for each delivery that no relay holds: one for a retry or for later (due_at), and one that waits until its subscription can take it or, with ordered_key, behind an earlier event of its key (due_at is null). With the reason, status and answer of its last attempt, as far as outbox.attempts has it. Not for large backlogs: use outbox.matching_deliveries with a limit.';
 
 CREATE FUNCTION outbox.matching_deliveries(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, error_like text DEFAULT NULL::text) RETURNS SETOF outbox.waiting
     LANGUAGE sql STABLE
@@ -917,6 +1133,24 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.pause(name text) IS 'Stop sending. New deliveries are still recorded. Returns whether this changed anything.';
+
+CREATE FUNCTION outbox.pause_replay(id bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform outbox_internal.check_replay(pause_replay.id);
+    update outbox.replays as one set state = 'paused'
+     where one.id = pause_replay.id and one.state = 'running';
+    if not found then
+        return false;
+    end if;
+    perform outbox_internal.audit_replay('replay paused', pause_replay.id);
+    return true;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.pause_replay(id bigint) IS 'Pause a replay: nothing more is queued for it. What is queued, at most 256 deliveries and those that wait for a retry, is still sent. Returns whether this changed anything.';
 
 CREATE FUNCTION outbox.publish(topic text, payload jsonb, key text DEFAULT NULL::text, headers jsonb DEFAULT '{}'::jsonb, organization text DEFAULT NULL::text, id uuid DEFAULT NULL::uuid, priority integer DEFAULT 0, deliver_after timestamp with time zone DEFAULT NULL::timestamp with time zone, source text DEFAULT NULL::text, user_id text DEFAULT NULL::text, schema_version integer DEFAULT NULL::integer) RETURNS uuid
     LANGUAGE plpgsql
@@ -978,7 +1212,7 @@ $$;
 
 COMMENT ON FUNCTION outbox.published(topic text) IS 'The events that the current transaction has published so far, in the order of publishing, of topics that match the pattern. For tests of applications.';
 
-CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint) RETURNS bigint
+CREATE FUNCTION outbox.redrive(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, max_rows integer DEFAULT 1000, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -999,7 +1233,7 @@ begin
              where (target_id is null or letter.subscription_id = target_id)
                and (redrive.id is null or letter.id = redrive.id)
                and outbox_internal.is_asked_for(letter, redrive.topic, redrive.error_like,
-                                                redrive.since)
+                                                redrive.since, redrive.until)
                and letter.event_id is not null  -- what could not be read is never sent
                and exists (select from outbox.subscriptions as target
                             where target.id = letter.subscription_id)
@@ -1032,14 +1266,25 @@ begin
 
     with gone as (
         delete from outbox.dead_letters as letter where letter.id = any (chosen)
-        returning letter.subscription_id, letter.position, letter.created_at
+        returning letter.subscription_id, letter.position, letter.created_at, letter.key
     )
-    insert into outbox.deliveries (subscription_id, due_at, position, created_at, asked)
-    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true
+    insert into outbox.deliveries (subscription_id, due_at, position, created_at, asked, key)
+    select gone.subscription_id, clock_timestamp(), gone.position, gone.created_at, true,
+           case when target.ordering = 'key' then gone.key end
       from gone
+      join outbox.subscriptions as target on target.id = gone.subscription_id
      order by gone.position;
     get diagnostics redriven = row_count;
+    perform outbox_internal.unpark(chosen);
 
+    if redriven > 0 then
+        perform outbox_internal.record_audit(
+                    'redriven', redrive.subscription,
+                    jsonb_build_object('topic', redrive.topic, 'error_like', redrive.error_like,
+                                       'since', redrive.since, 'until', redrive.until,
+                                       'max_rows', redrive.max_rows, 'id', redrive.id),
+                    redriven);
+    end if;
     if redriven > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
     end if;
@@ -1047,7 +1292,7 @@ begin
 end;
 $$;
 
-COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) IS 'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
+COMMENT ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) IS 'Retry matching dead letters, oldest first, with the attempt count reset. Returns how many; call again while it returns max_rows.';
 
 CREATE FUNCTION outbox.release("table" regclass) RETURNS boolean
     LANGUAGE plpgsql
@@ -1075,6 +1320,44 @@ $$;
 
 COMMENT ON FUNCTION outbox.release("table" regclass) IS 'Stop capturing or bridging a table. Existing events stay. Returns whether it was.';
 
+CREATE FUNCTION outbox.replay(subscription text, since timestamp with time zone, until timestamp with time zone DEFAULT NULL::timestamp with time zone, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, rate text DEFAULT NULL::text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    planned constant outbox.replays := outbox_internal.plan_replay(
+        replay.subscription, replay.since, replay.until, replay.topic, replay.event, replay.rate);
+    most    constant integer := 10;
+    made    bigint;
+begin
+    if (select count(*) from outbox.replays as open
+         where open.subscription_id = planned.subscription_id
+           and open.state in ('running', 'paused')) >= most then
+        raise exception using errcode = '54000',
+            message = format('subscription %L has %s replays that have not ended',
+                             replay.subscription, most),
+            hint = 'Wait for one of them, or end one: select outbox.cancel_replay(id). '
+                   'outbox.replay_status lists them.';
+    end if;
+    insert into outbox.replays (
+        subscription_id, since, until, topic, event, rate, settled, window_end, page_after,
+        first_position, until_position, position)
+    values (planned.subscription_id, planned.since, planned.until, planned.topic, planned.event,
+            planned.rate, planned.settled, planned.window_end, planned.page_after,
+            planned.first_position, planned.until_position, planned.position)
+    returning id into made;
+    perform outbox_internal.record_audit(
+                'replay started', replay.subscription,
+                jsonb_build_object('id', made, 'since', planned.since, 'until', planned.until,
+                                   'topic', planned.topic, 'event', planned.event,
+                                   'rate', planned.rate));
+    perform outbox_internal.ring_for_replay();
+    return made;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) IS 'Send events of the log again to a subscription: those from since on and before until (null: up to now) that it wants as it is now, also if they were delivered. topic: only of topics that match the pattern. event: only this one; since may then be null. rate: the most in a time, such as 50/s. Live events go first. Returns the id of the replay, see outbox.replay_status.';
+
 CREATE FUNCTION outbox.resume(name text) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
@@ -1096,6 +1379,25 @@ $$;
 
 COMMENT ON FUNCTION outbox.resume(name text) IS 'Send again after a pause, 410 (gone) or disabling. Returns whether this changed anything.';
 
+CREATE FUNCTION outbox.resume_replay(id bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform outbox_internal.check_replay(resume_replay.id);
+    update outbox.replays as one set state = 'running'
+     where one.id = resume_replay.id and one.state = 'paused';
+    if not found then
+        return false;
+    end if;
+    perform outbox_internal.audit_replay('replay resumed', resume_replay.id);
+    perform outbox_internal.ring_for_replay();
+    return true;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.resume_replay(id bigint) IS 'Go on with a paused replay. Returns whether this changed anything.';
+
 CREATE FUNCTION outbox.retry(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, event uuid DEFAULT NULL::uuid, error_like text DEFAULT NULL::text, max_rows integer DEFAULT 1000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1104,13 +1406,22 @@ declare
     retried bigint;
 begin
     insert into outbox.deliveries (
-        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked)
+        subscription_id, due_at, position, created_at, owed_since, attempt, unfinished, asked, key,
+        replay_id, repeated)
     select taken.subscription_id, clock_timestamp(), taken.position, taken.created_at,
-           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true
+           least(taken.owed_since, clock_timestamp()), taken.attempts, taken.unfinished, true,
+           taken.ordered_key, taken.replay_id, taken.repeated
       from outbox_internal.take_waiting(retry.subscription, retry.topic, retry.event,
                                         retry.error_like, retry.max_rows, true) as taken
      order by taken.position;
     get diagnostics retried = row_count;
+    if retried > 0 then
+        perform outbox_internal.record_audit(
+                    'retried', retry.subscription,
+                    jsonb_build_object('topic', retry.topic, 'event', retry.event,
+                                       'error_like', retry.error_like, 'max_rows', retry.max_rows),
+                    retried);
+    end if;
     if retried > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
         perform pg_notify('outbox_doorbell', 'due');
     end if;
@@ -1198,7 +1509,34 @@ CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
     select ('.' || topic) ~ outbox_internal.topic_expression(pattern)
+       and (starts_with(pattern, 'outbox.') or not starts_with(topic, 'outbox.'))
 $$;
+
+CREATE FUNCTION outbox.unpark(subscription text, key text DEFAULT NULL::text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    target   bigint := outbox_internal.subscription_id(unpark.subscription);
+    unparked bigint;
+begin
+    unparked := outbox_internal.unpark(array(
+        select parked.dead_letter_id
+          from outbox.parked_keys as parked
+         where parked.subscription_id = target
+           and (unpark.key is null or parked.key = unpark.key)));
+    if unparked > 0 then
+        perform outbox_internal.record_audit('unparked', unpark.subscription,
+                                             jsonb_build_object('key', unpark.key), unparked);
+    end if;
+    if unparked > 0 and current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+    end if;
+    return unparked;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.unpark(subscription text, key text) IS 'Let parked keys of a subscription go on with their next event, without the one that parked them: its dead letter stays. key: one of them; null: all. Returns how many.';
 
 CREATE FUNCTION outbox.unsubscribe(name text) RETURNS boolean
     LANGUAGE plpgsql
@@ -1210,6 +1548,148 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.unsubscribe(name text) IS 'Delete a subscription and its pending deliveries. Dead letters stay. Returns whether it existed.';
+
+CREATE FUNCTION outbox.wait(event uuid, timeout interval DEFAULT '00:00:10'::interval) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    AS $$
+declare
+    began   timestamptz := clock_timestamp();
+    looked  timestamptz;
+    place   record;
+    status  text;
+    pause   double precision := 0.01;
+    left_to_wait double precision;
+begin
+    if wait.event is null then
+        raise exception using errcode = '22023', message = 'event: is null',
+            hint = 'Give the id that outbox.publish returned.';
+    end if;
+    if wait.timeout is null or wait.timeout <= interval '0' or wait.timeout > interval '1 hour' then
+        raise exception using errcode = '22023',
+            message = format('timeout: %s is not above 0 and at most 1 hour',
+                             coalesce(wait.timeout::text, 'null')),
+            hint = 'For example ''10s''. Call it again to wait longer.';
+    end if;
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception using errcode = '22023',
+            message = format('outbox.wait cannot see progress in a transaction that is %s',
+                             current_setting('transaction_isolation')),
+            hint = 'Call it outside of a transaction, or in one that is read committed.';
+    end if;
+    loop
+        looked := clock_timestamp();
+        if place is null then
+            select * into place from outbox_internal.find_event(wait.event);
+            if not found then
+                if exists (select from outbox.dead_letters as letter
+                            where letter.event_id = wait.event) then
+                    return 'failed';
+                end if;
+                raise exception using errcode = '22023',
+                    message = format('event: there is no event %s, and no dead letter of it',
+                                     wait.event),
+                    hint = 'Its transaction has not committed or was rolled back, or the event '
+                           'was removed from the log.';
+            end if;
+            if place.xid = pg_current_xact_id_if_assigned() then
+                raise exception using errcode = '22023',
+                    message = format('event: %s was published by this transaction, and is sent '
+                                     'only after its commit',
+                                     wait.event),
+                    hint = 'Commit first, then call outbox.wait.';
+            end if;
+        end if;
+        select current.status into status
+          from outbox.event_status as current
+         where current.position = place.position
+           and current.created_at = place.created_at
+           and current.id = wait.event;
+        if not found then
+            place := null;  -- it was removed meanwhile
+            continue;
+        end if;
+        if status in ('completed', 'failed') then
+            return status;
+        end if;
+        left_to_wait := extract(epoch from began + wait.timeout - clock_timestamp());
+        if left_to_wait <= 0 then
+            return 'pending';
+        end if;
+        -- Where a look takes long, because much is owed, it is made less often.
+        perform pg_sleep(least(left_to_wait,
+                               greatest(pause,
+                                        4 * extract(epoch from clock_timestamp() - looked))));
+        pause := least(pause * 1.5, 0.25);
+    end loop;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.wait(event uuid, timeout interval) IS 'Wait after the commit until nothing is owed of an event, at most for a timeout of up to an hour. Returns completed, failed (there is a dead letter), or pending: the time is over. An event that nobody wants is completed. While a call lasts it holds its connection and keeps vacuum back, so call it again rather than for long.';
+
+CREATE FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb DEFAULT '{}'::jsonb) RETURNS uuid
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    return outbox.publish(
+        topic => 'outbox.subscription.' || announce.what,
+        key => announce.subscription,
+        organization => announce.organization,
+        source => 'pgoutbox',
+        payload => jsonb_build_object(
+                       'subscription', announce.subscription,
+                       'organization', announce.organization,
+                       'reason', announce.reason,
+                       'at', clock_timestamp(),
+                       'by', session_user)
+                   || announce.details);
+exception when others then
+    raise warning 'outbox.subscription.% of % was not published: %', announce.what,
+                  announce.subscription, sqlerrm;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.announce_change() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    happened text[] := '{}';
+    one      text;
+begin
+    if old.active and not new.active then
+        happened := '{paused}';
+    elsif new.active
+          and (not old.active
+               or old.state in ('gone', 'disabled') and new.state in ('pending', 'ok')) then
+        happened := '{resumed}';
+    end if;
+    if new.state is distinct from old.state and new.state in ('invalid', 'gone', 'disabled') then
+        happened := happened || new.state;
+    end if;
+    foreach one in array happened loop
+        -- Relays may disagree about a subscription, again and again.
+        if one = 'invalid' then
+            insert into outbox.announcements as last (subscription_id, what, at, reason)
+            values (new.id, 'invalid', clock_timestamp(), new.state_reason)
+            on conflict (subscription_id, what) do update
+               set at = excluded.at, reason = excluded.reason
+             where last.reason is distinct from excluded.reason
+                or last.at < excluded.at - interval '10 minutes';
+            continue when not found;
+        end if;
+        perform outbox_internal.announce(
+                    one, new.name, new.organization,
+                    case when one in ('invalid', 'gone', 'disabled')
+                           or one = 'paused' and new.state_reason like 'halted:%'
+                         then new.state_reason end);
+    end loop;
+    return null;
+end;
+$$;
 
 CREATE FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) RETURNS text
     LANGUAGE plpgsql
@@ -1287,7 +1767,12 @@ begin
       from pg_attribute as a where a.attrelid = relation and a.attnum > 0 and not a.attisdropped;
 
     prefix := coalesce(topic, known.nspname || '.' || known.relname);
-    if length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
+    if prefix = 'outbox' or starts_with(prefix, 'outbox.') then
+        raise exception using errcode = '22023',
+            message = format('topic: %L is reserved: the outbox publishes its own events there',
+                             prefix),
+            hint = 'Use another first segment, such as topic => ''shop.orders''.';
+    elsif length(prefix) > 248 or prefix !~ '^[^.*[:cntrl:] ]+([.][^.*[:cntrl:] ]+)*$' then
         raise exception using errcode = '22023',
             message = format('topic: %L is not a valid prefix of topics', prefix),
             hint = 'Use segments separated by dots, without blanks and stars, at most 248 '
@@ -1467,6 +1952,73 @@ begin
 end;
 $_$;
 
+CREATE FUNCTION outbox_internal.audit_limit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform outbox_internal.record_audit(
+                'limited', null,
+                jsonb_build_object('organization', coalesce(new.organization, old.organization),
+                                   'rate', new.rate));
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.audit_replay(action text, id bigint, rows bigint DEFAULT NULL::bigint) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select outbox_internal.record_audit(audit_replay.action, subscription.name,
+                                        jsonb_build_object('id', replay.id), audit_replay.rows)
+      from outbox.replays as replay
+      join outbox.subscriptions as subscription on subscription.id = replay.subscription_id
+     where replay.id = audit_replay.id
+$$;
+
+CREATE FUNCTION outbox_internal.audit_subscription() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    fields text[];
+begin
+    if tg_op = 'INSERT' then
+        perform outbox_internal.record_audit('created', new.name,
+                                             jsonb_build_object('sink', new.sink));
+        return null;
+    elsif tg_op = 'DELETE' then
+        perform outbox_internal.record_audit('deleted', old.name);
+        return null;
+    end if;
+    select coalesce(array_agg(field.key order by field.key), '{}') into fields
+      from jsonb_each(to_jsonb(new)) as field
+     where field.value is distinct from to_jsonb(old) -> field.key
+       and field.key not in ('active', 'state', 'state_reason', 'owed_until', 'resumed_at',
+                             'created_at', 'updated_at', 'changed');
+    if fields <> '{}' then
+        perform outbox_internal.record_audit(
+                    'changed', new.name,
+                    jsonb_build_object('fields', fields,
+                                       'was', case when old.name <> new.name then old.name end));
+    end if;
+    if old.active and not new.active then
+        perform outbox_internal.record_audit('paused', new.name);
+    elsif new.active and not old.active
+          or fields = '{}'
+             and (new.resumed_at is distinct from old.resumed_at
+                  or old.state in ('gone', 'disabled')
+                     and new.state not in ('gone', 'disabled')) then
+        perform outbox_internal.record_audit('resumed', new.name);
+    end if;
+    if new.state in ('gone', 'disabled') and new.state <> old.state then
+        perform outbox_internal.record_audit(new.state, new.name,
+                                             jsonb_build_object('reason', new.state_reason));
+    end if;
+    return null;
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.bridge_json(value text) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE
     AS $$
@@ -1526,7 +2078,8 @@ begin
        and a.atttypid = 'uuid'::regtype;
     execute format('insert into outbox.events (
                         id, topic, key, payload, headers, organization, user_id, source)
-                    select coalesce(%s, outbox.new_id()), rtrim(left(%s, 255), ''.''), %s,
+                    select coalesce(%s, outbox.new_id()), rtrim(regexp_replace(left(%s, 254), ''^outbox[.]'',
+                                                       ''_outbox.''), ''.''), %s,
                            coalesce(%s, ''null''), $1, $2, $3, $4
                       from outbox_after as n',
                    coalesce(id, 'null'), topic,
@@ -1674,6 +2227,11 @@ declare
              then set_config('outbox.capturing_' || (settings ->> 'table'), '', true) = ''
              else tg_level = 'ROW' end;
 begin
+    -- outbox.capture refuses it, and a trigger made by hand publishes nothing there either.
+    if starts_with(settings ->> 'topic', 'outbox.') or settings ->> 'topic' = 'outbox' then
+        raise exception using errcode = '42501',
+            message = 'topic: topics that begin with outbox. are reserved';
+    end if;
     if not is_alone then
         first := outbox_internal.capture_position();
     end if;
@@ -2511,8 +3069,8 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox_internal.check_rate(rate text) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE
+CREATE FUNCTION outbox_internal.check_rate(rate text) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $_$
 begin
     if rate !~ '^[1-9][0-9]{0,6}/(s|m|h)$' then
@@ -2521,8 +3079,22 @@ begin
             hint = 'Write a number of deliveries and a unit: ''50/s'', ''600/m'' or ''1000/h''; '
                    'null for no limit.';
     end if;
+    return true;
 end;
 $_$;
+
+CREATE FUNCTION outbox_internal.check_replay(id bigint) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    AS $$
+begin
+    if not exists (select from outbox.replays as one where one.id = check_replay.id) then
+        raise exception using errcode = '22023',
+            message = format('id: there is no replay %s', coalesce(check_replay.id::text, 'null')),
+            hint = 'List all: select id, subscription, state from outbox.replay_status.';
+    end if;
+    return true;
+end;
+$$;
 
 CREATE FUNCTION outbox_internal.check_subscription() RETURNS trigger
     LANGUAGE plpgsql
@@ -2532,6 +3104,9 @@ declare
     part record;
 begin
     new.changed := pg_current_xact_id();
+    if tg_op = 'UPDATE' and new.active and not old.active and new.state in ('pending', 'ok') then
+        new.state_reason := null;  -- why it was halted
+    end if;
     if tg_op = 'UPDATE' then
         if (new.name, new.topics, new.sink, new.config, new.match, new.filter, new.transform,
             new.schema_version, new.organization, new.keys, new.ordering, new.on_exhausted,
@@ -2540,7 +3115,12 @@ begin
            (old.name, old.topics, old.sink, old.config, old.match, old.filter, old.transform,
             old.schema_version, old.organization, old.keys, old.ordering, old.on_exhausted,
             old."coalesce", old.rate, old.retry, old.max_in_flight) then
-            return new;  -- only the state changed: a relay must be able to mark a row as invalid
+            -- Only the state changed: a relay must be able to mark a row as invalid.
+            if new.active and not old.active and new.resumed_at is not distinct from old.resumed_at
+            then
+                new.resumed_at := clock_timestamp();
+            end if;
+            return new;
         end if;
         new.updated_at := now();
         if new.state in ('ok', 'invalid', 'gone') and new.state = old.state then
@@ -2711,12 +3291,18 @@ begin
                              coalesce(jsonb_typeof(new.retry), 'null'));
     end if;
     for part in select * from jsonb_each(new.retry) loop
-        if part.key in ('initial', 'max', 'max_age') then
+        if part.key in ('initial', 'max', 'max_age', 'disable_after') then
             if jsonb_typeof(part.value) <> 'string'
                or not outbox_internal.duration_is_valid(part.value #>> '{}') then
                 raise exception using errcode = '22023',
                     message = format('retry.%s: %s is not a duration', part.key, part.value),
                     hint = 'Write a number and a unit: "500ms", "5s", "10m", "12h", "5d".';
+            end if;
+            if part.key = 'disable_after' and (part.value #>> '{}')::interval < interval '1 minute'
+            then
+                raise exception using errcode = '22023',
+                    message = format('retry.disable_after: %s is too short', part.value),
+                    hint = 'Use at least "1m". Leave it out to go on for ever.';
             end if;
         elsif part.key = 'schedule' then
             if jsonb_typeof(part.value) <> 'array'
@@ -2746,7 +3332,7 @@ begin
             raise exception using errcode = '22023',
                 message = format('retry.%s: unknown key', part.key),
                 hint = 'Known keys: max_attempts, initial, multiplier, max, jitter, max_age, '
-                       'schedule.';
+                       'schedule, disable_after.';
         end if;
     end loop;
     if new.retry ? 'schedule'
@@ -2828,6 +3414,289 @@ CREATE FUNCTION outbox_internal.duration_is_valid(duration text) RETURNS boolean
                 else false end
 $_$;
 
+CREATE FUNCTION outbox_internal.explain_event(event outbox.events, named text DEFAULT NULL::text, refusals jsonb DEFAULT NULL::jsonb) RETURNS TABLE(subscription_id bigint, subscription text, status text, reason text, waits_for text, until timestamp with time zone, attempts integer, last_attempt_at timestamp with time zone, detail jsonb)
+    LANGUAGE sql STABLE
+    SET jit TO 'off'
+    SET enable_nestloop TO 'off'
+    AS $$
+    with owed as materialized (
+        select delivery.subscription_id, 'delivery' as place, delivery.owed_since, delivery.due_at,
+               delivery.key as ordered_key, delivery.replay_id,
+               delivery.lease_token is not null as was_leased, delivery.attempt as attempts,
+               -- rows do not say who leased them
+               (select case when count(*) = 1 then min(relay.name) end
+                  from outbox.relays as relay
+                 where relay.seen_at > now() - interval '1 minute') as relay,
+               false as is_suspect
+          from outbox.deliveries as delivery
+         where delivery.position = (explain_event.event).position
+        union all
+        select pair.subscription_id, 'page', page.owed_since[1], page.due_at, null, null, true, 0,
+               page.relay,
+               page.deaths > 0
+          from outbox.pages as page
+         cross join lateral outbox_internal.left_of(page) as pair
+         where (explain_event.event).created_at between page.created_from and page.created_until
+           and exists (select from unnest(page.owed) as positions
+                        where positions @> (explain_event.event).position)
+           and pair.position = (explain_event.event).position
+        union all
+        select backlog.subscription_id, 'backlog', backlog.owed_since, null, null, null, false, 0,
+               null,
+               backlog.deaths > 0
+          from outbox.backlog as backlog
+         where backlog.positions @> (explain_event.event).position
+           and (explain_event.event).created_at between backlog.created_from
+                                                    and backlog.created_until
+    ),
+    -- after a lost lease there may be two
+    waiting as materialized (
+        select distinct on (one.subscription_id)
+               one.*, one.was_leased and one.due_at > now() as is_held
+          from owed as one
+         order by one.subscription_id, one.was_leased and one.due_at > now() desc, one.due_at
+    ),
+    tried as materialized (
+        select distinct on (attempt.subscription_id)
+               attempt.subscription_id, attempt.at, attempt.reason, attempt.status, attempt.answer,
+               attempt.outcome,
+               max(attempt.attempt) over attempts_of as attempts,
+               max(attempt.at) filter (where attempt.outcome = 'delivered') over attempts_of
+                   as delivered_at
+          from outbox.attempts as attempt
+         where attempt.position = (explain_event.event).position
+           and attempt.at >= (explain_event.event).created_at
+           and coalesce(attempt.event_id = (explain_event.event).id, true)
+        window attempts_of as (partition by attempt.subscription_id)
+         order by attempt.subscription_id, attempt.at desc
+    ),
+    letters as materialized (
+        select distinct on (letter.subscription_id)
+               letter.id, letter.subscription_id, letter.subscription, letter.reason,
+               letter.status, letter.answer, letter.attempts, letter.event_id, letter.died_at
+          from outbox.dead_letters as letter
+         where letter.position = (explain_event.event).position
+           and coalesce(letter.event_id = (explain_event.event).id, true)
+         order by letter.subscription_id, letter.id desc
+    ),
+    breakers as materialized (
+        select report.subscription_id, jsonb_agg(report.relay order by report.relay) as relays
+          from outbox.relay_subscriptions as report
+          join outbox.relays as relay
+            on relay.name = report.relay
+           and relay.seen_at > now() - interval '1 minute'
+         where report.breaker <> 'closed'
+         group by report.subscription_id
+    ),
+    known as (
+        select one.id, one.name, one as row from outbox.subscriptions as one
+        union all
+        -- those that were deleted
+        select gone.subscription_id, min(gone.name), null
+          from (select letter.subscription_id, letter.subscription as name from letters as letter
+                union all
+                select attempt.subscription_id, null from tried as attempt) as gone
+         where not exists (select from outbox.subscriptions as one
+                            where one.id = gone.subscription_id)
+         group by gone.subscription_id
+    ),
+    facts as materialized (
+        select known.id, known.name,
+               known.row is null as is_deleted, (known.row).active, (known.row).state,
+               (known.row).state_reason,
+               case when (known.row).updated_at > (explain_event.event).created_at
+                         and (known.row).updated_at > (known.row).created_at
+                    then (known.row).updated_at end as changed_at,
+               (known.row).state = 'gone'
+                   and (explain_event.event).position
+                       > coalesce((known.row).owed_until, 0) as is_after_gone,
+               waiting.place, waiting.owed_since, waiting.due_at, waiting.was_leased,
+               waiting.is_held, waiting.is_suspect, waiting.relay,
+               waiting.attempts as attempts_of_row,
+               letter.id as letter_id, letter.reason as letter_reason,
+               letter.status as letter_status, letter.answer as letter_answer,
+               letter.attempts as letter_attempts, letter.event_id is not null as is_redrivable,
+               letter.died_at,
+               tried.at as tried_at, tried.reason as tried_reason, tried.status as tried_status,
+               tried.answer as tried_answer, tried.attempts as attempts_tried, tried.delivered_at,
+               tried.outcome as tried_outcome, waiting.replay_id,
+               waiting.place is not null
+                   and exists (select from outbox.parked_keys as parked
+                                where parked.subscription_id = known.id
+                                  and parked.key = (explain_event.event).key) as is_parked,
+               waiting.ordered_key is not null
+                   and waiting.due_at >= outbox_internal.never() as is_behind,
+               pause.until as paused_until, breakers.relays as breakers,
+               case when known.row is null then null
+                    when explain_event.refusals is null
+                    then outbox_internal.refusal(known.row, explain_event.event)
+                    else explain_event.refusals -> known.id::text ->> 0 end as refusal,
+               explain_event.refusals -> known.id::text ->> 1 as part,
+               -- of a subscription with a start: the backfill has not come to it
+               exists (select from outbox.starts as start
+                        where start.subscription_id = known.id
+                          and (explain_event.event).position > start.position
+                          and (start.since is null
+                               or (explain_event.event).created_at >= start.since)
+                          and ((explain_event.event).xid is null or start.settled is null
+                               or pg_visible_in_snapshot((explain_event.event).xid, start.settled)
+                               or coalesce(pg_visible_in_snapshot((explain_event.event).xid,
+                                                                  start.window_end)
+                                           and (explain_event.event).position
+                                               <= start.page_after, false)))
+                   as is_starting,
+               coalesce((explain_event.event).created_at < (known.row).created_at
+                        and coalesce((explain_event.event).created_at < beginning.starts_at, true)
+                        and case when (explain_event.event).xid is null or beginning.settled is null
+                                 then true  -- only the times are known
+                                 else pg_visible_in_snapshot((explain_event.event).xid,
+                                                             beginning.settled)
+                                      or coalesce(pg_visible_in_snapshot((explain_event.event).xid,
+                                                                         beginning.window_end)
+                                                  and (explain_event.event).position
+                                                      <= beginning.page_after, false) end,
+                        false) as is_before_start
+          from known
+          left join waiting on waiting.subscription_id = known.id
+          left join letters as letter on letter.subscription_id = known.id
+          left join tried on tried.subscription_id = known.id
+          left join breakers on breakers.subscription_id = known.id
+          left join outbox.asked_pauses as pause on pause.subscription_id = known.id
+          left join outbox.beginnings as beginning on beginning.subscription_id = known.id
+         where explain_event.named is null or known.name = explain_event.named
+    ),
+    judged as (
+        select facts.*,
+               -- the first that holds
+               case
+               when facts.is_held then 'in_flight'
+               when facts.place is not null and facts.state = 'gone' then 'gone'
+               when facts.place is not null and facts.state = 'disabled' then 'disabled'
+               when facts.place is not null and not facts.active then 'paused'
+               when facts.place is not null and facts.state = 'invalid' then 'invalid'
+               when facts.is_parked then 'parked'
+               when facts.is_behind then 'behind_key'
+               when facts.due_at > now() and facts.owed_since > now() then 'scheduled'
+               -- its own wait and the pause are counted from two moments
+               when facts.place is not null
+                    and facts.paused_until
+                        >= coalesce(facts.due_at, '-infinity') - interval '10 seconds'
+               then 'paused_by_destination'
+               when facts.due_at > now() then 'retrying'
+               when facts.is_suspect then 'suspect'
+               when facts.was_leased then 'lease_ended'
+               when facts.place is not null and facts.breakers is not null then 'breaker_open'
+               when facts.place = 'backlog' then 'backlog'
+               when facts.place is not null then 'due'
+               when facts.tried_outcome = 'superseded' then 'superseded'
+               when facts.letter_reason = 'expired' then 'expired'
+               when facts.letter_reason in ('relay_killed', 'event_unreadable') then 'quarantined'
+               when facts.letter_id is not null then 'dead_letter'
+               when facts.delivered_at is not null then 'delivered'
+               when facts.is_deleted then 'deleted'
+               when facts.refusal = 'failed' then 'condition_failed'
+               when facts.refusal <> 'filter_unknown' then 'unwanted'
+               when facts.is_after_gone then 'after_gone'
+               when not outbox_internal.is_routed(explain_event.event) then 'not_routed'
+               when facts.is_starting then 'backfill'
+               when facts.is_before_start then 'before_start'
+               when facts.refusal = 'filter_unknown' then 'unknown'
+               else 'settled'
+               end as status
+          from facts
+    )
+    select judged.id, judged.name, judged.status,
+           case when judged.status = 'unwanted' then judged.refusal
+                when judged.status = 'condition_failed' then judged.part
+                when judged.status in ('gone', 'after_gone', 'disabled', 'invalid', 'paused')
+                then judged.state_reason
+                when judged.status in ('expired', 'quarantined', 'dead_letter')
+                then judged.letter_reason
+                when judged.status <> 'delivered' then judged.tried_reason end,
+           case when judged.status in ('due', 'backlog', 'suspect', 'lease_ended', 'breaker_open',
+                                       'not_routed', 'backfill')
+                     and not exists (select from outbox.relays as relay
+                                      where relay.seen_at > now() - interval '1 minute')
+                then 'a running relay'
+                else case judged.status
+                     when 'in_flight' then 'an answer, or the end of the lease'
+                     when 'gone' then 'outbox.resume()'
+                     when 'disabled' then 'outbox.resume()'
+                     when 'paused' then 'outbox.resume()'
+                     when 'invalid' then 'a correction of the subscription'
+                     when 'parked' then 'a redrive or discard of what parked its key'
+                     when 'behind_key' then 'an earlier event of its key'
+                     when 'scheduled' then 'its time'
+                     when 'paused_by_destination' then 'the end of the pause'
+                     when 'retrying' then 'its next attempt'
+                     when 'suspect' then 'its turn'
+                     when 'lease_ended' then 'a relay that takes it over'
+                     when 'breaker_open' then 'a probe that succeeds'
+                     when 'backlog' then 'room for its subscription'
+                     when 'due' then 'its turn'
+                     when 'not_routed' then 'a relay that routes it'
+                     when 'backfill' then 'the backfill'
+                     end end,
+           case when judged.status in ('in_flight', 'scheduled', 'retrying') then judged.due_at
+                when judged.status = 'paused_by_destination'
+                then greatest(judged.paused_until, judged.due_at)
+                when judged.status = 'not_routed'
+                     and (explain_event.event).deliver_after > now()
+                then (explain_event.event).deliver_after end,
+           greatest(judged.attempts_of_row - judged.is_held::integer, judged.letter_attempts,
+                    judged.attempts_tried, 0),
+           judged.tried_at,
+           jsonb_strip_nulls(jsonb_build_object(
+               'condition', judged.refusal,
+               'part', judged.part,
+               'place', judged.place,
+               'owed_since', judged.owed_since,
+               'due_at', nullif(judged.due_at, outbox_internal.never()),
+               'replay', judged.replay_id,
+               'relay', case when judged.is_held then judged.relay end,
+               'breakers', judged.breakers,
+               'paused_until', judged.paused_until,
+               'dead_letter', judged.letter_id,
+               'died_at', judged.died_at,
+               'is_redrivable', case when judged.letter_id is not null and not judged.is_deleted
+                                     then judged.is_redrivable end,
+               'http_status', coalesce(judged.letter_status, judged.tried_status),
+               'answer', coalesce(judged.letter_answer, judged.tried_answer),
+               'delivered_at', judged.delivered_at,
+               'changed_at', judged.changed_at,
+               'is_deleted', nullif(judged.is_deleted, false)))
+      from judged
+     order by judged.name nulls last, judged.id
+$$;
+
+CREATE FUNCTION outbox_internal.find_event(event uuid) RETURNS TABLE("position" bigint, created_at timestamp with time zone, xid xid8)
+    LANGUAGE sql STABLE
+    AS $$
+    with id as (
+        select given.at,
+               coalesce(given.at, to_timestamp(given.milliseconds / 1000.0)) as near,
+               given.at is not null or given.version = '7' as is_dated
+          from (select (select known.created_at
+                          from outbox.event_ids as known
+                         where known.id = find_event.event) as at,
+                       ('x' || left(replace(find_event.event::text, '-', ''), 12))::bit(48)::bigint
+                           as milliseconds,
+                       substring(find_event.event::text from 15 for 1) as version) as given
+    )
+    select found.position, found.created_at, found.xid
+      from (select one.position, one.created_at, one.xid
+              from id
+              join outbox.events as one
+                on one.created_at between id.near - interval '1 hour' and id.near + interval '1 day'
+             where one.id = find_event.event
+            union all
+            select one.position, one.created_at, one.xid
+              from outbox.events as one
+             where one.id = find_event.event
+               and not (select id.is_dated from id)) as found
+     limit 1
+$$;
+
 CREATE FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) RETURNS int8multirange
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
@@ -2862,6 +3731,35 @@ begin
             when data_exception or program_limit_exceeded or internal_error then return at;
         end;
     end loop;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.follow_ordering() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    update outbox.backlog set is_ordered = new.ordering = 'key'
+     where subscription_id = new.id;
+    if new.ordering = 'none' then
+        update outbox.deliveries as delivery
+           set key = null, due_at = least(delivery.due_at, clock_timestamp())
+         where delivery.subscription_id = new.id
+           and delivery.key is not null
+           and delivery.lease_token is null;
+        delete from outbox.parked_keys where subscription_id = new.id;
+    end if;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.forget_order() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    delete from outbox.parked_keys where subscription_id = old.id;
     return null;
 end;
 $$;
@@ -2937,7 +3835,26 @@ begin
 end;
 $_$;
 
-CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) RETURNS boolean
+CREATE FUNCTION outbox_internal.halt(subscription_ids bigint[], reasons text[]) RETURNS SETOF bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    update outbox.subscriptions as subscription
+       set active = false,
+           state_reason = case when subscription.active
+                               then (halt.reasons)[array_position(halt.subscription_ids,
+                                                                  subscription.id)]
+                               else subscription.state_reason end
+     where subscription.id in (select free.id
+                                 from outbox.subscriptions as free
+                                where free.id = any (halt.subscription_ids)
+                                  and free.ordering = 'key'
+                                  and free.on_exhausted = 'halt'
+                                  for no key update skip locked)
+    returning subscription.id
+$$;
+
+CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) RETURNS boolean
     LANGUAGE sql STABLE
     AS $$
     select (topic is null or outbox.topic_matches(topic, letter.topic))
@@ -2946,6 +3863,23 @@ CREATE FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic t
             or letter.answer like error_like
             or letter.status::text like error_like)
        and (since is null or letter.died_at >= since)
+       and (until is null or letter.died_at < until)
+$$;
+
+CREATE FUNCTION outbox_internal.is_routed(event outbox.events) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    -- without a transaction id it is from a dead letter
+    select event.xid is null
+           or pg_visible_in_snapshot(event.xid, cursor.settled)
+           or (cursor.window_end is not null
+               and pg_visible_in_snapshot(event.xid, cursor.window_end)
+               and event.position <= cursor.page_after)
+           or exists (select from outbox.routed_early as early
+                       where early.position = event.position)
+      from outbox.cursor as cursor
+     order by cursor.step desc
+     limit 1
 $$;
 
 CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS boolean
@@ -2978,12 +3912,308 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    one       record;
+    published integer := 0;
+begin
+    delete from outbox.announcements as last
+     where not exists (select from outbox.subscriptions as subscription
+                        where subscription.id = last.subscription_id);
+    for one in
+        select subscription.id, subscription.name, subscription.organization, measured.age
+          from unnest(note_backlogs.subscriptions, note_backlogs.ages) as measured (id, age)
+          join outbox.subscriptions as subscription on subscription.id = measured.id
+         where measured.age >= note_backlogs.threshold
+           -- otherwise it was announced why nothing is sent
+           and subscription.active
+           and subscription.state in ('pending', 'ok', 'invalid')
+         order by subscription.id
+    loop
+        insert into outbox.announcements as last (subscription_id, what, at, threshold)
+        values (one.id, 'backlog', clock_timestamp(),
+                make_interval(secs => note_backlogs.threshold))
+        on conflict (subscription_id, what) do update
+           set at = excluded.at, threshold = excluded.threshold, cleared_at = null
+         where last.cleared_at < excluded.at - interval '10 minutes';
+        continue when not found;
+        perform outbox_internal.announce(
+                    'backlog', one.name, one.organization,
+                    format('its oldest event has been owed for %s s', round(one.age)),
+                    jsonb_build_object('state', 'over', 'oldest_age_seconds', round(one.age)));
+        published := published + 1;
+    end loop;
+    for one in
+        update outbox.announcements as last
+           set cleared_at = clock_timestamp()
+          from outbox.subscriptions as subscription
+         where last.what = 'backlog'
+           and last.cleared_at is null
+           and subscription.id = last.subscription_id
+           and not exists (
+                   select from unnest(note_backlogs.subscriptions, note_backlogs.ages)
+                               as measured (id, age)
+                    where measured.id = last.subscription_id
+                      and measured.age >= extract(epoch from last.threshold) / 2)
+        returning subscription.name, subscription.organization
+    loop
+        perform outbox_internal.announce('backlog', one.name, one.organization, null,
+                                         jsonb_build_object('state', 'cleared'));
+        published := published + 1;
+    end loop;
+    return published;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) IS 'Called by relays with the seconds for which the oldest event of each subscription has been owed. Publishes outbox.subscription.backlog where that became too long or is over. Returns how many.';
+
+CREATE TABLE outbox.replays (
+    id bigint NOT NULL,
+    subscription_id bigint NOT NULL,
+    state text DEFAULT 'running'::text NOT NULL,
+    since timestamp with time zone NOT NULL,
+    until timestamp with time zone,
+    topic text,
+    event uuid,
+    rate text,
+    started_by text DEFAULT SESSION_USER NOT NULL,
+    started_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    ended_at timestamp with time zone,
+    settled pg_snapshot NOT NULL,
+    window_end pg_snapshot,
+    page_after bigint,
+    first_position bigint NOT NULL,
+    until_position bigint NOT NULL,
+    "position" bigint NOT NULL,
+    seen bigint DEFAULT 0 NOT NULL,
+    queued bigint DEFAULT 0 NOT NULL,
+    paced_until timestamp with time zone,
+    CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['running'::text, 'paused'::text, 'done'::text, 'cancelled'::text])))
+)
+WITH (fillfactor='50');
+
+COMMENT ON TABLE outbox.replays IS 'Events that are sent again, a row for each call of outbox.replay. See outbox.replay_status.';
+
+CREATE FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) RETURNS outbox.replays
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    planned outbox.replays;
+    target  outbox.subscriptions;
+    routed  outbox.cursor;
+    published timestamptz;  -- of the event
+    lowest  bigint;
+begin
+    planned.subscription_id := outbox_internal.subscription_id(plan_replay.subscription);
+    if plan_replay.since is null and plan_replay.event is null then
+        raise exception using errcode = '22023', message = 'since: is null',
+            hint = 'Give the time of the first event, such as now() - interval ''2 days''.';
+    elsif plan_replay.since > now() then
+        raise exception using errcode = '22023',
+            message = format('since: %s is in the future', plan_replay.since);
+    elsif plan_replay.until <= plan_replay.since then
+        raise exception using errcode = '22023',
+            message = format('until: %s is not after since, %s', plan_replay.until,
+                             plan_replay.since),
+            hint = 'Events from since on and before until are sent again.';
+    end if;
+    perform outbox_internal.check_topic_pattern(plan_replay.topic);
+    perform outbox_internal.check_rate(plan_replay.rate);
+
+    select one.* into strict routed from outbox.cursor as one order by one.step desc limit 1;
+    select one.* into strict target
+      from outbox.subscriptions as one where one.id = planned.subscription_id;
+    if pg_visible_in_snapshot(target.changed, routed.settled) then
+        planned.settled := routed.settled;
+        planned.window_end := routed.window_end;
+        planned.page_after := routed.page_after;
+    else
+        -- A routing step that is under way may not know this version of the subscription: what it
+        -- routes would be missed by both.
+        planned.settled := pg_current_snapshot();
+    end if;
+    select sequence.last_value into strict planned.until_position
+      from outbox.events_position_seq as sequence;
+    if plan_replay.event is null then
+        select coalesce(min(one.position) - 1, planned.until_position) into lowest
+          from outbox.events as one;
+        planned.first_position := outbox_internal.position_before(
+            plan_replay.since, lowest, planned.until_position);
+    else
+        select one.position, one.created_at into planned.until_position, published
+          from outbox_internal.find_event(plan_replay.event) as one;
+        if published is null then
+            raise exception using errcode = '22023',
+                message = format('event: %s is not in the log', plan_replay.event);
+        elsif published < plan_replay.since or published >= plan_replay.until then
+            raise exception using errcode = '22023',
+                message = format('event: %s was published at %s, which is not between since and '
+                                 'until',
+                                 plan_replay.event, published);
+        end if;
+        planned.first_position := planned.until_position - 1;
+    end if;
+    planned.since := coalesce(plan_replay.since, published);
+    planned.until := plan_replay.until;
+    planned.topic := plan_replay.topic;
+    planned.event := plan_replay.event;
+    planned.rate := plan_replay.rate;
+    planned.position := planned.first_position;
+    return planned;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    AS $$
+declare
+    below  bigint := lowest;
+    above  bigint := highest;
+    middle bigint;
+    found_event record;
+begin
+    while highest - lowest > 100000 and above - below > 1000 loop
+        middle := below + (above - below) / 2;
+        select event.position, event.created_at into found_event
+          from outbox.events as event
+         where event.position > middle and event.position <= above
+         order by event.position
+         limit 1;
+        if found and found_event.created_at < position_before.at - interval '1 hour' then
+            below := found_event.position;
+        else
+            above := middle;
+        end if;
+    end loop;
+    return below;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+declare
+    promoted bigint;
+begin
+    update outbox.deliveries as delivery
+       set due_at = clock_timestamp()
+     where delivery.id in (
+               select first.id
+                 from (select distinct one.subscription_id, one.key
+                         from unnest(promote_keys.subscription_ids, promote_keys.keys)
+                              as one (subscription_id, key)
+                        where one.key is not null) as wanted
+                cross join lateral (
+                      select one.id
+                        from outbox.deliveries as one
+                       where one.subscription_id = wanted.subscription_id
+                         and one.key = wanted.key
+                       order by one.position, one.id
+                       limit 1) as first
+                where not exists (select from outbox.parked_keys as parked
+                                   where parked.subscription_id = wanted.subscription_id
+                                     and parked.key = wanted.key))
+       and delivery.lease_token is null
+       and delivery.due_at = outbox_internal.never();
+    get diagnostics promoted = row_count;
+    return promoted;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.record_audit(action text, subscription text DEFAULT NULL::text, details jsonb DEFAULT '{}'::jsonb, rows bigint DEFAULT NULL::bigint) RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+    insert into outbox.audit (action, subscription, rows, details, login, role, application)
+    select record_audit.action, record_audit.subscription, record_audit.rows,
+           coalesce(jsonb_strip_nulls(record_audit.details), '{}')
+           || case when done.by_relay then '{"by": "relay"}'::jsonb else '{}' end,
+           session_user, coalesce(nullif(current_setting('role'), 'none'), session_user),
+           done.application
+      from (select current_setting('application_name') as application,
+                   -- as relays call themselves, or a login that may be nothing else
+                   current_setting('application_name') ~ '^pgoutbox/[^/]+/'
+                   and current_setting('application_name') !~ '^pgoutbox/[^/]+/cli$'
+                   or coalesce((select pg_has_role(session_user, relay.oid, 'member')
+                                  from pg_roles as relay where relay.rolname = 'outbox_relay')
+                               and not (select pg_has_role(session_user, admin.oid, 'member')
+                                          from pg_roles as admin
+                                         where admin.rolname = 'outbox_admin'), false)
+                       as by_relay) as done
+    returning id
+$_$;
+
+COMMENT ON FUNCTION outbox_internal.record_audit(action text, subscription text, details jsonb, rows bigint) IS 'Write a row of outbox.audit: what was done, to which subscription, with which arguments, and how many rows it took. Returns its id.';
+
+CREATE FUNCTION outbox_internal.record_beginning() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    insert into outbox.beginnings (subscription_id, settled, window_end, page_after)
+    select new.id, cursor.settled, cursor.window_end, cursor.page_after
+      from outbox.cursor as cursor
+     order by cursor.step desc
+     limit 1;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.record_start() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    update outbox.beginnings as beginning set starts_at = coalesce(new.since, '-infinity')
+     where beginning.subscription_id = new.subscription_id;
+    return null;
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.record_writer() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 begin
     new.recorded_by := pg_current_xact_id();
     return new;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    select case
+           when subscription.organization is not null
+                and subscription.organization is distinct from event.organization::text
+           then 'organization'
+           when not exists (select from unnest(subscription.topics) as pattern
+                             where outbox.topic_matches(pattern, event.topic))
+           then 'topics'
+           when subscription.keys is not null
+                and not exists (select from unnest(subscription.keys) as prefix
+                                 where starts_with(event.key, prefix))
+           then 'keys'
+           when starts_with(event.topic, 'outbox.') and event.key = subscription.name
+           then 'itself'
+           when subscription.match is not null
+                and not event.payload::jsonb @> subscription.match
+           then 'match'
+           when subscription.filter is not null then 'filter_unknown'
+           end
+$$;
+
+CREATE FUNCTION outbox_internal.repeat_step() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    update outbox.cursor set step = step + 1;
+    return null;
 end;
 $$;
 
@@ -2999,6 +4229,7 @@ begin
                  where delivery.subscription_id = new.id
                    and delivery.lease_token is null
                    and delivery.due_at > now()
+                   and delivery.due_at < outbox_internal.never()
                    and delivery.owed_since <= now()  -- not what is scheduled for later
                  order by delivery.due_at, delivery.id
                  limit 100000
@@ -3037,6 +4268,18 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.ring_for_replay() RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if current_setting('outbox.doorbell', true) is distinct from 'off' then
+        perform pg_notify('outbox_doorbell', 'due');
+        return true;
+    end if;
+    return false;
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.ring_subscriptions() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -3046,6 +4289,13 @@ begin
     end if;
     return null;
 end;
+$$;
+
+CREATE FUNCTION outbox_internal.seconds_between(rate text) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    select case right(rate, 1) when 's' then 1 when 'm' then 60 else 3600 end
+           / split_part(rate, '/', 1)::double precision
 $$;
 
 CREATE FUNCTION outbox_internal.sink_fields() RETURNS TABLE(sink text, field text, types text[], is_required boolean)
@@ -3134,7 +4384,12 @@ begin
                                           take_waiting.event, take_waiting.error_like) as matching
          where not take_waiting.to_retry
             or (not matching.asked
-                and (take_waiting.event is not null or matching.owed_since <= now()))
+                and (take_waiting.event is not null or matching.owed_since <= now())
+                -- nothing overtakes the events of its key before it
+                and (matching.place = 'delivery' and matching.due_at is not null
+                     or not exists (select from outbox.subscriptions as target
+                                     where target.id = matching.subscription_id
+                                       and target.ordering = 'key')))
          limit take_waiting.max_rows);
 
     return query
@@ -3244,6 +4499,62 @@ CREATE FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) RETURNS boo
                      '([.]([*][*]|[^.*[:cntrl:] ]*[*]|[^.*[:cntrl:] ]+))*$'
 $_$;
 
+CREATE FUNCTION outbox_internal.traced_event(id uuid) RETURNS SETOF outbox.events
+    LANGUAGE sql STABLE
+    AS $$
+    with place as materialized (
+        select found.position, found.created_at
+          from outbox_internal.find_event(traced_event.id) as found
+    )
+    select event.*
+      from place
+      join outbox.events as event
+        on event.position = place.position
+       and event.created_at = place.created_at
+    union all
+    select whole.*
+      from (select letter.*
+              from outbox.dead_letters as letter
+             where letter.event_id = traced_event.id
+             order by letter.id desc
+             limit 1) as letter
+     cross join lateral jsonb_populate_record(
+           null::outbox.events,
+           to_jsonb(letter) || jsonb_build_object('id', letter.event_id)) as whole
+     where not exists (select from place)
+$$;
+
+CREATE FUNCTION outbox_internal.unpark(dead_letters bigint[]) RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+declare
+    ids  bigint[];
+    keys text[];
+begin
+    with unparked as (
+        delete from outbox.parked_keys as parked
+         where parked.dead_letter_id = any (unpark.dead_letters)
+        returning parked.subscription_id, parked.key
+    )
+    select array_agg(unparked.subscription_id), array_agg(unparked.key) into ids, keys
+      from unparked;
+    perform outbox_internal.promote_keys(ids, keys);
+    return coalesce(cardinality(ids), 0);
+end;
+$$;
+
+CREATE TABLE outbox.announcements (
+    subscription_id bigint NOT NULL,
+    what text NOT NULL,
+    at timestamp with time zone NOT NULL,
+    reason text,
+    threshold interval,
+    cleared_at timestamp with time zone,
+    CONSTRAINT announcements_what_check CHECK ((what = ANY (ARRAY['invalid'::text, 'backlog'::text])))
+);
+
+COMMENT ON TABLE outbox.announcements IS 'The last outbox.subscription.invalid and outbox.subscription.backlog of each subscription.';
+
 CREATE TABLE outbox.pauses (
     subscription_id bigint NOT NULL,
     until timestamp with time zone NOT NULL,
@@ -3274,10 +4585,38 @@ CREATE TABLE outbox.attempts_default (
     answer text,
     ambiguous boolean DEFAULT false NOT NULL,
     stale boolean DEFAULT false NOT NULL,
+    repeated boolean DEFAULT false NOT NULL,
     relay text NOT NULL
 );
 
 ALTER TABLE ONLY outbox.attempts_default REPLICA IDENTITY FULL;
+
+CREATE TABLE outbox.audit (
+    id bigint NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    action text NOT NULL,
+    subscription text,
+    rows bigint,
+    details jsonb DEFAULT '{}'::jsonb NOT NULL,
+    login text NOT NULL,
+    role text NOT NULL,
+    application text NOT NULL
+);
+
+COMMENT ON TABLE outbox.audit IS 'Who changed subscriptions, dead letters and waiting deliveries, and when. Written with each change, in its transaction; only the owner of the outbox can change it.';
+
+COMMENT ON COLUMN outbox.audit.action IS 'created, changed, paused, resumed, gone, disabled or deleted (a subscription); redriven or discarded (dead letters); retried or cancelled (deliveries); unparked (keys); replay started, replay paused, replay resumed or replay cancelled; limited (an organization); adopted (the database).';
+
+COMMENT ON COLUMN outbox.audit.details IS 'The arguments that were given; for changed, the names of the fields; {"by": "relay"} where a relay did it.';
+
+ALTER TABLE outbox.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.audit_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
 
 ALTER TABLE outbox.backlog ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.backlog_id_seq
@@ -3287,6 +4626,16 @@ ALTER TABLE outbox.backlog ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     NO MAXVALUE
     CACHE 1
 );
+
+CREATE TABLE outbox.beginnings (
+    subscription_id bigint NOT NULL,
+    settled pg_snapshot NOT NULL,
+    window_end pg_snapshot,
+    page_after bigint,
+    starts_at timestamp with time zone
+);
+
+COMMENT ON TABLE outbox.beginnings IS 'Which events had been routed when a subscription was made. Removed by outbox.adopt, because transaction ids of another cluster say nothing.';
 
 CREATE VIEW outbox.captures AS
  SELECT format('%I.%I'::text, named.nspname, class.relname) AS "table",
@@ -3474,6 +4823,14 @@ CREATE TABLE outbox.event_ids (
 
 COMMENT ON TABLE outbox.event_ids IS 'Ids given to outbox.publish(id => ...). Publishing the same id twice is one event.';
 
+CREATE TABLE outbox.routed_early (
+    "position" bigint NOT NULL,
+    created_at timestamp with time zone NOT NULL
+)
+WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+
+COMMENT ON TABLE outbox.routed_early IS 'Urgent events that were routed before their turn and that routing has not come to yet.';
+
 CREATE TABLE outbox.starts (
     subscription_id bigint NOT NULL,
     since timestamp with time zone,
@@ -3502,7 +4859,9 @@ CREATE VIEW outbox.event_status AS
     COALESCE(owed.attempts, 0) AS attempts,
     failed.letters AS dead_letters
    FROM (((((outbox.events event
-     CROSS JOIN LATERAL ( SELECT (pg_visible_in_snapshot(event.xid, cursor.settled) OR ((cursor.window_end IS NOT NULL) AND pg_visible_in_snapshot(event.xid, cursor.window_end) AND (event."position" <= cursor.page_after))) AS yes
+     CROSS JOIN LATERAL ( SELECT (pg_visible_in_snapshot(event.xid, cursor.settled) OR ((cursor.window_end IS NOT NULL) AND pg_visible_in_snapshot(event.xid, cursor.window_end) AND (event."position" <= cursor.page_after)) OR (EXISTS ( SELECT
+                   FROM outbox.routed_early early
+                  WHERE (early."position" = event."position")))) AS yes
            FROM outbox.cursor cursor
           ORDER BY cursor.step DESC
          LIMIT 1) routed)
@@ -3703,6 +5062,14 @@ CREATE TABLE outbox.migrations (
     execution_time bigint NOT NULL
 );
 
+CREATE TABLE outbox.order_leases (
+    subscription_id bigint NOT NULL,
+    lease_token uuid NOT NULL,
+    due_at timestamp with time zone NOT NULL,
+    relay text NOT NULL
+)
+WITH (fillfactor='50');
+
 CREATE TABLE outbox.organization_limits (
     organization text NOT NULL,
     rate text NOT NULL,
@@ -3760,6 +5127,32 @@ ALTER TABLE outbox.pages ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE outbox.parked_keys (
+    subscription_id bigint NOT NULL,
+    key text NOT NULL,
+    parked_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    dead_letter_id bigint NOT NULL
+);
+
+CREATE VIEW outbox.parked AS
+ SELECT subscription.name AS subscription,
+    parked.key,
+    parked.parked_at,
+    parked.dead_letter_id,
+    letter.event_id,
+    letter.topic,
+    letter.reason,
+    letter.status,
+    letter.answer,
+    ( SELECT count(*) AS count
+           FROM outbox.deliveries delivery
+          WHERE ((delivery.subscription_id = parked.subscription_id) AND (delivery.key = parked.key))) AS waiting
+   FROM ((outbox.parked_keys parked
+     JOIN outbox.subscriptions subscription ON ((subscription.id = parked.subscription_id)))
+     LEFT JOIN outbox.dead_letters letter ON ((letter.id = parked.dead_letter_id)));
+
+COMMENT ON VIEW outbox.parked IS 'One row for each key that is parked: the dead letter that parked it, and how many later events of the key wait. outbox.redrive or outbox.discard of that dead letter lets the key go on; so does outbox.unpark.';
+
 CREATE TABLE outbox.relay_subscriptions (
     relay text NOT NULL,
     subscription_id bigint NOT NULL,
@@ -3788,13 +5181,47 @@ CREATE TABLE outbox.relays (
 )
 WITH (fillfactor='50');
 
-CREATE TABLE outbox.routed_early (
-    "position" bigint NOT NULL,
-    created_at timestamp with time zone NOT NULL
-)
-WITH (autovacuum_vacuum_scale_factor='0.02', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_cost_delay='0');
+CREATE VIEW outbox.replay_status AS
+ SELECT replay.id,
+    subscription.name AS subscription,
+    replay.state,
+    replay.since,
+    replay.until,
+    replay.topic,
+    replay.event,
+    replay.rate,
+    round(
+        CASE
+            WHEN (replay.state = 'done'::text) THEN (1)::numeric
+            WHEN (replay.until_position <= replay.first_position) THEN (0)::numeric
+            ELSE (((replay."position" - replay.first_position))::numeric / ((replay.until_position - replay.first_position))::numeric)
+        END, 4) AS progress,
+    replay.seen,
+    GREATEST(((replay.queued - waiting.count) - given_up.count), (0)::bigint) AS sent,
+    waiting.count AS waiting,
+    given_up.count AS failed,
+    replay.started_by,
+    replay.started_at,
+    replay.ended_at
+   FROM (((outbox.replays replay
+     JOIN outbox.subscriptions subscription ON ((subscription.id = replay.subscription_id)))
+     CROSS JOIN LATERAL ( SELECT count(*) AS count
+           FROM outbox.deliveries delivery
+          WHERE (delivery.replay_id = replay.id)) waiting)
+     CROSS JOIN LATERAL ( SELECT count(*) AS count
+           FROM outbox.dead_letters letter
+          WHERE (letter.replay_id = replay.id)) given_up);
 
-COMMENT ON TABLE outbox.routed_early IS 'Urgent events that were routed before their turn and that routing has not come to yet.';
+COMMENT ON VIEW outbox.replay_status IS 'One row per replay. state: running, paused, done or cancelled. progress: how much of the log was read, 0 to 1. seen: events that were looked at. waiting: deliveries that are queued, in flight or wait for a retry. failed: dead letters that are still there. sent: all other deliveries.';
+
+ALTER TABLE outbox.replays ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME outbox.replays_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
 
 CREATE VIEW outbox.sinks AS
  SELECT known.sink AS name,
@@ -3815,6 +5242,16 @@ UNION ALL
            FROM outbox_internal.sink_fields() known(sink, field, types, is_required))));
 
 COMMENT ON VIEW outbox.sinks IS 'The sinks that a subscription can name, and the fields of their configs. fields is null for sinks of other programs, which outbox.declare_sink made known.';
+
+CREATE TABLE outbox.subscription_health (
+    subscription_id bigint NOT NULL,
+    good_at timestamp with time zone,
+    failing_since timestamp with time zone,
+    failed_at timestamp with time zone
+)
+WITH (fillfactor='50');
+
+COMMENT ON TABLE outbox.subscription_health IS 'Since when subscriptions with retry.disable_after have failed without a success.';
 
 CREATE VIEW outbox.subscription_status AS
  SELECT subscription.name,
@@ -3847,7 +5284,7 @@ CREATE VIEW outbox.subscription_status AS
            FROM ( SELECT delivery.subscription_id,
                     count(*) AS owed,
                     count(*) FILTER (WHERE ((delivery.lease_token IS NOT NULL) AND (delivery.due_at > now()))) AS leased,
-                    count(*) FILTER (WHERE ((delivery.attempt > 0) AND (delivery.lease_token IS NULL))) AS retrying,
+                    count(*) FILTER (WHERE ((delivery.attempt > 0) AND (delivery.lease_token IS NULL) AND (delivery.due_at < outbox_internal.never()))) AS retrying,
                     min(delivery.owed_since) FILTER (WHERE (delivery.owed_since <= now())) AS oldest
                    FROM outbox.deliveries delivery
                   GROUP BY delivery.subscription_id
@@ -3905,8 +5342,17 @@ ALTER TABLE ONLY outbox.attempts ATTACH PARTITION outbox.attempts_default DEFAUL
 
 ALTER TABLE ONLY outbox.events ATTACH PARTITION outbox.events_default DEFAULT;
 
+ALTER TABLE ONLY outbox.announcements
+    ADD CONSTRAINT announcements_pkey PRIMARY KEY (subscription_id, what);
+
+ALTER TABLE ONLY outbox.audit
+    ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY outbox.backlog
     ADD CONSTRAINT backlog_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.beginnings
+    ADD CONSTRAINT beginnings_pkey PRIMARY KEY (subscription_id);
 
 ALTER TABLE ONLY outbox.cursor
     ADD CONSTRAINT cursor_pkey PRIMARY KEY (step);
@@ -3935,6 +5381,9 @@ ALTER TABLE ONLY outbox.generation
 ALTER TABLE ONLY outbox.migrations
     ADD CONSTRAINT migrations_pkey PRIMARY KEY (version);
 
+ALTER TABLE ONLY outbox.order_leases
+    ADD CONSTRAINT order_leases_pkey PRIMARY KEY (subscription_id);
+
 ALTER TABLE ONLY outbox.organization_limits
     ADD CONSTRAINT organization_limits_pkey PRIMARY KEY (organization);
 
@@ -3943,6 +5392,9 @@ ALTER TABLE ONLY outbox.paces
 
 ALTER TABLE ONLY outbox.pages
     ADD CONSTRAINT pages_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.parked_keys
+    ADD CONSTRAINT parked_keys_pkey PRIMARY KEY (subscription_id, key);
 
 ALTER TABLE ONLY outbox.pauses
     ADD CONSTRAINT pauses_pkey PRIMARY KEY (subscription_id);
@@ -3953,11 +5405,17 @@ ALTER TABLE ONLY outbox.relay_subscriptions
 ALTER TABLE ONLY outbox.relays
     ADD CONSTRAINT relays_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY outbox.replays
+    ADD CONSTRAINT replays_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY outbox.routed_early
     ADD CONSTRAINT routed_early_pkey PRIMARY KEY ("position");
 
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_pkey PRIMARY KEY (subscription_id);
+
+ALTER TABLE ONLY outbox.subscription_health
+    ADD CONSTRAINT subscription_health_pkey PRIMARY KEY (subscription_id);
 
 ALTER TABLE ONLY outbox.subscriptions
     ADD CONSTRAINT subscriptions_name_key UNIQUE (name);
@@ -3973,17 +5431,29 @@ CREATE INDEX attempts_position ON ONLY outbox.attempts USING btree ("position");
 
 CREATE INDEX attempts_default_position_idx ON outbox.attempts_default USING btree ("position");
 
+CREATE INDEX audit_subscription ON outbox.audit USING btree (subscription, id);
+
+CREATE INDEX backlog_order ON outbox.backlog USING btree (subscription_id, first_position, id) WHERE is_ordered;
+
 CREATE INDEX backlog_subscription ON outbox.backlog USING btree (subscription_id, is_suspect, id);
 
 CREATE INDEX dead_letters_died_at ON outbox.dead_letters USING btree (died_at, id);
 
+CREATE INDEX dead_letters_event ON outbox.dead_letters USING btree (event_id);
+
 CREATE INDEX dead_letters_position ON outbox.dead_letters USING btree ("position", id);
+
+CREATE INDEX dead_letters_replay ON outbox.dead_letters USING btree (replay_id) WHERE (replay_id IS NOT NULL);
 
 CREATE INDEX dead_letters_subscription ON outbox.dead_letters USING btree (subscription_id, "position", id);
 
 CREATE INDEX deliveries_asked ON outbox.deliveries USING btree (subscription_id, id) WHERE asked;
 
 CREATE INDEX deliveries_due ON outbox.deliveries USING btree (subscription_id, due_at, id);
+
+CREATE INDEX deliveries_key ON outbox.deliveries USING btree (subscription_id, key, "position", id) WHERE (key IS NOT NULL);
+
+CREATE INDEX deliveries_replay ON outbox.deliveries USING btree (replay_id) WHERE (replay_id IS NOT NULL);
 
 CREATE INDEX events_created_at ON ONLY outbox.events USING brin (created_at);
 
@@ -4003,7 +5473,13 @@ CREATE INDEX events_default_xid_position_idx1 ON outbox.events_default USING btr
 
 CREATE UNIQUE INDEX identity_only_row ON outbox.identity USING btree ((true));
 
+CREATE INDEX parked_keys_dead_letter ON outbox.parked_keys USING btree (dead_letter_id);
+
 CREATE INDEX pauses_asked_at ON outbox.pauses USING btree (asked_at);
+
+CREATE INDEX replays_running ON outbox.replays USING btree (id) WHERE (state = 'running'::text);
+
+CREATE INDEX replays_subscription ON outbox.replays USING btree (subscription_id, state);
 
 ALTER INDEX outbox.attempts_at ATTACH PARTITION outbox.attempts_default_at_idx;
 
@@ -4017,6 +5493,12 @@ ALTER INDEX outbox.events_xid_position ATTACH PARTITION outbox.events_default_xi
 
 ALTER INDEX outbox.events_urgent ATTACH PARTITION outbox.events_default_xid_position_idx1;
 
+CREATE TRIGGER announce_change AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.active IS DISTINCT FROM new.active) OR (old.state IS DISTINCT FROM new.state))) EXECUTE FUNCTION outbox_internal.announce_change();
+
+CREATE TRIGGER audit_limit AFTER INSERT OR DELETE OR UPDATE ON outbox.organization_limits FOR EACH ROW EXECUTE FUNCTION outbox_internal.audit_limit();
+
+CREATE TRIGGER audit_subscription AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.audit_subscription();
+
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE OF topic, version, schema, mode, description, upcast ON outbox.event_types DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
 
 CREATE CONSTRAINT TRIGGER bump_generation AFTER INSERT OR DELETE OR UPDATE ON outbox.organization_limits DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION outbox_internal.bump_generation();
@@ -4029,13 +5511,23 @@ CREATE TRIGGER check_organization_limit BEFORE INSERT OR UPDATE ON outbox.organi
 
 CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.check_subscription();
 
+CREATE TRIGGER follow_ordering AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN ((old.ordering IS DISTINCT FROM new.ordering)) EXECUTE FUNCTION outbox_internal.follow_ordering();
+
+CREATE TRIGGER forget_order AFTER DELETE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.forget_order();
+
 CREATE TRIGGER make_pace AFTER INSERT OR DELETE OR UPDATE ON outbox.organization_limits FOR EACH ROW EXECUTE FUNCTION outbox_internal.make_pace();
 
 CREATE TRIGGER make_pace AFTER INSERT OR UPDATE OF rate ON outbox.subscriptions FOR EACH ROW WHEN ((new.rate IS NOT NULL)) EXECUTE FUNCTION outbox_internal.make_pace();
 
+CREATE TRIGGER record_beginning AFTER INSERT ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_beginning();
+
+CREATE TRIGGER record_start AFTER INSERT ON outbox.starts FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_start();
+
 CREATE TRIGGER record_writer BEFORE UPDATE ON outbox.identity FOR EACH ROW EXECUTE FUNCTION outbox_internal.record_writer();
 
 CREATE TRIGGER remove_pace AFTER DELETE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.make_pace();
+
+CREATE CONSTRAINT TRIGGER repeat_step AFTER UPDATE ON outbox.subscriptions DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (((old.ordering = 'none'::text) AND (new.ordering = 'key'::text))) EXECUTE FUNCTION outbox_internal.repeat_step();
 
 CREATE TRIGGER retry_after_correction AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN (((old.sink IS DISTINCT FROM new.sink) OR (old.config IS DISTINCT FROM new.config))) EXECUTE FUNCTION outbox_internal.retry_after_correction();
 
@@ -4046,6 +5538,12 @@ CREATE TRIGGER ring_event_types AFTER INSERT OR DELETE OR UPDATE OF topic, versi
 CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.organization_limits FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
 
 CREATE TRIGGER ring_subscriptions AFTER INSERT OR DELETE OR UPDATE ON outbox.subscriptions FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.ring_subscriptions();
+
+ALTER TABLE ONLY outbox.beginnings
+    ADD CONSTRAINT beginnings_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY outbox.replays
+    ADD CONSTRAINT replays_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY outbox.starts
     ADD CONSTRAINT starts_subscription_id_fkey FOREIGN KEY (subscription_id) REFERENCES outbox.subscriptions(id) ON DELETE CASCADE;
@@ -4082,6 +5580,9 @@ GRANT ALL ON FUNCTION outbox.bridge("table" regclass, topic text, key text, payl
 REVOKE ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.cancel(subscription text, topic text, event uuid, error_like text, max_rows integer, dead_letters boolean) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.cancel_replay(id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.cancel_replay(id bigint) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.capture("table" regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean) TO outbox_admin;
@@ -4093,45 +5594,21 @@ GRANT ALL ON FUNCTION outbox.declare_sink(name text) TO outbox_admin;
 REVOKE ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.define_event_type(topic text, version integer, schema jsonb, mode text, description text, upcast text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.discard(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.drop_event_type(topic text, version integer) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.explain(event uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.explain(event uuid) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.grant_roles() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.grant_roles() TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.limit_organization(organization text, rate text) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.limit_organization(organization text, rate text) TO outbox_admin;
-
-GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
-GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.new_id() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.new_id() TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
-GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
-
-REVOKE ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_relay;
-
-GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
-GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.backlog TO outbox_relay;
-GRANT SELECT ON TABLE outbox.backlog TO outbox_admin;
-
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.deliveries TO outbox_relay;
-GRANT SELECT ON TABLE outbox.deliveries TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.events TO outbox_relay;
 GRANT SELECT ON TABLE outbox.events TO outbox_admin;
@@ -4158,6 +5635,43 @@ GRANT INSERT(deliver_after) ON TABLE outbox.events TO outbox_publisher;
 
 GRANT INSERT(schema_version) ON TABLE outbox.events TO outbox_publisher;
 
+REVOKE ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.latest(topics text[], since timestamp with time zone, organization text, max_events integer) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.limit_organization(organization text, rate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.limit_organization(organization text, rate text) TO outbox_admin;
+
+GRANT SELECT,INSERT ON TABLE outbox.dead_letters TO outbox_relay;
+GRANT SELECT ON TABLE outbox.dead_letters TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.matching_dead_letters(subscription text, topic text, error_like text, since timestamp with time zone, id bigint, until timestamp with time zone) TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pages TO outbox_relay;
+GRANT SELECT ON TABLE outbox.pages TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.left_of(page outbox.pages) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.never() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.never() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.never() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.never() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.never() TO outbox_relay;
+
+GRANT SELECT,INSERT ON TABLE outbox.attempts TO outbox_relay;
+GRANT SELECT ON TABLE outbox.attempts TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.backlog TO outbox_relay;
+GRANT SELECT ON TABLE outbox.backlog TO outbox_admin;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.deliveries TO outbox_relay;
+GRANT SELECT ON TABLE outbox.deliveries TO outbox_admin;
+
 GRANT SELECT ON TABLE outbox.subscriptions TO outbox_relay;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.subscriptions TO outbox_admin;
 
@@ -4176,6 +5690,9 @@ GRANT ALL ON FUNCTION outbox.matching_deliveries(subscription text, topic text, 
 REVOKE ALL ON FUNCTION outbox.pause(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.pause(name text) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.pause_replay(id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.pause_replay(id bigint) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.publish(topic text, payload jsonb, key text, headers jsonb, organization text, id uuid, priority integer, deliver_after timestamp with time zone, source text, user_id text, schema_version integer) TO outbox_admin;
@@ -4184,15 +5701,21 @@ REVOKE ALL ON FUNCTION outbox.published(topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.published(topic text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.published(topic text) TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint) TO outbox_admin;
+REVOKE ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.redrive(subscription text, topic text, error_like text, since timestamp with time zone, max_rows integer, id bigint, until timestamp with time zone) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.release("table" regclass) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox.release("table" regclass) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.resume(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.resume(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.resume_replay(id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.resume_replay(id bigint) TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.retry(subscription text, topic text, event uuid, error_like text, max_rows integer) TO outbox_admin;
@@ -4203,14 +5726,40 @@ GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, conf
 REVOKE ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.unpark(subscription text, key text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.unpark(subscription text, key text) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.unsubscribe(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.unsubscribe(name text) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox.wait(event uuid, timeout interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_monitor;
+
+REVOKE ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.announce_change() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.announce_change() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.audit_limit() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.audit_limit() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.audit_replay(action text, id bigint, rows bigint) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION outbox_internal.audit_subscription() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.audit_subscription() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.bridge_json(value text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.bridge_json(value text) TO outbox_admin;
@@ -4383,6 +5932,12 @@ GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.check_replay(id bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_replay(id bigint) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_replay(id bigint) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_replay(id bigint) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_replay(id bigint) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.check_subscription() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.check_subscription() TO outbox_monitor;
@@ -4411,6 +5966,18 @@ GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.find_event(event uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_monitor;
@@ -4423,17 +5990,33 @@ GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], creat
 GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], created_from timestamp with time zone, created_until timestamp with time zone) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.follow_ordering() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.follow_ordering() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.forget_order() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.forget_order() TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox_internal.function_call(function text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.halt(subscription_ids bigint[], reasons text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.halt(subscription_ids bigint[], reasons text[]) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox_internal.halt(subscription_ids bigint[], reasons text[]) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.is_asked_for(letter outbox.dead_letters, topic text, error_like text, since timestamp with time zone, until timestamp with time zone) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_admin;
@@ -4444,11 +6027,53 @@ GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO 
 REVOKE ALL ON FUNCTION outbox_internal.make_pace() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.make_pace() TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) TO outbox_relay;
+GRANT ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) TO outbox_admin;
+
+GRANT SELECT,UPDATE ON TABLE outbox.replays TO outbox_relay;
+GRANT SELECT ON TABLE outbox.replays TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.plan_replay(subscription text, since timestamp with time zone, until timestamp with time zone, topic text, event uuid, rate text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.position_before(at timestamp with time zone, lowest bigint, highest bigint) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.promote_keys(subscription_ids bigint[], keys text[]) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.record_audit(action text, subscription text, details jsonb, rows bigint) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION outbox_internal.record_beginning() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.record_beginning() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.record_start() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.record_start() TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox_internal.record_writer() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.record_writer() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.repeat_step() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.repeat_step() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.retry_after_correction() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.retry_after_correction() TO outbox_admin;
@@ -4459,11 +6084,23 @@ GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.ring_doorbell() TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.ring_for_replay() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.ring_for_replay() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.ring_for_replay() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.ring_for_replay() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.ring_for_replay() TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.ring_subscriptions() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.seconds_between(rate text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.sink_fields() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.sink_fields() TO outbox_admin;
@@ -4495,6 +6132,21 @@ GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO ou
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.topic_pattern_is_valid(pattern text) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.traced_event(id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_relay;
+
+GRANT SELECT ON TABLE outbox.announcements TO outbox_relay;
+GRANT SELECT ON TABLE outbox.announcements TO outbox_admin;
+
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.pauses TO outbox_relay;
 GRANT SELECT ON TABLE outbox.pauses TO outbox_admin;
 
@@ -4503,6 +6155,13 @@ GRANT SELECT ON TABLE outbox.asked_pauses TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_relay;
 GRANT SELECT ON TABLE outbox.attempts_default TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.audit TO outbox_relay;
+GRANT SELECT ON TABLE outbox.audit TO outbox_admin;
+GRANT SELECT ON TABLE outbox.audit TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.beginnings TO outbox_relay;
+GRANT SELECT ON TABLE outbox.beginnings TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.captures TO outbox_publisher;
 GRANT SELECT ON TABLE outbox.captures TO outbox_relay;
@@ -4520,6 +6179,9 @@ GRANT SELECT ON TABLE outbox.event_ids TO outbox_relay;
 GRANT SELECT ON TABLE outbox.event_ids TO outbox_admin;
 
 GRANT INSERT(id) ON TABLE outbox.event_ids TO outbox_publisher;
+
+GRANT SELECT,INSERT,DELETE ON TABLE outbox.routed_early TO outbox_relay;
+GRANT SELECT ON TABLE outbox.routed_early TO outbox_admin;
 
 GRANT SELECT,DELETE,UPDATE ON TABLE outbox.starts TO outbox_relay;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.starts TO outbox_admin;
@@ -4558,6 +6220,9 @@ GRANT SELECT ON TABLE outbox.log_status TO outbox_monitor;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_relay;
 GRANT SELECT ON TABLE outbox.migrations TO outbox_admin;
 
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.order_leases TO outbox_relay;
+GRANT SELECT ON TABLE outbox.order_leases TO outbox_admin;
+
 GRANT SELECT ON TABLE outbox.organization_limits TO outbox_relay;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.organization_limits TO outbox_admin;
 
@@ -4567,6 +6232,12 @@ GRANT SELECT ON TABLE outbox.owed TO outbox_admin;
 GRANT SELECT,UPDATE ON TABLE outbox.paces TO outbox_relay;
 GRANT SELECT ON TABLE outbox.paces TO outbox_admin;
 
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.parked_keys TO outbox_relay;
+GRANT SELECT ON TABLE outbox.parked_keys TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.parked TO outbox_relay;
+GRANT SELECT ON TABLE outbox.parked TO outbox_admin;
+
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relay_subscriptions TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_admin;
 GRANT SELECT ON TABLE outbox.relay_subscriptions TO outbox_monitor;
@@ -4575,11 +6246,15 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.relays TO outbox_relay;
 GRANT SELECT ON TABLE outbox.relays TO outbox_admin;
 GRANT SELECT ON TABLE outbox.relays TO outbox_monitor;
 
-GRANT SELECT,INSERT,DELETE ON TABLE outbox.routed_early TO outbox_relay;
-GRANT SELECT ON TABLE outbox.routed_early TO outbox_admin;
+GRANT SELECT ON TABLE outbox.replay_status TO outbox_relay;
+GRANT SELECT ON TABLE outbox.replay_status TO outbox_admin;
+GRANT SELECT ON TABLE outbox.replay_status TO outbox_monitor;
 
 GRANT SELECT ON TABLE outbox.sinks TO outbox_relay;
 GRANT SELECT ON TABLE outbox.sinks TO outbox_admin;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE outbox.subscription_health TO outbox_relay;
+GRANT SELECT ON TABLE outbox.subscription_health TO outbox_admin;
 
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_relay;
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_admin;

@@ -12,7 +12,18 @@ select (log.unrouted
         + (select count(*)
              from outbox.deliveries as delivery
              join usable on usable.id = delivery.subscription_id
-            where delivery.due_at <= clock_timestamp() or delivery.lease_token is not null)
+            where delivery.due_at <= clock_timestamp()
+               or delivery.lease_token is not null
+               -- the next of a key whose events before it were delivered
+               or delivery.due_at = outbox_internal.never()
+                  and delivery.position = (
+                      select min(first.position)
+                        from outbox.deliveries as first
+                       where first.subscription_id = delivery.subscription_id
+                         and first.key = delivery.key)
+                  and not exists (select from outbox.parked_keys as parked
+                                   where parked.subscription_id = delivery.subscription_id
+                                     and parked.key = delivery.key))
         + (select count(*)
              from outbox.pages as page
             cross join lateral outbox_internal.left_of(page) as pair

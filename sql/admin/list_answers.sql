@@ -11,7 +11,8 @@ owed as (
            max(one.attempts) as attempts
       from (select delivery.subscription_id,
                    delivery.lease_token is not null and delivery.due_at > now() as is_leased,
-                   case when delivery.lease_token is null then delivery.due_at end as due_at,
+                   case when delivery.lease_token is null
+                        then nullif(delivery.due_at, outbox_internal.never()) end as due_at,
                    delivery.attempt as attempts
               from outbox.deliveries as delivery
              where delivery.position = (select event.position from event)

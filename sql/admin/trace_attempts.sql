@@ -6,7 +6,7 @@ select newest.*
                attempt.position, attempt.at, attempt.attempt, attempt.outcome, attempt.reason,
                attempt.status, attempt.answer,
                extract(epoch from attempt.duration)::double precision as seconds,
-               attempt.ambiguous, attempt.stale, attempt.relay
+               attempt.ambiguous, attempt.stale, attempt.repeated, attempt.relay
           from outbox.attempts as attempt
           left join outbox.subscriptions as subscription
             on subscription.id = attempt.subscription_id

@@ -69,8 +69,12 @@ fixed as (
 -- A subscription did not get the urgent events that were routed early before this step knew it, and
 -- routing passes them.
 overtaken as (
-    insert into outbox.backlog (subscription_id, positions, owed_since, created_from, created_until)
-    select start.subscription_id, past.positions, now(), past.created_from, past.created_until
+    insert into outbox.backlog (
+        subscription_id, positions, owed_since, created_from, created_until, is_ordered)
+    select start.subscription_id, past.positions, now(), past.created_from, past.created_until,
+           exists (select from outbox.subscriptions as subscription
+                    where subscription.id = start.subscription_id
+                      and subscription.ordering = 'key')
       from moved
      cross join unnest($21::bigint[]) as starting (id)
       join outbox.starts as start

@@ -11,8 +11,9 @@
 --
 -- A row of a key is leased only when every row before it is leased with it. What is due without
 -- being the first of its key gets the due time of those that wait. Nothing of a parked key is
--- leased. Keys that were asked for of which nothing is leased come back without a row. While the
--- backlog has suspects of a subscription, nothing of it is leased: they may come before the rows.
+-- leased. Keys that were asked for of which nothing is leased come back without a row, and so do
+-- the subscriptions that were looked at, without a key. While the backlog has suspects of a
+-- subscription, it is not looked at: they may come before the rows.
 with held as materialized (
     select lease.subscription_id
       from outbox.order_leases as lease
@@ -81,8 +82,8 @@ free as materialized (
       from outbox.deliveries as delivery
      where delivery.id = any (array(
                select run.id from run where run.is_ready and not run.is_parked
-               union all
-               select due.id from due where due.key is null))
+               union
+               select due.id from due))
        for update skip locked
 ),
 -- Of each key up to the first that is locked, leased or waits for its time.
@@ -108,6 +109,10 @@ leased as (
                                                              where taken.n > 1))
                               then delivery.unfinished
                               else delivery.unfinished + 1 end,
+           repeated    = delivery.repeated
+                         or delivery.lease_token is not null
+                            and not delivery.id = any (array(select taken.id from taken
+                                                              where taken.n > 1)),
            lease_token = $8::uuid,
            due_at      = now() + make_interval(secs => $9::double precision),
            attempt     = delivery.attempt + 1,
@@ -127,7 +132,8 @@ behind as (
                               or due.id in (select run.id from run
                                              where run.n = 1 and not run.is_parked) as may_stay
                          from due
-                        where due.key is not null) as each
+                        where due.key is not null
+                          and due.id = any (array(select free.id from free))) as each
                 where not each.may_stay))
        and delivery.due_at <= now()
 )
@@ -148,3 +154,7 @@ select null, asked.subscription_id, null, null, null, null, null, asked.key, nul
                select leased.subscription_id, leased.key
                  from leased
                 where leased.key is not null)
+union all
+select null, ready.id, null, null, null, null, null, null, null, null, null
+  from ready
+ where ready.id = any ($1::bigint[])

@@ -33,7 +33,7 @@ room as materialized (
 ),
 -- One more than are taken: nothing behind its first position is taken either.
 first as materialized (
-    select waiting.*, room.wanted
+    select waiting.*, room.wanted, room.past
       from room
      cross join lateral (
            select backlog.id, backlog.subscription_id, backlog.positions, backlog.first_position,
@@ -75,7 +75,8 @@ bound as materialized (
                      * int8multirange(int8range(null, whole.stays_from)), whole.wanted)) as upto
       from (select each.subscription_id, max(each.wanted) as wanted,
                    range_agg(each.positions) filter (where each.is_next) as positions,
-                   min(each.first_position) filter (where not each.is_next) as stays_from
+                   least(min(each.first_position) filter (where not each.is_next),
+                         min(each.past) + 1) as stays_from
               from each
              group by each.subscription_id) as whole
 ),

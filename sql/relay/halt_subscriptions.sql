@@ -1,8 +1,5 @@
--- Pause subscriptions whose order is broken by a dead letter (on_exhausted = halt).
+-- Pause subscriptions whose order a dead letter would break (on_exhausted = halt). Returns those
+-- that are paused now.
 --   $1 subscriptions   $2 why, in the order of $1
-update outbox.subscriptions as subscription
-   set active = false,
-       state_reason = ($2::text[])[array_position($1::bigint[], subscription.id)]
- where subscription.id = any ($1::bigint[])
-   and subscription.active
-returning subscription.id
+select halted.id
+  from outbox_internal.halt($1::bigint[], $2::text[]) as halted (id)

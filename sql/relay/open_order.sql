@@ -1,6 +1,7 @@
 -- Whether this relay may deliver an ordered subscription that it has leased: nothing of it is still
 -- in the hands of another. Then its keys with waiting deliveries, and the first of each key is made
--- due, where it waits for nothing and is not parked.
+-- due, where it waits for nothing and is not parked. Rows of the backlog that were written while
+-- the subscription became an ordered one are marked.
 --   $1 subscription   $2 lease token   $3 whether this relay delivers it already
 --
 -- A scan that jumps from key to key, one index probe for each.
@@ -52,6 +53,13 @@ head as materialized (
               and delivery.key = known.key
             order by delivery.position, delivery.id
             limit 1) as first
+),
+marked as (
+    update outbox.backlog as backlog set is_ordered = true
+     where backlog.subscription_id = $1::bigint
+       and not backlog.is_ordered
+       and not $3::boolean
+       and (select free.is_free from free)
 ),
 promoted as (
     update outbox.deliveries as delivery

@@ -46,7 +46,11 @@ retried as (
         repeated)
     select failed.subscription_id,
            coalesce(clock_timestamp() + make_interval(secs => failed.wait),
-                    outbox_internal.never()),
+                    -- it may have become one without an order
+                    case when exists (select from outbox.subscriptions as subscription
+                                       where subscription.id = failed.subscription_id
+                                         and subscription.ordering = 'none')
+                         then clock_timestamp() else outbox_internal.never() end),
            failed.position, failed.created_at,
            failed.owed_since, failed.attempt, failed.unfinished, failed.key,
            failed.repeated

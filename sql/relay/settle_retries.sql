@@ -22,7 +22,11 @@ update outbox.deliveries as delivery
                          + make_interval(
                                secs => ($3::double precision[])[array_position($1::bigint[],
                                                                                delivery.id)]),
-                         outbox_internal.never())
+                         -- it may have become one without an order
+                         case when exists (select from outbox.subscriptions as subscription
+                                            where subscription.id = delivery.subscription_id
+                                              and subscription.ordering = 'none')
+                              then clock_timestamp() else outbox_internal.never() end)
  where delivery.id = any ($1::bigint[])
    and delivery.lease_token = any ($2::uuid[])
 returning delivery.id

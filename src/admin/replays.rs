@@ -26,12 +26,12 @@ pub struct Replay {
     pub rate: Option<String>,
     /// State: `running`, `paused`, `done` or `cancelled`.
     pub state: String,
+    /// The only event; none: all events.
+    pub event_id: Option<Uuid>,
     /// Time of the first event.
     pub since: DateTime<Utc>,
     /// Time before which its events were published; none: up to the start.
     pub until: Option<DateTime<Utc>>,
-    /// The only event; none: all events.
-    pub event_id: Option<Uuid>,
     /// Topic pattern; none: all topics.
     pub topic: Option<String>,
     /// How much of the log was read, from 0 to 1.

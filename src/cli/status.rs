@@ -87,6 +87,7 @@ fn cells(row: &Status) -> [String; 10] {
 
 fn state(row: &Status) -> String {
     let state = match (&row.state_reason, row.paused_until) {
+        (Some(reason), _) if !row.active && row.state == "ok" => format!("paused ({reason})"),
         (Some(reason), _) => format!("{} ({reason})", row.state),
         _ if row.state != "ok" && row.state != "pending" => row.state.clone(),
         _ if !row.active => "paused".to_owned(),

@@ -87,7 +87,7 @@ impl Claims {
             };
             let Some(most) = self.room(subscription) else { continue };
             let is_ordered = subscription.is_ordered();
-            if is_ordered && !self.may_claim_in_order(subscription).await? {
+            if is_ordered && !self.may_claim_in_order(subscription).await {
                 continue;
             }
             let to_begin =
@@ -109,7 +109,7 @@ impl Claims {
             let own_page = subscription.outlet.settles();
             if is_ordered {
                 // Its suspects are the first of its backlog.
-                let wanted = if is_alone && self.sending.dispatch.has_suspects() {
+                let wanted = if has_suspects && is_alone && self.sending.dispatch.has_suspects() {
                     0
                 } else if waits || has_suspects {
                     self.sending.dispatch.room_behind(subscription, now, &budget).min(most).min(share)

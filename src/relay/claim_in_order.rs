@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use uuid::Uuid;
@@ -21,8 +21,16 @@ use crate::{
     subscription::Subscription,
 };
 
+/// Rows of one key that a claim leases at most.
+const LONGEST_RUN: usize = 32;
 /// Keys of a subscription whose next rows are claimed in one statement.
 const KEYS_AT_ONCE: usize = 64;
+/// When to look again for rows of a subscription that could not be looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// When to ask again for a subscription after a failed statement.
+const FAILED: Duration = Duration::from_secs(1);
+/// Rows that one claim leases at most, unless more keys have one each.
+const ROWS_IN_ALL: usize = 2_048;
 
 /// What is claimed for ordered subscriptions.
 #[derive(Debug, Default)]
@@ -34,15 +42,28 @@ pub(super) struct InOrder {
 impl Claims {
     /// Whether this relay may claim for an ordered subscription; if not, the schedule knows when to ask
     /// again.
-    pub(super) async fn may_claim_in_order(&self, subscription: &Subscription) -> Result<bool, Error> {
+    pub(super) async fn may_claim_in_order(&self, subscription: &Subscription) -> bool {
         let id = subscription.row.id;
-        match self.waiting.order.may_deliver(&self.base, &self.sending, subscription).await? {
-            Ok(()) => Ok(true),
-            Err(until) => {
+        match self.waiting.order.may_deliver(&self.base, &self.sending, subscription).await {
+            Ok(Ok(())) => true,
+            Err(error) => {
+                // The others go on.
+                self.base.telemetry.database_failed("claim", &error);
+                self.waiting.schedule.note(id, Instant::now() + FAILED);
+                false
+            }
+            Ok(Err(until)) => {
                 self.waiting.schedule.catch_up(id);
-                // What waits in the backlog is found again with the rows.
-                self.waiting.schedule.note(id, until);
-                Ok(false)
+                if self.waiting.order.is_leased(id) {
+                    // What waits in the backlog is found again with the rows.
+                    self.waiting.schedule.note(id, until);
+                } else {
+                    // Another relay delivers it. When that dies, its lease ends.
+                    self.waiting.schedule.let_go(id, false);
+                    self.waiting.schedule.let_go(id, true);
+                    self.waiting.schedule.note(id, until.max(Instant::now() + self.base.settings.lease / 3));
+                }
+                false
             }
         }
     }
@@ -66,7 +87,8 @@ impl Claims {
         let mut epochs = Epochs::new();
         for claim in &claims {
             epochs.insert(claim.subscription, dispatch.epoch(claim.subscription));
-            let taken = dispatch.take_wanted_keys(claim.subscription, KEYS_AT_ONCE);
+            let most = KEYS_AT_ONCE.min(claim.room as usize);
+            let taken = dispatch.take_wanted_keys(claim.subscription, most);
             keys.extend(taken.into_iter().map(|key| (claim.subscription, key)));
         }
         let names: Vec<(SubscriptionId, String)> =
@@ -74,7 +96,9 @@ impl Claims {
         let (token, began, started) = (Uuid::new_v4(), Instant::now(), self.base.clock.now());
         let order = self.waiting.order.token();
         let lease = self.base.settings.lease;
-        let keyed = match self.base.store.claim_keyed(&claims, &names, order, token, lease).await {
+        let wanted_rows = claims.iter().map(|claim| claim.room as usize).sum::<usize>() + names.len();
+        let run = (ROWS_IN_ALL.min(dispatch.free_ahead()) / wanted_rows.max(1)).clamp(1, LONGEST_RUN);
+        let keyed = match self.base.store.claim_keyed(&claims, &names, run, (order, token), lease).await {
             Ok(keyed) => keyed,
             Err(error) => {
                 dispatch.want_keys(keys);
@@ -109,11 +133,14 @@ impl Claims {
         for claim in &claims {
             let id = claim.subscription;
             let count = counts.get(&id).copied().unwrap_or_default();
-            if count < claim.room as usize && !dispatch.wants_keys(id) {
+            if !keyed.looked_at.contains(&id) {
                 self.waiting.schedule.catch_up(id);
+                self.waiting.schedule.note(id, began + LOOK_AGAIN);
+            } else if count < claim.room as usize && !dispatch.wants_keys(id) {
                 if claim.since == self.waiting.schedule.since(id) {
                     self.waiting.schedule.look_from(id, started - LATE);
                 }
+                self.waiting.schedule.catch_up(id);
             } else {
                 self.waiting.schedule.fall_behind(id);
             }

@@ -83,6 +83,9 @@ pub(super) async fn maintain(
                 }
                 Err(error) => base.telemetry.database_failed("maintain", &error),
             }
+            if let Err(error) = base.store.free_unordered().await {
+                base.telemetry.database_failed("maintain", &error);
+            }
             match base.store.measure_log().await {
                 Ok(log) => base.telemetry.log_measured(&log),
                 Err(error) => base.telemetry.database_failed("maintain", &error),

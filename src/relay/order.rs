@@ -27,7 +27,9 @@ const RENEW_AFTER: Duration = Duration::from_secs(3);
 /// How often leases are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often a relay asks for a subscription that another delivers.
-const ASK_EVERY: Duration = Duration::from_millis(500);
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// Subscriptions whose rows are looked at between two renewals.
+const MENDED_AT_ONCE: usize = 8;
 /// How often a relay asks whether others still hold something of a subscription that it has leased.
 const OPEN_EVERY: Duration = Duration::from_millis(100);
 /// How often the first row of each key is made due, should nothing else have done it: an operator may have
@@ -91,9 +93,14 @@ impl Order {
         };
         let mut given = known.and_then(|known| known.given);
         if given.is_none() {
-            let acquired = base.store.acquire_order(&[id], self.token, base.settings.lease).await?;
-            if acquired.is_empty() {
-                return later(None, ASK_EVERY);
+            // All that may be asked for, in one statement.
+            let index = base.index.load_full();
+            let may_send = |id| index.get(id).is_some_and(|one| one.is_ordered() && one.may_send());
+            let asked = self.to_ask(id, now, may_send);
+            let acquired = base.store.acquire_order(&asked, self.token, base.settings.lease).await?;
+            self.asked(&asked, &acquired, now);
+            if !acquired.contains(&id) {
+                return Ok(Err(now + ASK_EVERY));
             }
             given = Some(now);
         }
@@ -108,6 +115,28 @@ impl Order {
         sending.dispatch.open_gate(subscription, opened.keys);
         self.leased().insert(id, Leased { given, ask_at: now, mend_at: now + MEND_EVERY });
         Ok(Ok(()))
+    }
+
+    /// This subscription, and the others that may be asked for now.
+    fn to_ask(
+        &self,
+        id: SubscriptionId,
+        now: Instant,
+        may_send: impl Fn(SubscriptionId) -> bool,
+    ) -> Vec<SubscriptionId> {
+        let leased = self.leased();
+        let is_due = |one: &Leased| one.given.is_none() && one.ask_at <= now;
+        let others = leased.iter().filter(|(_, one)| is_due(one)).map(|(other, _)| *other);
+        std::iter::once(id).chain(others.filter(|other| *other != id && may_send(*other))).collect()
+    }
+
+    fn asked(&self, asked: &[SubscriptionId], acquired: &[SubscriptionId], now: Instant) {
+        let mut leased = self.leased();
+        for id in asked {
+            let given = acquired.contains(id).then_some(now);
+            let ask_at = if given.is_some() { now } else { now + ASK_EVERY };
+            leased.insert(*id, Leased { given, ask_at, mend_at: now + MEND_EVERY });
+        }
     }
 
     /// Whether a lease is given. What is not opened is asked for again.
@@ -133,12 +162,17 @@ impl Order {
     /// Subscriptions whose rows are to be looked at now.
     fn to_mend(&self, now: Instant) -> Vec<SubscriptionId> {
         let mut leased = self.leased();
-        let due = leased.iter_mut().filter(|(_, leased)| leased.given.is_some() && leased.mend_at <= now);
-        due.map(|(id, leased)| {
-            leased.mend_at = now + MEND_EVERY;
-            *id
-        })
-        .collect()
+        let is_due = |leased: &Leased| leased.given.is_some() && leased.mend_at <= now;
+        let mut due: Vec<(&SubscriptionId, &mut Leased)> =
+            leased.iter_mut().filter(|(_, leased)| is_due(leased)).collect();
+        due.sort_by_key(|(_, leased)| leased.mend_at);
+        due.truncate(MENDED_AT_ONCE);
+        due.into_iter()
+            .map(|(id, leased)| {
+                leased.mend_at = now + MEND_EVERY;
+                *id
+            })
+            .collect()
     }
 
     fn known(&self) -> Vec<SubscriptionId> {
@@ -183,6 +217,7 @@ pub(super) async fn keep(
     let length = base.settings.lease;
     let mut look = tokio::time::interval(LOOK_EVERY.min(length / 6));
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut asked_at = Instant::now();
     loop {
         tokio::select! {
             _ = look.tick() => {}
@@ -202,14 +237,30 @@ pub(super) async fn keep(
         let overdue = order.old(length * 2 / 3, Instant::now());
         order.renewed(&overdue, &[], Instant::now());
         let index = base.index.load_full();
-        let mut back = Vec::new();
+        let (mut back, mut unfit) = (Vec::new(), Vec::new());
         for id in order.known() {
-            let is_ordered = index.get(id).is_some_and(|one| one.is_ordered());
-            if !is_ordered || !order.is_leased(id) {
+            // Another relay may be able to deliver what this one cannot.
+            let fits = index.get(id).is_some_and(|one| one.is_ordered() && one.may_send());
+            if !fits || !order.is_leased(id) {
                 back.extend(sending.dispatch.close_gate(id).0);
             }
-            if !is_ordered {
+            if !fits && sending.dispatch.has_no_gate(id) {
+                unfit.push(id);
                 order.forget(id);
+            }
+        }
+        if !unfit.is_empty()
+            && let Err(error) = base.store.release_order(&unfit, order.token).await
+        {
+            base.telemetry.database_failed("renew", &error);
+        }
+        // Whatever became of earlier questions: what nobody delivers is asked for again.
+        if asked_at.elapsed() >= length / 3 {
+            asked_at = Instant::now();
+            for one in index.iter().filter(|one| one.is_ordered() && one.may_send()) {
+                if !sending.dispatch.is_gate_open(one.row.id) {
+                    waiting.schedule.note(one.row.id, asked_at);
+                }
             }
         }
         if let Some(deliver) = deliver.upgrade() {
@@ -219,10 +270,11 @@ pub(super) async fn keep(
             if !sending.dispatch.is_gate_open(id) {
                 continue;
             }
-            match base.store.open_order(id, order.token, true).await {
-                Ok(opened) if opened.promoted > 0 => waiting.schedule.fall_behind(id),
-                Ok(_) => {}
-                Err(error) => base.telemetry.database_failed("renew", &error),
+            match tokio::time::timeout(length / 5, base.store.open_order(id, order.token, true)).await {
+                Ok(Ok(opened)) if opened.promoted > 0 => waiting.schedule.fall_behind(id),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => base.telemetry.database_failed("renew", &error),
+                Err(late) => base.telemetry.database_failed("renew", &late),
             }
         }
     }

@@ -56,6 +56,8 @@ pub(super) struct Standing {
     pub(super) may_send: bool,
     /// Whether all it is owed goes to the backlog, which keeps its order.
     is_ordered: bool,
+    /// Whether another relay may deliver it now.
+    pub(super) is_elsewhere: bool,
     leased: Vec<usize>,
     waiting: Ranges,
 }
@@ -73,7 +75,8 @@ impl Standing {
     pub(super) fn new(subscription: &Arc<Subscription>, may_send: bool, room: usize) -> Self {
         let is_ordered = subscription.is_ordered();
         let subscription = subscription.clone();
-        Self { subscription, room, may_send, is_ordered, leased: Vec::new(), waiting: Ranges::default() }
+        let (leased, waiting) = (Vec::new(), Ranges::default());
+        Self { subscription, room, may_send, is_ordered, is_elsewhere: false, leased, waiting }
     }
 }
 
@@ -116,7 +119,8 @@ pub(super) fn plan<'i>(
             let Some(standing) = standings.get_mut(&subscription.row.id) else { continue };
             plan.pairs += 1;
             let has_room = standing.room > 0 && (leased < room.together || standing.leased.len() < room.each);
-            if is_later || new.priority > 0 && !has_room {
+            // In the order of its key an event that is not for later takes its turn.
+            if is_later || new.priority > 0 && !has_room && !standing.is_ordered {
                 plan.routed.timed.push(NewDelivery {
                     position,
                     created_at: new.event.created_at,
@@ -158,7 +162,7 @@ fn lay_out(events: &[NewEvent], standings: HashMap<SubscriptionId, Standing>, pl
         if !standing.waiting.is_empty() {
             plan.routed.waiting.push((id, standing.waiting));
             plan.held_back.push(id);
-            if standing.is_ordered && !standing.may_send {
+            if standing.is_elsewhere {
                 plan.elsewhere.push(id);
             }
         }

@@ -1,6 +1,6 @@
 //! Ordered subscriptions: which relay delivers them, and claims in the order of their keys.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use sqlx::{Row as _, postgres::PgRow};
 use uuid::Uuid;
@@ -13,9 +13,6 @@ use super::{
     statement::by_name,
 };
 use crate::delivery::SubscriptionId;
-
-/// Rows of one key that a claim leases at most.
-const RUN: i64 = 32;
 
 /// What waits for an ordered subscription that a relay begins to deliver.
 #[derive(Debug)]
@@ -35,6 +32,8 @@ pub struct Keyed {
     pub claimed: Vec<Claimed>,
     /// Keys that were asked for of which nothing was leased, and whether they have rows.
     pub without: Vec<(SubscriptionId, String, bool)>,
+    /// The subscriptions whose due rows were looked at.
+    pub looked_at: HashSet<SubscriptionId>,
 }
 
 impl Store {
@@ -140,7 +139,8 @@ impl Store {
             .await
     }
 
-    /// Leases rows of ordered subscriptions: what is due, and the next rows of the keys that are asked for.
+    /// Leases rows of ordered subscriptions: what is due, and the next rows of the keys that are asked for, at
+    /// most `run` of each key.
     ///
     /// # Errors
     /// Those of the database. The claim may have taken place nevertheless: its leases then end by themselves.
@@ -148,8 +148,8 @@ impl Store {
         &self,
         claims: &[Claim],
         keys: &[(SubscriptionId, String)],
-        order: Uuid,
-        token: Uuid,
+        run: usize,
+        (order, token): (Uuid, Uuid),
         lease: Duration,
     ) -> Result<Keyed, Error> {
         self.statement("claiming deliveries in order", sql!("relay/claim_keyed"))
@@ -159,7 +159,7 @@ impl Store {
             .bind_each(claims, |claim| claim.since)
             .bind_each(keys, |(subscription, _)| *subscription)
             .bind_each(keys, |(_, key)| key.as_str())
-            .bind(RUN)
+            .bind(i64::try_from(run).unwrap_or(1))
             .bind(order)
             .bind(token)
             .bind(lease.as_secs_f64())
@@ -174,7 +174,16 @@ impl Store {
             .await
     }
 
-    /// Pauses subscriptions, and returns those that were not paused.
+    /// Makes due what waits in the order of a key although its subscription has no order any more.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn free_unordered(&self) -> Result<(), Error> {
+        self.statement("looking for keys without an order", sql!("relay/free_unordered")).execute().await
+    }
+
+    /// Pauses these subscriptions, each with a reason, if a dead letter halts them. Returns those that are
+    /// paused now; one that somebody has locked is not.
     ///
     /// # Errors
     /// Those of the database.
@@ -194,9 +203,11 @@ impl Keyed {
     fn add(&mut self, row: &PgRow) -> Result<(), sqlx::Error> {
         if row.try_get::<Option<i64>, _>("id")?.is_some() {
             self.claimed.push(by_name(row)?);
-        } else {
+        } else if let Some(key) = row.try_get("key")? {
             let has_rows = row.try_get::<i32, _>("remaining")? > 0;
-            self.without.push((row.try_get("subscription_id")?, row.try_get("key")?, has_rows));
+            self.without.push((row.try_get("subscription_id")?, key, has_rows));
+        } else {
+            self.looked_at.insert(row.try_get("subscription_id")?);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-const ROWS: [(&str, usize); 14] = [
+const ROWS: [(&str, usize); 15] = [
     ("webhook_drain", 2),
     ("noop_drain", 2),
     ("deep_backlog", 1),
@@ -17,6 +17,7 @@ const ROWS: [(&str, usize); 14] = [
     ("isolation", 6),
     ("publishers_tax", 4),
     ("fanout", 1),
+    ("ordered", 1),
     ("matching", 14),
     ("held_transaction", 4),
     ("held_log", 1),

@@ -9,7 +9,11 @@ use pgoutbox::{
 };
 use serde_json::Value;
 
-use crate::support::deliveries::{deliveries, deliveries_of, payload_that_must_not_be_parsed};
+use crate::support::{
+    Database, RelayBox,
+    deliveries::{connections, deliveries, deliveries_of, payload_that_must_not_be_parsed, registry},
+    relay::settings,
+};
 
 /// A real destination and its sink.
 pub(crate) trait Destination: Sized {
@@ -20,8 +24,12 @@ pub(crate) trait Destination: Sized {
 
     /// Starts the destination, or uses the shared one, with a separate place for the test.
     async fn start() -> Self;
+    /// The section of a configuration file that connects the sink to the destination.
+    fn section(&self) -> String;
     /// The sink, connected to the destination.
-    fn registry(&self) -> Registry;
+    fn registry(&self) -> Registry {
+        registry(&self.section())
+    }
     /// The sink with an address where nothing listens, if the kind has addresses.
     fn nowhere() -> Option<Registry>;
     /// A subscription's config with the test's place.
@@ -104,6 +112,40 @@ pub(crate) async fn a_replayed_event_is_marked_and_no_other<D: Destination>() {
     assert_eq!(destination.markers().await, [Some("47".to_owned()), None]);
 }
 
+pub(crate) async fn the_events_of_each_key_arrive_in_order<D: Destination>() {
+    let (database, destination) = (Database::new().await, D::start().await);
+    sqlx::query("select outbox.subscribe('all', array['**'], $1, $2, ordering => 'key')")
+        .bind(D::KIND)
+        .bind(destination.config())
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    let relay = RelayBox::start_with(&database, |builder| {
+        builder.settings(settings("relay")).connections(&connections(&destination.section())).unwrap()
+    })
+    .await;
+    database
+        .execute(
+            "insert into outbox.events (topic, key, payload) \
+             select 'shop.orders.change', 'order-' || n % 7, jsonb_build_object('n', n) \
+               from generate_series(1, 300) as n",
+        )
+        .await;
+    let settled = "select not exists (select from outbox.owed) and not exists (select from outbox.log_status \
+                    where unrouted > 0)";
+    database.eventually(settled).await;
+    assert!(relay.stop().await.complete);
+    let mut last = std::collections::BTreeMap::new();
+    let received = destination.received().await;
+    assert_eq!(received.len(), 300);
+    for (_, payload) in received {
+        let n = serde_json::from_str::<Value>(&payload).unwrap()["n"].as_i64().unwrap();
+        let before = last.insert(n % 7, n).unwrap_or_default();
+        assert!(before < n, "{n} after {before}");
+    }
+    database.drop().await;
+}
+
 pub(crate) async fn an_unreachable_destination_is_a_retry_in_time<D: Destination>() {
     let Some(registry) = D::nowhere() else { return };
     let config = D::start().await.config();
@@ -165,6 +207,7 @@ macro_rules! contract {
             the_same_delivery_twice_is_accepted
             a_payload_passes_byte_for_byte
             a_replayed_event_is_marked_and_no_other
+            the_events_of_each_key_arrive_in_order
             an_unreachable_destination_is_a_retry_in_time
             check_passes_and_leaves_nothing
             a_bad_config_is_refused_and_names_the_field

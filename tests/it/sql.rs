@@ -12,35 +12,10 @@ use tokio::sync::OnceCell;
 
 use crate::support::{
     Database,
-    plans::{self, LEASED, LEASED_FROM, Measured, NEW, ROWS, Statement, TOKEN, buffers, complaints},
+    plans::{
+        self, FOR_PEOPLE, LEASED, LEASED_FROM, Measured, NEW, ROWS, Statement, TOKEN, buffers, complaints,
+    },
 };
-
-/// Statements for operators that count or list everything.
-const FOR_PEOPLE: [&str; 23] = [
-    "subscription_status",
-    "log_status",
-    "list_dead_letters",
-    "group_dead_letters",
-    "count_dead_letters",
-    "count_due", // run --once
-    "list_deliveries",
-    "count_deliveries",
-    "recent_events",
-    "list_events",
-    "show_event",
-    "find_event",
-    "wait_for_event",
-    "list_answers",
-    "list_attempts",
-    "list_audit",
-    "trace_event",
-    "explain_event",
-    "trace_attempts",
-    "list_replays",
-    "read_replay",
-    "published",
-    "make_missing_rows",
-];
 
 /// Measurements with stale and with fresh statistics.
 static MEASURED: OnceCell<[(&str, Measured); 2]> = OnceCell::const_new();

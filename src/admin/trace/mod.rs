@@ -110,6 +110,9 @@ pub struct TraceDetail {
     /// Time of the next attempt, or the end of the lease.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub due_at: Option<DateTime<Utc>>,
+    /// The replay that it is part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay: Option<i64>,
     /// The relay that holds it, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub relay: Option<String>,

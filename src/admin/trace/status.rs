@@ -48,6 +48,10 @@ statuses! {
     InFlight = "in_flight", Waiting;
     /// the last attempt failed; it waits for the next one
     Retrying = "retrying", Waiting;
+    /// an earlier event of its key waits, and its subscription is ordered
+    BehindKey = "behind_key", Waiting;
+    /// an earlier event of its key became a dead letter, and the subscription parks such keys
+    Parked = "parked", Waiting;
     /// the application scheduled it for later (`deliver_after`)
     Scheduled = "scheduled", Waiting;
     /// it is due and waits for its turn
@@ -74,6 +78,8 @@ statuses! {
     NotRouted = "not_routed", Waiting;
     /// the subscription receives past events and has not come to this one
     Backfill = "backfill", Waiting;
+    /// a newer event of its key superseded it before it was sent
+    Superseded = "superseded", Settled;
     /// it was given up and is a dead letter
     DeadLetter = "dead_letter", GivenUp;
     /// it was given up because it had been owed for longer than `retry.max_age`

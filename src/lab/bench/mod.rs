@@ -26,6 +26,7 @@ mod isolation;
 mod latency;
 mod publishers_tax;
 mod fanout;
+mod ordered;
 mod matching;
 mod held_transaction;
 mod held_log;
@@ -91,6 +92,8 @@ pub enum Row {
     PublishersTax,
     /// Ten subscriptions for each event.
     Fanout,
+    /// Drain a backlog in the order of keys.
+    Ordered,
     /// Many subscriptions of which few match an event.
     Matching,
     /// Delivery while a transaction is held open.
@@ -104,7 +107,7 @@ pub enum Row {
 }
 
 impl Row {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::WebhookDrain,
         Self::NoopDrain,
         Self::DeepBacklog,
@@ -114,6 +117,7 @@ impl Row {
         Self::Isolation,
         Self::PublishersTax,
         Self::Fanout,
+        Self::Ordered,
         Self::Matching,
         Self::HeldTransaction,
         Self::HeldLog,
@@ -133,6 +137,7 @@ impl Row {
             Self::Isolation => "isolation",
             Self::PublishersTax => "publishers_tax",
             Self::Fanout => "fanout",
+            Self::Ordered => "ordered",
             Self::Matching => "matching",
             Self::HeldTransaction => "held_transaction",
             Self::HeldLog => "held_log",
@@ -268,6 +273,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             Row::Isolation => isolation::measure(&stage, &mut report).await,
             Row::PublishersTax => publishers_tax::measure(&stage, &mut report).await,
             Row::Fanout => fanout::measure(&stage, &mut report).await,
+            Row::Ordered => ordered::measure(&stage, &mut report).await,
             Row::Matching => matching::measure(&stage, &mut report),
             Row::HeldTransaction => held_transaction::measure(&stage, &mut report).await,
             Row::HeldLog => held_log::measure(&stage, &mut report).await,

@@ -183,6 +183,34 @@ impl Database {
         execute(&self.pool, "checkpoint".to_owned()).await
     }
 
+    /// Like [`Self::fill`], with keys in random order: half of the events for 100 keys, half for 100,000.
+    pub(super) async fn fill_with_keys(&self, events: u32) -> anyhow::Result<()> {
+        let mut left = events;
+        while left > 0 {
+            let some = left.min(FILL);
+            let inserting = sqlx::query(
+                "insert into outbox.events (topic, payload, key) \
+                 select $1, jsonb_build_object('n', n, 'padding', repeat('x', $2)), \
+                        case when random() < 0.5 then 'hot-' || floor(random() * 100)::integer \
+                             else 'cold-' || floor(random() * 100000)::integer end \
+                   from generate_series(1::bigint, $3) as n",
+            )
+            .bind(TOPIC)
+            .bind(PADDING)
+            .bind(i64::from(some))
+            .execute(&self.pool);
+            within(SOON, "writing a backlog", inserting).await?;
+            left -= some;
+        }
+        execute(&self.pool, "checkpoint".to_owned()).await
+    }
+
+    /// Sets the order of all subscriptions.
+    pub(super) async fn order(&self, ordering: &str) -> anyhow::Result<()> {
+        let setting = sqlx::query("update outbox.subscriptions set ordering = $1").bind(ordering);
+        within(SOON, "setting the order", setting.execute(&self.pool)).await.map(drop)
+    }
+
     /// Commits a backlog in one transaction. Returns the time before the commit.
     pub(super) async fn fill_at_once(&self, events: u32) -> anyhow::Result<Instant> {
         within(SOON, "writing a backlog", async {

@@ -24,7 +24,7 @@ const FLOOR: &str = "reqwest posting the bytes of one of the relay's own request
                      once as there are permits, to the same receiver; no database, nothing signed or \
                      recorded";
 /// Deadline for 200,000 requests on a slow machine.
-const LIMIT: Duration = Duration::from_secs(300);
+pub(super) const LIMIT: Duration = Duration::from_secs(300);
 
 pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let replay = Replay::capture(stage).await?;

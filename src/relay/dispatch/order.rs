@@ -176,6 +176,10 @@ impl Dispatch {
                 gate.close(&mut released);
             }
             setbacks.0.extend(self.release_in(state, subscription, released).0);
+            let is_over = |gate: &Gate<Job>| !gate.is_open() && gate.is_empty();
+            if state.gates.get(&subscription).is_some_and(is_over) {
+                state.gates.remove(&subscription);
+            }
         }
         setbacks
     }

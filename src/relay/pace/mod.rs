@@ -1,7 +1,7 @@
 //! How fast limited subscriptions are sent to. A rate is a row of slots in `outbox.paces`: from the time of a
-//! slot on, one delivery may begin. This relay reserves slots for up to a second ahead, many in one statement,
-//! and what waits for a slot waits here. Slots that are not used in time are lost, so a rate holds whatever
-//! relays come and go.
+//! slot on, one delivery may begin. This relay reserves slots for up to a second ahead, many in one
+//! statement, and what waits for a slot waits here. Slots that are not used in time are lost, so a rate holds
+//! whatever relays come and go.
 
 mod bucket;
 mod keep;
@@ -89,8 +89,8 @@ impl Paces {
         !self.none_is_limited() && self.state().of.contains_key(&id)
     }
 
-    /// How many deliveries of a subscription may begin now, of so many that wait. If it is 0, the subscription
-    /// is woken when there are slots.
+    /// How many deliveries of a subscription may begin now, of so many that wait. If it is 0, the
+    /// subscription is woken when there are slots.
     pub(super) fn ready(&self, id: SubscriptionId, waiting: u32, now: Instant) -> u32 {
         if self.none_is_limited() {
             return u32::MAX;

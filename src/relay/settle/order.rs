@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How long a subscription that is being halted sends nothing, until its relays have read that.
-const HALTING: Duration = Duration::from_secs(5);
+const HALTING: Duration = Duration::from_secs(30);
 /// When a delivery is tried again whose subscription could not be halted.
 const HALT_AGAIN: Duration = Duration::from_secs(10);
 
@@ -45,12 +45,14 @@ impl Settle {
         let now = std::time::Instant::now();
         halting.keys().for_each(|id| self.sending.pauses.pause(*id, HALTING, now));
         let halting: Vec<(SubscriptionId, String)> = halting.into_iter().collect();
-        if let Err(error) = self.base.store.halt_subscriptions(&halting).await {
+        let halted = self.base.store.halt_subscriptions(&halting).await.unwrap_or_else(|error| {
             self.base.telemetry.database_failed("settle", &error);
-            for (one, verdict) in attempted.iter().zip(verdicts.iter_mut()) {
-                if matches!(verdict, Verdict::DeadLetter { .. }) && is_halted(one) {
-                    *verdict = Verdict::RetryIn(HALT_AGAIN);
-                }
+            Vec::new()
+        });
+        for (one, verdict) in attempted.iter().zip(verdicts.iter_mut()) {
+            let is_dead = matches!(verdict, Verdict::DeadLetter { .. }) && is_halted(one);
+            if is_dead && !halted.contains(&one.job.delivery.subscription.row.id) {
+                *verdict = Verdict::RetryIn(HALT_AGAIN);
             }
         }
     }

@@ -25,7 +25,8 @@ async fn publish(database: &Database, publisher: u64, seed: u64, events: usize) 
         let mut transaction = sqlx::Connection::begin(&mut connection).await.unwrap();
         sqlx::query(
             "insert into outbox.events (topic, payload, key) \
-             select 'order.test', '{}', key from unnest($1::text[]) with ordinality as one (key, n) order by n",
+             select 'order.test', '{}', key from unnest($1::text[]) with ordinality as one (key, n) \
+              order by n",
         )
         .bind(&keys)
         .execute(&mut *transaction)

@@ -104,7 +104,7 @@ impl Queue {
     }
 
     fn sink(&self) -> Registry {
-        registry(&format!("[sinks.amqp]\nurl = '{}'\ntimeout = '5s'", url(shared())))
+        self.registry()
     }
 }
 
@@ -119,8 +119,8 @@ impl Destination for Queue {
         Self::new().await
     }
 
-    fn registry(&self) -> Registry {
-        self.sink()
+    fn section(&self) -> String {
+        format!("[sinks.amqp]\nurl = '{}'\ntimeout = '5s'", url(shared()))
     }
 
     fn nowhere() -> Option<Registry> {

@@ -18,8 +18,8 @@ pub(crate) struct Files {
     folder: tempfile::TempDir,
 }
 
-fn registry_of(folder: &std::path::Path) -> Registry {
-    registry(&format!("[sinks.file]\nfolder = {:?}", folder.to_str().unwrap()))
+fn section(folder: &std::path::Path) -> String {
+    format!("[sinks.file]\nfolder = {:?}", folder.to_str().unwrap())
 }
 
 impl Destination for Files {
@@ -29,12 +29,12 @@ impl Destination for Files {
         Self { folder: tempfile::tempdir().unwrap() }
     }
 
-    fn registry(&self) -> Registry {
-        registry_of(self.folder.path())
+    fn section(&self) -> String {
+        section(self.folder.path())
     }
 
     fn nowhere() -> Option<Registry> {
-        Some(registry_of("/nonexistent/folder".as_ref()))
+        Some(registry(&section("/nonexistent/folder".as_ref())))
     }
 
     fn config(&self) -> Value {

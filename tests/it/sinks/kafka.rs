@@ -177,8 +177,8 @@ impl Destination for Topic {
         Self::new(1).await
     }
 
-    fn registry(&self) -> Registry {
-        self.sink("")
+    fn section(&self) -> String {
+        Self::section(self, "")
     }
 
     fn nowhere() -> Option<Registry> {

@@ -103,8 +103,8 @@ impl Destination for Nats {
         nats
     }
 
-    fn registry(&self) -> Registry {
-        registry(&self.section())
+    fn section(&self) -> String {
+        Self::section(self)
     }
 
     fn nowhere() -> Option<Registry> {

@@ -48,8 +48,8 @@ impl Destination for Inbox {
         Self { database }
     }
 
-    fn registry(&self) -> Registry {
-        registry(&format!("[sinks.postgres]\nurl = {:?}", self.url()))
+    fn section(&self) -> String {
+        format!("[sinks.postgres]\nurl = {:?}", self.url())
     }
 
     fn nowhere() -> Option<Registry> {

@@ -117,8 +117,8 @@ impl Destination for Redis {
         Self::with(&[])
     }
 
-    fn registry(&self) -> Registry {
-        registry(&self.section())
+    fn section(&self) -> String {
+        Self::section(self)
     }
 
     fn nowhere() -> Option<Registry> {

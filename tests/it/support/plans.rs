@@ -22,6 +22,33 @@ pub(crate) const NEW: i64 = 500;
 /// Tables that grow with use. Names of partitions begin with theirs.
 const GROWING: [&str; 5] = ["events", "event_ids", "deliveries", "attempts", "dead_letters"];
 
+/// Statements for operators that count or list everything.
+pub(crate) const FOR_PEOPLE: [&str; 23] = [
+    "subscription_status",
+    "log_status",
+    "list_dead_letters",
+    "group_dead_letters",
+    "count_dead_letters",
+    "count_due", // run --once
+    "list_deliveries",
+    "count_deliveries",
+    "recent_events",
+    "list_events",
+    "show_event",
+    "find_event",
+    "wait_for_event",
+    "list_answers",
+    "list_attempts",
+    "list_audit",
+    "trace_event",
+    "explain_event",
+    "trace_attempts",
+    "list_replays",
+    "read_replay",
+    "published",
+    "make_missing_rows",
+];
+
 /// A statement: a file of `sql/`.
 #[derive(Debug, Clone)]
 pub(crate) struct Statement {

@@ -70,6 +70,8 @@ struct World {
     may_begin: Vec<Job>,
     in_flight: Vec<Job>,
     writes: Vec<Write>,
+    /// Committed, and the gate is not told yet.
+    committed: Vec<Write>,
     claim: Option<Claim>,
     delivered: BTreeSet<i64>,
 }
@@ -90,6 +92,7 @@ impl World {
             may_begin: Vec::new(),
             in_flight: Vec::new(),
             writes: Vec::new(),
+            committed: Vec::new(),
             claim: None,
             delivered: BTreeSet::new(),
         }
@@ -214,35 +217,42 @@ impl World {
         }
         let at = self.rng.random_range(0..self.writes.len());
         let write = self.writes.swap_remove(at);
-        let released = match write {
-            Write::Ended(job, fate) => {
-                match fate {
-                    Fate::Done => {
-                        self.rows.remove(&job.position);
-                        self.gone.insert(job.position);
-                        self.delivered.insert(job.position);
-                    }
-                    Fate::Retried => {
-                        self.rows.insert(job.position, (job.key.clone(), Due::Later));
-                    }
-                    _ => self.put_back(&job),
-                }
-                self.gate.ended(&job.key, job.place, fate)
+        match &write {
+            Write::Ended(job, Fate::Done) => {
+                self.rows.remove(&job.position);
+                self.gone.insert(job.position);
+                self.delivered.insert(job.position);
             }
+            Write::Ended(job, Fate::Retried) => {
+                let due = if self.rng.random_bool(0.5) { Due::Now } else { Due::Later };
+                self.rows.insert(job.position, (job.key.clone(), due));
+            }
+            Write::Ended(job, _) | Write::Back(job) => self.put_back(&job.clone()),
             Write::Aside(job) => {
                 self.rows.insert(job.position, (job.key.clone(), Due::Never));
-                self.gate.written(&job.key)
-            }
-            Write::Back(job) => {
-                self.put_back(&job);
-                self.gate.returned();
-                Released::default()
             }
             Write::Superseded(job) => {
                 self.rows.remove(&job.position);
                 self.gone.insert(job.position);
-                self.gate.superseded(&job.key)
             }
+        }
+        self.committed.push(write);
+    }
+
+    /// It tells the gate.
+    fn tell(&mut self) {
+        if self.committed.is_empty() {
+            return;
+        }
+        let at = self.rng.random_range(0..self.committed.len());
+        let released = match self.committed.swap_remove(at) {
+            Write::Ended(job, fate) => self.gate.ended(&job.key, job.place, fate),
+            Write::Aside(job) => self.gate.written(&job.key),
+            Write::Back(_) => {
+                self.gate.returned();
+                Released::default()
+            }
+            Write::Superseded(job) => self.gate.superseded(&job.key),
         };
         self.release(released);
     }
@@ -282,7 +292,18 @@ impl World {
             };
             self.rows.insert(at, (key, due));
         }
+        self.committed.clear();
         self.gate = Gate::new(keys, self.coalesces);
+    }
+
+    /// As sql/relay/open_order.sql does every ten seconds.
+    fn mend(&mut self) {
+        let mut keys = BTreeSet::new();
+        for (key, due) in self.rows.values_mut() {
+            if keys.insert(key.clone()) && *due == Due::Never {
+                *due = Due::Now;
+            }
+        }
     }
 
     fn pass_time(&mut self) {
@@ -304,8 +325,10 @@ impl World {
             40..55 => self.answer(),
             55..70 => self.begin(),
             70..82 => self.end(0.3),
-            82..96 => self.commit(),
-            96..99 => self.pass_time(),
+            82..89 => self.commit(),
+            89..96 => self.tell(),
+            96..98 => self.pass_time(),
+            98 if self.rng.random_bool(0.3) => self.mend(),
             _ if kills => self.kill(),
             _ => {}
         }
@@ -313,17 +336,21 @@ impl World {
 
     /// Goes on without failures until nothing is owed.
     fn drain(&mut self) {
-        for _ in 0..20_000 {
+        for step in 0..20_000 {
+            if step % 500 == 499 {
+                self.mend();
+            }
             if self.gone.len() == self.published.values().map(BTreeSet::len).sum::<usize>() {
                 return;
             }
-            match self.rng.random_range(0..7) {
+            match self.rng.random_range(0..8) {
                 0 => self.claim_backlog(),
                 1 => self.claim_rows(),
                 2 => self.answer(),
                 3 => self.begin(),
                 4 => self.end(0.0),
                 5 => self.commit(),
+                6 => self.tell(),
                 _ => self.pass_time(),
             }
         }

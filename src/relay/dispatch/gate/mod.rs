@@ -204,8 +204,8 @@ impl<J: Ordered> Gate<J> {
         self.go_on(key, &mut none);
     }
 
-    /// Takes deliveries that were claimed, each with its key, by a claim that began at this epoch. Those of the
-    /// backlog are in the order of its positions.
+    /// Takes deliveries that were claimed, each with its key, by a claim that began at this epoch. Those of
+    /// the backlog are in the order of its positions.
     pub(super) fn arrive(&mut self, jobs: Vec<(Option<Arc<str>>, J)>, epoch: Epoch) -> Released<J> {
         let mut released = Released::default();
         let mut touched = Vec::new();
@@ -275,11 +275,12 @@ impl<J: Ordered> Gate<J> {
             Fate::Done | Fate::Lost => {}
             Fate::Retried if place == Place::Timed => {}
             Fate::Retried | Fate::Parked => {
-                (lane.has_rows, lane.asks) = (true, false);
+                lane.has_rows = true;
+                // It is due by itself, unless a claim has brought it again and it is being written.
+                lane.asks &= lane.writing > 0;
                 self.set_aside(key, &mut released);
             }
             Fate::Returned if place == Place::InOrder => {
-                lane.asks = false; // it is due
                 self.set_aside(key, &mut released);
             }
             Fate::Returned if place == Place::Backlog => {
@@ -343,6 +344,8 @@ impl<J: Ordered> Gate<J> {
             std::mem::take(&mut lane.waiting).into_iter().partition(|job| job.place() != Place::Timed);
         self.waiting -= aside.len();
         lane.writing += aside.len();
+        // The one that blocks its key may be among them, due again and claimed already.
+        lane.asks |= aside.iter().any(|job| job.place() == Place::InOrder);
         lane.waiting = stay;
         released.aside.extend(aside);
     }
@@ -350,10 +353,13 @@ impl<J: Ordered> Gate<J> {
     /// Of what waits for a key only the newest is sent. It passes when the others are settled.
     fn coalesce(&mut self, key: &Arc<str>, released: &mut Released<J>) {
         let Some(lane) = self.lanes.get_mut(key).filter(|_| self.coalesces) else { return };
-        let older = lane.waiting.len().saturating_sub(1);
-        self.waiting -= older;
-        lane.superseding += older;
-        released.superseded.extend(lane.waiting.drain(..older));
+        let newest = lane.waiting.iter().map(Ordered::position).max();
+        let (older, newest): (VecDeque<J>, VecDeque<J>) =
+            std::mem::take(&mut lane.waiting).into_iter().partition(|job| Some(job.position()) < newest);
+        self.waiting -= older.len();
+        lane.superseding += older.len();
+        lane.waiting = newest;
+        released.superseded.extend(older);
     }
 
     /// Lets the next delivery of a key pass, or asks for its next rows, if nothing is under way.
