@@ -159,8 +159,8 @@ $$;
 
 create trigger forget_order after delete on outbox.subscriptions
     for each row execute function outbox_internal.forget_order();
--- A routing step that read the subscription as one without an order is made again, so that it leases
--- nothing beside the relay that delivers it now. At the commit: nothing is locked before.
+-- A routing step that read the subscription as one without an order is made again, so that it
+-- leases nothing beside the relay that delivers it now. At the commit: nothing is locked before.
 create function outbox_internal.repeat_step() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin

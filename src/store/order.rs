@@ -139,8 +139,8 @@ impl Store {
             .await
     }
 
-    /// Leases rows of ordered subscriptions: what is due, and the next rows of the keys that are asked for, at
-    /// most `run` of each key.
+    /// Leases rows of ordered subscriptions: what is due, and the next rows of the keys that are asked for,
+    /// at most `run` of each key.
     ///
     /// # Errors
     /// Those of the database. The claim may have taken place nevertheless: its leases then end by themselves.

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::{
     Dispatch, State,
-    gate::{Epoch, Fate, Gate, Place, Released},
+    gate::{Epoch, Fate, Gate, Keyed, Place, Released},
     job::{Job, Passage},
 };
 use crate::{
@@ -120,7 +120,7 @@ impl Dispatch {
     pub(crate) fn arrive(&self, jobs: Vec<Job>, epochs: &Epochs) -> Setbacks {
         let mut guard = self.state();
         let state = &mut *guard;
-        let mut arrived: HashMap<SubscriptionId, Vec<(Option<Arc<str>>, Job)>> = HashMap::new();
+        let mut arrived: HashMap<SubscriptionId, Vec<Keyed<Job>>> = HashMap::new();
         let mut setbacks = Setbacks::default();
         for mut job in jobs {
             state.numbers.ahead += 1;

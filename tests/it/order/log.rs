@@ -111,14 +111,16 @@ impl Log {
             of_key.entry(key).or_default().insert(*position);
         }
         let entries = self.entries.lock().unwrap();
-        let mut states: BTreeMap<(&str, &str), (BTreeSet<i64>, Option<&Attempt>)> = BTreeMap::new();
+        // By subscription and key: what was delivered, and what is in flight.
+        let mut done: BTreeMap<(&str, &str), BTreeSet<i64>> = BTreeMap::new();
+        let mut in_flight: BTreeMap<(&str, &str), &Attempt> = BTreeMap::new();
         for (attempt, what) in entries.iter() {
             let Some(key) = attempt.key.as_deref() else { continue };
-            let (done, in_flight) = states.entry((&attempt.subscription, key)).or_default();
+            let lane = (attempt.subscription.as_str(), key);
+            let done = done.entry(lane).or_default();
             match what {
                 What::Began => {
-                    assert_eq!(*in_flight, None, "two in flight: {attempt:?}");
-                    *in_flight = Some(attempt);
+                    assert_eq!(in_flight.insert(lane, attempt), None, "two in flight: {attempt:?}");
                     let earlier = of_key[key].range(..attempt.position);
                     let missing: Vec<_> = earlier.filter(|position| !done.contains(position)).collect();
                     assert!(missing.is_empty(), "before the events at {missing:?}: {attempt:?}");
@@ -126,15 +128,14 @@ impl Log {
                     assert!(later.is_empty(), "after the events at {later:?}: {attempt:?}");
                 }
                 What::Delivered | What::Failed | What::CutOff => {
-                    assert_eq!(*in_flight, Some(attempt));
-                    *in_flight = None;
+                    assert_eq!(in_flight.remove(&lane), Some(attempt));
                     if *what == What::Delivered {
                         done.insert(attempt.position);
                     }
                 }
             }
         }
-        for ((subscription, key), (done, _)) in states {
+        for ((subscription, key), done) in done {
             assert_eq!(done, of_key[key], "{subscription}, key {key}");
         }
         entries.iter().filter(|(_, what)| *what == What::Began).count()

@@ -79,8 +79,7 @@ async fn storm(events: usize, relays: usize, kills: usize, failures: u32) {
     let committed = database.count("select count(*) from outbox.events").await;
     log.wait_for(usize::try_from(committed).unwrap() * 2).await;
     database.eventually("select not exists (select from outbox.owed)").await;
-    let attempts = log.check(&database).await;
-    println!("{committed} events, {attempts} attempts, {kills} kills, seed {seed}");
+    assert!(log.check(&database).await > usize::try_from(committed).unwrap() * 2, "some attempts failed");
     for relay in running.into_values() {
         assert!(relay.stop().await.complete);
     }

@@ -74,6 +74,9 @@ pub(crate) struct Epoch {
     written: u64,
 }
 
+/// A delivery and its key.
+pub(super) type Keyed<J> = (Option<Arc<str>>, J);
+
 /// The deliveries of one subscription, by key.
 #[derive(Debug)]
 pub(super) struct Gate<J> {
@@ -206,7 +209,7 @@ impl<J: Ordered> Gate<J> {
 
     /// Takes deliveries that were claimed, each with its key, by a claim that began at this epoch. Those of
     /// the backlog are in the order of its positions.
-    pub(super) fn arrive(&mut self, jobs: Vec<(Option<Arc<str>>, J)>, epoch: Epoch) -> Released<J> {
+    pub(super) fn arrive(&mut self, jobs: Vec<Keyed<J>>, epoch: Epoch) -> Released<J> {
         let mut released = Released::default();
         let mut touched = Vec::new();
         let is_in_order = self.may_claim() && self.epoch.returned == epoch.returned;
