@@ -1,13 +1,15 @@
 //! `dead-letters`: list, show, redrive and discard deliveries that were given up.
 
-use crate::admin::{DeadLetter, DeadLetterFilter, DeadLetterGroup, Operator};
+use crate::{
+    admin::{DeadLetter, DeadLetterFilter, DeadLetterGroup, Operator},
+    delivery::rate::Rate,
+};
 
 use super::{
     bulk::{Bulk, Consent},
     exit::Exit,
     listing::Listing,
     moment::{self, Moment},
-    pace::Rate,
     print,
     redrive::redrive,
 };
@@ -48,7 +50,7 @@ pub(super) enum DeadLetters {
         bulk: Bulk,
         /// Redrive so many in a time, such as 50/s, 300/m or 1000/h: all that match, unless --limit says
         /// how many. An interrupt (Ctrl-C) stops it, and what was redriven stays.
-        #[arg(long, value_name = "COUNT/UNIT", conflicts_with = "ids")]
+        #[arg(long, value_name = "RATE", value_parser = Rate::parse, conflicts_with = "ids")]
         rate: Option<Rate>,
     },
     /// Delete dead letters permanently, oldest first. Prints how many.

@@ -1,7 +1,7 @@
 //! `organizations`: how fast all subscriptions of an organization together are sent to.
 
 use super::{exit::Exit, moment, print};
-use crate::{admin::Operator, delivery::rate::Rate};
+use crate::admin::Operator;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Organizations {
@@ -23,7 +23,7 @@ pub(super) enum Organizations {
 
 fn rate(text: &str) -> Result<String, String> {
     if text != "off" {
-        Rate::parse(text)?;
+        super::pace::rate(text)?;
     }
     Ok(text.to_owned())
 }

@@ -7,12 +7,15 @@ use tokio::time::{Instant, timeout};
 use super::{
     bulk::Bulk,
     exit::Exit,
-    pace::{Pace, Rate},
+    pace::{Pace, time_of},
     print,
     progress::{Progress, about},
     signals::Signals,
 };
-use crate::admin::{DeadLetterFilter, Operator};
+use crate::{
+    admin::{DeadLetterFilter, Operator},
+    delivery::rate::Rate,
+};
 
 const WHAT: &str = "dead letter";
 
@@ -31,7 +34,7 @@ pub(super) async fn redrive(
     if bulk.dry_run {
         bulk.report("would_redrive", WHAT, wanted, count.redrivable)?;
         if let Some(rate) = rate {
-            print::note!("at this rate it takes {}", about(rate.time_of(wanted)));
+            print::note!("at this rate it takes {}", about(time_of(rate, wanted)));
         }
         return Ok(Exit::Done);
     }
@@ -42,7 +45,7 @@ pub(super) async fn redrive(
     let progress = Progress::new("redriven", wanted);
     let (mut redriven, mut wait, mut is_interrupted) = (0, Duration::ZERO, false);
     while redriven < wanted {
-        progress.show(redriven, rate.map(|rate| rate.time_of(wanted - redriven)));
+        progress.show(redriven, rate.map(|rate| time_of(rate, wanted - redriven)));
         // A part is one transaction: a signal ends the command between two of them.
         if timeout(wait, signals.next()).await.is_ok() {
             is_interrupted = true;

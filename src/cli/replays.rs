@@ -45,7 +45,7 @@ pub(super) struct Start {
     #[arg(long, value_name = "ID")]
     event: Option<Uuid>,
     /// Send at most so many in a time, such as 50/s, 600/m or 1000/h.
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = super::pace::rate)]
     rate: Option<String>,
     /// Print how many events would be sent, without sending any.
     #[arg(long)]

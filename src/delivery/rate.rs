@@ -21,8 +21,11 @@ impl Rate {
             "h" => 3_600.0,
             _ => return Err(refused()),
         };
+        let is_plain = count.bytes().all(|digit| digit.is_ascii_digit()) && !count.starts_with('0');
         match count.parse::<u32>() {
-            Ok(count) if (1..10_000_000).contains(&count) => Ok(Self { spacing: seconds / f64::from(count) }),
+            Ok(count) if is_plain && (1..10_000_000).contains(&count) => {
+                Ok(Self { spacing: seconds / f64::from(count) })
+            }
             _ => Err(refused()),
         }
     }
@@ -43,7 +46,8 @@ mod tests {
         assert_eq!(Rate::parse("50/s"), Ok(Rate { spacing: 0.02 }));
         assert_eq!(Rate::parse("600/m"), Ok(Rate { spacing: 0.1 }));
         assert_eq!(Rate::parse("1/h"), Ok(Rate { spacing: 3_600.0 }));
-        for text in ["", "50", "50/d", "0/s", "-1/s", "1.5/s", "10000000/s", "50 /s"] {
+        for text in ["", "50", "50/d", "50/ss", "0/s", "-1/s", "+1/s", "01/s", "1.5/s", "10000000/s", "50 /s"]
+        {
             let refused = Rate::parse(text).unwrap_err();
             assert!(refused.contains("50/s"), "{refused}");
         }

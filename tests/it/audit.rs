@@ -209,3 +209,41 @@ async fn the_command_lists_the_newest_changes_of_a_subscription_and_since_a_time
     assert_eq!((&json["action"], &json["details"]), (&"paused".into(), &json!({})));
     database.drop().await;
 }
+
+#[tokio::test]
+async fn replays_parked_keys_and_limits_are_recorded() {
+    let database = Database::new().await;
+    let (mut admin, _) = operator(&database).await;
+    for sql in [
+        "select outbox.subscribe('shop', array['shop.**'], 'stdout', ordering => 'key', on_exhausted => 'park')",
+        "select outbox.replay('shop', now() - interval '1 day')",
+        "select outbox.pause_replay(1), outbox.pause_replay(1)",
+        "select outbox.resume_replay(1)",
+        "select outbox.cancel_replay(1), outbox.cancel_replay(1)",
+        "select outbox.unpark('shop')",
+        "select outbox.limit_organization('acme', '100/s')",
+        "delete from outbox.organization_limits",
+    ] {
+        run(&mut admin, sql).await;
+    }
+    database
+        .execute("insert into outbox.parked_keys select id, 'k', now(), 7 from outbox.subscriptions")
+        .await;
+    run(&mut admin, "select outbox.unpark('shop', 'k')").await;
+    let made = entries(&database).await;
+    let actions: Vec<&str> = made.iter().skip(1).map(|one| one.0.as_str()).collect();
+    let expected = [
+        "replay started",
+        "replay paused",
+        "replay resumed",
+        "replay cancelled",
+        "limited",
+        "limited",
+        "unparked",
+    ];
+    assert_eq!(actions, expected);
+    assert_eq!(made[6].3, json!({"organization": "acme"}));
+    assert_eq!((made[7].2, &made[7].3), (Some(1), &json!({"key": "k"})));
+    admin.close().await.unwrap();
+    database.drop().await;
+}

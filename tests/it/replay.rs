@@ -219,10 +219,12 @@ async fn replayed_deliveries_that_hang_leave_room_for_live_ones() {
     recorder.wait_for(50).await;
     let hung = recorder.gate.write().await;
     let id = replay(&database, "now() - interval '1 hour'").await;
-    recorder.wait_for(53).await;
+    // How many begin depends on the window, which answers have earned: at most four.
+    recorder.wait_for(51).await;
     publish(&database, "a.live", 1, 1).await;
     let seen = recorder.wait_until(|seen| seen.iter().any(|one| one.topic == "a.live")).await;
-    assert_eq!(replayed(&seen, id).len(), 3, "three of four may be of a replay");
+    let hanging = replayed(&seen, id).len();
+    assert!((1..=3).contains(&hanging), "{hanging}: three of four may be of a replay");
     drop(hung);
     ended(&database, id, "done").await;
     assert_eq!(numbers(&replayed(&recorder.seen(), id)), (1..=50).collect());

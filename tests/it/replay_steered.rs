@@ -162,7 +162,7 @@ async fn what_cannot_be_replayed_is_refused_with_its_field() {
         (&["replay", "all"][..], 2, "--since <TIME>"),
         (&["replay", "none", "--since", "1h"], 1, "there is no subscription 'none'"),
         (&["replay", "none", "--since", "1h", "--dry-run"], 1, "there is no subscription 'none'"),
-        (&["replay", "all", "--since", "1h", "--rate", "fast"], 1, "rate: 'fast' is not a rate"),
+        (&["replay", "all", "--since", "1h", "--rate", "fast"], 2, "\"fast\" is not a rate; write 50/s"),
         (&["replay", "all", "--since", "yesterday"], 2, "write a time such as"),
     ] {
         let output = database.pgoutbox(arguments);
