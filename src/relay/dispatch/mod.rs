@@ -123,12 +123,13 @@ impl Dispatch {
         for job in jobs {
             state.numbers.ahead += 1;
             state.numbers.ahead_bytes += job.bytes;
-            self.enqueue(state, job);
+            self.enqueue(state, job, false);
         }
     }
 
-    /// Puts a delivery that is counted into the queue of its subscription.
-    fn enqueue(&self, state: &mut State, job: Job) {
+    /// Puts a delivery that is counted into the queue of its subscription: first, if it has waited for its
+    /// turn at a gate.
+    fn enqueue(&self, state: &mut State, job: Job, has_waited: bool) {
         if job.blame() > 0 {
             state.suspects.add(job);
             return;
@@ -147,6 +148,8 @@ impl Dispatch {
             queue.rows.push_back(job);
         } else if job.delivery.replay.is_some() {
             queue.replays.push_back(job);
+        } else if has_waited {
+            queue.queue.push_front(job);
         } else {
             queue.queue.push_back(job);
         }
@@ -164,8 +167,9 @@ impl Dispatch {
         let count = attempt.count;
         state.numbers.in_flight -= count;
         state.numbers.unsettled += count;
-        // A key goes on when its verdict is committed.
-        let holds_up = state.gates.get(&attempt.subscription).is_some_and(|gate| gate.waiting() > 0);
+        // A key goes on when its verdict is committed. That hurries when nothing else can begin.
+        let holds_up = state.gates.get(&attempt.subscription).is_some_and(|gate| gate.waiting() > 0)
+            && state.queues.get(&attempt.subscription).is_none_or(|queue| queue.waiting() == 0);
         if holds_up || state.free(&self.limits) <= self.limits.permits / 4 {
             self.scarce.notify_one();
         }

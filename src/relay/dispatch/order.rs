@@ -139,7 +139,7 @@ impl Dispatch {
                     Released { back: jobs.into_iter().map(|(_, job)| job).collect(), ..Released::default() }
                 }
             };
-            setbacks.0.extend(self.release_in(state, id, released).0);
+            setbacks.0.extend(self.release_in(state, id, released, false).0);
         }
         setbacks
     }
@@ -175,7 +175,7 @@ impl Dispatch {
             if fate == Fate::Lost {
                 gate.close(&mut released);
             }
-            setbacks.0.extend(self.release_in(state, subscription, released).0);
+            setbacks.0.extend(self.release_in(state, subscription, released, true).0);
             let is_over = |gate: &Gate<Job>| !gate.is_open() && gate.is_empty();
             if state.gates.get(&subscription).is_some_and(is_over) {
                 state.gates.remove(&subscription);
@@ -185,13 +185,19 @@ impl Dispatch {
     }
 
     /// Puts what passes into the queue of its subscription.
-    fn release_in(&self, state: &mut State, id: SubscriptionId, mut released: Released<Job>) -> Setbacks {
+    fn release_in(
+        &self,
+        state: &mut State,
+        id: SubscriptionId,
+        mut released: Released<Job>,
+        have_waited: bool,
+    ) -> Setbacks {
         for mut job in std::mem::take(&mut released.pass) {
             if job.lane.is_some() {
                 job.passage = Passage::Passed;
                 job.queued = Instant::now(); // until now it waited for its turn
             }
-            self.enqueue(state, job);
+            self.enqueue(state, job, have_waited);
         }
         state.release(id, released)
     }
