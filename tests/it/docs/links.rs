@@ -100,3 +100,13 @@ fn the_index_and_the_summary_list_the_same_pages_and_all_of_them() {
     assert_eq!(named.len(), listed.len(), "a page is listed once");
     assert_eq!(named, pages.into_keys().collect(), "the pages of docs/");
 }
+
+#[test]
+fn items_of_a_list_begin_on_lines_of_their_own() {
+    for page in documents() {
+        for (number, line) in page.prose().lines().enumerate() {
+            let is_split = line.starts_with('|') || !line.contains(". * ");
+            assert!(is_split, "{}, line {}: {line}", page.name, number + 1);
+        }
+    }
+}

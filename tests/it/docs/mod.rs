@@ -60,6 +60,8 @@ impl Page {
             match (&mut open, line.trim_start().strip_prefix("```")) {
                 (Some(_), Some("")) => blocks.extend(open.take().map(|(block, _)| block)),
                 (None, Some(language)) => {
+                    let is_word = !language.contains(' ');
+                    assert!(is_word, "{}, line {}: a fence stands with text", self.name, number + 1);
                     let block =
                         Block { language: language.to_owned(), text: String::new(), line: number + 2 };
                     open = Some((block, indent));
