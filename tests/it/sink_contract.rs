@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use pgoutbox::{
-    delivery::{Outcome, ReplayId},
+    Layer, Next,
+    delivery::{Outcome, Reason, ReplayId},
     sink::{Outgoing, Outlet, Registry, Report},
 };
 use serde_json::Value;
@@ -112,16 +113,32 @@ pub(crate) async fn a_replayed_event_is_marked_and_no_other<D: Destination>() {
     assert_eq!(destination.markers().await, [Some("47".to_owned()), None]);
 }
 
+/// Lets the first attempt of every fifth event fail before it reaches the sink.
+struct EveryFifthFailsOnce;
+
+impl Layer for EveryFifthFailsOnce {
+    async fn send(&self, deliveries: &[Outgoing], next: Next<'_>) -> Vec<Report> {
+        let refuse = |one: &Outgoing| {
+            let fails = one.attempt == 1 && number(&one.event.payload) % 5 == 0;
+            fails.then(|| Outcome::Retry { reason: Reason::HandlerFailed, after: None }.into())
+        };
+        next.send_unless(deliveries, refuse).await
+    }
+}
+
+/// The `n` of a payload.
+fn number(payload: &str) -> i64 {
+    serde_json::from_str::<Value>(payload).unwrap()["n"].as_i64().unwrap()
+}
+
 pub(crate) async fn the_events_of_each_key_arrive_in_order<D: Destination>() {
     let (database, destination) = (Database::new().await, D::start().await);
-    sqlx::query("select outbox.subscribe('all', array['**'], $1, $2, ordering => 'key')")
-        .bind(D::KIND)
-        .bind(destination.config())
-        .execute(&database.pool)
-        .await
-        .unwrap();
+    let subscribe = "select outbox.subscribe('all', array['**'], $1, $2, ordering => 'key', \
+                                             retry => '{\"schedule\": [\"20ms\"]}')";
+    sqlx::query(subscribe).bind(D::KIND).bind(destination.config()).execute(&database.pool).await.unwrap();
     let relay = RelayBox::start_with(&database, |builder| {
-        builder.settings(settings("relay")).connections(&connections(&destination.section())).unwrap()
+        let builder = builder.settings(settings("relay")).layer(EveryFifthFailsOnce);
+        builder.connections(&connections(&destination.section())).unwrap()
     })
     .await;
     database
@@ -139,7 +156,7 @@ pub(crate) async fn the_events_of_each_key_arrive_in_order<D: Destination>() {
     let received = destination.received().await;
     assert_eq!(received.len(), 300);
     for (_, payload) in received {
-        let n = serde_json::from_str::<Value>(&payload).unwrap()["n"].as_i64().unwrap();
+        let n = number(&payload);
         let before = last.insert(n % 7, n).unwrap_or_default();
         assert!(before < n, "{n} after {before}");
     }
