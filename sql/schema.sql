@@ -599,6 +599,7 @@ declare
     granted text[] := '{}';
     role_exists boolean;
     grant_row record;
+    writer text;
 begin
     for grant_row in
         select * from (values
@@ -669,13 +670,14 @@ begin
             end;
         end if;
     end loop;
-    -- What it writes is the word of the functions that call it.
-    begin
-        execute 'revoke execute on function outbox_internal.record_audit from outbox_admin';
-        execute 'revoke execute on function outbox_internal.audit_replay from outbox_admin';
-    exception
-        when undefined_function or undefined_object then null;
-    end;
+    -- What these write is the word of the functions that call them.
+    foreach writer in array array['record_audit', 'audit_replay'] loop
+        begin
+            execute format('revoke execute on function outbox_internal.%I from outbox_admin', writer);
+        exception
+            when undefined_function or undefined_object then null;
+        end;
+    end loop;
     -- What most helpers do, they do with the rights of the caller.
     for grant_row in
         select proc.oid::regprocedure as helper, wanted.role

@@ -150,6 +150,32 @@ async fn a_change_of_many_dead_letters_or_deliveries_is_one_entry_with_its_argum
 }
 
 #[tokio::test]
+async fn an_operator_can_write_no_entry_by_hand_and_change_none() {
+    let database = Database::new().await;
+    let (mut admin, _) = operator(&database).await;
+    run(
+        &mut admin,
+        "select outbox.subscribe('shop', array['shop.**'], 'webhook', '{\"url\": \"https://a.example\"}')",
+    )
+    .await;
+    let before = entries(&database).await;
+    for sql in [
+        "select outbox_internal.record_audit('redriven', 'shop')",
+        "select outbox_internal.audit_replay('replay cancelled', 1)",
+        "insert into outbox.audit (action) values ('redriven')",
+        "update outbox.audit set action = 'redriven'",
+        "delete from outbox.audit",
+        "truncate outbox.audit",
+    ] {
+        let refused = admin.execute(sqlx::raw_sql(sql)).await.expect_err(sql);
+        let code = refused.as_database_error().and_then(|error| error.code().map(String::from));
+        assert_eq!(code.as_deref(), Some("42501"), "{sql}: {refused}");
+    }
+    assert_eq!(entries(&database).await, before);
+    database.drop().await;
+}
+
+#[tokio::test]
 async fn what_a_relay_finds_out_is_not_recorded_and_what_it_stops_is_recorded_as_by_a_relay() {
     let database = Database::new().await;
     let gone = Hostile::start(status(410)).await;
