@@ -44,7 +44,7 @@ select coalesce(subscription.name, letter.subscription, 'deleted') as subscripti
        case when owed.is_leased then 'in_flight'
             when owed.subscription_id is not null then 'waiting'
             when letter.id is not null then 'dead_letter'
-            when attempt.outcome = 'delivered' then 'delivered'
+            when attempt.outcome in ('delivered', 'superseded') then attempt.outcome
             else 'settled' end as state,
        owed.due_at,
        case when owed.subscription_id is null and letter.id is not null then letter.attempts

@@ -64,6 +64,9 @@ pub enum SaidState {
     InFlight,
     /// It waits for a retry, for later, or for its subscription.
     Waiting,
+    /// It was not sent, because a newer event of its key waited (`"coalesce" => 'key'`). Known
+    /// where `relay.attempt_log` is not `off`.
+    Superseded,
     /// It failed before, and is neither owed nor a dead letter now: delivered, cancelled or discarded.
     Settled,
 }

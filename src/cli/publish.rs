@@ -140,6 +140,7 @@ fn cells(said: &Said) -> [String; 7] {
         SaidState::DeadLetter => "dead letter",
         SaidState::InFlight => "in flight",
         SaidState::Waiting => "waiting",
+        SaidState::Superseded => "superseded",
         SaidState::Settled => "settled",
     };
     [

@@ -157,5 +157,13 @@ async fn only_the_newest_of_the_waiting_events_of_a_key_is_sent_and_the_others_a
     assert_eq!(superseded.len(), 3, "{superseded:?}");
     assert!(!superseded.contains(&newest));
     assert_eq!(explained(&database).await[..3], ["superseded", "superseded", "superseded"]);
+    let first = sqlx::query_scalar("select id from outbox.events order by position limit 1")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+    let mut connection = database.connection().await;
+    let waited = pgoutbox::wait(&mut connection, first, std::time::Duration::from_secs(30)).await.unwrap();
+    assert_eq!(waited.subscriptions.unwrap()[0].state, pgoutbox::SaidState::Superseded);
+    drop(connection);
     end(database, relay).await;
 }
