@@ -673,7 +673,8 @@ begin
     -- What these write is the word of the functions that call them.
     foreach writer in array array['record_audit', 'audit_replay'] loop
         begin
-            execute format('revoke execute on function outbox_internal.%I from outbox_admin', writer);
+            execute format(
+                'revoke execute on function outbox_internal.%I from outbox_admin', writer);
         exception
             when undefined_function or undefined_object then null;
         end;

@@ -150,6 +150,8 @@ async fn a_replayed_delivery_keeps_its_marker_over_retries_until_it_is_given_up(
     let relay = RelayBox::start(&database, &recorder).await;
     publish(&database, "a.b", 1, 3).await;
     recorder.wait_for(3).await;
+    // A recorder answers after it has recorded: what was live is settled before the failures begin.
+    database.eventually("select count(*) = 3 from outbox.event_status where status = 'completed'").await;
     fails.store(true, std::sync::atomic::Ordering::Release);
     let id = replay(&database, "now() - interval '1 hour'").await;
     ended(&database, id, "done").await;
