@@ -18,6 +18,7 @@ mod follow;
 mod input;
 mod limits;
 mod listing;
+mod live;
 pub mod logging;
 mod manual;
 mod moment;

@@ -5,23 +5,25 @@ use std::{sync::Arc, time::Duration};
 use anyhow::bail;
 use sqlx::postgres::PgPoolOptions;
 use tokio::signal::unix::Signal;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     check,
     config::{Config, Sources},
     exit::{self, Exit},
     follow::{Change, Followed},
-    limits,
+    limits, live,
     probes::Probes,
     systemd,
 };
 use crate::{
     admin::Operator,
     http::Server,
+    live::{Gateway, Sources as LiveSources},
     relay::{Drained, Health, Relay, telemetry::Telemetry},
     sink::{egress::Egress, secret::Secrets},
     sinks::{self, webhook::Webhook},
+    store::ConnectionSettings,
 };
 
 /// Timeout of getting a connection from the pool.
@@ -86,6 +88,25 @@ impl<'s> Relays<'s> {
         Ok(builder.build().await?)
     }
 
+    /// Serves live clients from the database of this configuration; none: nobody could reach them.
+    fn gateway(&self, config: &Config) -> anyhow::Result<Option<Gateway>> {
+        if !config.realtime.enabled || config.http.listen.is_none() {
+            return Ok(None);
+        }
+        let connection = ConnectionSettings {
+            options: config.connect_options()?,
+            relay: config.relay.name.clone(),
+            environment: config.relay.environment.clone(),
+            pool_size: config.database.pool_size,
+            function_pool_size: 0,
+            pooler: config.database.pooler,
+            allow_superuser: config.database.allow_superuser,
+        };
+        let telemetry = self.telemetry.clone();
+        let sources = LiveSources { connection, listen: config.listen_options()?, news: None, telemetry };
+        Ok(Some(Gateway::start(sources, config.realtime.clone())))
+    }
+
     /// Runs a relay, and the next one when connections need another, until the last has drained. None if
     /// there was no relay when the drain began.
     pub(super) async fn run(
@@ -95,14 +116,17 @@ impl<'s> Relays<'s> {
     ) -> anyhow::Result<Option<Drained>> {
         loop {
             let health = relay.health();
+            let gateway = self.gateway(&config)?;
             self.probes.answer(Server {
                 settings: config.http.clone(),
                 readiness: relay.health(),
                 telemetry: self.telemetry.clone(),
                 draining: self.drain.clone(),
+                room: gateway.as_ref().map(|gateway| gateway.room().clone()),
+                clients: TaskTracker::new(),
             })?;
             let stop = self.drain.child_token();
-            let running = relay.run(stop.clone());
+            let running = live::beside(relay.run(stop.clone()), gateway, stop.clone());
             tokio::pin!(running);
             systemd::ready();
             let failed = self.probes.failed();

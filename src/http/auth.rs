@@ -85,7 +85,12 @@ impl Guard {
 }
 
 /// Refuses a request or passes it on.
-pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+pub(super) async fn check(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+    let caller = match guard.token {
+        Some(_) => crate::live::caller::Caller::Operator,
+        None => crate::live::caller::Caller::Open,
+    };
+    request.extensions_mut().insert(caller);
     match guard.refusal(request.uri(), request.headers()) {
         Some(refusal) => refusal,
         None => next.run(request).await,

@@ -5,6 +5,7 @@
 //! (`auth.rs`); the deadline and the limit of bodies; a handler.
 
 mod auth;
+mod live;
 mod places;
 mod probes;
 
@@ -29,12 +30,15 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::{limit::RequestBodyLimitLayer, timeout::TimeoutLayer};
 
-use places::{Places, Taken};
+use places::{Places, Seat};
 pub use probes::Readiness;
 
 use secrecy::SecretString;
 
-use crate::relay::telemetry::Telemetry;
+use crate::{
+    live::{Room, caller::Caller},
+    relay::telemetry::Telemetry,
+};
 
 /// Timeout of receiving the head of a request, also of the next one on an open connection.
 const HEAD: Duration = Duration::from_secs(5);
@@ -79,6 +83,10 @@ pub struct Server<R> {
     pub telemetry: Arc<Telemetry>,
     /// Cancelled when the relay begins to drain; `/readyz` then answers 503.
     pub draining: CancellationToken,
+    /// Where live clients are served; none: they are not.
+    pub room: Option<Arc<Room>>,
+    /// Live clients by WebSocket, which are waited for when the server stops.
+    pub clients: TaskTracker,
 }
 
 /// Serves probes and metrics until `shutdown`, then waits up to 3 s for open requests.
@@ -90,8 +98,11 @@ pub async fn serve<R: Readiness>(
     server: Server<R>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
+    let clients = server.clients.clone();
     let router = router(server, listener.local_addr()?);
     serve_router(listener, router, shutdown).await;
+    clients.close();
+    let _ = tokio::time::timeout(CLOSING, clients.wait()).await;
     Ok(())
 }
 
@@ -127,7 +138,13 @@ async fn serve_router(listener: TcpListener, router: Router, shutdown: Cancellat
         // Without a place the connection is closed at once.
         let Some(place) = places.take(peer.ip().to_canonical()) else { continue };
         let (router, shutdown, close) = (router.clone(), shutdown.clone(), place.close.clone());
-        let serving = tokio::time::timeout(CONNECTION, serve_connection(stream, router, place, shutdown));
+        let seat = Seat::new(peer.ip().to_canonical(), place);
+        let serving = async move {
+            tokio::select! {
+                () = serve_connection(stream, router, seat.clone(), shutdown) => {}
+                () = seat.over(CONNECTION) => {}
+            }
+        };
         connections.spawn(close.run_until_cancelled_owned(serving));
     }
     connections.close();
@@ -139,12 +156,13 @@ async fn serve_router(listener: TcpListener, router: Router, shutdown: Cancellat
 async fn serve_connection(
     stream: tokio::net::TcpStream,
     router: Router,
-    place: Taken,
+    seat: Seat,
     shutdown: CancellationToken,
 ) {
     let router = TowerToHyperService::new(router);
-    let service = service_fn(|request| {
-        let (answering, answer) = (place.answering(), router.call(request));
+    let service = service_fn(|mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(seat.clone());
+        let (answering, answer) = (seat.answering(), router.call(request));
         async move {
             let answer = answer.await;
             drop(answering);
@@ -155,7 +173,8 @@ async fn serve_connection(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_header_size(LARGEST_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     tokio::pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,
@@ -170,6 +189,8 @@ fn router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router {
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz::<R>))
         .route("/metrics", get(probes::metrics::<R>))
+        .route("/v1/ws", get(live::ws::<R>))
+        .route("/v1/stream", get(live::stream::<R>))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not found; see /livez, /readyz and /metrics") });
     guarded(routes, guard).with_state(server)
 }

@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use tokio_util::sync::CancellationToken;
@@ -108,6 +109,81 @@ pub(super) struct Answering(Arc<AtomicU32>);
 impl Drop for Answering {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What a request knows of its connection. A connection that becomes one of a live client needs its place no
+/// longer: places are for requests, and live clients have limits of their own.
+#[derive(Debug, Clone)]
+pub(super) struct Seat(Arc<SeatState>);
+
+#[derive(Debug)]
+struct SeatState {
+    address: IpAddr,
+    taken: Mutex<Option<Taken>>,
+    /// Cancelled when the place was given back.
+    left: CancellationToken,
+    /// Grows while the client reads.
+    reads: AtomicU32,
+    /// How long a live client may not read, once that is a limit.
+    patience: Mutex<Option<Duration>>,
+}
+
+impl Seat {
+    pub(super) fn new(address: IpAddr, taken: Taken) -> Self {
+        Self(Arc::new(SeatState {
+            address,
+            taken: Mutex::new(Some(taken)),
+            left: CancellationToken::new(),
+            reads: AtomicU32::new(0),
+            patience: Mutex::default(),
+        }))
+    }
+
+    /// Address of the client.
+    pub(super) fn address(&self) -> IpAddr {
+        self.0.address
+    }
+
+    /// Keeps the place while a request is answered.
+    pub(super) fn answering(&self) -> Option<Answering> {
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Taken::answering)
+    }
+
+    /// Gives the place back: the connection becomes one of a live client.
+    pub(super) fn leave(&self) {
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.0.left.cancel();
+    }
+
+    /// Gives the place back, as long as the client reads: the connection ends when it has not for so long.
+    pub(super) fn leave_while_read(&self, patience: Duration) {
+        *self.0.patience.lock().unwrap_or_else(PoisonError::into_inner) = Some(patience);
+        self.leave();
+    }
+
+    /// The client has taken what it was sent.
+    pub(super) fn is_read(&self) {
+        self.0.reads.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Waits until the connection has lasted long enough: after `longest`, or for a live client when it does
+    /// not read.
+    pub(super) async fn over(&self, longest: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(longest) => return,
+            () = self.0.left.cancelled() => {}
+        }
+        let patience = *self.0.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(patience) = patience else { return std::future::pending().await };
+        let mut before = None;
+        loop {
+            let reads = self.0.reads.load(Ordering::Acquire);
+            if before.replace(reads) == Some(reads) {
+                return;
+            }
+            tokio::time::sleep(patience).await;
+        }
     }
 }
 

@@ -343,7 +343,7 @@ async fn answer<T>(query: impl Future<Output = Result<T, sqlx::Error>>) -> Resul
 }
 
 /// Endless waits between attempts to reach the database: 100 ms to 1 s, with jitter.
-pub(super) fn backon_waits() -> impl Iterator<Item = Duration> + Send {
+pub(crate) fn backon_waits() -> impl Iterator<Item = Duration> + Send {
     use backon::BackoffBuilder as _;
     backon::ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))

@@ -181,15 +181,7 @@ impl Store {
     /// When it cannot be reached, is not migrated, is read-only, or the login is a superuser and that was not
     /// allowed. Not when the outbox belongs to another database: see [`Store::inspect`].
     pub async fn connect(settings: ConnectionSettings) -> Result<Self, Error> {
-        let guard = Arc::new(Guard::new(settings.environment.clone()));
-        let store = Self {
-            pool: ArcSwap::from_pointee(pool(&settings, &guard)),
-            guard,
-            replaced: AtomicU64::new(0),
-            reserved: Default::default(),
-            unreadable: Unreadable::default(),
-            settings,
-        };
+        let store = Self::lazy(settings);
         // Without a pool: its error would only say that the wait for a connection timed out.
         store
             .limited("connecting to the database", async {
@@ -199,6 +191,20 @@ impl Store {
         match store.inspect().await {
             Err(error) if !error.is_fenced() => Err(error),
             _ => Ok(store),
+        }
+    }
+
+    /// Connects when it is first used, and checks nothing before.
+    #[must_use]
+    pub fn lazy(settings: ConnectionSettings) -> Self {
+        let guard = Arc::new(Guard::new(settings.environment.clone()));
+        Self {
+            pool: ArcSwap::from_pointee(pool(&settings, &guard)),
+            guard,
+            replaced: AtomicU64::new(0),
+            reserved: Default::default(),
+            unreadable: Unreadable::default(),
+            settings,
         }
     }
 

@@ -9,10 +9,11 @@ use super::{
 };
 use crate::event::Position;
 
-/// The row of `outbox.cursor` as this relay read or wrote it last.
-#[derive(Debug, Clone)]
+/// A place in the log: the row of `outbox.cursor` as this relay read or wrote it last, or that of a live
+/// client.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// Number of routing steps so far.
+    /// Number of routing steps so far; [`NOT_STORED`] for a cursor that is no row.
     pub(super) step: i64,
     /// Snapshot; every event visible in it is routed.
     pub(super) settled: String,
@@ -26,15 +27,18 @@ pub struct Cursor {
     pub(super) window: Option<Window>,
 }
 
+/// The step of a cursor that is no row of `outbox.cursor`.
+pub(super) const NOT_STORED: i64 = -1;
+
 /// A lower bound: events of transactions with a higher id than `xid` have higher positions than `position`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Low {
     pub(super) position: Position,
     pub(super) xid: String,
 }
 
 /// New events that do not fit one page: those visible in the snapshot `end`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Window {
     pub(super) end: String,
     /// The cursor's `low` after the window; none until the step that opens the window is committed.
@@ -85,6 +89,18 @@ impl Cursor {
     #[must_use]
     pub fn has_window(&self) -> bool {
         self.window.is_some()
+    }
+
+    /// Whether both are the same place in the log.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        let page = |cursor: &Self| cursor.window.as_ref().map(|window| (window.end.clone(), window.page_after));
+        self.settled == other.settled && page(self) == page(other)
+    }
+
+    /// The step that the stored cursor must still have; none for a cursor that is not stored.
+    pub(super) fn stored_step(&self) -> Option<i64> {
+        (self.step != NOT_STORED).then_some(self.step)
     }
 
     /// The cursor after a step; `last` is the position of the last event that was read. Its new lower bounds

@@ -7,9 +7,12 @@ mod deliveries;
 mod error;
 mod event_types;
 mod events;
+mod gateways;
 mod health;
 mod identity;
 mod inspection;
+mod live;
+mod log;
 mod order;
 mod ordering;
 mod paces;
@@ -21,6 +24,7 @@ pub mod schema;
 mod starts;
 mod statement;
 mod subscriptions;
+mod token;
 mod urgent;
 
 pub use connection::{ConnectionSettings, Settler, Store, connections_wanted, crowded, settings};
@@ -35,6 +39,8 @@ pub use events::{LoadedEvent, NewEvent};
 pub use health::HealthReport;
 pub use identity::why_fenced;
 pub use inspection::{capture_problems, unsuitable};
+pub use live::{Channels, Forgotten, Latest, Snapshot, TooMuch};
+pub use log::{Here, Mark, Stretch};
 pub use order::{Keyed, Opened};
 pub use ordering::{Coalesce, OnExhausted, Ordering};
 pub use paces::{Paced, SlotsReserved, SlotsWanted};
@@ -48,4 +54,5 @@ pub use starts::{Past, Start};
 pub use subscriptions::{
     AskedPause, Loaded, LoadedPauses, StateChange, SubscriptionRow, SubscriptionState, Version,
 };
+pub use token::{BadToken, Token};
 pub use urgent::{Looked, Urgent};

@@ -109,7 +109,7 @@ impl Store {
                 self.open_window(cursor).await?
             }
         };
-        self.read_page(cursor, window, page, Some(cursor.step)).await
+        self.read_page(cursor, window, page, cursor.stored_step()).await
     }
 
     async fn read_new(
@@ -127,12 +127,12 @@ impl Store {
             .bind(cursor.step)
             .all(|rows| {
                 let snapshot = first(rows)?.try_get("snapshot")?;
-                read_rows(rows, Some(cursor.step), Reached::Everything { snapshot })
+                read_rows(rows, cursor.stored_step(), Reached::Everything { snapshot })
             })
             .await
     }
 
-    async fn open_window(&self, cursor: &Cursor) -> Result<Window, Error> {
+    pub(super) async fn open_window(&self, cursor: &Cursor) -> Result<Window, Error> {
         let low = cursor.low.as_ref();
         self.statement("opening a window", sql!("relay/open_window"))
             .on(Reserved::ReadEvents)
@@ -152,7 +152,7 @@ impl Store {
     }
 
     /// Reads a page of a window. Returns none when the cursor is no longer at `expected_step`.
-    async fn read_page(
+    pub(super) async fn read_page(
         &self,
         cursor: &Cursor,
         window: Window,

@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
-    http, relay,
+    http, live, relay,
     sink::{Connection, Kind, address, egress::Egress, settings::text},
 };
 
@@ -38,6 +38,8 @@ pub struct Config {
     pub secrets: Secrets,
     /// `[http]`
     pub http: http::Settings,
+    /// `[realtime]`
+    pub realtime: live::Settings,
     /// `[telemetry]`
     pub telemetry: Telemetry,
     /// `[sinks.<kind>]`
@@ -153,6 +155,7 @@ impl Config {
             egress: Egress::default(),
             secrets: Secrets::default(),
             http: http::Settings::default(),
+            realtime: live::Settings::default(),
             telemetry: Telemetry::default(),
             sinks: Vec::new(),
             files: Vec::new(),
@@ -233,6 +236,7 @@ impl Config {
         sections::egress(&mut config.egress, &mut reader);
         config.secrets.folder = reader.read("secrets.folder", text).map(PathBuf::from);
         sections::http(&mut config.http, &mut reader, sources);
+        sections::realtime(&mut config.realtime, &mut reader);
         config.telemetry.read(&mut reader);
         config.sinks = sinks::read(&mut reader, sources, kinds);
         config.files = reader.files();

@@ -13,7 +13,7 @@ use super::{
     sources::{self, Sources},
 };
 use crate::{
-    http,
+    http, live,
     relay::{self, AttemptLog},
     sink::{
         address,
@@ -109,6 +109,24 @@ pub(super) fn http(settings: &mut http::Settings, reader: &mut Reader, sources: 
              set PGOUTBOX__HTTP__TOKEN or use 127.0.0.1",
         );
     }
+}
+
+pub(super) fn realtime(settings: &mut live::Settings, reader: &mut Reader) {
+    set(&mut settings.enabled, reader.read("realtime.enabled", switch));
+    set(&mut settings.channels_only, reader.read("realtime.channels_only", switch));
+    for (key, limit, range) in [
+        ("realtime.max_connections", &mut settings.max_connections, 1..=1_000_000),
+        ("realtime.max_per_address", &mut settings.max_per_address, 1..=1_000_000),
+        ("realtime.max_subscriptions", &mut settings.max_subscriptions, 1..=1_000),
+        ("realtime.max_message", &mut settings.max_message, 1_024..=1_048_576),
+        ("realtime.buffer", &mut settings.buffer, 65_536..=4_000_000_000),
+        ("realtime.max_snapshot", &mut settings.max_snapshot, 1..=1_000_000),
+    ] {
+        set(limit, reader.read(key, number(range)).and_then(|number| usize::try_from(number).ok()));
+    }
+    let seconds = |from, to| duration(Duration::from_secs(from)..=Duration::from_secs(to));
+    set(&mut settings.heartbeat, reader.read("realtime.heartbeat", seconds(1, 300)));
+    set(&mut settings.max_lag, reader.read("realtime.max_lag", seconds(1, 86_400)));
 }
 
 impl Telemetry {

@@ -180,6 +180,8 @@ impl Stage {
             readiness: relay.health(),
             telemetry,
             draining: self.stop_relay.clone(),
+            room: None,
+            clients: tokio_util::task::TaskTracker::new(),
         };
         let closed = self.stop_servers.clone();
         self.servers

@@ -1,0 +1,204 @@
+//! `/v1/stream`: server-sent events.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    Extension,
+    body::{Body, Bytes},
+    extract::State,
+    http::{HeaderMap, StatusCode, Uri, header},
+    response::Response,
+};
+use tokio::time::Interval;
+use tokio_util::sync::CancellationToken;
+
+use super::{come_back, full, gzip::Gzip, off, retry_after};
+use crate::{
+    http::{Server, places::Seat, probes::Readiness, problem},
+    live::{Code, Format, Frame, Next, Refusal, Session, Subscribe, caller::Caller},
+};
+
+/// Serves a stream of events.
+pub(in crate::http) async fn stream<R: Readiness>(
+    State(server): State<Server<R>>,
+    Extension(caller): Extension<Caller>,
+    Extension(seat): Extension<Seat>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response {
+    let Some(room) = server.room.clone() else { return off() };
+    if room.leaving().is_cancelled() {
+        return come_back("this relay stops; another one serves you");
+    }
+    let request = match request(&uri, &headers) {
+        Ok(request) => request,
+        Err(reason) => return problem(StatusCode::BAD_REQUEST, &reason),
+    };
+    let expires = caller.expires_at();
+    let mut session = match room.admit(caller, seat.address()) {
+        Ok(session) => session,
+        Err(refused) => return full(refused),
+    };
+    let first = match session.subscribe(Format::ServerSent, request).await {
+        Ok(frame) => frame,
+        Err(refusal) => return refused(&refusal),
+    };
+    seat.leave_while_read(room.settings().max_lag);
+    let left = expires.map(|at| (at - chrono::Utc::now()).to_std().unwrap_or_default());
+    let gzip = accepts_gzip(&headers).then(Gzip::default);
+    let is_compressed = gzip.is_some();
+    let mut heartbeat = tokio::time::interval(room.settings().heartbeat);
+    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    heartbeat.reset();
+    let stream = Stream {
+        session,
+        seat,
+        gzip,
+        heartbeat,
+        leaving: room.leaving().clone(),
+        expires: left.map(|left| Box::pin(tokio::time::sleep(left))),
+        first: Some(first),
+        is_over: false,
+    };
+    let body = futures_util::stream::unfold(stream, |mut stream| async {
+        let part = Box::pin(stream.next()).await?;
+        Some((Ok::<_, Infallible>(part), stream))
+    });
+    let mut response = Response::builder()
+        .header(header::CONTENT_TYPE, "text/event-stream; charset=utf-8")
+        .header(header::CACHE_CONTROL, "no-store, no-transform")
+        // Proxies that would collect the answer first are asked not to.
+        .header("x-accel-buffering", "no")
+        .header(header::VARY, "accept-encoding");
+    if is_compressed {
+        response = response.header(header::CONTENT_ENCODING, "gzip");
+    }
+    response.body(Body::from_stream(body)).unwrap_or_else(|_| off())
+}
+
+/// A client of server-sent events.
+struct Stream {
+    session: Session,
+    seat: Seat,
+    gzip: Option<Gzip>,
+    heartbeat: Interval,
+    leaving: CancellationToken,
+    expires: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+    first: Option<Frame>,
+    is_over: bool,
+}
+
+impl Stream {
+    /// The next part of the body. It is asked for when the last part was taken.
+    async fn next(&mut self) -> Option<Bytes> {
+        self.seat.is_read();
+        if self.is_over {
+            return None;
+        }
+        let text = match self.first.take() {
+            Some(first) => format!("retry: {}\n\n{}", 1_000 + retry_after() / 5, first.text).into_bytes(),
+            None => self.text().await,
+        };
+        let Some(gzip) = &mut self.gzip else { return Some(text.into()) };
+        let mut part = gzip.part(&text);
+        if self.is_over {
+            part.extend(gzip.end());
+        }
+        Some(part.into())
+    }
+
+    async fn text(&mut self) -> Vec<u8> {
+        loop {
+            let expired = async {
+                match &mut self.expires {
+                    Some(expires) => expires.await,
+                    None => std::future::pending().await,
+                }
+            };
+            let frames = tokio::select! {
+                biased;
+                () = self.leaving.cancelled() => return self.over(),
+                () = expired => return self.over(),
+                _ = self.heartbeat.tick() => {
+                    let mut text = b":\n\n".to_vec();
+                    push(&mut text, &self.session.heartbeat());
+                    return text;
+                }
+                next = self.session.next() => match next {
+                    Next::Frames(frames) => frames,
+                    Next::Ended(_) => return self.over(),
+                },
+            };
+            if !frames.is_empty() {
+                let mut text = Vec::new();
+                push(&mut text, &frames);
+                // An error that ends the only subscription ends the stream.
+                self.is_over = self.session.subscriptions() == 0;
+                return text;
+            }
+        }
+    }
+
+    /// The end: the client comes back after a while, with its last id.
+    fn over(&mut self) -> Vec<u8> {
+        self.is_over = true;
+        format!("retry: {}\n\n", retry_after()).into_bytes()
+    }
+}
+
+fn push(text: &mut Vec<u8>, frames: &[Frame]) {
+    for frame in frames {
+        text.extend_from_slice(frame.text.as_str().as_bytes());
+    }
+}
+
+/// What the address asks for. `Last-Event-ID` is where a client comes back.
+fn request(uri: &Uri, headers: &HeaderMap) -> Result<Subscribe, String> {
+    let mut request = Subscribe::default();
+    let mut returns = None;
+    let list = |value: &str| value.split(',').map(str::to_owned).collect::<Vec<_>>();
+    for (name, value) in url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
+        match &*name {
+            "topics" => request.topics.get_or_insert_default().extend(list(&value)),
+            "keys" => request.keys.get_or_insert_default().extend(list(&value)),
+            "channel" => request.channel = Some(value.into_owned()),
+            "filter" => request.filter = Some(value.into_owned()),
+            "since" => request.since = Some(value.into_owned()),
+            "snapshot" => request.snapshot = !matches!(&*value, "false" | "0"),
+            "last_event_id" => returns = Some(value.into_owned()),
+            "access_token" => {}
+            _ => {
+                return Err(format!(
+                    "{name:?} is no parameter; use topics, channel, keys, filter, since, snapshot, last_event_id"
+                ));
+            }
+        }
+    }
+    if let Some(id) = headers.get("last-event-id") {
+        let id = id.to_str().map_err(|_| "Last-Event-ID: is not a token".to_owned())?;
+        returns = Some(id.to_owned());
+    }
+    if let Some(returns) = returns.filter(|returns| !returns.is_empty()) {
+        (request.since, request.snapshot) = (Some(returns), false);
+    }
+    Ok(request)
+}
+
+fn refused(refusal: &Refusal) -> Response {
+    let status = match refusal.code {
+        Code::Forbidden | Code::ChannelsOnly => StatusCode::FORBIDDEN,
+        Code::UnknownChannel => StatusCode::NOT_FOUND,
+        Code::TokenTooOld | Code::OtherDatabase => StatusCode::GONE,
+        Code::Unavailable => return come_back(&refusal.reason),
+        _ => StatusCode::BAD_REQUEST,
+    };
+    problem(status, &refusal.reason)
+}
+
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    accepted.flat_map(|value| value.split(',')).any(|coding| {
+        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+        name.trim().eq_ignore_ascii_case("gzip") && !matches!(weight.trim(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000")
+    })
+}

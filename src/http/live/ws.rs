@@ -1,0 +1,251 @@
+//! `/v1/ws`: JSON messages in both directions.
+//!
+//! Messages are not compressed. The library has no permessage-deflate, and a compressor for each connection
+//! would cost more memory than the connection; `/v1/stream` is compressed.
+
+use std::{
+    sync::Mutex,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Extension,
+    extract::{
+        State, WebSocketUpgrade,
+        ws::{CloseFrame, Message, WebSocket},
+    },
+    response::Response,
+};
+use futures_util::{SinkExt as _, StreamExt as _, stream::SplitSink};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{come_back, full, off, retry_after};
+use crate::{
+    http::{Server, places::Seat, probes::Readiness},
+    live::{
+        Code, Ended, Format, Frame, Next, Refusal, Request, Session, Settings, caller::Caller, error_message,
+    },
+};
+
+/// The subprotocol, for clients that send their token as another one.
+const PROTOCOL: &str = "pgoutbox";
+/// Messages of a client that wait. It is not read further before they are answered.
+const INBOX: usize = 16;
+/// Time for a client to answer a close.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// Why a socket is closed: a code of RFC 6455.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+enum Status {
+    GoingAway = 1001,
+    Policy = 1008,
+    TooLarge = 1009,
+    TryAgain = 1013,
+}
+
+/// What a client says.
+enum Said {
+    Text(String),
+    Binary,
+    TooLarge,
+}
+
+/// Upgrades to a WebSocket.
+pub(in crate::http) async fn ws<R: Readiness>(
+    State(server): State<Server<R>>,
+    Extension(caller): Extension<Caller>,
+    Extension(seat): Extension<Seat>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let Some(room) = server.room.clone() else { return off() };
+    if room.leaving().is_cancelled() {
+        return come_back("this relay stops; another one serves you");
+    }
+    let expires = caller.expires_at();
+    let session = match room.admit(caller, seat.address()) {
+        Ok(session) => session,
+        Err(refused) => return full(refused),
+    };
+    seat.leave();
+    let settings = room.settings().clone();
+    let (clients, leaving) = (server.clients.clone(), room.leaving().clone());
+    upgrade
+        .protocols([PROTOCOL])
+        .max_message_size(settings.max_message)
+        .max_frame_size(settings.max_message)
+        .on_upgrade(move |socket| {
+            let expires = expires.and_then(|at| (at - chrono::Utc::now()).to_std().ok()).or(expires.map(|_| Duration::ZERO));
+            clients.track_future(serve(socket, session, settings, leaving, expires))
+        })
+}
+
+async fn serve(
+    socket: WebSocket,
+    session: Session,
+    settings: Settings,
+    leaving: CancellationToken,
+    expires: Option<Duration>,
+) {
+    let (to, mut from) = socket.split();
+    let (said, inbox) = mpsc::channel(INBOX);
+    let heard = Mutex::new(Instant::now());
+    let reading = async {
+        while let Some(message) = from.next().await {
+            *heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            let what = match message {
+                Ok(Message::Text(text)) => Said::Text(text.as_str().to_owned()),
+                Ok(Message::Binary(_)) => Said::Binary,
+                Ok(Message::Ping(_) | Message::Pong(_)) => continue,
+                Ok(Message::Close(_)) => return,
+                Err(error) if is_too_large(&error) => Said::TooLarge,
+                Err(_) => return,
+            };
+            if said.send(what).await.is_err() {
+                // What is said after the close is not read, but its close is waited for.
+                continue;
+            }
+        }
+    };
+    let mut client = Client { to, session, settings, inbox, heard: &heard, expires };
+    let writing = async {
+        let Some(status) = client.serve(&leaving).await else { return };
+        let reason = match status {
+            Status::GoingAway | Status::TryAgain => format!("{{\"retry_after_ms\":{}}}", retry_after()),
+            Status::Policy => "the token has expired".to_owned(),
+            Status::TooLarge => "the message is too large".to_owned(),
+        };
+        let close = Message::Close(Some(CloseFrame { code: status as u16, reason: reason.into() }));
+        let _ = timeout(CLOSE, client.to.send(close)).await;
+        client.inbox.close();
+        // The client closes the connection when it has read the close.
+        tokio::time::sleep(CLOSE).await;
+    };
+    tokio::select! {
+        () = reading => {}
+        () = writing => {}
+    }
+}
+
+/// A connected client.
+struct Client<'h> {
+    to: SplitSink<WebSocket, Message>,
+    session: Session,
+    settings: Settings,
+    inbox: mpsc::Receiver<Said>,
+    /// When the client was heard last.
+    heard: &'h Mutex<Instant>,
+    /// After which time its token expires.
+    expires: Option<Duration>,
+}
+
+impl Client<'_> {
+    /// Answers messages and sends events, until the connection is to be closed. None: it is broken.
+    async fn serve(&mut self, leaving: &CancellationToken) -> Option<Status> {
+        let mut heartbeat = tokio::time::interval(self.settings.heartbeat);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        heartbeat.reset();
+        let expired = sleep(self.expires);
+        tokio::pin!(expired);
+        // When the client was asked for a sign of life, if nothing else was sent since.
+        let mut asked: Option<Instant> = None;
+        loop {
+            let frames = tokio::select! {
+                biased;
+                () = leaving.cancelled() => return Some(Status::GoingAway),
+                () = &mut expired => return Some(Status::Policy),
+                said = self.inbox.recv() => match said? {
+                    Said::Text(text) => self.answer(&text).await,
+                    Said::Binary => vec![refused(None, &Refusal::text_only())],
+                    Said::TooLarge => return Some(Status::TooLarge),
+                },
+                _ = heartbeat.tick() => {
+                    let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+                    if asked.is_some_and(|asked| heard < asked) {
+                        return None;
+                    }
+                    let frames = self.session.heartbeat();
+                    self.send(frames).await?.ok_or(Status::TryAgain).ok();
+                    timeout(self.settings.max_lag, self.to.send(Message::Ping(Default::default()))).await.ok()?.ok()?;
+                    asked = Some(Instant::now());
+                    continue;
+                }
+                next = self.session.next() => match next {
+                    Next::Frames(frames) => frames,
+                    Next::Ended(Ended::Stopping) => return Some(Status::GoingAway),
+                    Next::Ended(Ended::Expired) => return Some(Status::Policy),
+                    Next::Ended(Ended::Lagged | Ended::OtherDatabase) => return Some(Status::TryAgain),
+                },
+            };
+            // While events flow, a sign of life may wait behind them for long; then the limit of sending holds.
+            if !frames.is_empty() {
+                asked = None;
+            }
+            if self.send(frames).await?.is_none() {
+                return Some(Status::TryAgain);
+            }
+        }
+    }
+
+    /// Sends messages. The outer none: the connection is broken. The inner none: the client does not read.
+    async fn send(&mut self, frames: Vec<Frame>) -> Option<Option<()>> {
+        let sending = async {
+            for frame in frames {
+                self.to.feed(Message::Text(frame.text)).await?;
+            }
+            self.to.flush().await
+        };
+        match timeout(self.settings.max_lag, sending).await {
+            Ok(sent) => sent.ok().map(Some),
+            Err(_) => Some(None),
+        }
+    }
+
+    async fn answer(&mut self, text: &str) -> Vec<Frame> {
+        let (id, refusal) = match Request::parse(text) {
+            Ok(Request::Subscribe(request)) => {
+                let id = request.id.clone();
+                let format = Format::Message { id: id.clone() };
+                match self.session.subscribe(format, request).await {
+                    Ok(frame) => return vec![frame],
+                    Err(refusal) => (Some(id), refusal),
+                }
+            }
+            Ok(Request::Unsubscribe(named)) => match self.session.unsubscribe(&named.id) {
+                Ok(frame) => return vec![frame],
+                Err(refusal) => (Some(named.id), refusal),
+            },
+            Ok(Request::Ack(ack)) => match self.session.ack(&ack) {
+                Ok(()) => return Vec::new(),
+                Err(refusal) => (Some(ack.id), refusal),
+            },
+            Ok(Request::Ping {}) => return vec![Frame::plain("{\"type\":\"pong\"}".to_owned())],
+            Err(refusal) => (None, refusal),
+        };
+        vec![refused(id.as_deref(), &refusal)]
+    }
+}
+
+fn refused(id: Option<&str>, refusal: &Refusal) -> Frame {
+    Frame::plain(error_message(id, refusal))
+}
+
+fn is_too_large(error: &axum::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(error) = inner.downcast_ref::<tokio_tungstenite::tungstenite::Error>() {
+            return matches!(error, tokio_tungstenite::tungstenite::Error::Capacity(_));
+        }
+        source = inner.source();
+    }
+    false
+}
+
+async fn sleep(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,316 @@
+//! What serves live clients in one process.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgConnectOptions;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Settings,
+    caller::Caller,
+    doorbell,
+    feed::{self, Feed},
+    history::History,
+    message::{Code, Refusal, Subscribe},
+    places::{Full, Place, Places},
+    ring::LiveEvent,
+    selection::{Format, Selection, Selections, Wish},
+    session::Session,
+};
+use crate::{
+    event::{filter::Filter, topic::Pattern},
+    relay::telemetry::{Telemetry, chain},
+    sink::Registry,
+    store::{
+        self, ConnectionSettings, Cursor, Forgotten, Here, Latest, Store, SubscriptionRow, Token, TooMuch,
+    },
+    subscription::Subscription,
+};
+
+/// Connections for what clients ask besides new events: pages of the log, snapshots, large payloads.
+const CONNECTIONS: u32 = 2;
+/// Most patterns of topics, or prefixes of keys, of one subscription.
+const MOST_PATTERNS: usize = 100;
+/// Events of the log that a snapshot looks at.
+const LOOKED_AT: i64 = 1_000_000;
+/// The tasks of a gateway end within this.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a gateway works with.
+#[derive(Debug)]
+pub struct Sources {
+    /// How it connects to the database. `pool_size` is ignored.
+    pub connection: ConnectionSettings,
+    /// Options for a connection that may LISTEN; none: there is only the poll.
+    pub listen: Option<PgConnectOptions>,
+    /// Notified when the relay of this process has read new events; none: there is no relay.
+    pub news: Option<tokio::sync::watch::Receiver<u64>>,
+    /// Metrics.
+    pub telemetry: Arc<Telemetry>,
+}
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    room: Arc<Room>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// Where clients are served. Connections hold it.
+#[derive(Debug)]
+pub struct Room {
+    pub(super) settings: Settings,
+    pub(super) feed: Arc<Feed>,
+    pub(super) history: History,
+    pub(super) telemetry: Arc<Telemetry>,
+    selections: Selections,
+    places: Arc<Places>,
+    store: Arc<Store>,
+    /// One snapshot at a time: each reads the log.
+    snapshots: tokio::sync::Semaphore,
+    /// Cancelled when clients are to leave.
+    leaving: CancellationToken,
+}
+
+impl Gateway {
+    /// Begins to serve. It connects when the first client comes.
+    #[must_use]
+    pub fn start(sources: Sources, settings: Settings) -> Self {
+        let Sources { connection, listen, news, telemetry } = sources;
+        let connect = |part: &str| {
+            let relay = format!("{}/{part}", connection.relay);
+            Store::lazy(ConnectionSettings { relay, pool_size: CONNECTIONS, ..connection.clone() })
+        };
+        let (feed, store) = (connect("live"), Arc::new(connect("live-history")));
+        let listen = listen.map(|options| feed.listener_options(&options));
+        let feed = Feed::new(feed, settings.poll, settings.buffer);
+        let room = Arc::new(Room {
+            history: History::new(store.clone(), feed.clone()),
+            places: Places::new(settings.max_connections, settings.max_per_address),
+            feed: feed.clone(),
+            telemetry,
+            selections: Selections::default(),
+            store,
+            snapshots: tokio::sync::Semaphore::new(1),
+            leaving: CancellationToken::new(),
+            settings,
+        });
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        tasks.spawn(feed.clone().run(stop.clone()));
+        tasks.spawn(doorbell::listen(feed, listen, news, stop.clone()));
+        tasks.close();
+        Self { room, tasks, stop }
+    }
+
+    /// Where its clients are served.
+    #[must_use]
+    pub fn room(&self) -> &Arc<Room> {
+        &self.room
+    }
+
+    /// Asks clients to leave: their connections end with a hint when to come back.
+    pub fn drain(&self) {
+        self.room.leaving.cancel();
+    }
+
+    /// Ends its tasks. Clients that are still here get nothing more.
+    pub async fn close(self) {
+        self.drain();
+        self.stop.cancel();
+        if tokio::time::timeout(ENDS_WITHIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!("a task of live clients did not end in time and is abandoned");
+        }
+        let closing = async {
+            self.room.feed.close().await;
+            self.room.store.close().await;
+        };
+        let _ = tokio::time::timeout(ENDS_WITHIN, closing).await;
+    }
+}
+
+impl Room {
+    /// Limits and times.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Cancelled when clients are to leave.
+    #[must_use]
+    pub fn leaving(&self) -> &CancellationToken {
+        &self.leaving
+    }
+
+    /// Connections now.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.places.count()
+    }
+
+    /// Takes in a client.
+    ///
+    /// # Errors
+    /// When there is no place.
+    pub fn admit(self: &Arc<Self>, caller: Caller, address: IpAddr) -> Result<Session, Full> {
+        let place: Place = self.places.take(address)?;
+        Ok(Session::new(self.clone(), caller, place))
+    }
+
+    /// What a request selects, and the generation at which its channel was read.
+    pub(super) fn select(
+        &self,
+        caller: &Caller,
+        format: &Format,
+        request: &Subscribe,
+        since: Option<DateTime<Utc>>,
+    ) -> Result<(Arc<Selection>, Option<i64>), Refusal> {
+        let channels = self.feed.channels();
+        let scope = scope(caller);
+        let format = format.clone();
+        if let Some(name) = &request.channel {
+            if !caller.may_join(name) {
+                let reason = format!("channel: the token does not permit {name:?}; it needs it in `channels`");
+                return Err(Refusal::new(Code::Forbidden, reason));
+            }
+            let channel = channels.get(name).ok_or_else(|| {
+                let reason = format!("channel: there is no channel {name:?}; make it with outbox.subscribe");
+                Refusal::new(Code::UnknownChannel, reason)
+            })?;
+            let foreign = caller.organization().zip(channel.row.organization.as_deref());
+            if foreign.is_some_and(|(own, its)| own != its) {
+                let reason = format!("channel: {name:?} is of another organization");
+                return Err(Refusal::new(Code::Forbidden, reason));
+            }
+            if !channel.row.active || !channel.can_evaluate() {
+                let reason = format!("channel: {name:?} is paused or invalid; try again later");
+                return Err(Refusal::new(Code::Unavailable, reason));
+            }
+            let what = format!("channel {name} {}", channels.generation);
+            let wish = Wish { what, scope, since, format };
+            let made = || Ok((channel.clone(), channels.types.clone(), true));
+            return Ok((self.selections.get(wish, caller, made)?, Some(channels.generation)));
+        }
+        let what = format!("{:?} {:?} {:?} {}", request.topics, request.keys, request.filter, channels.generation);
+        let wish = Wish { what, scope, since, format };
+        let made = || Ok((Arc::new(self.follow(caller, request)?), channels.types.clone(), false));
+        Ok((self.selections.get(wish, caller, made)?, None))
+    }
+
+    /// The subscription for topics that a client names itself.
+    fn follow(&self, caller: &Caller, request: &Subscribe) -> Result<Subscription, Refusal> {
+        if self.settings.channels_only && !matches!(caller, Caller::Operator) {
+            let reason = "topics: only channels may be followed here (realtime.channels_only); name a channel";
+            return Err(Refusal::new(Code::ChannelsOnly, reason));
+        }
+        if let Caller::Client(claims) = caller
+            && claims.topics.is_empty()
+        {
+            let reason = "topics: the token permits no topics; it needs them in `topics`, or name a channel";
+            return Err(Refusal::new(Code::Forbidden, reason));
+        }
+        let topics = request.topics.as_deref().unwrap_or_default();
+        for (name, list) in [("topics", Some(topics)), ("keys", request.keys.as_deref())] {
+            if list.is_some_and(|list| !(1..=MOST_PATTERNS).contains(&list.len())) {
+                return Err(Refusal::new(Code::BadTopics, format!("{name}: use 1 to {MOST_PATTERNS}")));
+            }
+        }
+        for pattern in topics {
+            Pattern::parse(pattern)
+                .map_err(|error| Refusal::new(Code::BadTopics, format!("topics: {error}")))?;
+        }
+        if let Some(filter) = &request.filter {
+            Filter::compile(filter)
+                .map_err(|error| Refusal::new(Code::BadFilter, format!("filter: {error}")))?;
+        }
+        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+        // Without a name: no event says what happened to it.
+        let row = SubscriptionRow {
+            keys: request.keys.clone(),
+            filter: request.filter.clone(),
+            organization: caller.organization().map(ToOwned::to_owned),
+            ..SubscriptionRow::new("", &topics, "live", serde_json::json!({}))
+        };
+        Ok(Subscription::bind(row, &Registry::default()).0)
+    }
+
+    /// Whether a token is of this database.
+    pub(super) fn judge(token: &Token, here: &Here) -> Result<(), Refusal> {
+        if token.database != here.database || here.cursor.is_before(&token.cursor) {
+            let reason = "since: the token is of another database, or the database was set back or replaced; \
+                          begin with a snapshot or a time";
+            return Err(Refusal::new(Code::OtherDatabase, reason));
+        }
+        Ok(())
+    }
+
+    /// A cursor before the first event of this time.
+    pub(super) async fn cursor_since(&self, time: DateTime<Utc>) -> Result<Cursor, Refusal> {
+        let removed: Option<Forgotten> = self.store.forgotten().await.map_err(|error| failed(&error))?;
+        if let Some(removed) = removed.filter(|removed| removed.created_at >= time) {
+            let reason = format!(
+                "since: events up to {} were removed; use a later time, or a snapshot",
+                removed.created_at.to_rfc3339()
+            );
+            return Err(Refusal::new(Code::TokenTooOld, reason));
+        }
+        self.store.cursor_since(time).await.map_err(|error| failed(&error))
+    }
+
+    /// The newest event of each key that a selection may want, and the cursor behind them.
+    pub(super) async fn latest(&self, selection: &Selection) -> Result<(Vec<LiveEvent>, Cursor), Refusal> {
+        let _turn = self.snapshots.acquire().await.map_err(|_| feed::unavailable())?;
+        let row = &selection.subscription.row;
+        let most = i64::try_from(self.settings.max_snapshot).unwrap_or(i64::MAX);
+        let wanted = Latest {
+            topics: &row.topics,
+            organization: selection.organization(),
+            keys: row.keys.as_deref(),
+            most_keys: most,
+            most_events: LOOKED_AT,
+        };
+        let snapshot = self.store.latest(wanted).await.map_err(|error| failed(&error))?;
+        let cursor = snapshot.cursor();
+        let events = snapshot.events.map_err(|too_much| {
+            let reason = match too_much {
+                TooMuch::Keys => format!("snapshot: there are more than {most} keys (realtime.max_snapshot); name fewer topics or keys"),
+                TooMuch::Events => format!("snapshot: the log has more than {LOOKED_AT} events to look at; begin with a time"),
+            };
+            Refusal::new(Code::SnapshotTooLarge, reason)
+        })?;
+        let events = feed::complete(&self.store, events, usize::MAX).await.map_err(|error| failed(&error))?;
+        Ok((events, cursor))
+    }
+
+    /// The token of a cursor; none: the feed is not there.
+    pub(super) fn token(&self, cursor: &Cursor) -> Option<String> {
+        let here = self.feed.here().ok()?;
+        Some(Token { database: here.database, at: here.time(), cursor: cursor.clone() }.to_string())
+    }
+
+    /// For how long the oldest events in memory have been there.
+    pub(super) fn behind(&self) -> Duration {
+        let age = self.feed.here().ok().zip(self.feed.oldest()).map(|(here, oldest)| here.time() - oldest);
+        age.and_then(|age| age.to_std().ok()).unwrap_or_default()
+    }
+
+    /// Whether a client that is at an event of this time reads too slowly.
+    pub(super) fn is_too_old(&self, time: DateTime<Utc>) -> bool {
+        let age = self.feed.here().ok().and_then(|here| (here.time() - time).to_std().ok());
+        age.is_some_and(|age| age > self.settings.max_lag)
+    }
+}
+
+/// What a caller may see, as text: the same for callers that may see the same.
+fn scope(caller: &Caller) -> String {
+    match caller {
+        Caller::Open | Caller::Operator => String::new(),
+        Caller::Client(claims) => format!("{:?} {:?}", claims.organization, claims.topics),
+    }
+}
+
+fn failed(error: &store::Error) -> Refusal {
+    tracing::warn!(error = chain(error), "what a live client asks for could not be read");
+    feed::unavailable()
+}

@@ -1,0 +1,238 @@
+//! What one subscription of a client wants, and the messages that it is sent. Clients with the same wish share
+//! a selection, and its messages are made once.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use axum::extract::ws::Utf8Bytes;
+use chrono::{DateTime, Utc};
+
+use super::{
+    caller::Caller,
+    message::{Code, Refusal, error_message},
+    ring::{Batch, LiveEvent},
+};
+use crate::{
+    event::{Event, types::Types},
+    sink::Outgoing,
+    subscription::{Subscription, Wanted},
+};
+
+/// Which selection it is.
+pub(super) type SelectionId = u64;
+
+/// How messages are written.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// JSON with the client's name for the subscription.
+    Message {
+        /// That name.
+        id: String,
+    },
+    /// Server-sent events.
+    ServerSent,
+}
+
+/// A message, ready to be sent.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// Its text.
+    pub text: Utf8Bytes,
+    /// The token of the event; none: it says something else.
+    pub token: Option<Arc<str>>,
+}
+
+/// The messages of one batch: each with the number of its event in the batch.
+pub(super) type Frames = Vec<(usize, Frame)>;
+
+/// What a subscription of a client wants.
+#[derive(Debug)]
+pub(super) struct Selection {
+    pub(super) id: SelectionId,
+    pub(super) subscription: Arc<Subscription>,
+    pub(super) format: Format,
+    types: Arc<Types>,
+    caller: Caller,
+    is_channel: bool,
+    since: Option<DateTime<Utc>>,
+}
+
+/// What makes two selections the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Wish {
+    /// The topics, keys and filter, or the channel and the generation at which it was read.
+    pub(super) what: String,
+    /// What the caller may see.
+    pub(super) scope: String,
+    pub(super) since: Option<DateTime<Utc>>,
+    pub(super) format: Format,
+}
+
+/// All selections that clients have now.
+#[derive(Debug, Default)]
+pub(super) struct Selections {
+    known: Mutex<HashMap<Wish, Weak<Selection>>>,
+    next: AtomicU64,
+}
+
+impl Selections {
+    /// The selection for this wish, made if no client has it.
+    pub(super) fn get(
+        &self,
+        wish: Wish,
+        caller: &Caller,
+        make: impl FnOnce() -> Result<(Arc<Subscription>, Arc<Types>, bool), Refusal>,
+    ) -> Result<Arc<Selection>, Refusal> {
+        let find = |known: &HashMap<Wish, Weak<Selection>>| known.get(&wish).and_then(Weak::upgrade);
+        if let Some(selection) = find(&self.known.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(selection);
+        }
+        let (subscription, types, is_channel) = make()?;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(selection) = find(&known) {
+            return Ok(selection);
+        }
+        if known.len() >= 64 && known.len().is_power_of_two() {
+            known.retain(|_, selection| selection.strong_count() > 0);
+        }
+        let selection = Arc::new(Selection {
+            id: self.next.fetch_add(1, Ordering::Relaxed),
+            subscription,
+            format: wish.format.clone(),
+            types,
+            caller: caller.clone(),
+            is_channel,
+            since: wish.since,
+        });
+        known.insert(wish, Arc::downgrade(&selection));
+        Ok(selection)
+    }
+}
+
+impl Selection {
+    /// The messages for a batch.
+    pub(super) fn frames(&self, batch: &Batch) -> Frames {
+        let mut frames = Vec::new();
+        for (index, one) in batch.events.iter().enumerate() {
+            if let Some(frame) = self.frame(batch, one) {
+                frames.push((index, frame));
+            }
+        }
+        frames
+    }
+
+    fn frame(&self, batch: &Batch, one: &LiveEvent) -> Option<Frame> {
+        if self.since.is_some_and(|since| one.event.created_at < since) {
+            return None;
+        }
+        self.frame_with(one, || batch.token(one))
+    }
+
+    /// The message for an event, with this token; none: the client does not want it, or may not see it.
+    pub(super) fn frame_with(&self, one: &LiveEvent, token: impl FnOnce() -> Arc<str>) -> Option<Frame> {
+        if !self.may_see(&one.event) || !self.subscription.wants_plainly(&one.event) {
+            return None;
+        }
+        let left_out = |code, why: &str| {
+            let reason = format!("{why}; the event {} is left out", one.event.id);
+            Some(self.format.error(&Refusal::new(code, reason)))
+        };
+        if !one.is_readable {
+            return left_out(Code::UnreadableEvent, "the payload cannot be read");
+        }
+        match self.subscription.explain(&one.event) {
+            Wanted::Yes => {}
+            Wanted::No(_) => return None,
+            Wanted::Failed(why) => return left_out(Code::FilterFailed, &why),
+        }
+        let event = match self.shaped(&one.event) {
+            Ok(event) => event,
+            Err(why) => return left_out(Code::FilterFailed, &why),
+        };
+        let token = token();
+        let text = if Arc::ptr_eq(&event, &one.event) {
+            self.written(&token, one.json())
+        } else {
+            self.written(&token, &one.json_of(&event))
+        };
+        Some(Frame { text: text.into(), token: Some(token) })
+    }
+
+    /// The organization whose events it may contain; none: all.
+    pub(super) fn organization(&self) -> Option<&str> {
+        self.caller.organization().or(self.subscription.row.organization.as_deref())
+    }
+
+    /// Whether the caller may see an event at all.
+    fn may_see(&self, event: &Event) -> bool {
+        let own = self.caller.organization();
+        own.is_none_or(|own| event.organization.as_deref() == Some(own))
+            && (self.is_channel || self.caller.may_follow(&event.topic))
+    }
+
+    fn shaped(&self, event: &Arc<Event>) -> Result<Arc<Event>, String> {
+        let mut warnings = Vec::new();
+        let prepared = self
+            .types
+            .prepare(event, self.subscription.row.schema_version, &mut warnings)
+            .map_err(|refusal| refusal.why)?;
+        let outgoing = Outgoing::new(prepared, self.subscription.name.clone(), event.created_at);
+        self.subscription.shape(outgoing).map(|outgoing| outgoing.event)
+    }
+
+    fn written(&self, token: &str, event: &str) -> String {
+        match &self.format {
+            Format::Message { id } => {
+                let id = serde_json::Value::from(id.as_str());
+                format!("{{\"type\":\"event\",\"id\":{id},\"token\":\"{token}\",\"event\":{event}}}")
+            }
+            Format::ServerSent => {
+                format!("id: {token}\ndata: {{\"type\":\"event\",\"token\":\"{token}\",\"event\":{event}}}\n\n")
+            }
+        }
+    }
+}
+
+impl Format {
+    /// An error about the subscription.
+    pub(super) fn error(&self, refusal: &Refusal) -> Frame {
+        match self {
+            Self::Message { id } => Frame::plain(error_message(Some(id), refusal)),
+            Self::ServerSent => Frame::plain(format!("event: error\ndata: {}\n\n", error_message(None, refusal))),
+        }
+    }
+
+    /// Says something about the subscription, with its token.
+    pub(super) fn say(&self, kind: &str, token: Option<&str>, more: &[(&str, serde_json::Value)]) -> Frame {
+        let mut message = serde_json::json!({ "type": kind });
+        if let Self::Message { id } = self {
+            message["id"] = id.as_str().into();
+        }
+        if let Some(token) = token {
+            message["token"] = token.into();
+        }
+        for (name, value) in more {
+            message[*name] = value.clone();
+        }
+        match self {
+            Self::Message { .. } => Frame::plain(message.to_string()),
+            Self::ServerSent => {
+                let id = token.map(|token| format!("id: {token}\n")).unwrap_or_default();
+                Frame::plain(format!("event: {kind}\n{id}data: {message}\n\n"))
+            }
+        }
+    }
+}
+
+impl Frame {
+    /// A message that is no event.
+    #[must_use]
+    pub fn plain(text: String) -> Self {
+        Self { text: text.into(), token: None }
+    }
+}

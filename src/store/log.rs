@@ -1,0 +1,273 @@
+//! Reads the log for live clients, with cursors that are not stored.
+
+use std::{sync::Arc, time::Instant};
+
+use chrono::{DateTime, Utc};
+use sha2::{Digest as _, Sha256};
+use sqlx::Row as _;
+
+use super::{
+    connection::{Reserved, Store},
+    cursor::{Advance, Cursor, Low, NOT_STORED, Reached, Window, parts},
+    error::Error,
+    events::NewEvent,
+    live::Snapshot,
+    routing::{Page, Read},
+};
+use crate::event::Position;
+
+/// A snapshot in which nothing is visible: the cursor begins at its lower bound.
+const SINCE_A_TIME: &str = "3:3:";
+/// Positions that one statement looks at, however few events it finds there.
+const POSITIONS: i64 = 100_000;
+
+/// Where a gateway is, as of one statement.
+#[derive(Debug, Clone)]
+pub struct Here {
+    /// When it was so, by the clock of this process.
+    looked: Instant,
+    /// Names the database and its timeline: a cursor of another one means nothing here.
+    pub database: u32,
+    /// Time of the database.
+    pub now: DateTime<Utc>,
+    /// Value of `outbox.generation`.
+    pub generation: i64,
+    /// Behind all events that are visible now.
+    pub cursor: Cursor,
+}
+
+/// A part of the log: what comes behind one cursor, up to another.
+#[derive(Debug)]
+pub struct Stretch {
+    /// Its events in the order of positions.
+    pub events: Vec<NewEvent>,
+    /// Value of `outbox.generation` in the snapshot in which it was read.
+    pub generation: i64,
+    /// Its two ends.
+    pub mark: Mark,
+}
+
+/// The two ends of a part of the log, and so each place between them.
+#[derive(Debug, Clone)]
+pub struct Mark {
+    /// The cursor before it.
+    pub before: Arc<Cursor>,
+    /// The cursor behind it.
+    pub after: Arc<Cursor>,
+    reached: Reached,
+    last: Option<Position>,
+    low: Low,
+}
+
+impl Mark {
+    /// The cursor behind the event at this position, which is one of this part.
+    #[must_use]
+    pub fn behind(&self, position: Position) -> Cursor {
+        if self.last.is_none_or(|last| last <= position) {
+            return Cursor::clone(&self.after);
+        }
+        self.before.next(&self.reached, self.last, Advance::UpTo(position)).with_low(&self.low)
+    }
+
+    /// Whether a cursor lies in this part: how far it has read, if so.
+    #[must_use]
+    pub fn contains(&self, cursor: &Cursor) -> Option<Position> {
+        if cursor.settled == self.before.settled && cursor.window.is_none() && self.before.window.is_none() {
+            return Some(Position(i64::MIN));
+        }
+        let window = cursor.window.as_ref()?;
+        let (end, from) = match &self.reached {
+            Reached::Everything { snapshot } => (snapshot, Position(i64::MIN)),
+            Reached::Page { window, .. } => (&window.end, window.page_after),
+        };
+        let is_between = window.page_after >= from && self.last.is_some_and(|last| window.page_after < last);
+        (cursor.settled == self.before.settled && window.end == *end && is_between).then_some(window.page_after)
+    }
+
+    /// Keeps the part up to this position only: what follows is read again.
+    #[must_use]
+    pub fn cut(self, position: Position) -> Self {
+        Self { after: Arc::new(self.behind(position)), last: Some(position), ..self }
+    }
+}
+
+impl Store {
+    /// Looks where the log ends now, and which database this is.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn look_around(&self) -> Result<Here, Error> {
+        self.statement("looking at the end of the log", sql!("live/look_around"))
+            .row(|row| {
+                let (system, oid): (i64, i64) =
+                    (row.try_get("system_identifier")?, row.try_get("database_oid")?);
+                let timeline: i32 = row.try_get("timeline")?;
+                let low = Low { position: row.try_get("low")?, xid: row.try_get("low_xid")? };
+                Ok(Here {
+                    looked: Instant::now(),
+                    database: fingerprint(system, oid, timeline),
+                    now: row.try_get("now")?,
+                    generation: row.try_get("generation")?,
+                    cursor: Cursor::at(row.try_get("snapshot")?, low),
+                })
+            })
+            .await
+    }
+
+    /// Reads what is visible now and was not at the cursor: at most so many events, then what is left is a
+    /// window. Large payloads are left out, or all.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn read_on(
+        &self,
+        cursor: &Arc<Cursor>,
+        events: usize,
+        with_payloads: bool,
+        here: &Here,
+    ) -> Result<Stretch, Error> {
+        let page = Page { events, with_payloads, positions: POSITIONS, through_window: false };
+        let read = self.read_events(cursor, page).await?;
+        Ok(Stretch::new(cursor, read.unwrap_or_else(|| unreachable!("its cursor is not stored")), here))
+    }
+
+    /// Reads what is visible at `end` and was not at the cursor, page by page. `end` is a later snapshot than
+    /// that of the cursor.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn read_until(
+        &self,
+        cursor: &Arc<Cursor>,
+        end: &Cursor,
+        events: usize,
+        with_payloads: bool,
+        here: &Here,
+    ) -> Result<Stretch, Error> {
+        let page = Page { events, with_payloads, positions: POSITIONS, through_window: true };
+        let window = match cursor.window.clone() {
+            Some(window) => window,
+            None => Window { end: end.settled.clone(), ..self.open_window(cursor).await? },
+        };
+        let read = self.read_page(cursor, window, page, None).await?;
+        Ok(Stretch::new(cursor, read.unwrap_or_else(|| unreachable!("its cursor is not stored")), here))
+    }
+
+    /// A cursor before the first event that was written at this time or later. Events around it may be
+    /// earlier: positions follow the clock only nearly.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn cursor_since(&self, time: DateTime<Utc>) -> Result<Cursor, Error> {
+        let time = time - chrono::TimeDelta::minutes(1);
+        let drawn = self.drawn().await?;
+        let (mut from, mut until) = (Position(0), Position(drawn.0.saturating_add(1)));
+        while from < until {
+            let middle = Position(from.0 + (until.0 - from.0) / 2);
+            match self.peek(middle).await? {
+                Some((position, written)) if position < until && written < time => {
+                    from = Position(position.0 + 1);
+                }
+                _ => until = middle,
+            }
+        }
+        // Below the first normal transaction id, so that no transaction counts as read.
+        let low = Low { position: Position(from.0 - 1), xid: "2".to_owned() };
+        Ok(Cursor::at(SINCE_A_TIME.to_owned(), low))
+    }
+
+    async fn peek(&self, position: Position) -> Result<Option<(Position, DateTime<Utc>)>, Error> {
+        self.statement("looking for a time in the log", sql!("live/peek"))
+            .on(Reserved::ReadEvents)
+            .bind(position)
+            .all(|rows| {
+                rows.first().map(|row| Ok((row.try_get("position")?, row.try_get("created_at")?))).transpose()
+            })
+            .await
+    }
+
+    async fn drawn(&self) -> Result<Position, Error> {
+        self.statement("looking at the end of the log", sql!("live/drawn")).row(|row| row.try_get(0)).await
+    }
+}
+
+impl Stretch {
+    fn new(cursor: &Arc<Cursor>, read: Read, here: &Here) -> Self {
+        let last = read.events.last().map(|last| last.event.position);
+        let low = here.cursor.low.clone().unwrap_or_else(Low::none);
+        let after = cursor.next(&read.reached, last, Advance::All).with_low(&low);
+        let mark = Mark { before: cursor.clone(), after: Arc::new(after), reached: read.reached, last, low };
+        Self { events: read.events, generation: read.generation, mark }
+    }
+}
+
+impl Here {
+    /// Time of the database now, as far as this process knows.
+    #[must_use]
+    pub fn time(&self) -> DateTime<Utc> {
+        self.now + self.looked.elapsed()
+    }
+}
+
+impl Snapshot {
+    /// The cursor behind all that the snapshot shows.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        Cursor::at(self.snapshot.clone(), Low { position: self.low, xid: self.low_xid.clone() })
+    }
+}
+
+impl Low {
+    /// Holds for every database.
+    fn none() -> Self {
+        Self { position: Position(0), xid: "0".to_owned() }
+    }
+}
+
+impl Cursor {
+    /// A cursor behind all that is visible in a snapshot. It is of no stored row.
+    pub(super) fn at(snapshot: String, low: Low) -> Self {
+        let (settled_xmax, settled_xip) = parts(&snapshot);
+        Self { step: NOT_STORED, settled: snapshot, settled_xmax, settled_xip, low: Some(low), window: None }
+    }
+
+    /// Whether its snapshot is older than another one of the same database.
+    #[must_use]
+    pub fn is_before(&self, other: &Self) -> bool {
+        self.first_unseen() < other.first_unseen()
+    }
+
+    /// Whether it may lack events of this transaction and of older ones: they are not all behind it.
+    #[must_use]
+    pub fn may_lack(&self, xid: &str) -> bool {
+        if self.settled == SINCE_A_TIME {
+            return false; // it lacks what is older than the time
+        }
+        let oldest = self.settled.split(':').next().unwrap_or_default();
+        number(xid) >= number(oldest)
+    }
+
+    fn first_unseen(&self) -> u64 {
+        number(&self.settled_xmax)
+    }
+
+    /// Fills in the lower bounds that a step of routing would get when it is committed.
+    fn with_low(self, low: &Low) -> Self {
+        let window = self.window.map(|window| Window { low: window.low.or_else(|| Some(low.clone())), ..window });
+        Self { step: NOT_STORED, low: self.low.or_else(|| Some(low.clone())), window, ..self }
+    }
+}
+
+/// A short name of a database and its timeline.
+fn fingerprint(system: i64, oid: i64, timeline: i32) -> u32 {
+    let mut hash = Sha256::new();
+    hash.update(system.to_le_bytes());
+    hash.update(oid.to_le_bytes());
+    hash.update(timeline.to_le_bytes());
+    let hash = hash.finalize();
+    u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]])
+}
+
+fn number(xid: &str) -> u64 {
+    xid.parse().unwrap_or_default()
+}
