@@ -36,7 +36,7 @@ pub use probes::Readiness;
 use secrecy::SecretString;
 
 use crate::{
-    live::{Room, caller::Caller},
+    live::Room,
     relay::telemetry::Telemetry,
 };
 

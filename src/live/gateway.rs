@@ -235,9 +235,9 @@ impl Room {
         Ok(Subscription::bind(row, &Registry::default()).0)
     }
 
-    /// Whether a token is of this database.
-    pub(super) fn judge(token: &Token, here: &Here) -> Result<(), Refusal> {
-        if token.database != here.database || here.cursor.is_before(&token.cursor) {
+    /// Whether a token is of this database. The head of the ring is younger than the token's place.
+    pub(super) fn judge(token: &Token, here: &Here, head: &Cursor) -> Result<(), Refusal> {
+        if token.database != here.database || head.is_before(&token.cursor) {
             let reason = "since: the token is of another database, or the database was set back or replaced; \
                           begin with a snapshot or a time";
             return Err(Refusal::new(Code::OtherDatabase, reason));

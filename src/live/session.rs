@@ -1,11 +1,7 @@
 //! One client: what it follows, and what comes next. It is asked for the next messages when the last are
 //! taken, so nothing is queued for a client that reads slowly.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
@@ -291,7 +287,7 @@ impl Session {
     async fn resume(&self, text: &str, here: &crate::store::Here) -> Result<Start, Refusal> {
         let token = Token::parse(text)
             .map_err(|error| Refusal::new(Code::BadToken, format!("since: {error}, or a time such as 2026-11-29T15:00:00Z")))?;
-        Room::judge(&token, here)?;
+        Room::judge(&token, here, &self.room.feed.head()?.1)?;
         let cursor = Arc::new(token.cursor);
         let place = match self.room.feed.find(&cursor) {
             Some(at) => Place::Ring(at, Behind::Cursor(cursor)),

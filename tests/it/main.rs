@@ -37,6 +37,7 @@ mod isolation; // one bad subscriber, publisher or tenant costs the others nothi
 mod latest; // the newest event of each key, to begin from
 mod layers; // layers around sinks
 mod ledger; // the ledger checker finds each kind of defect
+mod live; // clients that follow the log by WebSocket and server-sent events
 mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
 mod once; // a relay for cron

@@ -1,6 +1,6 @@
 //! `/v1/stream`: server-sent events.
 
-use std::{convert::Infallible, time::Duration};
+use std::convert::Infallible;
 
 use axum::{
     Extension,

@@ -4,13 +4,13 @@
 //! would cost more memory than the connection; `/v1/stream` is compressed.
 
 use std::{
-    sync::Mutex,
-    sync::PoisonError,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use axum::{
     Extension,
+    body::Bytes,
     extract::{
         State, WebSocketUpgrade,
         ws::{CloseFrame, Message, WebSocket},
@@ -25,7 +25,7 @@ use super::{come_back, full, off, retry_after};
 use crate::{
     http::{Server, places::Seat, probes::Readiness},
     live::{
-        Code, Ended, Format, Frame, Next, Refusal, Request, Session, Settings, caller::Caller, error_message,
+        Ended, Format, Frame, Next, Refusal, Request, Session, Settings, caller::Caller, error_message,
     },
 };
 
@@ -167,9 +167,11 @@ impl Client<'_> {
                         return None;
                     }
                     let frames = self.session.heartbeat();
-                    self.send(frames).await?.ok_or(Status::TryAgain).ok();
-                    timeout(self.settings.max_lag, self.to.send(Message::Ping(Default::default()))).await.ok()?.ok()?;
                     asked = Some(Instant::now());
+                    let ping = Message::Ping(Bytes::new());
+                    if self.send(frames).await?.is_none() || self.put([ping]).await?.is_none() {
+                        return Some(Status::TryAgain);
+                    }
                     continue;
                 }
                 next = self.session.next() => match next {
@@ -191,9 +193,13 @@ impl Client<'_> {
 
     /// Sends messages. The outer none: the connection is broken. The inner none: the client does not read.
     async fn send(&mut self, frames: Vec<Frame>) -> Option<Option<()>> {
+        self.put(frames.into_iter().map(|frame| Message::Text(frame.text))).await
+    }
+
+    async fn put(&mut self, messages: impl IntoIterator<Item = Message>) -> Option<Option<()>> {
         let sending = async {
-            for frame in frames {
-                self.to.feed(Message::Text(frame.text)).await?;
+            for message in messages {
+                self.to.feed(message).await?;
             }
             self.to.flush().await
         };

@@ -10,6 +10,7 @@ pub(crate) mod deliveries;
 pub(crate) mod good;
 pub(crate) mod hostile;
 pub(crate) mod ledger;
+pub(crate) mod live;
 pub(crate) mod plans;
 pub(crate) mod recorder;
 pub(crate) mod relay;

@@ -1,0 +1,5 @@
+//! Live clients: everything committed arrives once each, whatever happens to connections and gateways.
+
+mod protocol;
+mod resume;
+mod storm;
