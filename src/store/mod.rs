@@ -7,9 +7,11 @@ mod deliveries;
 mod error;
 mod event_types;
 mod events;
+mod gateways;
 mod health;
 mod identity;
 mod inspection;
+mod live;
 mod order;
 mod ordering;
 mod paces;
@@ -35,13 +37,14 @@ pub use events::{LoadedEvent, NewEvent};
 pub use health::HealthReport;
 pub use identity::why_fenced;
 pub use inspection::{capture_problems, unsuitable};
+pub use live::{Channels, Forgotten, Latest, Snapshot, TooMuch};
 pub use order::{Keyed, Opened};
 pub use ordering::{Coalesce, OnExhausted, Ordering};
 pub use paces::{Paced, SlotsReserved, SlotsWanted};
 pub use pages::{
     BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
 };
-pub use relays::{BreakerState, RelayReport, SubscriptionReport};
+pub use relays::{BreakerState, Others, RelayReport, SubscriptionReport};
 pub use replays::Replay;
 pub use routing::{NewDelivery, NewPage, Page, Read, Routed};
 pub use starts::{Past, Start};

@@ -1,0 +1,3 @@
+-- What was removed of the log; no row if nothing was.
+select known.xid::text as xid, known.created_at
+  from outbox.forgotten as known
