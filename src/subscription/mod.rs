@@ -254,8 +254,8 @@ impl Subscription {
     }
 
     /// Whether this relay may send to it: the row is usable and no channel, it is not paused by an operator,
-    /// gone or disabled. Pauses that the destination asked for are checked elsewhere. `invalid` was set by another
-    /// relay and does not bind this one.
+    /// gone or disabled. Pauses that the destination asked for are checked elsewhere. `invalid` was set by
+    /// another relay and does not bind this one.
     #[must_use]
     pub fn may_send(&self) -> bool {
         self.usable

@@ -1,4 +1,5 @@
-//! Channels: subscriptions that live clients join by name. Nothing is owed to them, and nothing waits for them.
+//! Channels: subscriptions that live clients join by name. Nothing is owed to them, and nothing waits for
+//! them.
 
 use pgoutbox::store::{ConnectionSettings, Latest, Store, SubscriptionState, TooMuch};
 use serde_json::{Value, json};
