@@ -31,7 +31,8 @@ create table outbox.subscriptions (
     changed       xid8        not null default pg_current_xact_id(),
     constraint state_is_known check (state in ('pending', 'ok', 'invalid', 'gone', 'disabled'))
 );
-comment on table outbox.subscriptions is 'Which events are sent where.';
+comment on table outbox.subscriptions is
+    'Which events are sent where; with the sink live: which channels live clients can join.';
 comment on column outbox.subscriptions.match is
     'Only events whose payload contains this value: payload @> match. Null: all events.';
 comment on column outbox.subscriptions.filter is
@@ -150,7 +151,8 @@ language sql immutable parallel safe as $$
            ('file', 'connection', '{string}', false),
            ('file', 'path', '{string}', true),
            ('file', 'sync', '{boolean}', false),
-           ('stdout', null, null, null)
+           ('stdout', null, null, null),
+           ('live', null, null, null)
 $$;
 
 -- Sinks of other programs, which embed a relay.
@@ -245,6 +247,17 @@ begin
 end;
 $$;
 
+-- Refuses a field that says how deliveries are made: to a channel there are none.
+create function outbox_internal.refuse_for_channel(field text) returns boolean
+language plpgsql as $$
+begin
+    raise exception using errcode = '22023',
+        message = format('%s: means nothing for a channel (sink live), to which nothing is owed',
+                         refuse_for_channel.field),
+        hint = 'Leave it out. Clients of a channel say themselves from where on they want events.';
+end;
+$$;
+
 -- Refuses mistakes that the database can detect, with the field and a hint. A relay reports others
 -- as state = 'invalid'.
 create function outbox_internal.check_subscription() returns trigger
@@ -327,6 +340,14 @@ begin
         raise exception using errcode = '22023',
             message = format('sink: %L is not the name of a sink', new.sink),
             hint = 'For example ''webhook''.';
+    end if;
+    -- What is owed would be lost, and what is not owed would be missing.
+    if tg_op = 'UPDATE' and (new.sink = 'live') <> (old.sink = 'live') then
+        raise exception using errcode = '22023',
+            message = format('sink: subscription %L has the sink %s, which cannot become %s',
+                             new.name, old.sink, new.sink),
+            hint = 'Call outbox.unsubscribe(name) first, which drops what is owed to it, or use '
+                   'another name.';
     end if;
     if jsonb_typeof(new.config) is distinct from 'object' then
         raise exception using errcode = '22023',
@@ -424,6 +445,16 @@ begin
             message = format('%s: %L is unknown', part.name, part.value),
             hint = format('Use %s.', array_to_string(part.known, ' or '));
     end loop;
+    if new.sink = 'live' then
+        perform outbox_internal.refuse_for_channel(field.name)
+           from (values ('ordering', new.ordering <> 'none'),
+                        ('on_exhausted', new.on_exhausted <> 'skip'),
+                        ('coalesce', new."coalesce" <> 'none'),
+                        ('rate', new.rate is not null),
+                        ('retry', new.retry is distinct from '{}'),
+                        ('max_in_flight', new.max_in_flight is not null)) as field (name, is_given)
+          where field.is_given;
+    end if;
     if new.ordering = 'none' and (new.on_exhausted <> 'skip' or new."coalesce" <> 'none') then
         raise exception using errcode = '22023',
             message = format('%s: needs ordering => ''key''',
@@ -612,6 +643,9 @@ begin
                 message = format('start: %L is neither now, beginning nor a time', subscribe.start),
                 hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription '
                        'is created.';
+        end if;
+        if subscribe.sink = 'live' then
+            perform outbox_internal.refuse_for_channel('start');
         end if;
     end if;
     begin

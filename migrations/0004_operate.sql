@@ -829,6 +829,7 @@ begin
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
              'outbox.relays, outbox.relay_subscriptions, outbox.pauses, outbox.order_leases, '
              'outbox.parked_keys'),
+            ('outbox_relay', 'insert, update, delete on outbox.gateways'),
             ('outbox_relay', 'insert, update on outbox.subscription_health'),
             ('outbox_relay', 'execute on function outbox_internal.note_backlogs'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
@@ -864,7 +865,8 @@ begin
             ('outbox_monitor', 'select on outbox.captures'),
             ('outbox_monitor', 'select on outbox.audit'),
             ('outbox_monitor', 'execute on function outbox.wait'),
-            ('outbox_monitor', 'select on outbox.replay_status')
+            ('outbox_monitor', 'select on outbox.replay_status'),
+            ('outbox_monitor', 'select on outbox.gateways, outbox.forgotten')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)

@@ -138,6 +138,7 @@ begin
          where subscription.changed > this;
         update outbox.event_types as type set changed = this where type.changed > this;
         delete from outbox.beginnings;  -- their transaction ids were those of the original
+        update outbox.forgotten set xid = null;  -- and tokens from there are not taken here
     else
         select count(*) into strict pending
           from outbox.events as event
@@ -192,6 +193,7 @@ begin
     delete from outbox.relay_subscriptions;
     delete from outbox.subscription_health;
     delete from outbox.relays;
+    delete from outbox.gateways;
     update outbox.identity as identity
        set system_identifier = here.system_identifier, database_oid = here.database_oid,
            timeline = here.timeline, set_back = null,

@@ -120,7 +120,8 @@ create function outbox.latest(
 ) returns setof outbox.events
 language plpgsql stable as $$
 declare
-    expressions text[] := '{}';
+    expression  text;  -- of all patterns
+    reserved    text;  -- of those that match operators' events
     pattern     text;
     looked_at   bigint;
 begin
@@ -134,7 +135,10 @@ begin
             raise exception using errcode = '22023', message = 'topics: has a null',
                 hint = 'For example array[''shop.orders.*''].';
         end if;
-        expressions := expressions || outbox_internal.topic_expression(pattern);
+        expression := concat_ws('|', expression, outbox_internal.topic_expression(pattern));
+        if starts_with(pattern, 'outbox.') then
+            reserved := concat_ws('|', reserved, outbox_internal.topic_expression(pattern));
+        end if;
     end loop;
     if latest.max_events is null or latest.max_events not between 1 and 100000000 then
         raise exception using errcode = '22023',
@@ -159,7 +163,9 @@ begin
                  where one.key is not null
                    and (latest.since is null or one.created_at >= latest.since)
                    and (latest.organization is null or one.organization = latest.organization)
-                   and ('.' || one.topic) ~ any (expressions)
+                   and case when starts_with(one.topic, 'outbox.')
+                            then ('.' || one.topic) ~ reserved
+                            else ('.' || one.topic) ~ expression end
                  order by one.organization, one.key, one.position desc) as newest
           join outbox.events as event
             on event.position = newest.position

@@ -30,6 +30,9 @@ create trigger record_beginning after insert on outbox.subscriptions
 create function outbox_internal.record_start() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
+    perform outbox_internal.refuse_for_channel('start')
+       from outbox.subscriptions as subscription
+      where subscription.id = new.subscription_id and subscription.sink = 'live';
     update outbox.beginnings as beginning set starts_at = coalesce(new.since, '-infinity')
      where beginning.subscription_id = new.subscription_id;
     return null;
@@ -222,6 +225,7 @@ language sql stable set jit = off set enable_nestloop = off as $$
                case when (known.row).updated_at > (explain_event.event).created_at
                          and (known.row).updated_at > (known.row).created_at
                     then (known.row).updated_at end as changed_at,
+               coalesce((known.row).sink = 'live', false) as is_channel,
                (known.row).state = 'gone'
                    and (explain_event.event).position
                        > coalesce((known.row).owed_until, 0) as is_after_gone,
@@ -311,6 +315,8 @@ language sql stable set jit = off set enable_nestloop = off as $$
                when facts.is_deleted then 'deleted'
                when facts.refusal = 'failed' then 'condition_failed'
                when facts.refusal <> 'filter_unknown' then 'unwanted'
+               when facts.is_channel and facts.refusal is null then 'channel'
+               when facts.is_channel then 'unknown'
                when facts.is_after_gone then 'after_gone'
                when not outbox_internal.is_routed(explain_event.event) then 'not_routed'
                when facts.is_starting then 'backfill'

@@ -115,6 +115,12 @@ begin
     select one.* into strict routed from outbox.cursor as one order by one.step desc limit 1;
     select one.* into strict target
       from outbox.subscriptions as one where one.id = planned.subscription_id;
+    if target.sink = 'live' then
+        raise exception using errcode = '22023',
+            message = format('subscription: %L is a channel, to which nothing is sent again',
+                             plan_replay.subscription),
+            hint = 'Live clients resume with their token, or name a time to begin from (since).';
+    end if;
     if pg_visible_in_snapshot(target.changed, routed.settled) then
         planned.settled := routed.settled;
         planned.window_end := routed.window_end;

@@ -179,6 +179,7 @@ begin
          where subscription.changed > this;
         update outbox.event_types as type set changed = this where type.changed > this;
         delete from outbox.beginnings;  -- their transaction ids were those of the original
+        update outbox.forgotten set xid = null;  -- and tokens from there are not taken here
     else
         select count(*) into strict pending
           from outbox.events as event
@@ -233,6 +234,7 @@ begin
     delete from outbox.relay_subscriptions;
     delete from outbox.subscription_health;
     delete from outbox.relays;
+    delete from outbox.gateways;
     update outbox.identity as identity
        set system_identifier = here.system_identifier, database_oid = here.database_oid,
            timeline = here.timeline, set_back = null,
@@ -621,6 +623,7 @@ begin
              'insert, update, delete on outbox.deliveries, outbox.pages, outbox.backlog, '
              'outbox.relays, outbox.relay_subscriptions, outbox.pauses, outbox.order_leases, '
              'outbox.parked_keys'),
+            ('outbox_relay', 'insert, update, delete on outbox.gateways'),
             ('outbox_relay', 'insert, update on outbox.subscription_health'),
             ('outbox_relay', 'execute on function outbox_internal.note_backlogs'),
             ('outbox_relay', 'insert on outbox.attempts, outbox.dead_letters'),
@@ -656,7 +659,8 @@ begin
             ('outbox_monitor', 'select on outbox.captures'),
             ('outbox_monitor', 'select on outbox.audit'),
             ('outbox_monitor', 'execute on function outbox.wait'),
-            ('outbox_monitor', 'select on outbox.replay_status')
+            ('outbox_monitor', 'select on outbox.replay_status'),
+            ('outbox_monitor', 'select on outbox.gateways, outbox.forgotten')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
@@ -751,7 +755,8 @@ CREATE FUNCTION outbox.latest(topics text[], since timestamp with time zone DEFA
     LANGUAGE plpgsql STABLE
     AS $$
 declare
-    expressions text[] := '{}';
+    expression  text;  -- of all patterns
+    reserved    text;  -- of those that match operators' events
     pattern     text;
     looked_at   bigint;
 begin
@@ -765,7 +770,10 @@ begin
             raise exception using errcode = '22023', message = 'topics: has a null',
                 hint = 'For example array[''shop.orders.*''].';
         end if;
-        expressions := expressions || outbox_internal.topic_expression(pattern);
+        expression := concat_ws('|', expression, outbox_internal.topic_expression(pattern));
+        if starts_with(pattern, 'outbox.') then
+            reserved := concat_ws('|', reserved, outbox_internal.topic_expression(pattern));
+        end if;
     end loop;
     if latest.max_events is null or latest.max_events not between 1 and 100000000 then
         raise exception using errcode = '22023',
@@ -790,7 +798,9 @@ begin
                  where one.key is not null
                    and (latest.since is null or one.created_at >= latest.since)
                    and (latest.organization is null or one.organization = latest.organization)
-                   and ('.' || one.topic) ~ any (expressions)
+                   and case when starts_with(one.topic, 'outbox.')
+                            then ('.' || one.topic) ~ reserved
+                            else ('.' || one.topic) ~ expression end
                  order by one.organization, one.key, one.position desc) as newest
           join outbox.events as event
             on event.position = newest.position
@@ -981,7 +991,7 @@ CREATE TABLE outbox.subscriptions (
     CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['pending'::text, 'ok'::text, 'invalid'::text, 'gone'::text, 'disabled'::text])))
 );
 
-COMMENT ON TABLE outbox.subscriptions IS 'Which events are sent where.';
+COMMENT ON TABLE outbox.subscriptions IS 'Which events are sent where; with the sink live: which channels live clients can join.';
 
 COMMENT ON COLUMN outbox.subscriptions.match IS 'Only events whose payload contains this value: payload @> match. Null: all events.';
 
@@ -1455,6 +1465,9 @@ begin
                 message = format('start: %L is neither now, beginning nor a time', subscribe.start),
                 hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription '
                        'is created.';
+        end if;
+        if subscribe.sink = 'live' then
+            perform outbox_internal.refuse_for_channel('start');
         end if;
     end if;
     begin
@@ -3181,6 +3194,14 @@ begin
             message = format('sink: %L is not the name of a sink', new.sink),
             hint = 'For example ''webhook''.';
     end if;
+    -- What is owed would be lost, and what is not owed would be missing.
+    if tg_op = 'UPDATE' and (new.sink = 'live') <> (old.sink = 'live') then
+        raise exception using errcode = '22023',
+            message = format('sink: subscription %L has the sink %s, which cannot become %s',
+                             new.name, old.sink, new.sink),
+            hint = 'Call outbox.unsubscribe(name) first, which drops what is owed to it, or use '
+                   'another name.';
+    end if;
     if jsonb_typeof(new.config) is distinct from 'object' then
         raise exception using errcode = '22023',
             message = format('config: must be a JSON object, not %s',
@@ -3277,6 +3298,16 @@ begin
             message = format('%s: %L is unknown', part.name, part.value),
             hint = format('Use %s.', array_to_string(part.known, ' or '));
     end loop;
+    if new.sink = 'live' then
+        perform outbox_internal.refuse_for_channel(field.name)
+           from (values ('ordering', new.ordering <> 'none'),
+                        ('on_exhausted', new.on_exhausted <> 'skip'),
+                        ('coalesce', new."coalesce" <> 'none'),
+                        ('rate', new.rate is not null),
+                        ('retry', new.retry is distinct from '{}'),
+                        ('max_in_flight', new.max_in_flight is not null)) as field (name, is_given)
+          where field.is_given;
+    end if;
     if new.ordering = 'none' and (new.on_exhausted <> 'skip' or new."coalesce" <> 'none') then
         raise exception using errcode = '22023',
             message = format('%s: needs ordering => ''key''',
@@ -3510,6 +3541,7 @@ CREATE FUNCTION outbox_internal.explain_event(event outbox.events, named text DE
                case when (known.row).updated_at > (explain_event.event).created_at
                          and (known.row).updated_at > (known.row).created_at
                     then (known.row).updated_at end as changed_at,
+               coalesce((known.row).sink = 'live', false) as is_channel,
                (known.row).state = 'gone'
                    and (explain_event.event).position
                        > coalesce((known.row).owed_until, 0) as is_after_gone,
@@ -3599,6 +3631,8 @@ CREATE FUNCTION outbox_internal.explain_event(event outbox.events, named text DE
                when facts.is_deleted then 'deleted'
                when facts.refusal = 'failed' then 'condition_failed'
                when facts.refusal <> 'filter_unknown' then 'unwanted'
+               when facts.is_channel and facts.refusal is null then 'channel'
+               when facts.is_channel then 'unknown'
                when facts.is_after_gone then 'after_gone'
                when not outbox_internal.is_routed(explain_event.event) then 'not_routed'
                when facts.is_starting then 'backfill'
@@ -3757,12 +3791,73 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.forget_all_of(partition regclass) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $_$
+declare
+    highest xid8;
+    newest  timestamptz;
+begin
+    execute format('select (select one.xid from %1$s as one order by one.xid desc limit 1), '
+                   '(select max(one.created_at) from (select event.created_at from %1$s as event '
+                   'order by event.position desc limit 10000) as one)', forget_all_of.partition)
+       into highest, newest;
+    return outbox_internal.forget_events(highest, newest);
+end;
+$_$;
+
+COMMENT ON FUNCTION outbox_internal.forget_all_of(partition regclass) IS 'Record that all events of a partition leave the log. Call it before the partition is dropped or detached, in the same transaction and with the lock that this takes.';
+
+CREATE FUNCTION outbox_internal.forget_deleted() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform outbox_internal.forget_events(
+                -- max(xid8) is younger than PostgreSQL 14
+                (select event.xid from removed as event order by event.xid desc limit 1),
+                (select max(event.created_at) from removed as event));
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if forget_events.newest is null then
+        return false;
+    end if;
+    insert into outbox.forgotten as known (xid, created_at)
+    values (forget_events.highest, forget_events.newest)
+    on conflict on constraint forgotten_pkey do update
+       set xid = greatest(known.xid, excluded.xid),
+           created_at = greatest(known.created_at, excluded.created_at)
+     where known.xid is null
+        or excluded.xid > known.xid
+        or excluded.created_at > known.created_at;
+    return true;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) IS 'Record that events up to this transaction id and time leave the log. Returns whether there were any.';
+
 CREATE FUNCTION outbox_internal.forget_order() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
     delete from outbox.parked_keys where subscription_id = old.id;
+    return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.forget_truncated() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    perform outbox_internal.forget_all_of(tg_relid::regclass);
     return null;
 end;
 $$;
@@ -4029,6 +4124,12 @@ begin
     select one.* into strict routed from outbox.cursor as one order by one.step desc limit 1;
     select one.* into strict target
       from outbox.subscriptions as one where one.id = planned.subscription_id;
+    if target.sink = 'live' then
+        raise exception using errcode = '22023',
+            message = format('subscription: %L is a channel, to which nothing is sent again',
+                             plan_replay.subscription),
+            hint = 'Live clients resume with their token, or name a time to begin from (since).';
+    end if;
     if pg_visible_in_snapshot(target.changed, routed.settled) then
         planned.settled := routed.settled;
         planned.window_end := routed.window_end;
@@ -4172,6 +4273,9 @@ CREATE FUNCTION outbox_internal.record_start() RETURNS trigger
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 begin
+    perform outbox_internal.refuse_for_channel('start')
+       from outbox.subscriptions as subscription
+      where subscription.id = new.subscription_id and subscription.sink = 'live';
     update outbox.beginnings as beginning set starts_at = coalesce(new.since, '-infinity')
      where beginning.subscription_id = new.subscription_id;
     return null;
@@ -4208,6 +4312,17 @@ CREATE FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event
            then 'match'
            when subscription.filter is not null then 'filter_unknown'
            end
+$$;
+
+CREATE FUNCTION outbox_internal.refuse_for_channel(field text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+begin
+    raise exception using errcode = '22023',
+        message = format('%s: means nothing for a channel (sink live), to which nothing is owed',
+                         refuse_for_channel.field),
+        hint = 'Leave it out. Clients of a channel say themselves from where on they want events.';
+end;
 $$;
 
 CREATE FUNCTION outbox_internal.repeat_step() RETURNS trigger
@@ -4345,7 +4460,8 @@ CREATE FUNCTION outbox_internal.sink_fields() RETURNS TABLE(sink text, field tex
            ('file', 'connection', '{string}', false),
            ('file', 'path', '{string}', true),
            ('file', 'sync', '{boolean}', false),
-           ('stdout', null, null, null)
+           ('stdout', null, null, null),
+           ('live', null, null, null)
 $$;
 
 CREATE FUNCTION outbox_internal.subscription_id(name text) RETURNS bigint
@@ -4545,6 +4661,35 @@ begin
     return coalesce(cardinality(ids), 0);
 end;
 $$;
+
+CREATE FUNCTION outbox_internal.watch_partitions() RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+declare
+    part regclass;
+    made integer := 0;
+begin
+    for part in
+        select tree.relid
+          from pg_partition_tree('outbox.events') as tree
+         where not exists (select from pg_trigger as existing
+                            where existing.tgrelid = tree.relid
+                              and existing.tgname = 'forget_deleted')
+    loop
+        execute format('create trigger forget_deleted after delete on %s '
+                       'referencing old table as removed '
+                       'for each statement execute function outbox_internal.forget_deleted()',
+                       part);
+        execute format('create trigger forget_truncated before truncate on %s '
+                       'for each statement execute function outbox_internal.forget_truncated()',
+                       part);
+        made := made + 1;
+    end loop;
+    return made;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox_internal.watch_partitions() IS 'Make removals from partitions of outbox.events count. Call it after making a partition. Returns how many were not watched.';
 
 CREATE TABLE outbox.announcements (
     subscription_id bigint NOT NULL,
@@ -4964,6 +5109,25 @@ ALTER TABLE outbox.events ALTER COLUMN "position" ADD GENERATED ALWAYS AS IDENTI
     CACHE 1
 );
 
+CREATE TABLE outbox.forgotten (
+    only_row boolean DEFAULT true NOT NULL,
+    xid xid8,
+    created_at timestamp with time zone NOT NULL,
+    CONSTRAINT forgotten_only_row_check CHECK (only_row)
+);
+
+COMMENT ON TABLE outbox.forgotten IS 'One row once something was removed of outbox.events: the highest transaction id and the newest time of a removed event.';
+
+CREATE TABLE outbox.gateways (
+    name text NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    connections integer NOT NULL,
+    version text NOT NULL
+);
+
+COMMENT ON TABLE outbox.gateways IS 'Processes that serve live clients. Each reports every 5 s, and does not count after 15 s without a report.';
+
 CREATE TABLE outbox.generation (
     only_row boolean DEFAULT true NOT NULL,
     value bigint NOT NULL,
@@ -5378,6 +5542,12 @@ ALTER TABLE ONLY outbox.event_types
 ALTER TABLE ONLY outbox.event_types
     ADD CONSTRAINT event_types_topic_version_key UNIQUE (topic, version);
 
+ALTER TABLE ONLY outbox.forgotten
+    ADD CONSTRAINT forgotten_pkey PRIMARY KEY (only_row);
+
+ALTER TABLE ONLY outbox.gateways
+    ADD CONSTRAINT gateways_pkey PRIMARY KEY (name);
+
 ALTER TABLE ONLY outbox.generation
     ADD CONSTRAINT generation_pkey PRIMARY KEY (only_row);
 
@@ -5516,7 +5686,15 @@ CREATE TRIGGER check_subscription BEFORE INSERT OR UPDATE ON outbox.subscription
 
 CREATE TRIGGER follow_ordering AFTER UPDATE ON outbox.subscriptions FOR EACH ROW WHEN ((old.ordering IS DISTINCT FROM new.ordering)) EXECUTE FUNCTION outbox_internal.follow_ordering();
 
+CREATE TRIGGER forget_deleted AFTER DELETE ON outbox.events REFERENCING OLD TABLE AS removed FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.forget_deleted();
+
+CREATE TRIGGER forget_deleted AFTER DELETE ON outbox.events_default REFERENCING OLD TABLE AS removed FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.forget_deleted();
+
 CREATE TRIGGER forget_order AFTER DELETE ON outbox.subscriptions FOR EACH ROW EXECUTE FUNCTION outbox_internal.forget_order();
+
+CREATE TRIGGER forget_truncated BEFORE TRUNCATE ON outbox.events FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.forget_truncated();
+
+CREATE TRIGGER forget_truncated BEFORE TRUNCATE ON outbox.events_default FOR EACH STATEMENT EXECUTE FUNCTION outbox_internal.forget_truncated();
 
 CREATE TRIGGER make_pace AFTER INSERT OR DELETE OR UPDATE ON outbox.organization_limits FOR EACH ROW EXECUTE FUNCTION outbox_internal.make_pace();
 
@@ -5996,8 +6174,26 @@ GRANT ALL ON FUNCTION outbox_internal.first_unreadable(positions bigint[], creat
 REVOKE ALL ON FUNCTION outbox_internal.follow_ordering() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.follow_ordering() TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox_internal.forget_all_of(partition regclass) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.forget_all_of(partition regclass) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.forget_all_of(partition regclass) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.forget_all_of(partition regclass) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.forget_all_of(partition regclass) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.forget_deleted() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.forget_deleted() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.forget_order() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.forget_order() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.forget_truncated() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.forget_truncated() TO outbox_admin;
 
 REVOKE ALL ON FUNCTION outbox_internal.function_call(function text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.function_call(function text) TO outbox_admin;
@@ -6075,6 +6271,12 @@ GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions,
 GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.refusal(subscription outbox.subscriptions, event outbox.events) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.refuse_for_channel(field text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.refuse_for_channel(field text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.refuse_for_channel(field text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.refuse_for_channel(field text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.refuse_for_channel(field text) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.repeat_step() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.repeat_step() TO outbox_admin;
 
@@ -6147,6 +6349,12 @@ GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_mo
 GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.watch_partitions() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.watch_partitions() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.watch_partitions() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.watch_partitions() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.watch_partitions() TO outbox_relay;
+
 GRANT SELECT ON TABLE outbox.announcements TO outbox_relay;
 GRANT SELECT ON TABLE outbox.announcements TO outbox_admin;
 
@@ -6204,6 +6412,14 @@ GRANT SELECT ON TABLE outbox.events_default TO outbox_admin;
 GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_relay;
 GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_admin;
 GRANT SELECT ON SEQUENCE outbox.events_position_seq TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.forgotten TO outbox_relay;
+GRANT SELECT ON TABLE outbox.forgotten TO outbox_admin;
+GRANT SELECT ON TABLE outbox.forgotten TO outbox_monitor;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE outbox.gateways TO outbox_relay;
+GRANT SELECT ON TABLE outbox.gateways TO outbox_admin;
+GRANT SELECT ON TABLE outbox.gateways TO outbox_monitor;
 
 GRANT SELECT ON TABLE outbox.generation TO outbox_relay;
 GRANT SELECT ON TABLE outbox.generation TO outbox_admin;

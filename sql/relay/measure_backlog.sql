@@ -38,3 +38,4 @@ select subscription.id as subscription_id, subscription.name,
               from held
              where held.subscription_id = subscription.id)))::double precision as oldest_age
   from outbox.subscriptions as subscription
+ where subscription.sink <> 'live'  -- a channel is owed nothing

@@ -1,5 +1,5 @@
--- Record that this process serves live clients. Relays are notified of one that is new, so that they
--- tell of news at once.
+-- Record that this process serves live clients. Relays are notified of one that is new, so that
+-- they tell of news at once.
 --   $1 name   $2 version   $3 connections of clients
 with known as (
     select gateway.started_at

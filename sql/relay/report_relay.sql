@@ -52,5 +52,9 @@ select seen.seen_at,
        (select count(*)
           from outbox.relays as other
          where other.name <> $1::text
-           and other.seen_at > now() - interval '30 seconds') as others
+           and other.seen_at > now() - interval '30 seconds') as others,
+       (select count(*)
+          from outbox.gateways as gateway
+         where gateway.name <> $1::text  -- one in this process is told without the database
+           and gateway.seen_at > now() - interval '15 seconds') as gateways
   from seen

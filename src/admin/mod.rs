@@ -140,6 +140,21 @@ pub struct RunningRelay {
     pub no_progress_why: Option<String>,
 }
 
+/// A process with live clients that reported within the last minute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+pub struct RunningGateway {
+    /// Name of the gateway; that of the relay that it runs beside.
+    pub gateway: String,
+    /// Version of its binary.
+    pub version: String,
+    /// Time of its start.
+    pub started_at: DateTime<Utc>,
+    /// Time of its last report.
+    pub seen_at: DateTime<Utc>,
+    /// Connections of clients.
+    pub connections: i32,
+}
+
 impl Operator {
     /// Connects within 5 s. A `pooler` accepts no settings at connect, so the server's own timeouts apply.
     ///
@@ -196,6 +211,14 @@ impl Operator {
     /// Those of the database.
     pub async fn list_relays(&mut self) -> Result<Vec<RunningRelay>, Error> {
         ask(LISTING_RELAYS, rows(sql!("admin/list_relays")).fetch_all(&mut self.connection)).await
+    }
+
+    /// Processes with live clients that reported within the last minute.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn list_gateways(&mut self) -> Result<Vec<RunningGateway>, Error> {
+        ask("listing gateways", rows(sql!("admin/list_gateways")).fetch_all(&mut self.connection)).await
     }
 
     /// All subscriptions, or the one with this name, by name.

@@ -15,7 +15,8 @@ pub(super) async fn status(operator: &mut Operator, environment: &str, json: boo
     }
     let rows = operator.subscription_status().await?;
     if json {
-        return Ok(print::json(&rows)?);
+        print::json(&rows)?;
+        return Ok(print::json(&operator.list_gateways().await?)?);
     }
     let relays = operator.list_relays().await?;
     if relays.is_empty() {
@@ -39,6 +40,14 @@ pub(super) async fn status(operator: &mut Operator, environment: &str, json: boo
                 print::escaped(why)
             );
         }
+    }
+    for gateway in operator.list_gateways().await? {
+        print::note!(
+            "gateway {}: version {}, {}",
+            print::escaped(&gateway.gateway),
+            print::escaped(&gateway.version),
+            print::counted(i64::from(gateway.connections), "client connection")
+        );
     }
     let log = operator.log_status().await?;
     if let (1.., Some(age)) = (log.unrouted, log.oldest_age_seconds) {

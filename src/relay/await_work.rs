@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    breaker, follow_up, order,
+    breaker, follow_up, news, order,
     parts::{Base, Sending, Waiting},
     pauses,
 };
@@ -174,6 +174,9 @@ impl BellTask {
             listener.eager_reconnect(false);
             let canary = format!("outbox_canary_{}", Uuid::new_v4().simple());
             listener.listen_all([DOORBELL, breaker::CHANNEL, pauses::CHANNEL, canary.as_str()]).await?;
+            if self.base.news.is_followed() {
+                listener.listen(news::CHANNEL).await?;
+            }
             Ok::<_, sqlx::Error>(Listening {
                 listener,
                 canary,
@@ -212,6 +215,7 @@ impl BellTask {
                 notification = listening.listener.try_recv() => match notification {
                     Ok(Some(notification)) if notification.channel() == DOORBELL => {
                         order::hear(&self.waiting, notification.payload());
+                        self.base.news.hear_doorbell(notification.payload(), &self.base.settings.name);
                         if notification.payload() == DUE {
                             self.missed.store(true, Ordering::Release);
                         }
@@ -223,6 +227,10 @@ impl BellTask {
                         if follow_up::hear(&index, &self.sending, &self.waiting, notification.payload()) {
                             self.rung.notify_one();
                         }
+                        Ok(())
+                    }
+                    Ok(Some(notification)) if notification.channel() == news::CHANNEL => {
+                        self.base.news.hear();
                         Ok(())
                     }
                     Ok(Some(notification)) if notification.channel() == pauses::CHANNEL => {

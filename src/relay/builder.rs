@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Drained, Error, Health, Relay,
     clock::Clock,
+    news::News,
     parts::{Base, Parts, ReloadAsked},
 };
 use super::{Settings, telemetry::Telemetry, watch::Failed};
@@ -26,6 +27,7 @@ use crate::{
         self,
         function::Functions,
         handler::{HandlerError, Handlers},
+        live::Live,
     },
     store::{self, ConnectionSettings, Store, schema},
 };
@@ -220,7 +222,7 @@ impl Builder {
         if let Some(kind) = self.sinks.layer_without_sink() {
             return Err(Error::LayerWithoutSink { kind: kind.to_owned() });
         }
-        self.telemetry.sinks_known(self.sinks.kinds());
+        self.telemetry.sinks_known(self.sinks.kinds().filter(|kind| *kind != Live::KIND));
         let sinks: Vec<_> = self.sinks.kinds().collect();
         let store = Store::connect(settings).await.map_err(Error::Start)?;
         if !store.is_tripped() {
@@ -239,6 +241,7 @@ impl Builder {
             clock: Clock::default(),
             index: ArcSwap::default(),
             reload: ReloadAsked::default(),
+            news: News::default(),
         });
         let parts = Parts::new(base, self.sinks);
         let health = Health {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     delivery::SubscriptionId,
-    store::{RelayReport, SubscriptionReport},
+    store::{Others, RelayReport, SubscriptionReport},
 };
 
 /// How often the relay reports what it did.
@@ -54,7 +54,8 @@ pub(super) async fn maintain(
         base.telemetry.permits_measured(sending.dispatch.free_permits(), open);
         base.telemetry.held_measured(numbers.ahead, numbers.in_flight, numbers.unsettled);
         match report(&base, &sending, &counted, started, &mut reported).await {
-            Ok(now) => {
+            Ok(Others { relays: now, gateways }) => {
+                base.news.count_gateways(gateways);
                 if now < relays {
                     waiting.relay_ended.store(true, Ordering::Release);
                     // Wakes this relay, too.
@@ -99,15 +100,15 @@ pub(super) async fn maintain(
     }
 }
 
-/// Tells the database that this relay lives, and of the subscriptions whose figures changed. Returns the
-/// number of other relays.
+/// Tells the database that this relay lives, and of the subscriptions whose figures changed. Returns which
+/// others do.
 async fn report(
     base: &Base,
     sending: &Sending,
     counted: &Counted,
     started: Instant,
     reported: &mut HashMap<SubscriptionId, SubscriptionReport>,
-) -> Result<i64, crate::store::Error> {
+) -> Result<Others, crate::store::Error> {
     let breakers = sending.breakers.not_closed(Instant::now());
     let index = base.index.load();
     let (tallies, filter_errors) = (counted.tallies.all(), counted.filter_errors.report());

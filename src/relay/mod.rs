@@ -35,6 +35,7 @@ mod follow_up;
 mod held;
 mod maintain;
 mod matching;
+mod news;
 mod order;
 mod pace;
 mod parts;
@@ -173,6 +174,14 @@ impl Relay {
     #[must_use]
     pub fn health(&self) -> Health {
         self.health.clone()
+    }
+
+    /// Changes whenever there may be new events in the log: this relay has read some, or others have told it.
+    /// Who asks before the relay runs hears of the events that other relays read, too. No event is missed by
+    /// who reads the log after each change, except while the database is away or a relay is frozen.
+    #[must_use]
+    pub fn news(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.parts.base.news.follow()
     }
 
     /// Metrics and signals of this relay.

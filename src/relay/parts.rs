@@ -15,6 +15,7 @@ use super::{
     due::Bounds,
     held::Leases,
     matching::FilterErrors,
+    news::News,
     order::Order,
     pauses::Pauses,
     prepare::LastWarned,
@@ -35,6 +36,8 @@ pub(super) struct Base {
     pub(super) index: ArcSwap<Index>,
     /// Somebody asks for a reload of everything.
     pub(super) reload: ReloadAsked,
+    /// What processes with live clients are to hear.
+    pub(super) news: News,
 }
 
 /// A request to read everything again, until it is done.

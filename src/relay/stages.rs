@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, held, maintain, order,
-    pace,
+    Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, held, maintain, news,
+    order, pace,
     parts::Parts,
     pauses, replay, settle, tidy,
     watch::{Failed, Watch},
@@ -53,6 +53,7 @@ pub(super) async fn run(
     stages.spawn(watch.stage("await_work", bell_task.listen(drained.clone())));
     stages.spawn(watch.stage("renew", held::renew(base.clone(), leases.clone(), drained.clone())));
     stages.spawn(watch.stage("breakers", follow_up::tell(base.clone(), sending.clone(), drained.clone())));
+    stages.spawn(watch.stage("news", news::tell(base.clone(), drained.clone())));
     stages.spawn(watch.stage("answers", answers::record(base.clone(), sending.clone(), drained.clone())));
     stages.spawn(
         watch.stage("pauses", pauses::follow(base.clone(), sending.clone(), waiting.clone(), stop.clone())),

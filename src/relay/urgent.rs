@@ -75,6 +75,7 @@ impl Route {
             self.cursor = Some(cursor);
             return Ok(());
         }
+        self.base.news.are_there();
         if read.generation > index.generation {
             reload.load().await?;
         }

@@ -374,6 +374,7 @@ impl Work {
     async fn ring_others(&mut self) {
         if self.rang_others.elapsed() >= RING_OTHERS {
             self.rang_others = Instant::now();
+            self.base.news.are_there(); // this relay does not read what is new now
             if let Err(error) = self.base.store.ring(DOORBELL).await {
                 self.base.telemetry.database_failed("await_work", &error);
             }

@@ -9,6 +9,7 @@ pub mod function;
 pub mod handler;
 #[cfg(feature = "kafka")]
 pub mod kafka;
+pub mod live;
 #[cfg(feature = "nats")]
 pub mod nats;
 pub mod postgres;
@@ -47,8 +48,9 @@ pub fn registry() -> Registry {
 /// that hang, with four transactions each, leave room for the others.
 pub(crate) const FUNCTION_CONNECTIONS: u32 = 32;
 
-/// Adds the sinks that need no configuration: `function`, with these connections, and `stdout`.
+/// Adds the sinks that need no configuration: `function`, with these connections, `stdout`, and `live`.
 pub fn add_built_in(sinks: &mut Registry, functions: function::Functions) {
     sinks.add(function::Function::new(functions));
     sinks.add(stdout::Stdout::default());
+    sinks.add(live::Live);
 }

@@ -5,8 +5,8 @@ use super::{connection::Store, error::Error};
 impl Store {
     /// Records that this process serves so many live clients; to be repeated every 5 s. Relays tell it of new
     /// events, on the channel `outbox_news`, until it has not reported for 15 s. Relays that listen learn of
-    /// a new gateway at once, the others with their next report, which is after 10 s at most. A gateway in the
-    /// process of a relay has its name: that relay tells it with [`Relay::news`](crate::Relay::news).
+    /// a new gateway at once, the others with their next report, which is after 10 s at most. A gateway in
+    /// the process of a relay has the relay's name: `Relay::news` tells it what that relay reads.
     ///
     /// # Errors
     /// Those of the database.

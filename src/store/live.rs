@@ -53,8 +53,8 @@ pub struct Latest<'w> {
 pub struct Snapshot {
     /// The events in the order of positions. A payload of more than 16 KiB was not read with its event.
     pub events: Result<Vec<NewEvent>, TooMuch>,
-    /// The snapshot (`pg_snapshot` as text) that the events were read in: what is visible in it and newer than
-    /// these does not exist.
+    /// The snapshot (`pg_snapshot` as text) that the events were read in. What is not visible in it comes
+    /// after them.
     pub snapshot: String,
     /// Events of transactions with a higher id than `low_xid` have higher positions than this.
     pub low: Position,
@@ -72,8 +72,8 @@ pub enum TooMuch {
 }
 
 impl Store {
-    /// Reads all channels: the subscriptions with the sink `live`. There is nothing else to load for them, and
-    /// what relays load does not change.
+    /// Reads all channels: the subscriptions with the sink `live`. To be called again when the generation has
+    /// grown; event types, which a channel with a `schema_version` needs, are loaded as relays do.
     ///
     /// # Errors
     /// Those of the database.

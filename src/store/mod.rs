@@ -47,7 +47,7 @@ pub use paces::{Paced, SlotsReserved, SlotsWanted};
 pub use pages::{
     BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
 };
-pub use relays::{BreakerState, RelayReport, SubscriptionReport};
+pub use relays::{BreakerState, Others, RelayReport, SubscriptionReport};
 pub use replays::Replay;
 pub use routing::{NewDelivery, NewPage, Page, Read, Routed};
 pub use starts::{Past, Start};

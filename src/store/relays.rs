@@ -73,13 +73,21 @@ pub struct SubscriptionReport {
     pub last_filter_error: Option<String>,
 }
 
+/// Which other processes reported lately.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Others {
+    /// Number of other relays, within 30 s.
+    pub relays: i64,
+    /// Number of gateways with another name than the relay, within 15 s.
+    pub gateways: i64,
+}
+
 impl Store {
-    /// Records that this relay runs, and what it did. Returns the number of other relays that reported
-    /// lately.
+    /// Records that this relay runs, and what it did. Returns which others did lately.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn report_relay(&self, report: &RelayReport) -> Result<i64, Error> {
+    pub async fn report_relay(&self, report: &RelayReport) -> Result<Others, Error> {
         let subscriptions = &report.subscriptions;
         let (seen_at, others) = self
             .statement("reporting this relay", sql!("relay/report_relay"))
@@ -99,7 +107,10 @@ impl Store {
             .bind(report.no_progress_for.map(|length| length.as_secs_f64()))
             .bind(report.no_progress_why.as_deref())
             .bind_each(subscriptions, |one| one.delivered_lately)
-            .row(|row| Ok((row.try_get("seen_at")?, row.try_get("others")?)))
+            .row(|row| {
+                let others = Others { relays: row.try_get("others")?, gateways: row.try_get("gateways")? };
+                Ok((row.try_get("seen_at")?, others))
+            })
             .await?;
         self.guard.saw_report(seen_at);
         Ok(others)

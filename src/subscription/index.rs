@@ -30,7 +30,7 @@ pub struct Matches {
     pub undecided: Vec<SubscriptionId>,
 }
 
-/// All subscriptions at one generation.
+/// All subscriptions at one generation, without channels: routing has nothing to do with those.
 #[derive(Debug, Default)]
 pub struct Index {
     /// Value of `outbox.generation` at which the subscriptions were read.
@@ -53,11 +53,11 @@ pub struct Index {
 }
 
 impl Index {
-    /// Builds the index.
+    /// Builds the index. Channels are left out.
     #[must_use]
     pub fn new(generation: i64, subscriptions: impl IntoIterator<Item = Arc<Subscription>>) -> Self {
         let mut index = Self { generation, ..Self::default() };
-        for subscription in subscriptions {
+        for subscription in subscriptions.into_iter().filter(|one| !one.is_channel()) {
             if subscription.is_owed(Position::default()) {
                 index.choosy |= subscription.is_choosy();
                 index.needs_payload |= subscription.needs_payload();

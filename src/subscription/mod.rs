@@ -12,7 +12,8 @@ use crate::{
         filter::{Containment, Facts, Filter, FilterResult, Transform},
         topic::{Pattern, RESERVED},
     },
-    sink::{Outgoing, Outlet, Registry},
+    sink::{Outgoing, Outlet, Registry, Sink as _},
+    sinks::live::Live,
     store::{SubscriptionRow, SubscriptionState},
 };
 
@@ -234,6 +235,12 @@ impl Subscription {
         self.containment.is_some() || self.filter.is_some() || self.unusable_condition.is_some()
     }
 
+    /// Whether it is a channel, which live clients join by name: it is never owed anything and never sent to.
+    #[must_use]
+    pub fn is_channel(&self) -> bool {
+        self.row.sink == Live::KIND
+    }
+
     /// Whether this process can send to it: the row is valid, and its sink is here.
     #[must_use]
     pub fn is_usable(&self) -> bool {
@@ -246,12 +253,13 @@ impl Subscription {
         self.containment.is_some() || self.filter.as_ref().is_some_and(Filter::needs_payload)
     }
 
-    /// Whether this relay may send to it: the row is usable, it is not paused by an operator, gone or
-    /// disabled. Pauses that the destination asked for are checked elsewhere. `invalid` was set by another
-    /// relay and does not bind this one.
+    /// Whether this relay may send to it: the row is usable and no channel, it is not paused by an operator,
+    /// gone or disabled. Pauses that the destination asked for are checked elsewhere. `invalid` was set by
+    /// another relay and does not bind this one.
     #[must_use]
     pub fn may_send(&self) -> bool {
         self.usable
+            && !self.is_channel()
             && self.row.active
             && (self.row.state.has_no_problem() || self.row.state == SubscriptionState::Invalid)
     }

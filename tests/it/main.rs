@@ -17,6 +17,7 @@ mod bench; // every figure has its floor
 mod breakers; // breakers of webhooks, and what relays share of them
 mod bridge; // rows of an outbox table that an application has already
 mod capture; // each change of a captured table is an event
+mod channels; // channels of live clients are owed nothing, and nothing waits for them
 mod cli; // help, exit codes, output streams
 mod clients; // programs in other languages publish
 mod deploy; // manifests, chart, compose file and units agree with the program
@@ -30,6 +31,7 @@ mod faults; // killed, disconnected and panicking relays, crashing servers
 mod fence; // a copy of an outbox sends nothing before it is adopted
 mod filters; // match and filters, and events they cannot evaluate
 mod follow; // files that a relay refers to change while it runs
+mod forgotten; // what was removed of the log is known
 mod health; // whether a relay gets anywhere is seen from outside
 mod http; // access, probes and metrics over HTTP
 mod image; // the program runs in the image with no more than its base has
@@ -40,6 +42,7 @@ mod ledger; // the ledger checker finds each kind of defect
 mod live; // clients that follow the log by WebSocket and server-sent events
 mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
+mod news; // who serves live clients learns of new events at once
 mod once; // a relay for cron
 mod operator_events; // what happens to subscriptions is published through the outbox itself
 mod operations; // whatever is operated, each version of a subscription gets what it may and must

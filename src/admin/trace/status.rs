@@ -94,6 +94,8 @@ statuses! {
     BeforeStart = "before_start", NotOwed;
     /// it was committed after the destination had answered 410
     AfterGone = "after_gone", NotOwed;
+    /// the subscription is a channel: live clients that follow it get the event, and nothing is owed
+    Channel = "channel", NotOwed;
     /// the subscription was deleted
     Deleted = "deleted", NotOwed;
     /// nothing is owed, and whether it was wanted depends on a condition that could not be evaluated:

@@ -67,7 +67,7 @@ pub(super) fn read(reader: &mut Reader, sources: &Sources, kinds: &[Kind]) -> Ve
                 format!("this sink needs a build with the feature {kind}")
             }
             "webhook" => "webhooks are configured in [egress]; remove this section".to_owned(),
-            "function" | "handler" | "stdout" => {
+            "function" | "handler" | "stdout" | "live" => {
                 "this sink has no configuration; remove this section".to_owned()
             }
             _ => {

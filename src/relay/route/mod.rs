@@ -158,6 +158,9 @@ impl Route {
                 }
             }
         };
+        if !read.events.is_empty() {
+            self.base.news.are_there();
+        }
         // An event committed after a subscription is always matched against it.
         if read.generation > index.generation {
             reload.load().await?;

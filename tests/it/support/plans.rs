@@ -23,7 +23,7 @@ pub(crate) const NEW: i64 = 500;
 const GROWING: [&str; 5] = ["events", "event_ids", "deliveries", "attempts", "dead_letters"];
 
 /// Statements for operators that count or list everything.
-pub(crate) const FOR_PEOPLE: [&str; 23] = [
+pub(crate) const FOR_PEOPLE: [&str; 24] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
@@ -47,6 +47,7 @@ pub(crate) const FOR_PEOPLE: [&str; 23] = [
     "read_replay",
     "published",
     "make_missing_rows",
+    "latest", // where a live client begins
 ];
 
 /// A statement: a file of `sql/`.
