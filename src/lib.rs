@@ -121,6 +121,11 @@ mod admin;
 #[doc(hidden)]
 pub mod admin;
 #[cfg(all(not(feature = "internals"), feature = "cli"))]
+mod live;
+#[cfg(all(feature = "internals", feature = "cli"))]
+#[doc(hidden)]
+pub mod live;
+#[cfg(all(not(feature = "internals"), feature = "cli"))]
 mod http;
 #[cfg(all(feature = "internals", feature = "cli"))]
 #[doc(hidden)]
