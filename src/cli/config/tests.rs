@@ -365,7 +365,10 @@ fn tokens_of_users_are_configured_in_a_section_of_their_own() {
 #[test]
 fn a_mistake_in_the_section_of_tokens_is_named() {
     for (file, named) in [
-        ("[http.jwt]\nsecrets = 'a'", "http.jwt.secrets (FILE): unknown key; [http.jwt] has secret, jwks, issuer"),
+        (
+            "[http.jwt]\nsecrets = 'a'",
+            "http.jwt.secrets (FILE): unknown key; [http.jwt] has secret, jwks, issuer",
+        ),
         ("[http]\njwt = 'a'", "http.jwt (FILE): must be a section: write [http.jwt] with its keys"),
         ("[http.jwt]\nissuer = 'i'", "http.jwt.issuer = \"i\" (FILE): is of no use without"),
         ("[http.jwt]\naudience = 'i'", "http.jwt.audience = \"i\" (FILE): is of no use without"),
@@ -376,7 +379,10 @@ fn a_mistake_in_the_section_of_tokens_is_named() {
         ("[http.jwt]\njwks = 'http://127.0.0.1.evil.example/keys'", "http: on this machine"),
         ("[http.jwt]\njwks = 'ftp://127.0.0.1/keys'", "http: on this machine"),
         ("[http.jwt]\njwks = 'keys.json'", "must be file:/path"),
-        ("[http.jwt]\njwks = 'https://user:hunter2@login.example.com/'", "[redacted] (FILE): must not contain cred"),
+        (
+            "[http.jwt]\njwks = 'https://user:hunter2@login.example.com/'",
+            "[redacted] (FILE): must not contain cred",
+        ),
         ("[http]\norigins = ['*']", "\"*\" is not an origin; write its scheme and host"),
         ("[http]\norigins = 'https://a.example/page'", "is not an origin"),
     ] {

@@ -50,9 +50,10 @@ impl Signer {
             let options = ["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-outform", "DER"];
             let made = Command::new("openssl").arg("genpkey").args(options).output().unwrap();
             assert!(made.status.success(), "openssl, of the package openssl");
+            // PKCS #8 or, by OpenSSL 3.0, PKCS #1.
             made.stdout
         });
-        Self::Rs256(Box::new(RsaKeyPair::from_pkcs8(der).unwrap()))
+        Self::Rs256(Box::new(RsaKeyPair::from_pkcs8(der).or_else(|_| RsaKeyPair::from_der(der)).unwrap()))
     }
 
     /// A new EC key.
