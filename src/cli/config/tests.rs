@@ -348,7 +348,7 @@ fn tokens_of_users_are_configured_in_a_section_of_their_own() {
     assert_eq!(jwt.secret.as_ref().unwrap().expose_secret(), long);
     assert!(matches!(jwt.jwks, Some(http::Jwks::File(_))));
     assert_eq!((jwt.issuer.as_deref(), jwt.audience.as_deref()), (Some("i"), Some("a")));
-    assert_eq!(config.files, [keys.clone()]);
+    assert_eq!(config.files, std::slice::from_ref(&keys));
     assert_eq!(config.warnings(), [""; 0]);
     assert!(!format!("{config:?}").contains(long));
 

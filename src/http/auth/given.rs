@@ -38,8 +38,9 @@ pub(super) fn take(request: &mut Request) -> Given {
     let mut tokens = if is_live { of_query } else { Vec::new() };
     tokens.extend(of_subprotocols);
     if request.headers().contains_key(header::AUTHORIZATION) {
-        let Some(token) = of_header(request.headers()) else { return Given::Other };
+        let token = of_header(request.headers());
         request.headers_mut().remove(header::AUTHORIZATION);
+        let Some(token) = token else { return Given::Other };
         tokens.insert(0, token);
     }
     let mut tokens = tokens.into_iter();

@@ -71,6 +71,9 @@ pub(super) struct Guard {
 
 /// Why a request is not passed on.
 enum Refused {
+    NoHost,
+    OtherHost,
+    OtherOrigin,
     NoToken,
     WrongToken(Option<String>),
     DifferentTokens,
@@ -118,19 +121,14 @@ impl Guard {
     }
 
     /// Where a request comes from, or why that is refused.
-    fn place(&self, request: &Request) -> Result<From, Response> {
+    fn place(&self, request: &Request) -> Result<From, Refused> {
         let (uri, headers) = (request.uri(), request.headers());
-        let Some(host) = origin::host(uri, headers) else {
-            return Err(problem(StatusCode::BAD_REQUEST, "the request must have one Host"));
-        };
+        let host = origin::host(uri, headers).ok_or(Refused::NoHost)?;
         if !self.is_own_host(&host) {
-            let detail = "the Host is not this machine; use 127.0.0.1 or localhost";
-            return Err(problem(StatusCode::FORBIDDEN, detail));
+            return Err(Refused::OtherHost);
         }
         match origin::from(headers, &host, self.origins(uri.path())) {
-            From::Elsewhere => {
-                Err(problem(StatusCode::FORBIDDEN, "requests from pages of another origin are refused"))
-            }
+            From::Elsewhere => Err(Refused::OtherOrigin),
             place => Ok(place),
         }
     }
@@ -169,7 +167,9 @@ impl Guard {
         let Some(jwt) = &self.jwt else { return Err(Refused::WrongToken(None)) };
         match jwt.claims(token).await {
             Ok(claims) => Ok(Caller::Client(Arc::new(claims))),
-            Err(Refusal::Invalid(problem)) => Err(Refused::WrongToken(Some(problem))),
+            Err(Refusal::Invalid(problem)) => {
+                Err(Refused::WrongToken(Some(format!("the token is refused: {problem}"))))
+            }
             Err(Refusal::Unjudged) => Err(Refused::Unjudged),
         }
     }
@@ -186,25 +186,28 @@ impl Guard {
     fn answer(&self, refused: Refused) -> Response {
         let scheme = if matches!(refused, Refused::NoToken) { "Bearer" } else { INVALID };
         let (status, detail) = match refused {
-            Refused::NoToken | Refused::WrongToken(None) => {
-                (StatusCode::UNAUTHORIZED, self.wanted().to_owned())
+            Refused::NoHost => (StatusCode::BAD_REQUEST, "the request must have one Host"),
+            Refused::OtherHost => {
+                (StatusCode::FORBIDDEN, "the Host is not this machine; use 127.0.0.1 or localhost")
             }
-            Refused::WrongToken(Some(problem)) => {
-                (StatusCode::UNAUTHORIZED, format!("the token is refused: {problem}"))
+            Refused::OtherOrigin => {
+                (StatusCode::FORBIDDEN, "requests from pages of another origin are refused")
             }
+            Refused::NoToken | Refused::WrongToken(None) => (StatusCode::UNAUTHORIZED, self.wanted()),
+            Refused::WrongToken(Some(ref problem)) => (StatusCode::UNAUTHORIZED, problem.as_str()),
             Refused::DifferentTokens => {
-                (StatusCode::BAD_REQUEST, "the request has two different tokens; send one".to_owned())
+                (StatusCode::BAD_REQUEST, "the request has two different tokens; send one")
             }
-            Refused::Unjudged => {
-                let detail = "the keys of http.jwt.jwks cannot be fetched now, and the token needs one";
-                (StatusCode::SERVICE_UNAVAILABLE, detail.to_owned())
-            }
-            Refused::NoOperator => {
-                let detail = "this path is for operators: use http.token, or a JWT whose scope has operator";
-                (StatusCode::FORBIDDEN, detail.to_owned())
-            }
+            Refused::Unjudged => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the keys of http.jwt.jwks cannot be fetched now, and the token needs one",
+            ),
+            Refused::NoOperator => (
+                StatusCode::FORBIDDEN,
+                "this path is for operators: use http.token, or a JWT whose scope has operator",
+            ),
         };
-        let mut answer = problem(status, &detail);
+        let mut answer = problem(status, detail);
         if status == StatusCode::UNAUTHORIZED {
             answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
         }
@@ -222,7 +225,7 @@ const INVALID: &str = "Bearer error=\"invalid_token\"";
 pub(super) async fn check(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let place = match guard.place(&request) {
         Ok(place) => place,
-        Err(refusal) => return refusal,
+        Err(refused) => return guard.answer(refused),
     };
     let depends_on_origin = !guard.origins(request.uri().path()).is_empty();
     let is_asked = origin::is_preflight(request.method(), request.headers());

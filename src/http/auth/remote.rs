@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use jsonwebtoken::{Algorithm, DecodingKey};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,10 @@ use url::Url;
 
 use super::keys::{Keys, LARGEST};
 use crate::{sink::egress::Egress, sinks::webhook::document};
+
+/// Most requests that wait for a fetch at once: anybody can name a key, and those that wait take the places
+/// of others.
+const WAITING: usize = 32;
 
 /// When a set is fetched.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +45,7 @@ pub struct Remote {
     fetched: watch::Sender<Fetched>,
     /// A token names a key that is not in the set.
     wanted: Notify,
+    waiting: Semaphore,
 }
 
 /// What is known of the set.
@@ -77,7 +82,14 @@ impl Remote {
     /// A set that nobody has fetched yet. `egress` has the authorities and the proxy.
     #[must_use]
     pub fn new(url: Url, egress: Egress, pace: Pace) -> Self {
-        Self { url, egress, pace, fetched: watch::Sender::default(), wanted: Notify::new() }
+        Self {
+            url,
+            egress,
+            pace,
+            fetched: watch::Sender::default(),
+            wanted: Notify::new(),
+            waiting: Semaphore::new(WAITING),
+        }
     }
 
     /// Whether this is the same set, reached in the same way.
@@ -111,6 +123,7 @@ impl Remote {
             return Ok(key);
         }
         if known.is_old(self.pace.least) {
+            let Ok(_waits) = self.waiting.try_acquire() else { return Err(Missing::Unfetched) };
             self.wanted.notify_one();
             let before = known.ended.0;
             // A little longer than a fetch, which may be one that began before.

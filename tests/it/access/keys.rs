@@ -178,6 +178,28 @@ async fn without_keys_a_token_is_not_called_invalid_and_other_tokens_are_not_hel
 }
 
 #[tokio::test]
+async fn requests_that_wait_for_keys_keep_no_probe_and_no_operator_waiting() {
+    let (signer, claims) = (Signer::ec(), claims(json!({})));
+    let mut login = Login::start(Answer::Hang).await;
+    let jwt = Some(login.jwt(NEVER, NEVER));
+    let server = Arc::new(started(Settings { token: Some("t".into()), jwt, ..Settings::default() }).await);
+    let mut strangers = JoinSet::new();
+    for number in 0..400 {
+        let (server, token) = (server.clone(), signer.token(Some(&format!("{number}")), &claims));
+        strangers.spawn(async move { refusal(&server, LIVE, &token).await });
+    }
+    login.asked(1).await;
+    let second = Duration::from_secs(1);
+    for _ in 0..300 {
+        let refused = timeout(second, strangers.join_next()).await.expect("few of them wait");
+        assert_ne!(refused.unwrap().unwrap(), 0);
+    }
+    assert_eq!(timeout(second, server.status("/livez", &[])).await, Ok(200));
+    assert_eq!(timeout(second, refusal(&server, METRICS, "t")).await, Ok(0));
+    assert!(strangers.join_all().await.iter().all(|status| *status != 0));
+}
+
+#[tokio::test]
 async fn settings_that_follow_others_keep_the_keys_of_the_same_url() {
     let (signer, claims) = (Signer::ec(), claims(json!({})));
     let login = Login::start(Answer::Body(jwks(&[signer.jwk("one")]))).await;

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 pub(crate) enum Signer {
     Hs256(Vec<u8>),
     Rs256(Box<RsaKeyPair>),
-    Es256(EcdsaKeyPair),
+    Es256(Box<EcdsaKeyPair>),
 }
 
 /// Claims of a client of one organization, valid for an hour, with further ones.
@@ -60,7 +60,7 @@ impl Signer {
     pub(crate) fn ec() -> Self {
         let (way, chance) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
         let key = EcdsaKeyPair::generate_pkcs8(way, &chance).unwrap();
-        Self::Es256(EcdsaKeyPair::from_pkcs8(way, key.as_ref(), &chance).unwrap())
+        Self::Es256(Box::new(EcdsaKeyPair::from_pkcs8(way, key.as_ref(), &chance).unwrap()))
     }
 
     fn sign(&self, message: &[u8]) -> Vec<u8> {
