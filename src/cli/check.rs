@@ -68,6 +68,8 @@ async fn findings(
     let unsuitable = unsuitable.map(|problem| Finding { subject: "database".to_owned(), problem });
     let fenced = operator.fenced(&config.relay.environment).await?;
     let fenced = fenced.map(|problem| Finding { subject: "database".to_owned(), problem });
+    let keys = if is_like_a_relay { config.http.check_keys().await.err() } else { None };
+    let keys = keys.map(|problem| Finding { subject: "http.jwt.jwks".to_owned(), problem });
     let of_schema = operator.check_schema().await?;
     let registry = registry(config)?;
     let is_running = !operator.list_relays().await?.is_empty();
@@ -80,7 +82,8 @@ async fn findings(
     for Finding { subject, problem } in of_subscriptions.unjudged {
         print::note!("{subject} is not judged here: {problem}");
     }
-    Ok(unsuitable.into_iter().chain(fenced).chain(of_schema).chain(of_subscriptions.problems).collect())
+    let of_database = unsuitable.into_iter().chain(fenced).chain(of_schema);
+    Ok(of_database.chain(keys).chain(of_subscriptions.problems).collect())
 }
 
 /// The sinks of a relay with this configuration.

@@ -17,6 +17,8 @@ pub(super) struct Probes {
     listen: Option<TcpListener>,
     /// `http.probes`, which serves nothing but probes.
     probes: Option<TcpListener>,
+    /// Settings of what answers now.
+    settings: Settings,
     serving: TaskTracker,
     /// Ends what answers now.
     closed: CancellationToken,
@@ -29,11 +31,14 @@ impl Probes {
         let (closed, failed) = (CancellationToken::new(), CancellationToken::new());
         let (listen, probes) =
             (bound("http.listen", settings.listen).await?, bound("http.probes", settings.probes).await?);
-        Ok(Self { listen, probes, serving: TaskTracker::new(), closed, failed })
+        let settings = settings.clone();
+        Ok(Self { listen, probes, settings, serving: TaskTracker::new(), closed, failed })
     }
 
     /// Answers for this relay from now on, and no longer for the one before.
-    pub(super) fn answer(&mut self, server: Server<Health>) -> anyhow::Result<()> {
+    pub(super) fn answer(&mut self, mut server: Server<Health>) -> anyhow::Result<()> {
+        server.settings.keep_keys_of(&self.settings);
+        self.settings = server.settings.clone();
         let (listen, probes) = (again(self.listen.as_ref())?, again(self.probes.as_ref())?);
         std::mem::take(&mut self.closed).cancel();
         if let Some(listener) = listen {

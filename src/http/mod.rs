@@ -2,7 +2,8 @@
 //! address that anybody may reach. Calls no stage and shows no secret.
 //!
 //! A request passes, in this order: a place for its connection (`places.rs`); Host, Origin and token
-//! (`auth.rs`); the deadline and the limit of bodies; a handler.
+//! (`auth/`); the deadline and the limit of bodies; a handler, which finds out who asks by the
+//! [`Caller`](crate::live::caller::Caller) among the extensions.
 
 mod auth;
 mod live;
@@ -30,6 +31,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::{limit::RequestBodyLimitLayer, timeout::TimeoutLayer};
 
+pub use auth::{Jwks, Jwt, Keys, LARGEST as LARGEST_JWKS, Pace, Remote, origin};
 use places::{Places, Seat};
 pub use probes::Readiness;
 
@@ -62,13 +64,50 @@ pub struct Settings {
     pub listen: Option<SocketAddr>,
     /// Address that serves nothing but probes, without details; none disables it.
     pub probes: Option<SocketAddr>,
-    /// Token for every request except probes. Required unless `listen` is on loopback.
+    /// Token of operators, for every request except probes. This or `jwt` is required unless `listen` is on
+    /// loopback.
     pub token: Option<SecretString>,
+    /// Origins, such as `https://app.example.com`, of pages that may use `/v1/`.
+    pub origins: Vec<String>,
+    /// Whose JSON Web Tokens are valid; none: nobody's.
+    pub jwt: Option<Jwt>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { listen: Some(SocketAddr::from(([127, 0, 0, 1], 7411))), probes: None, token: None }
+        Self {
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 7411))),
+            probes: None,
+            token: None,
+            origins: Vec::new(),
+            jwt: None,
+        }
+    }
+}
+
+impl Settings {
+    /// Goes on with the keys that were fetched for other settings, if they come from the same URL: they are
+    /// valid also while fetching fails.
+    pub fn keep_keys_of(&mut self, before: &Self) {
+        let (Some(Jwt { jwks: Some(Jwks::Url(own)), .. }), Some(Jwt { jwks: Some(Jwks::Url(kept)), .. })) =
+            (&mut self.jwt, &before.jwt)
+        else {
+            return;
+        };
+        if own.is_same(kept) {
+            *own = kept.clone();
+        }
+    }
+
+    /// Fetches `http.jwt.jwks`, if it is a URL.
+    ///
+    /// # Errors
+    /// What is wrong with it, for the operator.
+    pub async fn check_keys(&self) -> Result<(), String> {
+        match &self.jwt {
+            Some(Jwt { jwks: Some(Jwks::Url(remote)), .. }) => remote.check().await,
+            _ => Ok(()),
+        }
     }
 }
 
@@ -99,8 +138,9 @@ pub async fn serve<R: Readiness>(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let clients = server.clients.clone();
-    let router = router(server, listener.local_addr()?);
-    serve_router(listener, router, shutdown).await;
+    let guard = Arc::new(auth::Guard::new(listener.local_addr()?, &server.settings));
+    let router = router(server, guard.clone());
+    tokio::join!(serve_router(listener, router, shutdown.clone()), guard.follow(&shutdown));
     clients.close();
     let _ = tokio::time::timeout(CLOSING, clients.wait()).await;
     Ok(())
@@ -183,8 +223,7 @@ async fn serve_connection(
     let _ = connection.await;
 }
 
-fn router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router {
-    let guard = auth::Guard::new(address, server.settings.token.as_ref());
+fn router<R: Readiness>(server: Server<R>, guard: Arc<auth::Guard>) -> Router {
     let routes = Router::new()
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz::<R>))
@@ -200,18 +239,17 @@ fn probes_router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(probes::ready_or_not::<R>))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not found; see /livez and /readyz") });
-    // There is nothing that would need a token.
-    guarded(routes, auth::Guard::new(address, None)).with_state(server)
+    guarded(routes, Arc::new(auth::Guard::of_probes(address))).with_state(server)
 }
 
-fn guarded<R: Readiness>(routes: Router<Server<R>>, guard: auth::Guard) -> Router<Server<R>> {
+fn guarded<R: Readiness>(routes: Router<Server<R>>, guard: Arc<auth::Guard>) -> Router<Server<R>> {
     routes
         .method_not_allowed_fallback(|| async {
             problem(StatusCode::METHOD_NOT_ALLOWED, "this path allows only GET")
         })
         .layer(RequestBodyLimitLayer::new(LARGEST_BODY))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST))
-        .layer(middleware::from_fn_with_state(Arc::new(guard), auth::check))
+        .layer(middleware::from_fn_with_state(guard, auth::check))
 }
 
 /// An error response in the format of RFC 9457.

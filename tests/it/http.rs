@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const DEADLINE: Duration = Duration::from_secs(20);
 
 #[derive(Clone)]
-struct Stub(Result<(), &'static str>);
+pub(crate) struct Stub(Result<(), &'static str>);
 
 impl Readiness for Stub {
     async fn ready(&self) -> Result<(), String> {
@@ -29,8 +29,8 @@ impl Readiness for Stub {
     }
 }
 
-struct Running {
-    address: SocketAddr,
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
     draining: CancellationToken,
     shutdown: CancellationToken,
     tasks: TaskTracker,
@@ -51,10 +51,20 @@ async fn started_as(
     token: Option<&str>,
     ready: Result<(), &'static str>,
 ) -> Running {
+    let settings = Settings { token: token.map(Into::into), ..Settings::default() };
+    running(only_probes, listen, settings, ready).await
+}
+
+/// A server with these settings.
+pub(crate) async fn running(
+    only_probes: bool,
+    listen: &str,
+    settings: Settings,
+    ready: Result<(), &'static str>,
+) -> Running {
     let listener = TcpListener::bind(listen).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
-    let settings = Settings { token: token.map(Into::into), ..Settings::default() };
     let server = Server {
         settings,
         readiness: Stub(ready),
@@ -74,8 +84,14 @@ async fn started_as(
 }
 
 impl Running {
+    /// A server that runs already.
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
+        Self { address, draining, shutdown, tasks: TaskTracker::new() }
+    }
+
     /// Sends a request unchanged and reads until the connection closes.
-    async fn raw(&self, request: &str) -> String {
+    pub(crate) async fn raw(&self, request: &str) -> String {
         timeout(DEADLINE, async {
             let mut stream = TcpStream::connect(self.address).await.unwrap();
             stream.write_all(request.as_bytes()).await.unwrap();
@@ -88,7 +104,7 @@ impl Running {
     }
 
     /// Sends GET with further header lines. Adds `Host:` if it is missing.
-    async fn get(&self, path: &str, headers: &[&str]) -> String {
+    pub(crate) async fn get(&self, path: &str, headers: &[&str]) -> String {
         let host = if headers.iter().any(|line| line.starts_with("Host:")) {
             String::new()
         } else {
@@ -98,7 +114,7 @@ impl Running {
         self.raw(&format!("GET {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\n\r\n")).await
     }
 
-    async fn status(&self, path: &str, headers: &[&str]) -> u16 {
+    pub(crate) async fn status(&self, path: &str, headers: &[&str]) -> u16 {
         let answer = self.get(path, headers).await;
         answer
             .split(' ')

@@ -6,6 +6,7 @@
               clippy.toml allows it in the tests themselves, not in their helpers"
 )]
 
+mod access; // who may ask for what: tokens, keys, origins
 mod addresses; // addresses of databases in each form, and words about those that lead nowhere
 mod admin; // operator functions
 mod apply; // subscriptions exported as SQL and applied from a file

@@ -2,6 +2,7 @@
 //! Unknown keys are errors. All mistakes are reported at once, each with its origin. The manual is
 //! `default.toml`. Only this folder and `sink/secret.rs` read settings from the environment.
 
+mod jwt;
 mod read;
 mod sections;
 mod sinks;
@@ -214,6 +215,10 @@ impl Config {
                 self.egress.proxy.is_some(),
                 "egress.proxy is set: the proxy decides which addresses can be reached",
             ),
+            (
+                jwt::is_short(self.http.jwt.as_ref()),
+                "http.jwt.secret has fewer than 32 bytes: whoever has a token can find it out by trying",
+            ),
         ];
         let misnamed =
             self.misnamed.iter().map(|(name, meant)| format!("{name} is no setting; write {meant}"));
@@ -236,6 +241,8 @@ impl Config {
         sections::egress(&mut config.egress, &mut reader);
         config.secrets.folder = reader.read("secrets.folder", text).map(PathBuf::from);
         sections::http(&mut config.http, &mut reader, sources);
+        config.http.jwt = jwt::read(&mut reader, sources, &config.egress);
+        sections::require_proof(&config.http, &mut reader);
         sections::realtime(&mut config.realtime, &mut reader);
         config.telemetry.read(&mut reader);
         config.sinks = sinks::read(&mut reader, sources, kinds);

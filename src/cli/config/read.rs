@@ -169,36 +169,12 @@ impl Reader {
         for (section, value) in
             self.settings.iter().filter(|(section, value)| *section != "sinks" || value.as_dict().is_none())
         {
-            let keys_of_section: Vec<_> = self
-                .known
-                .iter()
-                .filter_map(|(key, _)| key.strip_prefix(section.as_str())?.strip_prefix('.'))
-                .collect();
-            match value {
-                _ if keys_of_section.is_empty() => {
-                    unknown.push((
-                        section.clone(),
-                        value,
-                        format!("unknown section; known sections are {}", self.sections().join(", ")),
-                    ));
-                }
-                Value::Dict(_, keys) => {
-                    for (key, value) in
-                        keys.iter().filter(|(key, _)| !keys_of_section.contains(&key.as_str()))
-                    {
-                        unknown.push((
-                            format!("{section}.{key}"),
-                            value,
-                            format!("unknown key; [{section}] has {}", keys_of_section.join(", ")),
-                        ));
-                    }
-                }
-                _ => unknown.push((
-                    section.clone(),
-                    value,
-                    format!("must be a section: write [{section}] with its keys"),
-                )),
+            if self.known_below(section).next().is_some() {
+                self.unknown_below(section, value, &mut unknown);
+                continue;
             }
+            let problem = format!("unknown section; known sections are {}", self.sections().join(", "));
+            unknown.push((section.clone(), value, problem));
         }
         let unknown: Vec<_> = unknown
             .into_iter()
@@ -207,6 +183,36 @@ impl Reader {
             .collect();
         self.mistakes.extend(unknown);
         (self.known.into_iter().map(|(key, _)| key).collect(), self.mistakes)
+    }
+
+    /// The known keys of a section, without its name.
+    fn known_below<'a>(&'a self, section: &'a str) -> impl Iterator<Item = &'a str> {
+        self.known.iter().filter_map(move |(key, _)| key.strip_prefix(section)?.strip_prefix('.'))
+    }
+
+    /// Collects the unknown keys of a section and of the sections within it.
+    fn unknown_below<'a>(
+        &self,
+        section: &str,
+        value: &'a Value,
+        unknown: &mut Vec<(String, &'a Value, String)>,
+    ) {
+        let Value::Dict(_, keys) = value else {
+            let problem = format!("must be a section: write [{section}] with its keys");
+            return unknown.push((section.to_owned(), value, problem));
+        };
+        for (key, value) in keys {
+            let path = format!("{section}.{key}");
+            if self.known_below(section).any(|known| known == key) {
+                continue;
+            }
+            if self.known_below(&path).next().is_some() {
+                self.unknown_below(&path, value, unknown);
+                continue;
+            }
+            let known: Vec<_> = self.known_below(section).collect();
+            unknown.push((path, value, format!("unknown key; [{section}] has {}", known.join(", "))));
+        }
     }
 
     fn take<T>(
@@ -285,9 +291,13 @@ fn settings_of_environment(sources: &Sources, mistakes: &mut Vec<Mistake>) -> Ve
         let key = name["PGOUTBOX__".len()..].to_lowercase().replace("__", ".");
         let parts: Vec<_> = key.split('.').collect();
         let depth = if parts.contains(&"") { 0 } else { parts.len() };
-        // sinks.<kind>.<key> has 3 parts, sinks.<kind>.connections.<name>.<key> has 5, any other key
-        // 2.
-        let names_a_key = if parts.first() == Some(&"sinks") { matches!(depth, 3 | 5) } else { depth == 2 };
+        // sinks.<kind>.<key> has 3 parts, sinks.<kind>.connections.<name>.<key> has 5, http.jwt.<key> 3, any
+        // other key 2.
+        let names_a_key = match parts[..] {
+            ["sinks", ..] => matches!(depth, 3 | 5),
+            ["http", "jwt", _] => depth == 3,
+            _ => depth == 2,
+        };
         let problem = match (names_a_key, value.to_str()) {
             (true, Some(value)) => {
                 settings.push(Setting::new(name, &key, value));

@@ -99,13 +99,16 @@ pub(super) fn http(settings: &mut http::Settings, reader: &mut Reader, sources: 
             && token.expose_secret().bytes().all(|byte| byte.is_ascii_graphic());
         usable.then_some(token).ok_or_else(|| "must be visible ASCII characters without spaces".to_owned())
     });
-    if settings.token.is_none()
-        && !reader.is_set("http.token")
-        && settings.listen.is_some_and(|listen| !listen.ip().is_loopback())
-    {
+    set(&mut settings.origins, reader.read("http.origins", list(http::origin)));
+}
+
+/// Refuses an address that others can reach without having to prove anything.
+pub(super) fn require_proof(settings: &http::Settings, reader: &mut Reader) {
+    let is_set = ["http.token", "http.jwt.secret", "http.jwt.jwks"].iter().any(|key| reader.is_set(key));
+    if !is_set && settings.listen.is_some_and(|listen| !listen.ip().is_loopback()) {
         reader.refuse(
             "http.listen",
-            "is reachable from other machines and needs http.token; \
+            "is reachable from other machines and needs http.token or [http.jwt]; \
              set PGOUTBOX__HTTP__TOKEN or use 127.0.0.1",
         );
     }

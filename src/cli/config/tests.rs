@@ -66,7 +66,8 @@ fn the_commented_keys_of_the_manual_are_valid() {
         .map(|line| if line.contains(" = ") { line.trim_start_matches("# ") } else { line })
         .collect::<Vec<_>>()
         .join("\n");
-    let config = load(&shown, &[("PGOUTBOX_HTTP_TOKEN", "secret")]);
+    let config =
+        load(&shown, &[("PGOUTBOX_HTTP_TOKEN", "secret"), ("PGOUTBOX_HTTP_JWT_SECRET", "another secret")]);
     assert_eq!(config.relay.name, "relay-1");
     assert_eq!(config.egress.deny_ports.unwrap().len(), 14);
 }
@@ -330,4 +331,69 @@ fn every_file_that_settings_refer_to_is_known() {
     expected.push(address.to_str().unwrap());
     expected.sort_unstable();
     assert_eq!(files, expected);
+}
+
+#[test]
+fn tokens_of_users_are_configured_in_a_section_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("jwks.json");
+    let of_file = format!("file:{}", keys.display());
+    let text = r#"{"keys":[{"kty":"EC","crv":"P-256","x":"AAAA","y":"AAAA"}]}"#;
+    let point = "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4";
+    std::fs::write(&keys, text.replace("AAAA", point)).unwrap();
+    let file = format!("[http.jwt]\nsecret = 'env:SECRET'\njwks = '{of_file}'\nissuer = 'i'\naudience = 'a'");
+    let long = "a secret that has at least 32 bytes";
+    let config = load(&file, &[URL, ("SECRET", long)]);
+    let jwt = config.http.jwt.as_ref().unwrap();
+    assert_eq!(jwt.secret.as_ref().unwrap().expose_secret(), long);
+    assert!(matches!(jwt.jwks, Some(http::Jwks::File(_))));
+    assert_eq!((jwt.issuer.as_deref(), jwt.audience.as_deref()), (Some("i"), Some("a")));
+    assert_eq!(config.files, std::slice::from_ref(&keys));
+    assert_eq!(config.warnings(), [""; 0]);
+    assert!(!format!("{config:?}").contains(long));
+
+    let secret = ("PGOUTBOX__HTTP__JWT__SECRET", "short");
+    assert!(load("", &[URL, secret]).warnings()[0].contains("fewer than 32 bytes"));
+    assert!(load("[http.jwt]", &[URL]).http.jwt.is_none());
+    for proof in [secret, ("PGOUTBOX__HTTP__JWT__JWKS", "https://login.example.com/jwks.json")] {
+        load("", &[URL, ("PGOUTBOX__HTTP__LISTEN", "0.0.0.0:7411"), proof]);
+    }
+    std::fs::write(&keys, text).unwrap();
+    assert!(mistakes(&file, &[URL, ("SECRET", long)])[0].contains("has no key for RS256"));
+}
+
+#[test]
+fn a_mistake_in_the_section_of_tokens_is_named() {
+    for (file, named) in [
+        (
+            "[http.jwt]\nsecrets = 'a'",
+            "http.jwt.secrets (FILE): unknown key; [http.jwt] has secret, jwks, issuer",
+        ),
+        ("[http]\njwt = 'a'", "http.jwt (FILE): must be a section: write [http.jwt] with its keys"),
+        ("[http.jwt]\nissuer = 'i'", "http.jwt.issuer = \"i\" (FILE): is of no use without"),
+        ("[http.jwt]\naudience = 'i'", "http.jwt.audience = \"i\" (FILE): is of no use without"),
+        ("[http.jwt]\nsecret = 'env:NOWHERE'", "the environment variable NOWHERE is not set"),
+        ("[http.jwt]\njwks = 'file:/nowhere/jwks.json'", "reading /nowhere/jwks.json"),
+        ("[http.jwt]\njwks = 'file:/dev/zero'", "more than 262144 bytes"),
+        ("[http.jwt]\njwks = 'http://login.example.com/keys'", "http: on this machine"),
+        ("[http.jwt]\njwks = 'http://127.0.0.1.evil.example/keys'", "http: on this machine"),
+        ("[http.jwt]\njwks = 'ftp://127.0.0.1/keys'", "http: on this machine"),
+        ("[http.jwt]\njwks = 'keys.json'", "must be file:/path"),
+        (
+            "[http.jwt]\njwks = 'https://user:hunter2@login.example.com/'",
+            "[redacted] (FILE): must not contain cred",
+        ),
+        ("[http]\norigins = ['*']", "\"*\" is not an origin; write its scheme and host"),
+        ("[http]\norigins = 'https://a.example/page'", "is not an origin"),
+    ] {
+        let found = mistakes(file, &[URL]);
+        assert!(found.len() == 1 && found[0].contains(named), "{file}: {found:#?}");
+        assert!(!found[0].contains("hunter2"), "{found:?}");
+    }
+    let origins = ("PGOUTBOX__HTTP__ORIGINS", "https://a.example/,http://localhost:3000");
+    assert_eq!(load("", &[URL, origins]).http.origins, ["https://a.example", "http://localhost:3000"]);
+    for jwks in ["http://localhost:8080/keys", "http://127.0.0.2/keys", "http://[::1]:1/keys"] {
+        load("", &[URL, ("PGOUTBOX__HTTP__JWT__JWKS", jwks)]);
+    }
+    assert!(mistakes("", &[URL, ("PGOUTBOX__HTTP__TOKEN__SECRET", "a")])[0].contains("does not name a key"));
 }

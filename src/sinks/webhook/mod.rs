@@ -10,6 +10,7 @@ mod answer;
 mod batch;
 mod client;
 mod connect;
+pub mod document;
 mod failure;
 mod room;
 pub mod sign;

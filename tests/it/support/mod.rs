@@ -19,6 +19,7 @@ pub(crate) mod relay;
     expect(dead_code, unused_imports, reason = "a build without brokers starts none")
 )]
 pub(crate) mod server;
+pub(crate) mod tokens;
 
 pub(crate) use books::{Books, LedgerSink, pause};
 pub(crate) use child::{ChildRelay, Server};
