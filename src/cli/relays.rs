@@ -89,7 +89,7 @@ impl<'s> Relays<'s> {
     }
 
     /// Serves live clients from the database of this configuration; none: nobody could reach them.
-    fn gateway(&self, config: &Config) -> anyhow::Result<Option<Gateway>> {
+    fn gateway(&self, config: &Config, relay: &Relay) -> anyhow::Result<Option<Gateway>> {
         if !config.realtime.enabled || config.http.listen.is_none() {
             return Ok(None);
         }
@@ -103,7 +103,8 @@ impl<'s> Relays<'s> {
             allow_superuser: config.database.allow_superuser,
         };
         let telemetry = self.telemetry.clone();
-        let sources = LiveSources { connection, listen: config.listen_options()?, news: None, telemetry };
+        let (listen, news) = (config.listen_options()?, Some(relay.news()));
+        let sources = LiveSources { connection, listen, news, telemetry };
         Ok(Some(Gateway::start(sources, config.realtime.clone())))
     }
 
@@ -116,7 +117,7 @@ impl<'s> Relays<'s> {
     ) -> anyhow::Result<Option<Drained>> {
         loop {
             let health = relay.health();
-            let gateway = self.gateway(&config)?;
+            let gateway = self.gateway(&config, &relay)?;
             self.probes.answer(Server {
                 settings: config.http.clone(),
                 readiness: relay.health(),

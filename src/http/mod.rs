@@ -37,10 +37,7 @@ pub use probes::Readiness;
 
 use secrecy::SecretString;
 
-use crate::{
-    live::Room,
-    relay::telemetry::Telemetry,
-};
+use crate::{live::Room, relay::telemetry::Telemetry};
 
 /// Timeout of receiving the head of a request, also of the next one on an open connection.
 const HEAD: Duration = Duration::from_secs(5);

@@ -9,14 +9,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::feed::Feed;
 use crate::{
-    relay::{await_work::{DOORBELL, backon_waits}, telemetry::chain},
+    relay::{
+        await_work::{ATTENDANT_LOCK, BELL_LOCK, DOORBELL, backon_waits},
+        telemetry::chain,
+    },
     sink::plain::plain,
 };
 
 /// Channel on which relays tell gateways that they have read new events.
 const NEWS: &str = "outbox_news";
-/// Deadline for connecting.
-const CONNECT: Duration = Duration::from_secs(5);
+/// Deadline of each statement on the listener's connection, and for connecting.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Interval of looking whether a relay lives, which attends the doorbell, or this gateway must.
+const ATTEND: Duration = Duration::from_secs(1);
 /// Longest wait before connecting again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -27,6 +32,7 @@ pub(super) async fn listen(
     news: Option<watch::Receiver<u64>>,
     stop: CancellationToken,
 ) {
+    let has_relay = news.is_some();
     let told = async {
         let Some(mut news) = news else { return std::future::pending().await };
         while news.changed().await.is_ok() {
@@ -43,13 +49,12 @@ pub(super) async fn listen(
             if clients.wait_for(|count| *count > 0).await.is_err() {
                 return std::future::pending().await;
             }
-            match connect(&options).await {
-                Ok(mut listener) => {
+            match Listening::connect(&options).await {
+                Ok(mut listening) => {
                     waits = backon_waits();
                     feed.wake.notify_one();
-                    while let Ok(Some(_)) = listener.try_recv().await {
-                        feed.wake.notify_one();
-                    }
+                    let why = listening.serve(&feed, !has_relay).await;
+                    tracing::debug!(why, "live clients wait for the poll: LISTEN ended");
                 }
                 Err(why) => tracing::warn!(why, "live clients wait for the poll: LISTEN failed, retrying"),
             }
@@ -64,22 +69,87 @@ pub(super) async fn listen(
     }
 }
 
-async fn connect(options: &PgConnectOptions) -> Result<PgListener, String> {
-    let connecting = async {
-        let pool = PgPoolOptions::new()
-            .max_connections(1)
-            .max_lifetime(None)
-            .idle_timeout(None)
-            .connect_with(options.clone())
-            .await?;
-        let mut listener = PgListener::connect_with(&pool).await?;
-        listener.eager_reconnect(false);
-        listener.listen_all([DOORBELL, NEWS]).await?;
-        Ok::<_, sqlx::Error>(listener)
-    };
-    match tokio::time::timeout(CONNECT, connecting).await {
-        Ok(Ok(listener)) => Ok(listener),
+/// A listening connection.
+struct Listening {
+    listener: PgListener,
+    /// Whether it holds the locks of the bell, so that publishers notify.
+    attends: bool,
+}
+
+impl Listening {
+    async fn connect(options: &PgConnectOptions) -> Result<Self, String> {
+        let connecting = async {
+            let pool = PgPoolOptions::new()
+                .max_connections(1)
+                .max_lifetime(None)
+                .idle_timeout(None)
+                .connect_with(options.clone())
+                .await?;
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.eager_reconnect(false);
+            listener.listen_all([DOORBELL, NEWS]).await?;
+            Ok::<_, sqlx::Error>(Self { listener, attends: false })
+        };
+        in_time(connecting).await
+    }
+
+    /// Wakes the feed at each notification. Returns why that ended.
+    async fn serve(&mut self, feed: &Feed, may_attend: bool) -> String {
+        let mut tick = tokio::time::interval(ATTEND);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                notification = self.listener.try_recv() => match notification {
+                    Ok(Some(_)) => feed.wake.notify_one(),
+                    Ok(None) => return "the connection was closed".to_owned(),
+                    Err(error) => return chain(&plain(error)),
+                },
+                // Also where it need not attend: a connection that is dead is found so.
+                _ = tick.tick() => {
+                    let attended = in_time(self.attend(may_attend)).await;
+                    match attended {
+                        // What was committed before it attended rang for nobody.
+                        Ok(true) => feed.wake.notify_one(),
+                        Ok(false) => {}
+                        Err(why) => return why,
+                    }
+                }
+            }
+        }
+    }
+
+    /// While no relay lives, holds the bell so that publishers notify. Returns whether it has just begun to.
+    /// A relay that lives gets the bell at once: it holds it only while it sleeps, and tells of news while it
+    /// is awake, which costs publishers less.
+    async fn attend(&mut self, may_attend: bool) -> Result<bool, sqlx::Error> {
+        let lives: bool = sqlx::query_scalar(sql!("live/relay_lives")).fetch_one(&mut self.listener).await?;
+        if lives && self.attends {
+            self.attends = false;
+            sqlx::query("select pg_advisory_unlock_all(), pg_notify($1, '')")
+                .bind(DOORBELL)
+                .execute(&mut self.listener)
+                .await?;
+        }
+        if lives || self.attends || !may_attend {
+            return Ok(false);
+        }
+        for lock in [ATTENDANT_LOCK, BELL_LOCK] {
+            let locking = sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(lock);
+            if !locking.fetch_one(&mut self.listener).await? {
+                // Another gateway attends, or a publisher is under way; then the next look takes it.
+                sqlx::query("select pg_advisory_unlock_all()").execute(&mut self.listener).await?;
+                return Ok(false);
+            }
+        }
+        self.attends = true;
+        Ok(true)
+    }
+}
+
+async fn in_time<T>(query: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, String> {
+    match tokio::time::timeout(ANSWER, query).await {
+        Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(chain(&plain(error))),
-        Err(_) => Err(format!("no connection within {} s", CONNECT.as_secs())),
+        Err(_) => Err(format!("no answer within {} s", ANSWER.as_secs())),
     }
 }

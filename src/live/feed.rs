@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     event::Position,
+    relay::{await_work::backon_waits, telemetry::chain},
     store::{Cursor, Error, Here, NewEvent, Store, Stretch},
 };
 
@@ -55,6 +56,8 @@ pub(super) struct Progress {
 /// The newest part of the log, and what belongs to it.
 #[derive(Debug)]
 pub(super) struct Feed {
+    /// Name of the process.
+    name: String,
     store: Store,
     poll: Duration,
     buffer: usize,
@@ -79,8 +82,9 @@ impl Drop for Client {
 }
 
 impl Feed {
-    pub(super) fn new(store: Store, poll: Duration, buffer: usize) -> Arc<Self> {
+    pub(super) fn new(name: String, store: Store, poll: Duration, buffer: usize) -> Arc<Self> {
         Arc::new(Self {
+            name,
             store,
             poll,
             buffer,
@@ -166,6 +170,10 @@ impl Feed {
 
     /// Closes its connections.
     pub(super) async fn close(&self) {
+        if self.here.load().is_some() {
+            // Otherwise relays tell it of news for 15 s more.
+            let _ = self.store.leave_gateway(&self.name).await;
+        }
         self.store.close().await;
     }
 
@@ -175,7 +183,7 @@ impl Feed {
 
     /// Reads, until `stop` is cancelled.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let mut waits = crate::relay::await_work::backon_waits();
+        let mut waits = backon_waits();
         while !stop.is_cancelled() {
             let mut clients = self.clients.subscribe();
             tokio::select! {
@@ -183,9 +191,12 @@ impl Feed {
                 _ = clients.wait_for(|count| *count > 0) => {}
             }
             match self.follow(&stop).await {
-                Ok(()) => waits = crate::relay::await_work::backon_waits(),
+                Ok(()) => waits = backon_waits(),
                 Err(error) => {
-                    tracing::warn!(error = crate::relay::telemetry::chain(&error), "live clients wait: reading the log failed, retrying");
+                    tracing::warn!(
+                        error = chain(&error),
+                        "live clients wait: reading the log failed, retrying"
+                    );
                     let wait = waits.next().unwrap_or(PACE);
                     let _ = tokio::time::timeout(wait, stop.cancelled()).await;
                 }
@@ -206,15 +217,14 @@ impl Feed {
             }
             let began = Instant::now();
             while self.read().await? {}
-            self.progress.send_if_modified(|progress| {
-                std::mem::replace(&mut progress.answered, asked) != asked
-            });
+            self.progress
+                .send_if_modified(|progress| std::mem::replace(&mut progress.answered, asked) != asked);
             if *self.clients.borrow() > 0 {
                 left = None;
             } else if left.get_or_insert_with(Instant::now).elapsed() > LINGER {
                 *self.ring() = None;
                 self.here.store(None);
-                return Ok(());
+                return self.store.leave_gateway(&self.name).await;
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -233,15 +243,18 @@ impl Feed {
     async fn look(&self) -> Result<Instant, Error> {
         let here = self.store.look_around().await?;
         let known = self.here.load_full();
-        let is_same = known.as_ref().is_some_and(|known| {
-            known.database == here.database && !here.cursor.is_before(&known.cursor)
-        });
+        let is_same = known
+            .as_ref()
+            .is_some_and(|known| known.database == here.database && !here.cursor.is_before(&known.cursor));
         let begins = !is_same || self.ring().is_none();
         if begins || here.generation != self.channels.load().generation {
             self.channels.store(Arc::new(Channels::load(&self.store).await?));
         }
         let here = Arc::new(here);
         self.here.store(Some(here.clone()));
+        // Relays tell of news while there are gateways.
+        let clients = i32::try_from(*self.clients.borrow()).unwrap_or(i32::MAX);
+        self.store.report_gateway(&self.name, clients).await?;
         if begins {
             *self.ring() = Some(Ring::new(Arc::new(here.cursor.clone()), here.now, self.buffer));
             self.progress.send_modify(|progress| {

@@ -85,7 +85,7 @@ impl Gateway {
         };
         let (feed, store) = (connect("live"), Arc::new(connect("live-history")));
         let listen = listen.map(|options| feed.listener_options(&options));
-        let feed = Feed::new(feed, settings.poll, settings.buffer);
+        let feed = Feed::new(connection.relay.clone(), feed, settings.poll, settings.buffer);
         let room = Arc::new(Room {
             history: History::new(store.clone(), feed.clone()),
             places: Places::new(settings.max_connections, settings.max_per_address),
@@ -171,7 +171,8 @@ impl Room {
         let format = format.clone();
         if let Some(name) = &request.channel {
             if !caller.may_join(name) {
-                let reason = format!("channel: the token does not permit {name:?}; it needs it in `channels`");
+                let reason =
+                    format!("channel: the token does not permit {name:?}; it needs it in `channels`");
                 return Err(Refusal::new(Code::Forbidden, reason));
             }
             let channel = channels.get(name).ok_or_else(|| {
@@ -192,7 +193,8 @@ impl Room {
             let made = || Ok((channel.clone(), channels.types.clone(), true));
             return Ok((self.selections.get(wish, caller, made)?, Some(channels.generation)));
         }
-        let what = format!("{:?} {:?} {:?} {}", request.topics, request.keys, request.filter, channels.generation);
+        let what =
+            format!("{:?} {:?} {:?} {}", request.topics, request.keys, request.filter, channels.generation);
         let wish = Wish { what, scope, since, format };
         let made = || Ok((Arc::new(self.follow(caller, request)?), channels.types.clone(), false));
         Ok((self.selections.get(wish, caller, made)?, None))
@@ -201,7 +203,8 @@ impl Room {
     /// The subscription for topics that a client names itself.
     fn follow(&self, caller: &Caller, request: &Subscribe) -> Result<Subscription, Refusal> {
         if self.settings.channels_only && !matches!(caller, Caller::Operator) {
-            let reason = "topics: only channels may be followed here (realtime.channels_only); name a channel";
+            let reason =
+                "topics: only channels may be followed here (realtime.channels_only); name a channel";
             return Err(Refusal::new(Code::ChannelsOnly, reason));
         }
         if let Caller::Client(claims) = caller

@@ -12,7 +12,10 @@ use super::{
     message::{Code, Refusal},
     ring::Batch,
 };
-use crate::{relay::telemetry::chain, store::{Cursor, Error, Store}};
+use crate::{
+    relay::telemetry::chain,
+    store::{Cursor, Error, Store},
+};
 
 /// Pages that are kept, for others at the same place.
 const KEPT: usize = 32;

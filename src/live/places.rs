@@ -85,7 +85,8 @@ mod tests {
 
     #[test]
     fn places_are_bounded_for_all_and_for_one_and_given_back() {
-        let (one, other, third) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]), IpAddr::from([1; 4]));
+        let (one, other, third) =
+            (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]), IpAddr::from([1; 4]));
         let places = Places::new(3, 2);
         let taken = [places.take(one).unwrap(), places.take(one).unwrap()];
         assert_eq!(places.take(one).unwrap_err(), Full::Address);

@@ -192,7 +192,9 @@ impl Selection {
                 format!("{{\"type\":\"event\",\"id\":{id},\"token\":\"{token}\",\"event\":{event}}}")
             }
             Format::ServerSent => {
-                format!("id: {token}\ndata: {{\"type\":\"event\",\"token\":\"{token}\",\"event\":{event}}}\n\n")
+                format!(
+                    "id: {token}\ndata: {{\"type\":\"event\",\"token\":\"{token}\",\"event\":{event}}}\n\n"
+                )
             }
         }
     }
@@ -203,7 +205,9 @@ impl Format {
     pub(super) fn error(&self, refusal: &Refusal) -> Frame {
         match self {
             Self::Message { id } => Frame::plain(error_message(Some(id), refusal)),
-            Self::ServerSent => Frame::plain(format!("event: error\ndata: {}\n\n", error_message(None, refusal))),
+            Self::ServerSent => {
+                Frame::plain(format!("event: error\ndata: {}\n\n", error_message(None, refusal)))
+            }
         }
     }
 

@@ -154,9 +154,8 @@ impl Session {
             None => self.from_now(&here)?,
         };
         debug_assert!(start.since.is_none() || time.is_some(), "a time is part of what is selected");
-        let unacked = request
-            .max_unacked
-            .map(|most| Unacked { most: most.max(1) as usize, tokens: VecDeque::new() });
+        let unacked =
+            request.max_unacked.map(|most| Unacked { most: most.max(1) as usize, tokens: VecDeque::new() });
         let frame = format.say("subscribed", Some(&start.token), &[]);
         self.following.push(Following {
             format,
@@ -230,9 +229,10 @@ impl Session {
             return Vec::new();
         };
         let token = Token { database: here.database, at, cursor: Cursor::clone(&cursor) }.to_string();
-        let at_end = self.following.iter().filter(|one| {
-            one.is_caught_up && matches!(&one.place, Place::Ring(at, _) if *at == head)
-        });
+        let at_end = self
+            .following
+            .iter()
+            .filter(|one| one.is_caught_up && matches!(&one.place, Place::Ring(at, _) if *at == head));
         at_end.map(|one| one.format.say("caught_up", Some(&token), &[])).collect()
     }
 
@@ -281,12 +281,18 @@ impl Session {
     fn from_now(&self, here: &crate::store::Here) -> Result<Start, Refusal> {
         let (at, cursor, time) = self.room.feed.head()?;
         let token = Token { database: here.database, at: time, cursor: Cursor::clone(&cursor) }.to_string();
-        Ok(Start { place: Place::Ring(at, Behind::Cursor(cursor)), token, since: None, first: VecDeque::new() })
+        Ok(Start {
+            place: Place::Ring(at, Behind::Cursor(cursor)),
+            token,
+            since: None,
+            first: VecDeque::new(),
+        })
     }
 
     async fn resume(&self, text: &str, here: &crate::store::Here) -> Result<Start, Refusal> {
-        let token = Token::parse(text)
-            .map_err(|error| Refusal::new(Code::BadToken, format!("since: {error}, or a time such as 2026-11-29T15:00:00Z")))?;
+        let token = Token::parse(text).map_err(|error| {
+            Refusal::new(Code::BadToken, format!("since: {error}, or a time such as 2026-11-29T15:00:00Z"))
+        })?;
         Room::judge(&token, here, &self.room.feed.head()?.1)?;
         let cursor = Arc::new(token.cursor);
         let place = match self.room.feed.find(&cursor) {
@@ -362,7 +368,11 @@ impl Session {
                         return Ok(Some(Vec::new()));
                     }
                     let behind = self.room.behind();
-                    return Ok(Some(vec![one.format.say("lagging", None, &[("behind", behind.as_secs().into())])]));
+                    return Ok(Some(vec![one.format.say(
+                        "lagging",
+                        None,
+                        &[("behind", behind.as_secs().into())],
+                    )]));
                 }
             },
         };
@@ -380,7 +390,9 @@ impl Session {
             }
         };
         let one = &mut self.following[index];
-        if one.was_caught_up && batch.events.first().is_some_and(|first| self.room.is_too_old(first.event.created_at)) {
+        if one.was_caught_up
+            && batch.events.first().is_some_and(|first| self.room.is_too_old(first.event.created_at))
+        {
             return Err(Ended::Lagged);
         }
         let frames = batch.frames(one.selection.id, true, || one.selection.frames(&batch));
@@ -465,7 +477,8 @@ impl Following {
 /// The time in `since`, if it is one.
 fn since_time(request: &Subscribe) -> Result<Option<DateTime<Utc>>, Refusal> {
     let Some(since) = request.since.as_deref().filter(|since| since.contains(':')) else { return Ok(None) };
-    let time = DateTime::parse_from_rfc3339(since)
-        .map_err(|error| Refusal::new(Code::BadToken, format!("since: {error}; use a time such as 2026-11-29T15:00:00Z")))?;
+    let time = DateTime::parse_from_rfc3339(since).map_err(|error| {
+        Refusal::new(Code::BadToken, format!("since: {error}; use a time such as 2026-11-29T15:00:00Z"))
+    })?;
     Ok(Some(time.to_utc()))
 }

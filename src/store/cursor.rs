@@ -94,7 +94,8 @@ impl Cursor {
     /// Whether both are the same place in the log.
     #[must_use]
     pub fn is_same_place(&self, other: &Self) -> bool {
-        let page = |cursor: &Self| cursor.window.as_ref().map(|window| (window.end.clone(), window.page_after));
+        let page =
+            |cursor: &Self| cursor.window.as_ref().map(|window| (window.end.clone(), window.page_after));
         self.settled == other.settled && page(self) == page(other)
     }
 

@@ -81,7 +81,8 @@ impl Mark {
             Reached::Page { window, .. } => (&window.end, window.page_after),
         };
         let is_between = window.page_after >= from && self.last.is_some_and(|last| window.page_after < last);
-        (cursor.settled == self.before.settled && window.end == *end && is_between).then_some(window.page_after)
+        (cursor.settled == self.before.settled && window.end == *end && is_between)
+            .then_some(window.page_after)
     }
 
     /// Keeps the part up to this position only: what follows is read again.
@@ -253,7 +254,8 @@ impl Cursor {
 
     /// Fills in the lower bounds that a step of routing would get when it is committed.
     fn with_low(self, low: &Low) -> Self {
-        let window = self.window.map(|window| Window { low: window.low.or_else(|| Some(low.clone())), ..window });
+        let window =
+            self.window.map(|window| Window { low: window.low.or_else(|| Some(low.clone())), ..window });
         Self { step: NOT_STORED, low: self.low.or_else(|| Some(low.clone())), window, ..self }
     }
 }

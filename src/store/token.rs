@@ -176,27 +176,24 @@ mod tests {
     use super::*;
 
     fn low() -> impl Strategy<Value = Low> {
-        (0..i64::MAX, 0_u64..2_000).prop_map(|(position, xid)| Low {
-            position: Position(position),
-            xid: xid.to_string(),
-        })
+        (0..i64::MAX, 0_u64..2_000)
+            .prop_map(|(position, xid)| Low { position: Position(position), xid: xid.to_string() })
     }
 
     fn snapshot() -> impl Strategy<Value = String> {
-        (2_000_u64..1 << 60, proptest::collection::btree_set(1_u64..1_900, 0..40)).prop_map(|(xmax, below)| {
-            let open: Vec<u64> = below.iter().rev().map(|below| xmax - below).collect();
-            let xmin = open.first().copied().unwrap_or(xmax);
-            let open = open.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-            format!("{xmin}:{xmax}:{open}")
-        })
+        (2_000_u64..1 << 60, proptest::collection::btree_set(1_u64..1_900, 0..40)).prop_map(
+            |(xmax, below)| {
+                let open: Vec<u64> = below.iter().rev().map(|below| xmax - below).collect();
+                let xmin = open.first().copied().unwrap_or(xmax);
+                let open = open.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+                format!("{xmin}:{xmax}:{open}")
+            },
+        )
     }
 
     fn window() -> impl Strategy<Value = Option<Window>> {
-        let window = (snapshot(), low(), 0..i64::MAX, 0..i64::MAX).prop_map(|(end, low, after, until)| Window {
-            end,
-            low: Some(low),
-            page_after: Position(after),
-            page_until: Position(until),
+        let window = (snapshot(), low(), 0..i64::MAX, 0..i64::MAX).prop_map(|(end, low, after, until)| {
+            Window { end, low: Some(low), page_after: Position(after), page_until: Position(until) }
         });
         proptest::option::of(window)
     }
@@ -223,7 +220,8 @@ mod tests {
     fn a_token_of_an_idle_database_is_short() {
         let low = Low { position: Position(123_456_789), xid: "98765432".to_owned() };
         let cursor = Cursor::at("98765431:98765433:98765431".to_owned(), low);
-        let token = Token { database: u32::MAX, at: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), cursor };
+        let token =
+            Token { database: u32::MAX, at: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), cursor };
         assert!(token.to_string().len() <= 40, "{token}");
     }
 }

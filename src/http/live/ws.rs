@@ -24,9 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::{come_back, full, off, retry_after};
 use crate::{
     http::{Server, places::Seat, probes::Readiness},
-    live::{
-        Ended, Format, Frame, Next, Refusal, Request, Session, Settings, caller::Caller, error_message,
-    },
+    live::{Ended, Format, Frame, Next, Refusal, Request, Session, Settings, caller::Caller, error_message},
 };
 
 /// The subprotocol, for clients that send their token as another one.
@@ -77,7 +75,9 @@ pub(in crate::http) async fn ws<R: Readiness>(
         .max_message_size(settings.max_message)
         .max_frame_size(settings.max_message)
         .on_upgrade(move |socket| {
-            let expires = expires.and_then(|at| (at - chrono::Utc::now()).to_std().ok()).or(expires.map(|_| Duration::ZERO));
+            let expires = expires
+                .and_then(|at| (at - chrono::Utc::now()).to_std().ok())
+                .or(expires.map(|_| Duration::ZERO));
             clients.track_future(serve(socket, session, settings, leaving, expires))
         })
 }

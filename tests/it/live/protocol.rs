@@ -135,8 +135,10 @@ async fn large_and_scheduled_events_arrive_whole() {
     let mut client = live.connect().await;
     client.subscribe("a", &["a.*"], json!({})).await;
     database
-        .execute("select outbox.publish('a.large', to_jsonb(repeat('x', 200000))), \
-                         outbox.publish('a.later', '1', deliver_after => now() + interval '1 day')")
+        .execute(
+            "select outbox.publish('a.large', to_jsonb(repeat('x', 200000))), \
+                         outbox.publish('a.later', '1', deliver_after => now() + interval '1 day')",
+        )
         .await;
     assert_eq!(client.wait("event").await["event"]["payload"].as_str().unwrap().len(), 200_000);
     let later = client.wait("event").await;

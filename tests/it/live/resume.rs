@@ -157,7 +157,8 @@ async fn a_token_from_before_what_was_removed_is_refused_and_a_younger_one_is_no
     let mut back = live.connect().await;
     let refused = json!({ "type": "subscribe", "id": "a", "topics": ["a.*"], "since": old });
     assert_eq!(back.refusal(refused).await, "token_too_old");
-    let refused = json!({ "type": "subscribe", "id": "a", "topics": ["a.*"], "since": "2020-01-01T00:00:00Z" });
+    let refused =
+        json!({ "type": "subscribe", "id": "a", "topics": ["a.*"], "since": "2020-01-01T00:00:00Z" });
     assert_eq!(back.refusal(refused).await, "token_too_old");
     assert_eq!(live.stream(&format!("topics=a.*&since={old}"), &[]).await.response.status(), 410);
     back.subscribe("a", &["a.*"], json!({ "since": young })).await;
@@ -189,14 +190,18 @@ async fn server_sent_events_resume_with_the_last_id_compressed_or_not() {
     let mut last = String::new();
     for n in 1..=3 {
         let sent = stream.event().await;
-        assert_eq!((&sent.data["event"]["payload"], sent.data["token"].as_str()), (&json!(n), Some(&*sent.id)));
+        assert_eq!(
+            (&sent.data["event"]["payload"], sent.data["token"].as_str()),
+            (&json!(n), Some(&*sent.id))
+        );
         last = sent.id;
     }
     drop(stream);
     let mut back = live.stream("topics=a.*&since=ignored", &[("last-event-id", &last)]).await;
     assert_eq!(back.event().await.data["event"]["payload"], 4);
     assert_eq!(back.event().await.data["event"]["payload"], 5);
-    let mut compressed = live.stream(&format!("topics=a.*&since={last}"), &[("accept-encoding", "br, gzip")]).await;
+    let mut compressed =
+        live.stream(&format!("topics=a.*&since={last}"), &[("accept-encoding", "br, gzip")]).await;
     assert_eq!(compressed.response.headers()["content-encoding"], "gzip");
     let mut read = flate2::write::GzDecoder::new(Vec::new());
     let until = |text: &[u8]| String::from_utf8_lossy(text).contains("caught_up");

@@ -7,7 +7,11 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::support::{Database, live::{Client, LiveBox}, seed};
+use crate::support::{
+    Database,
+    live::{Client, LiveBox},
+    seed,
+};
 
 /// Clients, publishers, and transactions of each publisher.
 const CLIENTS: u64 = 40;
@@ -26,7 +30,10 @@ async fn publisher(database: sqlx::PgPool, mut rng: StdRng, number: u64) {
                 .await
                 .unwrap();
             let pause = rng.random_range(0..4);
-            sqlx::query(sqlx::AssertSqlSafe(format!("select pg_sleep({pause} / 1000.0)"))).execute(&mut *open).await.unwrap();
+            sqlx::query(sqlx::AssertSqlSafe(format!("select pg_sleep({pause} / 1000.0)")))
+                .execute(&mut *open)
+                .await
+                .unwrap();
         }
         if rng.random_ratio(1, 10) {
             open.rollback().await.unwrap();
@@ -37,7 +44,11 @@ async fn publisher(database: sqlx::PgPool, mut rng: StdRng, number: u64) {
 }
 
 /// Follows until the event `end` is there, and breaks the connection again and again.
-async fn follower(gateways: [std::net::SocketAddr; 2], mut rng: StdRng, begin: String) -> BTreeMap<String, u32> {
+async fn follower(
+    gateways: [std::net::SocketAddr; 2],
+    mut rng: StdRng,
+    begin: String,
+) -> BTreeMap<String, u32> {
     let mut seen = BTreeMap::new();
     let mut token = begin;
     loop {
@@ -70,7 +81,9 @@ impl Client {
         loop {
             let message = self.next().await.unwrap();
             match message["type"].as_str().unwrap() {
-                "event" => *seen.entry(message["event"]["payload"].as_str().unwrap().to_owned()).or_default() += 1,
+                "event" => {
+                    *seen.entry(message["event"]["payload"].as_str().unwrap().to_owned()).or_default() += 1
+                }
                 "caught_up" => return,
                 _ => {}
             }
@@ -115,5 +128,11 @@ async fn random_disconnects_lose_nothing_and_repeat_nothing() {
 
 fn differences(expected: &BTreeMap<String, u32>, seen: &BTreeMap<String, u32>) -> Vec<(String, u32)> {
     let missing = expected.keys().filter(|key| !seen.contains_key(*key)).map(|key| (key.clone(), 0));
-    missing.chain(seen.iter().filter(|(key, count)| expected.get(*key) != Some(count)).map(|(key, count)| (key.clone(), *count))).collect()
+    missing
+        .chain(
+            seen.iter()
+                .filter(|(key, count)| expected.get(*key) != Some(count))
+                .map(|(key, count)| (key.clone(), *count)),
+        )
+        .collect()
 }

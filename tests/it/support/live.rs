@@ -118,7 +118,8 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let url = format!("ws://{address}/v1/ws");
-        let (socket, _) = tokio::time::timeout(DEADLINE, tokio_tungstenite::connect_async(url)).await.unwrap().unwrap();
+        let (socket, _) =
+            tokio::time::timeout(DEADLINE, tokio_tungstenite::connect_async(url)).await.unwrap().unwrap();
         Self { socket }
     }
 
