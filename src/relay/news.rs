@@ -8,10 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::{Notify, watch},
-    time::MissedTickBehavior,
-};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{await_work::backon_waits, parts::Base};
@@ -113,32 +110,44 @@ impl News {
 /// Notifies other processes until the relay has drained: at most every 5 ms, and always after the last of the
 /// news.
 pub(super) async fn tell(base: Arc<Base>, drained: CancellationToken) {
+    let notify = || async {
+        let told = base.store.tell_news().await;
+        told.inspect_err(|error| base.telemetry.database_failed("news", error)).is_ok()
+    };
+    tell_by(&base.news, notify, drained).await;
+}
+
+/// Calls `notify`, which returns whether it succeeded. What failed is tried again.
+async fn tell_by<A>(news: &News, notify: impl Fn() -> A, drained: CancellationToken)
+where
+    A: Future<Output = bool>,
+{
     let mut pace = tokio::time::interval(PACE);
-    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut waits = backon_waits();
     loop {
         tokio::select! {
             biased; // what is due is told before the end
-            () = base.news.due.notified() => {}
+            () = news.due.notified() => {}
             () = drained.cancelled() => return,
         }
         pace.tick().await;
-        match base.store.tell_news().await {
-            Ok(()) => waits = backon_waits(),
-            Err(error) => {
-                base.telemetry.database_failed("news", &error);
-                base.news.due.notify_one();
-                let wait = waits.next().unwrap_or(Duration::from_secs(1));
-                if tokio::time::timeout(wait, drained.cancelled()).await.is_ok() {
-                    return;
-                }
-            }
+        pace.reset(); // from now, however late this one is
+        if notify().await {
+            waits = backon_waits();
+            continue;
+        }
+        news.due.notify_one();
+        let wait = waits.next().unwrap_or(Duration::from_secs(1));
+        if tokio::time::timeout(wait, drained.cancelled()).await.is_ok() {
+            return;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     #[test]
@@ -149,5 +158,32 @@ mod tests {
         assert!(is_there(true, None));
         assert!(!is_there(false, Some(now)));
         assert!(is_there(false, Some(now + Duration::from_millis(1))));
+    }
+
+    #[tokio::test]
+    async fn gateways_are_notified_every_5_ms_at_most_after_the_last_news_and_again_after_a_failure() {
+        let (news, drained) = (News::default(), CancellationToken::new());
+        news.count_gateways(1);
+        let (told, fails) = (Mutex::new(Vec::new()), AtomicBool::new(true));
+        let notify = || async {
+            told.lock().unwrap().push((Instant::now(), *news.seen.borrow()));
+            !fails.swap(false, Ordering::Relaxed)
+        };
+        let reading = async {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_millis(300) {
+                news.are_there();
+                tokio::task::yield_now().await;
+            }
+            news.are_there();
+            drained.cancel();
+        };
+        tokio::join!(tell_by(&news, notify, drained.clone()), reading);
+        let told = told.lock().unwrap();
+        let waits: Vec<Duration> = told.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+        assert!(waits.len() >= 10, "{waits:?}");
+        assert!(waits[0] >= Duration::from_millis(50), "the first one failed: {waits:?}");
+        assert!(waits.iter().all(|wait| *wait >= Duration::from_millis(4)), "{waits:?}");
+        assert_eq!(told.last().unwrap().1, *news.seen.borrow(), "the last news are told");
     }
 }

@@ -145,6 +145,8 @@ async fn what_means_nothing_for_a_channel_is_refused_by_the_name_of_its_field() 
             "{message}"
         );
     }
+    let again = "select outbox.subscribe('board', array['a.**'], 'live', start => 'beginning')";
+    assert!(refusal(&database, again).await.1.starts_with("start: "), "also where it exists");
     let (_, message, _) = refusal(
         &database,
         "insert into outbox.starts (subscription_id) select id from outbox.subscriptions where name = 'board'",

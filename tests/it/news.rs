@@ -173,20 +173,18 @@ async fn the_process_of_a_relay_hears_of_what_it_reads_and_of_what_others_read()
         let changed = tokio::time::timeout(Duration::from_secs(10), news.changed()).await;
         changed.unwrap_or_else(|_| panic!("no news of {what}")).unwrap();
     };
-    // It listens when its own notifications arrive.
-    let listening = "select exists (select from pg_stat_activity where datname = current_database() \
-                     and application_name like 'pgoutbox/%/listener' and query like '%outbox_news%')
-                     or (select count(*) > 0 from outbox.relays)";
-    database.eventually(listening).await;
+    // Once it holds the bell, it listens.
+    let sleeps = "select exists (select from pg_locks
+                   where locktype = 'advisory' and mode = 'ExclusiveLock' and objid = 7411001
+                     and database = (select oid from pg_database where datname = current_database()))";
+    database.eventually(sleeps).await;
     publish(&database).await;
     within(&mut news, "its own events").await;
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while news.has_changed().unwrap() && Instant::now() < deadline {
-        news.borrow_and_update();
-    }
+    database.eventually("select bool_and(status = 'completed') from outbox.event_status").await;
+    database.eventually(sleeps).await;
+    news.borrow_and_update();
     database.execute("select pg_notify('outbox_news', '')").await;
-    let changed = tokio::time::timeout(Duration::from_secs(10), news.changed()).await;
-    changed.expect("news of another relay").unwrap();
+    within(&mut news, "what another relay reads").await;
     stop.cancel();
     assert!(running.join_next().await.unwrap().unwrap().unwrap().complete);
     database.drop().await;
