@@ -49,9 +49,11 @@ impl History {
     pub(super) async fn behind(&self, cursor: &Arc<Cursor>) -> Result<Arc<Batch>, Refusal> {
         let page = self.page(cursor);
         let read = page.batch.get_or_try_init(|| Box::pin(self.read(cursor))).await.cloned();
-        if read.is_err() {
-            self.pages().retain(|other| !Arc::ptr_eq(&other.batch, &page.batch));
+        // Nothing for others to share: the ring knows the place by now.
+        if read.as_ref().is_ok_and(|batch| !batch.mark.after.is_same_place(cursor)) {
+            return read;
         }
+        self.pages().retain(|other| !Arc::ptr_eq(&other.batch, &page.batch));
         read
     }
 

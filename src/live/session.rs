@@ -54,8 +54,6 @@ pub enum Ended {
     Stopping,
     /// The client read too slowly: come back with the last token.
     Lagged,
-    /// The client's JWT has expired: come back with a new one.
-    Expired,
     /// The database was replaced or set back: tokens of before mean nothing.
     OtherDatabase,
 }

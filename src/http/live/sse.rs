@@ -43,11 +43,13 @@ pub(in crate::http) async fn stream<R: Readiness>(
         Ok(frame) => frame,
         Err(refusal) => return refused(&refusal),
     };
-    seat.leave_while_read(room.settings().max_lag);
+    let settings = room.settings();
+    // A heartbeat is read, too.
+    seat.leave_while_read(settings.max_lag.max(3 * settings.heartbeat));
     let left = expires.map(|at| (at - chrono::Utc::now()).to_std().unwrap_or_default());
     let gzip = accepts_gzip(&headers).then(Gzip::default);
     let is_compressed = gzip.is_some();
-    let mut heartbeat = tokio::time::interval(room.settings().heartbeat);
+    let mut heartbeat = tokio::time::interval(settings.heartbeat);
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     heartbeat.reset();
     let stream = Stream {

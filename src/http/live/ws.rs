@@ -177,7 +177,6 @@ impl Client<'_> {
                 next = self.session.next() => match next {
                     Next::Frames(frames) => frames,
                     Next::Ended(Ended::Stopping) => return Some(Status::GoingAway),
-                    Next::Ended(Ended::Expired) => return Some(Status::Policy),
                     Next::Ended(Ended::Lagged | Ended::OtherDatabase) => return Some(Status::TryAgain),
                 },
             };
