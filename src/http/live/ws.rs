@@ -100,13 +100,15 @@ async fn serve(
                 Ok(Message::Binary(_)) => Said::Binary,
                 Ok(Message::Ping(_) | Message::Pong(_)) => continue,
                 Ok(Message::Close(_)) => return,
-                Err(error) if is_too_large(&error) => Said::TooLarge,
+                Err(error) if is_too_large(&error) => {
+                    // Nothing more can be read. The close is sent, and then the connection ends.
+                    let _ = said.send(Said::TooLarge).await;
+                    return std::future::pending().await;
+                }
                 Err(_) => return,
             };
-            if said.send(what).await.is_err() {
-                // What is said after the close is not read, but its close is waited for.
-                continue;
-            }
+            // What is said after the close is dropped, but the client's close is waited for.
+            let _ = said.send(what).await;
         }
     };
     let mut client = Client { to, session, settings, inbox, heard: &heard, expires };

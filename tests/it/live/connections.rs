@@ -22,7 +22,7 @@ async fn when_a_gateway_stops_clients_are_told_when_to_come_back_and_miss_nothin
     let mut stream = live.stream("topics=a.*", &[]).await;
     let token = stream.next().await.unwrap().id;
     live.stop().await;
-    assert_eq!(stream.next().await, None);
+    while stream.next().await.is_some() {}
     database.execute("select outbox.publish('a.b', '1')").await;
     let mut waits = std::collections::BTreeSet::new();
     for (mut client, token) in clients {
