@@ -13,6 +13,7 @@ use super::{
     feed::{self, Feed},
     history::History,
     message::{Code, Refusal, Subscribe},
+    payloads,
     places::{Full, Place, Places},
     ring::LiveEvent,
     selection::{Format, Selection, Selections, Wish},
@@ -217,16 +218,6 @@ impl Room {
         Ok(())
     }
 
-    /// Whether a token is of this database. The head of the ring is younger than the token's place.
-    pub(super) fn judge(token: &Token, here: &Here, head: &Cursor) -> Result<(), Refusal> {
-        if token.database != here.database || head.is_before(&token.cursor) {
-            let reason = "since: the token is of another database, or the database was set back or replaced; \
-                          begin with a snapshot or a time";
-            return Err(Refusal::new(Code::OtherDatabase, reason));
-        }
-        Ok(())
-    }
-
     /// A cursor before the first event of this time.
     pub(super) async fn cursor_since(&self, time: DateTime<Utc>) -> Result<Cursor, Refusal> {
         let removed: Option<Forgotten> = self.store.forgotten().await.map_err(|error| failed(&error))?;
@@ -241,6 +232,9 @@ impl Room {
     }
 
     /// The newest event of each key that a selection may want, and the cursor behind them.
+    ///
+    /// # Errors
+    /// When there is too much of it, or the database does not answer.
     pub(super) async fn latest(&self, selection: &Selection) -> Result<(Vec<LiveEvent>, Cursor), Refusal> {
         let _turn = self.snapshots.acquire().await.map_err(|_| feed::unavailable())?;
         let row = &selection.subscription.row;
@@ -254,14 +248,27 @@ impl Room {
         };
         let snapshot = self.store.latest(wanted).await.map_err(|error| failed(&error))?;
         let cursor = snapshot.cursor();
+        let too_large = |what: String| Refusal::new(Code::SnapshotTooLarge, format!("snapshot: {what}"));
         let events = snapshot.events.map_err(|too_much| {
-            let reason = match too_much {
-                TooMuch::Keys => format!("snapshot: there are more than {most} keys (realtime.max_snapshot); name fewer topics or keys"),
-                TooMuch::Events => format!("snapshot: the log has more than {LOOKED_AT} events to look at; begin with a time"),
-            };
-            Refusal::new(Code::SnapshotTooLarge, reason)
+            too_large(match too_much {
+                TooMuch::Keys => {
+                    format!(
+                        "there are more than {most} keys (realtime.max_snapshot); name fewer topics or keys"
+                    )
+                }
+                TooMuch::Events => {
+                    format!("the log has more than {LOOKED_AT} events to look at; begin with a time")
+                }
+            })
         })?;
-        let events = feed::complete(&self.store, events, usize::MAX).await.map_err(|error| failed(&error))?;
+        let (count, largest) = (events.len(), self.settings.buffer);
+        let events =
+            payloads::complete(&self.store, events, largest).await.map_err(|error| failed(&error))?;
+        if events.len() < count {
+            return Err(too_large(format!(
+                "it has more than {largest} bytes (realtime.buffer); name fewer keys"
+            )));
+        }
         Ok((events, cursor))
     }
 

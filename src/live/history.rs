@@ -10,6 +10,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::{
     feed::{self, Feed, PAGE},
     message::{Code, Refusal},
+    payloads,
     ring::Batch,
 };
 use crate::{
@@ -67,7 +68,7 @@ impl History {
             Err(error) if error.is_about_a_value() => read(false).await,
             read => read,
         };
-        let batch = feed::load(&self.store, stretch.map_err(failed)?, &here).await.map_err(failed)?;
+        let batch = payloads::batch(&self.store, stretch.map_err(failed)?, &here).await.map_err(failed)?;
         // After the events were read: what was removed before that, they may lack.
         let removed = self.store.forgotten().await.map_err(failed)?.and_then(|removed| removed.xid);
         match removed {

@@ -182,7 +182,7 @@ impl Client<'_> {
                     Next::Ended(Ended::Lagged | Ended::OtherDatabase) => return Some(Status::TryAgain),
                 },
             };
-            // While events flow, a sign of life may wait behind them for long; then the limit of sending holds.
+            // A sign of life may wait behind events for long. While they flow, the limit of sending holds.
             if !frames.is_empty() {
                 asked = None;
             }
