@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     admin::Operator,
-    http::Server,
+    http::{Server, v1::Operators},
     relay::{Drained, Health, Relay, telemetry::Telemetry},
     sink::{egress::Egress, secret::Secrets},
     sinks::{self, webhook::Webhook},
@@ -100,6 +100,11 @@ impl<'s> Relays<'s> {
                 readiness: relay.health(),
                 telemetry: self.telemetry.clone(),
                 draining: self.drain.clone(),
+                operators: Some(Operators::new(
+                    config.connect_options()?,
+                    config.database.pooler,
+                    config.relay.environment.clone(),
+                )),
             })?;
             let stop = self.drain.child_token();
             let running = relay.run(stop.clone());

@@ -1,5 +1,5 @@
-//! HTTP for operators: probes and metrics, by default on 127.0.0.1:7411, and if wanted probes alone on an
-//! address that anybody may reach. Calls no stage and shows no secret.
+//! HTTP for operators: probes, metrics and the API (`v1/`), by default on 127.0.0.1:7411, and if wanted probes
+//! alone on an address that anybody may reach. Calls no stage and shows no secret.
 //!
 //! A request passes, in this order: a place for its connection (`places.rs`); Host, Origin and token
 //! (`auth.rs`); the deadline and the limit of bodies; a handler.
@@ -7,6 +7,7 @@
 mod auth;
 mod places;
 mod probes;
+pub mod v1;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -79,6 +80,8 @@ pub struct Server<R> {
     pub telemetry: Arc<Telemetry>,
     /// Cancelled when the relay begins to drain; `/readyz` then answers 503.
     pub draining: CancellationToken,
+    /// How `/v1` gets to the database; none: it is not served.
+    pub operators: Option<v1::Operators>,
 }
 
 /// Serves probes and metrics until `shutdown`, then waits up to 3 s for open requests.
@@ -170,8 +173,9 @@ fn router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router {
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz::<R>))
         .route("/metrics", get(probes::metrics::<R>))
-        .fallback(|| async { problem(StatusCode::NOT_FOUND, "not found; see /livez, /readyz and /metrics") });
-    guarded(routes, guard).with_state(server)
+        .fallback(|| async { problem(StatusCode::NOT_FOUND, "not found; see /livez, /readyz, /metrics and /v1/openapi.json") });
+    let api = server.operators.clone().map(v1::router);
+    guarded(routes, api, guard).with_state(server)
 }
 
 fn probes_router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router {
@@ -180,15 +184,21 @@ fn probes_router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router
         .route("/readyz", get(probes::ready_or_not::<R>))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not found; see /livez and /readyz") });
     // There is nothing that would need a token.
-    guarded(routes, auth::Guard::new(address, None)).with_state(server)
+    guarded(routes, None, auth::Guard::new(address, None)).with_state(server)
 }
 
-fn guarded<R: Readiness>(routes: Router<Server<R>>, guard: auth::Guard) -> Router<Server<R>> {
+fn guarded<R: Readiness>(
+    routes: Router<Server<R>>,
+    api: Option<Router<Server<R>>>,
+    guard: auth::Guard,
+) -> Router<Server<R>> {
     routes
         .method_not_allowed_fallback(|| async {
             problem(StatusCode::METHOD_NOT_ALLOWED, "this path allows only GET")
         })
         .layer(RequestBodyLimitLayer::new(LARGEST_BODY))
+        // It limits its bodies itself: those of events are larger.
+        .merge(api.unwrap_or_default())
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST))
         .layer(middleware::from_fn_with_state(Arc::new(guard), auth::check))
 }

@@ -55,8 +55,13 @@ async fn started_as(
     let address = listener.local_addr().unwrap();
     let (draining, shutdown) = (CancellationToken::new(), CancellationToken::new());
     let settings = Settings { token: token.map(Into::into), ..Settings::default() };
-    let server =
-        Server { settings, readiness: Stub(ready), telemetry: Telemetry::new(), draining: draining.clone() };
+    let server = Server {
+        settings,
+        readiness: Stub(ready),
+        telemetry: Telemetry::new(),
+        draining: draining.clone(),
+        operators: None,
+    };
     let tasks = TaskTracker::new();
     if only_probes {
         tasks.spawn(serve_probes(listener, server, shutdown.clone()));

@@ -180,6 +180,7 @@ impl Stage {
             readiness: relay.health(),
             telemetry,
             draining: self.stop_relay.clone(),
+            operators: None,
         };
         let closed = self.stop_servers.clone();
         self.servers
