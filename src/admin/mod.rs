@@ -42,6 +42,7 @@ pub use self::{
     dead_letters::{DeadLetter, DeadLetterCount, DeadLetterFilter, DeadLetterGroup, WholeDeadLetter},
     deliveries::{DeliveryCount, DeliveryFilter, DeliveryPlace, PlacedDelivery, WaitingDelivery},
     error::{Error, Why, is_denied, is_unreachable},
+    event_types::ShownEventType,
     events::{EventFilter, LOOKED_AT, LoggedEvent, WholeEvent},
     limits::OrganizationLimit,
     replays::{Replay, ReplayCount, ReplayOrder},

@@ -173,7 +173,9 @@ fn router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router {
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz::<R>))
         .route("/metrics", get(probes::metrics::<R>))
-        .fallback(|| async { problem(StatusCode::NOT_FOUND, "not found; see /livez, /readyz, /metrics and /v1/openapi.json") });
+        .fallback(|| async {
+            problem(StatusCode::NOT_FOUND, "not found; see /livez, /readyz, /metrics and /v1/openapi.json")
+        });
     let api = server.operators.clone().map(v1::router);
     guarded(routes, api, guard).with_state(server)
 }

@@ -19,11 +19,11 @@ pub(super) fn check(is_chosen: bool, all: bool, dry_run: bool) -> Result<(), Pro
     Err(Problem::new(Kind::Invalid, why).field("all"))
 }
 
-/// How many rows at most. The database refuses what is out of range.
+/// How many rows at most.
 pub(super) fn most(limit: Option<i32>) -> Result<i32, Problem> {
     match limit.unwrap_or(USUAL) {
         most @ 1..=100_000 => Ok(most),
-        _ => Err(Problem::new(Kind::Invalid, "limit: must be 1 to 100000").field("limit")),
+        _ => Err(Problem::invalid("limit: must be 1 to 100000")),
     }
 }
 

@@ -145,7 +145,7 @@ fn named(problem: Problem, path: &str, message: &str) -> Problem {
 /// Refuses what is no topic pattern.
 pub(super) fn check_pattern(topic: Option<&str>) -> Result<(), Problem> {
     let Some(Err(error)) = topic.map(Pattern::parse) else { return Ok(()) };
-    Err(Problem::new(Kind::Invalid, format!("topic: {error}")).field("topic"))
+    Err(Problem::invalid(&format!("topic: {error}")))
 }
 
 #[cfg(test)]

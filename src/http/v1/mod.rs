@@ -7,6 +7,7 @@ mod answer;
 mod bulk;
 mod dead_letters;
 mod deliveries;
+mod event_types;
 mod events;
 mod input;
 mod operators;
@@ -83,6 +84,7 @@ impl Routes {
         deliveries::add(&mut routes);
         dead_letters::add(&mut routes);
         replays::add(&mut routes);
+        event_types::add(&mut routes);
         routes
     }
 }

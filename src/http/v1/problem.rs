@@ -153,9 +153,9 @@ impl Problem {
         Self { field: field.map(ToOwned::to_owned), hint: hint.map(ToOwned::to_owned), ..problem }
     }
 
-    /// A subscription's problem, which names the field.
-    pub fn of_spec(error: &admin::SpecError) -> Self {
-        Self::of_refusal(Kind::Invalid, &error.problem, None)
+    /// A value is refused before the database sees it, in words that begin with the field.
+    pub fn invalid(message: &str) -> Self {
+        Self::of_refusal(Kind::Invalid, message, None)
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     answer::{Answer, Json, Page, limit, page, place},
     input::{Body, Params, Segment, Who, check_pattern},
     operators::{Operators, Taken},
-    problem::{Kind, Problem},
+    problem::Problem,
 };
 use crate::{
     admin::{Error, Replay, ReplayCount, ReplayOrder},
@@ -96,7 +96,7 @@ async fn start_replay(
     let NewReplay { subscription, since, until, topic, event, rate, dry_run } = asked;
     check_pattern(topic.as_deref())?;
     if since.is_none() && event.is_none() {
-        return Err(Problem::new(Kind::Invalid, "since: is needed unless there is an event").field("since"));
+        return Err(Problem::invalid("since: is needed unless there is an event"));
     }
     let order = ReplayOrder { subscription, since, until, topic, event, rate };
     if dry_run {
@@ -104,8 +104,7 @@ async fn start_replay(
         let counted = count(&mut taken, &order).await;
         let counted = taken.done(counted).await?;
         let counted = counted.ok_or_else(|| {
-            let why = format!("there is no subscription {}", order.subscription);
-            Problem::new(Kind::Invalid, why).field("subscription")
+            Problem::invalid(&format!("subscription: there is no subscription {}", order.subscription))
         })?;
         return Ok(Json::ok(counted).into_response());
     }

@@ -68,7 +68,7 @@ async fn create_subscription(
     who: Who,
     Body(spec): Body<SubscriptionSpec>,
 ) -> Answer<Created> {
-    check_specs(std::slice::from_ref(&spec)).map_err(|error| Problem::of_spec(&error))?;
+    check_specs(std::slice::from_ref(&spec)).map_err(|error| Problem::invalid(&error.problem))?;
     let mut taken = api.take_for(who).await?;
     let made = taken.create_subscription(&spec).await;
     let Some(id) = taken.done(made).await? else {
@@ -128,12 +128,12 @@ async fn declare_subscription(
 fn named(name: &str, mut fields: BTreeMap<String, JsonText>) -> Result<SubscriptionSpec, Problem> {
     let own = JsonText::from(serde_json::json!(name));
     if fields.insert("name".to_owned(), own.clone()).is_some_and(|given| given != own) {
-        return Err(Problem::new(Kind::Invalid, "name: must be that of the path").field("name"));
+        return Err(Problem::invalid("name: must be that of the path"));
     }
     let text = serde_json::to_vec(&fields)
         .map_err(|error| Problem::new(Kind::BadRequest, format!("body: {error}")))?;
     let spec: SubscriptionSpec = parsed(&text)?;
-    check_specs(std::slice::from_ref(&spec)).map_err(|error| Problem::of_spec(&error))?;
+    check_specs(std::slice::from_ref(&spec)).map_err(|error| Problem::invalid(&error.problem))?;
     Ok(spec)
 }
 

@@ -34,7 +34,12 @@ async fn the_document_is_served_and_names_every_route_with_its_methods() {
     assert_eq!(served["openapi"], "3.1.0");
     for (path, methods) in served["paths"].as_object().unwrap() {
         // The router says which methods it has.
-        let called = path.replace("{id}", "7").replace("{name}", "a").replace("{organization}", "a");
+        let called = path
+            .replace("{id}", "7")
+            .replace("{name}", "a")
+            .replace("{topic}", "a")
+            .replace("{version}", "1")
+            .replace("{organization}", "a");
         let refused = api.send("PATCH", &called, api.request("PATCH", &called)).await;
         assert_eq!(refused.problem(405).0, "method-not-allowed");
         let allowed: BTreeSet<String> = refused.headers["allow"]

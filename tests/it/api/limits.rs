@@ -88,22 +88,56 @@ async fn a_locked_row_ends_the_request_before_its_time_and_changes_nothing() {
     database.drop().await;
 }
 
+/// Pausing a subscription takes so many seconds from now on.
+async fn slow_down(database: &Database, seconds: u32) {
+    database
+        .execute(format!(
+            "create or replace function outbox.pause(name text) returns boolean language sql \
+                 as $$ select pg_sleep({seconds}) is not null $$"
+        ))
+        .await;
+}
+
 #[tokio::test]
 async fn a_client_that_goes_away_ends_what_it_asked_for() {
     let database = Database::new().await;
-    database.execute("select outbox.publish('a.b', '1')").await;
+    slow_down(&database, 7).await;
     let api = Api::of(&database).await;
-    let id = api.get("/v1/events").await.is(200)["items"][0]["event_id"].as_str().unwrap().to_owned();
     let mut client = TcpStream::connect(api.address).await.unwrap();
-    let request = format!("GET /v1/events/{id}/wait?timeout=8s HTTP/1.1\r\nHost: {}\r\n\r\n", api.address);
+    let request = format!("POST /v1/subscriptions/shop/pause HTTP/1.1\r\nHost: {}\r\n\r\n", api.address);
     client.write_all(request.as_bytes()).await.unwrap();
-    let active = format!("{CONNECTIONS} and state = 'active'");
+    let active = format!("{CONNECTIONS} and wait_event = 'PgSleep'");
     database.eventually(&active.replace("count(*)", "count(*) = 1")).await;
     let began = Instant::now();
     drop(client);
     database.eventually(&CONNECTIONS.replace("count(*)", "count(*) = 0")).await;
-    assert!(began.elapsed() < Duration::from_secs(5), "it went on for {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(4), "it went on for {:?}", began.elapsed());
     api.close().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn what_takes_too_long_is_ended_and_said_with_a_problem_and_changes_nothing() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('shop', array['shop.**'], 'recorder')").await;
+    slow_down(&database, 20).await;
+    let login = login(&database, "outbox_admin").await;
+    let options = database.options.clone().username(&login);
+    // Behind a pooler a session has no settings of its own, so the request's own limit ends it.
+    let (direct, pooled) = (Api::with(options.clone()).await, Api::through(options, true).await);
+    let path = "/v1/subscriptions/shop/pause";
+    for refused in <[super::Reply; 2]>::from(tokio::join!(direct.call(path), pooled.call(path))) {
+        assert_eq!(refused.problem(503).0, "late");
+        assert_eq!(refused.headers["retry-after"], "5");
+    }
+    database
+        .eventually(
+            &format!("{CONNECTIONS} and state = 'idle in transaction'").replace("count(*)", "count(*) = 0"),
+        )
+        .await;
+    assert_eq!(database.count("select count(*) from outbox.subscriptions where active").await, 1);
+    direct.close().await;
+    pooled.close().await;
     database.drop().await;
 }
 

@@ -67,6 +67,11 @@ impl Api {
 
     /// An API with this login.
     async fn with(options: PgConnectOptions) -> Self {
+        Self::through(options, false).await
+    }
+
+    /// An API with this login, which may take the server for a pooler.
+    async fn through(options: PgConnectOptions, pooler: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop, tasks) =
             (listener.local_addr().unwrap(), CancellationToken::new(), TaskTracker::new());
@@ -75,7 +80,7 @@ impl Api {
             readiness: Ready,
             telemetry: Telemetry::new(),
             draining: CancellationToken::new(),
-            operators: Some(Operators::new(options, false, "default".to_owned())),
+            operators: Some(Operators::new(options, pooler, "default".to_owned())),
         };
         tasks.spawn(serve(listener, server, stop.clone()));
         tasks.close();

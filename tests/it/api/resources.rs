@@ -8,7 +8,7 @@ use super::Api;
 use crate::support::{Database, Recorder, RelayBox};
 
 /// Operations that each test below sees succeed.
-pub(super) const COVERED: [&[&str]; 5] = [SUBSCRIPTIONS, EVENTS, WAITING, REPLAYS, STATE];
+pub(super) const COVERED: [&[&str]; 6] = [SUBSCRIPTIONS, EVENTS, WAITING, REPLAYS, STATE, TYPES];
 
 const SUBSCRIPTIONS: &[&str] = &[
     "GET /v1/subscriptions",
@@ -52,6 +52,8 @@ const STATE: &[&str] = &[
     "PUT /v1/organizations/{organization}/limit",
     "DELETE /v1/organizations/{organization}/limit",
 ];
+
+const TYPES: &[&str] = &["GET /v1/event-types", "PUT /v1/event-types/{topic}/{version}"];
 
 /// The objects that a command prints with `--json`.
 fn printed(database: &Database, arguments: &[&str]) -> Vec<Value> {
@@ -301,6 +303,29 @@ async fn state_audit_and_limits_are_those_of_the_command_line() {
     assert!(newest["application"].as_str().unwrap().ends_with("/api"), "{newest}");
     assert_eq!((&newest["actor"], newest["details"].get("by")), (&Value::Null, None), "{newest}");
     api.assert_done(STATE);
+    api.close().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn an_event_type_is_declared_and_what_cannot_be_compiled_is_refused() {
+    let database = Database::new().await;
+    let api = Api::of(&database).await;
+    let path = "/v1/event-types/shop.orders.*/2";
+    let declared =
+        api.put(path, json!({"schema": {"type": "object"}, "description": "orders"})).await.is(200);
+    assert_eq!((&declared["topic"], &declared["mode"]), (&json!("shop.orders.*"), &json!("reject")));
+    assert_eq!(api.put(path, json!({"mode": "warn"})).await.is(200)["mode"], "warn");
+    let list = api.get("/v1/event-types").await.is(200);
+    assert_eq!(list["items"], json!(printed(&database, &["types", "list"])));
+    assert_eq!((list["items"].as_array().unwrap().len(), &list["items"][0]["schema"]), (1, &json!(true)));
+    for (field, wrong) in
+        [("schema", json!({"type": "orders"})), ("upcast", json!("1 +")), ("mode", json!("never"))]
+    {
+        let refused = api.put(path, json!({ field: wrong })).await;
+        assert_eq!(refused.problem(422), ("invalid", Some(field)), "{:#}", refused.body);
+    }
+    api.assert_done(TYPES);
     api.close().await;
     database.drop().await;
 }
