@@ -208,6 +208,8 @@ fn guarded<R: Readiness>(
 /// An error response in the format of RFC 9457.
 fn problem(status: StatusCode, detail: &str) -> Response {
     let title = status.canonical_reason();
-    let body = serde_json::json!({ "title": title, "status": status.as_u16(), "detail": detail });
+    let body = serde_json::json!({
+        "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail,
+    });
     (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
 }

@@ -72,11 +72,15 @@ impl Api {
 
     /// An API with this login, which may take the server for a pooler.
     async fn through(options: PgConnectOptions, pooler: bool) -> Self {
+        Self::serving(options, pooler, Settings::default()).await
+    }
+
+    async fn serving(options: PgConnectOptions, pooler: bool, settings: Settings) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop, tasks) =
             (listener.local_addr().unwrap(), CancellationToken::new(), TaskTracker::new());
         let server = Server {
-            settings: Settings::default(),
+            settings,
             readiness: Ready,
             telemetry: Telemetry::new(),
             draining: CancellationToken::new(),

@@ -1,5 +1,6 @@
 //! What is refused, and how it is said.
 
+use pgoutbox::http::Settings;
 use serde_json::{Value, json};
 
 use super::{Api, login};
@@ -186,6 +187,31 @@ async fn a_database_that_is_away_or_not_migrated_is_503_and_no_secret_is_said() 
     assert_eq!(refused.problem(503).0, "unavailable");
     assert_eq!(refused.headers["retry-after"], "5");
     assert!(!refused.body.to_string().contains("canary"), "{:#}", refused.body);
+    api.close().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_missing_token_and_pages_of_another_origin_are_refused_before_the_database_is_asked() {
+    let database = Database::new().await;
+    database.execute("select outbox.subscribe('shop', array['shop.**'], 'recorder')").await;
+    let settings = Settings { token: Some("0123-token".into()), ..Settings::default() };
+    let api = Api::serving(database.options.clone(), false, settings).await;
+    let path = "/v1/subscriptions/shop";
+    let delete = || api.request("DELETE", path);
+    for (request, status) in [
+        (delete(), 401),
+        (delete().bearer_auth("0123-toke"), 401),
+        (delete().bearer_auth("0123-token").header("origin", "https://evil.example"), 403),
+        (delete().bearer_auth("0123-token").header("host", "evil.example"), 403),
+    ] {
+        assert_eq!(api.send("DELETE", path, request).await.status, status);
+    }
+    assert_eq!(api.send("GET", "/v1/openapi.json", api.request("GET", "/v1/openapi.json")).await.status, 401);
+    let asked = "select count(*) from pg_stat_activity \
+                  where datname = current_database() and application_name like 'pgoutbox/%/api'";
+    assert_eq!(database.count(asked).await, 0);
+    api.send("DELETE", path, delete().bearer_auth("0123-token")).await.is(200);
     api.close().await;
     database.drop().await;
 }
