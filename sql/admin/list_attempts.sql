@@ -1,8 +1,8 @@
 -- Attempts, newest first.
 --   $1 subscription   $2 event   $3 its position, if the log has it
 --   $4 LIKE pattern for reason, answer or status   $5 since (null: any)   $6 most rows
---   $7 to $10 only those that come after this one: when it was recorded, position, number, and
---   subscription (null: any)
+--   only those that come after this one (null: any): $7 when it was recorded   $8 position
+--   $9 number   $10 subscription
 select subscription.name as subscription, attempt.event_id, attempt.position, attempt.at,
        attempt.attempt, attempt.outcome, attempt.reason, attempt.status, attempt.answer,
        extract(epoch from attempt.duration)::double precision as seconds,

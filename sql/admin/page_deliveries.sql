@@ -1,8 +1,9 @@
--- Waiting deliveries in the order of the log, as many as fit a page. That order does not change while
--- deliveries are tried.
+-- Waiting deliveries in the order of the log, as many as fit a page. That order does not change
+-- while deliveries are tried.
 --   $1 subscription   $2 topic pattern   $3 event   $4 LIKE pattern for reason, answer or status of
---   the last attempt (null: any)   $5 most rows   $6 to $8 only those after this one: position,
---   id of its subscription, and of its replay or 0 (null: any)
+--   the last attempt (null: any)   $5 most rows
+--   only those after this one (null: any): $6 position   $7 id of its subscription
+--   $8 id of its replay, or 0
 select waiting.subscription,
        waiting.event_id,
        waiting.topic,

@@ -1,5 +1,5 @@
-//! HTTP for operators: probes, metrics and the API (`v1/`), by default on 127.0.0.1:7411, and if wanted probes
-//! alone on an address that anybody may reach. Calls no stage and shows no secret.
+//! HTTP for operators: probes, metrics and the API (`v1/`), by default on 127.0.0.1:7411, and if wanted
+//! probes alone on an address that anybody may reach. Calls no stage and shows no secret.
 //!
 //! A request passes, in this order: a place for its connection (`places.rs`); Host, Origin and token
 //! (`auth.rs`); the deadline and the limit of bodies; a handler.

@@ -32,7 +32,10 @@ async fn requests_at_once_share_four_connections_and_reuse_them() {
     assert_eq!(database.count(CONNECTIONS).await, first, "no request opens another");
     // A connection that the server has closed is replaced, not reported.
     database
-        .execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'pgoutbox/%/api' and datname = current_database()")
+        .execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity \
+              where datname = current_database() and application_name like 'pgoutbox/%/api'",
+        )
         .await;
     api.get("/v1/subscriptions").await.is(200);
     api.close().await;
