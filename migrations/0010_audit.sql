@@ -11,7 +11,8 @@ create table outbox.audit (
     details      jsonb       not null default '{}',
     login        text        not null,          -- session_user
     role         text        not null,          -- the role that the session had set, or its login
-    application  text        not null           -- application_name
+    application  text        not null,          -- application_name
+    actor        text                           -- who asked the application; null: not said
 );
 comment on table outbox.audit is
     'Who changed subscriptions, dead letters and waiting deliveries, and when. Written with each '
@@ -24,6 +25,9 @@ comment on column outbox.audit.action is
 comment on column outbox.audit.details is
     'The arguments that were given; for changed, the names of the fields; {"by": "relay"} where a '
     'relay did it.';
+comment on column outbox.audit.actor is
+    'Who asked the application for the change, as far as it says: the setting outbox.actor, which '
+    'the API sets to the subject of a token.';
 create index audit_subscription on outbox.audit (subscription, id);
 
 -- Nobody may call it but the owner, and functions that run as the owner. It takes who did it from
@@ -35,16 +39,18 @@ create function outbox_internal.record_audit(
     rows         bigint default null
 ) returns bigint
 language sql security definer set search_path = pg_catalog, pg_temp as $$
-    insert into outbox.audit (action, subscription, rows, details, login, role, application)
+    insert into outbox.audit (action, subscription, rows, details, login, role, application,
+                              actor)
     select record_audit.action, record_audit.subscription, record_audit.rows,
            coalesce(jsonb_strip_nulls(record_audit.details), '{}')
            || case when done.by_relay then '{"by": "relay"}'::jsonb else '{}' end,
            session_user, coalesce(nullif(current_setting('role'), 'none'), session_user),
-           done.application
+           done.application,
+           nullif(left(current_setting('outbox.actor', true), 255), '')
       from (select current_setting('application_name') as application,
                    -- as relays call themselves, or a login that may be nothing else
                    current_setting('application_name') ~ '^pgoutbox/[^/]+/'
-                   and current_setting('application_name') !~ '^pgoutbox/[^/]+/cli$'
+                   and current_setting('application_name') !~ '^pgoutbox/[^/]+/(cli|api)$'
                    or coalesce((select pg_has_role(session_user, relay.oid, 'member')
                                   from pg_roles as relay where relay.rolname = 'outbox_relay')
                                and not (select pg_has_role(session_user, admin.oid, 'member')

@@ -4233,16 +4233,18 @@ CREATE FUNCTION outbox_internal.record_audit(action text, subscription text DEFA
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$
-    insert into outbox.audit (action, subscription, rows, details, login, role, application)
+    insert into outbox.audit (action, subscription, rows, details, login, role, application,
+                              actor)
     select record_audit.action, record_audit.subscription, record_audit.rows,
            coalesce(jsonb_strip_nulls(record_audit.details), '{}')
            || case when done.by_relay then '{"by": "relay"}'::jsonb else '{}' end,
            session_user, coalesce(nullif(current_setting('role'), 'none'), session_user),
-           done.application
+           done.application,
+           nullif(left(current_setting('outbox.actor', true), 255), '')
       from (select current_setting('application_name') as application,
                    -- as relays call themselves, or a login that may be nothing else
                    current_setting('application_name') ~ '^pgoutbox/[^/]+/'
-                   and current_setting('application_name') !~ '^pgoutbox/[^/]+/cli$'
+                   and current_setting('application_name') !~ '^pgoutbox/[^/]+/(cli|api)$'
                    or coalesce((select pg_has_role(session_user, relay.oid, 'member')
                                   from pg_roles as relay where relay.rolname = 'outbox_relay')
                                and not (select pg_has_role(session_user, admin.oid, 'member')
@@ -4748,7 +4750,8 @@ CREATE TABLE outbox.audit (
     details jsonb DEFAULT '{}'::jsonb NOT NULL,
     login text NOT NULL,
     role text NOT NULL,
-    application text NOT NULL
+    application text NOT NULL,
+    actor text
 );
 
 COMMENT ON TABLE outbox.audit IS 'Who changed subscriptions, dead letters and waiting deliveries, and when. Written with each change, in its transaction; only the owner of the outbox can change it.';
@@ -4756,6 +4759,8 @@ COMMENT ON TABLE outbox.audit IS 'Who changed subscriptions, dead letters and wa
 COMMENT ON COLUMN outbox.audit.action IS 'created, changed, paused, resumed, gone, disabled or deleted (a subscription); redriven or discarded (dead letters); retried or cancelled (deliveries); unparked (keys); replay started, replay paused, replay resumed or replay cancelled; limited (an organization); adopted (the database).';
 
 COMMENT ON COLUMN outbox.audit.details IS 'The arguments that were given; for changed, the names of the fields; {"by": "relay"} where a relay did it.';
+
+COMMENT ON COLUMN outbox.audit.actor IS 'Who asked the application for the change, as far as it says: the setting outbox.actor, which the API sets to the subject of a token.';
 
 ALTER TABLE outbox.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME outbox.audit_id_seq

@@ -18,6 +18,7 @@ use crate::{
 
 /// A declared subscription: the parameters of `outbox.subscribe`. `J` is how values of JSON are kept.
 #[derive(Debug, Clone, Deserialize, Serialize)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema), schema(bound = "J: utoipa::ToSchema"))]
 #[serde(deny_unknown_fields, bound(deserialize = "J: Deserialize<'de>"))]
 #[non_exhaustive]
 pub struct SubscriptionSpec<J = JsonText> {
@@ -29,6 +30,7 @@ pub struct SubscriptionSpec<J = JsonText> {
     pub sink: String,
     /// Configuration for the sink: an object; none: without fields.
     #[serde(skip_serializing_if = "Option::is_none", default = "none", deserialize_with = "present")]
+    #[cfg_attr(feature = "cli", schema(value_type = JsonText, required = false))]
     pub config: Option<J>,
     /// JSON that the payload must contain.
     #[serde(
@@ -37,6 +39,7 @@ pub struct SubscriptionSpec<J = JsonText> {
         default = "none",
         deserialize_with = "present"
     )]
+    #[cfg_attr(feature = "cli", schema(value_type = JsonText, required = false))]
     pub matching: Option<J>,
     /// CEL expression that an event must satisfy.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,6 +64,7 @@ pub struct SubscriptionSpec<J = JsonText> {
     pub rate: Option<String>,
     /// Retry policy: an object; none: the defaults.
     #[serde(skip_serializing_if = "Option::is_none", default = "none", deserialize_with = "present")]
+    #[cfg_attr(feature = "cli", schema(value_type = JsonText, required = false))]
     pub retry: Option<J>,
     /// Prefixes of keys; an event must have a key that begins with one of them.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,7 +1,7 @@
 //! The attempt log: lists attempts.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::FromRow;
 use uuid::Uuid;
 
@@ -10,6 +10,7 @@ use super::{Error, Operator, ask};
 
 /// An attempt of a delivery.
 #[derive(Debug, Clone, PartialEq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct LoggedAttempt {
     /// Name of the subscription; none if it was deleted.
     pub subscription: Option<String>,
@@ -41,6 +42,19 @@ pub struct LoggedAttempt {
     pub relay: String,
 }
 
+/// Where an attempt stands in the list of all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptPlace {
+    /// When it was recorded.
+    pub at: DateTime<Utc>,
+    /// Place of the event in the log.
+    pub position: i64,
+    /// Its number.
+    pub attempt: i32,
+    /// Name of the subscription; none if it was deleted.
+    pub subscription: Option<String>,
+}
+
 /// Selects attempts; the default selects all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AttemptFilter {
@@ -55,13 +69,14 @@ pub struct AttemptFilter {
 }
 
 impl Operator {
-    /// Lists matching attempts, newest first.
+    /// Lists matching attempts, newest first; with `after` those that come after this one.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn list_attempts(
         &mut self,
         filter: &AttemptFilter,
+        after: Option<&AttemptPlace>,
         max_rows: i32,
     ) -> Result<Vec<LoggedAttempt>, Error> {
         let found = match filter.event {
@@ -75,7 +90,11 @@ impl Operator {
             .bind(position)
             .bind(&filter.error_like)
             .bind(filter.since.max(published_at))
-            .bind(i64::from(max_rows));
+            .bind(i64::from(max_rows))
+            .bind(after.map(|after| after.at))
+            .bind(after.map(|after| after.position))
+            .bind(after.map(|after| after.attempt))
+            .bind(after.map(|after| after.subscription.as_deref().unwrap_or_default()));
         ask("listing attempts", query.fetch_all(&mut self.connection)).await
     }
 }

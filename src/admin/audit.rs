@@ -10,6 +10,7 @@ use crate::event::JsonText;
 
 /// A change, as `outbox.audit` has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct AuditEntry {
     /// Id of the entry; later ones are larger.
     pub id: i64,
@@ -30,10 +31,12 @@ pub struct AuditEntry {
     pub role: String,
     /// Name that the program gave itself: `application_name`.
     pub application: String,
+    /// Who asked the program for it, as far as it says: the subject of a token of the API.
+    pub actor: Option<String>,
 }
 
 impl Operator {
-    /// Lists changes, newest first: those of one subscription, and since a time.
+    /// Lists changes, newest first: those of one subscription, since a time, and before an id.
     ///
     /// # Errors
     /// Those of the database.
@@ -41,9 +44,11 @@ impl Operator {
         &mut self,
         subscription: Option<&str>,
         since: Option<DateTime<Utc>>,
+        before: Option<i64>,
         max_rows: i32,
     ) -> Result<Vec<AuditEntry>, Error> {
-        let query = rows(sql!("admin/list_audit")).bind(subscription).bind(since).bind(i64::from(max_rows));
+        let query = rows(sql!("admin/list_audit")).bind(subscription).bind(since);
+        let query = query.bind(i64::from(max_rows)).bind(before);
         ask(LISTING_AUDIT, query.fetch_all(&mut self.connection)).await
     }
 }

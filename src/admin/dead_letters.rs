@@ -11,6 +11,7 @@ use crate::event::JsonText;
 
 /// A delivery that was given up. Does not include the event's payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct DeadLetter {
     /// Id of the dead letter.
     pub id: i64,
@@ -40,6 +41,7 @@ pub struct DeadLetter {
 
 /// A dead letter with its event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct WholeDeadLetter {
     /// The dead letter.
     #[sqlx(flatten)]
@@ -65,6 +67,7 @@ pub struct WholeDeadLetter {
 
 /// Dead letters of one subscription that were given up for the same reason with the same answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct DeadLetterGroup {
     /// Name of the subscription.
     pub subscription: String,
@@ -111,16 +114,20 @@ pub struct DeadLetterCount {
 }
 
 impl Operator {
-    /// Lists matching dead letters, newest first.
+    /// Lists matching dead letters, newest first; with `after` those that come after the one that was given
+    /// up at this time and has this id.
     ///
     /// # Errors
     /// Those of the database.
     pub async fn list_dead_letters(
         &mut self,
         filter: &DeadLetterFilter,
+        after: Option<(DateTime<Utc>, i64)>,
         max_rows: i32,
     ) -> Result<Vec<DeadLetter>, Error> {
+        let (died_at, id) = after.unzip();
         let query = filter.bind(rows(sql!("admin/list_dead_letters"))).bind(i64::from(max_rows));
+        let query = query.bind(died_at).bind(id);
         ask("listing dead letters", query.fetch_all(&mut self.connection)).await
     }
 

@@ -1,7 +1,7 @@
 //! Deliveries that wait: filter, list, count, retry and cancel them.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::{FromRow, postgres::PgRow};
 use uuid::Uuid;
 
@@ -10,6 +10,7 @@ use super::{Error, Operator, ask};
 
 /// A delivery that no relay holds. Does not include the event's payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct WaitingDelivery {
     /// Name of the subscription.
     pub subscription: String,
@@ -33,6 +34,28 @@ pub struct WaitingDelivery {
     pub status: Option<i32>,
     /// Beginning of the last answer, escaped.
     pub answer: Option<String>,
+}
+
+/// A waiting delivery and where it stands in the order of the log.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct PlacedDelivery {
+    /// The delivery.
+    #[sqlx(flatten)]
+    pub delivery: WaitingDelivery,
+    /// Its place.
+    #[sqlx(flatten)]
+    pub place: DeliveryPlace,
+}
+
+/// Where a waiting delivery stands in the order of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, FromRow)]
+pub struct DeliveryPlace {
+    /// Place of the event in the log.
+    pub position: i64,
+    /// Id of the subscription.
+    pub subscription_id: i64,
+    /// Id of the replay that it is part of; 0 if it is of none.
+    pub replay_id: i64,
 }
 
 /// Selects waiting deliveries; the default selects all.
@@ -68,6 +91,25 @@ impl Operator {
         max_rows: i32,
     ) -> Result<Vec<WaitingDelivery>, Error> {
         let query = filter.bind(rows(sql!("admin/list_deliveries"))).bind(i64::from(max_rows));
+        ask("listing deliveries", query.fetch_all(&mut self.connection)).await
+    }
+
+    /// A page of matching deliveries that wait, in the order of the log, which stays the same while they are
+    /// tried; with `after` those that come after this place.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn page_deliveries(
+        &mut self,
+        filter: &DeliveryFilter,
+        after: Option<DeliveryPlace>,
+        max_rows: i32,
+    ) -> Result<Vec<PlacedDelivery>, Error> {
+        let query = filter.bind(rows(sql!("admin/page_deliveries"))).bind(i64::from(max_rows));
+        let query = query
+            .bind(after.map(|after| after.position))
+            .bind(after.map(|after| after.subscription_id))
+            .bind(after.map(|after| after.replay_id));
         ask("listing deliveries", query.fetch_all(&mut self.connection)).await
     }
 

@@ -40,6 +40,8 @@ pub enum Error {
         message: String,
         /// PostgreSQL's hint.
         hint: Option<String>,
+        /// SQLSTATE, such as `22023`.
+        code: String,
     },
     /// Any other error.
     #[error("{doing}")]
@@ -51,7 +53,46 @@ pub enum Error {
     },
 }
 
+/// What an error asks of the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Another login, or more rights for this one.
+    Rights,
+    /// `pgoutbox migrate`.
+    Migration,
+    /// Other input.
+    Input,
+    /// Input that does not contradict what is there.
+    Conflict,
+    /// To try again soon: somebody else has locked a row.
+    Locked,
+    /// To try again, or to ask for less: the statement took too long.
+    Late,
+    /// To try again later: the database is away, or cannot be written.
+    Away,
+    /// To look at the cause.
+    Unexpected,
+}
+
 impl Error {
+    /// What it asks of the caller.
+    #[must_use]
+    pub fn why(&self) -> Why {
+        match self {
+            Self::Unreachable { .. } => Why::Away,
+            Self::NotMigrated => Why::Migration,
+            Self::Denied { .. } => Why::Rights,
+            Self::Refused { code, .. } if code == "23505" => Why::Conflict,
+            Self::Refused { .. } => Why::Input,
+            Self::Failed { source, .. } => match sqlstate::class_of(source) {
+                Some(Class::Locked) => Why::Locked,
+                Some(Class::Canceled) => Why::Late,
+                Some(Class::ReadOnly) => Why::Away,
+                _ => Why::Unexpected,
+            },
+        }
+    }
+
     /// Classifies an error of the driver.
     #[must_use]
     pub fn of(doing: &'static str, source: sqlx::Error) -> Self {
@@ -68,7 +109,8 @@ impl Error {
             // Every statement names only tables and functions of the schema `outbox`.
             Class::Missing => Self::NotMigrated,
             Class::Refused => {
-                Self::Refused { message: refusal(answer), hint: answer.hint().map(ToOwned::to_owned) }
+                let (message, hint) = (refusal(answer), answer.hint().map(ToOwned::to_owned));
+                Self::Refused { message, hint, code: answer.code().to_owned() }
             }
             Class::NoRights => Self::Denied {
                 message: refusal(answer),

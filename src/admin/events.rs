@@ -5,7 +5,7 @@ use serde::Serialize;
 use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::statement::rows;
+use super::statement::{rows, value};
 use super::{Error, Operator, ask};
 use crate::event::{JsonText, Position};
 
@@ -14,6 +14,7 @@ pub const LOOKED_AT: i32 = 100_000;
 
 /// An event of the log, without its headers and payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct LoggedEvent {
     /// Public id of the event: a UUID.
     pub event_id: Uuid,
@@ -41,6 +42,7 @@ pub struct LoggedEvent {
 
 /// An event of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct WholeEvent {
     /// The event without its headers and payload.
     #[sqlx(flatten)]
@@ -68,13 +70,14 @@ pub struct EventFilter {
 }
 
 impl Operator {
-    /// Lists matching events among the newest 100,000, newest first.
+    /// Lists matching events among the newest 100,000, or the newest before a position, newest first.
     ///
     /// # Errors
     /// [`Error::Refused`] when the topic is no pattern; and those of the database.
     pub async fn list_events(
         &mut self,
         filter: &EventFilter,
+        before: Option<Position>,
         max_rows: i32,
     ) -> Result<Vec<LoggedEvent>, Error> {
         let query = rows(sql!("admin/list_events"))
@@ -83,8 +86,18 @@ impl Operator {
             .bind(&filter.organization)
             .bind(filter.since)
             .bind(i64::from(max_rows))
-            .bind(i64::from(LOOKED_AT));
+            .bind(i64::from(LOOKED_AT))
+            .bind(before);
         ask("listing events", query.fetch_all(&mut self.connection)).await
+    }
+
+    /// The last position that [`Operator::list_events`] looks at; none if it looks at all that there are.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn skim_events(&mut self, before: Option<Position>) -> Result<Option<Position>, Error> {
+        let query = value(sql!("admin/skim_events")).bind(i64::from(LOOKED_AT)).bind(before);
+        ask("listing events", query.fetch_optional(&mut self.connection)).await
     }
 
     /// The event with this id, if the log still has it.

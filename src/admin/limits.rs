@@ -11,6 +11,7 @@ use super::{
 
 /// The limit of an organization.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct OrganizationLimit {
     /// Name of the organization.
     pub organization: String,
@@ -21,12 +22,16 @@ pub struct OrganizationLimit {
 }
 
 impl Operator {
-    /// The organizations that are limited, by name.
+    /// The organizations that are limited, by name; with `after` those after this name.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn list_limits(&mut self) -> Result<Vec<OrganizationLimit>, Error> {
-        let query = rows(sql!("admin/list_limits"));
+    pub async fn list_limits(
+        &mut self,
+        after: Option<&str>,
+        max_rows: i32,
+    ) -> Result<Vec<OrganizationLimit>, Error> {
+        let query = rows(sql!("admin/list_limits")).bind(after).bind(i64::from(max_rows));
         ask("listing the limits of organizations", query.fetch_all(&mut self.connection)).await
     }
 

@@ -5,6 +5,7 @@ mod adopt;
 mod apply;
 mod attempts;
 mod audit;
+mod bulk;
 mod check;
 mod dead_letters;
 mod deliveries;
@@ -15,6 +16,7 @@ mod limits;
 mod replays;
 mod schema;
 mod statement;
+mod subscriptions;
 mod trace;
 mod trial;
 mod wait;
@@ -33,15 +35,18 @@ pub use self::{
         ApplyError, Change, ChangeKind, SpecError, SubscriptionSpec, check_specs, compare,
         subscribe_statement,
     },
-    attempts::{AttemptFilter, LoggedAttempt},
+    attempts::{AttemptFilter, AttemptPlace, LoggedAttempt},
     audit::AuditEntry,
+    bulk::{BulkCount, BulkVerb, Unclear, unclear_choice},
     check::{Elsewhere, Finding, Findings, check_subscriptions},
     dead_letters::{DeadLetter, DeadLetterCount, DeadLetterFilter, DeadLetterGroup, WholeDeadLetter},
-    deliveries::{DeliveryCount, DeliveryFilter, WaitingDelivery},
-    error::{Error, is_denied, is_unreachable},
+    deliveries::{DeliveryCount, DeliveryFilter, DeliveryPlace, PlacedDelivery, WaitingDelivery},
+    error::{Error, Why, is_denied, is_unreachable},
+    event_types::ShownEventType,
     events::{EventFilter, LOOKED_AT, LoggedEvent, WholeEvent},
     limits::OrganizationLimit,
     replays::{Replay, ReplayCount, ReplayOrder},
+    subscriptions::{Changed, Created, ShownSubscription},
     trace::{Trace, TraceDetail, TraceGroup, TraceStatus, TracedEvent, TracedSubscription},
     trial::{Trial, try_subscription},
     wait::{EventStatus, Said, SaidState, Waited, wait},
@@ -67,14 +72,37 @@ const ANSWER: Duration = Duration::from_secs(35);
 const SETTINGS: &[(&str, &str)] =
     &[("statement_timeout", "30s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
 
+/// Settings of the API's connection beside those: it has a time for each request, and few connections.
+const SETTINGS_OF_API: &[(&str, &str)] = &[("statement_timeout", "8s"), ("lock_timeout", "3s")];
+
+/// The program that an operator uses. Its name is in `application_name`, which `outbox.audit` records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// The command line.
+    CommandLine,
+    /// The API of a relay.
+    Api,
+}
+
 /// An operator's connection to the database.
 #[derive(Debug)]
 pub struct Operator {
     connection: PgConnection,
+    /// Who asks the program, for `outbox.audit`.
+    actor: Option<String>,
+}
+
+/// A published event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
+pub struct Published {
+    /// Id of the event.
+    pub event_id: Uuid,
 }
 
 /// Status of a subscription. `delivered` and `failed` cover the running relays since their start.
 #[derive(Debug, Clone, PartialEq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct Status {
     /// Name of the subscription.
     pub name: String,
@@ -117,6 +145,7 @@ pub struct Status {
 
 /// A relay that reported within the last minute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct RunningRelay {
     /// Name of the relay.
     pub name: String,
@@ -156,24 +185,59 @@ pub struct RunningGateway {
 }
 
 impl Operator {
-    /// Connects within 5 s. A `pooler` accepts no settings at connect, so the server's own timeouts apply.
+    /// Connects the command line within 5 s. A `pooler` accepts no settings at connect, so the server's own
+    /// timeouts apply.
     ///
     /// # Errors
     /// [`Error::Unreachable`], also when the login is refused.
     pub async fn connect(options: &PgConnectOptions, pooler: bool) -> Result<Self, Error> {
-        let options =
-            options.clone().application_name(concat!("pgoutbox/", env!("CARGO_PKG_VERSION"), "/cli"));
+        Self::connect_as(Program::CommandLine, options, pooler).await
+    }
+
+    /// Connects a program, as [`Operator::connect`] does. A statement of the API ends soon after the API has
+    /// dropped the connection, where there is no pooler and the server's system can tell.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], also when the login is refused.
+    pub async fn connect_as(
+        program: Program,
+        options: &PgConnectOptions,
+        pooler: bool,
+    ) -> Result<Self, Error> {
+        let (name, more) = match program {
+            Program::CommandLine => (concat!("pgoutbox/", env!("CARGO_PKG_VERSION"), "/cli"), &[][..]),
+            Program::Api => (concat!("pgoutbox/", env!("CARGO_PKG_VERSION"), "/api"), SETTINGS_OF_API),
+        };
+        let options = options.clone().application_name(name);
         let options = if pooler {
             options.statement_cache_capacity(0)
         } else {
-            options.options(session::SETTINGS.iter().chain(SETTINGS).copied())
+            options.options(session::SETTINGS.iter().chain(SETTINGS).chain(more).copied())
         };
         let doing = "connecting to the database";
         match tokio::time::timeout(CONNECT, session::connect(&options, pooler)).await {
-            Ok(Ok(connection)) => Ok(Self { connection }),
+            Ok(Ok(connection)) => {
+                let mut operator = Self { connection, actor: None };
+                if program == Program::Api && !pooler {
+                    // Where it cannot be set, a statement ends at its timeout.
+                    let _ = operator.end_with_client().await;
+                }
+                Ok(operator)
+            }
             Ok(Err(source)) => Err(Error::Unreachable { doing, source: plain(source) }),
             Err(_) => Err(Error::Unreachable { doing, source: late(CONNECT) }),
         }
+    }
+
+    async fn end_with_client(&mut self) -> Result<(), Error> {
+        let query = statement(sql!("admin/end_with_client")).execute(&mut self.connection);
+        ask("setting up the session", query).await.map(drop)
+    }
+
+    /// Who asks the program from now on; `outbox.audit` records it with what is changed in a transaction of
+    /// [`Operator::begin`].
+    pub fn act_for(&mut self, actor: Option<String>) {
+        self.actor = actor;
     }
 
     /// The connection, for migrations.
@@ -286,7 +350,15 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn begin(&mut self) -> Result<(), Error> {
-        ask("beginning a transaction", statement("begin").execute(&mut self.connection)).await.map(drop)
+        ask("beginning a transaction", statement("begin").execute(&mut self.connection)).await?;
+        self.name_actor().await
+    }
+
+    /// Names who asks for the transaction, not for the session, which a pooler may share.
+    async fn name_actor(&mut self) -> Result<(), Error> {
+        let Some(actor) = &self.actor else { return Ok(()) };
+        let query = statement(sql!("admin/name_actor")).bind(actor).execute(&mut self.connection);
+        ask("naming who asks", query).await.map(drop)
     }
 
     /// Ends the transaction of [`Operator::begin`]: commits if `keep` is set, otherwise rolls back.

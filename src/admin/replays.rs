@@ -17,6 +17,7 @@ const PART: i64 = 500;
 
 /// A replay: events of the log that are sent again to a subscription.
 #[derive(Debug, Clone, PartialEq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct Replay {
     /// Id of the replay; deliveries carry it in the header `pgoutbox-replay`.
     pub id: i64,
@@ -71,6 +72,7 @@ pub struct ReplayOrder {
 
 /// What a replay would send.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct ReplayCount {
     /// Events that the subscription wants as it is now.
     pub would_replay: i64,
@@ -161,7 +163,8 @@ impl Operator {
         ask("reading the events of a replay", query.fetch_all(&mut self.connection)).await
     }
 
-    /// Lists replays, newest first: those of a subscription, or of all; or the one with this id.
+    /// Lists replays, newest first: those of a subscription, or of all; the one with this id; or those before
+    /// an id.
     ///
     /// # Errors
     /// Those of the database.
@@ -169,9 +172,11 @@ impl Operator {
         &mut self,
         subscription: Option<&str>,
         id: Option<i64>,
+        before: Option<i64>,
         max_rows: i32,
     ) -> Result<Vec<Replay>, Error> {
-        let query = rows(sql!("admin/list_replays")).bind(subscription).bind(id).bind(i64::from(max_rows));
+        let query = rows(sql!("admin/list_replays")).bind(subscription).bind(id);
+        let query = query.bind(i64::from(max_rows)).bind(before);
         ask("listing replays", query.fetch_all(&mut self.connection)).await
     }
 

@@ -19,6 +19,7 @@ const PART: Duration = Duration::from_secs(2);
 
 /// What became of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -33,6 +34,7 @@ pub enum EventStatus {
 
 /// What one subscription said of an event so far.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct Said {
     /// Name of the subscription.
     pub subscription: String,
@@ -52,6 +54,7 @@ pub struct Said {
 
 /// Where a delivery stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::Type)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -73,6 +76,7 @@ pub enum SaidState {
 
 /// The result of [`wait`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct Waited {
     /// Id of the event.
     pub event_id: Uuid,

@@ -45,7 +45,7 @@ impl Attempts {
             error_like: self.error_like,
             since,
         };
-        let attempts = operator.list_attempts(&choice, self.listing.limit).await?;
+        let attempts = operator.list_attempts(&choice, None, self.listing.limit).await?;
         self.listing.note(attempts.len(), "the newest ");
         if self.listing.json {
             return Ok(print::json(&attempts)?);

@@ -26,7 +26,8 @@ impl Audit {
     ) -> anyhow::Result<()> {
         let operator = &mut connect().await?;
         let since = moment::past(self.since, operator).await?;
-        let entries = operator.list_audit(self.subscription.as_deref(), since, self.listing.limit).await?;
+        let (name, most) = (self.subscription.as_deref(), self.listing.limit);
+        let entries = operator.list_audit(name, since, None, most).await?;
         self.listing.note(entries.len(), "the newest ");
         if self.listing.json {
             return Ok(print::json(&entries)?);
@@ -48,7 +49,10 @@ fn cells(entry: &AuditEntry) -> [String; 8] {
         print::or_empty(entry.rows.as_ref()),
         entry.login.clone(),
         role,
-        entry.application.clone(),
+        entry
+            .actor
+            .as_ref()
+            .map_or_else(|| entry.application.clone(), |actor| format!("{} for {actor}", entry.application)),
         entry.details.to_string(),
     ]
 }

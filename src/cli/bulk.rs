@@ -2,9 +2,8 @@
 
 use std::io::{IsTerminal, stderr, stdin};
 
-use serde::{Serialize, Serializer, ser::SerializeMap as _};
-
 use super::{Misuse, print};
+use crate::admin::{BulkCount, BulkVerb, Unclear, unclear_choice};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Bulk {
@@ -38,13 +37,12 @@ pub(super) struct Consent {
 impl Bulk {
     /// Refuses to change everything that was not asked for. `is_chosen`: whether there is a filter.
     pub(super) fn check(&self, is_chosen: bool) -> Result<(), Misuse> {
-        match (is_chosen, self.all) {
-            (false, false) if !self.dry_run => {
-                Err(Misuse("nothing is chosen: add a filter, or --all for all of them".to_owned()))
-            }
-            (true, true) => Err(Misuse("--all cannot be combined with a filter".to_owned())),
-            _ => Ok(()),
-        }
+        let why = match unclear_choice(is_chosen, self.all, self.dry_run) {
+            None => return Ok(()),
+            Some(Unclear::Nothing) => "nothing is chosen: add a filter, or --all for all of them",
+            Some(Unclear::Both) => "--all cannot be combined with a filter",
+        };
+        Err(Misuse(why.to_owned()))
     }
 
     /// So many at most.
@@ -62,38 +60,30 @@ impl Bulk {
         matching.min(self.max_rows().into())
     }
 
-    /// Prints how many `what` were changed, or would be, and how many are left.
-    pub(super) fn report(&self, done: &str, what: &str, count: i64, left: i64) -> anyhow::Result<()> {
+    /// Prints how many were changed, or would be, and how many are left.
+    pub(super) fn report(&self, verb: BulkVerb, count: i64, left: i64) -> anyhow::Result<()> {
+        self.show(&BulkCount { verb, is_dry_run: self.dry_run, count, left })
+    }
+
+    /// Prints how many were changed, or would be, and how many are left.
+    pub(super) fn show(&self, counted: &BulkCount) -> anyhow::Result<()> {
+        let BulkCount { verb, is_dry_run, count, left } = *counted;
         if self.json {
-            let after = if self.dry_run { "matching" } else { "left" };
-            print::json([Counts { done, count, after, left }])?;
+            print::json([counted])?;
         } else {
             print::line(&count.to_string())?;
         }
+        let what = match verb {
+            BulkVerb::Redrive | BulkVerb::Discard => "dead letter",
+            BulkVerb::Retry | BulkVerb::Cancel => "delivery",
+        };
         let counted = print::counted(left, what);
-        match (self.dry_run, left) {
+        match (is_dry_run, left) {
             (true, _) => print::note!("nothing was changed; {counted} match in total"),
             (false, 0) => {}
             (false, _) => print::note!("{counted} left; run it again"),
         }
         Ok(())
-    }
-}
-
-/// How many were changed, and how many are left, under these names and in this order.
-struct Counts<'c> {
-    done: &'c str,
-    count: i64,
-    after: &'c str,
-    left: i64,
-}
-
-impl Serialize for Counts<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(2))?;
-        map.serialize_entry(self.done, &self.count)?;
-        map.serialize_entry(self.after, &self.left)?;
-        map.end()
     }
 }
 

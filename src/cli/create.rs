@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{Misuse, config::Config, exit::Exit, input, print};
 use crate::{
-    admin::{self, SubscriptionSpec},
+    admin::{self, Created, SubscriptionSpec},
     store::SubscriptionRow,
 };
 
@@ -73,7 +73,7 @@ impl Create {
             );
         };
         if self.json {
-            print::json([Created { id, subscription: &spec.name }])?;
+            print::json([Created { id, subscription: spec.name.clone() }])?;
         }
         print::note!("{} created", spec.name);
         Ok(Exit::Done)
@@ -103,10 +103,4 @@ impl Create {
             ..SubscriptionSpec::from(&row)
         })
     }
-}
-
-#[derive(serde::Serialize)]
-struct Created<'s> {
-    id: i64,
-    subscription: &'s str,
 }

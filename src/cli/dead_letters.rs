@@ -1,7 +1,7 @@
 //! `dead-letters`: list, show, redrive and discard deliveries that were given up.
 
 use crate::{
-    admin::{DeadLetter, DeadLetterFilter, DeadLetterGroup, Operator},
+    admin::{BulkVerb, DeadLetter, DeadLetterFilter, DeadLetterGroup, Operator},
     delivery::rate::Rate,
 };
 
@@ -108,7 +108,7 @@ impl DeadLetters {
                     }
                 }
                 let why = "is not there, its subscription was removed, or its event could not be read";
-                return done(&bulk, "redriven", &ids, &missing, why);
+                return done(&bulk, BulkVerb::Redrive, &ids, &missing, why);
             }
             Self::Redrive { filter, bulk, rate, .. } => {
                 bulk.check(filter.chooses())?;
@@ -131,27 +131,24 @@ impl DeadLetters {
                         missing.push(*id);
                     }
                 }
-                return done(&bulk, "discarded", &ids, &missing, "is not there");
+                return done(&bulk, BulkVerb::Discard, &ids, &missing, "is not there");
             }
             Self::Discard { filter, bulk, consent, .. } => {
                 bulk.check(filter.chooses())?;
                 consent.check(&bulk, "discard deletes permanently")?;
                 let mut operator = connect().await?;
                 let choice = filter.choice(&mut operator).await?;
-                let matching = operator.count_dead_letters(&choice).await?.matching;
-                let count = bulk.of(matching);
+                let counted = operator.discard_in_bulk(&choice, bulk.max_rows(), true).await?;
                 if bulk.dry_run {
-                    bulk.report("would_discard", WHAT, count, matching)?;
+                    bulk.show(&counted)?;
                     return Ok(Exit::Done);
                 }
-                let question = format!("Delete {} permanently?", print::counted(count, WHAT));
-                if !consent.given(count, &question)? {
+                let question = format!("Delete {} permanently?", print::counted(counted.count, WHAT));
+                if !consent.given(counted.count, &question)? {
                     print::note!("nothing was discarded");
                     return Ok(Exit::Failed);
                 }
-                let discarded = operator.discard_dead_letters(&choice, bulk.max_rows()).await?;
-                let left = operator.count_dead_letters(&choice).await?.matching;
-                bulk.report("discarded", WHAT, discarded, left)?;
+                bulk.show(&operator.discard_in_bulk(&choice, bulk.max_rows(), false).await?)?;
             }
         }
         Ok(Exit::Done)
@@ -164,8 +161,8 @@ fn only(id: i64) -> DeadLetterFilter {
 }
 
 /// Says how many of these were changed, and names the others.
-fn done(bulk: &Bulk, done: &str, ids: &[i64], missing: &[i64], why: &str) -> anyhow::Result<Exit> {
-    bulk.report(done, WHAT, (ids.len() - missing.len()) as i64, 0)?;
+fn done(bulk: &Bulk, verb: BulkVerb, ids: &[i64], missing: &[i64], why: &str) -> anyhow::Result<Exit> {
+    bulk.report(verb, (ids.len() - missing.len()) as i64, 0)?;
     for id in missing {
         print::note!("dead letter {id} {why}");
     }
@@ -199,7 +196,7 @@ impl Filter {
 
 async fn list(operator: &mut Operator, filter: Filter, listing: &Listing) -> anyhow::Result<()> {
     let choice = filter.choice(operator).await?;
-    let letters = operator.list_dead_letters(&choice, listing.limit).await?;
+    let letters = operator.list_dead_letters(&choice, None, listing.limit).await?;
     listing.note(letters.len(), "the newest ");
     if listing.json {
         return Ok(print::json(&letters)?);

@@ -77,35 +77,25 @@ impl Deliveries {
                 bulk.check(filter.chooses())?;
                 let mut operator = connect().await?;
                 let choice = filter.into();
-                if bulk.dry_run {
-                    let matching = operator.count_deliveries(&choice).await?.retriable;
-                    bulk.report("would_retry", WHAT, bulk.of(matching), matching)?;
-                    return Ok(Exit::Done);
-                }
-                let retried = operator.retry_deliveries(&choice, bulk.max_rows()).await?;
-                let left = operator.count_deliveries(&choice).await?.retriable;
-                let left = if retried < bulk.max_rows().into() { 0 } else { left };
-                bulk.report("retried", WHAT, retried, left)?;
+                bulk.show(&operator.retry_in_bulk(&choice, bulk.max_rows(), bulk.dry_run).await?)?;
             }
             Self::Cancel { filter, bulk, dead_letters, consent } => {
                 bulk.check(filter.chooses())?;
                 consent.check(&bulk, "cancelled deliveries are never sent")?;
                 let mut operator = connect().await?;
                 let choice = filter.into();
-                let matching = operator.count_deliveries(&choice).await?.matching;
-                let count = bulk.of(matching);
+                let most = bulk.max_rows();
+                let counted = operator.cancel_in_bulk(&choice, most, dead_letters, true).await?;
                 if bulk.dry_run {
-                    bulk.report("would_cancel", WHAT, count, matching)?;
+                    bulk.show(&counted)?;
                     return Ok(Exit::Done);
                 }
-                let question = format!("Cancel {}, so that it is never sent?", print::counted(count, WHAT));
-                if !consent.given(count, &question)? {
+                let what = print::counted(counted.count, WHAT);
+                if !consent.given(counted.count, &format!("Cancel {what}, so that it is never sent?"))? {
                     print::note!("nothing was cancelled");
                     return Ok(Exit::Failed);
                 }
-                let cancelled = operator.cancel_deliveries(&choice, bulk.max_rows(), dead_letters).await?;
-                let left = operator.count_deliveries(&choice).await?.matching;
-                bulk.report("cancelled", WHAT, cancelled, left)?;
+                bulk.show(&operator.cancel_in_bulk(&choice, most, dead_letters, false).await?)?;
             }
         }
         Ok(Exit::Done)

@@ -50,7 +50,7 @@ impl Events {
             Self::List { topic, key, organization, since, listing } => {
                 let since = moment::past(since, operator).await?;
                 let choice = EventFilter { topic, key, organization, since };
-                list(&operator.list_events(&choice, listing.limit).await?, &listing)?;
+                list(&operator.list_events(&choice, None, listing.limit).await?, &listing)?;
                 Ok(Exit::Done)
             }
             Self::Show { ids, json } => show(operator, &ids, json).await,

@@ -35,7 +35,7 @@ impl Organizations {
     ) -> anyhow::Result<Exit> {
         match self {
             Self::Limits { json } => {
-                let limits = connect().await?.list_limits().await?;
+                let limits = connect().await?.list_limits(None, i32::MAX).await?;
                 if json {
                     print::json(&limits)?;
                 } else if limits.is_empty() {

@@ -3,12 +3,11 @@
 use std::{path::Path, time::Duration};
 
 use crate::{
-    admin::{EventStatus, Operator, Said, SaidState, Waited},
+    admin::{EventStatus, Operator, Published, Said, SaidState, Waited},
     delivery::duration,
     event::Event,
 };
 use anyhow::Context;
-use serde::Serialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -55,12 +54,6 @@ pub(super) struct Publish {
     /// Print one JSON object on one line.
     #[arg(long)]
     json: bool,
-}
-
-/// A published event, as JSON.
-#[derive(Serialize)]
-struct Published {
-    event_id: Uuid,
 }
 
 impl Publish {

@@ -13,7 +13,7 @@ use super::{
     signals::Signals,
 };
 use crate::{
-    admin::{DeadLetterFilter, Operator},
+    admin::{BulkVerb, DeadLetterFilter, Operator},
     delivery::rate::Rate,
 };
 
@@ -32,7 +32,7 @@ pub(super) async fn redrive(
     let wanted =
         if rate.is_some() && !bulk.is_limited() { count.redrivable } else { bulk.of(count.redrivable) };
     if bulk.dry_run {
-        bulk.report("would_redrive", WHAT, wanted, count.redrivable)?;
+        bulk.report(BulkVerb::Redrive, wanted, count.redrivable)?;
         if let Some(rate) = rate {
             print::note!("at this rate it takes {}", about(time_of(rate, wanted)));
         }
@@ -62,7 +62,7 @@ pub(super) async fn redrive(
     }
     drop(progress);
     let left = operator.count_dead_letters(&choice).await?;
-    bulk.report("redriven", WHAT, redriven, left.redrivable)?;
+    bulk.report(BulkVerb::Redrive, redriven, left.redrivable)?;
     if left.matching > left.redrivable {
         let orphaned = print::counted(left.matching - left.redrivable, WHAT);
         print::note!(

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     admin::Operator,
-    http::Server,
+    http::{Server, v1::Operators},
     live::{Gateway, Sources as LiveSources},
     relay::{Drained, Health, Relay, telemetry::Telemetry},
     sink::{egress::Egress, secret::Secrets},
@@ -125,6 +125,11 @@ impl<'s> Relays<'s> {
                 draining: self.drain.clone(),
                 room: gateway.as_ref().map(|gateway| gateway.room().clone()),
                 clients: TaskTracker::new(),
+                operators: Some(Operators::new(
+                    config.connect_options()?,
+                    config.database.pooler,
+                    config.relay.environment.clone(),
+                )),
             })?;
             let stop = self.drain.child_token();
             let running = live::beside(relay.run(stop.clone()), gateway, stop.clone());

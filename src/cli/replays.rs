@@ -114,7 +114,7 @@ impl Start {
         }
         let id = operator.start_replay(&order).await?;
         if self.json {
-            print::json(operator.list_replays(None, Some(id), 1).await?)?;
+            print::json(operator.list_replays(None, Some(id), None, 1).await?)?;
         } else {
             print::line(&id.to_string())?;
         }
@@ -175,7 +175,7 @@ async fn follow(operator: &mut Operator, id: i64) -> anyhow::Result<Ended> {
                 return Ok(Ended::Interrupted);
             }
         }
-        let Some(replay) = operator.list_replays(None, Some(id), 1).await?.pop() else {
+        let Some(replay) = operator.list_replays(None, Some(id), None, 1).await?.pop() else {
             end_line(is_terminal);
             print::note!("the subscription was deleted, and replay {id} with it");
             return Ok(Ended::Yes(Exit::Failed));
@@ -247,7 +247,7 @@ impl Replays {
 }
 
 async fn list(operator: &mut Operator, subscription: Option<&str>, listing: &Listing) -> anyhow::Result<()> {
-    let replays = operator.list_replays(subscription, None, listing.limit).await?;
+    let replays = operator.list_replays(subscription, None, None, listing.limit).await?;
     listing.note(replays.len(), "the newest ");
     if listing.json {
         return Ok(print::json(&replays)?);

@@ -1,13 +1,10 @@
 //! `subscriptions`: list, show, create, pause, resume and delete subscriptions.
 
 use crate::{
+    admin::{Changed, ShownSubscription},
     cli::config::{self, Config},
-    delivery::SubscriptionId,
-    event::JsonText,
     store::SubscriptionRow,
 };
-use chrono::{DateTime, Utc};
-use serde::Serialize;
 
 use super::{apply, create, print, trial};
 use super::{exit::Exit, moment};
@@ -84,7 +81,7 @@ impl Subscriptions {
                     return Ok(missing(&name));
                 };
                 if json {
-                    print::json([Columns::from(&row)])?;
+                    print::json([ShownSubscription::from(row)])?;
                 } else {
                     show(&row)?;
                 }
@@ -108,17 +105,10 @@ impl Subscriptions {
     }
 }
 
-/// Whether a command changed something.
-#[derive(Serialize)]
-struct Changed<'n> {
-    subscription: &'n str,
-    changed: bool,
-}
-
 impl Named {
     fn report(&self, changed: bool, done: &str, already: &str) -> anyhow::Result<()> {
         if self.json {
-            print::json([Changed { subscription: &self.name, changed }])?;
+            print::json([Changed { subscription: self.name.clone(), changed }])?;
         }
         print::note!("{} {}", self.name, if changed { done } else { already });
         Ok(())
@@ -132,7 +122,7 @@ fn missing(name: &str) -> Exit {
 
 fn list(rows: &[SubscriptionRow], json: bool) -> anyhow::Result<()> {
     if json {
-        return Ok(print::json(rows.iter().map(Columns::from))?);
+        return Ok(print::json(rows.iter().cloned().map(ShownSubscription::from))?);
     }
     if rows.is_empty() {
         print::note!(
@@ -183,58 +173,4 @@ fn show(row: &SubscriptionRow) -> anyhow::Result<()> {
         ("reason", text(&row.state_reason)),
         ("changed or resumed", row.resumed_at.map(moment::shown).unwrap_or_default()),
     ])?)
-}
-
-/// The columns of a row that are shown as JSON.
-#[derive(Serialize)]
-struct Columns<'r> {
-    id: SubscriptionId,
-    name: &'r str,
-    topics: &'r [String],
-    sink: &'r str,
-    config: &'r JsonText,
-    r#match: Option<&'r JsonText>,
-    filter: Option<&'r str>,
-    transform: Option<&'r str>,
-    organization: Option<&'r str>,
-    schema_version: Option<i32>,
-    keys: Option<&'r [String]>,
-    ordering: &'static str,
-    on_exhausted: &'static str,
-    coalesce: &'static str,
-    rate: Option<&'r str>,
-    retry: &'r JsonText,
-    max_in_flight: Option<i32>,
-    active: bool,
-    state: &'static str,
-    state_reason: Option<&'r str>,
-    resumed_at: Option<DateTime<Utc>>,
-}
-
-impl<'r> From<&'r SubscriptionRow> for Columns<'r> {
-    fn from(row: &'r SubscriptionRow) -> Self {
-        Self {
-            id: row.id,
-            name: &row.name,
-            topics: &row.topics,
-            sink: &row.sink,
-            config: &row.config,
-            r#match: row.matching.as_ref(),
-            filter: row.filter.as_deref(),
-            transform: row.transform.as_deref(),
-            organization: row.organization.as_deref(),
-            schema_version: row.schema_version,
-            keys: row.keys.as_deref(),
-            ordering: row.ordering.code(),
-            on_exhausted: row.on_exhausted.code(),
-            coalesce: row.coalesce.code(),
-            rate: row.rate.as_deref(),
-            retry: &row.retry,
-            max_in_flight: row.max_in_flight,
-            active: row.active,
-            state: row.state.code(),
-            state_reason: row.state_reason.as_deref(),
-            resumed_at: row.resumed_at,
-        }
-    }
 }

@@ -124,7 +124,7 @@ impl Test {
             print::note!("the log is empty; publish an event, or pass one with --event FILE");
         }
         let types = match &mut operator {
-            Some(operator) => operator.list_event_types().await?,
+            Some(operator) => operator.list_event_types(None, i32::MAX).await?,
             None => Vec::new(),
         };
         let types = Types::new(types.into_iter().map(|row| Arc::new(EventType::read(row))));

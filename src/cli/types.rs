@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    admin::ShownEventType,
     cli::config::Config,
     event::{
         Event, JsonText,
@@ -69,7 +70,9 @@ pub(super) struct Check {
 impl EventTypes {
     pub(super) async fn execute(self, config: &Config) -> anyhow::Result<Exit> {
         match self {
-            Self::List { json } => list(&super::connect(config).await?.list_event_types().await?, json)?,
+            Self::List { json } => {
+                list(super::connect(config).await?.list_event_types(None, i32::MAX).await?, json)?
+            }
             Self::Add(add) => return add.execute(config).await,
             Self::Check(check) => return check.execute(config).await,
         }
@@ -108,9 +111,9 @@ fn read(path: &Path) -> anyhow::Result<String> {
     Ok(schema.to_string())
 }
 
-fn list(rows: &[Row], json: bool) -> anyhow::Result<()> {
+fn list(rows: Vec<Row>, json: bool) -> anyhow::Result<()> {
     if json {
-        return Ok(print::json(rows.iter().map(Columns::from))?);
+        return Ok(print::json(rows.into_iter().map(ShownEventType::from))?);
     }
     if rows.is_empty() {
         print::note!(
@@ -132,34 +135,6 @@ fn list(rows: &[Row], json: bool) -> anyhow::Result<()> {
     Ok(print::table(names, &rows.iter().map(cells).collect::<Vec<_>>())?)
 }
 
-/// The columns of a row that are shown as JSON.
-#[derive(Serialize)]
-struct Columns<'r> {
-    id: i64,
-    topic: &'r str,
-    version: i32,
-    schema: Option<JsonText>,
-    mode: &'r str,
-    description: Option<&'r str>,
-    upcast: Option<&'r str>,
-    state_reason: Option<&'r str>,
-}
-
-impl<'r> From<&'r Row> for Columns<'r> {
-    fn from(row: &'r Row) -> Self {
-        Self {
-            id: row.id,
-            topic: &row.topic,
-            version: row.version,
-            schema: serde_json::from_str(&row.schema).ok(),
-            mode: &row.mode,
-            description: row.description.as_deref(),
-            upcast: row.upcast.as_deref(),
-            state_reason: row.state_reason.as_deref(),
-        }
-    }
-}
-
 /// What `check` found, as JSON.
 #[derive(Serialize)]
 struct Failure<'f> {
@@ -179,7 +154,7 @@ impl Check {
             .map_err(|error| Misuse(error.to_string()))?;
         let operator = &mut super::connect(config).await?;
         let all: Vec<_> = operator
-            .list_event_types()
+            .list_event_types(None, i32::MAX)
             .await?
             .into_iter()
             .map(|row| Arc::new(EventType::read(row)))

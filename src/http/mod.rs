@@ -1,5 +1,5 @@
-//! HTTP for operators: probes and metrics, by default on 127.0.0.1:7411, and if wanted probes alone on an
-//! address that anybody may reach. Calls no stage and shows no secret.
+//! HTTP for operators: probes, metrics and the API (`v1/`), by default on 127.0.0.1:7411, and if wanted
+//! probes alone on an address that anybody may reach. Calls no stage and shows no secret.
 //!
 //! A request passes, in this order: a place for its connection (`places.rs`); Host, Origin and token
 //! (`auth/`); the deadline and the limit of bodies; a handler, which finds out who asks by the
@@ -9,6 +9,7 @@ mod auth;
 mod live;
 mod places;
 mod probes;
+pub mod v1;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -123,6 +124,8 @@ pub struct Server<R> {
     pub room: Option<Arc<Room>>,
     /// Live clients by WebSocket, which are waited for when the server stops.
     pub clients: TaskTracker,
+    /// How `/v1` gets to the database; none: it is not served.
+    pub operators: Option<v1::Operators>,
 }
 
 /// Serves probes and metrics until `shutdown`, then waits up to 3 s for open requests.
@@ -227,8 +230,11 @@ fn router<R: Readiness>(server: Server<R>, guard: Arc<auth::Guard>) -> Router {
         .route("/metrics", get(probes::metrics::<R>))
         .route("/v1/ws", get(live::ws::<R>))
         .route("/v1/stream", get(live::stream::<R>))
-        .fallback(|| async { problem(StatusCode::NOT_FOUND, "not found; see /livez, /readyz and /metrics") });
-    guarded(routes, guard).with_state(server)
+        .fallback(|| async {
+            problem(StatusCode::NOT_FOUND, "not found; see /livez, /readyz, /metrics and /v1/openapi.json")
+        });
+    let api = server.operators.clone().map(v1::router);
+    guarded(routes, api, guard).with_state(server)
 }
 
 fn probes_router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router {
@@ -236,15 +242,21 @@ fn probes_router<R: Readiness>(server: Server<R>, address: SocketAddr) -> Router
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(probes::ready_or_not::<R>))
         .fallback(|| async { problem(StatusCode::NOT_FOUND, "not found; see /livez and /readyz") });
-    guarded(routes, Arc::new(auth::Guard::of_probes(address))).with_state(server)
+    guarded(routes, None, Arc::new(auth::Guard::of_probes(address))).with_state(server)
 }
 
-fn guarded<R: Readiness>(routes: Router<Server<R>>, guard: Arc<auth::Guard>) -> Router<Server<R>> {
+fn guarded<R: Readiness>(
+    routes: Router<Server<R>>,
+    api: Option<Router<Server<R>>>,
+    guard: Arc<auth::Guard>,
+) -> Router<Server<R>> {
     routes
         .method_not_allowed_fallback(|| async {
             problem(StatusCode::METHOD_NOT_ALLOWED, "this path allows only GET")
         })
         .layer(RequestBodyLimitLayer::new(LARGEST_BODY))
+        // It limits its bodies itself: those of events are larger.
+        .merge(api.unwrap_or_default())
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST))
         .layer(middleware::from_fn_with_state(guard, auth::check))
 }
@@ -252,6 +264,8 @@ fn guarded<R: Readiness>(routes: Router<Server<R>>, guard: Arc<auth::Guard>) -> 
 /// An error response in the format of RFC 9457.
 fn problem(status: StatusCode, detail: &str) -> Response {
     let title = status.canonical_reason();
-    let body = serde_json::json!({ "title": title, "status": status.as_u16(), "detail": detail });
+    let body = serde_json::json!({
+        "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail,
+    });
     (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
 }

@@ -34,7 +34,7 @@ pub struct Claims {
     pub topics: Vec<Pattern>,
     /// `channels`: the channels that may be joined; without the claim none.
     pub channels: Channels,
-    /// Whether `scope` has the word `operator`.
+    /// Whether `scope` has the word `operator`, which makes an operator of who may see all organizations.
     pub is_operator: bool,
     /// `exp`: when the token expires.
     pub expires_at: DateTime<Utc>,
@@ -64,7 +64,8 @@ impl Caller {
     pub fn is_operator(&self) -> bool {
         match self {
             Self::Open | Self::Operator => true,
-            Self::Client(claims) => claims.is_operator,
+            // An operator sees all: who may see one organization is none.
+            Self::Client(claims) => claims.is_operator && claims.organization == Tenant::All,
         }
     }
 
@@ -251,7 +252,9 @@ mod tests {
             ("Operator", false),
             ("", false),
         ] {
-            assert_eq!(acme(json!({ "scope": scope })).unwrap().is_operator(), is_operator, "{scope}");
+            let all = json!({ "all_organizations": true, "scope": scope, "exp": 2_000_000_000 });
+            assert_eq!(read(all).unwrap().is_operator(), is_operator, "{scope}");
+            assert!(!acme(json!({ "scope": scope })).unwrap().is_operator(), "{scope}");
         }
     }
 

@@ -138,7 +138,8 @@ pub struct Backlog {
 }
 
 /// Events of the log that are not routed.
-#[derive(Debug, Clone, PartialEq, FromRow)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, FromRow)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct LogStatus {
     /// Their number; counting stops at 100,000.
     pub unrouted: i64,

@@ -60,7 +60,11 @@ async fn a_client_may_ask_for_live_events_and_only_an_operator_for_the_rest() {
     let settings = Settings { token: Some("0perator".into()), jwt: Some(secret()), ..Settings::default() };
     let server = started(settings).await;
     let client = Signer::secret(SECRET).token(None, &claims(json!({ "sub": "user-17" })));
-    let operator = Signer::secret(SECRET).token(None, &claims(json!({ "scope": "read operator" })));
+    let operators = json!({ "all_organizations": true, "scope": "read operator", "exp": now() + 3_600 });
+    let operator = Signer::secret(SECRET).token(None, &operators);
+    // Who may see one organization is no operator of all.
+    let of_one = claims(json!({ "scope": "operator" }));
+    assert_eq!(refusal(&server, METRICS, &Signer::secret(SECRET).token(None, &of_one)).await, 403);
     for path in [LIVE, "/v1/stream"] {
         for token in [client.as_str(), &operator, "0perator"] {
             assert_eq!(refusal(&server, path, token).await, 0, "{path} {token}");

@@ -204,9 +204,9 @@ async fn dead_letters_are_listed_counted_redriven_and_discarded() {
         since: Some(operator.read_clock(-60.0).await.unwrap()),
         ..DeadLetterFilter::default()
     };
-    assert_eq!(operator.list_dead_letters(&none, 10).await.unwrap(), []);
+    assert_eq!(operator.list_dead_letters(&none, None, 10).await.unwrap(), []);
 
-    let letters = operator.list_dead_letters(&all, 3).await.unwrap();
+    let letters = operator.list_dead_letters(&all, None, 3).await.unwrap();
     assert_eq!(letters.len(), 3);
     let shown = operator.show_dead_letter(letters[0].id).await.unwrap().unwrap();
     let payload = shown.payload.as_str();

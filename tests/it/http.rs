@@ -72,6 +72,7 @@ pub(crate) async fn running(
         draining: draining.clone(),
         room: None,
         clients: TaskTracker::new(),
+        operators: None,
     };
     let tasks = TaskTracker::new();
     if only_probes {

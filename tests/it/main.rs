@@ -9,6 +9,7 @@
 mod access; // who may ask for what: tokens, keys, origins
 mod addresses; // addresses of databases in each form, and words about those that lead nowhere
 mod admin; // operator functions
+mod api; // /v1 over HTTP: each resource, refusals, pages, limits, the document
 mod apply; // subscriptions exported as SQL and applied from a file
 mod audit; // who changed what, and when
 mod await_work; // no event waits for a poll, and publishers do not pay for notifications

@@ -37,6 +37,7 @@ pub struct Trace {
 
 /// The event of a [`Trace`], without its headers and payload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct TracedEvent {
     /// Public id of the event: a UUID.
     pub event_id: Uuid,
@@ -66,6 +67,7 @@ pub struct TracedEvent {
 
 /// What became of an event for one subscription.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 pub struct TracedSubscription {
     /// Name of the subscription; none if it was deleted and no dead letter has its name.
     pub subscription: Option<String>,
@@ -92,6 +94,7 @@ pub struct TracedSubscription {
 
 /// What is recorded about an event and a subscription.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct TraceDetail {
     /// The condition that does not hold now: `organization`, `topics`, `keys`, `match` or `filter`; `failed`

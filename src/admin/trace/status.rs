@@ -8,6 +8,7 @@ macro_rules! statuses {
     ($($(#[doc = $doc:literal])* $name:ident = $code:literal, $group:ident;)*) => {
         /// What became of an event for one subscription. The codes are stable.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, sqlx::Type)]
+        #[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
         #[serde(rename_all = "snake_case")]
         #[sqlx(type_name = "text", rename_all = "snake_case")]
         #[non_exhaustive]

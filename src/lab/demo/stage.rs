@@ -182,6 +182,7 @@ impl Stage {
             draining: self.stop_relay.clone(),
             room: None,
             clients: tokio_util::task::TaskTracker::new(),
+            operators: None,
         };
         let closed = self.stop_servers.clone();
         self.servers

@@ -78,6 +78,7 @@ impl LiveBox {
             telemetry,
             draining: CancellationToken::new(),
             room: Some(gateway.room().clone()),
+            operators: None,
             clients: TaskTracker::new(),
         };
         tasks.spawn(http::serve(listener, server, shutdown.clone()));

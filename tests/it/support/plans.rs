@@ -23,7 +23,7 @@ pub(crate) const NEW: i64 = 500;
 const GROWING: [&str; 5] = ["events", "event_ids", "deliveries", "attempts", "dead_letters"];
 
 /// Statements for operators that count or list everything.
-pub(crate) const FOR_PEOPLE: [&str; 24] = [
+pub(crate) const FOR_PEOPLE: [&str; 25] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
@@ -31,9 +31,11 @@ pub(crate) const FOR_PEOPLE: [&str; 24] = [
     "count_dead_letters",
     "count_due", // run --once
     "list_deliveries",
+    "page_deliveries",
     "count_deliveries",
     "recent_events",
     "list_events",
+    "skim_events",
     "show_event",
     "find_event",
     "wait_for_event",
