@@ -215,7 +215,7 @@ impl Client<'_> {
             Ok(Request::Subscribe(request)) => {
                 let id = request.id.clone();
                 let format = Format::Message { id: id.clone() };
-                match self.session.subscribe(format, request).await {
+                match Box::pin(self.session.subscribe(format, request)).await {
                     Ok(frame) => return vec![frame],
                     Err(refusal) => (Some(id), refusal),
                 }

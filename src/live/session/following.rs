@@ -177,7 +177,7 @@ impl Following {
     }
 
     async fn step_in_log(&mut self, room: &Room, cursor: &Arc<Cursor>) -> Step {
-        let batch = match room.history.behind(cursor).await {
+        let batch = match Box::pin(room.history.behind(cursor)).await {
             Ok(batch) => batch,
             Err(refusal) if refusal.code == Code::Unavailable => {
                 // The database is away. It is asked again after a while; nothing is lost.
