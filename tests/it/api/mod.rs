@@ -85,6 +85,8 @@ impl Api {
             telemetry: Telemetry::new(),
             draining: CancellationToken::new(),
             operators: Some(Operators::new(options, pooler, "default".to_owned())),
+            room: None,
+            clients: TaskTracker::new(),
         };
         tasks.spawn(serve(listener, server, stop.clone()));
         tasks.close();

@@ -23,7 +23,7 @@ pub(crate) const NEW: i64 = 500;
 const GROWING: [&str; 5] = ["events", "event_ids", "deliveries", "attempts", "dead_letters"];
 
 /// Statements for operators that count or list everything.
-pub(crate) const FOR_PEOPLE: [&str; 25] = [
+pub(crate) const FOR_PEOPLE: [&str; 26] = [
     "subscription_status",
     "log_status",
     "list_dead_letters",
