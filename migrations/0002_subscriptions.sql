@@ -644,9 +644,9 @@ begin
                 hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription '
                        'is created.';
         end if;
-        if subscribe.sink = 'live' then
-            perform outbox_internal.refuse_for_channel('start');
-        end if;
+    end if;
+    if subscribe.sink = 'live' and subscribe.start <> 'now' then
+        perform outbox_internal.refuse_for_channel('start');
     end if;
     begin
         insert into outbox.subscriptions as existing (
