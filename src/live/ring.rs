@@ -8,7 +8,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 
-use super::selection::{Frames, SelectionId};
+use super::selection::{Frames, Selection, SelectionId};
 use crate::{
     event::{Event, Position},
     sink::body::whole,
@@ -17,6 +17,10 @@ use crate::{
 
 /// Batches whose frames are kept: those that clients without delay are sent.
 const WITH_FRAMES: usize = 16;
+/// Events of which messages are made at once.
+pub(super) const PIECE: usize = 16;
+/// Bytes of messages that are kept of a batch, where the ring does not say otherwise, and at least.
+const KEPT: usize = 256 * 1_024;
 /// Places that are remembered between batches.
 const PLACES: usize = 4_096;
 /// What an event takes in memory besides its payload, in bytes.
@@ -64,12 +68,21 @@ pub(super) struct Batch {
     pub(super) at: DateTime<Utc>,
     /// Fingerprint of its database.
     pub(super) database: u32,
-    frames: Mutex<HashMap<SelectionId, Arc<Frames>>>,
+    kept: Mutex<Kept>,
+    /// Bytes of messages that may be kept.
+    most_kept: usize,
+}
+
+/// Messages that are kept, by selection and number of the piece.
+#[derive(Debug, Default)]
+struct Kept {
+    frames: HashMap<(SelectionId, usize), Arc<Frames>>,
+    bytes: usize,
 }
 
 impl Batch {
     pub(super) fn new(events: Vec<LiveEvent>, mark: Mark, at: DateTime<Utc>, database: u32) -> Self {
-        Self { events, mark: Arc::new(mark), at, database, frames: Mutex::default() }
+        Self { events, mark: Arc::new(mark), at, database, kept: Mutex::default(), most_kept: KEPT }
     }
 
     /// Bytes in memory, nearly: an event and its JSON.
@@ -86,21 +99,28 @@ impl Batch {
         token.clone()
     }
 
-    /// What a selection makes of it: if it is kept, made once for all clients with the same selection.
-    pub(super) fn frames(&self, id: SelectionId, keep: bool, make: impl FnOnce() -> Frames) -> Arc<Frames> {
-        if let Some(frames) = self.kept().get(&id) {
+    /// What a selection makes of a piece of it, which is some events. If several clients have the selection,
+    /// it is made once for all of them, as long as there is room to keep it.
+    pub(super) fn frames(&self, selection: &Arc<Selection>, piece: usize, keep: bool) -> Arc<Frames> {
+        let range = piece * PIECE..self.events.len().min((piece + 1) * PIECE);
+        if !keep || Arc::strong_count(selection) < 2 {
+            return Arc::new(selection.frames(self, range));
+        }
+        let key = (selection.id, piece);
+        if let Some(frames) = self.kept().frames.get(&key) {
             return frames.clone();
         }
         // Made without the lock: it takes a while, and two that make the same are no harm.
-        let frames = Arc::new(make());
-        if keep {
-            self.kept().insert(id, frames.clone());
+        let frames = Arc::new(selection.frames(self, range));
+        let mut kept = self.kept();
+        if kept.bytes < self.most_kept && kept.frames.insert(key, frames.clone()).is_none() {
+            kept.bytes += frames.iter().map(|(_, frame)| frame.text.len()).sum::<usize>();
         }
         frames
     }
 
-    fn kept(&self) -> MutexGuard<'_, HashMap<SelectionId, Arc<Frames>>> {
-        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -150,7 +170,8 @@ impl Ring {
     }
 
     /// Adds a batch, or only moves the head if it has no events.
-    pub(super) fn push(&mut self, batch: Batch) {
+    pub(super) fn push(&mut self, mut batch: Batch) {
+        batch.most_kept = (self.most / WITH_FRAMES).max(KEPT);
         self.head = batch.mark.after.clone();
         self.head_at = batch.at;
         if !batch.events.is_empty() {
@@ -164,7 +185,7 @@ impl Ring {
             }
         }
         if let Some(older) = self.batches.len().checked_sub(WITH_FRAMES + 1) {
-            self.batches[older].kept().clear();
+            *self.batches[older].kept() = Kept::default();
         }
         if self.places.back().is_none_or(|(last, _)| !last.is_same_place(&self.head)) {
             self.places.push_back((self.head.clone(), self.next()));

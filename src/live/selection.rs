@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -47,7 +48,7 @@ pub struct Frame {
     pub token: Option<Arc<str>>,
 }
 
-/// The messages of one batch: each with the number of its event in the batch.
+/// The messages of some events of a batch: each with the number of its event in the batch.
 pub(super) type Frames = Vec<(usize, Frame)>;
 
 /// What a subscription of a client wants.
@@ -115,15 +116,10 @@ impl Selections {
 }
 
 impl Selection {
-    /// The messages for a batch.
-    pub(super) fn frames(&self, batch: &Batch) -> Frames {
-        let mut frames = Vec::new();
-        for (index, one) in batch.events.iter().enumerate() {
-            if let Some(frame) = self.frame(batch, one) {
-                frames.push((index, frame));
-            }
-        }
-        frames
+    /// The messages for these events of a batch.
+    pub(super) fn frames(&self, batch: &Batch, events: Range<usize>) -> Frames {
+        let made = events.filter_map(|index| Some((index, self.frame(batch, batch.events.get(index)?)?)));
+        made.collect()
     }
 
     fn frame(&self, batch: &Batch, one: &LiveEvent) -> Option<Frame> {

@@ -1,18 +1,23 @@
 //! One client: what it follows, and what comes next. It is asked for the next messages when the last are
 //! taken, so nothing is queued for a client that reads slowly.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 
 use super::{
     caller::Caller,
+    counted::{Counted, Transport},
     feed::{Client, Found, Progress},
     gateway::Room,
     message::{Ack, Code, Refusal, Subscribe},
     places::Place as Seat,
-    ring::At,
+    ring::{At, Batch, PIECE},
     selection::{Format, Frame, Selection},
 };
 use crate::{
@@ -22,6 +27,8 @@ use crate::{
 
 /// Bytes of messages that a client is given at once, and one message.
 const CHUNK: usize = 64 * 1024;
+/// Making messages of a client is interrupted after this, so that others have their turn.
+const LONGEST: Duration = Duration::from_millis(1);
 /// The token of the events of a snapshot: who returns with it begins with a snapshot again.
 pub(super) const SNAPSHOT: &str = "snapshot";
 
@@ -34,6 +41,9 @@ pub struct Session {
     epoch: Option<u64>,
     following: Vec<Following>,
     turn: usize,
+    counted: Counted,
+    /// Whether the last call brought messages, and others have their turn first.
+    has_had_turn: bool,
     _client: Client,
     _seat: Seat,
 }
@@ -117,7 +127,8 @@ struct Start {
 }
 
 impl Session {
-    pub(super) fn new(room: Arc<Room>, caller: Caller, seat: Seat) -> Self {
+    pub(super) fn new(room: Arc<Room>, caller: Caller, seat: Seat, transport: Transport) -> Self {
+        let counted = Counted::new(room.telemetry.clone(), transport);
         let (progress, client) = (room.feed.progress(), room.feed.join());
         Self {
             room,
@@ -126,6 +137,8 @@ impl Session {
             epoch: None,
             following: Vec::new(),
             turn: 0,
+            counted,
+            has_had_turn: false,
             _client: client,
             _seat: seat,
         }
@@ -200,6 +213,9 @@ impl Session {
 
     /// Waits for what comes next. Nothing is lost when it is not awaited to its end.
     pub async fn next(&mut self) -> Next {
+        if std::mem::take(&mut self.has_had_turn) {
+            tokio::task::yield_now().await;
+        }
         loop {
             let epoch = self.progress.borrow_and_update().epoch;
             if self.epoch.is_some_and(|began| began != epoch) {
@@ -208,7 +224,11 @@ impl Session {
             for _ in 0..self.following.len() {
                 self.turn = (self.turn + 1) % self.following.len();
                 match self.advance(self.turn).await {
-                    Ok(Some(frames)) => return Next::Frames(frames),
+                    Ok(Some(frames)) => {
+                        self.counted.sent(&frames);
+                        self.has_had_turn = true;
+                        return Next::Frames(frames);
+                    }
                     Ok(None) => {}
                     Err(ended) => return Next::Ended(ended),
                 }
@@ -234,6 +254,11 @@ impl Session {
             .iter()
             .filter(|one| one.is_caught_up && matches!(&one.place, Place::Ring(at, _) if *at == head));
         at_end.map(|one| one.format.say("caught_up", Some(&token), &[])).collect()
+    }
+
+    /// Counts why the connection is closed; none: for another reason.
+    pub fn closed(&self, why: Option<Ended>) {
+        self.counted.closed(why);
     }
 
     /// How many subscriptions it has.
@@ -343,8 +368,7 @@ impl Session {
             Place::Ring(at, behind) => match self.room.feed.batch(at.batch) {
                 Found::Batch(batch, keep) => {
                     let (from, at) = (at.index, *at);
-                    let frames = batch.frames(one.selection.id, keep, || one.selection.frames(&batch));
-                    let (some, reached) = one.take(&frames, from, batch.events.len());
+                    let (some, reached) = one.take(&batch, from, keep);
                     one.place = if reached >= batch.events.len() {
                         let next = At { batch: at.batch + 1, index: 0 };
                         Place::Ring(next, Behind::Cursor(batch.mark.after.clone()))
@@ -368,6 +392,7 @@ impl Session {
                         return Ok(Some(Vec::new()));
                     }
                     let behind = self.room.behind();
+                    self.room.telemetry.live_lagged();
                     return Ok(Some(vec![one.format.say(
                         "lagging",
                         None,
@@ -376,7 +401,7 @@ impl Session {
                 }
             },
         };
-        let batch = match self.room.history.behind(&cursor).await {
+        let batch = match Box::pin(self.room.history.behind(&cursor)).await {
             Ok(batch) => batch,
             Err(refusal) if refusal.code == Code::Unavailable => {
                 // The database is away. It is asked again after a while; nothing is lost.
@@ -395,8 +420,7 @@ impl Session {
         {
             return Err(Ended::Lagged);
         }
-        let frames = batch.frames(one.selection.id, true, || one.selection.frames(&batch));
-        let (some, reached) = one.take(&frames, 0, batch.events.len());
+        let (some, reached) = one.take(&batch, 0, true);
         one.place = Place::Log(if reached >= batch.events.len() {
             batch.mark.after.clone()
         } else {
@@ -437,21 +461,28 @@ impl Following {
     }
 
     /// Messages of a batch from the event number `from` on, and the number of the first event behind them.
-    fn take(&mut self, frames: &[(usize, Frame)], from: usize, events: usize) -> (Vec<Frame>, usize) {
-        let begin = frames.partition_point(|(index, _)| *index < from);
+    fn take(&mut self, batch: &Batch, from: usize, keep: bool) -> (Vec<Frame>, usize) {
         let (mut some, mut bytes, mut room) = (Vec::new(), 0, self.room_for_events());
-        for (index, frame) in &frames[begin..] {
-            if bytes >= CHUNK || room == 0 {
-                return (some, *index);
+        let (mut at, began) = (from, Instant::now());
+        while at < batch.events.len() && began.elapsed() < LONGEST {
+            let piece = at / PIECE;
+            for (index, frame) in batch.frames(&self.selection, piece, keep).iter() {
+                if *index < at {
+                    continue;
+                }
+                if bytes >= CHUNK || room == 0 {
+                    return (some, *index);
+                }
+                bytes += frame.text.len();
+                if frame.token.is_some() {
+                    room -= 1;
+                }
+                self.sent(frame);
+                some.push(frame.clone());
             }
-            bytes += frame.text.len();
-            if frame.token.is_some() {
-                room -= 1;
-            }
-            self.sent(frame);
-            some.push(frame.clone());
+            at = (piece + 1) * PIECE;
         }
-        (some, events)
+        (some, at.min(batch.events.len()))
     }
 
     fn take_first(&mut self) -> Vec<Frame> {

@@ -1,5 +1,7 @@
 //! Live clients: everything committed arrives once each, whatever happens to connections and gateways.
 
+mod load;
+mod metrics;
 mod protocol;
 mod resume;
 mod storm;
