@@ -1,8 +1,8 @@
 -- What a gateway learns before it reads the log for live clients.
 --
--- `low` is a fact that stays true: events of transactions with a higher id than `low_xid` have higher
--- positions. The rows are those of tables with one row; the cursor is found at the right end of its
--- index. On a standby there is no timeline.
+-- `low` is a fact that stays true: events of transactions with a higher id than `low_xid` have
+-- higher positions. The cursor's row is found at the right end of its index. On a standby there is
+-- no timeline.
 select pg_current_snapshot()::text as snapshot,
        clock_timestamp()           as now,
        cursor.low,

@@ -23,6 +23,17 @@ impl Transport {
     }
 }
 
+/// Why a client is sent away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closed {
+    /// It has nothing more to get.
+    Ended(Ended),
+    /// Its token has expired.
+    Expired,
+    /// It said what it may not say.
+    Refused,
+}
+
 /// Counts a client as connected, as long as it lives, and what it is sent.
 #[derive(Debug)]
 pub(super) struct Counted {
@@ -41,13 +52,13 @@ impl Counted {
         self.telemetry.live_sent(frames.iter().filter(|frame| frame.token.is_some()).count());
     }
 
-    /// The connection is closed; none: for another reason.
-    pub(super) fn closed(&self, why: Option<Ended>) {
+    /// The connection is closed.
+    pub(super) fn closed(&self, why: Closed) {
         self.telemetry.live_closed(match why {
-            Some(Ended::Lagged) => "lagged",
-            Some(Ended::Expired) => "expired",
-            Some(Ended::Stopping) => "stopping",
-            Some(Ended::OtherDatabase) | None => "other",
+            Closed::Ended(Ended::Lagged) => "lagged",
+            Closed::Expired => "expired",
+            Closed::Ended(Ended::Stopping) => "stopping",
+            Closed::Ended(Ended::OtherDatabase) | Closed::Refused => "other",
         });
     }
 }

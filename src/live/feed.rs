@@ -19,23 +19,19 @@ use tokio_util::sync::CancellationToken;
 use super::{
     channels::Channels,
     message::{Code, Refusal},
-    ring::{At, Batch, LiveEvent, Ring},
+    payloads,
+    ring::{At, Batch, Ring},
 };
 use crate::{
-    event::Position,
     relay::{
         await_work::backon_waits,
         telemetry::{Telemetry, chain},
     },
-    store::{Cursor, Error, Here, NewEvent, Store, Stretch},
+    store::{Cursor, Error, Here, Store},
 };
 
 /// Events of one read.
 pub(super) const PAGE: usize = 512;
-/// Bytes of large payloads in one batch.
-const LARGE: usize = 4 * 1024 * 1024;
-/// Large payloads that are read at once.
-const LARGE_AT_ONCE: usize = 16;
 /// Interval of looking which database this is.
 const LOOK: Duration = Duration::from_secs(5);
 /// Shortest time between two reads that nobody asked for, so that a stream of commits is read in batches.
@@ -289,7 +285,7 @@ impl Feed {
         if stretch.generation != self.channels.load().generation {
             self.channels.store(Arc::new(Channels::load(&self.store).await?));
         }
-        let batch = load(&self.store, stretch, &here).await?;
+        let batch = payloads::batch(&self.store, stretch, &here).await?;
         self.telemetry.live_feed_read();
         let has_more = batch.mark.after.has_window();
         let is_news = !batch.events.is_empty();
@@ -318,57 +314,4 @@ pub(super) enum Found {
 
 pub(super) fn unavailable() -> Refusal {
     Refusal::new(Code::Unavailable, "the database does not answer; try again")
-}
-
-/// Reads the payloads that are missing. If they are large, the batch ends early.
-pub(super) async fn load(store: &Store, stretch: Stretch, here: &Here) -> Result<Batch, Error> {
-    let Stretch { events, mut mark, .. } = stretch;
-    let all = events.len();
-    let events = complete(store, events, LARGE).await?;
-    let last = events.last().map(|last| &last.event);
-    if let Some(last) = last.filter(|_| events.len() < all) {
-        mark = mark.cut(last.position);
-    }
-    let at = last.map_or_else(|| here.time(), |last| last.created_at);
-    Ok(Batch::new(events, mark, at, here.database))
-}
-
-/// The first of these events with their payloads: all, or as many as reach so many bytes of large payloads.
-pub(super) async fn complete(
-    store: &Store,
-    events: Vec<NewEvent>,
-    most: usize,
-) -> Result<Vec<LiveEvent>, Error> {
-    let mut ready = Vec::with_capacity(events.len());
-    let mut large = 0;
-    let mut rest = events.into_iter().peekable();
-    while let Some(next) = rest.next() {
-        if next.payload_read {
-            ready.push(LiveEvent::new(Arc::new(next.event), next.deliver_after, true));
-            continue;
-        }
-        let mut some = vec![next];
-        while some.len() < LARGE_AT_ONCE
-            && let Some(next) = rest.next_if(|next: &NewEvent| !next.payload_read)
-        {
-            some.push(next);
-        }
-        let positions: Vec<Position> = some.iter().map(|new| new.event.position).collect();
-        let times = || some.iter().map(|new| new.event.created_at);
-        let span = (times().min().unwrap_or_default(), times().max().unwrap_or_default());
-        let mut loaded = store.load_events(&positions, span, i32::MAX).await?;
-        for new in some {
-            let position = new.event.position;
-            // What was removed since comes without a payload, and so it cannot be read.
-            let found = loaded.events.remove(&position);
-            let is_readable = found.is_some();
-            let event = found.map_or(new.event, |found| found.event);
-            large += event.payload.len();
-            ready.push(LiveEvent::new(Arc::new(event), new.deliver_after, is_readable));
-        }
-        if large > most {
-            break;
-        }
-    }
-    Ok(ready)
 }

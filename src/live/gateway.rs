@@ -14,6 +14,7 @@ use super::{
     feed::{self, Feed},
     history::History,
     message::{Code, Refusal, Subscribe},
+    payloads,
     places::{Full, Place, Places},
     ring::LiveEvent,
     selection::{Format, Selection, Selections, Wish},
@@ -182,15 +183,15 @@ impl Room {
                     format!("channel: the token does not permit {name:?}; it needs it in `channels`");
                 return Err(Refusal::new(Code::Forbidden, reason));
             }
-            let channel = channels.get(name).ok_or_else(|| {
+            // That another organization has it is nobody's business.
+            let is_foreign = |channel: &&Arc<Subscription>| {
+                let both = caller.organization().zip(channel.row.organization.as_deref());
+                both.is_some_and(|(own, its)| own != its)
+            };
+            let channel = channels.get(name).filter(|channel| !is_foreign(channel)).ok_or_else(|| {
                 let reason = format!("channel: there is no channel {name:?}; make it with outbox.subscribe");
                 Refusal::new(Code::UnknownChannel, reason)
             })?;
-            let foreign = caller.organization().zip(channel.row.organization.as_deref());
-            if foreign.is_some_and(|(own, its)| own != its) {
-                let reason = format!("channel: {name:?} is of another organization");
-                return Err(Refusal::new(Code::Forbidden, reason));
-            }
             if !channel.row.active || !channel.can_evaluate() {
                 let reason = format!("channel: {name:?} is paused or invalid; try again later");
                 return Err(Refusal::new(Code::Unavailable, reason));
@@ -200,15 +201,16 @@ impl Room {
             let made = || Ok((channel.clone(), channels.types.clone(), true));
             return Ok((self.selections.get(wish, caller, made)?, Some(channels.generation)));
         }
-        let what =
-            format!("{:?} {:?} {:?} {}", request.topics, request.keys, request.filter, channels.generation);
+        // Before a selection that others have is looked up.
+        self.may_name_topics(caller)?;
+        let what = format!("topics {:?} {:?} {:?}", request.topics, request.keys, request.filter);
         let wish = Wish { what, scope, since, format };
-        let made = || Ok((Arc::new(self.follow(caller, request)?), channels.types.clone(), false));
+        // Event types say what subscriptions get. Who names topics gets events as they are.
+        let made = || Ok((Arc::new(follow(caller, request)?), Arc::default(), false));
         Ok((self.selections.get(wish, caller, made)?, None))
     }
 
-    /// The subscription for topics that a client names itself.
-    fn follow(&self, caller: &Caller, request: &Subscribe) -> Result<Subscription, Refusal> {
+    fn may_name_topics(&self, caller: &Caller) -> Result<(), Refusal> {
         if self.settings.channels_only && !matches!(caller, Caller::Operator) {
             let reason =
                 "topics: only channels may be followed here (realtime.channels_only); name a channel";
@@ -219,38 +221,6 @@ impl Room {
         {
             let reason = "topics: the token permits no topics; it needs them in `topics`, or name a channel";
             return Err(Refusal::new(Code::Forbidden, reason));
-        }
-        let topics = request.topics.as_deref().unwrap_or_default();
-        for (name, list) in [("topics", Some(topics)), ("keys", request.keys.as_deref())] {
-            if list.is_some_and(|list| !(1..=MOST_PATTERNS).contains(&list.len())) {
-                return Err(Refusal::new(Code::BadTopics, format!("{name}: use 1 to {MOST_PATTERNS}")));
-            }
-        }
-        for pattern in topics {
-            Pattern::parse(pattern)
-                .map_err(|error| Refusal::new(Code::BadTopics, format!("topics: {error}")))?;
-        }
-        if let Some(filter) = &request.filter {
-            Filter::compile(filter)
-                .map_err(|error| Refusal::new(Code::BadFilter, format!("filter: {error}")))?;
-        }
-        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-        // Without a name: no event says what happened to it.
-        let row = SubscriptionRow {
-            keys: request.keys.clone(),
-            filter: request.filter.clone(),
-            organization: caller.organization().map(ToOwned::to_owned),
-            ..SubscriptionRow::new("", &topics, "live", serde_json::json!({}))
-        };
-        Ok(Subscription::bind(row, &Registry::default()).0)
-    }
-
-    /// Whether a token is of this database. The head of the ring is younger than the token's place.
-    pub(super) fn judge(token: &Token, here: &Here, head: &Cursor) -> Result<(), Refusal> {
-        if token.database != here.database || head.is_before(&token.cursor) {
-            let reason = "since: the token is of another database, or the database was set back or replaced; \
-                          begin with a snapshot or a time";
-            return Err(Refusal::new(Code::OtherDatabase, reason));
         }
         Ok(())
     }
@@ -269,6 +239,9 @@ impl Room {
     }
 
     /// The newest event of each key that a selection may want, and the cursor behind them.
+    ///
+    /// # Errors
+    /// When there is too much of it, or the database does not answer.
     pub(super) async fn latest(&self, selection: &Selection) -> Result<(Vec<LiveEvent>, Cursor), Refusal> {
         let _turn = self.snapshots.acquire().await.map_err(|_| feed::unavailable())?;
         let row = &selection.subscription.row;
@@ -282,14 +255,27 @@ impl Room {
         };
         let snapshot = self.store.latest(wanted).await.map_err(|error| failed(&error))?;
         let cursor = snapshot.cursor();
+        let too_large = |what: String| Refusal::new(Code::SnapshotTooLarge, format!("snapshot: {what}"));
         let events = snapshot.events.map_err(|too_much| {
-            let reason = match too_much {
-                TooMuch::Keys => format!("snapshot: there are more than {most} keys (realtime.max_snapshot); name fewer topics or keys"),
-                TooMuch::Events => format!("snapshot: the log has more than {LOOKED_AT} events to look at; begin with a time"),
-            };
-            Refusal::new(Code::SnapshotTooLarge, reason)
+            too_large(match too_much {
+                TooMuch::Keys => {
+                    format!(
+                        "there are more than {most} keys (realtime.max_snapshot); name fewer topics or keys"
+                    )
+                }
+                TooMuch::Events => {
+                    format!("the log has more than {LOOKED_AT} events to look at; begin with a time")
+                }
+            })
         })?;
-        let events = feed::complete(&self.store, events, usize::MAX).await.map_err(|error| failed(&error))?;
+        let (count, largest) = (events.len(), self.settings.buffer);
+        let events =
+            payloads::complete(&self.store, events, largest).await.map_err(|error| failed(&error))?;
+        if events.len() < count {
+            return Err(too_large(format!(
+                "it has more than {largest} bytes (realtime.buffer); name fewer keys"
+            )));
+        }
         Ok((events, cursor))
     }
 
@@ -310,6 +296,31 @@ impl Room {
         let age = self.feed.here().ok().and_then(|here| (here.time() - time).to_std().ok());
         age.is_some_and(|age| age > self.settings.max_lag)
     }
+}
+
+/// The subscription for topics that a client names itself.
+fn follow(caller: &Caller, request: &Subscribe) -> Result<Subscription, Refusal> {
+    let topics = request.topics.as_deref().unwrap_or_default();
+    for (name, list) in [("topics", Some(topics)), ("keys", request.keys.as_deref())] {
+        if list.is_some_and(|list| !(1..=MOST_PATTERNS).contains(&list.len())) {
+            return Err(Refusal::new(Code::BadTopics, format!("{name}: use 1 to {MOST_PATTERNS}")));
+        }
+    }
+    for pattern in topics {
+        Pattern::parse(pattern).map_err(|error| Refusal::new(Code::BadTopics, format!("topics: {error}")))?;
+    }
+    if let Some(filter) = &request.filter {
+        Filter::compile(filter).map_err(|error| Refusal::new(Code::BadFilter, format!("filter: {error}")))?;
+    }
+    let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+    // Without a name: no event says what happened to it.
+    let row = SubscriptionRow {
+        keys: request.keys.clone(),
+        filter: request.filter.clone(),
+        organization: caller.organization().map(ToOwned::to_owned),
+        ..SubscriptionRow::new("", &topics, "live", serde_json::json!({}))
+    };
+    Ok(Subscription::bind(row, &Registry::default()).0)
 }
 
 /// What a caller may see, as text: the same for callers that may see the same.

@@ -10,6 +10,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::{
     feed::{self, Feed, PAGE},
     message::{Code, Refusal},
+    payloads,
     ring::Batch,
 };
 use crate::{
@@ -50,9 +51,11 @@ impl History {
     pub(super) async fn behind(&self, cursor: &Arc<Cursor>) -> Result<Arc<Batch>, Refusal> {
         let page = self.page(cursor);
         let read = page.batch.get_or_try_init(|| Box::pin(self.read(cursor))).await.cloned();
-        if read.is_err() {
-            self.pages().retain(|other| !Arc::ptr_eq(&other.batch, &page.batch));
+        // Nothing for others to share: the ring knows the place by now.
+        if read.as_ref().is_ok_and(|batch| !batch.mark.after.is_same_place(cursor)) {
+            return read;
         }
+        self.pages().retain(|other| !Arc::ptr_eq(&other.batch, &page.batch));
         read
     }
 
@@ -66,7 +69,7 @@ impl History {
             Err(error) if error.is_about_a_value() => read(false).await,
             read => read,
         };
-        let batch = feed::load(&self.store, stretch.map_err(failed)?, &here).await.map_err(failed)?;
+        let batch = payloads::batch(&self.store, stretch.map_err(failed)?, &here).await.map_err(failed)?;
         self.telemetry.live_history_read();
         // After the events were read: what was removed before that, they may lack.
         let removed = self.store.forgotten().await.map_err(failed)?.and_then(|removed| removed.xid);

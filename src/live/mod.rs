@@ -6,10 +6,10 @@
 //!   +---> history ---------+    for clients that are behind the ring
 //! ```
 //!
-//! The log is the buffer. A client is nothing but a cursor: it is asked for nothing, and owed nothing. The feed
-//! reads new events once for all clients into the ring, a bounded part of the log in memory. A client that
-//! returns, or that is slower than the ring, reads the log from its own cursor until it has caught up with the
-//! ring. Its cursor as text is the token that each event carries.
+//! The log is the buffer. A client is nothing but a cursor: nothing is owed to it. The feed reads new events
+//! once for all clients into the ring, a bounded part of the log in memory. A client that returns, or that is
+//! slower than the ring, reads the log from its own cursor until it has caught up with the ring. Its cursor as
+//! text is the token that each event carries.
 //!
 //! A crash here costs nothing: clients come back with their tokens.
 
@@ -21,6 +21,7 @@ mod feed;
 mod gateway;
 mod history;
 mod message;
+mod payloads;
 mod places;
 mod ring;
 mod selection;
@@ -28,7 +29,7 @@ mod session;
 mod settings;
 
 pub use self::{
-    counted::Transport,
+    counted::{Closed, Transport},
     gateway::{Gateway, Room, Sources},
     message::{Code, Refusal, Request, Subscribe, error_message},
     places::Full,

@@ -1,5 +1,5 @@
-//! What one subscription of a client wants, and the messages that it is sent. Clients with the same wish share
-//! a selection, and its messages are made once.
+//! What one subscription of a client wants, and the messages that it is sent. Clients with the same wish
+//! share a selection, and its messages are made once.
 
 use std::{
     collections::HashMap,

@@ -200,7 +200,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_gives_back_its_cursor(settled in snapshot(), low in low(), window in window(), at in 0_i64..1 << 33) {
+        fn a_token_gives_back_its_cursor(
+            settled in snapshot(), low in low(), window in window(), at in 0_i64..1 << 33,
+        ) {
             let (settled_xmax, settled_xip) = parts(&settled);
             let cursor =
                 Cursor { step: NOT_STORED, settled, settled_xmax, settled_xip, low: Some(low), window };

@@ -202,7 +202,9 @@ async fn a_key_verifies_only_tokens_of_its_own_algorithm() {
     }
     let modulus = base64::Engine::decode(&base64::prelude::BASE64_URL_SAFE_NO_PAD, public(&keys[0], "n"));
     let forged = Signer::Hs256(modulus.unwrap()).token(Some("rsa"), &claims);
-    assert_eq!(refusal(&server, LIVE, &forged).await, 401);
+    for server in [&server, &with_jwt(of_file(&keys)).await] {
+        assert_eq!(refusal(server, LIVE, &forged).await, 401);
+    }
     for (algorithm, id, signer) in [
         ("RS256", "ec", &rsa),
         ("ES256", "rsa", &ec),

@@ -15,7 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::{come_back, full, gzip::Gzip, off, retry_after};
 use crate::{
     http::{Server, places::Seat, probes::Readiness, problem},
-    live::{Code, Ended, Format, Frame, Next, Refusal, Session, Subscribe, Transport, caller::Caller},
+    live::{
+        Closed, Code, Ended, Format, Frame, Next, Refusal, Session, Subscribe, Transport, caller::Caller,
+    },
 };
 
 /// Serves a stream of events.
@@ -43,11 +45,13 @@ pub(in crate::http) async fn stream<R: Readiness>(
         Ok(frame) => frame,
         Err(refusal) => return refused(&refusal),
     };
-    seat.leave_while_read(room.settings().max_lag);
+    let settings = room.settings();
+    // A heartbeat is read, too.
+    seat.leave_while_read(settings.max_lag.max(3 * settings.heartbeat));
     let left = expires.map(|at| (at - chrono::Utc::now()).to_std().unwrap_or_default());
     let gzip = accepts_gzip(&headers).then(Gzip::default);
     let is_compressed = gzip.is_some();
-    let mut heartbeat = tokio::time::interval(room.settings().heartbeat);
+    let mut heartbeat = tokio::time::interval(settings.heartbeat);
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     heartbeat.reset();
     let stream = Stream {
@@ -117,8 +121,8 @@ impl Stream {
             };
             let frames = tokio::select! {
                 biased;
-                () = self.leaving.cancelled() => return self.over(Ended::Stopping),
-                () = expired => return self.over(Ended::Expired),
+                () = self.leaving.cancelled() => return self.over(Closed::Ended(Ended::Stopping)),
+                () = expired => return self.over(Closed::Expired),
                 _ = self.heartbeat.tick() => {
                     let mut text = b":\n\n".to_vec();
                     push(&mut text, &self.session.heartbeat());
@@ -126,7 +130,7 @@ impl Stream {
                 }
                 next = self.session.next() => match next {
                     Next::Frames(frames) => frames,
-                    Next::Ended(why) => return self.over(why),
+                    Next::Ended(why) => return self.over(Closed::Ended(why)),
                 },
             };
             if !frames.is_empty() {
@@ -140,8 +144,8 @@ impl Stream {
     }
 
     /// The end: the client comes back after a while, with its last id.
-    fn over(&mut self, why: Ended) -> Vec<u8> {
-        self.session.closed(Some(why));
+    fn over(&mut self, why: Closed) -> Vec<u8> {
+        self.session.closed(why);
         self.is_over = true;
         format!("retry: {}\n\n", retry_after()).into_bytes()
     }

@@ -25,7 +25,7 @@ use super::{come_back, full, off, retry_after};
 use crate::{
     http::{Server, places::Seat, probes::Readiness},
     live::{
-        Ended, Format, Frame, Next, Refusal, Request, Session, Settings, Transport, caller::Caller,
+        Closed, Ended, Format, Frame, Next, Refusal, Request, Session, Settings, Transport, caller::Caller,
         error_message,
     },
 };
@@ -37,31 +37,16 @@ const INBOX: usize = 16;
 /// Time for a client to answer a close.
 const CLOSE: Duration = Duration::from_secs(2);
 
-/// Why a socket is closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Why {
-    Ended(Ended),
-    TooLarge,
-}
-
-impl Why {
-    /// A code of RFC 6455.
-    fn code(self) -> u16 {
-        match self {
-            Self::Ended(Ended::Stopping) => 1001,
-            Self::Ended(Ended::Expired) => 1008,
-            Self::TooLarge => 1009,
-            Self::Ended(Ended::Lagged | Ended::OtherDatabase) => 1013,
-        }
-    }
-
-    fn reason(self) -> String {
-        match self {
-            Self::Ended(Ended::Expired) => "the token has expired".to_owned(),
-            Self::TooLarge => "the message is too large".to_owned(),
-            Self::Ended(_) => format!("{{\"retry_after_ms\":{}}}", retry_after()),
-        }
-    }
+/// A code of RFC 6455, and a reason.
+fn close(why: Closed) -> CloseFrame {
+    let retry = || format!("{{\"retry_after_ms\":{}}}", retry_after());
+    let (code, reason) = match why {
+        Closed::Ended(Ended::Stopping) => (1001, retry()),
+        Closed::Expired => (1008, "the token has expired".to_owned()),
+        Closed::Refused => (1009, "the message is too large".to_owned()),
+        Closed::Ended(Ended::Lagged | Ended::OtherDatabase) => (1013, retry()),
+    };
+    CloseFrame { code, reason: reason.into() }
 }
 
 /// What a client says.
@@ -121,23 +106,22 @@ async fn serve(
                 Ok(Message::Binary(_)) => Said::Binary,
                 Ok(Message::Ping(_) | Message::Pong(_)) => continue,
                 Ok(Message::Close(_)) => return,
-                Err(error) if is_too_large(&error) => Said::TooLarge,
+                Err(error) if is_too_large(&error) => {
+                    // Nothing more can be read. The close is sent, and then the connection ends.
+                    let _ = said.send(Said::TooLarge).await;
+                    return std::future::pending().await;
+                }
                 Err(_) => return,
             };
-            if said.send(what).await.is_err() {
-                // What is said after the close is not read, but its close is waited for.
-                continue;
-            }
+            // What is said after the close is dropped, but the client's close is waited for.
+            let _ = said.send(what).await;
         }
     };
     let mut client = Client { to, session, settings, inbox, heard: &heard, expires };
     let writing = async {
         let Some(why) = client.serve(&leaving).await else { return };
-        client.session.closed(match why {
-            Why::Ended(ended) => Some(ended),
-            Why::TooLarge => None,
-        });
-        let close = Message::Close(Some(CloseFrame { code: why.code(), reason: why.reason().into() }));
+        client.session.closed(why);
+        let close = Message::Close(Some(close(why)));
         let _ = timeout(CLOSE, client.to.send(close)).await;
         client.inbox.close();
         // The client closes the connection when it has read the close.
@@ -163,7 +147,7 @@ struct Client<'h> {
 
 impl Client<'_> {
     /// Answers messages and sends events, until the connection is to be closed. None: it is broken.
-    async fn serve(&mut self, leaving: &CancellationToken) -> Option<Why> {
+    async fn serve(&mut self, leaving: &CancellationToken) -> Option<Closed> {
         let mut heartbeat = tokio::time::interval(self.settings.heartbeat);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         heartbeat.reset();
@@ -174,12 +158,12 @@ impl Client<'_> {
         loop {
             let frames = tokio::select! {
                 biased;
-                () = leaving.cancelled() => return Some(Why::Ended(Ended::Stopping)),
-                () = &mut expired => return Some(Why::Ended(Ended::Expired)),
+                () = leaving.cancelled() => return Some(Closed::Ended(Ended::Stopping)),
+                () = &mut expired => return Some(Closed::Expired),
                 said = self.inbox.recv() => match said? {
                     Said::Text(text) => Box::pin(self.answer(&text)).await,
                     Said::Binary => vec![refused(None, &Refusal::text_only())],
-                    Said::TooLarge => return Some(Why::TooLarge),
+                    Said::TooLarge => return Some(Closed::Refused),
                 },
                 _ = heartbeat.tick() => {
                     let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -190,21 +174,21 @@ impl Client<'_> {
                     asked = Some(Instant::now());
                     let ping = Message::Ping(Bytes::new());
                     if self.send(frames).await?.is_none() || self.put([ping]).await?.is_none() {
-                        return Some(Why::Ended(Ended::Lagged));
+                        return Some(Closed::Ended(Ended::Lagged));
                     }
                     continue;
                 }
                 next = self.session.next() => match next {
                     Next::Frames(frames) => frames,
-                    Next::Ended(why) => return Some(Why::Ended(why)),
+                    Next::Ended(why) => return Some(Closed::Ended(why)),
                 },
             };
-            // While events flow, a sign of life may wait behind them for long; then the limit of sending holds.
+            // A sign of life may wait behind events for long. While they flow, the limit of sending holds.
             if !frames.is_empty() {
                 asked = None;
             }
             if self.send(frames).await?.is_none() {
-                return Some(Why::Ended(Ended::Lagged));
+                return Some(Closed::Ended(Ended::Lagged));
             }
         }
     }

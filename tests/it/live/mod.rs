@@ -1,7 +1,9 @@
 //! Live clients: everything committed arrives once each, whatever happens to connections and gateways.
 
+mod connections;
 mod load;
 mod metrics;
 mod protocol;
 mod resume;
 mod storm;
+mod who;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream,
-    tungstenite::{Error, Message},
+    tungstenite::{ClientRequestBuilder, Error, Message},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -178,6 +178,34 @@ impl Client {
     /// Says that it leaves.
     pub(crate) async fn close(mut self) {
         self.socket.close(None).await.unwrap();
+    }
+
+    /// A client with a token, as a browser sends it.
+    pub(crate) async fn connect_as(address: SocketAddr, bearer: &str) -> Self {
+        let request = ClientRequestBuilder::new(format!("ws://{address}/v1/ws").parse().unwrap())
+            .with_sub_protocol("pgoutbox")
+            .with_sub_protocol(format!("bearer.{bearer}"));
+        let connecting = tokio_tungstenite::connect_async(request);
+        let (socket, answer) = tokio::time::timeout(DEADLINE, connecting).await.unwrap().unwrap();
+        assert_eq!(answer.headers()["sec-websocket-protocol"], "pgoutbox");
+        Self { socket }
+    }
+
+    pub(crate) async fn send_binary(&mut self, message: &[u8]) {
+        self.socket.send(Message::binary(message.to_vec())).await.unwrap();
+    }
+
+    /// Waits until the connection is closed: the code and the reason; none if it just broke.
+    pub(crate) async fn closed(&mut self) -> Option<(u16, String)> {
+        loop {
+            match tokio::time::timeout(DEADLINE, self.socket.next()).await.expect("not closed in time") {
+                Some(Ok(Message::Close(close))) => {
+                    return close.map(|close| (close.code.into(), close.reason.as_str().to_owned()));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return None,
+            }
+        }
     }
 
     pub(crate) async fn send(&mut self, message: Value) {
