@@ -72,6 +72,8 @@ pub struct Room {
     store: Arc<Store>,
     /// One snapshot at a time: each reads the log.
     snapshots: tokio::sync::Semaphore,
+    /// Messages that take long are made one piece at a time.
+    pub(super) slow: tokio::sync::Semaphore,
     /// Cancelled when clients are to leave.
     leaving: CancellationToken,
 }
@@ -97,6 +99,7 @@ impl Gateway {
             selections: Selections::default(),
             store,
             snapshots: tokio::sync::Semaphore::new(1),
+            slow: tokio::sync::Semaphore::new(1),
             leaving: CancellationToken::new(),
             settings,
         });

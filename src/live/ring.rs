@@ -3,12 +3,13 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt::Write as _,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use chrono::{DateTime, Utc};
 
-use super::selection::{Frames, Selection, SelectionId};
+use super::selection::{Piece, SelectionId};
 use crate::{
     event::{Event, Position},
     sink::body::whole,
@@ -18,7 +19,7 @@ use crate::{
 /// Batches whose frames are kept: those that clients without delay are sent.
 const WITH_FRAMES: usize = 16;
 /// Events of which messages are made at once.
-pub(super) const PIECE: usize = 16;
+const PIECE: usize = 16;
 /// Bytes of messages that are kept of a batch, where the ring does not say otherwise, and at least.
 const KEPT: usize = 256 * 1_024;
 /// Places that are remembered between batches.
@@ -76,7 +77,7 @@ pub(super) struct Batch {
 /// Messages that are kept, by selection and number of the piece.
 #[derive(Debug, Default)]
 struct Kept {
-    frames: HashMap<(SelectionId, usize), Arc<Frames>>,
+    pieces: HashMap<(SelectionId, usize), Arc<Piece>>,
     bytes: usize,
 }
 
@@ -99,24 +100,23 @@ impl Batch {
         token.clone()
     }
 
-    /// What a selection makes of a piece of it, which is some events. If several clients have the selection,
-    /// it is made once for all of them, as long as there is room to keep it.
-    pub(super) fn frames(&self, selection: &Arc<Selection>, piece: usize, keep: bool) -> Arc<Frames> {
-        let range = piece * PIECE..self.events.len().min((piece + 1) * PIECE);
-        if !keep || Arc::strong_count(selection) < 2 {
-            return Arc::new(selection.frames(self, range));
-        }
-        let key = (selection.id, piece);
-        if let Some(frames) = self.kept().frames.get(&key) {
-            return frames.clone();
-        }
-        // Made without the lock: it takes a while, and two that make the same are no harm.
-        let frames = Arc::new(selection.frames(self, range));
+    /// The messages that are kept of the piece with this event.
+    pub(super) fn made(&self, id: SelectionId, event: usize) -> Option<Arc<Piece>> {
+        self.kept().pieces.get(&(id, event / PIECE)).cloned()
+    }
+
+    /// Keeps the messages of a piece for other clients, if there is room.
+    pub(super) fn keep(&self, id: SelectionId, event: usize, piece: &Arc<Piece>) {
         let mut kept = self.kept();
-        if kept.bytes < self.most_kept && kept.frames.insert(key, frames.clone()).is_none() {
-            kept.bytes += frames.iter().map(|(_, frame)| frame.text.len()).sum::<usize>();
+        if kept.bytes < self.most_kept && kept.pieces.insert((id, event / PIECE), piece.clone()).is_none() {
+            kept.bytes += piece.frames.iter().map(|(_, frame)| frame.text.len()).sum::<usize>();
         }
-        frames
+    }
+
+    /// The events of the piece with this one.
+    pub(super) fn piece(&self, event: usize) -> Range<usize> {
+        let begin = event / PIECE * PIECE;
+        begin..self.events.len().min(begin + PIECE)
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {

@@ -34,6 +34,8 @@ use crate::{
 const PROTOCOL: &str = "pgoutbox";
 /// Messages of a client that wait. It is not read further before they are answered.
 const INBOX: usize = 16;
+/// Bytes that are read of a client at once. They are kept for each connection, and clients say little.
+const READ: usize = 4 * 1024;
 /// Time for a client to answer a close.
 const CLOSE: Duration = Duration::from_secs(2);
 
@@ -77,6 +79,7 @@ pub(in crate::http) async fn ws<R: Readiness>(
     let (clients, leaving) = (server.clients.clone(), room.leaving().clone());
     upgrade
         .protocols([PROTOCOL])
+        .read_buffer_size(READ)
         .max_message_size(settings.max_message)
         .max_frame_size(settings.max_message)
         .on_upgrade(move |socket| {

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::Semaphore;
+
 use super::start::Start;
 use crate::{
     event::Position,
@@ -13,7 +15,7 @@ use crate::{
         feed::Found,
         gateway::Room,
         message::{Ack, Code, Refusal, Subscribe},
-        ring::{At, Batch, PIECE},
+        ring::{At, Batch},
         selection::{Format, Frame, Selection},
     },
     store::{Cursor, Mark},
@@ -124,7 +126,7 @@ impl Following {
             self.place = Place::Ring(at, Behind::Cursor(cursor.clone()));
         }
         match self.place.clone() {
-            Place::Ring(at, behind) => self.step_in_ring(room, at, &behind),
+            Place::Ring(at, behind) => self.step_in_ring(room, at, &behind).await,
             Place::Log(cursor) => self.step_in_log(room, &cursor).await,
         }
     }
@@ -148,10 +150,10 @@ impl Following {
         Ok(())
     }
 
-    fn step_in_ring(&mut self, room: &Room, at: At, behind: &Behind) -> Step {
+    async fn step_in_ring(&mut self, room: &Room, at: At, behind: &Behind) -> Step {
         match room.feed.batch(at.batch) {
             Found::Batch(batch, keep) => {
-                let (frames, reached) = self.take(&batch, keep, at.index);
+                let (frames, reached) = self.take(&batch, keep, at.index, &room.slow).await;
                 self.place = match last_before(&batch, reached) {
                     Some(position) => {
                         let behind = Behind::Event(batch.mark.clone(), position);
@@ -197,7 +199,7 @@ impl Following {
         if self.was_caught_up && oldest.is_some_and(|oldest| room.is_too_old(oldest)) {
             return Step::Lagged;
         }
-        let (frames, reached) = self.take(&batch, true, 0);
+        let (frames, reached) = self.take(&batch, true, 0, &room.slow).await;
         self.place = Place::Log(match last_before(&batch, reached) {
             Some(position) => Arc::new(batch.mark.behind(position)),
             None => batch.mark.after.clone(),
@@ -212,30 +214,39 @@ impl Following {
 
     /// Messages of a batch from the event number `from` on, and the number of the first event behind them, which
     /// is greater than `from`.
-    fn take(&mut self, batch: &Batch, keep: bool, from: usize) -> (Vec<Frame>, usize) {
+    async fn take(
+        &mut self,
+        batch: &Arc<Batch>,
+        keep: bool,
+        from: usize,
+        slow: &Semaphore,
+    ) -> (Vec<Frame>, usize) {
         let (mut some, mut bytes, mut room) = (Vec::new(), 0, self.room_for_events());
         let (mut at, began) = (from, Instant::now());
         loop {
-            let piece = at / PIECE;
-            for (index, frame) in batch.frames(&self.selection, piece, keep).iter() {
-                if *index < at {
-                    continue;
-                }
+            let piece = self.selection.piece(batch, at, keep, CHUNK, slow).await;
+            for (index, frame) in piece.frames.iter().filter(|(index, _)| *index >= at) {
                 if bytes >= CHUNK || room == 0 {
-                    return (some, *index);
+                    return self.taken(some, *index);
                 }
                 bytes += frame.text.len();
                 if frame.token.is_some() {
                     room -= 1;
                 }
-                self.sent(frame);
                 some.push(frame.clone());
             }
-            at = (piece + 1) * PIECE;
-            if at >= batch.events.len() || began.elapsed() >= LONGEST {
-                return (some, at.min(batch.events.len()));
+            at = piece.end;
+            if at >= batch.events.len() || bytes >= CHUNK || began.elapsed() >= LONGEST {
+                return self.taken(some, at);
             }
         }
+    }
+
+    fn taken(&mut self, some: Vec<Frame>, reached: usize) -> (Vec<Frame>, usize) {
+        for frame in &some {
+            self.sent(frame);
+        }
+        (some, reached)
     }
 
     fn take_first(&mut self) -> Vec<Frame> {

@@ -72,7 +72,7 @@ async fn gateway(stage: &Stage, by: By, clients: u32, events: u32) -> anyhow::Re
     let rate = per_second(all, began.elapsed());
     drop(crowd);
     let texts = texts(&serving, &by.subscription(0), events).await?;
-    serving.stop().await;
+    serving.stop().await?;
     stage.discard(database).await?;
     Ok((rate, texts))
 }

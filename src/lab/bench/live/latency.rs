@@ -56,7 +56,7 @@ async fn gateway(stage: &Stage, loads: [Load; 2]) -> anyhow::Result<(Vec<f64>, S
     let percentiles = run(&database.options, &client, loads, |_| {}).await?;
     let sample = client.texts().into_iter().next().context("no event was received")?;
     drop(client);
-    serving.stop().await;
+    serving.stop().await?;
     stage.discard(database).await?;
     Ok((percentiles, sample))
 }

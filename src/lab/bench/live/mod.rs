@@ -25,7 +25,10 @@ use futures_util::SinkExt as _;
 use tokio::{net::TcpListener, sync::broadcast, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::stage::Database;
+use super::{
+    running::{Noop, Permits, Running},
+    stage::Database,
+};
 use crate::{
     http::{self, Readiness, Server},
     live::{Gateway, Settings, Sources},
@@ -39,10 +42,11 @@ const WAITING: usize = 16_384;
 /// Messages that are sent together.
 type Messages = Arc<Vec<Utf8Bytes>>;
 
-/// A gateway of this process, without a relay.
+/// A relay of this process and the gateway beside it, as in `pgoutbox run`.
 #[derive(Debug)]
 struct Serving {
     address: SocketAddr,
+    relay: Running,
     gateway: Gateway,
     stop: CancellationToken,
     // Aborted when this is dropped.
@@ -64,6 +68,7 @@ impl Readiness for Ready {
 
 impl Serving {
     async fn start(database: &Database) -> anyhow::Result<Self> {
+        let relay = Running::start(database, Permits::standard(), Noop::default()).await?;
         let connection = ConnectionSettings {
             options: database.relay_options.clone(),
             relay: "bench".to_owned(),
@@ -75,7 +80,8 @@ impl Serving {
         };
         let telemetry = Telemetry::new();
         let listen = Some(database.relay_options.clone());
-        let sources = Sources { connection, listen, news: None, telemetry: telemetry.clone() };
+        let sources =
+            Sources { connection, listen, news: Some(relay.news.clone()), telemetry: telemetry.clone() };
         // All clients have one address here.
         let settings = Settings { max_per_address: usize::MAX, ..Settings::default() };
         let gateway = Gateway::start(sources, settings);
@@ -91,14 +97,15 @@ impl Serving {
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(http::serve(listener, server, stop.clone()));
-        Ok(Self { address, gateway, stop, tasks })
+        Ok(Self { address, relay, gateway, stop, tasks })
     }
 
-    async fn stop(mut self) {
+    async fn stop(mut self) -> anyhow::Result<()> {
         self.gateway.drain();
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
         self.gateway.close().await;
+        self.relay.stop().await
     }
 }
 
