@@ -228,7 +228,11 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     let config = || Config::load(&sources(), crate::sinks::CONFIGURED);
     match arguments.command {
         Command::Demo { once } => crate::lab::demo::run(crate::lab::demo::Options { once }).await?,
-        Command::Bench(options) => crate::lab::bench::run(options.into()).await?,
+        Command::Bench(options) => {
+            // A thousand clients have two ends each in this process.
+            limits::raise_descriptors();
+            crate::lab::bench::run(options.into()).await?;
+        }
         Command::Migrate(options) if options.sql => print::raw(&crate::store::schema::script())?,
         Command::Migrate(options) => options.execute(&config()?).await?,
         Command::Run { migrate, once } => return run::run(&sources(), migrate, once).await,

@@ -23,7 +23,10 @@ use super::{
     ring::{At, Batch, Ring},
 };
 use crate::{
-    relay::{await_work::backon_waits, telemetry::chain},
+    relay::{
+        await_work::backon_waits,
+        telemetry::{Telemetry, chain},
+    },
     store::{Cursor, Error, Here, Store},
 };
 
@@ -55,6 +58,7 @@ pub(super) struct Feed {
     /// Name of the process.
     name: String,
     store: Store,
+    telemetry: Arc<Telemetry>,
     poll: Duration,
     buffer: usize,
     ring: Mutex<Option<Ring>>,
@@ -78,10 +82,17 @@ impl Drop for Client {
 }
 
 impl Feed {
-    pub(super) fn new(name: String, store: Store, poll: Duration, buffer: usize) -> Arc<Self> {
+    pub(super) fn new(
+        name: String,
+        store: Store,
+        telemetry: Arc<Telemetry>,
+        poll: Duration,
+        buffer: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
             name,
             store,
+            telemetry,
             poll,
             buffer,
             ring: Mutex::default(),
@@ -220,6 +231,7 @@ impl Feed {
             } else if left.get_or_insert_with(Instant::now).elapsed() > LINGER {
                 *self.ring() = None;
                 self.here.store(None);
+                self.telemetry.live_feed_rested();
                 return self.store.leave_gateway(&self.name).await;
             }
             tokio::select! {
@@ -274,6 +286,7 @@ impl Feed {
             self.channels.store(Arc::new(Channels::load(&self.store).await?));
         }
         let batch = payloads::batch(&self.store, stretch, &here).await?;
+        self.telemetry.live_feed_read();
         let has_more = batch.mark.after.has_window();
         let is_news = !batch.events.is_empty();
         let next = {

@@ -9,6 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Settings,
     caller::Caller,
+    counted::Transport,
     doorbell,
     feed::{self, Feed},
     history::History,
@@ -69,6 +70,8 @@ pub struct Room {
     store: Arc<Store>,
     /// One snapshot at a time: each reads the log.
     snapshots: tokio::sync::Semaphore,
+    /// Messages that take long are made one piece at a time.
+    pub(super) slow: tokio::sync::Semaphore,
     /// Cancelled when clients are to leave.
     leaving: CancellationToken,
 }
@@ -84,15 +87,17 @@ impl Gateway {
         };
         let (feed, store) = (connect("live"), Arc::new(connect("live-history")));
         let listen = listen.map(|options| feed.listener_options(&options));
-        let feed = Feed::new(connection.relay.clone(), feed, settings.poll, settings.buffer);
+        let feed =
+            Feed::new(connection.relay.clone(), feed, telemetry.clone(), settings.poll, settings.buffer);
         let room = Arc::new(Room {
-            history: History::new(store.clone(), feed.clone()),
+            history: History::new(store.clone(), feed.clone(), telemetry.clone()),
             places: Places::new(settings.max_connections, settings.max_per_address),
             feed: feed.clone(),
             telemetry,
             selections: Selections::default(),
             store,
             snapshots: tokio::sync::Semaphore::new(1),
+            slow: tokio::sync::Semaphore::new(1),
             leaving: CancellationToken::new(),
             settings,
         });
@@ -152,9 +157,14 @@ impl Room {
     ///
     /// # Errors
     /// When there is no place.
-    pub fn admit(self: &Arc<Self>, caller: Caller, address: IpAddr) -> Result<Session, Full> {
-        let place: Place = self.places.take(address)?;
-        Ok(Session::new(self.clone(), caller, place))
+    pub fn admit(
+        self: &Arc<Self>,
+        caller: Caller,
+        address: IpAddr,
+        transport: Transport,
+    ) -> Result<Session, Full> {
+        let place: Place = self.places.take(address).inspect_err(|_| self.telemetry.live_refused())?;
+        Ok(Session::new(self.clone(), caller, place, transport))
     }
 
     /// What a request selects, and the generation at which its channel was read.

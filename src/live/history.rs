@@ -14,7 +14,7 @@ use super::{
     ring::Batch,
 };
 use crate::{
-    relay::telemetry::chain,
+    relay::telemetry::{Telemetry, chain},
     store::{Cursor, Error, Store},
 };
 
@@ -26,6 +26,7 @@ const KEPT: usize = 32;
 pub(super) struct History {
     store: Arc<Store>,
     feed: Arc<Feed>,
+    telemetry: Arc<Telemetry>,
     pages: Mutex<VecDeque<Page>>,
     /// Reads at once.
     reads: Semaphore,
@@ -38,8 +39,8 @@ struct Page {
 }
 
 impl History {
-    pub(super) fn new(store: Arc<Store>, feed: Arc<Feed>) -> Self {
-        Self { store, feed, pages: Mutex::default(), reads: Semaphore::new(1) }
+    pub(super) fn new(store: Arc<Store>, feed: Arc<Feed>, telemetry: Arc<Telemetry>) -> Self {
+        Self { store, feed, telemetry, pages: Mutex::default(), reads: Semaphore::new(1) }
     }
 
     /// What comes behind a cursor that is behind the ring: a page, the end of which is nearer to the ring, or
@@ -69,6 +70,7 @@ impl History {
             read => read,
         };
         let batch = payloads::batch(&self.store, stretch.map_err(failed)?, &here).await.map_err(failed)?;
+        self.telemetry.live_history_read();
         // After the events were read: what was removed before that, they may lack.
         let removed = self.store.forgotten().await.map_err(failed)?.and_then(|removed| removed.xid);
         match removed {

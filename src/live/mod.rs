@@ -15,6 +15,7 @@
 
 pub mod caller;
 mod channels;
+mod counted;
 mod doorbell;
 mod feed;
 mod gateway;
@@ -28,6 +29,7 @@ mod session;
 mod settings;
 
 pub use self::{
+    counted::{Closed, Transport},
     gateway::{Gateway, Room, Sources},
     message::{Code, Refusal, Request, Subscribe, error_message},
     places::Full,

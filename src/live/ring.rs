@@ -3,12 +3,13 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt::Write as _,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use chrono::{DateTime, Utc};
 
-use super::selection::{Frames, SelectionId};
+use super::selection::{Piece, SelectionId};
 use crate::{
     event::{Event, Position},
     sink::body::whole,
@@ -17,6 +18,10 @@ use crate::{
 
 /// Batches whose frames are kept: those that clients without delay are sent.
 const WITH_FRAMES: usize = 16;
+/// Events of which messages are made at once.
+const PIECE: usize = 16;
+/// Bytes of messages that are kept of a batch, where the ring does not say otherwise, and at least.
+const KEPT: usize = 256 * 1_024;
 /// Places that are remembered between batches.
 const PLACES: usize = 4_096;
 /// What an event takes in memory besides its payload, in bytes.
@@ -64,12 +69,21 @@ pub(super) struct Batch {
     pub(super) at: DateTime<Utc>,
     /// Fingerprint of its database.
     pub(super) database: u32,
-    frames: Mutex<HashMap<SelectionId, Arc<Frames>>>,
+    kept: Mutex<Kept>,
+    /// Bytes of messages that may be kept.
+    most_kept: usize,
+}
+
+/// Messages that are kept, by selection and number of the piece.
+#[derive(Debug, Default)]
+struct Kept {
+    pieces: HashMap<(SelectionId, usize), Arc<Piece>>,
+    bytes: usize,
 }
 
 impl Batch {
     pub(super) fn new(events: Vec<LiveEvent>, mark: Mark, at: DateTime<Utc>, database: u32) -> Self {
-        Self { events, mark: Arc::new(mark), at, database, frames: Mutex::default() }
+        Self { events, mark: Arc::new(mark), at, database, kept: Mutex::default(), most_kept: KEPT }
     }
 
     /// Bytes in memory, nearly: an event and its JSON.
@@ -86,21 +100,27 @@ impl Batch {
         token.clone()
     }
 
-    /// What a selection makes of it: if it is kept, made once for all clients with the same selection.
-    pub(super) fn frames(&self, id: SelectionId, keep: bool, make: impl FnOnce() -> Frames) -> Arc<Frames> {
-        if let Some(frames) = self.kept().get(&id) {
-            return frames.clone();
-        }
-        // Made without the lock: it takes a while, and two that make the same are no harm.
-        let frames = Arc::new(make());
-        if keep {
-            self.kept().insert(id, frames.clone());
-        }
-        frames
+    /// The messages that are kept of the piece with this event.
+    pub(super) fn made(&self, id: SelectionId, event: usize) -> Option<Arc<Piece>> {
+        self.kept().pieces.get(&(id, event / PIECE)).cloned()
     }
 
-    fn kept(&self) -> MutexGuard<'_, HashMap<SelectionId, Arc<Frames>>> {
-        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Keeps the messages of a piece for other clients, if there is room.
+    pub(super) fn keep(&self, id: SelectionId, event: usize, piece: &Arc<Piece>) {
+        let mut kept = self.kept();
+        if kept.bytes < self.most_kept && kept.pieces.insert((id, event / PIECE), piece.clone()).is_none() {
+            kept.bytes += piece.frames.iter().map(|(_, frame)| frame.text.len()).sum::<usize>();
+        }
+    }
+
+    /// The events of the piece with this one.
+    pub(super) fn piece(&self, event: usize) -> Range<usize> {
+        let begin = event / PIECE * PIECE;
+        begin..self.events.len().min(begin + PIECE)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -150,7 +170,8 @@ impl Ring {
     }
 
     /// Adds a batch, or only moves the head if it has no events.
-    pub(super) fn push(&mut self, batch: Batch) {
+    pub(super) fn push(&mut self, mut batch: Batch) {
+        batch.most_kept = (self.most / WITH_FRAMES).max(KEPT);
         self.head = batch.mark.after.clone();
         self.head_at = batch.at;
         if !batch.events.is_empty() {
@@ -164,7 +185,7 @@ impl Ring {
             }
         }
         if let Some(older) = self.batches.len().checked_sub(WITH_FRAMES + 1) {
-            self.batches[older].kept().clear();
+            *self.batches[older].kept() = Kept::default();
         }
         if self.places.back().is_none_or(|(last, _)| !last.is_same_place(&self.head)) {
             self.places.push_back((self.head.clone(), self.next()));

@@ -3,14 +3,17 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use axum::extract::ws::Utf8Bytes;
 use chrono::{DateTime, Utc};
+use tokio::sync::Semaphore;
 
 use super::{
     caller::Caller,
@@ -25,6 +28,9 @@ use crate::{
 
 /// Which selection it is.
 pub(super) type SelectionId = u64;
+
+/// Messages of a piece are made within this, if nothing is unusual about the selection.
+const QUICK: Duration = Duration::from_millis(2);
 
 /// How messages are written.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -47,8 +53,14 @@ pub struct Frame {
     pub token: Option<Arc<str>>,
 }
 
-/// The messages of one batch: each with the number of its event in the batch.
-pub(super) type Frames = Vec<(usize, Frame)>;
+/// The messages of some events of a batch.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// Each with the number of its event.
+    pub(super) frames: Vec<(usize, Frame)>,
+    /// Number of the first event behind them.
+    pub(super) end: usize,
+}
 
 /// What a subscription of a client wants.
 #[derive(Debug)]
@@ -60,6 +72,8 @@ pub(super) struct Selection {
     caller: Caller,
     is_channel: bool,
     since: Option<DateTime<Utc>>,
+    /// Whether its messages are made quickly, as far as is known.
+    is_quick: AtomicBool,
 }
 
 /// What makes two selections the same.
@@ -100,6 +114,7 @@ impl Selections {
         if known.len() >= 64 && known.len().is_power_of_two() {
             known.retain(|_, selection| selection.strong_count() > 0);
         }
+        let is_quick = !is_channel && subscription.row.filter.is_none();
         let selection = Arc::new(Selection {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             subscription,
@@ -108,6 +123,7 @@ impl Selections {
             caller: caller.clone(),
             is_channel,
             since: wish.since,
+            is_quick: AtomicBool::new(is_quick),
         });
         known.insert(wish, Arc::downgrade(&selection));
         Ok(selection)
@@ -115,15 +131,59 @@ impl Selections {
 }
 
 impl Selection {
-    /// The messages for a batch.
-    pub(super) fn frames(&self, batch: &Batch) -> Frames {
-        let mut frames = Vec::new();
-        for (index, one) in batch.events.iter().enumerate() {
+    /// The messages of a batch from this event on: those of a piece, or fewer if they are more than so many
+    /// bytes. If several clients have the selection and `keep` is set, they are made once for all of them.
+    ///
+    /// A filter may be as much work as any filter may be, for each event. Those that take long are evaluated
+    /// on a thread of their own, one piece of one client at a time, and other clients do not wait.
+    pub(super) async fn piece(
+        self: &Arc<Self>,
+        batch: &Arc<Batch>,
+        from: usize,
+        keep: bool,
+        most: usize,
+        slow: &Semaphore,
+    ) -> Arc<Piece> {
+        let keep = keep && Arc::strong_count(self) > 1;
+        if let Some(piece) = keep.then(|| batch.made(self.id, from)).flatten() {
+            return piece;
+        }
+        let all = batch.piece(from);
+        let (events, most) = if keep { (all, usize::MAX) } else { (from..all.end, most) };
+        let piece = if self.is_quick.load(Ordering::Relaxed) {
+            self.frames(batch, events, most)
+        } else {
+            let _turn = slow.acquire().await;
+            let (own, batch) = (self.clone(), batch.clone());
+            match tokio::task::spawn_blocking(move || own.frames(&batch, events, most)).await {
+                Ok(piece) => piece,
+                Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+                // The process ends.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        let piece = Arc::new(piece);
+        if keep {
+            batch.keep(self.id, from, &piece);
+        }
+        piece
+    }
+
+    fn frames(&self, batch: &Batch, events: Range<usize>, most: usize) -> Piece {
+        let (mut piece, mut bytes, began) =
+            (Piece { frames: Vec::new(), end: events.end }, 0, Instant::now());
+        for (index, one) in batch.events.iter().enumerate().take(events.end).skip(events.start) {
+            if bytes >= most {
+                piece.end = index;
+                break;
+            }
             if let Some(frame) = self.frame(batch, one) {
-                frames.push((index, frame));
+                bytes += frame.text.len();
+                piece.frames.push((index, frame));
             }
         }
-        frames
+        self.is_quick.store(began.elapsed() < QUICK, Ordering::Relaxed);
+        piece
     }
 
     fn frame(&self, batch: &Batch, one: &LiveEvent) -> Option<Frame> {

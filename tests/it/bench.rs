@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-const ROWS: [(&str, usize); 15] = [
+const ROWS: [(&str, usize); 18] = [
     ("webhook_drain", 2),
     ("noop_drain", 2),
     ("deep_backlog", 1),
@@ -22,6 +22,9 @@ const ROWS: [(&str, usize); 15] = [
     ("held_transaction", 4),
     ("held_log", 1),
     ("memory", 1),
+    ("live_latency", 4),
+    ("live_fanout", 2),
+    ("live_memory", 1),
     ("sinks", SINKS),
 ];
 

@@ -15,7 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::{come_back, full, gzip::Gzip, off, retry_after};
 use crate::{
     http::{Server, places::Seat, probes::Readiness, problem},
-    live::{Code, Format, Frame, Next, Refusal, Session, Subscribe, caller::Caller},
+    live::{
+        Closed, Code, Ended, Format, Frame, Next, Refusal, Session, Subscribe, Transport, caller::Caller,
+    },
 };
 
 /// Serves a stream of events.
@@ -35,7 +37,7 @@ pub(in crate::http) async fn stream<R: Readiness>(
         Err(reason) => return problem(StatusCode::BAD_REQUEST, &reason),
     };
     let expires = caller.expires_at();
-    let mut session = match room.admit(caller, seat.address()) {
+    let mut session = match room.admit(caller, seat.address(), Transport::Stream) {
         Ok(session) => session,
         Err(refused) => return full(refused),
     };
@@ -119,8 +121,8 @@ impl Stream {
             };
             let frames = tokio::select! {
                 biased;
-                () = self.leaving.cancelled() => return self.over(),
-                () = expired => return self.over(),
+                () = self.leaving.cancelled() => return self.over(Closed::Ended(Ended::Stopping)),
+                () = expired => return self.over(Closed::Expired),
                 _ = self.heartbeat.tick() => {
                     let mut text = b":\n\n".to_vec();
                     push(&mut text, &self.session.heartbeat());
@@ -128,7 +130,7 @@ impl Stream {
                 }
                 next = self.session.next() => match next {
                     Next::Frames(frames) => frames,
-                    Next::Ended(_) => return self.over(),
+                    Next::Ended(why) => return self.over(Closed::Ended(why)),
                 },
             };
             if !frames.is_empty() {
@@ -142,7 +144,8 @@ impl Stream {
     }
 
     /// The end: the client comes back after a while, with its last id.
-    fn over(&mut self) -> Vec<u8> {
+    fn over(&mut self, why: Closed) -> Vec<u8> {
+        self.session.closed(why);
         self.is_over = true;
         format!("retry: {}\n\n", retry_after()).into_bytes()
     }

@@ -24,24 +24,31 @@ use tokio_util::sync::CancellationToken;
 use super::{come_back, full, off, retry_after};
 use crate::{
     http::{Server, places::Seat, probes::Readiness},
-    live::{Ended, Format, Frame, Next, Refusal, Request, Session, Settings, caller::Caller, error_message},
+    live::{
+        Closed, Ended, Format, Frame, Next, Refusal, Request, Session, Settings, Transport, caller::Caller,
+        error_message,
+    },
 };
 
 /// The subprotocol, for clients that send their token as another one.
 const PROTOCOL: &str = "pgoutbox";
 /// Messages of a client that wait. It is not read further before they are answered.
 const INBOX: usize = 16;
+/// Bytes that are read of a client at once. They are kept for each connection, and clients say little.
+const READ: usize = 4 * 1024;
 /// Time for a client to answer a close.
 const CLOSE: Duration = Duration::from_secs(2);
 
-/// Why a socket is closed: a code of RFC 6455.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u16)]
-enum Status {
-    GoingAway = 1001,
-    Policy = 1008,
-    TooLarge = 1009,
-    TryAgain = 1013,
+/// A code of RFC 6455, and a reason.
+fn close(why: Closed) -> CloseFrame {
+    let retry = || format!("{{\"retry_after_ms\":{}}}", retry_after());
+    let (code, reason) = match why {
+        Closed::Ended(Ended::Stopping) => (1001, retry()),
+        Closed::Expired => (1008, "the token has expired".to_owned()),
+        Closed::Refused => (1009, "the message is too large".to_owned()),
+        Closed::Ended(Ended::Lagged | Ended::OtherDatabase) => (1013, retry()),
+    };
+    CloseFrame { code, reason: reason.into() }
 }
 
 /// What a client says.
@@ -63,7 +70,7 @@ pub(in crate::http) async fn ws<R: Readiness>(
         return come_back("this relay stops; another one serves you");
     }
     let expires = caller.expires_at();
-    let session = match room.admit(caller, seat.address()) {
+    let session = match room.admit(caller, seat.address(), Transport::WebSocket) {
         Ok(session) => session,
         Err(refused) => return full(refused),
     };
@@ -72,13 +79,15 @@ pub(in crate::http) async fn ws<R: Readiness>(
     let (clients, leaving) = (server.clients.clone(), room.leaving().clone());
     upgrade
         .protocols([PROTOCOL])
+        .read_buffer_size(READ)
         .max_message_size(settings.max_message)
         .max_frame_size(settings.max_message)
         .on_upgrade(move |socket| {
             let expires = expires
                 .and_then(|at| (at - chrono::Utc::now()).to_std().ok())
                 .or(expires.map(|_| Duration::ZERO));
-            clients.track_future(serve(socket, session, settings, leaving, expires))
+            // In boxes, what is rarely under way takes no memory of each client, and the compiler less time.
+            clients.track_future(Box::pin(serve(socket, session, settings, leaving, expires)))
         })
 }
 
@@ -113,13 +122,9 @@ async fn serve(
     };
     let mut client = Client { to, session, settings, inbox, heard: &heard, expires };
     let writing = async {
-        let Some(status) = client.serve(&leaving).await else { return };
-        let reason = match status {
-            Status::GoingAway | Status::TryAgain => format!("{{\"retry_after_ms\":{}}}", retry_after()),
-            Status::Policy => "the token has expired".to_owned(),
-            Status::TooLarge => "the message is too large".to_owned(),
-        };
-        let close = Message::Close(Some(CloseFrame { code: status as u16, reason: reason.into() }));
+        let Some(why) = client.serve(&leaving).await else { return };
+        client.session.closed(why);
+        let close = Message::Close(Some(close(why)));
         let _ = timeout(CLOSE, client.to.send(close)).await;
         client.inbox.close();
         // The client closes the connection when it has read the close.
@@ -145,7 +150,7 @@ struct Client<'h> {
 
 impl Client<'_> {
     /// Answers messages and sends events, until the connection is to be closed. None: it is broken.
-    async fn serve(&mut self, leaving: &CancellationToken) -> Option<Status> {
+    async fn serve(&mut self, leaving: &CancellationToken) -> Option<Closed> {
         let mut heartbeat = tokio::time::interval(self.settings.heartbeat);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         heartbeat.reset();
@@ -156,12 +161,12 @@ impl Client<'_> {
         loop {
             let frames = tokio::select! {
                 biased;
-                () = leaving.cancelled() => return Some(Status::GoingAway),
-                () = &mut expired => return Some(Status::Policy),
+                () = leaving.cancelled() => return Some(Closed::Ended(Ended::Stopping)),
+                () = &mut expired => return Some(Closed::Expired),
                 said = self.inbox.recv() => match said? {
-                    Said::Text(text) => self.answer(&text).await,
+                    Said::Text(text) => Box::pin(self.answer(&text)).await,
                     Said::Binary => vec![refused(None, &Refusal::text_only())],
-                    Said::TooLarge => return Some(Status::TooLarge),
+                    Said::TooLarge => return Some(Closed::Refused),
                 },
                 _ = heartbeat.tick() => {
                     let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,14 +177,13 @@ impl Client<'_> {
                     asked = Some(Instant::now());
                     let ping = Message::Ping(Bytes::new());
                     if self.send(frames).await?.is_none() || self.put([ping]).await?.is_none() {
-                        return Some(Status::TryAgain);
+                        return Some(Closed::Ended(Ended::Lagged));
                     }
                     continue;
                 }
                 next = self.session.next() => match next {
                     Next::Frames(frames) => frames,
-                    Next::Ended(Ended::Stopping) => return Some(Status::GoingAway),
-                    Next::Ended(Ended::Lagged | Ended::OtherDatabase) => return Some(Status::TryAgain),
+                    Next::Ended(why) => return Some(Closed::Ended(why)),
                 },
             };
             // A sign of life may wait behind events for long. While they flow, the limit of sending holds.
@@ -187,7 +191,7 @@ impl Client<'_> {
                 asked = None;
             }
             if self.send(frames).await?.is_none() {
-                return Some(Status::TryAgain);
+                return Some(Closed::Ended(Ended::Lagged));
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The most memory that a relay takes in a process of its own, with thousands of subscriptions and a backlog.
 
 use std::{
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -43,28 +44,41 @@ async fn most(stage: &Stage, subscriptions: usize, events: u32) -> anyhow::Resul
     database.subscribe("file", "file", r#"{"path": "events.jsonl"}"#.to_owned()).await?;
     database.fill(events).await?;
     let folder = stage.folder()?;
-    let mut relay = Killed(
-        Command::new(std::env::current_exe()?)
-            .arg("run")
-            .env("DATABASE_URL", database.relay_options.to_url_lossy().to_string())
-            .env("PGOUTBOX__HTTP__LISTEN", "off")
-            .env("PGOUTBOX__SINKS__FILE__FOLDER", &folder)
-            .current_dir(&folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("starting a relay")?,
-    );
+    let process = relay(&database, &folder, "off")?;
     written(&database).await?;
-    let most = high_water(relay.0.id())?;
-    relay.0.kill().and_then(|()| relay.0.wait()).context("ending the relay")?;
+    let most = resident(process.id(), "VmHWM:")?;
+    drop(process);
     stage.discard(database).await?;
     Ok(most)
 }
 
+/// A relay in a process of its own that may write to files in this folder, and serves HTTP on this address.
+pub(super) fn relay(database: &Database, folder: &Path, http: &str) -> anyhow::Result<Killed> {
+    let process = Command::new(std::env::current_exe()?)
+        .arg("run")
+        .env("DATABASE_URL", database.relay_options.to_url_lossy().to_string())
+        .env("PGOUTBOX__HTTP__LISTEN", http)
+        .env("PGOUTBOX__REALTIME__MAX_PER_ADDRESS", "1000000")
+        .env("PGOUTBOX__SINKS__FILE__FOLDER", folder)
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("starting a relay")?;
+    Ok(Killed(process))
+}
+
 /// A process that is killed when this is dropped.
-struct Killed(std::process::Child);
+#[derive(Debug)]
+pub(super) struct Killed(std::process::Child);
+
+impl Killed {
+    /// Number of the process.
+    pub(super) fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -95,10 +109,15 @@ async fn written(database: &Database) -> anyhow::Result<()> {
     tokio::time::timeout(LIMIT, waiting).await.context("writing a backlog to a file")?
 }
 
-/// The most resident memory of a process so far, in MiB.
-fn high_water(process: u32) -> anyhow::Result<f64> {
+/// The resident memory of a process now, in MiB.
+pub(super) fn memory_now(process: u32) -> anyhow::Result<f64> {
+    resident(process, "VmRSS:")
+}
+
+/// A line about the resident memory of a process, in MiB.
+fn resident(process: u32, name: &'static str) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).context("the relay has ended")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context(name)?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib / 1_024.0)
 }

@@ -7,7 +7,8 @@
 //! all load is finite and every wait has a deadline.
 //!
 //! `stage` starts and cleans up, `running` is a relay, `receiving` the receiver of webhooks, `replay` the
-//! HTTP client without a relay, `writers` publish, `report` prints; each other file is one row.
+//! HTTP client without a relay, `writers` publish, `report` prints; each other file is one row
+//! (in `live/`, those about live clients).
 
 mod stage;
 mod running;
@@ -31,6 +32,7 @@ mod matching;
 mod held_transaction;
 mod held_log;
 mod memory;
+mod live;
 #[cfg_attr(
     not(any(feature = "nats", feature = "redis")),
     allow(dead_code, unused_imports, reason = "a build without brokers has none to measure")
@@ -102,12 +104,18 @@ pub enum Row {
     HeldLog,
     /// Memory with many subscriptions and a backlog.
     Memory,
+    /// Time from commit to receipt by a live client.
+    LiveLatency,
+    /// Many live clients that follow the same events.
+    LiveFanout,
+    /// Memory of idle live clients.
+    LiveMemory,
     /// Drain a backlog to each kind of sink.
     Sinks,
 }
 
 impl Row {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 18] = [
         Self::WebhookDrain,
         Self::NoopDrain,
         Self::DeepBacklog,
@@ -122,6 +130,9 @@ impl Row {
         Self::HeldTransaction,
         Self::HeldLog,
         Self::Memory,
+        Self::LiveLatency,
+        Self::LiveFanout,
+        Self::LiveMemory,
         Self::Sinks,
     ];
 
@@ -142,6 +153,9 @@ impl Row {
             Self::HeldTransaction => "held_transaction",
             Self::HeldLog => "held_log",
             Self::Memory => "memory",
+            Self::LiveLatency => "live_latency",
+            Self::LiveFanout => "live_fanout",
+            Self::LiveMemory => "live_memory",
             Self::Sinks => "sinks",
         }
     }
@@ -168,6 +182,9 @@ struct Sizes {
     held_backlog: u32,
     held_events: u32,
     remembered_events: u32,
+    live_clients: u32,
+    live_events: u32,
+    idle_clients: u32,
     sink_events: u32,
 }
 
@@ -191,6 +208,9 @@ impl Sizes {
                 held_backlog: 100_000,
                 held_events: 4_000_000,
                 remembered_events: 1_000_000,
+                live_clients: 500,
+                live_events: 2_000,
+                idle_clients: 2_000,
                 sink_events: 40_000,
             },
             Size::Quick => Self {
@@ -210,6 +230,9 @@ impl Sizes {
                 held_backlog: 10_000,
                 held_events: 400_000,
                 remembered_events: 100_000,
+                live_clients: 500,
+                live_events: 2_000,
+                idle_clients: 2_000,
                 sink_events: 10_000,
             },
             Size::Tiny => Self {
@@ -229,6 +252,9 @@ impl Sizes {
                 held_backlog: 200,
                 held_events: 600,
                 remembered_events: 300,
+                live_clients: 5,
+                live_events: 30,
+                idle_clients: 20,
                 sink_events: 200,
             },
         };
@@ -278,6 +304,9 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             Row::HeldTransaction => held_transaction::measure(&stage, &mut report).await,
             Row::HeldLog => held_log::measure(&stage, &mut report).await,
             Row::Memory => memory::measure(&stage, &mut report).await,
+            Row::LiveLatency => live::latency::measure(&stage, &mut report).await,
+            Row::LiveFanout => live::fanout::measure(&stage, &mut report).await,
+            Row::LiveMemory => live::idle::measure(&stage, &mut report).await,
             Row::Sinks => sinks::measure(&stage, &mut report).await,
         }
         .with_context(|| format!("measuring {}", row.name()))?;

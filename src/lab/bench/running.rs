@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 use sqlx::postgres::PgPoolOptions;
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -90,6 +90,8 @@ impl Sink for Noop {
 pub(super) struct Running {
     /// Time of its start, after it had connected.
     pub(super) since: Instant,
+    /// Changes when it has read new events.
+    pub(super) news: watch::Receiver<u64>,
     stop: CancellationToken,
     tasks: JoinSet<Result<relay::Drained, relay::Error>>,
 }
@@ -119,9 +121,9 @@ impl Running {
         let builder = sinks(Relay::builder(pool).settings(settings)).map_err(anyhow::Error::msg)?;
         let relay = within(SOON, "starting the relay", builder.build()).await?;
         let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
-        let since = Instant::now();
+        let (since, news) = (Instant::now(), relay.news());
         tasks.spawn(relay.run(stop.clone()));
-        Ok(Self { since, stop, tasks })
+        Ok(Self { since, news, stop, tasks })
     }
 
     /// Stops the relay without draining it.

@@ -177,10 +177,15 @@ impl Database {
         let mut left = events;
         while left > 0 {
             let some = left.min(FILL);
-            within(SOON, "writing a backlog", insert(some).execute(&self.pool)).await?;
+            self.insert(some).await?;
             left -= some;
         }
         execute(&self.pool, "checkpoint".to_owned()).await
+    }
+
+    /// Commits events in one transaction.
+    pub(super) async fn insert(&self, events: u32) -> anyhow::Result<()> {
+        within(SOON, "writing a backlog", insert(events).execute(&self.pool)).await.map(drop)
     }
 
     /// Like [`Self::fill`], with keys in random order: half of the events for 100 keys, half for 100,000.

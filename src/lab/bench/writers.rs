@@ -31,13 +31,23 @@ pub(super) async fn open_loop(
     statement: &'static str,
     load: Load,
 ) -> anyhow::Result<Vec<(Uuid, Instant)>> {
+    open_loop_then(options, statement, load, |_| {}).await
+}
+
+/// Like [`open_loop`], and calls a function with each event that is committed.
+pub(super) async fn open_loop_then(
+    options: &PgConnectOptions,
+    statement: &'static str,
+    load: Load,
+    committed: impl Fn(Uuid) + Clone + Send + 'static,
+) -> anyhow::Result<Vec<(Uuid, Instant)>> {
     let period = Duration::from_secs(1) * load.writers / load.rate.max(1);
     let mut tasks = JoinSet::new();
     let begin = tokio::time::Instant::now() + Duration::from_millis(50);
     for writer in 0..load.writers {
         let mut connection = connect(options).await?;
         let events = load.events / load.writers + u32::from(writer < load.events % load.writers);
-        let first = begin + period * writer / load.writers;
+        let (first, committed) = (begin + period * writer / load.writers, committed.clone());
         tasks.spawn(async move {
             let mut due = tokio::time::interval_at(first, period);
             due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
@@ -54,6 +64,7 @@ pub(super) async fn open_loop(
                     .execute(&mut connection)
                     .await
                     .context("publishing")?;
+                committed(event);
                 sent.push((event, since));
             }
             anyhow::Ok(sent)

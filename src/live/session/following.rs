@@ -1,6 +1,12 @@
 //! One subscription of a client: where it is, and what comes next.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Semaphore;
 
 use super::start::Start;
 use crate::{
@@ -17,6 +23,8 @@ use crate::{
 
 /// Bytes of messages that a client is given at once, and one message.
 const CHUNK: usize = 64 * 1024;
+/// Making messages of a client is interrupted after this, so that others have their turn.
+const LONGEST: Duration = Duration::from_millis(1);
 /// Pause before the log is read again after a failure.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -118,7 +126,7 @@ impl Following {
             self.place = Place::Ring(at, Behind::Cursor(cursor.clone()));
         }
         match self.place.clone() {
-            Place::Ring(at, behind) => self.step_in_ring(room, at, &behind),
+            Place::Ring(at, behind) => self.step_in_ring(room, at, &behind).await,
             Place::Log(cursor) => self.step_in_log(room, &cursor).await,
         }
     }
@@ -142,10 +150,10 @@ impl Following {
         Ok(())
     }
 
-    fn step_in_ring(&mut self, room: &Room, at: At, behind: &Behind) -> Step {
+    async fn step_in_ring(&mut self, room: &Room, at: At, behind: &Behind) -> Step {
         match room.feed.batch(at.batch) {
             Found::Batch(batch, keep) => {
-                let (frames, reached) = self.take(&batch, keep, at.index);
+                let (frames, reached) = self.take(&batch, keep, at.index, &room.slow).await;
                 self.place = match last_before(&batch, reached) {
                     Some(position) => {
                         let behind = Behind::Event(batch.mark.clone(), position);
@@ -171,6 +179,7 @@ impl Following {
                     return Step::Frames(Vec::new());
                 }
                 let behind = room.behind().as_secs();
+                room.telemetry.live_lagged();
                 Step::Frames(vec![self.format.say("lagging", None, &[("behind", behind.into())])])
             }
         }
@@ -190,7 +199,7 @@ impl Following {
         if self.was_caught_up && oldest.is_some_and(|oldest| room.is_too_old(oldest)) {
             return Step::Lagged;
         }
-        let (frames, reached) = self.take(&batch, true, 0);
+        let (frames, reached) = self.take(&batch, true, 0, &room.slow).await;
         self.place = Place::Log(match last_before(&batch, reached) {
             Some(position) => Arc::new(batch.mark.behind(position)),
             None => batch.mark.after.clone(),
@@ -203,24 +212,41 @@ impl Following {
         self.unacked.as_ref().map_or(usize::MAX, |unacked| unacked.most.saturating_sub(unacked.tokens.len()))
     }
 
-    /// Messages of a batch from the event number `from` on, at least one if there is any, and the number of
-    /// the first event behind them.
-    fn take(&mut self, batch: &Batch, keep: bool, from: usize) -> (Vec<Frame>, usize) {
-        let frames = batch.frames(self.selection.id, keep, || self.selection.frames(batch));
-        let begin = frames.partition_point(|(index, _)| *index < from);
+    /// Messages of a batch from the event number `from` on, and the number of the first event behind them, which
+    /// is greater than `from`.
+    async fn take(
+        &mut self,
+        batch: &Arc<Batch>,
+        keep: bool,
+        from: usize,
+        slow: &Semaphore,
+    ) -> (Vec<Frame>, usize) {
         let (mut some, mut bytes, mut room) = (Vec::new(), 0, self.room_for_events());
-        for (index, frame) in &frames[begin..] {
-            if bytes >= CHUNK || room == 0 {
-                return (some, *index);
+        let (mut at, began) = (from, Instant::now());
+        loop {
+            let piece = self.selection.piece(batch, at, keep, CHUNK, slow).await;
+            for (index, frame) in piece.frames.iter().filter(|(index, _)| *index >= at) {
+                if bytes >= CHUNK || room == 0 {
+                    return self.taken(some, *index);
+                }
+                bytes += frame.text.len();
+                if frame.token.is_some() {
+                    room -= 1;
+                }
+                some.push(frame.clone());
             }
-            bytes += frame.text.len();
-            if frame.token.is_some() {
-                room -= 1;
+            at = piece.end;
+            if at >= batch.events.len() || bytes >= CHUNK || began.elapsed() >= LONGEST {
+                return self.taken(some, at);
             }
-            self.sent(frame);
-            some.push(frame.clone());
         }
-        (some, batch.events.len())
+    }
+
+    fn taken(&mut self, some: Vec<Frame>, reached: usize) -> (Vec<Frame>, usize) {
+        for frame in &some {
+            self.sent(frame);
+        }
+        (some, reached)
     }
 
     fn take_first(&mut self) -> Vec<Frame> {
@@ -248,6 +274,6 @@ fn last_before(batch: &Batch, reached: usize) -> Option<Position> {
     if reached >= batch.events.len() {
         return None;
     }
-    // At least one was taken before a part of the batch was left.
+    // At least one was passed before a part of the batch was left.
     batch.events.get(reached.checked_sub(1)?).map(|one| one.event.position)
 }

@@ -14,6 +14,7 @@ use self::{
 };
 use super::{
     caller::Caller,
+    counted::{Closed, Counted, Transport},
     feed::{self, Client, Progress},
     gateway::Room,
     message::{Ack, Code, Refusal, Subscribe},
@@ -33,6 +34,9 @@ pub struct Session {
     following: Vec<Following>,
     /// The subscription that was asked last.
     turn: usize,
+    /// Whether the last call brought messages, and others have their turn first.
+    has_had_turn: bool,
+    counted: Counted,
     _client: Client,
     _place: Place,
 }
@@ -58,7 +62,8 @@ pub enum Ended {
 }
 
 impl Session {
-    pub(super) fn new(room: Arc<Room>, caller: Caller, place: Place) -> Self {
+    pub(super) fn new(room: Arc<Room>, caller: Caller, place: Place, transport: Transport) -> Self {
+        let counted = Counted::new(room.telemetry.clone(), transport);
         let (progress, client) = (room.feed.progress(), room.feed.join());
         Self {
             room,
@@ -67,6 +72,8 @@ impl Session {
             epoch: None,
             following: Vec::new(),
             turn: 0,
+            has_had_turn: false,
+            counted,
             _client: client,
             _place: place,
         }
@@ -112,6 +119,9 @@ impl Session {
 
     /// Waits for what comes next. Nothing is lost when it is not awaited to its end.
     pub async fn next(&mut self) -> Next {
+        if std::mem::take(&mut self.has_had_turn) {
+            tokio::task::yield_now().await;
+        }
         loop {
             let epoch = self.progress.borrow_and_update().epoch;
             if self.epoch.is_some_and(|began| began != epoch) {
@@ -124,7 +134,11 @@ impl Session {
                     return Next::Frames(vec![self.remove(index).format.error(&refusal)]);
                 }
                 match self.following[index].step(room).await {
-                    Step::Frames(frames) => return Next::Frames(frames),
+                    Step::Frames(frames) => {
+                        self.counted.sent(&frames);
+                        self.has_had_turn = true;
+                        return Next::Frames(frames);
+                    }
                     Step::Wait => {}
                     Step::Gone(refusal) => {
                         return Next::Frames(vec![self.remove(index).format.error(&refusal)]);
@@ -147,6 +161,11 @@ impl Session {
         let token = Token { database: here.database, at, cursor: Cursor::clone(&cursor) }.to_string();
         let at_end = self.following.iter().filter(|one| one.is_at(head));
         at_end.map(|one| one.format.say("caught_up", Some(&token), &[])).collect()
+    }
+
+    /// Counts why the connection is closed.
+    pub fn closed(&self, why: Closed) {
+        self.counted.closed(why);
     }
 
     /// How many subscriptions it has.

@@ -40,6 +40,16 @@ pub(super) struct StageLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct TransportLabels {
+    pub(super) transport: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByLabels {
+    pub(super) by: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct BuildLabels {
     pub(super) version: &'static str,
 }
@@ -133,6 +143,21 @@ metrics! {
     no_progress: Gauge<f64, AtomicU64> = "pgoutbox_no_progress_seconds", Gauge::default();
     /// Whether the outbox belongs to another database: 1 while nothing is sent before `pgoutbox adopt`.
     fenced: Gauge = "pgoutbox_fenced", Gauge::default();
+    /// Live clients that are connected, by transport: `websocket` or `stream`.
+    live_connections: Family<TransportLabels, Gauge> = "pgoutbox_live_connections", Family::default();
+    /// Live clients that were refused because all places, or those of their address, were taken.
+    live_refused: Counter = "pgoutbox_live_refused", Counter::default();
+    /// Events sent to live clients.
+    live_events_sent: Counter = "pgoutbox_live_events_sent", Counter::default();
+    /// Times that a live client was told that it lags: it goes on from the log instead of from memory.
+    live_lagging: Counter = "pgoutbox_live_lagging", Counter::default();
+    /// Live clients that were sent away, by reason: `lagged`, `expired`, `stopping` or `other`.
+    live_closed: Family<ReasonLabels, Counter> = "pgoutbox_live_closed", Family::default();
+    /// Reads of the log for live clients: once for all of them (`feed`), or a page for those that are behind
+    /// (`history`).
+    live_log_reads: Family<ByLabels, Counter> = "pgoutbox_live_log_reads", Family::default();
+    /// Time since the log was last read for all live clients; 0 while there are none.
+    live_lag: Gauge<f64, AtomicU64> = "pgoutbox_live_lag_seconds", Gauge::default();
     /// Version of this relay, as a label.
     build: Family<BuildLabels, Gauge> = "pgoutbox_build_info", Family::default();
 }

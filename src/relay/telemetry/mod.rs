@@ -1,6 +1,7 @@
 //! Every log line about the flow, every metric, and the signals that tests wait for, as functions named in
 //! the past tense. Never sees a payload or a secret, and never decides.
 
+mod live;
 mod metrics;
 mod outlets;
 mod progress;
@@ -20,12 +21,13 @@ use crate::{
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::sync::broadcast;
 
-pub use self::{metrics::METRICS, signal::Signal};
 use self::{
+    live::LiveRead,
     metrics::{BuildLabels, CauseLabels, Metrics, ReasonLabels, SinkLabels, StageLabels, SubscriptionLabels},
     outlets::Outlets,
     progress::Progress,
 };
+pub use self::{metrics::METRICS, signal::Signal};
 use super::delivery::Delivery;
 
 /// Signals kept for a slow receiver. It misses older ones.
@@ -44,6 +46,7 @@ pub struct Telemetry {
     signals: broadcast::Sender<Signal>,
     warned_of_resources: Mutex<Option<Instant>>,
     progress: Progress,
+    live_read: LiveRead,
 }
 
 impl std::fmt::Debug for Telemetry {
@@ -67,12 +70,14 @@ impl Telemetry {
             signals,
             warned_of_resources: Mutex::default(),
             progress: Progress::default(),
+            live_read: LiveRead::default(),
         })
     }
 
     /// All metrics in OpenMetrics text.
     #[must_use]
     pub fn render(&self) -> String {
+        self.metrics.live_lag.set(self.live_read.age());
         let mut page = String::new();
         // Writing to a String does not fail.
         let _ = text::encode(&mut page, &self.registry);

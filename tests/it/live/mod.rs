@@ -1,6 +1,8 @@
 //! Live clients: everything committed arrives once each, whatever happens to connections and gateways.
 
 mod connections;
+mod load;
+mod metrics;
 mod protocol;
 mod resume;
 mod storm;

@@ -1,6 +1,10 @@
 //! A gateway in this process, and clients of it over real sockets.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use pgoutbox::{
@@ -10,10 +14,10 @@ use pgoutbox::{
     store::ConnectionSettings,
 };
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream,
-    tungstenite::{ClientRequestBuilder, Message},
+    tungstenite::{ClientRequestBuilder, Error, Message},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -40,6 +44,7 @@ impl Readiness for Ready {
 pub(crate) struct LiveBox {
     pub(crate) address: SocketAddr,
     pub(crate) gateway: Gateway,
+    telemetry: Arc<Telemetry>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -75,7 +80,7 @@ impl LiveBox {
         let server = Server {
             settings: http_settings,
             readiness: Ready,
-            telemetry,
+            telemetry: telemetry.clone(),
             draining: CancellationToken::new(),
             room: Some(gateway.room().clone()),
             operators: None,
@@ -83,7 +88,7 @@ impl LiveBox {
         };
         tasks.spawn(http::serve(listener, server, shutdown.clone()));
         tasks.close();
-        Self { address, gateway, shutdown, tasks }
+        Self { address, gateway, telemetry, shutdown, tasks }
     }
 
     pub(crate) async fn stop(self) {
@@ -91,6 +96,13 @@ impl LiveBox {
         self.shutdown.cancel();
         tokio::time::timeout(DEADLINE, self.tasks.wait()).await.unwrap();
         self.gateway.close().await;
+    }
+
+    /// The value of a metric, by its name with labels; 0 if it is not there yet.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let page = self.telemetry.render();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().unwrap())
     }
 
     /// A client by WebSocket.
@@ -113,6 +125,17 @@ impl LiveBox {
     }
 }
 
+/// Waits until something is so.
+pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let mut looks = tokio::time::interval(Duration::from_millis(10));
+    let waiting = async {
+        while !is_so() {
+            looks.tick().await;
+        }
+    };
+    assert!(tokio::time::timeout(DEADLINE, waiting).await.is_ok(), "not in time: {what}");
+}
+
 /// A client by WebSocket.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -125,6 +148,37 @@ impl Client {
         let (socket, _) =
             tokio::time::timeout(DEADLINE, tokio_tungstenite::connect_async(url)).await.unwrap().unwrap();
         Self { socket }
+    }
+
+    /// A client that is connected from this address, or the status with which it was refused.
+    pub(crate) async fn connect_from(from: IpAddr, address: SocketAddr) -> Result<Self, u16> {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        Self::upgrade(socket, address).await
+    }
+
+    /// A client for which the system keeps little: it holds up its connection soon when it does not read.
+    pub(crate) async fn narrow(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        Self::upgrade(socket, address).await.unwrap()
+    }
+
+    async fn upgrade(socket: TcpSocket, address: SocketAddr) -> Result<Self, u16> {
+        let upgrading = async {
+            let stream = MaybeTlsStream::Plain(socket.connect(address).await.unwrap());
+            tokio_tungstenite::client_async(format!("ws://{address}/v1/ws"), stream).await
+        };
+        match tokio::time::timeout(DEADLINE, upgrading).await.unwrap() {
+            Ok((socket, _)) => Ok(Self { socket }),
+            Err(Error::Http(response)) => Err(response.status().as_u16()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Says that it leaves.
+    pub(crate) async fn close(mut self) {
+        self.socket.close(None).await.unwrap();
     }
 
     /// A client with a token, as a browser sends it.
