@@ -94,6 +94,7 @@ impl Serving {
             draining: CancellationToken::new(),
             room: Some(gateway.room().clone()),
             clients: TaskTracker::new(),
+            operators: None,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(http::serve(listener, server, stop.clone()));
