@@ -170,19 +170,19 @@ impl Seat {
     /// Waits until the connection has lasted long enough: after `longest`, or for a live client when it does
     /// not read.
     pub(super) async fn over(&self, longest: Duration) {
-        tokio::select! {
-            () = tokio::time::sleep(longest) => return,
-            () = self.0.left.cancelled() => {}
+        if tokio::time::timeout(longest, self.0.left.cancelled()).await.is_err() {
+            return;
         }
         let patience = *self.0.patience.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(patience) = patience else { return std::future::pending().await };
+        let mut looks = tokio::time::interval(patience);
         let mut before = None;
         loop {
+            looks.tick().await;
             let reads = self.0.reads.load(Ordering::Acquire);
             if before.replace(reads) == Some(reads) {
                 return;
             }
-            tokio::time::sleep(patience).await;
         }
     }
 }

@@ -59,7 +59,8 @@ pub(super) async fn listen(
                 Err(why) => tracing::warn!(why, "live clients wait for the poll: LISTEN failed, retrying"),
             }
             feed.wake.notify_one();
-            tokio::time::sleep(waits.next().unwrap_or(AGAIN)).await;
+            let wait = waits.next().unwrap_or(AGAIN);
+            let _ = tokio::time::timeout(wait, std::future::pending::<()>()).await;
         }
     };
     tokio::select! {

@@ -242,7 +242,7 @@ impl Feed {
             if self.asked.load(Ordering::Acquire) == asked
                 && let Some(rest) = PACE.checked_sub(began.elapsed())
             {
-                tokio::time::sleep(rest).await;
+                let _ = tokio::time::timeout(rest, stop.cancelled()).await;
             }
         }
     }

@@ -12,7 +12,7 @@ use axum::{
 use tokio::time::Interval;
 use tokio_util::sync::CancellationToken;
 
-use super::{come_back, full, gzip::Gzip, off, retry_after};
+use super::{come_back, expiry, full, gzip::Gzip, off, reached, retry_after};
 use crate::{
     http::{Server, places::Seat, probes::Readiness, problem},
     live::{
@@ -36,7 +36,7 @@ pub(in crate::http) async fn stream<R: Readiness>(
         Ok(request) => request,
         Err(reason) => return problem(StatusCode::BAD_REQUEST, &reason),
     };
-    let expires = caller.expires_at();
+    let expires = expiry(&caller);
     let mut session = match room.admit(caller, seat.address(), Transport::Stream) {
         Ok(session) => session,
         Err(refused) => return full(refused),
@@ -48,7 +48,6 @@ pub(in crate::http) async fn stream<R: Readiness>(
     let settings = room.settings();
     // A heartbeat is read, too.
     seat.leave_while_read(settings.max_lag.max(3 * settings.heartbeat));
-    let left = expires.map(|at| (at - chrono::Utc::now()).to_std().unwrap_or_default());
     let gzip = accepts_gzip(&headers).then(Gzip::default);
     let is_compressed = gzip.is_some();
     let mut heartbeat = tokio::time::interval(settings.heartbeat);
@@ -60,7 +59,7 @@ pub(in crate::http) async fn stream<R: Readiness>(
         gzip,
         heartbeat,
         leaving: room.leaving().clone(),
-        expires: left.map(|left| Box::pin(tokio::time::sleep(left))),
+        expires,
         first: Some(first),
         is_over: false,
     };
@@ -87,7 +86,7 @@ struct Stream {
     gzip: Option<Gzip>,
     heartbeat: Interval,
     leaving: CancellationToken,
-    expires: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+    expires: Option<tokio::time::Instant>,
     first: Option<Frame>,
     is_over: bool,
 }
@@ -113,16 +112,10 @@ impl Stream {
 
     async fn text(&mut self) -> Vec<u8> {
         loop {
-            let expired = async {
-                match &mut self.expires {
-                    Some(expires) => expires.await,
-                    None => std::future::pending().await,
-                }
-            };
             let frames = tokio::select! {
                 biased;
                 () = self.leaving.cancelled() => return self.over(Closed::Ended(Ended::Stopping)),
-                () = expired => return self.over(Closed::Expired),
+                () = reached(self.expires) => return self.over(Closed::Expired),
                 _ = self.heartbeat.tick() => {
                     let mut text = b":\n\n".to_vec();
                     push(&mut text, &self.session.heartbeat());

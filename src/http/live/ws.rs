@@ -21,7 +21,7 @@ use futures_util::{SinkExt as _, StreamExt as _, stream::SplitSink};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{come_back, full, off, retry_after};
+use super::{come_back, expiry, full, off, reached, retry_after};
 use crate::{
     http::{Server, places::Seat, probes::Readiness},
     live::{
@@ -69,7 +69,7 @@ pub(in crate::http) async fn ws<R: Readiness>(
     if room.leaving().is_cancelled() {
         return come_back("this relay stops; another one serves you");
     }
-    let expires = caller.expires_at();
+    let expires = expiry(&caller);
     let session = match room.admit(caller, seat.address(), Transport::WebSocket) {
         Ok(session) => session,
         Err(refused) => return full(refused),
@@ -83,9 +83,6 @@ pub(in crate::http) async fn ws<R: Readiness>(
         .max_message_size(settings.max_message)
         .max_frame_size(settings.max_message)
         .on_upgrade(move |socket| {
-            let expires = expires
-                .and_then(|at| (at - chrono::Utc::now()).to_std().ok())
-                .or(expires.map(|_| Duration::ZERO));
             // In boxes, what is rarely under way takes no memory of each client, and the compiler less time.
             clients.track_future(Box::pin(serve(socket, session, settings, leaving, expires)))
         })
@@ -96,7 +93,7 @@ async fn serve(
     session: Session,
     settings: Settings,
     leaving: CancellationToken,
-    expires: Option<Duration>,
+    expires: Option<tokio::time::Instant>,
 ) {
     let (to, mut from) = socket.split();
     let (said, inbox) = mpsc::channel(INBOX);
@@ -128,7 +125,7 @@ async fn serve(
         let _ = timeout(CLOSE, client.to.send(close)).await;
         client.inbox.close();
         // The client closes the connection when it has read the close.
-        tokio::time::sleep(CLOSE).await;
+        let _ = timeout(CLOSE, std::future::pending::<()>()).await;
     };
     tokio::select! {
         () = reading => {}
@@ -144,8 +141,8 @@ struct Client<'h> {
     inbox: mpsc::Receiver<Said>,
     /// When the client was heard last.
     heard: &'h Mutex<Instant>,
-    /// After which time its token expires.
-    expires: Option<Duration>,
+    /// When its token expires.
+    expires: Option<tokio::time::Instant>,
 }
 
 impl Client<'_> {
@@ -154,7 +151,7 @@ impl Client<'_> {
         let mut heartbeat = tokio::time::interval(self.settings.heartbeat);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         heartbeat.reset();
-        let expired = sleep(self.expires);
+        let expired = reached(self.expires);
         tokio::pin!(expired);
         // When the client was asked for a sign of life, if nothing else was sent since.
         let mut asked: Option<Instant> = None;
@@ -252,11 +249,4 @@ fn is_too_large(error: &axum::Error) -> bool {
         source = inner.source();
     }
     false
-}
-
-async fn sleep(time: Option<Duration>) {
-    match time {
-        Some(time) => tokio::time::sleep(time).await,
-        None => std::future::pending().await,
-    }
 }

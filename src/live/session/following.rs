@@ -190,7 +190,7 @@ impl Following {
             Ok(batch) => batch,
             Err(refusal) if refusal.code == Code::Unavailable => {
                 // The database is away. It is asked again after a while; nothing is lost.
-                tokio::time::sleep(AGAIN).await;
+                let _ = tokio::time::timeout(AGAIN, room.leaving().cancelled()).await;
                 return Step::Frames(Vec::new());
             }
             Err(refusal) => return Step::Gone(refusal),
