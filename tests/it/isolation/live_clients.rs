@@ -23,7 +23,7 @@ async fn gateway(database: &Database) -> LiveBox {
     let before = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum }).unwrap();
     let settings = Settings { buffer: BUFFER, ..Settings::default() };
-    LiveBox::start_with(database, settings, Default::default()).await
+    LiveBox::start_apart(database, settings).await
 }
 
 /// Clients that follow everything and read nothing.
