@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 
 use anyhow::Context as _;
+use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -20,6 +21,8 @@ pub(super) struct Probes {
     /// Settings of what answers now.
     settings: Settings,
     serving: TaskTracker,
+    /// Where `http.listen` is served.
+    apart: Handle,
     /// Ends what answers now.
     closed: CancellationToken,
     failed: CancellationToken,
@@ -27,39 +30,44 @@ pub(super) struct Probes {
 
 impl Probes {
     /// Listens where the settings name an address.
-    pub(super) async fn listen(settings: &Settings) -> anyhow::Result<Self> {
+    pub(super) async fn listen(settings: &Settings, apart: Handle) -> anyhow::Result<Self> {
         let (closed, failed) = (CancellationToken::new(), CancellationToken::new());
         let (listen, probes) =
             (bound("http.listen", settings.listen).await?, bound("http.probes", settings.probes).await?);
         let settings = settings.clone();
-        Ok(Self { listen, probes, settings, serving: TaskTracker::new(), closed, failed })
+        Ok(Self { listen, probes, settings, serving: TaskTracker::new(), apart, closed, failed })
     }
 
     /// Answers for this relay from now on, and no longer for the one before.
     pub(super) fn answer(&mut self, mut server: Server<Health>) -> anyhow::Result<()> {
         server.settings.keep_keys_of(&self.settings);
         self.settings = server.settings.clone();
-        let (listen, probes) = (again(self.listen.as_ref())?, again(self.probes.as_ref())?);
+        let probes = again(self.probes.as_ref())?;
+        let listen = {
+            let _entered = self.apart.enter();
+            again(self.listen.as_ref())?
+        };
         std::mem::take(&mut self.closed).cancel();
         if let Some(listener) = listen {
-            self.serve(http::serve(listener, server.clone(), self.closed.clone()));
+            self.serve(&self.apart, http::serve(listener, server.clone(), self.closed.clone()));
         }
         if let Some(listener) = probes {
-            self.serve(http::serve_probes(listener, server, self.closed.clone()));
+            self.serve(&Handle::current(), http::serve_probes(listener, server, self.closed.clone()));
         }
         Ok(())
     }
 
-    fn serve(&self, serving: impl Future<Output = std::io::Result<()>> + Send + 'static) {
+    fn serve(&self, on: &Handle, serving: impl Future<Output = std::io::Result<()>> + Send + 'static) {
         let failed = self.failed.clone();
-        self.serving.spawn(async move {
+        let serving = async move {
             // Also when it panics.
             let failing = failed.drop_guard();
             match serving.await {
                 Ok(()) => drop(failing.disarm()),
                 Err(error) => tracing::error!(%error, "serving http failed"),
             }
-        });
+        };
+        self.serving.spawn_on(serving, on);
     }
 
     /// Cancelled when nobody answers although nobody asked for that.

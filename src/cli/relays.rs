@@ -38,6 +38,8 @@ pub(super) struct Relays<'s> {
     hangup: Signal,
     drain: CancellationToken,
     probes: Probes,
+    /// Serves live clients and `http.listen`.
+    apart: live::Apart,
     /// Files that the process may have open; none: no limit is known.
     descriptors: Option<usize>,
     secrets: Secrets,
@@ -53,12 +55,14 @@ impl<'s> Relays<'s> {
         hangup: Signal,
         drain: CancellationToken,
     ) -> anyhow::Result<Self> {
+        let apart = live::Apart::start()?;
         Ok(Self {
             sources,
             followed,
             hangup,
             drain,
-            probes: Probes::listen(&config.http).await?,
+            probes: Probes::listen(&config.http, apart.handle().clone()).await?,
+            apart,
             descriptors: limits::raise_descriptors(),
             secrets: Secrets::new(config.secrets.folder.clone()),
             telemetry: Telemetry::new(),
@@ -105,6 +109,7 @@ impl<'s> Relays<'s> {
         let telemetry = self.telemetry.clone();
         let (listen, news) = (config.listen_options()?, Some(relay.news()));
         let sources = LiveSources { connection, listen, news, telemetry };
+        let _entered = self.apart.handle().enter();
         Ok(Some(Gateway::start(sources, config.realtime.clone())))
     }
 

@@ -6,6 +6,7 @@
 
 mod deaths;
 mod hanging;
+mod live_clients;
 mod organizations;
 mod refusals;
 mod routing;

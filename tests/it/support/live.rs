@@ -14,7 +14,10 @@ use pgoutbox::{
     store::ConnectionSettings,
 };
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    runtime::{Handle, Runtime},
+};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream,
     tungstenite::{ClientRequestBuilder, Error, Message},
@@ -47,6 +50,7 @@ pub(crate) struct LiveBox {
     telemetry: Arc<Telemetry>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
+    apart: Option<Runtime>,
 }
 
 impl LiveBox {
@@ -61,6 +65,23 @@ impl LiveBox {
         settings: Settings,
         http_settings: http::Settings,
     ) -> Self {
+        Self::start_on(database, settings, http_settings, None)
+    }
+
+    /// Starts a gateway on threads of its own, as `pgoutbox run` does.
+    pub(crate) async fn start_apart(database: &Database, settings: Settings) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        Self::start_on(database, settings, http::Settings::default(), Some(runtime.unwrap()))
+    }
+
+    fn start_on(
+        database: &Database,
+        settings: Settings,
+        http_settings: http::Settings,
+        apart: Option<Runtime>,
+    ) -> Self {
+        let on = apart.as_ref().map_or_else(Handle::current, |apart| apart.handle().clone());
+        let _entered = on.enter();
         let connection = ConnectionSettings {
             options: database.relay_options.clone(),
             relay: format!("gateway-{}", uuid::Uuid::new_v4().simple()),
@@ -74,7 +95,9 @@ impl LiveBox {
         let listen = Some(database.relay_options.clone());
         let sources = Sources { connection, listen, news: None, telemetry: telemetry.clone() };
         let gateway = Gateway::start(sources, settings);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = TcpListener::from_std(listener).unwrap();
         let (address, shutdown, tasks) =
             (listener.local_addr().unwrap(), CancellationToken::new(), TaskTracker::new());
         let server = Server {
@@ -88,7 +111,7 @@ impl LiveBox {
         };
         tasks.spawn(http::serve(listener, server, shutdown.clone()));
         tasks.close();
-        Self { address, gateway, telemetry, shutdown, tasks }
+        Self { address, gateway, telemetry, shutdown, tasks, apart }
     }
 
     pub(crate) async fn stop(self) {
@@ -96,6 +119,9 @@ impl LiveBox {
         self.shutdown.cancel();
         tokio::time::timeout(DEADLINE, self.tasks.wait()).await.unwrap();
         self.gateway.close().await;
+        if let Some(apart) = self.apart {
+            apart.shutdown_background();
+        }
     }
 
     /// The value of a metric, by its name with labels; 0 if it is not there yet.
