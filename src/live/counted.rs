@@ -30,8 +30,19 @@ pub enum Closed {
     Ended(Ended),
     /// Its token has expired.
     Expired,
-    /// It said what it may not say.
-    Refused,
+    /// It broke the protocol.
+    Refused(Fault),
+}
+
+/// What a client did wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A message is too large.
+    TooLarge,
+    /// A text is not UTF-8.
+    NoText,
+    /// A frame breaks RFC 6455.
+    Protocol,
 }
 
 /// Counts a client as connected, as long as it lives, and what it is sent.
@@ -58,7 +69,7 @@ impl Counted {
             Closed::Ended(Ended::Lagged) => "lagged",
             Closed::Expired => "expired",
             Closed::Ended(Ended::Stopping) => "stopping",
-            Closed::Ended(Ended::OtherDatabase) | Closed::Refused => "other",
+            Closed::Ended(Ended::OtherDatabase) | Closed::Refused(_) => "other",
         });
     }
 }

@@ -17,7 +17,7 @@ use super::{
     payloads,
     places::{Full, Place, Places},
     ring::LiveEvent,
-    selection::{Format, Selection, Selections, Wish},
+    selection::{Format, Selection, Selections, Turns, Wish},
     session::Session,
 };
 use crate::{
@@ -71,7 +71,7 @@ pub struct Room {
     /// One snapshot at a time: each reads the log.
     snapshots: tokio::sync::Semaphore,
     /// Messages that take long are made one piece at a time.
-    pub(super) slow: tokio::sync::Semaphore,
+    pub(super) slow: Turns,
     /// Cancelled when clients are to leave.
     leaving: CancellationToken,
 }
@@ -97,7 +97,7 @@ impl Gateway {
             selections: Selections::default(),
             store,
             snapshots: tokio::sync::Semaphore::new(1),
-            slow: tokio::sync::Semaphore::new(1),
+            slow: Turns::default(),
             leaving: CancellationToken::new(),
             settings,
         });

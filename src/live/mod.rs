@@ -29,7 +29,7 @@ mod session;
 mod settings;
 
 pub use self::{
-    counted::{Closed, Transport},
+    counted::{Closed, Fault, Transport},
     gateway::{Gateway, Room, Sources},
     message::{Code, Refusal, Request, Subscribe, error_message},
     places::Full,

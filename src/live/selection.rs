@@ -21,7 +21,7 @@ use super::{
     ring::{Batch, LiveEvent},
 };
 use crate::{
-    event::{Event, types::Types},
+    event::{Event, filter::Facts, topic::Trie, types::Types},
     sink::Outgoing,
     subscription::{Subscription, Wanted},
 };
@@ -69,11 +69,16 @@ pub(super) struct Selection {
     pub(super) subscription: Arc<Subscription>,
     pub(super) format: Format,
     types: Arc<Types>,
-    caller: Caller,
+    /// The only organization whose events it may contain; none: all.
+    organization: Option<String>,
+    /// The only topics that it may contain; none: all.
+    allowed: Option<Trie<()>>,
     is_channel: bool,
     since: Option<DateTime<Utc>>,
-    /// Whether its messages are made quickly, as far as is known.
+    /// Whether it is known that its messages are made quickly.
     is_quick: AtomicBool,
+    /// Whether they took long once.
+    is_slow: AtomicBool,
 }
 
 /// What makes two selections the same.
@@ -114,19 +119,40 @@ impl Selections {
         if known.len() >= 64 && known.len().is_power_of_two() {
             known.retain(|_, selection| selection.strong_count() > 0);
         }
-        let is_quick = !is_channel && subscription.row.filter.is_none();
+        let is_quick = !subscription.is_choosy() && subscription.transform.is_none();
         let selection = Arc::new(Selection {
             id: self.next.fetch_add(1, Ordering::Relaxed),
             subscription,
             format: wish.format.clone(),
             types,
-            caller: caller.clone(),
+            organization: caller.organization().map(ToOwned::to_owned),
+            allowed: allowed(caller).filter(|_| !is_channel),
             is_channel,
             since: wish.since,
             is_quick: AtomicBool::new(is_quick),
+            is_slow: AtomicBool::new(false),
         });
         known.insert(wish, Arc::downgrade(&selection));
         Ok(selection)
+    }
+}
+
+/// Who takes long takes turns: one after the other, channels apart from what clients ask for themselves.
+#[derive(Debug)]
+pub(super) struct Turns {
+    channels: Arc<Semaphore>,
+    clients: Arc<Semaphore>,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self { channels: Arc::new(Semaphore::new(1)), clients: Arc::new(Semaphore::new(1)) }
+    }
+}
+
+impl Turns {
+    fn of(&self, is_channel: bool) -> Arc<Semaphore> {
+        if is_channel { self.channels.clone() } else { self.clients.clone() }
     }
 }
 
@@ -142,7 +168,7 @@ impl Selection {
         from: usize,
         keep: bool,
         most: usize,
-        slow: &Semaphore,
+        slow: &Turns,
     ) -> Arc<Piece> {
         let keep = keep && Arc::strong_count(self) > 1;
         if let Some(piece) = keep.then(|| batch.made(self.id, from)).flatten() {
@@ -153,9 +179,14 @@ impl Selection {
         let piece = if self.is_quick.load(Ordering::Relaxed) {
             self.frames(batch, events, most)
         } else {
-            let _turn = slow.acquire().await;
+            let turn = slow.of(self.is_channel).acquire_owned().await;
             let (own, batch) = (self.clone(), batch.clone());
-            match tokio::task::spawn_blocking(move || own.frames(&batch, events, most)).await {
+            let making = move || {
+                // Also when nobody waits for it any more.
+                let _turn = turn;
+                own.frames(&batch, events, most)
+            };
+            match tokio::task::spawn_blocking(making).await {
                 Ok(piece) => piece,
                 Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
                 // The process ends.
@@ -170,6 +201,7 @@ impl Selection {
     }
 
     fn frames(&self, batch: &Batch, events: Range<usize>, most: usize) -> Piece {
+        let mut evaluated = false;
         let (mut piece, mut bytes, began) =
             (Piece { frames: Vec::new(), end: events.end }, 0, Instant::now());
         for (index, one) in batch.events.iter().enumerate().take(events.end).skip(events.start) {
@@ -177,35 +209,49 @@ impl Selection {
                 piece.end = index;
                 break;
             }
-            if let Some(frame) = self.frame(batch, one) {
+            if self.since.is_some_and(|since| one.event.created_at < since) || !self.concerns(one) {
+                continue;
+            }
+            evaluated = true;
+            if let Some(frame) = self.made(one, || batch.token(one)) {
                 bytes += frame.text.len();
                 piece.frames.push((index, frame));
             }
         }
-        self.is_quick.store(began.elapsed() < QUICK, Ordering::Relaxed);
+        // It stays slow: what is quick for these events may take long for others.
+        if evaluated && !self.is_plain() {
+            let is_slow = self.is_slow.fetch_or(began.elapsed() > QUICK, Ordering::Relaxed);
+            self.is_quick.store(!is_slow && began.elapsed() <= QUICK, Ordering::Relaxed);
+        }
         piece
     }
 
-    fn frame(&self, batch: &Batch, one: &LiveEvent) -> Option<Frame> {
-        if self.since.is_some_and(|since| one.event.created_at < since) {
-            return None;
-        }
-        self.frame_with(one, || batch.token(one))
+    /// Whether it has no expression at all.
+    fn is_plain(&self) -> bool {
+        !self.subscription.is_choosy() && self.subscription.transform.is_none()
     }
 
     /// The message for an event, with this token; none: the client does not want it, or may not see it.
     pub(super) fn frame_with(&self, one: &LiveEvent, token: impl FnOnce() -> Arc<str>) -> Option<Frame> {
-        if !self.may_see(&one.event) || !self.subscription.wants_plainly(&one.event) {
-            return None;
-        }
+        if self.concerns(one) { self.made(one, token) } else { None }
+    }
+
+    fn made(&self, one: &LiveEvent, token: impl FnOnce() -> Arc<str>) -> Option<Frame> {
         let left_out = |code, why: &str| {
-            let reason = format!("{why}; the event {} is left out", one.event.id);
+            // What a channel is made of is its operator's business.
+            let shown = if self.is_channel && code == Code::FilterFailed {
+                tracing::debug!(channel = &*self.subscription.name, event = %one.event.id, why, "left out");
+                "the filter or the transform of the channel cannot be evaluated"
+            } else {
+                why
+            };
+            let reason = format!("{shown}; the event {} is left out", one.event.id);
             Some(self.format.error(&Refusal::new(code, reason)))
         };
         if !one.is_readable {
             return left_out(Code::UnreadableEvent, "the payload cannot be read");
         }
-        match self.subscription.explain(&one.event) {
+        match self.subscription.evaluate(&Facts::new(&one.event)) {
             Wanted::Yes => {}
             Wanted::No(_) => return None,
             Wanted::Failed(why) => return left_out(Code::FilterFailed, &why),
@@ -225,14 +271,15 @@ impl Selection {
 
     /// The organization whose events it may contain; none: all.
     pub(super) fn organization(&self) -> Option<&str> {
-        self.caller.organization().or(self.subscription.row.organization.as_deref())
+        self.organization.as_deref().or(self.subscription.row.organization.as_deref())
     }
 
-    /// Whether the caller may see an event at all.
-    fn may_see(&self, event: &Event) -> bool {
-        let own = self.caller.organization();
+    /// Whether the caller may see an event, and topic, organization and key are wanted.
+    fn concerns(&self, one: &LiveEvent) -> bool {
+        let (event, own) = (&one.event, self.organization.as_deref());
         own.is_none_or(|own| event.organization.as_deref() == Some(own))
-            && (self.is_channel || self.caller.may_follow(&event.topic))
+            && self.subscription.wants_plainly(event)
+            && self.allowed.as_ref().is_none_or(|allowed| allowed.find(&event.topic).next().is_some())
     }
 
     fn shaped(&self, event: &Arc<Event>) -> Result<Arc<Event>, String> {
@@ -258,6 +305,16 @@ impl Selection {
             }
         }
     }
+}
+
+/// The topics that a caller may follow; none: all.
+fn allowed(caller: &Caller) -> Option<Trie<()>> {
+    let Caller::Client(claims) = caller else { return None };
+    let mut trie = Trie::default();
+    for pattern in &claims.topics {
+        trie.insert(pattern, ());
+    }
+    Some(trie)
 }
 
 impl Format {

@@ -10,7 +10,7 @@ use crate::{
     event::{
         Event, JsonText, Position,
         filter::{Containment, Facts, Filter, FilterResult, Transform},
-        topic::{Pattern, RESERVED},
+        topic::{Pattern, RESERVED, Trie},
     },
     sink::{Outgoing, Outlet, Registry, Sink as _},
     sinks::live::Live,
@@ -34,6 +34,8 @@ pub struct Subscription {
     /// Expression that makes the payload to be sent.
     pub transform: Option<Transform>,
     patterns: Vec<Pattern>,
+    /// The same patterns, to look up a topic.
+    trie: Trie<()>,
     containment: Option<Containment>,
     filter: Option<Filter>,
     /// Why its conditions cannot be used. Every event then fails: sending what they might exclude would be
@@ -119,6 +121,10 @@ impl Subscription {
             });
         let problem = unusable_condition.clone().or(problem);
         let usable = problem.is_none();
+        let mut trie = Trie::default();
+        for pattern in &patterns {
+            trie.insert(pattern, ());
+        }
         let name = Arc::from(row.name.as_str());
         (
             Self {
@@ -129,6 +135,7 @@ impl Subscription {
                 outlet,
                 transform,
                 patterns,
+                trie,
                 containment,
                 filter,
                 unusable_condition,
@@ -193,7 +200,7 @@ impl Subscription {
     fn plain_refusal(&self, event: &Event) -> Option<Condition> {
         if self.row.organization.is_some() && self.row.organization != event.organization {
             Some(Condition::Organization)
-        } else if !self.patterns.iter().any(|pattern| pattern.matches(&event.topic)) {
+        } else if self.trie.find(&event.topic).next().is_none() {
             Some(Condition::Topics)
         } else if !self.wants_key(event.key.as_deref()) {
             Some(Condition::Keys)

@@ -19,14 +19,15 @@ use axum::{
 };
 use futures_util::{SinkExt as _, StreamExt as _, stream::SplitSink};
 use tokio::{sync::mpsc, time::timeout};
+use tokio_tungstenite::tungstenite::{self, error::ProtocolError};
 use tokio_util::sync::CancellationToken;
 
 use super::{come_back, expiry, full, off, reached, retry_after};
 use crate::{
     http::{Server, places::Seat, probes::Readiness},
     live::{
-        Closed, Ended, Format, Frame, Next, Refusal, Request, Session, Settings, Transport, caller::Caller,
-        error_message,
+        Closed, Ended, Fault, Format, Frame, Next, Refusal, Request, Session, Settings, Transport,
+        caller::Caller, error_message,
     },
 };
 
@@ -45,7 +46,9 @@ fn close(why: Closed) -> CloseFrame {
     let (code, reason) = match why {
         Closed::Ended(Ended::Stopping) => (1001, retry()),
         Closed::Expired => (1008, "the token has expired".to_owned()),
-        Closed::Refused => (1009, "the message is too large".to_owned()),
+        Closed::Refused(Fault::TooLarge) => (1009, "the message is too large".to_owned()),
+        Closed::Refused(Fault::NoText) => (1007, "the text is not UTF-8".to_owned()),
+        Closed::Refused(Fault::Protocol) => (1002, "the frame breaks RFC 6455".to_owned()),
         Closed::Ended(Ended::Lagged | Ended::OtherDatabase) => (1013, retry()),
     };
     CloseFrame { code, reason: reason.into() }
@@ -55,7 +58,17 @@ fn close(why: Closed) -> CloseFrame {
 enum Said {
     Text(String),
     Binary,
-    TooLarge,
+    /// It breaks the protocol, or is too large.
+    Wrong(Fault),
+}
+
+/// How it went with sending.
+enum Put {
+    Done,
+    /// The connection is broken.
+    Broken,
+    /// The connection is to be closed.
+    Ended(Closed),
 }
 
 /// Upgrades to a WebSocket.
@@ -104,14 +117,14 @@ async fn serve(
             let what = match message {
                 Ok(Message::Text(text)) => Said::Text(text.as_str().to_owned()),
                 Ok(Message::Binary(_)) => Said::Binary,
-                Ok(Message::Ping(_) | Message::Pong(_)) => continue,
-                Ok(Message::Close(_)) => return,
-                Err(error) if is_too_large(&error) => {
+                // The library answers a close when it is read further, and then there is nothing more.
+                Ok(Message::Ping(_) | Message::Pong(_) | Message::Close(_)) => continue,
+                Err(error) => {
+                    let Some(fault) = fault(&error) else { return };
                     // Nothing more can be read. The close is sent, and then the connection ends.
-                    let _ = said.send(Said::TooLarge).await;
+                    let _ = said.send(Said::Wrong(fault)).await;
                     return std::future::pending().await;
                 }
-                Err(_) => return,
             };
             // What is said after the close is dropped, but the client's close is waited for.
             let _ = said.send(what).await;
@@ -153,8 +166,9 @@ impl Client<'_> {
         heartbeat.reset();
         let expired = reached(self.expires);
         tokio::pin!(expired);
-        // When the client was asked for a sign of life, if nothing else was sent since.
+        // When the client was first asked for a sign of life that it has not given.
         let mut asked: Option<Instant> = None;
+        let mut was_sent_events = false;
         loop {
             let frames = tokio::select! {
                 biased;
@@ -163,51 +177,61 @@ impl Client<'_> {
                 said = self.inbox.recv() => match said? {
                     Said::Text(text) => Box::pin(self.answer(&text)).await,
                     Said::Binary => vec![refused(None, &Refusal::text_only())],
-                    Said::TooLarge => return Some(Closed::Refused),
+                    Said::Wrong(fault) => return Some(Closed::Refused(fault)),
                 },
                 _ = heartbeat.tick() => {
                     let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-                    if asked.is_some_and(|asked| heard < asked) {
+                    let silent = asked.filter(|asked| heard < *asked).map(|asked| asked.elapsed());
+                    // Behind many events a sign of life may take as long as they may.
+                    let patience = if was_sent_events { self.settings.max_lag } else { Duration::ZERO };
+                    if silent.is_some_and(|silent| silent >= patience) {
                         return None;
                     }
-                    let frames = self.session.heartbeat();
-                    asked = Some(Instant::now());
-                    let ping = Message::Ping(Bytes::new());
-                    if self.send(frames).await?.is_none() || self.put([ping]).await?.is_none() {
-                        return Some(Closed::Ended(Ended::Lagged));
+                    if silent.is_none() {
+                        asked = Some(Instant::now());
+                        was_sent_events = false;
                     }
-                    continue;
+                    let frames = self.session.heartbeat();
+                    let ping = Message::Ping(Bytes::new());
+                    let text = frames.into_iter().map(|frame| Message::Text(frame.text));
+                    match self.put(text.chain([ping]), leaving).await {
+                        Put::Done => continue,
+                        Put::Broken => return None,
+                        Put::Ended(why) => return Some(why),
+                    }
                 }
                 next = self.session.next() => match next {
                     Next::Frames(frames) => frames,
                     Next::Ended(why) => return Some(Closed::Ended(why)),
                 },
             };
-            // A sign of life may wait behind events for long. While they flow, the limit of sending holds.
-            if !frames.is_empty() {
-                asked = None;
-            }
-            if self.send(frames).await?.is_none() {
-                return Some(Closed::Ended(Ended::Lagged));
+            was_sent_events |= !frames.is_empty();
+            let messages = frames.into_iter().map(|frame| Message::Text(frame.text));
+            match self.put(messages, leaving).await {
+                Put::Done => {}
+                Put::Broken => return None,
+                Put::Ended(why) => return Some(why),
             }
         }
     }
 
-    /// Sends messages. The outer none: the connection is broken. The inner none: the client does not read.
-    async fn send(&mut self, frames: Vec<Frame>) -> Option<Option<()>> {
-        self.put(frames.into_iter().map(|frame| Message::Text(frame.text))).await
-    }
-
-    async fn put(&mut self, messages: impl IntoIterator<Item = Message>) -> Option<Option<()>> {
+    /// Sends messages, unless the connection must be closed before the client takes them.
+    async fn put(&mut self, messages: impl IntoIterator<Item = Message>, leaving: &CancellationToken) -> Put {
         let sending = async {
             for message in messages {
                 self.to.feed(message).await?;
             }
             self.to.flush().await
         };
-        match timeout(self.settings.max_lag, sending).await {
-            Ok(sent) => sent.ok().map(Some),
-            Err(_) => Some(None),
+        tokio::select! {
+            biased;
+            sent = timeout(self.settings.max_lag, sending) => match sent {
+                Ok(Ok(())) => Put::Done,
+                Ok(Err(_)) => Put::Broken,
+                Err(_) => Put::Ended(Closed::Ended(Ended::Lagged)),
+            },
+            () = leaving.cancelled() => Put::Ended(Closed::Ended(Ended::Stopping)),
+            () = reached(self.expires) => Put::Ended(Closed::Expired),
         }
     }
 
@@ -240,13 +264,20 @@ fn refused(id: Option<&str>, refusal: &Refusal) -> Frame {
     Frame::plain(error_message(id, refusal))
 }
 
-fn is_too_large(error: &axum::Error) -> bool {
+/// What a client did wrong that ends its connection; none: the connection is broken.
+fn fault(error: &axum::Error) -> Option<Fault> {
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {
-        if let Some(error) = inner.downcast_ref::<tokio_tungstenite::tungstenite::Error>() {
-            return matches!(error, tokio_tungstenite::tungstenite::Error::Capacity(_));
+        if let Some(error) = inner.downcast_ref::<tungstenite::Error>() {
+            return match error {
+                tungstenite::Error::Capacity(_) => Some(Fault::TooLarge),
+                tungstenite::Error::Utf8(_) => Some(Fault::NoText),
+                tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+                tungstenite::Error::Protocol(_) => Some(Fault::Protocol),
+                _ => None,
+            };
         }
         source = inner.source();
     }
-    false
+    None
 }

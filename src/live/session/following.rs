@@ -16,7 +16,7 @@ use crate::{
         gateway::Room,
         message::{Ack, Code, Refusal, Subscribe},
         ring::{At, Batch},
-        selection::{Format, Frame, Selection},
+        selection::{Format, Frame, Selection, Turns},
     },
     store::{Cursor, Mark},
 };
@@ -219,7 +219,7 @@ impl Following {
         batch: &Arc<Batch>,
         keep: bool,
         from: usize,
-        slow: &Semaphore,
+        slow: &Turns,
     ) -> (Vec<Frame>, usize) {
         let (mut some, mut bytes, mut room) = (Vec::new(), 0, self.room_for_events());
         let (mut at, began) = (from, Instant::now());
