@@ -20,6 +20,7 @@ use super::{
     channels::Channels,
     message::{Code, Refusal},
     ring::{At, Batch, LiveEvent, Ring},
+    source::Source,
 };
 use crate::{
     event::Position,
@@ -34,11 +35,11 @@ const LARGE: usize = 4 * 1024 * 1024;
 /// Large payloads that are read at once.
 const LARGE_AT_ONCE: usize = 16;
 /// Interval of looking which database this is.
-const LOOK: Duration = Duration::from_secs(5);
+pub(super) const LOOK: Duration = Duration::from_secs(5);
 /// Shortest time between two reads that nobody asked for, so that a stream of commits is read in batches.
-const PACE: Duration = Duration::from_millis(2);
+pub(super) const PACE: Duration = Duration::from_millis(2);
 /// The feed goes on for so long after the last client has left.
-const LINGER: Duration = Duration::from_secs(60);
+pub(super) const LINGER: Duration = Duration::from_secs(60);
 /// How long somebody waits for the feed.
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -50,24 +51,26 @@ pub(super) struct Progress {
     /// Number of the next batch.
     pub(super) next: u64,
     /// The last question that is answered.
-    answered: u64,
+    pub(super) answered: u64,
 }
 
 /// The newest part of the log, and what belongs to it.
 #[derive(Debug)]
 pub(super) struct Feed {
     /// Name of the process.
-    name: String,
-    store: Store,
-    poll: Duration,
-    buffer: usize,
+    pub(super) name: String,
+    source: Source,
+    pub(super) store: Store,
+    pub(super) poll: Duration,
+    pub(super) buffer: usize,
     ring: Mutex<Option<Ring>>,
     here: ArcSwapOption<Here>,
     channels: ArcSwap<Channels>,
-    asked: AtomicU64,
+    /// Number of the newest question.
+    pub(super) asked: AtomicU64,
     /// Notified when somebody asks, and when the doorbell rings.
-    pub(super) wake: Notify,
-    progress: watch::Sender<Progress>,
+    pub(super) wake: Arc<Notify>,
+    pub(super) progress: watch::Sender<Progress>,
     clients: watch::Sender<usize>,
 }
 
@@ -82,9 +85,16 @@ impl Drop for Client {
 }
 
 impl Feed {
-    pub(super) fn new(name: String, store: Store, poll: Duration, buffer: usize) -> Arc<Self> {
+    pub(super) fn new(
+        name: String,
+        source: Source,
+        store: Store,
+        poll: Duration,
+        buffer: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
             name,
+            source,
             store,
             poll,
             buffer,
@@ -92,7 +102,7 @@ impl Feed {
             here: ArcSwapOption::empty(),
             channels: ArcSwap::default(),
             asked: AtomicU64::new(0),
-            wake: Notify::new(),
+            wake: Arc::default(),
             progress: watch::Sender::default(),
             clients: watch::Sender::default(),
         })
@@ -177,7 +187,7 @@ impl Feed {
         self.store.close().await;
     }
 
-    fn ring(&self) -> MutexGuard<'_, Option<Ring>> {
+    pub(super) fn ring(&self) -> MutexGuard<'_, Option<Ring>> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -190,13 +200,15 @@ impl Feed {
                 () = stop.cancelled() => return,
                 _ = clients.wait_for(|count| *count > 0) => {}
             }
-            match self.follow(&stop).await {
+            let followed = match &self.source {
+                Source::Log => self.follow(&stop).await.map_err(|error| chain(&error)),
+                #[cfg(feature = "nats")]
+                Source::Stream(stream) => stream.follow(&self, &stop).await,
+            };
+            match followed {
                 Ok(()) => waits = backon_waits(),
                 Err(error) => {
-                    tracing::warn!(
-                        error = chain(&error),
-                        "live clients wait: reading the log failed, retrying"
-                    );
+                    tracing::warn!(error, "live clients wait: reading new events failed, retrying");
                     let wait = waits.next().unwrap_or(PACE);
                     let _ = tokio::time::timeout(wait, stop.cancelled()).await;
                 }
@@ -206,14 +218,14 @@ impl Feed {
 
     /// Reads until there have been no clients for a while.
     async fn follow(&self, stop: &CancellationToken) -> Result<(), Error> {
-        let mut looked = self.look().await?;
+        let mut looked = self.look_and_begin().await?;
         let mut poll = tokio::time::interval(self.poll);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut left: Option<Instant> = None;
         loop {
             let asked = self.asked.load(Ordering::Acquire);
             if looked.elapsed() > LOOK {
-                looked = self.look().await?;
+                looked = self.look_and_begin().await?;
             }
             let began = Instant::now();
             while self.read().await? {}
@@ -222,8 +234,7 @@ impl Feed {
             if *self.clients.borrow() > 0 {
                 left = None;
             } else if left.get_or_insert_with(Instant::now).elapsed() > LINGER {
-                *self.ring() = None;
-                self.here.store(None);
+                self.forget();
                 return self.store.leave_gateway(&self.name).await;
             }
             tokio::select! {
@@ -240,42 +251,67 @@ impl Feed {
     }
 
     /// Looks which database this is. If it is another one, or the ring is not there, a new ring begins.
-    async fn look(&self) -> Result<Instant, Error> {
+    async fn look_and_begin(&self) -> Result<Instant, Error> {
+        let is_same = self.look().await?;
+        if (!is_same || self.ring().is_none())
+            && let Some(here) = self.here.load_full()
+        {
+            self.begin(Arc::new(here.cursor.clone()), here.now);
+        }
+        Ok(Instant::now())
+    }
+
+    /// Looks which database this is, and reports. Returns whether it is the same as before.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub(super) async fn look(&self) -> Result<bool, Error> {
         let here = self.store.look_around().await?;
         let known = self.here.load_full();
         let is_same = known
             .as_ref()
             .is_some_and(|known| known.database == here.database && !here.cursor.is_before(&known.cursor));
-        let begins = !is_same || self.ring().is_none();
-        if begins || here.generation != self.channels.load().generation {
-            self.channels.store(Arc::new(Channels::load(&self.store).await?));
+        if !is_same || here.generation != self.channels.load().generation {
+            self.load_channels().await?;
         }
-        let here = Arc::new(here);
-        self.here.store(Some(here.clone()));
+        self.here.store(Some(Arc::new(here)));
         // Relays tell of news while there are gateways.
         let clients = i32::try_from(*self.clients.borrow()).unwrap_or(i32::MAX);
         self.store.report_gateway(&self.name, clients).await?;
-        if begins {
-            *self.ring() = Some(Ring::new(Arc::new(here.cursor.clone()), here.now, self.buffer));
-            self.progress.send_modify(|progress| {
-                progress.epoch += 1;
-                progress.next = 0;
-            });
-        }
-        Ok(Instant::now())
+        Ok(is_same)
+    }
+
+    /// Begins a new ring.
+    pub(super) fn begin(&self, head: Arc<Cursor>, at: DateTime<Utc>) {
+        *self.ring() = Some(Ring::new(head, at, self.buffer));
+        self.progress.send_modify(|progress| {
+            progress.epoch += 1;
+            progress.next = 0;
+        });
+    }
+
+    /// Drops the ring.
+    pub(super) fn forget(&self) {
+        *self.ring() = None;
+        self.here.store(None);
+    }
+
+    /// Loads the channels as they are now.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub(super) async fn load_channels(&self) -> Result<(), Error> {
+        self.channels.store(Arc::new(Channels::load(&self.store).await?));
+        Ok(())
     }
 
     /// Reads what is new, and adds it to the ring. Returns whether there is more.
     async fn read(&self) -> Result<bool, Error> {
         let Some(here) = self.here.load_full() else { return Ok(false) };
         let Ok((_, head, _)) = self.head() else { return Ok(false) };
-        let stretch = match self.store.read_on(&head, PAGE, true, &here).await {
-            // A payload that cannot be read fails the statement. Each is then read by itself.
-            Err(error) if error.is_about_a_value() => self.store.read_on(&head, PAGE, false, &here).await?,
-            read => read?,
-        };
+        let stretch = read_on(&self.store, &head, &here).await?;
         if stretch.generation != self.channels.load().generation {
-            self.channels.store(Arc::new(Channels::load(&self.store).await?));
+            self.load_channels().await?;
         }
         let batch = load(&self.store, stretch, &here).await?;
         let has_more = batch.mark.after.has_window();
@@ -305,6 +341,15 @@ pub(super) enum Found {
 
 pub(super) fn unavailable() -> Refusal {
     Refusal::new(Code::Unavailable, "the database does not answer; try again")
+}
+
+/// Reads what is new behind a cursor, a page of it.
+pub(super) async fn read_on(store: &Store, head: &Arc<Cursor>, here: &Here) -> Result<Stretch, Error> {
+    match store.read_on(head, PAGE, true, here).await {
+        // A payload that cannot be read fails the statement. Each is then read by itself.
+        Err(error) if error.is_about_a_value() => store.read_on(head, PAGE, false, here).await,
+        read => read,
+    }
 }
 
 /// Reads the payloads that are missing. If they are large, the batch ends early.

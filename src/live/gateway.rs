@@ -1,13 +1,17 @@
 //! What serves live clients in one process.
 
+#[cfg(feature = "nats")]
+use std::sync::atomic::AtomicBool;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnectOptions;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+#[cfg(feature = "nats")]
+use super::backplane::{Feeder, Follower, Nats};
 use super::{
-    Settings,
+    Backplane, Settings,
     caller::Caller,
     doorbell,
     feed::{self, Feed},
@@ -17,6 +21,7 @@ use super::{
     ring::LiveEvent,
     selection::{Format, Selection, Selections, Wish},
     session::Session,
+    source::Source,
 };
 use crate::{
     event::{filter::Filter, topic::Pattern},
@@ -85,7 +90,28 @@ impl Gateway {
         };
         let (feed, store) = (connect("live"), Arc::new(connect("live-history")));
         let listen = listen.map(|options| feed.listener_options(&options));
-        let feed = Feed::new(connection.relay.clone(), feed, settings.poll, settings.buffer);
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let name = connection.relay.clone();
+        let new_feed = |source| Feed::new(name.clone(), source, feed, settings.poll, settings.buffer);
+        let feed = match &settings.backplane {
+            Backplane::Off => {
+                let feed = new_feed(Source::Log);
+                let (wake, clients) = (feed.wake.clone(), feed.clients());
+                tasks.spawn(doorbell::listen(wake, clients, listen, news, stop.clone()));
+                feed
+            }
+            #[cfg(feature = "nats")]
+            Backplane::Nats(nats) => {
+                let (settings, feeds) = (Arc::new(Nats::clone(nats)), Arc::new(AtomicBool::new(false)));
+                let feed = new_feed(Source::Stream(Follower::new(settings.clone(), feeds.clone())));
+                let (store, clients) = (connect("live-feed"), feed.clients());
+                let poll = feed.poll;
+                let feeder =
+                    Feeder { name: name.clone(), settings, store, listen, news, poll, clients, feeds };
+                tasks.spawn(feeder.run(stop.clone()));
+                feed
+            }
+        };
         let room = Arc::new(Room {
             history: History::new(store.clone(), feed.clone()),
             places: Places::new(settings.max_connections, settings.max_per_address),
@@ -97,9 +123,7 @@ impl Gateway {
             leaving: CancellationToken::new(),
             settings,
         });
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        tasks.spawn(feed.clone().run(stop.clone()));
-        tasks.spawn(doorbell::listen(feed, listen, news, stop.clone()));
+        tasks.spawn(feed.run(stop.clone()));
         tasks.close();
         Self { room, tasks, stop }
     }

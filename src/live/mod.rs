@@ -13,6 +13,8 @@
 //!
 //! A crash here costs nothing: clients come back with their tokens.
 
+#[cfg(feature = "nats")]
+pub mod backplane;
 pub mod caller;
 mod channels;
 mod doorbell;
@@ -25,6 +27,7 @@ mod ring;
 mod selection;
 mod session;
 mod settings;
+mod source;
 
 pub use self::{
     gateway::{Gateway, Room, Sources},
@@ -32,5 +35,5 @@ pub use self::{
     places::Full,
     selection::{Format, Frame},
     session::{Ended, Next, Session},
-    settings::Settings,
+    settings::{Backplane, Settings},
 };

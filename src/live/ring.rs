@@ -174,6 +174,16 @@ impl Ring {
         }
     }
 
+    /// Begins anew at this cursor. Who is elsewhere finds that the next batch was dropped, and reads the log.
+    #[cfg(feature = "nats")]
+    pub(super) fn jump(&mut self, head: Arc<Cursor>, at: DateTime<Utc>) {
+        self.first = self.next() + 1;
+        self.batches.clear();
+        self.size = 0;
+        self.places = VecDeque::from([(head.clone(), self.first)]);
+        (self.head, self.head_at) = (head, at);
+    }
+
     /// The batch of this number, and whether its frames are kept; none: it was dropped, or is not there yet.
     pub(super) fn get(&self, number: u64) -> Option<(Arc<Batch>, bool)> {
         let index = usize::try_from(number.checked_sub(self.first)?).ok()?;

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use sqlx::Row as _;
 
@@ -48,11 +49,13 @@ pub struct Stretch {
 }
 
 /// The two ends of a part of the log, and so each place between them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Mark {
     /// The cursor before it.
+    #[serde(with = "shared")]
     pub before: Arc<Cursor>,
     /// The cursor behind it.
+    #[serde(with = "shared")]
     pub after: Arc<Cursor>,
     reached: Reached,
     last: Option<Position>,
@@ -60,6 +63,15 @@ pub struct Mark {
 }
 
 impl Mark {
+    /// A part without events, behind this cursor.
+    #[must_use]
+    pub fn at(cursor: Cursor) -> Self {
+        let reached = Reached::Everything { snapshot: cursor.settled.clone() };
+        let low = cursor.low.clone().unwrap_or_else(Low::none);
+        let cursor = Arc::new(cursor);
+        Self { before: cursor.clone(), after: cursor, reached, last: None, low }
+    }
+
     /// The cursor behind the event at this position, which is one of this part.
     #[must_use]
     pub fn behind(&self, position: Position) -> Cursor {
@@ -89,6 +101,22 @@ impl Mark {
     #[must_use]
     pub fn cut(self, position: Position) -> Self {
         Self { after: Arc::new(self.behind(position)), last: Some(position), ..self }
+    }
+
+    /// The part up to this position, and the part behind it.
+    #[must_use]
+    pub fn split(self, position: Position) -> (Self, Self) {
+        let first = self.clone().cut(position);
+        let reached = match (self.reached, first.after.window.clone()) {
+            (Reached::Everything { .. }, Some(window)) => {
+                Reached::Page { upto: window.page_until, window, last: true }
+            }
+            (Reached::Page { upto, last, .. }, Some(window)) => Reached::Page { window, upto, last },
+            // Nothing is behind the last event.
+            (reached, None) => reached,
+        };
+        let rest = Self { before: first.after.clone(), reached, ..self };
+        (first, rest)
     }
 }
 
@@ -272,4 +300,69 @@ fn fingerprint(system: i64, oid: i64, timeline: i32) -> u32 {
 
 fn number(xid: &str) -> u64 {
     xid.parse().unwrap_or_default()
+}
+
+/// A cursor that others hold, too.
+mod shared {
+    use super::{Arc, Cursor, Deserialize as _, Serialize as _};
+
+    pub(super) fn serialize<S: serde::Serializer>(cursor: &Arc<Cursor>, to: S) -> Result<S::Ok, S::Error> {
+        cursor.as_ref().serialize(to)
+    }
+
+    pub(super) fn deserialize<'a, D: serde::Deserializer<'a>>(from: D) -> Result<Arc<Cursor>, D::Error> {
+        Cursor::deserialize(from).map(Arc::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn low() -> Low {
+        Low { position: Position(1), xid: "9".to_owned() }
+    }
+
+    /// Parts with events at 3, 5 and 9: all that was new, a page of a window, and its last page.
+    fn parts_of_a_log() -> Vec<Mark> {
+        let begin = Cursor::at("10:10:".to_owned(), low());
+        let window = Window {
+            end: "20:22:20".to_owned(),
+            low: Some(low()),
+            page_after: Position(2),
+            page_until: Position(30),
+        };
+        let inside = Cursor { window: Some(window.clone()), ..begin.clone() };
+        let all = Reached::Everything { snapshot: "20:20:".to_owned() };
+        let page = |last| Reached::Page { window: window.clone(), upto: Position(9), last };
+        let parts = [(begin, all), (inside.clone(), page(false)), (inside, page(true))];
+        parts
+            .map(|(before, reached)| {
+                let last = Some(Position(9));
+                let after = Arc::new(before.next(&reached, last, Advance::All).with_low(&low()));
+                Mark { before: Arc::new(before), after, reached, last, low: low() }
+            })
+            .into()
+    }
+
+    #[test]
+    fn each_place_of_a_part_is_the_same_in_its_halves_and_after_it_was_written() {
+        for mark in parts_of_a_log() {
+            let written = postcard::to_allocvec(&mark).unwrap();
+            let read: Mark = postcard::from_bytes(&written).unwrap();
+            let places = [3, 4, 5, 9].map(|position| mark.behind(Position(position)));
+            assert_eq!([3, 4, 5, 9].map(|position| read.behind(Position(position))), places);
+            let (first, rest) = read.split(Position(3));
+            assert_eq!((&first.before, &rest.after), (&mark.before, &mark.after));
+            assert_eq!((&*first.after, &*rest.before), (&places[0], &places[0]));
+            assert_eq!(first.behind(Position(3)), places[0]);
+            assert_eq!([4, 5, 9].map(|position| rest.behind(Position(position))), places[1..]);
+            let (second, third) = rest.split(Position(5));
+            assert_eq!(
+                (&*second.before, &*second.after, &*third.before),
+                (&places[0], &places[2], &places[2])
+            );
+            assert_eq!((third.behind(Position(9)), third.after), (places[3].clone(), mark.after));
+        }
+    }
 }
