@@ -58,7 +58,10 @@ pub struct Mark {
     #[serde(with = "shared")]
     pub after: Arc<Cursor>,
     reached: Reached,
+    /// Position of its last event.
     last: Option<Position>,
+    /// Position of the last event that was read with it: also what was cut off is behind the cursors.
+    until: Option<Position>,
     low: Low,
 }
 
@@ -69,7 +72,7 @@ impl Mark {
         let reached = Reached::Everything { snapshot: cursor.settled.clone() };
         let low = cursor.low.clone().unwrap_or_else(Low::none);
         let cursor = Arc::new(cursor);
-        Self { before: cursor.clone(), after: cursor, reached, last: None, low }
+        Self { before: cursor.clone(), after: cursor, reached, last: None, until: None, low }
     }
 
     /// The cursor behind the event at this position, which is one of this part.
@@ -78,7 +81,7 @@ impl Mark {
         if self.last.is_none_or(|last| last <= position) {
             return Cursor::clone(&self.after);
         }
-        self.before.next(&self.reached, self.last, Advance::UpTo(position)).with_low(&self.low)
+        self.before.next(&self.reached, self.until, Advance::UpTo(position)).with_low(&self.low)
     }
 
     /// Whether a cursor lies in this part: how far it has read, if so.
@@ -225,7 +228,8 @@ impl Stretch {
         let last = read.events.last().map(|last| last.event.position);
         let low = here.cursor.low.clone().unwrap_or_else(Low::none);
         let after = cursor.next(&read.reached, last, Advance::All).with_low(&low);
-        let mark = Mark { before: cursor.clone(), after: Arc::new(after), reached: read.reached, last, low };
+        let (before, after, reached) = (cursor.clone(), Arc::new(after), read.reached);
+        let mark = Mark { before, after, reached, last, until: last, low };
         Self { events: read.events, generation: read.generation, mark }
     }
 }
@@ -340,7 +344,7 @@ mod tests {
             .map(|(before, reached)| {
                 let last = Some(Position(9));
                 let after = Arc::new(before.next(&reached, last, Advance::All).with_low(&low()));
-                Mark { before: Arc::new(before), after, reached, last, low: low() }
+                Mark { before: Arc::new(before), after, reached, last, until: last, low: low() }
             })
             .into()
     }
@@ -352,11 +356,15 @@ mod tests {
             let read: Mark = postcard::from_bytes(&written).unwrap();
             let places = [3, 4, 5, 9].map(|position| mark.behind(Position(position)));
             assert_eq!([3, 4, 5, 9].map(|position| read.behind(Position(position))), places);
+            let (cut, _) = read.clone().split(Position(5));
+            assert_eq!([3, 4, 5].map(|position| cut.behind(Position(position))), places[..3]);
             let (first, rest) = read.split(Position(3));
             assert_eq!((&first.before, &rest.after), (&mark.before, &mark.after));
             assert_eq!((&*first.after, &*rest.before), (&places[0], &places[0]));
             assert_eq!(first.behind(Position(3)), places[0]);
             assert_eq!([4, 5, 9].map(|position| rest.behind(Position(position))), places[1..]);
+            let (most, _) = rest.clone().split(Position(5));
+            assert_eq!([4, 5].map(|position| most.behind(Position(position))), places[1..3]);
             let (second, third) = rest.split(Position(5));
             assert_eq!(
                 (&*second.before, &*second.after, &*third.before),
