@@ -102,7 +102,8 @@ impl Feeder {
             self.feeds.store(false, Ordering::Release);
             tracing::warn!(why = ended, "feeding the other gateways ended, retrying");
             // Meanwhile another process may.
-            tokio::time::sleep(waits.next().unwrap_or(AGAIN)).await;
+            let wait = waits.next().unwrap_or(AGAIN);
+            let _ = tokio::time::timeout(wait, std::future::pending::<()>()).await;
         }
     }
 
@@ -282,7 +283,7 @@ impl Feeding<'_> {
             if open.is_empty()
                 && let Some(rest) = PACE.checked_sub(began.elapsed())
             {
-                tokio::time::sleep(rest).await;
+                let _ = tokio::time::timeout(rest, self.line.lost()).await;
             }
         }
     }
@@ -306,7 +307,8 @@ impl Feeding<'_> {
         let after = &batch.mark.after;
         let (has_more, has_moved) = (after.has_window(), !after.is_same_place(&self.head));
         let is_due = self.wrote.elapsed() > QUIET;
-        if batch.events.is_empty() && !has_more && !(is_asked && has_moved) && !is_due {
+        let is_news = !batch.events.is_empty() || has_more;
+        if !(is_news || is_due || is_asked && has_moved) {
             return Ok(false);
         }
         for message in written::write(&batch, generation, self.line.most()) {

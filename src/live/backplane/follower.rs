@@ -215,9 +215,11 @@ impl Following<'_> {
     }
 }
 
+type Question = Pin<Box<dyn Future<Output = Result<Answer, String>> + Send>>;
+
 /// The question of those who wait until everything is in the ring: one for all of them.
 struct Asking {
-    question: Option<Pin<Box<dyn Future<Output = Result<Answer, String>> + Send>>>,
+    question: Option<Question>,
     /// Up to which of them it asks.
     number: u64,
     /// What it must wait for, and since when.

@@ -6,10 +6,10 @@
 //!                              :
 //! ```
 //!
-//! The feeder is the one gateway that holds an advisory lock. What it reads it writes to the stream, a message
-//! for each part of the log, and each message says which part: the cursor before it, and the cursor behind it.
-//! So a gateway sees when a message is missing. Its ring then begins anew behind the gap, and its clients read
-//! the gap from the log.
+//! The feeder is the one gateway that holds an advisory lock. What it reads it writes to the stream, a
+//! message for each part of the log, and each message says which part: the cursor before it, and the cursor
+//! behind it. So a gateway sees when a message is missing. Its ring then begins anew behind the gap, and its
+//! clients read the gap from the log.
 //!
 //! The stream decides who feeds: a message is taken only behind the one that its feeder knows as the last. A
 //! feeder that takes over goes on where the last message ends.
