@@ -8,34 +8,38 @@ create table outbox.forgotten (
     only_row   boolean     primary key default true check (only_row),
     -- highest transaction id; null: none, or only by another cluster that this is a copy of
     xid        xid8,
-    created_at timestamptz not null
+    created_at timestamptz not null,
+    position   bigint      not null
 );
 comment on table outbox.forgotten is
-    'One row once something was removed of outbox.events: the highest transaction id and the '
-    'newest time of a removed event.';
+    'One row once something was removed of outbox.events: the highest transaction id, the newest '
+    'time and the highest position of a removed event.';
 
 -- Records that events were removed. Whoever drops or detaches a partition calls it before, with
 -- what is in there; deletes and truncates do so themselves.
-create function outbox_internal.forget_events(highest xid8, newest timestamptz) returns boolean
+create function outbox_internal.forget_events(highest xid8, newest timestamptz, last bigint)
+returns boolean
 language plpgsql as $$
 begin
     if forget_events.newest is null then
         return false;
     end if;
-    insert into outbox.forgotten as known (xid, created_at)
-    values (forget_events.highest, forget_events.newest)
+    insert into outbox.forgotten as known (xid, created_at, position)
+    values (forget_events.highest, forget_events.newest, forget_events.last)
     on conflict on constraint forgotten_pkey do update
        set xid = greatest(known.xid, excluded.xid),
-           created_at = greatest(known.created_at, excluded.created_at)
+           created_at = greatest(known.created_at, excluded.created_at),
+           position = greatest(known.position, excluded.position)
      where known.xid is null
         or excluded.xid > known.xid
-        or excluded.created_at > known.created_at;
+        or excluded.created_at > known.created_at
+        or excluded.position > known.position;
     return true;
 end;
 $$;
 comment on function outbox_internal.forget_events is
-    'Record that events up to this transaction id and time leave the log. Returns whether there '
-    'were any.';
+    'Record that events up to this transaction id, time and position leave the log. Returns '
+    'whether there were any.';
 
 -- As their owner: who may delete need not have rights on outbox.forgotten.
 create function outbox_internal.forget_deleted() returns trigger
@@ -44,7 +48,8 @@ begin
     perform outbox_internal.forget_events(
                 -- max(xid8) is younger than PostgreSQL 14
                 (select event.xid from removed as event order by event.xid desc limit 1),
-                (select max(event.created_at) from removed as event));
+                (select max(event.created_at) from removed as event),
+                (select max(event.position) from removed as event));
     return null;
 end;
 $$;
@@ -56,12 +61,14 @@ language plpgsql as $$
 declare
     highest xid8;
     newest  timestamptz;
+    last    bigint;
 begin
     execute format('select (select one.xid from %1$s as one order by one.xid desc limit 1), '
                    '(select max(one.created_at) from (select event.created_at from %1$s as event '
-                   'order by event.position desc limit 10000) as one)', forget_all_of.partition)
-       into highest, newest;
-    return outbox_internal.forget_events(highest, newest);
+                   'order by event.position desc limit 10000) as one), '
+                   '(select max(one.position) from %1$s as one)', forget_all_of.partition)
+       into highest, newest, last;
+    return outbox_internal.forget_events(highest, newest, last);
 end;
 $$;
 comment on function outbox_internal.forget_all_of is
@@ -106,6 +113,16 @@ comment on function outbox_internal.watch_partitions is
     'Make removals from partitions of outbox.events count. Call it after making a partition. '
     'Returns how many were not watched.';
 select outbox_internal.watch_partitions();
+
+-- Signs the tokens of live clients, so that nobody makes one. The same for all gateways.
+create table outbox.token_key (
+    only_row boolean primary key default true check (only_row),
+    key      bytea   not null default sha256(
+        convert_to(gen_random_uuid()::text || gen_random_uuid()::text, 'UTF8'))
+);
+comment on table outbox.token_key is
+    'Signs the tokens of live clients. With another key all tokens are refused.';
+insert into outbox.token_key default values;
 
 -- Processes with live clients. While there is one, relays tell of new events that they read, by
 -- notifications on outbox_news: publishers do not notify while a relay is awake.

@@ -10,7 +10,8 @@ select pg_current_snapshot()::text as snapshot,
        here.system_identifier,
        here.database_oid::bigint   as database_oid,
        coalesce(here.timeline, 0)  as timeline,
-       (select generation.value from outbox.generation) as generation
+       (select generation.value from outbox.generation) as generation,
+       (select token_key.key from outbox.token_key)     as token_key
   from (select one.low, one.low_xid
           from outbox.cursor as one
          order by one.step desc

@@ -5,6 +5,7 @@
 --   $3 beginnings of keys; null: every key
 --   $4 how many keys at most; one more is read, so that "too many" can be said
 --   $5 how many events of the log may be looked at; if there are more, none is
+--   $6 patterns of which one must match, too; null: none need to
 --
 -- There is no index on keys, which every publisher would pay for: this reads the log.
 -- All patterns are one expression, because PostgreSQL keeps only a few compiled.
@@ -21,6 +22,13 @@ wanted as materialized (
                    starts_with(pattern, 'outbox.') as is_reserved
               from unnest($1::text[]) as pattern) as one
 ),
+allowed as materialized (
+    select string_agg(one.expression, '|') as every,
+           string_agg(one.expression, '|') filter (where one.is_reserved) as reserved
+      from (select outbox_internal.topic_expression(pattern) as expression,
+                   starts_with(pattern, 'outbox.') as is_reserved
+              from unnest($6::text[]) as pattern) as one
+),
 newest as materialized (
     select distinct on (event.organization, event.key) event.position, event.created_at
       from outbox.events as event
@@ -33,6 +41,10 @@ newest as materialized (
        and case when starts_with(event.topic, 'outbox.')
                 then ('.' || event.topic) ~ (select wanted.reserved from wanted)
                 else ('.' || event.topic) ~ (select wanted.every from wanted) end
+       and ($6::text[] is null
+            or case when starts_with(event.topic, 'outbox.')
+                    then ('.' || event.topic) ~ (select allowed.reserved from allowed)
+                    else ('.' || event.topic) ~ (select allowed.every from allowed) end)
      order by event.organization, event.key, event.position desc
      limit $4::bigint + 1
 )

@@ -70,6 +70,8 @@ async fn findings(
     let fenced = fenced.map(|problem| Finding { subject: "database".to_owned(), problem });
     let keys = if is_like_a_relay { config.http.check_keys().await.err() } else { None };
     let keys = keys.map(|problem| Finding { subject: "http.jwt.jwks".to_owned(), problem });
+    let backplane = if is_like_a_relay { config.realtime.check_backplane().await.err() } else { None };
+    let backplane = backplane.map(|problem| Finding { subject: "realtime.backplane".to_owned(), problem });
     let of_schema = operator.check_schema().await?;
     let registry = registry(config)?;
     let is_running = !operator.list_relays().await?.is_empty();
@@ -83,7 +85,7 @@ async fn findings(
         print::note!("{subject} is not judged here: {problem}");
     }
     let of_database = unsuitable.into_iter().chain(fenced).chain(of_schema);
-    Ok(of_database.chain(keys).chain(of_subscriptions.problems).collect())
+    Ok(of_database.chain(keys).chain(backplane).chain(of_subscriptions.problems).collect())
 }
 
 /// The sinks of a relay with this configuration.

@@ -1,13 +1,12 @@
-//! Wakes the feed when there may be new events: publishers ring while relays sleep, and relays tell of what
+//! Wakes who reads the log when there may be new events: publishers ring while relays sleep, and relays tell of what
 //! they have read.
 
 use std::{sync::Arc, time::Duration};
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::feed::Feed;
 use crate::{
     relay::{
         await_work::{ATTENDANT_LOCK, BELL_LOCK, DOORBELL, backon_waits},
@@ -25,9 +24,10 @@ const ATTEND: Duration = Duration::from_secs(1);
 /// Longest wait before connecting again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Listens while there are clients, until `stop` is cancelled.
+/// Listens while there are clients, until `stop` is cancelled, and notifies `wake`.
 pub(super) async fn listen(
-    feed: Arc<Feed>,
+    wake: Arc<Notify>,
+    mut clients: watch::Receiver<usize>,
     options: Option<PgConnectOptions>,
     news: Option<watch::Receiver<u64>>,
     stop: CancellationToken,
@@ -36,7 +36,7 @@ pub(super) async fn listen(
     let told = async {
         let Some(mut news) = news else { return std::future::pending().await };
         while news.changed().await.is_ok() {
-            feed.wake.notify_one();
+            wake.notify_one();
         }
         // The relay of this process has ended, and another may follow.
         std::future::pending::<()>().await;
@@ -45,20 +45,19 @@ pub(super) async fn listen(
         let Some(options) = options else { return std::future::pending().await };
         let mut waits = backon_waits();
         loop {
-            let mut clients = feed.clients();
             if clients.wait_for(|count| *count > 0).await.is_err() {
                 return std::future::pending().await;
             }
             match Listening::connect(&options).await {
                 Ok(mut listening) => {
                     waits = backon_waits();
-                    feed.wake.notify_one();
-                    let why = listening.serve(&feed, !has_relay).await;
+                    wake.notify_one();
+                    let why = listening.serve(&wake, !has_relay).await;
                     tracing::debug!(why, "live clients wait for the poll: LISTEN ended");
                 }
                 Err(why) => tracing::warn!(why, "live clients wait for the poll: LISTEN failed, retrying"),
             }
-            feed.wake.notify_one();
+            wake.notify_one();
             let wait = waits.next().unwrap_or(AGAIN);
             let _ = tokio::time::timeout(wait, std::future::pending::<()>()).await;
         }
@@ -94,14 +93,14 @@ impl Listening {
         in_time(connecting).await
     }
 
-    /// Wakes the feed at each notification. Returns why that ended.
-    async fn serve(&mut self, feed: &Feed, may_attend: bool) -> String {
+    /// Wakes the reader at each notification. Returns why that ended.
+    async fn serve(&mut self, wake: &Notify, may_attend: bool) -> String {
         let mut tick = tokio::time::interval(ATTEND);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 notification = self.listener.try_recv() => match notification {
-                    Ok(Some(_)) => feed.wake.notify_one(),
+                    Ok(Some(_)) => wake.notify_one(),
                     Ok(None) => return "the connection was closed".to_owned(),
                     Err(error) => return chain(&plain(error)),
                 },
@@ -110,7 +109,7 @@ impl Listening {
                     let attended = in_time(self.attend(may_attend)).await;
                     match attended {
                         // What was committed before it attended rang for nobody.
-                        Ok(true) => feed.wake.notify_one(),
+                        Ok(true) => wake.notify_one(),
                         Ok(false) => {}
                         Err(why) => return why,
                     }

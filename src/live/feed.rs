@@ -21,23 +21,24 @@ use super::{
     message::{Code, Refusal},
     payloads,
     ring::{At, Batch, Ring},
+    source::Source,
 };
 use crate::{
     relay::{
         await_work::backon_waits,
         telemetry::{Telemetry, chain},
     },
-    store::{Cursor, Error, Here, Store},
+    store::{Cursor, Error, Here, Store, Stretch},
 };
 
 /// Events of one read.
 pub(super) const PAGE: usize = 512;
 /// Interval of looking which database this is.
-const LOOK: Duration = Duration::from_secs(5);
+pub(super) const LOOK: Duration = Duration::from_secs(5);
 /// Shortest time between two reads that nobody asked for, so that a stream of commits is read in batches.
-const PACE: Duration = Duration::from_millis(2);
+pub(super) const PACE: Duration = Duration::from_millis(2);
 /// The feed goes on for so long after the last client has left.
-const LINGER: Duration = Duration::from_secs(60);
+pub(super) const LINGER: Duration = Duration::from_secs(60);
 /// How long somebody waits for the feed.
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -48,26 +49,28 @@ pub(super) struct Progress {
     pub(super) epoch: u64,
     /// Number of the next batch.
     pub(super) next: u64,
-    /// The last question that is answered.
-    answered: u64,
 }
 
 /// The newest part of the log, and what belongs to it.
 #[derive(Debug)]
 pub(super) struct Feed {
     /// Name of the process.
-    name: String,
-    store: Store,
+    pub(super) name: String,
+    source: Source,
+    pub(super) store: Arc<Store>,
     telemetry: Arc<Telemetry>,
-    poll: Duration,
-    buffer: usize,
+    pub(super) poll: Duration,
+    pub(super) buffer: usize,
     ring: Mutex<Option<Ring>>,
     here: ArcSwapOption<Here>,
     channels: ArcSwap<Channels>,
-    asked: AtomicU64,
+    /// Number of the newest question.
+    pub(super) asked: AtomicU64,
     /// Notified when somebody asks, and when the doorbell rings.
-    pub(super) wake: Notify,
-    progress: watch::Sender<Progress>,
+    pub(super) wake: Arc<Notify>,
+    pub(super) progress: watch::Sender<Progress>,
+    /// The newest question that is answered.
+    pub(super) answered: watch::Sender<u64>,
     clients: watch::Sender<usize>,
 }
 
@@ -84,13 +87,15 @@ impl Drop for Client {
 impl Feed {
     pub(super) fn new(
         name: String,
-        store: Store,
+        source: Source,
+        store: Arc<Store>,
         telemetry: Arc<Telemetry>,
         poll: Duration,
         buffer: usize,
     ) -> Arc<Self> {
         Arc::new(Self {
             name,
+            source,
             store,
             telemetry,
             poll,
@@ -99,8 +104,9 @@ impl Feed {
             here: ArcSwapOption::empty(),
             channels: ArcSwap::default(),
             asked: AtomicU64::new(0),
-            wake: Notify::new(),
+            wake: Arc::default(),
             progress: watch::Sender::default(),
+            answered: watch::Sender::default(),
             clients: watch::Sender::default(),
         })
     }
@@ -116,12 +122,17 @@ impl Feed {
         self.clients.subscribe()
     }
 
+    /// Changes when the ring does not go on from where it was.
+    pub(super) fn epoch(&self) -> u64 {
+        self.progress.borrow().epoch
+    }
+
     /// How far the feed has come, now and later.
     pub(super) fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
     }
 
-    /// The channels as they were when the newest batch was read.
+    /// The channels as they were when the newest batch was read, or later.
     pub(super) fn channels(&self) -> Arc<Channels> {
         self.channels.load_full()
     }
@@ -133,17 +144,26 @@ impl Feed {
     pub(super) async fn catch_up(&self) -> Result<Arc<Here>, Refusal> {
         let asked = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
         self.wake.notify_one();
-        let mut progress = self.progress.subscribe();
-        let answered = progress.wait_for(|progress| progress.answered >= asked);
+        let mut answered = self.answered.subscribe();
+        let answered = answered.wait_for(|answered| *answered >= asked);
         match tokio::time::timeout(WAIT, answered).await {
             Ok(Ok(_)) => self.here(),
-            _ => Err(unavailable()),
+            _ => Err(self.unavailable()),
         }
     }
 
     /// Where the feed is.
     pub(super) fn here(&self) -> Result<Arc<Here>, Refusal> {
-        self.here.load_full().ok_or_else(unavailable)
+        self.here.load_full().ok_or_else(|| self.unavailable())
+    }
+
+    /// Why nothing can be had now.
+    pub(super) fn unavailable(&self) -> Refusal {
+        if self.store.is_fenced() {
+            let reason = "the outbox belongs to another database; nothing is served before `pgoutbox adopt`";
+            return Refusal::new(Code::Unavailable, reason);
+        }
+        unavailable()
     }
 
     /// The end of the ring: its place, the cursor there, and its time.
@@ -170,21 +190,28 @@ impl Feed {
         }
     }
 
+    /// The end of the ring with its token; none: there is no ring.
+    pub(super) fn head_token(&self) -> Option<(At, String)> {
+        // In this order: a token of the database before with a cursor of the one after is refused.
+        let here = self.here.load_full()?;
+        let (at, cursor, time) = self.head().ok()?;
+        Some((at, here.stamp.token(time, &cursor)))
+    }
+
     /// Time of the oldest batch in memory.
     pub(super) fn oldest(&self) -> Option<DateTime<Utc>> {
         self.ring().as_ref()?.oldest()
     }
 
-    /// Closes its connections.
+    /// Leaves the list of gateways.
     pub(super) async fn close(&self) {
         if self.here.load().is_some() {
             // Otherwise relays tell it of news for 15 s more.
             let _ = self.store.leave_gateway(&self.name).await;
         }
-        self.store.close().await;
     }
 
-    fn ring(&self) -> MutexGuard<'_, Option<Ring>> {
+    pub(super) fn ring(&self) -> MutexGuard<'_, Option<Ring>> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -197,13 +224,19 @@ impl Feed {
                 () = stop.cancelled() => return,
                 _ = clients.wait_for(|count| *count > 0) => {}
             }
-            match self.follow(&stop).await {
+            let followed = match &self.source {
+                Source::Log => self.follow(&stop).await.map_err(|error| chain(&error)),
+                #[cfg(feature = "nats")]
+                Source::Stream(stream) => stream.follow(&self, &stop).await,
+            };
+            match followed {
                 Ok(()) => waits = backon_waits(),
                 Err(error) => {
-                    tracing::warn!(
-                        error = chain(&error),
-                        "live clients wait: reading the log failed, retrying"
-                    );
+                    if self.store.is_tripped() {
+                        // It may have been adopted since.
+                        let _ = self.store.inspect_anew().await;
+                    }
+                    tracing::warn!(error, "live clients wait: reading new events failed, retrying");
                     let wait = waits.next().unwrap_or(PACE);
                     let _ = tokio::time::timeout(wait, stop.cancelled()).await;
                 }
@@ -213,24 +246,22 @@ impl Feed {
 
     /// Reads until there have been no clients for a while.
     async fn follow(&self, stop: &CancellationToken) -> Result<(), Error> {
-        let mut looked = self.look().await?;
+        let mut looked = self.look_and_begin().await?;
         let mut poll = tokio::time::interval(self.poll);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut left: Option<Instant> = None;
         loop {
             let asked = self.asked.load(Ordering::Acquire);
             if looked.elapsed() > LOOK {
-                looked = self.look().await?;
+                looked = self.look_and_begin().await?;
             }
             let began = Instant::now();
             while self.read().await? {}
-            self.progress
-                .send_if_modified(|progress| std::mem::replace(&mut progress.answered, asked) != asked);
+            self.answered.send_replace(asked);
             if *self.clients.borrow() > 0 {
                 left = None;
             } else if left.get_or_insert_with(Instant::now).elapsed() > LINGER {
-                *self.ring() = None;
-                self.here.store(None);
+                self.forget();
                 self.telemetry.live_feed_rested();
                 return self.store.leave_gateway(&self.name).await;
             }
@@ -248,42 +279,71 @@ impl Feed {
     }
 
     /// Looks which database this is. If it is another one, or the ring is not there, a new ring begins.
-    async fn look(&self) -> Result<Instant, Error> {
+    async fn look_and_begin(&self) -> Result<Instant, Error> {
+        let is_same = self.look().await?;
+        if (!is_same || self.ring().is_none())
+            && let Some(here) = self.here.load_full()
+        {
+            self.begin(Arc::new(here.cursor.clone()), here.now);
+        }
+        Ok(Instant::now())
+    }
+
+    /// Looks which database this is, and reports. Returns whether it is the same as before.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub(super) async fn look(&self) -> Result<bool, Error> {
         let here = self.store.look_around().await?;
         let known = self.here.load_full();
         let is_same = known
             .as_ref()
             .is_some_and(|known| known.database == here.database && !here.cursor.is_before(&known.cursor));
-        let begins = !is_same || self.ring().is_none();
-        if begins || here.generation != self.channels.load().generation {
-            self.channels.store(Arc::new(Channels::load(&self.store).await?));
+        if !is_same {
+            // First: what follows may fail, and the ring of another database must not go on.
+            self.forget();
         }
-        let here = Arc::new(here);
-        self.here.store(Some(here.clone()));
+        if !is_same || here.generation != self.channels.load().generation {
+            self.load_channels().await?;
+        }
         // Relays tell of news while there are gateways.
         let clients = i32::try_from(*self.clients.borrow()).unwrap_or(i32::MAX);
         self.store.report_gateway(&self.name, clients).await?;
-        if begins {
-            *self.ring() = Some(Ring::new(Arc::new(here.cursor.clone()), here.now, self.buffer));
-            self.progress.send_modify(|progress| {
-                progress.epoch += 1;
-                progress.next = 0;
-            });
-        }
-        Ok(Instant::now())
+        self.here.store(Some(Arc::new(here)));
+        Ok(is_same)
+    }
+
+    /// Begins a new ring.
+    pub(super) fn begin(&self, head: Arc<Cursor>, at: DateTime<Utc>) {
+        *self.ring() = Some(Ring::new(head, at, self.buffer));
+        self.progress.send_modify(|progress| {
+            progress.epoch += 1;
+            progress.next = 0;
+        });
+    }
+
+    /// Drops the ring.
+    pub(super) fn forget(&self) {
+        *self.ring() = None;
+        self.here.store(None);
+    }
+
+    /// Loads the channels as they are now.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub(super) async fn load_channels(&self) -> Result<(), Error> {
+        self.channels.store(Arc::new(Channels::load(&self.store).await?));
+        Ok(())
     }
 
     /// Reads what is new, and adds it to the ring. Returns whether there is more.
     async fn read(&self) -> Result<bool, Error> {
         let Some(here) = self.here.load_full() else { return Ok(false) };
         let Ok((_, head, _)) = self.head() else { return Ok(false) };
-        let stretch = match self.store.read_on(&head, PAGE, true, &here).await {
-            // A payload that cannot be read fails the statement. Each is then read by itself.
-            Err(error) if error.is_about_a_value() => self.store.read_on(&head, PAGE, false, &here).await?,
-            read => read?,
-        };
+        let stretch = read_on(&self.store, &head, &here).await?;
         if stretch.generation != self.channels.load().generation {
-            self.channels.store(Arc::new(Channels::load(&self.store).await?));
+            self.load_channels().await?;
         }
         let batch = payloads::batch(&self.store, stretch, &here).await?;
         self.telemetry.live_feed_read();
@@ -314,4 +374,13 @@ pub(super) enum Found {
 
 pub(super) fn unavailable() -> Refusal {
     Refusal::new(Code::Unavailable, "the database does not answer; try again")
+}
+
+/// Reads what is new behind a cursor, a page of it.
+pub(super) async fn read_on(store: &Store, head: &Arc<Cursor>, here: &Here) -> Result<Stretch, Error> {
+    match store.read_on(head, PAGE, true, here).await {
+        // A payload that cannot be read fails the statement. Each is then read by itself.
+        Err(error) if error.is_about_a_value() => store.read_on(head, PAGE, false, here).await,
+        read => read,
+    }
 }

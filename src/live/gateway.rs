@@ -1,13 +1,18 @@
 //! What serves live clients in one process.
 
+#[cfg(feature = "nats")]
+use std::sync::atomic::AtomicBool;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgConnectOptions;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+#[cfg(feature = "nats")]
+use super::backplane::{Feeder, Follower, Nats};
 use super::{
-    Settings,
+    Backplane, Settings,
     caller::Caller,
     counted::Transport,
     doorbell,
@@ -19,6 +24,7 @@ use super::{
     ring::LiveEvent,
     selection::{Format, Selection, Selections, Turns, Wish},
     session::Session,
+    source::Source,
 };
 use crate::{
     event::{filter::Filter, topic::Pattern},
@@ -34,6 +40,8 @@ const CONNECTIONS: u32 = 2;
 const MOST_PATTERNS: usize = 100;
 /// Events of the log that a snapshot looks at.
 const LOOKED_AT: i64 = 1_000_000;
+/// How long a client waits for its turn.
+const WAIT: Duration = Duration::from_secs(10);
 /// The tasks of a gateway end within this.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
@@ -69,7 +77,9 @@ pub struct Room {
     places: Arc<Places>,
     store: Arc<Store>,
     /// One snapshot at a time: each reads the log.
-    snapshots: tokio::sync::Semaphore,
+    snapshots: Semaphore,
+    /// KiB of snapshots that are not sent yet.
+    snapshot_memory: Arc<Semaphore>,
     /// Messages that take long are made one piece at a time.
     pub(super) slow: Turns,
     /// Cancelled when clients are to leave.
@@ -81,14 +91,34 @@ impl Gateway {
     #[must_use]
     pub fn start(sources: Sources, settings: Settings) -> Self {
         let Sources { connection, listen, news, telemetry } = sources;
-        let connect = |part: &str| {
-            let relay = format!("{}/{part}", connection.relay);
-            Store::lazy(ConnectionSettings { relay, pool_size: CONNECTIONS, ..connection.clone() })
+        let relay = format!("{}/live", connection.relay);
+        let name = connection.relay.clone();
+        let store = Arc::new(Store::lazy(ConnectionSettings { relay, pool_size: CONNECTIONS, ..connection }));
+        let listen = listen.map(|options| store.listener_options(&options));
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let new_feed = |source| {
+            let (poll, buffer) = (settings.poll, settings.buffer);
+            Feed::new(name.clone(), source, store.clone(), telemetry.clone(), poll, buffer)
         };
-        let (feed, store) = (connect("live"), Arc::new(connect("live-history")));
-        let listen = listen.map(|options| feed.listener_options(&options));
-        let feed =
-            Feed::new(connection.relay.clone(), feed, telemetry.clone(), settings.poll, settings.buffer);
+        let feed = match &settings.backplane {
+            Backplane::Off => {
+                let feed = new_feed(Source::Log);
+                let (wake, clients) = (feed.wake.clone(), feed.clients());
+                tasks.spawn(doorbell::listen(wake, clients, listen, news, stop.clone()));
+                feed
+            }
+            #[cfg(feature = "nats")]
+            Backplane::Nats(nats) => {
+                let (settings, feeds) = (Arc::new(Nats::clone(nats)), Arc::new(AtomicBool::new(false)));
+                let feed = new_feed(Source::Stream(Follower::new(settings.clone(), feeds.clone())));
+                let (store, clients) = (store.clone(), feed.clients());
+                let poll = feed.poll;
+                let feeder =
+                    Feeder { name: name.clone(), settings, store, listen, news, poll, clients, feeds };
+                tasks.spawn(feeder.run(stop.clone()));
+                feed
+            }
+        };
         let room = Arc::new(Room {
             history: History::new(store.clone(), feed.clone(), telemetry.clone()),
             places: Places::new(settings.max_connections, settings.max_per_address),
@@ -96,14 +126,13 @@ impl Gateway {
             telemetry,
             selections: Selections::default(),
             store,
-            snapshots: tokio::sync::Semaphore::new(1),
+            snapshots: Semaphore::new(1),
+            snapshot_memory: Arc::new(Semaphore::new(settings.buffer / 1_024)),
             slow: Turns::default(),
             leaving: CancellationToken::new(),
             settings,
         });
-        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        tasks.spawn(feed.clone().run(stop.clone()));
-        tasks.spawn(doorbell::listen(feed, listen, news, stop.clone()));
+        tasks.spawn(feed.run(stop.clone()));
         tasks.close();
         Self { room, tasks, stop }
     }
@@ -179,11 +208,6 @@ impl Room {
         let scope = scope(caller);
         let format = format.clone();
         if let Some(name) = &request.channel {
-            if !caller.may_join(name) {
-                let reason =
-                    format!("channel: the token does not permit {name:?}; it needs it in `channels`");
-                return Err(Refusal::new(Code::Forbidden, reason));
-            }
             // That another organization has it is nobody's business.
             let is_foreign = |channel: &&Arc<Subscription>| {
                 let both = caller.organization().zip(channel.row.organization.as_deref());
@@ -202,16 +226,25 @@ impl Room {
             let made = || Ok((channel.clone(), channels.types.clone(), true));
             return Ok((self.selections.get(wish, caller, made)?, Some(channels.generation)));
         }
-        // Before a selection that others have is looked up.
-        self.may_name_topics(caller)?;
         let what = format!("topics {:?} {:?} {:?}", request.topics, request.keys, request.filter);
         let wish = Wish { what, scope, since, format };
         // Event types say what subscriptions get. Who names topics gets events as they are.
-        let made = || Ok((Arc::new(follow(caller, request)?), Arc::default(), false));
+        let made = || Ok((Arc::new(follow(caller, request)), Arc::default(), false));
         Ok((self.selections.get(wish, caller, made)?, None))
     }
 
-    fn may_name_topics(&self, caller: &Caller) -> Result<(), Refusal> {
+    /// Whether a caller may ask for this at all. To be asked before [`Room::select`].
+    ///
+    /// # Errors
+    /// What is wrong with the request, or what the token must permit.
+    pub(super) fn permits(&self, caller: &Caller, request: &Subscribe) -> Result<(), Refusal> {
+        if let Some(name) = &request.channel {
+            if caller.may_join(name) {
+                return Ok(());
+            }
+            let reason = format!("channel: the token does not permit {name:?}; it needs it in `channels`");
+            return Err(Refusal::new(Code::Forbidden, reason));
+        }
         if self.settings.channels_only && !matches!(caller, Caller::Operator) {
             let reason =
                 "topics: only channels may be followed here (realtime.channels_only); name a channel";
@@ -223,7 +256,7 @@ impl Room {
             let reason = "topics: the token permits no topics; it needs them in `topics`, or name a channel";
             return Err(Refusal::new(Code::Forbidden, reason));
         }
-        Ok(())
+        check_patterns(request)
     }
 
     /// A cursor before the first event of this time.
@@ -244,7 +277,8 @@ impl Room {
     /// # Errors
     /// When there is too much of it, or the database does not answer.
     pub(super) async fn latest(&self, selection: &Selection) -> Result<(Vec<LiveEvent>, Cursor), Refusal> {
-        let _turn = self.snapshots.acquire().await.map_err(|_| feed::unavailable())?;
+        let turn = tokio::time::timeout(WAIT, self.snapshots.acquire()).await;
+        let _turn = turn.map_err(|_| busy())?.map_err(|_| busy())?;
         let row = &selection.subscription.row;
         let most = i64::try_from(self.settings.max_snapshot).unwrap_or(i64::MAX);
         let wanted = Latest {
@@ -253,6 +287,7 @@ impl Room {
             keys: row.keys.as_deref(),
             most_keys: most,
             most_events: LOOKED_AT,
+            allowed: selection.allowed(),
         };
         let snapshot = self.store.latest(wanted).await.map_err(|error| failed(&error))?;
         let cursor = snapshot.cursor();
@@ -280,10 +315,15 @@ impl Room {
         Ok((events, cursor))
     }
 
-    /// The token of a cursor; none: the feed is not there.
-    pub(super) fn token(&self, cursor: &Cursor) -> Option<String> {
-        let here = self.feed.here().ok()?;
-        Some(Token { database: here.database, at: here.time(), cursor: cursor.clone() }.to_string())
+    /// Memory for a snapshot of so many bytes, until it is sent.
+    ///
+    /// # Errors
+    /// When others hold it for 10 s.
+    pub(super) async fn room_for_snapshot(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+        let all = self.settings.buffer / 1_024;
+        let wanted = u32::try_from((bytes / 1_024).clamp(1, all)).unwrap_or(u32::MAX);
+        let held = tokio::time::timeout(WAIT, self.snapshot_memory.clone().acquire_many_owned(wanted)).await;
+        held.map_err(|_| busy())?.map_err(|_| busy())
     }
 
     /// For how long the oldest events in memory have been there.
@@ -291,16 +331,10 @@ impl Room {
         let age = self.feed.here().ok().zip(self.feed.oldest()).map(|(here, oldest)| here.time() - oldest);
         age.and_then(|age| age.to_std().ok()).unwrap_or_default()
     }
-
-    /// Whether a client that is at an event of this time reads too slowly.
-    pub(super) fn is_too_old(&self, time: DateTime<Utc>) -> bool {
-        let age = self.feed.here().ok().and_then(|here| (here.time() - time).to_std().ok());
-        age.is_some_and(|age| age > self.settings.max_lag)
-    }
 }
 
-/// The subscription for topics that a client names itself.
-fn follow(caller: &Caller, request: &Subscribe) -> Result<Subscription, Refusal> {
+/// Whether topics, keys and filter are valid.
+fn check_patterns(request: &Subscribe) -> Result<(), Refusal> {
     let topics = request.topics.as_deref().unwrap_or_default();
     for (name, list) in [("topics", Some(topics)), ("keys", request.keys.as_deref())] {
         if list.is_some_and(|list| !(1..=MOST_PATTERNS).contains(&list.len())) {
@@ -313,6 +347,12 @@ fn follow(caller: &Caller, request: &Subscribe) -> Result<Subscription, Refusal>
     if let Some(filter) = &request.filter {
         Filter::compile(filter).map_err(|error| Refusal::new(Code::BadFilter, format!("filter: {error}")))?;
     }
+    Ok(())
+}
+
+/// The subscription for topics that a client names itself.
+fn follow(caller: &Caller, request: &Subscribe) -> Subscription {
+    let topics = request.topics.as_deref().unwrap_or_default();
     let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
     // Without a name: no event says what happened to it.
     let row = SubscriptionRow {
@@ -321,7 +361,7 @@ fn follow(caller: &Caller, request: &Subscribe) -> Result<Subscription, Refusal>
         organization: caller.organization().map(ToOwned::to_owned),
         ..SubscriptionRow::new("", &topics, "live", serde_json::json!({}))
     };
-    Ok(Subscription::bind(row, &Registry::default()).0)
+    Subscription::bind(row, &Registry::default()).0
 }
 
 /// What a caller may see, as text: the same for callers that may see the same.
@@ -330,6 +370,10 @@ fn scope(caller: &Caller) -> String {
         Caller::Open | Caller::Operator => String::new(),
         Caller::Client(claims) => format!("{:?} {:?}", claims.organization, claims.topics),
     }
+}
+
+fn busy() -> Refusal {
+    Refusal::new(Code::Unavailable, "snapshot: others are being made; try again")
 }
 
 fn failed(error: &store::Error) -> Refusal {

@@ -13,6 +13,8 @@
 //!
 //! A crash here costs nothing: clients come back with their tokens.
 
+#[cfg(feature = "nats")]
+pub mod backplane;
 pub mod caller;
 mod channels;
 mod counted;
@@ -27,6 +29,7 @@ mod ring;
 mod selection;
 mod session;
 mod settings;
+mod source;
 
 pub use self::{
     counted::{Closed, Fault, Transport},
@@ -35,5 +38,5 @@ pub use self::{
     places::Full,
     selection::{Format, Frame},
     session::{Ended, Next, Session},
-    settings::Settings,
+    settings::{Backplane, Settings},
 };

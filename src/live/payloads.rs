@@ -26,7 +26,7 @@ pub(super) async fn batch(store: &Store, stretch: Stretch, here: &Here) -> Resul
         mark = mark.cut(last.position);
     }
     let at = last.map_or_else(|| here.time(), |last| last.created_at);
-    Ok(Batch::new(events, mark, at, here.database))
+    Ok(Batch::new(events, mark, at, here.stamp.clone()))
 }
 
 /// The first of these events with their payloads: all, or as many as have so many bytes.

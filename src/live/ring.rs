@@ -13,7 +13,7 @@ use super::selection::{Piece, SelectionId};
 use crate::{
     event::{Event, Position},
     sink::body::whole,
-    store::{Cursor, Mark, Token},
+    store::{Cursor, Mark, Stamp},
 };
 
 /// Batches whose frames are kept: those that clients without delay are sent.
@@ -65,10 +65,10 @@ impl LiveEvent {
 pub(super) struct Batch {
     pub(super) events: Vec<LiveEvent>,
     pub(super) mark: Arc<Mark>,
-    /// When it was the newest part, by the database's clock.
+    /// Time of its last event; if there is none, when it was read. By the database's clock.
     pub(super) at: DateTime<Utc>,
-    /// Fingerprint of its database.
-    pub(super) database: u32,
+    /// Writes its tokens.
+    pub(super) stamp: Stamp,
     kept: Mutex<Kept>,
     /// Bytes of messages that may be kept.
     most_kept: usize,
@@ -82,8 +82,8 @@ struct Kept {
 }
 
 impl Batch {
-    pub(super) fn new(events: Vec<LiveEvent>, mark: Mark, at: DateTime<Utc>, database: u32) -> Self {
-        Self { events, mark: Arc::new(mark), at, database, kept: Mutex::default(), most_kept: KEPT }
+    pub(super) fn new(events: Vec<LiveEvent>, mark: Mark, at: DateTime<Utc>, stamp: Stamp) -> Self {
+        Self { events, mark: Arc::new(mark), at, stamp, kept: Mutex::default(), most_kept: KEPT }
     }
 
     /// Bytes in memory, nearly: an event and its JSON.
@@ -93,10 +93,8 @@ impl Batch {
 
     /// The token of an event of this batch.
     pub(super) fn token(&self, one: &LiveEvent) -> Arc<str> {
-        let token = one.token.get_or_init(|| {
-            let cursor = self.mark.behind(one.event.position);
-            Token { database: self.database, at: self.at, cursor }.to_string().into()
-        });
+        let token =
+            one.token.get_or_init(|| self.stamp.token(self.at, &self.mark.behind(one.event.position)).into());
         token.clone()
     }
 
@@ -143,15 +141,27 @@ pub(super) struct Ring {
     most: usize,
     head: Arc<Cursor>,
     head_at: DateTime<Utc>,
-    /// Cursors without a batch of their own: nothing was new. With the number of the batch behind each.
+    /// Places between batches, in their order: also where nothing was new. With the number of the next batch.
     places: VecDeque<(Arc<Cursor>, u64)>,
+    /// The same by their snapshots; of a window, where it begins.
+    by_snapshot: HashMap<String, u64>,
 }
 
 impl Ring {
     /// An empty ring that begins at this cursor and keeps at most so many bytes, and one batch.
     pub(super) fn new(head: Arc<Cursor>, at: DateTime<Utc>, most: usize) -> Self {
-        let places = VecDeque::from([(head.clone(), 0)]);
-        Self { batches: VecDeque::new(), first: 0, size: 0, most, head, head_at: at, places }
+        let mut ring = Self {
+            batches: VecDeque::new(),
+            first: 0,
+            size: 0,
+            most,
+            head: head.clone(),
+            head_at: at,
+            places: VecDeque::new(),
+            by_snapshot: HashMap::new(),
+        };
+        ring.note_place();
+        ring
     }
 
     /// The cursor behind the last batch.
@@ -187,12 +197,38 @@ impl Ring {
         if let Some(older) = self.batches.len().checked_sub(WITH_FRAMES + 1) {
             *self.batches[older].kept() = Kept::default();
         }
+        self.note_place();
+    }
+
+    /// Remembers the place behind the last batch, and forgets those whose batches were dropped.
+    fn note_place(&mut self) {
+        let next = self.next();
         if self.places.back().is_none_or(|(last, _)| !last.is_same_place(&self.head)) {
-            self.places.push_back((self.head.clone(), self.next()));
+            self.places.push_back((self.head.clone(), next));
+            self.by_snapshot.entry(self.head.snapshot().to_owned()).or_insert(next);
         }
-        while self.places.len() > PLACES || self.places.front().is_some_and(|(_, at)| *at < self.first) {
-            self.places.pop_front();
+        while self.places.len() > PLACES.max(self.batches.len() + 1)
+            || self.places.front().is_some_and(|(_, at)| *at < self.first)
+        {
+            let Some((gone, _)) = self.places.pop_front() else { break };
+            // Other places of the same window may be left.
+            match self.places.front().filter(|(left, _)| left.snapshot() == gone.snapshot()) {
+                Some((_, at)) => self.by_snapshot.insert(gone.snapshot().to_owned(), *at),
+                None => self.by_snapshot.remove(gone.snapshot()),
+            };
         }
+    }
+
+    /// Begins anew at this cursor. Who is elsewhere finds that the next batch was dropped, and reads the log.
+    #[cfg(feature = "nats")]
+    pub(super) fn jump(&mut self, head: Arc<Cursor>, at: DateTime<Utc>) {
+        self.first = self.next() + 1;
+        self.batches.clear();
+        self.size = 0;
+        self.places.clear();
+        self.by_snapshot.clear();
+        (self.head, self.head_at) = (head, at);
+        self.note_place();
     }
 
     /// The batch of this number, and whether its frames are kept; none: it was dropped, or is not there yet.
@@ -209,13 +245,24 @@ impl Ring {
 
     /// Where this cursor is; none: the ring does not know.
     pub(super) fn find(&self, cursor: &Cursor) -> Option<At> {
-        if let Some((_, batch)) = self.places.iter().rev().find(|(place, _)| place.is_same_place(cursor)) {
-            return Some(At { batch: *batch, index: 0 });
+        // The places of one snapshot follow each other: a window is read in several batches.
+        let begin = *self.by_snapshot.get(cursor.snapshot())?;
+        for number in begin..self.next() {
+            let (batch, _) = self.get(number)?;
+            if let Some(position) = batch.mark.contains(cursor) {
+                return Some(At { batch: number, index: batch.behind(position) });
+            }
+            if batch.mark.before.snapshot() != cursor.snapshot() {
+                break;
+            }
         }
-        self.batches.iter().enumerate().rev().find_map(|(index, batch)| {
-            let position = batch.mark.contains(cursor)?;
-            Some(At { batch: self.first + index as u64, index: batch.behind(position) })
-        })
+        let next = |(place, next): &(Arc<Cursor>, u64)| place.is_same_place(cursor).then_some(*next);
+        self.places
+            .iter()
+            .rev()
+            .take_while(|(_, at)| *at >= begin)
+            .find_map(next)
+            .map(|batch| At { batch, index: 0 })
     }
 }
 

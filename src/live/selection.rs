@@ -73,6 +73,8 @@ pub(super) struct Selection {
     organization: Option<String>,
     /// The only topics that it may contain; none: all.
     allowed: Option<Trie<()>>,
+    /// The same as text.
+    allowed_patterns: Option<Vec<String>>,
     is_channel: bool,
     since: Option<DateTime<Utc>>,
     /// Whether it is known that its messages are made quickly.
@@ -127,6 +129,7 @@ impl Selections {
             types,
             organization: caller.organization().map(ToOwned::to_owned),
             allowed: allowed(caller).filter(|_| !is_channel),
+            allowed_patterns: allowed_patterns(caller).filter(|_| !is_channel),
             is_channel,
             since: wish.since,
             is_quick: AtomicBool::new(is_quick),
@@ -269,6 +272,11 @@ impl Selection {
         Some(Frame { text: text.into(), token: Some(token) })
     }
 
+    /// Patterns of the topics that it may contain; none: all.
+    pub(super) fn allowed(&self) -> Option<&[String]> {
+        self.allowed_patterns.as_deref()
+    }
+
     /// The organization whose events it may contain; none: all.
     pub(super) fn organization(&self) -> Option<&str> {
         self.organization.as_deref().or(self.subscription.row.organization.as_deref())
@@ -315,6 +323,11 @@ fn allowed(caller: &Caller) -> Option<Trie<()>> {
         trie.insert(pattern, ());
     }
     Some(trie)
+}
+
+fn allowed_patterns(caller: &Caller) -> Option<Vec<String>> {
+    let Caller::Client(claims) = caller else { return None };
+    Some(claims.topics.iter().map(ToString::to_string).collect())
 }
 
 impl Format {

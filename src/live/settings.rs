@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "nats")]
+use super::backplane::Nats;
+
 /// Limits and times of live clients.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -28,6 +31,37 @@ pub struct Settings {
     pub max_lag: Duration,
     /// Interval of looking for new events without being told.
     pub poll: Duration,
+    /// Where new events come from.
+    pub backplane: Backplane,
+}
+
+/// Where a gateway gets new events.
+#[derive(Debug, Clone, Default)]
+pub enum Backplane {
+    /// It reads the log.
+    #[default]
+    Off,
+    /// One gateway reads the log for all of them, and they are fed by NATS.
+    #[cfg(feature = "nats")]
+    Nats(Box<Nats>),
+}
+
+impl Settings {
+    /// Checks that what feeds gateways can be reached. Changes nothing.
+    ///
+    /// # Errors
+    /// What is wrong.
+    #[cfg_attr(
+        not(feature = "nats"),
+        expect(clippy::unused_async, reason = "a build without the feature nats has nothing to wait for")
+    )]
+    pub async fn check_backplane(&self) -> Result<(), String> {
+        match &self.backplane {
+            Backplane::Off => Ok(()),
+            #[cfg(feature = "nats")]
+            Backplane::Nats(nats) => nats.check().await,
+        }
+    }
 }
 
 impl Default for Settings {
@@ -44,6 +78,7 @@ impl Default for Settings {
             heartbeat: Duration::from_secs(25),
             max_lag: Duration::from_secs(300),
             poll: Duration::from_secs(1),
+            backplane: Backplane::Off,
         }
     }
 }

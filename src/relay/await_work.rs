@@ -34,6 +34,8 @@ const DUE: &str = "due";
 pub(crate) const BELL_LOCK: i64 = 7_411_001;
 /// Advisory lock of the one relay that may hold the bell's lock.
 pub(crate) const ATTENDANT_LOCK: i64 = 7_411_002;
+/// Advisory lock of the one gateway that reads the log for all of them.
+pub(crate) const FEEDER_LOCK: i64 = 7_411_004;
 
 /// Interval at which the relay notifies itself, to test the listener.
 const CANARY_EVERY: Duration = Duration::from_secs(5);

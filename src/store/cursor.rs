@@ -1,6 +1,7 @@
 //! The routing cursor: the snapshot up to which every event is routed, and the window of newer events that is
 //! routed page by page.
 
+use serde::{Deserialize, Serialize};
 use sqlx::{Row as _, postgres::PgRow};
 
 use super::{
@@ -11,7 +12,7 @@ use crate::event::Position;
 
 /// A place in the log: the row of `outbox.cursor` as this relay read or wrote it last, or that of a live
 /// client.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor {
     /// Number of routing steps so far; [`NOT_STORED`] for a cursor that is no row.
     pub(super) step: i64,
@@ -31,14 +32,14 @@ pub struct Cursor {
 pub(super) const NOT_STORED: i64 = -1;
 
 /// A lower bound: events of transactions with a higher id than `xid` have higher positions than `position`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Low {
     pub(super) position: Position,
     pub(super) xid: String,
 }
 
 /// New events that do not fit one page: those visible in the snapshot `end`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Window {
     pub(super) end: String,
     /// The cursor's `low` after the window; none until the step that opens the window is committed.
@@ -50,7 +51,7 @@ pub(super) struct Window {
 }
 
 /// Which part of the new events was read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Reached {
     /// Every event visible in this snapshot.
     Everything { snapshot: String },
@@ -89,6 +90,12 @@ impl Cursor {
     #[must_use]
     pub fn has_window(&self) -> bool {
         self.window.is_some()
+    }
+
+    /// The snapshot, as text, whose events are all behind it.
+    #[must_use]
+    pub fn snapshot(&self) -> &str {
+        &self.settled
     }
 
     /// Whether both are the same place in the log.

@@ -31,6 +31,8 @@ pub struct Forgotten {
     pub xid: Option<String>,
     /// Newest time of a removed event.
     pub created_at: DateTime<Utc>,
+    /// Highest position of a removed event.
+    pub position: Position,
 }
 
 /// The newest event of which keys.
@@ -46,6 +48,8 @@ pub struct Latest<'w> {
     pub most_keys: i64,
     /// Events of the log that may be looked at.
     pub most_events: i64,
+    /// Patterns of which one must match the topic, too; none: any topic will do.
+    pub allowed: Option<&'w [String]>,
 }
 
 /// The newest event of each key, and the state of the log that they are of.
@@ -103,7 +107,11 @@ impl Store {
         self.statement("reading what was removed of the log", sql!("relay/forgotten"))
             .all(|rows| {
                 let read = |row: &sqlx::postgres::PgRow| {
-                    Ok(Forgotten { xid: row.try_get("xid")?, created_at: row.try_get("created_at")? })
+                    Ok(Forgotten {
+                        xid: row.try_get("xid")?,
+                        created_at: row.try_get("created_at")?,
+                        position: row.try_get("position")?,
+                    })
                 };
                 rows.first().map(read).transpose()
             })
@@ -122,6 +130,7 @@ impl Store {
             .bind(wanted.keys)
             .bind(wanted.most_keys)
             .bind(wanted.most_events)
+            .bind(wanted.allowed)
             .all(|rows| {
                 let row = first(rows)?;
                 let events = match (row.try_get("is_too_large")?, row.try_get("has_more")?) {

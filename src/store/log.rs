@@ -3,21 +3,25 @@
 use std::{sync::Arc, time::Instant};
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use sqlx::Row as _;
 
+use super::token::Stamp;
 use super::{
     connection::{Reserved, Store},
     cursor::{Advance, Cursor, Low, NOT_STORED, Reached, Window, parts},
     error::Error,
     events::NewEvent,
-    live::Snapshot,
+    live::{Forgotten, Snapshot},
     routing::{Page, Read},
 };
 use crate::event::Position;
 
 /// A snapshot in which nothing is visible: the cursor begins at its lower bound.
 const SINCE_A_TIME: &str = "3:3:";
+/// What is behind the newest part is read on a connection of its own: a gateway claims nothing.
+const BEHIND: Reserved = Reserved::Claim;
 /// Positions that one statement looks at, however few events it finds there.
 const POSITIONS: i64 = 100_000;
 
@@ -28,6 +32,8 @@ pub struct Here {
     looked: Instant,
     /// Names the database and its timeline: a cursor of another one means nothing here.
     pub database: u32,
+    /// Writes and reads tokens of this database.
+    pub stamp: Stamp,
     /// Time of the database.
     pub now: DateTime<Utc>,
     /// Value of `outbox.generation`.
@@ -48,25 +54,39 @@ pub struct Stretch {
 }
 
 /// The two ends of a part of the log, and so each place between them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Mark {
     /// The cursor before it.
+    #[serde(with = "shared")]
     pub before: Arc<Cursor>,
     /// The cursor behind it.
+    #[serde(with = "shared")]
     pub after: Arc<Cursor>,
     reached: Reached,
+    /// Position of its last event.
     last: Option<Position>,
+    /// Position of the last event that was read with it: also what was cut off is behind the cursors.
+    until: Option<Position>,
     low: Low,
 }
 
 impl Mark {
+    /// A part without events, behind this cursor.
+    #[must_use]
+    pub fn at(cursor: Cursor) -> Self {
+        let reached = Reached::Everything { snapshot: cursor.settled.clone() };
+        let low = cursor.low.clone().unwrap_or_else(Low::none);
+        let cursor = Arc::new(cursor);
+        Self { before: cursor.clone(), after: cursor, reached, last: None, until: None, low }
+    }
+
     /// The cursor behind the event at this position, which is one of this part.
     #[must_use]
     pub fn behind(&self, position: Position) -> Cursor {
         if self.last.is_none_or(|last| last <= position) {
             return Cursor::clone(&self.after);
         }
-        self.before.next(&self.reached, self.last, Advance::UpTo(position)).with_low(&self.low)
+        self.before.next(&self.reached, self.until, Advance::UpTo(position)).with_low(&self.low)
     }
 
     /// Whether a cursor lies in this part: how far it has read, if so.
@@ -90,6 +110,22 @@ impl Mark {
     pub fn cut(self, position: Position) -> Self {
         Self { after: Arc::new(self.behind(position)), last: Some(position), ..self }
     }
+
+    /// The part up to this position, and the part behind it.
+    #[must_use]
+    pub fn split(self, position: Position) -> (Self, Self) {
+        let first = self.clone().cut(position);
+        let reached = match (self.reached, first.after.window.clone()) {
+            (Reached::Everything { .. }, Some(window)) => {
+                Reached::Page { upto: window.page_until, window, last: true }
+            }
+            (Reached::Page { upto, last, .. }, Some(window)) => Reached::Page { window, upto, last },
+            // Nothing is behind the last event.
+            (reached, None) => reached,
+        };
+        let rest = Self { before: first.after.clone(), reached, ..self };
+        (first, rest)
+    }
 }
 
 impl Store {
@@ -104,9 +140,12 @@ impl Store {
                     (row.try_get("system_identifier")?, row.try_get("database_oid")?);
                 let timeline: i32 = row.try_get("timeline")?;
                 let low = Low { position: row.try_get("low")?, xid: row.try_get("low_xid")? };
+                let database = fingerprint(system, oid, timeline);
+                let key: Vec<u8> = row.try_get("token_key")?;
                 Ok(Here {
                     looked: Instant::now(),
-                    database: fingerprint(system, oid, timeline),
+                    database,
+                    stamp: Stamp::new(database, &key),
                     now: row.try_get("now")?,
                     generation: row.try_get("generation")?,
                     cursor: Cursor::at(row.try_get("snapshot")?, low),
@@ -148,9 +187,9 @@ impl Store {
         let page = Page { events, with_payloads, positions: POSITIONS, through_window: true };
         let window = match cursor.window.clone() {
             Some(window) => window,
-            None => Window { end: end.settled.clone(), ..self.open_window(cursor).await? },
+            None => Window { end: end.settled.clone(), ..self.open_window(cursor, BEHIND).await? },
         };
-        let read = self.read_page(cursor, window, page, None).await?;
+        let read = self.read_page(cursor, window, page, None, BEHIND).await?;
         Ok(Stretch::new(cursor, read.unwrap_or_else(|| unreachable!("its cursor is not stored")), here))
     }
 
@@ -179,7 +218,7 @@ impl Store {
 
     async fn peek(&self, position: Position) -> Result<Option<(Position, DateTime<Utc>)>, Error> {
         self.statement("looking for a time in the log", sql!("live/peek"))
-            .on(Reserved::ReadEvents)
+            .on(BEHIND)
             .bind(position)
             .all(|rows| {
                 rows.first().map(|row| Ok((row.try_get("position")?, row.try_get("created_at")?))).transpose()
@@ -197,7 +236,8 @@ impl Stretch {
         let last = read.events.last().map(|last| last.event.position);
         let low = here.cursor.low.clone().unwrap_or_else(Low::none);
         let after = cursor.next(&read.reached, last, Advance::All).with_low(&low);
-        let mark = Mark { before: cursor.clone(), after: Arc::new(after), reached: read.reached, last, low };
+        let (before, after, reached) = (cursor.clone(), Arc::new(after), read.reached);
+        let mark = Mark { before, after, reached, last, until: last, low };
         Self { events: read.events, generation: read.generation, mark }
     }
 }
@@ -238,12 +278,16 @@ impl Cursor {
         self.first_unseen() < other.first_unseen()
     }
 
-    /// Whether it may lack events of this transaction and of older ones: they are not all behind it.
+    /// Whether an event that it has not passed may have been removed.
     #[must_use]
-    pub fn may_lack(&self, xid: &str) -> bool {
+    pub fn may_lack(&self, removed: &Forgotten) -> bool {
         if self.settled == SINCE_A_TIME {
-            return false; // it lacks what is older than the time
+            // Positions say how far it is: events below its lower bound do not concern it.
+            let passed = self.window.as_ref().map(|window| window.page_after);
+            return removed.position
+                > passed.or(self.low.as_ref().map(|low| low.position)).unwrap_or_default();
         }
+        let Some(xid) = &removed.xid else { return false };
         let oldest = self.settled.split(':').next().unwrap_or_default();
         number(xid) >= number(oldest)
     }
@@ -272,4 +316,73 @@ fn fingerprint(system: i64, oid: i64, timeline: i32) -> u32 {
 
 fn number(xid: &str) -> u64 {
     xid.parse().unwrap_or_default()
+}
+
+/// A cursor that others hold, too.
+mod shared {
+    use super::{Arc, Cursor, Deserialize as _, Serialize as _};
+
+    pub(super) fn serialize<S: serde::Serializer>(cursor: &Arc<Cursor>, to: S) -> Result<S::Ok, S::Error> {
+        cursor.as_ref().serialize(to)
+    }
+
+    pub(super) fn deserialize<'a, D: serde::Deserializer<'a>>(from: D) -> Result<Arc<Cursor>, D::Error> {
+        Cursor::deserialize(from).map(Arc::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn low() -> Low {
+        Low { position: Position(1), xid: "9".to_owned() }
+    }
+
+    /// Parts with events at 3, 5 and 9: all that was new, a page of a window, and its last page.
+    fn parts_of_a_log() -> Vec<Mark> {
+        let begin = Cursor::at("10:10:".to_owned(), low());
+        let window = Window {
+            end: "20:22:20".to_owned(),
+            low: Some(low()),
+            page_after: Position(2),
+            page_until: Position(30),
+        };
+        let inside = Cursor { window: Some(window.clone()), ..begin.clone() };
+        let all = Reached::Everything { snapshot: "20:20:".to_owned() };
+        let page = |last| Reached::Page { window: window.clone(), upto: Position(9), last };
+        let parts = [(begin, all), (inside.clone(), page(false)), (inside, page(true))];
+        parts
+            .map(|(before, reached)| {
+                let last = Some(Position(9));
+                let after = Arc::new(before.next(&reached, last, Advance::All).with_low(&low()));
+                Mark { before: Arc::new(before), after, reached, last, until: last, low: low() }
+            })
+            .into()
+    }
+
+    #[test]
+    fn each_place_of_a_part_is_the_same_in_its_halves_and_after_it_was_written() {
+        for mark in parts_of_a_log() {
+            let written = postcard::to_allocvec(&mark).unwrap();
+            let read: Mark = postcard::from_bytes(&written).unwrap();
+            let places = [3, 4, 5, 9].map(|position| mark.behind(Position(position)));
+            assert_eq!([3, 4, 5, 9].map(|position| read.behind(Position(position))), places);
+            let (cut, _) = read.clone().split(Position(5));
+            assert_eq!([3, 4, 5].map(|position| cut.behind(Position(position))), places[..3]);
+            let (first, rest) = read.split(Position(3));
+            assert_eq!((&first.before, &rest.after), (&mark.before, &mark.after));
+            assert_eq!((&*first.after, &*rest.before), (&places[0], &places[0]));
+            assert_eq!(first.behind(Position(3)), places[0]);
+            assert_eq!([4, 5, 9].map(|position| rest.behind(Position(position))), places[1..]);
+            let (most, _) = rest.clone().split(Position(5));
+            assert_eq!([4, 5].map(|position| most.behind(Position(position))), places[1..3]);
+            let (second, third) = rest.split(Position(5));
+            assert_eq!(
+                (&*second.before, &*second.after, &*third.before),
+                (&places[0], &places[2], &places[2])
+            );
+            assert_eq!((third.behind(Position(9)), third.after), (places[3].clone(), mark.after));
+        }
+    }
 }

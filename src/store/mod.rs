@@ -54,5 +54,5 @@ pub use starts::{Past, Start};
 pub use subscriptions::{
     AskedPause, Loaded, LoadedPauses, StateChange, SubscriptionRow, SubscriptionState, Version,
 };
-pub use token::{BadToken, Token};
+pub use token::{BadToken, Stamp, Token};
 pub use urgent::{Looked, Urgent};

@@ -96,7 +96,7 @@ impl Store {
         let started = Instant::now();
         let window = match cursor.window.clone() {
             Some(window) => window,
-            None if page.through_window => self.open_window(cursor).await?,
+            None if page.through_window => self.open_window(cursor, Reserved::ReadEvents).await?,
             None => {
                 let limit = page.limit();
                 let Some(mut read) = self.read_new(cursor, limit + 1, page.with_payloads).await? else {
@@ -106,10 +106,10 @@ impl Store {
                     read.was_slow = started.elapsed() > SLOW_READ;
                     return Ok(Some(read));
                 }
-                self.open_window(cursor).await?
+                self.open_window(cursor, Reserved::ReadEvents).await?
             }
         };
-        self.read_page(cursor, window, page, cursor.stored_step()).await
+        self.read_page(cursor, window, page, cursor.stored_step(), Reserved::ReadEvents).await
     }
 
     async fn read_new(
@@ -132,10 +132,10 @@ impl Store {
             .await
     }
 
-    pub(super) async fn open_window(&self, cursor: &Cursor) -> Result<Window, Error> {
+    pub(super) async fn open_window(&self, cursor: &Cursor, on: Reserved) -> Result<Window, Error> {
         let low = cursor.low.as_ref();
         self.statement("opening a window", sql!("relay/open_window"))
-            .on(Reserved::ReadEvents)
+            .on(on)
             .bind(low.map(|low| low.position))
             .bind(&cursor.settled_xip)
             .bind(&cursor.settled_xmax)
@@ -158,13 +158,14 @@ impl Store {
         window: Window,
         page: Page,
         expected_step: Option<i64>,
+        on: Reserved,
     ) -> Result<Option<Read>, Error> {
         let low = cursor.low.as_ref();
         // Below `low` only what committed late is looked at.
         let from = low.map_or(window.page_after, |low| low.position.max(window.page_after));
         let until = window.page_until.min(Position(from.0.saturating_add(page.positions)));
         self.statement("reading a page of events", sql!("relay/read_page"))
-            .on(Reserved::ReadEvents)
+            .on(on)
             .bind(&cursor.settled)
             .bind(&window.end)
             .bind(window.page_after)
@@ -207,7 +208,7 @@ impl Store {
     ) -> Result<Option<Read>, Error> {
         let next = cursor.next(&read.reached, read.last(), advance);
         let Some(window) = next.window.clone() else { return Ok(None) };
-        self.read_page(&next, window, page, None).await
+        self.read_page(&next, window, page, None, Reserved::ReadEvents).await
     }
 
     /// Moves the cursor and writes what was routed. Returns the cursor as it is now, the ids of the pages in

@@ -1,33 +1,54 @@
 //! A cursor as text that a client keeps: opaque, short, and the same for every relay of the database.
 
+use std::sync::Arc;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde::{Deserialize, Serialize};
+use sha2::Sha256;
 
 use super::cursor::{Cursor, Low, NOT_STORED, Window, parts};
 use crate::event::Position;
 
 /// The longest token, in characters. A snapshot names each transaction that was in progress.
 const LONGEST: usize = 12 * 1024;
-/// Most transactions between a snapshot and the lower bound of its positions. A token is not signed, and
-/// each of them is looked at.
-const FURTHEST: u64 = 1_000_000;
+/// Bytes of a signature.
+const SIGNATURE: usize = 12;
 
-/// Where a client is, and in which database.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Token {
+/// Writes and reads the tokens of one database.
+#[derive(Clone)]
+pub struct Stamp {
     /// Fingerprint of the database.
     pub database: u32,
-    /// When the place was the end of the log, by the database's clock, to the second.
+    key: Arc<[u8]>,
+}
+
+/// Where a client is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// About when the place was the end of the log, by the database's clock, to the second.
     pub at: DateTime<Utc>,
     /// The place.
     pub cursor: Cursor,
 }
 
-/// Text that is no token.
+/// Why a text is no token that can be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is not a token of this outbox; use the last one that you were sent, unchanged")]
-pub struct BadToken;
+pub enum BadToken {
+    /// No gateway of this database wrote it.
+    #[error("is not a token of this outbox; use the last one that you were sent, unchanged")]
+    Unknown,
+    /// It is of another database, or of this one before it was replaced.
+    #[error("the token is of another database, or the database was set back or replaced")]
+    OtherDatabase,
+}
+
+impl std::fmt::Debug for Stamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stamp").field("database", &self.database).finish_non_exhaustive()
+    }
+}
 
 /// What is written. The place in a page comes last, so that the tokens of a page have the same beginning.
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,44 +86,65 @@ struct Bound {
 /// The format that is written and read.
 const FORMAT: u8 = 1;
 
-impl Token {
-    /// Reads a token.
-    ///
-    /// # Errors
-    /// When it was not written by [`Token::to_string`], of this or another process.
-    pub fn parse(text: &str) -> Result<Self, BadToken> {
-        if text.len() > LONGEST {
-            return Err(BadToken);
-        }
-        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| BadToken)?;
-        let (written, rest) = postcard::take_from_bytes::<Written>(&bytes).map_err(|_| BadToken)?;
-        if written.format != FORMAT || !rest.is_empty() {
-            return Err(BadToken);
-        }
-        let window = written.window.map(Page::read).transpose()?;
-        let settled = written.settled.read()?;
-        let (settled_xmax, settled_xip) = parts(&settled);
-        let low = written.low.read(written.settled.xmax)?;
-        Ok(Self {
-            database: written.database,
-            at: DateTime::from_timestamp(written.at, 0).ok_or(BadToken)?,
-            cursor: Cursor { step: NOT_STORED, settled, settled_xmax, settled_xip, low: Some(low), window },
-        })
+impl Stamp {
+    /// For a database, with the key of its tokens.
+    #[must_use]
+    pub fn new(database: u32, key: &[u8]) -> Self {
+        Self { database, key: key.into() }
     }
-}
 
-impl std::fmt::Display for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    /// The token of a place that was the end of the log at this time.
+    #[must_use]
+    pub fn token(&self, at: DateTime<Utc>, cursor: &Cursor) -> String {
         let written = Written {
             format: FORMAT,
             database: self.database,
-            at: self.at.timestamp(),
-            settled: Snapshot::of(&self.cursor.settled),
-            low: Bound::of(self.cursor.low.as_ref()),
-            window: self.cursor.window.as_ref().map(Page::of),
+            at: at.timestamp(),
+            settled: Snapshot::of(&cursor.settled),
+            low: Bound::of(cursor.low.as_ref()),
+            window: cursor.window.as_ref().map(Page::of),
         };
-        let bytes = postcard::to_allocvec(&written).map_err(|_| std::fmt::Error)?;
-        f.write_str(&URL_SAFE_NO_PAD.encode(bytes))
+        // Nothing of it fails to be written.
+        let mut bytes = postcard::to_allocvec(&written).unwrap_or_default();
+        let signature = self.signature(&bytes).finalize().into_bytes();
+        bytes.extend_from_slice(&signature[..SIGNATURE]);
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Reads a token.
+    ///
+    /// # Errors
+    /// When it was not written by a gateway of this database.
+    pub fn read(&self, text: &str) -> Result<Token, BadToken> {
+        if text.len() > LONGEST {
+            return Err(BadToken::Unknown);
+        }
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| BadToken::Unknown)?;
+        let (bytes, signature) =
+            bytes.split_at_checked(bytes.len().saturating_sub(SIGNATURE)).ok_or(BadToken::Unknown)?;
+        let (written, rest) = postcard::take_from_bytes::<Written>(bytes).map_err(|_| BadToken::Unknown)?;
+        if written.format != FORMAT || !rest.is_empty() {
+            return Err(BadToken::Unknown);
+        }
+        if written.database != self.database {
+            return Err(BadToken::OtherDatabase);
+        }
+        self.signature(bytes).verify_truncated_left(signature).map_err(|_| BadToken::Unknown)?;
+        let window = written.window.map(Page::read).transpose()?;
+        let settled = written.settled.read()?;
+        let (settled_xmax, settled_xip) = parts(&settled);
+        let low = Some(written.low.read());
+        Ok(Token {
+            at: DateTime::from_timestamp(written.at, 0).ok_or(BadToken::Unknown)?,
+            cursor: Cursor { step: NOT_STORED, settled, settled_xmax, settled_xip, low, window },
+        })
+    }
+
+    fn signature(&self, bytes: &[u8]) -> Hmac<Sha256> {
+        let mut signature =
+            Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes keys of every length");
+        signature.update(bytes);
+        signature
     }
 }
 
@@ -119,7 +161,7 @@ impl Page {
     fn read(self) -> Result<Window, BadToken> {
         Ok(Window {
             end: self.end.read()?,
-            low: Some(self.low.read(self.end.xmax)?),
+            low: Some(self.low.read()),
             page_after: Position(self.after),
             page_until: Position(self.until),
         })
@@ -137,15 +179,19 @@ impl Snapshot {
     fn read(&self) -> Result<String, BadToken> {
         let mut open = Vec::with_capacity(self.in_progress.len());
         for below in &self.in_progress {
-            let xid = self.xmax.checked_sub(*below).filter(|xid| *below > 0 && *xid > 0).ok_or(BadToken)?;
+            let xid = self
+                .xmax
+                .checked_sub(*below)
+                .filter(|xid| *below > 0 && *xid > 0)
+                .ok_or(BadToken::Unknown)?;
             // PostgreSQL writes and reads them in ascending order.
             if open.last().is_some_and(|last| *last >= xid) {
-                return Err(BadToken);
+                return Err(BadToken::Unknown);
             }
             open.push(xid);
         }
         if self.xmax == 0 || i64::try_from(self.xmax).is_err() {
-            return Err(BadToken);
+            return Err(BadToken::Unknown);
         }
         let xmin = open.first().copied().unwrap_or(self.xmax);
         let open = open.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
@@ -161,11 +207,8 @@ impl Bound {
         }
     }
 
-    fn read(&self, xmax: u64) -> Result<Low, BadToken> {
-        if self.xid.saturating_sub(xmax) > FURTHEST {
-            return Err(BadToken);
-        }
-        Ok(Low { position: Position(self.position), xid: self.xid.to_string() })
+    fn read(&self) -> Low {
+        Low { position: Position(self.position), xid: self.xid.to_string() }
     }
 }
 
@@ -206,15 +249,17 @@ mod tests {
             let (settled_xmax, settled_xip) = parts(&settled);
             let cursor =
                 Cursor { step: NOT_STORED, settled, settled_xmax, settled_xip, low: Some(low), window };
-            let token = Token { database: 7, at: DateTime::from_timestamp(at, 0).unwrap(), cursor };
-            prop_assert_eq!(Token::parse(&token.to_string()), Ok(token));
+            let at = DateTime::from_timestamp(at, 0).unwrap();
+            let (stamp, other) = (Stamp::new(7, b"key"), Stamp::new(7, b"another key"));
+            let text = stamp.token(at, &cursor);
+            prop_assert_eq!(other.read(&text), Err(BadToken::Unknown));
+            prop_assert_eq!(Stamp::new(8, b"key").read(&text), Err(BadToken::OtherDatabase));
+            prop_assert_eq!(stamp.read(&text), Ok(Token { at, cursor }));
         }
 
         #[test]
-        fn what_is_no_token_is_refused_and_nothing_else_happens(text in "[A-Za-z0-9_-]{0,80}|.{0,20}") {
-            if let Ok(token) = Token::parse(&text) {
-                prop_assert_eq!(token.to_string(), text);
-            }
+        fn what_is_no_token_is_refused(text in "[A-Za-z0-9_-]{0,80}|.{0,20}") {
+            prop_assert!(Stamp::new(7, b"key").read(&text).is_err());
         }
     }
 
@@ -222,8 +267,8 @@ mod tests {
     fn a_token_of_an_idle_database_is_short() {
         let low = Low { position: Position(123_456_789), xid: "98765432".to_owned() };
         let cursor = Cursor::at("98765431:98765433:98765431".to_owned(), low);
-        let token =
-            Token { database: u32::MAX, at: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), cursor };
-        assert!(token.to_string().len() <= 40, "{token}");
+        let at = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let token = Stamp::new(u32::MAX, b"key").token(at, &cursor);
+        assert!(token.len() <= 56, "{token}");
     }
 }

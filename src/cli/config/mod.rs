@@ -2,6 +2,7 @@
 //! Unknown keys are errors. All mistakes are reported at once, each with its origin. The manual is
 //! `default.toml`. Only this folder and `sink/secret.rs` read settings from the environment.
 
+mod backplane;
 mod jwt;
 mod read;
 mod sections;
@@ -244,6 +245,7 @@ impl Config {
         config.http.jwt = jwt::read(&mut reader, sources, &config.egress);
         sections::require_proof(&config.http, &mut reader);
         sections::realtime(&mut config.realtime, &mut reader);
+        config.realtime.backplane = backplane::read(&mut reader, sources);
         config.telemetry.read(&mut reader);
         config.sinks = sinks::read(&mut reader, sources, kinds);
         config.files = reader.files();

@@ -291,11 +291,11 @@ fn settings_of_environment(sources: &Sources, mistakes: &mut Vec<Mistake>) -> Ve
         let key = name["PGOUTBOX__".len()..].to_lowercase().replace("__", ".");
         let parts: Vec<_> = key.split('.').collect();
         let depth = if parts.contains(&"") { 0 } else { parts.len() };
-        // sinks.<kind>.<key> has 3 parts, sinks.<kind>.connections.<name>.<key> has 5, http.jwt.<key> 3, any
-        // other key 2.
+        // sinks.<kind>.<key> has 3 parts, sinks.<kind>.connections.<name>.<key> has 5, http.jwt.<key> and
+        // realtime.nats.<key> 3, any other key 2.
         let names_a_key = match parts[..] {
             ["sinks", ..] => matches!(depth, 3 | 5),
-            ["http", "jwt", _] => depth == 3,
+            ["http", "jwt", _] | ["realtime", "nats", _] => depth == 3,
             _ => depth == 2,
         };
         let problem = match (names_a_key, value.to_str()) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::sinks::CONFIGURED;
 
-const URL: (&str, &str) = ("DATABASE_URL", "postgres://relay:hunter2@db.internal/shop");
+pub(super) const URL: (&str, &str) = ("DATABASE_URL", "postgres://relay:hunter2@db.internal/shop");
 
 fn sources(file: &str, environment: &[(&str, &str)]) -> (Sources, tempfile::NamedTempFile) {
     let mut kept = tempfile::NamedTempFile::new().unwrap();
@@ -16,12 +16,12 @@ fn sources(file: &str, environment: &[(&str, &str)]) -> (Sources, tempfile::Name
     (Sources { file: Some(kept.path().to_owned()), environment, flags: Vec::new() }, kept)
 }
 
-fn load(file: &str, environment: &[(&str, &str)]) -> Config {
+pub(super) fn load(file: &str, environment: &[(&str, &str)]) -> Config {
     let (sources, _kept) = sources(file, environment);
     Config::load(&sources, CONFIGURED).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn mistakes(file: &str, environment: &[(&str, &str)]) -> Vec<String> {
+pub(super) fn mistakes(file: &str, environment: &[(&str, &str)]) -> Vec<String> {
     let (sources, kept) = sources(file, environment);
     let error = Config::load(&sources, CONFIGURED).unwrap_err();
     let path = kept.path().to_str().unwrap();

@@ -2,11 +2,11 @@
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::start::Start;
 use crate::{
@@ -37,10 +37,14 @@ pub(super) struct Following {
     /// At which generation its channel was read; none: it follows topics.
     pub(super) generation: Option<i64>,
     first: VecDeque<Frame>,
+    /// Memory of those messages.
+    room_for_first: Option<OwnedSemaphorePermit>,
     place: Place,
     /// Whether it has been sent everything once.
     was_caught_up: bool,
     is_caught_up: bool,
+    /// Since when it is behind the ring; none: it is not, or has not caught up yet.
+    lags_since: Option<Instant>,
     unacked: Option<Unacked>,
 }
 
@@ -55,8 +59,8 @@ struct Unacked {
 pub(super) enum Place {
     /// In the ring, and the same as a cursor, for when the ring drops it.
     Ring(At, Behind),
-    /// In the log.
-    Log(Arc<Cursor>),
+    /// In the log. And where in a page of it, as long as others keep that.
+    Log(Arc<Cursor>, Option<(Weak<Batch>, usize)>),
 }
 
 /// A cursor, which is made when it is needed.
@@ -104,9 +108,11 @@ impl Following {
             selection,
             generation,
             first: start.first,
+            room_for_first: start.room_for_first,
             place: start.place,
             was_caught_up: false,
             is_caught_up: false,
+            lags_since: None,
             unacked,
         }
     }
@@ -120,14 +126,14 @@ impl Following {
             return Step::Frames(self.take_first());
         }
         // A place in the log may be in the ring by now.
-        if let Place::Log(cursor) = &self.place
+        if let Place::Log(cursor, None) = &self.place
             && let Some(at) = room.feed.find(cursor)
         {
             self.place = Place::Ring(at, Behind::Cursor(cursor.clone()));
         }
         match self.place.clone() {
             Place::Ring(at, behind) => self.step_in_ring(room, at, &behind).await,
-            Place::Log(cursor) => self.step_in_log(room, &cursor).await,
+            Place::Log(cursor, within) => self.step_in_log(room, &cursor, within).await,
         }
     }
 
@@ -152,6 +158,7 @@ impl Following {
 
     async fn step_in_ring(&mut self, room: &Room, at: At, behind: &Behind) -> Step {
         match room.feed.batch(at.batch) {
+            Found::Batch(..) if self.is_outdated(room) => Step::Frames(Vec::new()),
             Found::Batch(batch, keep) => {
                 let (frames, reached) = self.take(&batch, keep, at.index, &room.slow).await;
                 self.place = match last_before(&batch, reached) {
@@ -168,12 +175,13 @@ impl Following {
             }
             Found::NotYet if self.is_caught_up => Step::Wait,
             Found::NotYet => {
-                (self.is_caught_up, self.was_caught_up) = (true, true);
-                let token = room.token(&behind.cursor());
+                (self.is_caught_up, self.was_caught_up, self.lags_since) = (true, true, None);
+                let token = room.feed.head_token().filter(|(head, _)| *head == at).map(|(_, token)| token);
                 Step::Frames(vec![self.format.say("caught_up", token.as_deref(), &[])])
             }
             Found::Dropped => {
-                self.place = Place::Log(behind.cursor());
+                self.place = Place::Log(behind.cursor(), None);
+                self.lags_since.get_or_insert_with(Instant::now);
                 self.is_caught_up = false;
                 if !self.was_caught_up {
                     return Step::Frames(Vec::new());
@@ -185,26 +193,46 @@ impl Following {
         }
     }
 
-    async fn step_in_log(&mut self, room: &Room, cursor: &Arc<Cursor>) -> Step {
-        let batch = match Box::pin(room.history.behind(cursor)).await {
-            Ok(batch) => batch,
-            Err(refusal) if refusal.code == Code::Unavailable => {
-                // The database is away. It is asked again after a while; nothing is lost.
-                let _ = tokio::time::timeout(AGAIN, room.leaving().cancelled()).await;
-                return Step::Frames(Vec::new());
-            }
-            Err(refusal) => return Step::Gone(refusal),
-        };
-        let oldest = batch.events.first().map(|first| first.event.created_at);
-        if self.was_caught_up && oldest.is_some_and(|oldest| room.is_too_old(oldest)) {
+    async fn step_in_log(
+        &mut self,
+        room: &Room,
+        cursor: &Arc<Cursor>,
+        within: Option<(Weak<Batch>, usize)>,
+    ) -> Step {
+        let lags = self.lags_since.filter(|_| self.was_caught_up).map(|since| since.elapsed());
+        if lags.is_some_and(|lags| lags > room.settings.max_lag) {
             return Step::Lagged;
         }
-        let (frames, reached) = self.take(&batch, true, 0, &room.slow).await;
-        self.place = Place::Log(match last_before(&batch, reached) {
-            Some(position) => Arc::new(batch.mark.behind(position)),
-            None => batch.mark.after.clone(),
-        });
+        let kept = within.and_then(|(batch, index)| Some((batch.upgrade()?, index)));
+        let (batch, from) = match kept {
+            Some(kept) => kept,
+            None => match Box::pin(room.history.behind(cursor)).await {
+                Ok(batch) => (batch, 0),
+                Err(refusal) if refusal.code == Code::Unavailable => {
+                    // The database is away. It is asked again after a while; nothing is lost.
+                    let _ = tokio::time::timeout(AGAIN, room.leaving().cancelled()).await;
+                    return Step::Frames(Vec::new());
+                }
+                Err(refusal) => return Step::Gone(refusal),
+            },
+        };
+        if self.is_outdated(room) {
+            return Step::Frames(Vec::new());
+        }
+        let (frames, reached) = self.take(&batch, true, from, &room.slow).await;
+        self.place = match last_before(&batch, reached) {
+            Some(position) => {
+                let within = (Arc::downgrade(&batch), reached);
+                Place::Log(Arc::new(batch.mark.behind(position)), Some(within))
+            }
+            None => Place::Log(batch.mark.after.clone(), None),
+        };
         Step::Frames(frames)
+    }
+
+    /// Whether its channel was changed since it was selected: the next step selects anew.
+    fn is_outdated(&self, room: &Room) -> bool {
+        self.generation.is_some_and(|generation| room.feed.channels().generation != generation)
     }
 
     /// How many events it may be sent before the client acknowledges some.
@@ -258,6 +286,9 @@ impl Following {
             bytes += frame.text.len();
             self.sent(&frame);
             some.push(frame);
+        }
+        if self.first.is_empty() {
+            self.room_for_first = None;
         }
         some
     }

@@ -21,7 +21,9 @@ use super::{
     places::Place,
     selection::{Format, Frame},
 };
-use crate::store::{Cursor, Token};
+
+/// Most events that may wait for their acks; their tokens are kept.
+const MOST_UNACKED: u32 = 10_000;
 
 /// A connected client.
 #[derive(Debug)]
@@ -85,13 +87,15 @@ impl Session {
     /// What is wrong with the request, or that the client may not see what it asks for.
     pub async fn subscribe(&mut self, format: Format, request: Subscribe) -> Result<Frame, Refusal> {
         self.check(&format, &request)?;
+        // Before the database is asked for something.
+        self.room.permits(&self.caller, &request)?;
+        let time = time_of(&request)?;
         // What was committed before the request does not count as new, and the token can be judged.
         let here = self.room.feed.catch_up().await?;
         let epoch = self.progress.borrow().epoch;
         if *self.epoch.get_or_insert(epoch) != epoch {
             return Err(feed::unavailable());
         }
-        let time = time_of(&request)?;
         let selected = self.room.select(&self.caller, &format, &request, time)?;
         let start = Start::of(&self.room, &request, time, &selected.0, &here).await?;
         let frame = format.say("subscribed", Some(&start.token), &[]);
@@ -155,10 +159,7 @@ impl Session {
     /// The messages of a heartbeat: subscriptions that have been sent everything get a young token.
     #[must_use]
     pub fn heartbeat(&self) -> Vec<Frame> {
-        let (Ok((head, cursor, at)), Ok(here)) = (self.room.feed.head(), self.room.feed.here()) else {
-            return Vec::new();
-        };
-        let token = Token { database: here.database, at, cursor: Cursor::clone(&cursor) }.to_string();
+        let Some((head, token)) = self.room.feed.head_token() else { return Vec::new() };
         let at_end = self.following.iter().filter(|one| one.is_at(head));
         at_end.map(|one| one.format.say("caught_up", Some(&token), &[])).collect()
     }
@@ -208,6 +209,9 @@ impl Session {
                 return bad("channel: a channel has its own keys and filter; leave keys and filter out");
             }
             _ => {}
+        }
+        if request.max_unacked.is_some_and(|most| !(1..=MOST_UNACKED).contains(&most)) {
+            return bad("max_unacked: use 1 to 10000");
         }
         if request.snapshot && request.since.is_some() {
             return bad("snapshot: use either since or snapshot");

@@ -53,7 +53,8 @@ impl Config {
         }
     }
 
-    pub(super) fn read(settings: &mut Settings<'_>) -> Option<Self> {
+    /// Reads the keys of a section; none: a required one is missing. The section learns what is wrong.
+    pub(crate) fn read(settings: &mut Settings<'_>) -> Option<Self> {
         let servers = settings.list("servers");
         let servers = settings.require("servers", servers);
         let config = Self {

@@ -49,12 +49,12 @@ pub struct Nats {
 
 /// A connection with its errors.
 #[derive(Clone)]
-struct Link {
-    client: Client,
+pub(crate) struct Link {
+    pub(crate) client: Client,
     /// Errors of the server that answer no message, such as a missing permission to publish.
     errors: broadcast::Sender<Arc<str>>,
     /// Cancelled when the connection is lost.
-    lost: CancellationToken,
+    pub(crate) lost: CancellationToken,
 }
 
 impl fmt::Debug for Nats {
@@ -167,24 +167,24 @@ impl Sink for Nats {
 
 impl Nats {
     async fn link(&self) -> Result<Numbered<Link>, Report> {
-        let link = self.shared.get(CONNECT_DEADLINE, || self.connect()).await?;
+        let link = self.shared.get(CONNECT_DEADLINE, || self.config.connect()).await?;
         if link.connection.client.connection_state() == State::Connected
             && !link.connection.lost.is_cancelled()
         {
             return Ok(link);
         }
         self.shared.give_up(link.number);
-        self.shared.get(CONNECT_DEADLINE, || self.connect()).await
+        self.shared.get(CONNECT_DEADLINE, || self.config.connect()).await
     }
+}
 
-    async fn connect(&self) -> Result<Link, Report> {
+impl Config {
+    /// Makes a connection. It is not made again when it is lost.
+    pub(crate) async fn connect(&self) -> Result<Link, Report> {
         let (errors, lost) = (broadcast::Sender::new(ERRORS), CancellationToken::new());
         let (sender, end) = (errors.clone(), lost.clone());
-        let options = self
-            .config
-            .options()
-            .await
-            .map_err(|problem| retry(Reason::AccessDenied).with_answer(problem))?;
+        let options =
+            self.options().await.map_err(|problem| retry(Reason::AccessDenied).with_answer(problem))?;
         let options = options.event_callback(move |event| {
             match event {
                 ClientEvent::Disconnected | ClientEvent::Closed => end.cancel(),
@@ -193,8 +193,7 @@ impl Nats {
             }
             std::future::ready(())
         });
-        let client =
-            options.connect(self.config.addresses()).await.map_err(|error| answer::unconnected(&error))?;
+        let client = options.connect(self.addresses()).await.map_err(|error| answer::unconnected(&error))?;
         Ok(Link { client, errors, lost })
     }
 }

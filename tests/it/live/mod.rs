@@ -1,5 +1,7 @@
 //! Live clients: everything committed arrives once each, whatever happens to connections and gateways.
 
+#[cfg(feature = "nats")]
+mod backplane;
 mod connections;
 mod load;
 mod metrics;

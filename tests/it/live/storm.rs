@@ -93,12 +93,19 @@ impl Client {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn random_disconnects_lose_nothing_and_repeat_nothing() {
-    let (database, seed) = (Database::new().await, seed());
+    let database = Database::new().await;
     let poll = Duration::from_secs(20);
     // One gateway with a small ring, so that clients read the log, too.
     let small = pgoutbox::live::Settings { buffer: 65_536, poll, ..Default::default() };
     let gateways =
         [LiveBox::start(&database).await, LiveBox::start_with(&database, small, Default::default()).await];
+    storm(&database, gateways).await;
+    database.drop().await;
+}
+
+/// Clients of two gateways, whose connections break at random, see each event once.
+pub(super) async fn storm(database: &Database, gateways: [LiveBox; 2]) {
+    let seed = seed();
     let addresses = [gateways[0].address, gateways[1].address];
     let begin = gateways[0].connect().await.subscribe("a", &["a.*"], json!({})).await;
     let rng = |number: u64| StdRng::seed_from_u64(seed.wrapping_add(number));
@@ -123,7 +130,6 @@ async fn random_disconnects_lose_nothing_and_repeat_nothing() {
     for gateway in gateways {
         gateway.stop().await;
     }
-    database.drop().await;
 }
 
 fn differences(expected: &BTreeMap<String, u32>, seen: &BTreeMap<String, u32>) -> Vec<(String, u32)> {

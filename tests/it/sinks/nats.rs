@@ -39,7 +39,7 @@ pub(crate) struct Nats {
 
 impl Nats {
     /// A server with a configuration file.
-    pub(super) fn with(file: &str, login: Option<(&'static str, &'static str)>) -> Self {
+    pub(crate) fn with(file: &str, login: Option<(&'static str, &'static str)>) -> Self {
         let server = PrivateServer::start_in(NATS, |folder| {
             let path = folder.join("nats.conf");
             std::fs::write(&path, file).unwrap();
