@@ -52,8 +52,8 @@ const REQUEST: Duration = Duration::from_secs(10);
 const CONNECTION: Duration = Duration::from_secs(120);
 /// Time for open requests to finish when the server stops.
 const CLOSING: Duration = Duration::from_secs(3);
-/// Bytes of an answer that the system holds for a client, which Linux doubles. By itself it would hold some MiB
-/// of each live client that does not read.
+/// Bytes of an answer that the system holds for a client, which Linux doubles. By itself it would hold some
+/// MiB of each live client that does not read.
 const SEND_BUFFER: usize = 128 * 1024;
 /// Pause after a failed accept: without file descriptors left, accepting at once would be a busy loop.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -8,8 +8,8 @@
 //!
 //! The log is the buffer. A client is nothing but a cursor: nothing is owed to it. The feed reads new events
 //! once for all clients into the ring, a bounded part of the log in memory. A client that returns, or that is
-//! slower than the ring, reads the log from its own cursor until it has caught up with the ring.
-//! Its cursor as text is the token that each event carries.
+//! slower than the ring, reads the log from its own cursor until it has caught up with the ring. Its cursor
+//! as text is the token that each event carries.
 //!
 //! A crash here costs nothing: clients come back with their tokens.
 

@@ -262,7 +262,7 @@ async fn a_gateway_loads_the_channels_and_the_generation() {
 }
 
 fn latest(topics: &[String]) -> Latest<'_> {
-    Latest { topics, organization: None, keys: None, most_keys: 10, most_events: 100 }
+    Latest { topics, organization: None, keys: None, most_keys: 10, most_events: 100, allowed: None }
 }
 
 #[tokio::test]
@@ -314,6 +314,8 @@ async fn the_newest_event_of_each_key_comes_with_the_snapshot_that_it_is_true_in
     let keys: Vec<String> =
         read(latest(&everything)).await.unwrap().into_iter().map(|(key, ..)| key).collect();
     assert_eq!(keys, ["b", "a", "c", "large"], "and not the operators' event about x");
+    let allowed = ["nothing.*".to_owned()];
+    assert_eq!(read(Latest { allowed: Some(&allowed), ..latest(&topics) }).await.unwrap(), []);
     let operators = ["outbox.**".to_owned()];
     assert_eq!(read(latest(&operators)).await.unwrap().len(), 1);
 

@@ -1,6 +1,9 @@
 //! What was removed of the log is known to those who had not come to it.
 
-use pgoutbox::store::{Forgotten, Store};
+use pgoutbox::{
+    Position,
+    store::{Forgotten, Store},
+};
 use sqlx::{Connection as _, Executor as _};
 
 use crate::{channels::store, support::Database};
@@ -38,7 +41,7 @@ async fn the_highest_transaction_and_the_newest_time_of_what_was_deleted_are_kep
     transaction.execute("delete from outbox.events where payload in ('1', '2')").await.unwrap();
     assert_eq!(store.forgotten().await.unwrap(), None, "it is not committed");
     transaction.commit().await.unwrap();
-    let removed = Forgotten { xid: Some(second.clone()), created_at: newest };
+    let removed = Forgotten { xid: Some(second.clone()), created_at: newest, position: Position(2) };
     assert_eq!(store.forgotten().await.unwrap(), Some(removed.clone()));
     database.execute("begin; delete from outbox.events; rollback").await;
     assert_eq!(store.forgotten().await.unwrap(), Some(removed), "it was rolled back");
@@ -62,7 +65,7 @@ async fn truncating_the_log_or_a_partition_of_it_counts() {
     let (last, newest) = (xid(&database, 2).await, "select max(created_at) from outbox.events");
     let newest = sqlx::query_scalar(newest).fetch_one(&database.pool).await.unwrap();
     database.execute("truncate outbox.events").await;
-    let removed = Forgotten { xid: Some(last), created_at: newest };
+    let removed = Forgotten { xid: Some(last), created_at: newest, position: Position(2) };
     assert_eq!(store.forgotten().await.unwrap(), Some(removed.clone()));
     database.execute("truncate outbox.events").await;
     assert_eq!(store.forgotten().await.unwrap(), Some(removed), "there was nothing");

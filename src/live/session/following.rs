@@ -240,8 +240,8 @@ impl Following {
         self.unacked.as_ref().map_or(usize::MAX, |unacked| unacked.most.saturating_sub(unacked.tokens.len()))
     }
 
-    /// Messages of a batch from the event number `from` on, and the number of the first event behind them, which
-    /// is greater than `from`.
+    /// Messages of a batch from the event number `from` on, and the number of the first event behind them,
+    /// which is greater than `from`.
     async fn take(
         &mut self,
         batch: &Arc<Batch>,

@@ -47,6 +47,57 @@ async fn a_token_is_good_at_any_gateway_at_any_place_of_a_batch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_within_large_events_leads_to_all_that_follow() {
+    let database = Database::new().await;
+    let (one, other) = (LiveBox::start(&database).await, LiveBox::start(&database).await);
+    let mut client = one.connect().await;
+    client.subscribe("a", &["a.*"], json!({})).await;
+    client.wait("caught_up").await;
+    // More than one batch of bytes, in one commit.
+    database
+        .execute(
+            "select outbox.publish('a.b', jsonb_build_array(n, repeat('x', 200000))) \
+               from generate_series(1, 60) as n",
+        )
+        .await;
+    let mut tokens = Vec::new();
+    for n in 1..=60 {
+        let event = client.wait("event").await;
+        assert_eq!(event["event"]["payload"][0], n);
+        tokens.push(event["token"].clone());
+    }
+    for (gateway, index) in [(&other, 2), (&other, 21), (&one, 30)] {
+        let mut back = gateway.connect().await;
+        back.subscribe("a", &["a.*"], json!({ "since": tokens[index] })).await;
+        let rest: Vec<u64> =
+            back.payloads(59 - index).await.iter().map(|payload| payload[0].as_u64().unwrap()).collect();
+        assert_eq!(rest, (index as u64 + 2..=60).collect::<Vec<_>>());
+        back.wait("caught_up").await;
+    }
+    one.stop().await;
+    other.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_was_changed_is_refused() {
+    let database = Database::new().await;
+    let live = LiveBox::start(&database).await;
+    let token = live.connect().await.subscribe("a", &["a.*"], json!({})).await;
+    let mut client = live.connect().await;
+    for index in (9..token.len()).step_by(5) {
+        let mut changed = token.clone().into_bytes();
+        changed[index] = if changed[index] == b'A' { b'B' } else { b'A' };
+        let since = String::from_utf8(changed).unwrap();
+        let refused = json!({ "type": "subscribe", "id": "a", "topics": ["a.*"], "since": since });
+        let code = client.refusal(refused).await;
+        assert!(["bad_token", "other_database"].contains(&code.as_str()), "{since}: {code}");
+    }
+    live.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_whose_transaction_committed_late_is_not_missed() {
     let database = Database::new().await;
     let (one, other) = (LiveBox::start(&database).await, LiveBox::start(&database).await);
@@ -150,6 +201,7 @@ async fn a_token_from_before_what_was_removed_is_refused_and_a_younger_one_is_no
     publish(&database, 1, 5).await;
     client.payloads(5).await;
     let young = client.subscribe("b", &["a.*"], json!({})).await;
+    let early = client.subscribe("c", &["a.*"], json!({ "since": "2020-01-01T00:00:00Z" })).await;
     live.stop().await;
     database.execute("delete from outbox.events").await;
     publish(&database, 6, 7).await;
@@ -161,6 +213,8 @@ async fn a_token_from_before_what_was_removed_is_refused_and_a_younger_one_is_no
         json!({ "type": "subscribe", "id": "a", "topics": ["a.*"], "since": "2020-01-01T00:00:00Z" });
     assert_eq!(back.refusal(refused).await, "token_too_old");
     assert_eq!(live.stream(&format!("topics=a.*&since={old}"), &[]).await.response.status(), 410);
+    let refused = json!({ "type": "subscribe", "id": "a", "topics": ["a.*"], "since": early });
+    assert_eq!(back.refusal(refused).await, "token_too_old", "a token of a time does not outlive it");
     back.subscribe("a", &["a.*"], json!({ "since": young })).await;
     assert_eq!(numbers(&back.payloads(2).await), [6, 7]);
     live.stop().await;

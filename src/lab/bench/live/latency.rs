@@ -20,8 +20,8 @@ use crate::lab::bench::{
     writers::{Load, PUBLISH, open_loop_then},
 };
 
-const FLOOR: &str = "the same commit, after which its process sends the client a message of the same length from \
-                     memory, with the same WebSocket library";
+const FLOOR: &str = "the same commit, after which its process sends the client a message of the same \
+                     length from memory, with the same WebSocket library";
 const SUBSCRIBE: &str = r#"{"type":"subscribe","id":"bench","topics":["bench.**"]}"#;
 /// Load that is sent first and not counted.
 const WARM_UP: Load = Load { rate: 40, writers: 1, events: 10 };
