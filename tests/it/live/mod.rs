@@ -2,6 +2,8 @@
 
 #[cfg(feature = "nats")]
 mod backplane;
+#[cfg(feature = "nats")]
+mod feeder;
 mod protocol;
 mod resume;
 mod storm;
