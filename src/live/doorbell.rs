@@ -1,5 +1,5 @@
-//! Wakes who reads the log when there may be new events: publishers ring while relays sleep, and relays tell of what
-//! they have read.
+//! Wakes who reads the log when there may be new events: publishers ring while relays sleep, and relays tell
+//! of what they have read.
 
 use std::{sync::Arc, time::Duration};
 

@@ -30,7 +30,7 @@ use crate::{
     event::{filter::Filter, topic::Pattern},
     relay::telemetry::{Telemetry, chain},
     sink::Registry,
-    store::{self, ConnectionSettings, Cursor, Forgotten, Latest, Store, SubscriptionRow, Token, TooMuch},
+    store::{self, ConnectionSettings, Cursor, Forgotten, Latest, Store, SubscriptionRow, TooMuch},
     subscription::Subscription,
 };
 

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     live::{
-        feed::{self, Feed, LINGER, LOOK},
+        feed::{Feed, LINGER, LOOK},
         payloads,
         ring::Batch,
     },

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use async_nats::jetstream::stream;
+use futures_util::StreamExt as _;
 use pgoutbox::{
     live::{Backplane, Settings, backplane},
     sinks::nats::Config,
 };
 use serde_json::{Value, json};
-use tokio::runtime::Runtime;
 
 use super::storm::storm;
 use crate::{
@@ -21,30 +21,30 @@ use crate::{
     },
 };
 
-fn settings(nats: &Nats) -> Settings {
+pub(super) fn settings(nats: &Nats) -> Settings {
     let config = Config::new(vec![format!("nats://127.0.0.1:{}", nats.server.port())]);
     let backplane = Backplane::Nats(Box::new(backplane::Nats::new(config)));
     // So slow that a missed notification is noticed.
     Settings { poll: Duration::from_secs(20), backplane, ..Settings::default() }
 }
 
-async fn start(database: &Database, nats: &Nats) -> LiveBox {
+pub(super) async fn start(database: &Database, nats: &Nats) -> LiveBox {
     LiveBox::start_with(database, settings(nats), Default::default()).await
 }
 
-async fn publish(database: &Database, from: usize, to: usize) {
+pub(super) async fn publish(database: &Database, from: usize, to: usize) {
     database
         .execute(format!("select outbox.publish('a.b', to_jsonb(n)) from generate_series({from}, {to}) as n"))
         .await;
 }
 
-async fn follow(gateway: &LiveBox, more: Value) -> (Client, String) {
+pub(super) async fn follow(gateway: &LiveBox, more: Value) -> (Client, String) {
     let mut client = gateway.connect().await;
     let token = client.subscribe("a", &["a.*"], more).await;
     (client, token)
 }
 
-async fn assert_next(client: &mut Client, from: usize, to: usize) {
+pub(super) async fn assert_next(client: &mut Client, from: usize, to: usize) {
     // Signs of life come also when events do not.
     let payloads = tokio::time::timeout(Duration::from_secs(60), client.payloads(to + 1 - from)).await;
     let payloads = payloads.unwrap_or_else(|_| panic!("the events {from} to {to} did not come"));
@@ -52,37 +52,13 @@ async fn assert_next(client: &mut Client, from: usize, to: usize) {
     assert_eq!(numbers, (from as u64..=to as u64).collect::<Vec<_>>());
 }
 
-/// Waits until one process feeds, of so many.
-async fn until_fed(database: &Database) {
-    database
-        .eventually("select exists (select from pg_locks where locktype = 'advisory' and objid = 7411004)")
-        .await;
-}
-
-/// A gateway that can be killed: it has threads of its own.
-struct Mortal {
-    runtime: Option<Runtime>,
-    gateway: LiveBox,
-}
-
-impl Mortal {
-    fn start(database: &Database, nats: &Nats) -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let gateway = tokio::task::block_in_place(|| runtime.block_on(start(database, nats)));
-        Self { runtime: Some(runtime), gateway }
+/// Nothing reaches the gateways any more, until they notice. Returns how many there are.
+async fn delete_consumers(stream: &stream::Stream) -> usize {
+    let names: Vec<_> = stream.consumer_names().collect().await;
+    for name in &names {
+        stream.delete_consumer(name.as_ref().unwrap()).await.unwrap();
     }
-
-    fn kill(&mut self) {
-        self.runtime.take().unwrap().shutdown_background();
-    }
-
-    /// Stops its only thread. It goes on when the sender is dropped.
-    fn freeze(&self) -> std::sync::mpsc::Sender<()> {
-        let (thaw, frozen) = std::sync::mpsc::channel();
-        self.runtime.as_ref().unwrap().spawn(async move { frozen.recv() });
-        thaw
-    }
+    names.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -92,68 +68,6 @@ async fn gateways_fed_by_nats_lose_nothing_and_repeat_nothing() {
     let gateways =
         [start(&database, &nats).await, LiveBox::start_with(&database, small, Default::default()).await];
     storm(&database, gateways).await;
-    database.drop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn another_gateway_takes_over_from_a_feeder_that_was_killed_without_a_gap_or_repeat() {
-    let (database, nats) = (Database::new().await, Nats::start().await);
-    let mut feeder = Mortal::start(&database, &nats);
-    until_fed(&database).await;
-    let (one, other) = (start(&database, &nats).await, start(&database, &nats).await);
-    let (mut client, _) = follow(&one, json!({})).await;
-    let (mut lost, _) = follow(&feeder.gateway, json!({})).await;
-    publish(&database, 1, 700).await;
-    assert_next(&mut client, 1, 700).await;
-    assert_next(&mut lost, 1, 700).await;
-    let mut late = database.pool.begin().await.unwrap();
-    sqlx::query("select outbox.publish('a.late', '0')").execute(&mut *late).await.unwrap();
-    publish(&database, 701, 710).await;
-    feeder.kill();
-    publish(&database, 711, 800).await;
-    assert_next(&mut client, 701, 800).await;
-    late.commit().await.unwrap();
-    assert_next(&mut client, 0, 0).await;
-    let (mut new, _) = follow(&other, json!({})).await;
-    publish(&database, 801, 810).await;
-    assert_next(&mut client, 801, 810).await;
-    assert_next(&mut new, 801, 810).await;
-    one.stop().await;
-    other.stop().await;
-    database.drop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn another_gateway_takes_over_from_a_feeder_that_hangs_and_it_does_no_harm_later() {
-    let (database, nats) = (Database::new().await, Nats::start().await);
-    let mut feeder = Mortal::start(&database, &nats);
-    until_fed(&database).await;
-    let other = start(&database, &nats).await;
-    let (mut client, _) = follow(&other, json!({})).await;
-    publish(&database, 1, 10).await;
-    assert_next(&mut client, 1, 10).await;
-    let holder = "select pid from pg_locks where locktype = 'advisory' and objid = 7411004";
-    let holder: i32 = sqlx::query_scalar(holder).fetch_one(&database.pool).await.unwrap();
-    let thaw = feeder.freeze();
-    publish(&database, 11, 20).await;
-    assert_next(&mut client, 11, 20).await;
-    drop(thaw);
-    // It is refused to write, and gives up the lock.
-    database
-        .eventually(&format!(
-            "select exists (select from pg_locks where locktype = 'advisory' and objid = 7411004 \
-             and pid <> {holder})"
-        ))
-        .await;
-    let (mut lost, _) = follow(&feeder.gateway, json!({})).await;
-    for n in 21..=60 {
-        publish(&database, n, n).await;
-        for client in [&mut client, &mut lost] {
-            assert_next(client, n, n).await;
-        }
-    }
-    other.stop().await;
-    feeder.kill();
     database.drop().await;
 }
 
@@ -277,18 +191,9 @@ async fn messages_that_the_stream_has_dropped_leave_no_gap() {
     for client in [&mut a, &mut b] {
         assert_next(client, 1, 10).await;
     }
-    // Nothing reaches the gateways until they notice.
     let jetstream = nats.jetstream().await;
     let stream = jetstream.get_stream("pgoutbox_live").await.unwrap();
-    let consumers: Vec<String> = futures_util::StreamExt::collect::<Vec<_>>(stream.consumer_names())
-        .await
-        .into_iter()
-        .map(Result::unwrap)
-        .collect();
-    assert_eq!(consumers.len(), 2);
-    for consumer in &consumers {
-        stream.delete_consumer(consumer).await.unwrap();
-    }
+    assert_eq!(delete_consumers(&stream).await, 2);
     let last = async || stream.get_info().await.unwrap().state.last_sequence;
     for n in 11..=15 {
         let before = last().await;
@@ -304,6 +209,22 @@ async fn messages_that_the_stream_has_dropped_leave_no_gap() {
     }
     one.stop().await;
     other.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_committed_before_a_request_is_not_new_although_the_stream_is_late() {
+    let (database, nats) = (Database::new().await, Nats::start().await);
+    let gateway = start(&database, &nats).await;
+    let (mut client, _) = follow(&gateway, json!({})).await;
+    let stream = nats.jetstream().await.get_stream("pgoutbox_live").await.unwrap();
+    assert_eq!(delete_consumers(&stream).await, 1);
+    publish(&database, 1, 3).await;
+    let (mut late, _) = follow(&gateway, json!({})).await;
+    publish(&database, 4, 5).await;
+    assert_next(&mut late, 4, 5).await;
+    assert_next(&mut client, 1, 5).await;
+    gateway.stop().await;
     database.drop().await;
 }
 

@@ -3,6 +3,8 @@
 #[cfg(feature = "nats")]
 mod backplane;
 mod connections;
+#[cfg(feature = "nats")]
+mod feeder;
 mod load;
 mod metrics;
 mod protocol;
