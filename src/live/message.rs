@@ -64,11 +64,30 @@ pub struct Ack {
     pub token: String,
 }
 
-/// Why something is refused. The word is stable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Code {
+macro_rules! codes {
+    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
+        /// Why something is refused. The word is stable.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+        #[serde(rename_all = "snake_case")]
+        #[non_exhaustive]
+        pub enum Code {
+            $($(#[doc = $doc])* $name,)*
+        }
+
+        impl Code {
+            /// Every code, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// Meaning, as one sentence.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),*).trim_ascii(),)* }
+            }
+        }
+    };
+}
+
+codes! {
     /// It is no message, or a field of it is wrong.
     BadMessage,
     /// There is no message of this type.
@@ -77,7 +96,7 @@ pub enum Code {
     DuplicateId,
     /// The connection has no subscription of this id.
     UnknownId,
-    /// There is no channel of this name.
+    /// There is no channel of this name for this client.
     UnknownChannel,
     /// The client's token does not permit it.
     Forbidden,
@@ -89,15 +108,15 @@ pub enum Code {
     BadTopics,
     /// The filter is wrong.
     BadFilter,
-    /// The token is none.
+    /// It is no token and no time, or no event that waits for an ack has this token.
     BadToken,
     /// Events behind the token, or since the time, were removed.
     TokenTooOld,
     /// The token is of another database, or the database was set back since.
     OtherDatabase,
-    /// There are too many keys for a snapshot.
+    /// There are too many keys, bytes or events for a snapshot.
     SnapshotTooLarge,
-    /// It cannot be had now: try again.
+    /// The database does not answer, or the channel is paused or invalid: try again later.
     Unavailable,
     /// An event cannot be read, and is left out.
     UnreadableEvent,

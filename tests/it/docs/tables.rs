@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use pgoutbox::{admin::TraceStatus, relay::telemetry::METRICS};
+use pgoutbox::{admin::TraceStatus, live::Code, relay::telemetry::METRICS};
+use regex::Regex;
 
 use super::{
     Page,
@@ -75,6 +76,34 @@ fn the_tables_of_the_book_equal_the_code() {
     let mut rows = Vec::new();
     add_commands(&Binary::default(), &[], &mut rows);
     assert_table(page, "commands", "| command | does | options |", &rows);
+}
+
+#[test]
+fn the_codes_that_live_clients_are_told_equal_those_of_the_code() {
+    let page = "docs/live/protocol.md";
+    let rows: Vec<_> =
+        Code::ALL.iter().map(|code| format!("| `{}` | {} |", code.word(), code.meaning())).collect();
+    assert!(rows.len() > 15, "{rows:?}");
+    assert_table(page, "codes", "| code | means |", &rows);
+
+    let mut documented = first_table(&Page::read(page).section("## How a connection ends").text);
+    let source = fs::read_to_string(root().join("src/http/live/ws.rs")).unwrap();
+    let code = Regex::new(r"=> \((1\d{3}), ").unwrap();
+    let mut closes: Vec<_> = code.captures_iter(&source).map(|found| found[1].to_owned()).collect();
+    documented.sort();
+    closes.sort();
+    assert!(closes.len() > 3, "{closes:?}");
+    assert_eq!(documented, closes, "{page}: the codes with which src/http/live/ws.rs closes a connection");
+
+    let source = fs::read_to_string(root().join("src/live/message.rs")).unwrap();
+    let fields = |name: &str| {
+        let (_, rest) = source.split_once(&format!("pub struct {name} {{")).unwrap();
+        let (body, _) = rest.split_once("\n}").unwrap();
+        let field = Regex::new(r"pub ([a-z_]+):").unwrap();
+        field.captures_iter(body).map(|found| found[1].to_owned()).collect::<Vec<_>>()
+    };
+    let documented = first_table(&Page::read(page).section("### subscribe").text);
+    assert_eq!(documented, fields("Subscribe"), "{page}: the fields of subscribe");
 }
 
 /// A row for each command without subcommands.
