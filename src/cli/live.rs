@@ -1,8 +1,40 @@
-//! Live clients beside a relay.
+//! Live clients, beside a relay or alone.
 
+use std::sync::Arc;
+
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::live::Gateway;
+use super::config::Config;
+use crate::{
+    live::{Gateway, Sources},
+    relay::telemetry::Telemetry,
+    store::ConnectionSettings,
+};
+
+/// How a gateway of this name connects to the database.
+pub(super) fn connection(config: &Config, name: String) -> anyhow::Result<ConnectionSettings> {
+    Ok(ConnectionSettings {
+        options: config.connect_options()?,
+        relay: name,
+        environment: config.relay.environment.clone(),
+        pool_size: config.database.pool_size,
+        function_pool_size: 0,
+        pooler: config.database.pooler,
+        allow_superuser: config.database.allow_superuser,
+    })
+}
+
+/// Starts a gateway. `news`: what the relay of this process has read; none: there is no relay.
+pub(super) fn start(
+    config: &Config,
+    connection: ConnectionSettings,
+    news: Option<watch::Receiver<u64>>,
+    telemetry: Arc<Telemetry>,
+) -> anyhow::Result<Gateway> {
+    let sources = Sources { connection, listen: config.listen_options()?, news, telemetry };
+    Ok(Gateway::start(sources, config.realtime.clone()))
+}
 
 /// Runs something beside a gateway. When `stop` is cancelled, live clients are asked to leave; when it has
 /// ended, the gateway ends.

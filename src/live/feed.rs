@@ -175,6 +175,11 @@ impl Feed {
         self.ring().as_ref()?.oldest()
     }
 
+    /// Waits until its database may not be used any more.
+    pub(super) async fn tripped(&self) {
+        self.store.tripped().await;
+    }
+
     /// Closes its connections.
     pub(super) async fn close(&self) {
         if self.here.load().is_some() {

@@ -114,6 +114,15 @@ impl Gateway {
         &self.room
     }
 
+    /// Waits until it may not use its database any more, because the outbox belongs to another one, or this
+    /// one was set back. It stays so: another gateway begins anew.
+    pub(crate) async fn tripped(&self) {
+        tokio::select! {
+            () = self.room.feed.tripped() => {}
+            () = self.room.store.tripped() => {}
+        }
+    }
+
     /// Asks clients to leave: their connections end with a hint when to come back.
     pub fn drain(&self) {
         self.room.leaving.cancel();
