@@ -7,12 +7,15 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use sqlx::ConnectOptions as _;
 
 use crate::support::{
-    ChildRelay, Database, Recorder, RelayBox,
+    ChildRelay, Database,
     live::{Client, Stream},
-    relay::settings,
 };
+
+/// A process ends within this.
+const END: Duration = Duration::from_secs(20);
 
 /// An address that nobody uses now.
 pub(crate) fn free_address() -> SocketAddr {
@@ -40,7 +43,7 @@ async fn get(address: SocketAddr, path: &str) -> (u16, String) {
 
 /// Whether the listener of the gateway holds the bell, so that publishers notify.
 const ATTENDS: &str = "select exists (select from pg_locks as held join pg_stat_activity as one using (pid)
-                                       where held.locktype = 'advisory' and held.granted
+                                       where held.locktype = 'advisory' and held.granted and held.objid = 7411001
                                          and one.application_name like '%/one-gateway/%listener')";
 
 #[tokio::test]
@@ -62,7 +65,7 @@ async fn a_gateway_alone_is_woken_for_each_event_long_before_its_poll() {
     assert!(soon >= 10, "{soon} of 12 came within 400 ms");
 
     gateway.signal("TERM");
-    assert_eq!(gateway.ended(Duration::from_secs(20)).await, Some(0), "{:#?}", gateway.log());
+    assert_eq!(gateway.ended(END).await, Some(0), "{:#?}", gateway.log());
     let left = database.count("select count(*) from outbox.gateways").await;
     assert_eq!(left, 0, "relays need not tell it any more");
     database.drop().await;
@@ -77,13 +80,11 @@ async fn beside_a_relay_the_gateway_gives_the_doorbell_back_and_is_told_of_news(
     client.subscribe("a", &["a.*"], json!({})).await;
     database.eventually(ATTENDS).await;
 
-    // It polls every 20 s, so what it learns it learns from the bell.
-    let recorder = Recorder::new();
-    database.execute("select outbox.subscribe('all', array['a.*'], 'recorder')").await;
-    let relay =
-        RelayBox::start_with(&database, |builder| builder.settings(settings("relay")).sink(recorder.clone()))
-            .await;
+    let settings = [("PGOUTBOX__RELAY__POLL", "off")];
+    let mut relay = ChildRelay::start(&database, "relay", &settings).await;
     database.eventually(&ATTENDS.replace("select exists", "select not exists")).await;
+    // While it sleeps, the relay is rung for.
+    database.eventually(&ATTENDS.replace("one-gateway/%listener", "relay/listener")).await;
     let mut soon = 0;
     for n in 0..12 {
         let began = Instant::now();
@@ -92,8 +93,10 @@ async fn beside_a_relay_the_gateway_gives_the_doorbell_back_and_is_told_of_news(
         soon += usize::from(began.elapsed() < Duration::from_millis(400));
     }
     assert!(soon >= 10, "{soon} of 12 came within 400 ms");
-    database.eventually("select count(*) = 0 from outbox.deliveries").await;
-    relay.stop().await;
+
+    relay.signal("TERM");
+    assert_eq!(relay.ended(END).await, Some(0), "{:#?}", relay.log());
+    database.eventually(ATTENDS).await;
     drop(gateway);
     database.drop().await;
 }
@@ -126,8 +129,45 @@ async fn a_gateway_that_stops_asks_its_clients_to_come_back_after_a_while_each()
     hints.sort_unstable();
     hints.dedup();
     assert!(hints.len() > 4 && hints.iter().all(|hint| *hint < 5_000), "{hints:?}");
-    assert_eq!(gateway.ended(Duration::from_secs(20)).await, Some(0), "{:#?}", gateway.log());
+    assert_eq!(gateway.ended(END).await, Some(0), "{:#?}", gateway.log());
     database.drop().await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_gateway_that_waits_for_its_clients() {
+    let database = Database::new().await;
+    let address = free_address();
+    let mut gateway = start(&database, address, &[]).await;
+    // It answers no close.
+    let mut client = Client::connect(address).await;
+    client.subscribe("a", &["a.*"], json!({})).await;
+    gateway.signal("TERM");
+    gateway.wait_for_log("clients are asked to leave").await;
+    gateway.signal("INT");
+    assert_eq!(gateway.ended(END).await, Some(75), "{:#?}", gateway.log());
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_cannot_serve_ends_with_the_code_that_says_why() {
+    let (migrated, empty) = (Database::new().await, Database::empty().await);
+    let name = format!("login_{}", uuid::Uuid::new_v4().simple());
+    migrated.execute(format!("create role {name} login")).await;
+    let stranger = migrated.options.clone().username(&name).to_url_lossy().to_string();
+    for (url, code, said) in [
+        ("postgres://postgres@127.0.0.1:1/nothing", 69, "refused"),
+        (&stranger, 77, "no member of outbox_relay"),
+        (&empty.relay_url(), 1, "pgoutbox migrate"),
+    ] {
+        let mut command = ChildRelay::command(&migrated, &["gateway"]);
+        command.env("DATABASE_URL", url).env("PGOUTBOX__HTTP__LISTEN", free_address().to_string());
+        let mut gateway = ChildRelay::of(command);
+        assert_eq!(gateway.ended(END).await, Some(code), "{:#?}", gateway.log());
+        gateway.wait_for_log(said).await;
+    }
+    migrated.execute(format!("drop role {name}")).await;
+    migrated.drop().await;
+    empty.drop().await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Events followed from the command line.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -41,13 +41,17 @@ async fn token(tail: &ChildRelay) -> String {
 async fn tail_shows_each_event_once_though_the_gateway_restarts_meanwhile() {
     let database = Database::new().await;
     let address = free_address();
-    let mut gateway = start(&database, address, &[]).await;
+    // A client that shows no life for two heartbeats is gone.
+    let settings = [("PGOUTBOX__REALTIME__HEARTBEAT", "1s")];
+    let mut gateway = start(&database, address, &settings).await;
     let mut tail = tail(&database, address, &["a.*", "--json"]);
     tail.wait_for_log("following").await;
+    database.execute("select pg_sleep(4)").await;
     for n in 0..5 {
         publish(&database, n).await;
     }
     tail.wait_printed(5).await;
+    assert_eq!(tail.log().len(), 2, "the connection is the first: {:#?}", tail.log());
     gateway.signal("TERM");
     assert_eq!(gateway.ended(END).await, Some(0));
     tail.wait_for_log("the relay stops; reconnecting").await;
@@ -104,6 +108,11 @@ async fn tail_ends_after_so_many_and_goes_on_with_the_token_that_it_says() {
     assert_eq!(one.ended(END).await, Some(0), "{:#?}", one.log());
     assert!(one.wait_printed(1).await[0].contains("\"k-3\""));
 
+    database.execute("select outbox.subscribe('board', array['a.*'], 'live', filter => 'payload > 4')").await;
+    let mut board = tail(&database, address, &["--channel", "board", "--since", "1h", "-n", "1", "--json"]);
+    assert_eq!(board.ended(END).await, Some(0), "{:#?}", board.log());
+    assert!(board.wait_printed(1).await[0].contains("\"k-5\""));
+
     let mut snapshot = tail(&database, address, &["**", "--snapshot", "-n", "6", "--json"]);
     assert_eq!(snapshot.ended(END).await, Some(0), "{:#?}", snapshot.log());
     drop(gateway);
@@ -123,6 +132,49 @@ async fn people_are_shown_a_line_for_each_event_in_which_nothing_controls_the_te
     let parts: Vec<&str> = line.split("  ").collect();
     assert_eq!((parts[1], parts[2]), ("a.b", "k\\u{1b}[31m"), "{line}");
     assert!(parts[0].ends_with('Z') && line.len() < 300 && line.ends_with('…'), "{line}");
+    drop(gateway);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn json_has_the_payload_as_it_was_written_and_every_field_of_the_event() {
+    let database = Database::new().await;
+    let address = free_address();
+    let gateway = start(&database, address, &[]).await;
+    database
+        .execute(
+            "select outbox.publish('a.b', '{\"total\": 12345678901234567890.10}', key => 'k', \
+                                   headers => '{\"x\": \"y\"}', organization => 'acme')",
+        )
+        .await;
+    let mut tail = tail(&database, address, &["**", "--since", "1h", "-n", "1", "--json"]);
+    assert_eq!(tail.ended(END).await, Some(0), "{:#?}", tail.log());
+    let line = tail.wait_printed(1).await.remove(0);
+    assert!(line.contains("12345678901234567890.10"), "{line}");
+    let event: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&event["headers"], &event["organization"]), (&json!({"x": "y"}), &json!("acme")));
+    let id: uuid::Uuid =
+        sqlx::query_scalar("select id from outbox.events").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(event["id"], id.to_string());
+    assert!(event["created_at"].as_str().unwrap().ends_with('Z'), "{line}");
+    drop(gateway);
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_reader_that_is_gone_ends_tail_quietly() {
+    let database = Database::new().await;
+    let address = free_address();
+    let gateway = start(&database, address, &[]).await;
+    publish(&database, 0).await;
+    let mut command = ChildRelay::command(&database, &["tail", "**", "--since", "1h"]);
+    command.env("PGOUTBOX__HTTP__LISTEN", address.to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut tail = command.spawn().unwrap();
+    drop(tail.stdout.take());
+    let ended = tokio::time::timeout(END, tail.wait_with_output()).await.expect("it ends").unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(ended.status.code() == Some(0) && !said.contains("pgoutbox:"), "{said}");
     drop(gateway);
     database.drop().await;
 }

@@ -128,24 +128,24 @@ impl Follower {
 
     /// Follows over this connection.
     async fn follow(&mut self, mut socket: Socket, show: Show<'_>) -> anyhow::Result<Broken> {
-        let again = |error: tungstenite::Error| Broken::Again(lost(&error), Duration::ZERO);
+        let again = |why: String| Broken::Again(why, Duration::ZERO);
         let mut subscribe = self.subscribe.clone();
         if let (Some(token), Some(fields)) = (&self.last, subscribe.as_object_mut()) {
             fields.remove("snapshot");
             fields.insert("since".to_owned(), token.clone().into());
         }
-        if let Err(error) = socket.send(Message::text(subscribe.to_string())).await {
-            return Ok(again(error));
+        if let Err(why) = say(&mut socket, subscribe.to_string()).await {
+            return Ok(again(why));
         }
         let mut is_asked = false;
         loop {
             let Ok(next) = tokio::time::timeout(SILENCE, socket.next()).await else {
                 if is_asked {
-                    return Ok(Broken::Again("the relay is silent".to_owned(), Duration::ZERO));
+                    return Ok(again("the relay is silent".to_owned()));
                 }
                 is_asked = true;
-                if let Err(error) = socket.send(Message::text(r#"{"type":"ping"}"#)).await {
-                    return Ok(again(error));
+                if let Err(why) = say(&mut socket, r#"{"type":"ping"}"#.to_owned()).await {
+                    return Ok(again(why));
                 }
                 continue;
             };
@@ -154,8 +154,8 @@ impl Follower {
                 Some(Ok(Message::Text(text))) => self.take(text.as_str(), show)?,
                 Some(Ok(Message::Close(close))) => Some(closed(close.as_ref())),
                 Some(Ok(_)) => None,
-                Some(Err(error)) => Some(again(error)),
-                None => Some(Broken::Again("the connection was closed".to_owned(), Duration::ZERO)),
+                Some(Err(error)) => Some(again(lost(&error))),
+                None => Some(again("the connection was closed".to_owned())),
             };
             if let Some(broken) = broken {
                 let _ = tokio::time::timeout(Duration::from_secs(1), socket.close(None)).await;
@@ -197,6 +197,14 @@ impl Follower {
             _ => {}
         }
         Ok(None)
+    }
+}
+
+/// Sends a message, or says why it cannot be sent.
+async fn say(socket: &mut Socket, text: String) -> Result<(), String> {
+    match tokio::time::timeout(SILENCE, socket.send(Message::text(text))).await {
+        Ok(sent) => sent.map_err(|error| lost(&error)),
+        Err(_) => Err("the relay does not read".to_owned()),
     }
 }
 
