@@ -21,10 +21,13 @@ use crate::{
     delivery::duration,
     http::{Readiness, Server},
     live::{Gateway, Room},
-    relay::telemetry::{Telemetry, chain},
+    relay::{
+        self,
+        telemetry::{Telemetry, chain},
+    },
     sink::secret::Secrets,
     sinks,
-    store::{ConnectionSettings, Store},
+    store::{ConnectionSettings, Store, schema},
 };
 
 /// Interval of looking whether a database may be used again.
@@ -231,9 +234,10 @@ impl Gateways<'_> {
         }
     }
 
+    /// What is configured now, if a gateway could begin with it.
     async fn configured(&self) -> anyhow::Result<Config> {
         let config = load(self.sources)?;
-        Operator::connect(&config.connect_options()?, config.database.pooler).await?;
+        check_schema(&config).await?;
         Ok(config)
     }
 }
@@ -269,8 +273,16 @@ fn looking(config: &Config) -> anyhow::Result<ConnectionSettings> {
     Ok(ConnectionSettings { relay: format!("{}/ready", connection.relay), pool_size: 1, ..connection })
 }
 
+/// Refuses a schema that is older or newer than this binary.
+async fn check_schema(config: &Config) -> anyhow::Result<()> {
+    let mut operator = Operator::connect(&config.connect_options()?, config.database.pooler).await?;
+    let missing = schema::pending(operator.connection()).await?.join(", ");
+    if missing.is_empty() { Ok(()) } else { Err(relay::Error::Outdated { missing }.into()) }
+}
+
 /// Connects, and checks that the database can be used. A copy of an outbox is waited for.
 async fn connect(config: &Config) -> anyhow::Result<Store> {
+    check_schema(config).await?;
     Ok(Store::connect(looking(config)?).await?)
 }
 

@@ -150,7 +150,9 @@ async fn a_second_signal_ends_a_gateway_that_waits_for_its_clients() {
 
 #[tokio::test]
 async fn a_gateway_that_cannot_serve_ends_with_the_code_that_says_why() {
-    let (migrated, empty) = (Database::new().await, Database::empty().await);
+    let (migrated, empty, old) = (Database::new().await, Database::empty().await, Database::new().await);
+    old.execute("delete from outbox.migrations where version = (select max(version) from outbox.migrations)")
+        .await;
     let name = format!("login_{}", uuid::Uuid::new_v4().simple());
     migrated.execute(format!("create role {name} login")).await;
     let stranger = migrated.options.clone().username(&name).to_url_lossy().to_string();
@@ -158,6 +160,7 @@ async fn a_gateway_that_cannot_serve_ends_with_the_code_that_says_why() {
         ("postgres://postgres@127.0.0.1:1/nothing", 69, "refused"),
         (&stranger, 77, "no member of outbox_relay"),
         (&empty.relay_url(), 1, "pgoutbox migrate"),
+        (&old.relay_url(), 1, "pgoutbox migrate"),
     ] {
         let mut command = ChildRelay::command(&migrated, &["gateway"]);
         command.env("DATABASE_URL", url).env("PGOUTBOX__HTTP__LISTEN", free_address().to_string());
@@ -168,6 +171,7 @@ async fn a_gateway_that_cannot_serve_ends_with_the_code_that_says_why() {
     migrated.execute(format!("drop role {name}")).await;
     migrated.drop().await;
     empty.drop().await;
+    old.drop().await;
 }
 
 #[tokio::test]
