@@ -22,7 +22,7 @@ impl Exit {
         (Self::Done, "done"),
         (Self::Failed, "failed, or a check found something"),
         (Self::Usage, "wrong usage"),
-        (Self::Unreachable, "the database cannot be reached"),
+        (Self::Unreachable, "the database, or for `tail` the relay, cannot be reached"),
         (
             Self::Unfinished,
             "the drain ran out of time or was interrupted; deliveries in flight will be retried",

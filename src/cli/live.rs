@@ -1,10 +1,44 @@
-//! Live clients beside a relay, on threads of their own.
+//! Live clients, beside a relay or alone, on threads of their own.
+
+use std::sync::Arc;
 
 use anyhow::Context as _;
-use tokio::runtime::{Handle, Runtime};
+use tokio::{
+    runtime::{Handle, Runtime},
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::live::Gateway;
+use super::config::Config;
+use crate::{
+    live::{Gateway, Sources},
+    relay::telemetry::Telemetry,
+    store::ConnectionSettings,
+};
+
+/// How a gateway of this name connects to the database.
+pub(super) fn connection(config: &Config, name: String) -> anyhow::Result<ConnectionSettings> {
+    Ok(ConnectionSettings {
+        options: config.connect_options()?,
+        relay: name,
+        environment: config.relay.environment.clone(),
+        pool_size: config.database.pool_size,
+        function_pool_size: 0,
+        pooler: config.database.pooler,
+        allow_superuser: config.database.allow_superuser,
+    })
+}
+
+/// Starts a gateway. `news`: what the relay of this process has read; none: there is no relay.
+pub(super) fn start(
+    config: &Config,
+    connection: ConnectionSettings,
+    news: Option<watch::Receiver<u64>>,
+    telemetry: Arc<Telemetry>,
+) -> anyhow::Result<Gateway> {
+    let sources = Sources { connection, listen: config.listen_options()?, news, telemetry };
+    Ok(Gateway::start(sources, config.realtime.clone()))
+}
 
 /// Threads of live clients and of HTTP, which deliveries do not share: a thousand clients that are sent
 /// something take their turns one after another, and a delivery does not wait for them.

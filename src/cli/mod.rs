@@ -15,6 +15,7 @@ mod deliveries;
 mod events;
 mod exit;
 mod follow;
+mod gateway;
 mod input;
 mod limits;
 mod listing;
@@ -38,6 +39,7 @@ mod signals;
 mod status;
 mod subscriptions;
 mod systemd;
+mod tail;
 mod trace;
 mod trial;
 mod types;
@@ -100,6 +102,19 @@ enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Serve live clients and nothing else, until SIGTERM or SIGINT; a second signal stops at once. SIGHUP
+    /// reads the configuration again.
+    ///
+    /// It serves /v1/ws, /v1/stream, /livez, /readyz and /metrics at http.listen, and delivers nothing. Its
+    /// login must be a member of outbox_relay. It has the configuration of a relay and may run beside relays,
+    /// on the same machine at another address, or without any. At the first signal clients are asked to come
+    /// back after a while, and it waits for them for relay.drain.
+    Gateway,
+    /// Follow events as they are committed, through a relay or a gateway. Ends with Ctrl-C, and says how to
+    /// continue.
+    ///
+    /// It comes back by itself when the connection is lost, and goes on where it was. It needs no database.
+    Tail(tail::Tail),
     /// Check the configuration and, if the database answers, all subscriptions.
     Check {
         /// Print one JSON object a line.
@@ -236,6 +251,8 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Migrate(options) if options.sql => print::raw(&crate::store::schema::script())?,
         Command::Migrate(options) => options.execute(&config()?).await?,
         Command::Run { migrate, once } => return run::run(&sources(), migrate, once).await,
+        Command::Gateway => return gateway::run(&sources()).await,
+        Command::Tail(options) => return options.execute(&sources()).await,
         Command::Check { json } => {
             return check::check(&config()?, sources().are_of_a_relay(), json).await;
         }

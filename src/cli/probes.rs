@@ -1,4 +1,5 @@
-//! The addresses for probes and metrics, which stay open while one relay of the process follows another.
+//! The addresses for probes and metrics, which stay open while one relay or gateway of the process
+//! follows another.
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -6,10 +7,7 @@ use anyhow::Context as _;
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    http::{self, Server, Settings},
-    relay::Health,
-};
+use crate::http::{self, Readiness, Server, Settings};
 
 /// The addresses, and what answers there.
 #[derive(Debug)]
@@ -38,8 +36,8 @@ impl Probes {
         Ok(Self { listen, probes, settings, serving: TaskTracker::new(), apart, closed, failed })
     }
 
-    /// Answers for this relay from now on, and no longer for the one before.
-    pub(super) fn answer(&mut self, mut server: Server<Health>) -> anyhow::Result<()> {
+    /// Answers for this relay or gateway from now on, and no longer for the one before.
+    pub(super) fn answer<R: Readiness>(&mut self, mut server: Server<R>) -> anyhow::Result<()> {
         server.settings.keep_keys_of(&self.settings);
         self.settings = server.settings.clone();
         let probes = again(self.probes.as_ref())?;

@@ -19,11 +19,10 @@ use super::{
 use crate::{
     admin::Operator,
     http::{Server, v1::Operators},
-    live::{Gateway, Sources as LiveSources},
+    live::Gateway,
     relay::{Drained, Health, Relay, telemetry::Telemetry},
     sink::{egress::Egress, secret::Secrets},
     sinks::{self, webhook::Webhook},
-    store::ConnectionSettings,
 };
 
 /// Timeout of getting a connection from the pool.
@@ -97,20 +96,9 @@ impl<'s> Relays<'s> {
         if !config.realtime.enabled || config.http.listen.is_none() {
             return Ok(None);
         }
-        let connection = ConnectionSettings {
-            options: config.connect_options()?,
-            relay: config.relay.name.clone(),
-            environment: config.relay.environment.clone(),
-            pool_size: config.database.pool_size,
-            function_pool_size: 0,
-            pooler: config.database.pooler,
-            allow_superuser: config.database.allow_superuser,
-        };
-        let telemetry = self.telemetry.clone();
-        let (listen, news) = (config.listen_options()?, Some(relay.news()));
-        let sources = LiveSources { connection, listen, news, telemetry };
+        let connection = live::connection(config, config.relay.name.clone())?;
         let _entered = self.apart.handle().enter();
-        Ok(Some(Gateway::start(sources, config.realtime.clone())))
+        live::start(config, connection, Some(relay.news()), self.telemetry.clone()).map(Some)
     }
 
     /// Runs a relay, and the next one when connections need another, until the last has drained. None if

@@ -38,6 +38,8 @@ fn help_lists_every_command_and_every_exit_code() {
         "demo",
         "migrate",
         "run",
+        "gateway",
+        "tail",
         "check",
         "status",
         "publish",

@@ -34,6 +34,7 @@ mod fence; // a copy of an outbox sends nothing before it is adopted
 mod filters; // match and filters, and events they cannot evaluate
 mod follow; // files that a relay refers to change while it runs
 mod forgotten; // what was removed of the log is known
+mod gateway; // a process that serves live clients and nothing else
 mod health; // whether a relay gets anywhere is seen from outside
 mod http; // access, probes and metrics over HTTP
 mod image; // the program runs in the image with no more than its base has
@@ -78,6 +79,7 @@ mod sql; // the plan of every statement, with stale statistics and a million row
 mod support; // shared by the tests
 mod sweep; // due deliveries among dead entries
 mod systemd; // notifications for systemd: ready, alive, reloading, stopping
+mod tail; // events followed from the command line
 mod terminal; // what strangers wrote never controls a terminal
 mod testing; // helpers for tests of an application
 mod tidy; // rules of rooms, files and lines

@@ -79,6 +79,9 @@ async fn all_json_has_its_fields_in_one_order_and_times_in_utc() {
     database.execute("select outbox.replay('shop', now() - interval '1 hour')").await;
     let lost = event(&database, "shop.lost").await;
     let id = database.count("select id from outbox.dead_letters").await.to_string();
+    let address = crate::gateway::free_address();
+    let gateway = crate::gateway::start(&database, address, &[]).await;
+    let url = format!("http://{address}");
     let mut orders: BTreeMap<(String, String), String> = BTreeMap::new();
     for arguments in [
         &["status"][..],
@@ -108,6 +111,7 @@ async fn all_json_has_its_fields_in_one_order_and_times_in_utc() {
         &["replay", "shop", "--since", "1h", "--dry-run"],
         &["replay", "shop", "--since", "1h", "--no-wait"],
         &["replays", "list"],
+        &["tail", "**", "--since", "1h", "-n", "1", "--url", &url],
         &["check"],
     ] {
         let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
@@ -132,6 +136,7 @@ async fn all_json_has_its_fields_in_one_order_and_times_in_utc() {
         })
         .collect();
     assert!(contradictions.is_empty(), "{contradictions:#?}");
+    drop(gateway);
     database.drop().await;
 }
 

@@ -7,7 +7,10 @@ use std::{
 
 use tokio::{net::UnixDatagram, time::timeout};
 
-use crate::support::{ChildRelay, Database};
+use crate::{
+    gateway,
+    support::{ChildRelay, Database},
+};
 
 /// The end of a service manager at which it listens.
 struct Manager {
@@ -65,6 +68,23 @@ async fn a_relay_tells_systemd_that_it_is_ready_alive_reloading_and_stopping() {
     let stopping = manager.told("STOPPING=1").await.pop().unwrap();
     assert!(stopping.contains("EXTEND_TIMEOUT_USEC=17000000"), "longer than relay.drain: {stopping}");
     assert_eq!(relay.ended(Duration::from_secs(30)).await, Some(0), "{:#?}", relay.log());
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_tells_systemd_that_it_is_ready_alive_reloading_and_stopping() {
+    let database = Database::new().await;
+    let manager = Manager::new();
+    let settings = [("NOTIFY_SOCKET", manager.path.as_str()), ("WATCHDOG_USEC", "300000")];
+    let mut gateway = gateway::start(&database, gateway::free_address(), &settings).await;
+    manager.told("READY=1").await;
+    manager.told("WATCHDOG=1").await;
+    gateway.signal("HUP");
+    manager.told("RELOADING=1").await;
+    manager.told("READY=1").await;
+    gateway.signal("TERM");
+    manager.told("STOPPING=1").await;
+    assert_eq!(gateway.ended(Duration::from_secs(30)).await, Some(0), "{:#?}", gateway.log());
     database.drop().await;
 }
 

@@ -248,8 +248,14 @@ async fn handshake<S: Stream>(
     tls.connect(name, stream).await
 }
 
-/// Trusts the system's authorities and those of the operator.
 fn tls(egress: &Egress) -> Result<TlsConnector, WebhookError> {
+    let mut config = trust(egress)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// Trusts the system's authorities and those of the operator.
+pub(crate) fn trust(egress: &Egress) -> Result<rustls::ClientConfig, WebhookError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let more = egress.ca_file.as_ref().map(|path| {
         let pem = fs::read(path).map_err(|source| WebhookError::CaFile { path: path.clone(), source })?;
@@ -264,12 +270,10 @@ fn tls(egress: &Egress) -> Result<TlsConnector, WebhookError> {
     let more = more.transpose()?.unwrap_or_default();
     let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(more, Arc::clone(&provider))
         .map_err(WebhookError::Client)?;
-    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+    Ok(rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(WebhookError::Client)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
+        .with_no_client_auth())
 }

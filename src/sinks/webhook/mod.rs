@@ -27,6 +27,8 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio::time::Instant;
 
+#[cfg(feature = "cli")]
+pub(crate) use self::connect::trust;
 pub use self::target::Target;
 use crate::{
     delivery::{Outcome, Reason},

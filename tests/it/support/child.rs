@@ -18,47 +18,68 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Books, Database, ledger::Request};
 
-/// A relay in its own process. Killed when dropped.
+/// Lines that a process has written, and a notification at each.
+type Lines = Arc<(Mutex<Vec<String>>, Notify)>;
+
+/// A relay, or another command that goes on, in its own process. Killed when dropped.
 #[derive(Debug)]
 pub(crate) struct ChildRelay {
     child: Child,
-    lines: Arc<(Mutex<Vec<String>>, Notify)>,
+    lines: Lines,
+    printed: Lines,
     _reading: JoinSet<()>,
 }
 
 impl ChildRelay {
     /// Starts a relay and waits until it runs. `settings` are environment variables.
     pub(crate) async fn start(database: &Database, name: &str, settings: &[(&str, &str)]) -> Self {
-        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgoutbox"))
-            .arg("run")
+        let mut command = Self::command(database, &["run"]);
+        command
+            .env("PGOUTBOX__RELAY__NAME", name)
+            .env("PGOUTBOX__HTTP__LISTEN", "off")
+            .envs(settings.iter().copied());
+        let started = Self::of(command);
+        started.wait_for_log("relay started").await;
+        started
+    }
+
+    /// A command with the login of a relay.
+    pub(crate) fn command(database: &Database, arguments: &[&str]) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgoutbox"));
+        command
+            .args(arguments)
             .env_clear()
             .env("DATABASE_URL", database.relay_url())
-            .env("PGOUTBOX__RELAY__NAME", name)
             .env("PGOUTBOX__RELAY__ATTEMPT_LOG", "all")
             .env("PGOUTBOX__EGRESS__ALLOW", "127.0.0.1/32")
             .env("PGOUTBOX__EGRESS__ALLOW_HTTP", "true")
-            .env("PGOUTBOX__HTTP__LISTEN", "off")
-            .env("PGOUTBOX__TELEMETRY__FORMAT", "text")
-            .envs(settings.iter().copied())
+            .env("PGOUTBOX__TELEMETRY__FORMAT", "text");
+        command
+    }
+
+    /// Starts a command.
+    pub(crate) fn of(mut command: tokio::process::Command) -> Self {
+        let mut child = command
             .current_dir(std::env::temp_dir())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let lines: Arc<(Mutex<Vec<String>>, Notify)> = Arc::default();
-        let (log, mut stderr) = (lines.clone(), BufReader::new(child.stderr.take().unwrap()).lines());
+        let (lines, printed) = (Lines::default(), Lines::default());
         let mut reading = JoinSet::new();
-        reading.spawn(async move {
-            while let Ok(Some(line)) = stderr.next_line().await {
-                log.0.lock().unwrap().push(line);
-                log.1.notify_waiters();
-            }
-        });
-        let started = Self { child, lines, _reading: reading };
-        started.wait_for_log("relay started").await;
-        started
+        reading.spawn(read(child.stderr.take().unwrap(), lines.clone()));
+        reading.spawn(read(child.stdout.take().unwrap(), printed.clone()));
+        Self { child, lines, printed, _reading: reading }
+    }
+
+    /// Waits until it has printed so many lines, at most 20 s. Returns all that it has printed.
+    pub(crate) async fn wait_printed(&self, count: usize) -> Vec<String> {
+        let is_there = wait(&self.printed, |lines| lines.len() >= count).await;
+        let printed = self.printed.0.lock().unwrap().clone();
+        assert!(is_there, "{count} lines were not printed: {printed:#?}; {:#?}", self.log());
+        printed
     }
 
     /// Waits until its log holds `text`, at most 20 s.
@@ -68,23 +89,8 @@ impl ChildRelay {
 
     /// Waits until this many lines of its log hold `text`, at most 20 s.
     pub(crate) async fn wait_for_logs(&self, text: &str, count: usize) {
-        let waiting = async {
-            loop {
-                let more = self.lines.1.notified();
-                tokio::pin!(more);
-                more.as_mut().enable();
-                let held = self.lines.0.lock().unwrap().iter().filter(|line| line.contains(text)).count();
-                if held >= count {
-                    return;
-                }
-                more.await;
-            }
-        };
-        assert!(
-            timeout(Duration::from_secs(20), waiting).await.is_ok(),
-            "{text:?} was not logged: {:#?}",
-            self.log()
-        );
+        let holds = |lines: &[String]| lines.iter().filter(|line| line.contains(text)).count() >= count;
+        assert!(wait(&self.lines, holds).await, "{text:?} was not logged: {:#?}", self.log());
     }
 
     /// Id of the process.
@@ -120,6 +126,30 @@ impl ChildRelay {
         self.signal("KILL");
         self.ended(Duration::from_secs(10)).await;
     }
+}
+
+async fn read(from: impl tokio::io::AsyncRead + Unpin, to: Lines) {
+    let mut from = BufReader::new(from).lines();
+    while let Ok(Some(line)) = from.next_line().await {
+        to.0.lock().unwrap().push(line);
+        to.1.notify_waiters();
+    }
+}
+
+/// Waits until the lines are as wanted, at most 20 s.
+async fn wait(lines: &Lines, is_wanted: impl Fn(&[String]) -> bool) -> bool {
+    let waiting = async {
+        loop {
+            let more = lines.1.notified();
+            tokio::pin!(more);
+            more.as_mut().enable();
+            if is_wanted(&lines.0.lock().unwrap()) {
+                return;
+            }
+            more.await;
+        }
+    };
+    timeout(Duration::from_secs(20), waiting).await.is_ok()
 }
 
 /// A receiver of webhooks.

@@ -147,7 +147,7 @@ impl LiveBox {
             request = request.header(*name, *value);
         }
         let response = tokio::time::timeout(DEADLINE, request.send()).await.unwrap().unwrap();
-        Stream { response, read: String::new() }
+        Stream::of(response)
     }
 }
 
@@ -304,6 +304,10 @@ pub(crate) struct Sent {
 }
 
 impl Stream {
+    pub(crate) fn of(response: reqwest::Response) -> Self {
+        Self { response, read: String::new() }
+    }
+
     /// The next event; comments and hints are passed over. None: the stream has ended.
     pub(crate) async fn next(&mut self) -> Option<Sent> {
         loop {
