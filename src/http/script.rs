@@ -21,8 +21,7 @@ pub(super) async fn client(headers: HeaderMap) -> Response {
         let tag = tag.trim();
         tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == *TAG
     });
-    let mut answer =
-        if is_known { StatusCode::NOT_MODIFIED.into_response() } else { MODULE.into_response() };
+    let mut answer = if is_known { StatusCode::NOT_MODIFIED.into_response() } else { MODULE.into_response() };
     for (name, value) in [
         (header::CONTENT_TYPE, "text/javascript; charset=utf-8"),
         (header::CACHE_CONTROL, "public, max-age=3600"),
