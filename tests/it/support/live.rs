@@ -53,6 +53,16 @@ impl LiveBox {
         settings: Settings,
         http_settings: http::Settings,
     ) -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), database, settings, http_settings).await
+    }
+
+    /// Starts a gateway on this address.
+    pub(crate) async fn start_at(
+        address: SocketAddr,
+        database: &Database,
+        settings: Settings,
+        http_settings: http::Settings,
+    ) -> Self {
         let connection = ConnectionSettings {
             options: database.relay_options.clone(),
             relay: format!("gateway-{}", uuid::Uuid::new_v4().simple()),
@@ -66,7 +76,7 @@ impl LiveBox {
         let listen = Some(database.relay_options.clone());
         let sources = Sources { connection, listen, news: None, telemetry: telemetry.clone() };
         let gateway = Gateway::start(sources, settings);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         let (address, shutdown, tasks) =
             (listener.local_addr().unwrap(), CancellationToken::new(), TaskTracker::new());
         let server = Server {
