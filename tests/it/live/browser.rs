@@ -5,10 +5,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -33,7 +30,7 @@ pub(super) type Ledgers = BTreeMap<String, Vec<Value>>;
 /// Serves pages and short-lived tokens, and takes what clients got.
 pub(super) struct Receiver {
     pub(super) address: SocketAddr,
-    tokens: Arc<AtomicU32>,
+    tokens: watch::Receiver<u32>,
     ledgers: watch::Receiver<Ledgers>,
     _running: JoinSet<()>,
 }
@@ -50,15 +47,15 @@ impl Receiver {
         page: &'static str,
         book: impl Fn() -> String + Clone + Send + Sync + 'static,
     ) -> Self {
-        let (tokens, (sender, ledgers)) = (Arc::new(AtomicU32::new(0)), watch::channel(Ledgers::new()));
-        let (sender, given) = (Arc::new(sender), tokens.clone());
+        let ((given, tokens), (sender, ledgers)) = (watch::channel(0), watch::channel(Ledgers::new()));
+        let (sender, given) = (Arc::new(sender), Arc::new(given));
         let router = Router::new()
             .route("/page", get(async move || Html(page)))
             .route("/book", get(async move || Html(book())))
             .route(
                 "/live-token",
                 get(async move || {
-                    given.fetch_add(1, Ordering::Relaxed);
+                    given.send_modify(|given| *given += 1);
                     token(3)
                 }),
             )
@@ -75,9 +72,10 @@ impl Receiver {
         Self { address, tokens, ledgers, _running: running }
     }
 
-    /// How many tokens were asked for.
-    pub(super) fn tokens(&self) -> u32 {
-        self.tokens.load(Ordering::Relaxed)
+    /// Waits until so many tokens were asked for.
+    pub(super) async fn wait_for_tokens(&mut self, count: u32) {
+        let asked = timeout(DEADLINE, self.tokens.wait_for(|given| *given >= count)).await.is_ok();
+        assert!(asked, "{count} tokens were not asked for in time");
     }
 
     /// Waits until what the clients of these names got is as wanted.

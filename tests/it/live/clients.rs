@@ -92,8 +92,9 @@ async fn a_page_has_every_event_once_by_each_way_of_a_browser_and_through_a_rest
     let browser = Browser::open(&format!("http://{page}/page?gateway=http://{address}&token={token}"));
     let names = ["EventSource", "WebSocket", "module, websocket", "module, stream", "book"];
     let live = follow_through_a_restart(&database, live, &mut receiver, &names).await;
+    // Each connect asks for one: at the start, after the restart, and because one has expired.
+    receiver.wait_for_tokens(9).await;
     end(&database, &mut receiver, &names).await;
-    assert!(receiver.tokens() >= 6, "each connection has a token of its own: {}", receiver.tokens());
     browser.close().await;
     live.stop().await;
     database.drop().await;
@@ -110,10 +111,7 @@ async fn programs_have_every_event_once_through_a_restart_and_expiring_tokens() 
     let names = ["ws", "module, websocket", "module, stream", "websockets"];
     let following = async {
         let live = follow_through_a_restart(&database, live, &mut receiver, &names).await;
-        // Tokens of 3 s have expired meanwhile.
-        while receiver.tokens() < 6 {
-            tokio::task::yield_now().await;
-        }
+        receiver.wait_for_tokens(6).await;
         end(&database, &mut receiver, &names).await;
         live
     };
@@ -122,6 +120,42 @@ async fn programs_have_every_event_once_through_a_restart_and_expiring_tokens() 
         clients::node("live/follow.mjs", &settings),
         following,
     );
+    live.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+async fn the_module_waits_resumes_and_acknowledges_as_it_should_and_its_types_fit() {
+    clients::node_tests("live/module.test.mjs").await;
+    clients::typescript("live/types.mts").await;
+    let read =
+        |name: &str| std::fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let package: Value = serde_json::from_str(&read("clients/javascript/package.json")).unwrap();
+    assert_eq!(package["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(read("clients/javascript/LICENSE"), read("LICENSE"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_relay_serves_the_module_to_everybody_and_not_again_to_who_has_it() {
+    let database = Database::new().await;
+    let page = "127.0.0.1:9".parse().unwrap();
+    let live = gateway(&database, "127.0.0.1:0".parse().unwrap(), page).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let ask = async |tag: &str| {
+        let request = client.get(format!("http://{}/client.js", live.address)).header("if-none-match", tag);
+        request.send().await.unwrap()
+    };
+    let answer = ask("\"other\"").await;
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["content-type"]),
+        (200, &"text/javascript; charset=utf-8".parse().unwrap())
+    );
+    let tag = answer.headers()["etag"].to_str().unwrap().to_owned();
+    assert_eq!(answer.text().await.unwrap(), include_str!("../../../clients/javascript/index.js"));
+    for known in [tag.clone(), format!("\"other\", W/{tag}")] {
+        let answer = ask(&known).await;
+        assert_eq!((answer.status().as_u16(), answer.headers()["etag"].to_str().unwrap()), (304, &*tag));
+    }
     live.stop().await;
     database.drop().await;
 }
