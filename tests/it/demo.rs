@@ -41,6 +41,17 @@ fn interrupt(process: u32) {
     );
 }
 
+/// Interrupts a demo when the test fails before it does.
+struct Interrupted(u32);
+
+impl Drop for Interrupted {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            interrupt(self.0);
+        }
+    }
+}
+
 /// What is answered within a few seconds; a stream goes on, and is read until it has an event.
 fn answer(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -77,6 +88,7 @@ fn the_scripted_demo_delivers_everything_as_planned_and_leaves_nothing_behind() 
 fn an_interrupted_demo_drains_ends_well_and_leaves_nothing_behind() {
     let mut child = demo(&[]);
     let process = child.id();
+    let _interrupted = Interrupted(process);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut selling_page = None;
     let selling = lines.by_ref().map(Result::unwrap).find(|line| {
