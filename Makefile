@@ -162,7 +162,7 @@ install-tansu:
 # The JDBC driver, where Debian installs it.
 PGJDBC ?= /usr/share/java/postgresql.jar
 
-# Python with venv, Node with npm, Ruby with ActiveRecord, and a JDK with the JDBC driver.
+# Python with venv, Node with npm, Ruby with ActiveRecord, a JDK with the JDBC driver, and a browser.
 install-clients:
 	@missing=""; \
 	python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
@@ -172,6 +172,7 @@ install-clients:
 	command -v javac >/dev/null || missing="$$missing default-jdk-headless"; \
 	command -v go >/dev/null || missing="$$missing golang-go"; \
 	[ -e /usr/share/gocode/src/github.com/jackc/pgx ] || missing="$$missing golang-github-jackc-pgx-v4-dev"; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	[ -e "$(PGJDBC)" ] || missing="$$missing libpostgresql-jdbc-java"; \
 	$(install_missing)
 
@@ -179,6 +180,7 @@ install-clients:
 # Node looks for packages in the folders above a script, so scripts are run through links next to node_modules.
 clients: install-clients
 	@mkdir -p target/clients && ln -sfn ../../tests target/clients/tests && ln -sfn ../../examples target/clients/examples
+	@ln -sfn ../../clients target/clients/clients
 	@ln -sfn "$(PGJDBC)" target/clients/postgresql.jar
 	@if ! cmp -s tests/clients/requirements.txt target/clients/requirements.installed; then \
 		echo "installing Python packages of tests/clients/requirements.txt into target/clients/venv"; \

@@ -9,6 +9,7 @@ mod auth;
 mod live;
 mod places;
 mod probes;
+mod script;
 pub mod v1;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -140,11 +141,21 @@ pub async fn serve<R: Readiness>(
     server: Server<R>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
+    serve_with(listener, server, Router::new(), shutdown).await
+}
+
+/// Serves further paths, too.
+pub(crate) async fn serve_with<R: Readiness>(
+    listener: TcpListener,
+    server: Server<R>,
+    more: Router<Server<R>>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
     let clients = server.clients.clone();
     // Connections inherit it. Best effort: without it the system takes more memory.
     let _ = rustix::net::sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER);
     let guard = Arc::new(auth::Guard::new(listener.local_addr()?, &server.settings));
-    let router = router(server, guard.clone());
+    let router = router(server, more, guard.clone());
     tokio::join!(serve_router(listener, router, shutdown.clone()), guard.follow(&shutdown));
     clients.close();
     let _ = tokio::time::timeout(CLOSING, clients.wait()).await;
@@ -228,11 +239,12 @@ async fn serve_connection(
     let _ = connection.await;
 }
 
-fn router<R: Readiness>(server: Server<R>, guard: Arc<auth::Guard>) -> Router {
-    let routes = Router::new()
+fn router<R: Readiness>(server: Server<R>, more: Router<Server<R>>, guard: Arc<auth::Guard>) -> Router {
+    let routes = more
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz::<R>))
         .route("/metrics", get(probes::metrics::<R>))
+        .route(auth::SCRIPT, get(script::client))
         .route("/v1/ws", get(live::ws::<R>))
         .route("/v1/stream", get(live::stream::<R>))
         .fallback(|| async {
@@ -268,9 +280,17 @@ fn guarded<R: Readiness>(
 
 /// An error response in the format of RFC 9457.
 fn problem(status: StatusCode, detail: &str) -> Response {
+    problem_of(status, detail, None)
+}
+
+/// An error response with a stable word for programs.
+fn problem_of(status: StatusCode, detail: &str, code: Option<&str>) -> Response {
     let title = status.canonical_reason();
-    let body = serde_json::json!({
+    let mut body = serde_json::json!({
         "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail,
     });
+    if let Some(code) = code {
+        body["code"] = code.into();
+    }
     (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
 }

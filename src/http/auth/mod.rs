@@ -44,7 +44,7 @@ use crate::live::caller::Caller;
 /// Paths for everybody: process managers have no token, and a script is the same for all.
 const PUBLIC: [&str; 3] = ["/livez", "/readyz", SCRIPT];
 /// The module for browsers.
-const SCRIPT: &str = "/client.js";
+pub(super) const SCRIPT: &str = "/client.js";
 /// Live clients, by WebSocket.
 const SOCKET: &str = "/v1/ws";
 /// Live clients, by Server-Sent Events.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{come_back, expiry, full, gzip::Gzip, off, reached, retry_after};
 use crate::{
-    http::{Server, places::Seat, probes::Readiness, problem},
+    http::{Server, places::Seat, probes::Readiness, problem, problem_of},
     live::{
         Closed, Code, Ended, Format, Frame, Next, Refusal, Session, Subscribe, Transport, caller::Caller,
     },
@@ -190,7 +190,7 @@ fn refused(refusal: &Refusal) -> Response {
         Code::Unavailable => return come_back(&refusal.reason),
         _ => StatusCode::BAD_REQUEST,
     };
-    problem(status, &refusal.reason)
+    problem_of(status, &refusal.reason, Some(&refusal.code.word()))
 }
 
 fn accepts_gzip(headers: &HeaderMap) -> bool {

@@ -3,10 +3,11 @@
 //! shop and the checks use plain SQL, as an application would.
 //!
 //! `stage` starts and stops everything, `shop` publishes, `ledger` compares what should arrive with what did,
-//! `live` and `script` are the two ways to run it, `screen` draws.
+//! `live` and `script` are the two ways to run it, `screen` draws, `page` shows the orders in a browser.
 
 mod ledger;
 mod live;
+mod page;
 mod screen;
 mod script;
 mod shop;
@@ -45,14 +46,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         },
     };
     screen::say("stopping; waiting for deliveries in flight");
-    let ledger = stage.ledger();
+    let (ledger, page) = (stage.ledger(), stage.page());
     let drained = tokio::select! {
         drained = stage.stop() => drained,
         () = signals.next() => Err(anyhow::anyhow!("interrupted again; stopped without draining")),
     };
     played?;
     drained?;
-    screen::say(&format!("{}\nPostgreSQL is stopped and its directory removed.", ledger.summary()));
+    screen::say(&format!(
+        "{}\n{page} showed the orders live.\nPostgreSQL is stopped and its directory removed.",
+        ledger.summary()
+    ));
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     ledger::{ACCOUNTING, Ledger, PLANS, Plan, WAREHOUSE},
+    page,
     status::Status,
 };
 
@@ -196,6 +197,7 @@ impl Picture<'_> {
         lines.push((Look::Plain, "    select outbox.redrive('accounting');".to_owned()));
         lines.push((Look::Plain, "    select * from outbox.subscription_status;".to_owned()));
         if let Some(http) = self.http {
+            lines.push((Look::Title, format!("the orders, live, in a browser: http://{http}{}", page::PATH)));
             lines.push((Look::Plain, format!("  curl http://{http}/metrics")));
         }
         lines

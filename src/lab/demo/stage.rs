@@ -22,16 +22,17 @@ use super::super::{
 };
 use super::{
     ledger::{ACCOUNTING, Arrival, Ledger, MAIL, Plan, WAREHOUSE},
-    screen,
+    page, screen,
     shop::{Done, Shop},
     status::Status,
 };
 use crate::{
     http::{self, Server},
+    live::{self, Gateway, Sources},
     relay::{self, AttemptLog, Relay, Settings, telemetry::Telemetry},
     sink::{egress::Egress, secret},
     sinks::webhook::{Webhook, sign::Key},
-    store::schema,
+    store::{ConnectionSettings, schema},
 };
 
 const DATABASE: &str = "shop";
@@ -54,6 +55,7 @@ pub(super) struct Stage {
     warehouse: receiver::Switch,
     ledger: Arc<Mutex<Ledger>>,
     relay: JoinSet<Result<relay::Drained, relay::Error>>,
+    gateway: Option<Gateway>,
     servers: JoinSet<anyhow::Result<()>>,
     stop_relay: CancellationToken,
     stop_servers: CancellationToken,
@@ -131,6 +133,7 @@ impl Stage {
             warehouse,
             ledger,
             relay: JoinSet::new(),
+            gateway: None,
             servers,
             stop_relay: CancellationToken::new(),
             stop_servers,
@@ -164,7 +167,16 @@ impl Stage {
             ..Settings::default()
         };
         let telemetry = Telemetry::new();
-        let relay = Relay::builder(connect(options).await?)
+        let connection = ConnectionSettings {
+            options: options.clone(),
+            relay: settings.name.clone(),
+            environment: settings.environment.clone(),
+            pool_size: 1,
+            function_pool_size: 0,
+            pooler: false,
+            allow_superuser: true,
+        };
+        let relay = Relay::builder(connect(options.clone()).await?)
             .settings(settings)
             .sink(Webhook::new(&egress, secrets)?)
             .telemetry(telemetry.clone())
@@ -175,21 +187,37 @@ impl Stage {
         let listener =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("opening a port for HTTP")?;
         self.http = Some(listener.local_addr()?);
+        let sources = Sources {
+            connection,
+            listen: Some(options),
+            news: Some(relay.news()),
+            telemetry: telemetry.clone(),
+        };
+        let gateway = Gateway::start(sources, live::Settings::default());
         let server = Server {
             settings: http::Settings { listen: self.http, ..http::Settings::default() },
             readiness: relay.health(),
             telemetry,
             draining: self.stop_relay.clone(),
-            room: None,
+            room: Some(gateway.room().clone()),
             clients: tokio_util::task::TaskTracker::new(),
             operators: None,
         };
+        self.gateway = Some(gateway);
+        screen::say(&format!("the orders, live, in a browser: {}", self.page()));
         let closed = self.stop_servers.clone();
-        self.servers
-            .spawn(async move { http::serve(listener, server, closed).await.context("serving http") });
+        self.servers.spawn(async move {
+            let served = http::serve_with(listener, server, page::routes(), closed);
+            served.await.context("serving http")
+        });
         let stop = self.stop_relay.clone();
         self.relay.spawn(async move { relay.run(stop).await });
         Ok(())
+    }
+
+    /// Address of the page with the orders.
+    pub(super) fn page(&self) -> String {
+        self.http.map_or_else(String::new, |http| format!("http://{http}{}", page::PATH))
     }
 
     /// A copy of the ledger.
@@ -256,6 +284,9 @@ impl Stage {
                 result = Err(error.context("stopping the relay"));
             }
         }
+        if let Some(gateway) = &self.gateway {
+            gateway.drain();
+        }
         self.stop_servers.cancel();
         if tokio::time::timeout(Duration::from_secs(5), async {
             while self.servers.join_next().await.is_some() {}
@@ -264,6 +295,9 @@ impl Stage {
         .is_err()
         {
             self.servers.shutdown().await;
+        }
+        if let Some(gateway) = self.gateway.take() {
+            gateway.close().await;
         }
         self.pool.close().await;
         tokio::task::spawn_blocking(move || drop(self.postgres)).await.context("stopping PostgreSQL")?;

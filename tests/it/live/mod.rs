@@ -2,6 +2,8 @@
 
 #[cfg(feature = "nats")]
 mod backplane;
+mod browser;
+mod clients;
 mod connections;
 #[cfg(feature = "nats")]
 mod feeder;

@@ -43,6 +43,24 @@ pub(crate) async fn node(script: &str, settings: &[(&str, &str)]) -> String {
     ended_well(script, command, settings).await
 }
 
+/// Runs the tests of a file with Node.
+pub(crate) async fn node_tests(script: &str) -> String {
+    let mut command = Command::new("node");
+    command.arg("--test").arg(scripts().join(script));
+    ended_well(script, command, &[]).await
+}
+
+/// Checks the types of a file with the compiler of TypeScript.
+pub(crate) async fn typescript(script: &str) -> String {
+    let environment = installed("package-lock.json", "package-lock.installed");
+    let mut command = Command::new(environment.join("node_modules/.bin/tsc"));
+    command
+        .args(["--noEmit", "--strict", "--target", "es2022", "--lib", "es2022,dom"])
+        .args(["--module", "nodenext", "--types", "", "--ignoreConfig"])
+        .arg(scripts().join(script));
+    ended_well(script, command, &[]).await
+}
+
 /// Runs a script with Ruby.
 pub(crate) async fn ruby(script: &str, settings: &[(&str, &str)]) -> String {
     let mut command = Command::new("ruby");

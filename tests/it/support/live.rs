@@ -65,16 +65,28 @@ impl LiveBox {
         settings: Settings,
         http_settings: http::Settings,
     ) -> Self {
-        Self::start_on(database, settings, http_settings, None)
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), database, settings, http_settings).await
+    }
+
+    /// Starts a gateway on this address.
+    pub(crate) async fn start_at(
+        address: SocketAddr,
+        database: &Database,
+        settings: Settings,
+        http_settings: http::Settings,
+    ) -> Self {
+        Self::start_on(address, database, settings, http_settings, None)
     }
 
     /// Starts a gateway on threads of its own, as `pgoutbox run` does.
     pub(crate) async fn start_apart(database: &Database, settings: Settings) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        Self::start_on(database, settings, http::Settings::default(), Some(runtime.unwrap()))
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::start_on(address, database, settings, http::Settings::default(), Some(runtime.unwrap()))
     }
 
     fn start_on(
+        address: SocketAddr,
         database: &Database,
         settings: Settings,
         http_settings: http::Settings,
@@ -95,7 +107,7 @@ impl LiveBox {
         let listen = Some(database.relay_options.clone());
         let sources = Sources { connection, listen, news: None, telemetry: telemetry.clone() };
         let gateway = Gateway::start(sources, settings);
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = std::net::TcpListener::bind(address).unwrap();
         listener.set_nonblocking(true).unwrap();
         let listener = TcpListener::from_std(listener).unwrap();
         let (address, shutdown, tasks) =
