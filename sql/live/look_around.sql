@@ -11,7 +11,9 @@ select pg_current_snapshot()::text as snapshot,
        here.database_oid::bigint   as database_oid,
        coalesce(here.timeline, 0)  as timeline,
        (select generation.value from outbox.generation) as generation,
-       (select token_key.key from outbox.token_key)     as token_key
+       (select token_key.key from outbox.token_key)     as token_key,
+       (select sequence.last_value
+          from outbox.events_position_seq as sequence)  as drawn
   from (select one.low, one.low_xid
           from outbox.cursor as one
          order by one.step desc

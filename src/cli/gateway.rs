@@ -115,6 +115,8 @@ struct Gateways<'s> {
     probes: Probes,
     apart: live::Apart,
     telemetry: Arc<Telemetry>,
+    /// Files that the process may have open; none: no limit is known.
+    descriptors: Option<usize>,
 }
 
 /// Why a gateway is followed by another.
@@ -136,7 +138,7 @@ async fn work(
     for warning in config.warnings() {
         tracing::warn!(warning, "configuration warning");
     }
-    limits::raise_descriptors();
+    let descriptors = limits::raise_descriptors();
     // Read again after looking at the files, so that no change between the two is missed.
     let followed = Followed::of(&config).await;
     let config = load(sources)?;
@@ -145,7 +147,8 @@ async fn work(
     let apart = live::Apart::start()?;
     let probes = Probes::listen(&config.http, apart.handle().clone()).await?;
     let telemetry = Telemetry::new();
-    let mut gateways = Gateways { sources, followed, secrets, hangup, drain, probes, apart, telemetry };
+    let mut gateways =
+        Gateways { sources, followed, secrets, hangup, drain, probes, apart, telemetry, descriptors };
     let served = gateways.serve(config).await;
     gateways.probes.close().await;
     served
@@ -164,7 +167,7 @@ impl Gateways<'_> {
             let name = connection.relay.clone();
             let gateway = {
                 let _entered = self.apart.handle().enter();
-                live::start(&config, connection, None, self.telemetry.clone())?
+                live::start(&config, connection, None, self.telemetry.clone(), self.descriptors)?
             };
             let standing = Standing { name, store: store.clone(), room: gateway.room().clone() };
             self.probes.answer(Server {

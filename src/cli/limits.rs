@@ -21,9 +21,22 @@ pub(super) fn connections(descriptors: Option<usize>, pool: u32) -> Option<usize
     descriptors.map(|all| all.saturating_sub(kept_back).max(all / 2).max(1))
 }
 
+/// Live clients that may be connected at once: what is configured, and no more than a quarter of the
+/// descriptors.
+pub(super) fn live_clients(descriptors: Option<usize>, configured: usize) -> usize {
+    descriptors.map_or(configured, |all| configured.min((all / 4).max(1)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn live_clients_leave_descriptors_to_deliveries() {
+        assert_eq!(live_clients(None, 10_000), 10_000);
+        assert_eq!(live_clients(Some(1_000_000), 10_000), 10_000);
+        assert_eq!(live_clients(Some(1_024), 10_000), 256);
+    }
 
     #[test]
     fn descriptors_are_kept_back_for_the_database_and_probes() {

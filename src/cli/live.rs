@@ -9,9 +9,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::config::Config;
+use super::{config::Config, limits};
 use crate::{
-    live::{Gateway, Sources},
+    live::{Gateway, Settings, Sources},
     relay::telemetry::Telemetry,
     store::ConnectionSettings,
 };
@@ -35,9 +35,15 @@ pub(super) fn start(
     connection: ConnectionSettings,
     news: Option<watch::Receiver<u64>>,
     telemetry: Arc<Telemetry>,
+    descriptors: Option<usize>,
 ) -> anyhow::Result<Gateway> {
+    let max_connections = limits::live_clients(descriptors, config.realtime.max_connections);
+    if max_connections < config.realtime.max_connections {
+        tracing::warn!(max_connections, "live clients are limited by the open files of the process");
+    }
+    let settings = Settings { max_connections, ..config.realtime.clone() };
     let sources = Sources { connection, listen: config.listen_options()?, news, telemetry };
-    Ok(Gateway::start(sources, config.realtime.clone()))
+    Ok(Gateway::start(sources, settings))
 }
 
 /// Threads of live clients and of HTTP, which deliveries do not share: a thousand clients that are sent

@@ -98,7 +98,8 @@ impl<'s> Relays<'s> {
         }
         let connection = live::connection(config, config.relay.name.clone())?;
         let _entered = self.apart.handle().enter();
-        live::start(config, connection, Some(relay.news()), self.telemetry.clone()).map(Some)
+        live::start(config, connection, Some(relay.news()), self.telemetry.clone(), self.descriptors)
+            .map(Some)
     }
 
     /// Runs a relay, and the next one when connections need another, until the last has drained. None if

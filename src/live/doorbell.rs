@@ -32,7 +32,7 @@ pub(super) async fn listen(
     news: Option<watch::Receiver<u64>>,
     stop: CancellationToken,
 ) {
-    let has_relay = news.is_some();
+    let (has_relay, listens) = (news.is_some(), options.is_some());
     let told = async {
         let Some(mut news) = news else { return std::future::pending().await };
         while news.changed().await.is_ok() {
@@ -44,28 +44,30 @@ pub(super) async fn listen(
     let heard = async {
         let Some(options) = options else { return std::future::pending().await };
         let mut waits = backon_waits();
-        loop {
-            if clients.wait_for(|count| *count > 0).await.is_err() {
-                return std::future::pending().await;
-            }
+        while !stop.is_cancelled() {
+            let some = clients.wait_for(|count| *count > 0);
+            let Some(Ok(_)) = stop.run_until_cancelled(some).await else { return };
             match Listening::connect(&options).await {
                 Ok(mut listening) => {
                     waits = backon_waits();
                     wake.notify_one();
-                    let why = listening.serve(&wake, !has_relay).await;
-                    tracing::debug!(why, "live clients wait for the poll: LISTEN ended");
+                    if let Err(why) = listening.serve(&wake, &clients, !has_relay, &stop).await {
+                        tracing::debug!(why, "live clients wait for the poll: LISTEN ended");
+                    }
+                    listening.leave().await;
                 }
                 Err(why) => tracing::warn!(why, "live clients wait for the poll: LISTEN failed, retrying"),
             }
             wake.notify_one();
             let wait = waits.next().unwrap_or(AGAIN);
-            let _ = tokio::time::timeout(wait, std::future::pending::<()>()).await;
+            let _ = tokio::time::timeout(wait, stop.cancelled()).await;
         }
     };
     tokio::select! {
-        () = stop.cancelled() => {}
         () = told => {}
         () = heard => {}
+        // Who listens hands the bell over first.
+        () = stop.cancelled(), if !listens => {}
     }
 }
 
@@ -93,25 +95,35 @@ impl Listening {
         in_time(connecting).await
     }
 
-    /// Wakes the reader at each notification. Returns why that ended.
-    async fn serve(&mut self, wake: &Notify, may_attend: bool) -> String {
+    /// Wakes the reader at each notification, while there are clients and until `stop` is cancelled.
+    ///
+    /// # Errors
+    /// Why the connection cannot be used any more.
+    async fn serve(
+        &mut self,
+        wake: &Notify,
+        clients: &watch::Receiver<usize>,
+        may_attend: bool,
+        stop: &CancellationToken,
+    ) -> Result<(), String> {
         let mut tick = tokio::time::interval(ATTEND);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                () = stop.cancelled() => return Ok(()),
                 notification = self.listener.try_recv() => match notification {
                     Ok(Some(_)) => wake.notify_one(),
-                    Ok(None) => return "the connection was closed".to_owned(),
-                    Err(error) => return chain(&plain(error)),
+                    Ok(None) => return Err("the connection was closed".to_owned()),
+                    Err(error) => return Err(chain(&plain(error))),
                 },
                 // Also where it need not attend: a connection that is dead is found so.
                 _ = tick.tick() => {
-                    let attended = in_time(self.attend(may_attend)).await;
-                    match attended {
-                        // What was committed before it attended rang for nobody.
-                        Ok(true) => wake.notify_one(),
-                        Ok(false) => {}
-                        Err(why) => return why,
+                    if *clients.borrow() == 0 {
+                        return Ok(());
+                    }
+                    // What was committed before it attended rang for nobody.
+                    if in_time(self.attend(may_attend)).await? {
+                        wake.notify_one();
                     }
                 }
             }
@@ -123,12 +135,8 @@ impl Listening {
     /// is awake, which costs publishers less.
     async fn attend(&mut self, may_attend: bool) -> Result<bool, sqlx::Error> {
         let lives: bool = sqlx::query_scalar(sql!("live/relay_lives")).fetch_one(&mut self.listener).await?;
-        if lives && self.attends {
-            self.attends = false;
-            sqlx::query("select pg_advisory_unlock_all(), pg_notify($1, '')")
-                .bind(DOORBELL)
-                .execute(&mut self.listener)
-                .await?;
+        if lives {
+            self.hand_over().await?;
         }
         if lives || self.attends || !may_attend {
             return Ok(false);
@@ -143,6 +151,22 @@ impl Listening {
         }
         self.attends = true;
         Ok(true)
+    }
+}
+
+impl Listening {
+    /// Gives the bell back, and wakes who may take it.
+    async fn hand_over(&mut self) -> Result<(), sqlx::Error> {
+        if std::mem::take(&mut self.attends) {
+            let hand_over = sqlx::query("select pg_advisory_unlock_all(), pg_notify($1, '')").bind(DOORBELL);
+            hand_over.execute(&mut self.listener).await?;
+        }
+        Ok(())
+    }
+
+    async fn leave(mut self) {
+        // If this fails, the connection is closed and its locks are released; relays notice at their poll.
+        let _ = in_time(self.hand_over()).await;
     }
 }
 

@@ -18,6 +18,8 @@ use super::{
 };
 use crate::event::Position;
 
+/// A lower bound that is so far behind is replaced: reading would look at all positions since.
+const STALE: i64 = 10_000;
 /// A snapshot in which nothing is visible: the cursor begins at its lower bound.
 const SINCE_A_TIME: &str = "3:3:";
 /// What is behind the newest part is read on a connection of its own: a gateway claims nothing.
@@ -134,6 +136,22 @@ impl Store {
     /// # Errors
     /// Those of the database.
     pub async fn look_around(&self) -> Result<Here, Error> {
+        let (mut here, drawn) = self.look_at_end().await?;
+        let low = here.cursor.low.as_ref().map(|low| low.position).unwrap_or_default();
+        // Routing has not moved for long. The bound is not necessary, and a standby gives none.
+        if drawn.0 - low.0 > STALE
+            && let Ok(xid) = self.take_xid().await
+        {
+            here.cursor.low = Some(Low { position: drawn, xid });
+        }
+        Ok(here)
+    }
+
+    async fn take_xid(&self) -> Result<String, Error> {
+        self.statement("bounding positions", sql!("live/take_xid")).row(|row| row.try_get(0)).await
+    }
+
+    async fn look_at_end(&self) -> Result<(Here, Position), Error> {
         self.statement("looking at the end of the log", sql!("live/look_around"))
             .row(|row| {
                 let (system, oid): (i64, i64) =
@@ -142,14 +160,16 @@ impl Store {
                 let low = Low { position: row.try_get("low")?, xid: row.try_get("low_xid")? };
                 let database = fingerprint(system, oid, timeline);
                 let key: Vec<u8> = row.try_get("token_key")?;
-                Ok(Here {
+                let drawn = row.try_get("drawn")?;
+                let here = Here {
                     looked: Instant::now(),
                     database,
                     stamp: Stamp::new(database, &key),
                     now: row.try_get("now")?,
                     generation: row.try_get("generation")?,
                     cursor: Cursor::at(row.try_get("snapshot")?, low),
-                })
+                };
+                Ok((here, drawn))
             })
             .await
     }

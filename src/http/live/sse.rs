@@ -7,7 +7,7 @@ use axum::{
     body::{Body, Bytes},
     extract::State,
     http::{HeaderMap, StatusCode, Uri, header},
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 use tokio::time::Interval;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,7 @@ pub(in crate::http) async fn stream<R: Readiness>(
 ) -> Response {
     let Some(room) = server.room.clone() else { return off() };
     if room.leaving().is_cancelled() {
-        return come_back("this relay stops; another one serves you");
+        return later(&headers, come_back("this relay stops; another one serves you"));
     }
     let request = match request(&uri, &headers) {
         Ok(request) => request,
@@ -39,10 +39,13 @@ pub(in crate::http) async fn stream<R: Readiness>(
     let expires = expiry(&caller);
     let mut session = match room.admit(caller, seat.address(), Transport::Stream) {
         Ok(session) => session,
-        Err(refused) => return full(refused),
+        Err(refused) => return later(&headers, full(refused)),
     };
     let first = match session.subscribe(Format::ServerSent, request).await {
         Ok(frame) => frame,
+        Err(refusal) if refusal.code == Code::Unavailable => {
+            return later(&headers, come_back(&refusal.reason));
+        }
         Err(refusal) => return refused(&refusal),
     };
     let settings = room.settings();
@@ -72,6 +75,8 @@ pub(in crate::http) async fn stream<R: Readiness>(
         .header(header::CACHE_CONTROL, "no-store, no-transform")
         // Proxies that would collect the answer first are asked not to.
         .header("x-accel-buffering", "no")
+        // Its place among the requests is given back, so no other may follow.
+        .header(header::CONNECTION, "close")
         .header(header::VARY, "accept-encoding");
     if is_compressed {
         response = response.header(header::CONTENT_ENCODING, "gzip");
@@ -187,10 +192,21 @@ fn refused(refusal: &Refusal) -> Response {
         Code::Forbidden | Code::ChannelsOnly => StatusCode::FORBIDDEN,
         Code::UnknownChannel => StatusCode::NOT_FOUND,
         Code::TokenTooOld | Code::OtherDatabase => StatusCode::GONE,
-        Code::Unavailable => return come_back(&refusal.reason),
         _ => StatusCode::BAD_REQUEST,
     };
     problem_of(status, &refusal.reason, Some(&refusal.code.word()))
+}
+
+/// What is refused for a while. An `EventSource` never comes back after another status than 200: it gets a
+/// stream that ends at once.
+fn later(headers: &HeaderMap, refusal: Response) -> Response {
+    let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if accepts != "text/event-stream" {
+        return refusal;
+    }
+    let wait = 1_000 + retry_after();
+    let stream = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8"), (header::CONNECTION, "close")];
+    (stream, format!("retry: {wait}\n\n")).into_response()
 }
 
 fn accepts_gzip(headers: &HeaderMap) -> bool {
