@@ -120,7 +120,8 @@ impl Follower {
                 Broken::Again(why, after) => {
                     let wait = waits.next().unwrap_or(LONGEST_WAIT).max(after.min(LONGEST_WAIT));
                     print::note!("{why}; reconnecting in {:.1} s", wait.as_secs_f64());
-                    tokio::time::sleep(wait).await;
+                    // Signals end it from outside.
+                    let _ = tokio::time::timeout(wait, std::future::pending::<()>()).await;
                 }
             }
         }
