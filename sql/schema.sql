@@ -3797,12 +3797,14 @@ CREATE FUNCTION outbox_internal.forget_all_of(partition regclass) RETURNS boolea
 declare
     highest xid8;
     newest  timestamptz;
+    last    bigint;
 begin
     execute format('select (select one.xid from %1$s as one order by one.xid desc limit 1), '
                    '(select max(one.created_at) from (select event.created_at from %1$s as event '
-                   'order by event.position desc limit 10000) as one)', forget_all_of.partition)
-       into highest, newest;
-    return outbox_internal.forget_events(highest, newest);
+                   'order by event.position desc limit 10000) as one), '
+                   '(select max(one.position) from %1$s as one)', forget_all_of.partition)
+       into highest, newest, last;
+    return outbox_internal.forget_events(highest, newest, last);
 end;
 $_$;
 
@@ -3816,31 +3818,34 @@ begin
     perform outbox_internal.forget_events(
                 -- max(xid8) is younger than PostgreSQL 14
                 (select event.xid from removed as event order by event.xid desc limit 1),
-                (select max(event.created_at) from removed as event));
+                (select max(event.created_at) from removed as event),
+                (select max(event.position) from removed as event));
     return null;
 end;
 $$;
 
-CREATE FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) RETURNS boolean
+CREATE FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone, last bigint) RETURNS boolean
     LANGUAGE plpgsql
     AS $$
 begin
     if forget_events.newest is null then
         return false;
     end if;
-    insert into outbox.forgotten as known (xid, created_at)
-    values (forget_events.highest, forget_events.newest)
+    insert into outbox.forgotten as known (xid, created_at, position)
+    values (forget_events.highest, forget_events.newest, forget_events.last)
     on conflict on constraint forgotten_pkey do update
        set xid = greatest(known.xid, excluded.xid),
-           created_at = greatest(known.created_at, excluded.created_at)
+           created_at = greatest(known.created_at, excluded.created_at),
+           position = greatest(known.position, excluded.position)
      where known.xid is null
         or excluded.xid > known.xid
-        or excluded.created_at > known.created_at;
+        or excluded.created_at > known.created_at
+        or excluded.position > known.position;
     return true;
 end;
 $$;
 
-COMMENT ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) IS 'Record that events up to this transaction id and time leave the log. Returns whether there were any.';
+COMMENT ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone, last bigint) IS 'Record that events up to this transaction id, time and position leave the log. Returns whether there were any.';
 
 CREATE FUNCTION outbox_internal.forget_order() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
@@ -5118,10 +5123,11 @@ CREATE TABLE outbox.forgotten (
     only_row boolean DEFAULT true NOT NULL,
     xid xid8,
     created_at timestamp with time zone NOT NULL,
+    "position" bigint NOT NULL,
     CONSTRAINT forgotten_only_row_check CHECK (only_row)
 );
 
-COMMENT ON TABLE outbox.forgotten IS 'One row once something was removed of outbox.events: the highest transaction id and the newest time of a removed event.';
+COMMENT ON TABLE outbox.forgotten IS 'One row once something was removed of outbox.events: the highest transaction id, the newest time and the highest position of a removed event.';
 
 CREATE TABLE outbox.gateways (
     name text NOT NULL,
@@ -5510,6 +5516,14 @@ ALTER TABLE outbox.subscriptions ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTIT
     CACHE 1
 );
 
+CREATE TABLE outbox.token_key (
+    only_row boolean DEFAULT true NOT NULL,
+    key bytea DEFAULT sha256(convert_to(((gen_random_uuid())::text || (gen_random_uuid())::text), 'UTF8'::name)) NOT NULL,
+    CONSTRAINT token_key_only_row_check CHECK (only_row)
+);
+
+COMMENT ON TABLE outbox.token_key IS 'Signs the tokens of live clients. With another key all tokens are refused.';
+
 ALTER TABLE ONLY outbox.attempts ATTACH PARTITION outbox.attempts_default DEFAULT;
 
 ALTER TABLE ONLY outbox.events ATTACH PARTITION outbox.events_default DEFAULT;
@@ -5600,6 +5614,9 @@ ALTER TABLE ONLY outbox.subscriptions
 
 ALTER TABLE ONLY outbox.subscriptions
     ADD CONSTRAINT subscriptions_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY outbox.token_key
+    ADD CONSTRAINT token_key_pkey PRIMARY KEY (only_row);
 
 CREATE INDEX attempts_at ON ONLY outbox.attempts USING brin (at);
 
@@ -6188,11 +6205,11 @@ GRANT ALL ON FUNCTION outbox_internal.forget_all_of(partition regclass) TO outbo
 REVOKE ALL ON FUNCTION outbox_internal.forget_deleted() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.forget_deleted() TO outbox_admin;
 
-REVOKE ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone, last bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone, last bigint) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone, last bigint) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone, last bigint) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.forget_events(highest xid8, newest timestamp with time zone, last bigint) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.forget_order() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.forget_order() TO outbox_admin;
@@ -6483,3 +6500,6 @@ GRANT SELECT ON TABLE outbox.subscription_health TO outbox_admin;
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_relay;
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_admin;
 GRANT SELECT ON TABLE outbox.subscription_status TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.token_key TO outbox_relay;
+GRANT SELECT ON TABLE outbox.token_key TO outbox_admin;

@@ -64,8 +64,10 @@ fn every_setting_that_is_named_exists() {
             keys.insert(format!("{section}.{key}"));
         }
     }
-    let setting =
-        Regex::new(r"^(?:database|relay|egress|secrets|http(?:\.jwt)?|realtime|telemetry)\.[a-z_]+").unwrap();
+    let setting = Regex::new(
+        r"^(?:database|relay|egress|secrets|http(?:\.jwt)?|realtime(?:\.nats)?|telemetry)\.[a-z_]+",
+    )
+    .unwrap();
     let variable = Regex::new(r"PGOUTBOX__([A-Z]+)__([A-Z_]*[A-Z])").unwrap();
     for page in documents() {
         for (line, span) in page.spans() {
