@@ -292,6 +292,12 @@ impl Cursor {
         Self { step: NOT_STORED, settled: snapshot, settled_xmax, settled_xip, low: Some(low), window: None }
     }
 
+    /// A cursor for tests, behind a snapshot.
+    #[cfg(test)]
+    pub(crate) fn sample(snapshot: &str) -> Self {
+        Self::at(snapshot.to_owned(), Low { position: Position(3), xid: "90".to_owned() })
+    }
+
     /// Whether its snapshot is older than another one of the same database.
     #[must_use]
     pub fn is_before(&self, other: &Self) -> bool {

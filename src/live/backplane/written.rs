@@ -225,22 +225,10 @@ fn time(micros: i64) -> DateTime<Utc> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Stamp;
 
     fn cursor() -> Cursor {
-        // Of the database 7, at the time 5, behind the snapshot 100:100:, with the bound 3 of transaction 90.
-        let token = base64::Engine::encode(
-            &base64::engine::general_purpose::URL_SAFE_NO_PAD,
-            postcard::to_allocvec(&(
-                1_u8,
-                7_u32,
-                5_i64,
-                (100_u64, Vec::<u64>::new()),
-                (3_i64, 90_u64),
-                None::<u8>,
-            ))
-            .unwrap(),
-        );
-        crate::store::Token::parse(&token).unwrap().cursor
+        Cursor::sample("100:100:")
     }
 
     fn batch(events: Vec<LiveEvent>) -> Batch {

@@ -19,11 +19,11 @@ const SLOW: usize = 1_000;
 /// Bytes that the gateway keeps in memory here.
 const BUFFER: usize = 16 * 1024 * 1024;
 
-async fn gateway(database: &Database) -> LiveBox {
+fn gateway(database: &Database) -> LiveBox {
     let before = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum }).unwrap();
     let settings = Settings { buffer: BUFFER, ..Settings::default() };
-    LiveBox::start_apart(database, settings).await
+    LiveBox::start_apart(database, settings)
 }
 
 /// Clients that follow everything and read nothing.
@@ -71,7 +71,7 @@ async fn a_thousand_live_clients_that_read_nothing_do_not_delay_webhooks_and_tak
     let database = Database::new().await;
     let running = relay(&database).await;
     let mut webhook = Live::start(&database, "live.order").await;
-    let gateway = gateway(&database).await;
+    let gateway = gateway(&database);
     webhook.measure(&database, "warming up").await;
     let (mut alone, mut beside, mut grown) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..3 {
@@ -101,7 +101,7 @@ async fn webhooks_are_as_many_a_second_beside_a_thousand_live_clients_that_read_
     let database = Database::new().await;
     let running = relay(&database).await;
     let mut webhook = Live::start(&database, "live.order").await;
-    let gateway = gateway(&database).await;
+    let gateway = gateway(&database);
     webhook.measure(&database, "warming up").await;
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
     for _ in 0..3 {
@@ -156,7 +156,7 @@ async fn receipts(client: &mut Client, database: &Database, what: &str) -> Laten
 #[ignore = "measures time: make test runs it alone"]
 async fn live_clients_that_subscribe_without_end_or_filter_at_great_cost_do_not_delay_another() {
     let database = Database::new().await;
-    let gateway = gateway(&database).await;
+    let gateway = gateway(&database);
     let mut client = gateway.connect().await;
     client.subscribe("a", &["quick.*"], json!({})).await;
     receipts(&mut client, &database, "warming up").await;
@@ -186,7 +186,7 @@ async fn live_clients_that_subscribe_without_end_or_filter_at_great_cost_do_not_
         });
     }
     let beside_filters = receipts(&mut client, &database, "beside four with costly filters").await;
-    while let Some(ended) = noisy.join_next().now_or_never().flatten() {
+    if let Some(ended) = noisy.join_next().now_or_never().flatten() {
         panic!("a client ended: {ended:?}");
     }
     noisy.shutdown().await;

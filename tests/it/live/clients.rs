@@ -33,14 +33,14 @@ async fn publish(database: &Database, from: usize, to: usize) {
 }
 
 /// A gateway for tokens, and for pages of this address.
-async fn gateway(database: &Database, at: SocketAddr, page: SocketAddr) -> LiveBox {
+fn gateway(database: &Database, at: SocketAddr, page: SocketAddr) -> LiveBox {
     let settings = Settings { poll: Duration::from_secs(20), ..Settings::default() };
     let http = http::Settings {
         origins: vec![format!("http://{page}")],
         jwt: Some(Jwt { secret: Some(SECRET.into()), ..Jwt::default() }),
         ..http::Settings::default()
     };
-    LiveBox::start_at(at, database, settings, http).await
+    LiveBox::start_at(at, database, settings, http)
 }
 
 /// Everything once, in order, before, while and after the gateway is away.
@@ -56,7 +56,7 @@ async fn follow_through_a_restart(
     let address = live.address;
     live.stop().await;
     publish(database, 41, 80).await;
-    let live = gateway(database, address, receiver.address).await;
+    let live = gateway(database, address, receiver.address);
     publish(database, 81, 120).await;
     receiver.wait("120 events", names, |ledger| ledger.len() >= 120).await;
     live

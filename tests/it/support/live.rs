@@ -60,16 +60,17 @@ impl LiveBox {
         Self::start_with(database, Settings { poll, ..Settings::default() }, http::Settings::default()).await
     }
 
+    #[expect(clippy::unused_async, reason = "like the other ways to start something in a test")]
     pub(crate) async fn start_with(
         database: &Database,
         settings: Settings,
         http_settings: http::Settings,
     ) -> Self {
-        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), database, settings, http_settings).await
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), database, settings, http_settings)
     }
 
     /// Starts a gateway on this address.
-    pub(crate) async fn start_at(
+    pub(crate) fn start_at(
         address: SocketAddr,
         database: &Database,
         settings: Settings,
@@ -79,7 +80,7 @@ impl LiveBox {
     }
 
     /// Starts a gateway on threads of its own, as `pgoutbox run` does.
-    pub(crate) async fn start_apart(database: &Database, settings: Settings) -> Self {
+    pub(crate) fn start_apart(database: &Database, settings: Settings) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         Self::start_on(address, database, settings, http::Settings::default(), Some(runtime.unwrap()))
