@@ -86,7 +86,7 @@ async fn a_page_has_every_event_once_by_each_way_of_a_browser_and_through_a_rest
     let relay = Arc::new(OnceLock::new());
     let of_book = relay.clone();
     let mut receiver = Receiver::start(PAGE, move || page_of_the_book(*of_book.get().unwrap())).await;
-    let live = gateway(&database, "127.0.0.1:0".parse().unwrap(), receiver.address).await;
+    let live = gateway(&database, "127.0.0.1:0".parse().unwrap(), receiver.address);
     relay.set(live.address).unwrap();
     let (page, address, token) = (receiver.address, live.address, token(3_600));
     let browser = Browser::open(&format!("http://{page}/page?gateway=http://{address}&token={token}"));
@@ -104,7 +104,7 @@ async fn a_page_has_every_event_once_by_each_way_of_a_browser_and_through_a_rest
 async fn programs_have_every_event_once_through_a_restart_and_expiring_tokens() {
     let database = Database::new().await;
     let mut receiver = Receiver::start(PAGE, String::new).await;
-    let live = gateway(&database, "127.0.0.1:0".parse().unwrap(), receiver.address).await;
+    let live = gateway(&database, "127.0.0.1:0".parse().unwrap(), receiver.address);
     let (relay, report) = (format!("http://{}", live.address), format!("http://{}", receiver.address));
     let token = token(3_600);
     let settings = [("GATEWAY", relay.as_str()), ("RECEIVER", &report), ("TOKEN", &token)];
@@ -139,7 +139,7 @@ async fn the_module_waits_resumes_and_acknowledges_as_it_should_and_its_types_fi
 async fn the_relay_serves_the_module_to_everybody_and_not_again_to_who_has_it() {
     let database = Database::new().await;
     let page = "127.0.0.1:9".parse().unwrap();
-    let live = gateway(&database, "127.0.0.1:0".parse().unwrap(), page).await;
+    let live = gateway(&database, "127.0.0.1:0".parse().unwrap(), page);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let ask = async |tag: &str| {
         let request = client.get(format!("http://{}/client.js", live.address)).header("if-none-match", tag);
