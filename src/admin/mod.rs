@@ -68,9 +68,14 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Timeout of one statement, five seconds after PostgreSQL's own.
 const ANSWER: Duration = Duration::from_secs(35);
 
-/// Settings of an operator's connection, in addition to those of all sessions.
-const SETTINGS: &[(&str, &str)] =
-    &[("statement_timeout", "30s"), ("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s")];
+/// Settings of an operator's connection, in addition to those of all sessions. Compiling what is read once
+/// takes longer than reading it, so JIT is off.
+const SETTINGS: &[(&str, &str)] = &[
+    ("statement_timeout", "30s"),
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "15s"),
+    ("jit", "off"),
+];
 
 /// Settings of the API's connection beside those: it has a time for each request, and few connections.
 const SETTINGS_OF_API: &[(&str, &str)] = &[("statement_timeout", "8s"), ("lock_timeout", "3s")];

@@ -298,10 +298,10 @@ impl Cursor {
         Self::at(snapshot.to_owned(), Low { position: Position(3), xid: "90".to_owned() })
     }
 
-    /// Whether its snapshot is older than another one of the same database.
+    /// Whether it is of an older state of the same database than another one. A window counts with its end.
     #[must_use]
     pub fn is_before(&self, other: &Self) -> bool {
-        self.first_unseen() < other.first_unseen()
+        self.reaches() < other.reaches()
     }
 
     /// Whether an event that it has not passed may have been removed.
@@ -318,8 +318,12 @@ impl Cursor {
         number(xid) >= number(oldest)
     }
 
-    fn first_unseen(&self) -> u64 {
-        number(&self.settled_xmax)
+    /// The first transaction id that the newest of its snapshots had not assigned.
+    fn reaches(&self) -> u64 {
+        match &self.window {
+            Some(window) => number(&parts(&window.end).0),
+            None => number(&self.settled_xmax),
+        }
     }
 
     /// Fills in the lower bounds that a step of routing would get when it is committed.
@@ -385,6 +389,17 @@ mod tests {
                 Mark { before: Arc::new(before), after, reached, last, until: last, low: low() }
             })
             .into()
+    }
+
+    #[test]
+    fn a_cursor_in_a_window_is_not_before_those_behind_the_window() {
+        let begin = Cursor::at("10:10:".to_owned(), low());
+        let behind = Cursor::at("20:22:20".to_owned(), low());
+        let later = Cursor::at("23:23:".to_owned(), low());
+        for inside in parts_of_a_log().iter().map(|mark| &*mark.before).filter(|cursor| cursor.has_window()) {
+            assert!(begin.is_before(inside) && inside.is_before(&later));
+            assert!(!inside.is_before(&behind) && !behind.is_before(inside));
+        }
     }
 
     #[test]

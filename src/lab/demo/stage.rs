@@ -310,6 +310,8 @@ fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
 }
 
 async fn connect(options: PgConnectOptions) -> anyhow::Result<PgPool> {
+    // As a relay does: compiling the statement that reads the status takes longer than running it.
+    let options = options.options([("jit", "off")]);
     let pool = PgPoolOptions::new().max_connections(10).acquire_timeout(Duration::from_secs(10));
     pool.connect_with(options).await.context("connecting to the private PostgreSQL")
 }

@@ -42,6 +42,30 @@ async fn when_a_gateway_stops_clients_are_told_when_to_come_back_and_miss_nothin
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_source_that_finds_no_place_is_told_to_come_back_and_others_are_refused() {
+    let database = Database::new().await;
+    let settings = Settings { max_connections: 1, ..Settings::default() };
+    let live = LiveBox::start_with(&database, settings, Default::default()).await;
+    let first = live.stream("topics=a.*", &[]).await;
+    let ask = async |accept: &str| {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let url = format!("http://{}/v1/stream?topics=a.*", live.address);
+        let answer = client.get(url).header("accept", accept).send().await.unwrap();
+        let (status, kind) = (answer.status().as_u16(), answer.headers()["content-type"].clone());
+        (status, kind.to_str().unwrap().to_owned(), answer.text().await.unwrap())
+    };
+    let (status, kind, problem) = ask("*/*").await;
+    assert_eq!((status, &*kind), (503, "application/problem+json"), "{problem}");
+    let (status, kind, stream) = ask("text/event-stream").await;
+    assert_eq!((status, &*kind), (200, "text/event-stream; charset=utf-8"));
+    let wait = stream.strip_prefix("retry: ").unwrap().trim_end().parse::<u64>().unwrap();
+    assert!((1_000..=6_000).contains(&wait), "{stream}");
+    drop(first);
+    live.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_gives_no_sign_of_life_is_dropped_and_one_that_does_is_kept() {
     let database = Database::new().await;
     let settings = Settings { heartbeat: Duration::from_secs(1), ..Settings::default() };
