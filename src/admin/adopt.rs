@@ -40,6 +40,14 @@ impl Operator {
         }
     }
 
+    /// Whether no relay has run in this database yet.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn is_new(&mut self) -> Result<bool, Error> {
+        super::ask(super::READING_IDENTITY, store::is_new(&mut self.connection)).await
+    }
+
     /// Why relays of this environment send nothing from this database; none: they may send.
     ///
     /// # Errors

@@ -29,9 +29,10 @@ pub(super) async fn until_idle(options: &PgConnectOptions, pooler: bool, environ
     loop {
         let looked = Instant::now();
         let counted = match look(options, pooler, environment, &mut operator).await {
-            Ok((_, Some(why))) => return Left::Fenced(why),
-            Ok((0, None)) => return Left::Nothing,
-            Ok((counted, None)) => Some(counted),
+            Ok(Look { fenced: Some(why), .. }) => return Left::Fenced(why),
+            // The first relay of an outbox takes it into use, also when nothing is due.
+            Ok(Look { due: 0, is_new: false, .. }) => return Left::Nothing,
+            Ok(Look { due, .. }) => Some(due),
             Err(error) => {
                 operator = None;
                 if matches!(error, Error::NotMigrated) {
@@ -61,20 +62,29 @@ fn gets_on(before: Option<i64>, now: Option<i64>) -> bool {
     }
 }
 
-/// How much is due, and why nothing may be sent, if so.
+/// What is found in a database.
+struct Look {
+    /// How much is due.
+    due: i64,
+    /// Why nothing may be sent, if so.
+    fenced: Option<String>,
+    /// Whether no relay has run in it yet.
+    is_new: bool,
+}
+
 async fn look(
     options: &PgConnectOptions,
     pooler: bool,
     environment: &str,
     operator: &mut Option<Operator>,
-) -> Result<(i64, Option<String>), Error> {
+) -> Result<Look, Error> {
     let connected = match operator.take() {
         Some(connected) => connected,
         None => Operator::connect(options, pooler).await?,
     };
     let operator = operator.insert(connected);
     let due = operator.count_due().await?;
-    Ok((due, operator.fenced(environment).await?))
+    Ok(Look { due, fenced: operator.fenced(environment).await?, is_new: operator.is_new().await? })
 }
 
 #[cfg(test)]

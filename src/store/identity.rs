@@ -147,6 +147,14 @@ pub async fn why_fenced(
     Ok(if let Standing::Foreign(why) = standing { Some(why) } else { None })
 }
 
+/// Whether no relay has run in the database yet, so that the outbox belongs to whichever runs first.
+///
+/// # Errors
+/// Those of the database.
+pub async fn is_new(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    Ok(Found::read(connection, "").await?.system_identifier.is_none())
+}
+
 /// Stands before every connection of a relay.
 #[derive(Debug)]
 pub(super) struct Guard {

@@ -37,7 +37,7 @@ pub use error::{Error, Kind};
 pub use event_types::LoadedTypes;
 pub use events::{LoadedEvent, NewEvent};
 pub use health::HealthReport;
-pub use identity::why_fenced;
+pub use identity::{is_new, why_fenced};
 pub use inspection::{capture_problems, unsuitable};
 pub use live::{Channels, Forgotten, Latest, Snapshot, TooMuch};
 pub use log::{Here, Mark, Stretch};
