@@ -11,8 +11,8 @@ const FINAL = new Set([
 ]);
 /** Codes that say that an event was left out. The subscription goes on. */
 const LEFT_OUT = new Set(["unreadable_event", "filter_failed"]);
-/** Token of the events of a snapshot: who returns with it is sent a new snapshot. */
-const SNAPSHOT = "snapshot";
+/** Begins the tokens of the events of a snapshot: who returns with one is sent a new snapshot. */
+const SNAPSHOT = "snapshot.";
 /** Longest time in milliseconds that a server may ask a client to stay away. */
 const LONGEST_HINT = 300_000;
 const EVENTS = ["subscribed", "caughtUp", "lagging", "disconnected", "error"];
@@ -268,7 +268,7 @@ class Follower {
   async #handle({ event, token }) {
     const link = this.#link;
     this.#resume = token;
-    if (token === SNAPSHOT) {
+    if (token.startsWith(SNAPSHOT)) {
       this.#snapshot ??= new Set();
     } else {
       this.#snapshot = undefined;

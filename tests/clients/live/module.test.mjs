@@ -139,14 +139,14 @@ test("a snapshot that begins again does not repeat what was given", async () => 
   const seen = [];
   const { socket } = await follow({ snapshot: true }, (event) => seen.push(event.payload));
   assert.equal(socket.sent[0].snapshot, true);
-  const state = (n) => ({ type: "event", id: "s1", token: "snapshot", event: { id: `e${n}`, payload: n } });
+  const state = (n) => ({ type: "event", id: "s1", token: `snapshot.${n}`, event: { id: `e${n}`, payload: n } });
   socket.say(state(1), state(2));
   await settle();
   socket.end();
   mock.timers.tick(250);
   await settle();
   sockets[1].open();
-  assert.equal(sockets[1].sent[0].since, "snapshot");
+  assert.equal(sockets[1].sent[0].since, "snapshot.2");
   sockets[1].say(state(1), state(2), state(3));
   await settle();
   assert.deepEqual(seen, [1, 2, 3]);
