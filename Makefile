@@ -213,8 +213,9 @@ install-peers:
 
 install-deny:
 	@if ! $(CARGO) deny --version >/dev/null 2>&1; then \
-		echo "installing cargo-deny (cargo install --locked cargo-deny)"; \
-		$(CARGO) install --locked cargo-deny; \
+		echo "installing cargo-deny without optimisation, which builds sooner (cargo install --locked --debug cargo-deny)"; \
+		env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_STRIP=true \
+			$(CARGO) install --locked --debug cargo-deny; \
 	fi
 
 # cargo-deb builds the package, lintian reads it, dpkg-dev and binutils are what cargo-deb uses.
