@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-const ROWS: [(&str, usize); 18] = [
+const ROWS: [(&str, usize); 19] = [
     ("webhook_drain", 2),
     ("noop_drain", 2),
     ("deep_backlog", 1),
@@ -21,7 +21,8 @@ const ROWS: [(&str, usize); 18] = [
     ("matching", 14),
     ("held_transaction", 4),
     ("held_log", 1),
-    ("memory", 1),
+    ("idle", 3),
+    ("memory", 2),
     ("live_latency", 4),
     ("live_fanout", 2),
     ("live_memory", 1),
@@ -61,7 +62,8 @@ fn every_row_is_printed_with_its_floor() {
         assert!(
             figure["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0)
                 || figure["unit"] == "rows"
-                || figure["row"] == "cost",
+                || figure["row"] == "cost"
+                || figure["row"] == "idle",
             "{figure}"
         );
     }

@@ -90,14 +90,14 @@ async fn counters(stage: &Stage, database: &Database) -> anyhow::Result<Counters
 }
 
 /// CPU time of a process (seconds), from the text of its `stat`.
-fn cpu_of(stat: &str) -> f64 {
+pub(super) fn cpu_of(stat: &str) -> f64 {
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default();
     (ticks(11) + ticks(12)) / TICKS
 }
 
 /// CPU time of the running children of PostgreSQL and of those that ended (seconds).
-fn children_of(postmaster: u32) -> f64 {
+pub(super) fn children_of(postmaster: u32) -> f64 {
     let stat = |pid: u32| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = |stat: &str| -> Vec<String> {
         stat.rsplit(')').next().unwrap_or_default().split_whitespace().map(str::to_owned).collect()

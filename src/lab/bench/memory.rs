@@ -11,6 +11,7 @@ use sqlx::ConnectOptions as _;
 
 use super::{
     Row,
+    hostile::Hostile,
     report::{Figure, Report},
     stage::{Database, Stage},
 };
@@ -21,14 +22,21 @@ const LIMIT: Duration = Duration::from_secs(600);
 pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let (subscriptions, events) = (stage.sizes.match_among, stage.sizes.remembered_events);
     let metric = format!("{subscriptions} subscriptions, a backlog of {events}, the most it took");
-    let mut figure = Figure::new(Row::Memory, metric, "MiB", "<= 128 MiB");
-    figure.floor.push(most(stage, 0, events).await?);
-    figure.value.push(most(stage, subscriptions, events).await?);
-    Ok(report.print(FLOOR, &[figure])?)
+    let mut quiet = Figure::new(Row::Memory, metric, "MiB", "<= 128 MiB");
+    let hostile = stage.sizes.hostile;
+    let metric = format!("the same, and {hostile} of them get answers without end");
+    let mut bad = Figure::new(Row::Memory, metric, "MiB", "<= 128 MiB");
+    let floor = most(stage, 0, 0, events).await?;
+    quiet.floor.push(floor);
+    bad.floor.push(floor);
+    quiet.value.push(most(stage, subscriptions, 0, events).await?);
+    bad.value.push(most(stage, subscriptions, hostile, events).await?);
+    Ok(report.print(FLOOR, &[quiet, bad])?)
 }
 
-/// MiB of memory at most, until a relay has written the backlog to a file.
-async fn most(stage: &Stage, subscriptions: usize, events: u32) -> anyhow::Result<f64> {
+/// MiB of memory at most, until a relay has written the backlog to a file. `hostile` subscriptions want the
+/// same events at receivers whose answers have no end.
+async fn most(stage: &Stage, subscriptions: usize, hostile: usize, events: u32) -> anyhow::Result<f64> {
     let database = stage.database().await?;
     // Half of them have a filter; none wants these events.
     sqlx::query(
@@ -42,6 +50,11 @@ async fn most(stage: &Stage, subscriptions: usize, events: u32) -> anyhow::Resul
     .execute(&database.pool)
     .await?;
     database.subscribe("file", "file", r#"{"path": "events.jsonl"}"#.to_owned()).await?;
+    let receivers = Hostile::open().await?;
+    for (number, url) in receivers.urls.iter().cycle().take(hostile).enumerate() {
+        let config = serde_json::json!({ "url": format!("{url}{number}"), "timeout": "5s" });
+        database.subscribe(&format!("hostile-{number}"), "webhook", config.to_string()).await?;
+    }
     database.fill(events).await?;
     let folder = stage.folder()?;
     let process = relay(&database, &folder, "off")?;
@@ -54,19 +67,17 @@ async fn most(stage: &Stage, subscriptions: usize, events: u32) -> anyhow::Resul
 
 /// A relay in a process of its own that may write to files in this folder, and serves HTTP on this address.
 pub(super) fn relay(database: &Database, folder: &Path, http: &str) -> anyhow::Result<Killed> {
-    let process = Command::new(std::env::current_exe()?)
+    let mut command = Command::new(std::env::current_exe()?);
+    command
         .arg("run")
         .env("DATABASE_URL", database.relay_options.to_url_lossy().to_string())
         .env("PGOUTBOX__HTTP__LISTEN", http)
         .env("PGOUTBOX__REALTIME__MAX_PER_ADDRESS", "1000000")
+        .env("PGOUTBOX__EGRESS__ALLOW", "127.0.0.1")
+        .env("PGOUTBOX__EGRESS__ALLOW_HTTP", "true")
         .env("PGOUTBOX__SINKS__FILE__FOLDER", folder)
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("starting a relay")?;
-    Ok(Killed(process))
+        .current_dir(folder);
+    Killed::start(command)
 }
 
 /// A process that is killed when this is dropped.
@@ -74,6 +85,12 @@ pub(super) fn relay(database: &Database, folder: &Path, http: &str) -> anyhow::R
 pub(super) struct Killed(std::process::Child);
 
 impl Killed {
+    /// Starts a relay that prints nothing.
+    pub(super) fn start(mut command: Command) -> anyhow::Result<Self> {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().context("starting a relay").map(Self)
+    }
+
     /// Number of the process.
     pub(super) fn id(&self) -> u32 {
         self.0.id()
@@ -87,7 +104,7 @@ impl Drop for Killed {
     }
 }
 
-/// Waits until nothing is owed.
+/// Waits until nothing is owed to the file.
 async fn written(database: &Database) -> anyhow::Result<()> {
     let mut polls = tokio::time::interval(Duration::from_millis(200));
     let waiting = async {
@@ -95,9 +112,10 @@ async fn written(database: &Database) -> anyhow::Result<()> {
             polls.tick().await;
             let done: bool = sqlx::query_scalar(
                 "select (select unrouted = 0 from outbox.log_status) \
-                    and not exists (select from outbox.backlog) \
-                    and not exists (select from outbox.pages) \
-                    and not exists (select from outbox.deliveries)",
+                    and not exists (select from outbox.backlog where subscription_id = file.id) \
+                    and not exists (select from outbox.pages where file.id = any (subscriptions)) \
+                    and not exists (select from outbox.deliveries where subscription_id = file.id) \
+                   from outbox.subscriptions as file where file.name = 'file'",
             )
             .fetch_one(&database.pool)
             .await?;

@@ -31,7 +31,9 @@ mod ordered;
 mod matching;
 mod held_transaction;
 mod held_log;
+mod idle;
 mod memory;
+mod hostile;
 mod live;
 #[cfg_attr(
     not(any(feature = "nats", feature = "redis")),
@@ -102,7 +104,9 @@ pub enum Row {
     HeldTransaction,
     /// Events after millions that were routed while a transaction was open.
     HeldLog,
-    /// Memory with many subscriptions and a backlog.
+    /// Queries and CPU of relays that have nothing to do.
+    Idle,
+    /// Memory with many subscriptions and a backlog, and with destinations that answer without end.
     Memory,
     /// Time from commit to receipt by a live client.
     LiveLatency,
@@ -115,7 +119,7 @@ pub enum Row {
 }
 
 impl Row {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::WebhookDrain,
         Self::NoopDrain,
         Self::DeepBacklog,
@@ -129,6 +133,7 @@ impl Row {
         Self::Matching,
         Self::HeldTransaction,
         Self::HeldLog,
+        Self::Idle,
         Self::Memory,
         Self::LiveLatency,
         Self::LiveFanout,
@@ -152,6 +157,7 @@ impl Row {
             Self::Matching => "matching",
             Self::HeldTransaction => "held_transaction",
             Self::HeldLog => "held_log",
+            Self::Idle => "idle",
             Self::Memory => "memory",
             Self::LiveLatency => "live_latency",
             Self::LiveFanout => "live_fanout",
@@ -182,6 +188,9 @@ struct Sizes {
     held_backlog: u32,
     held_events: u32,
     remembered_events: u32,
+    hostile: usize,
+    idle_databases: u32,
+    idle_for: Duration,
     live_clients: u32,
     live_events: u32,
     idle_clients: u32,
@@ -208,6 +217,9 @@ impl Sizes {
                 held_backlog: 100_000,
                 held_events: 4_000_000,
                 remembered_events: 1_000_000,
+                hostile: 30,
+                idle_databases: 20,
+                idle_for: Duration::from_secs(60),
                 live_clients: 500,
                 live_events: 2_000,
                 idle_clients: 2_000,
@@ -230,6 +242,9 @@ impl Sizes {
                 held_backlog: 10_000,
                 held_events: 400_000,
                 remembered_events: 100_000,
+                hostile: 30,
+                idle_databases: 20,
+                idle_for: Duration::from_secs(30),
                 live_clients: 500,
                 live_events: 2_000,
                 idle_clients: 2_000,
@@ -252,6 +267,9 @@ impl Sizes {
                 held_backlog: 200,
                 held_events: 600,
                 remembered_events: 300,
+                hostile: 3,
+                idle_databases: 2,
+                idle_for: Duration::from_secs(1),
                 live_clients: 5,
                 live_events: 30,
                 idle_clients: 20,
@@ -303,6 +321,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             Row::Matching => matching::measure(&stage, &mut report),
             Row::HeldTransaction => held_transaction::measure(&stage, &mut report).await,
             Row::HeldLog => held_log::measure(&stage, &mut report).await,
+            Row::Idle => idle::measure(&stage, &mut report).await,
             Row::Memory => memory::measure(&stage, &mut report).await,
             Row::LiveLatency => live::latency::measure(&stage, &mut report).await,
             Row::LiveFanout => live::fanout::measure(&stage, &mut report).await,

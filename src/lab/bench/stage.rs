@@ -130,6 +130,10 @@ impl Stage {
 }
 
 impl Database {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Subscribes to all topics, with the sink that does nothing.
     pub(super) async fn subscribe_noop(&self, name: &str) -> anyhow::Result<()> {
         execute(&self.pool, "select outbox.declare_sink('noop')".to_owned()).await?;
