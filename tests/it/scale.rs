@@ -3,9 +3,15 @@
 
 use std::time::{Duration, Instant};
 
+use pgoutbox::{
+    delivery::Outcome,
+    lab::private_postgres::{Options, PrivatePostgres},
+    relay::Builder,
+    sink::{Outgoing, Problem, Report, Sink},
+};
 use sqlx::{Executor, PgConnection};
 
-use crate::support::{Database, Recorder, RelayBox};
+use crate::support::{Database, Recorder, RelayBox, relay::settings};
 
 /// Events of one measurement: more than a page.
 const SOME: usize = 5_000;
@@ -207,4 +213,77 @@ async fn a_part_of_a_million_dead_letters_costs_what_it_moves() {
         assert!(*many < *few * 5 + Duration::from_millis(100), "{name}: {many:?} beside {few:?}");
     }
     database.drop().await;
+}
+
+/// A sink that keeps nothing.
+#[derive(Debug)]
+struct Nothing;
+
+impl Sink for Nothing {
+    const KIND: &'static str = "keeper";
+    type Target = ();
+
+    fn target(&self, _: &serde_json::Value) -> Result<(), Problem> {
+        Ok(())
+    }
+
+    fn destination(&self, (): &()) -> Option<String> {
+        None
+    }
+
+    async fn send(&self, (): &(), _: &Outgoing) -> Report {
+        Outcome::Delivered.into()
+    }
+
+    fn deadline(&self, (): &()) -> Duration {
+        Duration::from_secs(15)
+    }
+}
+
+/// Rows of `outbox.deliveries` that come and go for a time, each written, claimed and deleted. Returns how
+/// many, and the largest size of the table with its indexes in each tenth of the time, in MiB.
+async fn churn(database: &Database, length: Duration) -> (usize, Vec<i64>) {
+    let later = format!(
+        "insert into outbox.events (topic, payload, deliver_after)
+         select 'some.thing', '1', now() + interval '100 ms' from generate_series(1, {SOME})"
+    );
+    let (began, mut rows, mut sizes) = (Instant::now(), 0, vec![0; 10]);
+    while began.elapsed() < length {
+        database.execute(&later).await;
+        database.eventually("select unrouted = 0 from outbox.log_status").await;
+        database.eventually("select not exists (select from outbox.deliveries)").await;
+        rows += SOME;
+        let tenth = (began.elapsed().as_millis() * 10 / length.as_millis()).min(9) as usize;
+        let size = database.count("select pg_total_relation_size('outbox.deliveries') >> 20").await;
+        sizes[tenth] = sizes[tenth].max(size);
+    }
+    (rows, sizes)
+}
+
+/// Time is compressed: between two looks of autovacuum nearly as many rows come and go as at 2,000/s in the
+/// minute that is usually between them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes ten minutes: make scale"]
+async fn deliveries_that_come_and_go_take_no_more_room_after_a_while_also_after_a_held_snapshot() {
+    let naps = [("autovacuum_naptime".to_owned(), "20s".to_owned())].into();
+    let options = Options { settings: naps, ..Options::default() };
+    let server = tokio::task::spawn_blocking(|| PrivatePostgres::start(options).unwrap()).await.unwrap();
+    let database = Database::new_on(&server).await;
+    database.execute("select outbox.subscribe('some', array['some.*'], 'keeper')").await;
+    let build = |builder: Builder| builder.settings(settings("relay")).sink(Nothing);
+    let relay = RelayBox::start_with(&database, build).await;
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    let (rows, sizes) = churn(&database, minutes(4)).await;
+    println!("{rows} rows, {} between two looks: {sizes:?} MiB", rows / 12);
+    let (middle, end) = (sizes[3..6].iter().max().unwrap(), sizes[7..].iter().max().unwrap());
+    assert!(*end <= middle * 5 / 4 + 4, "it grows: {sizes:?} MiB");
+
+    let holder = holding(&database).await;
+    let (held_rows, held) = churn(&database, minutes(2)).await;
+    drop(holder);
+    let (after_rows, after) = churn(&database, minutes(4)).await;
+    println!("{held_rows} rows under a held snapshot: {held:?} MiB; {after_rows} after it: {after:?} MiB");
+    let (first, last) = (after[..4].iter().max().unwrap(), after[7..].iter().max().unwrap());
+    assert!(*last <= first + 4, "what was freed is not used again: {after:?} MiB");
+    relay.stop().await;
 }
