@@ -8,7 +8,12 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Misuse, config::Config, exit::Exit, print};
+use super::{
+    Misuse,
+    config::{Config, Named, Several, Sources},
+    exit::{self, Exit},
+    print,
+};
 use crate::{
     admin::{self, Elsewhere, Error, Finding, Operator},
     delivery::Reason,
@@ -20,9 +25,39 @@ use crate::{
 /// Timeout of `healthcheck`. Container probes give up after 30 s by default.
 const PROBE: Duration = Duration::from_secs(5);
 
+/// Checks the database of the configuration, or of several each and ends as the first that is not in order.
+pub(super) async fn check_each(sources: &Sources, json: bool) -> anyhow::Result<Exit> {
+    let is_of_a_relay = sources.are_of_a_relay();
+    let several = if sources.source.is_none() { Several::load(sources, sinks::CONFIGURED)? } else { None };
+    let Some(several) = several else {
+        return check(&Config::load(sources, sinks::CONFIGURED)?, is_of_a_relay, json).await;
+    };
+    let mut first = Exit::Done;
+    for Named { name, config } in several.each {
+        print::note!("source {name}:");
+        let ended = match check(&config, is_of_a_relay, json).await {
+            Ok(ended) => ended,
+            Err(error) => {
+                print::note!("pgoutbox: {}", exit::chain(&error));
+                Exit::of(&error)
+            }
+        };
+        first = if first == Exit::Done { ended } else { first };
+    }
+    Ok(first)
+}
+
+/// The configuration for what all sources share: the address, the log.
+pub(super) fn http_of(sources: &Sources) -> anyhow::Result<Config> {
+    match Several::load(sources, sinks::CONFIGURED)? {
+        Some(several) => Ok(several.common),
+        None => Ok(Config::load(sources, sinks::CONFIGURED)?),
+    }
+}
+
 /// Checks the database and all subscriptions. Loading has checked the configuration already.
 /// `is_of_a_relay`: whether that is the configuration of a relay.
-pub(super) async fn check(config: &Config, is_of_a_relay: bool, json: bool) -> anyhow::Result<Exit> {
+async fn check(config: &Config, is_of_a_relay: bool, json: bool) -> anyhow::Result<Exit> {
     for warning in config.warnings() {
         print::note!("note: {warning}");
     }

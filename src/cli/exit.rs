@@ -45,8 +45,8 @@ impl Exit {
             if cause.is::<Misuse>() {
                 return Self::Usage;
             }
-            if cause.is::<config::Error>() {
-                return Self::Misconfigured;
+            if let Some(error) = cause.downcast_ref::<config::Error>() {
+                return if error.is_of_choice() { Self::Usage } else { Self::Misconfigured };
             }
             let unreachable = matches!(cause.downcast_ref(), Some(admin::Error::Unreachable { .. }))
                 || cause.downcast_ref().is_some_and(admin::is_unreachable);

@@ -35,6 +35,7 @@ mod redrive;
 mod relays;
 mod replays;
 mod run;
+mod several;
 mod signals;
 mod status;
 mod subscriptions;
@@ -74,6 +75,9 @@ pub(crate) struct Arguments {
     /// or file:/path.
     #[arg(long, global = true, value_name = "URL")]
     database_url: Option<String>,
+    /// Name of the source, if the configuration has several databases (`[[source]]`).
+    #[arg(long, global = true, value_name = "NAME")]
+    source: Option<String>,
     /// Show times in UTC instead of this machine's time zone; JSON always has UTC.
     #[arg(long, global = true)]
     utc: bool,
@@ -235,6 +239,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     }
     let sources = || {
         let mut sources = Sources::of_process(arguments.config.clone());
+        sources.source.clone_from(&arguments.source);
         sources
             .flags
             .extend(arguments.database_url.clone().map(|url| ("database.url", "--database-url", url)));
@@ -253,9 +258,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Run { migrate, once } => return run::run(&sources(), migrate, once).await,
         Command::Gateway => return gateway::run(&sources()).await,
         Command::Tail(options) => return options.execute(&sources()).await,
-        Command::Check { json } => {
-            return check::check(&config()?, sources().are_of_a_relay(), json).await;
-        }
+        Command::Check { json } => return check::check_each(&sources(), json).await,
         Command::Status { json } => {
             let config = config()?;
             status::status(&mut connect(&config).await?, &config.relay.environment, json).await?
@@ -275,7 +278,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Attempts(options) => options.execute(async || connect(&config()?).await).await?,
         Command::Audit(options) => options.execute(async || connect(&config()?).await).await?,
         Command::Trace(options) => return options.execute(async || connect(&config()?).await).await,
-        Command::Healthcheck => return check::healthcheck(&config()?).await,
+        Command::Healthcheck => return check::healthcheck(&check::http_of(&sources())?).await,
         Command::Explain { code } => check::explain(code.as_deref())?,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::http::{self, Readiness, Server, Settings};
+use crate::http::{self, Readiness, Server, Settings, Source};
 
 /// The addresses, and what answers there.
 #[derive(Debug)]
@@ -37,7 +37,28 @@ impl Probes {
     }
 
     /// Answers for this relay or gateway from now on, and no longer for the one before.
-    pub(super) fn answer<R: Readiness>(&mut self, mut server: Server<R>) -> anyhow::Result<()> {
+    pub(super) fn answer<R: Readiness>(&mut self, server: Server<R>) -> anyhow::Result<()> {
+        self.answer_with(server, http::serve)
+    }
+
+    /// Answers for these relays from now on.
+    pub(super) fn answer_all<A: Readiness, R: Readiness>(
+        &mut self,
+        all: Server<A>,
+        sources: Vec<Source<R>>,
+    ) -> anyhow::Result<()> {
+        self.answer_with(all, |listener, all, closed| http::serve_sources(listener, all, sources, closed))
+    }
+
+    /// `serve` serves `http.listen`.
+    fn answer_with<R: Readiness, S>(
+        &mut self,
+        mut server: Server<R>,
+        serve: impl FnOnce(tokio::net::TcpListener, Server<R>, CancellationToken) -> S,
+    ) -> anyhow::Result<()>
+    where
+        S: Future<Output = std::io::Result<()>> + Send + 'static,
+    {
         server.settings.keep_keys_of(&self.settings);
         self.settings = server.settings.clone();
         let probes = again(self.probes.as_ref())?;
@@ -47,7 +68,7 @@ impl Probes {
         };
         std::mem::take(&mut self.closed).cancel();
         if let Some(listener) = listen {
-            self.serve(&self.apart, http::serve(listener, server.clone(), self.closed.clone()));
+            self.serve(&self.apart, serve(listener, server.clone(), self.closed.clone()));
         }
         if let Some(listener) = probes {
             self.serve(&Handle::current(), http::serve_probes(listener, server, self.closed.clone()));

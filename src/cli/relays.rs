@@ -20,7 +20,7 @@ use crate::{
     admin::Operator,
     http::{Server, v1::Operators},
     live::Gateway,
-    relay::{Drained, Health, Relay, telemetry::Telemetry},
+    relay::{Builder, Drained, Health, Relay, telemetry::Telemetry},
     sink::{egress::Egress, secret::Secrets},
     sinks::{self, webhook::Webhook},
 };
@@ -70,24 +70,7 @@ impl<'s> Relays<'s> {
 
     /// A relay with this configuration.
     pub(super) async fn build(&self, config: &Config) -> anyhow::Result<Relay> {
-        let connections = limits::connections(self.descriptors, config.database.pool_size);
-        let egress = Egress { connections, ..config.egress.clone() };
-        let pool = PgPoolOptions::new()
-            .max_connections(config.database.pool_size)
-            .acquire_timeout(ACQUIRE)
-            .connect_lazy_with(config.connect_options()?);
-        let mut builder = Relay::builder(pool)
-            .settings(config.relay.clone())
-            .pooler(config.database.pooler)
-            .allow_superuser(config.database.allow_superuser)
-            .pool_size(config.database.pool_size)
-            .function_pool_size(config.database.function_pool_size)
-            .sink(Webhook::new(&egress, self.secrets.clone())?)
-            .connections(&config.sinks)?
-            .telemetry(self.telemetry.clone());
-        if let Some(listen) = config.listen_options()? {
-            builder = builder.listen(listen);
-        }
+        let builder = builder(config, self.descriptors, &self.secrets, &self.telemetry)?;
         Ok(builder.build().await?)
     }
 
@@ -203,8 +186,7 @@ impl<'s> Relays<'s> {
     /// What is configured now, if the database accepts it and every sink can be made with it.
     async fn usable(&self) -> anyhow::Result<Config> {
         let config = Config::load(self.sources, sinks::CONFIGURED)?;
-        check::registry(&config)?;
-        Operator::connect(&config.connect_options()?, config.database.pooler).await?;
+        usable(&config).await?;
         Ok(config)
     }
 
@@ -231,4 +213,39 @@ impl<'s> Relays<'s> {
     pub(super) async fn close(self) {
         self.probes.close().await;
     }
+}
+
+/// A relay with this configuration, before it is built. `descriptors`: files that it may have open.
+pub(super) fn builder(
+    config: &Config,
+    descriptors: Option<usize>,
+    secrets: &Secrets,
+    telemetry: &Arc<Telemetry>,
+) -> anyhow::Result<Builder> {
+    let connections = limits::connections(descriptors, config.database.pool_size);
+    let egress = Egress { connections, ..config.egress.clone() };
+    let pool = PgPoolOptions::new()
+        .max_connections(config.database.pool_size)
+        .acquire_timeout(ACQUIRE)
+        .connect_lazy_with(config.connect_options()?);
+    let mut builder = Relay::builder(pool)
+        .settings(config.relay.clone())
+        .pooler(config.database.pooler)
+        .allow_superuser(config.database.allow_superuser)
+        .pool_size(config.database.pool_size)
+        .function_pool_size(config.database.function_pool_size)
+        .sink(Webhook::new(&egress, secrets.clone())?)
+        .connections(&config.sinks)?
+        .telemetry(telemetry.clone());
+    if let Some(listen) = config.listen_options()? {
+        builder = builder.listen(listen);
+    }
+    Ok(builder)
+}
+
+/// Whether the database accepts what is configured, and every sink can be made with it.
+pub(super) async fn usable(config: &Config) -> anyhow::Result<()> {
+    check::registry(config)?;
+    Operator::connect(&config.connect_options()?, config.database.pooler).await?;
+    Ok(())
 }

@@ -4,7 +4,7 @@
 use crate::{
     admin::Operator,
     cli::{
-        config::{Config, Sources},
+        config::{Config, Several, Sources},
         logging,
     },
     sinks,
@@ -14,11 +14,13 @@ use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    Misuse,
     exit::Exit,
     follow::Followed,
     once::{self, Left},
     print,
     relays::Relays,
+    several,
     signals::{self, Signals},
     systemd,
 };
@@ -56,6 +58,16 @@ impl Migrate {
 
 /// Runs a relay until a signal, or with `once` until nothing is due, then drains.
 pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> anyhow::Result<Exit> {
+    if sources.source.is_none()
+        && let Some(several) = Several::load(sources, sinks::CONFIGURED)?
+    {
+        if once {
+            return Err(
+                Misuse("run --once is for one source; choose it with --source NAME".to_owned()).into()
+            );
+        }
+        return several::run(sources, several, migrate_first).await;
+    }
     let config = Config::load(sources, sinks::CONFIGURED)?;
     logging::init(&config.telemetry)?;
     let (mut signals, hangup) = (Signals::without_hangup()?, signals::hangup()?);

@@ -10,6 +10,7 @@ mod live;
 mod places;
 mod probes;
 mod script;
+mod sources;
 pub mod v1;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -36,6 +37,7 @@ use tower_http::{limit::RequestBodyLimitLayer, timeout::TimeoutLayer};
 pub use auth::{Jwks, Jwt, Keys, LARGEST as LARGEST_JWKS, Pace, Remote, origin};
 use places::{Places, Seat};
 pub use probes::Readiness;
+pub use sources::{Source, serve_sources};
 
 use secrecy::SecretString;
 
@@ -152,14 +154,23 @@ pub(crate) async fn serve_with<R: Readiness>(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let clients = server.clients.clone();
-    // Connections inherit it. Best effort: without it the system takes more memory.
-    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER);
     let guard = Arc::new(auth::Guard::new(listener.local_addr()?, &server.settings));
     let router = router(server, more, guard.clone());
-    tokio::join!(serve_router(listener, router, shutdown.clone()), guard.follow(&shutdown));
+    serve_guarded(listener, router, guard, shutdown).await;
     clients.close();
     let _ = tokio::time::timeout(CLOSING, clients.wait()).await;
     Ok(())
+}
+
+async fn serve_guarded(
+    listener: TcpListener,
+    router: Router,
+    guard: Arc<auth::Guard>,
+    shutdown: CancellationToken,
+) {
+    // Connections inherit it. Best effort: without it the system takes more memory.
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER);
+    tokio::join!(serve_router(listener, router, shutdown.clone()), guard.follow(&shutdown));
 }
 
 /// Serves nothing but probes, without details, as [`serve`] does.

@@ -84,8 +84,13 @@ fn status(ready: bool) -> StatusCode {
 
 /// All metrics in the OpenMetrics text format.
 pub(super) async fn metrics<R: Readiness>(State(server): State<Server<R>>) -> Response {
+    page_of_metrics(server.telemetry.render())
+}
+
+/// This text as a page of metrics.
+pub(super) fn page_of_metrics(text: String) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, OPEN_METRICS)], server.telemetry.render()).into_response()
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response()
 }
 
 fn is_verbose(query: Option<&str>) -> bool {

@@ -15,6 +15,7 @@ use super::{
     clock::Clock,
     news::News,
     parts::{Base, Parts, ReloadAsked},
+    shared::Shared,
 };
 use super::{Settings, telemetry::Telemetry, watch::Failed};
 use crate::{
@@ -50,6 +51,7 @@ pub struct Builder {
     /// Names and topics of the handlers.
     declared: Vec<(String, Vec<String>)>,
     telemetry: Arc<Telemetry>,
+    shared: Option<Arc<Shared>>,
 }
 
 impl Builder {
@@ -66,6 +68,7 @@ impl Builder {
             handlers: Handlers::default(),
             declared: Vec::new(),
             telemetry: Telemetry::new(),
+            shared: None,
         }
     }
 
@@ -193,6 +196,14 @@ impl Builder {
         self
     }
 
+    /// Limits that this relay has together with others of the process.
+    #[cfg(feature = "cli")]
+    #[must_use]
+    pub(crate) fn shared(mut self, shared: Arc<Shared>) -> Self {
+        self.shared = Some(shared);
+        self
+    }
+
     /// Connects and checks the database.
     ///
     /// # Errors
@@ -242,6 +253,7 @@ impl Builder {
             index: ArcSwap::default(),
             reload: ReloadAsked::default(),
             news: News::default(),
+            shared: self.shared,
         });
         let parts = Parts::new(base, self.sinks);
         let health = Health {

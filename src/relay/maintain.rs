@@ -63,6 +63,10 @@ pub(super) async fn maintain(
                         base.telemetry.database_failed("maintain", &error);
                     }
                 }
+                waiting.other_relays.store(now, Ordering::Release);
+                if now > relays {
+                    waiting.relay_started.notify_one();
+                }
                 relays = now;
                 sending.dispatch.paces.share_with(u32::try_from(now).unwrap_or(0));
             }

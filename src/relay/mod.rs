@@ -50,6 +50,7 @@ mod schedule;
 mod send;
 mod settings;
 mod settle;
+mod shared;
 mod stages;
 mod sweep;
 mod takeover;
@@ -74,6 +75,8 @@ use arc_swap::ArcSwap;
 use sqlx::{PgPool, postgres::PgConnectOptions};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+#[cfg(feature = "cli")]
+pub(crate) use self::shared::Shared;
 pub use self::{
     builder::Builder,
     settings::{AttemptLog, Settings},

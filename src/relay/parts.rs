@@ -1,7 +1,10 @@
 //! What several stages work with, by purpose. A stage gets the parts it uses. The only record of an event is
 //! never here, but in the database.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicI64},
+};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
@@ -21,6 +24,7 @@ use super::{
     prepare::LastWarned,
     schedule::Schedule,
     settle::tallies::Tallies,
+    shared::Shared,
     telemetry::Telemetry,
 };
 use crate::{sink::Registry, store::Store, subscription::Index};
@@ -38,6 +42,8 @@ pub(super) struct Base {
     pub(super) reload: ReloadAsked,
     /// What processes with live clients are to hear.
     pub(super) news: News,
+    /// Limits of this relay and others of the process together.
+    pub(super) shared: Option<Arc<Shared>>,
 }
 
 /// A request to read everything again, until it is done.
@@ -74,6 +80,10 @@ pub(super) struct Waiting {
     pub(super) replays: Notify,
     /// Another relay has ended.
     pub(super) relay_ended: AtomicBool,
+    /// How many other relays reported lately.
+    pub(super) other_relays: AtomicI64,
+    /// Notified when another relay has started.
+    pub(super) relay_started: Notify,
 }
 
 /// What is counted or was said, by subscription or type.
@@ -99,7 +109,11 @@ impl Parts {
     /// Parts of a relay that begins: it holds nothing and knows nothing of the database.
     pub(super) fn new(base: Arc<Base>, sinks: Registry) -> Self {
         let sending = Sending {
-            dispatch: Dispatch::new(base.settings.permits, base.settings.permits_per_subscription),
+            dispatch: Dispatch::new(
+                base.settings.permits,
+                base.settings.permits_per_subscription,
+                base.shared.as_ref(),
+            ),
             breakers: Breakers::new(0.5 * rand::random::<f64>()),
             news: Unsent::new(),
             pauses: Pauses::default(),

@@ -20,6 +20,11 @@ pub(super) async fn tidy(sending: Arc<Sending>, deliver: Arc<Deliver>, shutdown:
     loop {
         tokio::select! {
             _ = looks.tick() => {}
+            () = sending.dispatch.shared_freed() => {
+                sending.dispatch.look_again();
+                deliver.begin();
+                continue;
+            }
             () = shutdown.cancelled() => return,
         }
         let now = Instant::now();

@@ -8,6 +8,7 @@ use std::{
 
 use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::telemetry::Telemetry;
 
@@ -76,6 +77,7 @@ impl Watch {
                 Some(Ok(())) | None => {}
             }
         }
+        .in_current_span()
     }
 
     /// Stops the relay: this stage does not work any more.

@@ -42,6 +42,15 @@ const MISSED: Duration = Duration::from_millis(500);
 /// How long a relay then looks for itself.
 const DISTRUST: Duration = Duration::from_secs(10);
 
+/// Time between looks for due deliveries when nothing has happened for a while and this relay is alone: what
+/// others make due they ring for.
+const RESTING: Duration = Duration::from_secs(30);
+/// Shortest time without work before a relay rests. It is twice the lease at least, so that what a relay held
+/// that was killed before has fallen due.
+const REST_AFTER: Duration = Duration::from_secs(5);
+/// A shorter poll is kept also at rest.
+const SHORT_POLL: Duration = Duration::from_secs(1);
+
 /// How often a relay without room looks whether subscriptions have changed.
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 /// How often it looks for urgent events.
@@ -76,6 +85,8 @@ struct Work {
     woke_unrung: bool,
     /// When the relay that attends the bell last missed something.
     attendant_missed: Option<Instant>,
+    /// When the bell was last rung, or something found.
+    busy: Instant,
 }
 
 /// Works until the relay is stopped.
@@ -102,6 +113,7 @@ pub(super) async fn work(parts: Parts, bell: Bell, deliver: Arc<Deliver>, shutdo
         followed: now,
         woke_unrung: false,
         attendant_missed: None,
+        busy: now,
     };
     let mut waits = backon_waits();
     let mut loaded = false;
@@ -140,6 +152,9 @@ impl Work {
     async fn turn(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
         if self.bell.missed.swap(false, Ordering::AcqRel) {
             self.next_poll = Instant::now();
+        }
+        if self.next_poll > Instant::now() + self.poll().mul_f64(1.1) && !self.may_rest() {
+            self.next_poll = Instant::now() + self.poll(); // the rest is over
         }
         self.reload.load_all_if_asked().await?;
         if Instant::now() >= self.next_poll {
@@ -232,6 +247,7 @@ impl Work {
 
     /// Found something: publishers need not ring.
     async fn stay_awake(&mut self) {
+        self.busy = Instant::now();
         self.looks = 0;
         self.gentle = LINGER;
         if std::mem::take(&mut self.armed) {
@@ -288,6 +304,7 @@ impl Work {
         tokio::select! {
             () = tokio::time::sleep_until(due.into()) => {}
             () = self.base.reload.news.notified() => {}
+            () = self.waiting.relay_started.notified() => {}
         }
     }
 
@@ -322,6 +339,7 @@ impl Work {
         let began = Instant::now();
         tokio::select! {
             () = self.bell.rung.notified() => {
+                self.busy = Instant::now();
                 self.last_nap = began.elapsed();
                 self.looks = 0;
                 self.gentle = LINGER;
@@ -365,10 +383,25 @@ impl Work {
         if everything {
             self.looked_at_everything = Some(now);
         }
-        let poll = self.base.settings.poll.unwrap_or(DUE_WITHOUT_POLL);
+        let poll = if self.may_rest() { self.poll().max(RESTING) } else { self.poll() };
         // Relays that started together should not poll together.
         self.next_poll = now + poll.mul_f64(0.9 + 0.2 * rand::random::<f64>());
         Ok(())
+    }
+
+    fn poll(&self) -> Duration {
+        self.base.settings.poll.unwrap_or(DUE_WITHOUT_POLL)
+    }
+
+    /// Whether it is enough to look seldom: nothing waits, the bell is heard, and there is no other relay
+    /// whose leases could end.
+    fn may_rest(&self) -> bool {
+        self.armed
+            && self.poll() >= SHORT_POLL
+            && self.busy.elapsed() >= REST_AFTER.max(self.base.settings.lease * 2)
+            && self.waiting.other_relays.load(Ordering::Acquire) == 0
+            && self.waiting.schedule.next().is_none()
+            && self.waiting.schedule.count_behind() == 0
     }
 
     async fn ring_others(&mut self) {

@@ -63,7 +63,7 @@ fn configured(text: &str) -> Config {
     let path: PathBuf = folder.path().join("pgoutbox.toml");
     fs::write(&path, text).unwrap();
     let environment = vec![("DATABASE_URL".into(), "postgres://relay@localhost/shop".into())];
-    let sources = Sources { file: Some(path), environment, flags: Vec::new() };
+    let sources = Sources { file: Some(path), environment, ..Sources::default() };
     Config::load(&sources, CONFIGURED).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 

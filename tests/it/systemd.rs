@@ -13,21 +13,21 @@ use crate::{
 };
 
 /// The end of a service manager at which it listens.
-struct Manager {
+pub(crate) struct Manager {
     socket: UnixDatagram,
-    path: String,
+    pub(crate) path: String,
     _folder: tempfile::TempDir,
 }
 
 impl Manager {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify").to_str().unwrap().to_owned();
         Self { socket: UnixDatagram::bind(&path).unwrap(), path, _folder: folder }
     }
 
     /// Waits for a message with this line, and returns it with those before it.
-    async fn told(&self, line: &str) -> Vec<String> {
+    pub(crate) async fn told(&self, line: &str) -> Vec<String> {
         let mut told = Vec::new();
         let waiting = async {
             loop {

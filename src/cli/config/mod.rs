@@ -3,9 +3,11 @@
 //! `default.toml`. Only this folder and `sink/secret.rs` read settings from the environment.
 
 mod backplane;
+mod environment;
 mod jwt;
 mod read;
 mod sections;
+mod several;
 mod sinks;
 mod sources;
 #[cfg(test)]
@@ -22,6 +24,7 @@ use crate::{
     sink::{Connection, Kind, address, egress::Egress, settings::text},
 };
 
+pub use several::{Named, Several};
 pub use sources::Sources;
 
 /// The manual: each key with its meaning, limits and default.
@@ -115,8 +118,28 @@ pub struct Mistake {
     pub problem: String,
 }
 
+/// Key of the mistake that no source, or none of these, was chosen.
+const CHOICE: &str = "--source";
+
+impl Error {
+    /// Of several databases none was chosen, or one that is not there.
+    fn of_choice(problem: String) -> Self {
+        let key = CHOICE.to_owned();
+        Self { mistakes: vec![Mistake { key, value: None, origin: None, problem }] }
+    }
+
+    /// Whether only the flag `--source` is wrong or missing, and the configuration is right.
+    #[must_use]
+    pub fn is_of_choice(&self) -> bool {
+        matches!(&self.mistakes[..], [Mistake { key, .. }] if key == CHOICE)
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_of_choice() {
+            return f.write_str(&self.mistakes[0].problem);
+        }
         write!(
             f,
             "the configuration has {} mistake{}",
@@ -165,11 +188,20 @@ impl Config {
         }
     }
 
-    /// Reads and checks all settings. `sinks` are the kinds that `[sinks]` may contain.
+    /// Reads and checks all settings. `sinks` are the kinds that `[sinks]` may contain. Of several
+    /// databases those of `--source`.
     ///
     /// # Errors
-    /// All mistakes at once.
+    /// All mistakes at once, or that there are several databases and none was chosen.
     pub fn load(sources: &Sources, sinks: &[Kind]) -> Result<Self, Error> {
+        if let Some(several) = Several::load(sources, sinks)? {
+            return several.choose(sources.source.as_deref());
+        }
+        if let Some(name) = &sources.source {
+            return Err(Error::of_choice(format!(
+                "there is no source {name:?}: the configuration has no [[source]]"
+            )));
+        }
         let (config, _, mistakes) = Self::read(sources, sinks);
         if mistakes.is_empty() { Ok(config) } else { Err(Error { mistakes }) }
     }
@@ -230,32 +262,40 @@ impl Config {
     /// The configuration, all keys and the mistakes, in the order of the manual.
     fn read(sources: &Sources, kinds: &[Kind]) -> (Self, Vec<String>, Vec<Mistake>) {
         let mut reader = Reader::new(sources);
+        let config = Self::read_from(&mut reader, sources, kinds, true);
+        let (keys, mistakes) = reader.finish();
+        (config, keys, mistakes)
+    }
+
+    /// The configuration. `has_database`: whether it is that of a database, and not of all.
+    fn read_from(reader: &mut Reader, sources: &Sources, kinds: &[Kind], has_database: bool) -> Self {
         let mut config = Self::new(SecretString::default());
-        config.database.read(&mut reader, sources);
-        sections::relay(&mut config.relay, &mut reader);
+        if has_database {
+            config.database.read(reader, sources);
+        }
+        sections::relay(&mut config.relay, reader);
         if config.database.pooler && config.database.listen_url.is_none() && config.relay.poll.is_none() {
             reader.refuse(
                 "relay.poll",
                 "off is not possible with database.pooler and without database.listen_url; set one of them",
             );
         }
-        sections::egress(&mut config.egress, &mut reader);
+        sections::egress(&mut config.egress, reader);
         config.secrets.folder = reader.read("secrets.folder", text).map(PathBuf::from);
-        sections::http(&mut config.http, &mut reader, sources);
-        config.http.jwt = jwt::read(&mut reader, sources, &config.egress);
-        sections::require_proof(&config.http, &mut reader);
-        sections::realtime(&mut config.realtime, &mut reader);
-        config.realtime.backplane = backplane::read(&mut reader, sources);
-        config.telemetry.read(&mut reader);
-        config.sinks = sinks::read(&mut reader, sources, kinds);
+        sections::http(&mut config.http, reader, sources);
+        config.http.jwt = jwt::read(reader, sources, &config.egress);
+        sections::require_proof(&config.http, reader);
+        sections::realtime(&mut config.realtime, reader);
+        config.realtime.backplane = backplane::read(reader, sources);
+        config.telemetry.read(reader);
+        config.sinks = sinks::read(reader, sources, kinds);
         config.files = reader.files();
         config.misnamed = reader.misnamed(sources);
         let addresses = [Some(&config.database.url), config.database.listen_url.as_ref()];
         config
             .files
             .extend(addresses.into_iter().flatten().flat_map(|url| address::files(url.expose_secret())));
-        let (keys, mistakes) = reader.finish();
-        (config, keys, mistakes)
+        config
     }
 }
 

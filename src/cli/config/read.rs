@@ -6,12 +6,15 @@ use std::{
 };
 
 use figment::{
-    Error, Figment, Metadata, Profile, Provider,
+    Error, Figment, Provider as _,
     providers::{Format, Toml},
-    value::{Dict, Map, Value},
+    value::{Dict, Value},
 };
 
-use super::{Mistake, Sources};
+use super::{
+    Mistake, Sources,
+    environment::{Setting, settings_of_environment},
+};
 pub(super) use crate::sink::settings::Secrecy;
 
 /// Longest value shown in a mistake, in characters.
@@ -23,6 +26,8 @@ pub(super) struct Reader {
     settings: Dict,
     mistakes: Vec<Mistake>,
     known: Vec<(String, Secrecy)>,
+    /// The source whose settings these are: its name, and what is written in its table.
+    source: Option<(String, Dict)>,
 }
 
 impl fmt::Debug for Reader {
@@ -55,7 +60,51 @@ impl Reader {
             figment = figment.merge(Setting::new(flag, key, value));
         }
         let settings = merged(&figment);
-        Self { figment, settings, mistakes, known: Vec::new() }
+        Self { figment, settings, mistakes, known: Vec::new(), source: None }
+    }
+
+    /// Takes `[[source]]` out of the settings; none if it is not written.
+    pub(super) fn take_tables(&mut self) -> Option<Value> {
+        self.settings.remove("source")
+    }
+
+    /// Whether these are the settings of one of several sources.
+    pub(super) fn is_of_source(&self) -> bool {
+        self.source.is_some()
+    }
+
+    /// Takes a section out of the settings, whose keys were refused.
+    pub(super) fn forget(&mut self, section: &str) {
+        self.settings.remove(section);
+    }
+
+    /// A reader of one source: what is written in its table counts before what is written for all.
+    pub(super) fn of_source(&self, name: &str, table: &Dict) -> Self {
+        let mut settings = self.settings.clone();
+        for (section, value) in table {
+            lay_over(&mut settings, section, value);
+        }
+        let (figment, source) = (self.figment.clone(), Some((name.to_owned(), table.clone())));
+        Self { figment, settings, mistakes: Vec::new(), known: Vec::new(), source }
+    }
+
+    /// Records a mistake in what was taken out of the settings. Its values are not shown.
+    pub(super) fn refuse_taken(&mut self, key: &str, value: &Value, problem: String) {
+        let mistake = Mistake::of_key(key, self.origin(key, value), problem);
+        self.mistakes.push(mistake);
+    }
+
+    /// The name of a key for people: of one that the table of the source has, or of an address, with it.
+    fn full_key(&self, path: &str) -> String {
+        let Some((name, table)) = &self.source else { return path.to_owned() };
+        let mut keys = path.split('.');
+        let first = keys.next().and_then(|section| table.get(section));
+        let is_own = keys.try_fold(first, |value, key| Some(value?.as_dict()?.get(key))).flatten().is_some();
+        if is_own || path.starts_with("database.") {
+            format!("source.{name}.{path}")
+        } else {
+            path.to_owned()
+        }
     }
 
     /// Reads a key whose value may be shown; none if it is not set or invalid.
@@ -148,7 +197,8 @@ impl Reader {
     /// Records a mistake at an unknown path. The value may be a secret and is not shown.
     pub(super) fn refuse_unknown(&mut self, path: &str, problem: String) {
         let origin = self.at(path).and_then(|value| self.origin(path, value));
-        self.mistakes.push(Mistake::of_key(path, origin, problem));
+        let key = self.full_key(path);
+        self.mistakes.push(Mistake::of_key(&key, origin, problem));
     }
 
     /// Records a mistake in a key that was read.
@@ -179,7 +229,9 @@ impl Reader {
         let unknown: Vec<_> = unknown
             .into_iter()
             // The value of an unknown key may be a secret.
-            .map(|(key, value, problem)| Mistake::of_key(&key, self.origin(&key, value), problem))
+            .map(|(key, value, problem)| {
+                Mistake::of_key(&self.full_key(&key), self.origin(&key, value), problem)
+            })
             .collect();
         self.mistakes.extend(unknown);
         (self.known.into_iter().map(|(key, _)| key).collect(), self.mistakes)
@@ -228,7 +280,7 @@ impl Reader {
     fn mistake(&self, key: &str, secrecy: Secrecy, problem: String) -> Mistake {
         let value = self.at(key);
         Mistake {
-            key: key.to_owned(),
+            key: self.full_key(key),
             value: value
                 .map(|value| if secrecy == Secrecy::Secret { "[redacted]".to_owned() } else { shown(value) }),
             origin: value.and_then(|value| self.origin(key, value)),
@@ -263,6 +315,18 @@ impl Reader {
     }
 }
 
+/// Lays a value over what is there: of sections each key by itself, of other values the whole.
+fn lay_over(settings: &mut Dict, key: &str, value: &Value) {
+    match (settings.get_mut(key), value) {
+        (Some(Value::Dict(_, below)), Value::Dict(_, above)) => {
+            above.iter().for_each(|(key, value)| lay_over(below, key, value));
+        }
+        _ => {
+            settings.insert(key.to_owned(), value.clone());
+        }
+    }
+}
+
 /// The merged settings with the tags of their origin, which `extract` would drop.
 fn merged(figment: &Figment) -> Dict {
     figment
@@ -271,78 +335,6 @@ fn merged(figment: &Figment) -> Dict {
         .into_keys()
         .filter_map(|section| figment.find_value(&section).ok().map(|value| (section, value)))
         .collect()
-}
-
-/// Settings of `DATABASE_URL` and `PGOUTBOX__SECTION__KEY`, which overrides it. The underscore is doubled
-/// because Kubernetes sets variables such as `PGOUTBOX_PORT` for a service of that name.
-fn settings_of_environment(sources: &Sources, mistakes: &mut Vec<Mistake>) -> Vec<Setting> {
-    let mut settings = Vec::new();
-    if let Some(url) = sources.variable("DATABASE_URL").filter(|url| !url.is_empty()) {
-        settings.push(Setting::new("DATABASE_URL", "database.url", &url));
-    }
-    let mut variables: Vec<_> = sources
-        .environment
-        .iter()
-        .filter_map(|(name, value)| Some((name.to_str()?, value)))
-        .filter(|(name, _)| name.starts_with("PGOUTBOX__"))
-        .collect();
-    variables.sort_unstable();
-    for (name, value) in variables {
-        let key = name["PGOUTBOX__".len()..].to_lowercase().replace("__", ".");
-        let parts: Vec<_> = key.split('.').collect();
-        let depth = if parts.contains(&"") { 0 } else { parts.len() };
-        // sinks.<kind>.<key> has 3 parts, sinks.<kind>.connections.<name>.<key> has 5, http.jwt.<key> and
-        // realtime.nats.<key> 3, any other key 2.
-        let names_a_key = match parts[..] {
-            ["sinks", ..] => matches!(depth, 3 | 5),
-            ["http", "jwt", _] | ["realtime", "nats", _] => depth == 3,
-            _ => depth == 2,
-        };
-        let problem = match (names_a_key, value.to_str()) {
-            (true, Some(value)) => {
-                settings.push(Setting::new(name, &key, value));
-                continue;
-            }
-            (true, None) => "is not UTF-8",
-            _ => "does not name a key; write PGOUTBOX__SECTION__KEY, such as PGOUTBOX__RELAY__PERMITS",
-        };
-        mistakes.push(Mistake {
-            key,
-            value: None,
-            origin: Some(name.to_owned()),
-            problem: problem.to_owned(),
-        });
-    }
-    settings
-}
-
-/// A setting from the environment or a flag. Its value stays text: a token of digits must not become a
-/// number.
-struct Setting {
-    origin: String,
-    key: String,
-    value: String,
-}
-
-impl Setting {
-    fn new(origin: &str, key: &str, value: &str) -> Self {
-        Self { origin: origin.to_owned(), key: key.to_owned(), value: value.to_owned() }
-    }
-}
-
-impl Provider for Setting {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(self.origin.clone())
-    }
-
-    fn data(&self) -> Result<Map<Profile, Dict>, Error> {
-        let mut keys: Vec<&str> = self.key.split('.').collect();
-        let section = keys.remove(0).to_owned();
-        let value = keys.iter().rev().fold(Value::from(self.value.as_str()), |value, key| {
-            Value::from(Dict::from([((*key).to_owned(), value)]))
-        });
-        Ok(Map::from([(Profile::Default, Dict::from([(section, value)]))]))
-    }
 }
 
 impl Mistake {

@@ -31,6 +31,9 @@ impl Database {
         match reader.read_secret("database.url", url) {
             Some(url) => self.url = url,
             None if reader.is_set("database.url") => {}
+            None if reader.is_of_source() => {
+                reader.refuse("database.url", "is not set; write url in [source.database]");
+            }
             None if sources.has_postgres_variables() => self.url = SecretString::from("postgres:///"),
             None => reader
                 .refuse("database.url", "is not set; set DATABASE_URL, --database-url, or url in [database]"),

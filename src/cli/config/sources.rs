@@ -21,6 +21,8 @@ pub struct Sources {
     pub environment: Vec<(OsString, OsString)>,
     /// Flags of the command line: key, flag, value.
     pub flags: Vec<(&'static str, &'static str, String)>,
+    /// Name of the chosen `[[source]]`, if one was chosen.
+    pub source: Option<String>,
 }
 
 impl fmt::Debug for Sources {
@@ -34,7 +36,7 @@ impl Sources {
     /// The environment of this process, without flags.
     #[must_use]
     pub fn of_process(file: Option<PathBuf>) -> Self {
-        Self { file, environment: std::env::vars_os().collect(), flags: Vec::new() }
+        Self { file, environment: std::env::vars_os().collect(), ..Self::default() }
     }
 
     /// An environment variable, if it is set and UTF-8.

@@ -9,11 +9,11 @@ use crate::sinks::CONFIGURED;
 
 pub(super) const URL: (&str, &str) = ("DATABASE_URL", "postgres://relay:hunter2@db.internal/shop");
 
-fn sources(file: &str, environment: &[(&str, &str)]) -> (Sources, tempfile::NamedTempFile) {
+pub(super) fn sources(file: &str, environment: &[(&str, &str)]) -> (Sources, tempfile::NamedTempFile) {
     let mut kept = tempfile::NamedTempFile::new().unwrap();
     kept.write_all(file.as_bytes()).unwrap();
     let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-    (Sources { file: Some(kept.path().to_owned()), environment, flags: Vec::new() }, kept)
+    (Sources { file: Some(kept.path().to_owned()), environment, ..Sources::default() }, kept)
 }
 
 pub(super) fn load(file: &str, environment: &[(&str, &str)]) -> Config {
@@ -247,7 +247,7 @@ fn a_missing_address_or_file_is_reported_and_a_variable_must_name_a_key() {
     let missing = Sources {
         file: Some("/nowhere/pgoutbox.toml".into()),
         environment: vec![(URL.0.into(), URL.1.into())],
-        flags: vec![],
+        ..Sources::default()
     };
     assert!(
         Config::load(&missing, CONFIGURED)

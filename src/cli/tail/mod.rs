@@ -16,7 +16,7 @@ use self::{
 };
 use super::{
     Misuse,
-    config::{Config, Sources},
+    config::{Config, Several, Sources},
     exit::Exit,
     moment, print,
     signals::Signals,
@@ -127,6 +127,10 @@ impl Tail {
     fn config(&self, sources: &Sources) -> anyhow::Result<Config> {
         if self.url.is_some() && self.token_file.is_some() {
             return Ok(Config::new(SecretString::default()));
+        }
+        if let Some(several) = Several::load(sources, sinks::CONFIGURED)? {
+            // Of a gateway with the same token.
+            return Ok(several.common);
         }
         let mut sources = sources.clone();
         sources.flags.push(("database.url", "--database-url", "postgres:///".to_owned()));

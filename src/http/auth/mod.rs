@@ -38,7 +38,7 @@ pub use self::{
     origin::origin,
     remote::{Pace, Remote},
 };
-use super::{Settings, problem};
+use super::{Settings, problem, sources::within};
 use crate::live::caller::Caller;
 
 /// Paths for everybody: process managers have no token, and a script is the same for all.
@@ -117,6 +117,7 @@ impl Guard {
 
     /// The origins whose pages may use a path.
     fn origins(&self, path: &str) -> &[String] {
+        let path = within(path);
         if path.starts_with(API) || path == SCRIPT { &self.origins } else { &[] }
     }
 
@@ -136,7 +137,7 @@ impl Guard {
     /// Who asks, and whether they may use this path.
     async fn admit(&self, request: &mut Request) -> Result<(), Refused> {
         let given = given::take(request);
-        let path = request.uri().path();
+        let path = within(request.uri().path());
         if self.is_public || PUBLIC.contains(&path) {
             return Ok(());
         }

@@ -7,7 +7,7 @@ use super::{
     Dispatch, State,
     attempt::Attempt,
     job::Job,
-    shares::{AHEAD_BYTES, HANDFUL, for_live_events},
+    shares::{HANDFUL, for_live_events},
 };
 use crate::{delivery::SubscriptionId, subscription::Subscription};
 
@@ -38,6 +38,9 @@ impl Dispatch {
         let state = &mut *guard;
         if state.stopped {
             return begin;
+        }
+        if let Some(member) = &self.member {
+            member.wants_nothing(); // what is denied below says so again
         }
         self.begin_suspects(state, now, way, &mut begin);
         while let Some(id) = state.fair.current() {
@@ -128,14 +131,24 @@ impl Dispatch {
             return Next::Waits;
         }
         let most = most.min(slots as usize);
+        let wanted = if batch.is_some() { u32::try_from(most).unwrap_or(u32::MAX) } else { 1 };
+        let granted = self.take_shared(wanted);
+        if granted == 0 {
+            return Next::Parks;
+        }
+        let most = most.min(granted as usize);
         let jobs = match batch {
             None => queue.take_one().into_iter().collect(),
             Some(batch) => match queue.take_batch(&batch, most, now) {
                 Ok(jobs) => jobs,
-                Err(until) => return Next::Gathers(until),
+                Err(until) => {
+                    self.give_shared(granted);
+                    return Next::Gathers(until);
+                }
             },
         };
         let count = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
+        self.give_shared(granted - count);
         if count == 0 {
             return Next::Waits;
         }
@@ -158,14 +171,18 @@ impl Dispatch {
         state.numbers.in_flight += count;
         state.numbers.ahead -= jobs.len();
         state.numbers.ahead_bytes -= jobs.iter().map(|job| job.bytes).sum::<usize>();
-        let is_less_crowded = state.is_crowded
-            && state.numbers.ahead <= self.limits.most_ahead * 3 / 4
-            && state.numbers.ahead_bytes <= AHEAD_BYTES / 16 * 15;
-        if queue.may_refill() || is_less_crowded {
+        let may_refill = queue.may_refill();
+        let subscription = queue.subscription.clone();
+        let is_less_crowded = state.is_crowded && {
+            let limits = self.limits_now(state);
+            state.numbers.ahead <= limits.most_ahead * 3 / 4
+                && state.numbers.ahead_bytes <= limits.ahead_bytes / 16 * 15
+        };
+        if may_refill || is_less_crowded {
             state.is_crowded &= !is_less_crowded;
             self.room.notify_one();
         }
-        Next::Begins(Attempt { subscription: queue.subscription.clone(), jobs, began: now, suspect: None })
+        Next::Begins(Attempt { subscription, jobs, began: now, suspect: None })
     }
 
     fn begin_suspects(
@@ -183,7 +200,13 @@ impl Dispatch {
                 way(&job.delivery.subscription) != Way::Blocked
                     && self.paces.ready(job.delivery.subscription.row.id, 1, now) > 0
             };
-            let Some((job, suspect)) = state.suspects.next(may_send) else { continue };
+            if self.take_shared(1) == 0 {
+                return;
+            }
+            let Some((job, suspect)) = state.suspects.next(may_send) else {
+                self.give_shared(1);
+                continue;
+            };
             self.paces.spend(job.delivery.subscription.row.id, 1);
             state.numbers.in_flight += 1;
             state.numbers.ahead -= 1;

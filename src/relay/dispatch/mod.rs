@@ -32,7 +32,12 @@ pub(super) use self::{
     order::{Committed, Epochs},
 };
 use self::{gate::Gate, queue::Queue, ramp::Ramp, shares::Limits, suspects::Suspects};
-use super::{concurrency::Answer, fair::Fair, pace::Paces};
+use super::{
+    concurrency::Answer,
+    fair::Fair,
+    pace::Paces,
+    shared::{Member, Shared},
+};
 
 /// What has waited here this long, and not for its turn, goes back to the database.
 const TOO_OLD: Duration = Duration::from_secs(2);
@@ -46,11 +51,19 @@ pub(super) struct Numbers {
     pub(super) unsettled: u32,
 }
 
+/// Deliveries, and bytes of events, that relays with so many permits may have leased ahead.
+pub(super) fn most_ahead(permits: u32) -> (usize, usize) {
+    let limits = Limits::new(permits, permits);
+    (limits.most_ahead, limits.ahead_bytes)
+}
+
 /// All queues of a relay.
 #[derive(Debug)]
 pub(super) struct Dispatch {
     state: Mutex<State>,
     limits: Limits,
+    /// The part of this relay in the limits of several.
+    member: Option<Member>,
     /// The rates of limited subscriptions.
     pub(super) paces: Paces,
     /// Rings when more may be leased after room was denied.
@@ -85,10 +98,44 @@ struct State {
 }
 
 impl Dispatch {
-    pub(super) fn new(permits: u32, per_subscription: u32) -> Self {
+    /// `shared`: the limits of several relays, if there are any.
+    pub(super) fn new(permits: u32, per_subscription: u32, shared: Option<&Arc<Shared>>) -> Self {
         let limits = Limits::new(permits, per_subscription);
-        let paces = Paces::default();
-        Self { state: Mutex::default(), limits, paces, room: Notify::new(), scarce: Notify::new() }
+        let (paces, member) = (Paces::default(), shared.map(Shared::join));
+        Self { state: Mutex::default(), limits, member, paces, room: Notify::new(), scarce: Notify::new() }
+    }
+
+    /// The limits, as the other relays leave them now.
+    fn limits_now(&self, state: &State) -> Limits {
+        let Some(member) = &self.member else { return self.limits };
+        let (ahead, bytes) = member.leased(state.numbers.ahead, state.numbers.ahead_bytes);
+        let limits = self.limits;
+        Limits {
+            most_ahead: limits.most_ahead.min(ahead),
+            ahead_bytes: limits.ahead_bytes.min(bytes),
+            ..limits
+        }
+    }
+
+    /// Permits of all relays for up to `wanted` deliveries that begin.
+    fn take_shared(&self, wanted: u32) -> u32 {
+        self.member.as_ref().map_or(wanted, |member| member.take(wanted))
+    }
+
+    fn give_shared(&self, count: u32) {
+        if let Some(member) = &self.member
+            && count > 0
+        {
+            member.give(count);
+        }
+    }
+
+    /// Waits until permits may be there that another relay had.
+    pub(super) async fn shared_freed(&self) {
+        match &self.member {
+            Some(member) => member.freed().await,
+            None => std::future::pending().await,
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -165,6 +212,7 @@ impl Dispatch {
         let mut guard = self.state();
         let state = &mut *guard;
         let count = attempt.count;
+        self.give_shared(count);
         state.numbers.in_flight -= count;
         state.numbers.unsettled += count;
         // A key goes on when its verdict is committed. That hurries when nothing else can begin.
@@ -215,6 +263,7 @@ impl Dispatch {
     pub(super) fn look_again(&self) {
         let mut guard = self.state();
         let state = &mut *guard;
+        let _ = self.limits_now(state); // the others learn what is leased here
         let waiting: Vec<SubscriptionId> = state
             .queues
             .iter()

@@ -61,7 +61,7 @@ impl Dispatch {
             None => Wants { mine: 0, most: first_ahead(subscription), is_known: false },
         };
         let wants = Wants { most: wants.most.min(by_rate), ..wants };
-        let room = self.limits.ahead(wants, state.taken());
+        let room = self.limits_now(&state).ahead(wants, state.taken());
         let all = wants.mine + room;
         if room >= least(all) {
             return room;
@@ -145,13 +145,14 @@ impl Dispatch {
 
     /// How many more deliveries may be leased ahead for all subscriptions together.
     pub(crate) fn free_ahead(&self) -> usize {
-        self.limits.most_ahead.saturating_sub(self.state().numbers.ahead)
+        let state = self.state();
+        self.limits_now(&state).most_ahead.saturating_sub(state.numbers.ahead)
     }
 
     /// Whether no more may be leased ahead for any subscription.
     pub(crate) fn is_full(&self) -> bool {
         let mut state = self.state();
-        let full = self.limits.is_full(state.numbers.ahead, state.numbers.ahead_bytes);
+        let full = self.limits_now(&state).is_full(state.numbers.ahead, state.numbers.ahead_bytes);
         state.is_crowded |= full;
         full
     }

@@ -5,7 +5,7 @@ const AHEAD: u32 = 4;
 /// Deliveries leased ahead that are always allowed.
 const AHEAD_AT_LEAST: usize = 1_024;
 /// Events leased ahead (bytes).
-pub(super) const AHEAD_BYTES: usize = 48 * 1024 * 1024;
+const AHEAD_BYTES: usize = 48 * 1024 * 1024;
 /// Deliveries in flight, and deliveries leased ahead, that a subscription may have whatever the others have.
 pub(super) const HANDFUL: usize = 8;
 
@@ -18,6 +18,8 @@ pub(super) struct Limits {
     pub(super) per_subscription: u32,
     /// Deliveries leased ahead. Because each subscription has its share, there may be up to twice as many.
     pub(super) most_ahead: usize,
+    /// Events leased ahead (bytes).
+    pub(super) ahead_bytes: usize,
 }
 
 /// What a subscription has and what it may have by itself, when more is leased for it.
@@ -48,6 +50,7 @@ impl Limits {
             permits,
             per_subscription: per_subscription.min(permits),
             most_ahead: AHEAD_AT_LEAST.max(permits.saturating_mul(AHEAD) as usize),
+            ahead_bytes: AHEAD_BYTES,
         }
     }
 
@@ -99,7 +102,7 @@ impl Limits {
         } else {
             0
         };
-        if taken.ahead_bytes >= AHEAD_BYTES {
+        if taken.ahead_bytes >= self.ahead_bytes {
             return handful.min(1);
         }
         let fair = share.saturating_sub(wants.mine);
@@ -110,7 +113,7 @@ impl Limits {
 
     /// Whether no more may be leased ahead for any subscription.
     pub(super) fn is_full(self, ahead: usize, ahead_bytes: usize) -> bool {
-        ahead >= self.most_ahead * 2 || ahead_bytes >= AHEAD_BYTES
+        ahead >= self.most_ahead * 2 || ahead_bytes >= self.ahead_bytes
     }
 }
 
@@ -124,7 +127,8 @@ pub(super) fn for_live_events(width: u32) -> u32 {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { permits: 1_024, per_subscription: 512, most_ahead: 4_096 };
+    const LIMITS: Limits =
+        Limits { permits: 1_024, per_subscription: 512, most_ahead: 4_096, ahead_bytes: AHEAD_BYTES };
 
     /// Begins for silent subscriptions in turn until none may begin more. Returns all that are in flight.
     fn silent(subscriptions: usize) -> u32 {

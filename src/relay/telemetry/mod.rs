@@ -6,9 +6,11 @@ mod metrics;
 mod outlets;
 mod progress;
 mod signal;
+#[cfg(feature = "cli")]
+mod sources;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,6 +23,8 @@ use crate::{
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::sync::broadcast;
 
+#[cfg(feature = "cli")]
+pub(crate) use self::sources::together;
 use self::{
     live::LiveRead,
     metrics::{BuildLabels, CauseLabels, Metrics, ReasonLabels, SinkLabels, StageLabels, SubscriptionLabels},
@@ -43,7 +47,8 @@ pub struct Telemetry {
     registry: Registry,
     metrics: Metrics,
     outlets: Outlets,
-    signals: broadcast::Sender<Signal>,
+    /// Made when somebody asks for them: it takes some MiB.
+    signals: OnceLock<broadcast::Sender<Signal>>,
     warned_of_resources: Mutex<Option<Instant>>,
     progress: Progress,
     live_read: LiveRead,
@@ -59,15 +64,25 @@ impl Telemetry {
     /// New metrics, all zero.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        let mut registry = Registry::default();
+        Self::within(Registry::default())
+    }
+
+    /// New metrics, all zero, with the label `source`.
+    #[cfg(feature = "cli")]
+    #[must_use]
+    pub(crate) fn of_source(name: &str) -> Arc<Self> {
+        let label = ("source".into(), name.to_owned().into());
+        Self::within(Registry::with_labels(std::iter::once(label)))
+    }
+
+    fn within(mut registry: Registry) -> Arc<Self> {
         let metrics = Metrics::register(&mut registry);
         metrics.build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
-        let (signals, _) = broadcast::channel(SIGNALS_KEPT);
         Arc::new(Self {
             registry,
             metrics,
             outlets: Outlets::default(),
-            signals,
+            signals: OnceLock::new(),
             warned_of_resources: Mutex::default(),
             progress: Progress::default(),
             live_read: LiveRead::default(),
@@ -87,7 +102,7 @@ impl Telemetry {
     /// Signals from now on. Subscribe before the act whose signal you wait for.
     #[must_use]
     pub fn signals(&self) -> broadcast::Receiver<Signal> {
-        self.signals.subscribe()
+        self.signals.get_or_init(|| broadcast::channel(SIGNALS_KEPT).0).subscribe()
     }
 
     /// Says which kinds of sinks there are, so that their counters are looked up once.
@@ -96,9 +111,11 @@ impl Telemetry {
     }
 
     fn signal(&self, signal: impl FnOnce() -> Signal) {
-        if self.signals.receiver_count() > 0 {
+        if let Some(signals) = self.signals.get()
+            && signals.receiver_count() > 0
+        {
             // An error means that all receivers are dropped.
-            let _ = self.signals.send(signal());
+            let _ = signals.send(signal());
         }
     }
 

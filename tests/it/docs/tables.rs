@@ -114,7 +114,7 @@ fn add_commands(binary: &Binary, path: &[String], rows: &mut Vec<String>) {
     }
     if help.commands.is_empty() {
         let Help { about, usage, options, .. } = &*help;
-        let general = ["--config", "--database-url", "--utc", "--help", "-h"];
+        let general = ["--config", "--database-url", "--source", "--utc", "--help", "-h"];
         let own = options
             .iter()
             .filter(|option| !general.contains(&option.as_str()))
