@@ -150,7 +150,7 @@ pub use cli::run as run_command_line;
 pub use event::{Draft, Event, Position};
 // Running a relay.
 pub use relay::{
-    AttemptLog, Builder as RelayBuilder, Drained, Error as RelayError, Health, Relay,
+    AttemptLog, Builder as RelayBuilder, Drained, Error as RelayError, Health, Laggard, Relay, Retention,
     Settings as RelaySettings,
     telemetry::{Signal, Telemetry},
 };

@@ -108,6 +108,9 @@ async fn findings(
     let backplane = if is_like_a_relay { config.realtime.check_backplane().await.err() } else { None };
     let backplane = backplane.map(|problem| Finding { subject: "realtime.backplane".to_owned(), problem });
     let of_schema = operator.check_schema().await?;
+    for (subject, problem, _) in operator.list_kept().await?.iter().filter(|(.., is_problem)| !is_problem) {
+        print::note!("{}: {}", print::escaped(subject), print::escaped(problem));
+    }
     let registry = registry(config)?;
     let is_running = !operator.list_relays().await?.is_empty();
     let elsewhere = Elsewhere {

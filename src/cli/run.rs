@@ -1,6 +1,8 @@
 //! `run` and `migrate`. The first signal that would end the process drains; a second one stops without
 //! draining. SIGHUP reloads.
 
+use std::time::Duration;
+
 use crate::{
     admin::Operator,
     cli::{
@@ -68,7 +70,10 @@ pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> a
         }
         return several::run(sources, several, migrate_first).await;
     }
-    let config = Config::load(sources, sinks::CONFIGURED)?;
+    let mut config = Config::load(sources, sinks::CONFIGURED)?;
+    if once {
+        config.relay.retention.first_look = Duration::ZERO;
+    }
     logging::init(&config.telemetry)?;
     let (mut signals, hangup) = (Signals::without_hangup()?, signals::hangup()?);
     let drain = CancellationToken::new();

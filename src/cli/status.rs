@@ -55,6 +55,9 @@ pub(super) async fn status(operator: &mut Operator, environment: &str, json: boo
         let age = duration::format(Duration::from_secs(age.max(0.0) as u64));
         print::note!("log: {} not routed yet, the oldest {age} old", print::counted(log.unrouted, "event"));
     }
+    for (subject, problem, _) in operator.list_kept().await? {
+        print::note!("{}: {}", print::escaped(&subject), print::escaped(&problem));
+    }
     for (table, problem) in operator.capture_problems().await? {
         print::note!("capture of {table}: {problem}");
     }

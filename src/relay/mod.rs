@@ -45,6 +45,8 @@ mod plan;
 mod prepare;
 mod reload;
 mod replay;
+mod retain;
+mod retention;
 mod route;
 mod schedule;
 mod send;
@@ -79,6 +81,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use self::shared::Shared;
 pub use self::{
     builder::Builder,
+    retention::{Laggard, Retention},
     settings::{AttemptLog, Settings},
 };
 use self::{

@@ -16,7 +16,7 @@ use super::{
     Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, held, maintain, news,
     order, pace,
     parts::Parts,
-    pauses, replay, settle, tidy,
+    pauses, replay, retain, settle, tidy,
     watch::{Failed, Watch},
     work,
 };
@@ -79,6 +79,7 @@ pub(super) async fn run(
     stages.spawn(watch.stage("replay", replay::replay(parts.clone(), stop.clone())));
     stages
         .spawn(watch.stage("pace", pace::keep(base.clone(), sending.clone(), deliver.clone(), stop.clone())));
+    stages.spawn(watch.stage("retain", retain::retain(base.clone(), stop.clone())));
     stages.spawn(watch.stage("tidy", tidy::tidy(sending.clone(), deliver.clone(), stop.clone())));
     let working = stages.spawn(watch.stage("work", work::work(parts, bell, deliver.clone(), stop.clone())));
     stages.close();

@@ -13,7 +13,8 @@ use arc_swap::ArcSwap;
 use sqlx::{
     ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Transaction,
     pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
+    query::Query,
 };
 
 use super::{
@@ -28,6 +29,10 @@ use crate::sink::{
 
 /// Longest time for a statement or a transaction of the relay, network included.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(12);
+/// Least connections besides the reserved ones: [`Store::patient`] may hold one for long.
+const LEAST: u32 = 2;
+/// Longest time for a statement that reads much and delays nobody.
+const PATIENT_LIMIT: Duration = Duration::from_secs(3_600);
 /// Longest time to make a connection or to wait for one of the pool.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -274,6 +279,44 @@ impl Store {
         result
     }
 
+    /// Runs one statement that may take up to an hour, in a transaction of its own, and reads its first row.
+    ///
+    /// # Errors
+    /// As [`Store::limited`].
+    pub(super) async fn patient<T>(
+        &self,
+        doing: &'static str,
+        query: Query<'static, Postgres, PgArguments>,
+        read: impl FnOnce(&PgRow) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Error> {
+        if self.guard.is_tripped() {
+            return Err(self.tripped_while(doing));
+        }
+        let work = async {
+            let mut session = self.session(None).await?;
+            let mut transaction = session.connection().begin().await?;
+            let limit = "select set_config('statement_timeout', $1, true)";
+            let limit = sqlx::query(limit).bind(format!("{}s", PATIENT_LIMIT.as_secs()));
+            limit.persistent(false).execute(&mut *transaction).await?;
+            let row = query.persistent(self.is_persistent()).fetch_one(&mut *transaction).await?;
+            transaction.commit().await?;
+            session.finish().await?;
+            read(&row)
+        };
+        let result = match tokio::time::timeout(PATIENT_LIMIT, work).await {
+            Ok(Err(error)) => Err(self.explained(doing, error).await),
+            Ok(result) => result.map_err(|error| Error::database(doing, error)),
+            Err(_) => Err(Error::deadline(doing, PATIENT_LIMIT.as_secs())),
+        };
+        if result.is_err() && self.guard.is_tripped() {
+            return Err(self.tripped_while(doing));
+        }
+        if result.as_ref().is_err_and(|error| error.kind() == Kind::Connection) {
+            self.replace_pool();
+        }
+        result
+    }
+
     pub(super) fn tripped_while(&self, doing: &'static str) -> Error {
         match self.guard.trip() {
             Some(Trip::Fenced(why)) => Error::fenced(doing, why),
@@ -362,7 +405,7 @@ impl Store {
 
 /// How many connections a relay opens at most, by part, in words.
 pub fn connections_wanted(pool_size: u32, function_pool_size: u32) -> String {
-    let stages = u32::try_from(Reserved::COUNT).unwrap_or(u32::MAX);
+    let (stages, pool_size) = (u32::try_from(Reserved::COUNT).unwrap_or(u32::MAX), pool_size.max(LEAST));
     format!(
         "up to {}: {pool_size} for reports and reloads (database.pool_size), {stages} to route, claim, settle \
          and renew, 1 to listen, {function_pool_size} for SQL functions (database.function_pool_size)",
@@ -405,7 +448,7 @@ fn pool(settings: &ConnectionSettings, guard: &Arc<Guard>) -> PgPool {
                 }
             })
         })
-        .max_connections(settings.pool_size.saturating_add(reserved))
+        .max_connections(settings.pool_size.max(LEAST).saturating_add(reserved))
         .acquire_timeout(CONNECT_LIMIT)
         .idle_timeout(Duration::from_secs(600))
         .max_lifetime(Duration::from_secs(3_600))

@@ -19,6 +19,7 @@ mod paces;
 mod pages;
 mod relays;
 mod replays;
+mod retention;
 mod routing;
 pub mod schema;
 mod starts;
@@ -49,6 +50,7 @@ pub use pages::{
 };
 pub use relays::{BreakerState, Others, RelayReport, SubscriptionReport};
 pub use replays::Replay;
+pub use retention::{Done, Kept, Step};
 pub use routing::{NewDelivery, NewPage, Page, Read, Routed};
 pub use starts::{Past, Start};
 pub use subscriptions::{

@@ -65,6 +65,7 @@ mod reload; // changes of subscriptions are followed; an invalid row affects no 
 mod replay; // events of the log are sent again beside live ones
 mod replay_steered; // replays are paused, cancelled, bounded and refused
 mod repeats; // what may have arrived already is marked where it is sent again
+mod retention; // what is old leaves: partitions made ahead and dropped, also beside publishers
 mod roles; // rights of each role
 mod rooms; // rooms use each other in one direction
 mod route; // each committed event once to each matching subscription

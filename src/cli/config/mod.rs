@@ -280,6 +280,7 @@ impl Config {
                 "off is not possible with database.pooler and without database.listen_url; set one of them",
             );
         }
+        sections::retention(&mut config.relay.retention, reader);
         sections::egress(&mut config.egress, reader);
         config.secrets.folder = reader.read("secrets.folder", text).map(PathBuf::from);
         sections::http(&mut config.http, reader, sources);

@@ -8,7 +8,7 @@ use super::{Config, Error, Sources, read::Reader};
 use crate::sink::Kind;
 
 /// Sections that the table of a source may have.
-const SECTIONS: [&str; 5] = ["database", "relay", "egress", "secrets", "sinks"];
+const SECTIONS: [&str; 6] = ["database", "relay", "retention", "egress", "secrets", "sinks"];
 /// Most sources of one process.
 const MOST: usize = 100;
 /// Longest name of a source, in characters.

@@ -92,7 +92,7 @@ fn flags_win_over_the_environment_and_the_environment_over_the_file() {
 #[test]
 fn all_mistakes_are_reported_at_once_with_value_and_origin() {
     let found = mistakes(
-        "[relay]\npermits = 0\nlease = '1s'\npermit = 5\n[retention]\ndays = 5",
+        "[relay]\npermits = 0\nlease = '1s'\npermit = 5\n[archive]\ndays = 5",
         &[
             URL,
             ("PGOUTBOX__RELAY__POLL", "often"),
@@ -108,7 +108,7 @@ fn all_mistakes_are_reported_at_once_with_value_and_origin() {
         "relay.poll = \"often\" (PGOUTBOX__RELAY__POLL): \"often\" is not a duration",
         "relay.drains (PGOUTBOX__RELAY__DRAINS): unknown key; [relay] has name, environment, permits",
         "relay.permit (FILE): unknown key",
-        "retention (FILE): unknown section; known sections are database, relay, egress, secrets, http",
+        "archive (FILE): unknown section; known sections are database, relay, retention, egress, secrets, http",
     ] {
         assert!(found.iter().any(|mistake| mistake.starts_with(expected)), "{expected}\n{found:#?}");
     }

@@ -5,6 +5,7 @@ mod live;
 mod metrics;
 mod outlets;
 mod progress;
+mod retained;
 mod signal;
 #[cfg(feature = "cli")]
 mod sources;

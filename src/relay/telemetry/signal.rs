@@ -30,6 +30,12 @@ pub enum Signal {
         /// Id of the event.
         event: Uuid,
     },
+    /// A partition was made.
+    PartitionMade,
+    /// A partition was dropped.
+    PartitionDropped,
+    /// A look at what is old has ended.
+    RetentionLooked,
     /// Due deliveries were leased.
     Claimed {
         /// Number of deliveries.
