@@ -1,6 +1,6 @@
 -- What leaves by its age: partitions of the log and of the delivery log, ids given by publishers,
--- and dead letters if that is wanted. Relays call these functions every minute, a step in each call. A
--- lock that publishers could wait behind is waited for no longer than 100 ms.
+-- and dead letters if that is wanted. Relays call these functions every minute, a step in each
+-- call. A lock that publishers could wait behind is waited for no longer than 100 ms.
 
 -- What the last look found.
 create table outbox.retention_periods (
@@ -709,7 +709,8 @@ end;
 $$;
 
 -- Deletes ids given by publishers, or dead letters, that are older than a period: at most 5,000 in
--- a call. Returns how many, and the newest time among them, below which the next call need not look.
+-- a call. Returns how many, and the newest time among them, below which the next call need not
+-- look.
 create function outbox_internal.delete_old_at(
     what   text,
     period interval,

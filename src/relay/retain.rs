@@ -1,6 +1,7 @@
-//! Makes partitions ahead, drops those that are old enough, and deletes old ids and dead letters. The database
-//! decides what may leave and lets one relay at a time do it; a lock that publishers could wait behind is
-//! waited for no longer than 100 ms. A crash here costs nothing: the next look, of any relay, goes on.
+//! Makes partitions ahead, drops those that are old enough, and deletes old ids and dead letters. The
+//! database decides what may leave and lets one relay at a time do it; a lock that publishers could wait
+//! behind is waited for no longer than 100 ms. A crash here costs nothing: the next look, of any relay,
+//! goes on.
 
 use std::{
     sync::Arc,

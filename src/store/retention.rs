@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::Row as _;
+use sqlx::{Row as _, postgres::PgRow};
 
 use super::{connection::Store, error::Error};
+use crate::sink::sqlstate::Class;
 
 /// What a step did for the partitions of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,16 +77,22 @@ impl Store {
     /// # Errors
     /// Those of the database.
     pub async fn make_partition(&self, log: &str, period: Duration) -> Result<Step, Error> {
-        let query = sqlx::query(sql!("relay/make_partition")).bind(log.to_owned()).bind(period.as_secs_f64());
-        self.patient("making a partition", query, |row| {
+        let (doing, sql) = ("making a partition", sql!("relay/make_partition"));
+        let read = |row: &PgRow| -> Result<Step, sqlx::Error> {
             Ok(Step {
                 done: Done::from_code(row.try_get("done")?),
                 partition: row.try_get("partition")?,
                 rows: 0,
                 problem: row.try_get("problem")?,
             })
-        })
-        .await
+        };
+        let (log, period) = (log.to_owned(), period.as_secs_f64());
+        match self.statement(doing, sql).bind(log.clone()).bind(period).row(read).await {
+            Err(error) if error.class() == Some(Class::Canceled) => {
+                self.patient(doing, sqlx::query(sql).bind(log).bind(period), read).await
+            }
+            step => step,
+        }
     }
 
     /// Drops the oldest partition of `events` or `attempts` that is older than `period` and that nothing is
@@ -94,19 +101,23 @@ impl Store {
     /// # Errors
     /// Those of the database.
     pub async fn drop_partition(&self, log: &str, period: Duration, laggard: &str) -> Result<Step, Error> {
-        let query = sqlx::query(sql!("relay/drop_partition"))
-            .bind(log.to_owned())
-            .bind(period.as_secs_f64())
-            .bind(laggard.to_owned());
-        self.patient("dropping a partition", query, |row| {
+        let (doing, sql) = ("dropping a partition", sql!("relay/drop_partition"));
+        let read = |row: &PgRow| -> Result<Step, sqlx::Error> {
             Ok(Step {
                 done: Done::from_code(row.try_get("done")?),
                 partition: row.try_get("partition")?,
                 rows: row.try_get("rows")?,
                 problem: None,
             })
-        })
-        .await
+        };
+        let (log, period, laggard) = (log.to_owned(), period.as_secs_f64(), laggard.to_owned());
+        let quick = self.statement(doing, sql).bind(log.clone()).bind(period).bind(laggard.clone());
+        match quick.row(read).await {
+            Err(error) if error.class() == Some(Class::Canceled) => {
+                self.patient(doing, sqlx::query(sql).bind(log).bind(period).bind(laggard), read).await
+            }
+            step => step,
+        }
     }
 
     /// Deletes rows of `event_ids` or `dead_letters` that are older than `period` and not older than `after`.

@@ -124,7 +124,8 @@ metrics! {
     /// Partitions that relays made, by log (events, attempts).
     partitions_made: Family<LogLabels, Counter> = "pgoutbox_retention_partitions_made", Family::default();
     /// Partitions that were dropped because they are old, by log (events, attempts).
-    partitions_dropped: Family<LogLabels, Counter> = "pgoutbox_retention_partitions_dropped", Family::default();
+    partitions_dropped: Family<LogLabels, Counter> =
+        "pgoutbox_retention_partitions_dropped", Family::default();
     /// Partitions that are old enough to be dropped and stay: something is owed of them, by log.
     partitions_kept: Family<LogLabels, Gauge> = "pgoutbox_retention_partitions_kept", Family::default();
     /// Rows that were deleted because they are old, by table.
