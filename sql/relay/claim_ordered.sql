@@ -1,7 +1,7 @@
 -- Move the first positions of the backlog of ordered subscriptions into pages of this relay.
 --   $1 subscriptions
 --   $2 positions wanted for each
---   $3 lease token of the subscriptions
+--   $3 lease tokens of the subscriptions
 --   $4 lease token   $5 length of the lease in seconds   $6 this relay
 --
 -- In the order of positions, whatever the ids: what was given back comes first again. Nothing is
@@ -12,7 +12,7 @@ with held as materialized (
     select lease.subscription_id
       from outbox.order_leases as lease
      where lease.subscription_id = any ($1::bigint[])
-       and lease.lease_token = $3::uuid
+       and lease.lease_token = any ($3::uuid[])
        and lease.due_at > now()
        for share
 ),

@@ -43,6 +43,8 @@ const CANARY_EVERY: Duration = Duration::from_secs(5);
 const CANARY_LOST: Duration = Duration::from_secs(15);
 /// Deadline of each statement on the listener's connection.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long the relay waits for the listening task. While its connection is silent there is only the poll.
+const BELL_WITHIN: Duration = Duration::from_millis(250);
 
 /// Whether the relay may sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,16 +107,19 @@ impl Bell {
     /// Asks whether the relay may sleep.
     pub(crate) async fn may_sleep(&self) -> MaySleep {
         let (answer, question) = oneshot::channel();
-        if self.commands.send(Command::MaySleep(answer)).await.is_err() {
+        if self.commands.try_send(Command::MaySleep(answer)).is_err() {
             return MaySleep::NoBell;
         }
-        question.await.unwrap_or(MaySleep::NoBell)
+        match tokio::time::timeout(BELL_WITHIN, question).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => MaySleep::NoBell,
+        }
     }
 
-    /// Tells the listening task that the relay is awake, so that publishers need not notify.
-    pub(crate) async fn woke(&self) {
-        // The task ends only when the relay does.
-        let _ = self.commands.send(Command::Woke).await;
+    /// Tells the listening task that the relay is awake, so that publishers need not notify. While its
+    /// connection is silent it may not hear that: then publishers notify for nothing.
+    pub(crate) fn woke(&self) {
+        let _ = self.commands.try_send(Command::Woke);
     }
 }
 
@@ -210,8 +215,11 @@ impl BellTask {
                         return None;
                     }
                     Some(Command::Woke) => listening.woke().await,
+                    Some(Command::MaySleep(answer)) if answer.is_closed() => Ok(()),
                     Some(Command::MaySleep(answer)) => listening.may_sleep().await.map(|may| {
-                        let _ = answer.send(may);
+                        if answer.send(may).is_err() {
+                            self.rung.notify_one(); // it came too late: the relay looks once more
+                        }
                     }),
                 },
                 notification = listening.listener.try_recv() => match notification {

@@ -28,6 +28,7 @@ mod concurrency;
 mod deliver;
 pub(crate) mod delivery;
 mod dispatch;
+mod doubt;
 mod due;
 mod fair;
 mod fence;

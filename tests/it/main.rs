@@ -45,6 +45,7 @@ mod ledger; // the ledger checker finds each kind of defect
 mod live; // clients that follow the log by WebSocket and server-sent events
 mod locked; // rows that another session has locked
 mod migrations; // the schema as one text, its history, checks shared with the relay
+mod network; // what the network between a relay and its database does
 mod news; // who serves live clients learns of new events at once
 mod once; // a relay for cron
 mod operator_events; // what happens to subscriptions is published through the outbox itself
