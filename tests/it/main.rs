@@ -85,6 +85,7 @@ mod tail; // events followed from the command line
 mod terminal; // what strangers wrote never controls a terminal
 mod testing; // helpers for tests of an application
 mod tidy; // rules of rooms, files and lines
+mod torture; // one fault after the other, for as long as is asked
 mod trace; // why an event was not delivered: SQL and the command say the same
 mod transforms; // transforms, and trying them before they are saved
 mod unreadable; // an event that the database cannot read
