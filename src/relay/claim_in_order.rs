@@ -209,9 +209,9 @@ impl Claims {
         held
     }
 
-    /// A claim has failed with this error. If it may have taken place nevertheless, later events must not pass
-    /// what it may have leased: this relay gives the subscriptions up, and leases them anew when nothing of
-    /// them is in anybody's hands.
+    /// A claim has failed with this error. If it may have taken place nevertheless, later events must not
+    /// pass what it may have leased: this relay gives the subscriptions up, and leases them anew when nothing
+    /// of them is in anybody's hands.
     async fn doubt(&self, error: &Error, doubt: Doubt) {
         let subscriptions = doubt.subscriptions.clone();
         if !self.waiting.doubts.note(error, || doubt) {

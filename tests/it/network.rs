@@ -50,7 +50,8 @@ const RETRY: &str = "retry => '{\"initial\": \"50ms\", \"multiplier\": 1, \"max_
 async fn publish(database: &Database, topic: &str, key: &str, count: usize) {
     database
         .execute(format!(
-            "select outbox.publish('{topic}', '{{\"n\": 1}}', key => '{key}') from generate_series(1, {count})"
+            "select outbox.publish('{topic}', '{{\"n\": 1}}', key => '{key}') \
+               from generate_series(1, {count})"
         ))
         .await;
 }
@@ -126,7 +127,8 @@ async fn a_relay_cut_off_past_its_lease_loses_nothing_of_its_page() {
     let closed = recorder.gate.clone().write_owned().await;
     database
         .execute(
-            "select outbox.publish(topic, '{\"n\": 1}') from unnest(array['again', 'plain', 'dead']) as topic",
+            "select outbox.publish(topic, '{\"n\": 1}') \
+               from unnest(array['again', 'plain', 'dead']) as topic",
         )
         .await;
     recorder.wait_until(|all| all.len() >= 2 && all.iter().any(|one| one.subscription == "hanging")).await;

@@ -207,8 +207,8 @@ impl Settle {
         verdict(&outcome, delivery.attempt, age, &delivery.subscription.retry, seed(delivery))
     }
 
-    /// Counts settled pairs. A page with nothing left is deleted with the next batch, if this one did not; one
-    /// that was given up never is, because the database may owe what was counted here.
+    /// Counts settled pairs. A page with nothing left is deleted with the next batch, if this one did not;
+    /// one that was given up never is, because the database may owe what was counted here.
     fn count_down(&self, decided: &[(&Attempted, &Verdict)], finished: &HashSet<PageId>) {
         let mut counts: HashMap<PageId, (&Arc<Page>, u32)> = HashMap::new();
         for (one, _) in decided {

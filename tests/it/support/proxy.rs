@@ -314,7 +314,8 @@ impl Connection {
         }
     }
 
-    /// This connection is cut. Another that has begun the same statement meanwhile is cut too, and not counted.
+    /// This connection is cut. Another that has begun the same statement meanwhile is cut too, and not
+    /// counted.
     fn note_cut(&self) {
         if self.shared.armed.lock().unwrap().take().is_some() {
             self.shared.cuts.fetch_add(1, Ordering::AcqRel);

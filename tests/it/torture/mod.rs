@@ -1,5 +1,6 @@
 //! Relays under one fault after the other, chosen by a seed, for as long as is asked: `make torture`.
-//! In rounds: publishers and faults, then everything heals, and what was published is compared with what came.
+//! In rounds: publishers and faults, then everything heals, and what was published is compared with what
+//! came.
 
 mod faults;
 mod record;

@@ -26,10 +26,10 @@ use crate::support::{
 
 pub(super) const RELAYS: usize = 3;
 pub(super) const PERMITS: usize = 16;
-const PUBLISHERS: u64 = 4;
-const KEYS_EACH: u64 = 5;
+const PUBLISHERS: u64 = 3;
+const KEYS_EACH: u64 = 12;
 /// Everything is delivered so long after the last fault.
-const HEALED_WITHIN: Duration = Duration::from_secs(120);
+const HEALED_WITHIN: Duration = Duration::from_secs(180);
 
 /// A relay and what stands between it and its database.
 pub(super) struct Station {
@@ -79,8 +79,9 @@ impl World {
             .execute(format!(
                 "update outbox.subscriptions set retry = '{patient}' where name <> 'fragile'; \
                  update outbox.subscriptions set ordering = 'key' where name in ('ordered', 'narrow'); \
-                 update outbox.subscriptions set max_in_flight = 3 where name = 'narrow'; \
-                 update outbox.subscriptions set retry = '{{\"schedule\": [\"100ms\"]}}' where name = 'fragile'"
+                 update outbox.subscriptions set max_in_flight = 8 where name = 'narrow'; \
+                 update outbox.subscriptions set retry = '{{\"schedule\": [\"100ms\"]}}' \
+                  where name = 'fragile'"
             ))
             .await;
         let mut world = Self {
@@ -169,7 +170,9 @@ impl World {
         while let Some(ended) = self.beside.join_next().await {
             ended.unwrap();
         }
-        self.database.execute("update outbox.subscriptions set active = true, resumed_at = clock_timestamp() where not active").await;
+        let resume =
+            "update outbox.subscriptions set active = true, resumed_at = clock_timestamp() where not active";
+        self.database.execute(resume).await;
         self.stop.cancel();
         while let Some(ended) = self.publishers.join_next().await {
             ended.unwrap();
@@ -278,7 +281,7 @@ async fn publish(
     let mut rng = StdRng::seed_from_u64(seed ^ (number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     let (mut connection, mut written): (Option<PgConnection>, u64) = (None, 0);
     while !stop.is_cancelled() {
-        pause(Duration::from_millis(rng.random_range(0..100))).await;
+        pause(Duration::from_millis(rng.random_range(0..300))).await;
         let Some(open) = connection.as_mut() else {
             connection = options.connect().await.ok();
             continue;
