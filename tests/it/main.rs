@@ -77,6 +77,7 @@ mod sinks; // each sink beyond the contract, against real destinations
 mod sizes; // events that are too large are refused at the insert
 mod sql; // the plan of every statement, with stale statistics and a million rows
 mod support; // shared by the tests
+mod supported; // what each supported version of PostgreSQL must do
 mod sweep; // due deliveries among dead entries
 mod systemd; // notifications for systemd: ready, alive, reloading, stopping
 mod tail; // events followed from the command line

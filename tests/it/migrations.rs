@@ -53,6 +53,10 @@ const HEADER: &str =
 
 #[tokio::test]
 async fn schema_sql_is_the_result_of_the_migrations() {
+    // Other versions print the same schema in other words.
+    if std::env::var_os("PGOUTBOX_TEST_POSTGRES").is_some() {
+        return;
+    }
     let database = Database::new().await;
     let text = format!("{HEADER}\n{}", dump(&database));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/schema.sql");

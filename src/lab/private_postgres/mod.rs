@@ -98,6 +98,8 @@ pub struct Options {
     pub settings: Vec<(String, String)>,
     /// Whether `fsync` is on, for measurements. Killing the server loses nothing either way.
     pub durable: bool,
+    /// Folder of its programs, such as `initdb`. None: the one in `PATH`, that of `pg_config`, or Debian's newest.
+    pub programs: Option<PathBuf>,
 }
 
 /// How to stop the server.
@@ -127,7 +129,7 @@ impl PrivatePostgres {
     /// # Errors
     /// When PostgreSQL is not installed or does not start. The message says what to do.
     pub fn start(options: Options) -> Result<Self, Error> {
-        let bin = process::find_binaries()?;
+        let bin = options.programs.clone().map_or_else(process::find_binaries, Ok)?;
         let account = Account::unprivileged()?;
         files::remove_abandoned();
         let home = Home::create(account.as_ref())?;

@@ -22,7 +22,26 @@ static TEMPLATE_MADE: OnceCell<()> = OnceCell::const_new();
 
 /// The server of this test run. It ends with the process.
 pub(crate) fn server() -> &'static PrivatePostgres {
-    SERVER.get_or_init(|| PrivatePostgres::start(Options { durable: false, ..Options::default() }).unwrap())
+    SERVER.get_or_init(|| {
+        let server = PrivatePostgres::start(Options { durable: false, ..Options::default() }).unwrap();
+        // Set by make test-postgres, which puts the programs of that version first into PATH.
+        if let Some(version) = std::env::var_os("PGOUTBOX_TEST_POSTGRES") {
+            let version = version.to_str().unwrap();
+            assert!(
+                server.programs().ends_with(format!("target/postgres/{version}/bin")),
+                "run `make postgres VERSION={version}` first; found {}",
+                server.programs().display()
+            );
+        }
+        server
+    })
+}
+
+/// Major version of the server of this test run.
+pub(crate) async fn major_version() -> i32 {
+    let mut connection = root().connect().await.unwrap();
+    let version = "select current_setting('server_version_num')::integer / 10000";
+    sqlx::query_scalar(version).fetch_one(&mut connection).await.unwrap()
 }
 
 /// A database of one test, dropped at the end.
