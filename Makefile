@@ -19,7 +19,7 @@ ARGS ?=
 # Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-vendored-openssl test-sasl bench bench-peers fuzz operations scale clients postgres test-postgres test-supported deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-clients install-peers install-postgres install-deny install-deb
+.PHONY: demo test check check-vendored-openssl test-sasl bench bench-peers fuzz operations scale clients postgres test-postgres test-supported test-upgrade deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-clients install-peers install-postgres install-deny install-deb
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
@@ -75,6 +75,13 @@ test-supported:
 # All integration tests with one version.
 test-postgres: install install-openssl install-brokers clients postgres
 	$(call with_postgres,$(VERSION)) $(FILTER)
+
+# From 14 and from 17 to 18 with pg_upgrade. Two minutes, mostly for the installation.
+test-upgrade: install install-openssl
+	$(MAKE) postgres VERSION=14
+	$(MAKE) postgres VERSION=17
+	$(MAKE) postgres VERSION=18
+	$(CARGO) test --locked $(FEATURES) --test it -- --ignored upgraded::
 
 # Passwords of Kafka, with a broker that takes a few minutes to build.
 test-sasl: install install-openssl install-brokers install-tansu clients

@@ -1528,6 +1528,72 @@ CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
        and (starts_with(pattern, 'outbox.') or not starts_with(topic, 'outbox.'))
 $$;
 
+CREATE FUNCTION outbox.uninstall(confirm text, force boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    owner    text;
+    running  text;
+    captured regclass;
+    subject  text := current_database();
+begin
+    select pg_get_userbyid(nspowner) into owner
+      from pg_namespace
+     where nspname = 'outbox';
+    if not pg_has_role(owner, 'usage') then
+        raise exception using errcode = '42501',
+            message = format('only %s, who owns the schema outbox, may remove it', owner);
+    end if;
+    if confirm is distinct from subject then
+        raise exception using errcode = '22023',
+            message = 'confirm: is not the name of this database',
+            hint = format('Call outbox.uninstall(%L). It removes the outbox of this database with '
+                          'all of its events.', subject);
+    end if;
+    if not coalesce(force, false) then
+        select string_agg(relay.name, ', ' order by relay.name) into running
+          from outbox.relays as relay
+         where relay.seen_at > now() - interval '15 seconds';
+        if running is not null then
+            raise exception using errcode = '55006',
+                message = format('relays run: %s', running),
+                hint = 'Stop them first.';
+        end if;
+        if exists (select from outbox.owed)
+           or exists (select from outbox.log_status as log where log.unrouted > 0)
+           or exists (select from outbox.dead_letters) then
+            raise exception using errcode = '55000',
+                message = 'not all events were delivered, or some are dead letters',
+                hint = format('See outbox.subscription_status and outbox.log_status. To remove '
+                              'them too: outbox.uninstall(%L, force => true).', subject);
+        end if;
+        if to_regclass('outbox.inbox') is not null then
+            raise exception using errcode = '55000',
+                message = 'this database has an inbox in the schema outbox',
+                hint = format('To remove it too: outbox.uninstall(%L, force => true).', subject);
+        end if;
+    end if;
+    for captured in
+        select distinct attached.tgrelid::regclass
+          from pg_trigger as attached
+          join pg_proc as proc
+            on proc.oid = attached.tgfoid
+           and proc.pronamespace = 'outbox_internal'::regnamespace
+          join pg_class as class
+            on class.oid = attached.tgrelid
+           and class.relnamespace not in ('outbox'::regnamespace, 'outbox_internal'::regnamespace)
+         where not attached.tgisinternal
+           and attached.tgparentid = 0
+    loop
+        perform outbox.release(captured);
+    end loop;
+    drop schema outbox, outbox_internal cascade;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.uninstall(confirm text, force boolean) IS 'Remove the outbox from this database: captures, bridges and both schemas with all events. For the owner of the schema. confirm: the name of the database. Refused while a relay runs, while something is not delivered, and where there are dead letters or an inbox, unless force is true. Not undone after the commit.';
+
 CREATE FUNCTION outbox.unpark(subscription text, key text DEFAULT NULL::text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -4938,6 +5004,11 @@ CREATE VIEW outbox.captures AS
 
 COMMENT ON VIEW outbox.captures IS 'The captured tables and their settings. problem: fix it by capturing the table again, enabling the trigger, or as it says; null if there is none.';
 
+CREATE VIEW outbox.compatibility AS
+ SELECT (17)::bigint AS oldest_program;
+
+COMMENT ON VIEW outbox.compatibility IS 'oldest_program: the newest migration of the oldest program that may use this schema.';
+
 CREATE TABLE outbox.cursor (
     step bigint NOT NULL,
     settled pg_snapshot NOT NULL,
@@ -5929,6 +6000,9 @@ GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, conf
 REVOKE ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.uninstall(confirm text, force boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.uninstall(confirm text, force boolean) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.unpark(subscription text, key text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.unpark(subscription text, key text) TO outbox_admin;
 
@@ -6400,6 +6474,9 @@ GRANT SELECT ON TABLE outbox.captures TO outbox_publisher;
 GRANT SELECT ON TABLE outbox.captures TO outbox_relay;
 GRANT SELECT ON TABLE outbox.captures TO outbox_admin;
 GRANT SELECT ON TABLE outbox.captures TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.compatibility TO outbox_relay;
+GRANT SELECT ON TABLE outbox.compatibility TO outbox_admin;
 
 GRANT SELECT,UPDATE ON TABLE outbox.cursor TO outbox_relay;
 GRANT SELECT ON TABLE outbox.cursor TO outbox_admin;

@@ -66,7 +66,11 @@ async fn findings(
     // What a relay with this login asks at its start.
     let unsuitable = store::unsuitable(operator.connection(), config.database.allow_superuser).await?;
     let unsuitable = unsuitable.map(|problem| Finding { subject: "database".to_owned(), problem });
-    let fenced = operator.fenced(&config.relay.environment).await?;
+    // Who may not use the database may not be able to ask.
+    let fenced = match unsuitable {
+        Some(_) => None,
+        None => operator.fenced(&config.relay.environment).await?,
+    };
     let fenced = fenced.map(|problem| Finding { subject: "database".to_owned(), problem });
     let keys = if is_like_a_relay { config.http.check_keys().await.err() } else { None };
     let keys = keys.map(|problem| Finding { subject: "http.jwt.jwks".to_owned(), problem });

@@ -22,6 +22,7 @@ mod listing;
 mod live;
 pub mod logging;
 mod manual;
+mod migrate;
 mod moment;
 mod once;
 mod organizations;
@@ -91,7 +92,7 @@ enum Command {
         once: bool,
     },
     /// Create or update the schema `outbox`.
-    Migrate(run::Migrate),
+    Migrate(migrate::Migrate),
     /// Deliver events until SIGTERM or SIGINT; a second signal stops without draining. SIGHUP reads
     /// subscriptions and their secrets again.
     Run {
@@ -248,8 +249,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
             limits::raise_descriptors();
             crate::lab::bench::run(options.into()).await?;
         }
-        Command::Migrate(options) if options.sql => print::raw(&crate::store::schema::script())?,
-        Command::Migrate(options) => options.execute(&config()?).await?,
+        Command::Migrate(options) => return options.execute(config).await,
         Command::Run { migrate, once } => return run::run(&sources(), migrate, once).await,
         Command::Gateway => return gateway::run(&sources()).await,
         Command::Tail(options) => return options.execute(&sources()).await,

@@ -1,8 +1,7 @@
-//! `run` and `migrate`. The first signal that would end the process drains; a second one stops without
+//! `run`. The first signal that would end the process drains; a second one stops without
 //! draining. SIGHUP reloads.
 
 use crate::{
-    admin::Operator,
     cli::{
         config::{Config, Sources},
         logging,
@@ -17,42 +16,10 @@ use super::{
     exit::Exit,
     follow::Followed,
     once::{self, Left},
-    print,
     relays::Relays,
     signals::{self, Signals},
     systemd,
 };
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Migrate {
-    /// Print the pending migrations without applying them.
-    #[arg(long, conflicts_with = "sql")]
-    dry_run: bool,
-    /// Print all migrations as SQL, for another migration runner. Needs no database.
-    #[arg(long)]
-    pub(super) sql: bool,
-}
-
-impl Migrate {
-    pub(super) async fn execute(&self, config: &Config) -> anyhow::Result<()> {
-        let options = config.connect_options()?;
-        let mut operator = Operator::connect(&options, config.database.pooler).await?;
-        let names = if self.dry_run {
-            schema::pending(operator.connection()).await?
-        } else {
-            schema::run(&options).await?
-        };
-        for name in &names {
-            print::line(name)?;
-        }
-        match (names.len(), self.dry_run) {
-            (0, _) => print::note!("the schema outbox is up to date"),
-            (_, true) => print::note!("pending; nothing was changed"),
-            (_, false) => print::note!("applied; the schema outbox is up to date"),
-        }
-        Ok(())
-    }
-}
 
 /// Runs a relay until a signal, or with `once` until nothing is due, then drains.
 pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> anyhow::Result<Exit> {

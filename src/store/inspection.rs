@@ -143,6 +143,8 @@ struct Inspection {
     /// Which right it lacks, if any, and how to give it.
     #[sqlx(skip)]
     lacking: String,
+    /// Whether the login may ask which cluster this is.
+    may_identify: bool,
     /// Seconds since 1970 by the database's clock.
     clock: f64,
     /// Rows without which no relay works.
@@ -177,6 +179,12 @@ impl Inspection {
         }
         if self.permitted == Some(false) {
             return Some(&self.lacking);
+        }
+        if !self.may_identify {
+            return Some(
+                "the login may not ask which cluster this is, by which a copy of the database is told from it; \
+                 run `grant execute on function pg_control_system() to outbox_relay`",
+            );
         }
         if self.in_recovery || self.read_only {
             return Some("the server is read-only (a standby?); point database.url at the primary");

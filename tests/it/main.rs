@@ -44,6 +44,8 @@ mod layers; // layers around sinks
 mod ledger; // the ledger checker finds each kind of defect
 mod live; // clients that follow the log by WebSocket and server-sent events
 mod locked; // rows that another session has locked
+mod managed; // databases of providers, with less than PostgreSQL gives everybody
+mod migrate; // many processes, killed ones, beside publishers and relays, by hand; uninstalling
 mod migrations; // the schema as one text, its history, checks shared with the relay
 mod news; // who serves live clients learns of new events at once
 mod once; // a relay for cron
@@ -88,6 +90,7 @@ mod trace; // why an event was not delivered: SQL and the command say the same
 mod transforms; // transforms, and trying them before they are saved
 mod unreadable; // an event that the database cannot read
 mod unusual; // settings of roles, databases and sessions change nothing
+mod upgraded; // clusters that pg_upgrade has brought to a newer PostgreSQL
 mod urgent; // priority among waiting deliveries
 mod versions; // an answer binds the version of the subscription that it was sent for
 mod wait; // waiting for an event after its commit

@@ -1,5 +1,5 @@
-//! What each supported version of PostgreSQL must do. `make check` runs this with the version at hand, and then
-//! with the oldest and the newest; `make test-postgres` runs all tests with a version.
+//! What each supported version of PostgreSQL must do. `make check` runs this with the version at hand, and
+//! then with the oldest and the newest; `make test-postgres` runs all tests with a version.
 
 use std::{
     collections::BTreeMap,

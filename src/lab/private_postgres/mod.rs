@@ -98,7 +98,8 @@ pub struct Options {
     pub settings: Vec<(String, String)>,
     /// Whether `fsync` is on, for measurements. Killing the server loses nothing either way.
     pub durable: bool,
-    /// Folder of its programs, such as `initdb`. None: the one in `PATH`, that of `pg_config`, or Debian's newest.
+    /// Folder of its programs, such as `initdb`. None: the one in `PATH`, that of `pg_config`, or Debian's
+    /// newest.
     pub programs: Option<PathBuf>,
 }
 

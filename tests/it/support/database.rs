@@ -98,17 +98,21 @@ impl Database {
         Self { name: "shop".to_owned(), relay_options: options.clone().username(RELAY_LOGIN), options, pool }
     }
 
-    /// The empty database `shop` on another server, with the roles of an outbox.
-    pub(crate) async fn beside_roles(server: &PrivatePostgres) -> Self {
+    /// The database `shop` of another server, as it is.
+    pub(crate) fn existing_on(server: &PrivatePostgres) -> Self {
         let options: PgConnectOptions = server.url("shop").parse().unwrap();
         let pool = PgPool::connect_lazy_with(options.clone());
-        for role in ["outbox_publisher", "outbox_relay", "outbox_admin", "outbox_monitor"] {
-            pool.execute(AssertSqlSafe(format!("create role {role}"))).await.unwrap();
-        }
-        pool.execute(AssertSqlSafe(format!("create role {RELAY_LOGIN} login in role outbox_relay")))
-            .await
-            .unwrap();
         Self { name: "shop".to_owned(), relay_options: options.clone().username(RELAY_LOGIN), options, pool }
+    }
+
+    /// The empty database `shop` on another server, with the roles of an outbox.
+    pub(crate) async fn beside_roles(server: &PrivatePostgres) -> Self {
+        let database = Self::existing_on(server);
+        for role in ["outbox_publisher", "outbox_relay", "outbox_admin", "outbox_monitor"] {
+            database.execute(format!("create role {role}")).await;
+        }
+        database.execute(format!("create role {RELAY_LOGIN} login in role outbox_relay")).await;
+        database
     }
 
     /// A copy of this database, file by file.
