@@ -5,6 +5,7 @@
 # make bench   measure; each figure is shown with its floor
 # make fuzz    the property tests with more cases than in make test; CASES=100000
 # make scale   tests with millions of rows in the way, which take a quarter of an hour and 10 GB of disk
+# make test-pooler   100,000 statements of relays through PgBouncer without and with prepared statements; builds a newer PgBouncer once
 # make bench-peers   measure pgoutbox beside tuned job queues, which it installs from their registries into target/peers (bench/peers)
 # make deb     build a Debian package into target/debian
 # make test-deb    build, inspect and install the Debian package in an empty root; needs root
@@ -17,7 +18,7 @@ ARGS ?=
 # Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-vendored-openssl test-sasl bench bench-peers fuzz operations scale clients deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-clients install-peers install-deny install-deb
+.PHONY: demo test check check-vendored-openssl test-sasl test-pooler bench bench-peers fuzz operations scale clients deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-pgbouncer install-clients install-peers install-deny install-deb
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
@@ -55,6 +56,10 @@ fuzz: install install-openssl
 # Passwords of Kafka, with a broker that takes a few minutes to build.
 test-sasl: install install-openssl install-brokers install-tansu clients
 	$(CARGO) test --locked $(FEATURES) --test it -- --ignored kafka_sasl::
+
+# Relays behind PgBouncer, the installed one and one that follows prepared statements. Takes some minutes.
+test-pooler: install install-openssl install-brokers install-pgbouncer
+	$(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture --test-threads 1 pooler::
 
 # Millions of rows in the way of a relay. Takes a quarter of an hour and 10 GB of disk.
 scale: install install-openssl
@@ -157,6 +162,27 @@ install-tansu:
 		echo "building the broker tansu, which takes a few minutes (cargo install --locked tansu@$(TANSU))"; \
 		env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_STRIP=true \
 			$(CARGO) install --locked --debug --force --features libsql tansu@$(TANSU); \
+	fi
+
+# PgBouncer 1.21 or newer follows prepared statements. It is built once, in a minute, of the source of a newer Debian.
+PGBOUNCER_SUITE = trixie
+install-pgbouncer:
+	@missing=""; \
+	command -v pkg-config >/dev/null || missing="$$missing pkg-config"; \
+	pkg-config --exists libevent 2>/dev/null || missing="$$missing libevent-dev"; \
+	$(install_missing)
+	@if ! target/pgbouncer/pgbouncer --version >/dev/null 2>&1; then \
+		set -e; \
+		echo "building PgBouncer of the source of Debian $(PGBOUNCER_SUITE) into target/pgbouncer"; \
+		rm -rf target/pgbouncer; mkdir -p target/pgbouncer/lists/partial target/pgbouncer/cache; cd target/pgbouncer; \
+		mirror="$$(apt-get indextargets --format '$$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -n 1)"; \
+		echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $$mirror $(PGBOUNCER_SUITE) main" >list; \
+		here="-o Dir::Etc::sourcelist=$$PWD/list -o Dir::Etc::sourceparts=- -o Dir::State::lists=$$PWD/lists -o Dir::Cache=$$PWD/cache"; \
+		apt-get $$here update; \
+		apt-get $$here source --download-only pgbouncer; \
+		tar -xf pgbouncer_*.orig.tar.gz; \
+		(cd pgbouncer-*/ && ./configure --without-cares --without-openssl >log && $(MAKE) pgbouncer >>log); \
+		cp pgbouncer-*/pgbouncer .; \
 	fi
 
 # The JDBC driver, where Debian installs it.

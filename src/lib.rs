@@ -162,7 +162,7 @@ pub use sink::{Batch, Outgoing, Problem, Report, Sink, parse_config};
 // Wrapping sinks.
 pub use sink::{Layer, Next, Timeout};
 // Built-in sinks and their configuration.
-pub use sink::{Connection, egress::Egress, secret::Secrets, tls::TlsFiles};
+pub use sink::{Connection, egress::Egress, secret::Secrets, servers::Servers, tls::TlsFiles};
 #[cfg(feature = "amqp")]
 pub use sinks::amqp::{Amqp, Config as AmqpConfig};
 #[cfg(feature = "kafka")]

@@ -261,7 +261,7 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Check { json } => return check::check_each(&sources(), json).await,
         Command::Status { json } => {
             let config = config()?;
-            status::status(&mut connect(&config).await?, &config.relay.environment, json).await?
+            status::status(&mut connect(&config).await?, &config, json).await?
         }
         Command::Adopt(options) => options.execute(&config()?).await?,
         Command::Publish(options) => return options.execute(async || connect(&config()?).await).await,
@@ -297,5 +297,5 @@ fn command() -> clap::Command {
 }
 
 async fn connect(config: &Config) -> anyhow::Result<Operator> {
-    Ok(Operator::connect(&config.connect_options()?, config.database.pooler).await?)
+    Ok(Operator::connect(config.servers()?, config.database.pooler).await?)
 }

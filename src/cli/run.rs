@@ -37,12 +37,12 @@ pub(super) struct Migrate {
 
 impl Migrate {
     pub(super) async fn execute(&self, config: &Config) -> anyhow::Result<()> {
-        let options = config.connect_options()?;
-        let mut operator = Operator::connect(&options, config.database.pooler).await?;
+        let servers = config.servers()?;
+        let mut operator = Operator::connect(&servers, config.database.pooler).await?;
         let names = if self.dry_run {
             schema::pending(operator.connection()).await?
         } else {
-            schema::run(&options).await?
+            schema::run(&servers.find(false).await?).await?
         };
         for name in &names {
             print::line(name)?;
@@ -73,7 +73,7 @@ pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> a
     let (mut signals, hangup) = (Signals::without_hangup()?, signals::hangup()?);
     let drain = CancellationToken::new();
     let longest = config.relay.drain;
-    let (options, pooler) = (config.connect_options()?, config.database.pooler);
+    let (servers, pooler) = (config.servers()?, config.database.pooler);
     let environment = config.relay.environment.clone();
     let work = systemd::watched(work(sources, config, migrate_first, hangup, drain.clone()));
     tokio::pin!(work);
@@ -81,7 +81,7 @@ pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> a
     tokio::select! {
         ended = &mut work => return ended,
         () = signals.next() => {}
-        due = once::until_idle(&options, pooler, &environment), if once => left = due,
+        due = once::until_idle(&servers, pooler, &environment), if once => left = due,
     }
     systemd::stopping(longest);
     drain.cancel();
@@ -126,7 +126,7 @@ async fn work(
     let mut relays = Relays::new(sources, &config, followed, hangup, drain.clone()).await?;
     let built = async {
         if migrate_first {
-            let applied = schema::run(&config.connect_options()?).await?;
+            let applied = schema::run(&config.servers()?.find(false).await?).await?;
             tracing::info!(migrations = applied.len(), "migrated");
         }
         relays.build(&config).await

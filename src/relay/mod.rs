@@ -72,7 +72,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use sqlx::{PgPool, postgres::PgConnectOptions};
+use sqlx::PgPool;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 #[cfg(feature = "cli")]
@@ -88,7 +88,7 @@ use self::{
     watch::Failed,
 };
 use crate::{
-    sink::sqlstate::Class,
+    sink::{servers::Servers, sqlstate::Class},
     store::{self, schema},
 };
 
@@ -143,7 +143,7 @@ pub struct Drained {
 #[derive(Debug)]
 pub struct Relay {
     parts: Parts,
-    listen: Option<PgConnectOptions>,
+    listen: Option<Servers>,
     /// Names and topics of the handlers.
     /// Names of its sinks.
     sinks: Vec<&'static str>,
@@ -170,7 +170,14 @@ impl Relay {
         reason = "a pool is a handle, and callers have no further use for it"
     )]
     pub fn builder(pool: PgPool) -> Builder {
-        Builder::new((*pool.connect_options()).clone())
+        Builder::new((*pool.connect_options()).clone().into())
+    }
+
+    /// Begins a relay on the right one of these servers: after a failover it finds the one that can be
+    /// written to.
+    #[must_use]
+    pub fn on(servers: impl Into<Servers>) -> Builder {
+        Builder::new(servers.into())
     }
 
     /// A handle that reports whether this relay can work.

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -20,12 +19,13 @@ use super::{
     watch::{Failed, Watch},
     work,
 };
+use crate::sink::servers::Servers;
 
 /// Runs the stages until `shutdown` is cancelled or one of them fails, then drains. Dropping the future ends
 /// the stages without a drain; `trackers` are those of the stages and of the attempts.
 pub(super) async fn run(
     parts: Parts,
-    listen: Option<PgConnectOptions>,
+    listen: Option<Servers>,
     trackers: (TaskTracker, TaskTracker),
     draining: Arc<AtomicBool>,
     failed: Failed,

@@ -23,12 +23,14 @@ mod channels; // channels of live clients are owed nothing, and nothing waits fo
 mod cli; // help, exit codes, output streams
 mod clients; // programs in other languages publish
 mod deploy; // manifests, chart, compose file and units agree with the program
+mod contention; // others take every connection, or lock a whole table
 mod demo; // everything together, to its end and interrupted
 mod docs; // README and the book against the program: links, commands, names, tables, examples
 mod drivers; // drivers of other languages publish, and the page that says how
 mod early; // urgent events that are routed before their turn: random interleavings
 mod encodings; // databases that cannot hold an answer
 mod event_types; // payloads that do not fit, versions, invalid schemas
+mod failover; // a promoted standby, roles that flip, addresses of several hosts
 mod faults; // killed, disconnected and panicking relays, crashing servers
 mod fence; // a copy of an outbox sends nothing before it is adopted
 mod filters; // match and filters, and events they cannot evaluate

@@ -16,8 +16,8 @@ use crate::{
     http, live,
     relay::{self, AttemptLog},
     sink::{
-        address,
         egress::Egress,
+        servers::Servers,
         settings::{duration, list, number, switch, text},
     },
 };
@@ -26,7 +26,8 @@ impl Database {
     pub(super) fn read(&mut self, reader: &mut Reader, sources: &Sources) {
         let url = |value: &Value| {
             let url = sources.resolve(&text(value)?)?;
-            address::parse(url.expose_secret()).map(|_| url)
+            url.expose_secret().parse::<Servers>()?;
+            Ok(url)
         };
         match reader.read_secret("database.url", url) {
             Some(url) => self.url = url,

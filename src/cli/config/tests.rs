@@ -75,7 +75,7 @@ fn the_commented_keys_of_the_manual_are_valid() {
 #[test]
 fn flags_win_over_the_environment_and_the_environment_over_the_file() {
     let file = "[database]\nurl = 'postgres://file/d'\n[relay]\npermits = 7\nlease = '1m'";
-    let host = |config: &Config| config.connect_options().unwrap().get_host().to_owned();
+    let host = |config: &Config| config.servers().unwrap().last().get_host().to_owned();
     assert_eq!(host(&load(file, &[])), "file");
     assert_eq!(host(&load(file, &[URL])), "db.internal");
     let both = [URL, ("PGOUTBOX__DATABASE__URL", "postgres://variable/d"), ("PGOUTBOX__RELAY__PERMITS", "8")];
@@ -161,7 +161,7 @@ fn secrets_can_be_references() {
     writeln!(file, "postgres://u:pass@from-file/d").unwrap();
     let reference = format!("file:{}", file.path().display());
     let config = load("[http]\ntoken = 'env:TOKEN'", &[("DATABASE_URL", &reference), ("TOKEN", "open")]);
-    assert_eq!(config.connect_options().unwrap().get_host(), "from-file");
+    assert_eq!(config.servers().unwrap().last().get_host(), "from-file");
     assert_eq!(config.http.token.unwrap().expose_secret(), "open");
     let found = mistakes("", &[("DATABASE_URL", "env:MISSING")]);
     assert_eq!(
@@ -264,7 +264,7 @@ fn a_missing_address_or_file_is_reported_and_a_variable_must_name_a_key() {
 #[test]
 fn the_variables_of_postgresql_are_enough() {
     let config = load("", &[("PGHOST", "/run/postgresql")]);
-    assert!(config.connect_options().is_ok());
+    assert!(config.servers().is_ok());
 }
 
 #[test]

@@ -139,6 +139,8 @@ metrics! {
     listener_losses: Counter = "pgoutbox_listener_losses", Counter::default();
     /// Failed queries by stage. Each is retried.
     database_failures: Family<StageLabels, Counter> = "pgoutbox_database_failures", Family::default();
+    /// Times that the database had a new timeline: a standby was promoted.
+    promotions: Counter = "pgoutbox_database_promotions", Counter::default();
     /// For how long routing or settling has failed again and again; 0 while it works.
     no_progress: Gauge<f64, AtomicU64> = "pgoutbox_no_progress_seconds", Gauge::default();
     /// Whether the outbox belongs to another database: 1 while nothing is sent before `pgoutbox adopt`.

@@ -18,7 +18,7 @@ use crate::{
     delivery::{Reason, SubscriptionId},
     event::{Event, types::Cause},
     sink::Report,
-    store::{Backlog, LogStatus, SubscriptionState},
+    store::{Backlog, LogStatus, Promotion, SubscriptionState},
 };
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::sync::broadcast;
@@ -138,6 +138,14 @@ impl Telemetry {
         if was_fenced {
             tracing::info!("the database was adopted");
         }
+    }
+
+    /// The database has another timeline than before.
+    pub(crate) fn promoted(&self, promotion: Promotion) {
+        self.metrics.promotions.inc();
+        let Promotion { from, to } = promotion;
+        tracing::warn!(from, to, "a standby was promoted: the database has a new timeline");
+        self.signal(|| Signal::Promoted);
     }
 
     pub(crate) fn stopping(&self, relay: &str, in_flight: usize) {
@@ -374,6 +382,16 @@ impl Telemetry {
         self.metrics.listener_connected.set(1);
         tracing::info!("listening for notifications");
         self.signal(|| Signal::ListenerConnected);
+    }
+
+    /// A listener is connected and hears nothing.
+    pub(crate) fn listener_deaf(&self) {
+        self.metrics.listener_connected.set(0);
+        tracing::warn!(
+            "LISTEN hears nothing, as behind a transaction pooler, so events wait for the poll; set \
+             database.listen_url to a direct address"
+        );
+        self.signal(|| Signal::ListenerDeaf);
     }
 
     pub(crate) fn listener_lost(&self, why: &str) {

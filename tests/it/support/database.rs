@@ -79,6 +79,13 @@ impl Database {
         Self { name: "shop".to_owned(), relay_options: options.clone().username(RELAY_LOGIN), options, pool }
     }
 
+    /// The database `shop` that is on another server already.
+    pub(crate) fn found_on(server: &PrivatePostgres) -> Self {
+        let options: PgConnectOptions = server.url("shop").parse().unwrap();
+        let pool = PgPool::connect_lazy_with(options.clone());
+        Self { name: "shop".to_owned(), relay_options: options.clone().username(RELAY_LOGIN), options, pool }
+    }
+
     /// The empty database `shop` on another server, with the roles of an outbox.
     pub(crate) async fn beside_roles(server: &PrivatePostgres) -> Self {
         let options: PgConnectOptions = server.url("shop").parse().unwrap();
