@@ -1,6 +1,7 @@
 //! Every log line about the flow, every metric, and the signals that tests wait for, as functions named in
 //! the past tense. Never sees a payload or a secret, and never decides.
 
+mod listener;
 mod live;
 mod metrics;
 mod outlets;
@@ -18,7 +19,7 @@ use crate::{
     delivery::{Reason, SubscriptionId},
     event::{Event, types::Cause},
     sink::Report,
-    store::{Backlog, LogStatus, Promotion, SubscriptionState},
+    store::{Backlog, LogStatus, SubscriptionState},
 };
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::sync::broadcast;
@@ -138,14 +139,6 @@ impl Telemetry {
         if was_fenced {
             tracing::info!("the database was adopted");
         }
-    }
-
-    /// The database has another timeline than before.
-    pub(crate) fn promoted(&self, promotion: Promotion) {
-        self.metrics.promotions.inc();
-        let Promotion { from, to } = promotion;
-        tracing::warn!(from, to, "a standby was promoted: the database has a new timeline");
-        self.signal(|| Signal::Promoted);
     }
 
     pub(crate) fn stopping(&self, relay: &str, in_flight: usize) {
@@ -376,29 +369,6 @@ impl Telemetry {
             tracing::info!(destination, "breaker closed");
         }
         self.signal(|| Signal::Breaker { destination: destination.to_owned(), open });
-    }
-
-    pub(crate) fn listener_connected(&self) {
-        self.metrics.listener_connected.set(1);
-        tracing::info!("listening for notifications");
-        self.signal(|| Signal::ListenerConnected);
-    }
-
-    /// A listener is connected and hears nothing.
-    pub(crate) fn listener_deaf(&self) {
-        self.metrics.listener_connected.set(0);
-        tracing::warn!(
-            "LISTEN hears nothing, as behind a transaction pooler, so events wait for the poll; set \
-             database.listen_url to a direct address"
-        );
-        self.signal(|| Signal::ListenerDeaf);
-    }
-
-    pub(crate) fn listener_lost(&self, why: &str) {
-        self.metrics.listener_connected.set(0);
-        self.metrics.listener_losses.inc();
-        tracing::warn!(why, "listener lost, polling until it is connected again");
-        self.signal(|| Signal::ListenerLost);
     }
 
     pub(crate) fn database_failed(&self, stage: &'static str, error: &(dyn std::error::Error + 'static)) {
