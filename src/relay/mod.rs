@@ -92,6 +92,17 @@ use crate::{
     store::{self, schema},
 };
 
+/// Decisions that need neither a database nor a clock, for the model in `tests/it/model`.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod decisions {
+    pub use super::{
+        dispatch::{Epoch, Fate, Gate, Keyed, Ordered, Place, Released},
+        plan::{Plan, Room, Standing, Wanting, plan},
+        takeover::left_of,
+    };
+}
+
 /// The longest time that a stage may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
 

@@ -65,7 +65,7 @@ pub(super) async fn take_over(
 }
 
 /// The parts in which a page goes to the backlog when its relay has died.
-fn left_of(page: &LeasedPage) -> Vec<PairsBack> {
+pub fn left_of(page: &LeasedPage) -> Vec<PairsBack> {
     let pairs: usize = page.entries.iter().map(|entry| entry.positions.len()).sum();
     let deaths = page.deaths.saturating_add(1);
     let alone = page.alone.saturating_add(i16::from(pairs == 1));
