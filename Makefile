@@ -2,6 +2,7 @@
 # make test    install what is missing, then run all checks of continuous integration
 # make check   the same checks without installing
 # make operations   random operations against a model, seed after seed; MINUTES=60
+# make model   histories with faults in virtual time, and the same statements on the model and on PostgreSQL; SEEDS=1000000
 # make bench   measure; each figure is shown with its floor
 # make fuzz    the property tests with more cases than in make test; CASES=100000
 # make scale   tests with millions of rows in the way, which take a quarter of an hour and 10 GB of disk
@@ -17,7 +18,7 @@ ARGS ?=
 # Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-vendored-openssl test-sasl bench bench-peers fuzz operations scale clients deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-clients install-peers install-deny install-deb
+.PHONY: demo test check check-vendored-openssl test-sasl bench bench-peers fuzz operations model scale clients deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-clients install-peers install-deny install-deb
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
@@ -63,6 +64,11 @@ scale: install install-openssl
 MINUTES ?= 10
 operations: install install-openssl
 	PGOUTBOX_TEST_MINUTES=$(MINUTES) $(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture operations::
+
+# Histories in virtual time, some ten thousand a minute. PGOUTBOX_TEST_SEED is the first of them; without it any.
+SEEDS ?= 100000
+model: install install-openssl
+	PGOUTBOX_TEST_SEEDS=$(SEEDS) $(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture model::
 
 bench: install install-openssl
 	$(CARGO) run --release --locked -- bench $(ARGS)

@@ -44,6 +44,7 @@ mod layers; // layers around sinks
 mod ledger; // the ledger checker finds each kind of defect
 mod live; // clients that follow the log by WebSocket and server-sent events
 mod locked; // rows that another session has locked
+mod model; // database, relays and destinations in virtual time, and the defects that it must find
 mod migrations; // the schema as one text, its history, checks shared with the relay
 mod news; // who serves live clients learns of new events at once
 mod once; // a relay for cron
