@@ -85,6 +85,8 @@ pub struct Store {
     pool: ArcSwap<PgPool>,
     /// How many times the pool was replaced.
     replaced: AtomicU64,
+    /// How many reserved connections were opened.
+    opened: AtomicU64,
     /// The connections of [`Reserved`], each made when it is first used.
     reserved: [tokio::sync::Mutex<Option<ReservedConnection>>; Reserved::COUNT],
     /// Events that could not be read. To fail at one again may take seconds each time.
@@ -145,7 +147,13 @@ pub(super) struct ReservedConnection {
     connection: PoolConnection<Postgres>,
     /// The value of `Store::replaced` when it was made.
     made: u64,
+    /// Its number, which no other has.
+    number: Pin,
 }
+
+/// An open reserved connection. What runs on it runs on a server that has not crashed since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pin(u64);
 
 /// A connection for one or a few statements; with a pooler it is a transaction that has set the settings.
 pub(super) enum Session<'a> {
@@ -163,6 +171,12 @@ impl Session<'_> {
             Self::Pooled(connection) => connection,
             Self::Transaction(transaction) => transaction,
         }
+    }
+
+    /// Its reserved connection, if it runs on one.
+    pub(super) fn pin(&self) -> Option<Pin> {
+        let Self::Reserved(open) = self else { return None };
+        open.as_ref().map(|open| open.number)
     }
 
     /// Commits with a pooler, and gives the connection back.
@@ -202,6 +216,7 @@ impl Store {
             pool: ArcSwap::from_pointee(pool(&settings, &guard)),
             guard,
             replaced: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
             reserved: Default::default(),
             unreadable: Unreadable::default(),
             settings,
@@ -241,7 +256,9 @@ impl Store {
         let made = self.replaced.load(Ordering::Acquire);
         if open.as_ref().is_none_or(|open| open.made != made) {
             *open = None;
-            *open = Some(ReservedConnection { connection: self.pool.load_full().acquire().await?, made });
+            let connection = self.pool.load_full().acquire().await?;
+            let number = Pin(self.opened.fetch_add(1, Ordering::Relaxed));
+            *open = Some(ReservedConnection { connection, made, number });
         }
         Ok(Session::Reserved(open))
     }
