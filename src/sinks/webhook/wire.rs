@@ -25,8 +25,8 @@ const LONGEST_HEAD: usize = 256 * 1024;
 /// Most bytes that an HTTP/2 connection may bring without a response or a part of a body for anyone. More
 /// than the windows of all its streams and their heads.
 const MOST_UNREAD: u64 = 8 * 1024 * 1024;
-/// Most bytes of an HTTP/1 connection that are read at once. The client begins with a buffer of 8 KiB and doubles
-/// it, up to 400 KiB, whenever a read has filled it: five hundred answers without end would take 200 MiB.
+/// Most bytes of an HTTP/1 connection that are read at once. The client begins with a buffer of 8 KiB and
+/// doubles it, up to 400 KiB, whenever a read has filled it: five hundred answers without end took 200 MiB.
 const MOST_AT_ONCE: usize = 8 * 1024 - 1;
 /// Bytes of a status line up to the status.
 const STATUS_LINE: usize = "HTTP/1.1 200".len();
