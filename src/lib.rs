@@ -150,7 +150,7 @@ pub use cli::run as run_command_line;
 pub use event::{Draft, Event, Position};
 // Running a relay.
 pub use relay::{
-    AttemptLog, Builder as RelayBuilder, Drained, Error as RelayError, Health, Relay,
+    AttemptLog, Builder as RelayBuilder, Drained, Error as RelayError, Health, Laggard, Relay, Retention,
     Settings as RelaySettings,
     telemetry::{Signal, Telemetry},
 };
@@ -162,7 +162,7 @@ pub use sink::{Batch, Outgoing, Problem, Report, Sink, parse_config};
 // Wrapping sinks.
 pub use sink::{Layer, Next, Timeout};
 // Built-in sinks and their configuration.
-pub use sink::{Connection, egress::Egress, secret::Secrets, tls::TlsFiles};
+pub use sink::{Connection, egress::Egress, secret::Secrets, servers::Servers, tls::TlsFiles};
 #[cfg(feature = "amqp")]
 pub use sinks::amqp::{Amqp, Config as AmqpConfig};
 #[cfg(feature = "kafka")]

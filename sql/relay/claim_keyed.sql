@@ -6,7 +6,7 @@
 --   Keys whose next rows are asked for:
 --   $4 subscriptions   $5 keys
 --   $6 rows of one key at most
---   $7 lease token of the subscriptions
+--   $7 lease tokens of the subscriptions
 --   $8 lease token   $9 length of the lease in seconds
 --
 -- A row of a key is leased only when every row before it is leased with it. What is due without
@@ -18,7 +18,7 @@ with held as materialized (
     select lease.subscription_id
       from outbox.order_leases as lease
      where lease.subscription_id = any ($1::bigint[] || $4::bigint[])
-       and lease.lease_token = $7::uuid
+       and lease.lease_token = any ($7::uuid[])
        and lease.due_at > now()
        and not exists (select from outbox.backlog as suspect
                         where suspect.subscription_id = lease.subscription_id

@@ -1,7 +1,7 @@
 -- Move the first positions of the backlog of ordered subscriptions into pages of this relay.
 --   $1 subscriptions
 --   $2 positions wanted for each
---   $3 lease token of the subscriptions
+--   $3 lease tokens of the subscriptions
 --   $4 lease token   $5 length of the lease in seconds   $6 this relay
 --
 -- In the order of positions, whatever the ids: what was given back comes first again. Nothing is
@@ -12,7 +12,7 @@ with held as materialized (
     select lease.subscription_id
       from outbox.order_leases as lease
      where lease.subscription_id = any ($1::bigint[])
-       and lease.lease_token = $3::uuid
+       and lease.lease_token = any ($3::uuid[])
        and lease.due_at > now()
        for share
 ),
@@ -66,19 +66,27 @@ each as materialized (
                over (partition by first.subscription_id order by first.n) as is_next
       from first
 ),
--- Rows may overlap: what committed late, and what was given back. The position before which all
--- that is wanted lies, and nothing that stays.
+-- Rows may overlap: what committed late, and what was given back. PostgreSQL 14 aggregates ranges
+-- only, no multiranges.
+union_of as materialized (
+    select each.subscription_id, range_agg(one.span) as positions
+      from each
+     cross join lateral unnest(each.positions) as one (span)
+     where each.is_next
+     group by each.subscription_id
+),
+-- The position before which all that is wanted lies, and nothing that stays.
 bound as materialized (
     select whole.subscription_id,
            upper(outbox_internal.first_positions(
                      whole.positions
                      * int8multirange(int8range(null, whole.stays_from)), whole.wanted)) as upto
-      from (select each.subscription_id, max(each.wanted) as wanted,
-                   range_agg(each.positions) filter (where each.is_next) as positions,
+      from (select each.subscription_id, max(each.wanted) as wanted, union_of.positions,
                    least(min(each.first_position) filter (where not each.is_next),
                          min(each.past) + 1) as stays_from
               from each
-             group by each.subscription_id) as whole
+              left join union_of on union_of.subscription_id = each.subscription_id
+             group by each.subscription_id, union_of.positions) as whole
 ),
 taken as materialized (
     select each.*, each.positions * int8multirange(int8range(null, bound.upto)) as part

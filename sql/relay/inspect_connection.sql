@@ -13,4 +13,5 @@ select pg_is_in_recovery() as in_recovery,
        case when to_regclass('outbox.cursor') is not null
             then has_table_privilege('outbox.cursor', 'update')
                  and has_table_privilege('outbox.deliveries', 'insert') end as permitted,
+       has_function_privilege('pg_catalog.pg_control_system()', 'execute') as may_identify,
        extract(epoch from clock_timestamp())::double precision as clock

@@ -13,6 +13,7 @@ mod error;
 mod event_types;
 mod events;
 mod limits;
+mod listen;
 mod replays;
 mod schema;
 mod statement;
@@ -25,7 +26,7 @@ use std::{future::Future, io, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::{Connection, FromRow, PgConnection, postgres::PgConnectOptions};
+use sqlx::{Connection, FromRow, PgConnection};
 use uuid::Uuid;
 
 use self::statement::{rows, statement, value};
@@ -45,6 +46,7 @@ pub use self::{
     event_types::ShownEventType,
     events::{EventFilter, LOOKED_AT, LoggedEvent, WholeEvent},
     limits::OrganizationLimit,
+    listen::DEAF,
     replays::{Replay, ReplayCount, ReplayOrder},
     subscriptions::{Changed, Created, ShownSubscription},
     trace::{Trace, TraceDetail, TraceGroup, TraceStatus, TracedEvent, TracedSubscription},
@@ -53,7 +55,7 @@ pub use self::{
 };
 use crate::{
     event::{Draft, Event},
-    sink::{plain::plain, session},
+    sink::{plain::plain, servers::Servers, session},
     store::{LogStatus, SubscriptionRow},
 };
 
@@ -190,13 +192,13 @@ pub struct RunningGateway {
 }
 
 impl Operator {
-    /// Connects the command line within 5 s. A `pooler` accepts no settings at connect, so the server's own
-    /// timeouts apply.
+    /// Connects the command line within 5 s, to the right one of several servers. A `pooler` accepts no
+    /// settings at connect, so the server's own timeouts apply.
     ///
     /// # Errors
     /// [`Error::Unreachable`], also when the login is refused.
-    pub async fn connect(options: &PgConnectOptions, pooler: bool) -> Result<Self, Error> {
-        Self::connect_as(Program::CommandLine, options, pooler).await
+    pub async fn connect(servers: impl Into<Servers>, pooler: bool) -> Result<Self, Error> {
+        Self::connect_as(Program::CommandLine, servers, pooler).await
     }
 
     /// Connects a program, as [`Operator::connect`] does. A statement of the API ends soon after the API has
@@ -206,21 +208,22 @@ impl Operator {
     /// [`Error::Unreachable`], also when the login is refused.
     pub async fn connect_as(
         program: Program,
-        options: &PgConnectOptions,
+        servers: impl Into<Servers>,
         pooler: bool,
     ) -> Result<Self, Error> {
         let (name, more) = match program {
             Program::CommandLine => (concat!("pgoutbox/", env!("CARGO_PKG_VERSION"), "/cli"), &[][..]),
             Program::Api => (concat!("pgoutbox/", env!("CARGO_PKG_VERSION"), "/api"), SETTINGS_OF_API),
         };
-        let options = options.clone().application_name(name);
-        let options = if pooler {
-            options.statement_cache_capacity(0)
-        } else {
+        let servers = servers.into().map(|options| {
+            let options = options.application_name(name);
+            if pooler {
+                return options.statement_cache_capacity(0);
+            }
             options.options(session::SETTINGS.iter().chain(SETTINGS).chain(more).copied())
-        };
+        });
         let doing = "connecting to the database";
-        match tokio::time::timeout(CONNECT, session::connect(&options, pooler)).await {
+        match tokio::time::timeout(CONNECT, servers.connect(pooler)).await {
             Ok(Ok(connection)) => {
                 let mut operator = Self { connection, actor: None };
                 if program == Program::Api && !pooler {

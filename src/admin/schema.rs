@@ -44,7 +44,22 @@ impl Operator {
             .await?
             .into_iter()
             .map(|(table, problem)| Finding { subject: format!("capture of {table}"), problem });
-        Ok(owners.into_iter().chain(published).chain(captured).collect())
+        let retention = self
+            .list_kept()
+            .await?
+            .into_iter()
+            .filter(|(.., is_problem)| *is_problem)
+            .map(|(subject, problem, _)| Finding { subject, problem });
+        Ok(owners.into_iter().chain(published).chain(captured).chain(retention).collect())
+    }
+
+    /// What relays could not remove although it is old enough, with the reason, and whether somebody must
+    /// act.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn list_kept(&mut self) -> Result<Vec<(String, String, bool)>, Error> {
+        ask("reading what is kept", rows(sql!("admin/list_kept")).fetch_all(&mut self.connection)).await
     }
 
     /// Captured tables with a problem, and the problem.

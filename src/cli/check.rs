@@ -15,7 +15,7 @@ use super::{
     print,
 };
 use crate::{
-    admin::{self, Elsewhere, Error, Finding, Operator},
+    admin::{self, DEAF, Elsewhere, Error, Finding, Operator},
     delivery::Reason,
     sink::{Registry, secret::Secrets},
     sinks::{self, function::Functions, webhook::Webhook},
@@ -66,7 +66,7 @@ async fn check(config: &Config, is_of_a_relay: bool, json: bool) -> anyhow::Resu
         "a relay opens {}",
         store::connections_wanted(database.pool_size, database.function_pool_size)
     );
-    let findings = match Operator::connect(&config.connect_options()?, config.database.pooler).await {
+    let findings = match Operator::connect(config.servers()?, config.database.pooler).await {
         Ok(mut operator) => findings(config, is_of_a_relay, &mut operator).await?,
         Err(error @ Error::Unreachable { .. }) => {
             print::note!("the configuration is valid; the database and the subscriptions were not checked");
@@ -101,13 +101,21 @@ async fn findings(
     // What a relay with this login asks at its start.
     let unsuitable = store::unsuitable(operator.connection(), config.database.allow_superuser).await?;
     let unsuitable = unsuitable.map(|problem| Finding { subject: "database".to_owned(), problem });
-    let fenced = operator.fenced(&config.relay.environment).await?;
+    // Who may not use the database may not be able to ask.
+    let fenced = match unsuitable {
+        Some(_) => None,
+        None => operator.fenced(&config.relay.environment).await?,
+    };
     let fenced = fenced.map(|problem| Finding { subject: "database".to_owned(), problem });
     let keys = if is_like_a_relay { config.http.check_keys().await.err() } else { None };
     let keys = keys.map(|problem| Finding { subject: "http.jwt.jwks".to_owned(), problem });
     let backplane = if is_like_a_relay { config.realtime.check_backplane().await.err() } else { None };
     let backplane = backplane.map(|problem| Finding { subject: "realtime.backplane".to_owned(), problem });
+    let deaf = deaf(config, operator).await?;
     let of_schema = operator.check_schema().await?;
+    for (subject, problem, _) in operator.list_kept().await?.iter().filter(|(.., is_problem)| !is_problem) {
+        print::note!("{}: {}", print::escaped(subject), print::escaped(problem));
+    }
     let registry = registry(config)?;
     let is_running = !operator.list_relays().await?.is_empty();
     let elsewhere = Elsewhere {
@@ -119,8 +127,21 @@ async fn findings(
     for Finding { subject, problem } in of_subscriptions.unjudged {
         print::note!("{subject} is not judged here: {problem}");
     }
-    let of_database = unsuitable.into_iter().chain(fenced).chain(of_schema);
+    let of_database = unsuitable.into_iter().chain(fenced).chain(deaf).chain(of_schema);
     Ok(of_database.chain(keys).chain(backplane).chain(of_subscriptions.problems).collect())
+}
+
+/// That a relay with this configuration would hear no notification.
+async fn deaf(config: &Config, operator: &mut Operator) -> anyhow::Result<Option<Finding>> {
+    let Some(listen) = config.listen_servers()? else { return Ok(None) };
+    let subject = if config.database.listen_url.is_some() { "database.listen_url" } else { "database.url" };
+    let problem = match operator.is_heard(&listen).await {
+        Ok(true) => return Ok(None),
+        Ok(false) => DEAF.to_owned(),
+        Err(error @ Error::Unreachable { .. }) => exit::chain(&error.into()),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Some(Finding { subject: subject.to_owned(), problem }))
 }
 
 /// The sinks of a relay with this configuration.
@@ -131,7 +152,7 @@ pub(super) fn registry(config: &Config) -> anyhow::Result<Registry> {
     registry.open(&config.sinks)?;
     let database = &config.database;
     let (relay, functions) = (&config.relay.name, database.function_pool_size);
-    let functions = Functions::new(config.connect_options()?, relay, database.pooler, functions);
+    let functions = Functions::new(config.servers()?, relay, database.pooler, functions);
     sinks::add_built_in(&mut registry, functions);
     Ok(registry)
 }

@@ -282,7 +282,7 @@ fn looking(config: &Config) -> anyhow::Result<ConnectionSettings> {
 
 /// Refuses a schema that is older or newer than this binary.
 async fn check_schema(config: &Config) -> anyhow::Result<()> {
-    let mut operator = Operator::connect(&config.connect_options()?, config.database.pooler).await?;
+    let mut operator = Operator::connect(config.servers()?, config.database.pooler).await?;
     let missing = schema::pending(operator.connection()).await?.join(", ");
     if missing.is_empty() { Ok(()) } else { Err(relay::Error::Outdated { missing }.into()) }
 }

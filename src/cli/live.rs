@@ -19,7 +19,7 @@ use crate::{
 /// How a gateway of this name connects to the database.
 pub(super) fn connection(config: &Config, name: String) -> anyhow::Result<ConnectionSettings> {
     Ok(ConnectionSettings {
-        options: config.connect_options()?,
+        servers: config.servers()?,
         relay: name,
         environment: config.relay.environment.clone(),
         pool_size: config.database.pool_size,
@@ -42,7 +42,7 @@ pub(super) fn start(
         tracing::warn!(max_connections, "live clients are limited by the open files of the process");
     }
     let settings = Settings { max_connections, ..config.realtime.clone() };
-    let sources = Sources { connection, listen: config.listen_options()?, news, telemetry };
+    let sources = Sources { connection, listen: config.listen_servers()?, news, telemetry };
     Ok(Gateway::start(sources, settings))
 }
 

@@ -22,6 +22,7 @@ mod listing;
 mod live;
 pub mod logging;
 mod manual;
+mod migrate;
 mod moment;
 mod once;
 mod organizations;
@@ -95,7 +96,7 @@ enum Command {
         once: bool,
     },
     /// Create or update the schema `outbox`.
-    Migrate(run::Migrate),
+    Migrate(migrate::Migrate),
     /// Deliver events until SIGTERM or SIGINT; a second signal stops without draining. SIGHUP reads
     /// subscriptions and their secrets again.
     Run {
@@ -253,15 +254,14 @@ pub(crate) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
             limits::raise_descriptors();
             crate::lab::bench::run(options.into()).await?;
         }
-        Command::Migrate(options) if options.sql => print::raw(&crate::store::schema::script())?,
-        Command::Migrate(options) => options.execute(&config()?).await?,
+        Command::Migrate(options) => return options.execute(config).await,
         Command::Run { migrate, once } => return run::run(&sources(), migrate, once).await,
         Command::Gateway => return gateway::run(&sources()).await,
         Command::Tail(options) => return options.execute(&sources()).await,
         Command::Check { json } => return check::check_each(&sources(), json).await,
         Command::Status { json } => {
             let config = config()?;
-            status::status(&mut connect(&config).await?, &config.relay.environment, json).await?
+            status::status(&mut connect(&config).await?, &config, json).await?
         }
         Command::Adopt(options) => options.execute(&config()?).await?,
         Command::Publish(options) => return options.execute(async || connect(&config()?).await).await,
@@ -297,5 +297,5 @@ fn command() -> clap::Command {
 }
 
 async fn connect(config: &Config) -> anyhow::Result<Operator> {
-    Ok(Operator::connect(&config.connect_options()?, config.database.pooler).await?)
+    Ok(Operator::connect(config.servers()?, config.database.pooler).await?)
 }

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgConnectOptions;
-
-use crate::admin::{Error, Operator};
+use crate::{
+    admin::{Error, Operator},
+    sink::servers::Servers,
+};
 
 /// Time between two looks; longer where a look takes long.
 const PACE: Duration = Duration::from_millis(100);
@@ -23,12 +24,12 @@ pub(super) enum Left {
 }
 
 /// Waits until nothing is due, or what is due does not get on. `environment` is that of the relay.
-pub(super) async fn until_idle(options: &PgConnectOptions, pooler: bool, environment: &str) -> Left {
+pub(super) async fn until_idle(servers: &Servers, pooler: bool, environment: &str) -> Left {
     let mut operator = None;
     let (mut due, mut since) = (None, Instant::now());
     loop {
         let looked = Instant::now();
-        let counted = match look(options, pooler, environment, &mut operator).await {
+        let counted = match look(servers, pooler, environment, &mut operator).await {
             Ok(Look { fenced: Some(why), .. }) => return Left::Fenced(why),
             // The first relay of an outbox takes it into use, also when nothing is due.
             Ok(Look { due: 0, is_new: false, .. }) => return Left::Nothing,
@@ -73,14 +74,14 @@ struct Look {
 }
 
 async fn look(
-    options: &PgConnectOptions,
+    servers: &Servers,
     pooler: bool,
     environment: &str,
     operator: &mut Option<Operator>,
 ) -> Result<Look, Error> {
     let connected = match operator.take() {
         Some(connected) => connected,
-        None => Operator::connect(options, pooler).await?,
+        None => Operator::connect(servers, pooler).await?,
     };
     let operator = operator.insert(connected);
     let due = operator.count_due().await?;

@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::bail;
-use sqlx::postgres::PgPoolOptions;
 use tokio::signal::unix::Signal;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -25,8 +24,6 @@ use crate::{
     sinks::{self, webhook::Webhook},
 };
 
-/// Timeout of getting a connection from the pool.
-const ACQUIRE: Duration = Duration::from_secs(5);
 /// Interval of trying to start again after a file has changed.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -103,7 +100,7 @@ impl<'s> Relays<'s> {
                 room: gateway.as_ref().map(|gateway| gateway.room().clone()),
                 clients: TaskTracker::new(),
                 operators: Some(Operators::new(
-                    config.connect_options()?,
+                    config.servers()?,
                     config.database.pooler,
                     config.relay.environment.clone(),
                 )),
@@ -224,11 +221,7 @@ pub(super) fn builder(
 ) -> anyhow::Result<Builder> {
     let connections = limits::connections(descriptors, config.database.pool_size);
     let egress = Egress { connections, ..config.egress.clone() };
-    let pool = PgPoolOptions::new()
-        .max_connections(config.database.pool_size)
-        .acquire_timeout(ACQUIRE)
-        .connect_lazy_with(config.connect_options()?);
-    let mut builder = Relay::builder(pool)
+    let mut builder = Relay::on(config.servers()?)
         .settings(config.relay.clone())
         .pooler(config.database.pooler)
         .allow_superuser(config.database.allow_superuser)
@@ -237,7 +230,7 @@ pub(super) fn builder(
         .sink(Webhook::new(&egress, secrets.clone())?)
         .connections(&config.sinks)?
         .telemetry(telemetry.clone());
-    if let Some(listen) = config.listen_options()? {
+    if let Some(listen) = config.listen_servers()? {
         builder = builder.listen(listen);
     }
     Ok(builder)
@@ -246,6 +239,6 @@ pub(super) fn builder(
 /// Whether the database accepts what is configured, and every sink can be made with it.
 pub(super) async fn usable(config: &Config) -> anyhow::Result<()> {
     check::registry(config)?;
-    Operator::connect(&config.connect_options()?, config.database.pooler).await?;
+    Operator::connect(config.servers()?, config.database.pooler).await?;
     Ok(())
 }

@@ -1,8 +1,9 @@
-//! `run` and `migrate`. The first signal that would end the process drains; a second one stops without
+//! `run`. The first signal that would end the process drains; a second one stops without
 //! draining. SIGHUP reloads.
 
+use std::time::Duration;
+
 use crate::{
-    admin::Operator,
     cli::{
         config::{Config, Several, Sources},
         logging,
@@ -18,43 +19,11 @@ use super::{
     exit::Exit,
     follow::Followed,
     once::{self, Left},
-    print,
     relays::Relays,
     several,
     signals::{self, Signals},
     systemd,
 };
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Migrate {
-    /// Print the pending migrations without applying them.
-    #[arg(long, conflicts_with = "sql")]
-    dry_run: bool,
-    /// Print all migrations as SQL, for another migration runner. Needs no database.
-    #[arg(long)]
-    pub(super) sql: bool,
-}
-
-impl Migrate {
-    pub(super) async fn execute(&self, config: &Config) -> anyhow::Result<()> {
-        let options = config.connect_options()?;
-        let mut operator = Operator::connect(&options, config.database.pooler).await?;
-        let names = if self.dry_run {
-            schema::pending(operator.connection()).await?
-        } else {
-            schema::run(&options).await?
-        };
-        for name in &names {
-            print::line(name)?;
-        }
-        match (names.len(), self.dry_run) {
-            (0, _) => print::note!("the schema outbox is up to date"),
-            (_, true) => print::note!("pending; nothing was changed"),
-            (_, false) => print::note!("applied; the schema outbox is up to date"),
-        }
-        Ok(())
-    }
-}
 
 /// Runs a relay until a signal, or with `once` until nothing is due, then drains.
 pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> anyhow::Result<Exit> {
@@ -68,12 +37,15 @@ pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> a
         }
         return several::run(sources, several, migrate_first).await;
     }
-    let config = Config::load(sources, sinks::CONFIGURED)?;
+    let mut config = Config::load(sources, sinks::CONFIGURED)?;
+    if once {
+        config.relay.retention.first_look = Duration::ZERO;
+    }
     logging::init(&config.telemetry)?;
     let (mut signals, hangup) = (Signals::without_hangup()?, signals::hangup()?);
     let drain = CancellationToken::new();
     let longest = config.relay.drain;
-    let (options, pooler) = (config.connect_options()?, config.database.pooler);
+    let (servers, pooler) = (config.servers()?, config.database.pooler);
     let environment = config.relay.environment.clone();
     let work = systemd::watched(work(sources, config, migrate_first, hangup, drain.clone()));
     tokio::pin!(work);
@@ -81,7 +53,7 @@ pub(super) async fn run(sources: &Sources, migrate_first: bool, once: bool) -> a
     tokio::select! {
         ended = &mut work => return ended,
         () = signals.next() => {}
-        due = once::until_idle(&options, pooler, &environment), if once => left = due,
+        due = once::until_idle(&servers, pooler, &environment), if once => left = due,
     }
     systemd::stopping(longest);
     drain.cancel();
@@ -126,7 +98,7 @@ async fn work(
     let mut relays = Relays::new(sources, &config, followed, hangup, drain.clone()).await?;
     let built = async {
         if migrate_first {
-            let applied = schema::run(&config.connect_options()?).await?;
+            let applied = schema::run(&config.servers()?.find(false).await?).await?;
             tracing::info!(migrations = applied.len(), "migrated");
         }
         relays.build(&config).await

@@ -3,15 +3,25 @@
 use std::time::Duration;
 
 use crate::{
-    admin::{Operator, Status},
+    admin::{DEAF, Operator, Status},
     delivery::duration,
 };
 
-use super::{moment, print};
+use super::{config::Config, exit, moment, print};
 
-pub(super) async fn status(operator: &mut Operator, environment: &str, json: bool) -> anyhow::Result<()> {
-    if let Some(why) = operator.fenced(environment).await? {
+pub(super) async fn status(operator: &mut Operator, config: &Config, json: bool) -> anyhow::Result<()> {
+    if let Some(why) = operator.fenced(&config.relay.environment).await? {
         print::note!("fenced: {why}");
+    }
+    match config.listen_servers()? {
+        None => print::note!("{}", Config::ONLY_POLLS),
+        // Only an address of its own is looked at: to look takes a connection.
+        Some(listen) if config.database.listen_url.is_some() => match operator.is_heard(&listen).await {
+            Ok(true) => {}
+            Ok(false) => print::note!("database.listen_url: {DEAF}"),
+            Err(error) => print::note!("database.listen_url: {}", exit::chain(&error.into())),
+        },
+        Some(_) => {}
     }
     let rows = operator.subscription_status().await?;
     if json {
@@ -54,6 +64,9 @@ pub(super) async fn status(operator: &mut Operator, environment: &str, json: boo
         // Round to whole seconds.
         let age = duration::format(Duration::from_secs(age.max(0.0) as u64));
         print::note!("log: {} not routed yet, the oldest {age} old", print::counted(log.unrouted, "event"));
+    }
+    for (subject, problem, _) in operator.list_kept().await? {
+        print::note!("{}: {}", print::escaped(&subject), print::escaped(&problem));
     }
     for (table, problem) in operator.capture_problems().await? {
         print::note!("capture of {table}: {problem}");

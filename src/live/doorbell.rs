@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +12,7 @@ use crate::{
         await_work::{ATTENDANT_LOCK, BELL_LOCK, DOORBELL, backon_waits},
         telemetry::chain,
     },
-    sink::plain::plain,
+    sink::{plain::plain, servers::Servers},
 };
 
 /// Channel on which relays tell gateways that they have read new events.
@@ -28,11 +28,11 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(super) async fn listen(
     wake: Arc<Notify>,
     mut clients: watch::Receiver<usize>,
-    options: Option<PgConnectOptions>,
+    servers: Option<Servers>,
     news: Option<watch::Receiver<u64>>,
     stop: CancellationToken,
 ) {
-    let (has_relay, listens) = (news.is_some(), options.is_some());
+    let (has_relay, listens) = (news.is_some(), servers.is_some());
     let told = async {
         let Some(mut news) = news else { return std::future::pending().await };
         while news.changed().await.is_ok() {
@@ -42,12 +42,12 @@ pub(super) async fn listen(
         std::future::pending::<()>().await;
     };
     let heard = async {
-        let Some(options) = options else { return std::future::pending().await };
+        let Some(servers) = servers else { return std::future::pending().await };
         let mut waits = backon_waits();
         while !stop.is_cancelled() {
             let some = clients.wait_for(|count| *count > 0);
             let Some(Ok(_)) = stop.run_until_cancelled(some).await else { return };
-            match Listening::connect(&options).await {
+            match Listening::connect(&servers).await {
                 Ok(mut listening) => {
                     waits = backon_waits();
                     wake.notify_one();
@@ -79,13 +79,13 @@ struct Listening {
 }
 
 impl Listening {
-    async fn connect(options: &PgConnectOptions) -> Result<Self, String> {
+    async fn connect(servers: &Servers) -> Result<Self, String> {
         let connecting = async {
             let pool = PgPoolOptions::new()
                 .max_connections(1)
                 .max_lifetime(None)
                 .idle_timeout(None)
-                .connect_with(options.clone())
+                .connect_with(servers.find(false).await?)
                 .await?;
             let mut listener = PgListener::connect_with(&pool).await?;
             listener.eager_reconnect(false);

@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicBool;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -29,7 +28,7 @@ use super::{
 use crate::{
     event::{filter::Filter, topic::Pattern},
     relay::telemetry::{Telemetry, chain},
-    sink::Registry,
+    sink::{Registry, servers::Servers},
     store::{self, ConnectionSettings, Cursor, Forgotten, Latest, Store, SubscriptionRow, TooMuch},
     subscription::Subscription,
 };
@@ -50,8 +49,8 @@ const ENDS_WITHIN: Duration = Duration::from_secs(5);
 pub struct Sources {
     /// How it connects to the database. `pool_size` is ignored.
     pub connection: ConnectionSettings,
-    /// Options for a connection that may LISTEN; none: there is only the poll.
-    pub listen: Option<PgConnectOptions>,
+    /// Servers for a connection that may LISTEN; none: there is only the poll.
+    pub listen: Option<Servers>,
     /// Notified when the relay of this process has read new events; none: there is no relay.
     pub news: Option<tokio::sync::watch::Receiver<u64>>,
     /// Metrics.
@@ -94,7 +93,7 @@ impl Gateway {
         let relay = format!("{}/live", connection.relay);
         let name = connection.relay.clone();
         let store = Arc::new(Store::lazy(ConnectionSettings { relay, pool_size: CONNECTIONS, ..connection }));
-        let listen = listen.map(|options| store.listener_options(&options));
+        let listen = listen.map(|servers| store.listener_servers(&servers));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let new_feed = |source| {
             let (poll, buffer) = (settings.poll, settings.buffer);

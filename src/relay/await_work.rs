@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -24,7 +24,7 @@ use super::{
     parts::{Base, Sending, Waiting},
     pauses,
 };
-use crate::sink::plain::plain;
+use crate::sink::{plain::plain, servers::Servers};
 
 /// Channel on which publishers notify.
 pub(crate) const DOORBELL: &str = "outbox_doorbell";
@@ -43,6 +43,14 @@ const CANARY_EVERY: Duration = Duration::from_secs(5);
 const CANARY_LOST: Duration = Duration::from_secs(15);
 /// Deadline of each statement on the listener's connection.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How long the relay waits for the listening task. While its connection is silent there is only the poll.
+const BELL_WITHIN: Duration = Duration::from_millis(250);
+/// A new listener hears its first notification within this, or it hears nothing.
+const HEARS_WITHIN: Duration = Duration::from_secs(2);
+/// New listeners in a row that heard nothing, after which the relay says so and tries more rarely.
+const DEAF_ROUNDS: u32 = 3;
+/// Wait before the next one.
+const DEAF_WAIT: Duration = Duration::from_secs(30);
 
 /// Whether the relay may sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +81,7 @@ pub(crate) struct BellTask {
     base: Arc<Base>,
     sending: Arc<Sending>,
     waiting: Arc<Waiting>,
-    options: Option<PgConnectOptions>,
+    servers: Option<Servers>,
     rung: Arc<Notify>,
     missed: Arc<AtomicBool>,
     commands: mpsc::Receiver<Command>,
@@ -85,19 +93,19 @@ enum Command {
     Woke,
 }
 
-/// Both ends of the doorbell. Without options the task answers that there is none.
+/// Both ends of the doorbell. Without servers the task answers that there is none.
 pub(super) fn bell(
     base: Arc<Base>,
     sending: Arc<Sending>,
     waiting: Arc<Waiting>,
-    options: Option<PgConnectOptions>,
+    servers: Option<Servers>,
 ) -> (Bell, BellTask) {
     let (commands, inbox) = mpsc::channel(8);
     let rung = Arc::new(Notify::new());
     let missed = Arc::new(AtomicBool::new(false));
     (
         Bell { rung: rung.clone(), missed: missed.clone(), commands },
-        BellTask { base, sending, waiting, options, rung, missed, commands: inbox },
+        BellTask { base, sending, waiting, servers, rung, missed, commands: inbox },
     )
 }
 
@@ -105,32 +113,52 @@ impl Bell {
     /// Asks whether the relay may sleep.
     pub(crate) async fn may_sleep(&self) -> MaySleep {
         let (answer, question) = oneshot::channel();
-        if self.commands.send(Command::MaySleep(answer)).await.is_err() {
+        if self.commands.try_send(Command::MaySleep(answer)).is_err() {
             return MaySleep::NoBell;
         }
-        question.await.unwrap_or(MaySleep::NoBell)
+        match tokio::time::timeout(BELL_WITHIN, question).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => MaySleep::NoBell,
+        }
     }
 
-    /// Tells the listening task that the relay is awake, so that publishers need not notify.
-    pub(crate) async fn woke(&self) {
-        // The task ends only when the relay does.
-        let _ = self.commands.send(Command::Woke).await;
+    /// Tells the listening task that the relay is awake, so that publishers need not notify. While its
+    /// connection is silent it may not hear that: then publishers notify for nothing.
+    pub(crate) fn woke(&self) {
+        let _ = self.commands.try_send(Command::Woke);
     }
 }
 
 impl BellTask {
     /// Listens until the relay has drained; rebuilds the connection after any error.
     pub(super) async fn listen(mut self, drained: CancellationToken) {
-        let Some(options) = self.options.take() else {
+        let Some(servers) = self.servers.take() else {
             tracing::warn!("no direct database connection for LISTEN: events wait for the poll");
             self.without_bell(&drained, None).await;
             return;
         };
         let mut waits = backon_waits();
+        let mut deaf = 0;
         while !drained.is_cancelled() {
-            let why = match self.connect(&options).await {
-                Ok(listener) => {
+            let base = self.base.clone();
+            // The relay polls meanwhile.
+            let connected = tokio::select! {
+                connected = Box::pin(Listening::connect(&base, &servers)) => connected,
+                () = self.without_bell(&drained, None) => return,
+            };
+            let why = match connected {
+                Ok(None) => {
+                    deaf += 1;
+                    if deaf == DEAF_ROUNDS {
+                        self.base.telemetry.listener_deaf();
+                    }
+                    let wait = if deaf < DEAF_ROUNDS { waits.next() } else { Some(DEAF_WAIT) };
+                    self.without_bell(&drained, wait).await;
+                    continue;
+                }
+                Ok(Some(listener)) => {
                     waits = backon_waits();
+                    deaf = 0;
                     self.base.telemetry.listener_connected();
                     self.missed.store(true, Ordering::Release);
                     self.rung.notify_one();
@@ -156,41 +184,12 @@ impl BellTask {
                 command = self.commands.recv() => match command {
                     Some(Command::MaySleep(answer)) => { let _ = answer.send(MaySleep::NoBell); }
                     Some(Command::Woke) => {}
-                    None => return,
+                    // The work has ended: the relay drains, or is dropped to begin anew.
+                    None => return drained.cancelled().await,
                 },
                 () = sleep_until(until) => return,
                 () = drained.cancelled() => return,
             }
-        }
-    }
-
-    async fn connect(&self, options: &PgConnectOptions) -> Result<Listening, String> {
-        let connecting = async {
-            let pool = PgPoolOptions::new()
-                .max_connections(1)
-                .max_lifetime(None)
-                .idle_timeout(None)
-                .connect_with(options.clone())
-                .await?;
-            let mut listener = PgListener::connect_with(&pool).await?;
-            listener.eager_reconnect(false);
-            let canary = format!("outbox_canary_{}", Uuid::new_v4().simple());
-            listener.listen_all([DOORBELL, breaker::CHANNEL, pauses::CHANNEL, canary.as_str()]).await?;
-            if self.base.news.is_followed() {
-                listener.listen(news::CHANNEL).await?;
-            }
-            Ok::<_, sqlx::Error>(Listening {
-                listener,
-                canary,
-                heard: Instant::now(),
-                attends: false,
-                holds: false,
-            })
-        };
-        match tokio::time::timeout(ANSWER_WITHIN, connecting).await {
-            Ok(Ok(listening)) => Ok(listening),
-            Ok(Err(error)) => Err(super::telemetry::chain(&plain(error))),
-            Err(_) => Err(format!("no connection within {} s", ANSWER_WITHIN.as_secs())),
         }
     }
 
@@ -207,11 +206,15 @@ impl BellTask {
                 command = self.commands.recv() => match command {
                     None => {
                         listening.leave().await;
+                        drained.cancelled().await;
                         return None;
                     }
                     Some(Command::Woke) => listening.woke().await,
+                    Some(Command::MaySleep(answer)) if answer.is_closed() => Ok(()),
                     Some(Command::MaySleep(answer)) => listening.may_sleep().await.map(|may| {
-                        let _ = answer.send(may);
+                        if answer.send(may).is_err() {
+                            self.rung.notify_one(); // it came too late: the relay looks once more
+                        }
                     }),
                 },
                 notification = listening.listener.try_recv() => match notification {
@@ -284,6 +287,58 @@ struct Listening {
 }
 
 impl Listening {
+    /// Connects, and waits until it hears itself. None: it hears nothing, as behind a transaction pooler.
+    async fn connect(base: &Base, servers: &Servers) -> Result<Option<Self>, String> {
+        let connecting = async {
+            let pool = PgPoolOptions::new()
+                .max_connections(1)
+                .max_lifetime(None)
+                .idle_timeout(None)
+                .connect_with(servers.find(false).await?)
+                .await?;
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.eager_reconnect(false);
+            let canary = format!("outbox_canary_{}", Uuid::new_v4().simple());
+            listener.listen_all([DOORBELL, breaker::CHANNEL, pauses::CHANNEL, canary.as_str()]).await?;
+            if base.news.is_followed() {
+                listener.listen(news::CHANNEL).await?;
+            }
+            Ok::<_, sqlx::Error>(Self {
+                listener,
+                canary,
+                heard: Instant::now(),
+                attends: false,
+                holds: false,
+            })
+        };
+        let mut listening = match tokio::time::timeout(ANSWER_WITHIN, connecting).await {
+            Ok(Ok(listening)) => listening,
+            Ok(Err(error)) => return Err(super::telemetry::chain(&plain(error))),
+            Err(_) => return Err(format!("no connection within {} s", ANSWER_WITHIN.as_secs())),
+        };
+        base.store.ring(&listening.canary).await.map_err(|error| super::telemetry::chain(&error))?;
+        match tokio::time::timeout(HEARS_WITHIN, listening.hear_itself()).await {
+            Ok(Ok(())) => Ok(Some(listening)),
+            Ok(Err(why)) => Err(why),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Waits for the notification from itself. What else comes meanwhile is looked for afterwards.
+    async fn hear_itself(&mut self) -> Result<(), String> {
+        loop {
+            match self.listener.try_recv().await {
+                Ok(Some(notification)) if notification.channel() == self.canary => {
+                    self.heard = Instant::now();
+                    return Ok(());
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return Err("the connection was closed".to_owned()),
+                Err(error) => return Err(super::telemetry::chain(&plain(error))),
+            }
+        }
+    }
+
     async fn may_sleep(&mut self) -> Result<MaySleep, String> {
         if self.holds {
             return Ok(MaySleep::Yes);

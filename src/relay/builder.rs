@@ -7,7 +7,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 use serde::de::DeserializeOwned;
-use sqlx::postgres::PgConnectOptions;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -21,7 +20,8 @@ use super::{Settings, telemetry::Telemetry, watch::Failed};
 use crate::{
     event::Event,
     sink::{
-        Connection, Layer, Problem, Registry, Sink, session,
+        Connection, Layer, Problem, Registry, Sink,
+        servers::Servers,
         sqlstate::{Class, class_of},
     },
     sinks::{
@@ -39,8 +39,8 @@ const LOOK_AT_CAPTURES: Duration = Duration::from_secs(3);
 /// Collects what a relay needs.
 #[derive(Debug)]
 pub struct Builder {
-    options: PgConnectOptions,
-    listen: Option<PgConnectOptions>,
+    servers: Servers,
+    listen: Option<Servers>,
     settings: Settings,
     pool_size: u32,
     function_pool_size: u32,
@@ -55,9 +55,9 @@ pub struct Builder {
 }
 
 impl Builder {
-    pub(super) fn new(options: PgConnectOptions) -> Self {
+    pub(super) fn new(servers: Servers) -> Self {
         Self {
-            options,
+            servers,
             listen: None,
             settings: Settings::default(),
             pool_size: 4,
@@ -79,10 +79,11 @@ impl Builder {
         self
     }
 
-    /// A direct connection for LISTEN, if the pool goes through a pooler.
+    /// A direct connection for LISTEN, if the pool goes through a pooler: options of the driver, or
+    /// [`Servers`].
     #[must_use]
-    pub fn listen(mut self, options: PgConnectOptions) -> Self {
-        self.listen = Some(options);
+    pub fn listen(mut self, servers: impl Into<Servers>) -> Self {
+        self.listen = Some(servers.into());
         self
     }
 
@@ -212,7 +213,7 @@ impl Builder {
     pub async fn build(mut self) -> Result<Relay, Error> {
         self.check_schema().await?;
         let settings = ConnectionSettings {
-            options: self.options.clone(),
+            servers: self.servers.clone(),
             relay: self.settings.name.clone(),
             environment: self.settings.environment.clone(),
             pool_size: self.pool_size,
@@ -221,7 +222,7 @@ impl Builder {
             allow_superuser: self.allow_superuser,
         };
         let functions = Functions::new(
-            settings.options.clone(),
+            settings.servers.for_writing(),
             &settings.relay,
             settings.pooler,
             settings.function_pool_size,
@@ -243,8 +244,8 @@ impl Builder {
         // stay with a connection that is not ours.
         let listen = self
             .listen
-            .or_else(|| (!self.pooler).then_some(self.options))
-            .map(|options| store.listener_options(&options));
+            .or_else(|| (!self.pooler).then_some(self.servers))
+            .map(|servers| store.listener_servers(&servers));
         let base = Arc::new(Base {
             store,
             settings: self.settings,
@@ -270,8 +271,8 @@ impl Builder {
     async fn check_schema(&self) -> Result<(), Error> {
         use sqlx::Connection as _;
         let checking = async {
-            let mut connection =
-                session::connect(&self.options, self.pooler).await.map_err(schema::Error::connect)?;
+            let connecting = self.servers.for_writing();
+            let mut connection = connecting.connect(self.pooler).await.map_err(schema::Error::connect)?;
             // Within a transaction a pooler gives all steps of a statement to one session.
             let mut transaction = connection.begin().await.map_err(schema::Error::connect)?;
             let pending = schema::pending(&mut transaction).await?;

@@ -15,6 +15,7 @@ use super::{
     claim_in_order::InOrder,
     deliver::Deliver,
     dispatch::Job,
+    doubt::Doubt,
     held::{Lease, Leases},
     parts::{Base, Parts, Sending, Waiting},
     payloads::read_events,
@@ -206,6 +207,9 @@ impl Claims {
         let claimed = match claimed {
             Ok(claimed) => claimed,
             Err(error) => {
+                let subscriptions = claims.iter().map(|claim| claim.subscription).collect();
+                let doubt = || Doubt { token, subscriptions, order: Vec::new(), began };
+                self.waiting.doubts.note(&error, doubt);
                 claims.iter().for_each(|claim| self.waiting.schedule.fall_behind(claim.subscription));
                 return Err(error);
             }
@@ -245,6 +249,8 @@ impl Claims {
             match self.base.store.claim_backlog(claims, suspects, token, self.base.settings.lease).await {
                 Ok(pages) => pages,
                 Err(error) => {
+                    let (subscriptions, order) = (Vec::new(), Vec::new());
+                    self.waiting.doubts.note(&error, || Doubt { token, subscriptions, order, began });
                     claims
                         .iter()
                         .for_each(|claim| self.waiting.schedule.hold_back(claim.subscription, suspects));
@@ -259,9 +265,7 @@ impl Claims {
         }
         let mut cancelled = PageBatch { tokens: vec![token], ..PageBatch::default() };
         let mut jobs = self.jobs_of(pages, (token, began), &mut cancelled);
-        if !cancelled.is_empty() {
-            self.base.store.settle_pages(&cancelled, Settler::First).await?;
-        }
+        self.cancel(&cancelled).await;
         for claim in claims {
             let (rows, positions) = got.get(&claim.subscription).copied().unwrap_or_default();
             if positions < claim.wanted && rows < ROWS_AT_ONCE.min(claim.wanted) {
@@ -338,6 +342,16 @@ impl Claims {
             }
         }
         jobs
+    }
+
+    /// Records that nothing is owed of these pairs. If that fails, what is left of their pages is delivered
+    /// nevertheless, and they are deleted with it.
+    pub(super) async fn cancel(&self, cancelled: &PageBatch) {
+        if !cancelled.is_empty()
+            && let Err(error) = self.base.store.settle_pages(cancelled, Settler::First).await
+        {
+            self.base.telemetry.database_failed("claim", &error);
+        }
     }
 
     /// Reads the events of what was claimed, and holds it. If they cannot be read, all of it is given back.

@@ -12,12 +12,13 @@ use uuid::Uuid;
 use super::{
     claim::{Claims, LATE, ROWS_AT_ONCE, SMALL, SUBSCRIPTIONS_AT_ONCE},
     dispatch::{Epochs, Job},
+    doubt::Doubt,
     held::Lease,
     payloads::read_events,
 };
 use crate::{
     delivery::{Reason, SubscriptionId},
-    store::{BacklogClaim, Claim, Error, PageBatch, Settler},
+    store::{BacklogClaim, Claim, Error, PageBatch},
     subscription::Subscription,
 };
 
@@ -94,13 +95,15 @@ impl Claims {
         let names: Vec<(SubscriptionId, String)> =
             keys.iter().map(|(id, key)| (*id, key.as_ref().to_owned())).collect();
         let (token, began, started) = (Uuid::new_v4(), Instant::now(), self.base.clock.now());
-        let order = self.waiting.order.token();
+        let order = self.waiting.order.tokens(epochs.keys().copied());
         let lease = self.base.settings.lease;
         let wanted_rows = claims.iter().map(|claim| claim.room as usize).sum::<usize>() + names.len();
         let run = (ROWS_IN_ALL.min(dispatch.free_ahead()) / wanted_rows.max(1)).clamp(1, LONGEST_RUN);
-        let keyed = match self.base.store.claim_keyed(&claims, &names, run, (order, token), lease).await {
+        let keyed = match self.base.store.claim_keyed(&claims, &names, run, (&order, token), lease).await {
             Ok(keyed) => keyed,
             Err(error) => {
+                let subscriptions = claims.iter().map(|claim| claim.subscription).collect();
+                self.doubt(&error, Doubt { token, subscriptions, order, began }).await;
                 dispatch.want_keys(keys);
                 claims.iter().for_each(|claim| self.waiting.schedule.fall_behind(claim.subscription));
                 return Err(error);
@@ -163,11 +166,13 @@ impl Claims {
         if ready.is_empty() {
             return Ok(0);
         }
-        let order = self.waiting.order.token();
+        let order = self.waiting.order.tokens(epochs.keys().copied());
         let lease = self.base.settings.lease;
-        let pages = match self.base.store.claim_ordered(&ready, order, token, lease).await {
+        let pages = match self.base.store.claim_ordered(&ready, &order, token, lease).await {
             Ok(pages) => pages,
             Err(error) => {
+                let subscriptions = ready.iter().map(|claim| claim.subscription).collect();
+                self.doubt(&error, Doubt { token, subscriptions, order, began }).await;
                 ready.iter().for_each(|claim| self.waiting.schedule.hold_back(claim.subscription, false));
                 return Err(error);
             }
@@ -184,9 +189,7 @@ impl Claims {
         let mut cancelled = PageBatch { tokens: vec![token], ..PageBatch::default() };
         let suspects = pages.iter().filter(|page| page.deaths > 0).count();
         let mut jobs = self.jobs_of(pages, (token, began), &mut cancelled);
-        if !cancelled.is_empty() {
-            self.base.store.settle_pages(&cancelled, Settler::First).await?;
-        }
+        self.cancel(&cancelled).await;
         for claim in &ready {
             let (rows, positions, had_suspects) = got.get(&claim.subscription).copied().unwrap_or_default();
             if !had_suspects && positions < claim.wanted && rows < ROWS_AT_ONCE.min(claim.wanted) {
@@ -204,6 +207,21 @@ impl Claims {
         dispatch.return_unread(&mut back);
         self.deliver.give_back(back, Reason::LeaseLost).await;
         held
+    }
+
+    /// A claim has failed with this error. If it may have taken place nevertheless, later events must not
+    /// pass what it may have leased: this relay gives the subscriptions up, and leases them anew when nothing
+    /// of them is in anybody's hands.
+    async fn doubt(&self, error: &Error, doubt: Doubt) {
+        let subscriptions = doubt.subscriptions.clone();
+        if !self.waiting.doubts.note(error, || doubt) {
+            return;
+        }
+        self.waiting.order.give_up(subscriptions.iter().copied(), Instant::now());
+        for id in subscriptions {
+            let back = self.sending.dispatch.close_gate(id);
+            self.deliver.give_back(back.0, Reason::LeaseLost).await;
+        }
     }
 
     /// Reads the events of what was claimed, and holds it. If they cannot be read, all of it is given back.

@@ -257,6 +257,11 @@ impl Deliver {
         reported: &mut Vec<Attempted>,
     ) -> Option<Answer> {
         let Prepared { jobs, outgoing } = prepared;
+        // It may have been lost while these were prepared.
+        if jobs.iter().any(|job| job.held.lease().lost().is_cancelled()) {
+            reported.extend(jobs.into_iter().map(|job| before(job, not_tried(Reason::LeaseLost), false)));
+            return None;
+        }
         let began = Instant::now();
         let reports = {
             let sending = send(subscription, &outgoing);

@@ -47,6 +47,10 @@ pub(super) async fn maintain(
     loop {
         tokio::select! {
             _ = rounds.tick() => {}
+            promotion = base.store.promoted() => {
+                base.telemetry.promoted(promotion);
+                continue;
+            }
             () = shutdown.cancelled() => return,
         }
         let numbers = sending.dispatch.numbers();

@@ -28,6 +28,7 @@ mod concurrency;
 mod deliver;
 pub(crate) mod delivery;
 mod dispatch;
+mod doubt;
 mod due;
 mod fair;
 mod fence;
@@ -45,6 +46,8 @@ mod plan;
 mod prepare;
 mod reload;
 mod replay;
+mod retain;
+mod retention;
 mod route;
 mod schedule;
 mod send;
@@ -72,13 +75,14 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use sqlx::{PgPool, postgres::PgConnectOptions};
+use sqlx::PgPool;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 #[cfg(feature = "cli")]
 pub(crate) use self::shared::Shared;
 pub use self::{
     builder::Builder,
+    retention::{Laggard, Retention},
     settings::{AttemptLog, Settings},
 };
 use self::{
@@ -88,9 +92,20 @@ use self::{
     watch::Failed,
 };
 use crate::{
-    sink::sqlstate::Class,
+    sink::{servers::Servers, sqlstate::Class},
     store::{self, schema},
 };
+
+/// Decisions that need neither a database nor a clock, for the model in `tests/it/model`.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod decisions {
+    pub use super::{
+        dispatch::{Epoch, Fate, Gate, Keyed, Ordered, Place, Released},
+        plan::{Plan, Room, Standing, Wanting, plan},
+        takeover::left_of,
+    };
+}
 
 /// The longest time that a stage may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
@@ -143,7 +158,7 @@ pub struct Drained {
 #[derive(Debug)]
 pub struct Relay {
     parts: Parts,
-    listen: Option<PgConnectOptions>,
+    listen: Option<Servers>,
     /// Names and topics of the handlers.
     /// Names of its sinks.
     sinks: Vec<&'static str>,
@@ -170,7 +185,14 @@ impl Relay {
         reason = "a pool is a handle, and callers have no further use for it"
     )]
     pub fn builder(pool: PgPool) -> Builder {
-        Builder::new((*pool.connect_options()).clone())
+        Builder::new((*pool.connect_options()).clone().into())
+    }
+
+    /// Begins a relay on the right one of these servers: after a failover it finds the one that can be
+    /// written to.
+    #[must_use]
+    pub fn on(servers: impl Into<Servers>) -> Builder {
+        Builder::new(servers.into())
     }
 
     /// A handle that reports whether this relay can work.

@@ -37,16 +37,17 @@ const OPEN_EVERY: Duration = Duration::from_millis(100);
 const MEND_EVERY: Duration = Duration::from_secs(10);
 
 /// The ordered subscriptions of a relay.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Order {
-    /// The token of all its leases.
-    token: Uuid,
     leased: Mutex<HashMap<SubscriptionId, Leased>>,
 }
 
 /// An ordered subscription, as far as this relay knows.
 #[derive(Debug, Clone, Copy)]
 struct Leased {
+    /// The token of its lease, fresh each time it is leased: a statement of an earlier lease that reaches the
+    /// database late changes nothing.
+    token: Uuid,
     /// When the lease was last given or renewed; `None`: it is not this relay's.
     given: Option<Instant>,
     /// When to ask next.
@@ -54,15 +55,15 @@ struct Leased {
     mend_at: Instant,
 }
 
-impl Default for Order {
-    fn default() -> Self {
-        Self { token: Uuid::new_v4(), leased: Mutex::default() }
-    }
-}
-
 impl Order {
-    pub(super) fn token(&self) -> Uuid {
-        self.token
+    /// The tokens under which these are leased.
+    pub(super) fn tokens(&self, ids: impl IntoIterator<Item = SubscriptionId>) -> Vec<Uuid> {
+        let leased = self.leased();
+        let mut tokens: Vec<Uuid> =
+            ids.into_iter().filter_map(|id| leased.get(&id)).map(|one| one.token).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens
     }
 
     fn leased(&self) -> std::sync::MutexGuard<'_, HashMap<SubscriptionId, Leased>> {
@@ -86,34 +87,36 @@ impl Order {
         if let Some(known) = known.filter(|known| known.ask_at > now) {
             return Ok(Err(known.ask_at));
         }
-        let later = |given: Option<Instant>, wait: Duration| {
+        let later = |leased: Leased, wait: Duration| {
             let ask_at = now + wait;
-            self.leased().insert(id, Leased { given, ask_at, mend_at: now + MEND_EVERY });
+            self.leased().insert(id, Leased { ask_at, mend_at: now + MEND_EVERY, ..leased });
             Ok(Err(ask_at))
         };
-        let mut given = known.and_then(|known| known.given);
-        if given.is_none() {
+        let leased = if let Some(known) = known.filter(|known| known.given.is_some()) {
+            known
+        } else {
             // All that may be asked for, in one statement.
             let index = base.index.load_full();
             let may_send = |id| index.get(id).is_some_and(|one| one.is_ordered() && one.may_send());
             let asked = self.to_ask(id, now, may_send);
-            let acquired = base.store.acquire_order(&asked, self.token, base.settings.lease).await?;
-            self.asked(&asked, &acquired, now);
+            let token = Uuid::new_v4();
+            let acquired = base.store.acquire_order(&asked, token, base.settings.lease).await?;
+            self.asked(&asked, &acquired, token, now);
             if !acquired.contains(&id) {
                 return Ok(Err(now + ASK_EVERY));
             }
-            given = Some(now);
-        }
+            Leased { token, given: Some(now), ask_at: now, mend_at: now }
+        };
         // What this relay still has of it must have ended, too.
         if !sending.dispatch.has_no_gate(id) {
-            return later(given, OPEN_EVERY);
+            return later(leased, OPEN_EVERY);
         }
-        let opened = base.store.open_order(id, self.token, false).await?;
+        let opened = base.store.open_order(id, leased.token, false).await?;
         if !opened.is_free {
-            return later(given, OPEN_EVERY);
+            return later(leased, OPEN_EVERY);
         }
         sending.dispatch.open_gate(subscription, opened.keys);
-        self.leased().insert(id, Leased { given, ask_at: now, mend_at: now + MEND_EVERY });
+        self.leased().insert(id, Leased { ask_at: now, mend_at: now + MEND_EVERY, ..leased });
         Ok(Ok(()))
     }
 
@@ -130,12 +133,22 @@ impl Order {
         std::iter::once(id).chain(others.filter(|other| *other != id && may_send(*other))).collect()
     }
 
-    fn asked(&self, asked: &[SubscriptionId], acquired: &[SubscriptionId], now: Instant) {
+    fn asked(&self, asked: &[SubscriptionId], acquired: &[SubscriptionId], token: Uuid, now: Instant) {
         let mut leased = self.leased();
         for id in asked {
             let given = acquired.contains(id).then_some(now);
             let ask_at = if given.is_some() { now } else { now + ASK_EVERY };
-            leased.insert(*id, Leased { given, ask_at, mend_at: now + MEND_EVERY });
+            leased.insert(*id, Leased { token, given, ask_at, mend_at: now + MEND_EVERY });
+        }
+    }
+
+    /// This relay must not deliver these any more before it has leased them anew.
+    pub(super) fn give_up(&self, ids: impl IntoIterator<Item = SubscriptionId>, now: Instant) {
+        let mut leased = self.leased();
+        for id in ids {
+            if let Some(leased) = leased.get_mut(&id) {
+                (leased.given, leased.ask_at) = (None, now);
+            }
         }
     }
 
@@ -144,10 +157,14 @@ impl Order {
         self.leased().get(&id).is_some_and(|leased| leased.given.is_some())
     }
 
-    fn renewed(&self, asked: &[SubscriptionId], ours: &[SubscriptionId], given: Instant) {
+    /// Applies the answer to a renewal under these tokens.
+    fn renewed(&self, asked: &[SubscriptionId], tokens: &[Uuid], ours: &[SubscriptionId], given: Instant) {
         let mut leased = self.leased();
         for id in asked {
-            if let Some(leased) = leased.get_mut(id) {
+            // It may have been given up meanwhile, or leased anew.
+            if let Some(leased) = leased.get_mut(id).filter(|one| tokens.contains(&one.token))
+                && leased.given.is_some()
+            {
                 leased.given = ours.contains(id).then_some(given);
             }
         }
@@ -226,18 +243,19 @@ pub(super) async fn keep(
         let old = order.old(RENEW_AFTER.min(length * 3 / 10), Instant::now());
         if !old.is_empty() {
             let asked = Instant::now();
-            let renewing = base.store.renew_order(&old, order.token, length);
+            let tokens = order.tokens(old.iter().copied());
+            let renewing = base.store.renew_order(&old, &tokens, length);
             match tokio::time::timeout(length / 5, renewing).await {
-                Ok(Ok(ours)) => order.renewed(&old, &ours, asked),
+                Ok(Ok(ours)) => order.renewed(&old, &tokens, &ours, asked),
                 Ok(Err(error)) => base.telemetry.database_failed("renew", &error),
                 Err(late) => base.telemetry.database_failed("renew", &late),
             }
         }
         // Before another relay may take it over.
         let overdue = order.old(length * 2 / 3, Instant::now());
-        order.renewed(&overdue, &[], Instant::now());
+        order.give_up(overdue, Instant::now());
         let index = base.index.load_full();
-        let (mut back, mut unfit) = (Vec::new(), Vec::new());
+        let (mut back, mut unfit, mut unfit_tokens) = (Vec::new(), Vec::new(), Vec::new());
         for id in order.known() {
             // Another relay may be able to deliver what this one cannot.
             let fits = index.get(id).is_some_and(|one| one.is_ordered() && one.may_send());
@@ -246,11 +264,12 @@ pub(super) async fn keep(
             }
             if !fits && sending.dispatch.has_no_gate(id) {
                 unfit.push(id);
+                unfit_tokens.extend(order.tokens([id]));
                 order.forget(id);
             }
         }
         if !unfit.is_empty()
-            && let Err(error) = base.store.release_order(&unfit, order.token).await
+            && let Err(error) = base.store.release_order(&unfit, &unfit_tokens).await
         {
             base.telemetry.database_failed("renew", &error);
         }
@@ -270,7 +289,8 @@ pub(super) async fn keep(
             if !sending.dispatch.is_gate_open(id) {
                 continue;
             }
-            match tokio::time::timeout(length / 5, base.store.open_order(id, order.token, true)).await {
+            let Some(token) = order.tokens([id]).pop() else { continue };
+            match tokio::time::timeout(length / 5, base.store.open_order(id, token, true)).await {
                 Ok(Ok(opened)) if opened.promoted > 0 => waiting.schedule.fall_behind(id),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => base.telemetry.database_failed("renew", &error),
@@ -280,7 +300,7 @@ pub(super) async fn keep(
     }
     let leased = order.old(Duration::ZERO, Instant::now());
     if !leased.is_empty()
-        && let Err(error) = base.store.release_order(&leased, order.token).await
+        && let Err(error) = base.store.release_order(&leased, &order.tokens(leased.iter().copied())).await
     {
         base.telemetry.database_failed("renew", &error);
     }

@@ -15,6 +15,7 @@ use super::{
     breaker::{Breakers, Unsent},
     clock::Clock,
     dispatch::Dispatch,
+    doubt::Doubts,
     due::Bounds,
     held::Leases,
     matching::FilterErrors,
@@ -74,6 +75,8 @@ pub(super) struct Waiting {
     pub(super) bounds: Bounds,
     /// The ordered subscriptions that this relay delivers.
     pub(super) order: Order,
+    /// Claims whose answer was lost.
+    pub(super) doubts: Doubts,
     /// Notified when there may be past events to backfill.
     pub(super) starts: Notify,
     /// Notified when there may be replays.

@@ -20,59 +20,64 @@ const PAIRS: usize = 16_384;
 const PAIRS_IN_PAGE: usize = 4_096;
 
 /// What one step is going to write.
-#[derive(Default)]
-pub(super) struct Plan {
-    pub(super) routed: Routed,
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Rows that it writes.
+    pub routed: Routed,
     /// The leased pairs of each page of `routed.pages`, in the order of their numbers: the subscription, and
     /// the index of the event.
-    pub(super) leased: Vec<Vec<(Arc<Subscription>, usize)>>,
+    pub leased: Vec<Vec<(Arc<Subscription>, usize)>>,
     /// Subscriptions for which something goes to the backlog.
-    pub(super) held_back: Vec<SubscriptionId>,
+    pub held_back: Vec<SubscriptionId>,
     /// Number of events that are routed, from the first.
-    pub(super) events: usize,
+    pub events: usize,
     /// Number of deliveries made of them.
-    pub(super) pairs: usize,
+    pub pairs: usize,
     /// Position of the last event that is routed, if others stay in the log.
-    pub(super) advance: Option<Position>,
+    pub advance: Option<Position>,
     /// Whether deliveries go to the backlog that could be sent.
-    pub(super) waiting: bool,
+    pub waiting: bool,
     /// Ordered subscriptions for which something goes to the backlog and that this relay does not deliver.
-    pub(super) elsewhere: Vec<SubscriptionId>,
+    pub elsewhere: Vec<SubscriptionId>,
 }
 
 /// The subscriptions that an event may be owed to.
-pub(super) struct Wanting<'i> {
-    pub(super) wanted_by: Vec<&'i Arc<Subscription>>,
+#[derive(Debug)]
+pub struct Wanting<'i> {
+    /// Those that want it.
+    pub wanted_by: Vec<&'i Arc<Subscription>>,
     /// Their conditions are evaluated when the event is claimed for them.
-    pub(super) undecided: Vec<&'i Arc<Subscription>>,
+    pub undecided: Vec<&'i Arc<Subscription>>,
 }
 
 /// What is planned for one subscription.
-pub(super) struct Standing {
+#[derive(Debug)]
+pub struct Standing {
     subscription: Arc<Subscription>,
     /// How many more deliveries may be leased for it.
-    pub(super) room: usize,
+    pub room: usize,
     /// Whether it can be sent to now.
-    pub(super) may_send: bool,
+    pub may_send: bool,
     /// Whether all it is owed goes to the backlog, which keeps its order.
     is_ordered: bool,
     /// Whether another relay may deliver it now.
-    pub(super) is_elsewhere: bool,
+    pub is_elsewhere: bool,
     leased: Vec<usize>,
     waiting: Ranges,
 }
 
 /// How many deliveries one step may lease.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
+pub struct Room {
     /// For all subscriptions together.
-    pub(super) together: usize,
+    pub together: usize,
     /// For each subscription, even when the others have taken the rest.
-    pub(super) each: usize,
+    pub each: usize,
 }
 
 impl Standing {
-    pub(super) fn new(subscription: &Arc<Subscription>, may_send: bool, room: usize) -> Self {
+    /// Nothing is planned for it yet.
+    pub fn new(subscription: &Arc<Subscription>, may_send: bool, room: usize) -> Self {
         let is_ordered = subscription.is_ordered();
         let subscription = subscription.clone();
         let (leased, waiting) = (Vec::new(), Ranges::default());
@@ -82,7 +87,7 @@ impl Standing {
 
 /// Plans a step over `events`, which are in the order of their positions. `standing` is asked once for each
 /// subscription. If `all_are_full` says that no subscription has room, the other events stay in the log.
-pub(super) fn plan<'i>(
+pub fn plan<'i>(
     events: &[NewEvent],
     clock: DateTime<Utc>,
     room: Room,

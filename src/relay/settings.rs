@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::retention::Retention;
+
 /// The settings of one relay.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -25,6 +27,8 @@ pub struct Settings {
     pub backlog_alert: Option<Duration>,
     /// Which attempts are recorded in `outbox.attempts`.
     pub attempt_log: AttemptLog,
+    /// For how long what is kept, as in `[retention]`.
+    pub retention: Retention,
 }
 
 /// Which attempts are recorded in `outbox.attempts`.
@@ -51,6 +55,7 @@ impl Default for Settings {
             poll: Some(Duration::from_secs(1)),
             backlog_alert: Some(Duration::from_secs(15 * 60)),
             attempt_log: AttemptLog::Failures,
+            retention: Retention::default(),
         }
     }
 }

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use sqlx::postgres::PgConnectOptions;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -16,16 +15,17 @@ use super::{
     Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, held, maintain, news,
     order, pace,
     parts::Parts,
-    pauses, replay, settle, tidy,
+    pauses, replay, retain, settle, tidy,
     watch::{Failed, Watch},
     work,
 };
+use crate::sink::servers::Servers;
 
 /// Runs the stages until `shutdown` is cancelled or one of them fails, then drains. Dropping the future ends
 /// the stages without a drain; `trackers` are those of the stages and of the attempts.
 pub(super) async fn run(
     parts: Parts,
-    listen: Option<PgConnectOptions>,
+    listen: Option<Servers>,
     trackers: (TaskTracker, TaskTracker),
     draining: Arc<AtomicBool>,
     failed: Failed,
@@ -79,6 +79,7 @@ pub(super) async fn run(
     stages.spawn(watch.stage("replay", replay::replay(parts.clone(), stop.clone())));
     stages
         .spawn(watch.stage("pace", pace::keep(base.clone(), sending.clone(), deliver.clone(), stop.clone())));
+    stages.spawn(watch.stage("retain", retain::retain(base.clone(), stop.clone())));
     stages.spawn(watch.stage("tidy", tidy::tidy(sending.clone(), deliver.clone(), stop.clone())));
     let working = stages.spawn(watch.stage("work", work::work(parts, bell, deliver.clone(), stop.clone())));
     stages.close();

@@ -6,7 +6,7 @@ use std::{sync::atomic::Ordering, time::Instant};
 use uuid::Uuid;
 
 use super::{
-    held::{Lease, Leases},
+    held::{Holding, Lease, Leases},
     parts::{Base, Waiting},
 };
 use crate::{
@@ -42,14 +42,15 @@ pub(super) async fn take_over(
         let mut batch = PageBatch { tokens: vec![token], ..PageBatch::default() };
         let mut pairs = 0;
         for page in &taken {
-            // Ours, and its lease ended because somebody had locked the row: what holds it goes on.
-            if leases.goes_on(page.id, &Lease::new(token, began)) {
-                continue;
-            }
-            let back = left_of(page);
+            let back = match leases.goes_on(page.id, &Lease::new(token, began)) {
+                // Ours, and its lease ended because somebody had locked the row.
+                Holding::GoesOn => continue,
+                Holding::GivenUp => all_of(page),
+                Holding::Nothing => left_of(page),
+            };
             pairs += back.iter().map(|part| part.entry.positions.len()).sum::<usize>();
             for part in &back {
-                waiting.schedule.hold_back(part.entry.subscription, true);
+                waiting.schedule.hold_back(part.entry.subscription, part.deaths > 0);
             }
             batch.back.extend(back);
             batch.finished.push(page.id);
@@ -65,11 +66,27 @@ pub(super) async fn take_over(
 }
 
 /// The parts in which a page goes to the backlog when its relay has died.
-fn left_of(page: &LeasedPage) -> Vec<PairsBack> {
+pub fn left_of(page: &LeasedPage) -> Vec<PairsBack> {
     let pairs: usize = page.entries.iter().map(|entry| entry.positions.len()).sum();
     let deaths = page.deaths.saturating_add(1);
     let alone = page.alone.saturating_add(i16::from(pairs == 1));
     let together = if deaths <= 1 { SUSPECTS_TOGETHER } else { 1 };
+    parts(page, (deaths, alone), together)
+}
+
+/// The parts in which a page goes to the backlog when no relay has died: one for each subscription, unless
+/// they are suspects already.
+pub(super) fn all_of(page: &LeasedPage) -> Vec<PairsBack> {
+    let together = match page.deaths {
+        ..=0 => usize::MAX,
+        1 => SUSPECTS_TOGETHER,
+        2.. => 1,
+    };
+    parts(page, (page.deaths, page.alone), together)
+}
+
+/// What is not settled of a page, in parts of at most so many pairs of one subscription.
+fn parts(page: &LeasedPage, (deaths, alone): (i16, i16), together: usize) -> Vec<PairsBack> {
     let mut parts = Vec::new();
     let mut number = 0;
     for entry in &page.entries {
@@ -123,6 +140,16 @@ mod tests {
         assert!(parts.iter().all(|part| (part.deaths, part.alone, part.entry.positions.len()) == (2, 0, 1)));
         let parts = left_of(&page(2, 0, "{[105,106)}", "{}"));
         assert_eq!((parts.len(), parts[0].deaths, parts[0].alone), (1, 3, 1));
+    }
+
+    #[test]
+    fn what_a_relay_gives_up_alive_is_blamed_on_nobody() {
+        let parts = all_of(&page(0, 0, "{[100,140)}", "{[0,4)}"));
+        assert_eq!((parts.len(), parts[0].deaths, parts[0].alone), (1, 0, 0));
+        assert_eq!(parts[0].entry.positions.to_string(), "{[104,140)}");
+        let parts = all_of(&page(2, 1, "{[104,107)}", "{}"));
+        assert_eq!(parts.len(), 3);
+        assert!(parts.iter().all(|part| (part.deaths, part.alone) == (2, 1)));
     }
 
     #[test]

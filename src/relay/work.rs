@@ -12,7 +12,7 @@ use super::{
     await_work::{Bell, DOORBELL, MaySleep, backon_waits},
     claim::Claims,
     deliver::Deliver,
-    due,
+    doubt, due,
     parts::{Base, Parts, Sending, Waiting},
     reload::Reload,
     route::{Route, Step},
@@ -177,7 +177,7 @@ impl Work {
             self.attendant_missed = Some(Instant::now());
         }
         if progress {
-            self.stay_awake().await;
+            self.stay_awake();
             if let Step::Routed { waiting: true, .. } = step {
                 self.ring_others().await;
             }
@@ -192,7 +192,7 @@ impl Work {
                 self.await_room(BESIDE_CLAIMS, shutdown).await;
             }
             Step::NoRoom => {
-                self.stay_awake().await;
+                self.stay_awake();
                 self.follow_changes().await?;
                 // What is new waits in the log, and publishers do not ring while this relay is awake.
                 self.ring_others().await;
@@ -246,12 +246,12 @@ impl Work {
     }
 
     /// Found something: publishers need not ring.
-    async fn stay_awake(&mut self) {
+    fn stay_awake(&mut self) {
         self.busy = Instant::now();
         self.looks = 0;
         self.gentle = LINGER;
         if std::mem::take(&mut self.armed) {
-            self.bell.woke().await;
+            self.bell.woke();
             self.base.telemetry.woke();
         }
     }
@@ -344,7 +344,7 @@ impl Work {
                 self.looks = 0;
                 self.gentle = LINGER;
                 if std::mem::take(&mut self.armed) {
-                    self.bell.woke().await;
+                    self.bell.woke();
                 }
             }
             is_due = self.until_due_or_room() => {
@@ -378,6 +378,7 @@ impl Work {
         // Who changes a subscription and then redrives expects the change to count.
         self.reload_if_changed().await?;
         self.reload.follow_states().await?;
+        doubt::resolve(&self.base, &self.waiting).await?;
         takeover::take_over(&self.base, &self.waiting, &self.claims.leases, everything).await?;
         due::look_for_due(&self.base, &self.waiting, &self.sending.breakers, everything, now).await?;
         if everything {

@@ -18,6 +18,7 @@ mod problem;
 mod registry;
 pub(crate) mod redact;
 pub mod secret;
+pub mod servers;
 pub(crate) mod session;
 pub mod settings;
 pub(crate) mod shortage;

@@ -11,25 +11,32 @@ use std::{
 
 use arc_swap::ArcSwap;
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Transaction,
+    Connection as _, PgConnection, Postgres, Transaction,
     pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgArguments, PgRow},
+    query::Query,
 };
 
 use super::{
     error::{Error, Kind},
     events::Unreadable,
-    identity::{Found, Guard, Trip},
+    identity::{Guard, Promotion, Trip},
+    pool::{Pool, with_settings},
 };
 use crate::sink::{
+    servers::Servers,
     session,
     sqlstate::{Class, class_of},
 };
 
 /// Longest time for a statement or a transaction of the relay, network included.
 const STATEMENT_LIMIT: Duration = Duration::from_secs(12);
+/// Least connections besides the reserved ones: [`Store::patient`] may hold one for long.
+pub(super) const LEAST: u32 = 2;
+/// Longest time for a statement that reads much and delays nobody.
+const PATIENT_LIMIT: Duration = Duration::from_secs(3_600);
 /// Longest time to make a connection or to wait for one of the pool.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Settings of every connection of a relay, in addition to those of all sessions. The statistics of queue
 /// tables are often wrong: the `enable_*` switches leave the planner only plans that stay good nevertheless.
@@ -61,8 +68,8 @@ pub fn settings() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// How a relay connects to its database.
 #[derive(Debug, Clone)]
 pub struct ConnectionSettings {
-    /// Server, database, login and TLS.
-    pub options: PgConnectOptions,
+    /// Servers, database, login and TLS.
+    pub servers: Servers,
     /// Name of the relay, shown in `pg_stat_activity`.
     pub relay: String,
     /// Environment of the relay. It must be that of the outbox.
@@ -82,9 +89,13 @@ pub struct ConnectionSettings {
 #[derive(Debug)]
 pub struct Store {
     pub(super) settings: ConnectionSettings,
-    pool: ArcSwap<PgPool>,
+    /// Those of the settings, with the settings of every connection.
+    servers: Servers,
+    pool: ArcSwap<Pool>,
     /// How many times the pool was replaced.
     replaced: AtomicU64,
+    /// How many reserved connections were opened.
+    opened: AtomicU64,
     /// The connections of [`Reserved`], each made when it is first used.
     reserved: [tokio::sync::Mutex<Option<ReservedConnection>>; Reserved::COUNT],
     /// Events that could not be read. To fail at one again may take seconds each time.
@@ -125,7 +136,7 @@ impl Settler {
 
 impl Reserved {
     /// Number of reserved connections.
-    const COUNT: usize = 6;
+    pub(super) const COUNT: usize = 6;
 
     const fn index(self) -> usize {
         match self {
@@ -145,7 +156,13 @@ pub(super) struct ReservedConnection {
     connection: PoolConnection<Postgres>,
     /// The value of `Store::replaced` when it was made.
     made: u64,
+    /// Its number, which no other has.
+    number: Pin,
 }
+
+/// An open reserved connection. What runs on it runs on a server that has not crashed since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pin(u64);
 
 /// A connection for one or a few statements; with a pooler it is a transaction that has set the settings.
 pub(super) enum Session<'a> {
@@ -163,6 +180,12 @@ impl Session<'_> {
             Self::Pooled(connection) => connection,
             Self::Transaction(transaction) => transaction,
         }
+    }
+
+    /// Its reserved connection, if it runs on one.
+    pub(super) fn pin(&self) -> Option<Pin> {
+        let Self::Reserved(open) = self else { return None };
+        open.as_ref().map(|open| open.number)
     }
 
     /// Commits with a pooler, and gives the connection back.
@@ -184,9 +207,7 @@ impl Store {
         let store = Self::lazy(settings);
         // Without a pool: its error would only say that the wait for a connection timed out.
         store
-            .limited("connecting to the database", async {
-                session::connect(&store.options(), store.settings.pooler).await?.close().await
-            })
+            .limited("connecting to the database", async { store.connect_alone().await?.close().await })
             .await?;
         match store.inspect().await {
             Err(error) if !error.is_fenced() => Err(error),
@@ -198,24 +219,30 @@ impl Store {
     #[must_use]
     pub fn lazy(settings: ConnectionSettings) -> Self {
         let guard = Arc::new(Guard::new(settings.environment.clone()));
+        let servers = settings.servers.for_writing();
+        let servers = servers.map(|options| with_settings(options, &settings.relay, settings.pooler));
         Self {
-            pool: ArcSwap::from_pointee(pool(&settings, &guard)),
+            pool: ArcSwap::from_pointee(Pool::new(&settings, &servers, &guard)),
+            servers,
             guard,
             replaced: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
             reserved: Default::default(),
             unreadable: Unreadable::default(),
             settings,
         }
     }
 
-    /// Options for the connection of the listener, which is not one of the pool.
+    /// Servers for the connection of the listener, which is not one of the pool.
     #[must_use]
-    pub fn listener_options(&self, options: &PgConnectOptions) -> PgConnectOptions {
-        with_settings(options.clone(), &format!("{}/listener", self.settings.relay), false)
+    pub fn listener_servers(&self, servers: &Servers) -> Servers {
+        let name = format!("{}/listener", self.settings.relay);
+        servers.for_writing().map(|options| with_settings(options, &name, false))
     }
 
-    pub(super) fn options(&self) -> PgConnectOptions {
-        with_settings(self.settings.options.clone(), &self.settings.relay, self.settings.pooler)
+    /// Connects to the right server, beside the pool.
+    pub(super) async fn connect_alone(&self) -> Result<PgConnection, sqlx::Error> {
+        self.servers.connect(self.settings.pooler).await
     }
 
     /// Takes a connection that has the relay's settings: a reserved one, or any of the pool.
@@ -232,22 +259,29 @@ impl Store {
 
     async fn open(&self, reserved: Option<Reserved>) -> Result<Session<'_>, sqlx::Error> {
         if self.settings.pooler {
-            return Ok(Session::Transaction(self.begin_pooled().await?));
+            return Ok(Session::Transaction(Box::pin(self.begin_pooled()).await?));
         }
         let Some(reserved) = reserved else {
-            return Ok(Session::Pooled(self.pool.load_full().acquire().await?));
+            return Ok(Session::Pooled(self.acquire().await?));
         };
         let mut open = self.reserved[reserved.index()].lock().await;
         let made = self.replaced.load(Ordering::Acquire);
         if open.as_ref().is_none_or(|open| open.made != made) {
             *open = None;
-            *open = Some(ReservedConnection { connection: self.pool.load_full().acquire().await?, made });
+            let connection = self.acquire().await?;
+            let number = Pin(self.opened.fetch_add(1, Ordering::Relaxed));
+            *open = Some(ReservedConnection { connection, made, number });
         }
         Ok(Session::Reserved(open))
     }
 
+    async fn acquire(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        // Apart: it would be a part of every statement, and of the stack of who runs it.
+        Box::pin(self.pool.load_full().acquire()).await
+    }
+
     async fn begin_pooled(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        let mut transaction = self.pool.load_full().begin_with(session::BEGIN).await?;
+        let mut transaction = self.pool.load_full().begin().await?;
         let (names, values): (Vec<_>, Vec<_>) =
             settings().filter(|(name, _)| !name.starts_with("default_")).unzip();
         let set = "select set_config(name, value, true) \
@@ -274,6 +308,44 @@ impl Store {
         result
     }
 
+    /// Runs one statement that may take up to an hour, in a transaction of its own, and reads its first row.
+    ///
+    /// # Errors
+    /// As [`Store::limited`].
+    pub(super) async fn patient<T>(
+        &self,
+        doing: &'static str,
+        query: Query<'static, Postgres, PgArguments>,
+        read: impl FnOnce(&PgRow) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Error> {
+        if self.guard.is_tripped() {
+            return Err(self.tripped_while(doing));
+        }
+        let work = async {
+            let mut session = self.session(None).await?;
+            let mut transaction = session.connection().begin().await?;
+            let limit = "select set_config('statement_timeout', $1, true)";
+            let limit = sqlx::query(limit).bind(format!("{}s", PATIENT_LIMIT.as_secs()));
+            limit.persistent(false).execute(&mut *transaction).await?;
+            let row = query.persistent(self.is_persistent()).fetch_one(&mut *transaction).await?;
+            transaction.commit().await?;
+            session.finish().await?;
+            read(&row)
+        };
+        let result = match tokio::time::timeout(PATIENT_LIMIT, work).await {
+            Ok(Err(error)) => Err(self.explained(doing, error).await),
+            Ok(result) => result.map_err(|error| Error::database(doing, error)),
+            Err(_) => Err(Error::deadline(doing, PATIENT_LIMIT.as_secs())),
+        };
+        if result.is_err() && self.guard.is_tripped() {
+            return Err(self.tripped_while(doing));
+        }
+        if result.as_ref().is_err_and(|error| error.kind() == Kind::Connection) {
+            self.replace_pool();
+        }
+        result
+    }
+
     pub(super) fn tripped_while(&self, doing: &'static str) -> Error {
         match self.guard.trip() {
             Some(Trip::Fenced(why)) => Error::fenced(doing, why),
@@ -285,6 +357,12 @@ impl Store {
     /// back.
     pub(crate) async fn tripped(&self) {
         self.guard.tripped().await;
+    }
+
+    /// Waits until the database has another timeline than before: a standby was promoted. One caller is told
+    /// of each.
+    pub(crate) async fn promoted(&self) -> Promotion {
+        self.guard.promoted().await
     }
 
     /// Whether this database may not be used: the outbox belongs to another one, or it was set back.
@@ -318,9 +396,7 @@ impl Store {
     async fn explained(&self, doing: &'static str, error: sqlx::Error) -> Error {
         let error = match error {
             sqlx::Error::PoolTimedOut => {
-                let options = self.options();
-                let asking = session::connect(&options, self.settings.pooler);
-                match tokio::time::timeout(CONNECT_LIMIT, asking).await {
+                match tokio::time::timeout(CONNECT_LIMIT, Box::pin(self.connect_alone())).await {
                     Ok(Err(words @ sqlx::Error::Database(_))) => words,
                     _ => sqlx::Error::PoolTimedOut,
                 }
@@ -337,7 +413,7 @@ impl Store {
     fn replace_pool(&self) {
         // The old pool closes when its last connection comes back; a reserved one comes back when it is used
         // next.
-        drop(self.pool.swap(Arc::new(pool(&self.settings, &self.guard))));
+        drop(self.pool.swap(Arc::new(Pool::new(&self.settings, &self.servers, &self.guard))));
         self.replaced.fetch_add(1, Ordering::Release);
     }
 
@@ -362,7 +438,7 @@ impl Store {
 
 /// How many connections a relay opens at most, by part, in words.
 pub fn connections_wanted(pool_size: u32, function_pool_size: u32) -> String {
-    let stages = u32::try_from(Reserved::COUNT).unwrap_or(u32::MAX);
+    let (stages, pool_size) = (u32::try_from(Reserved::COUNT).unwrap_or(u32::MAX), pool_size.max(LEAST));
     format!(
         "up to {}: {pool_size} for reports and reloads (database.pool_size), {stages} to route, claim, settle \
          and renew, 1 to listen, {function_pool_size} for SQL functions (database.function_pool_size)",
@@ -375,52 +451,4 @@ pub fn crowded(doing: &'static str, error: sqlx::Error, pool_size: u32, function
     let wanted = connections_wanted(pool_size, function_pool_size);
     let remedy = "raise max_connections or the limit of the login or database, or end others";
     Error::crowded(doing, error, format!("{wanted}; {remedy}"))
-}
-
-fn pool(settings: &ConnectionSettings, guard: &Arc<Guard>) -> PgPool {
-    let reserved = u32::try_from(Reserved::COUNT).unwrap_or(u32::MAX);
-    let (relay, guard, pooler) = (settings.relay.clone(), guard.clone(), settings.pooler);
-    PgPoolOptions::new()
-        .after_connect(move |connection, _| {
-            let (relay, guard) = (relay.clone(), guard.clone());
-            Box::pin(async move {
-                // Behind a pooler a connection says nothing of the server: there it is looked at regularly.
-                if pooler {
-                    return Ok(());
-                }
-                session::adjust(connection).await?;
-                let seen = guard.seen_so_far();
-                match Found::read(connection, &relay).await {
-                    Ok(found) => {
-                        guard.judge(&found, &seen);
-                        Ok(())
-                    }
-                    Err(sqlx::Error::RowNotFound) => {
-                        guard.lacks_rows();
-                        Ok(())
-                    }
-                    // Whatever the login lacks, the inspection says it.
-                    Err(error) if class_of(&error) == Some(Class::NoRights) => Ok(()),
-                    Err(error) => Err(error),
-                }
-            })
-        })
-        .max_connections(settings.pool_size.saturating_add(reserved))
-        .acquire_timeout(CONNECT_LIMIT)
-        .idle_timeout(Duration::from_secs(600))
-        .max_lifetime(Duration::from_secs(3_600))
-        // A test would cost a round trip for each statement. A statement fails on a dead connection, and then
-        // all connections are replaced.
-        .test_before_acquire(false)
-        .connect_lazy_with(with_settings(settings.options.clone(), &settings.relay, settings.pooler))
-}
-
-fn with_settings(options: PgConnectOptions, relay: &str, pooler: bool) -> PgConnectOptions {
-    // The stages log what they did; a line for each statement would also be one for each poll of an idle
-    // relay.
-    let options = options
-        .disable_statement_logging()
-        .application_name(&format!("pgoutbox/{}/{relay}", env!("CARGO_PKG_VERSION")));
-    // A transaction pooler may refuse start-up options; with it each transaction sets them.
-    if pooler { options } else { options.options(settings()) }
 }

@@ -234,6 +234,25 @@ impl Store {
             .await
     }
 
+    /// Finds the deliveries that a claim has leased whose answer was lost.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn find_claimed_rows(
+        &self,
+        subscriptions: &[SubscriptionId],
+        token: Uuid,
+        lease: Duration,
+    ) -> Result<Vec<DeliveryId>, Error> {
+        self.statement("looking for what a claim has leased", sql!("relay/find_claimed_rows"))
+            .on(Reserved::Claim)
+            .bind(subscriptions)
+            .bind(token)
+            .bind(lease.as_secs_f64())
+            .rows(|row| row.try_get(0))
+            .await
+    }
+
     /// Writes a batch of verdicts in one commit, and returns the deliveries whose verdict counted.
     ///
     /// # Errors

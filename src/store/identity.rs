@@ -8,7 +8,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use sqlx::{FromRow, PgConnection};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::statement::by_name;
 
@@ -64,6 +64,11 @@ impl Found {
     pub(super) async fn read(connection: &mut PgConnection, relay: &str) -> Result<Self, sqlx::Error> {
         let query = sqlx::query(sql!("relay/read_identity")).persistent(false).bind(relay);
         by_name(&query.fetch_one(connection).await?)
+    }
+
+    /// Whether the server is a standby, which may lack what the primary has.
+    pub(super) fn is_standby(&self) -> bool {
+        self.found_timeline.is_none()
     }
 
     fn standing(&self, environment: &str, seen: &Seen) -> Standing {
@@ -160,12 +165,33 @@ pub async fn is_new(connection: &mut PgConnection) -> Result<bool, sqlx::Error> 
 pub(super) struct Guard {
     environment: String,
     seen: Mutex<Seen>,
+    /// The timeline that the database had when it was looked at last.
+    timeline: Mutex<Option<i32>>,
+    /// The newest change of it that nobody was told of.
+    promotion: Mutex<Option<Promotion>>,
+    promoted: Notify,
     trip: watch::Sender<Option<Trip>>,
+}
+
+/// A change of the database's timeline: a standby was promoted, or the database restored in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promotion {
+    /// Timeline before.
+    pub from: i32,
+    /// Timeline now.
+    pub to: i32,
 }
 
 impl Guard {
     pub(super) fn new(environment: String) -> Self {
-        Self { environment, seen: Mutex::default(), trip: watch::Sender::new(None) }
+        Self {
+            environment,
+            seen: Mutex::default(),
+            timeline: Mutex::default(),
+            promotion: Mutex::default(),
+            promoted: Notify::new(),
+            trip: watch::Sender::new(None),
+        }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -219,7 +245,35 @@ impl Guard {
             }
             Standing::Known | Standing::New | Standing::Promoted => {}
         }
+        if !matches!(standing, Standing::Foreign(_)) {
+            self.see_timeline(found);
+        }
         standing
+    }
+
+    fn see_timeline(&self, found: &Found) {
+        let Some(to) = found.found_timeline else { return };
+        let before = self.timeline.lock().unwrap_or_else(PoisonError::into_inner).replace(to);
+        // What relays recorded counts for the first look.
+        if let Some(from) = before.or(found.timeline).filter(|from| *from != to) {
+            *self.promotion.lock().unwrap_or_else(PoisonError::into_inner) = Some(Promotion { from, to });
+            self.promoted.notify_one();
+        }
+    }
+
+    /// The change of the timeline that nobody was told of.
+    fn take_promotion(&self) -> Option<Promotion> {
+        self.promotion.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Waits for a change of the timeline. One caller is told of each.
+    pub(super) async fn promoted(&self) -> Promotion {
+        loop {
+            if let Some(promotion) = self.take_promotion() {
+                return promotion;
+            }
+            self.promoted.notified().await;
+        }
     }
 
     /// Rows are missing that say whose the outbox is and how far it was routed: nothing is sent before the
@@ -323,6 +377,23 @@ mod tests {
         assert_eq!(standing(&before_it_began), Standing::SetBack(Duration::from_secs(600)));
         assert_eq!(set_back(Duration::from_secs(60)), None);
         assert!(set_back(Duration::from_secs(90)).is_some());
+    }
+
+    #[test]
+    fn each_change_of_the_timeline_is_told_once() {
+        let guard = Guard::new("production".to_owned());
+        let told = |found: Found| {
+            guard.judge(&found, &guard.seen_so_far());
+            guard.take_promotion()
+        };
+        assert_eq!(told(found()), None);
+        assert_eq!(told(Found { found_timeline: None, ..found() }), None, "a standby");
+        let promoted = || Found { found_timeline: Some(2), ..found() };
+        assert_eq!(told(promoted()), Some(Promotion { from: 1, to: 2 }));
+        assert_eq!(told(promoted()), None);
+        let before_it_began = Guard::new("production".to_owned());
+        before_it_began.judge(&promoted(), &Seen::default());
+        assert_eq!(before_it_began.take_promotion(), Some(Promotion { from: 1, to: 2 }));
     }
 
     #[test]

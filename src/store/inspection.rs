@@ -31,7 +31,7 @@ impl Store {
                     session.finish().await?;
                     return Ok(found);
                 }
-                let mut connection = session::connect(&self.options(), self.settings.pooler).await?;
+                let mut connection = Box::pin(self.connect_alone()).await?;
                 let found = self.look(&mut connection).await?;
                 // Everything was read.
                 let _ = connection.close().await;
@@ -87,8 +87,7 @@ impl Store {
             return Err(self.tripped_while(DOING));
         }
         match standing {
-            Standing::Promoted => tracing::warn!("a standby was promoted: the database has a new timeline"),
-            Standing::New => {}
+            Standing::Promoted | Standing::New => {}
             Standing::Known | Standing::SetBack(_) | Standing::Foreign(_) => return Ok(()),
         }
         self.record_identity(None).await
@@ -96,7 +95,7 @@ impl Store {
 
     async fn record_identity(&self, set_back: Option<&str>) -> Result<(), Error> {
         self.limited_in_time("recording the identity of the database", async {
-            let mut connection = session::connect(&self.options(), self.settings.pooler).await?;
+            let mut connection = Box::pin(self.connect_alone()).await?;
             let mut transaction = connection.begin_with(session::BEGIN).await?;
             let query = sqlx::query(sql!("relay/record_identity")).persistent(false);
             query.bind(self.guard.environment()).bind(set_back).execute(&mut *transaction).await?;
@@ -143,6 +142,8 @@ struct Inspection {
     /// Which right it lacks, if any, and how to give it.
     #[sqlx(skip)]
     lacking: String,
+    /// Whether the login may ask which cluster this is.
+    may_identify: bool,
     /// Seconds since 1970 by the database's clock.
     clock: f64,
     /// Rows without which no relay works.
@@ -177,6 +178,12 @@ impl Inspection {
         }
         if self.permitted == Some(false) {
             return Some(&self.lacking);
+        }
+        if !self.may_identify {
+            return Some(
+                "the login may not ask which cluster this is, by which a copy of the database is told from it; \
+                 run `grant execute on function pg_control_system() to outbox_relay`",
+            );
         }
         if self.in_recovery || self.read_only {
             return Some("the server is read-only (a standby?); point database.url at the primary");

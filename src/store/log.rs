@@ -187,7 +187,7 @@ impl Store {
         here: &Here,
     ) -> Result<Stretch, Error> {
         let page = Page { events, with_payloads, positions: POSITIONS, through_window: false };
-        let read = self.read_events(cursor, page).await?;
+        let read = self.read_what_is_new(cursor, page).await?;
         Ok(Stretch::new(cursor, read.unwrap_or_else(|| unreachable!("its cursor is not stored")), here))
     }
 

@@ -17,8 +17,10 @@ mod order;
 mod ordering;
 mod paces;
 mod pages;
+mod pool;
 mod relays;
 mod replays;
+mod retention;
 mod routing;
 pub mod schema;
 mod starts;
@@ -37,7 +39,7 @@ pub use error::{Error, Kind};
 pub use event_types::LoadedTypes;
 pub use events::{LoadedEvent, NewEvent};
 pub use health::HealthReport;
-pub use identity::{is_new, why_fenced};
+pub use identity::{Promotion, is_new, why_fenced};
 pub use inspection::{capture_problems, unsuitable};
 pub use live::{Channels, Forgotten, Latest, Snapshot, TooMuch};
 pub use log::{Here, Mark, Stretch};
@@ -49,6 +51,7 @@ pub use pages::{
 };
 pub use relays::{BreakerState, Others, RelayReport, SubscriptionReport};
 pub use replays::Replay;
+pub use retention::{Done, Kept, Step};
 pub use routing::{NewDelivery, NewPage, Page, Read, Routed};
 pub use starts::{Past, Start};
 pub use subscriptions::{

@@ -90,13 +90,13 @@ impl Store {
     pub async fn renew_order(
         &self,
         subscriptions: &[SubscriptionId],
-        token: Uuid,
+        tokens: &[Uuid],
         lease: Duration,
     ) -> Result<Vec<SubscriptionId>, Error> {
         self.statement("renewing leases of ordered subscriptions", sql!("relay/renew_order"))
             .on(Reserved::Renew)
             .bind(subscriptions)
-            .bind(token)
+            .bind(tokens)
             .bind(lease.as_secs_f64())
             .rows(|row| row.try_get(0))
             .await
@@ -106,24 +106,29 @@ impl Store {
     ///
     /// # Errors
     /// Those of the database. The leases then end by themselves.
-    pub async fn release_order(&self, subscriptions: &[SubscriptionId], token: Uuid) -> Result<(), Error> {
+    pub async fn release_order(
+        &self,
+        subscriptions: &[SubscriptionId],
+        tokens: &[Uuid],
+    ) -> Result<(), Error> {
         self.statement("releasing ordered subscriptions", sql!("relay/release_order"))
             .on(Reserved::Renew)
             .bind(subscriptions)
-            .bind(token)
+            .bind(tokens)
             .execute()
             .await
     }
 
     /// Moves the first positions of the backlog of ordered subscriptions into pages that this relay leases.
-    /// `order` is the token under which the subscriptions are leased.
+    /// `order`: the tokens under which the subscriptions are leased.
     ///
     /// # Errors
-    /// Those of the database. The claim may have taken place nevertheless: its leases then end by themselves.
+    /// Those of the database. One of kind [`Kind::Connection`](super::Kind): the claim may have
+    /// taken place nevertheless.
     pub async fn claim_ordered(
         &self,
         claims: &[BacklogClaim],
-        order: Uuid,
+        order: &[Uuid],
         token: Uuid,
         lease: Duration,
     ) -> Result<Vec<LeasedPage>, Error> {
@@ -140,16 +145,17 @@ impl Store {
     }
 
     /// Leases rows of ordered subscriptions: what is due, and the next rows of the keys that are asked for,
-    /// at most `run` of each key.
+    /// at most `run` of each key. `order`: the tokens under which the subscriptions are leased.
     ///
     /// # Errors
-    /// Those of the database. The claim may have taken place nevertheless: its leases then end by themselves.
+    /// Those of the database. One of kind [`Kind::Connection`](super::Kind): the claim may have
+    /// taken place nevertheless.
     pub async fn claim_keyed(
         &self,
         claims: &[Claim],
         keys: &[(SubscriptionId, String)],
         run: usize,
-        (order, token): (Uuid, Uuid),
+        (order, token): (&[Uuid], Uuid),
         lease: Duration,
     ) -> Result<Keyed, Error> {
         self.statement("claiming deliveries in order", sql!("relay/claim_keyed"))

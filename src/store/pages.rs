@@ -185,6 +185,18 @@ impl Store {
             .await
     }
 
+    /// Finds the pages that a claim has leased whose answer was lost.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn find_claimed_pages(&self, token: Uuid) -> Result<Vec<LeasedPage>, Error> {
+        self.statement("looking for what a claim has leased", sql!("relay/find_claimed_pages"))
+            .on(Reserved::Claim)
+            .bind(token)
+            .rows(read_page)
+            .await
+    }
+
     /// Leases up to `limit` pages whose lease has ended, from the page `since` on.
     ///
     /// # Errors

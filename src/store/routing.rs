@@ -8,7 +8,7 @@ use sqlx::{Row as _, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
-    connection::{Reserved, Store},
+    connection::{Pin, Reserved, Store},
     cursor::{Advance, Cursor, Low, Reached, Window},
     error::Error,
     events::{NewEvent, read_new_events},
@@ -48,6 +48,8 @@ pub struct Read {
     pub(super) reached: Reached,
     /// Highest position that was drawn from the sequence before the events were read.
     drawn: Position,
+    /// The connection that was open when they were read and on which the cursor is moved. None with a pooler.
+    pin: Option<Pin>,
 }
 
 /// A new row of `outbox.deliveries`, for an event that has a due time of its own.
@@ -90,9 +92,20 @@ impl Store {
     /// Reads a page of new events; when there are more, they become a window and its first page is read.
     /// Returns none when another relay has moved the cursor.
     ///
+    /// A server that crashes may forget what was committed asynchronously, and give the ids of those
+    /// transactions and the positions of their events to others. So the connection that moves the cursor is
+    /// opened before: what was read is written by a server that has not crashed since, or not at all.
+    ///
     /// # Errors
     /// Those of the database.
     pub async fn read_events(&self, cursor: &Cursor, page: Page) -> Result<Option<Read>, Error> {
+        let pin = self.pin(Reserved::AdvanceCursor).await?;
+        let read = self.read_what_is_new(cursor, page).await?;
+        Ok(read.map(|read| Read { pin, ..read }))
+    }
+
+    /// As [`Store::read_events`], for one who moves no cursor.
+    pub(super) async fn read_what_is_new(&self, cursor: &Cursor, page: Page) -> Result<Option<Read>, Error> {
         let started = Instant::now();
         let window = match cursor.window.clone() {
             Some(window) => window,
@@ -208,7 +221,9 @@ impl Store {
     ) -> Result<Option<Read>, Error> {
         let next = cursor.next(&read.reached, read.last(), advance);
         let Some(window) = next.window.clone() else { return Ok(None) };
-        self.read_page(&next, window, page, None, Reserved::ReadEvents).await
+        let ahead = self.read_page(&next, window, page, None, Reserved::ReadEvents).await?;
+        // What a window holds was committed before the step that opened it, and is on the disk with that.
+        Ok(ahead.map(|ahead| Read { pin: read.pin, ..ahead }))
     }
 
     /// Moves the cursor and writes what was routed. Returns the cursor as it is now, the ids of the pages in
@@ -254,6 +269,7 @@ impl Store {
         let advanced = self
             .statement("committing a routing step", sql!("relay/advance_cursor"))
             .on(Reserved::AdvanceCursor)
+            .pinned(read.pin)
             .bind(cursor.step)
             .bind(&next.settled)
             .bind(low.as_ref().map(|low| low.position))
@@ -358,5 +374,6 @@ fn read_rows(
         was_slow: false,
         reached,
         drawn: row.try_get("drawn")?,
+        pin: None,
     }))
 }

@@ -8,7 +8,7 @@ use sqlx::{
 };
 
 use super::{
-    connection::{Reserved, Store},
+    connection::{Pin, Reserved, Store},
     error::Error,
 };
 
@@ -20,13 +20,23 @@ pub(super) struct Statement<'s> {
     doing: &'static str,
     /// The connection it runs on; none: any from the pool.
     on: Option<Reserved>,
+    /// It fails on another connection than this one.
+    pin: Option<Pin>,
     query: Query<'static, Postgres, PgArguments>,
 }
 
 impl Store {
     /// A statement without arguments that runs on any connection of the pool.
     pub(super) fn statement(&self, doing: &'static str, sql: &'static str) -> Statement<'_> {
-        Statement { store: self, doing, on: None, query: sqlx::query(sql) }
+        Statement { store: self, doing, on: None, pin: None, query: sqlx::query(sql) }
+    }
+
+    /// Opens a reserved connection, if it is not open. None with a pooler, which chooses the connection.
+    pub(super) async fn pin(&self, on: Reserved) -> Result<Option<Pin>, Error> {
+        self.limited("connecting to the database", async {
+            if self.is_persistent() { Ok(self.session(Some(on)).await?.pin()) } else { Ok(None) }
+        })
+        .await
     }
 }
 
@@ -34,6 +44,11 @@ impl Statement<'_> {
     /// Runs it on a reserved connection.
     pub(super) fn on(self, reserved: Reserved) -> Self {
         Self { on: Some(reserved), ..self }
+    }
+
+    /// Runs it on this connection or not at all.
+    pub(super) fn pinned(self, pin: Option<Pin>) -> Self {
+        Self { pin, ..self }
     }
 
     /// Adds the next argument.
@@ -80,10 +95,13 @@ impl Statement<'_> {
         self,
         read: impl FnOnce(&[PgRow]) -> Result<T, sqlx::Error>,
     ) -> Result<T, Error> {
-        let Self { store, doing, on, .. } = self;
+        let Self { store, doing, on, pin, .. } = self;
         store
             .limited(doing, async {
                 let mut session = store.session(on).await?;
+                if pin.is_some() && session.pin() != pin {
+                    return Err(replaced());
+                }
                 let rows = self.fetch(session.connection()).await?;
                 session.finish().await?;
                 read(&rows)
@@ -120,6 +138,12 @@ pub(super) async fn rows_of_all<T>(
             rows.iter().map(read).collect()
         })
         .await
+}
+
+/// The connection that a statement depends on is gone.
+fn replaced() -> sqlx::Error {
+    let words = "the connection was replaced after the events were read";
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, words))
 }
 
 /// The first row of a statement that always returns one.

@@ -10,7 +10,7 @@ use crate::support::{Database, Recorder, RelayBox};
 /// The statements of a relay's login.
 pub(crate) async fn store(database: &Database) -> Store {
     let settings = ConnectionSettings {
-        options: database.relay_options.clone(),
+        servers: database.relay_options.clone().into(),
         relay: "gateway".to_owned(),
         environment: "default".to_owned(),
         pool_size: 2,

@@ -49,7 +49,7 @@ impl Model {
         let database = Database::new().await;
         database.execute("select outbox.subscribe('first', array['**'], 'recorder')").await;
         let settings = ConnectionSettings {
-            options: database.options.clone(),
+            servers: database.options.clone().into(),
             relay: "relay".to_owned(),
             environment: String::new(),
             pool_size: 4,

@@ -80,8 +80,11 @@ async fn relays_whose_backends_are_terminated_lose_nothing_and_repeat_nothing() 
 async fn a_server_crash_loses_nothing_and_no_event_is_sent_that_it_lost() {
     let seed = seed();
     // The WAL writer hardly ever runs, so commits that were not flushed are lost.
-    let options =
-        Options { durable: true, settings: vec![("wal_writer_delay".to_owned(), "10s".to_owned())] };
+    let options = Options {
+        durable: true,
+        settings: vec![("wal_writer_delay".to_owned(), "10s".to_owned())],
+        ..Options::default()
+    };
     let mut server = tokio::task::spawn_blocking(|| PrivatePostgres::start(options).unwrap()).await.unwrap();
     let database = Database::new_on(&server).await;
     let books = Books::default();
@@ -131,8 +134,11 @@ async fn a_server_crash_loses_nothing_and_no_event_is_sent_that_it_lost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_committed_asynchronously_is_not_sent_and_then_lost() {
-    let options =
-        Options { durable: true, settings: vec![("wal_writer_delay".to_owned(), "10s".to_owned())] };
+    let options = Options {
+        durable: true,
+        settings: vec![("wal_writer_delay".to_owned(), "10s".to_owned())],
+        ..Options::default()
+    };
     let mut server = tokio::task::spawn_blocking(|| PrivatePostgres::start(options).unwrap()).await.unwrap();
     let database = Database::new_on(&server).await;
     let books = Books::default();

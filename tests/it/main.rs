@@ -23,12 +23,14 @@ mod channels; // channels of live clients are owed nothing, and nothing waits fo
 mod cli; // help, exit codes, output streams
 mod clients; // programs in other languages publish
 mod deploy; // manifests, chart, compose file and units agree with the program
+mod contention; // others take every connection, or lock a whole table
 mod demo; // everything together, to its end and interrupted
 mod docs; // README and the book against the program: links, commands, names, tables, examples
 mod drivers; // drivers of other languages publish, and the page that says how
 mod early; // urgent events that are routed before their turn: random interleavings
 mod encodings; // databases that cannot hold an answer
 mod event_types; // payloads that do not fit, versions, invalid schemas
+mod failover; // a promoted standby, roles that flip, addresses of several hosts
 mod faults; // killed, disconnected and panicking relays, crashing servers
 mod fence; // a copy of an outbox sends nothing before it is adopted
 mod filters; // match and filters, and events they cannot evaluate
@@ -44,7 +46,11 @@ mod layers; // layers around sinks
 mod ledger; // the ledger checker finds each kind of defect
 mod live; // clients that follow the log by WebSocket and server-sent events
 mod locked; // rows that another session has locked
+mod managed; // databases of providers, with less than PostgreSQL gives everybody
+mod migrate; // many processes, killed ones, beside publishers and relays, by hand; uninstalling
 mod migrations; // the schema as one text, its history, checks shared with the relay
+mod model; // database, relays and destinations in virtual time, and the defects that it must find
+mod network; // what the network between a relay and its database does
 mod news; // who serves live clients learns of new events at once
 mod once; // a relay for cron
 mod operator_events; // what happens to subscriptions is published through the outbox itself
@@ -65,6 +71,7 @@ mod reload; // changes of subscriptions are followed; an invalid row affects no 
 mod replay; // events of the log are sent again beside live ones
 mod replay_steered; // replays are paused, cancelled, bounded and refused
 mod repeats; // what may have arrived already is marked where it is sent again
+mod retention; // what is old leaves: partitions made ahead and dropped, also beside publishers
 mod roles; // rights of each role
 mod rooms; // rooms use each other in one direction
 mod route; // each committed event once to each matching subscription
@@ -78,16 +85,19 @@ mod sizes; // events that are too large are refused at the insert
 mod sources; // several databases served by one process
 mod sql; // the plan of every statement, with stale statistics and a million rows
 mod support; // shared by the tests
+mod supported; // what each supported version of PostgreSQL must do
 mod sweep; // due deliveries among dead entries
 mod systemd; // notifications for systemd: ready, alive, reloading, stopping
 mod tail; // events followed from the command line
 mod terminal; // what strangers wrote never controls a terminal
 mod testing; // helpers for tests of an application
 mod tidy; // rules of rooms, files and lines
+mod torture; // one fault after the other, for as long as is asked
 mod trace; // why an event was not delivered: SQL and the command say the same
 mod transforms; // transforms, and trying them before they are saved
 mod unreadable; // an event that the database cannot read
 mod unusual; // settings of roles, databases and sessions change nothing
+mod upgraded; // clusters that pg_upgrade has brought to a newer PostgreSQL
 mod urgent; // priority among waiting deliveries
 mod versions; // an answer binds the version of the subscription that it was sent for
 mod wait; // waiting for an event after its commit

@@ -1,6 +1,6 @@
 //! The schema: its history, its result, and the checks it shares with the relay.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command, thread};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use pgoutbox::{delivery::RetryPolicy, event::topic::Pattern, store::schema};
 use proptest::{
@@ -15,7 +15,7 @@ use sqlx::{Connection, Row};
 use crate::support::{Database, database::server};
 
 /// The schema as one text: the output of `pg_dump` without parts that depend on its version.
-fn dump(database: &Database) -> String {
+pub(crate) fn dump(database: &Database) -> String {
     let output = Command::new(server().programs().join("pg_dump"))
         .args([
             "--schema-only",
@@ -53,6 +53,10 @@ const HEADER: &str =
 
 #[tokio::test]
 async fn schema_sql_is_the_result_of_the_migrations() {
+    // Other versions print the same schema in other words.
+    if std::env::var_os("PGOUTBOX_TEST_POSTGRES").is_some() {
+        return;
+    }
     let database = Database::new().await;
     let text = format!("{HEADER}\n{}", dump(&database));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/schema.sql");
@@ -81,31 +85,15 @@ async fn migrating_twice_changes_nothing() {
 }
 
 #[tokio::test]
-async fn two_processes_that_migrate_at_once_both_succeed() {
-    for _ in 0..3 {
-        let database = Database::empty().await;
-        let outputs = thread::scope(|scope| {
-            let both = [
-                scope.spawn(|| database.pgoutbox(&["migrate"])),
-                scope.spawn(|| database.pgoutbox(&["migrate"])),
-            ];
-            both.map(|one| one.join().unwrap())
-        });
-        for output in outputs {
-            assert!(output.status.success(), "{output:?}");
-        }
-        assert_eq!(history(&database).await, migrations());
-        database.drop().await;
-    }
-}
-
-#[tokio::test]
 async fn a_database_migrated_by_a_newer_version_is_refused_before_any_write() {
     let database = Database::new().await;
     database
         .execute(
             "insert into outbox.migrations (version, description, success, checksum, execution_time) values (9999, 'of the future', true, '', 0)",
         )
+        .await;
+    database
+        .execute("create or replace view outbox.compatibility as select 9999::bigint as oldest_program")
         .await;
     let before = (dump(&database), history(&database).await);
     assert!(matches!(schema::run(&database.options).await, Err(schema::Error::Newer { version: 9999 })));
@@ -148,7 +136,7 @@ async fn the_printed_script_makes_the_same_schema_and_the_same_history() {
     other.drop().await;
 }
 
-fn migrations() -> Vec<(i64, String)> {
+pub(crate) fn migrations() -> Vec<(i64, String)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
     let names: BTreeSet<String> = fs::read_dir(folder)
         .unwrap()
@@ -161,7 +149,7 @@ fn migrations() -> Vec<(i64, String)> {
     names.iter().map(split).collect()
 }
 
-async fn history(database: &Database) -> Vec<(i64, String)> {
+pub(crate) async fn history(database: &Database) -> Vec<(i64, String)> {
     sqlx::query_as("select version, description from outbox.migrations order by version")
         .fetch_all(&database.pool)
         .await

@@ -74,7 +74,7 @@ fn it_can_be_shared_by_the_tests_of_a_process() {
 async fn settings_are_taken_and_a_durable_server_flushes() {
     let settings =
         vec![("work_mem".to_owned(), "7MB".to_owned()), ("cluster_name".to_owned(), "it's ours".to_owned())];
-    let postgres = PrivatePostgres::start(Options { settings, durable: true }).unwrap();
+    let postgres = PrivatePostgres::start(Options { settings, durable: true, ..Options::default() }).unwrap();
     let url = postgres.url("postgres");
     assert_eq!(ask(&url, "select current_setting('work_mem')").await.unwrap(), "7MB");
     assert_eq!(ask(&url, "select current_setting('cluster_name')").await.unwrap(), "it's ours");

@@ -2,9 +2,17 @@
 
 use std::time::Duration;
 
+use pgoutbox::{
+    lab::private_postgres::{Options, PrivatePostgres},
+    store::{Advance, Page, Routed},
+};
 use sqlx::Executor as _;
+use uuid::Uuid;
 
-use crate::support::{Database, Recorder, RelayBox, relay::settings};
+use crate::{
+    channels::store,
+    support::{Database, Recorder, RelayBox, relay::settings},
+};
 
 #[tokio::test]
 async fn a_committed_event_reaches_matching_subscriptions_and_a_rolled_back_one_none() {
@@ -117,4 +125,33 @@ async fn what_takes_too_long_to_read_at_once_is_read_in_parts() {
     relay.stop().await;
     drop(load);
     database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_read_before_the_server_crashed_is_not_routed_after_it() {
+    let options = Options { durable: true, ..Options::default() };
+    let mut server = tokio::task::spawn_blocking(|| PrivatePostgres::start(options).unwrap()).await.unwrap();
+    let database = Database::new_on(&server).await;
+    let store = store(&database).await;
+    database.execute("select outbox.publish('shop.orders.create', '{}')").await;
+    let page = Page { events: 10, with_payloads: true, positions: 100, through_window: false };
+    let cursor = store.load_cursor(0).await.unwrap();
+    let read = store.read_events(&cursor, page).await.unwrap().unwrap();
+    assert_eq!(read.events.len(), 1);
+    let server = tokio::task::spawn_blocking(move || {
+        server.kill();
+        server.start_again().unwrap();
+        server
+    });
+    let _server = server.await.unwrap();
+    // Another stage has noticed that the connections are gone.
+    assert!(store.load_cursor(0).await.is_err());
+    let cursor = store.load_cursor(0).await.unwrap();
+    let (routed, lease) = (Routed::default(), Duration::from_secs(10));
+    let moved = store.advance_cursor(&cursor, &read, Advance::All, &routed, Uuid::nil(), lease, &[]).await;
+    assert!(moved.is_err(), "the events that were read may be gone: {moved:?}");
+    let read = store.read_events(&cursor, page).await.unwrap().unwrap();
+    let moved = store.advance_cursor(&cursor, &read, Advance::All, &routed, Uuid::nil(), lease, &[]).await;
+    assert!(moved.unwrap().is_some(), "they are read again and routed");
+    store.close().await;
 }

@@ -1,7 +1,13 @@
 //! Millions of rows that are in the way cost what comes after them nothing. Run by `make scale`: they take
 //! minutes, and gigabytes of disk.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use pgoutbox::{
     delivery::Outcome,
@@ -11,7 +17,7 @@ use pgoutbox::{
 };
 use sqlx::{Executor, PgConnection};
 
-use crate::support::{Database, Recorder, RelayBox, relay::settings};
+use crate::support::{Database, Recorder, RelayBox, pause, relay::settings};
 
 /// Events of one measurement: more than a page.
 const SOME: usize = 5_000;
@@ -215,11 +221,11 @@ async fn a_part_of_a_million_dead_letters_costs_what_it_moves() {
     database.drop().await;
 }
 
-/// A sink that keeps nothing.
-#[derive(Debug)]
-struct Nothing;
+/// A sink that only counts.
+#[derive(Debug, Clone, Default)]
+struct Counting(Arc<AtomicUsize>);
 
-impl Sink for Nothing {
+impl Sink for Counting {
     const KIND: &'static str = "keeper";
     type Target = ();
 
@@ -232,6 +238,7 @@ impl Sink for Nothing {
     }
 
     async fn send(&self, (): &(), _: &Outgoing) -> Report {
+        self.0.fetch_add(1, Ordering::Relaxed);
         Outcome::Delivered.into()
     }
 
@@ -242,16 +249,20 @@ impl Sink for Nothing {
 
 /// Rows of `outbox.deliveries` that come and go for a time, each written, claimed and deleted. Returns how
 /// many, and the largest size of the table with its indexes in each tenth of the time, in MiB.
-async fn churn(database: &Database, length: Duration) -> (usize, Vec<i64>) {
+async fn churn(database: &Database, sink: &Counting, length: Duration) -> (usize, Vec<i64>) {
     let later = format!(
         "insert into outbox.events (topic, payload, deliver_after)
          select 'some.thing', '1', now() + interval '100 ms' from generate_series(1, {SOME})"
     );
     let (began, mut rows, mut sizes) = (Instant::now(), 0, vec![0; 10]);
     while began.elapsed() < length {
+        let expected = sink.0.load(Ordering::Relaxed) + SOME;
+        let published = Instant::now();
         database.execute(&later).await;
-        database.eventually("select unrouted = 0 from outbox.log_status").await;
-        database.eventually("select not exists (select from outbox.deliveries)").await;
+        while sink.0.load(Ordering::Relaxed) < expected {
+            assert!(published.elapsed() < LONG, "{expected} are not delivered");
+            pause(Duration::from_millis(5)).await;
+        }
         rows += SOME;
         let tenth = (began.elapsed().as_millis() * 10 / length.as_millis()).min(9) as usize;
         let size = database.count("select pg_total_relation_size('outbox.deliveries') >> 20").await;
@@ -270,18 +281,19 @@ async fn deliveries_that_come_and_go_take_no_more_room_after_a_while_also_after_
     let server = tokio::task::spawn_blocking(|| PrivatePostgres::start(options).unwrap()).await.unwrap();
     let database = Database::new_on(&server).await;
     database.execute("select outbox.subscribe('some', array['some.*'], 'keeper')").await;
-    let build = |builder: Builder| builder.settings(settings("relay")).sink(Nothing);
+    let sink = Counting::default();
+    let build = |builder: Builder| builder.settings(settings("relay")).sink(sink.clone());
     let relay = RelayBox::start_with(&database, build).await;
     let minutes = |count: u64| Duration::from_secs(60 * count);
-    let (rows, sizes) = churn(&database, minutes(4)).await;
+    let (rows, sizes) = churn(&database, &sink, minutes(4)).await;
     println!("{rows} rows, {} between two looks: {sizes:?} MiB", rows / 12);
     let (middle, end) = (sizes[3..6].iter().max().unwrap(), sizes[7..].iter().max().unwrap());
     assert!(*end <= middle * 5 / 4 + 4, "it grows: {sizes:?} MiB");
 
     let holder = holding(&database).await;
-    let (held_rows, held) = churn(&database, minutes(2)).await;
+    let (held_rows, held) = churn(&database, &sink, minutes(2)).await;
     drop(holder);
-    let (after_rows, after) = churn(&database, minutes(4)).await;
+    let (after_rows, after) = churn(&database, &sink, minutes(4)).await;
     println!("{held_rows} rows under a held snapshot: {held:?} MiB; {after_rows} after it: {after:?} MiB");
     let (first, last) = (after[..4].iter().max().unwrap(), after[7..].iter().max().unwrap());
     assert!(*last <= first + 4, "what was freed is not used again: {after:?} MiB");

@@ -17,11 +17,10 @@ use std::{fmt, path::PathBuf};
 
 use read::Reader;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::PgConnectOptions;
 
 use crate::{
     http, live, relay,
-    sink::{Connection, Kind, address, egress::Egress, settings::text},
+    sink::{Connection, Kind, Problem, address, egress::Egress, servers::Servers, settings::text},
 };
 
 pub use several::{Named, Several};
@@ -164,6 +163,10 @@ impl fmt::Display for Mistake {
 }
 
 impl Config {
+    /// What it means that there is only a transaction pooler.
+    pub(super) const ONLY_POLLS: &str = "database.pooler without database.listen_url: a pooler does not \
+                                         support LISTEN, so the relay only polls";
+
     /// The defaults with this address, which has no default.
     #[must_use]
     pub fn new(database_url: SecretString) -> Self {
@@ -206,24 +209,23 @@ impl Config {
         if mistakes.is_empty() { Ok(config) } else { Err(Error { mistakes }) }
     }
 
-    /// Options for connecting to the database.
+    /// The servers of the database.
     ///
     /// # Errors
     /// When the address is invalid or has unknown parameters. [`Config::load`] has checked that.
-    pub fn connect_options(&self) -> Result<PgConnectOptions, Error> {
+    pub fn servers(&self) -> Result<Servers, Error> {
         address("database.url", &self.database.url)
     }
 
-    /// Options for connecting for LISTEN; none if there is only a transaction pooler, which does not
-    /// support LISTEN.
+    /// Servers for LISTEN; none if there is only a transaction pooler, which does not support LISTEN.
     ///
     /// # Errors
-    /// As [`Config::connect_options`].
-    pub fn listen_options(&self) -> Result<Option<PgConnectOptions>, Error> {
+    /// As [`Config::servers`].
+    pub fn listen_servers(&self) -> Result<Option<Servers>, Error> {
         match &self.database.listen_url {
             Some(url) => address("database.listen_url", url).map(Some),
             None if self.database.pooler => Ok(None),
-            None => self.connect_options().map(Some),
+            None => self.servers().map(Some),
         }
     }
 
@@ -231,11 +233,7 @@ impl Config {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let found = [
-            (
-                self.database.pooler && self.database.listen_url.is_none(),
-                "database.pooler without database.listen_url: a pooler does not support LISTEN, \
-                 so the relay only polls",
-            ),
+            (self.database.pooler && self.database.listen_url.is_none(), Self::ONLY_POLLS),
             (
                 self.relay.poll.is_some_and(|poll| poll > self.relay.lease),
                 "relay.poll is longer than relay.lease: deliveries of a killed relay may wait for the poll",
@@ -280,6 +278,7 @@ impl Config {
                 "off is not possible with database.pooler and without database.listen_url; set one of them",
             );
         }
+        sections::retention(&mut config.relay.retention, reader);
         sections::egress(&mut config.egress, reader);
         config.secrets.folder = reader.read("secrets.folder", text).map(PathBuf::from);
         sections::http(&mut config.http, reader, sources);
@@ -299,13 +298,13 @@ impl Config {
     }
 }
 
-fn address(key: &str, url: &SecretString) -> Result<PgConnectOptions, Error> {
-    address::parse(url.expose_secret()).map_err(|problem| Error {
+fn address(key: &str, url: &SecretString) -> Result<Servers, Error> {
+    url.expose_secret().parse().map_err(|problem: Problem| Error {
         mistakes: vec![Mistake {
             key: key.to_owned(),
             value: Some("[redacted]".to_owned()),
             origin: None,
-            problem,
+            problem: problem.into(),
         }],
     })
 }

@@ -14,10 +14,10 @@ use super::{
 };
 use crate::{
     http, live,
-    relay::{self, AttemptLog},
+    relay::{self, AttemptLog, Laggard},
     sink::{
-        address,
         egress::Egress,
+        servers::Servers,
         settings::{duration, list, number, switch, text},
     },
 };
@@ -26,7 +26,8 @@ impl Database {
     pub(super) fn read(&mut self, reader: &mut Reader, sources: &Sources) {
         let url = |value: &Value| {
             let url = sources.resolve(&text(value)?)?;
-            address::parse(url.expose_secret()).map(|_| url)
+            url.expose_secret().parse::<Servers>()?;
+            Ok(url)
         };
         match reader.read_secret("database.url", url) {
             Some(url) => self.url = url,
@@ -71,6 +72,20 @@ pub(super) fn relay(settings: &mut relay::Settings, reader: &mut Reader) {
     let attempt_log =
         [("all", AttemptLog::All), ("failures", AttemptLog::Failures), ("off", AttemptLog::Off)];
     set(&mut settings.attempt_log, reader.read("relay.attempt_log", one_of(&attempt_log)));
+}
+
+pub(super) fn retention(settings: &mut relay::Retention, reader: &mut Reader) {
+    let years = Duration::from_secs(3_650 * 86_400);
+    for (key, period) in [
+        ("retention.events", &mut settings.events),
+        ("retention.attempts", &mut settings.attempts),
+        ("retention.event_ids", &mut settings.event_ids),
+        ("retention.dead_letters", &mut settings.dead_letters),
+    ] {
+        set(period, reader.read(key, off_or(duration(HOUR..=years))));
+    }
+    let laggard = [("keep", Laggard::Keep), ("dead-letter", Laggard::DeadLetter)];
+    set(&mut settings.laggard, reader.read("retention.laggard", one_of(&laggard)));
 }
 
 pub(super) fn egress(settings: &mut Egress, reader: &mut Reader) {

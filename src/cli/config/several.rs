@@ -8,7 +8,7 @@ use super::{Config, Error, Sources, read::Reader};
 use crate::sink::Kind;
 
 /// Sections that the table of a source may have.
-const SECTIONS: [&str; 5] = ["database", "relay", "egress", "secrets", "sinks"];
+const SECTIONS: [&str; 6] = ["database", "relay", "retention", "egress", "secrets", "sinks"];
 /// Most sources of one process.
 const MOST: usize = 100;
 /// Longest name of a source, in characters.
@@ -209,8 +209,8 @@ name = 'bills'
         assert_eq!(common.relay.permits, 100);
         let [shop, billing] = &each[..] else { panic!("{each:?}") };
         assert_eq!((shop.name.as_str(), billing.name.as_str()), ("shop", "billing"));
-        assert_eq!(shop.config.connect_options().unwrap().get_database(), Some("shop"));
-        assert_eq!(billing.config.connect_options().unwrap().get_database(), Some("billing"));
+        assert_eq!(shop.config.servers().unwrap().last().get_database(), Some("shop"));
+        assert_eq!(billing.config.servers().unwrap().last().get_database(), Some("billing"));
         assert_eq!((shop.config.relay.permits, billing.config.relay.permits), (100, 7));
         assert_eq!(billing.config.relay.permits_per_subscription, 7);
         assert_eq!((shop.config.database.pool_size, billing.config.database.pool_size), (4, 2));

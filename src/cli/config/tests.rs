@@ -75,7 +75,7 @@ fn the_commented_keys_of_the_manual_are_valid() {
 #[test]
 fn flags_win_over_the_environment_and_the_environment_over_the_file() {
     let file = "[database]\nurl = 'postgres://file/d'\n[relay]\npermits = 7\nlease = '1m'";
-    let host = |config: &Config| config.connect_options().unwrap().get_host().to_owned();
+    let host = |config: &Config| config.servers().unwrap().last().get_host().to_owned();
     assert_eq!(host(&load(file, &[])), "file");
     assert_eq!(host(&load(file, &[URL])), "db.internal");
     let both = [URL, ("PGOUTBOX__DATABASE__URL", "postgres://variable/d"), ("PGOUTBOX__RELAY__PERMITS", "8")];
@@ -92,7 +92,7 @@ fn flags_win_over_the_environment_and_the_environment_over_the_file() {
 #[test]
 fn all_mistakes_are_reported_at_once_with_value_and_origin() {
     let found = mistakes(
-        "[relay]\npermits = 0\nlease = '1s'\npermit = 5\n[retention]\ndays = 5",
+        "[relay]\npermits = 0\nlease = '1s'\npermit = 5\n[archive]\ndays = 5",
         &[
             URL,
             ("PGOUTBOX__RELAY__POLL", "often"),
@@ -108,7 +108,7 @@ fn all_mistakes_are_reported_at_once_with_value_and_origin() {
         "relay.poll = \"often\" (PGOUTBOX__RELAY__POLL): \"often\" is not a duration",
         "relay.drains (PGOUTBOX__RELAY__DRAINS): unknown key; [relay] has name, environment, permits",
         "relay.permit (FILE): unknown key",
-        "retention (FILE): unknown section; known sections are database, relay, egress, secrets, http",
+        "archive (FILE): unknown section; known sections are database, relay, retention, egress, secrets, http",
     ] {
         assert!(found.iter().any(|mistake| mistake.starts_with(expected)), "{expected}\n{found:#?}");
     }
@@ -161,7 +161,7 @@ fn secrets_can_be_references() {
     writeln!(file, "postgres://u:pass@from-file/d").unwrap();
     let reference = format!("file:{}", file.path().display());
     let config = load("[http]\ntoken = 'env:TOKEN'", &[("DATABASE_URL", &reference), ("TOKEN", "open")]);
-    assert_eq!(config.connect_options().unwrap().get_host(), "from-file");
+    assert_eq!(config.servers().unwrap().last().get_host(), "from-file");
     assert_eq!(config.http.token.unwrap().expose_secret(), "open");
     let found = mistakes("", &[("DATABASE_URL", "env:MISSING")]);
     assert_eq!(
@@ -264,7 +264,7 @@ fn a_missing_address_or_file_is_reported_and_a_variable_must_name_a_key() {
 #[test]
 fn the_variables_of_postgresql_are_enough() {
     let config = load("", &[("PGHOST", "/run/postgresql")]);
-    assert!(config.connect_options().is_ok());
+    assert!(config.servers().is_ok());
 }
 
 #[test]

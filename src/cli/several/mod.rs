@@ -185,7 +185,7 @@ fn answer(
     let mut sources = Vec::with_capacity(known.len());
     for one in known {
         let operators = Operators::new(
-            one.config.connect_options()?,
+            one.config.servers()?,
             one.config.database.pooler,
             one.config.relay.environment.clone(),
         );

@@ -112,7 +112,7 @@ impl One {
     /// Builds a relay, and migrates before if that is asked for.
     async fn start(&mut self) -> anyhow::Result<Relay> {
         if self.migrate {
-            let applied = schema::run(&self.config.connect_options()?).await?;
+            let applied = schema::run(&self.config.servers()?.find(false).await?).await?;
             self.migrate = false;
             tracing::info!(migrations = applied.len(), "migrated");
         }

@@ -7,14 +7,16 @@ use std::{
     time::Duration,
 };
 
-use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     input::Who,
     problem::{Kind, Problem},
 };
-use crate::admin::{Error, Operator, Program};
+use crate::{
+    admin::{Error, Operator, Program},
+    sink::servers::Servers,
+};
 
 /// Most connections of the API of one relay.
 pub const CONNECTIONS: usize = 4;
@@ -29,7 +31,7 @@ pub struct Operators(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    options: PgConnectOptions,
+    servers: Servers,
     pooler: bool,
     environment: String,
     places: Arc<Semaphore>,
@@ -52,9 +54,10 @@ pub(super) struct Taken {
 impl Operators {
     /// Connects when the first request comes. `environment` is that of the relay.
     #[must_use]
-    pub fn new(options: PgConnectOptions, pooler: bool, environment: String) -> Self {
+    pub fn new(servers: impl Into<Servers>, pooler: bool, environment: String) -> Self {
         let (places, waiters) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(WAITERS)));
-        Self(Arc::new(Shared { options, pooler, environment, places, waiters, idle: Mutex::default() }))
+        let servers = servers.into();
+        Self(Arc::new(Shared { servers, pooler, environment, places, waiters, idle: Mutex::default() }))
     }
 
     /// Name of the environment that the outbox must have.
@@ -92,7 +95,7 @@ impl Operators {
         let place = place(&self.0.places).await?;
         let operator = match self.idle_one().await {
             Some(operator) => operator,
-            None => Operator::connect_as(Program::Api, &self.0.options, self.0.pooler).await?,
+            None => Operator::connect_as(Program::Api, &self.0.servers, self.0.pooler).await?,
         };
         Ok(Taken {
             shared: self.0.clone(),

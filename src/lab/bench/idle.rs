@@ -16,8 +16,9 @@ use super::{
 };
 
 const FLOOR: &str = "the same databases without a relay";
-/// A relay rests when nothing has happened for twice its lease.
-const SETTLES_IN: Duration = Duration::from_secs(30);
+/// A relay rests when nothing has happened for twice its lease; PostgreSQL counts what a session did up to
+/// 10 s later.
+const SETTLES_IN: Duration = Duration::from_secs(45);
 
 /// Counters of all databases together.
 #[derive(Debug, Clone, Copy)]

@@ -100,7 +100,7 @@ pub(super) async fn alone(database: &Database, events: u32) -> anyhow::Result<Du
 async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
     let options = database.relay_options.clone();
     let settings = ConnectionSettings {
-        options: options.clone(),
+        servers: options.clone().into(),
         relay: "bench".to_owned(),
         environment: crate::relay::Settings::default().environment,
         function_pool_size: 1,
@@ -109,7 +109,7 @@ async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
         allow_superuser: false,
     };
     let store = within(SOON, "connecting", Store::connect(settings)).await?;
-    let options = store.listener_options(&options);
+    let options = store.listener_servers(&options.into()).last().clone();
     store.close().await;
     within(SOON, "connecting", PgConnection::connect_with(&options)).await
 }

@@ -168,7 +168,7 @@ impl Stage {
         };
         let telemetry = Telemetry::new();
         let connection = ConnectionSettings {
-            options: options.clone(),
+            servers: options.clone().into(),
             relay: settings.name.clone(),
             environment: settings.environment.clone(),
             pool_size: 1,
@@ -189,7 +189,7 @@ impl Stage {
         self.http = Some(listener.local_addr()?);
         let sources = Sources {
             connection,
-            listen: Some(options),
+            listen: Some(options.into()),
             news: Some(relay.news()),
             telemetry: telemetry.clone(),
         };

@@ -93,6 +93,12 @@ impl Home {
         )
     }
 
+    /// Adds to the `postgresql.conf` of a copied cluster what differs from the original.
+    pub(super) fn configure_standby(&self) -> Result<(), Error> {
+        let socket = self.path.display().to_string().replace('\'', "''");
+        self.write("postgresql.conf", true, &format!("unix_socket_directories = '{socket}'\n"))
+    }
+
     fn write(&self, name: &str, append: bool, text: &str) -> Result<(), Error> {
         let path = self.data().join(name);
         let file = OpenOptions::new().append(append).write(true).truncate(!append).open(&path);

@@ -64,6 +64,9 @@ pub enum Error {
     /// `initdb` failed.
     #[error("initdb failed: {0}")]
     Initdb(String),
+    /// `pg_basebackup` failed.
+    #[error("pg_basebackup failed: {0}")]
+    Basebackup(String),
     /// The server ended while it started.
     #[error("the private PostgreSQL ended while starting ({status}); the end of its log: {log}")]
     Ended {
@@ -98,6 +101,9 @@ pub struct Options {
     pub settings: Vec<(String, String)>,
     /// Whether `fsync` is on, for measurements. Killing the server loses nothing either way.
     pub durable: bool,
+    /// Folder of its programs, such as `initdb`. None: the one in `PATH`, that of `pg_config`, or Debian's
+    /// newest.
+    pub programs: Option<PathBuf>,
 }
 
 /// How to stop the server.
@@ -127,23 +133,50 @@ impl PrivatePostgres {
     /// # Errors
     /// When PostgreSQL is not installed or does not start. The message says what to do.
     pub fn start(options: Options) -> Result<Self, Error> {
-        let bin = process::find_binaries()?;
+        let bin = options.programs.clone().map_or_else(process::find_binaries, Ok)?;
         let account = Account::unprivileged()?;
         files::remove_abandoned();
         let home = Home::create(account.as_ref())?;
         process::initdb(&bin, account.as_ref(), &home)?;
         home.configure(&options)?;
-        let mut postgres = Self { server: None, bin, account, port: 0, home };
+        Self { server: None, bin, account, port: 0, home }.started()
+    }
+
+    /// Copies a running server, and starts the copy as its standby on a port of its own. It follows the
+    /// server under the name `standby` (`application_name`), and can be read.
+    ///
+    /// # Errors
+    /// When it cannot be copied, or the copy does not start.
+    pub fn standby(&self) -> Result<Self, Error> {
+        let account = Account::unprivileged()?;
+        let home = Home::create(account.as_ref())?;
+        process::basebackup(&self.bin, account.as_ref(), &home, self.port)?;
+        home.configure_standby()?;
+        Self { server: None, bin: self.bin.clone(), account, port: 0, home }.started()
+    }
+
+    /// Ends the recovery of a standby, and returns when it can be written to.
+    ///
+    /// # Errors
+    /// When it is no standby.
+    pub fn promote(&self) -> Result<(), Error> {
+        let statement = "select pg_promote(true, 30)";
+        process::execute(&self.url("postgres"), statement)
+            .map_err(|source| Error::Statement { statement: statement.to_owned(), source })
+    }
+
+    /// Starts it on a free port.
+    fn started(mut self) -> Result<Self, Error> {
         let mut tried = 1;
         loop {
-            postgres.port = files::free_port();
-            match postgres.start_again() {
+            self.port = files::free_port();
+            match self.start_again() {
                 Err(Error::Ended { log, .. })
                     if tried < PORTS_TRIED && log.contains("Address already in use") =>
                 {
                     tried += 1
                 }
-                result => return result.map(|()| postgres),
+                result => return result.map(|()| self),
             }
         }
     }

@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -94,13 +94,30 @@ pub(super) fn initdb(bin: &Path, account: Option<&Account>, home: &Home) -> Resu
         .arg(home.data())
         .output()
         .map_err(|source| Error::Program { program: bin.join("initdb").display().to_string(), source })?;
+    succeeded(output).map_err(Error::Initdb)
+}
+
+/// Copies the cluster of the server on this port, as a standby of it.
+pub(super) fn basebackup(bin: &Path, account: Option<&Account>, home: &Home, port: u16) -> Result<(), Error> {
+    let program = "pg_basebackup";
+    let primary = format!("host=127.0.0.1 port={port} user=postgres application_name=standby");
+    let output = command(bin, program, account, home, true)
+        .args(["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync", "-d"])
+        .arg(primary)
+        .arg("-D")
+        .arg(home.data())
+        .output()
+        .map_err(|source| Error::Program { program: bin.join(program).display().to_string(), source })?;
+    succeeded(output).map_err(Error::Basebackup)
+}
+
+/// What a program printed, if it failed.
+fn succeeded(output: Output) -> Result<(), String> {
     if output.status.success() {
         return Ok(());
     }
-    let message = [output.stdout, output.stderr]
-        .map(|text| String::from_utf8_lossy(&text).trim().replace('\n', " | "))
-        .join(" | ");
-    Err(Error::Initdb(message))
+    let printed = [output.stdout, output.stderr];
+    Err(printed.map(|text| String::from_utf8_lossy(&text).trim().replace('\n', " | ")).join(" | "))
 }
 
 /// Starts the server. It is not ready yet.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, StreamExt as _};
-use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
+use sqlx::Connection as _;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ use crate::{
         await_work::{FEEDER_LOCK, backon_waits},
         telemetry::chain,
     },
-    sink::plain::plain,
+    sink::{plain::plain, servers::Servers},
     store::{Cursor, Error, Here, Store},
 };
 
@@ -53,7 +53,7 @@ pub(in crate::live) struct Feeder {
     pub(in crate::live) settings: Arc<Nats>,
     pub(in crate::live) store: Arc<Store>,
     /// For a connection that keeps its session; none: another process must feed.
-    pub(in crate::live) listen: Option<PgConnectOptions>,
+    pub(in crate::live) listen: Option<Servers>,
     pub(in crate::live) news: Option<watch::Receiver<u64>>,
     pub(in crate::live) poll: Duration,
     /// Live clients of this process.
@@ -80,7 +80,7 @@ impl Feeder {
     pub(in crate::live) async fn run(self, stop: CancellationToken) {
         let feeding = async {
             match &self.listen {
-                Some(options) => self.feed(options).await,
+                Some(servers) => self.feed(servers).await,
                 None => tracing::warn!(
                     "this gateway does not feed the others: it needs database.listen_url for a connection \
                      without a pooler"
@@ -96,10 +96,10 @@ impl Feeder {
         self.store.close().await;
     }
 
-    async fn feed(&self, options: &PgConnectOptions) {
+    async fn feed(&self, servers: &Servers) {
         let mut waits = backon_waits();
         loop {
-            let ended = self.hold(options, || waits = backon_waits()).await;
+            let ended = self.hold(servers, || waits = backon_waits()).await;
             self.feeds.store(false, Ordering::Release);
             tracing::warn!(why = ended, "feeding the other gateways ended, retrying");
             // Meanwhile another process may.
@@ -109,8 +109,8 @@ impl Feeder {
     }
 
     /// Waits for the lock and feeds. Returns why that ended.
-    async fn hold(&self, options: &PgConnectOptions, mut held: impl FnMut()) -> String {
-        let mut connection = match in_time(PgConnection::connect_with(options)).await {
+    async fn hold(&self, servers: &Servers, mut held: impl FnMut()) -> String {
+        let mut connection = match in_time(servers.connect(false)).await {
             Ok(connection) => connection,
             Err(why) => return why,
         };
@@ -139,7 +139,7 @@ impl Feeder {
                 }
             }
         };
-        let (listen, news) = (Some(options.clone()), self.news.clone());
+        let (listen, news) = (Some(servers.clone()), self.news.clone());
         let ended = tokio::select! {
             why = holds => why,
             why = self.serve(&wake, held) => why,

@@ -25,13 +25,13 @@ use std::{
 use crate::{delivery::SubscriptionId, subscription::Subscription};
 use tokio::sync::Notify;
 
+pub use self::gate::{Epoch, Fate, Gate, Keyed, Ordered, Place, Released};
 pub(super) use self::{
     attempt::{Attempt, Ended},
-    gate::{Fate, Place},
     job::{Job, Passage},
     order::{Committed, Epochs},
 };
-use self::{gate::Gate, queue::Queue, ramp::Ramp, shares::Limits, suspects::Suspects};
+use self::{queue::Queue, ramp::Ramp, shares::Limits, suspects::Suspects};
 use super::{
     concurrency::Answer,
     fair::Fair,

@@ -21,6 +21,7 @@ use super::{
     deliver::Deliver,
     delivery::{Content, Delivery},
     dispatch::{Job, Passage, Place},
+    doubt::Doubt,
     held::{Held, Lease, Leases},
     matching::MatchCache,
     order,
@@ -202,7 +203,11 @@ impl Route {
             store.advance_cursor(&cursor, &read, advance, &plan.routed, token, lease, &starting),
             next_page
         );
-        let advanced = advanced.inspect_err(|error| self.ask_for_less(error, plan.events));
+        let advanced = advanced.inspect_err(|error| {
+            let (subscriptions, order) = (Vec::new(), Vec::new());
+            self.waiting.doubts.note(error, || Doubt { token, subscriptions, order, began });
+            self.ask_for_less(error, plan.events);
+        });
         let Some((next, ids, owed_since)) = advanced? else { return Ok(self.overtaken()) };
         self.most = LARGE_PAGE.min(self.most * 2);
         self.cursor = Some(next);

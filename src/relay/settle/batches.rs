@@ -1,30 +1,37 @@
 //! What is written about verdicts. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
+
+use uuid::Uuid;
 
 use super::super::{
     attempted::Attempted,
     held::{Held, Page},
 };
 use crate::{
-    delivery::{PageId, SubscriptionId, Verdict, ranges::Ranges},
+    delivery::{DeliveryId, PageId, SubscriptionId, Verdict, ranges::Ranges},
     store::{Batch, DeadRow, Entry, PageBatch, Pair, PairDead, PairRetry, PairsBack, RetryRow},
 };
 
-/// What is written of rows.
-pub(super) fn rows_of<'a>(decided: impl Iterator<Item = (&'a Attempted, &'a Verdict)>) -> Batch {
+/// What is written of rows, and the token under which each is written. Nothing is written under a lease that
+/// was refused.
+pub(super) fn rows_of<'a>(
+    decided: impl Iterator<Item = (&'a Attempted, &'a Verdict)>,
+) -> (Batch, HashMap<DeliveryId, Uuid>) {
     let mut batch = Batch::default();
-    let mut tokens = HashSet::new();
+    let mut tokens = HashMap::new();
     for (one, verdict) in decided {
         let Held::Row(row) = &one.job.held else { continue };
         let id = row.id;
-        tokens.insert(row.lease.token());
+        // Where its sink has deleted the row itself, there is nothing left to write.
+        if row.lease.is_refused() || one.report.settled {
+            continue;
+        }
+        tokens.insert(id, row.lease.token());
         match verdict {
-            // Its sink has deleted the row itself: there is nothing left to write.
-            Verdict::Settled if one.report.settled => {}
             Verdict::Settled => batch.delivered.push(id),
             Verdict::RetryIn(wait) => {
                 let ambiguous = one.report.ambiguous;
@@ -44,8 +51,15 @@ pub(super) fn rows_of<'a>(decided: impl Iterator<Item = (&'a Attempted, &'a Verd
             Verdict::SubscriptionGone => batch.gone.push(id),
         }
     }
-    batch.tokens = tokens.into_iter().collect();
-    batch
+    batch.tokens = distinct(&tokens);
+    (batch, tokens)
+}
+
+fn distinct<Id>(tokens: &HashMap<Id, Uuid>) -> Vec<Uuid> {
+    let mut distinct: Vec<Uuid> = tokens.values().copied().collect();
+    distinct.sort_unstable();
+    distinct.dedup();
+    distinct
 }
 
 /// The key in whose order a pair waits.
@@ -53,18 +67,24 @@ fn key_of(one: &Attempted) -> Option<String> {
     one.job.lane.as_deref().map(str::to_owned)
 }
 
-/// What is written of pages. A page whose last pairs are among these is deleted, and so are the `finished`
-/// ones.
+/// What is written of pages, and the token under which each is written. A page whose last pairs are among
+/// these is deleted, and so are the `finished` ones. Nothing is written under a lease that was refused.
 pub(super) fn pages_of<'a>(
     decided: impl Iterator<Item = (&'a Attempted, &'a Verdict)>,
     finished: &[Arc<Page>],
-) -> PageBatch {
+) -> (PageBatch, HashMap<PageId, Uuid>) {
     let mut batch = PageBatch::default();
+    let mut is_ours: HashMap<PageId, bool> = HashMap::new();
+    let mut tokens = HashMap::new();
     let mut progress: BTreeMap<PageId, (&Arc<Page>, Ranges, u32)> = BTreeMap::new();
     let mut back: HashMap<(PageId, SubscriptionId, chrono::DateTime<chrono::Utc>), PairsBack> =
         HashMap::new();
     for (one, verdict) in decided {
         let Held::Page(page, number) = &one.job.held else { continue };
+        // Read once: it must not be refused between two of its pairs.
+        if !*is_ours.entry(page.id).or_insert_with(|| !page.lease.is_refused()) {
+            continue;
+        }
         let entry = progress.entry(page.id).or_insert_with(|| (page, Ranges::default(), 0));
         entry.2 += 1;
         if one.report.settled {
@@ -126,16 +146,17 @@ pub(super) fn pages_of<'a>(
             batch.finished.push(id);
         } else if !numbers.is_empty() {
             batch.progress.push((id, numbers));
+        } else {
+            continue;
         }
-        batch.tokens.push(page.lease.token());
+        tokens.insert(id, page.lease.token());
     }
     for page in finished {
-        if !batch.finished.contains(&page.id) {
+        if !batch.finished.contains(&page.id) && !page.lease.is_refused() {
             batch.finished.push(page.id);
-            batch.tokens.push(page.lease.token());
+            tokens.insert(page.id, page.lease.token());
         }
     }
-    batch.tokens.sort_unstable();
-    batch.tokens.dedup();
-    batch
+    batch.tokens = distinct(&tokens);
+    (batch, tokens)
 }

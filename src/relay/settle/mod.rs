@@ -137,14 +137,14 @@ impl Settle {
         let decided: Vec<(&Attempted, &Verdict)> =
             decided.into_iter().filter(|(one, _)| !aside.is_locked(one)).collect();
         // At once: a retry that is claimed now must not be mistaken for the attempt that has ended.
-        self.leases.release_rows(decided.iter().filter_map(|(one, _)| one.job.held.row_id()));
+        self.leases.release_rows(decided.iter().filter_map(|(one, _)| one.job.held.row()));
         let counted: Vec<bool> = decided
             .iter()
             .map(|(one, _)| {
                 one.report.settled
                     || match &one.job.held {
-                        Held::Row(row) => rows.kept.as_ref().is_none_or(|kept| kept.contains(&row.id)),
-                        Held::Page(page, _) => pages.kept.as_ref().is_none_or(|kept| kept.contains(&page.id)),
+                        Held::Row(row) => rows.kept.contains(&row.id),
+                        Held::Page(page, _) => pages.kept.contains(&page.id),
                     }
             })
             .collect();
@@ -160,7 +160,8 @@ impl Settle {
     }
 
     fn writer(&self) -> Writer<'_> {
-        Writer { store: &self.base.store, telemetry: &self.base.telemetry, settler: self.settler }
+        let (store, telemetry) = (&self.base.store, &self.base.telemetry);
+        Writer { store, telemetry, settler: self.settler, lease: self.base.settings.lease }
     }
 
     /// Writes verdicts, and deletes the finished pages that no batch has deleted. Notes what is locked.
@@ -206,7 +207,8 @@ impl Settle {
         verdict(&outcome, delivery.attempt, age, &delivery.subscription.retry, seed(delivery))
     }
 
-    /// Counts settled pairs. A page with nothing left is deleted with the next batch, if this one did not.
+    /// Counts settled pairs. A page with nothing left is deleted with the next batch, if this one did not;
+    /// one that was given up never is, because the database may owe what was counted here.
     fn count_down(&self, decided: &[(&Attempted, &Verdict)], finished: &HashSet<PageId>) {
         let mut counts: HashMap<PageId, (&Arc<Page>, u32)> = HashMap::new();
         for (one, _) in decided {
@@ -217,7 +219,7 @@ impl Settle {
         for (id, (page, count)) in counts {
             if page.settled(count) {
                 self.leases.release_page(id);
-                if !finished.contains(&id) {
+                if !finished.contains(&id) && !page.lease.is_refused() {
                     self.finished.push(page.clone());
                 }
             }

@@ -1,17 +1,18 @@
 //! Writes verdicts. What somebody else has locked is left out, so that it does not delay the others.
 
 use std::{
-    collections::HashSet,
-    hash::Hash,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
+
+use uuid::Uuid;
 
 use super::{
     super::{
         attempted::{Attempted, in_ascii},
         await_work::backon_waits,
-        held::Page,
+        held::{Held, Lease, Page},
         telemetry::Telemetry,
     },
     batches::{pages_of, rows_of},
@@ -23,18 +24,26 @@ use crate::{
 };
 
 /// What became of rows or pages that were written.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Written<Id> {
-    /// Those whose lease was still ours; `None`: all of them count.
-    pub(super) kept: Option<HashSet<Id>>,
+    /// Those whose lease was still ours.
+    pub(super) kept: HashSet<Id>,
     /// Those that were not written, because somebody has locked them.
     pub(super) locked: HashSet<Id>,
     /// Pages that were deleted.
     pub(super) finished: HashSet<PageId>,
 }
 
+impl<Id> Default for Written<Id> {
+    fn default() -> Self {
+        Self { kept: HashSet::new(), locked: HashSet::new(), finished: HashSet::new() }
+    }
+}
+
 /// Why a batch was not written.
 enum Obstacle {
+    /// It failed, and is written again.
+    Failed,
     /// A lock was not released in time.
     Locked,
     /// The database refuses a value.
@@ -72,30 +81,41 @@ pub(super) struct Writer<'s> {
     pub(super) store: &'s Store,
     pub(super) telemetry: &'s Telemetry,
     pub(super) settler: Settler,
+    /// Length of leases.
+    pub(super) lease: Duration,
 }
 
 impl Writer<'_> {
-    /// Writes the verdicts on rows.
+    /// Writes the verdicts on rows. Ends the leases of those that were refused.
     pub(super) async fn rows(&self, decided: &[(&Attempted, &Verdict)]) -> Written<DeliveryId> {
-        let mut written = Written { kept: Some(HashSet::new()), ..Written::default() };
-        let (mut unknown, mut answers) = (false, Answers::Whole);
+        let mut written = Written::default();
+        let (mut trial, mut answers) = (Trial::default(), Answers::Whole);
         loop {
-            let is_free =
-                |one: &Attempted| one.job.held.row_id().is_some_and(|id| !written.locked.contains(&id));
-            let mut batch = rows_of(decided.iter().copied().filter(|(one, _)| is_free(one)));
+            let is_left = |id: DeliveryId| !written.kept.contains(&id) && !written.locked.contains(&id);
+            let (mut batch, tokens) = rows_of(
+                decided.iter().copied().filter(|(one, _)| one.job.held.row_id().is_some_and(is_left)),
+            );
             batch.dead.iter_mut().for_each(|dead| answers.shape(&mut dead.answer));
             if batch.is_empty() {
                 return written;
             }
-            match self.persist(&mut unknown, answers, || self.store.settle_deliveries(&batch)).await {
-                Ok(kept) => return Written { kept, ..written },
+            match self.once(&mut trial, answers, self.store.settle_deliveries(&batch)).await {
+                Ok(kept) => {
+                    written.kept.extend(kept);
+                    for (one, _) in decided {
+                        if let Held::Row(row) = &one.job.held
+                            && let Some(token) = tokens.get(&row.id)
+                            && !written.kept.contains(&row.id)
+                            && self.is_missing(&trial, &row.lease, *token, true)
+                        {
+                            written.kept.insert(row.id);
+                        }
+                    }
+                }
+                Err(Obstacle::Failed) => {}
                 Err(Obstacle::Refused) => answers = answers.simpler(),
                 Err(Obstacle::Locked) => {
-                    let ids: Vec<DeliveryId> = decided
-                        .iter()
-                        .filter(|(one, _)| is_free(one))
-                        .filter_map(|(one, _)| one.job.held.row_id())
-                        .collect();
+                    let ids: Vec<DeliveryId> = tokens.into_keys().collect();
                     let found = self.store.find_locked(&ids, &[], self.settler).await;
                     written.locked.extend(self.noted(found.map(|locked| locked.deliveries)));
                 }
@@ -103,38 +123,76 @@ impl Writer<'_> {
         }
     }
 
-    /// Writes the verdicts on pairs of pages, and deletes pages with nothing left.
+    /// Writes the verdicts on pairs of pages, and deletes pages with nothing left. Ends the leases of pages
+    /// of which verdicts were refused.
     pub(super) async fn pages(
         &self,
         decided: &[(&Attempted, &Verdict)],
         finished: &[Arc<Page>],
     ) -> Written<PageId> {
-        let mut written = Written { kept: Some(HashSet::new()), ..Written::default() };
-        let (mut unknown, mut answers) = (false, Answers::Whole);
+        let mut written = Written::default();
+        let (mut trial, mut answers) = (Trial::default(), Answers::Whole);
         loop {
-            let is_free =
-                |one: &Attempted| one.job.held.page_id().is_some_and(|id| !written.locked.contains(&id));
+            let is_left = |id: &PageId| !written.kept.contains(id) && !written.locked.contains(id);
             let finished: Vec<Arc<Page>> =
-                finished.iter().filter(|page| !written.locked.contains(&page.id)).cloned().collect();
-            let mut batch = pages_of(decided.iter().copied().filter(|(one, _)| is_free(one)), &finished);
+                finished.iter().filter(|page| is_left(&page.id)).cloned().collect();
+            let decided_now = || {
+                decided
+                    .iter()
+                    .copied()
+                    .filter(|(one, _)| one.job.held.page_id().is_some_and(|id| is_left(&id)))
+            };
+            let (mut batch, tokens) = pages_of(decided_now(), &finished);
             batch.dead.iter_mut().for_each(|dead| answers.shape(&mut dead.answer));
             if batch.is_empty() {
                 return written;
             }
-            match self.persist(&mut unknown, answers, || self.store.settle_pages(&batch, self.settler)).await
-            {
+            match self.once(&mut trial, answers, self.store.settle_pages(&batch, self.settler)).await {
                 Ok(kept) => {
-                    return Written { kept, finished: batch.finished.into_iter().collect(), ..written };
+                    let kept: HashSet<PageId> = kept.into_iter().collect();
+                    let deleted: HashSet<PageId> = batch.finished.into_iter().collect();
+                    let of_decided = decided_now().filter_map(|(one, _)| match &one.job.held {
+                        Held::Page(page, _) => Some(page),
+                        Held::Row(_) => None,
+                    });
+                    // Each once: what is refused must not be asked about again.
+                    let pages: HashMap<PageId, &Arc<Page>> =
+                        of_decided.chain(&finished).map(|page| (page.id, page)).collect();
+                    let mut all = kept.clone();
+                    for (id, token) in tokens {
+                        let is_missing = !kept.contains(&id);
+                        if is_missing
+                            && pages.get(&id).is_some_and(|page| {
+                                self.is_missing(&trial, &page.lease, token, deleted.contains(&id))
+                            })
+                        {
+                            all.insert(id);
+                        }
+                    }
+                    written.finished.extend(deleted.intersection(&all));
+                    written.kept.extend(all);
                 }
+                Err(Obstacle::Failed) => {}
                 Err(Obstacle::Refused) => answers = answers.simpler(),
                 Err(Obstacle::Locked) => {
-                    let ids: Vec<PageId> =
-                        batch.progress.iter().map(|(id, _)| *id).chain(batch.finished).collect();
+                    let ids: Vec<PageId> = tokens.into_keys().collect();
                     let found = self.store.find_locked(&[], &ids, self.settler).await;
                     written.locked.extend(self.noted(found.map(|locked| locked.pages)));
                 }
             }
         }
+    }
+
+    /// What was written under this token is not in the answer. Returns whether it was written nevertheless:
+    /// the answer to an earlier trial was lost, that trial may have removed it, and nobody else can have it.
+    /// If not, it was refused, and its lease ends; unless it goes on under a newer token, under which it is
+    /// written again.
+    fn is_missing(&self, trial: &Trial, lease: &Lease, token: Uuid, may_be_gone: bool) -> bool {
+        if trial.is_unknown && may_be_gone && lease.still_runs(self.lease) {
+            return true;
+        }
+        lease.refuse(token);
+        false
     }
 
     fn noted<Id>(&self, found: Result<HashSet<Id>, Error>) -> HashSet<Id> {
@@ -144,36 +202,43 @@ impl Writer<'_> {
         })
     }
 
-    /// Writes until it succeeds, meets a lock, or is refused for its answers. `None` after a lost answer:
-    /// rows that are missing then were settled by the first try, because no other relay writes under our
-    /// tokens.
-    async fn persist<Id: Eq + Hash, W: Future<Output = Result<Vec<Id>, Error>>>(
+    /// Writes once. Waits a little when that fails.
+    async fn once<Id>(
         &self,
-        unknown: &mut bool,
+        trial: &mut Trial,
         answers: Answers,
-        write: impl Fn() -> W,
-    ) -> Result<Option<HashSet<Id>>, Obstacle> {
-        let mut waits = backon_waits();
-        loop {
-            let written = write().await;
-            if written.is_ok() {
+        write: impl Future<Output = Result<Vec<Id>, Error>>,
+    ) -> Result<Vec<Id>, Obstacle> {
+        let error = match write.await {
+            Ok(written) => {
                 self.telemetry.database_worked("settle");
+                return Ok(written);
             }
-            match written {
-                Ok(_) if *unknown => return Ok(None),
-                Ok(settled) => return Ok(Some(settled.into_iter().collect())),
-                Err(error) => {
-                    self.telemetry.database_failed("settle", &error);
-                    match error.class() {
-                        Some(Class::Locked) => return Err(Obstacle::Locked),
-                        Some(Class::Refused) if answers != Answers::None => return Err(Obstacle::Refused),
-                        _ => {}
-                    }
-                    *unknown |= error.kind() == Kind::Connection;
-                    let wait = waits.next().unwrap_or(Duration::from_secs(1));
-                    tokio::time::sleep_until((Instant::now() + wait).into()).await;
-                }
-            }
+            Err(error) => error,
+        };
+        self.telemetry.database_failed("settle", &error);
+        match error.class() {
+            Some(Class::Locked) => return Err(Obstacle::Locked),
+            Some(Class::Refused) if answers != Answers::None => return Err(Obstacle::Refused),
+            _ => {}
         }
+        trial.is_unknown |= error.kind() == Kind::Connection;
+        let wait = trial.waits.next().unwrap_or(Duration::from_secs(1));
+        tokio::time::sleep_until((Instant::now() + wait).into()).await;
+        Err(Obstacle::Failed)
+    }
+}
+
+/// The trials to write something.
+struct Trial {
+    /// The answer to one of them was lost: it may have been written.
+    is_unknown: bool,
+    /// How long to wait after each that failed.
+    waits: Box<dyn Iterator<Item = Duration> + Send>,
+}
+
+impl Default for Trial {
+    fn default() -> Self {
+        Self { is_unknown: false, waits: Box::new(backon_waits()) }
     }
 }

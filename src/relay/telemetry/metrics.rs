@@ -25,6 +25,11 @@ pub(super) struct SubscriptionLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct LogLabels {
+    pub(super) log: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct CauseLabels {
     pub(super) cause: &'static str,
 }
@@ -116,6 +121,17 @@ metrics! {
     outstanding: Family<SubscriptionLabels, Gauge> = "pgoutbox_outstanding_deliveries", Family::default();
     /// Events in the log that are not routed; counting stops at 100,000.
     unrouted: Gauge = "pgoutbox_unrouted_events", Gauge::default();
+    /// Partitions that relays made, by log (events, attempts).
+    partitions_made: Family<LogLabels, Counter> = "pgoutbox_retention_partitions_made", Family::default();
+    /// Partitions that were dropped because they are old, by log (events, attempts).
+    partitions_dropped: Family<LogLabels, Counter> =
+        "pgoutbox_retention_partitions_dropped", Family::default();
+    /// Partitions that are old enough to be dropped and stay: something is owed of them, by log.
+    partitions_kept: Family<LogLabels, Gauge> = "pgoutbox_retention_partitions_kept", Family::default();
+    /// Rows that were deleted because they are old, by table.
+    rows_deleted: Family<LogLabels, Counter> = "pgoutbox_retention_rows_deleted", Family::default();
+    /// Deliveries that became dead letters because their events are too old (retention.laggard).
+    retention_dead_letters: Counter = "pgoutbox_retention_dead_letters", Counter::default();
     /// Age of the oldest event that is not routed.
     oldest_unrouted: Gauge<f64, AtomicU64> = "pgoutbox_oldest_unrouted_event_age_seconds", Gauge::default();
     /// For how long the oldest outstanding delivery has been owed, by subscription.
@@ -139,6 +155,8 @@ metrics! {
     listener_losses: Counter = "pgoutbox_listener_losses", Counter::default();
     /// Failed queries by stage. Each is retried.
     database_failures: Family<StageLabels, Counter> = "pgoutbox_database_failures", Family::default();
+    /// Times that the database had a new timeline: a standby was promoted.
+    promotions: Counter = "pgoutbox_database_promotions", Counter::default();
     /// For how long routing or settling has failed again and again; 0 while it works.
     no_progress: Gauge<f64, AtomicU64> = "pgoutbox_no_progress_seconds", Gauge::default();
     /// Whether the outbox belongs to another database: 1 while nothing is sent before `pgoutbox adopt`.

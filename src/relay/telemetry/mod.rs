@@ -1,10 +1,12 @@
 //! Every log line about the flow, every metric, and the signals that tests wait for, as functions named in
 //! the past tense. Never sees a payload or a secret, and never decides.
 
+mod listener;
 mod live;
 mod metrics;
 mod outlets;
 mod progress;
+mod retained;
 mod signal;
 #[cfg(feature = "cli")]
 mod sources;
@@ -368,19 +370,6 @@ impl Telemetry {
             tracing::info!(destination, "breaker closed");
         }
         self.signal(|| Signal::Breaker { destination: destination.to_owned(), open });
-    }
-
-    pub(crate) fn listener_connected(&self) {
-        self.metrics.listener_connected.set(1);
-        tracing::info!("listening for notifications");
-        self.signal(|| Signal::ListenerConnected);
-    }
-
-    pub(crate) fn listener_lost(&self, why: &str) {
-        self.metrics.listener_connected.set(0);
-        self.metrics.listener_losses.inc();
-        tracing::warn!(why, "listener lost, polling until it is connected again");
-        self.signal(|| Signal::ListenerLost);
     }
 
     pub(crate) fn database_failed(&self, stage: &'static str, error: &(dyn std::error::Error + 'static)) {

@@ -11,6 +11,8 @@ pub enum Signal {
     Started,
     /// The outbox belongs to another database: the relay sends nothing until it is adopted.
     Fenced,
+    /// The database has a new timeline: a standby was promoted.
+    Promoted,
     /// A routing step was committed.
     Routed {
         /// Number of events.
@@ -30,6 +32,12 @@ pub enum Signal {
         /// Id of the event.
         event: Uuid,
     },
+    /// A partition was made.
+    PartitionMade,
+    /// A partition was dropped.
+    PartitionDropped,
+    /// A look at what is old has ended.
+    RetentionLooked,
     /// Due deliveries were leased.
     Claimed {
         /// Number of deliveries.
@@ -60,6 +68,8 @@ pub enum Signal {
     },
     /// The listener was connected.
     ListenerConnected,
+    /// The listener is connected and hears nothing, as behind a transaction pooler.
+    ListenerDeaf,
     /// The listener was lost: no connection, or no notification from itself.
     ListenerLost,
     /// A relay changed the state of a subscription.

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use sqlx::{
     ConnectOptions as _, Executor as _, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
@@ -12,7 +13,9 @@ use sqlx::{
 use crate::{
     delivery::PageId,
     sink::{
-        Lease, Place, session, shortage,
+        Lease, Place,
+        servers::Servers,
+        session, shortage,
         sqlstate::{Class, class_of},
     },
 };
@@ -25,9 +28,20 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Calls functions.
 #[derive(Debug)]
 pub struct Functions {
-    pool: PgPool,
+    servers: Servers,
+    pool: ArcSwap<Pool>,
     /// Whether sessions are shared with others.
     pooler: bool,
+    /// Most connections.
+    connections: u32,
+}
+
+/// Connections to one of the servers.
+#[derive(Debug)]
+struct Pool {
+    pool: PgPool,
+    /// Place of the server among them.
+    server: usize,
 }
 
 /// Result of one call.
@@ -88,23 +102,28 @@ impl CallError {
 }
 
 impl Functions {
-    /// Connects at the first call. `relay` is the name shown in `pg_stat_activity`, `pooler` whether a
-    /// transaction pooler is in between, `connections` the most connections.
+    /// Connects at the first call, to the server that the relay found last. `relay` is the name shown in
+    /// `pg_stat_activity`, `pooler` whether a transaction pooler is in between, `connections` the most
+    /// connections.
     #[must_use]
-    pub fn new(options: PgConnectOptions, relay: &str, pooler: bool, connections: u32) -> Self {
+    pub fn new(servers: impl Into<Servers>, relay: &str, pooler: bool, connections: u32) -> Self {
         let name = format!("pgoutbox/{}/{relay}/functions", env!("CARGO_PKG_VERSION"));
-        let options = options.disable_statement_logging().application_name(&name);
-        let pool = PgPoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(CONNECT_LIMIT)
-            .idle_timeout(Duration::from_secs(60))
-            // Nothing that one function leaves in its session may reach the next.
-            .after_release(move |connection, _| {
-                let reset = if pooler { session::RESET_SHARED } else { session::RESET };
-                Box::pin(async move { connection.execute(reset).await.map(|_| true) })
-            })
-            .connect_lazy_with(options);
-        Self { pool, pooler }
+        let servers =
+            servers.into().map(|options| options.disable_statement_logging().application_name(&name));
+        let (server, options) = (servers.index(), servers.last().clone());
+        let pool = ArcSwap::from_pointee(Pool { pool: pool(options, pooler, connections), server });
+        Self { servers, pool, pooler, connections }
+    }
+
+    /// Connections to the server that was found last.
+    fn pool(&self) -> PgPool {
+        let server = self.servers.index();
+        if self.pool.load().server != server {
+            // The old one closes when its last connection comes back.
+            let pool = pool(self.servers.last().clone(), self.pooler, self.connections);
+            self.pool.store(Pool { pool, server }.into());
+        }
+        self.pool.load().pool.clone()
     }
 
     /// Calls a function for each event and settles the deliveries of successful calls, in one synchronous
@@ -127,7 +146,7 @@ impl Functions {
             })
             .collect();
         let calling = async {
-            let mut transaction = self.pool.begin_with(session::BEGIN).await.map_err(CallError::Undone)?;
+            let mut transaction = self.pool().begin_with(session::BEGIN).await.map_err(CallError::Undone)?;
             sqlx::query(sql!("function_sink/limit_function"))
                 .bind(format!("{}ms", limit.as_millis().max(1)))
                 .persistent(false)
@@ -170,13 +189,28 @@ impl Functions {
     /// # Errors
     /// The error of the database, for example that the function does not exist.
     pub async fn inspect(&self, function: &str) -> Result<bool, CallError> {
-        let asking = sqlx::query_scalar(sql!("function_sink/inspect_function"))
-            .bind(function)
-            .persistent(false)
-            .fetch_one(&self.pool);
+        let asking = async {
+            // No relay has found it, where there is none.
+            self.servers.find(self.pooler).await?;
+            let asking = sqlx::query_scalar(sql!("function_sink/inspect_function"));
+            asking.bind(function).persistent(false).fetch_one(&self.pool()).await
+        };
         match tokio::time::timeout(CONNECT_LIMIT, asking).await {
             Ok(result) => result.map_err(CallError::Undone),
             Err(_) => Err(CallError::Silent(CONNECT_LIMIT.as_secs())),
         }
     }
+}
+
+fn pool(options: PgConnectOptions, pooler: bool, connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(CONNECT_LIMIT)
+        .idle_timeout(Duration::from_secs(60))
+        // Nothing that one function leaves in its session may reach the next.
+        .after_release(move |connection, _| {
+            let reset = if pooler { session::RESET_SHARED } else { session::RESET };
+            Box::pin(async move { connection.execute(reset).await.map(|_| true) })
+        })
+        .connect_lazy_with(options)
 }

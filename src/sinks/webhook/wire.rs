@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::Pin,
     sync::{
         Arc,
@@ -24,6 +25,9 @@ const LONGEST_HEAD: usize = 256 * 1024;
 /// Most bytes that an HTTP/2 connection may bring without a response or a part of a body for anyone. More
 /// than the windows of all its streams and their heads.
 const MOST_UNREAD: u64 = 8 * 1024 * 1024;
+/// Most bytes of an HTTP/1 connection that are read at once. The client begins with a buffer of 8 KiB and
+/// doubles it, up to 400 KiB, whenever a read has filled it: five hundred answers without end took 200 MiB.
+const MOST_AT_ONCE: usize = 8 * 1024 - 1;
 /// Bytes of a status line up to the status.
 const STATUS_LINE: usize = "HTTP/1.1 200".len();
 
@@ -167,9 +171,16 @@ impl AsyncRead for Wire {
         if self.seen.becomes(Use::DISMISSED, Use::CLOSED) {
             return Poll::Ready(Ok(())); // as if the peer had closed it
         }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        Poll::Ready(self.came(&buffer.filled()[before..]).map_err(io::Error::other))
+        if self.is_http2 || buffer.remaining() <= MOST_AT_ONCE {
+            let before = buffer.filled().len();
+            ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+            return Poll::Ready(self.came(&buffer.filled()[before..]).map_err(io::Error::other));
+        }
+        let mut bytes = [MaybeUninit::uninit(); MOST_AT_ONCE];
+        let mut few = ReadBuf::uninit(&mut bytes);
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut few))?;
+        buffer.put_slice(few.filled());
+        Poll::Ready(self.came(few.filled()).map_err(io::Error::other))
     }
 }
 
@@ -311,6 +322,19 @@ mod tests {
         assert!(
             parts(&mut wire, half).await.unwrap_err().get_ref().is_some_and(|error| error.is::<TooLong>())
         );
+    }
+
+    #[tokio::test]
+    async fn an_http1_server_that_sends_without_end_fills_no_buffer() {
+        let (here, mut there) = tokio::io::duplex(64 * 1024);
+        let mut wire = Wire::new(Box::new(here), false, false);
+        tokio::io::AsyncWriteExt::write_all(&mut there, &vec![b'x'; 20_000]).await.unwrap();
+        let mut bytes = vec![0; 64 * 1024];
+        let mut read = Vec::new();
+        while read.iter().sum::<usize>() < 20_000 {
+            read.push(tokio::io::AsyncReadExt::read(&mut wire, &mut bytes).await.unwrap());
+        }
+        assert_eq!(read, [MOST_AT_ONCE, MOST_AT_ONCE, 20_000 - 2 * MOST_AT_ONCE]);
     }
 
     #[test]

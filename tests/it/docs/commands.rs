@@ -22,6 +22,13 @@ pub(super) struct Help {
     pub(super) options: Vec<String>,
 }
 
+impl Help {
+    /// Whether the command does something without a subcommand.
+    pub(super) fn runs_alone(&self) -> bool {
+        !self.usage.contains("<COMMAND>")
+    }
+}
+
 /// Help texts of the binary, each requested once.
 #[derive(Debug, Default)]
 pub(super) struct Binary(RefCell<BTreeMap<Vec<String>, Rc<Help>>>);
@@ -135,7 +142,7 @@ fn problem(binary: &Binary, words: &[String], whole: bool) -> Option<String> {
         path.push(word.clone());
         help = binary.help(&path);
     }
-    if whole && !help.commands.is_empty() && !path.is_empty() {
+    if whole && !help.runs_alone() && !path.is_empty() {
         return Some(format!("pgoutbox {} needs a subcommand", path.join(" ")));
     }
     let unknown = words.filter(|word| word.starts_with('-') && word.len() > 1);

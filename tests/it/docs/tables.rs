@@ -106,13 +106,10 @@ fn the_codes_that_live_clients_are_told_equal_those_of_the_code() {
     assert_eq!(documented, fields("Subscribe"), "{page}: the fields of subscribe");
 }
 
-/// A row for each command without subcommands.
+/// A row for each command that needs no subcommand.
 fn add_commands(binary: &Binary, path: &[String], rows: &mut Vec<String>) {
     let help = binary.help(path);
-    for command in &help.commands {
-        add_commands(binary, &[path, std::slice::from_ref(command)].concat(), rows);
-    }
-    if help.commands.is_empty() {
+    if help.runs_alone() {
         let Help { about, usage, options, .. } = &*help;
         let general = ["--config", "--database-url", "--source", "--utc", "--help", "-h"];
         let own = options
@@ -127,6 +124,9 @@ fn add_commands(binary: &Binary, path: &[String], rows: &mut Vec<String>) {
             own.collect::<Vec<_>>().join(" ")
         );
         rows.push(row.replace("|  |", "| |"));
+    }
+    for command in &help.commands {
+        add_commands(binary, &[path, std::slice::from_ref(command)].concat(), rows);
     }
 }
 

@@ -174,7 +174,8 @@ async fn nothing_is_left_after_uninstalling_but_the_tables_of_the_application() 
         let by_operators = block.text.starts_with("-- as a member of outbox_admin\n");
         reader.sql(if by_operators { "shop_operator" } else { "shop_owner" }, &block.text).await;
     }
-    let [roles] = steps(&page);
+    let [uninstall, roles] = steps(&page);
+    reader.works(&uninstall).await;
     reader.works(&roles).await;
     let left =
         "insert into orders values (1, 2); insert into parts values (3); insert into messages values ('a');

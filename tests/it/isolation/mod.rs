@@ -7,6 +7,7 @@
 mod deaths;
 mod hanging;
 mod live_clients;
+mod migrating;
 mod organizations;
 mod refusals;
 mod routing;

@@ -63,7 +63,7 @@ pub(crate) fn every_sink() -> Registry {
     let egress =
         Egress { allow: vec!["127.0.0.1/32".parse().unwrap()], allow_http: true, ..Egress::default() };
     registry.add(Webhook::new(&egress, Secrets::with_environment(None, |_| None)).unwrap());
-    let database = "postgres://nobody@localhost/nothing".parse().unwrap();
+    let database: pgoutbox::Servers = "postgres://nobody@localhost/nothing".parse().unwrap();
     pgoutbox::sinks::add_built_in(&mut registry, Functions::new(database, "docs", false, 1));
     let mut handlers = Handlers::default();
     handlers.add("product-cache", |_| async { Ok::<(), std::convert::Infallible>(()) });

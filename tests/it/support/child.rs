@@ -164,8 +164,12 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn open(books: &Books, takes: Duration) -> Self {
+        Self::open_with(books, Options { delay: takes, ..Options::default() }).await
+    }
+
+    pub(crate) async fn open_with(books: &Books, options: Options) -> Self {
         let (received, mut inbox) = mpsc::channel(65_536);
-        let options = Options { delay: takes, received: Some(received), ..Options::default() };
+        let options = Options { received: Some(received), ..options };
         let receiver = Receiver::bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
         let (address, switch, stop) = (receiver.address(), receiver.switch(), CancellationToken::new());
         let mut tasks = JoinSet::new();

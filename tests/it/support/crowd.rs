@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use pgoutbox::Servers;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, postgres::PgConnectOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection, Executor, PgConnection};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -69,13 +70,18 @@ pub(crate) struct Crowd {
 
 impl Crowd {
     pub(crate) fn start(database: &Database, books: &Books, seed: u64, habits: Habits) -> Self {
+        Self::start_on(&database.options.clone().into(), books, seed, habits)
+    }
+
+    /// Publishers that connect to the right one of these servers.
+    pub(crate) fn start_on(servers: &Servers, books: &Books, seed: u64, habits: Habits) -> Self {
         let stop = CancellationToken::new();
         let mut publishers = JoinSet::new();
         for number in 0..habits.publishers {
             let seed = seed.wrapping_add(number);
             let publisher = Publisher {
                 books: books.clone(),
-                options: database.options.clone(),
+                servers: servers.clone(),
                 rng: StdRng::seed_from_u64(seed),
                 seed,
                 habits,
@@ -101,7 +107,7 @@ impl Crowd {
 
 struct Publisher {
     books: Books,
-    options: PgConnectOptions,
+    servers: Servers,
     rng: StdRng,
     seed: u64,
     habits: Habits,
@@ -119,12 +125,11 @@ struct Plan {
 
 impl Publisher {
     async fn work(mut self, stop: CancellationToken) {
-        use sqlx::ConnectOptions as _;
         let mut connection: Option<PgConnection> = None;
         while !stop.is_cancelled() {
             let mut open = match connection.take() {
                 Some(open) => open,
-                None => match self.options.connect().await {
+                None => match self.connect().await {
                     Ok(open) => open,
                     Err(error) => {
                         assert!(self.habits.patient, "{error}");
@@ -143,6 +148,10 @@ impl Publisher {
         if let Some(open) = connection {
             open.close().await.ok();
         }
+    }
+
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        self.servers.find(false).await?.connect().await
     }
 
     async fn transaction(&mut self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {

@@ -22,7 +22,26 @@ static TEMPLATE_MADE: OnceCell<()> = OnceCell::const_new();
 
 /// The server of this test run. It ends with the process.
 pub(crate) fn server() -> &'static PrivatePostgres {
-    SERVER.get_or_init(|| PrivatePostgres::start(Options { durable: false, ..Options::default() }).unwrap())
+    SERVER.get_or_init(|| {
+        let server = PrivatePostgres::start(Options { durable: false, ..Options::default() }).unwrap();
+        // Set by make test-postgres, which puts the programs of that version first into PATH.
+        if let Some(version) = std::env::var_os("PGOUTBOX_TEST_POSTGRES") {
+            let version = version.to_str().unwrap();
+            assert!(
+                server.programs().ends_with(format!("target/postgres/{version}/bin")),
+                "run `make postgres VERSION={version}` first; found {}",
+                server.programs().display()
+            );
+        }
+        server
+    })
+}
+
+/// Major version of the server of this test run.
+pub(crate) async fn major_version() -> i32 {
+    let mut connection = root().connect().await.unwrap();
+    let version = "select current_setting('server_version_num')::integer / 10000";
+    sqlx::query_scalar(version).fetch_one(&mut connection).await.unwrap()
 }
 
 /// A database of one test, dropped at the end.
@@ -79,17 +98,21 @@ impl Database {
         Self { name: "shop".to_owned(), relay_options: options.clone().username(RELAY_LOGIN), options, pool }
     }
 
-    /// The empty database `shop` on another server, with the roles of an outbox.
-    pub(crate) async fn beside_roles(server: &PrivatePostgres) -> Self {
+    /// The database `shop` of another server, as it is.
+    pub(crate) fn existing_on(server: &PrivatePostgres) -> Self {
         let options: PgConnectOptions = server.url("shop").parse().unwrap();
         let pool = PgPool::connect_lazy_with(options.clone());
-        for role in ["outbox_publisher", "outbox_relay", "outbox_admin", "outbox_monitor"] {
-            pool.execute(AssertSqlSafe(format!("create role {role}"))).await.unwrap();
-        }
-        pool.execute(AssertSqlSafe(format!("create role {RELAY_LOGIN} login in role outbox_relay")))
-            .await
-            .unwrap();
         Self { name: "shop".to_owned(), relay_options: options.clone().username(RELAY_LOGIN), options, pool }
+    }
+
+    /// The empty database `shop` on another server, with the roles of an outbox.
+    pub(crate) async fn beside_roles(server: &PrivatePostgres) -> Self {
+        let database = Self::existing_on(server);
+        for role in ["outbox_publisher", "outbox_relay", "outbox_admin", "outbox_monitor"] {
+            database.execute(format!("create role {role}")).await;
+        }
+        database.execute(format!("create role {RELAY_LOGIN} login in role outbox_relay")).await;
+        database
     }
 
     /// A copy of this database, file by file.

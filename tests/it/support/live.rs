@@ -8,6 +8,7 @@ use std::{
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use pgoutbox::{
+    Servers,
     http::{self, Readiness, Server},
     live::{Gateway, Settings, Sources},
     relay::telemetry::Telemetry,
@@ -86,6 +87,12 @@ impl LiveBox {
         Self::start_on(address, database, settings, http::Settings::default(), Some(runtime.unwrap()))
     }
 
+    /// Starts a gateway on the right one of these servers.
+    pub(crate) fn start_over(servers: &Servers) -> Self {
+        let (address, http) = (SocketAddr::from(([127, 0, 0, 1], 0)), http::Settings::default());
+        Self::start_with_servers(address, servers, Settings::default(), http, None)
+    }
+
     fn start_on(
         address: SocketAddr,
         database: &Database,
@@ -93,10 +100,21 @@ impl LiveBox {
         http_settings: http::Settings,
         apart: Option<Runtime>,
     ) -> Self {
+        let servers = database.relay_options.clone().into();
+        Self::start_with_servers(address, &servers, settings, http_settings, apart)
+    }
+
+    fn start_with_servers(
+        address: SocketAddr,
+        servers: &Servers,
+        settings: Settings,
+        http_settings: http::Settings,
+        apart: Option<Runtime>,
+    ) -> Self {
         let on = apart.as_ref().map_or_else(Handle::current, |apart| apart.handle().clone());
         let _entered = on.enter();
         let connection = ConnectionSettings {
-            options: database.relay_options.clone(),
+            servers: servers.clone(),
             relay: format!("gateway-{}", uuid::Uuid::new_v4().simple()),
             environment: pgoutbox::RelaySettings::default().environment,
             pool_size: 1,
@@ -105,7 +123,7 @@ impl LiveBox {
             allow_superuser: false,
         };
         let telemetry = Telemetry::new();
-        let listen = Some(database.relay_options.clone());
+        let listen = Some(servers.clone());
         let sources = Sources { connection, listen, news: None, telemetry: telemetry.clone() };
         let gateway = Gateway::start(sources, settings);
         let listener = std::net::TcpListener::bind(address).unwrap();

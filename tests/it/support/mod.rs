@@ -1,5 +1,5 @@
 //! Shared by the tests: a PostgreSQL, a database for each test, a relay, a sink that records, receivers that
-//! misbehave, random publishers, and the ledger that checks them.
+//! misbehave, a proxy that fails, random publishers, and the ledger that checks them.
 
 pub(crate) mod books;
 pub(crate) mod child;
@@ -12,6 +12,7 @@ pub(crate) mod hostile;
 pub(crate) mod ledger;
 pub(crate) mod live;
 pub(crate) mod plans;
+pub(crate) mod proxy;
 pub(crate) mod recorder;
 pub(crate) mod relay;
 #[cfg_attr(
@@ -26,5 +27,6 @@ pub(crate) use child::{ChildRelay, Server};
 pub(crate) use crowd::{Crowd, Habits, seed};
 pub(crate) use database::Database;
 pub(crate) use good::Good;
+pub(crate) use proxy::Proxy;
 pub(crate) use recorder::Recorder;
 pub(crate) use relay::RelayBox;

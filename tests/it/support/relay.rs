@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgoutbox::{
-    Relay,
+    Relay, Servers,
     relay::{
         Builder, Drained, Settings,
         telemetry::{Signal, Telemetry},
@@ -52,9 +52,21 @@ impl RelayBox {
         wanted: impl Fn(&Signal) -> bool,
     ) -> Self {
         let pool = sqlx::PgPool::connect_lazy_with(database.relay_options.clone());
+        Self::start_from(build(Relay::builder(pool)), wanted).await
+    }
+
+    /// Like [`RelayBox::start_with`], on the right one of these servers.
+    pub(crate) async fn start_on(
+        servers: impl Into<Servers>,
+        build: impl FnOnce(Builder) -> Builder,
+    ) -> Self {
+        Self::start_from(build(Relay::on(servers)), |signal| *signal == Signal::Started).await
+    }
+
+    async fn start_from(builder: Builder, wanted: impl Fn(&Signal) -> bool) -> Self {
         let telemetry = Telemetry::new();
         let signals = telemetry.signals();
-        let relay = build(Relay::builder(pool)).telemetry(telemetry.clone()).build().await.unwrap();
+        let relay = builder.telemetry(telemetry.clone()).build().await.unwrap();
         let (stop, health) = (CancellationToken::new(), relay.health());
         let mut running = JoinSet::new();
         running.spawn(relay.run(stop.clone()));

@@ -70,7 +70,7 @@ impl Serving {
     async fn start(database: &Database) -> anyhow::Result<Self> {
         let relay = Running::start(database, Permits::standard(), Noop::default()).await?;
         let connection = ConnectionSettings {
-            options: database.relay_options.clone(),
+            servers: database.relay_options.clone().into(),
             relay: "bench".to_owned(),
             environment: relay::Settings::default().environment,
             pool_size: 1,
@@ -79,7 +79,7 @@ impl Serving {
             allow_superuser: false,
         };
         let telemetry = Telemetry::new();
-        let listen = Some(database.relay_options.clone());
+        let listen = Some(database.relay_options.clone().into());
         let sources =
             Sources { connection, listen, news: Some(relay.news.clone()), telemetry: telemetry.clone() };
         // All clients have one address here.

@@ -13,7 +13,7 @@ use std::{
 use crate::event::Position;
 
 /// A delivery as a gate sees it.
-pub(super) trait Ordered {
+pub trait Ordered {
     /// Position of its event.
     fn position(&self) -> Position;
     /// Where it waited.
@@ -22,7 +22,7 @@ pub(super) trait Ordered {
 
 /// Where a delivery waited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub enum Place {
     /// In the backlog.
     Backlog,
     /// In a row, in the order of its key.
@@ -33,7 +33,7 @@ pub(crate) enum Place {
 
 /// What became of a delivery that had passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
     /// Nothing more is owed.
     Done,
     /// It is a row that is due later.
@@ -48,15 +48,15 @@ pub(crate) enum Fate {
 
 /// What a gate lets go.
 #[derive(Debug)]
-pub(super) struct Released<J> {
+pub struct Released<J> {
     /// These may begin.
-    pub(super) pass: Vec<J>,
+    pub pass: Vec<J>,
     /// These become rows that wait for their turn.
-    pub(super) aside: Vec<J>,
+    pub aside: Vec<J>,
     /// These go back to where they waited.
-    pub(super) back: Vec<J>,
+    pub back: Vec<J>,
     /// These are superseded by newer ones.
-    pub(super) superseded: Vec<J>,
+    pub superseded: Vec<J>,
 }
 
 impl<J> Default for Released<J> {
@@ -67,7 +67,7 @@ impl<J> Default for Released<J> {
 
 /// What a gate had seen when a claim began: what the claim brings may not know of what came after.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Epoch {
+pub struct Epoch {
     /// How many times something came back to the backlog.
     returned: u64,
     /// How many deliveries became rows that wait for their turn.
@@ -75,11 +75,11 @@ pub(crate) struct Epoch {
 }
 
 /// A delivery and its key.
-pub(super) type Keyed<J> = (Option<Arc<str>>, J);
+pub type Keyed<J> = (Option<Arc<str>>, J);
 
 /// The deliveries of one subscription, by key.
 #[derive(Debug)]
-pub(super) struct Gate<J> {
+pub struct Gate<J> {
     lanes: HashMap<Arc<str>, Lane<J>>,
     /// Deliveries that wait in all lanes.
     waiting: usize,
@@ -135,7 +135,7 @@ impl<J> Lane<J> {
 
 impl<J: Ordered> Gate<J> {
     /// A gate for a subscription of which nothing is in any relay's hands. `keys` have rows or are parked.
-    pub(super) fn new(keys: impl IntoIterator<Item = Arc<str>>, coalesces: bool) -> Self {
+    pub fn new(keys: impl IntoIterator<Item = Arc<str>>, coalesces: bool) -> Self {
         let with_rows = |key| (key, Lane { has_rows: true, ..Lane::default() });
         Self {
             lanes: keys.into_iter().map(with_rows).collect(),
@@ -149,32 +149,32 @@ impl<J: Ordered> Gate<J> {
     }
 
     /// Number of deliveries that wait here.
-    pub(super) fn waiting(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.waiting
     }
 
     /// Whether this relay may deliver the subscription.
-    pub(super) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         self.is_open
     }
 
     /// Whether the backlog may be claimed: nothing is on its way back to it.
-    pub(super) fn may_claim(&self) -> bool {
+    pub fn may_claim(&self) -> bool {
         self.is_open && self.returning == 0
     }
 
     /// A claim that begins now brings deliveries of this epoch.
-    pub(super) fn epoch(&self) -> Epoch {
+    pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
     /// Whether nothing of the subscription is in this gate or has passed it.
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.returning == 0 && self.lanes.values().all(Lane::is_idle)
     }
 
     /// Keys whose next rows are to be claimed now, at most so many.
-    pub(super) fn take_wanted(&mut self, most: usize) -> Vec<Arc<str>> {
+    pub fn take_wanted(&mut self, most: usize) -> Vec<Arc<str>> {
         let taken: Vec<Arc<str>> = self.wanted.iter().take(most).cloned().collect();
         for key in &taken {
             self.wanted.remove(key);
@@ -183,17 +183,17 @@ impl<J: Ordered> Gate<J> {
     }
 
     /// The next rows of this key are still to be claimed.
-    pub(super) fn want(&mut self, key: Arc<str>) {
+    pub fn want(&mut self, key: Arc<str>) {
         self.wanted.insert(key);
     }
 
     /// Whether rows of some key are to be claimed.
-    pub(super) fn has_wanted(&self) -> bool {
+    pub fn has_wanted(&self) -> bool {
         self.is_open && !self.wanted.is_empty()
     }
 
     /// No row of this key could be claimed: it has none, or its first one is not due.
-    pub(super) fn found_none(&mut self, key: &Arc<str>, has_rows: bool, epoch: Epoch) {
+    pub fn found_none(&mut self, key: &Arc<str>, has_rows: bool, epoch: Epoch) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         if has_rows {
             return; // it is due by itself
@@ -209,7 +209,7 @@ impl<J: Ordered> Gate<J> {
 
     /// Takes deliveries that were claimed, each with its key, by a claim that began at this epoch. Those of
     /// the backlog are in the order of its positions.
-    pub(super) fn arrive(&mut self, jobs: Vec<Keyed<J>>, epoch: Epoch) -> Released<J> {
+    pub fn arrive(&mut self, jobs: Vec<Keyed<J>>, epoch: Epoch) -> Released<J> {
         let mut released = Released::default();
         let mut touched = Vec::new();
         let is_in_order = self.may_claim() && self.epoch.returned == epoch.returned;
@@ -264,7 +264,7 @@ impl<J: Ordered> Gate<J> {
     }
 
     /// What became of the delivery of this key that had passed is committed.
-    pub(super) fn ended(&mut self, key: &Arc<str>, place: Place, fate: Fate) -> Released<J> {
+    pub fn ended(&mut self, key: &Arc<str>, place: Place, fate: Fate) -> Released<J> {
         let mut released = Released::default();
         if fate == Fate::Returned && place == Place::Backlog {
             self.epoch.returned += 1;
@@ -299,7 +299,7 @@ impl<J: Ordered> Gate<J> {
     }
 
     /// A delivery of this key is a row now.
-    pub(super) fn written(&mut self, key: &Arc<str>) -> Released<J> {
+    pub fn written(&mut self, key: &Arc<str>) -> Released<J> {
         let mut released = Released::default();
         if let Some(lane) = self.lanes.get_mut(key) {
             lane.writing -= 1;
@@ -311,7 +311,7 @@ impl<J: Ordered> Gate<J> {
     }
 
     /// A superseded delivery of this key is settled.
-    pub(super) fn superseded(&mut self, key: &Arc<str>) -> Released<J> {
+    pub fn superseded(&mut self, key: &Arc<str>) -> Released<J> {
         let mut released = Released::default();
         if let Some(lane) = self.lanes.get_mut(key) {
             lane.superseding -= 1;
@@ -321,18 +321,18 @@ impl<J: Ordered> Gate<J> {
     }
 
     /// A delivery that had not passed is where it waited.
-    pub(super) fn returned(&mut self) {
+    pub fn returned(&mut self) {
         self.returning -= 1;
         self.epoch.returned += 1;
     }
 
     /// So many deliveries that never arrived are on their way back.
-    pub(super) fn returns(&mut self, count: usize) {
+    pub fn returns(&mut self, count: usize) {
         self.returning += count;
     }
 
     /// This relay may not deliver the subscription any more: what waits here goes back.
-    pub(super) fn close(&mut self, released: &mut Released<J>) {
+    pub fn close(&mut self, released: &mut Released<J>) {
         self.is_open = false;
         for lane in self.lanes.values_mut() {
             released.back.extend(lane.waiting.drain(..));

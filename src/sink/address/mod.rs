@@ -6,6 +6,8 @@
 use percent_encoding::percent_decode_str;
 use sqlx::postgres::PgConnectOptions;
 
+use super::servers::Wanted;
+
 /// A word that an address sets, and its value.
 type Pair = (String, String);
 
@@ -65,12 +67,80 @@ const REFUSED: &[(&str, &str)] = &[
 
 const FORM: &str = "write postgres://user@host:5432/database";
 
-/// Parses an address.
+/// Most servers that an address may name.
+const MOST_SERVERS: usize = 8;
+
+/// Parses an address of one server.
 ///
 /// # Errors
 /// A message that says what to write, without the address, which may contain a password.
 pub(crate) fn parse(address: &str) -> Result<PgConnectOptions, String> {
-    options(pairs(address)?)
+    let pairs = pairs(address)?;
+    match each_server(&pairs)?.as_slice() {
+        [one] => options(one),
+        _ => {
+            Err("names several hosts; write one that always leads to the primary, such as a virtual address \
+                  or a proxy"
+                .to_owned())
+        }
+    }
+}
+
+/// Parses an address of one server or several, and which of them is wanted.
+///
+/// # Errors
+/// As [`parse`].
+pub(super) fn parse_servers(address: &str) -> Result<(Vec<PgConnectOptions>, Option<Wanted>), String> {
+    const ATTRIBUTE: &str = "target_session_attrs";
+    let (attributes, pairs): (Vec<Pair>, Vec<Pair>) =
+        pairs(address)?.into_iter().partition(|(name, _)| name == ATTRIBUTE);
+    let wanted = attributes.last().map(|(_, value)| {
+        Wanted::of(value).ok_or_else(|| {
+            format!("has an unknown {ATTRIBUTE}; use one of {}", Wanted::ALL.map(Wanted::word).join(", "))
+        })
+    });
+    let wanted = wanted.transpose()?;
+    let servers = each_server(&pairs)?.iter().map(|one| options(one)).collect::<Result<_, _>>()?;
+    Ok((servers, wanted))
+}
+
+/// The words of each server: of lists such as `host=a,b port=5432,5433` it has its own entry.
+fn each_server(pairs: &[Pair]) -> Result<Vec<Vec<Pair>>, String> {
+    const LISTS: [&str; 3] = ["host", "hostaddr", "port"];
+    let list = |name: &str| -> Vec<&str> {
+        let said = pairs.iter().rev().find(|(other, value)| other == name && !value.is_empty());
+        said.map(|(_, value)| value.split(',').collect()).unwrap_or_default()
+    };
+    let lists = LISTS.map(list);
+    let [hosts, addresses, ports] = &lists;
+    let count = hosts.len().max(addresses.len()).max(1);
+    if [hosts, addresses].iter().any(|list| !list.is_empty() && list.len() != count) {
+        return Err("must name as many in host as in hostaddr".to_owned());
+    }
+    if ports.len() > 1 && ports.len() != count {
+        return Err("must have one port for all hosts, or as many ports as hosts".to_owned());
+    }
+    if count > MOST_SERVERS {
+        return Err(format!("names more than {MOST_SERVERS} hosts"));
+    }
+    if count == 1 {
+        return Ok(vec![pairs.to_vec()]);
+    }
+    let common: Vec<Pair> =
+        pairs.iter().filter(|(name, _)| !LISTS.contains(&name.as_str())).cloned().collect();
+    let of_one = |index: usize| {
+        let mut pairs = common.clone();
+        for (name, list) in LISTS.iter().zip(&lists) {
+            let value = list.get(if list.len() == 1 { 0 } else { index });
+            pairs.extend(
+                value
+                    .filter(|value| !value.is_empty())
+                    .map(|value| ((*name).to_owned(), (*value).to_owned())),
+            );
+        }
+        pairs
+    };
+    Ok((0..count).map(of_one).collect())
 }
 
 fn pairs(address: &str) -> Result<Vec<Pair>, String> {
@@ -125,8 +195,9 @@ fn of_url(rest: &str) -> Result<Vec<Pair>, String> {
         pairs.push((name.to_owned(), decoded(value)?));
         Ok(())
     };
-    let (host, port) =
-        host_and_port(hosts, database.contains('@') || query.is_some_and(|q| q.contains('@')))?;
+    let at_follows = database.contains('@') || query.is_some_and(|query| query.contains('@'));
+    let places = hosts.split(',').map(|place| host_and_port(place, at_follows));
+    let (hosts, ports): (Vec<&str>, Vec<&str>) = places.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
     if let Some(login) = login {
         let (user, password) = login.split_once(':').map_or((login, None), |(u, p)| (u, Some(p)));
         if !user.is_empty() {
@@ -136,11 +207,11 @@ fn of_url(rest: &str) -> Result<Vec<Pair>, String> {
             set("password", password)?;
         }
     }
-    if !host.is_empty() {
-        set("host", host)?;
+    if hosts.iter().any(|host| !host.is_empty()) {
+        set("host", &hosts.join(","))?;
     }
-    if !port.is_empty() {
-        set("port", port)?;
+    if ports.iter().any(|port| !port.is_empty()) {
+        set("port", &ports.join(","))?;
     }
     if !database.is_empty() {
         set("dbname", database)?;
@@ -171,23 +242,15 @@ fn host_and_port(place: &str, at_follows: bool) -> Result<(&str, &str), String> 
             };
             (host, port.strip_prefix(':').unwrap_or(port))
         }
-        None if place.matches(':').count() > 1 && !place.contains(',') => {
+        None if place.matches(':').count() > 1 => {
             return Err("has an IPv6 address without brackets; write [::1]:5432".to_owned());
         }
         None => place.split_once(':').unwrap_or((place, "")),
     };
-    if place.contains(',') {
-        return Err(several_hosts());
-    }
     if at_follows && !port.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err("has a / in its login; write / in a password as %2F".to_owned());
     }
     Ok((host, port))
-}
-
-fn several_hosts() -> String {
-    "names several hosts; write one that always leads to the primary, such as a virtual address or a proxy"
-        .to_owned()
 }
 
 fn decoded(text: &str) -> Result<String, String> {
@@ -246,13 +309,13 @@ fn of_words(address: &str) -> Result<Vec<Pair>, String> {
 }
 
 /// Checks the words and gives them to the driver, which adds what the environment and `.pgpass` say.
-fn options(pairs: Vec<Pair>) -> Result<PgConnectOptions, String> {
+fn options(pairs: &[Pair]) -> Result<PgConnectOptions, String> {
     let start = "postgres:///?";
     let mut driver = url::form_urlencoded::Serializer::for_suffix(start.to_owned(), start.len());
     let said =
         |name: &str| pairs.iter().rev().find(|(other, _)| other == name).map(|(_, value)| value.as_str());
     let verified = said("sslmode").or(said("ssl-mode"));
-    for (name, value) in &pairs {
+    for (name, value) in pairs {
         let is_option = name.starts_with("options[") && name.ends_with(']');
         match name.as_str() {
             "ssl" if value == "true" => {
@@ -265,7 +328,6 @@ fn options(pairs: Vec<Pair>) -> Result<PgConnectOptions, String> {
                 Some("verify-full") => {}
                 Some(_) => return Err("has sslrootcert=system, which needs sslmode=verify-full".to_owned()),
             },
-            "host" | "hostaddr" | "port" if value.contains(',') => return Err(several_hosts()),
             "host" if said("hostaddr").is_some_and(|address| !address.is_empty()) => {
                 if verified == Some("verify-full") {
                     return Err("has host and hostaddr, of which only one can be verified; remove hostaddr"
@@ -302,121 +364,4 @@ fn refuse_without_effect(name: &str, value: &str) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Host, port, user, database and whether there is a password, of addresses as people have them.
-    #[test]
-    fn the_forms_of_libpq_are_taken() {
-        for (address, host, port, user, database) in [
-            ("postgres://u@h/d", "h", 5432, "u", "d"),
-            ("postgresql://u:p@h:1/d?sslmode=verify-full&options[search_path]=x", "h", 1, "u", "d"),
-            ("postgres://u@[::1]/d", "::1", 5432, "u", "d"),
-            ("postgres://u@[2001:db8::1234]:5433/d", "2001:db8::1234", 5433, "u", "d"),
-            ("postgres://h?user=u&dbname=d", "h", 5432, "u", "d"),
-            ("postgres://h?user=u@corp&dbname=d", "h", 5432, "u@corp", "d"),
-            ("postgres://u%40corp:x@h/d", "h", 5432, "u@corp", "d"),
-            ("postgres://u:a#b?c@h/d", "h", 5432, "u", "d"),
-            ("postgres://u:a@b@h:6543/d", "h", 6543, "u", "d"),
-            ("postgres://u:a%2Fb@h/d%20e", "h", 5432, "u", "d e"),
-            ("\"postgres://u:p@h/d\"", "h", 5432, "u", "d"),
-            ("'postgres://u:p@h/d'\n", "h", 5432, "u", "d"),
-            ("postgres://u@h/d?sslmode=require&channel_binding=prefer", "h", 5432, "u", "d"),
-            ("postgres://u@h/d?target_session_attrs=read-write&gssencmode=disable", "h", 5432, "u", "d"),
-            ("postgres://u@h/d?ssl=true", "h", 5432, "u", "d"),
-            ("postgres://u@h/d?sslrootcert=system", "h", 5432, "u", "d"),
-            ("host=h user=u dbname=d", "h", 5432, "u", "d"),
-            (r"host = h port=1 user='u v' password='it\'s' dbname=d", "h", 1, "u v", "d"),
-            (r"host=h password=a\ b user=u dbname=''  ", "h", 5432, "u", ""),
-        ] {
-            let options = parse(address).unwrap_or_else(|problem| panic!("{address}: {problem}"));
-            let database = Some(database).filter(|name| !name.is_empty() || address.contains("''"));
-            assert_eq!(
-                (options.get_host(), options.get_port(), options.get_username(), options.get_database()),
-                (host, port, user, database),
-                "{address}"
-            );
-            assert_eq!(options.get_socket(), None, "{address}");
-        }
-    }
-
-    #[test]
-    fn a_folder_is_a_socket() {
-        for address in [
-            "postgres:///d?host=/run/postgresql",
-            "postgres://u@/d?host=/run/postgresql",
-            "postgres://u:p@%2Frun%2Fpostgresql/d",
-            "postgresql://u@%2Frun%2Fpostgresql:5433/d",
-            "host=/run/postgresql dbname=d",
-        ] {
-            let options = parse(address).unwrap_or_else(|problem| panic!("{address}: {problem}"));
-            assert_eq!(options.get_socket().unwrap().to_str(), Some("/run/postgresql"), "{address}");
-        }
-    }
-
-    #[test]
-    fn a_password_is_what_was_written() {
-        for (address, password) in [
-            ("postgres://u:a#b?c@h/d", "a#b?c"),
-            ("postgres://u:a%2Fb%25@h/d", "a/b%"),
-            ("postgres://u:a+b:c@h/d", "a+b:c"),
-            ("postgres://h/d?user=u&password=a+b%26c", "a+b&c"),
-            (r"host=h user=u password='a\'b\\c d'", r"a'b\c d"),
-        ] {
-            let url = sqlx::ConnectOptions::to_url_lossy(&parse(address).unwrap());
-            let written = percent_decode_str(url.password().unwrap()).decode_utf8().unwrap();
-            assert_eq!(written, password, "{address}");
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_obeyed_is_refused_with_the_fix() {
-        for (address, fix) in [
-            ("postgres://h/d?ssl_mode=require", "parameter \"ssl_mode\""),
-            ("postgres://h/d?sslmode=require&connect_timeout=5", "remove it"),
-            ("postgres://h/d?SSLMODE=x", "parameter"),
-            ("postgres://h/d?sslmode=require&channel_binding=require", "sslmode=verify-full"),
-            ("postgres://h/d?target_session_attrs=standby", "read-write"),
-            ("postgres://h/d?schema=public", "remove it"),
-            ("postgres://h/d?pgbouncer=true", "database.pooler"),
-            ("postgres://a,b/d", "several hosts"),
-            ("postgres://a:1,b:2/d", "several hosts"),
-            ("postgres:///d?host=a,b", "several hosts"),
-            ("host=a,b dbname=d", "several hosts"),
-            ("postgres://u:a/b@h/d", "%2F"),
-            ("postgres://u:a/b?c@h/d", "%2F"),
-            ("postgres://u:100%@h/d", "%25"),
-            ("postgres://u@::1/d", "[::1]:5432"),
-            ("postgres://u@[::1/d", "[::1]:5432"),
-            ("postgres://u@h:x/d", "port"),
-            ("postgres://h/d?sslmode=require&sslrootcert=system", "verify-full"),
-            ("postgres://h/d?host=h&hostaddr=127.0.0.1&sslmode=verify-full", "remove hostaddr"),
-            ("jdbc:postgresql://h/d", "postgres://user@host"),
-            ("postgresql+asyncpg://h/d", "postgres://user@host"),
-            ("host=h password='x", "quote"),
-            ("", "is empty"),
-        ] {
-            let problem = parse(address).expect_err(address);
-            assert!(problem.contains(fix), "{address}: {problem}");
-        }
-    }
-
-    #[test]
-    fn other_addresses_are_refused_without_being_shown() {
-        for address in [
-            "mysql://u:hunter2@h/d",
-            "hunter2",
-            "hunter2 host=x",
-            "postgres://u:hunter2@h/d?sslmode=maybe",
-            "postgres://u:hunter2@h:99999/d",
-            "postgres://u:x/hunter2@h/d",
-            "postgres://u:x/?hunter2@h/d",
-            "postgres://u:5/?hunter2=@h/d",
-            "password='hunter2",
-            "password=x hunter2=y",
-        ] {
-            let problem = parse(address).unwrap_err();
-            assert!(!problem.contains("hunter2"), "{problem}");
-        }
-    }
-}
+mod tests;
