@@ -10,12 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use sqlx::{
-    Connection as _, PgConnection, Postgres, Transaction,
-    pool::PoolConnection,
-    postgres::{PgArguments, PgRow},
-    query::Query,
-};
+use sqlx::{Connection as _, PgConnection, Postgres, Transaction, pool::PoolConnection};
 
 use super::{
     error::{Error, Kind},
@@ -33,8 +28,6 @@ use crate::sink::{
 const STATEMENT_LIMIT: Duration = Duration::from_secs(12);
 /// Least connections besides the reserved ones: [`Store::patient`] may hold one for long.
 pub(super) const LEAST: u32 = 2;
-/// Longest time for a statement that reads much and delays nobody.
-const PATIENT_LIMIT: Duration = Duration::from_secs(3_600);
 /// Longest time to make a connection or to wait for one of the pool.
 pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -308,44 +301,6 @@ impl Store {
         result
     }
 
-    /// Runs one statement that may take up to an hour, in a transaction of its own, and reads its first row.
-    ///
-    /// # Errors
-    /// As [`Store::limited`].
-    pub(super) async fn patient<T>(
-        &self,
-        doing: &'static str,
-        query: Query<'static, Postgres, PgArguments>,
-        read: impl FnOnce(&PgRow) -> Result<T, sqlx::Error>,
-    ) -> Result<T, Error> {
-        if self.guard.is_tripped() {
-            return Err(self.tripped_while(doing));
-        }
-        let work = async {
-            let mut session = self.session(None).await?;
-            let mut transaction = session.connection().begin().await?;
-            let limit = "select set_config('statement_timeout', $1, true)";
-            let limit = sqlx::query(limit).bind(format!("{}s", PATIENT_LIMIT.as_secs()));
-            limit.persistent(false).execute(&mut *transaction).await?;
-            let row = query.persistent(self.is_persistent()).fetch_one(&mut *transaction).await?;
-            transaction.commit().await?;
-            session.finish().await?;
-            read(&row)
-        };
-        let result = match tokio::time::timeout(PATIENT_LIMIT, work).await {
-            Ok(Err(error)) => Err(self.explained(doing, error).await),
-            Ok(result) => result.map_err(|error| Error::database(doing, error)),
-            Err(_) => Err(Error::deadline(doing, PATIENT_LIMIT.as_secs())),
-        };
-        if result.is_err() && self.guard.is_tripped() {
-            return Err(self.tripped_while(doing));
-        }
-        if result.as_ref().is_err_and(|error| error.kind() == Kind::Connection) {
-            self.replace_pool();
-        }
-        result
-    }
-
     pub(super) fn tripped_while(&self, doing: &'static str) -> Error {
         match self.guard.trip() {
             Some(Trip::Fenced(why)) => Error::fenced(doing, why),
@@ -393,7 +348,7 @@ impl Store {
     }
 
     /// The error with the server's words, if it has no connection left: a pool only says that it waited.
-    async fn explained(&self, doing: &'static str, error: sqlx::Error) -> Error {
+    pub(super) async fn explained(&self, doing: &'static str, error: sqlx::Error) -> Error {
         let error = match error {
             sqlx::Error::PoolTimedOut => {
                 match tokio::time::timeout(CONNECT_LIMIT, Box::pin(self.connect_alone())).await {
@@ -410,7 +365,7 @@ impl Store {
         Error::database(doing, error)
     }
 
-    fn replace_pool(&self) {
+    pub(super) fn replace_pool(&self) {
         // The old pool closes when its last connection comes back; a reserved one comes back when it is used
         // next.
         drop(self.pool.swap(Arc::new(Pool::new(&self.settings, &self.servers, &self.guard))));

@@ -89,7 +89,8 @@ impl Store {
         let (log, period) = (log.to_owned(), period.as_secs_f64());
         match self.statement(doing, sql).bind(log.clone()).bind(period).row(read).await {
             Err(error) if error.class() == Some(Class::Canceled) => {
-                self.patient(doing, sqlx::query(sql).bind(log).bind(period), read).await
+                let query = sqlx::query(sql).persistent(self.is_persistent()).bind(log).bind(period);
+                self.patient(doing, query, read).await
             }
             step => step,
         }
@@ -114,7 +115,8 @@ impl Store {
         let quick = self.statement(doing, sql).bind(log.clone()).bind(period).bind(laggard.clone());
         match quick.row(read).await {
             Err(error) if error.class() == Some(Class::Canceled) => {
-                self.patient(doing, sqlx::query(sql).bind(log).bind(period).bind(laggard), read).await
+                let query = sqlx::query(sql).persistent(self.is_persistent());
+                self.patient(doing, query.bind(log).bind(period).bind(laggard), read).await
             }
             step => step,
         }

@@ -1,6 +1,8 @@
 //! How the relay runs a statement: within a time limit, on its connection, prepared unless a pooler is
 //! between.
 
+use std::time::Duration;
+
 use sqlx::{
     Connection as _, Encode, FromRow, PgConnection, Postgres, Type,
     postgres::{PgArguments, PgRow},
@@ -8,9 +10,12 @@ use sqlx::{
 };
 
 use super::{
-    connection::{Pin, Reserved, Store},
-    error::Error,
+    connection::{Pin, Reserved, Settler, Store},
+    error::{Error, Kind},
 };
+
+/// Longest time for a statement that reads much and delays nobody.
+const PATIENT_LIMIT: Duration = Duration::from_secs(3_600);
 
 /// A statement with its arguments. It runs when its rows are asked for, or with [`Statement::execute`].
 #[must_use = "a statement does nothing before it is run"]
@@ -29,6 +34,60 @@ impl Store {
     /// A statement without arguments that runs on any connection of the pool.
     pub(super) fn statement(&self, doing: &'static str, sql: &'static str) -> Statement<'_> {
         Statement { store: self, doing, on: None, pin: None, query: sqlx::query(sql) }
+    }
+
+    /// Runs one statement that may take up to an hour, in a transaction of its own, and reads its first row.
+    ///
+    /// # Errors
+    /// As [`Store::limited`].
+    pub(super) async fn patient<T>(
+        &self,
+        doing: &'static str,
+        query: Query<'static, Postgres, PgArguments>,
+        read: impl FnOnce(&PgRow) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Error> {
+        if self.guard.is_tripped() {
+            return Err(self.tripped_while(doing));
+        }
+        let work = async {
+            let mut session = self.session(None).await?;
+            let mut transaction = session.connection().begin().await?;
+            let limit = "select set_config('statement_timeout', $1, true)";
+            let limit = sqlx::query(limit).bind(format!("{}s", PATIENT_LIMIT.as_secs()));
+            limit.persistent(false).execute(&mut *transaction).await?;
+            let row = query.fetch_one(&mut *transaction).await?;
+            transaction.commit().await?;
+            session.finish().await?;
+            read(&row)
+        };
+        let result = match tokio::time::timeout(PATIENT_LIMIT, work).await {
+            Ok(Err(error)) => Err(self.explained(doing, error).await),
+            Ok(result) => result.map_err(|error| Error::database(doing, error)),
+            Err(_) => Err(Error::deadline(doing, PATIENT_LIMIT.as_secs())),
+        };
+        if result.is_err() && self.guard.is_tripped() {
+            return Err(self.tripped_while(doing));
+        }
+        if result.as_ref().is_err_and(|error| error.kind() == Kind::Connection) {
+            self.replace_pool();
+        }
+        result
+    }
+
+    /// Opens the connection of a settler, so that it has one when others hold every other one.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn open_for_settling(&self, settler: Settler) -> Result<(), Error> {
+        self.pin(Reserved::Settle(settler)).await.map(drop)
+    }
+
+    /// Opens the connection of renewals, so that they have one when others hold every other one.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn open_for_renewing(&self) -> Result<(), Error> {
+        self.pin(Reserved::Renew).await.map(drop)
     }
 
     /// Opens a reserved connection, if it is not open. None with a pooler, which chooses the connection.

@@ -128,12 +128,12 @@ async fn listen_through_a_pooler_is_noticed_and_said() {
     relay.stop().await;
     // With a direct address for LISTEN no event waits for the poll.
     let servers: Servers = address.parse().unwrap();
-    let mut relay = RelayBox::start_on(servers, |builder| {
+    let build = |builder: pgoutbox::relay::Builder| {
         let builder = builder.pooler(true).listen(database.relay_options.clone());
         builder.settings(settings("relay")).sink(recorder.clone())
-    })
-    .await;
-    relay.wait(|signal| *signal == Signal::ListenerConnected).await;
+    };
+    let mut relay =
+        RelayBox::start_on_until(servers, build, |signal| *signal == Signal::ListenerConnected).await;
     relay.wait_asleep().await;
     let published = Instant::now();
     database.execute("select outbox.publish('shop.sold', '2')").await;

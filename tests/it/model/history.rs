@@ -213,7 +213,10 @@ impl World {
         let Some(key) = key else { return self.insert(draft, count, drawn) };
         // The lock of the key comes before the position.
         let begin: Act = Box::new(move |world| world.insert(draft, count, drawn));
+        let is_drawn_before = self.has(Defect::PositionBeforeKeyLock);
         match self.keys.get_mut(key) {
+            // Between its position and its turn anybody may come first.
+            Some(waiting) if is_drawn_before => waiting.push_front(begin),
             Some(waiting) => waiting.push_back(begin),
             None => {
                 self.keys.insert(key, VecDeque::new());

@@ -60,7 +60,16 @@ impl RelayBox {
         servers: impl Into<Servers>,
         build: impl FnOnce(Builder) -> Builder,
     ) -> Self {
-        Self::start_from(build(Relay::on(servers)), |signal| *signal == Signal::Started).await
+        Self::start_on_until(servers, build, |signal| *signal == Signal::Started).await
+    }
+
+    /// Like [`RelayBox::start_on`], and waits for another signal.
+    pub(crate) async fn start_on_until(
+        servers: impl Into<Servers>,
+        build: impl FnOnce(Builder) -> Builder,
+        wanted: impl Fn(&Signal) -> bool,
+    ) -> Self {
+        Self::start_from(build(Relay::on(servers)), wanted).await
     }
 
     async fn start_from(builder: Builder, wanted: impl Fn(&Signal) -> bool) -> Self {

@@ -111,7 +111,7 @@ impl World {
                 self.stations[at].proxy.arm(&format!("relay/{statement}"), when);
                 self.books.fault(kind, PERMITS);
             }
-            "table locked" => self.lock().await,
+            "table locked" => self.lock(),
             "transaction left open" => self.leave_open(),
             "subscription changed" => self.change().await,
             other => unreachable!("{other} is no fault"),
@@ -208,7 +208,7 @@ impl World {
         });
     }
 
-    async fn lock(&mut self) {
+    fn lock(&mut self) {
         let (table, length) = (TABLES[self.rng.random_range(0..TABLES.len())], self.between(200, 6_000));
         self.books.fault("lock", PERMITS * RELAYS);
         let pool = self.database.pool.clone();

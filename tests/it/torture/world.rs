@@ -205,7 +205,7 @@ impl World {
             violated.push(format!("out of order: {:?}", out_of_order.iter().take(5).collect::<Vec<_>>()));
         }
         if !violated.is_empty() {
-            self.explain(&findings.lost, &out_of_order).await;
+            self.explain(&findings.lost, &out_of_order);
         }
         let takeover = *self.slowest.lock().unwrap();
         let balance = Balance {
@@ -256,7 +256,7 @@ impl World {
     }
 
     /// Prints what helps to find a defect.
-    async fn explain(&self, lost: &BTreeSet<(Uuid, String)>, out_of_order: &[String]) {
+    fn explain(&self, lost: &BTreeSet<(Uuid, String)>, out_of_order: &[String]) {
         eprintln!("seed {}: lost {lost:?}; out of order {out_of_order:?}", self.seed);
         for station in &self.stations {
             eprintln!("{}: {:#?}", station.name, tail(&station.relay));
