@@ -41,6 +41,8 @@ pub(crate) const FEEDER_LOCK: i64 = 7_411_004;
 const CANARY_EVERY: Duration = Duration::from_secs(5);
 /// Time without a notification from itself after which the relay rebuilds the listener.
 const CANARY_LOST: Duration = Duration::from_secs(15);
+/// A canary that is not heard within this ends a rest: until the connection is replaced there is the poll.
+const CANARY_LATE: Duration = Duration::from_secs(2);
 /// Deadline of each statement on the listener's connection.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long the relay waits for the listening task. While its connection is silent there is only the poll.
@@ -197,11 +199,17 @@ impl BellTask {
     async fn serve(&mut self, mut listening: Listening, drained: &CancellationToken) -> Option<String> {
         let mut tick = tokio::time::interval(CANARY_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut expected = None;
         loop {
             let result = tokio::select! {
                 () = drained.cancelled() => {
                     listening.leave().await;
                     return None;
+                }
+                () = sleep_until(expected), if expected.is_some() => {
+                    expected = None;
+                    self.rung.notify_one();
+                    Ok(())
                 }
                 command = self.commands.recv() => match command {
                     None => {
@@ -242,7 +250,11 @@ impl BellTask {
                         self.sending.pauses.recorded.notify_one();
                         Ok(())
                     }
-                    Ok(Some(_)) => { listening.heard = Instant::now(); Ok(()) }
+                    Ok(Some(_)) => {
+                        listening.heard = Instant::now();
+                        expected = None;
+                        Ok(())
+                    }
                     Ok(None) => Err("the connection was closed".to_owned()),
                     Err(error) => Err(super::telemetry::chain(&plain(error))),
                 },
@@ -255,6 +267,7 @@ impl BellTask {
                         if let Err(error) = self.base.store.ring(&listening.canary).await {
                             self.base.telemetry.database_failed("await_work", &error);
                         }
+                        expected = Some(tokio::time::Instant::now() + CANARY_LATE);
                         Ok(())
                     }
                 }

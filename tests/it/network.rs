@@ -294,6 +294,32 @@ async fn a_doorbell_that_dies_costs_the_poll_and_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_at_rest_polls_again_soon_after_its_doorbell_has_died() {
+    let (database, proxy) = behind_proxy().await;
+    let books = Books::default();
+    books.subscribe(&database, "all", &["**"], None).await;
+    let mut relay = RelayBox::start_with(&database, |builder| {
+        let poll = Some(Duration::from_secs(1));
+        let settings = Settings { poll, lease: Duration::from_secs(2), ..polling("relay", 10) };
+        builder.settings(settings).sink(LedgerSink::new(&books))
+    })
+    .await;
+    books.publish(&database.pool, "heard").await;
+    books.wait_for(1, Duration::from_secs(5)).await;
+    relay.wait_asleep().await;
+    // It rests when nothing has happened for five seconds, and then looks twice a minute.
+    let rested = Instant::now() + Duration::from_secs(8);
+    tokio::time::sleep_until(rested.into()).await;
+    proxy.set_listeners(Mode::Blackhole);
+    let began = Instant::now();
+    books.publish(&database.pool, "silent").await;
+    books.wait_for(2, Duration::from_secs(30)).await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(relay.stop().await.complete);
+    database.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_link_costs_no_lease_and_repeats_nothing() {
     let (database, proxy) = behind_proxy().await;
     let books = Books::default();

@@ -267,8 +267,9 @@ async fn twenty_idle_databases_cost_each_less_than_a_query_a_second() {
     let sources = Sources::new("[relay]\nlease = '3s'", &urls);
     let process = sources.run(&[]);
     process.wait_for_logs("listening for notifications", DATABASES).await;
-    // A relay rests when nothing has happened for a while.
-    pause(Duration::from_secs(8)).await;
+    // A relay rests when nothing has happened for a while, and its first partitions are made.
+    pause(Duration::from_secs(15)).await;
+    process.wait_for_logs("partition made", 2 * DATABASES).await;
     let before = statements(&server, &urls);
     let mut windows = 0;
     let rates = loop {
