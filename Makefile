@@ -32,12 +32,14 @@ demo: install
 test: install install-openssl install-brokers install-postgres install-deny clients
 	$(MAKE) check
 
+# Most tests wait more than they work.
+THREADS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets $(FEATURES) -- -D warnings
 	$(CARGO) check --locked --lib --no-default-features
 	$(CARGO) check --locked --lib --no-default-features --features testing
-	$(CARGO) test --locked $(FEATURES)
+	RUST_TEST_THREADS=$(THREADS) $(CARGO) test --locked $(FEATURES)
 	$(CARGO) test --locked $(FEATURES) --test it -- --ignored --test-threads 1 isolation::
 	$(MAKE) test-supported
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps $(FEATURES)
