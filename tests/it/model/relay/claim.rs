@@ -6,7 +6,7 @@ use std::{cell::Cell, collections::VecDeque, rc::Rc};
 use pgoutbox::{
     delivery::SubscriptionId,
     event::Event,
-    relay::decisions::Place,
+    relay::decisions::{Gate, Place},
     store::{BacklogClaim, Claim, Claimed, LeasedPage},
 };
 use uuid::Uuid;
@@ -118,12 +118,17 @@ impl World {
                 steps.push_back(step(list));
             }
         }
+        // What this relay has no open gate for is asked for again, whatever closed it, as `order::keep` does.
+        let is_asked_for = |id: &i64| {
+            !memory.gates.get(id).is_some_and(Gate::is_open)
+                && (memory.order.contains_key(id) || found.in_order.contains(id))
+        };
         for (id, _) in memory.index.iter().filter(|(id, _)| is_open(**id, true)) {
             let has_work = found.rows.get(id).is_some_and(|due| *due <= now)
                 || found.backlog.iter().any(|(of, _)| of == id)
                 || memory.gates.get(id).is_some_and(|gate| gate.has_wanted())
-                || !memory.gates.contains_key(id)
-                    && (memory.order.contains_key(id) || asks && found.in_order.contains(id));
+                || !memory.gates.contains_key(id) && memory.order.contains_key(id)
+                || asks && is_asked_for(id);
             if has_work {
                 steps.push_back(Step::InOrder(*id));
             }
