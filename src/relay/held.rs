@@ -330,9 +330,6 @@ fn asked_for<Id: Copy>(asked: &[Asked<'_, Id>]) -> (Vec<Id>, Vec<Uuid>) {
 pub(super) async fn renew(base: Arc<Base>, leases: Arc<Leases>, drained: CancellationToken) {
     let Base { store, telemetry, settings, .. } = &*base;
     let length = settings.lease;
-    if let Err(error) = Box::pin(store.open_for_renewing()).await {
-        telemetry.database_failed("renew", &error);
-    }
     let mut look = tokio::time::interval(LOOK_EVERY.min(length / 6));
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // Attempts must be stopped in time when a renewal takes long.

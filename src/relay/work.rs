@@ -44,7 +44,7 @@ const DISTRUST: Duration = Duration::from_secs(10);
 
 /// Time between looks for due deliveries when nothing has happened for a while and this relay is alone: what
 /// others make due they ring for.
-const RESTING: Duration = Duration::from_secs(30);
+const RESTING: Duration = Duration::from_secs(60);
 /// Shortest time without work before a relay rests. It is twice the lease at least, so that what a relay held
 /// that was killed before has fallen due.
 const REST_AFTER: Duration = Duration::from_secs(5);
@@ -123,6 +123,8 @@ pub(super) async fn work(parts: Parts, bell: Bell, deliver: Arc<Deliver>, shutdo
                 work.reload.load().await?;
                 work.base.telemetry.started(&work.base.settings.name, work.base.index.load().iter().count());
                 loaded = true;
+                // Before anything is leased: what is in flight must not wait for a connection later.
+                Box::pin(work.base.store.open_to_keep()).await?;
             }
             work.turn(&shutdown).await
         };

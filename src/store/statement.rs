@@ -74,20 +74,17 @@ impl Store {
         result
     }
 
-    /// Opens the connection of a settler, so that it has one when others hold every other one.
+    /// Opens the connections that keep what is leased, those of the settlers and of renewals, before others
+    /// hold every one.
     ///
     /// # Errors
     /// Those of the database.
-    pub async fn open_for_settling(&self, settler: Settler) -> Result<(), Error> {
-        self.pin(Reserved::Settle(settler)).await.map(drop)
-    }
-
-    /// Opens the connection of renewals, so that they have one when others hold every other one.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn open_for_renewing(&self) -> Result<(), Error> {
-        self.pin(Reserved::Renew).await.map(drop)
+    pub async fn open_to_keep(&self) -> Result<(), Error> {
+        let [first, second] = Settler::ALL.map(Reserved::Settle);
+        for reserved in [first, second, Reserved::Renew] {
+            self.pin(reserved).await?;
+        }
+        Ok(())
     }
 
     /// Opens a reserved connection, if it is not open. None with a pooler, which chooses the connection.

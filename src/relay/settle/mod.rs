@@ -89,9 +89,6 @@ impl Settle {
 
     /// Writes verdicts until every sender of outcomes is gone.
     pub(super) async fn settle(self) {
-        if let Err(error) = Box::pin(self.base.store.open_for_settling(self.settler)).await {
-            self.base.telemetry.database_failed("settle", &error);
-        }
         let mut aside = Aside::default();
         loop {
             let Some(mut attempted) = self.receive(&aside).await else { return };
