@@ -127,8 +127,18 @@ impl RelayBox {
             .unwrap()
     }
 
-    /// Ends the relay without draining, like a crash.
+    /// Ends the relay without draining, like a crash. All its tasks have ended then: what a task has spawned
+    /// is dropped only after the task itself.
     pub(crate) async fn abort(mut self) {
         self.running.shutdown().await;
+        let Self { health, telemetry, .. } = self;
+        drop(health);
+        let ended = async {
+            while std::sync::Arc::strong_count(&telemetry) > 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(10), ended).await;
+        assert!(in_time.is_ok(), "{} still use the telemetry", std::sync::Arc::strong_count(&telemetry) - 1);
     }
 }
