@@ -70,6 +70,7 @@ pub(super) async fn maintain(
                 waiting.other_relays.store(now, Ordering::Release);
                 if now > relays {
                     waiting.relay_started.notify_one();
+                    sending.pauses.recorded.notify_one();
                 }
                 relays = now;
                 sending.dispatch.paces.share_with(u32::try_from(now).unwrap_or(0));

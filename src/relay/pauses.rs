@@ -24,6 +24,8 @@ use crate::{
 pub(super) const CHANNEL: &str = "outbox_pauses";
 /// How often pauses are read although no relay has notified of any.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// The same while no other relay runs that could record any.
+const LOOK_ALONE: Duration = Duration::from_secs(60);
 /// Shortest time between two looks.
 const PACE: Duration = Duration::from_millis(100);
 
@@ -35,7 +37,7 @@ pub(super) struct Pauses {
     count: AtomicUsize,
     /// When the newest that is known was recorded.
     newest: Mutex<Option<DateTime<Utc>>>,
-    /// Notified when another relay has recorded some.
+    /// Notified when another relay has recorded some, or begins.
     pub(super) recorded: Notify,
 }
 
@@ -96,9 +98,11 @@ pub(super) async fn follow(
             Ok(false) => continue,
             Err(error) => base.telemetry.database_failed("pauses", &error),
         }
+        let is_alone = waiting.other_relays.load(Ordering::Acquire) == 0;
+        let longest = if is_alone { LOOK_ALONE } else { LOOK_EVERY };
         tokio::select! {
             () = sending.pauses.recorded.notified() => {}
-            () = tokio::time::sleep_until((Instant::now() + LOOK_EVERY).into()) => {}
+            () = tokio::time::sleep_until((Instant::now() + longest).into()) => {}
             () = shutdown.cancelled() => {}
         }
     }
