@@ -95,11 +95,17 @@ impl Reload {
         let mut resumed = Vec::new();
         for row in loaded.rows {
             let (id, resumed_at) = (row.id, row.resumed_at);
-            let (subscription, problem) = Subscription::bind(row, &self.sinks);
-            self.unusable.note(&subscription.row, problem);
-            if subscription.is_choosy() {
-                tokio::task::yield_now().await; // thousands of expressions take seconds to compile
-            }
+            let before = self.subscriptions.get(&id).filter(|_| self.snapshot.is_some());
+            let subscription = if let Some(same) = before.and_then(|before| before.in_state_of(&row)) {
+                same
+            } else {
+                let (subscription, problem) = Subscription::bind(row, &self.sinks);
+                self.unusable.note(&subscription.row, problem);
+                if subscription.is_choosy() {
+                    tokio::task::yield_now().await; // thousands of expressions take seconds to compile
+                }
+                subscription
+            };
             let may_send = subscription.may_send();
             let before = self.subscriptions.insert(id, Arc::new(subscription));
             let could_send =

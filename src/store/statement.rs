@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use sqlx::{
     Connection as _, Encode, FromRow, PgConnection, Postgres, Type,
     postgres::{PgArguments, PgRow},
@@ -125,12 +126,35 @@ impl Statement<'_> {
         self.all(|_| Ok(())).await
     }
 
-    /// Runs it and reads its rows one by one.
+    /// Runs it and reads its rows one by one, as they arrive: there is no more of them in memory than what is
+    /// read.
     pub(super) async fn rows<T>(
         self,
-        read: impl Fn(&PgRow) -> Result<T, sqlx::Error>,
+        mut read: impl FnMut(&PgRow) -> Result<T, sqlx::Error>,
     ) -> Result<Vec<T>, Error> {
-        self.all(|rows| rows.iter().map(read).collect()).await
+        let Self { store, doing, on, pin, query } = self;
+        store
+            .limited(doing, async {
+                let mut session = store.session(on).await?;
+                if pin.is_some() && session.pin() != pin {
+                    return Err(replaced());
+                }
+                let mut rows = query.persistent(store.is_persistent()).fetch(session.connection());
+                let mut all = Ok(Vec::new());
+                // The rows after one that cannot be read are taken from the connection too.
+                while let Some(row) = rows.try_next().await? {
+                    if let Ok(so_far) = &mut all {
+                        match read(&row) {
+                            Ok(one) => so_far.push(one),
+                            Err(error) => all = Err(error),
+                        }
+                    }
+                }
+                drop(rows);
+                session.finish().await?;
+                all
+            })
+            .await
     }
 
     /// Runs it and reads its first row; it is an error when there is none.

@@ -201,7 +201,7 @@ pub struct LoadedPauses {
 }
 
 /// The subscriptions that changed since the last load.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Loaded {
     /// Rows that changed.
     pub rows: Vec<SubscriptionRow>,
@@ -223,30 +223,32 @@ impl Store {
     /// # Errors
     /// Those of the database.
     pub async fn load_subscriptions(&self, since: Option<&str>) -> Result<Loaded, Error> {
+        let mut loaded = Loaded::default();
         self.statement("loading subscriptions", sql!("relay/load_subscriptions"))
             .bind(since)
-            .all(|rows| {
-                let first = first(rows)?;
-                let limited: Vec<String> = first.try_get("limited")?;
-                let mut loaded = Loaded {
-                    limits: limited.into_iter().zip(first.try_get::<Vec<String>, _>("rates")?).collect(),
-                    rows: Vec::new(),
-                    unreadable: Vec::new(),
-                    ids: first.try_get("ids")?,
-                    generation: first.try_get("generation")?,
-                    snapshot: first.try_get("snapshot")?,
+            .rows(|row| {
+                let Some(id) = row.try_get("id")? else {
+                    let limited: Vec<String> = row.try_get("limited")?;
+                    loaded.limits =
+                        limited.into_iter().zip(row.try_get::<Vec<String>, _>("rates")?).collect();
+                    loaded.ids = row.try_get("ids")?;
+                    loaded.generation = row.try_get("generation")?;
+                    loaded.snapshot = row.try_get("snapshot")?;
+                    return Ok(());
                 };
-                for row in rows {
-                    let Some(id) = row.try_get("id")? else { continue };
-                    match SubscriptionRow::from_row(row) {
-                        Ok(row) => loaded.rows.push(row),
-                        // The other subscriptions are loaded nevertheless.
-                        Err(error) => loaded.unreadable.push((id, error.to_string())),
-                    }
+                match SubscriptionRow::from_row(row) {
+                    Ok(row) => loaded.rows.push(row),
+                    // The other subscriptions are loaded nevertheless.
+                    Err(error) => loaded.unreadable.push((id, error.to_string())),
                 }
-                Ok(loaded)
+                Ok(())
             })
-            .await
+            .await?;
+        // Without the first row nothing is known; it does not mean that every subscription is gone.
+        if loaded.snapshot.is_empty() {
+            return Err(Error::database("loading subscriptions", sqlx::Error::RowNotFound));
+        }
+        Ok(loaded)
     }
 
     /// Reads `outbox.generation`, which grows with every committed change of a subscription.

@@ -1,5 +1,6 @@
 //! Subscriptions as a relay uses them, and the index of all of them, which a reload replaces as a whole.
 
+mod conditions;
 mod index;
 mod selections;
 
@@ -17,9 +18,13 @@ use crate::{
     store::{SubscriptionRow, SubscriptionState},
 };
 
-pub use self::index::{Index, Matches};
+pub use self::{
+    conditions::{Condition, Wanted},
+    index::{Index, Matches},
+};
+
 /// A subscription with its parsed fields and its outlet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Subscription {
     /// The row it was made from.
     pub row: SubscriptionRow,
@@ -32,45 +37,16 @@ pub struct Subscription {
     /// Sink and target of its deliveries.
     pub outlet: Outlet,
     /// Expression that makes the payload to be sent.
-    pub transform: Option<Transform>,
-    patterns: Vec<Pattern>,
+    pub transform: Option<Arc<Transform>>,
+    patterns: Arc<[Pattern]>,
     /// The same patterns, to look up a topic.
-    trie: Trie<()>,
-    containment: Option<Containment>,
-    filter: Option<Filter>,
+    trie: Arc<Trie<()>>,
+    containment: Option<Arc<Containment>>,
+    filter: Option<Arc<Filter>>,
     /// Why its conditions cannot be used. Every event then fails: sending what they might exclude would be
     /// worse.
     unusable_condition: Option<String>,
     usable: bool,
-}
-
-/// Whether a subscription wants an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
-    /// All conditions hold.
-    Yes,
-    /// This condition does not hold.
-    No(Condition),
-    /// `match` or the filter could not be evaluated. The event is not sent and is counted. The message
-    /// repeats nothing of the event.
-    Failed(String),
-}
-
-/// A condition on events, in the order of evaluation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Condition {
-    /// `organization`
-    Organization,
-    /// `topics`
-    Topics,
-    /// `keys`
-    Keys,
-    /// The event says what happened to this very subscription.
-    Itself,
-    /// `match`
-    Match,
-    /// This part of `filter`, as text.
-    Filter(String),
 }
 
 impl Subscription {
@@ -133,16 +109,25 @@ impl Subscription {
                 retry,
                 rate,
                 outlet,
-                transform,
-                patterns,
-                trie,
-                containment,
-                filter,
+                transform: transform.map(Arc::new),
+                patterns: patterns.into(),
+                trie: Arc::new(trie),
+                containment: containment.map(Arc::new),
+                filter: filter.map(Arc::new),
                 unusable_condition,
                 usable,
             },
             problem,
         )
+    }
+
+    /// The same subscription in another state: what was parsed and bound is shared. None when something else
+    /// has changed too, or when it could not be used, which may be otherwise now.
+    #[must_use]
+    pub fn in_state_of(&self, row: &SubscriptionRow) -> Option<Self> {
+        let (state, state_reason) = (row.state, row.state_reason.clone());
+        let same = SubscriptionRow { state, state_reason, ..self.row.clone() };
+        (self.usable && same == *row).then(|| Self { row: same, ..self.clone() })
     }
 
     /// Evaluates `match` and the filter, for an event whose topic, organization and key match.
@@ -228,11 +213,11 @@ impl Subscription {
         let by_match = self
             .containment
             .as_ref()
-            .and_then(Containment::lookup)
+            .and_then(|containment| containment.lookup())
             .map(|(field, value)| (field, value, false));
         // If `match` does not hold, the filter is not evaluated.
         let by_filter =
-            || self.filter.as_ref().filter(|_| self.containment.is_none()).and_then(Filter::lookup);
+            || self.filter.as_ref().filter(|_| self.containment.is_none()).and_then(|filter| filter.lookup());
         by_match.or_else(|| by_filter().map(|(field, value)| (field, value, true)))
     }
 
@@ -257,7 +242,7 @@ impl Subscription {
     /// Whether its conditions read the payload.
     #[must_use]
     pub fn needs_payload(&self) -> bool {
-        self.containment.is_some() || self.filter.as_ref().is_some_and(Filter::needs_payload)
+        self.containment.is_some() || self.filter.as_ref().is_some_and(|filter| filter.needs_payload())
     }
 
     /// Whether this relay may send to it: the row is usable and no channel, it is not paused by an operator,
@@ -306,19 +291,6 @@ impl Subscription {
     }
 }
 
-impl std::fmt::Display for Condition {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Organization => "organization",
-            Self::Topics => "topics",
-            Self::Keys => "keys",
-            Self::Itself => "itself",
-            Self::Match => "match",
-            Self::Filter(_) => "filter",
-        })
-    }
-}
-
 /// Parses an optional field of the row; an error is prefixed with the field's name.
 fn read<T, E: std::fmt::Display>(
     name: &str,
@@ -326,4 +298,38 @@ fn read<T, E: std::fmt::Display>(
     parse: impl FnOnce(&str) -> Result<T, E>,
 ) -> Result<Option<T>, String> {
     text.map(parse).transpose().map_err(|error| format!("{name}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(state: SubscriptionState, topic: &str) -> SubscriptionRow {
+        let row = SubscriptionRow::new("one", &[topic], "live", serde_json::json!({}));
+        SubscriptionRow { state, filter: Some("payload.total > 1".into()), ..row }
+    }
+
+    fn bound(row: SubscriptionRow) -> Subscription {
+        let mut sinks = Registry::default();
+        sinks.add(Live);
+        Subscription::bind(row, &sinks).0
+    }
+
+    #[test]
+    fn a_change_of_its_state_alone_parses_and_binds_nothing_again() {
+        let before = bound(row(SubscriptionState::Pending, "a"));
+        let after = before.in_state_of(&row(SubscriptionState::Gone, "a")).unwrap();
+        assert_eq!(after.row.state, SubscriptionState::Gone);
+        assert!(Arc::ptr_eq(before.filter.as_ref().unwrap(), after.filter.as_ref().unwrap()));
+        assert!(before.in_state_of(&row(SubscriptionState::Pending, "b")).is_none(), "its topics changed");
+    }
+
+    #[test]
+    fn what_could_not_be_used_is_bound_again_with_its_state() {
+        let unusable =
+            SubscriptionRow { filter: Some("no filter (".into()), ..row(SubscriptionState::Pending, "a") };
+        let before = bound(unusable.clone());
+        assert!(!before.is_usable());
+        assert!(before.in_state_of(&unusable).is_none());
+    }
 }

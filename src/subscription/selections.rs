@@ -60,7 +60,7 @@ impl ByTopic {
             None => &mut self.everyone,
             Some(organization) => self.by_organization.entry(organization.clone()).or_default(),
         };
-        for pattern in &subscription.patterns {
+        for pattern in subscription.patterns.iter() {
             trie.insert(pattern, subscription.row.id);
         }
     }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pgoutbox::lab::private_postgres::{Options, PrivatePostgres};
+use pgoutbox::lab::private_postgres::{LOGS_STATEMENTS, Options, PrivatePostgres};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Executor as _, postgres::PgConnectOptions};
 use tokio::{
     io::copy_bidirectional,
@@ -227,30 +227,13 @@ async fn a_source_that_is_slow_leaves_the_others_their_part_of_the_limit_for_all
     quick.drop().await;
 }
 
-/// The statements in each of these databases, by the log of their server.
-fn statements(server: &PrivatePostgres, databases: &[(&str, String)]) -> Vec<usize> {
-    let log = std::fs::read(server.directory().join("log")).unwrap();
-    let log = String::from_utf8_lossy(&log);
-    let count = |name: &str| {
-        let begin = format!("{name} LOG:  ");
-        let said = log.lines().filter_map(|line| line.strip_prefix(&begin));
-        said.filter(|said| said.starts_with("execute ") || said.starts_with("statement: ")).count()
-    };
-    databases.iter().map(|(name, _)| count(name)).collect()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_idle_databases_cost_each_less_than_a_query_a_second() {
     const DATABASES: usize = 20;
     const WINDOW: Duration = Duration::from_secs(10);
-    let settings = [
-        ("max_connections", "400"),
-        ("autovacuum", "off"),
-        ("log_statement", "all"),
-        ("log_line_prefix", "%d "),
-        ("log_min_messages", "log"),
-    ];
-    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let settings = [("max_connections", "400"), ("autovacuum", "off")];
+    let settings = settings.into_iter().chain(LOGS_STATEMENTS);
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let options = Options { settings, ..Options::default() };
     let server = tokio::task::spawn_blocking(|| PrivatePostgres::start(options).unwrap()).await.unwrap();
     let first = Database::new_on(&server).await;
@@ -271,13 +254,14 @@ async fn twenty_idle_databases_cost_each_less_than_a_query_a_second() {
     // A relay rests when nothing has happened for a while, and its first partitions are made.
     pause(Duration::from_secs(15)).await;
     process.wait_for_logs("partition made", 2 * DATABASES).await;
-    let before = statements(&server, &urls);
+    let names: Vec<&str> = urls.iter().map(|(name, _)| *name).collect();
+    let before = server.count_statements(&names);
     let mut windows = 0;
     let rates = loop {
         pause(WINDOW).await;
         windows += 1;
         let seconds = (WINDOW * windows).as_secs_f64();
-        let after = statements(&server, &urls);
+        let after = server.count_statements(&names);
         let rates: Vec<f64> =
             before.iter().zip(&after).map(|(before, after)| (after - before) as f64 / seconds).collect();
         // What is done every minute or half a minute may fall into a window.

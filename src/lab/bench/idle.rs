@@ -11,13 +11,12 @@ use super::{
     cost::{children_of, cpu_of},
     memory::Killed,
     report::{Figure, Report},
-    stage::{Database, SOON, Stage},
-    within,
+    stage::{Database, Stage, execute},
 };
+use crate::lab::private_postgres::LOGS_STATEMENTS;
 
 const FLOOR: &str = "the same databases without a relay";
-/// A relay rests when nothing has happened for twice its lease; PostgreSQL counts what a session did up to
-/// 10 s later.
+/// A relay rests when nothing has happened for twice its lease, and has made its first partitions by then.
 const SETTLES_IN: Duration = Duration::from_secs(45);
 
 /// Counters of all databases together.
@@ -44,6 +43,11 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
         database.pool.close().await;
         databases.push(database);
     }
+    // A vacuum costs, and is not the relay's.
+    configure(stage, "autovacuum", Some("off")).await?;
+    for (name, value) in LOGS_STATEMENTS {
+        configure(stage, name, Some(value)).await?;
+    }
     for value in over(stage, &databases, None, window).await?.into_iter().zip(&mut figures) {
         value.1.floor.push(value.0);
     }
@@ -56,10 +60,23 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
         value.1.value.push(value.0);
     }
     drop(relay);
+    for name in LOGS_STATEMENTS.iter().map(|(name, _)| *name).chain(["autovacuum"]) {
+        configure(stage, name, None).await?;
+    }
     for database in databases {
         stage.discard(database).await?;
     }
     Ok(report.print(FLOOR, &figures)?)
+}
+
+/// Changes a setting of the server, or takes the change back.
+async fn configure(stage: &Stage, name: &str, value: Option<&str>) -> anyhow::Result<()> {
+    let change = match value {
+        Some(value) => format!("alter system set {name} = '{value}'"),
+        None => format!("alter system reset {name}"),
+    };
+    execute(stage.server(), change).await?;
+    execute(stage.server(), "select pg_reload_conf()".to_owned()).await
 }
 
 /// Queries per second in each database, and CPU in ms per second, over a time.
@@ -69,9 +86,9 @@ async fn over(
     relay: Option<u32>,
     window: Duration,
 ) -> anyhow::Result<[f64; 3]> {
-    let before = counters(stage, databases, relay).await?;
+    let before = counters(stage, databases, relay)?;
     pause(window).await;
-    let after = counters(stage, databases, relay).await?;
+    let after = counters(stage, databases, relay)?;
     let seconds = window.as_secs_f64();
     let each = f64::from(u32::try_from(databases.len()).unwrap_or(u32::MAX));
     Ok([
@@ -81,16 +98,12 @@ async fn over(
     ])
 }
 
-async fn counters(stage: &Stage, databases: &[Database], relay: Option<u32>) -> anyhow::Result<Counters> {
+fn counters(stage: &Stage, databases: &[Database], relay: Option<u32>) -> anyhow::Result<Counters> {
     let names: Vec<&str> = databases.iter().map(Database::name).collect();
-    // A transaction is a query here: idle relays begin none with several.
-    let counting = sqlx::query_scalar(
-        "select coalesce(sum(xact_commit + xact_rollback), 0)::double precision \
-           from pg_stat_database where datname = any ($1)",
-    )
-    .bind(names)
-    .fetch_one(stage.server());
-    let queries = within(SOON, "reading counters of PostgreSQL", counting).await?;
+    // Not the counters of transactions: PostgreSQL counts one more for each notification that a session
+    // hears.
+    let queries = stage.count_statements(&names).into_iter().sum::<usize>();
+    let queries = f64::from(u32::try_from(queries).unwrap_or(u32::MAX));
     let relay = match relay {
         Some(relay) => {
             cpu_of(&fs::read_to_string(format!("/proc/{relay}/stat")).context("the relay has ended")?)

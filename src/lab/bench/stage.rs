@@ -93,6 +93,11 @@ impl Stage {
         Ok(folder)
     }
 
+    /// How many statements were sent to each of these databases while the log had them. Reads all of the log.
+    pub(super) fn count_statements(&self, databases: &[&str]) -> Vec<usize> {
+        self.postgres.count_statements(databases)
+    }
+
     /// Process id of the server.
     pub(super) fn postmaster(&self) -> u32 {
         self.postgres.process().unwrap_or_default()
@@ -276,7 +281,7 @@ pub(super) fn payload(number: u32) -> String {
     )
 }
 
-async fn execute(pool: &PgPool, statements: String) -> anyhow::Result<()> {
+pub(super) async fn execute(pool: &PgPool, statements: String) -> anyhow::Result<()> {
     within(SOON, "preparing the database", sqlx::raw_sql(AssertSqlSafe(statements)).execute(pool))
         .await
         .map(drop)

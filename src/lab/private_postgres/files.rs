@@ -67,6 +67,22 @@ impl Home {
         lines[lines.len().saturating_sub(5)..].join(" | ")
     }
 
+    /// How many statements sessions have sent in each of these databases, while
+    /// [`LOGS_STATEMENTS`](super::LOGS_STATEMENTS) was set.
+    pub(super) fn count_statements(&self, databases: &[&str]) -> Vec<usize> {
+        let log = fs::read(self.path.join("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let mut counts = vec![0; databases.len()];
+        for line in log.lines() {
+            let Some((database, said)) = line.split_once(" LOG:  ") else { continue };
+            if said.starts_with("execute ") || said.starts_with("statement: ") {
+                let place = databases.iter().position(|one| *one == database);
+                place.into_iter().for_each(|place| counts[place] += 1);
+            }
+        }
+        counts
+    }
+
     /// Writes `postgresql.conf` and `pg_hba.conf` of a new cluster.
     pub(super) fn configure(&self, options: &Options) -> Result<(), Error> {
         let mut settings = vec![

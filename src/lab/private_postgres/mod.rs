@@ -24,6 +24,9 @@ use crate::lab::private_server::child::Child;
 
 /// Oldest supported major version.
 const OLDEST: u32 = 14;
+/// Settings with which the log has every statement and the database that it was sent to.
+pub const LOGS_STATEMENTS: [(&str, &str); 3] =
+    [("log_statement", "all"), ("log_line_prefix", "%d "), ("log_min_messages", "log")];
 /// Deadline of a start, including recovery after a crash.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 /// Time after which a server that does not stop is killed.
@@ -274,6 +277,13 @@ impl PrivatePostgres {
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.home.path()
+    }
+
+    /// How many statements sessions have sent in each of these databases, while [`LOGS_STATEMENTS`] was set.
+    /// Reads the whole log, and blocks.
+    #[must_use]
+    pub fn count_statements(&self, databases: &[&str]) -> Vec<usize> {
+        self.home.count_statements(databases)
     }
 
     /// Folder of its programs, such as `pg_dump`.

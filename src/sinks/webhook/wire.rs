@@ -20,8 +20,9 @@ use tokio::{
     sync::OwnedSemaphorePermit,
 };
 
-/// Most bytes of the head of a response, together with the interim responses (1xx) before it.
-const LONGEST_HEAD: usize = 256 * 1024;
+/// Most bytes of the head of a response, together with the interim responses (1xx) before it. The client
+/// keeps a head in memory until it ends: hundreds that never end must have room.
+const LONGEST_HEAD: usize = 64 * 1024;
 /// Most bytes that an HTTP/2 connection may bring without a response or a part of a body for anyone. More
 /// than the windows of all its streams and their heads.
 const MOST_UNREAD: u64 = 8 * 1024 * 1024;
