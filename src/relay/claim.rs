@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{
     breaker::Gate,
     claim_in_order::InOrder,
+    crash,
     deliver::Deliver,
     dispatch::Job,
     doubt::Doubt,
@@ -214,6 +215,9 @@ impl Claims {
                 return Err(error);
             }
         };
+        if !claimed.is_empty() {
+            crash::point(crash::Point::Claimed);
+        }
         let mut by_subscription: HashMap<SubscriptionId, Vec<Claimed>> = HashMap::new();
         for row in claimed {
             by_subscription.entry(row.subscription_id).or_default().push(row);
@@ -257,6 +261,9 @@ impl Claims {
                     return Err(error);
                 }
             };
+        if !pages.is_empty() {
+            crash::point(crash::Point::Claimed);
+        }
         let mut got: HashMap<SubscriptionId, (usize, usize)> = HashMap::new();
         for entry in pages.iter().flat_map(|page| &page.entries) {
             let count = got.entry(entry.subscription).or_default();

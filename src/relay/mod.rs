@@ -25,6 +25,7 @@ mod claim;
 mod claim_in_order;
 mod clock;
 mod concurrency;
+mod crash;
 mod deliver;
 pub(crate) mod delivery;
 mod dispatch;

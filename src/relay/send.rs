@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     attempted::{all, cut_off},
+    crash,
     dispatch::Job,
 };
 use crate::{
@@ -40,7 +41,11 @@ pub(super) async fn send(subscription: &Subscription, deliveries: &[Outgoing]) -
     let outlet = &subscription.outlet;
     let deadline = outlet.deadline().min(LONGEST_ATTEMPT);
     let retry = |reason| Report::from(Outcome::Retry { reason, after: None });
-    match tokio::time::timeout(deadline, AssertUnwindSafe(outlet.send(deliveries)).catch_unwind()).await {
+    crash::point(crash::Point::Sending);
+    let answer =
+        tokio::time::timeout(deadline, AssertUnwindSafe(outlet.send(deliveries)).catch_unwind()).await;
+    crash::point(crash::Point::Answered);
+    match answer {
         Ok(Ok(reports)) if reports.len() == deliveries.len() => reports,
         Ok(Ok(reports)) => {
             tracing::error!(

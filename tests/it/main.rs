@@ -24,6 +24,7 @@ mod cli; // help, exit codes, output streams
 mod clients; // programs in other languages publish
 mod deploy; // manifests, chart, compose file and units agree with the program
 mod contention; // others take every connection, or lock a whole table
+mod crashes; // a relay dies at each step of a delivery
 mod demo; // everything together, to its end and interrupted
 mod docs; // README and the book against the program: links, commands, names, tables, examples
 mod drivers; // drivers of other languages publish, and the page that says how

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::{
     await_work::DOORBELL,
+    crash,
     deliver::Deliver,
     delivery::{Content, Delivery},
     dispatch::{Job, Passage, Place},
@@ -209,6 +210,9 @@ impl Route {
             self.ask_for_less(error, plan.events);
         });
         let Some((next, ids, owed_since)) = advanced? else { return Ok(self.overtaken()) };
+        if plan.pairs > 0 {
+            crash::point(crash::Point::Routed);
+        }
         self.most = LARGE_PAGE.min(self.most * 2);
         self.cursor = Some(next);
         // One that could not be read is read again.

@@ -12,6 +12,7 @@ use super::{
     super::{
         attempted::{Attempted, in_ascii},
         await_work::backon_waits,
+        crash,
         held::{Held, Lease, Page},
         telemetry::Telemetry,
     },
@@ -209,8 +210,10 @@ impl Writer<'_> {
         answers: Answers,
         write: impl Future<Output = Result<Vec<Id>, Error>>,
     ) -> Result<Vec<Id>, Obstacle> {
+        crash::point(crash::Point::Settling);
         let error = match write.await {
             Ok(written) => {
+                crash::point(crash::Point::Settled);
                 self.telemetry.database_worked("settle");
                 return Ok(written);
             }

@@ -1,0 +1,97 @@
+//! The relay dies at each step of a delivery, and another one goes on: how often the destination gets the event
+//! is exactly known.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, stream};
+
+use crate::support::{Books, ChildRelay, Database, Server};
+
+/// What the event goes through before the relay dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// It is sent at once, and accepted.
+    Plain,
+    /// It waited in the backlog of a subscription that was paused.
+    Backlog,
+    /// The first attempt failed.
+    Retried,
+    /// It fails, and is given up after the first attempt.
+    GivenUp,
+}
+
+/// Where the relay dies, and how many requests there are in the end.
+const CASES: [(&str, Way, u64); 13] = [
+    ("routed", Way::Plain, 1),
+    ("sending", Way::Plain, 1),
+    ("answered", Way::Plain, 2),
+    ("settling", Way::Plain, 2),
+    ("settled", Way::Plain, 1),
+    ("claimed", Way::Backlog, 1),
+    ("answered", Way::Backlog, 2),
+    ("settled", Way::Backlog, 1),
+    ("claimed", Way::Retried, 2),
+    ("settling:2", Way::Retried, 3),
+    ("settled:2", Way::Retried, 2),
+    ("settling", Way::GivenUp, 2),
+    ("settled", Way::GivenUp, 1),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_dies_at_a_step_repeats_what_it_had_sent_and_not_settled_and_nothing_else() {
+    let cases = stream::iter(CASES).map(|(point, way, requests)| async move {
+        let seen = dies_at(point, way).await;
+        (seen != requests).then(|| format!("{point}, {way:?}: {seen} requests instead of {requests}"))
+    });
+    let wrong: Vec<String> = cases.buffer_unordered(3).filter_map(|wrong| async { wrong }).collect().await;
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Sends an event with a relay that dies at this point, and with another one after it. Returns how many
+/// requests there were.
+async fn dies_at(point: &str, way: Way) -> u64 {
+    let database = Database::new().await;
+    let books = Books::default();
+    let server = Server::open(&books, Duration::ZERO).await;
+    server.subscribe(&database, "all", &["**"]).await;
+    let retry = if way == Way::GivenUp {
+        r#"{"max_attempts": 1}"#
+    } else {
+        r#"{"schedule": ["2s", "2s"], "jitter": 0}"#
+    };
+    database.execute(format!("update outbox.subscriptions set retry = '{retry}'")).await;
+    server.switch.set_down(matches!(way, Way::Retried | Way::GivenUp));
+    let settings = [("PGOUTBOX__RELAY__LEASE", "3s"), ("TEST_CRASH_AT", point)];
+    if way == Way::Backlog {
+        database.execute("select outbox.pause('all')").await;
+    }
+    let mut dying = ChildRelay::start(&database, "dying", &settings).await;
+    books.publish(&database.pool, "order").await;
+    match way {
+        Way::Plain | Way::GivenUp => {}
+        Way::Backlog => {
+            database.eventually("select exists (select from outbox.backlog)").await;
+            database.execute("select outbox.resume('all')").await;
+        }
+        Way::Retried => {
+            database.eventually("select exists (select from outbox.deliveries)").await;
+            server.switch.set_down(false);
+        }
+    }
+    let ended = dying.ended(Duration::from_secs(30)).await;
+    assert_eq!(ended, None, "{point}, {way:?}: it dies of a signal: {:#?}", dying.log());
+    let mut next = ChildRelay::start(&database, "next", &settings[..1]).await;
+    database
+        .eventually(
+            "select not exists (select from outbox.owed) \
+                    and (select unrouted = 0 from outbox.log_status)",
+        )
+        .await;
+    next.signal("TERM");
+    assert_eq!(next.ended(Duration::from_secs(20)).await, Some(0), "{:#?}", next.log());
+    let dead = database.count("select count(*) from outbox.dead_letters").await;
+    assert_eq!(dead, i64::from(way == Way::GivenUp), "{point}, {way:?}: dead letters");
+    let requests = server.switch.requests();
+    database.drop().await;
+    requests
+}
