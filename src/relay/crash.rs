@@ -21,6 +21,7 @@ pub(super) enum Point {
 /// Ends the process if a test has chosen this point. The variable `TEST_CRASH_AT` has its name, and with
 /// `:2` the process ends when it gets there for the second time.
 #[cfg(feature = "internals")]
+#[expect(clippy::disallowed_methods, reason = "it is no setting")]
 pub(super) fn point(point: Point) {
     use std::sync::{
         OnceLock,

@@ -352,7 +352,8 @@ impl Deliver {
         if jobs.iter().all(|job| job.delivery.content.is_read()) {
             return Ok(());
         }
-        payloads::read_events(&self.base.store, jobs, LARGEST).await
+        // Boxed: it is large, and most attempts do without.
+        Box::pin(payloads::read_events(&self.base.store, jobs, LARGEST)).await
     }
 
     /// Why a delivery is not attempted at all.

@@ -99,7 +99,7 @@ impl Reload {
             let subscription = if let Some(same) = before.and_then(|before| before.in_state_of(&row)) {
                 same
             } else {
-                let (subscription, problem) = Subscription::bind(row, &self.sinks);
+                let (subscription, problem) = Subscription::bind(*row, &self.sinks);
                 self.unusable.note(&subscription.row, problem);
                 if subscription.is_choosy() {
                     tokio::task::yield_now().await; // thousands of expressions take seconds to compile

@@ -69,9 +69,10 @@ impl Watch {
         task: impl Future<Output = ()> + Send + 'static,
     ) -> impl Future<Output = ()> + Send + 'static {
         let this = self.clone();
+        // Boxed: each layer of futures around it would have room for it twice.
+        let task = Box::pin(AssertUnwindSafe(task).catch_unwind());
         async move {
-            let task = this.dropped.run_until_cancelled(AssertUnwindSafe(task).catch_unwind());
-            match task.await {
+            match this.dropped.run_until_cancelled(task).await {
                 Some(Ok(())) if lasts && !this.stop.is_cancelled() => this.fail(name),
                 Some(Err(_)) => this.fail(name),
                 Some(Ok(())) | None => {}

@@ -203,8 +203,8 @@ pub struct LoadedPauses {
 /// The subscriptions that changed since the last load.
 #[derive(Debug, Default)]
 pub struct Loaded {
-    /// Rows that changed.
-    pub rows: Vec<SubscriptionRow>,
+    /// Rows that changed, each on its own, so that each leaves memory when it is used.
+    pub rows: Vec<Box<SubscriptionRow>>,
     /// Ids of changed rows that cannot be read, and why. The triggers of the table refuse such rows.
     pub unreadable: Vec<(SubscriptionId, String)>,
     /// Ids of all rows, changed or not.
@@ -237,7 +237,7 @@ impl Store {
                     return Ok(());
                 };
                 match SubscriptionRow::from_row(row) {
-                    Ok(row) => loaded.rows.push(row),
+                    Ok(row) => loaded.rows.push(Box::new(row)),
                     // The other subscriptions are loaded nevertheless.
                     Err(error) => loaded.unreadable.push((id, error.to_string())),
                 }

@@ -4,7 +4,7 @@ mod conditions;
 mod index;
 mod selections;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::{
     delivery::{RetryPolicy, rate::Rate},
@@ -39,8 +39,9 @@ pub struct Subscription {
     /// Expression that makes the payload to be sent.
     pub transform: Option<Arc<Transform>>,
     patterns: Arc<[Pattern]>,
-    /// The same patterns, to look up a topic.
-    trie: Arc<Trie<()>>,
+    /// The same patterns, to look up a topic. Made when it is first used: most never are, because a relay
+    /// looks up topics in the trie of all subscriptions.
+    trie: OnceLock<Arc<Trie<()>>>,
     containment: Option<Arc<Containment>>,
     filter: Option<Arc<Filter>>,
     /// Why its conditions cannot be used. Every event then fails: sending what they might exclude would be
@@ -97,10 +98,6 @@ impl Subscription {
             });
         let problem = unusable_condition.clone().or(problem);
         let usable = problem.is_none();
-        let mut trie = Trie::default();
-        for pattern in &patterns {
-            trie.insert(pattern, ());
-        }
         let name = Arc::from(row.name.as_str());
         (
             Self {
@@ -111,7 +108,7 @@ impl Subscription {
                 outlet,
                 transform: transform.map(Arc::new),
                 patterns: patterns.into(),
-                trie: Arc::new(trie),
+                trie: OnceLock::new(),
                 containment: containment.map(Arc::new),
                 filter: filter.map(Arc::new),
                 unusable_condition,
@@ -185,7 +182,7 @@ impl Subscription {
     fn plain_refusal(&self, event: &Event) -> Option<Condition> {
         if self.row.organization.is_some() && self.row.organization != event.organization {
             Some(Condition::Organization)
-        } else if self.trie.find(&event.topic).next().is_none() {
+        } else if !self.wants_topic(&event.topic) {
             Some(Condition::Topics)
         } else if !self.wants_key(event.key.as_deref()) {
             Some(Condition::Keys)
@@ -279,6 +276,15 @@ impl Subscription {
     /// would cause the next one.
     fn is_subject_of(&self, event: &Event) -> bool {
         event.topic.starts_with(RESERVED) && event.key.as_deref() == Some(&*self.name)
+    }
+
+    fn wants_topic(&self, topic: &str) -> bool {
+        let trie = self.trie.get_or_init(|| {
+            let mut trie = Trie::default();
+            self.patterns.iter().for_each(|pattern| trie.insert(pattern, ()));
+            Arc::new(trie)
+        });
+        trie.find(topic).next().is_some()
     }
 
     fn wants_key(&self, key: Option<&str>) -> bool {

@@ -1,5 +1,5 @@
-//! The relay dies at each step of a delivery, and another one goes on: how often the destination gets the event
-//! is exactly known.
+//! The relay dies at each step of a delivery, and another one goes on: how often the destination gets the
+//! event is exactly known.
 
 use std::time::Duration;
 
