@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{
     claim::{Claims, LATE, ROWS_AT_ONCE, SMALL, SUBSCRIPTIONS_AT_ONCE},
+    crash,
     dispatch::{Epochs, Job},
     doubt::Doubt,
     held::Lease,
@@ -109,6 +110,9 @@ impl Claims {
                 return Err(error);
             }
         };
+        if !keyed.claimed.is_empty() {
+            crash::point(crash::Point::Claimed);
+        }
         let answered: HashSet<(SubscriptionId, &str)> = keyed
             .claimed
             .iter()
@@ -177,6 +181,9 @@ impl Claims {
                 return Err(error);
             }
         };
+        if !pages.is_empty() {
+            crash::point(crash::Point::Claimed);
+        }
         let mut got: HashMap<SubscriptionId, (usize, usize, bool)> = HashMap::new();
         for page in &pages {
             for entry in &page.entries {

@@ -4,7 +4,7 @@
 /// A step of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Point {
-    /// It is committed which subscriptions get an event.
+    /// It is committed which subscriptions get the events of a page.
     Routed,
     /// A claim is committed.
     Claimed,

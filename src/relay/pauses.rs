@@ -93,13 +93,16 @@ pub(super) async fn follow(
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !shutdown.is_cancelled() {
         pace.tick().await;
-        match load(&base, &sending, &waiting).await {
-            Ok(true) => {}
-            Ok(false) => continue,
-            Err(error) => base.telemetry.database_failed("pauses", &error),
-        }
         let is_alone = waiting.other_relays.load(Ordering::Acquire) == 0;
-        let longest = if is_alone { LOOK_ALONE } else { LOOK_EVERY };
+        let longest = match load(&base, &sending, &waiting).await {
+            Ok(true) if is_alone => LOOK_ALONE,
+            Ok(true) => LOOK_EVERY,
+            Ok(false) => continue,
+            Err(error) => {
+                base.telemetry.database_failed("pauses", &error);
+                LOOK_EVERY
+            }
+        };
         tokio::select! {
             () = sending.pauses.recorded.notified() => {}
             () = tokio::time::sleep_until((Instant::now() + longest).into()) => {}

@@ -101,11 +101,11 @@ impl Reload {
             } else {
                 let (subscription, problem) = Subscription::bind(*row, &self.sinks);
                 self.unusable.note(&subscription.row, problem);
-                if subscription.is_choosy() {
-                    tokio::task::yield_now().await; // thousands of expressions take seconds to compile
-                }
                 subscription
             };
+            if subscription.is_choosy() {
+                tokio::task::yield_now().await; // thousands of expressions take seconds to compile
+            }
             let may_send = subscription.may_send();
             let before = self.subscriptions.insert(id, Arc::new(subscription));
             let could_send =

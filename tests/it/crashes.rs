@@ -20,28 +20,36 @@ enum Way {
     GivenUp,
 }
 
-/// Where the relay dies, and how many requests there are in the end.
-const CASES: [(&str, Way, u64); 13] = [
-    ("routed", Way::Plain, 1),
-    ("sending", Way::Plain, 1),
-    ("answered", Way::Plain, 2),
-    ("settling", Way::Plain, 2),
-    ("settled", Way::Plain, 1),
-    ("claimed", Way::Backlog, 1),
-    ("answered", Way::Backlog, 2),
-    ("settled", Way::Backlog, 1),
-    ("claimed", Way::Retried, 2),
-    ("settling:2", Way::Retried, 3),
-    ("settled:2", Way::Retried, 2),
-    ("settling", Way::GivenUp, 2),
-    ("settled", Way::GivenUp, 1),
+/// Where the relay dies, whether the events of a key keep their order, and how many requests there are in the
+/// end.
+const CASES: [(&str, Way, bool, u64); 18] = [
+    ("routed", Way::Plain, false, 1),
+    ("sending", Way::Plain, false, 1),
+    ("answered", Way::Plain, false, 2),
+    ("settling", Way::Plain, false, 2),
+    ("settled", Way::Plain, false, 1),
+    ("claimed", Way::Backlog, false, 1),
+    ("answered", Way::Backlog, false, 2),
+    ("settled", Way::Backlog, false, 1),
+    ("claimed", Way::Retried, false, 2),
+    ("settling:2", Way::Retried, false, 3),
+    ("settled:2", Way::Retried, false, 2),
+    ("settling", Way::GivenUp, false, 2),
+    ("settled", Way::GivenUp, false, 1),
+    ("claimed", Way::Backlog, true, 1),
+    ("settling", Way::Backlog, true, 2),
+    // The first claim is that of the first attempt.
+    ("claimed:2", Way::Retried, true, 2),
+    ("settling:2", Way::Retried, true, 3),
+    ("settled", Way::GivenUp, true, 1),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_dies_at_a_step_repeats_what_it_had_sent_and_not_settled_and_nothing_else() {
-    let cases = stream::iter(CASES).map(|(point, way, requests)| async move {
-        let seen = dies_at(point, way).await;
-        (seen != requests).then(|| format!("{point}, {way:?}: {seen} requests instead of {requests}"))
+    let cases = stream::iter(CASES).map(|(point, way, ordered, requests)| async move {
+        let seen = dies_at(point, way, ordered).await;
+        (seen != requests)
+            .then(|| format!("{point}, {way:?}, in order: {ordered}: {seen} requests instead of {requests}"))
     });
     let wrong: Vec<String> = cases.buffer_unordered(3).filter_map(|wrong| async { wrong }).collect().await;
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -49,7 +57,7 @@ async fn a_relay_that_dies_at_a_step_repeats_what_it_had_sent_and_not_settled_an
 
 /// Sends an event with a relay that dies at this point, and with another one after it. Returns how many
 /// requests there were.
-async fn dies_at(point: &str, way: Way) -> u64 {
+async fn dies_at(point: &str, way: Way, ordered: bool) -> u64 {
     let database = Database::new().await;
     let books = Books::default();
     let server = Server::open(&books, Duration::ZERO).await;
@@ -57,16 +65,19 @@ async fn dies_at(point: &str, way: Way) -> u64 {
     let retry = if way == Way::GivenUp {
         r#"{"max_attempts": 1}"#
     } else {
-        r#"{"schedule": ["2s", "2s"], "jitter": 0}"#
+        r#"{"schedule": ["5s", "5s"], "jitter": 0}"#
     };
-    database.execute(format!("update outbox.subscriptions set retry = '{retry}'")).await;
+    let ordering = if ordered { "key" } else { "none" };
+    database
+        .execute(format!("update outbox.subscriptions set retry = '{retry}', ordering = '{ordering}'"))
+        .await;
     server.switch.set_down(matches!(way, Way::Retried | Way::GivenUp));
     let settings = [("PGOUTBOX__RELAY__LEASE", "3s"), ("TEST_CRASH_AT", point)];
     if way == Way::Backlog {
         database.execute("select outbox.pause('all')").await;
     }
     let mut dying = ChildRelay::start(&database, "dying", &settings).await;
-    books.publish(&database.pool, "order").await;
+    database.execute("select outbox.publish('order', '1', key => 'k')").await;
     match way {
         Way::Plain | Way::GivenUp => {}
         Way::Backlog => {

@@ -263,3 +263,41 @@ async fn a_relay_frozen_past_its_lease_repeats_at_most_its_permits_and_its_late_
     println!("a freeze: {} copies of at most {PERMITS}", findings.duplicates());
     database.drop().await;
 }
+
+/// The queue of notifications holds 8 GB for all databases of a server. A listener that reads nothing keeps
+/// what was sent since, and a full queue would refuse commits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishers_that_ring_for_a_frozen_relay_do_not_fill_the_queue_of_notifications() {
+    const COMMITS: u32 = 20_000;
+    let database = Database::new().await;
+    let mut good = Good::start().await;
+    let config = serde_json::json!({"url": good.url});
+    let subscribe = "select outbox.subscribe('wanted', array['wanted'], 'webhook', $1)";
+    sqlx::query(subscribe).bind(config).execute(&database.pool).await.unwrap();
+    let mut relay = ChildRelay::start(&database, "frozen", &[]).await;
+    let sleeps = "select exists (select from pg_locks where locktype = 'advisory' and objid = 7411001 \
+                     and mode = 'ExclusiveLock' \
+                     and database = (select oid from pg_database where datname = current_database()))";
+    loop {
+        database.eventually(sleeps).await;
+        relay.signal("STOP");
+        if sqlx::query_scalar(sleeps).fetch_one(&database.pool).await.unwrap() {
+            break;
+        }
+        relay.signal("CONT");
+    }
+    let flood = format!(
+        "do $$ begin for n in 1..{COMMITS} loop perform outbox.publish('unwanted', '1'); commit; end loop; end $$"
+    );
+    database.execute(flood).await;
+    database.execute("select outbox.publish('wanted', '1')").await;
+    let used: f64 =
+        sqlx::query_scalar("select pg_notification_queue_usage()").fetch_one(&database.pool).await.unwrap();
+    assert!(used > 0.0, "they rang");
+    assert!(used * 200_000.0 / f64::from(COMMITS) < 0.01, "{used} of the queue after {COMMITS} commits");
+    relay.signal("CONT");
+    good.take(1).await;
+    relay.signal("TERM");
+    assert_eq!(relay.ended(Duration::from_secs(20)).await, Some(0), "{:#?}", relay.log());
+    database.drop().await;
+}

@@ -89,6 +89,8 @@ async fn over(
     let before = counters(stage, databases, relay)?;
     pause(window).await;
     let after = counters(stage, databases, relay)?;
+    let counts = relay.is_none() || after.queries > before.queries;
+    anyhow::ensure!(counts, "the log of PostgreSQL has no statement of the relay");
     let seconds = window.as_secs_f64();
     let each = f64::from(u32::try_from(databases.len()).unwrap_or(u32::MAX));
     Ok([
