@@ -185,7 +185,8 @@ install-openssl:
 	pkg-config --exists openssl 2>/dev/null || missing="$$missing libssl-dev"; \
 	$(install_missing)
 
-# Servers that tests and the benchmark start, their clients, openssl for certificates, and the authorities of the image.
+# Servers that tests and the benchmark start, their clients, openssl for certificates, the authorities of the image, and
+# a library that sets the clocks of processes.
 # Debian also starts a server for some of these packages; pgoutbox does not use those.
 install-brokers:
 	@missing=""; \
@@ -196,6 +197,7 @@ install-brokers:
 	have pgbouncer || missing="$$missing pgbouncer"; \
 	have rabbitmq-server || missing="$$missing rabbitmq-server"; \
 	have openssl || missing="$$missing openssl"; \
+	ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$$missing libfaketime"; \
 	[ -e /etc/ssl/certs/ca-certificates.crt ] || missing="$$missing ca-certificates"; \
 	$(install_missing)
 

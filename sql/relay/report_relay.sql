@@ -48,7 +48,7 @@ reported as (
            filter_errors = excluded.filter_errors, last_filter_error = excluded.last_filter_error,
            delivered_lately = excluded.delivered_lately, reported_at = excluded.reported_at
 )
-select seen.seen_at,
+select seen.seen_at, now() as now,
        (select count(*)
           from outbox.relays as other
          where other.name <> $1::text

@@ -12,6 +12,7 @@ use super::{
     await_work::DOORBELL,
     breaker::About,
     parts::{Base, Counted, Sending, Waiting},
+    set_back::SetBack,
     sweep::Sweeps,
     trouble,
 };
@@ -39,6 +40,7 @@ pub(super) async fn maintain(
     rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut round = 0u32;
     let mut sweeps = Sweeps::default();
+    let mut set_back = SetBack::new();
     let mut reported: HashMap<SubscriptionId, SubscriptionReport> = HashMap::new();
     // What a relay of this name reported before it was killed is true no longer.
     if let Err(error) = base.store.leave_relay(&base.settings.name).await {
@@ -57,8 +59,12 @@ pub(super) async fn maintain(
         let open = sending.breakers.open(Instant::now()).len();
         base.telemetry.permits_measured(sending.dispatch.free_permits(), open);
         base.telemetry.held_measured(numbers.ahead, numbers.in_flight, numbers.unsettled);
+        let expected = base.clock.now();
         match report(&base, &sending, &counted, started, &mut reported).await {
-            Ok(Others { relays: now, gateways }) => {
+            Ok(Others { relays: now, gateways, now: at }) => {
+                if set_back.reported(at, expected) {
+                    inspect(&base).await;
+                }
                 base.news.count_gateways(gateways);
                 if now < relays {
                     waiting.relay_ended.store(true, Ordering::Release);
@@ -76,6 +82,9 @@ pub(super) async fn maintain(
                 sending.dispatch.paces.share_with(u32::try_from(now).unwrap_or(0));
             }
             Err(error) => base.telemetry.database_failed("maintain", &error),
+        }
+        if let Err(error) = set_back.follow_up(&base).await {
+            base.telemetry.database_failed("maintain", &error);
         }
         if let Err(error) = trouble::judge(&base, &counted).await {
             base.telemetry.database_failed("maintain", &error);
@@ -100,12 +109,17 @@ pub(super) async fn maintain(
                 Ok(log) => base.telemetry.log_measured(&log),
                 Err(error) => base.telemetry.database_failed("maintain", &error),
             }
-            match base.store.inspect().await {
-                Ok(ahead) => base.clock.set(ahead),
-                Err(error) => base.telemetry.database_failed("maintain", &error),
-            }
+            inspect(&base).await;
         }
         round = round.wrapping_add(1);
+    }
+}
+
+/// Compares the clocks, and looks whether the database can be used.
+async fn inspect(base: &Base) {
+    match base.store.inspect().await {
+        Ok(ahead) => base.clock.set(ahead),
+        Err(error) => base.telemetry.database_failed("maintain", &error),
     }
 }
 

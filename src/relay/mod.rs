@@ -52,6 +52,7 @@ mod retention;
 mod route;
 mod schedule;
 mod send;
+mod set_back;
 mod settings;
 mod settle;
 mod shared;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sqlx::Row as _;
 
 use super::{connection::Store, error::Error};
@@ -80,6 +81,8 @@ pub struct Others {
     pub relays: i64,
     /// Number of gateways with another name than the relay, within 15 s.
     pub gateways: i64,
+    /// Time of the database.
+    pub now: DateTime<Utc>,
 }
 
 impl Store {
@@ -108,12 +111,26 @@ impl Store {
             .bind(report.no_progress_why.as_deref())
             .bind_each(subscriptions, |one| one.delivered_lately)
             .row(|row| {
-                let others = Others { relays: row.try_get("others")?, gateways: row.try_get("gateways")? };
-                Ok((row.try_get("seen_at")?, others))
+                let (relays, gateways) = (row.try_get("others")?, row.try_get("gateways")?);
+                Ok((row.try_get("seen_at")?, Others { relays, gateways, now: row.try_get("now")? }))
             })
             .await?;
         self.guard.saw_report(seen_at);
         Ok(others)
+    }
+
+    /// Ends the leases that lie further ahead than this, which is longer than any relay leases: the clock of
+    /// the server was set back. Returns how many there were. With `rows`
+    /// all deliveries are read, too.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn free_far_leases(&self, longest: Duration, rows: bool) -> Result<i64, Error> {
+        self.statement("ending leases from before the clock was set", sql!("relay/free_far_leases"))
+            .bind(longest.as_secs_f64())
+            .bind(rows)
+            .row(|row| row.try_get("freed"))
+            .await
     }
 
     /// Removes this relay from `outbox.relays`.

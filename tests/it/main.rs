@@ -23,6 +23,7 @@ mod channels; // channels of live clients are owed nothing, and nothing waits fo
 mod cli; // help, exit codes, output streams
 mod clients; // programs in other languages publish
 mod deploy; // manifests, chart, compose file and units agree with the program
+mod clocks; // clocks of relays that are wrong, and a server whose clock is set
 mod contention; // others take every connection, or lock a whole table
 mod crashes; // a relay dies at each step of a delivery
 mod demo; // everything together, to its end and interrupted

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use pgoutbox::lab::private_postgres::{Options, PrivatePostgres};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::support::{Books, ChildRelay, Crowd, Database, Good, Habits, Server, pause, seed};
@@ -269,7 +270,10 @@ async fn a_relay_frozen_past_its_lease_repeats_at_most_its_permits_and_its_late_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publishers_that_ring_for_a_frozen_relay_do_not_fill_the_queue_of_notifications() {
     const COMMITS: u32 = 20_000;
-    let database = Database::new().await;
+    // All databases of a server share it.
+    let server =
+        tokio::task::spawn_blocking(|| PrivatePostgres::start(Options::default()).unwrap()).await.unwrap();
+    let database = Database::new_on(&server).await;
     let mut good = Good::start().await;
     let config = serde_json::json!({"url": good.url});
     let subscribe = "select outbox.subscribe('wanted', array['wanted'], 'webhook', $1)";
@@ -299,5 +303,4 @@ async fn publishers_that_ring_for_a_frozen_relay_do_not_fill_the_queue_of_notifi
     good.take(1).await;
     relay.signal("TERM");
     assert_eq!(relay.ended(Duration::from_secs(20)).await, Some(0), "{:#?}", relay.log());
-    database.drop().await;
 }
