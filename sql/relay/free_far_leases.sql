@@ -1,5 +1,5 @@
--- End leases that lie further ahead than any relay leases: the clock of the server was set back since
--- they were given, and the relay that could renew them has died. Returns how many.
+-- End leases that lie further ahead than any relay leases: the clock of the server was set back
+-- since they were given, and the relay that could renew them has died. Returns how many.
 --   $1 longest lease, in seconds
 --   $2 whether outbox.deliveries is read too, all of it
 with limits (far) as (

@@ -1,5 +1,5 @@
-//! Clocks that are wrong: relays whose time is another one, and a server whose time is set. Only what a process
-//! believes is changed (libfaketime).
+//! Clocks that are wrong: relays whose time is another one, and a server whose time is set. Only what a
+//! process believes is changed (libfaketime).
 
 use std::{
     fs,

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use pgoutbox::lab::private_postgres::{Options, PrivatePostgres};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use sqlx::{Connection as _, Executor as _};
 
 use crate::support::{Books, ChildRelay, Crowd, Database, Good, Habits, Server, pause, seed};
 
@@ -265,7 +266,7 @@ async fn a_relay_frozen_past_its_lease_repeats_at_most_its_permits_and_its_late_
     database.drop().await;
 }
 
-/// The queue of notifications holds 8 GB for all databases of a server. A listener that reads nothing keeps
+/// The queue of notifications holds 8 GB for all databases of a server. A listener in a transaction keeps
 /// what was sent since, and a full queue would refuse commits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publishers_that_ring_for_a_frozen_relay_do_not_fill_the_queue_of_notifications() {
@@ -290,6 +291,9 @@ async fn publishers_that_ring_for_a_frozen_relay_do_not_fill_the_queue_of_notifi
         }
         relay.signal("CONT");
     }
+    let mut listener = database.connection().await;
+    listener.execute("listen outbox_doorbell").await.unwrap();
+    listener.execute("begin; select 1").await.unwrap();
     let flood = format!(
         "do $$ begin for n in 1..{COMMITS} loop perform outbox.publish('unwanted', '1'); commit; end loop; end $$"
     );
@@ -299,6 +303,7 @@ async fn publishers_that_ring_for_a_frozen_relay_do_not_fill_the_queue_of_notifi
         sqlx::query_scalar("select pg_notification_queue_usage()").fetch_one(&database.pool).await.unwrap();
     assert!(used > 0.0, "they rang");
     assert!(used * 200_000.0 / f64::from(COMMITS) < 0.01, "{used} of the queue after {COMMITS} commits");
+    listener.close().await.unwrap();
     relay.signal("CONT");
     good.take(1).await;
     relay.signal("TERM");
