@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-const ROWS: [(&str, usize); 19] = [
+const ROWS: [(&str, usize); 20] = [
     ("webhook_drain", 2),
     ("noop_drain", 2),
     ("deep_backlog", 1),
@@ -21,6 +21,7 @@ const ROWS: [(&str, usize); 19] = [
     ("matching", 14),
     ("held_transaction", 4),
     ("held_log", 1),
+    ("partitions", 6),
     ("idle", 3),
     ("memory", 2),
     ("live_latency", 4),

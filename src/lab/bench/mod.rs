@@ -28,6 +28,7 @@ mod latency;
 mod publishers_tax;
 mod fanout;
 mod ordered;
+mod partitions;
 mod matching;
 mod held_transaction;
 mod held_log;
@@ -104,6 +105,8 @@ pub enum Row {
     HeldTransaction,
     /// Events after millions that were routed while a transaction was open.
     HeldLog,
+    /// A log with many partitions.
+    Partitions,
     /// Queries and CPU of relays that have nothing to do.
     Idle,
     /// Memory with many subscriptions and a backlog, and with destinations that answer without end.
@@ -119,7 +122,7 @@ pub enum Row {
 }
 
 impl Row {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::WebhookDrain,
         Self::NoopDrain,
         Self::DeepBacklog,
@@ -133,6 +136,7 @@ impl Row {
         Self::Matching,
         Self::HeldTransaction,
         Self::HeldLog,
+        Self::Partitions,
         Self::Idle,
         Self::Memory,
         Self::LiveLatency,
@@ -157,6 +161,7 @@ impl Row {
             Self::Matching => "matching",
             Self::HeldTransaction => "held_transaction",
             Self::HeldLog => "held_log",
+            Self::Partitions => "partitions",
             Self::Idle => "idle",
             Self::Memory => "memory",
             Self::LiveLatency => "live_latency",
@@ -187,6 +192,7 @@ struct Sizes {
     held_for: Duration,
     held_backlog: u32,
     held_events: u32,
+    partition_looks: u32,
     remembered_events: u32,
     hostile: usize,
     idle_databases: u32,
@@ -216,6 +222,7 @@ impl Sizes {
                 held_for: Duration::from_secs(60),
                 held_backlog: 100_000,
                 held_events: 4_000_000,
+                partition_looks: 3_000,
                 remembered_events: 1_000_000,
                 hostile: 30,
                 idle_databases: 20,
@@ -241,6 +248,7 @@ impl Sizes {
                 held_for: Duration::from_secs(10),
                 held_backlog: 10_000,
                 held_events: 400_000,
+                partition_looks: 1_000,
                 remembered_events: 100_000,
                 hostile: 30,
                 idle_databases: 20,
@@ -266,6 +274,7 @@ impl Sizes {
                 held_for: Duration::from_secs(1),
                 held_backlog: 200,
                 held_events: 600,
+                partition_looks: 20,
                 remembered_events: 300,
                 hostile: 3,
                 idle_databases: 2,
@@ -321,6 +330,7 @@ async fn measure(options: &Options) -> anyhow::Result<()> {
             Row::Matching => matching::measure(&stage, &mut report),
             Row::HeldTransaction => held_transaction::measure(&stage, &mut report).await,
             Row::HeldLog => held_log::measure(&stage, &mut report).await,
+            Row::Partitions => partitions::measure(&stage, &mut report).await,
             Row::Idle => idle::measure(&stage, &mut report).await,
             Row::Memory => memory::measure(&stage, &mut report).await,
             Row::LiveLatency => live::latency::measure(&stage, &mut report).await,

@@ -97,7 +97,7 @@ pub(super) async fn alone(database: &Database, events: u32) -> anyhow::Result<Du
 }
 
 /// Connects with the relay's login and settings, so that plans are the same.
-async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
+pub(super) async fn connect(database: &Database) -> anyhow::Result<PgConnection> {
     let options = database.relay_options.clone();
     let settings = ConnectionSettings {
         servers: options.clone().into(),
