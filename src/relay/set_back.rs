@@ -12,7 +12,7 @@ use crate::store::Error;
 const SET: TimeDelta = TimeDelta::seconds(2);
 /// By then relays have renewed their leases. With the default lease they do every 3 s.
 const RENEWED_IN: Duration = Duration::from_secs(15);
-/// No lease is longer, also in relays with other settings: the longest is 10 minutes.
+/// No lease is longer in relays with other settings: the configuration allows 10 minutes.
 const LONGEST_LEASE: Duration = Duration::from_secs(660);
 
 /// What one relay knows of the clock of its server.
@@ -50,10 +50,14 @@ impl SetBack {
         if self.noticed.is_none_or(|noticed| noticed.elapsed() < wait) {
             return Ok(());
         }
+        // Tried again after the same wait, if this fails.
+        self.noticed = Some(Instant::now());
+        // Programs may set a longer lease than the configuration.
+        let longest = LONGEST_LEASE.max(base.settings.lease * 2);
         // Reading all deliveries would cost too much at every start.
-        let freed = base.store.free_far_leases(LONGEST_LEASE, self.is_seen).await;
+        let freed = base.store.free_far_leases(longest, self.is_seen).await?;
         *self = Self { noticed: None, is_seen: false };
-        if freed? > 0 {
+        if freed > 0 {
             base.store.ring(DOORBELL).await?;
         }
         Ok(())

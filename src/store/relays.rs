@@ -120,8 +120,7 @@ impl Store {
     }
 
     /// Ends the leases that lie further ahead than this, which is longer than any relay leases: the clock of
-    /// the server was set back. Returns how many there were. With `rows`
-    /// all deliveries are read, too.
+    /// the server was set back. Returns how many there were. With `rows` all deliveries are read, too.
     ///
     /// # Errors
     /// Those of the database.
