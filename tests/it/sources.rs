@@ -265,7 +265,7 @@ async fn twenty_idle_databases_cost_each_less_than_a_query_a_second() {
         let rates: Vec<f64> =
             before.iter().zip(&after).map(|(before, after)| (after - before) as f64 / seconds).collect();
         // What is done every minute or half a minute may fall into a window.
-        if windows == 7 || rates.iter().all(|rate| *rate < 1.0) {
+        if windows == 4 || rates.iter().all(|rate| *rate < 1.0) {
             break rates;
         }
     };
