@@ -7,7 +7,8 @@
 -- In the order of positions, whatever the ids: what was given back comes first again. Nothing is
 -- skipped: behind a row that somebody has locked nothing is taken. Suspects come alone, each row in
 -- a page of its own; others share a page for each subscription. While past events are read for a
--- subscription that has just begun, nothing behind them is taken.
+-- subscription that has just begun, nothing behind them is taken. The subscriptions of which
+-- something stays that may be taken next come back without a page.
 with held as materialized (
     select lease.subscription_id
       from outbox.order_leases as lease
@@ -134,6 +135,12 @@ paged as (
 )
 select paged.id, paged.deaths, paged.alone, paged.created_from, paged.created_until,
        paged.subscriptions, paged.owed, paged.owed_since,
-       '{}' as done
+       '{}' as done, null::bigint as stays
   from paged
- order by paged.id
+union all
+select null, null, null, null, null, null, null, null, null, room.subscription_id
+  from room
+ where exists (select from first
+                where first.subscription_id = room.subscription_id
+                  and not first.id = any (array(select emptied.id from emptied)))
+ order by id nulls last

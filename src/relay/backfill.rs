@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     await_work::DOORBELL,
     matching::look_at,
+    order,
     parts::{Base, Counted, Waiting},
 };
 use crate::{
@@ -82,7 +83,7 @@ async fn round(
     let starts = base.store.load_starts(&asked).await?;
     let left: HashSet<SubscriptionId> = starts.iter().map(|start| start.subscription_id).collect();
     done.extend(asked.into_iter().filter(|id| !left.contains(id)));
-    let mut worked = false;
+    let (mut worked, mut ordered) = (false, Vec::new());
     for start in starts.iter().filter(|start| start.is_fixed()) {
         if shutdown.is_cancelled() {
             break;
@@ -90,16 +91,24 @@ async fn round(
         if let Some(subscription) =
             index.get(start.subscription_id).filter(|subscription| subscription.can_evaluate())
         {
-            worked |= part(base, waiting, counted, subscription, start).await.unwrap_or_else(|error| {
-                // Continue with the other subscriptions.
-                base.telemetry.database_failed("start", &error);
-                false
-            });
+            let has_worked =
+                part(base, waiting, counted, subscription, start).await.unwrap_or_else(|error| {
+                    // Continue with the other subscriptions.
+                    base.telemetry.database_failed("start", &error);
+                    false
+                });
+            worked |= has_worked;
+            if has_worked && subscription.is_ordered() {
+                ordered.push(start.subscription_id);
+            }
         }
     }
     if worked {
         // Wakes the relays, including this one.
         base.store.ring(DOORBELL).await?;
+        if !ordered.is_empty() {
+            base.store.notify(DOORBELL, &order::messages(&ordered)).await?;
+        }
         waiting.starts.notify_one();
     }
     Ok(left.len())

@@ -10,7 +10,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    claim::{Claims, LATE, ROWS_AT_ONCE, SMALL, SUBSCRIPTIONS_AT_ONCE},
+    claim::{Claims, LATE, SMALL, SUBSCRIPTIONS_AT_ONCE},
     crash,
     dispatch::{Epochs, Job},
     doubt::Doubt,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     delivery::{Reason, SubscriptionId},
-    store::{BacklogClaim, Claim, Error, PageBatch},
+    store::{BacklogClaim, Claim, Error, FromBacklog, PageBatch},
     subscription::Subscription,
 };
 
@@ -46,8 +46,17 @@ impl Claims {
     /// again.
     pub(super) async fn may_claim_in_order(&self, subscription: &Subscription) -> bool {
         let id = subscription.row.id;
-        match self.waiting.order.may_deliver(&self.base, &self.sending, subscription).await {
-            Ok(Ok(())) => true,
+        if self.sending.dispatch.is_gate_open(id) {
+            return true;
+        }
+        match self.waiting.order.begin(&self.base, &self.sending, subscription).await {
+            Ok(Ok(())) => {
+                // Others have delivered it: what they left is not known here.
+                self.waiting.schedule.look_back(id);
+                self.waiting.schedule.hold_back(id, false);
+                self.waiting.schedule.note(id, Instant::now());
+                true
+            }
             Err(error) => {
                 // The others go on.
                 self.base.telemetry.database_failed("claim", &error);
@@ -143,6 +152,8 @@ impl Claims {
             if !keyed.looked_at.contains(&id) {
                 self.waiting.schedule.catch_up(id);
                 self.waiting.schedule.note(id, began + LOOK_AGAIN);
+                // Suspects may come before it.
+                self.waiting.schedule.hold_back(id, false);
             } else if count < claim.room as usize && !dispatch.wants_keys(id) {
                 if claim.since == self.waiting.schedule.since(id) {
                     self.waiting.schedule.look_from(id, started - LATE);
@@ -172,8 +183,8 @@ impl Claims {
         }
         let order = self.waiting.order.tokens(epochs.keys().copied());
         let lease = self.base.settings.lease;
-        let pages = match self.base.store.claim_ordered(&ready, &order, token, lease).await {
-            Ok(pages) => pages,
+        let claimed = match self.base.store.claim_ordered(&ready, &order, token, lease).await {
+            Ok(claimed) => claimed,
             Err(error) => {
                 let subscriptions = ready.iter().map(|claim| claim.subscription).collect();
                 self.doubt(&error, Doubt { token, subscriptions, order, began }).await;
@@ -181,16 +192,15 @@ impl Claims {
                 return Err(error);
             }
         };
+        let FromBacklog { pages, stays } = claimed;
         if !pages.is_empty() {
             crash::point(crash::Point::Claimed);
         }
-        let mut got: HashMap<SubscriptionId, (usize, usize, bool)> = HashMap::new();
+        // Whether they have suspects, by subscription.
+        let mut got: HashMap<SubscriptionId, bool> = HashMap::new();
         for page in &pages {
             for entry in &page.entries {
-                let count = got.entry(entry.subscription).or_default();
-                count.0 += 1;
-                count.1 += entry.positions.len();
-                count.2 |= page.deaths > 0;
+                *got.entry(entry.subscription).or_default() |= page.deaths > 0;
             }
         }
         let mut cancelled = PageBatch { tokens: vec![token], ..PageBatch::default() };
@@ -198,15 +208,21 @@ impl Claims {
         let mut jobs = self.jobs_of(pages, (token, began), &mut cancelled);
         self.cancel(&cancelled).await;
         for claim in &ready {
-            let (rows, positions, had_suspects) = got.get(&claim.subscription).copied().unwrap_or_default();
-            if !had_suspects && positions < claim.wanted && rows < ROWS_AT_ONCE.min(claim.wanted) {
-                self.waiting.schedule.let_go(claim.subscription, true);
-                if self.waiting.schedule.let_go(claim.subscription, false) {
-                    // The routing step beside this claim may have found no room because of it.
-                    dispatch.room.notify_one();
+            let id = claim.subscription;
+            let had_suspects = got.get(&id);
+            // Of suspects some may go back.
+            if stays.contains(&id) || had_suspects == Some(&true) {
+                self.waiting.schedule.hold_back(id, false);
+                if had_suspects.is_none() {
+                    // Somebody has locked the first.
+                    self.waiting.schedule.note(id, began + LOOK_AGAIN);
                 }
-            } else {
-                self.waiting.schedule.hold_back(claim.subscription, false);
+                continue;
+            }
+            self.waiting.schedule.let_go(id, true);
+            if self.waiting.schedule.let_go(id, false) {
+                // The routing step beside this claim may have found no room because of it.
+                dispatch.room.notify_one();
             }
         }
         let mut back = if suspects > 0 { self.keep_one_suspect(&mut jobs) } else { Vec::new() };

@@ -70,18 +70,15 @@ impl Order {
         self.leased.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this relay may deliver an ordered subscription now. Leases and opens it, if it can. If not,
-    /// `Err` has the time to ask again.
-    pub(super) async fn may_deliver(
+    /// Leases and opens an ordered subscription, if it can: then this relay may deliver it. If not, `Err` has
+    /// the time to ask again.
+    pub(super) async fn begin(
         &self,
         base: &Base,
         sending: &Sending,
         subscription: &Subscription,
     ) -> Result<Result<(), Instant>, Error> {
         let id = subscription.row.id;
-        if sending.dispatch.is_gate_open(id) {
-            return Ok(Ok(()));
-        }
         let now = Instant::now();
         let known = self.leased().get(&id).copied();
         if let Some(known) = known.filter(|known| known.ask_at > now) {

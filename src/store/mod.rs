@@ -43,7 +43,7 @@ pub use identity::{Promotion, is_new, why_fenced};
 pub use inspection::{capture_problems, unsuitable};
 pub use live::{Channels, Forgotten, Latest, Snapshot, TooMuch};
 pub use log::{Here, Mark, Stretch};
-pub use order::{Keyed, Opened};
+pub use order::{FromBacklog, Keyed, Opened};
 pub use ordering::{Coalesce, OnExhausted, Ordering};
 pub use paces::{Paced, SlotsReserved, SlotsWanted};
 pub use pages::{

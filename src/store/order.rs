@@ -25,6 +25,15 @@ pub struct Opened {
     pub promoted: i64,
 }
 
+/// What a claim from the backlog of ordered subscriptions found.
+#[derive(Debug, Default)]
+pub struct FromBacklog {
+    /// What was leased, in the order of positions.
+    pub pages: Vec<LeasedPage>,
+    /// The subscriptions of which something stays that may be claimed next.
+    pub stays: HashSet<SubscriptionId>,
+}
+
 /// What a claim of rows of ordered subscriptions found.
 #[derive(Debug, Default)]
 pub struct Keyed {
@@ -131,7 +140,7 @@ impl Store {
         order: &[Uuid],
         token: Uuid,
         lease: Duration,
-    ) -> Result<Vec<LeasedPage>, Error> {
+    ) -> Result<FromBacklog, Error> {
         self.statement("claiming from the backlog in order", sql!("relay/claim_ordered"))
             .on(Reserved::Claim)
             .bind_each(claims, |claim| claim.subscription)
@@ -140,7 +149,16 @@ impl Store {
             .bind(token)
             .bind(lease.as_secs_f64())
             .bind(self.relay())
-            .rows(read_page)
+            .all(|rows| {
+                let mut found = FromBacklog::default();
+                for row in rows {
+                    match row.try_get("stays")? {
+                        Some(subscription) => drop(found.stays.insert(subscription)),
+                        None => found.pages.push(read_page(row)?),
+                    }
+                }
+                Ok(found)
+            })
             .await
     }
 

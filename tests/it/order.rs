@@ -2,6 +2,7 @@
 
 mod log; // a sink that records by key, and the check
 mod exhausted; // dead letters of a key, and newer events
+mod hand_over; // relays that begin to deliver what waits
 mod storms; // relays end and fail
 
 use self::log::{ByKey, Log};

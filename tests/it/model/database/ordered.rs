@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pgoutbox::{
     delivery::SubscriptionId,
-    store::{BacklogClaim, Claim, Keyed, LeasedPage, Opened},
+    store::{BacklogClaim, Claim, FromBacklog, Keyed, Opened},
 };
 use uuid::Uuid;
 
@@ -101,9 +101,9 @@ impl Database {
         order: Uuid,
         token: Uuid,
         lease: Millis,
-    ) -> Vec<LeasedPage> {
+    ) -> FromBacklog {
         self.write_of_claim();
-        let mut pages = Vec::new();
+        let mut found = FromBacklog::default();
         for claim in claims {
             let id = claim.subscription.0;
             if !self.holds_order(id, order) || !self.is_sent_to(id, true) {
@@ -132,7 +132,10 @@ impl Database {
             positions.sort_unstable();
             positions.dedup();
             positions.truncate(claim.wanted);
-            let Some(upto) = positions.last().copied() else { continue };
+            let Some(upto) = positions.last().copied() else {
+                found.stays.insert(claim.subscription);
+                continue;
+            };
             let mut parts = Vec::new();
             for row_id in next {
                 let Some(row) = self.data.backlog.get_mut(&row_id) else { continue };
@@ -152,9 +155,12 @@ impl Database {
                 true => parts.into_iter().map(|part| vec![part]).collect(),
                 false => vec![parts],
             };
-            pages.extend(groups.into_iter().map(|rows| self.lease_rows(rows, token, lease)));
+            found.pages.extend(groups.into_iter().map(|rows| self.lease_rows(rows, token, lease)));
+            if self.data.backlog.values().any(|row| row.subscription == id && row.is_ordered) {
+                found.stays.insert(claim.subscription);
+            }
         }
-        pages
+        found
     }
 
     /// Rows of ordered subscriptions: what is due, and the next rows of the keys that are asked for.

@@ -127,9 +127,10 @@ impl Both {
             3 | 4 => {
                 let wanted = self.random.random_range(1..10);
                 let claims = [BacklogClaim { subscription: id, wanted, since: 0, own_page: false }];
-                let pages = self.store.claim_ordered(&claims, &[order], token, LEASE).await.unwrap();
+                let found = self.store.claim_ordered(&claims, &[order], token, LEASE).await.unwrap();
                 let by_model = self.model.claim_ordered(&claims, order, token, MODEL_LEASE);
-                self.hold(pages, by_model, token);
+                assert_eq!(found.stays, by_model.stays, "the same stays");
+                self.hold(found.pages, by_model.pages, token);
             }
             5 | 6 => self.claim_keys(order, token).await,
             _ if self.random.random_bool(0.5) => {

@@ -144,7 +144,7 @@ impl World {
         self.statement(
             who,
             move |database| {
-                let pages = database.claim_ordered(&claims, order, token, LEASE);
+                let pages = database.claim_ordered(&claims, order, token, LEASE).pages;
                 with_events(database, pages)
             },
             move |world, answer| {
