@@ -22,7 +22,7 @@ pub(crate) mod relay;
 pub(crate) mod server;
 pub(crate) mod tokens;
 
-pub(crate) use books::{Books, LedgerSink, pause};
+pub(crate) use books::{Books, Healing, LedgerSink, pause};
 pub(crate) use child::{ChildRelay, Server};
 pub(crate) use crowd::{Crowd, Habits, seed};
 pub(crate) use database::Database;

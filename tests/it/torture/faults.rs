@@ -268,7 +268,7 @@ impl World {
                 paused.and(run(format!("select outbox.resume('{name}')")).await)
             }
             1 => {
-                let most = self.rng.random_range(6..30);
+                let most = self.rng.random_range(2..20);
                 run(format!("update outbox.subscriptions set max_in_flight = {most} where name = '{name}'"))
                     .await
             }

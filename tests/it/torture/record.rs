@@ -14,6 +14,7 @@ pub(super) struct Balance {
     pub(super) duplicates_allowed: usize,
     pub(super) out_of_order: usize,
     pub(super) takeover: Duration,
+    pub(super) standstill: Duration,
     /// The kinds of findings, with their beginning.
     pub(super) violated: Vec<String>,
 }
@@ -46,6 +47,7 @@ impl Record {
         sum.duplicates_allowed += round.duplicates_allowed;
         sum.out_of_order += round.out_of_order;
         sum.takeover = sum.takeover.max(round.takeover);
+        sum.standstill = sum.standstill.max(round.standstill);
     }
 
     /// Writes the page of the book.
@@ -86,8 +88,13 @@ impl fmt::Display for Record {
         writeln!(f, "| Duplicates that the faults allow | {} |", sum.duplicates_allowed)?;
         writeln!(
             f,
-            "| Slowest takeover from a killed or frozen relay | {:.1} s |\n",
+            "| Slowest takeover from a killed or frozen relay | {:.1} s |",
             sum.takeover.as_secs_f64()
+        )?;
+        writeln!(
+            f,
+            "| Longest time after the last fault in which nothing that was left ended | {:.1} s |\n",
+            sum.standstill.as_secs_f64()
         )?;
         writeln!(f, "| Fault | Times |\n|---|---|")?;
         for (kind, count) in &sum.faults {

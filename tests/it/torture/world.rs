@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{faults::FAULTS, record::Balance};
 use crate::support::{
-    Books, ChildRelay, Database, Proxy, Server,
+    Books, ChildRelay, Database, Healing, Proxy, Server,
     ledger::{Ended, Transaction, Written},
     pause,
     proxy::Mode,
@@ -26,10 +26,8 @@ use crate::support::{
 
 pub(super) const RELAYS: usize = 3;
 pub(super) const PERMITS: usize = 16;
-const PUBLISHERS: u64 = 3;
-const KEYS_EACH: u64 = 12;
-/// Everything is delivered so long after the last fault.
-const HEALED_WITHIN: Duration = Duration::from_secs(180);
+const PUBLISHERS: u64 = 4;
+const KEYS_EACH: u64 = 5;
 
 /// A relay and what stands between it and its database.
 pub(super) struct Station {
@@ -79,7 +77,7 @@ impl World {
             .execute(format!(
                 "update outbox.subscriptions set retry = '{patient}' where name <> 'fragile'; \
                  update outbox.subscriptions set ordering = 'key' where name in ('ordered', 'narrow'); \
-                 update outbox.subscriptions set max_in_flight = 8 where name = 'narrow'; \
+                 update outbox.subscriptions set max_in_flight = 3 where name = 'narrow'; \
                  update outbox.subscriptions set retry = '{{\"schedule\": [\"100ms\"]}}' \
                   where name = 'fragile'"
             ))
@@ -178,17 +176,21 @@ impl World {
             ended.unwrap();
         }
         let mut violated = Vec::new();
-        let (began, mut looks) = (Instant::now(), tokio::time::interval(Duration::from_millis(500)));
-        let owed = "select count(*) from outbox.owed";
-        let unrouted = "select unrouted from outbox.log_status";
-        while self.database.count(owed).await + self.database.count(unrouted).await > 0 {
-            looks.tick().await;
-            if began.elapsed() > HEALED_WITHIN {
-                violated.push(format!("stuck: {}", self.database.rows_at_hand().await));
+        let mut healing = Healing::begin();
+        let mut looks = tokio::time::interval(Duration::from_millis(500));
+        let left = "select (select count(*) from outbox.owed) + (select unrouted from outbox.log_status)";
+        loop {
+            let left = usize::try_from(self.database.count(left).await).unwrap();
+            if left == 0 {
                 break;
             }
+            if !healing.goes_on(left) {
+                violated.push(format!("stuck: {healing:?} {}", self.database.rows_at_hand().await));
+                break;
+            }
+            looks.tick().await;
         }
-        eprintln!("healed within {:?}", began.elapsed());
+        eprintln!("{healing:?}");
         for station in &mut self.stations {
             station.relay.signal("TERM");
             let ended = station.relay.ended(Duration::from_secs(30)).await;
@@ -218,6 +220,7 @@ impl World {
             duplicates_allowed: findings.duplicates_allowed,
             out_of_order: out_of_order.len(),
             takeover,
+            standstill: healing.standstill,
             violated,
         };
         self.database.pool.close().await;
@@ -281,7 +284,7 @@ async fn publish(
     let mut rng = StdRng::seed_from_u64(seed ^ (number + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     let (mut connection, mut written): (Option<PgConnection>, u64) = (None, 0);
     while !stop.is_cancelled() {
-        pause(Duration::from_millis(rng.random_range(0..300))).await;
+        pause(Duration::from_millis(rng.random_range(0..100))).await;
         let Some(open) = connection.as_mut() else {
             connection = options.connect().await.ok();
             continue;
