@@ -597,7 +597,8 @@ comment on view outbox.asked_pauses is
 create table outbox.starts (
     subscription_id bigint      primary key references outbox.subscriptions on delete cascade,
     -- first time of events; null: all events in the log
-    since           timestamptz,
+    since           timestamptz
+        constraint since_is_a_time check (since between '0001-01-01Z' and '9999-12-31Z'),
     settled         pg_snapshot,                  -- null: not recorded yet
     window_end      pg_snapshot,
     page_after      bigint,
@@ -638,7 +639,7 @@ begin
         exception when others then
             since := null;
         end;
-        if since is null or not isfinite(since) then
+        if since is null or since not between '0001-01-01Z' and '9999-12-31Z' then
             raise exception using errcode = '22023',
                 message = format('start: %L is neither now, beginning nor a time', subscribe.start),
                 hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription '

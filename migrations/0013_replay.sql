@@ -7,8 +7,10 @@ create table outbox.replays (
     subscription_id bigint      not null references outbox.subscriptions on delete cascade,
     state           text        not null default 'running',
     -- the events: created_at from `since` on and before `until` (null: up to the start)
-    since           timestamptz not null,
-    until           timestamptz,
+    since           timestamptz not null
+        constraint since_is_a_time check (since between '0001-01-01Z' and '9999-12-31Z'),
+    until           timestamptz
+        constraint until_is_a_time check (until between '0001-01-01Z' and '9999-12-31Z'),
     topic           text,
     event           uuid,
     rate            text,
@@ -151,8 +153,10 @@ begin
         end if;
         planned.first_position := planned.until_position - 1;
     end if;
-    planned.since := coalesce(plan_replay.since, published);
-    planned.until := plan_replay.until;
+    -- infinite times mean all
+    planned.since := greatest(coalesce(plan_replay.since, published), '0001-01-01Z');
+    planned.until := case when plan_replay.until <= '9999-12-31Z'
+                          then greatest(plan_replay.until, '0001-01-01Z') end;
     planned.topic := plan_replay.topic;
     planned.event := plan_replay.event;
     planned.rate := plan_replay.rate;

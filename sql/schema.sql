@@ -1468,7 +1468,7 @@ begin
         exception when others then
             since := null;
         end;
-        if since is null or not isfinite(since) then
+        if since is null or since not between '0001-01-01Z' and '9999-12-31Z' then
             raise exception using errcode = '22023',
                 message = format('start: %L is neither now, beginning nor a time', subscribe.start),
                 hint = 'For example ''2026-01-31 12:00+00''. It is used only when the subscription '
@@ -4857,7 +4857,9 @@ CREATE TABLE outbox.replays (
     seen bigint DEFAULT 0 NOT NULL,
     queued bigint DEFAULT 0 NOT NULL,
     paced_until timestamp with time zone,
-    CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['running'::text, 'paused'::text, 'done'::text, 'cancelled'::text])))
+    CONSTRAINT since_is_a_time CHECK (((since >= '0001-01-01 00:00:00+00'::timestamp with time zone) AND (since <= '9999-12-31 00:00:00+00'::timestamp with time zone))),
+    CONSTRAINT state_is_known CHECK ((state = ANY (ARRAY['running'::text, 'paused'::text, 'done'::text, 'cancelled'::text]))),
+    CONSTRAINT until_is_a_time CHECK (((until >= '0001-01-01 00:00:00+00'::timestamp with time zone) AND (until <= '9999-12-31 00:00:00+00'::timestamp with time zone)))
 )
 WITH (fillfactor='50');
 
@@ -4928,8 +4930,10 @@ begin
         end if;
         planned.first_position := planned.until_position - 1;
     end if;
-    planned.since := coalesce(plan_replay.since, published);
-    planned.until := plan_replay.until;
+    -- infinite times mean all
+    planned.since := greatest(coalesce(plan_replay.since, published), '0001-01-01Z');
+    planned.until := case when plan_replay.until <= '9999-12-31Z'
+                          then greatest(plan_replay.until, '0001-01-01Z') end;
     planned.topic := plan_replay.topic;
     planned.event := plan_replay.event;
     planned.rate := plan_replay.rate;
@@ -5806,7 +5810,8 @@ CREATE TABLE outbox.starts (
     window_end pg_snapshot,
     page_after bigint,
     until bigint,
-    "position" bigint DEFAULT 0 NOT NULL
+    "position" bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT since_is_a_time CHECK (((since >= '0001-01-01 00:00:00+00'::timestamp with time zone) AND (since <= '9999-12-31 00:00:00+00'::timestamp with time zone)))
 );
 
 CREATE VIEW outbox.event_status AS

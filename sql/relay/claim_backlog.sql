@@ -12,7 +12,8 @@
 -- At most 64 rows are scanned for each subscription. A row of which not all is wanted is cut.
 -- Each row of suspects gets a page of its own: when a relay dies, every pair of its page becomes
 -- suspect. Pause and state of the subscription are read here too, so that all relays follow them at
--- once.
+-- once. The subscriptions with fewer rows than were asked for of which some stay, because others had
+-- locked them, come back without a page.
 with room (subscription_id, wanted, since, own) as (
     select * from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::boolean[])
 ),
@@ -93,5 +94,15 @@ paged as (
 )
 select paged.id, paged.deaths, paged.alone, paged.created_from, paged.created_until,
        paged.subscriptions, paged.owed, paged.owed_since,
-       '{}' as done
+       '{}' as done, null::bigint as stays
   from paged
+union all
+select null, null, null, null, null, null, null, null, null, room.subscription_id
+  from room
+ where (select count(*) from due where due.subscription_id = room.subscription_id)
+       < least(coalesce(room.wanted, 0), 64)
+   and exists (select from outbox.backlog as backlog
+                where backlog.subscription_id = room.subscription_id
+                  and backlog.is_suspect = $5::boolean
+                  and backlog.id >= room.since
+                  and not backlog.id = any (array(select emptied.id from emptied)))

@@ -12,7 +12,7 @@
 -- A row of a key is leased only when every row before it is leased with it. What is due without
 -- being the first of its key gets the due time of those that wait. Nothing of a parked key is
 -- leased. Keys that were asked for of which nothing is leased come back without a row, and so do
--- the subscriptions that were looked at, without a key. While the backlog has suspects of a
+-- the subscriptions that were looked at, without a key and with the number of due rows. While the backlog has suspects of a
 -- subscription, it is not looked at: they may come before the rows.
 with held as materialized (
     select lease.subscription_id
@@ -155,6 +155,7 @@ select null, asked.subscription_id, null, null, null, null, null, asked.key, nul
                  from leased
                 where leased.key is not null)
 union all
-select null, ready.id, null, null, null, null, null, null, null, null, null
+select null, ready.id, null, null, null, null, null, null, null, null,
+       (select count(*) from due where due.subscription_id = ready.id)::integer
   from ready
  where ready.id = any ($1::bigint[])

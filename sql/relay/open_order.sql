@@ -1,8 +1,9 @@
 -- Whether this relay may deliver an ordered subscription that it has leased: nothing of it is still
 -- in the hands of another. Then its keys with waiting deliveries, and the first of each key is made
 -- due, where it waits for nothing and is not parked. Rows of the backlog that were written while
--- the subscription became an ordered one are marked.
+-- the subscription became an ordered one are marked, if that is asked for.
 --   $1 subscription   $2 lease token   $3 whether this relay delivers it already
+--   $4 whether rows of the backlog are marked
 --
 -- A scan that jumps from key to key, one index probe for each.
 with recursive held as materialized (
@@ -58,8 +59,9 @@ marked as (
     update outbox.backlog as backlog set is_ordered = true
      where backlog.subscription_id = $1::bigint
        and not backlog.is_ordered
-       and not $3::boolean
+       and $4::boolean
        and (select free.is_free from free)
+    returning backlog.id
 ),
 promoted as (
     update outbox.deliveries as delivery
@@ -80,5 +82,6 @@ select free.is_free,
              union
              select parked.key from outbox.parked_keys as parked
               where parked.subscription_id = $1::bigint) as keys,
-       (select count(*) from promoted) as promoted
+       (select count(*) from promoted) as promoted,
+       (select count(*) from marked) as marked
   from free

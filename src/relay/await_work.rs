@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    breaker, follow_up, news, order,
+    breaker, follow_up, hints, news,
     parts::{Base, Sending, Waiting},
     pauses,
 };
@@ -227,7 +227,7 @@ impl BellTask {
                 },
                 notification = listening.listener.try_recv() => match notification {
                     Ok(Some(notification)) if notification.channel() == DOORBELL => {
-                        order::hear(&self.waiting, notification.payload());
+                        hints::hear(&self.waiting, notification.payload());
                         self.base.news.hear_doorbell(notification.payload(), &self.base.settings.name);
                         if notification.payload() == DUE {
                             self.missed.store(true, Ordering::Release);

@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     await_work::DOORBELL,
+    hints,
     matching::look_at,
-    order,
-    parts::{Base, Counted, Waiting},
+    parts::{Base, Counted, Sending, Waiting},
 };
 use crate::{
     delivery::SubscriptionId,
@@ -41,6 +41,7 @@ const IDLE: Duration = Duration::from_secs(3_600);
 /// Backfills until the relay is stopped.
 pub(super) async fn backfill(
     base: Arc<Base>,
+    sending: Arc<Sending>,
     waiting: Arc<Waiting>,
     counted: Arc<Counted>,
     shutdown: CancellationToken,
@@ -54,7 +55,7 @@ pub(super) async fn backfill(
             () = tokio::time::sleep_until((std::time::Instant::now() + wait).into()) => {}
             () = shutdown.cancelled() => return,
         }
-        wait = match round(&base, &waiting, &counted, &mut done, &shutdown).await {
+        wait = match round(&base, &sending, &waiting, &counted, &mut done, &shutdown).await {
             Ok(0) => IDLE,
             Ok(_) => again,
             Err(error) => {
@@ -69,6 +70,7 @@ pub(super) async fn backfill(
 /// Reads one part for each subscription that is not done. Returns how many subscriptions are left.
 async fn round(
     base: &Base,
+    sending: &Sending,
     waiting: &Waiting,
     counted: &Counted,
     done: &mut HashSet<SubscriptionId>,
@@ -83,7 +85,7 @@ async fn round(
     let starts = base.store.load_starts(&asked).await?;
     let left: HashSet<SubscriptionId> = starts.iter().map(|start| start.subscription_id).collect();
     done.extend(asked.into_iter().filter(|id| !left.contains(id)));
-    let (mut worked, mut ordered) = (false, Vec::new());
+    let (mut worked, mut elsewhere) = (false, Vec::new());
     for start in starts.iter().filter(|start| start.is_fixed()) {
         if shutdown.is_cancelled() {
             break;
@@ -98,17 +100,17 @@ async fn round(
                     false
                 });
             worked |= has_worked;
-            if has_worked && subscription.is_ordered() {
-                ordered.push(start.subscription_id);
+            if has_worked {
+                elsewhere.extend(hints::elsewhere(base, sending, [start.subscription_id]));
             }
         }
     }
     if worked {
         // Wakes the relays, including this one.
-        base.store.ring(DOORBELL).await?;
-        if !ordered.is_empty() {
-            base.store.notify(DOORBELL, &order::messages(&ordered)).await?;
+        for place in hints::Place::ALL {
+            hints::tell(base, place, &elsewhere).await;
         }
+        base.store.ring(DOORBELL).await?;
         waiting.starts.notify_one();
     }
     Ok(left.len())

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     delivery::{Reason, SubscriptionId, ranges::Ranges},
     event::Position,
-    store::{BacklogClaim, Claim, Claimed, Error, LeasedPage, PageBatch, Settler},
+    store::{BacklogClaim, Claim, Claimed, Error, FromBacklog, LeasedPage, PageBatch, Settler},
     subscription::Subscription,
 };
 
@@ -34,6 +34,8 @@ use crate::{
 pub(super) const SUBSCRIPTIONS_AT_ONCE: usize = 500;
 /// Rows of the backlog that a claim takes for each subscription. After so many there may be more.
 pub(super) const ROWS_AT_ONCE: usize = 64;
+/// When to look again for what could not be looked at, because somebody had locked it for example.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// When to ask again for a subscription that had no room.
 const NO_ROOM: Duration = Duration::from_millis(20);
 /// How much later than its due time a row may become visible: the longest a statement of a relay can take.
@@ -58,7 +60,16 @@ impl Claims {
     }
 
     /// Claims for each of these subscriptions that has room. Returns the number of deliveries.
-    pub(super) async fn claim(&self, due: Due) -> Result<usize, Error> {
+    pub(super) async fn claim(&self, due: &Due) -> Result<usize, Error> {
+        let claimed = self.claim_all(due).await;
+        if claimed.is_err() {
+            // Some of it was not tried.
+            due.rows.iter().for_each(|id| self.waiting.schedule.fall_behind(*id));
+        }
+        claimed
+    }
+
+    async fn claim_all(&self, due: &Due) -> Result<usize, Error> {
         let index = self.base.index.load_full();
         let now = Instant::now();
         let mut rows: Vec<(Claim, Arc<Subscription>)> = Vec::new();
@@ -249,9 +260,10 @@ impl Claims {
     async fn claim_backlog(&self, claims: &[BacklogClaim], suspects: bool) -> Result<usize, Error> {
         let token = Uuid::new_v4();
         let began = Instant::now();
-        let pages =
-            match self.base.store.claim_backlog(claims, suspects, token, self.base.settings.lease).await {
-                Ok(pages) => pages,
+        let lease = self.base.settings.lease;
+        let FromBacklog { pages, stays } =
+            match self.base.store.claim_backlog(claims, suspects, token, lease).await {
+                Ok(claimed) => claimed,
                 Err(error) => {
                     let (subscriptions, order) = (Vec::new(), Vec::new());
                     self.waiting.doubts.note(&error, || Doubt { token, subscriptions, order, began });
@@ -280,6 +292,9 @@ impl Claims {
                     // The routing step beside this claim may have found no room because of it.
                     self.sending.dispatch.room.notify_one();
                 }
+                if stays.contains(&claim.subscription) {
+                    self.waiting.schedule.hold_back_until(claim.subscription, suspects, began + LOOK_AGAIN);
+                }
             } else {
                 self.waiting.schedule.hold_back(claim.subscription, suspects);
             }
@@ -293,11 +308,13 @@ impl Claims {
     }
 
     /// After two deaths a relay holds one suspect that has not begun: the next death is blamed on few.
-    /// Returns the others.
+    /// Returns the other suspects.
     pub(super) fn keep_one_suspect(&self, jobs: &mut Vec<Job>) -> Vec<Job> {
         let is_alone = jobs.iter().any(|job| job.blame() > 0);
         self.waiting.bounds.suspects_alone.store(is_alone, Ordering::Release);
-        if is_alone { jobs.split_off(1) } else { Vec::new() }
+        let mut has_one = false;
+        let mut is_another = |job: &Job| job.is_suspect() && std::mem::replace(&mut has_one, true);
+        jobs.extract_if(.., |job| is_alone && is_another(job)).collect()
     }
 
     /// What this relay holds of pages that it has claimed. Adds to `cancelled` what belongs to subscriptions

@@ -10,7 +10,7 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    claim::{Claims, LATE, SMALL, SUBSCRIPTIONS_AT_ONCE},
+    claim::{Claims, LATE, LOOK_AGAIN, SMALL, SUBSCRIPTIONS_AT_ONCE},
     crash,
     dispatch::{Epochs, Job},
     doubt::Doubt,
@@ -27,8 +27,6 @@ use crate::{
 const LONGEST_RUN: usize = 32;
 /// Keys of a subscription whose next rows are claimed in one statement.
 const KEYS_AT_ONCE: usize = 64;
-/// When to look again for rows of a subscription that could not be looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// When to ask again for a subscription after a failed statement.
 const FAILED: Duration = Duration::from_secs(1);
 /// Rows that one claim leases at most, unless more keys have one each.
@@ -49,11 +47,13 @@ impl Claims {
         if self.sending.dispatch.is_gate_open(id) {
             return true;
         }
-        match self.waiting.order.begin(&self.base, &self.sending, subscription).await {
+        match self.waiting.order.begin(&self.base, &self.sending, &self.waiting.schedule, subscription).await
+        {
             Ok(Ok(())) => {
                 // Others have delivered it: what they left is not known here.
                 self.waiting.schedule.look_back(id);
                 self.waiting.schedule.hold_back(id, false);
+                self.waiting.schedule.hold_back(id, true);
                 self.waiting.schedule.note(id, Instant::now());
                 true
             }
@@ -135,9 +135,9 @@ impl Claims {
         let subscriptions: HashMap<SubscriptionId, &Arc<Subscription>> =
             wanted.iter().map(|(claim, subscription)| (claim.subscription, subscription)).collect();
         let (mut jobs, mut expired) = (Vec::new(), 0);
-        let mut counts: HashMap<SubscriptionId, usize> = HashMap::new();
+        let mut some: HashSet<SubscriptionId> = HashSet::new();
         for row in &keyed.claimed {
-            *counts.entry(row.subscription_id).or_default() += 1;
+            some.insert(row.subscription_id);
             expired += usize::from(row.unfinished > 0);
             // What is already in flight under an older lease of ours goes on under this one.
             if let Some(subscription) = subscriptions.get(&row.subscription_id)
@@ -148,19 +148,26 @@ impl Claims {
         }
         for claim in &claims {
             let id = claim.subscription;
-            let count = counts.get(&id).copied().unwrap_or_default();
-            if !keyed.looked_at.contains(&id) {
-                self.waiting.schedule.catch_up(id);
-                self.waiting.schedule.note(id, began + LOOK_AGAIN);
+            let schedule = &self.waiting.schedule;
+            let Some(due) = keyed.looked_at.get(&id) else {
+                schedule.catch_up(id);
+                schedule.note(id, began + LOOK_AGAIN);
                 // Suspects may come before it.
-                self.waiting.schedule.hold_back(id, false);
-            } else if count < claim.room as usize && !dispatch.wants_keys(id) {
-                if claim.since == self.waiting.schedule.since(id) {
-                    self.waiting.schedule.look_from(id, started - LATE);
-                }
-                self.waiting.schedule.catch_up(id);
+                schedule.hold_back_until(id, true, began + LOOK_AGAIN);
+                continue;
+            };
+            let all_are_seen = *due < claim.room as usize;
+            if all_are_seen && claim.since == schedule.since(id) {
+                schedule.look_from(id, started - LATE);
+            }
+            if dispatch.wants_keys(id) || !all_are_seen && some.contains(&id) {
+                schedule.fall_behind(id);
             } else {
-                self.waiting.schedule.fall_behind(id);
+                schedule.catch_up(id);
+                if !all_are_seen {
+                    // What is due waits for others of its keys.
+                    schedule.note(id, began + LOOK_AGAIN);
+                }
             }
         }
         self.hold_in_order(jobs, expired, &epochs).await
@@ -210,19 +217,21 @@ impl Claims {
         for claim in &ready {
             let id = claim.subscription;
             let had_suspects = got.get(&id);
-            // Of suspects some may go back.
-            if stays.contains(&id) || had_suspects == Some(&true) {
+            if had_suspects == Some(&true) {
+                // Of suspects some may go back.
+                self.waiting.schedule.hold_back(id, true);
+            } else if stays.contains(&id) && had_suspects.is_some() {
                 self.waiting.schedule.hold_back(id, false);
-                if had_suspects.is_none() {
-                    // Somebody has locked the first.
-                    self.waiting.schedule.note(id, began + LOOK_AGAIN);
+            } else {
+                self.waiting.schedule.let_go(id, true);
+                if self.waiting.schedule.let_go(id, false) {
+                    // The routing step beside this claim may have found no room because of it.
+                    dispatch.room.notify_one();
                 }
-                continue;
-            }
-            self.waiting.schedule.let_go(id, true);
-            if self.waiting.schedule.let_go(id, false) {
-                // The routing step beside this claim may have found no room because of it.
-                dispatch.room.notify_one();
+                if stays.contains(&id) {
+                    // Somebody has locked the first.
+                    self.waiting.schedule.hold_back_until(id, false, began + LOOK_AGAIN);
+                }
             }
         }
         let mut back = if suspects > 0 { self.keep_one_suspect(&mut jobs) } else { Vec::new() };

@@ -6,6 +6,8 @@
 pub(super) enum Point {
     /// It is committed which subscriptions get the events of a page.
     Routed,
+    /// It is committed which subscriptions get urgent events before their turn.
+    RoutedEarly,
     /// A claim is committed.
     Claimed,
     /// An attempt is about to begin.

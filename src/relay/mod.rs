@@ -35,6 +35,7 @@ mod fair;
 mod fence;
 mod follow_up;
 mod held;
+mod hints;
 mod maintain;
 mod matching;
 mod news;

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::{
     deliver::Deliver,
     parts::{Base, Sending, Waiting},
+    schedule::Schedule,
 };
 use crate::{
     delivery::{Reason, SubscriptionId},
@@ -35,6 +36,8 @@ const OPEN_EVERY: Duration = Duration::from_millis(100);
 /// How often the first row of each key is made due, should nothing else have done it: an operator may have
 /// cancelled the one before.
 const MEND_EVERY: Duration = Duration::from_secs(10);
+/// A statement ends within less.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// The ordered subscriptions of a relay.
 #[derive(Debug, Default)]
@@ -53,6 +56,8 @@ struct Leased {
     /// When to ask next.
     ask_at: Instant,
     mend_at: Instant,
+    /// When this relay began to deliver it.
+    opened: Option<Instant>,
 }
 
 impl Order {
@@ -76,6 +81,7 @@ impl Order {
         &self,
         base: &Base,
         sending: &Sending,
+        schedule: &Schedule,
         subscription: &Subscription,
     ) -> Result<Result<(), Instant>, Error> {
         let id = subscription.row.id;
@@ -99,21 +105,23 @@ impl Order {
             let token = Uuid::new_v4();
             let acquired = base.store.acquire_order(&asked, token, base.settings.lease).await?;
             self.asked(&asked, &acquired, token, now);
+            acquired.iter().for_each(|one| schedule.note(*one, now));
             if !acquired.contains(&id) {
                 return Ok(Err(now + ASK_EVERY));
             }
-            Leased { token, given: Some(now), ask_at: now, mend_at: now }
+            Leased { token, given: Some(now), ask_at: now, mend_at: now, opened: None }
         };
         // What this relay still has of it must have ended, too.
         if !sending.dispatch.has_no_gate(id) {
             return later(leased, OPEN_EVERY);
         }
-        let opened = base.store.open_order(id, leased.token, false).await?;
+        let opened = base.store.open_order(id, leased.token, false, true).await?;
         if !opened.is_free {
             return later(leased, OPEN_EVERY);
         }
         sending.dispatch.open_gate(subscription, opened.keys);
-        self.leased().insert(id, Leased { ask_at: now, mend_at: now + MEND_EVERY, ..leased });
+        let opened = Some(now);
+        self.leased().insert(id, Leased { ask_at: now, mend_at: now + MEND_EVERY, opened, ..leased });
         Ok(Ok(()))
     }
 
@@ -135,7 +143,7 @@ impl Order {
         for id in asked {
             let given = acquired.contains(id).then_some(now);
             let ask_at = if given.is_some() { now } else { now + ASK_EVERY };
-            leased.insert(*id, Leased { token, given, ask_at, mend_at: now + MEND_EVERY });
+            leased.insert(*id, Leased { token, given, ask_at, mend_at: now + MEND_EVERY, opened: None });
         }
     }
 
@@ -152,6 +160,13 @@ impl Order {
     /// Whether a lease is given. What is not opened is asked for again.
     pub(super) fn is_leased(&self, id: SubscriptionId) -> bool {
         self.leased().get(&id).is_some_and(|leased| leased.given.is_some())
+    }
+
+    /// Whether this relay has begun to deliver it so lately that a statement may be under way which knows
+    /// nothing of its order.
+    fn is_fresh(&self, id: SubscriptionId, now: Instant) -> bool {
+        let opened = self.leased().get(&id).and_then(|leased| leased.opened);
+        opened.is_some_and(|opened| now.duration_since(opened) < FRESH)
     }
 
     /// Applies the answer to a renewal under these tokens.
@@ -195,27 +210,6 @@ impl Order {
 
     fn forget(&self, id: SubscriptionId) {
         self.leased().remove(&id);
-    }
-}
-
-/// Begins a notification that something was routed for ordered subscriptions: their ids follow.
-const ROUTED: &str = "order ";
-/// Ids in one notification, which has a limit of 8,000 bytes.
-const IDS_TOGETHER: usize = 300;
-
-/// What tells other relays that something was routed for ordered subscriptions.
-pub(super) fn messages(ids: &[SubscriptionId]) -> Vec<String> {
-    let message = |ids: &[SubscriptionId]| {
-        ROUTED.to_owned() + &ids.iter().map(|id| id.0.to_string()).collect::<Vec<_>>().join(" ")
-    };
-    ids.chunks(IDS_TOGETHER).map(message).collect()
-}
-
-/// Something may have been routed for ordered subscriptions by another relay.
-pub(super) fn hear(waiting: &Waiting, message: &str) {
-    let Some(ids) = message.strip_prefix(ROUTED) else { return };
-    for id in ids.split(' ').filter_map(|id| id.parse().ok()) {
-        waiting.schedule.hold_back(SubscriptionId(id), false);
     }
 }
 
@@ -287,9 +281,16 @@ pub(super) async fn keep(
                 continue;
             }
             let Some(token) = order.tokens([id]).pop() else { continue };
-            match tokio::time::timeout(length / 5, base.store.open_order(id, token, true)).await {
-                Ok(Ok(opened)) if opened.promoted > 0 => waiting.schedule.fall_behind(id),
-                Ok(Ok(_)) => {}
+            let marks = order.is_fresh(id, Instant::now());
+            match tokio::time::timeout(length / 5, base.store.open_order(id, token, true, marks)).await {
+                Ok(Ok(opened)) => {
+                    if opened.promoted > 0 {
+                        waiting.schedule.fall_behind(id);
+                    }
+                    if opened.marked > 0 {
+                        waiting.schedule.hold_back(id, false);
+                    }
+                }
                 Ok(Err(error)) => base.telemetry.database_failed("renew", &error),
                 Err(late) => base.telemetry.database_failed("renew", &late),
             }

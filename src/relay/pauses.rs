@@ -125,8 +125,10 @@ pub(super) async fn load(base: &Base, sending: &Sending, waiting: &Waiting) -> R
     let now = Instant::now();
     for (id, left) in &pauses {
         sending.pauses.pause(*id, *left, now);
-        // A claim that found nothing because of the pause proves nothing about what is due.
+        // A claim that found nothing because of the pause proves nothing about what waits.
+        waiting.schedule.look_back(*id);
         waiting.schedule.note(*id, now + *left);
+        waiting.schedule.hold_back_until(*id, false, now + *left);
     }
     if has_changed() {
         pauses.iter().for_each(|(id, _)| sending.pauses.end(*id));

@@ -135,6 +135,8 @@ impl Reload {
             // What was redriven meanwhile comes before the later events of its key.
             back.extend(sending.dispatch.close_gate(id).0);
             sending.pauses.end(id);
+            // A claim that found nothing because it was paused proves nothing about what waits.
+            waiting.schedule.look_back(id);
             waiting.schedule.note(id, Instant::now());
             waiting.schedule.hold_back(id, false);
             waiting.schedule.hold_back(id, true);

@@ -14,6 +14,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    hints,
     matching::look_at,
     parts::{Base, Counted, Parts, Sending, Waiting},
 };
@@ -183,6 +184,8 @@ impl Replays {
         }
         if !wanted.is_empty() {
             claim_when_due(sending, waiting, subscription.row.id, replay, wanted.len());
+            let elsewhere = hints::elsewhere(base, sending, [subscription.row.id]);
+            hints::tell(base, hints::Place::Rows, &elsewhere).await;
         }
         Ok(true)
     }

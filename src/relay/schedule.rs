@@ -7,8 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::delivery::SubscriptionId;
 use chrono::{DateTime, Utc};
+use tokio::sync::Notify;
+
+use crate::delivery::SubscriptionId;
 
 /// Most due times that are remembered. The poll finds the others.
 const REMEMBERED: usize = 100_000;
@@ -20,6 +22,8 @@ const STEP: Duration = Duration::from_millis(5);
 pub(crate) struct Schedule {
     origin: Instant,
     state: Mutex<State>,
+    /// Notified when there is something to claim for earlier than was known.
+    pub(crate) sooner: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -33,6 +37,11 @@ struct State {
     held_back: BTreeMap<SubscriptionId, u64>,
     /// Subscriptions with suspects in the backlog, and the turn in which that was reported.
     suspects: BTreeMap<SubscriptionId, u64>,
+    /// When subscriptions have something in the backlog that cannot be claimed before, in steps since the
+    /// origin, and whether it is suspects.
+    later: BTreeSet<(u64, SubscriptionId, bool)>,
+    /// Whether a subscription has fallen behind since the schedule was read.
+    has_news: bool,
     /// Number of times that the schedule was read.
     turn: u64,
     /// Subscriptions that were deleted and may still have rows, and the due time up to which these were
@@ -57,7 +66,7 @@ pub(crate) struct Due {
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { origin: Instant::now(), state: Mutex::default() }
+        Self { origin: Instant::now(), state: Mutex::default(), sooner: Notify::new() }
     }
 }
 
@@ -68,20 +77,39 @@ impl Schedule {
 
     /// Adds a due time of a subscription.
     pub(crate) fn note(&self, subscription: SubscriptionId, when: Instant) {
-        let step =
-            u64::try_from(when.saturating_duration_since(self.origin).as_nanos().div_ceil(STEP.as_nanos()))
-                .unwrap_or(u64::MAX);
-        let mut state = self.state();
-        if state.due.len() < REMEMBERED {
-            state.due.insert((step, subscription));
+        let step = self.step(when);
+        self.change(|state| {
+            if state.due.len() < REMEMBERED {
+                state.due.insert((step, subscription));
+            }
+        });
+    }
+
+    /// Steps from the origin until then, rounded up.
+    fn step(&self, when: Instant) -> u64 {
+        u64::try_from(when.saturating_duration_since(self.origin).as_nanos().div_ceil(STEP.as_nanos()))
+            .unwrap_or(u64::MAX)
+    }
+
+    /// Adds something to claim for, and wakes who waits for a later time.
+    fn change(&self, add: impl FnOnce(&mut State)) {
+        let is_sooner = {
+            let mut state = self.state();
+            let before = state.next_step();
+            add(&mut state);
+            state.next_step().is_some_and(|next| before.is_none_or(|before| next < before))
+        };
+        if is_sooner {
+            self.sooner.notify_one();
         }
     }
 
     /// Adds a subscription with more due rows than room: claim whenever there is room.
     pub(crate) fn fall_behind(&self, subscription: SubscriptionId) {
-        let mut state = self.state();
-        let turn = state.turn;
-        state.behind.insert(subscription, turn);
+        self.change(|state| {
+            let is_news = state.behind.insert(subscription, state.turn).is_none();
+            state.has_news |= is_news;
+        });
     }
 
     /// Everything due was claimed, or nothing may be sent now. Rows reported since the schedule was read for
@@ -99,9 +127,21 @@ impl Schedule {
 
     /// Adds a subscription with something in the backlog: claim whenever there is room.
     pub(crate) fn hold_back(&self, subscription: SubscriptionId, is_suspect: bool) {
-        let mut state = self.state();
-        let turn = state.turn;
-        if is_suspect { &mut state.suspects } else { &mut state.held_back }.insert(subscription, turn);
+        self.change(|state| {
+            let turn = state.turn;
+            let is_news = state.backlog(is_suspect).insert(subscription, turn).is_none();
+            state.has_news |= is_news;
+        });
+    }
+
+    /// Adds a subscription with something in the backlog that cannot be claimed before `when`.
+    pub(crate) fn hold_back_until(&self, subscription: SubscriptionId, is_suspect: bool, when: Instant) {
+        let step = self.step(when);
+        self.change(|state| {
+            if state.later.len() < REMEMBERED {
+                state.later.insert((step, subscription, is_suspect));
+            }
+        });
     }
 
     /// All of its backlog was claimed, or nothing may be sent now. What was reported since the schedule was
@@ -109,7 +149,7 @@ impl Schedule {
     pub(crate) fn let_go(&self, subscription: SubscriptionId, is_suspect: bool) -> bool {
         let mut state = self.state();
         let turn = state.turn;
-        let held = if is_suspect { &mut state.suspects } else { &mut state.held_back };
+        let held = state.backlog(is_suspect);
         let ends = held.get(&subscription).is_some_and(|added| *added < turn);
         if ends {
             held.remove(&subscription);
@@ -214,6 +254,12 @@ impl Schedule {
         let mut state = self.state();
         let later = state.due.split_off(&(step + 1, SubscriptionId(i64::MIN)));
         let due = std::mem::replace(&mut state.due, later);
+        let later = state.later.split_off(&(step + 1, SubscriptionId(i64::MIN), false));
+        for (_, subscription, is_suspect) in std::mem::replace(&mut state.later, later) {
+            let turn = state.turn;
+            state.backlog(is_suspect).insert(subscription, turn);
+        }
+        state.has_news = false;
         state.turn += 1;
         let behind = state.behind.keys().copied();
         let rows: BTreeSet<SubscriptionId> =
@@ -222,11 +268,26 @@ impl Schedule {
         Due { all: rows.iter().copied().chain(waiting).collect(), rows }
     }
 
-    /// The next due time, apart from subscriptions that are behind.
+    /// The next due time, which is past when a subscription has fallen behind since the schedule was read.
     pub(crate) fn next(&self) -> Option<Instant> {
-        let step = self.state().due.first()?.0;
+        let step = self.state().next_step()?;
         let millis = u64::try_from(STEP.as_millis()).unwrap_or(1).checked_mul(step)?;
         self.origin.checked_add(Duration::from_millis(millis))
+    }
+}
+
+impl State {
+    fn backlog(&mut self, is_suspect: bool) -> &mut BTreeMap<SubscriptionId, u64> {
+        if is_suspect { &mut self.suspects } else { &mut self.held_back }
+    }
+
+    fn next_step(&self) -> Option<u64> {
+        if self.has_news {
+            return Some(0);
+        }
+        let due = self.due.first().map(|(step, _)| *step);
+        let later = self.later.first().map(|(step, ..)| *step);
+        due.into_iter().chain(later).min()
     }
 }
 
@@ -292,5 +353,34 @@ mod tests {
         assert_eq!(schedule.take_due(Instant::now()).rows, ids(&[7]));
         schedule.catch_up(SubscriptionId(7));
         assert!(schedule.take_due(Instant::now()).all.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_of_what_is_due_sooner() {
+        let schedule = Schedule::default();
+        let now = Instant::now();
+        schedule.note(SubscriptionId(7), now + Duration::from_secs(60));
+        schedule.sooner.notified().await;
+        schedule.note(SubscriptionId(7), now + Duration::from_secs(90));
+        schedule.note(SubscriptionId(8), now + Duration::from_secs(30));
+        schedule.sooner.notified().await;
+        schedule.hold_back(SubscriptionId(9), false);
+        schedule.sooner.notified().await;
+        assert!(schedule.next().unwrap() <= now, "it may be claimed for at once");
+        schedule.take_due(now);
+        assert!(schedule.next().unwrap() > now, "that was read");
+    }
+
+    #[test]
+    fn what_cannot_be_claimed_before_a_time_is_claimed_for_then_and_once() {
+        let schedule = Schedule::default();
+        let then = Instant::now() + Duration::from_millis(50);
+        schedule.hold_back_until(SubscriptionId(7), false, then);
+        assert!(schedule.take_due(Instant::now()).all.is_empty());
+        let next = schedule.next().unwrap();
+        assert!(next >= then);
+        assert_eq!(schedule.take_due(next).all, ids(&[7]));
+        assert!(schedule.let_go(SubscriptionId(7), false), "the claim found nothing");
+        assert!(schedule.take_due(next).all.is_empty());
     }
 }

@@ -62,10 +62,10 @@ pub(super) async fn run(
         "maintain",
         maintain::maintain(base.clone(), sending.clone(), waiting.clone(), counted.clone(), stop.clone()),
     ));
-    stages.spawn(
-        watch
-            .stage("start", backfill::backfill(base.clone(), waiting.clone(), counted.clone(), stop.clone())),
-    );
+    stages.spawn(watch.stage(
+        "start",
+        backfill::backfill(base.clone(), sending.clone(), waiting.clone(), counted.clone(), stop.clone()),
+    ));
     stages.spawn(watch.stage(
         "order",
         order::keep(

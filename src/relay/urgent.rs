@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
+    crash,
     matching::MatchCache,
     pauses,
     reload::Reload,
@@ -103,11 +104,13 @@ impl Route {
             self.overtaken();
             return Ok(());
         };
+        crash::point(crash::Point::RoutedEarly);
         self.cursor = Some(next);
         self.early.looked = read.looked;
         let (errors, telemetry) = (&self.counted.filter_errors, &self.base.telemetry);
         matches.settle(errors, telemetry, &index, read.events.iter());
         self.note_timed(&deliveries);
+        self.tell_of_timed(&deliveries).await;
         // The events are counted when routing comes to them.
         self.base.telemetry.routed(0, deliveries.len());
         Ok(())

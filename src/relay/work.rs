@@ -188,7 +188,9 @@ impl Work {
         let is_draining = self.last_claim.is_some_and(|then| then.elapsed() < DRAINING)
             && self.waiting.schedule.count_behind() > 0;
         match step {
-            Step::Nothing | Step::NoRoom if !self.claiming.is_empty() => self.await_claim(shutdown).await?,
+            Step::Nothing | Step::NoRoom | Step::OthersRoute if !self.claiming.is_empty() => {
+                self.await_claim(shutdown).await?;
+            }
             Step::Nothing if is_draining => {
                 // A backlog of rows: its next part is claimed as soon as permits come back.
                 self.await_room(BESIDE_CLAIMS, shutdown).await;
@@ -214,7 +216,7 @@ impl Work {
         let due = self.waiting.schedule.take_due(Instant::now());
         if !due.all.is_empty() {
             let claims = self.claims.clone();
-            self.claiming.spawn(async move { claims.claim(due).await });
+            self.claiming.spawn(async move { claims.claim(&due).await });
         }
     }
 
@@ -302,11 +304,14 @@ impl Work {
     }
 
     async fn until_due(&self) {
-        let due = self.waiting.schedule.next().map_or(self.next_poll, |due| due.min(self.next_poll));
-        tokio::select! {
-            () = tokio::time::sleep_until(due.into()) => {}
-            () = self.base.reload.news.notified() => {}
-            () = self.waiting.relay_started.notified() => {}
+        loop {
+            let due = self.waiting.schedule.next().map_or(self.next_poll, |due| due.min(self.next_poll));
+            tokio::select! {
+                () = tokio::time::sleep_until(due.into()) => return,
+                () = self.waiting.schedule.sooner.notified() => {}
+                () = self.base.reload.news.notified() => return,
+                () = self.waiting.relay_started.notified() => return,
+            }
         }
     }
 

@@ -43,11 +43,11 @@ pub use identity::{Promotion, is_new, why_fenced};
 pub use inspection::{capture_problems, unsuitable};
 pub use live::{Channels, Forgotten, Latest, Snapshot, TooMuch};
 pub use log::{Here, Mark, Stretch};
-pub use order::{FromBacklog, Keyed, Opened};
+pub use order::{Keyed, Opened};
 pub use ordering::{Coalesce, OnExhausted, Ordering};
 pub use paces::{Paced, SlotsReserved, SlotsWanted};
 pub use pages::{
-    BacklogClaim, Entry, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
+    BacklogClaim, Entry, FromBacklog, InBacklog, LeasedPage, PageBatch, Pair, PairDead, PairRetry, PairsBack,
 };
 pub use relays::{BreakerState, Others, RelayReport, SubscriptionReport};
 pub use replays::Replay;

@@ -1,6 +1,6 @@
 //! Ordered subscriptions: which relay delivers them, and claims in the order of their keys.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use sqlx::{Row as _, postgres::PgRow};
 use uuid::Uuid;
@@ -9,7 +9,7 @@ use super::{
     connection::{Reserved, Store},
     deliveries::{Claim, Claimed},
     error::Error,
-    pages::{BacklogClaim, LeasedPage, read_page},
+    pages::{BacklogClaim, FromBacklog},
     statement::by_name,
 };
 use crate::delivery::SubscriptionId;
@@ -23,15 +23,8 @@ pub struct Opened {
     pub keys: Vec<String>,
     /// How many of these rows were made due.
     pub promoted: i64,
-}
-
-/// What a claim from the backlog of ordered subscriptions found.
-#[derive(Debug, Default)]
-pub struct FromBacklog {
-    /// What was leased, in the order of positions.
-    pub pages: Vec<LeasedPage>,
-    /// The subscriptions of which something stays that may be claimed next.
-    pub stays: HashSet<SubscriptionId>,
+    /// How many rows of the backlog were marked as those of an ordered subscription.
+    pub marked: i64,
 }
 
 /// What a claim of rows of ordered subscriptions found.
@@ -41,8 +34,8 @@ pub struct Keyed {
     pub claimed: Vec<Claimed>,
     /// Keys that were asked for of which nothing was leased, and whether they have rows.
     pub without: Vec<(SubscriptionId, String, bool)>,
-    /// The subscriptions whose due rows were looked at.
-    pub looked_at: HashSet<SubscriptionId>,
+    /// The subscriptions whose due rows were looked at, and how many were due, up to the number asked for.
+    pub looked_at: HashMap<SubscriptionId, usize>,
 }
 
 impl Store {
@@ -67,7 +60,8 @@ impl Store {
     }
 
     /// Whether an ordered subscription that this relay has leased may be delivered, and its keys with waiting
-    /// rows. Makes the first row of each key due. `is_open`: this relay delivers it already.
+    /// rows. Makes the first row of each key due. `is_open`: this relay delivers it already. `marks`: a routing
+    /// statement that began before the subscription became an ordered one may have written to its backlog.
     ///
     /// # Errors
     /// Those of the database.
@@ -76,17 +70,20 @@ impl Store {
         subscription: SubscriptionId,
         token: Uuid,
         is_open: bool,
+        marks: bool,
     ) -> Result<Opened, Error> {
         self.statement("opening an ordered subscription", sql!("relay/open_order"))
             .on(Reserved::Claim)
             .bind(subscription)
             .bind(token)
             .bind(is_open)
+            .bind(marks)
             .row(|row| {
                 Ok(Opened {
                     is_free: row.try_get("is_free")?,
                     keys: row.try_get("keys")?,
                     promoted: row.try_get("promoted")?,
+                    marked: row.try_get("marked")?,
                 })
             })
             .await
@@ -149,16 +146,7 @@ impl Store {
             .bind(token)
             .bind(lease.as_secs_f64())
             .bind(self.relay())
-            .all(|rows| {
-                let mut found = FromBacklog::default();
-                for row in rows {
-                    match row.try_get("stays")? {
-                        Some(subscription) => drop(found.stays.insert(subscription)),
-                        None => found.pages.push(read_page(row)?),
-                    }
-                }
-                Ok(found)
-            })
+            .all(FromBacklog::read)
             .await
     }
 
@@ -231,7 +219,8 @@ impl Keyed {
             let has_rows = row.try_get::<i32, _>("remaining")? > 0;
             self.without.push((row.try_get("subscription_id")?, key, has_rows));
         } else {
-            self.looked_at.insert(row.try_get("subscription_id")?);
+            let due = usize::try_from(row.try_get::<i32, _>("remaining")?).unwrap_or(0);
+            self.looked_at.insert(row.try_get("subscription_id")?, due);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! A *pair* is an event and a subscription that receives it: one delivery of a page. The pairs of a page are
 //! numbered from 0, entry by entry, each in the order of positions.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::{Row as _, postgres::PgRow};
@@ -57,6 +57,29 @@ pub struct LeasedPage {
     pub entries: Vec<Entry>,
     /// Numbers of the pairs that are settled.
     pub done: Ranges,
+}
+
+/// What a claim from the backlog found.
+#[derive(Debug, Default)]
+pub struct FromBacklog {
+    /// What was leased; for ordered subscriptions in the order of positions.
+    pub pages: Vec<LeasedPage>,
+    /// The subscriptions of which something stays that may be claimed next, such as what somebody had locked.
+    /// Without an order those with fewer rows than were asked for.
+    pub stays: HashSet<SubscriptionId>,
+}
+
+impl FromBacklog {
+    pub(super) fn read(rows: &[PgRow]) -> Result<Self, sqlx::Error> {
+        let mut found = Self::default();
+        for row in rows {
+            match row.try_get("stays")? {
+                Some(subscription) => drop(found.stays.insert(subscription)),
+                None => found.pages.push(read_page(row)?),
+            }
+        }
+        Ok(found)
+    }
 }
 
 /// A subscription with rows in `outbox.backlog`.
@@ -170,7 +193,7 @@ impl Store {
         suspects: bool,
         token: Uuid,
         lease: Duration,
-    ) -> Result<Vec<LeasedPage>, Error> {
+    ) -> Result<FromBacklog, Error> {
         self.statement("claiming from the backlog", sql!("relay/claim_backlog"))
             .on(Reserved::Claim)
             .bind_each(claims, |claim| claim.subscription)
@@ -181,7 +204,7 @@ impl Store {
             .bind(token)
             .bind(lease.as_secs_f64())
             .bind(self.relay())
-            .rows(read_page)
+            .all(FromBacklog::read)
             .await
     }
 

@@ -161,7 +161,7 @@ async fn a_start_is_used_only_when_the_subscription_is_created_and_may_be_a_time
     let starts: i64 =
         sqlx::query_scalar("select count(*) from outbox.starts").fetch_one(&database.pool).await.unwrap();
     assert_eq!(starts, 0, "an existing subscription is never rewound");
-    for bad in ["yesterdayish", "infinity", ""] {
+    for bad in ["yesterdayish", "infinity", "-infinity", "294276-12-31", ""] {
         let statement = format!("select outbox.subscribe('bad', array['**'], 'recorder', start => '{bad}')");
         let refusal = database.pool.execute(AssertSqlSafe(statement)).await.unwrap_err().to_string();
         assert!(

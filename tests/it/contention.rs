@@ -1,9 +1,17 @@
 //! Other clients of the database take what relays need: every connection, a lock on a whole table.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use pgoutbox::{
+    delivery::{Outcome, Reason},
     lab::private_postgres::{Options, PrivatePostgres},
     relay::Settings,
 };
@@ -105,4 +113,80 @@ async fn what_is_in_flight_is_renewed_and_settled_while_others_hold_every_connec
     assert_eq!(books.balance(&database, 0).await.duplicates(), 0);
     database.pool.close().await;
     tokio::task::spawn_blocking(|| drop(server)).await.unwrap();
+}
+
+/// What operators do, all at once, each in an order of its own.
+const OPERATIONS: [&str; 7] = [
+    "select outbox.redrive('all', max_rows => 200)",
+    "select outbox.redrive('keyed', max_rows => 200)",
+    "select outbox.retry('all', max_rows => 200)",
+    "select outbox.retry(max_rows => 200)",
+    "update outbox.subscriptions set max_in_flight = 2 + (random() * 30)::integer where name = 'keyed'",
+    "select outbox.pause('all'), outbox.resume('all')",
+    "delete from outbox.attempts where at < now() - interval '100 ms'",
+];
+
+/// Repeats a statement until this time. Returns its errors.
+async fn repeat(database: &Database, statement: &'static str, until: Instant) -> Vec<String> {
+    let mut connection = database.connection().await;
+    let mut errors = Vec::new();
+    while Instant::now() < until {
+        if let Err(error) = connection.execute(statement).await {
+            errors.push(format!("{statement}: {error}"));
+        }
+        pause(Duration::from_millis(5)).await;
+    }
+    errors
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relays_operators_and_publishers_at_once_give_nobody_an_error_and_lose_nothing() {
+    let database = Database::new().await;
+    let retry = r#"{"schedule": ["20ms"], "jitter": 0}"#;
+    database
+        .execute(format!(
+            "select outbox.subscribe('all', array['**'], 'recorder', retry => '{retry}'); \
+             select outbox.subscribe('keyed', array['**'], 'recorder', ordering => 'key', retry => '{retry}')"
+        ))
+        .await;
+    let is_down = Arc::new(AtomicBool::new(true));
+    let down = is_down.clone();
+    let recorder = Recorder::answering(move |one| {
+        if down.load(Ordering::Acquire) && one.position % 3 == 0 {
+            Outcome::Retry { reason: Reason::Refused, after: None }
+        } else {
+            Outcome::Delivered
+        }
+    });
+    let mut relays = Vec::new();
+    for name in ["one", "two"] {
+        let build = |builder: pgoutbox::relay::Builder| {
+            let polling = Settings { poll: Some(Duration::from_millis(200)), ..settings(name) };
+            builder.settings(polling).sink(recorder.clone())
+        };
+        relays.push(RelayBox::start_with(&database, build).await);
+    }
+    let until = Instant::now() + Duration::from_secs(6);
+    let publish = "select outbox.publish('a.b', '1', key => 'k' || (random() * 20)::integer)";
+    let statements = OPERATIONS.into_iter().chain([publish; 2]);
+    let errors = join_all(statements.map(|statement| repeat(&database, statement, until))).await.concat();
+    assert!(errors.is_empty(), "{} errors: {:#?}", errors.len(), errors.iter().take(5).collect::<Vec<_>>());
+    is_down.store(false, Ordering::Release);
+    database.execute("select outbox.redrive('all', max_rows => 100000)").await;
+    database.execute("select outbox.redrive('keyed', max_rows => 100000)").await;
+    database
+        .eventually(
+            "select not exists (select from outbox.owed) \
+                    and not exists (select from outbox.dead_letters) \
+                    and (select unrouted = 0 from outbox.log_status)",
+        )
+        .await;
+    let events = database.count("select count(*) from outbox.events where topic = 'a.b'").await;
+    let arrived: BTreeSet<_> =
+        recorder.seen().into_iter().map(|one| (one.subscription, one.position)).collect();
+    assert_eq!(i64::try_from(arrived.len()).unwrap(), 2 * events);
+    for relay in relays {
+        assert!(relay.stop().await.complete);
+    }
+    database.drop().await;
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
+use uuid::Uuid;
 
 use crate::support::{Books, ChildRelay, Database, Server};
 
@@ -105,4 +106,38 @@ async fn dies_at(point: &str, way: Way, ordered: bool) -> u64 {
     let requests = server.switch.requests();
     database.drop().await;
     requests
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_urgent_event_is_sent_once_although_its_relay_dies_when_it_is_routed_early() {
+    let database = Database::new().await;
+    let books = Books::default();
+    let server = Server::open(&books, Duration::from_millis(20)).await;
+    server.subscribe(&database, "all", &["**"]).await;
+    let lease = ("PGOUTBOX__RELAY__LEASE", "3s");
+    let settings = [lease, ("PGOUTBOX__RELAY__PERMITS", "2"), ("TEST_CRASH_AT", "routedearly")];
+    let mut dying = ChildRelay::start(&database, "dying", &settings).await;
+    // More than it takes at once: the rest stays in the log.
+    database.execute("select outbox.publish('order', '1') from generate_series(1, 3000)").await;
+    server.wait_knocked(1).await;
+    let urgent: Uuid = sqlx::query_scalar("select outbox.publish('order', '1', priority => 1)")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(dying.ended(Duration::from_secs(30)).await, None, "it dies of a signal: {:#?}", dying.log());
+    assert_eq!(database.count("select count(*) from outbox.routed_early").await, 1);
+    let mut next = ChildRelay::start(&database, "next", &[lease]).await;
+    database
+        .eventually(
+            "select not exists (select from outbox.owed) \
+                    and (select unrouted = 0 from outbox.log_status)",
+        )
+        .await;
+    next.signal("TERM");
+    assert_eq!(next.ended(Duration::from_secs(20)).await, Some(0), "{:#?}", next.log());
+    let requests = books.journal().requests;
+    assert_eq!(requests.iter().filter(|request| request.event == urgent).count(), 1);
+    let repeated = requests.len() - 3_001;
+    assert!(repeated <= 2, "{repeated} repeated, and two were in flight");
+    database.drop().await;
 }

@@ -40,6 +40,7 @@ mod follow; // files that a relay refers to change while it runs
 mod forgotten; // what was removed of the log is known
 mod gateway; // a process that serves live clients and nothing else
 mod health; // whether a relay gets anywhere is seen from outside
+mod hints;
 mod http; // access, probes and metrics over HTTP
 mod image; // the program runs in the image with no more than its base has
 mod isolation; // one bad subscriber, publisher or tenant costs the others nothing

@@ -1,6 +1,10 @@
 //! How much routing reads, and when it holds: while subscriptions keep up, a backlog stays in the log.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use super::{
     super::{
@@ -103,6 +107,7 @@ impl Route {
         let now = Instant::now();
         let together = self.sending.dispatch.free_ahead();
         let all = together + self.sending.dispatch.numbers().ahead;
+        let has_others = self.waiting.other_relays.load(Ordering::Acquire) > 0;
         let room = Room { together, each: (all / index.sendable().max(1)).clamp(1, HANDFUL) };
         plan(
             events,
@@ -128,9 +133,9 @@ impl Route {
                 let is_held_back = self.waiting.schedule.is_held_back(subscription.row.id);
                 let has_room = may_send && !is_held_back;
                 let room = if has_room { self.sending.dispatch.room(subscription, now) } else { 0 };
-                let is_elsewhere = is_free && !is_here;
                 let mut standing = Standing::new(subscription, may_send, room);
-                standing.is_elsewhere = is_elsewhere;
+                standing.is_elsewhere =
+                    subscription.row.active && (!is_here || has_others && !subscription.may_send());
                 standing
             },
             |standings| self.all_are_full(index, standings, |one, now| self.sending.dispatch.room(one, now)),

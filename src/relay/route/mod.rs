@@ -17,15 +17,14 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::{
-    await_work::DOORBELL,
     crash,
     deliver::Deliver,
     delivery::{Content, Delivery},
     dispatch::{Job, Passage, Place},
     doubt::Doubt,
     held::{Held, Lease, Leases},
+    hints,
     matching::MatchCache,
-    order,
     parts::{Base, Counted, Parts, Sending, Waiting},
     pauses, payloads,
     plan::Plan,
@@ -244,12 +243,8 @@ impl Route {
         let oldest = read.events.iter().map(|new| new.event.created_at).min();
         let age = oldest.map_or(Duration::ZERO, |oldest| self.base.clock.age(oldest));
         let step = Step::Routed { age, waiting: plan.waiting };
-        if !plan.elsewhere.is_empty()
-            && let Err(error) = self.base.store.notify(DOORBELL, &order::messages(&plan.elsewhere)).await
-        {
-            // The poll of their relays finds it.
-            self.base.telemetry.database_failed("route", &error);
-        }
+        hints::tell(&self.base, hints::Place::Backlog, &plan.elsewhere).await;
+        self.tell_of_timed(&plan.routed.timed).await;
         let mut jobs = self.jobs(plan, read, &ids, (token, began), owed_since);
         self.read_small_payloads(&mut jobs).await;
         deliver.take(jobs);
@@ -269,6 +264,15 @@ impl Route {
                 self.waiting.schedule.look_back(new.subscription);
             }
         }
+    }
+
+    /// Tells other relays of rows that are theirs and due at once.
+    pub(super) async fn tell_of_timed(&self, timed: &[NewDelivery]) {
+        let now = self.base.clock.now();
+        let is_due = |new: &&NewDelivery| new.deliver_after.is_none_or(|then| then <= now);
+        let due = timed.iter().filter(is_due).map(|new| new.subscription);
+        let elsewhere = hints::elsewhere(&self.base, &self.sending, due);
+        hints::tell(&self.base, hints::Place::Rows, &elsewhere).await;
     }
 
     /// Reads the small payloads of a page that was read without them and of which many are wanted. What is

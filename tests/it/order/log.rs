@@ -10,7 +10,7 @@ use pgoutbox::{
     delivery::{Outcome, Reason},
     sink::{Outgoing, Problem, Report, Sink},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 
 use crate::support::Database;
 
@@ -49,6 +49,8 @@ pub(super) struct ByKey {
     log: Log,
     answer: Answer,
     takes: Duration,
+    /// A key whose attempts wait while this is locked exclusively.
+    behind: Option<(&'static str, Arc<RwLock<()>>)>,
 }
 
 impl std::fmt::Debug for ByKey {
@@ -60,7 +62,7 @@ impl std::fmt::Debug for ByKey {
 impl Log {
     /// A sink that delivers an attempt if `answer` says so.
     pub(super) fn sink(&self, answer: impl Fn(&Attempt) -> bool + Send + Sync + 'static) -> ByKey {
-        ByKey { log: self.clone(), answer: Arc::new(answer), takes: Duration::ZERO }
+        ByKey { log: self.clone(), answer: Arc::new(answer), takes: Duration::ZERO, behind: None }
     }
 
     fn add(&self, attempt: &Attempt, what: What) {
@@ -76,6 +78,13 @@ impl Log {
         let entries = self.entries.lock().unwrap();
         let delivered = entries.iter().filter(|(_, what)| *what == What::Delivered);
         delivered.map(|(one, _)| (one.key.clone().unwrap_or_default(), one.position)).collect()
+    }
+
+    /// The subscriptions of all attempts, in the order in which they began.
+    pub(super) fn began(&self) -> Vec<String> {
+        let entries = self.entries.lock().unwrap();
+        let began = entries.iter().filter(|(_, what)| *what == What::Began);
+        began.map(|(one, _)| one.subscription.clone()).collect()
     }
 
     /// Waits until so many different deliveries succeeded, at most 30 s for each next attempt.
@@ -147,6 +156,11 @@ impl ByKey {
     pub(super) fn taking(self, takes: Duration) -> Self {
         Self { takes, ..self }
     }
+
+    /// Attempts of this key wait while the gate is locked exclusively.
+    pub(super) fn behind(self, key: &'static str, gate: Arc<RwLock<()>>) -> Self {
+        Self { behind: Some((key, gate)), ..self }
+    }
 }
 
 /// An attempt in flight. What is dropped unfinished was cut off.
@@ -183,6 +197,11 @@ impl Sink for ByKey {
         };
         self.log.add(&attempt, What::Began);
         let mut in_flight = InFlight { log: self.log.clone(), attempt, ended: None };
+        if let Some((key, gate)) = &self.behind
+            && in_flight.attempt.key.as_deref() == Some(*key)
+        {
+            drop(gate.read().await);
+        }
         if !self.takes.is_zero() {
             crate::support::pause(self.takes).await;
         }

@@ -79,9 +79,12 @@ impl Database {
                 *head = (row.position, *row_id).min(*head);
             }
         }
+        let mut marked = 0;
         if is_free && !is_open {
-            for row in self.data.backlog.values_mut().filter(|row| row.subscription == id) {
+            let of = |row: &&mut BacklogRow| row.subscription == id && !row.is_ordered;
+            for row in self.data.backlog.values_mut().filter(of) {
                 row.is_ordered = true;
+                marked += 1;
             }
         }
         let mut promoted = 0;
@@ -91,7 +94,7 @@ impl Database {
                 promoted += 1;
             }
         }
-        Opened { is_free, keys: heads.into_keys().collect(), promoted }
+        Opened { is_free, keys: heads.into_keys().collect(), promoted, marked }
     }
 
     /// The first positions of the backlog of an ordered subscription.
@@ -186,14 +189,14 @@ impl Database {
                 continue;
             }
             let room = claims.iter().find(|claim| claim.subscription == id).map_or(0, |claim| claim.room);
-            if claims.iter().any(|claim| claim.subscription == id) {
-                keyed.looked_at.insert(id);
-            }
             let of = self.data.deliveries.iter().filter(|(_, row)| row.subscription == id.0);
             let mut due: Vec<(Millis, i64)> =
                 of.filter(|(_, row)| row.due <= self.now).map(|(id, row)| (row.due, *id)).collect();
             due.sort_unstable();
             due.truncate(room as usize);
+            if claims.iter().any(|claim| claim.subscription == id) {
+                keyed.looked_at.insert(id, due.len());
+            }
             let key_of = |row: &i64| self.data.deliveries.get(row).and_then(|row| row.key.clone());
             let mut keys: BTreeSet<String> = due.iter().filter_map(|(_, row)| key_of(row)).collect();
             keys.extend(asked.iter().filter(|(of, _)| *of == id).map(|(_, key)| key.clone()));

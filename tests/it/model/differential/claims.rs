@@ -30,7 +30,7 @@ impl Both {
             })
             .collect();
         let token = self.token();
-        let pages = self.store.claim_backlog(&claims, suspects, token, LEASE).await.unwrap();
+        let pages = self.store.claim_backlog(&claims, suspects, token, LEASE).await.unwrap().pages;
         let by_model = self.model.claim_backlog(&claims, suspects, token, MODEL_LEASE);
         self.hold(pages, by_model, token);
     }
@@ -117,10 +117,11 @@ impl Both {
             }
             2 => {
                 let is_open = self.random.random_bool(0.5);
-                let opened = self.store.open_order(id, order, is_open).await.unwrap();
+                let opened = self.store.open_order(id, order, is_open, !is_open).await.unwrap();
                 let by_model = self.model.open_order(ORDERED, order, is_open);
                 let show = |opened: store::Opened| {
-                    (opened.is_free, opened.keys.into_iter().collect::<BTreeSet<_>>(), opened.promoted)
+                    let keys = opened.keys.into_iter().collect::<BTreeSet<_>>();
+                    (opened.is_free, keys, opened.promoted, opened.marked)
                 };
                 assert_eq!(show(opened), show(by_model), "the same is open");
             }
@@ -159,7 +160,7 @@ impl Both {
         let by_model = self.model.claim_keyed(&claims, &asked, most, (order, token), MODEL_LEASE);
         let rest = |keyed: &Keyed| {
             let without: BTreeSet<_> = keyed.without.iter().cloned().collect();
-            (without, keyed.looked_at.iter().copied().collect::<BTreeSet<_>>())
+            (without, keyed.looked_at.iter().map(|(id, due)| (*id, *due)).collect::<BTreeSet<_>>())
         };
         assert_eq!(rest(&keyed), rest(&by_model), "the same keys have none");
         self.hold_rows(keyed.claimed, by_model.claimed, token);
