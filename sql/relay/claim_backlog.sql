@@ -12,8 +12,8 @@
 -- At most 64 rows are scanned for each subscription. A row of which not all is wanted is cut.
 -- Each row of suspects gets a page of its own: when a relay dies, every pair of its page becomes
 -- suspect. Pause and state of the subscription are read here too, so that all relays follow them at
--- once. The subscriptions with fewer rows than were asked for of which some stay, because others had
--- locked them, come back without a page.
+-- once. The subscriptions with fewer rows than were asked for of which some stay, because others
+-- had locked them, come back without a page.
 with room (subscription_id, wanted, since, own) as (
     select * from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::boolean[])
 ),

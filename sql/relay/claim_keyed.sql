@@ -12,8 +12,8 @@
 -- A row of a key is leased only when every row before it is leased with it. What is due without
 -- being the first of its key gets the due time of those that wait. Nothing of a parked key is
 -- leased. Keys that were asked for of which nothing is leased come back without a row, and so do
--- the subscriptions that were looked at, without a key and with the number of due rows. While the backlog has suspects of a
--- subscription, it is not looked at: they may come before the rows.
+-- the subscriptions that were looked at, without a key and with the number of due rows. While the
+-- backlog has suspects of a subscription, it is not looked at: they may come before the rows.
 with held as materialized (
     select lease.subscription_id
       from outbox.order_leases as lease

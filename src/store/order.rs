@@ -60,8 +60,9 @@ impl Store {
     }
 
     /// Whether an ordered subscription that this relay has leased may be delivered, and its keys with waiting
-    /// rows. Makes the first row of each key due. `is_open`: this relay delivers it already. `marks`: a routing
-    /// statement that began before the subscription became an ordered one may have written to its backlog.
+    /// rows. Makes the first row of each key due. `is_open`: this relay delivers it already. `marks`: a
+    /// routing statement that began before the subscription became an ordered one may have written to its
+    /// backlog.
     ///
     /// # Errors
     /// Those of the database.
