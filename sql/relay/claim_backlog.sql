@@ -99,8 +99,11 @@ select paged.id, paged.deaths, paged.alone, paged.created_from, paged.created_un
 union all
 select null, null, null, null, null, null, null, null, null, room.subscription_id
   from room
- where (select count(*) from due where due.subscription_id = room.subscription_id)
-       < least(coalesce(room.wanted, 0), 64)
+  left join (select due.subscription_id, count(*) as rows
+               from due
+              group by due.subscription_id) as found
+    on found.subscription_id = room.subscription_id
+ where coalesce(found.rows, 0) < least(coalesce(room.wanted, 0), 64)
    and exists (select from outbox.backlog as backlog
                 where backlog.subscription_id = room.subscription_id
                   and backlog.is_suspect = $5::boolean

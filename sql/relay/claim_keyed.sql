@@ -156,6 +156,10 @@ select null, asked.subscription_id, null, null, null, null, null, asked.key, nul
                 where leased.key is not null)
 union all
 select null, ready.id, null, null, null, null, null, null, null, null,
-       (select count(*) from due where due.subscription_id = ready.id)::integer
+       coalesce(found.rows, 0)::integer
   from ready
+  left join (select due.subscription_id, count(*) as rows
+               from due
+              group by due.subscription_id) as found
+    on found.subscription_id = ready.id
  where ready.id = any ($1::bigint[])

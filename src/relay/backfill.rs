@@ -101,7 +101,7 @@ async fn round(
                 });
             worked |= has_worked;
             if has_worked {
-                elsewhere.extend(hints::elsewhere(base, sending, [start.subscription_id]));
+                elsewhere.extend(hints::elsewhere(base, sending, waiting, [start.subscription_id]));
             }
         }
     }
@@ -129,6 +129,7 @@ async fn part(
     }
     if start.is_over() {
         base.store.end_start(start).await?;
+        waiting.schedule.hold_back(start.subscription_id, false); // of an ordered one what was behind it
         base.telemetry.start_ended(&subscription.row.name);
         return Ok(true);
     }

@@ -237,12 +237,11 @@ impl Claims {
         let mut expired = 0;
         for (claim, subscription) in wanted {
             let rows = by_subscription.remove(&claim.subscription).unwrap_or_default();
+            // Everything due before now has been seen; what committed late is within the margin.
             if rows.len() < claim.room as usize
-                && claim.since == self.waiting.schedule.since(claim.subscription)
+                && self.waiting.schedule.has_seen_all(claim.subscription, claim.since, started - LATE)
             {
                 self.waiting.schedule.catch_up(claim.subscription);
-                // Everything due before now has been seen; what committed late is within the margin.
-                self.waiting.schedule.look_from(claim.subscription, started - LATE);
             } else {
                 self.waiting.schedule.fall_behind(claim.subscription);
             }
@@ -293,7 +292,8 @@ impl Claims {
                     self.sending.dispatch.room.notify_one();
                 }
                 if stays.contains(&claim.subscription) {
-                    self.waiting.schedule.hold_back_until(claim.subscription, suspects, began + LOOK_AGAIN);
+                    let again = Instant::now() + LOOK_AGAIN;
+                    self.waiting.schedule.hold_back_until(claim.subscription, suspects, again);
                 }
             } else {
                 self.waiting.schedule.hold_back(claim.subscription, suspects);

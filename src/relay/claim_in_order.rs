@@ -69,10 +69,9 @@ impl Claims {
                     // What waits in the backlog is found again with the rows.
                     self.waiting.schedule.note(id, until);
                 } else {
-                    // Another relay delivers it. When that dies, its lease ends.
+                    // Another relay delivers it. `order::keep` asks again.
                     self.waiting.schedule.let_go(id, false);
                     self.waiting.schedule.let_go(id, true);
-                    self.waiting.schedule.note(id, until.max(Instant::now() + self.base.settings.lease / 3));
                 }
                 false
             }
@@ -151,23 +150,22 @@ impl Claims {
             let schedule = &self.waiting.schedule;
             let Some(due) = keyed.looked_at.get(&id) else {
                 schedule.catch_up(id);
-                schedule.note(id, began + LOOK_AGAIN);
+                schedule.note(id, Instant::now() + LOOK_AGAIN);
                 // Suspects may come before it.
-                schedule.hold_back_until(id, true, began + LOOK_AGAIN);
+                schedule.hold_back_until(id, true, Instant::now() + LOOK_AGAIN);
                 continue;
             };
-            let all_are_seen = *due < claim.room as usize;
-            if all_are_seen && claim.since == schedule.since(id) {
-                schedule.look_from(id, started - LATE);
-            }
-            if dispatch.wants_keys(id) || !all_are_seen && some.contains(&id) {
+            let is_cut = *due >= claim.room as usize;
+            if dispatch.wants_keys(id) || is_cut && some.contains(&id) {
                 schedule.fall_behind(id);
-            } else {
+            } else if *due > 0 {
+                // It may wait for others of its keys, or somebody has locked it.
                 schedule.catch_up(id);
-                if !all_are_seen {
-                    // What is due waits for others of its keys.
-                    schedule.note(id, began + LOOK_AGAIN);
-                }
+                schedule.note(id, Instant::now() + LOOK_AGAIN);
+            } else if schedule.has_seen_all(id, claim.since, started - LATE) {
+                schedule.catch_up(id);
+            } else {
+                schedule.fall_behind(id);
             }
         }
         self.hold_in_order(jobs, expired, &epochs).await
@@ -230,7 +228,7 @@ impl Claims {
                 }
                 if stays.contains(&id) {
                     // Somebody has locked the first.
-                    self.waiting.schedule.hold_back_until(id, false, began + LOOK_AGAIN);
+                    self.waiting.schedule.hold_back_until(id, false, Instant::now() + LOOK_AGAIN);
                 }
             }
         }

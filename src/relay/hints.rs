@@ -1,12 +1,12 @@
 //! Tells other relays of what waits in the database and is theirs to claim. Without it their polls find it.
 
-use std::time::Instant;
+use std::{sync::atomic::Ordering, time::Instant};
 
 use super::{
     await_work::DOORBELL,
     parts::{Base, Sending, Waiting},
 };
-use crate::delivery::SubscriptionId;
+use crate::{delivery::SubscriptionId, subscription::Subscription};
 
 /// Ids in one notification, which has a limit of 8,000 bytes.
 const IDS_TOGETHER: usize = 300;
@@ -46,18 +46,29 @@ pub(super) async fn tell(base: &Base, place: Place, ids: &[SubscriptionId]) {
 pub(super) fn elsewhere(
     base: &Base,
     sending: &Sending,
+    waiting: &Waiting,
     ids: impl IntoIterator<Item = SubscriptionId>,
 ) -> Vec<SubscriptionId> {
     let index = base.index.load();
-    let is_here = |id: SubscriptionId| {
-        index
-            .get(id)
-            .is_some_and(|one| one.may_send() && (!one.is_ordered() || sending.dispatch.is_gate_open(id)))
-    };
-    let mut elsewhere: Vec<SubscriptionId> = ids.into_iter().filter(|id| !is_here(*id)).collect();
+    let is_elsewhere =
+        |id: &SubscriptionId| index.get(*id).is_some_and(|one| one.is_delivered_elsewhere(sending, waiting));
+    let mut elsewhere: Vec<SubscriptionId> = ids.into_iter().filter(is_elsewhere).collect();
     elsewhere.sort_unstable();
     elsewhere.dedup();
     elsewhere
+}
+
+impl Subscription {
+    /// Whether another relay may deliver it, and not this one.
+    pub(super) fn is_delivered_elsewhere(&self, sending: &Sending, waiting: &Waiting) -> bool {
+        let others_may = || waiting.other_relays.load(Ordering::Acquire) > 0;
+        self.row.active
+            && if self.is_ordered() {
+                !sending.dispatch.is_gate_open(self.row.id)
+            } else {
+                !self.may_send() && others_may()
+            }
+    }
 }
 
 fn messages(place: Place, ids: &[SubscriptionId]) -> Vec<String> {

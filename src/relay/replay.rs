@@ -184,7 +184,7 @@ impl Replays {
         }
         if !wanted.is_empty() {
             claim_when_due(sending, waiting, subscription.row.id, replay, wanted.len());
-            let elsewhere = hints::elsewhere(base, sending, [subscription.row.id]);
+            let elsewhere = hints::elsewhere(base, sending, waiting, [subscription.row.id]);
             hints::tell(base, hints::Place::Rows, &elsewhere).await;
         }
         Ok(true)

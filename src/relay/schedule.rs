@@ -49,6 +49,10 @@ struct State {
     orphaned: BTreeMap<SubscriptionId, Option<DateTime<Utc>>>,
     /// Due times before which all rows were claimed, by subscription.
     since: HashMap<SubscriptionId, DateTime<Utc>>,
+    /// The turn in which it was last said that rows may have become due in the past, of one subscription and
+    /// of all.
+    looked_back: HashMap<SubscriptionId, u64>,
+    looked_back_all: Option<u64>,
     /// Nothing that fell due before is looked for in the index.
     floor: Option<DateTime<Utc>>,
     /// When the delivery fell due that was redriven last, and whether it is still to be tried.
@@ -194,15 +198,28 @@ impl Schedule {
         self.state().orphaned.clone()
     }
 
-    /// Notes that all rows due before `since` were claimed.
-    pub(crate) fn look_from(&self, subscription: SubscriptionId, since: DateTime<Utc>) {
-        self.state().since.insert(subscription, since);
+    /// A claim that looked at rows from `from` on has seen all that was due before `since`. Returns false if
+    /// rows may have become due in the past since the schedule was read for it: it may not have seen them.
+    pub(crate) fn has_seen_all(
+        &self,
+        subscription: SubscriptionId,
+        from: Option<DateTime<Utc>>,
+        since: DateTime<Utc>,
+    ) -> bool {
+        let mut state = self.state();
+        let turn = Some(state.turn);
+        let looked_back = state.looked_back.get(&subscription).copied();
+        if turn == looked_back || turn == state.looked_back_all || from != state.since_of(subscription) {
+            return false;
+        }
+        state.looked_back.remove(&subscription);
+        state.since.insert(subscription, since);
+        true
     }
 
     /// The due time from which on to claim; `None` for all rows.
     pub(crate) fn since(&self, subscription: SubscriptionId) -> Option<DateTime<Utc>> {
-        let state = self.state();
-        state.since.get(&subscription).copied().max(state.floor)
+        self.state().since_of(subscription)
     }
 
     /// Looks for nothing that fell due before `floor`.
@@ -239,12 +256,18 @@ impl Schedule {
 
     /// A row may have become due in the past: the next claim looks at all rows of this subscription.
     pub(crate) fn look_back(&self, subscription: SubscriptionId) {
-        self.state().since.remove(&subscription);
+        let mut state = self.state();
+        let turn = state.turn;
+        state.since.remove(&subscription);
+        state.looked_back.insert(subscription, turn);
     }
 
     /// The next claims look at all rows of all subscriptions.
     pub(crate) fn look_at_everything(&self) {
-        self.state().since.clear();
+        let mut state = self.state();
+        state.since.clear();
+        state.looked_back.clear();
+        state.looked_back_all = Some(state.turn);
     }
 
     /// Removes past due times. Returns the subscriptions for which to claim now.
@@ -279,6 +302,10 @@ impl Schedule {
 impl State {
     fn backlog(&mut self, is_suspect: bool) -> &mut BTreeMap<SubscriptionId, u64> {
         if is_suspect { &mut self.suspects } else { &mut self.held_back }
+    }
+
+    fn since_of(&self, subscription: SubscriptionId) -> Option<DateTime<Utc>> {
+        self.since.get(&subscription).copied().max(self.floor)
     }
 
     fn next_step(&self) -> Option<u64> {
@@ -353,6 +380,24 @@ mod tests {
         assert_eq!(schedule.take_due(Instant::now()).rows, ids(&[7]));
         schedule.catch_up(SubscriptionId(7));
         assert!(schedule.take_due(Instant::now()).all.is_empty());
+    }
+
+    #[test]
+    fn a_claim_does_not_pass_what_became_due_in_the_past_after_it_began() {
+        let (schedule, id) = (Schedule::default(), SubscriptionId(7));
+        let since = DateTime::UNIX_EPOCH;
+        schedule.look_back(id); // an urgent event was routed
+        schedule.take_due(Instant::now());
+        let from = schedule.since(id);
+        schedule.look_back(id); // and another one, beside the claim
+        assert!(!schedule.has_seen_all(id, from, since));
+        assert_eq!(schedule.since(id), None);
+        schedule.take_due(Instant::now());
+        assert!(schedule.has_seen_all(id, None, since));
+        assert_eq!(schedule.since(id), Some(since));
+        schedule.take_due(Instant::now());
+        schedule.look_at_everything();
+        assert!(!schedule.has_seen_all(id, Some(since), since));
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    crash,
+    crash, hints,
     matching::MatchCache,
     pauses,
     reload::Reload,
@@ -110,7 +110,8 @@ impl Route {
         let (errors, telemetry) = (&self.counted.filter_errors, &self.base.telemetry);
         matches.settle(errors, telemetry, &index, read.events.iter());
         self.note_timed(&deliveries);
-        self.tell_of_timed(&deliveries).await;
+        let elsewhere = self.due_elsewhere(&deliveries);
+        hints::tell(&self.base, hints::Place::Rows, &elsewhere).await;
         // The events are counted when routing comes to them.
         self.base.telemetry.routed(0, deliveries.len());
         Ok(())

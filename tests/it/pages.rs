@@ -444,7 +444,9 @@ impl World {
             })
             .await;
         let Some(claimed) = claimed else { return self.expire(token).await };
-        for page in claimed.iter().map(|row| read_page(row, token)) {
+        // Without a page it says of which subscriptions something stays.
+        let pages = claimed.iter().filter(|row| row.get::<Option<i64>, _>("id").is_some());
+        for page in pages.map(|row| read_page(row, token)) {
             let mut of_each: BTreeMap<i64, i64> = BTreeMap::new();
             page.pairs
                 .iter()

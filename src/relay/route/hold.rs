@@ -1,10 +1,6 @@
 //! How much routing reads, and when it holds: while subscriptions keep up, a backlog stays in the log.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
-};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use super::{
     super::{
@@ -107,7 +103,6 @@ impl Route {
         let now = Instant::now();
         let together = self.sending.dispatch.free_ahead();
         let all = together + self.sending.dispatch.numbers().ahead;
-        let has_others = self.waiting.other_relays.load(Ordering::Acquire) > 0;
         let room = Room { together, each: (all / index.sendable().max(1)).clamp(1, HANDFUL) };
         plan(
             events,
@@ -134,8 +129,7 @@ impl Route {
                 let has_room = may_send && !is_held_back;
                 let room = if has_room { self.sending.dispatch.room(subscription, now) } else { 0 };
                 let mut standing = Standing::new(subscription, may_send, room);
-                standing.is_elsewhere =
-                    subscription.row.active && (!is_here || has_others && !subscription.may_send());
+                standing.is_elsewhere = subscription.is_delivered_elsewhere(&self.sending, &self.waiting);
                 standing
             },
             |standings| self.all_are_full(index, standings, |one, now| self.sending.dispatch.room(one, now)),

@@ -180,7 +180,7 @@ impl Route {
         self.matches.evaluate(&self.base.store, &index, &read.events).await?;
         let early = read.events.iter().filter(|new| new.routed_early);
         early.for_each(|new| self.matches.pass(new.event.position));
-        let plan = self.plan(&index, &read.events);
+        let mut plan = self.plan(&index, &read.events);
         if plan.events == 0 && !read.events.is_empty() {
             self.cursor = Some(cursor);
             return Ok(Step::NoRoom);
@@ -243,11 +243,13 @@ impl Route {
         let oldest = read.events.iter().map(|new| new.event.created_at).min();
         let age = oldest.map_or(Duration::ZERO, |oldest| self.base.clock.age(oldest));
         let step = Step::Routed { age, waiting: plan.waiting };
-        hints::tell(&self.base, hints::Place::Backlog, &plan.elsewhere).await;
-        self.tell_of_timed(&plan.routed.timed).await;
+        let (elsewhere, due_elsewhere) =
+            (std::mem::take(&mut plan.elsewhere), self.due_elsewhere(&plan.routed.timed));
         let mut jobs = self.jobs(plan, read, &ids, (token, began), owed_since);
         self.read_small_payloads(&mut jobs).await;
         deliver.take(jobs);
+        hints::tell(&self.base, hints::Place::Backlog, &elsewhere).await;
+        hints::tell(&self.base, hints::Place::Rows, &due_elsewhere).await;
         Ok(step)
     }
 
@@ -266,13 +268,12 @@ impl Route {
         }
     }
 
-    /// Tells other relays of rows that are theirs and due at once.
-    pub(super) async fn tell_of_timed(&self, timed: &[NewDelivery]) {
+    /// The subscriptions of rows that are due at once, which other relays deliver.
+    pub(super) fn due_elsewhere(&self, timed: &[NewDelivery]) -> Vec<SubscriptionId> {
         let now = self.base.clock.now();
         let is_due = |new: &&NewDelivery| new.deliver_after.is_none_or(|then| then <= now);
         let due = timed.iter().filter(is_due).map(|new| new.subscription);
-        let elsewhere = hints::elsewhere(&self.base, &self.sending, due);
-        hints::tell(&self.base, hints::Place::Rows, &elsewhere).await;
+        hints::elsewhere(&self.base, &self.sending, &self.waiting, due)
     }
 
     /// Reads the small payloads of a page that was read without them and of which many are wanted. What is
