@@ -92,7 +92,17 @@ async fn dies_at(point: &str, way: Way, ordered: bool) -> u64 {
     }
     let ended = dying.ended(Duration::from_secs(30)).await;
     assert_eq!(ended, None, "{point}, {way:?}: it dies of a signal: {:#?}", dying.log());
-    let mut next = ChildRelay::start(&database, "next", &settings[..1]).await;
+    go_on(&database, settings[0]).await;
+    let dead = database.count("select count(*) from outbox.dead_letters").await;
+    assert_eq!(dead, i64::from(way == Way::GivenUp), "{point}, {way:?}: dead letters");
+    let requests = server.switch.requests();
+    database.drop().await;
+    requests
+}
+
+/// Another relay does what is left.
+async fn go_on(database: &Database, lease: (&str, &str)) {
+    let mut next = ChildRelay::start(database, "next", &[lease]).await;
     database
         .eventually(
             "select not exists (select from outbox.owed) \
@@ -101,11 +111,6 @@ async fn dies_at(point: &str, way: Way, ordered: bool) -> u64 {
         .await;
     next.signal("TERM");
     assert_eq!(next.ended(Duration::from_secs(20)).await, Some(0), "{:#?}", next.log());
-    let dead = database.count("select count(*) from outbox.dead_letters").await;
-    assert_eq!(dead, i64::from(way == Way::GivenUp), "{point}, {way:?}: dead letters");
-    let requests = server.switch.requests();
-    database.drop().await;
-    requests
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -126,15 +131,7 @@ async fn an_urgent_event_is_sent_once_although_its_relay_dies_when_it_is_routed_
         .unwrap();
     assert_eq!(dying.ended(Duration::from_secs(30)).await, None, "it dies of a signal: {:#?}", dying.log());
     assert_eq!(database.count("select count(*) from outbox.routed_early").await, 1);
-    let mut next = ChildRelay::start(&database, "next", &[lease]).await;
-    database
-        .eventually(
-            "select not exists (select from outbox.owed) \
-                    and (select unrouted = 0 from outbox.log_status)",
-        )
-        .await;
-    next.signal("TERM");
-    assert_eq!(next.ended(Duration::from_secs(20)).await, Some(0), "{:#?}", next.log());
+    go_on(&database, lease).await;
     let requests = books.journal().requests;
     assert_eq!(requests.iter().filter(|request| request.event == urgent).count(), 1);
     let repeated = requests.len() - 3_001;

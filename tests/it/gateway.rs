@@ -36,8 +36,12 @@ pub(crate) async fn start(database: &Database, address: SocketAddr, more: &[(&st
 
 async fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let answer = client.get(format!("http://{address}{path}")).timeout(Duration::from_secs(20)).send();
-    let answer = answer.await.unwrap();
+    let ask = || client.get(format!("http://{address}{path}")).timeout(Duration::from_secs(20)).send();
+    // When one gateway of the process follows another, a connection that has not asked yet is closed.
+    let answer = match ask().await {
+        Err(error) if error.is_request() => ask().await.unwrap(),
+        answer => answer.unwrap(),
+    };
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
