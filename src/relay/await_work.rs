@@ -227,7 +227,9 @@ impl BellTask {
                 },
                 notification = listening.listener.try_recv() => match notification {
                     Ok(Some(notification)) if notification.channel() == DOORBELL => {
-                        hints::hear(&self.waiting, notification.payload());
+                        let index = self.base.index.load();
+                        let is_known = |id| index.get(id).is_some();
+                        hints::hear(&self.waiting, notification.payload(), is_known);
                         self.base.news.hear_doorbell(notification.payload(), &self.base.settings.name);
                         if notification.payload() == DUE {
                             self.missed.store(true, Ordering::Release);

@@ -78,11 +78,12 @@ fn messages(place: Place, ids: &[SubscriptionId]) -> Vec<String> {
     ids.chunks(IDS_TOGETHER).map(message).collect()
 }
 
-/// Another relay tells of what waits.
-pub(super) fn hear(waiting: &Waiting, message: &str) {
+/// Another relay tells of what waits. Anybody who may connect can send this: what is not known is not kept.
+pub(super) fn hear(waiting: &Waiting, message: &str, is_known: impl Fn(SubscriptionId) -> bool) {
     let read = |place: Place| Some((place, message.strip_prefix(place.prefix())?));
     let Some((place, ids)) = Place::ALL.into_iter().find_map(read) else { return };
-    for id in ids.split(' ').filter_map(|id| id.parse().ok()).map(SubscriptionId) {
+    let ids = ids.split(' ').filter_map(|id| id.parse().ok()).map(SubscriptionId);
+    for id in ids.filter(|id| is_known(*id)) {
         match place {
             Place::Backlog => waiting.schedule.hold_back(id, false),
             Place::Rows => {
@@ -98,15 +99,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_one_relay_tells_another_hears() {
+    fn what_one_relay_tells_another_hears_if_it_knows_the_subscription() {
         let waiting = Waiting::default();
+        let is_known = |id: SubscriptionId| id.0 < 10;
         let ids = |numbers: &[i64]| numbers.iter().copied().map(SubscriptionId).collect::<Vec<_>>();
         for message in
             messages(Place::Backlog, &ids(&[7, 8])).iter().chain(&messages(Place::Rows, &ids(&[9])))
         {
-            hear(&waiting, message);
+            hear(&waiting, message, is_known);
         }
-        hear(&waiting, "due");
+        hear(&waiting, "due", is_known);
+        hear(&waiting, "backlog 99 nine", is_known);
         let due = waiting.schedule.take_due(Instant::now() + std::time::Duration::from_millis(10));
         assert_eq!(due.rows.into_iter().collect::<Vec<_>>(), ids(&[9]));
         assert_eq!(due.all.into_iter().collect::<Vec<_>>(), ids(&[7, 8, 9]));

@@ -2,7 +2,7 @@
 //! finds it too.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -49,10 +49,10 @@ struct State {
     orphaned: BTreeMap<SubscriptionId, Option<DateTime<Utc>>>,
     /// Due times before which all rows were claimed, by subscription.
     since: HashMap<SubscriptionId, DateTime<Utc>>,
-    /// The turn in which it was last said that rows may have become due in the past, of one subscription and
-    /// of all.
-    looked_back: HashMap<SubscriptionId, u64>,
-    looked_back_all: Option<u64>,
+    /// Subscriptions of which rows may have become due in the past since the schedule was read.
+    looked_back: HashSet<SubscriptionId>,
+    /// Whether that holds for all of them.
+    looked_back_all: bool,
     /// Nothing that fell due before is looked for in the index.
     floor: Option<DateTime<Utc>>,
     /// When the delivery fell due that was redriven last, and whether it is still to be tried.
@@ -207,14 +207,12 @@ impl Schedule {
         since: DateTime<Utc>,
     ) -> bool {
         let mut state = self.state();
-        let turn = Some(state.turn);
-        let looked_back = state.looked_back.get(&subscription).copied();
-        if turn == looked_back || turn == state.looked_back_all || from != state.since_of(subscription) {
-            return false;
+        let may_lack = state.looked_back_all || state.looked_back.contains(&subscription);
+        let has_seen = !may_lack && from == state.since_of(subscription);
+        if has_seen {
+            state.since.insert(subscription, since);
         }
-        state.looked_back.remove(&subscription);
-        state.since.insert(subscription, since);
-        true
+        has_seen
     }
 
     /// The due time from which on to claim; `None` for all rows.
@@ -257,17 +255,15 @@ impl Schedule {
     /// A row may have become due in the past: the next claim looks at all rows of this subscription.
     pub(crate) fn look_back(&self, subscription: SubscriptionId) {
         let mut state = self.state();
-        let turn = state.turn;
         state.since.remove(&subscription);
-        state.looked_back.insert(subscription, turn);
+        state.looked_back.insert(subscription);
     }
 
     /// The next claims look at all rows of all subscriptions.
     pub(crate) fn look_at_everything(&self) {
         let mut state = self.state();
         state.since.clear();
-        state.looked_back.clear();
-        state.looked_back_all = Some(state.turn);
+        state.looked_back_all = true;
     }
 
     /// Removes past due times. Returns the subscriptions for which to claim now.
@@ -283,6 +279,8 @@ impl Schedule {
             state.backlog(is_suspect).insert(subscription, turn);
         }
         state.has_news = false;
+        state.looked_back.clear();
+        state.looked_back_all = false;
         state.turn += 1;
         let behind = state.behind.keys().copied();
         let rows: BTreeSet<SubscriptionId> =
