@@ -36,7 +36,8 @@ const OPEN_EVERY: Duration = Duration::from_millis(100);
 /// How often the first row of each key is made due, should nothing else have done it: an operator may have
 /// cancelled the one before.
 const MEND_EVERY: Duration = Duration::from_secs(10);
-/// A statement ends within less.
+/// So long after it began to deliver a subscription, a relay marks rows of the backlog that were written by a
+/// statement which knew nothing of the order. No statement takes so long.
 const FRESH: Duration = Duration::from_secs(60);
 
 /// The ordered subscriptions of a relay.

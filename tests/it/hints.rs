@@ -1,4 +1,5 @@
-//! What waits is found without a poll, whoever wrote it and whatever stood in the way.
+//! A relay finds the deliveries that wait in the database at once and not only when it polls: also those that
+//! another relay wrote, that somebody had locked, and that fell due before a pause.
 
 use std::time::{Duration, Instant};
 
