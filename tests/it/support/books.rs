@@ -20,9 +20,9 @@ use super::{
 };
 
 /// After the last fault a delivery ends at least so often, however slow the machine is.
-const LONGEST_STANDSTILL: Duration = Duration::from_secs(30);
+const LONGEST_STANDSTILL: Duration = Duration::from_secs(20);
 /// Deadline of all that is left then.
-const HEALED_WITHIN: Duration = Duration::from_secs(300);
+const HEALED_WITHIN: Duration = Duration::from_secs(120);
 
 /// Waits, in tests that need a delay.
 pub(crate) async fn pause(length: Duration) {
