@@ -27,6 +27,26 @@ async fn pass_all(database: &Database) {
     assert!(routing.stop().await.complete);
 }
 
+/// So many ordered subscriptions to everything.
+async fn subscribe_many(database: &Database, count: usize, more: &str) {
+    database
+        .execute(format!(
+            "select outbox.subscribe('ordered-' || n, array['**'], 'by_key', ordering => 'key'{more}) \
+               from generate_series(1, {count}) as n"
+        ))
+        .await;
+}
+
+/// Publishes so many events of seven keys.
+async fn publish_many(database: &Database, count: usize) {
+    database
+        .execute(format!(
+            "select outbox.publish('order.test', '{{}}', key => 'key ' || n % 7) \
+               from generate_series(1, {count}) as n"
+        ))
+        .await;
+}
+
 async fn start(database: &Database, name: &str, sink: &ByKey) -> RelayBox {
     RelayBox::start_with(database, |builder| builder.settings(seldom(name)).sink(sink.clone())).await
 }
@@ -90,23 +110,11 @@ async fn what_another_relay_takes_over_from_a_dead_one_is_delivered_without_a_po
 async fn past_events_that_another_relay_reads_are_delivered_without_a_poll() {
     const SUBSCRIPTIONS: usize = 8;
     let database = Database::new().await;
-    database
-        .execute(
-            "select outbox.publish('order.test', '{}', key => 'key ' || n % 7) \
-               from generate_series(1, 1200) as n",
-        )
-        .await;
+    publish_many(&database, 1_200).await;
     let log = Log::default();
     let sink = log.sink(|_| true);
     let relays = [start(&database, "one", &sink).await, start(&database, "two", &sink).await];
-    for number in 0..SUBSCRIPTIONS {
-        database
-            .execute(format!(
-                "select outbox.subscribe('ordered-{number}', array['**'], 'by_key', ordering => 'key', \
-                 start => 'beginning')"
-            ))
-            .await;
-    }
+    subscribe_many(&database, SUBSCRIPTIONS, ", start => 'beginning'").await;
     log.wait_for(1_200 * SUBSCRIPTIONS).await;
     log.check(&database).await;
     for relay in relays {
@@ -119,22 +127,11 @@ async fn past_events_that_another_relay_reads_are_delivered_without_a_poll() {
 async fn what_another_relay_replays_is_delivered_without_a_poll() {
     const SUBSCRIPTIONS: usize = 8;
     let database = Database::new().await;
-    for number in 0..SUBSCRIPTIONS {
-        database
-            .execute(format!(
-                "select outbox.subscribe('ordered-{number}', array['**'], 'by_key', ordering => 'key')"
-            ))
-            .await;
-    }
+    subscribe_many(&database, SUBSCRIPTIONS, "").await;
     let log = Log::default();
     let sink = log.sink(|_| true);
     let relays = [start(&database, "one", &sink).await, start(&database, "two", &sink).await];
-    database
-        .execute(
-            "select outbox.publish('order.test', '{}', key => 'key ' || n % 7) \
-               from generate_series(1, 300) as n",
-        )
-        .await;
+    publish_many(&database, 300).await;
     log.wait_for(300 * SUBSCRIPTIONS).await;
     database.execute("select outbox.replay(name, '-infinity', 'infinity') from outbox.subscriptions").await;
     database
