@@ -8,6 +8,8 @@ use super::statement::{rows, statement};
 use super::{Error, Operator, late};
 use crate::store;
 
+pub(super) const READING_IDENTITY: &str = "reading which database this is";
+
 /// Longest time for [`Operator::adopt`]: it may write every event of the log.
 const ADOPT: Duration = Duration::from_secs(6 * 3_600);
 
@@ -45,7 +47,7 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn is_new(&mut self) -> Result<bool, Error> {
-        super::ask(super::READING_IDENTITY, store::is_new(&mut self.connection)).await
+        super::ask(READING_IDENTITY, store::is_new(&mut self.connection)).await
     }
 
     /// Why relays of this environment send nothing from this database; none: they may send.
@@ -53,6 +55,6 @@ impl Operator {
     /// # Errors
     /// Those of the database.
     pub async fn fenced(&mut self, environment: &str) -> Result<Option<String>, Error> {
-        super::ask(super::READING_IDENTITY, store::why_fenced(&mut self.connection, environment)).await
+        super::ask(READING_IDENTITY, store::why_fenced(&mut self.connection, environment)).await
     }
 }

@@ -3,7 +3,10 @@
 use sqlx::postgres::PgDatabaseError;
 
 use super::{
-    LISTING_RELAYS, PUBLISHING, READING_IDENTITY, READING_LOG, READING_STATUS, audit::LISTING_AUDIT,
+    adopt::READING_IDENTITY,
+    audit::LISTING_AUDIT,
+    publish::PUBLISHING,
+    status::{LISTING_RELAYS, READING_LOG, READING_STATUS},
     wait::WAITING,
 };
 use crate::sink::{

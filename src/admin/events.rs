@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::statement::{rows, value};
 use super::{Error, Operator, ask};
-use crate::event::{JsonText, Position};
+use crate::event::{Event, JsonText, Position};
 
 /// How many of the newest events are looked at for a list.
 pub const LOOKED_AT: i32 = 100_000;
@@ -70,6 +70,18 @@ pub struct EventFilter {
 }
 
 impl Operator {
+    /// Recent events, newest first.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn recent_events(&mut self, count: i64) -> Result<Vec<Event>, Error> {
+        ask(
+            "reading the newest events",
+            rows(sql!("admin/recent_events")).bind(count).fetch_all(&mut self.connection),
+        )
+        .await
+    }
+
     /// Lists matching events among the newest 100,000, or the newest before a position, newest first.
     ///
     /// # Errors

@@ -1,9 +1,12 @@
-//! Subscriptions as people and programs are shown them, a page at a time.
+//! Subscriptions: as people and programs are shown them, a page at a time, and changed by them.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{Error, Operator, ask, statement::rows};
+use super::{
+    Error, Operator, ask,
+    statement::{rows, value},
+};
 use crate::{delivery::SubscriptionId, event::JsonText, store::SubscriptionRow};
 
 /// The columns of a subscription that are shown.
@@ -104,6 +107,66 @@ pub struct Created {
 }
 
 impl Operator {
+    /// All subscriptions, or the one with this name, by name.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn list_subscriptions(&mut self, name: Option<&str>) -> Result<Vec<SubscriptionRow>, Error> {
+        ask(
+            "listing subscriptions",
+            rows(sql!("admin/list_subscriptions")).bind(name).fetch_all(&mut self.connection),
+        )
+        .await
+    }
+
+    /// Pauses a subscription. Returns whether this changed anything.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no such subscription.
+    pub async fn pause_subscription(&mut self, name: &str) -> Result<bool, Error> {
+        ask(
+            "pausing a subscription",
+            value(sql!("admin/pause_subscription")).bind(name).fetch_one(&mut self.connection),
+        )
+        .await
+    }
+
+    /// Resumes a subscription that is paused, gone or disabled. Returns whether this changed anything.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when there is no such subscription.
+    pub async fn resume_subscription(&mut self, name: &str) -> Result<bool, Error> {
+        ask(
+            "resuming a subscription",
+            value(sql!("admin/resume_subscription")).bind(name).fetch_one(&mut self.connection),
+        )
+        .await
+    }
+
+    /// Creates or changes a subscription. `fields` is an object with the parameters of `outbox.subscribe`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] names the field; and those of the database.
+    pub async fn subscribe(&mut self, fields: &impl serde::Serialize) -> Result<i64, Error> {
+        ask(
+            "subscribing",
+            value(sql!("admin/subscribe")).bind(sqlx::types::Json(fields)).fetch_one(&mut self.connection),
+        )
+        .await
+    }
+
+    /// Deletes a subscription and its pending deliveries; dead letters stay. Returns whether it existed.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn remove_subscription(&mut self, name: &str) -> Result<bool, Error> {
+        ask(
+            "removing a subscription",
+            value(sql!("admin/remove_subscription")).bind(name).fetch_one(&mut self.connection),
+        )
+        .await
+    }
+
     /// Subscriptions by name; with `after` those after this name.
     ///
     /// # Errors

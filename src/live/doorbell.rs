@@ -9,10 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     relay::{
-        await_work::{ATTENDANT_LOCK, BELL_LOCK, DOORBELL, backon_waits},
+        await_work::{ATTENDANT_LOCK, BELL_LOCK, DOORBELL},
         telemetry::chain,
     },
     sink::{plain::plain, servers::Servers},
+    store::retry_waits,
 };
 
 /// Channel on which relays tell gateways that they have read new events.
@@ -43,13 +44,13 @@ pub(super) async fn listen(
     };
     let heard = async {
         let Some(servers) = servers else { return std::future::pending().await };
-        let mut waits = backon_waits();
+        let mut waits = retry_waits();
         while !stop.is_cancelled() {
             let some = clients.wait_for(|count| *count > 0);
             let Some(Ok(_)) = stop.run_until_cancelled(some).await else { return };
             match Listening::connect(&servers).await {
                 Ok(mut listening) => {
-                    waits = backon_waits();
+                    waits = retry_waits();
                     wake.notify_one();
                     if let Err(why) = listening.serve(&wake, &clients, !has_relay, &stop).await {
                         tracing::debug!(why, "live clients wait for the poll: LISTEN ended");

@@ -24,11 +24,8 @@ use super::{
     source::Source,
 };
 use crate::{
-    relay::{
-        await_work::backon_waits,
-        telemetry::{Telemetry, chain},
-    },
-    store::{Cursor, Error, Here, Store, Stretch},
+    relay::telemetry::{Telemetry, chain},
+    store::{Cursor, Error, Here, Store, Stretch, retry_waits},
 };
 
 /// Events of one read.
@@ -217,7 +214,7 @@ impl Feed {
 
     /// Reads, until `stop` is cancelled.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let mut waits = backon_waits();
+        let mut waits = retry_waits();
         while !stop.is_cancelled() {
             let mut clients = self.clients.subscribe();
             tokio::select! {
@@ -230,7 +227,7 @@ impl Feed {
                 Source::Stream(stream) => stream.follow(&self, &stop).await,
             };
             match followed {
-                Ok(()) => waits = backon_waits(),
+                Ok(()) => waits = retry_waits(),
                 Err(error) => {
                     if self.store.is_tripped() {
                         // It may have been adopted since.

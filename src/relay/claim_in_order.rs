@@ -14,7 +14,7 @@ use super::{
     crash,
     dispatch::{Epochs, Job},
     doubt::Doubt,
-    held::Lease,
+    lease::Lease,
     payloads::read_events,
 };
 use crate::{

@@ -11,7 +11,8 @@ use std::{
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{await_work::backon_waits, parts::Base};
+use super::parts::Base;
+use crate::store::retry_waits;
 
 /// Channel on which gateways are notified.
 pub(super) const CHANNEL: &str = "outbox_news";
@@ -123,7 +124,7 @@ where
     A: Future<Output = bool>,
 {
     let mut pace = tokio::time::interval(PACE);
-    let mut waits = backon_waits();
+    let mut waits = retry_waits();
     loop {
         tokio::select! {
             biased; // what is due is told before the end
@@ -133,7 +134,7 @@ where
         pace.tick().await;
         pace.reset(); // from now, however late this one is
         if notify().await {
-            waits = backon_waits();
+            waits = retry_waits();
             continue;
         }
         news.due.notify_one();

@@ -12,10 +12,10 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, held, maintain, news,
-    order, pace,
+    Drained, ENDS_WITHIN, Error, answers, await_work, backfill, deliver, follow_up, maintain, news, order,
+    pace,
     parts::Parts,
-    pauses, replay, retain, settle, tidy,
+    pauses, renew, replay, retain, settle, tidy,
     watch::{Failed, Watch},
     work,
 };
@@ -51,7 +51,7 @@ pub(super) async fn run(
     let settling = settle::Settle::both(&parts, outcomes_inbox, &deliver)
         .map(|settler| stages.spawn(watch.stage("settle", settler.settle())));
     stages.spawn(watch.stage("await_work", bell_task.listen(drained.clone())));
-    stages.spawn(watch.stage("renew", held::renew(base.clone(), leases.clone(), drained.clone())));
+    stages.spawn(watch.stage("renew", renew::renew(base.clone(), leases.clone(), drained.clone())));
     stages.spawn(watch.stage("breakers", follow_up::tell(base.clone(), sending.clone(), drained.clone())));
     stages.spawn(watch.stage("news", news::tell(base.clone(), drained.clone())));
     stages.spawn(watch.stage("answers", answers::record(base.clone(), sending.clone(), drained.clone())));

@@ -6,7 +6,8 @@ use std::{sync::atomic::Ordering, time::Instant};
 use uuid::Uuid;
 
 use super::{
-    held::{Holding, Lease, Leases},
+    held::{Holding, Leases},
+    lease::Lease,
     parts::{Base, Waiting},
 };
 use crate::{

@@ -9,7 +9,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    await_work::{Bell, DOORBELL, MaySleep, backon_waits},
+    await_work::{Bell, DOORBELL, MaySleep},
     claim::Claims,
     deliver::Deliver,
     doubt, due,
@@ -18,7 +18,7 @@ use super::{
     route::{Route, Step},
     takeover,
 };
-use crate::store::Error;
+use crate::store::{Error, retry_waits};
 
 /// After a sleep shorter than this, events come so fast that the next sleep is not worth the bell.
 const SHORT_NAP: Duration = Duration::from_millis(10);
@@ -115,7 +115,7 @@ pub(super) async fn work(parts: Parts, bell: Bell, deliver: Arc<Deliver>, shutdo
         attendant_missed: None,
         busy: now,
     };
-    let mut waits = backon_waits();
+    let mut waits = retry_waits();
     let mut loaded = false;
     while !shutdown.is_cancelled() {
         let result = async {
@@ -130,7 +130,7 @@ pub(super) async fn work(parts: Parts, bell: Bell, deliver: Arc<Deliver>, shutdo
         };
         match result.await {
             Ok(()) => {
-                waits = backon_waits();
+                waits = retry_waits();
                 work.base.telemetry.database_worked("work");
             }
             Err(error) => {

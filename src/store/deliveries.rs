@@ -1,5 +1,4 @@
-//! Rows of `outbox.deliveries`: found, claimed, renewed, settled and cancelled. Also the log of attempts and
-//! the measured backlog.
+//! Rows of `outbox.deliveries`: found, claimed, renewed, settled and cancelled.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -90,61 +89,6 @@ pub struct DeadRow {
     pub status: Option<i32>,
     /// Text of the last answer.
     pub answer: Option<String>,
-}
-
-/// A row for `outbox.attempts`.
-#[derive(Debug, Clone)]
-pub struct AttemptRow {
-    /// Row of `outbox.deliveries`; none for a delivery that is part of a page.
-    pub delivery: Option<DeliveryId>,
-    /// Subscription id.
-    pub subscription: SubscriptionId,
-    /// Position of the event.
-    pub position: Position,
-    /// Id of the event; none if it could not be read.
-    pub event: Option<Uuid>,
-    /// Number of the attempt, from 1.
-    pub attempt: i32,
-    /// Duration of the attempt.
-    pub took: Duration,
-    /// Code of the outcome.
-    pub outcome: &'static str,
-    /// Code of the reason; none when it was delivered.
-    pub reason: Option<&'static str>,
-    /// Status code of the answer.
-    pub status: Option<i32>,
-    /// Text of the answer.
-    pub answer: Option<String>,
-    /// Whether the destination may have received the event although the attempt failed.
-    pub ambiguous: bool,
-    /// Whether the verdict changed nothing because the lease was lost.
-    pub stale: bool,
-    /// Whether an earlier attempt may have reached the destination.
-    pub repeated: bool,
-}
-
-/// What is outstanding for one subscription.
-#[derive(Debug, Clone, FromRow)]
-pub struct Backlog {
-    /// Subscription id.
-    pub subscription_id: SubscriptionId,
-    /// Name of the subscription.
-    pub name: String,
-    /// Number of outstanding deliveries. At most 100,000 rows of `outbox.deliveries` and 10,000 rows of
-    /// `outbox.backlog` are counted.
-    pub outstanding: i64,
-    /// For how many seconds the oldest of them has been owed; none when nothing is due.
-    pub oldest_age: Option<f64>,
-}
-
-/// Events of the log that are not routed.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, FromRow)]
-#[cfg_attr(feature = "cli", derive(utoipa::ToSchema))]
-pub struct LogStatus {
-    /// Their number; counting stops at 100,000.
-    pub unrouted: i64,
-    /// Age of the oldest in seconds; none if there is none.
-    pub oldest_age_seconds: Option<f64>,
 }
 
 /// Verdicts that are written in one commit.
@@ -290,30 +234,6 @@ impl Store {
         rows_of_all(statements, |row| row.try_get(0)).await
     }
 
-    /// Adds attempts to `outbox.attempts`.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn record_attempts(&self, attempts: &[AttemptRow], relay: &str) -> Result<(), Error> {
-        self.statement("recording attempts", sql!("relay/record_attempts"))
-            .bind_each(attempts, |made| made.delivery)
-            .bind_each(attempts, |made| made.subscription)
-            .bind_each(attempts, |made| made.position)
-            .bind_each(attempts, |made| made.event)
-            .bind_each(attempts, |made| made.attempt)
-            .bind_each(attempts, |made| made.took.as_secs_f64())
-            .bind_each(attempts, |made| made.outcome)
-            .bind_each(attempts, |made| made.reason)
-            .bind_each(attempts, |made| made.status)
-            .bind_each(attempts, |made| made.answer.as_deref())
-            .bind_each(attempts, |made| made.ambiguous)
-            .bind_each(attempts, |made| made.stale)
-            .bind(relay)
-            .bind_each(attempts, |made| made.repeated)
-            .execute()
-            .await
-    }
-
     /// Extends leases. Returns the deliveries that this relay still holds, and whether each lease was
     /// extended.
     ///
@@ -397,38 +317,5 @@ impl Store {
             .bind(limit)
             .row(by_name)
             .await
-    }
-
-    /// Measures what is outstanding for each subscription, without deliveries that fell due before `since`.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn measure_backlog(&self, since: Option<DateTime<Utc>>) -> Result<Vec<Backlog>, Error> {
-        self.statement("measuring the backlog", sql!("relay/measure_backlog")).bind(since).rows(by_name).await
-    }
-
-    /// Measures what is in the log and not routed.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn measure_log(&self) -> Result<LogStatus, Error> {
-        self.statement("measuring the log", sql!("relay/measure_log")).row(by_name).await
-    }
-
-    /// Notifies a channel: wakes relays, or shows that this relay still hears its listener.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn ring(&self, channel: &str) -> Result<(), Error> {
-        self.statement("ringing the doorbell", "select pg_notify($1, '')").bind(channel).execute().await
-    }
-
-    /// Sends messages over a channel, in their order.
-    ///
-    /// # Errors
-    /// Those of the database.
-    pub async fn notify(&self, channel: &str, messages: &[String]) -> Result<(), Error> {
-        const NOTIFY: &str = "select pg_notify($1, message) from unnest($2::text[]) as message";
-        self.statement("telling other relays", NOTIFY).bind(channel).bind(messages).execute().await
     }
 }

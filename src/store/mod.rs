@@ -1,6 +1,8 @@
 //! The only room that uses the relay's own database: a method for each file in `sql/relay/`. It decides
 //! nothing.
 
+mod attempts;
+mod backlog;
 mod connection;
 mod cursor;
 mod deliveries;
@@ -13,6 +15,7 @@ mod identity;
 mod inspection;
 mod live;
 mod log;
+mod notify;
 mod order;
 mod ordering;
 mod paces;
@@ -21,6 +24,7 @@ mod pool;
 mod relays;
 mod replays;
 mod retention;
+mod retry;
 mod routing;
 pub mod schema;
 mod starts;
@@ -29,11 +33,12 @@ mod subscriptions;
 mod token;
 mod urgent;
 
+pub use attempts::AttemptRow;
+pub use backlog::{Backlog, LogStatus};
 pub use connection::{ConnectionSettings, Settler, Store, connections_wanted, crowded, settings};
 pub use cursor::{Advance, Cursor};
 pub use deliveries::{
-    AttemptRow, Backlog, Batch, Cancelled, Claim, Claimed, DeadRow, DueSubscription, Freshened, Locked,
-    LogStatus, RetryRow,
+    Batch, Cancelled, Claim, Claimed, DeadRow, DueSubscription, Freshened, Locked, RetryRow,
 };
 pub use error::{Error, Kind};
 pub use event_types::LoadedTypes;
@@ -52,6 +57,7 @@ pub use pages::{
 pub use relays::{BreakerState, Others, RelayReport, SubscriptionReport};
 pub use replays::Replay;
 pub use retention::{Done, Kept, Step};
+pub(crate) use retry::retry_waits;
 pub use routing::{NewDelivery, NewPage, Page, Read, Routed};
 pub use starts::{Past, Start};
 pub use subscriptions::{

@@ -84,7 +84,7 @@ fn the_stages_contain_no_sql() {
     // The listener has its own connection, for LISTEN and two locks.
     let stages: Vec<String> = files("src/relay", ".rs")
         .into_keys()
-        .filter(|name| !name.ends_with("/await_work.rs") && !name.ends_with("/tests.rs"))
+        .filter(|name| !name.ends_with("/await_work/listening.rs") && !name.ends_with("/tests.rs"))
         .collect();
     assert_never(
         &stages.iter().map(String::as_str).collect::<Vec<_>>(),

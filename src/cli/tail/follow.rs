@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     cli::{Misuse, print},
-    relay::await_work::backon_waits,
+    store::retry_waits,
 };
 
 /// The subscription's id.
@@ -93,7 +93,7 @@ impl Follower {
         token: &impl Fn() -> Result<Option<SecretString>, Misuse>,
         show: Show<'_>,
     ) -> anyhow::Result<End> {
-        let mut waits = backon_waits();
+        let mut waits = retry_waits();
         loop {
             let before = self.last.clone();
             let broken = match address.connect(token()?.as_ref()).await {
@@ -113,7 +113,7 @@ impl Follower {
             };
             if self.last != before {
                 // It got on, so the next failure is a new one.
-                waits = backon_waits();
+                waits = retry_waits();
             }
             match broken {
                 Broken::End(end) => return Ok(end),

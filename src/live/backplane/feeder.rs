@@ -24,12 +24,9 @@ use crate::{
         feed::{self, LOOK, PACE},
         payloads,
     },
-    relay::{
-        await_work::{FEEDER_LOCK, backon_waits},
-        telemetry::chain,
-    },
+    relay::{await_work::FEEDER_LOCK, telemetry::chain},
     sink::{plain::plain, servers::Servers},
-    store::{Cursor, Error, Here, Store},
+    store::{Cursor, Error, Here, Store, retry_waits},
 };
 
 /// Interval of trying to get the lock, and of looking whether it is still held.
@@ -97,9 +94,9 @@ impl Feeder {
     }
 
     async fn feed(&self, servers: &Servers) {
-        let mut waits = backon_waits();
+        let mut waits = retry_waits();
         loop {
-            let ended = self.hold(servers, || waits = backon_waits()).await;
+            let ended = self.hold(servers, || waits = retry_waits()).await;
             self.feeds.store(false, Ordering::Release);
             tracing::warn!(why = ended, "feeding the other gateways ended, retrying");
             // Meanwhile another process may.

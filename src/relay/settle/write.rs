@@ -11,9 +11,9 @@ use uuid::Uuid;
 use super::{
     super::{
         attempted::{Attempted, in_ascii},
-        await_work::backon_waits,
         crash,
-        held::{Held, Lease, Page},
+        held::{Held, Page},
+        lease::Lease,
         telemetry::Telemetry,
     },
     batches::{pages_of, rows_of},
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     delivery::{DeliveryId, PageId, Verdict},
     sink::sqlstate::Class,
-    store::{Error, Kind, Settler, Store},
+    store::{Error, Kind, Settler, Store, retry_waits},
 };
 
 /// What became of rows or pages that were written.
@@ -242,6 +242,6 @@ struct Trial {
 
 impl Default for Trial {
     fn default() -> Self {
-        Self { is_unknown: false, waits: Box::new(backon_waits()) }
+        Self { is_unknown: false, waits: Box::new(retry_waits()) }
     }
 }

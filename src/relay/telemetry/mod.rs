@@ -1,6 +1,7 @@
 //! Every log line about the flow, every metric, and the signals that tests wait for, as functions named in
 //! the past tense. Never sees a payload or a secret, and never decides.
 
+mod deliveries;
 mod listener;
 mod live;
 mod metrics;
@@ -12,14 +13,12 @@ mod signal;
 mod sources;
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
 use crate::{
-    delivery::{Reason, SubscriptionId},
-    event::{Event, types::Cause},
-    sink::Report,
+    delivery::SubscriptionId,
     store::{Backlog, LogStatus, SubscriptionState},
 };
 use prometheus_client::{encoding::text, registry::Registry};
@@ -29,12 +28,11 @@ use tokio::sync::broadcast;
 pub(crate) use self::sources::together;
 use self::{
     live::LiveRead,
-    metrics::{BuildLabels, CauseLabels, Metrics, ReasonLabels, SinkLabels, StageLabels, SubscriptionLabels},
+    metrics::{BuildLabels, Metrics, StageLabels, SubscriptionLabels},
     outlets::Outlets,
     progress::Progress,
 };
 pub use self::{metrics::METRICS, signal::Signal};
-use super::delivery::Delivery;
 
 /// Signals kept for a slow receiver. It misses older ones.
 const SIGNALS_KEPT: usize = 65_536;
@@ -169,34 +167,6 @@ impl Telemetry {
         self.signal(|| Signal::Routed { events, deliveries });
     }
 
-    /// Counts every one, and warns of the first after a report.
-    pub(crate) fn filter_failed(&self, subscription: &str, event: &Event, why: &str, is_news: bool) {
-        self.metrics
-            .filter_errors
-            .get_or_create(&SubscriptionLabels { subscription: subscription.to_owned() })
-            .inc();
-        if is_news {
-            tracing::warn!(event.id = %event.id, subscription, why, "filter failed, event not sent");
-        } else {
-            tracing::debug!(event.id = %event.id, subscription, why, "filter failed, event not sent");
-        }
-        self.signal(|| Signal::FilterFailed { event: event.id, subscription: subscription.to_owned() });
-    }
-
-    /// Counts every one, and warns of the first after a report.
-    pub(crate) fn schema_warned(&self, event: &Event, cause: Cause, why: &str, is_news: bool) {
-        self.metrics.schema_warnings.get_or_create(&CauseLabels { cause: cause.code() }).inc();
-        if is_news {
-            tracing::warn!(
-                event.id = %event.id,
-                cause = cause.code(),
-                why,
-                "payload does not fit its event type, delivering it"
-            );
-        }
-        self.signal(|| Signal::SchemaWarned { event: event.id });
-    }
-
     pub(crate) fn event_type_checked(&self, topic: &str, version: i32, problem: Option<&str>) {
         match problem {
             Some(problem) => {
@@ -204,110 +174,6 @@ impl Telemetry {
             }
             None => tracing::info!(topic, version, "event type is usable again"),
         }
-    }
-
-    pub(crate) fn claimed(&self, deliveries: usize, expired: usize) {
-        self.metrics.deliveries_claimed.inc_by(deliveries as u64);
-        self.metrics.leases_expired.inc_by(expired as u64);
-        tracing::debug!(deliveries, expired, "claimed");
-        self.signal(|| Signal::Claimed { deliveries });
-    }
-
-    pub(crate) fn taken_over(&self, pages: usize, deliveries: usize) {
-        self.metrics.leases_expired.inc_by(deliveries as u64);
-        tracing::info!(pages, deliveries, "took over deliveries of a relay that died");
-    }
-
-    pub(crate) fn held_measured(&self, ahead: usize, in_flight: u32, unsettled: u32) {
-        self.metrics.leased_ahead.set(i64::try_from(ahead).unwrap_or(i64::MAX));
-        self.metrics.in_flight.set(i64::from(in_flight));
-        self.metrics.unsettled.set(i64::from(unsettled));
-    }
-
-    pub(crate) fn attempted(&self, delivery: &Delivery, report: &Report, took: Duration) {
-        let sink = delivery.subscription.outlet.kind();
-        self.outlets.count(&self.metrics, sink, &report.outcome, took.as_secs_f64());
-        if delivery.repeated {
-            self.metrics.deliveries_repeated.get_or_create(&SinkLabels { sink }).inc();
-        }
-        if let Some(reason) = report.outcome.reason() {
-            self.metrics.attempt_failures.get_or_create(&ReasonLabels { reason: reason.code() }).inc();
-            tracing::debug!(
-                event.id = delivery.event_id().map(tracing::field::display),
-                subscription = delivery.subscription.row.name,
-                attempt = delivery.attempt,
-                reason = reason.code(),
-                status = report.status,
-                "attempt failed"
-            );
-        }
-    }
-
-    /// Counts every one, and warns once in a while.
-    pub(crate) fn resources_lacked(&self, subscription: &str, lack: &str) {
-        self.metrics.resources_lacked.inc();
-        let mut warned = self.warned_of_resources.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.is_none_or(|then| then.elapsed() >= WARN_EVERY) {
-            *warned = Some(Instant::now());
-            tracing::warn!(subscription, lack, "cannot send now, deliveries wait and no attempt is counted");
-        }
-        self.signal(|| Signal::ResourcesLacked { subscription: subscription.to_owned() });
-    }
-
-    pub(crate) fn settled(&self, delivery: &Delivery, age: Duration) {
-        self.metrics.delivery_seconds.observe(age.as_secs_f64());
-        self.signal_settled(delivery, "settled");
-    }
-
-    pub(crate) fn superseded(&self, delivery: &Delivery) {
-        self.metrics.superseded.inc();
-        self.signal_settled(delivery, "superseded");
-    }
-
-    pub(crate) fn retry_scheduled(&self, delivery: &Delivery, wait: Duration) {
-        tracing::debug!(
-            event.id = delivery.event_id().map(tracing::field::display),
-            subscription = delivery.subscription.row.name,
-            attempt = delivery.attempt,
-            wait_seconds = wait.as_secs_f64(),
-            "retry scheduled"
-        );
-        self.signal_settled(delivery, "retry");
-    }
-
-    pub(crate) fn dead_lettered(&self, delivery: &Delivery, reason: Reason) {
-        self.metrics.dead_letters.get_or_create(&ReasonLabels { reason: reason.code() }).inc();
-        tracing::warn!(
-            event.id = delivery.event_id().map(tracing::field::display),
-            subscription = delivery.subscription.row.name,
-            attempt = delivery.attempt,
-            reason = reason.code(),
-            "dead letter"
-        );
-        self.signal_settled(delivery, "dead_letter");
-    }
-
-    pub(crate) fn held(&self, delivery: &Delivery) {
-        self.signal_settled(delivery, "gone");
-    }
-
-    pub(crate) fn stale_verdict(&self, delivery: &Delivery) {
-        self.metrics.stale_verdicts.inc();
-        tracing::warn!(
-            event.id = delivery.event_id().map(tracing::field::display),
-            subscription = delivery.subscription.row.name,
-            attempt = delivery.attempt,
-            "the lease was lost before the verdict; the destination may get this event again"
-        );
-        self.signal_settled(delivery, "stale");
-    }
-
-    fn signal_settled(&self, delivery: &Delivery, verdict: &'static str) {
-        self.signal(|| Signal::Settled {
-            event: delivery.event_id(),
-            subscription: delivery.subscription.row.name.clone(),
-            verdict,
-        });
     }
 
     pub(crate) fn slept(&self) {

@@ -6,6 +6,8 @@
 //! one more look finds everything that was committed before. One relay holds the bell for all; the others
 //! sleep on the same channel.
 
+mod listening;
+
 use std::{
     sync::{
         Arc,
@@ -14,17 +16,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
+use self::listening::Listening;
 use super::{
     breaker, follow_up, hints, news,
     parts::{Base, Sending, Waiting},
     pauses,
+    telemetry::chain,
 };
-use crate::sink::{plain::plain, servers::Servers};
+use crate::{
+    sink::{plain::plain, servers::Servers},
+    store::retry_waits,
+};
 
 /// Channel on which publishers notify.
 pub(crate) const DOORBELL: &str = "outbox_doorbell";
@@ -43,12 +48,8 @@ const CANARY_EVERY: Duration = Duration::from_secs(5);
 const CANARY_LOST: Duration = Duration::from_secs(15);
 /// A canary that is not heard within this ends a rest: until the connection is replaced there is the poll.
 const CANARY_LATE: Duration = Duration::from_secs(2);
-/// Deadline of each statement on the listener's connection.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// How long the relay waits for the listening task. While its connection is silent there is only the poll.
 const BELL_WITHIN: Duration = Duration::from_millis(250);
-/// A new listener hears its first notification within this, or it hears nothing.
-const HEARS_WITHIN: Duration = Duration::from_secs(2);
 /// New listeners in a row that heard nothing, after which the relay says so and tries more rarely.
 const DEAF_ROUNDS: u32 = 3;
 /// Wait before the next one.
@@ -139,7 +140,7 @@ impl BellTask {
             self.without_bell(&drained, None).await;
             return;
         };
-        let mut waits = backon_waits();
+        let mut waits = retry_waits();
         let mut deaf = 0;
         while !drained.is_cancelled() {
             let base = self.base.clone();
@@ -159,7 +160,7 @@ impl BellTask {
                     continue;
                 }
                 Ok(Some(listener)) => {
-                    waits = backon_waits();
+                    waits = retry_waits();
                     deaf = 0;
                     self.base.telemetry.listener_connected();
                     self.missed.store(true, Ordering::Release);
@@ -258,7 +259,7 @@ impl BellTask {
                         Ok(())
                     }
                     Ok(None) => Err("the connection was closed".to_owned()),
-                    Err(error) => Err(super::telemetry::chain(&plain(error))),
+                    Err(error) => Err(chain(&plain(error))),
                 },
                 _ = tick.tick() => {
                     if listening.heard.elapsed() > CANARY_LOST {
@@ -279,159 +280,6 @@ impl BellTask {
             }
         }
     }
-}
-
-/// Who holds one of the bell's locks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Holder {
-    /// A login with the rights of a relay.
-    Relay,
-    /// A login without them, which has taken the lock by mistake or to do harm.
-    Stranger,
-}
-
-/// A listening connection.
-struct Listening {
-    listener: PgListener,
-    canary: String,
-    heard: Instant,
-    /// Whether this relay holds [`ATTENDANT_LOCK`].
-    attends: bool,
-    /// Whether this relay holds [`BELL_LOCK`], so that publishers notify.
-    holds: bool,
-}
-
-impl Listening {
-    /// Connects, and waits until it hears itself. None: it hears nothing, as behind a transaction pooler.
-    async fn connect(base: &Base, servers: &Servers) -> Result<Option<Self>, String> {
-        let connecting = async {
-            let pool = PgPoolOptions::new()
-                .max_connections(1)
-                .max_lifetime(None)
-                .idle_timeout(None)
-                .connect_with(servers.find(false).await?)
-                .await?;
-            let mut listener = PgListener::connect_with(&pool).await?;
-            listener.eager_reconnect(false);
-            let canary = format!("outbox_canary_{}", Uuid::new_v4().simple());
-            listener.listen_all([DOORBELL, breaker::CHANNEL, pauses::CHANNEL, canary.as_str()]).await?;
-            if base.news.is_followed() {
-                listener.listen(news::CHANNEL).await?;
-            }
-            Ok::<_, sqlx::Error>(Self {
-                listener,
-                canary,
-                heard: Instant::now(),
-                attends: false,
-                holds: false,
-            })
-        };
-        let mut listening = match tokio::time::timeout(ANSWER_WITHIN, connecting).await {
-            Ok(Ok(listening)) => listening,
-            Ok(Err(error)) => return Err(super::telemetry::chain(&plain(error))),
-            Err(_) => return Err(format!("no connection within {} s", ANSWER_WITHIN.as_secs())),
-        };
-        base.store.ring(&listening.canary).await.map_err(|error| super::telemetry::chain(&error))?;
-        match tokio::time::timeout(HEARS_WITHIN, listening.hear_itself()).await {
-            Ok(Ok(())) => Ok(Some(listening)),
-            Ok(Err(why)) => Err(why),
-            Err(_) => Ok(None),
-        }
-    }
-
-    /// Waits for the notification from itself. What else comes meanwhile is looked for afterwards.
-    async fn hear_itself(&mut self) -> Result<(), String> {
-        loop {
-            match self.listener.try_recv().await {
-                Ok(Some(notification)) if notification.channel() == self.canary => {
-                    self.heard = Instant::now();
-                    return Ok(());
-                }
-                Ok(Some(_)) => {}
-                Ok(None) => return Err("the connection was closed".to_owned()),
-                Err(error) => return Err(super::telemetry::chain(&plain(error))),
-            }
-        }
-    }
-
-    async fn may_sleep(&mut self) -> Result<MaySleep, String> {
-        if self.holds {
-            return Ok(MaySleep::Yes);
-        }
-        if !self.attends {
-            self.attends = self.try_lock(ATTENDANT_LOCK).await?;
-        }
-        if !self.attends && self.holder(ATTENDANT_LOCK).await? == Some(Holder::Relay) {
-            return Ok(MaySleep::OthersWatch);
-        }
-        // Nobody attends, or somebody who is no relay has taken the lock and would ring for nobody.
-        self.holds = self.try_lock(BELL_LOCK).await?;
-        if self.holds {
-            return Ok(MaySleep::Yes);
-        }
-        let is_taken = !self.attends && self.holder(BELL_LOCK).await?.is_some();
-        Ok(if is_taken { MaySleep::OthersWatch } else { MaySleep::NotYet })
-    }
-
-    /// Who holds a lock exclusively. Anybody who may connect can take it.
-    async fn holder(&mut self, key: i64) -> Result<Option<Holder>, String> {
-        let held = sqlx::query_scalar(
-            "select bool_or(has_table_privilege(holder.usesysid, 'outbox.cursor', 'update')) \
-               from pg_locks as held \
-               join pg_stat_activity as holder on holder.pid = held.pid \
-              where held.locktype = 'advisory' and held.mode = 'ExclusiveLock' and held.granted \
-                and held.database = (select oid from pg_database where datname = current_database()) \
-                and held.classid = 0 and held.objid = $1::bigint and held.objsubid = 1",
-        );
-        let is_relay: Option<bool> = answer(held.bind(key).fetch_one(&mut self.listener)).await?;
-        Ok(is_relay.map(|is_relay| if is_relay { Holder::Relay } else { Holder::Stranger }))
-    }
-
-    async fn woke(&mut self) -> Result<(), String> {
-        if std::mem::take(&mut self.holds) {
-            let unlock =
-                sqlx::query("select pg_advisory_unlock($1)").bind(BELL_LOCK).execute(&mut self.listener);
-            answer(unlock).await?;
-        }
-        Ok(())
-    }
-
-    /// Hands the bell over: wakes the other relays, one of which takes it.
-    async fn leave(&mut self) {
-        if self.attends {
-            let hand_over = sqlx::query("select pg_advisory_unlock_all(), pg_notify($1, '')")
-                .bind(DOORBELL)
-                .execute(&mut self.listener);
-            // If this fails, the connection is closed and its locks are released; others notice at their
-            // poll.
-            let _ = answer(hand_over).await;
-        }
-    }
-
-    async fn try_lock(&mut self, key: i64) -> Result<bool, String> {
-        answer(sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(key).fetch_one(&mut self.listener))
-            .await
-    }
-}
-
-async fn answer<T>(query: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, String> {
-    match tokio::time::timeout(ANSWER_WITHIN, query).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(super::telemetry::chain(&plain(error))),
-        Err(_) => Err(format!("no answer within {} s", ANSWER_WITHIN.as_secs())),
-    }
-}
-
-/// Endless waits between attempts to reach the database: 100 ms to 1 s, with jitter.
-pub(crate) fn backon_waits() -> impl Iterator<Item = Duration> + Send {
-    use backon::BackoffBuilder as _;
-    backon::ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(Duration::from_secs(1))
-        .with_factor(2.0)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 /// Sleeps until then; without a time for ever.
