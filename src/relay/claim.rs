@@ -35,10 +35,8 @@ use crate::{
 pub(super) const SUBSCRIPTIONS_AT_ONCE: usize = 500;
 /// Rows of the backlog that a claim takes for each subscription. After so many there may be more.
 pub(super) const ROWS_AT_ONCE: usize = 64;
-/// When to look again for what could not be looked at, because somebody had locked it for example.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// When to ask again for a subscription that had no room.
-const NO_ROOM: Duration = Duration::from_millis(20);
+pub(super) const NO_ROOM: Duration = Duration::from_millis(20);
 /// How much later than its due time a row may become visible: the longest a statement of a relay can take.
 pub(super) const LATE: Duration = Duration::from_secs(15);
 /// Payloads up to so many bytes are read with a claim; larger ones when their attempts begin.
@@ -238,14 +236,8 @@ impl Claims {
         let mut expired = 0;
         for (claim, subscription) in wanted {
             let rows = by_subscription.remove(&claim.subscription).unwrap_or_default();
-            // Everything due before now has been seen; what committed late is within the margin.
-            if rows.len() < claim.room as usize
-                && self.waiting.schedule.has_seen_all(claim.subscription, claim.since, started - LATE)
-            {
-                self.waiting.schedule.catch_up(claim.subscription);
-            } else {
-                self.waiting.schedule.fall_behind(claim.subscription);
-            }
+            // What committed late is within the margin.
+            self.waiting.schedule.rows_claimed(claim, rows.len(), started - LATE);
             for row in rows {
                 expired += usize::from(row.unfinished > 0);
                 // What is already in flight under an older lease of ours goes on under this one.
@@ -286,18 +278,13 @@ impl Claims {
         let mut jobs = self.jobs_of(pages, (token, began), &mut cancelled);
         self.cancel(&cancelled).await;
         for claim in claims {
-            let (rows, positions) = got.get(&claim.subscription).copied().unwrap_or_default();
-            if positions < claim.wanted && rows < ROWS_AT_ONCE.min(claim.wanted) {
-                if self.waiting.schedule.let_go(claim.subscription, suspects) {
-                    // The routing step beside this claim may have found no room because of it.
-                    self.sending.dispatch.room.notify_one();
-                }
-                if stays.contains(&claim.subscription) {
-                    let again = Instant::now() + LOOK_AGAIN;
-                    self.waiting.schedule.hold_back_until(claim.subscription, suspects, again);
-                }
-            } else {
-                self.waiting.schedule.hold_back(claim.subscription, suspects);
+            let id = claim.subscription;
+            let (rows, positions) = got.get(&id).copied().unwrap_or_default();
+            let took_all_wanted = positions >= claim.wanted || rows >= ROWS_AT_ONCE.min(claim.wanted);
+            let (stays, now) = (stays.contains(&id), Instant::now());
+            if self.waiting.schedule.backlog_claimed(id, suspects, took_all_wanted, stays, now) {
+                // The routing step beside this claim may have found no room because of it.
+                self.sending.dispatch.room.notify_one();
             }
         }
         if suspects {

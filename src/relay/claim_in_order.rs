@@ -10,12 +10,13 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    claim::{Claims, LATE, LOOK_AGAIN, SMALL, SUBSCRIPTIONS_AT_ONCE},
+    claim::{Claims, LATE, SMALL, SUBSCRIPTIONS_AT_ONCE},
     crash,
     dispatch::{Epochs, Job},
     doubt::Doubt,
     lease::Lease,
     payloads::read_events,
+    schedule::KeyedRows,
 };
 use crate::{
     delivery::{Reason, SubscriptionId},
@@ -147,26 +148,12 @@ impl Claims {
         }
         for claim in &claims {
             let id = claim.subscription;
-            let schedule = &self.waiting.schedule;
-            let Some(due) = keyed.looked_at.get(&id) else {
-                schedule.catch_up(id);
-                schedule.note(id, Instant::now() + LOOK_AGAIN);
-                // Suspects may come before it.
-                schedule.hold_back_until(id, true, Instant::now() + LOOK_AGAIN);
-                continue;
+            let found = KeyedRows {
+                due: keyed.looked_at.get(&id).copied(),
+                claimed: some.contains(&id),
+                wants_keys: dispatch.wants_keys(id),
             };
-            let is_cut = *due >= claim.room as usize;
-            if dispatch.wants_keys(id) || is_cut && some.contains(&id) {
-                schedule.fall_behind(id);
-            } else if *due > 0 {
-                // It may wait for others of its keys, or somebody has locked it.
-                schedule.catch_up(id);
-                schedule.note(id, Instant::now() + LOOK_AGAIN);
-            } else if schedule.has_seen_all(id, claim.since, started - LATE) {
-                schedule.catch_up(id);
-            } else {
-                schedule.fall_behind(id);
-            }
+            self.waiting.schedule.keyed_rows_claimed(claim, found, started - LATE, Instant::now());
         }
         self.hold_in_order(jobs, expired, &epochs).await
     }
@@ -214,22 +201,10 @@ impl Claims {
         self.cancel(&cancelled).await;
         for claim in &ready {
             let id = claim.subscription;
-            let had_suspects = got.get(&id);
-            if had_suspects == Some(&true) {
-                // Of suspects some may go back.
-                self.waiting.schedule.hold_back(id, true);
-            } else if stays.contains(&id) && had_suspects.is_some() {
-                self.waiting.schedule.hold_back(id, false);
-            } else {
-                self.waiting.schedule.let_go(id, true);
-                if self.waiting.schedule.let_go(id, false) {
-                    // The routing step beside this claim may have found no room because of it.
-                    dispatch.room.notify_one();
-                }
-                if stays.contains(&id) {
-                    // Somebody has locked the first.
-                    self.waiting.schedule.hold_back_until(id, false, Instant::now() + LOOK_AGAIN);
-                }
+            let (had_suspects, stays) = (got.get(&id).copied(), stays.contains(&id));
+            if self.waiting.schedule.ordered_backlog_claimed(id, had_suspects, stays, Instant::now()) {
+                // The routing step beside this claim may have found no room because of it.
+                dispatch.room.notify_one();
             }
         }
         let mut back = if suspects > 0 { self.keep_one_suspect(&mut jobs) } else { Vec::new() };
