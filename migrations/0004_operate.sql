@@ -131,6 +131,7 @@ declare
 begin
     perform outbox_internal.check_max_rows(redrive.max_rows);
     perform outbox_internal.check_topic_pattern(redrive.topic);
+    perform outbox_internal.ask_of_log();
     select array_agg(taken.id) into chosen
       from (select letter.id
               from outbox.dead_letters as letter

@@ -19,12 +19,23 @@ create unique index identity_only_row on outbox.identity ((true));
 alter table outbox.identity replica identity full;
 insert into outbox.identity default values;
 
+-- The timeline of the server; null on a standby, and where a provider does not tell.
+create function outbox_internal.timeline() returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+    if pg_is_in_recovery() then
+        return null;
+    end if;
+    return ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
+exception when others then
+    return null;
+end;
+$$;
+
 -- The database that this is.
 create view outbox.here as
     select control.system_identifier, base.oid as database_oid,
-           case when not pg_is_in_recovery()
-                then ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
-                end as timeline
+           outbox_internal.timeline() as timeline
       from pg_control_system() as control
       join pg_database as base on base.datname = current_database();
 

@@ -175,11 +175,13 @@ create function outbox.replay(
 ) returns bigint
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    planned constant outbox.replays := outbox_internal.plan_replay(
-        replay.subscription, replay.since, replay.until, replay.topic, replay.event, replay.rate);
+    planned outbox.replays;
     most    constant integer := 10;
     made    bigint;
 begin
+    perform outbox_internal.ask_of_log();
+    planned := outbox_internal.plan_replay(
+        replay.subscription, replay.since, replay.until, replay.topic, replay.event, replay.rate);
     if (select count(*) from outbox.replays as open
          where open.subscription_id = planned.subscription_id
            and open.state in ('running', 'paused')) >= most then

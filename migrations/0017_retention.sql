@@ -8,7 +8,10 @@ create table outbox.retention_periods (
     period    interval    not null,                -- as the relay said that looked last
     laggard   text,
     looked_at timestamptz not null,
-    problem   text                                 -- why no partition could be made or dropped
+    -- since when looks follow each other: after a jump of the clock, or a long time without relays,
+    -- nothing is removed at once
+    steady_since timestamptz not null,
+    problem   text                                 -- why no partition could be made
 );
 comment on table outbox.retention_periods is
     'For how long relays keep the events, attempts, event_ids and dead_letters, as said by the '
@@ -29,6 +32,17 @@ create table outbox.retention_marks (
 );
 comment on table outbox.retention_marks is
     'Transaction ids by time, a few for each partition of outbox.events.';
+
+-- Ids and dead letters leave in the order of their times, in small parts: their entries in the
+-- indexes must not stay until a fifth of the table has gone.
+alter table outbox.event_ids set (
+    autovacuum_vacuum_scale_factor = 0.01,
+    autovacuum_vacuum_threshold = 5000
+);
+alter table outbox.dead_letters set (
+    autovacuum_vacuum_scale_factor = 0.01,
+    autovacuum_vacuum_threshold = 5000
+);
 
 -- Old ids, which relays delete. It grows at its right end.
 create index event_ids_created_at on outbox.event_ids (created_at);
@@ -92,6 +106,16 @@ begin
 end;
 $$;
 
+create function outbox_internal.check_laggard(laggard text) returns void
+language plpgsql immutable as $$
+begin
+    if laggard is null or laggard not in ('keep', 'dead-letter') then
+        raise exception using errcode = '22023',
+            message = format('laggard: %L is neither keep nor dead-letter', laggard);
+    end if;
+end;
+$$;
+
 create function outbox_internal.note_period(
     log     text,
     period  interval,
@@ -100,14 +124,29 @@ create function outbox_internal.note_period(
     problem text
 ) returns void
 language sql as $$
-    insert into outbox.retention_periods as known (log, period, laggard, looked_at, problem)
+    insert into outbox.retention_periods as known (
+        log, period, laggard, looked_at, steady_since, problem)
     values (note_period.log, note_period.period, note_period.laggard, note_period.at,
-            note_period.problem)
+            note_period.at, note_period.problem)
     on conflict on constraint retention_periods_pkey do update
        set period = excluded.period,
            laggard = coalesce(excluded.laggard, known.laggard),
            looked_at = excluded.looked_at,
+           steady_since = case when excluded.looked_at between known.looked_at - interval '1 minute'
+                                    and known.looked_at
+                                        + greatest(excluded.period / 4, interval '1 hour')
+                               then least(known.steady_since, excluded.looked_at)
+                               else excluded.looked_at end,
            problem = excluded.problem
+$$;
+
+-- Whether looks have followed each other for ten minutes. A clock that was set months ahead by
+-- mistake, and set back soon, then removes nothing.
+create function outbox_internal.is_steady(log text, at timestamptz) returns boolean
+language sql stable as $$
+    select exists (select from outbox.retention_periods as known
+                    where known.log = is_steady.log
+                      and known.steady_since <= is_steady.at - interval '10 minutes')
 $$;
 
 -- While a default partition is fenced no row of it may have this time or a later one. The fence is
@@ -236,6 +275,34 @@ $$;
 create function outbox_internal.scanned_at_once() returns bigint
 language sql immutable parallel safe as $$ select 8388608::bigint $$;
 
+-- Up to when partitions cover the time from `at` on without a gap; -infinity if none covers `at`.
+-- And where the next one begins.
+create function outbox_internal.covered_until(
+    log text, at timestamptz, out top timestamptz, out beyond timestamptz
+)
+language plpgsql stable as $$
+declare
+    part record;
+begin
+    top := '-infinity';
+    beyond := 'infinity';
+    for part in select one.* from outbox_internal.log_partitions(log) as one
+                 where one.high > at order by one.low loop
+        if part.low <= greatest(top, at) then
+            top := greatest(top, part.high);
+        else
+            beyond := part.low;
+            return;
+        end if;
+    end loop;
+    if top = '-infinity' then
+        -- the last of those that are past
+        select coalesce(max(one.high), '-infinity') into top
+          from outbox_internal.log_partitions(log) as one where one.high <= at;
+    end if;
+end;
+$$;
+
 -- One step towards a whole partition ahead. Returns what was done, null when nothing is to
 -- be done; `problem` is why it cannot be done now.
 create function outbox_internal.make_partition_at(
@@ -254,10 +321,12 @@ declare
     width  interval := outbox_internal.partition_width(period);
     parent regclass := to_regclass(format('outbox.%I', log));
     rest   regclass;
-    top    timestamptz;  -- end of the last partition
+    top    timestamptz;  -- end of the partitions that cover the time from now on without a gap
+    beyond timestamptz;  -- beginning of the first one behind that
     fence  timestamptz;
     valid  boolean;
     low    timestamptz;
+    gap    text;
 begin
     -- One relay at a time.
     if not pg_try_advisory_xact_lock(7411005) then
@@ -274,13 +343,19 @@ begin
         partition := log || '_default';
         return;
     end if;
-    select max(part.high) into top from outbox_internal.log_partitions(log) as part;
+    select covered.top, covered.beyond into top, beyond
+      from outbox_internal.covered_until(log, at) as covered;
     select obj_description(fenced.oid, 'pg_constraint')::timestamptz, fenced.convalidated
       into fence, valid
       from pg_constraint as fenced
      where fenced.conrelid = rest and fenced.conname = 'retention_fence';
 
-    if fence is not null and (fence <= at or top >= at + width) then
+    if top <= at and (top > '-infinity' or beyond < 'infinity') then
+        gap := format('until %s rows go to %s: no partition covers the time from now on',
+                      coalesce(nullif(beyond, 'infinity'),
+                               outbox_internal.border_after(at + width, width)), rest);
+    end if;
+    if fence is not null and (fence <= at or top >= at + width or beyond <= fence) then
         -- it stood for too long, or is needed no longer
         perform outbox_internal.unfence(rest);
         done := 'unfenced';
@@ -296,15 +371,18 @@ begin
         return;
     end if;
     if fence is null and pg_relation_size(rest) > outbox_internal.scanned_at_once() then
-        low := case when top is null or top <= at
-                    then outbox_internal.border_after(at + width, width)
+        low := case when top <= at then outbox_internal.border_after(at + width, width)
                     -- what is set before the fence must not belong to the last partition
                     else top + interval '1 second' end;
+        if low >= beyond then
+            problem := gap;
+            return;
+        end if;
         perform outbox_internal.fence(rest, key, low);
         done := 'fenced';
         return;
     end if;
-    if top is null then
+    if top = '-infinity' and beyond = 'infinity' then
         partition := outbox_internal.convert_default(
                          log, rest,
                          coalesce(fence, outbox_internal.border_after(at + width, width)));
@@ -315,17 +393,27 @@ begin
     low := case when fence is not null then greatest(fence, top)
                 when top > at then top
                 else outbox_internal.border_after(at + width, width) end;
-    partition := outbox_internal.add_partition(log, low, outbox_internal.border_after(low, width));
+    if low >= beyond then
+        problem := gap;
+        return;
+    end if;
+    partition := outbox_internal.add_partition(
+                     log, low, least(outbox_internal.border_after(low, width), beyond));
     done := 'made';
 exception
     when lock_not_available or deadlock_detected then
         done := 'locked';
         partition := null;
+        problem := 'a lock: ' || sqlerrm;
     when check_violation then
         done := 'refused';
         partition := null;
         problem := format('%s has rows of a time in the future, so that no partition can be made '
                           'for it: %s', rest, sqlerrm);
+    when others then
+        done := 'refused';
+        partition := null;
+        problem := sqlerrm;
 end;
 $$;
 
@@ -385,6 +473,13 @@ begin
                     and replay.position < $4 and replay.until_position >= $3
                     and replay.since < $2 and coalesce(replay.until, 'infinity') > $1
                   order by replay.id limit 1),
+                (select 'dead letters of ' || letter.subscription
+                   from outbox.dead_letters as letter
+                  where letter.position between $3 and $4
+                    and letter.created_at >= $1 and letter.created_at < $2
+                    and $5 is distinct from 'dead-letter'
+                    and exists (select from %1$s as event where event.position = letter.position)
+                  limit 1),
                 (select 'deliveries of relay ' || page.relay
                    from outbox.pages as page
                   where page.created_from < $2 and page.created_until >= $1
@@ -403,6 +498,7 @@ begin
                                    select from %1$s as event
                                     where event.position >= lower(span)
                                       and event.position < upper(span)
+                                      and event.created_at >= $1 and event.created_at < $2
                                     limit 1) as found)
                   limit 1),
                 (select 'deliveries of ' || coalesce(
@@ -410,12 +506,9 @@ begin
                               where one.id = delivery.subscription_id), 'a subscription')
                    from outbox.deliveries as delivery
                   where delivery.created_at >= $1 and delivery.created_at < $2
-                  limit 1),
-                (select 'dead letters of ' || letter.subscription
-                   from outbox.dead_letters as letter
-                  where letter.position between $3 and $4
-                    and letter.created_at >= $1 and letter.created_at < $2
-                    and $5 is distinct from 'dead-letter'
+                    -- the times of a default partition may be those of another one, too
+                    and exists (select from %1$s as event
+                                 where event.position = delivery.position)
                   limit 1))
         end$f$, part)
        into reason
@@ -426,9 +519,14 @@ end;
 $$;
 
 -- Copies what is owed of a partition into dead letters, at most 500 in a call, for laggard =
--- 'dead-letter'. What is leased is left to its relay. Returns how many.
-create function outbox_internal.copy_owed(part regclass, low timestamptz, high timestamptz)
-returns bigint
+-- 'dead-letter': what has been owed since before `owed_before`, so that what was redriven or sent
+-- again is tried for a period. What is leased is left to its relay. Returns how many.
+create function outbox_internal.copy_owed(
+    part        regclass,
+    low         timestamptz,
+    high        timestamptz,
+    owed_before timestamptz
+) returns bigint
 language plpgsql
 set enable_seqscan = on set plan_cache_mode = force_custom_plan as $$
 declare
@@ -440,22 +538,29 @@ declare
     whole         int8multirange;
     ids           bigint[];
     keys          text[];
+    buried        bigint;
 begin
-    with dying as (
-        delete from outbox.deliveries as delivery
-         where delivery.id = any (array(
-                   select one.id from outbox.deliveries as one
-                    where one.created_at >= low and one.created_at < high
-                      and (one.lease_token is null or one.due_at < clock_timestamp())
-                    order by one.id
-                    limit 500
-                      for update skip locked))
-        returning delivery.subscription_id, delivery.position, delivery.attempt, delivery.replay_id
-    )
-    select array_agg(dying.subscription_id), array_agg(dying.position), array_agg(dying.attempt),
-           array_agg(dying.replay_id)
-      into subscriptions, those, attempts, replays
-      from dying;
+    execute format($f$
+        with dying as (
+            delete from outbox.deliveries as delivery
+             where delivery.id = any (array(
+                       select one.id from outbox.deliveries as one
+                        where one.created_at >= $1 and one.created_at < $2
+                          and one.owed_since < $3
+                          and (one.lease_token is null or one.due_at < clock_timestamp())
+                          and exists (select from %s as event
+                                       where event.position = one.position)
+                        order by one.id
+                        limit 500
+                          for update skip locked))
+            returning delivery.subscription_id, delivery.position, delivery.attempt,
+                      delivery.replay_id
+        )
+        select array_agg(dying.subscription_id), array_agg(dying.position),
+               array_agg(dying.attempt), array_agg(dying.replay_id)
+          from dying$f$, part)
+       into subscriptions, those, attempts, replays
+      using low, high, owed_before;
     if those is null then
         execute format('select int8multirange(int8range(min(event.position), max(event.position), '
                        '%L)) from %s as event', '[]', part)
@@ -463,6 +568,7 @@ begin
         for waiting_row in
             select waiting.* from outbox.backlog as waiting
              where waiting.created_from < high and waiting.created_until >= low
+               and waiting.owed_since < owed_before
                and waiting.positions && whole
              order by waiting.id
                for update skip locked
@@ -472,8 +578,8 @@ begin
                            'cross join lateral (select event.position, event.created_at '
                            'from %s as event where event.position >= lower(span) '
                            'and event.position < upper(span) '
+                           'and event.created_at >= $2 and event.created_at < $3 '
                            'order by event.position limit 500) as one '
-                           'where one.created_at >= $2 and one.created_at < $3 '
                            'order by one.position limit 500) as event', part)
                into those
               using waiting_row.positions * whole, low, high;
@@ -526,17 +632,135 @@ begin
              order by ordered.id
             on conflict do nothing
         )
-        select array_agg(ordered.subscription_id), array_agg(ordered.key) from ordered$f$, part)
-       into ids, keys
+        select (select array_agg(ordered.subscription_id) from ordered),
+               (select array_agg(ordered.key) from ordered),
+               (select count(*) from buried)$f$, part)
+       into ids, keys, buried
       using subscriptions, those, attempts, replays;
+    -- What a deleted subscription was owed is owed no more. Nothing else may be lost.
+    if buried < (select count(*)
+                   from unnest(subscriptions) as owed (id)
+                   join outbox.subscriptions as subscription on subscription.id = owed.id) then
+        raise exception 'of % deliveries only % became dead letters', cardinality(those), buried;
+    end if;
     perform outbox_internal.promote_keys(ids, keys);
     return cardinality(those);
 end;
 $$;
 
+-- Redrives and replays call this before they look at the log, and hold the lock until they commit.
+create function outbox_internal.ask_of_log() returns void
+language sql as $$
+    select pg_advisory_xact_lock_shared(7411006)
+$$;
+
+-- The highest ids of what may ask for old events. Everything that asked before this call has
+-- committed, and what asks later gets higher ids.
+create function outbox_internal.last_asked(
+    out delivery bigint, out waiting bigint, out replay bigint, out subscription bigint
+)
+language plpgsql set lock_timeout = '100ms' as $$
+begin
+    perform pg_advisory_xact_lock(7411006);
+    select coalesce(max(one.id), 0) into delivery from outbox.deliveries as one;
+    select coalesce(max(one.id), 0) into waiting from outbox.backlog as one;
+    select coalesce(max(one.id), 0) into replay from outbox.replays as one;
+    select coalesce(max(one.id), 0) into subscription from outbox.subscriptions as one;
+    raise sqlstate 'OB001';  -- gives the lock back
+exception when sqlstate 'OB001' then
+    null;
+end;
+$$;
+
+-- Whether something has asked for events of these times since then. Only by indexes: everybody may
+-- be waiting.
+create function outbox_internal.was_asked_since(
+    delivery bigint, waiting bigint, replay bigint, subscription bigint,
+    low timestamptz, high timestamptz
+) returns boolean
+language plpgsql stable
+set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_custom_plan as $$
+begin
+    return exists (select from outbox.deliveries as one
+                    where one.id > was_asked_since.delivery
+                      and one.created_at >= low and one.created_at < high)
+        or exists (select from outbox.backlog as one
+                    where one.id > was_asked_since.waiting
+                      and one.created_from < high and one.created_until >= low)
+        or exists (select from outbox.pages as one
+                    where one.created_from < high and one.created_until >= low)
+        or exists (select from outbox.replays as one where one.id > was_asked_since.replay)
+        or exists (select from outbox.subscriptions as one
+                    where one.id > was_asked_since.subscription);
+end;
+$$;
+
+-- Drops one partition whose time has passed, if nothing is owed of it. Returns why it stays; null:
+-- it was dropped. `emptied`: somebody uses the log all the time, so that its lock is not to be had;
+-- then the partition is emptied at once, and dropped by a later call.
+create function outbox_internal.drop_if_settled(
+    log     text,
+    parent  regclass,
+    part    regclass,
+    low     timestamptz,
+    high    timestamptz,
+    laggard text,
+    mark    xid8,
+    out reason  text,
+    out emptied boolean
+)
+language plpgsql
+set lock_timeout = '100ms' as $$
+declare
+    asked   record;
+    highest xid8;
+    newest  timestamptz;
+    last    bigint;
+begin
+    -- Nothing is written to it from here on, so what is checked stays true. Its time is long past:
+    -- no publisher waits for this.
+    execute format('lock table only %s in share mode', part);
+    if log = 'events' then
+        select * into asked from outbox_internal.last_asked();
+        reason := outbox_internal.kept_by(part, low, high, laggard, mark);
+        if reason is not null then
+            return;
+        end if;
+        execute format('select (select one.xid from %1$s as one order by one.xid desc limit 1), '
+                       '(select max(one.created_at) from %1$s as one), '
+                       '(select max(one.position) from %1$s as one)', part)
+           into highest, newest, last;
+    end if;
+    perform set_config('synchronous_commit', 'local', true);
+    begin
+        execute format('lock table only %s in access exclusive mode', parent);
+        emptied := false;
+    exception when lock_not_available or deadlock_detected then
+        -- whoever asks for events of it reads it before
+        execute format('lock table only %s in access exclusive mode', part);
+        emptied := true;
+    end;
+    if log = 'events' then
+        -- It needed to read the log, which nobody does now.
+        if outbox_internal.was_asked_since(asked.delivery, asked.waiting, asked.replay,
+                                           asked.subscription, low, high) then
+            raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
+        end if;
+        perform outbox_internal.forget_events(highest, newest, last);
+    end if;
+    if emptied then
+        execute format('truncate table only %s', part);
+        reason := 'a lock: its events have left, and it waits until nobody uses the log for a moment';
+    else
+        execute format('drop table %s', part);
+    end if;
+end;
+$$;
+
 -- Drops the oldest partition whose time has passed and that nothing is owed of. With laggard =
 -- 'dead-letter' a call may instead copy a part of what is owed. Rows of the default partition that
--- are too old are deleted, at most 5,000 in a call. `done` is null when nothing is left to do.
+-- are too old are deleted, at most 5,000 in a call. `done` is null when nothing is left to do. What
+-- fails for one partition is recorded as what keeps it, and the others go on.
 create function outbox_internal.drop_partition_at(
     log     text,
     period  interval,
@@ -553,23 +777,14 @@ set enable_seqscan = on set enable_bitmapscan = on as $$
 declare
     key    name := outbox_internal.log_column(log, period);
     parent regclass := to_regclass(format('outbox.%I', log));
-    rest   regclass;
+    rest   record;
     mark   xid8;
     part   record;
     reason text;
-    last_delivery bigint;
-    last_backlog  bigint;
-    last_replay   bigint;
-    last_subscription bigint;
-    highest xid8;
-    newest timestamptz;
-    last   bigint;
-    lowest timestamptz;
+    emptied boolean;
+    was_empty boolean;
 begin
-    if laggard is null or laggard not in ('keep', 'dead-letter') then
-        raise exception using errcode = '22023',
-            message = format('laggard: %L is neither keep nor dead-letter', laggard);
-    end if;
+    perform outbox_internal.check_laggard(laggard);
     if not pg_try_advisory_xact_lock(7411005) then
         done := 'busy';
         return;
@@ -589,13 +804,16 @@ begin
          where known.at < drop_partition_at.at - period
                           - outbox_internal.partition_width(period);
     end if;
-    select nullif(tree.partdefid, 0) into rest
-      from pg_partitioned_table as tree where tree.partrelid = parent;
+    select class.oid::regclass as relation, class.relname into rest
+      from pg_partitioned_table as tree
+      join pg_class as class on class.oid = tree.partdefid
+     where tree.partrelid = parent;
     delete from outbox.retention_kept as kept
      where kept.log = drop_partition_at.log
-       and to_regclass(format('outbox.%I', kept.partition)) is distinct from rest
+       and kept.partition is distinct from rest.relname
        and not exists (select from outbox_internal.log_partitions(drop_partition_at.log) as one
-                        where one.relation = to_regclass(format('outbox.%I', kept.partition))
+                         join pg_class as class on class.oid = one.relation
+                        where class.relname = kept.partition
                           and one.high <= drop_partition_at.at - period);
 
     for part in
@@ -605,104 +823,119 @@ begin
          where one.is_plain and one.high <= drop_partition_at.at - period
          order by one.high
     loop
+        partition := part.relname;
         begin
-            -- Nothing is written to it from here on, so what is checked stays true. Its time is
-            -- long past: no publisher waits for this.
-            execute format('lock table only %s in share mode', part.relation);
-            if log = 'events' then
-                select coalesce(max(one.id), 0) into last_delivery from outbox.deliveries as one;
-                select coalesce(max(one.id), 0) into last_backlog from outbox.backlog as one;
-                select coalesce(max(one.id), 0) into last_replay from outbox.replays as one;
-                select coalesce(max(one.id), 0) into last_subscription
-                  from outbox.subscriptions as one;
-                reason := outbox_internal.kept_by(part.relation, part.low, part.high, laggard,
-                                                  mark);
-                if reason is null then
-                    execute format(
-                        'select (select one.xid from %1$s as one order by one.xid desc limit 1), '
-                        '(select max(one.created_at) from %1$s as one), '
-                        '(select max(one.position) from %1$s as one)', part.relation)
-                       into highest, newest, last;
-                end if;
-            end if;
+            was_empty := pg_relation_size(part.relation) = 0;
+            select dropped.reason, dropped.emptied into reason, emptied
+              from outbox_internal.drop_if_settled(log, parent, part.relation, part.low, part.high,
+                                                   laggard, mark) as dropped;
             if reason is null then
-                perform set_config('synchronous_commit', 'local', true);
-                execute format('lock table only %s in access exclusive mode', parent);
-                -- What somebody asked for since the check. It needed to read the log, which nobody
-                -- does now.
-                if log = 'events' and (
-                       exists (select from outbox.deliveries as one
-                                where one.id > last_delivery
-                                  and one.created_at >= part.low and one.created_at < part.high)
-                       or exists (select from outbox.backlog as one
-                                   where one.id > last_backlog
-                                     and one.created_from < part.high
-                                     and one.created_until >= part.low)
-                       or exists (select from outbox.pages as one
-                                   where one.created_from < part.high
-                                     and one.created_until >= part.low)
-                       or exists (select from outbox.replays as one where one.id > last_replay)
-                       or exists (select from outbox.subscriptions as one
-                                   where one.id > last_subscription)) then
-                    raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
-                end if;
-                if log = 'events' then
-                    perform outbox_internal.forget_events(highest, newest, last);
-                end if;
-                execute format('drop table %s', part.relation);
                 delete from outbox.retention_kept as kept where kept.partition = part.relname;
                 done := 'dropped';
-                partition := part.relname;
                 return;
+            end if;
+            if emptied then
+                done := case when was_empty then 'locked' else 'emptied' end;
+            elsif laggard = 'dead-letter' then
+                rows := outbox_internal.copy_owed(part.relation, part.low, part.high, at - period);
+                done := case when rows > 0 then 'copied' end;
             end if;
         exception
             when lock_not_available or deadlock_detected then
                 reason := 'a lock: ' || sqlerrm;
                 done := 'locked';
+            when others then
+                reason := 'an error: ' || sqlerrm;
+                done := null;
         end;
-        insert into outbox.retention_kept as kept (partition, log, since, kept_by)
-        values (part.relname, log, at, reason)
-        on conflict on constraint retention_kept_pkey do update set kept_by = excluded.kept_by;
-        partition := part.relname;
-        if done = 'locked' then
+        perform outbox_internal.note_kept(log, part.relname, at, reason);
+        if done is not null then
             return;
-        end if;
-        if laggard = 'dead-letter' then
-            rows := outbox_internal.copy_owed(part.relation, part.low, part.high);
-            if rows > 0 then
-                done := 'copied';
-                return;
-            end if;
         end if;
     end loop;
     partition := null;
-
-    -- What lies in the default partition: of a time for which no relay had made one, or put back.
-    select class.relname into partition from pg_class as class where class.oid = rest;
-    execute format('select one.%1$I from %2$s as one where one.%1$I < $1 limit 1', key, rest)
-       into lowest
-      using at - period;
-    reason := case when lowest is not null and log = 'events'
-                   then outbox_internal.kept_by(rest, '-infinity', at - period, laggard, null) end;
-    if reason is not null then
-        insert into outbox.retention_kept as kept (partition, log, since, kept_by)
-        values (partition, log, at, reason)
-        on conflict on constraint retention_kept_pkey do update set kept_by = excluded.kept_by;
-        if laggard = 'dead-letter' then
-            rows := outbox_internal.copy_owed(rest, '-infinity', at - period);
-            done := case when rows > 0 then 'copied' end;
-        end if;
+    if rest.relation is null then
         return;
     end if;
-    delete from outbox.retention_kept as kept where kept.partition = drop_partition_at.partition;
+
+    -- What lies in the default partition: of a time for which no relay had made one, or put back.
+    partition := rest.relname;
+    begin
+        select cleaned.done, cleaned.reason, cleaned.rows into done, reason, rows
+          from outbox_internal.clean_default(log, rest.relation, key, at - period, laggard, mark)
+               as cleaned;
+    exception
+        when lock_not_available or deadlock_detected then
+            reason := 'a lock: ' || sqlerrm;
+            done := 'locked';
+        when others then
+            reason := 'an error: ' || sqlerrm;
+            done := null;
+    end;
+    if reason is null then
+        delete from outbox.retention_kept as kept where kept.partition = rest.relname;
+    else
+        perform outbox_internal.note_kept(log, rest.relname, at, reason);
+    end if;
+end;
+$$;
+
+create function outbox_internal.note_kept(
+    log text, partition name, at timestamptz, reason text
+) returns void
+language sql as $$
+    insert into outbox.retention_kept as kept (partition, log, since, kept_by)
+    values (note_kept.partition, note_kept.log, note_kept.at, note_kept.reason)
+    on conflict on constraint retention_kept_pkey do update set kept_by = excluded.kept_by
+$$;
+
+-- Deletes rows of a default partition from before `until`, at most 5,000, once nothing is owed of
+-- them. `done`: what was done; `reason`: why they stay.
+create function outbox_internal.clean_default(
+    log     text,
+    rest    regclass,
+    key     name,
+    until   timestamptz,
+    laggard text,
+    mark    xid8,
+    out done   text,
+    out reason text,
+    out rows   bigint
+)
+language plpgsql
+set lock_timeout = '100ms' as $$
+declare
+    asked  record;
+    lowest timestamptz;
+begin
+    execute format('select one.%1$I from %2$s as one where one.%1$I < $1 limit 1', key, rest)
+       into lowest
+      using until;
     if lowest is null then
         return;
+    end if;
+    if log = 'events' then
+        select * into asked from outbox_internal.last_asked();
+        reason := outbox_internal.kept_by(rest, '-infinity', until, laggard, null);
+        if reason is not null then
+            if laggard = 'dead-letter' then
+                rows := outbox_internal.copy_owed(rest, '-infinity', until, until);
+                done := case when rows > 0 then 'copied' end;
+            end if;
+            return;
+        end if;
+        -- A redrive puts back what it does not find: until the rows are gone it waits.
+        perform pg_advisory_xact_lock(7411006);
+        if outbox_internal.was_asked_since(asked.delivery, asked.waiting, asked.replay,
+                                           asked.subscription, '-infinity', until) then
+            raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
+        end if;
     end if;
     execute format('delete from %2$s as one where one.ctid = any (array('
                    'select old.ctid from %2$s as old where old.%1$I < $1 %3$s limit 5000 '
                    'for update skip locked))', key, rest,
                    case when log = 'events' then 'and ($2 is null or old.xid < $2)' else '' end)
-      using at - period, mark;
+      using until, mark;
     get diagnostics rows = row_count;
     done := case when rows > 0 then 'deleted' end;
 end;
@@ -725,7 +958,7 @@ set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force
 declare
     gone bigint[];
 begin
-    perform outbox_internal.check_period(period);
+    perform outbox_internal.check_old(what, period);
     if what = 'event_ids' then
         with old as (
             delete from outbox.event_ids as one
@@ -739,7 +972,7 @@ begin
             returning one.created_at
         )
         select count(*), max(old.created_at) into rows, newest from old;
-    elsif what = 'dead_letters' then
+    else
         with old as (
             delete from outbox.dead_letters as one
              where one.id = any (array(
@@ -753,10 +986,21 @@ begin
         )
         select count(*), max(old.died_at), array_agg(old.id) into rows, newest, gone from old;
         perform outbox_internal.unpark(gone);
-    else
+        if rows > 0 then
+            perform pg_notify('outbox_doorbell', 'due');  -- keys that were parked go on
+        end if;
+    end if;
+end;
+$$;
+
+create function outbox_internal.check_old(what text, period interval) returns void
+language plpgsql immutable as $$
+begin
+    if what is null or what not in ('event_ids', 'dead_letters') then
         raise exception using errcode = '22023',
             message = format('what: %L is neither event_ids nor dead_letters', what);
     end if;
+    perform outbox_internal.check_period(period);
 end;
 $$;
 
@@ -783,15 +1027,29 @@ $$;
 create function outbox_internal.drop_partition(
     log text, period interval, laggard text, out done text, out partition text, out rows bigint
 )
-language sql security definer set search_path = pg_catalog, pg_temp as $$
-    select * from outbox_internal.drop_partition_at(log, period, laggard, now())
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform outbox_internal.log_column(log, period);
+    perform outbox_internal.check_laggard(laggard);
+    if outbox_internal.is_steady(log, now()) then
+        select dropped.* into done, partition, rows
+          from outbox_internal.drop_partition_at(log, period, laggard, now()) as dropped;
+    end if;
+end;
 $$;
 create function outbox_internal.delete_old(
     what text, period interval, after timestamptz, out rows bigint, out newest timestamptz
 )
-language sql security definer set search_path = pg_catalog, pg_temp as $$
-    select outbox_internal.note_period(what, period, null, now(), null);
-    select * from outbox_internal.delete_old_at(what, period, after, now())
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform outbox_internal.check_old(what, period);
+    perform outbox_internal.note_period(what, period, null, now(), null);
+    rows := 0;
+    if outbox_internal.is_steady(what, now()) then
+        select deleted.* into rows, newest
+          from outbox_internal.delete_old_at(what, period, after, now()) as deleted;
+    end if;
+end;
 $$;
 comment on function outbox_internal.make_partition is
     'Make the next partition of a log, or do the next step towards it. Called by relays.';

@@ -861,7 +861,8 @@ CREATE TABLE outbox.dead_letters (
     priority integer NOT NULL,
     schema_version integer,
     replay_id bigint
-);
+)
+WITH (autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='5000');
 
 CREATE FUNCTION outbox.matching_dead_letters(subscription text DEFAULT NULL::text, topic text DEFAULT NULL::text, error_like text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, id bigint DEFAULT NULL::bigint, until timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS SETOF outbox.dead_letters
     LANGUAGE sql STABLE
@@ -1248,6 +1249,7 @@ declare
 begin
     perform outbox_internal.check_max_rows(redrive.max_rows);
     perform outbox_internal.check_topic_pattern(redrive.topic);
+    perform outbox_internal.ask_of_log();
     select array_agg(taken.id) into chosen
       from (select letter.id
               from outbox.dead_letters as letter
@@ -1346,11 +1348,13 @@ CREATE FUNCTION outbox.replay(subscription text, since timestamp with time zone,
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
 declare
-    planned constant outbox.replays := outbox_internal.plan_replay(
-        replay.subscription, replay.since, replay.until, replay.topic, replay.event, replay.rate);
+    planned outbox.replays;
     most    constant integer := 10;
     made    bigint;
 begin
+    perform outbox_internal.ask_of_log();
+    planned := outbox_internal.plan_replay(
+        replay.subscription, replay.since, replay.until, replay.topic, replay.event, replay.rate);
     if (select count(*) from outbox.replays as open
          where open.subscription_id = planned.subscription_id
            and open.state in ('running', 'paused')) >= most then
@@ -1802,6 +1806,12 @@ begin
     end loop;
     return null;
 end;
+$$;
+
+CREATE FUNCTION outbox_internal.ask_of_log() RETURNS void
+    LANGUAGE sql
+    AS $$
+    select pg_advisory_xact_lock_shared(7411006)
 $$;
 
 CREATE FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) RETURNS text
@@ -3156,6 +3166,17 @@ begin
 end;
 $_$;
 
+CREATE FUNCTION outbox_internal.check_laggard(laggard text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+begin
+    if laggard is null or laggard not in ('keep', 'dead-letter') then
+        raise exception using errcode = '22023',
+            message = format('laggard: %L is neither keep nor dead-letter', laggard);
+    end if;
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.check_max_rows(max_rows integer) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     AS $$
@@ -3166,6 +3187,18 @@ begin
                              coalesce(max_rows::text, 'null'));
     end if;
     return true;
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.check_old(what text, period interval) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
+    AS $$
+begin
+    if what is null or what not in ('event_ids', 'dead_letters') then
+        raise exception using errcode = '22023',
+            message = format('what: %L is neither event_ids nor dead_letters', what);
+    end if;
+    perform outbox_internal.check_period(period);
 end;
 $$;
 
@@ -3510,6 +3543,47 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.clean_default(log text, rest regclass, key name, until timestamp with time zone, laggard text, mark xid8, OUT done text, OUT reason text, OUT rows bigint) RETURNS record
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    AS $_$
+declare
+    asked  record;
+    lowest timestamptz;
+begin
+    execute format('select one.%1$I from %2$s as one where one.%1$I < $1 limit 1', key, rest)
+       into lowest
+      using until;
+    if lowest is null then
+        return;
+    end if;
+    if log = 'events' then
+        select * into asked from outbox_internal.last_asked();
+        reason := outbox_internal.kept_by(rest, '-infinity', until, laggard, null);
+        if reason is not null then
+            if laggard = 'dead-letter' then
+                rows := outbox_internal.copy_owed(rest, '-infinity', until, until);
+                done := case when rows > 0 then 'copied' end;
+            end if;
+            return;
+        end if;
+        -- A redrive puts back what it does not find: until the rows are gone it waits.
+        perform pg_advisory_xact_lock(7411006);
+        if outbox_internal.was_asked_since(asked.delivery, asked.waiting, asked.replay,
+                                           asked.subscription, '-infinity', until) then
+            raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
+        end if;
+    end if;
+    execute format('delete from %2$s as one where one.ctid = any (array('
+                   'select old.ctid from %2$s as old where old.%1$I < $1 %3$s limit 5000 '
+                   'for update skip locked))', key, rest,
+                   case when log = 'events' then 'and ($2 is null or old.xid < $2)' else '' end)
+      using until, mark;
+    get diagnostics rows = row_count;
+    done := case when rows > 0 then 'deleted' end;
+end;
+$_$;
+
 CREATE FUNCTION outbox_internal.convert_default(log text, rest regclass, border timestamp with time zone) RETURNS text
     LANGUAGE plpgsql
     AS $$
@@ -3534,7 +3608,7 @@ begin
 end;
 $$;
 
-CREATE FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone) RETURNS bigint
+CREATE FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone, owed_before timestamp with time zone) RETURNS bigint
     LANGUAGE plpgsql
     SET enable_seqscan TO 'on'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -3548,22 +3622,29 @@ declare
     whole         int8multirange;
     ids           bigint[];
     keys          text[];
+    buried        bigint;
 begin
-    with dying as (
-        delete from outbox.deliveries as delivery
-         where delivery.id = any (array(
-                   select one.id from outbox.deliveries as one
-                    where one.created_at >= low and one.created_at < high
-                      and (one.lease_token is null or one.due_at < clock_timestamp())
-                    order by one.id
-                    limit 500
-                      for update skip locked))
-        returning delivery.subscription_id, delivery.position, delivery.attempt, delivery.replay_id
-    )
-    select array_agg(dying.subscription_id), array_agg(dying.position), array_agg(dying.attempt),
-           array_agg(dying.replay_id)
-      into subscriptions, those, attempts, replays
-      from dying;
+    execute format($f$
+        with dying as (
+            delete from outbox.deliveries as delivery
+             where delivery.id = any (array(
+                       select one.id from outbox.deliveries as one
+                        where one.created_at >= $1 and one.created_at < $2
+                          and one.owed_since < $3
+                          and (one.lease_token is null or one.due_at < clock_timestamp())
+                          and exists (select from %s as event
+                                       where event.position = one.position)
+                        order by one.id
+                        limit 500
+                          for update skip locked))
+            returning delivery.subscription_id, delivery.position, delivery.attempt,
+                      delivery.replay_id
+        )
+        select array_agg(dying.subscription_id), array_agg(dying.position),
+               array_agg(dying.attempt), array_agg(dying.replay_id)
+          from dying$f$, part)
+       into subscriptions, those, attempts, replays
+      using low, high, owed_before;
     if those is null then
         execute format('select int8multirange(int8range(min(event.position), max(event.position), '
                        '%L)) from %s as event', '[]', part)
@@ -3571,6 +3652,7 @@ begin
         for waiting_row in
             select waiting.* from outbox.backlog as waiting
              where waiting.created_from < high and waiting.created_until >= low
+               and waiting.owed_since < owed_before
                and waiting.positions && whole
              order by waiting.id
                for update skip locked
@@ -3580,8 +3662,8 @@ begin
                            'cross join lateral (select event.position, event.created_at '
                            'from %s as event where event.position >= lower(span) '
                            'and event.position < upper(span) '
+                           'and event.created_at >= $2 and event.created_at < $3 '
                            'order by event.position limit 500) as one '
-                           'where one.created_at >= $2 and one.created_at < $3 '
                            'order by one.position limit 500) as event', part)
                into those
               using waiting_row.positions * whole, low, high;
@@ -3634,9 +3716,17 @@ begin
              order by ordered.id
             on conflict do nothing
         )
-        select array_agg(ordered.subscription_id), array_agg(ordered.key) from ordered$f$, part)
-       into ids, keys
+        select (select array_agg(ordered.subscription_id) from ordered),
+               (select array_agg(ordered.key) from ordered),
+               (select count(*) from buried)$f$, part)
+       into ids, keys, buried
       using subscriptions, those, attempts, replays;
+    -- What a deleted subscription was owed is owed no more. Nothing else may be lost.
+    if buried < (select count(*)
+                   from unnest(subscriptions) as owed (id)
+                   join outbox.subscriptions as subscription on subscription.id = owed.id) then
+        raise exception 'of % deliveries only % became dead letters', cardinality(those), buried;
+    end if;
     perform outbox_internal.promote_keys(ids, keys);
     return cardinality(those);
 end;
@@ -3646,6 +3736,31 @@ CREATE FUNCTION outbox_internal.count_positions(positions int8multirange) RETURN
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
     select coalesce(sum(upper(span) - lower(span)), 0)::bigint from unnest(positions) as span
+$$;
+
+CREATE FUNCTION outbox_internal.covered_until(log text, at timestamp with time zone, OUT top timestamp with time zone, OUT beyond timestamp with time zone) RETURNS record
+    LANGUAGE plpgsql STABLE
+    AS $$
+declare
+    part record;
+begin
+    top := '-infinity';
+    beyond := 'infinity';
+    for part in select one.* from outbox_internal.log_partitions(log) as one
+                 where one.high > at order by one.low loop
+        if part.low <= greatest(top, at) then
+            top := greatest(top, part.high);
+        else
+            beyond := part.low;
+            return;
+        end if;
+    end loop;
+    if top = '-infinity' then
+        -- the last of those that are past
+        select coalesce(max(one.high), '-infinity') into top
+          from outbox_internal.log_partitions(log) as one where one.high <= at;
+    end if;
+end;
 $$;
 
 CREATE FUNCTION outbox_internal.declare_handler(name text, topics text[]) RETURNS bigint
@@ -3681,11 +3796,18 @@ $$;
 COMMENT ON FUNCTION outbox_internal.declare_handler(name text, topics text[]) IS 'Called by programs with handlers when their relay starts. Creates the subscription or updates its topics. Returns the id.';
 
 CREATE FUNCTION outbox_internal.delete_old(what text, period interval, after timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) RETURNS record
-    LANGUAGE sql SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-    select outbox_internal.note_period(what, period, null, now(), null);
-    select * from outbox_internal.delete_old_at(what, period, after, now())
+begin
+    perform outbox_internal.check_old(what, period);
+    perform outbox_internal.note_period(what, period, null, now(), null);
+    rows := 0;
+    if outbox_internal.is_steady(what, now()) then
+        select deleted.* into rows, newest
+          from outbox_internal.delete_old_at(what, period, after, now()) as deleted;
+    end if;
+end;
 $$;
 
 COMMENT ON FUNCTION outbox_internal.delete_old(what text, period interval, after timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) IS 'Delete event_ids or dead letters that are older than the period, 5,000 at most. Called by relays.';
@@ -3701,7 +3823,7 @@ CREATE FUNCTION outbox_internal.delete_old_at(what text, period interval, after 
 declare
     gone bigint[];
 begin
-    perform outbox_internal.check_period(period);
+    perform outbox_internal.check_old(what, period);
     if what = 'event_ids' then
         with old as (
             delete from outbox.event_ids as one
@@ -3715,7 +3837,7 @@ begin
             returning one.created_at
         )
         select count(*), max(old.created_at) into rows, newest from old;
-    elsif what = 'dead_letters' then
+    else
         with old as (
             delete from outbox.dead_letters as one
              where one.id = any (array(
@@ -3729,18 +3851,75 @@ begin
         )
         select count(*), max(old.died_at), array_agg(old.id) into rows, newest, gone from old;
         perform outbox_internal.unpark(gone);
-    else
-        raise exception using errcode = '22023',
-            message = format('what: %L is neither event_ids nor dead_letters', what);
+        if rows > 0 then
+            perform pg_notify('outbox_doorbell', 'due');  -- keys that were parked go on
+        end if;
     end if;
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, OUT reason text, OUT emptied boolean) RETURNS record
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    AS $_$
+declare
+    asked   record;
+    highest xid8;
+    newest  timestamptz;
+    last    bigint;
+begin
+    -- Nothing is written to it from here on, so what is checked stays true. Its time is long past:
+    -- no publisher waits for this.
+    execute format('lock table only %s in share mode', part);
+    if log = 'events' then
+        select * into asked from outbox_internal.last_asked();
+        reason := outbox_internal.kept_by(part, low, high, laggard, mark);
+        if reason is not null then
+            return;
+        end if;
+        execute format('select (select one.xid from %1$s as one order by one.xid desc limit 1), '
+                       '(select max(one.created_at) from %1$s as one), '
+                       '(select max(one.position) from %1$s as one)', part)
+           into highest, newest, last;
+    end if;
+    perform set_config('synchronous_commit', 'local', true);
+    begin
+        execute format('lock table only %s in access exclusive mode', parent);
+        emptied := false;
+    exception when lock_not_available or deadlock_detected then
+        -- whoever asks for events of it reads it before
+        execute format('lock table only %s in access exclusive mode', part);
+        emptied := true;
+    end;
+    if log = 'events' then
+        -- It needed to read the log, which nobody does now.
+        if outbox_internal.was_asked_since(asked.delivery, asked.waiting, asked.replay,
+                                           asked.subscription, low, high) then
+            raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
+        end if;
+        perform outbox_internal.forget_events(highest, newest, last);
+    end if;
+    if emptied then
+        execute format('truncate table only %s', part);
+        reason := 'a lock: its events have left, and it waits until nobody uses the log for a moment';
+    else
+        execute format('drop table %s', part);
+    end if;
+end;
+$_$;
+
 CREATE FUNCTION outbox_internal.drop_partition(log text, period interval, laggard text, OUT done text, OUT partition text, OUT rows bigint) RETURNS record
-    LANGUAGE sql SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
-    select * from outbox_internal.drop_partition_at(log, period, laggard, now())
+begin
+    perform outbox_internal.log_column(log, period);
+    perform outbox_internal.check_laggard(laggard);
+    if outbox_internal.is_steady(log, now()) then
+        select dropped.* into done, partition, rows
+          from outbox_internal.drop_partition_at(log, period, laggard, now()) as dropped;
+    end if;
+end;
 $$;
 
 COMMENT ON FUNCTION outbox_internal.drop_partition(log text, period interval, laggard text, OUT done text, OUT partition text, OUT rows bigint) IS 'Drop the oldest partition that is older than the period and that nothing is owed of. Called by relays.';
@@ -3753,27 +3932,18 @@ CREATE FUNCTION outbox_internal.drop_partition_at(log text, period interval, lag
     SET "TimeZone" TO 'UTC'
     SET enable_seqscan TO 'on'
     SET enable_bitmapscan TO 'on'
-    AS $_$
+    AS $$
 declare
     key    name := outbox_internal.log_column(log, period);
     parent regclass := to_regclass(format('outbox.%I', log));
-    rest   regclass;
+    rest   record;
     mark   xid8;
     part   record;
     reason text;
-    last_delivery bigint;
-    last_backlog  bigint;
-    last_replay   bigint;
-    last_subscription bigint;
-    highest xid8;
-    newest timestamptz;
-    last   bigint;
-    lowest timestamptz;
+    emptied boolean;
+    was_empty boolean;
 begin
-    if laggard is null or laggard not in ('keep', 'dead-letter') then
-        raise exception using errcode = '22023',
-            message = format('laggard: %L is neither keep nor dead-letter', laggard);
-    end if;
+    perform outbox_internal.check_laggard(laggard);
     if not pg_try_advisory_xact_lock(7411005) then
         done := 'busy';
         return;
@@ -3793,13 +3963,16 @@ begin
          where known.at < drop_partition_at.at - period
                           - outbox_internal.partition_width(period);
     end if;
-    select nullif(tree.partdefid, 0) into rest
-      from pg_partitioned_table as tree where tree.partrelid = parent;
+    select class.oid::regclass as relation, class.relname into rest
+      from pg_partitioned_table as tree
+      join pg_class as class on class.oid = tree.partdefid
+     where tree.partrelid = parent;
     delete from outbox.retention_kept as kept
      where kept.log = drop_partition_at.log
-       and to_regclass(format('outbox.%I', kept.partition)) is distinct from rest
+       and kept.partition is distinct from rest.relname
        and not exists (select from outbox_internal.log_partitions(drop_partition_at.log) as one
-                        where one.relation = to_regclass(format('outbox.%I', kept.partition))
+                         join pg_class as class on class.oid = one.relation
+                        where class.relname = kept.partition
                           and one.high <= drop_partition_at.at - period);
 
     for part in
@@ -3809,108 +3982,62 @@ begin
          where one.is_plain and one.high <= drop_partition_at.at - period
          order by one.high
     loop
+        partition := part.relname;
         begin
-            -- Nothing is written to it from here on, so what is checked stays true. Its time is
-            -- long past: no publisher waits for this.
-            execute format('lock table only %s in share mode', part.relation);
-            if log = 'events' then
-                select coalesce(max(one.id), 0) into last_delivery from outbox.deliveries as one;
-                select coalesce(max(one.id), 0) into last_backlog from outbox.backlog as one;
-                select coalesce(max(one.id), 0) into last_replay from outbox.replays as one;
-                select coalesce(max(one.id), 0) into last_subscription
-                  from outbox.subscriptions as one;
-                reason := outbox_internal.kept_by(part.relation, part.low, part.high, laggard,
-                                                  mark);
-                if reason is null then
-                    execute format(
-                        'select (select one.xid from %1$s as one order by one.xid desc limit 1), '
-                        '(select max(one.created_at) from %1$s as one), '
-                        '(select max(one.position) from %1$s as one)', part.relation)
-                       into highest, newest, last;
-                end if;
-            end if;
+            was_empty := pg_relation_size(part.relation) = 0;
+            select dropped.reason, dropped.emptied into reason, emptied
+              from outbox_internal.drop_if_settled(log, parent, part.relation, part.low, part.high,
+                                                   laggard, mark) as dropped;
             if reason is null then
-                perform set_config('synchronous_commit', 'local', true);
-                execute format('lock table only %s in access exclusive mode', parent);
-                -- What somebody asked for since the check. It needed to read the log, which nobody
-                -- does now.
-                if log = 'events' and (
-                       exists (select from outbox.deliveries as one
-                                where one.id > last_delivery
-                                  and one.created_at >= part.low and one.created_at < part.high)
-                       or exists (select from outbox.backlog as one
-                                   where one.id > last_backlog
-                                     and one.created_from < part.high
-                                     and one.created_until >= part.low)
-                       or exists (select from outbox.pages as one
-                                   where one.created_from < part.high
-                                     and one.created_until >= part.low)
-                       or exists (select from outbox.replays as one where one.id > last_replay)
-                       or exists (select from outbox.subscriptions as one
-                                   where one.id > last_subscription)) then
-                    raise exception using errcode = '55P03', message = 'it was asked for meanwhile';
-                end if;
-                if log = 'events' then
-                    perform outbox_internal.forget_events(highest, newest, last);
-                end if;
-                execute format('drop table %s', part.relation);
                 delete from outbox.retention_kept as kept where kept.partition = part.relname;
                 done := 'dropped';
-                partition := part.relname;
                 return;
+            end if;
+            if emptied then
+                done := case when was_empty then 'locked' else 'emptied' end;
+            elsif laggard = 'dead-letter' then
+                rows := outbox_internal.copy_owed(part.relation, part.low, part.high, at - period);
+                done := case when rows > 0 then 'copied' end;
             end if;
         exception
             when lock_not_available or deadlock_detected then
                 reason := 'a lock: ' || sqlerrm;
                 done := 'locked';
+            when others then
+                reason := 'an error: ' || sqlerrm;
+                done := null;
         end;
-        insert into outbox.retention_kept as kept (partition, log, since, kept_by)
-        values (part.relname, log, at, reason)
-        on conflict on constraint retention_kept_pkey do update set kept_by = excluded.kept_by;
-        partition := part.relname;
-        if done = 'locked' then
+        perform outbox_internal.note_kept(log, part.relname, at, reason);
+        if done is not null then
             return;
-        end if;
-        if laggard = 'dead-letter' then
-            rows := outbox_internal.copy_owed(part.relation, part.low, part.high);
-            if rows > 0 then
-                done := 'copied';
-                return;
-            end if;
         end if;
     end loop;
     partition := null;
+    if rest.relation is null then
+        return;
+    end if;
 
     -- What lies in the default partition: of a time for which no relay had made one, or put back.
-    select class.relname into partition from pg_class as class where class.oid = rest;
-    execute format('select one.%1$I from %2$s as one where one.%1$I < $1 limit 1', key, rest)
-       into lowest
-      using at - period;
-    reason := case when lowest is not null and log = 'events'
-                   then outbox_internal.kept_by(rest, '-infinity', at - period, laggard, null) end;
-    if reason is not null then
-        insert into outbox.retention_kept as kept (partition, log, since, kept_by)
-        values (partition, log, at, reason)
-        on conflict on constraint retention_kept_pkey do update set kept_by = excluded.kept_by;
-        if laggard = 'dead-letter' then
-            rows := outbox_internal.copy_owed(rest, '-infinity', at - period);
-            done := case when rows > 0 then 'copied' end;
-        end if;
-        return;
+    partition := rest.relname;
+    begin
+        select cleaned.done, cleaned.reason, cleaned.rows into done, reason, rows
+          from outbox_internal.clean_default(log, rest.relation, key, at - period, laggard, mark)
+               as cleaned;
+    exception
+        when lock_not_available or deadlock_detected then
+            reason := 'a lock: ' || sqlerrm;
+            done := 'locked';
+        when others then
+            reason := 'an error: ' || sqlerrm;
+            done := null;
+    end;
+    if reason is null then
+        delete from outbox.retention_kept as kept where kept.partition = rest.relname;
+    else
+        perform outbox_internal.note_kept(log, rest.relname, at, reason);
     end if;
-    delete from outbox.retention_kept as kept where kept.partition = drop_partition_at.partition;
-    if lowest is null then
-        return;
-    end if;
-    execute format('delete from %2$s as one where one.ctid = any (array('
-                   'select old.ctid from %2$s as old where old.%1$I < $1 %3$s limit 5000 '
-                   'for update skip locked))', key, rest,
-                   case when log = 'events' then 'and ($2 is null or old.xid < $2)' else '' end)
-      using at - period, mark;
-    get diagnostics rows = row_count;
-    done := case when rows > 0 then 'deleted' end;
 end;
-$_$;
+$$;
 
 CREATE FUNCTION outbox_internal.duration_is_valid(duration text) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
@@ -4496,6 +4623,14 @@ CREATE FUNCTION outbox_internal.is_routed(event outbox.events) RETURNS boolean
      limit 1
 $$;
 
+CREATE FUNCTION outbox_internal.is_steady(log text, at timestamp with time zone) RETURNS boolean
+    LANGUAGE sql STABLE
+    AS $$
+    select exists (select from outbox.retention_periods as known
+                    where known.log = is_steady.log
+                      and known.steady_since <= is_steady.at - interval '10 minutes')
+$$;
+
 CREATE FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) RETURNS boolean
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$
@@ -4550,6 +4685,13 @@ begin
                     and replay.position < $4 and replay.until_position >= $3
                     and replay.since < $2 and coalesce(replay.until, 'infinity') > $1
                   order by replay.id limit 1),
+                (select 'dead letters of ' || letter.subscription
+                   from outbox.dead_letters as letter
+                  where letter.position between $3 and $4
+                    and letter.created_at >= $1 and letter.created_at < $2
+                    and $5 is distinct from 'dead-letter'
+                    and exists (select from %1$s as event where event.position = letter.position)
+                  limit 1),
                 (select 'deliveries of relay ' || page.relay
                    from outbox.pages as page
                   where page.created_from < $2 and page.created_until >= $1
@@ -4568,6 +4710,7 @@ begin
                                    select from %1$s as event
                                     where event.position >= lower(span)
                                       and event.position < upper(span)
+                                      and event.created_at >= $1 and event.created_at < $2
                                     limit 1) as found)
                   limit 1),
                 (select 'deliveries of ' || coalesce(
@@ -4575,12 +4718,9 @@ begin
                               where one.id = delivery.subscription_id), 'a subscription')
                    from outbox.deliveries as delivery
                   where delivery.created_at >= $1 and delivery.created_at < $2
-                  limit 1),
-                (select 'dead letters of ' || letter.subscription
-                   from outbox.dead_letters as letter
-                  where letter.position between $3 and $4
-                    and letter.created_at >= $1 and letter.created_at < $2
-                    and $5 is distinct from 'dead-letter'
+                    -- the times of a default partition may be those of another one, too
+                    and exists (select from %1$s as event
+                                 where event.position = delivery.position)
                   limit 1))
         end$f$, part)
        into reason
@@ -4589,6 +4729,22 @@ begin
                                  then 'live clients: it has events that were published later' end);
 end;
 $_$;
+
+CREATE FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT replay bigint, OUT subscription bigint) RETURNS record
+    LANGUAGE plpgsql
+    SET lock_timeout TO '100ms'
+    AS $$
+begin
+    perform pg_advisory_xact_lock(7411006);
+    select coalesce(max(one.id), 0) into delivery from outbox.deliveries as one;
+    select coalesce(max(one.id), 0) into waiting from outbox.backlog as one;
+    select coalesce(max(one.id), 0) into replay from outbox.replays as one;
+    select coalesce(max(one.id), 0) into subscription from outbox.subscriptions as one;
+    raise sqlstate 'OB001';  -- gives the lock back
+exception when sqlstate 'OB001' then
+    null;
+end;
+$$;
 
 CREATE FUNCTION outbox_internal.log_column(log text, period interval) RETURNS name
     LANGUAGE plpgsql IMMUTABLE
@@ -4683,10 +4839,12 @@ declare
     width  interval := outbox_internal.partition_width(period);
     parent regclass := to_regclass(format('outbox.%I', log));
     rest   regclass;
-    top    timestamptz;  -- end of the last partition
+    top    timestamptz;  -- end of the partitions that cover the time from now on without a gap
+    beyond timestamptz;  -- beginning of the first one behind that
     fence  timestamptz;
     valid  boolean;
     low    timestamptz;
+    gap    text;
 begin
     -- One relay at a time.
     if not pg_try_advisory_xact_lock(7411005) then
@@ -4703,13 +4861,19 @@ begin
         partition := log || '_default';
         return;
     end if;
-    select max(part.high) into top from outbox_internal.log_partitions(log) as part;
+    select covered.top, covered.beyond into top, beyond
+      from outbox_internal.covered_until(log, at) as covered;
     select obj_description(fenced.oid, 'pg_constraint')::timestamptz, fenced.convalidated
       into fence, valid
       from pg_constraint as fenced
      where fenced.conrelid = rest and fenced.conname = 'retention_fence';
 
-    if fence is not null and (fence <= at or top >= at + width) then
+    if top <= at and (top > '-infinity' or beyond < 'infinity') then
+        gap := format('until %s rows go to %s: no partition covers the time from now on',
+                      coalesce(nullif(beyond, 'infinity'),
+                               outbox_internal.border_after(at + width, width)), rest);
+    end if;
+    if fence is not null and (fence <= at or top >= at + width or beyond <= fence) then
         -- it stood for too long, or is needed no longer
         perform outbox_internal.unfence(rest);
         done := 'unfenced';
@@ -4725,15 +4889,18 @@ begin
         return;
     end if;
     if fence is null and pg_relation_size(rest) > outbox_internal.scanned_at_once() then
-        low := case when top is null or top <= at
-                    then outbox_internal.border_after(at + width, width)
+        low := case when top <= at then outbox_internal.border_after(at + width, width)
                     -- what is set before the fence must not belong to the last partition
                     else top + interval '1 second' end;
+        if low >= beyond then
+            problem := gap;
+            return;
+        end if;
         perform outbox_internal.fence(rest, key, low);
         done := 'fenced';
         return;
     end if;
-    if top is null then
+    if top = '-infinity' and beyond = 'infinity' then
         partition := outbox_internal.convert_default(
                          log, rest,
                          coalesce(fence, outbox_internal.border_after(at + width, width)));
@@ -4744,17 +4911,27 @@ begin
     low := case when fence is not null then greatest(fence, top)
                 when top > at then top
                 else outbox_internal.border_after(at + width, width) end;
-    partition := outbox_internal.add_partition(log, low, outbox_internal.border_after(low, width));
+    if low >= beyond then
+        problem := gap;
+        return;
+    end if;
+    partition := outbox_internal.add_partition(
+                     log, low, least(outbox_internal.border_after(low, width), beyond));
     done := 'made';
 exception
     when lock_not_available or deadlock_detected then
         done := 'locked';
         partition := null;
+        problem := 'a lock: ' || sqlerrm;
     when check_violation then
         done := 'refused';
         partition := null;
         problem := format('%s has rows of a time in the future, so that no partition can be made '
                           'for it: %s', rest, sqlerrm);
+    when others then
+        done := 'refused';
+        partition := null;
+        problem := sqlerrm;
 end;
 $$;
 
@@ -4816,16 +4993,30 @@ $$;
 
 COMMENT ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) IS 'Called by relays with the seconds for which the oldest event of each subscription has been owed. Publishes outbox.subscription.backlog where that became too long or is over. Returns how many.';
 
+CREATE FUNCTION outbox_internal.note_kept(log text, partition name, at timestamp with time zone, reason text) RETURNS void
+    LANGUAGE sql
+    AS $$
+    insert into outbox.retention_kept as kept (partition, log, since, kept_by)
+    values (note_kept.partition, note_kept.log, note_kept.at, note_kept.reason)
+    on conflict on constraint retention_kept_pkey do update set kept_by = excluded.kept_by
+$$;
+
 CREATE FUNCTION outbox_internal.note_period(log text, period interval, laggard text, at timestamp with time zone, problem text) RETURNS void
     LANGUAGE sql
     AS $$
-    insert into outbox.retention_periods as known (log, period, laggard, looked_at, problem)
+    insert into outbox.retention_periods as known (
+        log, period, laggard, looked_at, steady_since, problem)
     values (note_period.log, note_period.period, note_period.laggard, note_period.at,
-            note_period.problem)
+            note_period.at, note_period.problem)
     on conflict on constraint retention_periods_pkey do update
        set period = excluded.period,
            laggard = coalesce(excluded.laggard, known.laggard),
            looked_at = excluded.looked_at,
+           steady_since = case when excluded.looked_at between known.looked_at - interval '1 minute'
+                                    and known.looked_at
+                                        + greatest(excluded.period / 4, interval '1 hour')
+                               then least(known.steady_since, excluded.looked_at)
+                               else excluded.looked_at end,
            problem = excluded.problem
 $$;
 
@@ -5375,6 +5566,20 @@ begin
 end;
 $$;
 
+CREATE FUNCTION outbox_internal.timeline() RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+begin
+    if pg_is_in_recovery() then
+        return null;
+    end if;
+    return ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer;
+exception when others then
+    return null;
+end;
+$$;
+
 CREATE FUNCTION outbox_internal.topic_expression(pattern text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
     AS $_$
@@ -5463,6 +5668,27 @@ begin
       from unparked;
     perform outbox_internal.promote_keys(ids, keys);
     return coalesce(cardinality(ids), 0);
+end;
+$$;
+
+CREATE FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+begin
+    return exists (select from outbox.deliveries as one
+                    where one.id > was_asked_since.delivery
+                      and one.created_at >= low and one.created_at < high)
+        or exists (select from outbox.backlog as one
+                    where one.id > was_asked_since.waiting
+                      and one.created_from < high and one.created_until >= low)
+        or exists (select from outbox.pages as one
+                    where one.created_from < high and one.created_until >= low)
+        or exists (select from outbox.replays as one where one.id > was_asked_since.replay)
+        or exists (select from outbox.subscriptions as one
+                    where one.id > was_asked_since.subscription);
 end;
 $$;
 
@@ -5791,7 +6017,8 @@ ALTER TABLE outbox.deliveries ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 CREATE TABLE outbox.event_ids (
     id uuid NOT NULL,
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
-);
+)
+WITH (autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='5000');
 
 COMMENT ON TABLE outbox.event_ids IS 'Ids given to outbox.publish(id => ...). Publishing the same id twice is one event.';
 
@@ -5963,10 +6190,7 @@ CREATE TABLE outbox.generation (
 CREATE VIEW outbox.here AS
  SELECT control.system_identifier,
     base.oid AS database_oid,
-        CASE
-            WHEN (NOT pg_is_in_recovery()) THEN ((('x'::text || "left"(pg_walfile_name(pg_current_wal_lsn()), 8)))::bit(32))::integer
-            ELSE NULL::integer
-        END AS timeline
+    outbox_internal.timeline() AS timeline
    FROM (pg_control_system() control(pg_control_version, catalog_version_no, system_identifier, pg_control_last_modified)
      JOIN pg_database base ON ((base.datname = current_database())));
 
@@ -6237,6 +6461,7 @@ CREATE TABLE outbox.retention_periods (
     period interval NOT NULL,
     laggard text,
     looked_at timestamp with time zone NOT NULL,
+    steady_since timestamp with time zone NOT NULL,
     problem text
 );
 
@@ -6842,6 +7067,12 @@ GRANT ALL ON FUNCTION outbox_internal.announce(what text, subscription text, org
 REVOKE ALL ON FUNCTION outbox_internal.announce_change() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.announce_change() TO outbox_admin;
 
+REVOKE ALL ON FUNCTION outbox_internal.ask_of_log() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.ask_of_log() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.ask_of_log() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.ask_of_log() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.ask_of_log() TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.attach_capture(relation regclass, topic text, operations text[], columns text[], exclude text[], condition text, key text, diff boolean, caller_path text) TO outbox_monitor;
@@ -7015,11 +7246,23 @@ GRANT ALL ON FUNCTION outbox_internal.check_event_type() TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.check_event_type() TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.check_event_type() TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.check_laggard(laggard text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_laggard(laggard text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_laggard(laggard text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_laggard(laggard text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_laggard(laggard text) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.check_max_rows(max_rows integer) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.check_old(what text, period interval) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.check_old(what text, period interval) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.check_old(what text, period interval) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.check_old(what text, period interval) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.check_old(what text, period interval) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.check_organization_limit() FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.check_organization_limit() TO outbox_admin;
@@ -7057,23 +7300,35 @@ GRANT ALL ON FUNCTION outbox_internal.check_topic_pattern(pattern text) TO outbo
 GRANT ALL ON FUNCTION outbox_internal.check_topic_pattern(pattern text) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.check_topic_pattern(pattern text) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.clean_default(log text, rest regclass, key name, until timestamp with time zone, laggard text, mark xid8, OUT done text, OUT reason text, OUT rows bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.clean_default(log text, rest regclass, key name, until timestamp with time zone, laggard text, mark xid8, OUT done text, OUT reason text, OUT rows bigint) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.clean_default(log text, rest regclass, key name, until timestamp with time zone, laggard text, mark xid8, OUT done text, OUT reason text, OUT rows bigint) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.clean_default(log text, rest regclass, key name, until timestamp with time zone, laggard text, mark xid8, OUT done text, OUT reason text, OUT rows bigint) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.clean_default(log text, rest regclass, key name, until timestamp with time zone, laggard text, mark xid8, OUT done text, OUT reason text, OUT rows bigint) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.convert_default(log text, rest regclass, border timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.convert_default(log text, rest regclass, border timestamp with time zone) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.convert_default(log text, rest regclass, border timestamp with time zone) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.convert_default(log text, rest regclass, border timestamp with time zone) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.convert_default(log text, rest regclass, border timestamp with time zone) TO outbox_relay;
 
-REVOKE ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone) FROM PUBLIC;
-GRANT ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone) TO outbox_admin;
-GRANT ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone) TO outbox_monitor;
-GRANT ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone) TO outbox_publisher;
-GRANT ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone) TO outbox_relay;
+REVOKE ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone, owed_before timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone, owed_before timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone, owed_before timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone, owed_before timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.copy_owed(part regclass, low timestamp with time zone, high timestamp with time zone, owed_before timestamp with time zone) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.count_positions(positions int8multirange) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.covered_until(log text, at timestamp with time zone, OUT top timestamp with time zone, OUT beyond timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.covered_until(log text, at timestamp with time zone, OUT top timestamp with time zone, OUT beyond timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.covered_until(log text, at timestamp with time zone, OUT top timestamp with time zone, OUT beyond timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.covered_until(log text, at timestamp with time zone, OUT top timestamp with time zone, OUT beyond timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.covered_until(log text, at timestamp with time zone, OUT top timestamp with time zone, OUT beyond timestamp with time zone) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.declare_handler(name text, topics text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.declare_handler(name text, topics text[]) TO outbox_relay;
@@ -7087,6 +7342,12 @@ GRANT ALL ON FUNCTION outbox_internal.delete_old_at(what text, period interval, 
 GRANT ALL ON FUNCTION outbox_internal.delete_old_at(what text, period interval, after timestamp with time zone, at timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.delete_old_at(what text, period interval, after timestamp with time zone, at timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.delete_old_at(what text, period interval, after timestamp with time zone, at timestamp with time zone, OUT rows bigint, OUT newest timestamp with time zone) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, OUT reason text, OUT emptied boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, OUT reason text, OUT emptied boolean) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, OUT reason text, OUT emptied boolean) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, OUT reason text, OUT emptied boolean) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.drop_if_settled(log text, parent regclass, part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8, OUT reason text, OUT emptied boolean) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.drop_partition(log text, period interval, laggard text, OUT done text, OUT partition text, OUT rows bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.drop_partition(log text, period interval, laggard text, OUT done text, OUT partition text, OUT rows bigint) TO outbox_relay;
@@ -7185,6 +7446,12 @@ GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_m
 GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.is_routed(event outbox.events) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.is_steady(log text, at timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.is_steady(log text, at timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.is_steady(log text, at timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.is_steady(log text, at timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.is_steady(log text, at timestamp with time zone) TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.is_written_by(row_xmin xid, xact xid8) TO outbox_monitor;
@@ -7196,6 +7463,12 @@ GRANT ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with 
 GRANT ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.kept_by(part regclass, low timestamp with time zone, high timestamp with time zone, laggard text, mark xid8) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT replay bigint, OUT subscription bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT replay bigint, OUT subscription bigint) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT replay bigint, OUT subscription bigint) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT replay bigint, OUT subscription bigint) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.last_asked(OUT delivery bigint, OUT waiting bigint, OUT replay bigint, OUT subscription bigint) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.log_column(log text, period interval) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.log_column(log text, period interval) TO outbox_admin;
@@ -7224,6 +7497,12 @@ GRANT ALL ON FUNCTION outbox_internal.make_partition_at(log text, period interva
 REVOKE ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) TO outbox_relay;
 GRANT ALL ON FUNCTION outbox_internal.note_backlogs(subscriptions bigint[], ages double precision[], threshold double precision) TO outbox_admin;
+
+REVOKE ALL ON FUNCTION outbox_internal.note_kept(log text, partition name, at timestamp with time zone, reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.note_kept(log text, partition name, at timestamp with time zone, reason text) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.note_kept(log text, partition name, at timestamp with time zone, reason text) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.note_kept(log text, partition name, at timestamp with time zone, reason text) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.note_kept(log text, partition name, at timestamp with time zone, reason text) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.note_period(log text, period interval, laggard text, at timestamp with time zone, problem text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.note_period(log text, period interval, laggard text, at timestamp with time zone, problem text) TO outbox_admin;
@@ -7344,6 +7623,12 @@ GRANT ALL ON FUNCTION outbox_internal.take_waiting(subscription text, topic text
 GRANT ALL ON FUNCTION outbox_internal.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.take_waiting(subscription text, topic text, event uuid, error_like text, max_rows integer, to_retry boolean) TO outbox_relay;
 
+REVOKE ALL ON FUNCTION outbox_internal.timeline() FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.timeline() TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.timeline() TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.timeline() TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.timeline() TO outbox_relay;
+
 REVOKE ALL ON FUNCTION outbox_internal.topic_expression(pattern text) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.topic_expression(pattern text) TO outbox_admin;
 GRANT ALL ON FUNCTION outbox_internal.topic_expression(pattern text) TO outbox_monitor;
@@ -7373,6 +7658,12 @@ GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_ad
 GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_monitor;
 GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_publisher;
 GRANT ALL ON FUNCTION outbox_internal.unpark(dead_letters bigint[]) TO outbox_relay;
+
+REVOKE ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) TO outbox_admin;
+GRANT ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) TO outbox_monitor;
+GRANT ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) TO outbox_publisher;
+GRANT ALL ON FUNCTION outbox_internal.was_asked_since(delivery bigint, waiting bigint, replay bigint, subscription bigint, low timestamp with time zone, high timestamp with time zone) TO outbox_relay;
 
 REVOKE ALL ON FUNCTION outbox_internal.watch_partition(part regclass) FROM PUBLIC;
 GRANT ALL ON FUNCTION outbox_internal.watch_partition(part regclass) TO outbox_admin;

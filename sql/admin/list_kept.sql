@@ -6,7 +6,18 @@ select 'partition ' || kept.partition as subject,
        false as is_problem
   from outbox.retention_kept as kept
  union all
-select 'retention of ' || period.log, period.problem, true
+select 'retention of ' || period.log, period.problem,
+       not period.problem ~ '^(a lock: |until )'  -- these end by themselves
   from outbox.retention_periods as period
  where period.problem is not null
+ union all
+select 'retention of ' || period.log,
+       format('no relay has looked since %s; where it is not off, see why: the log of the relays',
+              to_char(period.looked_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI')),
+       false
+  from outbox.retention_periods as period
+ where period.looked_at < now() - interval '10 minutes'
+   and exists (select from outbox.relays as relay
+                where relay.seen_at > now() - interval '1 minute'
+                  and relay.started_at < now() - interval '10 minutes')
  order by 1

@@ -5,6 +5,7 @@
 -- the transaction that it names.
 select here.system_identifier as found_system_identifier,
        here.database_oid::bigint as found_database_oid, here.timeline as found_timeline,
+       pg_is_in_recovery() as is_in_recovery,
        identity.system_identifier, identity.database_oid::bigint as database_oid,
        identity.environment, identity.timeline, identity.set_back,
        not outbox_internal.is_written_by(identity.xmin, identity.recorded_by) as is_restored,

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio_util::sync::CancellationToken;
 
 use super::parts::Base;
@@ -24,11 +25,16 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Shortest pause before a lock is tried again; up to four times as long.
 const LOCKED: Duration = Duration::from_millis(500);
 
+/// What is deleted by its time may have committed so much later.
+const LATE: TimeDelta = TimeDelta::hours(1);
+/// How often it is looked for from the beginning.
+const FROM_THE_BEGINNING: Duration = Duration::from_secs(86_400);
+
 /// Looks regularly until the relay is stopped.
 pub(super) async fn retain(base: Arc<Base>, shutdown: CancellationToken) {
     let every = base.settings.retention.look_every;
     let first = base.settings.retention.first_look;
-    let mut retain = Retain { base, kept: Vec::new(), refused: Default::default() };
+    let mut retain = Retain { base, kept: Vec::new(), refused: Default::default(), after: [None; 2] };
     // Relays that start together do not look together.
     let mut wait = first.mul_f64(0.5 + 0.5 * rand::random::<f64>());
     loop {
@@ -46,7 +52,7 @@ pub(super) async fn retain(base: Arc<Base>, shutdown: CancellationToken) {
             looked = Box::pin(retain.look()) => looked,
             () = too_late => return,
         };
-        if let Err(error) = looked {
+        for error in looked {
             retain.base.telemetry.database_failed("retain", &error);
         }
         retain.base.telemetry.retention_looked();
@@ -60,25 +66,39 @@ struct Retain {
     kept: Vec<Kept>,
     /// The last problem of each log.
     refused: [Option<String>; 2],
+    /// Where the next look at `event_ids` and at `dead_letters` begins, and since when that is known.
+    after: [Option<(DateTime<Utc>, Instant)>; 2],
 }
 
 impl Retain {
-    async fn look(&mut self) -> Result<(), Error> {
+    /// Looks at everything. What fails does not keep the rest from being done.
+    async fn look(&mut self) -> Vec<Error> {
         let settings = &self.base.settings.retention;
+        let mut errors = Vec::new();
         let [of_events, of_attempts] = &mut self.refused;
         let logs = [("events", settings.events, of_events), ("attempts", settings.attempts, of_attempts)];
         for (log, period, refused) in logs {
             if let Some(period) = period {
-                make(&self.base, log, period, refused).await?;
-                drop_old(&self.base, log, period).await?;
+                errors.extend(make(&self.base, log, period, refused).await.err());
+                errors.extend(drop_old(&self.base, log, period).await.err());
             }
         }
-        for (table, period) in [("event_ids", settings.event_ids), ("dead_letters", settings.dead_letters)] {
+        let [of_ids, of_letters] = &mut self.after;
+        let tables =
+            [("event_ids", settings.event_ids, of_ids), ("dead_letters", settings.dead_letters, of_letters)];
+        for (table, period, after) in tables {
             if let Some(period) = period {
-                delete_old(&self.base, table, period).await?;
+                errors.extend(delete_old(&self.base, table, period, after).await.err());
             }
         }
-        let kept = self.base.store.load_kept().await?;
+        match self.base.store.load_kept().await {
+            Ok(kept) => self.tell(kept),
+            Err(error) => errors.push(error),
+        }
+        errors
+    }
+
+    fn tell(&mut self, kept: Vec<Kept>) {
         for log in ["events", "attempts"] {
             let count = kept.iter().filter(|one| one.log == log).count();
             self.base.telemetry.kept_measured(log, count);
@@ -87,7 +107,6 @@ impl Retain {
             self.base.telemetry.partition_kept(new);
         }
         self.kept = kept;
-        Ok(())
     }
 }
 
@@ -107,15 +126,15 @@ async fn make(
                 locked += 1;
                 wait_for_lock().await;
             }
-            Done::Refused => {
+            Done::Refused | Done::Locked => {
                 if *refused != problem {
                     base.telemetry.partition_refused(log, problem.as_deref().unwrap_or_default());
                 }
                 *refused = problem;
                 return Ok(());
             }
-            Done::Nothing | Done::Busy | Done::Locked => break,
-            Done::Prepared | Done::Dropped | Done::Copied | Done::Deleted => {}
+            Done::Nothing | Done::Busy => break,
+            Done::Prepared | Done::Dropped | Done::Emptied | Done::Copied | Done::Deleted => {}
         }
     }
     *refused = None;
@@ -131,6 +150,7 @@ async fn drop_old(base: &Base, log: &'static str, period: Duration) -> Result<()
         let partition = partition.as_deref().unwrap_or_default();
         match done {
             Done::Dropped => base.telemetry.partition_dropped(log, partition),
+            Done::Emptied => base.telemetry.partition_emptied(log, partition),
             Done::Copied => {
                 base.telemetry.owed_copied(partition, rows);
                 pause(PAUSE).await;
@@ -149,16 +169,28 @@ async fn drop_old(base: &Base, log: &'static str, period: Duration) -> Result<()
     Ok(())
 }
 
-async fn delete_old(base: &Base, table: &'static str, period: Duration) -> Result<(), Error> {
-    let mut after = None;
+/// Deletes what is old of a table, in the order of its time. Entries of deleted rows stay in the index until
+/// a vacuum, so each look begins where the last one ended, and once in a while at the beginning: what
+/// committed late may lie there.
+async fn delete_old(
+    base: &Base,
+    table: &'static str,
+    period: Duration,
+    known: &mut Option<(DateTime<Utc>, Instant)>,
+) -> Result<(), Error> {
+    if known.is_some_and(|(_, since)| since.elapsed() > FROM_THE_BEGINNING) {
+        *known = None;
+    }
+    let since = known.map_or_else(Instant::now, |(_, since)| since);
+    let mut after = known.map(|(after, _)| after - LATE);
     for _ in 0..STEPS {
         let (rows, newest) = base.store.delete_old(table, period, after).await?;
         if rows == 0 {
             break;
         }
         base.telemetry.old_rows_deleted(table, rows);
-        // Entries of deleted rows stay in the index until vacuum: they are not passed again.
         after = newest.or(after);
+        *known = after.map(|after| (after, since));
         pause(PAUSE).await;
     }
     Ok(())

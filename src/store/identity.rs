@@ -30,8 +30,9 @@ pub(super) enum Trip {
 pub(super) struct Found {
     found_system_identifier: i64,
     found_database_oid: i64,
-    /// None on a standby.
+    /// None on a standby, and where a provider does not tell.
     found_timeline: Option<i32>,
+    is_in_recovery: bool,
     system_identifier: Option<i64>,
     database_oid: Option<i64>,
     environment: Option<String>,
@@ -68,7 +69,7 @@ impl Found {
 
     /// Whether the server is a standby, which may lack what the primary has.
     pub(super) fn is_standby(&self) -> bool {
-        self.found_timeline.is_none()
+        self.is_in_recovery
     }
 
     fn standing(&self, environment: &str, seen: &Seen) -> Standing {
@@ -312,6 +313,7 @@ mod tests {
             found_system_identifier: 7,
             found_database_oid: 5,
             found_timeline: Some(1),
+            is_in_recovery: false,
             system_identifier: Some(7),
             database_oid: Some(5),
             environment: Some("production".to_owned()),
@@ -342,6 +344,7 @@ mod tests {
         let never = Found { system_identifier: None, database_oid: None, environment: None, ..found() };
         assert_eq!(standing(&never), Standing::New);
         assert_eq!(standing(&Found { found_timeline: Some(2), ..found() }), Standing::Promoted);
+        assert_eq!(standing(&Found { found_timeline: None, ..found() }), Standing::Known, "it is not told");
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub struct Step {
     pub partition: Option<String>,
     /// Rows that were copied or deleted.
     pub rows: i64,
-    /// Why it is [`Done::Refused`].
+    /// Why it is [`Done::Refused`] or [`Done::Locked`].
     pub problem: Option<String>,
 }
 
@@ -38,6 +38,8 @@ pub enum Done {
     Made,
     /// A partition was dropped.
     Dropped,
+    /// A partition was emptied, because the lock that dropping needs was not to be had.
+    Emptied,
     /// What was owed of a partition was copied into dead letters.
     Copied,
     /// Old rows of the default partition were deleted.
@@ -53,6 +55,7 @@ impl Done {
             Some("refused") => Self::Refused,
             Some("converted" | "made") => Self::Made,
             Some("dropped") => Self::Dropped,
+            Some("emptied") => Self::Emptied,
             Some("copied") => Self::Copied,
             Some("deleted") => Self::Deleted,
             Some(_) => Self::Prepared,
@@ -133,12 +136,19 @@ impl Store {
         period: Duration,
         after: Option<DateTime<Utc>>,
     ) -> Result<(i64, Option<DateTime<Utc>>), Error> {
-        self.statement("deleting what is old", sql!("relay/delete_old"))
-            .bind(what.to_owned())
-            .bind(period.as_secs_f64())
-            .bind(after)
-            .row(|row| Ok((row.try_get("rows")?, row.try_get("newest")?)))
-            .await
+        let (doing, sql) = ("deleting what is old", sql!("relay/delete_old"));
+        let read = |row: &PgRow| -> Result<(i64, Option<DateTime<Utc>>), sqlx::Error> {
+            Ok((row.try_get("rows")?, row.try_get("newest")?))
+        };
+        let (what, period) = (what.to_owned(), period.as_secs_f64());
+        match self.statement(doing, sql).bind(what.clone()).bind(period).bind(after).row(read).await {
+            // Entries of what was deleted before may have to be passed.
+            Err(error) if error.class() == Some(Class::Canceled) => {
+                let query = sqlx::query(sql).persistent(self.is_persistent());
+                self.patient(doing, query.bind(what).bind(period).bind(after), read).await
+            }
+            deleted => deleted,
+        }
     }
 
     /// Partitions that are due to be dropped and stay.

@@ -13,7 +13,8 @@ use crate::support::{Database, Recorder, RelayBox};
 const TAKEN: &str = "revoke temporary, connect on database shop from public; \
      revoke execute on function pg_catalog.pg_cancel_backend(integer), \
      pg_catalog.pg_terminate_backend(integer, bigint), pg_catalog.pg_control_checkpoint(), \
-     pg_catalog.pg_control_init(), pg_catalog.pg_control_recovery() from public; \
+     pg_catalog.pg_control_init(), pg_catalog.pg_control_recovery(), pg_catalog.pg_current_wal_lsn(), \
+     pg_catalog.pg_walfile_name(pg_lsn) from public; \
      revoke all on schema public from public";
 
 #[tokio::test]

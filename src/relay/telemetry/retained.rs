@@ -16,6 +16,11 @@ impl Telemetry {
         self.signal(|| Signal::PartitionDropped);
     }
 
+    /// A partition was emptied, and is dropped when its log is not used for a moment.
+    pub(crate) fn partition_emptied(&self, log: &'static str, partition: &str) {
+        tracing::info!(log, partition, "partition emptied: its lock is not to be had, as dropping needs it");
+    }
+
     /// Deliveries became dead letters because their events are too old.
     pub(crate) fn owed_copied(&self, partition: &str, rows: i64) {
         self.metrics.retention_dead_letters.inc_by(u64::try_from(rows).unwrap_or(0));
@@ -26,7 +31,7 @@ impl Telemetry {
         self.metrics.rows_deleted.get_or_create(&LogLabels { log }).inc_by(u64::try_from(rows).unwrap_or(0));
     }
 
-    /// No partition can be made until somebody acts.
+    /// No partition can be made now; most problems last until somebody acts.
     pub(crate) fn partition_refused(&self, log: &'static str, problem: &str) {
         tracing::error!(log, problem, "no partition can be made");
     }

@@ -128,10 +128,10 @@ async fn what_laggards_are_owed_is_copied_into_dead_letters_and_can_be_redriven(
     routed(&database).await;
     database
         .execute(format!(
-            "insert into outbox.deliveries (subscription_id, due_at, position, created_at)
-             select 1, now() + interval '1 day', n, {0} from generate_series(1, 3) as n;
-             insert into outbox.backlog (subscription_id, positions, created_from, created_until)
-             values (1, '{{[4,1204),[5000,5001)}}', {0}, {0})",
+            "insert into outbox.deliveries (subscription_id, due_at, position, created_at, owed_since)
+             select 1, now() + interval '1 day', n, {0}, {0} from generate_series(1, 3) as n;
+             insert into outbox.backlog (subscription_id, positions, created_from, created_until, owed_since)
+             values (1, '{{[4,1204),[5000,5001)}}', {0}, {0}, {0})",
             at(0.0)
         ))
         .await;
@@ -164,6 +164,56 @@ async fn what_laggards_are_owed_is_copied_into_dead_letters_and_can_be_redriven(
     let step = drop_one(&database, "events", "dead-letter", 14.0).await;
     assert_eq!((done(&step), step.1.as_deref()), ("deleted", Some("events_default")));
     assert_eq!(database.count("select count(*) from outbox.events").await, 0);
+    database.drop().await;
+}
+
+/// The default partition has rows of times that another partition covers, too.
+#[tokio::test]
+async fn what_is_owed_beside_old_rows_of_the_default_partition_stays_owed() {
+    let database = old_event("").await;
+    for days in [1.0, 2.0, 3.0] {
+        make_all(&database, "events", days).await;
+    }
+    event(&database, 2, 4.2).await;
+    routed(&database).await;
+    drop_all(&database, "events", 14.0).await;
+    event(&database, 3, 0.0).await; // as if a redrive had put it back
+    routed(&database).await;
+    let owed = format!(
+        "insert into outbox.deliveries (subscription_id, due_at, position, created_at, owed_since)
+         values (1, now() + interval '1 day', 2, {0}, {0})",
+        at(4.2)
+    );
+    database.execute(owed).await;
+    for days in [14.5, 14.6] {
+        drop_one(&database, "events", "dead-letter", days).await;
+        assert_eq!(payloads(&database, "outbox.events").await.first(), Some(&2), "{days}");
+        assert_eq!(database.count("select count(*) from outbox.deliveries").await, 1, "{days}");
+    }
+    assert_eq!(payloads(&database, "outbox.events").await, [2], "what was put back has left");
+    assert_eq!(done(&drop_one(&database, "events", "dead-letter", 15.5).await), "copied");
+    assert_eq!(payloads(&database, "outbox.dead_letters").await, [2]);
+    database.drop().await;
+}
+
+/// What is redriven is tried for a period, however old its event is.
+#[tokio::test]
+async fn what_was_redriven_is_not_given_up_at_the_next_look() {
+    let database = old_event("").await;
+    let letter = format!(
+        "insert into outbox.dead_letters (subscription_id, subscription, reason, attempts, event_id, position,
+                                          created_at, topic, payload, headers, priority)
+         select 1, 'shop', 'timeout', 1, id, 1, {}, 'a.b', '1', '{{}}', 0 from outbox.events",
+        at(0.0)
+    );
+    database.execute(letter).await;
+    assert_eq!(done(&drop_one(&database, "events", "dead-letter", 14.0).await), "dropped");
+    assert_eq!(database.count("select outbox.redrive('shop')").await, 1);
+    for _ in 0..2 {
+        assert_eq!(done(&drop_one(&database, "events", "dead-letter", 14.0).await), "nothing");
+        assert_eq!(database.count("select count(*) from outbox.deliveries").await, 1);
+    }
+    assert_eq!(kept_by(&database).await.as_deref(), Some("deliveries of shop"));
     database.drop().await;
 }
 

@@ -1,10 +1,12 @@
 //! What is old leaves: partitions are made ahead and dropped, publishers write on, and nothing that is owed
 //! is lost. Most tests set the time.
 
+mod asked;
 mod beside;
 mod kept;
 mod relays;
 mod steps;
+mod trouble;
 
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 

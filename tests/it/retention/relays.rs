@@ -15,11 +15,23 @@ fn looking_often(name: &str, laggard: Laggard) -> RelaySettings {
     RelaySettings { retention, ..settings(name) }
 }
 
+/// As if relays had looked for long: otherwise nothing leaves for ten minutes.
+async fn looked_for_long(database: &Database) {
+    database
+        .execute(
+            "insert into outbox.retention_periods (log, period, laggard, looked_at, steady_since)
+             select log, '30 days', 'keep', now(), now() - interval '1 day'
+               from unnest(array['events', 'attempts', 'event_ids', 'dead_letters']) as log",
+        )
+        .await;
+}
+
 /// From a database that has everything in its default partition, while events are published.
 #[tokio::test]
 async fn two_relays_at_once_make_and_drop_partitions_and_each_event_is_delivered_once() {
     let database = Database::new().await;
     database.execute("select outbox.subscribe('all', array['**'], 'recorder')").await;
+    looked_for_long(&database).await;
     let recorder = Recorder::new();
     let start = async |name: &str| {
         let settings = looking_often(name, Laggard::Keep);
@@ -63,6 +75,7 @@ async fn a_relay_says_what_keeps_a_partition_and_drops_it_afterwards() {
     let database = Database::new().await;
     database.execute("select outbox.subscribe('shop', array['a.b'], 'recorder')").await;
     // As if the outbox had been used for long.
+    looked_for_long(&database).await;
     database
         .execute(
             "select outbox_internal.make_partition_at('events', '30 days', now() - interval '90 days');

@@ -14,6 +14,9 @@ async fn in_sixty_days_there_are_about_twelve_partitions_and_the_events_of_the_p
     let database = Database::new().await;
     let publishers = Publishers::start(&database, 0).await;
     let (mut dropped, mut most) = (0, 0);
+    let size = "select sum(pg_total_relation_size(relid))::bigint from pg_partition_tree('outbox.events') \
+                where isleaf";
+    let mut sizes = Vec::new();
     for half_day in 0..120_u32 {
         let now = f64::from(half_day) / 2.0;
         publishers.set_hours(i64::from(half_day) * 12);
@@ -31,10 +34,18 @@ async fn in_sixty_days_there_are_about_twelve_partitions_and_the_events_of_the_p
             dropped += drop_all(&database, log, now).await;
             most = most.max(partitions(&database, log).await.len());
         }
+        if half_day % 20 == 19 {
+            sizes.push(database.count(size).await);
+            let days = "select (extract(epoch from max(created_at) - min(created_at)) / 86400)::bigint \
+                        from outbox.events";
+            assert!(database.count(days).await <= 12, "day {now}");
+        }
     }
     let (written, longest) = publishers.stop().await;
     assert!(dropped > 90, "{dropped}");
     assert!((11..=13).contains(&most), "{most}");
+    // The first ten days fill what the others reuse.
+    assert!(sizes[2..].iter().all(|size| *size < 2 * sizes[1]), "the disk is bounded: {sizes:?}");
     let days = |log: &str, column: &str| {
         format!("select (extract(epoch from {} - min({column})) / 86400)::bigint from outbox.{log}", at(59.5))
     };
@@ -167,7 +178,6 @@ async fn relays_take_steps_within_bounds_and_nobody_else() {
         ("select outbox_internal.delete_old('events', '10 days', null)", "22023"),
         ("select outbox_internal.delete_old('event_ids', '1 second', null)", "22023"),
         // The time is not theirs to say.
-        ("select outbox_internal.make_partition_at('events', '10 days', now() + interval '1 year')", "42501"),
         (
             "select outbox_internal.drop_partition_at('events', '1 hour', 'keep', now() + interval '1 year')",
             "42501",
@@ -175,8 +185,14 @@ async fn relays_take_steps_within_bounds_and_nobody_else() {
         ("drop table outbox.events_default", "42501"),
         ("delete from outbox.events", "42501"),
     ] {
-        assert_eq!(tried(&mut relay, sql).await.unwrap_err().0, code, "{sql}");
+        let refused = tried(&mut relay, sql).await.expect_err(sql);
+        assert_eq!(refused.0, code, "{sql}");
     }
+    let far =
+        "select (outbox_internal.make_partition_at('events', '10 days', now() + interval '1 year')).problem";
+    let problem: Option<String> = sqlx::query_scalar(far).fetch_one(&mut relay).await.unwrap();
+    let problem = problem.unwrap();
+    assert!(problem.contains("permission denied") || problem.contains("must be owner"), "{problem}");
     for role in ["outbox_admin", "outbox_publisher", "outbox_monitor"] {
         let mut other = database.connection().await;
         tried(&mut other, &format!("set role {role}")).await.unwrap();
