@@ -750,7 +750,8 @@ begin
     end if;
     if emptied then
         execute format('truncate table only %s', part);
-        reason := 'a lock: its events have left, and it waits until nobody uses the log for a moment';
+        reason := 'a lock: its events have left, and it waits until nobody uses the log for a '
+                  'moment';
     else
         execute format('drop table %s', part);
     end if;

@@ -222,3 +222,36 @@ async fn operators_see_change_and_wait() {
     assert!(relay.stop().await.complete);
     database.drop().await;
 }
+
+/// From one default partition to partitions that are made, kept while something is owed, and dropped.
+#[tokio::test]
+async fn old_events_leave_with_their_partition_unless_something_is_owed_of_them() {
+    let database = Database::new().await;
+    let days = |days: i32| format!("(timestamptz '2026-03-02 00:00:00+00' + {days} * interval '1 day')");
+    let event =
+        format!("insert into outbox.events (topic, payload, created_at) values ('a.b', '1', {})", days(0));
+    let owed = format!(
+        "select outbox.subscribe('shop', array['x.y'], 'recorder');
+         update outbox.cursor set step = step + 1, settled = pg_current_snapshot();
+         insert into outbox.deliveries (subscription_id, due_at, position, created_at, owed_since)
+         select 1, now() + interval '1 day', position, created_at, created_at from outbox.events",
+    );
+    database.execute(event).await;
+    let step = async |call: String| {
+        let sql = format!("select coalesce(done, '') from outbox_internal.{call}");
+        sqlx::query_scalar::<_, String>(AssertSqlSafe(sql)).fetch_one(&database.pool).await.unwrap()
+    };
+    for log in ["events", "attempts"] {
+        assert_eq!(step(format!("make_partition_at('{log}', '10 days', {})", days(0))).await, "converted");
+        assert_eq!(step(format!("make_partition_at('{log}', '10 days', {})", days(2))).await, "made");
+    }
+    database.execute(owed).await;
+    let drop_with =
+        |laggard: &str| format!("drop_partition_at('events', '10 days', '{laggard}', {})", days(14));
+    assert_eq!(step(drop_with("keep")).await, "");
+    assert_eq!(step(drop_with("dead-letter")).await, "copied");
+    assert_eq!(step(drop_with("dead-letter")).await, "dropped");
+    assert_eq!(database.count("select outbox.redrive('shop')").await, 1);
+    assert_eq!(database.count("select count(*) from outbox.events_default").await, 1);
+    database.drop().await;
+}

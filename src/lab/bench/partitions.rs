@@ -1,5 +1,5 @@
 //! What the partitions of the log cost: an empty look for new events, a drain, and an insert, with twelve and
-//! twenty-four partitions.
+//! twenty-four partitions that are full, and an insert while some are made and dropped.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,14 @@ use super::{
 };
 
 const FLOOR: &str = "the same with one partition";
+const BESIDE: &str = "an insert, p99, while twice a second a partition is made or dropped";
+const BESIDE_FLOOR: &str = "the same 12 partitions, and none is made or dropped";
 /// A relay keeps about twelve partitions of a log.
 const PARTITIONS: [u32; 2] = [12, 24];
+/// Events in each of those that are past.
+const PAST: u32 = 10_000;
+/// Time between two steps of retention. In production there is one in three days.
+const STEP_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Result<()> {
     let events = stage.sizes.noop_events;
@@ -37,7 +43,11 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
             ]
         })
         .collect();
+    let mut beside = Figure::new(Row::Partitions, BESIDE.to_owned(), "µs", "<= 1.20");
     for _ in 0..stage.sizes.rounds {
+        let (value, floor) = beside_steps(stage, times).await?;
+        beside.value.push(value);
+        beside.floor.push(floor);
         let floor = one(stage, 1, times, events).await?;
         for (count, figures) in PARTITIONS.into_iter().zip(figures.chunks_mut(floor.len())) {
             let value = one(stage, count, times, events).await?;
@@ -47,7 +57,8 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
             }
         }
     }
-    Ok(report.print(FLOOR, &figures)?)
+    report.print(FLOOR, &figures)?;
+    Ok(report.print(BESIDE_FLOOR, &[beside])?)
 }
 
 /// The time of an empty look and the 99th percentile of inserts, in µs, and the events that a relay drains
@@ -55,23 +66,57 @@ pub(super) async fn measure(stage: &Stage, report: &mut Report) -> anyhow::Resul
 async fn one(stage: &Stage, partitions: u32, times: u32, events: u32) -> anyhow::Result<[f64; 3]> {
     let database = stage.database().await?;
     database.subscribe_noop("noop").await?;
-    // Beside the default partition, which gets all events.
-    for day in 1..partitions {
-        execute(
-            &database.pool,
-            format!(
-                "create table outbox.events_bench_{day} partition of outbox.events \
-                 for values from ('2100-01-{day:02}') to ('2100-01-{:02}')",
-                day + 1
-            ),
-        )
-        .await?;
-    }
+    past(&database, partitions).await?;
     database.fill(events).await?;
     let took = drain(&database, Permits::standard(), events.into()).await?;
     let (look, insert) = (look(&database, times).await?, insert(&database, times).await?);
     stage.discard(database).await?;
     Ok([look, insert, per_second(events.into(), took)])
+}
+
+/// Partitions of past days, which are full of routed events, beside the default one, which gets all new ones.
+async fn past(database: &Database, partitions: u32) -> anyhow::Result<()> {
+    for day in 1..partitions {
+        let borders = format!(
+            "do $$ begin execute format('create table outbox.events_bench_{day} partition of outbox.events for \
+             values from (%L) to (%L)', current_date - {day}, current_date - {day} + 1); end $$"
+        );
+        execute(&database.pool, borders).await?;
+        let fill = format!(
+            "insert into outbox.events (topic, payload, created_at) \
+             select 'bench.past', jsonb_build_object('n', n), current_date - {day} + interval '1 hour' \
+               from generate_series(1, {PAST}) as n"
+        );
+        execute(&database.pool, fill).await?;
+    }
+    let routed = "update outbox.cursor set step = step + 1, settled = pg_current_snapshot()";
+    execute(&database.pool, routed.to_owned()).await?;
+    execute(&database.pool, "vacuum analyze outbox.events".to_owned()).await
+}
+
+/// 99th percentile of inserts while retention takes steps, and without, in µs.
+async fn beside_steps(stage: &Stage, times: u32) -> anyhow::Result<(f64, f64)> {
+    let database = stage.database().await?;
+    past(&database, 12).await?;
+    let without = insert(&database, times * 3).await?;
+    let steps = async {
+        for day in 0.. {
+            let at = format!("now() + {day} * interval '1 day'");
+            for step in
+                ["make_partition_at('events', '10 days',", "drop_partition_at('events', '10 days', 'keep',"]
+            {
+                execute(&database.pool, format!("select outbox_internal.{step} {at})")).await?;
+                tokio::time::sleep(STEP_EVERY).await;
+            }
+        }
+        Ok(f64::NAN)
+    };
+    let with = tokio::select! {
+        with = insert(&database, times * 3) => with?,
+        ended = steps => return ended.map(|never| (never, without)),
+    };
+    stage.discard(database).await?;
+    Ok((with, without))
 }
 
 /// Median time of the relay's statement that finds nothing new, in µs.

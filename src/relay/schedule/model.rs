@@ -329,7 +329,9 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (id(), 60_000..7_200_000i64, 0..50u64)
             .prop_map(|(id, due_before, commits_in)| Step::WriteRow { id, due_in: -due_before, commits_in }),
         2 => (id(), 0..7_200_000i64, any::<bool>())
-            .prop_map(|(id, due_before, behind_suspects)| Step::HearOfRow { id, due_before, behind_suspects }),
+            .prop_map(|(id, due_before, behind_suspects)| {
+                Step::HearOfRow { id, due_before, behind_suspects }
+            }),
         2 => (id(), prop_oneof![Just(0), 0..7_200_000i64])
             .prop_map(|(id, due_before)| Step::ReadPast { id, due_before }),
         4 => (id(), any::<bool>()).prop_map(|(id, is_suspect)| Step::HoldBack { id, is_suspect }),
@@ -342,13 +344,18 @@ fn any_step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 2_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn all_that_is_owed_is_claimed_without_a_poll(steps in prop::collection::vec(any_step(), 1..60)) {
         let mut world = World::new();
         steps.iter().for_each(|step| world.step(step));
         let (rows, backlog) = world.finish();
-        prop_assert!(rows.is_empty() && backlog.is_empty(), "nothing says that these wait: {rows:?} {backlog:?}");
+        let is_all = rows.is_empty() && backlog.is_empty();
+        prop_assert!(is_all, "nothing says that these wait: {rows:?} {backlog:?}");
     }
 }

@@ -11,7 +11,10 @@ pub(super) const CREATE_HISTORY: &str = "create table if not exists outbox.migra
 #[must_use]
 pub fn script(from: Option<i64>) -> String {
     let mut script = String::from(
-        "-- Run it in one transaction as the owner of the outbox: psql -v ON_ERROR_STOP=1 -1 -f FILE\n",
+        "-- Run it in one transaction as the owner of the outbox: psql -v ON_ERROR_STOP=1 -1 -f FILE\n\
+         -- Publishers wait behind each lock that it waits for. If one is not to be had, nothing changes: run it\n\
+         -- again.\n\
+         set local lock_timeout = '100ms';\n",
     );
     if from.is_none() {
         script.push_str(&format!("create schema if not exists outbox;\n{CREATE_HISTORY};\n"));
