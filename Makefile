@@ -22,7 +22,7 @@ ARGS ?=
 # Everything except kafka-vendored-openssl, which takes minutes to build; that feature is only linted.
 FEATURES = --no-default-features --features cli,kafka,nats,redis,amqp,mimalloc
 
-.PHONY: demo test check check-vendored-openssl test-sasl test-pooler bench bench-peers fuzz operations torture model scale clients postgres test-postgres test-supported test-upgrade deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-pgbouncer install-clients install-peers install-postgres install-deny install-deb
+.PHONY: demo test check check-vendored-openssl test-sasl test-pooler test-full-disk bench bench-peers fuzz operations torture model scale clients postgres test-postgres test-supported test-upgrade deb test-deb test-image lint-deploy install install-openssl install-brokers install-tansu install-pgbouncer install-clients install-peers install-postgres install-deny install-deb
 
 # Without the brokers, which the demo does not use, and with less optimisation, so that the first build is short.
 demo: install
@@ -95,6 +95,10 @@ test-sasl: install install-openssl install-brokers install-tansu clients
 # Relays behind PgBouncer, the installed one and one that follows prepared statements. Takes some minutes.
 test-pooler: install install-openssl install-brokers install-pgbouncer
 	$(CARGO) test --locked $(FEATURES) --test it -- --ignored --nocapture --test-threads 1 pooler::
+
+# A database whose disk is full. Mounts small disks, so it runs as root.
+test-full-disk: install install-openssl
+	$(CARGO) test --locked $(FEATURES) --test it -- --ignored --test-threads 1 full_disk::
 
 # Millions of rows in the way of a relay. Takes a quarter of an hour and 10 GB of disk.
 scale: install install-openssl

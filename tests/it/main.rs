@@ -38,6 +38,7 @@ mod fence; // a copy of an outbox sends nothing before it is adopted
 mod filters; // match and filters, and events they cannot evaluate
 mod follow; // files that a relay refers to change while it runs
 mod forgotten; // what was removed of the log is known
+mod full_disk; // a database without room
 mod gateway; // a process that serves live clients and nothing else
 mod health; // whether a relay gets anywhere is seen from outside
 mod hints;

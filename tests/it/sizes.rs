@@ -1,8 +1,10 @@
-//! Sizes of events: refused at the insert, measured as what they are.
+//! Sizes of events: refused at the insert, measured as what they are, and bounded in memory.
+
+use std::{fs, time::Duration};
 
 use sqlx::PgPool;
 
-use crate::support::Database;
+use crate::support::{Books, ChildRelay, Database, Server};
 
 /// Why an insert from another table is refused.
 async fn refusal(pool: &PgPool, columns: &str, values: &str) -> String {
@@ -92,5 +94,32 @@ async fn a_few_bytes_that_are_long_as_text_are_refused_and_captured_without_fail
         .await;
     let captured = "select max(octet_length(payload::text))::bigint from outbox.events";
     assert!((1..=262_144).contains(&database.count(captured).await), "a payload that fits");
+    database.drop().await;
+}
+
+/// P-7. What is leased ahead is bounded in bytes, what is in flight by its number.
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_attempts_with_the_largest_events_take_bounded_memory() {
+    const EVENTS: usize = 400;
+    let database = Database::new().await;
+    let books = Books::default();
+    let server = Server::open(&books, Duration::from_millis(150)).await;
+    server.subscribe(&database, "slow", &["**"]).await;
+    // What cannot be compressed, 250 KB each.
+    database
+        .execute(format!(
+            "insert into outbox.events (topic, payload)
+             select 'a.b', to_jsonb((select string_agg(md5(n::text || part::text), '') from generate_series(1, 7800) as part))
+               from generate_series(1, {EVENTS}) as n"
+        ))
+        .await;
+    let relay = ChildRelay::start(&database, "relay", &[("PGOUTBOX__RELAY__PERMITS", "64")]).await;
+    server.wait_knocked(EVENTS as u64).await;
+    let status = fs::read_to_string(format!("/proc/{}/status", relay.id())).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
+    let mebibytes: usize = most.trim_end_matches(" kB").parse::<usize>().unwrap() / 1_024;
+    eprintln!("the relay took {mebibytes} MiB at most");
+    assert!(mebibytes < 192, "{mebibytes} MiB for events of {} MiB", EVENTS / 4);
+    drop(relay);
     database.drop().await;
 }

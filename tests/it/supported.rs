@@ -230,12 +230,10 @@ async fn old_events_leave_with_their_partition_unless_something_is_owed_of_them(
     let days = |days: i32| format!("(timestamptz '2026-03-02 00:00:00+00' + {days} * interval '1 day')");
     let event =
         format!("insert into outbox.events (topic, payload, created_at) values ('a.b', '1', {})", days(0));
-    let owed = format!(
-        "select outbox.subscribe('shop', array['x.y'], 'recorder');
+    let owed = "select outbox.subscribe('shop', array['x.y'], 'recorder');
          update outbox.cursor set step = step + 1, settled = pg_current_snapshot();
          insert into outbox.deliveries (subscription_id, due_at, position, created_at, owed_since)
-         select 1, now() + interval '1 day', position, created_at, created_at from outbox.events",
-    );
+         select 1, now() + interval '1 day', position, created_at, created_at from outbox.events";
     database.execute(event).await;
     let step = async |call: String| {
         let sql = format!("select coalesce(done, '') from outbox_internal.{call}");
